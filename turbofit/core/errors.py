@@ -1,0 +1,93 @@
+"""Errors that a person can cause or mend: one line of cause, one of hint, one exit code each.
+
+Anything else that escapes is a bug in turbofit and leaves with exit code 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "DoesNotFitError",
+    "LaunchError",
+    "MachineError",
+    "OutOfMemoryError",
+    "PackageError",
+    "TurbofitError",
+    "UsageError",
+]
+
+
+class TurbofitError(Exception):
+    """Base of every expected failure.
+
+    Args:
+        message: one line that names the cause.
+        hint: one line that says what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+    kind: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(_one_line(message))
+        self.message = _one_line(message)
+        self.hint = _one_line(hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as the JSON document that ``--json`` prints."""
+        return {
+            "error": {
+                "kind": self.kind,
+                "message": self.message,
+                "hint": self.hint,
+                "exit_code": self.exit_code,
+            }
+        }
+
+
+class UsageError(TurbofitError):
+    """Wrong option, SPEC, file or model name."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class DoesNotFitError(TurbofitError):
+    """The model would not serve: it does not fit, it would die, or it would hang."""
+
+    exit_code = 3
+    kind = "does_not_fit"
+
+
+class MachineError(TurbofitError):
+    """The machine cannot be read, or has no GPU."""
+
+    exit_code = 4
+    kind = "machine"
+
+
+class LaunchError(TurbofitError):
+    """The engine could not be launched."""
+
+    exit_code = 5
+    kind = "launch"
+
+
+class OutOfMemoryError(TurbofitError):
+    """Out of memory after all retries."""
+
+    exit_code = 6
+    kind = "out_of_memory"
+
+
+class PackageError(TurbofitError):
+    """A needed package is missing, or its version is not supported."""
+
+    exit_code = 7
+    kind = "package"
+
+
+def _one_line(text: str) -> str:
+    """Fold white space, so that a quoted file or exception cannot break the line."""
+    return " ".join(text.split())

@@ -1,0 +1,118 @@
+"""What the hardware is: GPUs, who holds their memory, how they reach each other, the host."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.struct import NA, NaType, Struct
+
+__all__ = ["MACHINE_SCHEMA", "Gpu", "Holder", "Host", "Link", "Machine", "Pcie"]
+
+MACHINE_SCHEMA: Final = "turbofit.machine/1"
+
+
+class Holder(Struct):
+    """Somebody who holds memory on a GPU; pid ``NA``: no visible process explains it."""
+
+    pid: int | NaType
+    name: str
+    bytes: int | NaType
+
+
+class Pcie(Struct):
+    """A PCIe link as it can be at best on this slot (``generation`` 4, ``width`` 16)."""
+
+    generation: int | NaType = NA
+    width: int | NaType = NA
+
+
+class Gpu(Struct):
+    """One GPU or MIG instance. Sizes in bytes; ``total = reserved + used + free`` (NVML v2).
+
+    ``used`` is what others hold; ``free`` is what ``cudaMemGetInfo`` would say before our context
+    exists. ``memory_bandwidth`` is bytes/s; ``dense_flops`` is dense 16-bit tensor FLOP/s with
+    32-bit accumulation.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    total: int | NaType
+    reserved: int | NaType
+    used: int | NaType
+    free: int | NaType
+    compute_capability: tuple[int, int] | NaType = NA
+    sm_count: int | NaType = NA
+    l2: int | NaType = NA
+    memory_bandwidth: int | NaType = NA
+    dense_flops: int | NaType = NA
+    pcie: Pcie = Pcie()
+    mig: bool = False
+    holders: tuple[Holder, ...] = ()
+
+
+class Link(Struct):
+    """How two GPUs reach each other; ``a`` < ``b`` are their indices.
+
+    ``nvlinks`` counts active NVLink lanes between the two; ``nvlink_bandwidth`` is their bytes/s in
+    one direction; ``ancestor`` is NVML's common ancestor: ``internal``, ``single`` (one switch),
+    ``multiple``, ``hostbridge``, ``node`` (one NUMA node) or ``system``.
+    """
+
+    a: int
+    b: int
+    p2p_read: bool | NaType = NA
+    p2p_write: bool | NaType = NA
+    nvlinks: int | NaType = NA
+    nvlink_bandwidth: int | NaType = NA
+    ancestor: str | NaType = NA
+
+    @property
+    def peers(self) -> bool:
+        """Whether peer access works both ways; what could not be read counts as no."""
+        return self.p2p_read is True and self.p2p_write is True
+
+    @property
+    def nvlinked(self) -> bool:
+        """Whether at least one NVLink lane joins the two."""
+        return isinstance(self.nvlinks, int) and self.nvlinks > 0
+
+
+class Host(Struct):
+    """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit."""
+
+    ram_total: int | NaType = NA
+    ram_available: int | NaType = NA
+    shm_available: int | NaType = NA
+    cpus: int | NaType = NA
+
+
+class Machine(Struct):
+    """A machine as planning sees it.
+
+    ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
+    the indices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only these.
+    """
+
+    schema: str = MACHINE_SCHEMA
+    name: str
+    source: str
+    gpus: tuple[Gpu, ...]
+    links: tuple[Link, ...] = ()
+    host: Host = Host()
+    driver: str | NaType = NA
+    cuda: str | NaType = NA
+    visible: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def gpu(self, index: int) -> Gpu:
+        """The GPU with this index (PCI order)."""
+        return next(g for g in self.gpus if g.index == index)
+
+    def link(self, a: int, b: int) -> Link:
+        """The link between two GPUs; one without any known fact where it was not read."""
+        low, high = sorted((a, b))
+        for link in self.links:
+            if (link.a, link.b) == (low, high):
+                return link
+        return Link(a=low, b=high)

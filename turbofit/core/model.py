@@ -1,0 +1,165 @@
+"""What the checkpoint is: dimensions, storage and the rule that turns images into tokens."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from turbofit.core.struct import Struct
+
+__all__ = [
+    "DTYPE_BYTES",
+    "ImageRule",
+    "Model",
+    "ModelSource",
+    "MoeDims",
+    "PatchRule",
+    "Quantization",
+    "TextDims",
+    "TileRule",
+    "VisionDims",
+    "image_units",
+]
+
+Dtype = Literal["float16", "bfloat16", "float32"]
+
+
+class MoeDims(Struct):
+    """Mixture of experts of a layer; ``layers`` counts the layers that have experts."""
+
+    experts: int
+    experts_per_token: int
+    intermediate: int
+    layers: int
+    shared_intermediate: int = 0
+
+
+class TextDims(Struct):
+    """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    moe: MoeDims | None = None
+
+
+class VisionDims(Struct):
+    """Dimensions of the vision tower and its projector.
+
+    ``kind`` is the native encoder of TurboMind that runs it: ``internvit`` (CLS token, tiles of
+    ``image_size``) or ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``).
+    ``norm`` is ``layer_norm`` or ``rms_norm``.
+    """
+
+    kind: Literal["internvit", "qwen2vit", "qwen2_5vit"]
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    patch_size: int
+    image_size: int | None = None
+    channels: int = 3
+    temporal_patch: int = 1
+    merge: int = 2
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    gated_mlp: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head, as stored."""
+        return self.hidden // self.heads
+
+
+class TileRule(Struct, tag="tile"):
+    """InternVL: an image becomes a grid of tiles, and a thumbnail where there is more than one.
+
+    ``max_dynamic_patch`` is the checkpoint's own limit, without the thumbnail. ``dynamic`` false
+    means one tile for every image.
+    """
+
+    tile_size: int
+    tokens_per_tile: int
+    max_dynamic_patch: int
+    min_dynamic_patch: int = 1
+    thumbnail: bool = True
+    dynamic: bool = True
+    client_knobs: bool = True
+
+
+class PatchRule(Struct, tag="patch"):
+    """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
+
+    A unit is one vision patch; ``merge`` x ``merge`` of them become one token.
+    """
+
+    patch_size: int
+    merge: int
+    min_pixels: int
+    max_pixels: int
+
+
+ImageRule = TileRule | PatchRule
+
+
+def image_units(rule: ImageRule) -> Literal["tile", "patch"]:
+    """The name of this rule's unit in ``limits.vision_unit``."""
+    return "tile" if isinstance(rule, TileRule) else "patch"
+
+
+class Quantization(Struct):
+    """How quantised linear layers are stored; ``group_size`` in elements along the input."""
+
+    method: Literal["awq", "gptq", "fp8", "compressed-tensors", "mxfp4"]
+    bits: int
+    group_size: int
+
+
+class ModelSource(Struct):
+    """Where the facts come from; ``dims`` and ``sizes`` are ``file`` or ``formula``."""
+
+    kind: Literal["folder", "hub_cache", "hub", "preset"]
+    where: str
+    sizes: Literal["file", "formula"]
+    checkpoint: str | None = None
+
+
+class Model(Struct):
+    """A checkpoint as planning sees it; sizes in bytes.
+
+    ``dtype`` is the 16- or 32-bit type of the unquantised tensors as stored. ``tensor_bytes`` are
+    bytes as stored by safetensors dtype (``BF16``, ``I32``, …), empty where only a formula is
+    known. ``needs_remote_code`` is true where the tokenizer or processor itself is remote code.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    dtype: Dtype
+    text: TextDims
+    vision: VisionDims | None = None
+    image_rule: ImageRule | None = None
+    quantization: Quantization | None = None
+    tensor_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    needs_remote_code: bool = False
+    hub_id: str | None = None
+    source: ModelSource
+    warnings: tuple[str, ...] = ()
+
+
+#: Bytes of one element of each unquantised dtype.
+DTYPE_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4}

@@ -1,0 +1,235 @@
+"""The plan: the contract's one document, immutable and serialisable."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.struct import Struct, decode, to_json
+
+__all__ = [
+    "PLAN_SCHEMA",
+    "Basis",
+    "Candidate",
+    "Command",
+    "Engine",
+    "Goal",
+    "GpuLedger",
+    "HostMemory",
+    "Kv",
+    "Limits",
+    "Parallel",
+    "Phase",
+    "Plan",
+    "Remedy",
+    "Settings",
+    "Term",
+    "Throughput",
+    "Workload",
+]
+
+PLAN_SCHEMA: Final = "turbofit.plan/1"
+
+Goal = Literal["throughput", "latency", "context"]
+Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
+Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
+
+
+class Workload(Struct):
+    """What is promised to clients.
+
+    ``image_size`` is (width, height), or None for the worst image that the model's rule admits;
+    ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
+    ``concurrency`` counts requests over all replicas.
+    """
+
+    images: int = 1
+    image_size: tuple[int, int] | None = None
+    context: int | None = None
+    concurrency: int = 8
+    goal: Goal = "throughput"
+
+
+class Settings(Struct):
+    """LMDeploy's TurboMind options, under LMDeploy's own names.
+
+    ``cache_max_entry_count`` is the share of free memory, a multiple of 0.001 in a plan.
+    """
+
+    tp: int = 1
+    dtype: Literal["float16", "bfloat16"] = "bfloat16"
+    cache_max_entry_count: float = 0.8
+    max_prefill_token_num: int = 8192
+    max_batch_size: int = 128
+    session_len: int = 32768
+    quant_policy: int = 0
+    cache_block_seq_len: int = 64
+    communicator: Literal["nccl", "native", "cuda-ipc"] = "nccl"
+    async_: int = 1
+    enable_prefix_caching: bool = False
+    model_format: str | None = None
+    language_model_only: bool = False
+
+
+class Term(Struct, omit_defaults=True):
+    """One named line of a ledger; ``worst`` marks the transient that decides the peak."""
+
+    term: str
+    phase: Phase
+    bytes: int
+    basis: Basis
+    note: str = ""
+    worst: bool = False
+    rehearsed: int | None = None
+
+
+class GpuLedger(Struct):
+    """What one GPU will hold, in bytes. See DESIGN section 2 for ``steady``, ``peak`` and so on."""
+
+    index: int
+    uuid: str
+    name: str
+    total: int
+    reserved: int
+    used: int
+    free: int
+    ledger: tuple[Term, ...]
+    steady: int
+    load_peak: int
+    peak: int
+    headroom: int
+    margin: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the margin is left."""
+        return self.headroom >= self.margin
+
+
+class Engine(Struct):
+    """The engine that the account is for."""
+
+    name: Literal["turbomind", "pytorch", "transformers"]
+    version: str
+
+
+class Parallel(Struct):
+    """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices."""
+
+    tp: int
+    replicas: int
+    groups: tuple[tuple[int, ...], ...]
+    communicator: str
+    reason: str
+
+
+class Limits(Struct):
+    """What the gateway enforces; None where the limit has no meaning for the model."""
+
+    vision_unit: Literal["tile", "patch"] | None
+    max_dynamic_patch: int | None
+    max_pixels_per_image: int | None
+    images_per_request: int
+    units_per_image: int
+    units_per_request: int
+    units_per_forward: int
+    image_tokens_per_request: int
+    n: int
+    bytes_per_image: int
+    bytes_per_body: int
+
+
+class Kv(Struct):
+    """The KV cache of one group (``total_tokens`` over all groups); bytes per rank."""
+
+    bytes_per_token: int
+    tokens: int
+    total_tokens: int
+    region_bytes: int
+    longest_request_tokens: int
+
+
+class HostMemory(Struct):
+    """Host memory that the engines will take, in bytes; ``available`` None where it is unknown."""
+
+    pinned: int
+    pageable: int
+    available: int | None
+
+
+class Throughput(Struct):
+    """A forecast of speed, never a promise; ``basis`` says what it rests on."""
+
+    basis: str
+    requests_per_second: float
+    output_tokens_per_second: float
+    concurrent_requests: int
+
+
+class Candidate(Struct):
+    """A shape that was considered; ``why_not`` is empty for the one chosen."""
+
+    engine: str
+    tp: int
+    replicas: int
+    groups: tuple[tuple[int, ...], ...]
+    settings: dict[str, object]
+    fits: bool
+    kv_tokens: int
+    score: float
+    why_not: str
+
+
+class Remedy(Struct):
+    """A change that would make it fit, and what it was computed to do."""
+
+    change: str
+    effect: str
+
+
+class Command(Struct):
+    """One engine's command line for one group of GPUs."""
+
+    env: dict[str, str]
+    argv: tuple[str, ...]
+    group: int
+
+
+class Plan(Struct):
+    """Everything that was decided, why, and what it rests on."""
+
+    schema: str = PLAN_SCHEMA
+    turbofit_version: str
+    created: str
+    fits: bool
+    verdict: str
+    model: Model
+    machine: Machine
+    workload: Workload
+    engine: Engine
+    parallel: Parallel
+    settings: Settings
+    limits: Limits
+    kv: Kv
+    gpus: tuple[GpuLedger, ...]
+    host: HostMemory
+    throughput: Throughput | None = None
+    considered: tuple[Candidate, ...] = ()
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    commands: tuple[Command, ...] = ()
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        return to_json(self)
+
+    @staticmethod
+    def from_json(data: bytes | str, *, what: str = "plan") -> Plan:
+        """Read a plan back.
+
+        Raises:
+            UsageError: not a plan of this schema.
+        """
+        return decode(data, Plan, what=what)

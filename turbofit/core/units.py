@@ -1,0 +1,63 @@
+"""Bytes, and how people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from turbofit.core.errors import UsageError
+
+__all__ = ["GIB", "KIB", "MIB", "format_bytes", "mib", "parse_bytes", "round_up"]
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+_SUFFIX: Final = {
+    "": 1, "b": 1,
+    "k": KIB, "kib": KIB, "kb": 1000,
+    "m": MIB, "mib": MIB, "mb": 1000**2,
+    "g": GIB, "gib": GIB, "gb": 1000**3,
+    "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
+}  # fmt: skip
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
+_LARGEST: Final = 1 << 50
+
+
+def parse_bytes(text: str, *, what: str = "size") -> int:
+    """``19GiB``, ``2780MiB``, ``512m`` or a plain number of bytes, as bytes.
+
+    A bare ``k``, ``m``, ``g`` or ``t`` is binary, as in ``docker`` and ``java``; ``kB``, ``MB`` and
+    ``GB`` are decimal.
+
+    Raises:
+        UsageError: not a size, or beyond 1 PiB.
+    """
+    match = _SIZE.fullmatch(text)
+    value = int(float(match[1]) * _SUFFIX.get(match[2].lower(), 0)) if match else -1
+    if not match or match[2].lower() not in _SUFFIX or value > _LARGEST:
+        raise UsageError(
+            f"{what} {text!r} is not a size", hint="write it as 19GiB, 2780MiB or bytes"
+        )
+    return value
+
+
+def format_bytes(value: int) -> str:
+    """A size for people, to about three digits: ``20.1 GiB``, ``512 MiB``, ``17.2 KiB``."""
+    sign, size = ("-" if value < 0 else ""), abs(value)
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            number = size / unit
+            digits = 0 if number >= 100 else 1
+            return f"{sign}{number:.{digits}f} {name}"
+    return f"{sign}{size} B"
+
+
+def mib(value: int) -> str:
+    """A size in MiB with one decimal, for tables whose rows are compared."""
+    return f"{value / MIB:,.1f}"
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple

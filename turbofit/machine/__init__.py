@@ -1,0 +1,1 @@
+"""What the hardware is: NVML, links, presets, snapshots, SPEC."""

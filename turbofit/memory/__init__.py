@@ -1,0 +1,1 @@
+"""The account: what an engine will allocate, term by term; one folder an engine."""

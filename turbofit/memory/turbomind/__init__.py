@@ -1,0 +1,1 @@
+"""TurboMind's account, for LMDeploy 0.18."""

@@ -1,0 +1,1 @@
+"""What the checkpoint is: folders, hub, presets; families in one file each."""

@@ -1,0 +1,1 @@
+"""One file a family: image -> units -> tokens, tower dimensions."""

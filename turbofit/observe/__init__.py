@@ -1,0 +1,1 @@
+"""What engines print, read by pure parsers; forecast against actual."""

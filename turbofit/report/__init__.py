@@ -1,0 +1,1 @@
+"""Plans and machines as people read them."""

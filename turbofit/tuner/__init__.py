@@ -1,0 +1,1 @@
+"""Candidates, constraints, throughput, search and remedies."""
