@@ -1,0 +1,66 @@
+"""The figures of one engine generation, read from `presets/engines/`: data, never branches."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import msgspec
+
+from turbofit.core.errors import PackageError
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
+
+__all__ = ["REFERENCE", "EngineConstants", "load_constants"]
+
+REFERENCE: Final = "0.18"
+
+
+class EngineConstants(Struct):
+    """What one TurboMind generation fixes, in bytes unless the name says otherwise.
+
+    The meaning, source and sign of each figure stand beside it in the YAML file.
+    """
+
+    version: str
+    pool_granularity: int
+    page_size: int
+    slab_fill: float
+    slab_limit: int
+    gemm_workspace: tuple[int, ...]
+    attention_workspace_tokens: int
+    max_log_probs: int
+    kv_flatten_pad_tokens: int
+    warmup_lengths: tuple[int, ...]
+    ffn_align_16bit: int
+    ffn_align_grouped: int
+    vision_head_dims: dict[int, int]
+    ipc_packet: int
+    ipc_scratch: int
+    nccl_buffers: dict[str, int]
+    cublas_handles: dict[str, int]
+    cublas_handle: dict[str, int]
+    kernel_images: dict[int, int]
+    pool_growth: int
+    load_linear_copies: float
+    host_process: int
+
+
+@cache
+def load_constants(version: str = REFERENCE) -> EngineConstants:
+    """The constants of a generation such as ``0.18``.
+
+    Raises:
+        PackageError: turbofit has no account for this generation.
+    """
+    path = preset_path("engines", f"turbomind-{version}")
+    if not path.is_file():
+        raise PackageError(
+            f"turbofit has no memory account for TurboMind {version}",
+            hint=f"use LMDeploy {REFERENCE}",
+        )
+    figures = {
+        key: entry["value"] if isinstance(entry, dict) else entry
+        for key, entry in load_yaml(path).items()
+    }
+    return msgspec.convert(figures, EngineConstants, strict=False)

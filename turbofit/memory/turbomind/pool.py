@@ -1,0 +1,188 @@
+"""Peaks of the executor's pool: what one forward holds at once, at its worst stage.
+
+TurboMind's executor allocates every activation from one private pool that never gives memory back,
+so what counts is the largest sum of tensors alive at one moment. Each function below adds up one
+stage, in bytes, in the order in which `unified_decoder`, `unified_attention_layer`, `generation`,
+`internvit` and `qwenvit` allocate and free. Checked against the 0.18 binary on pretend GPUs.
+"""
+
+from __future__ import annotations
+
+from turbofit.core.model import Model, PatchRule, TextDims, TileRule, VisionDims
+from turbofit.core.plan import Settings
+from turbofit.core.struct import Struct
+from turbofit.core.units import round_up
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.weights import (
+    ffn_width,
+    kv_heads_held,
+    lm_head_rows,
+    vision_mlp_width,
+    vision_side,
+    vision_tp,
+)
+
+__all__ = ["Forward", "PoolModel"]
+
+#: TurboMind computes in 16 bits; logits are cast to 32.
+_HALF = 2
+_FLOAT = 4
+#: Offsets, positions, masks and the top-k kernels' scratch of one row; over by most of it.
+_ROW = 4096
+
+
+class Forward(Struct):
+    """What meets in one forward pass.
+
+    ``tokens`` run through the decoder; ``context`` is the summed length of the sequences that are
+    being prefilled; ``rows`` are sequences that sample a token; ``units`` are tiles or patches of
+    all images that overlap the pass, each encoded whole; ``top_k_0`` means that some row samples
+    over the whole vocabulary.
+    """
+
+    tokens: int
+    context: int = 0
+    rows: int = 1
+    units: int = 0
+    top_k_0: bool = False
+
+
+class PoolModel:
+    """The stages of one model under one set of settings."""
+
+    def __init__(self, model: Model, settings: Settings, constants: EngineConstants) -> None:
+        text, tp = model.text, settings.tp
+        self.model = model
+        self.text = text
+        self.tp = tp
+        self.constants = constants
+        self.forward_tokens = forward_tokens(settings)
+        self.vocab_padded = lm_head_rows(text, tp)
+        self.local_heads = text.heads // tp
+        self.local_kv = kv_heads_held(text.kv_heads, tp) // tp
+        self.ffn = ffn_width(text.intermediate, tp, model.quantization, constants) // tp
+        self.symm = symmetric_buffer(text, settings)
+
+    def peak(self, forward: Forward) -> int:
+        """The pool's largest live size over the stages of one forward."""
+        stages = [self._decoder(forward), self._sampling(forward)]
+        if forward.units and self.model.vision is not None:
+            stages.append(self._vision(forward.units))
+        return max(stages)
+
+    def _embeds(self, units: int) -> int:
+        """Image features, held until the forward ends."""
+        rule = self.model.image_rule
+        if isinstance(rule, TileRule):
+            return units * rule.tokens_per_tile * self.text.hidden * _HALF
+        if isinstance(rule, PatchRule):
+            return units // rule.merge**2 * self.text.hidden * _HALF
+        return 0
+
+    def _decoder(self, forward: Forward) -> int:
+        """Residual (and hidden where no symmetric buffer holds it) plus the widest layer stage."""
+        text, tokens = self.text, forward.tokens
+        streams = 2 if self.tp == 1 else 1
+        held = tokens * text.hidden * _HALF * streams + self._embeds(forward.units)
+        return held + max(self._attention(tokens, forward.context), self._mlp(tokens))
+
+    def _attention(self, tokens: int, context: int) -> int:
+        """QKV, output and the keys and values of all prefilled sequences, flattened."""
+        size = self.text.head_dim * _HALF
+        qkv = tokens * (self.local_heads + 2 * self.local_kv) * size
+        out = tokens * self.local_heads * size
+        flat = 2 * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
+        return qkv + out + flat
+
+    def _mlp(self, tokens: int) -> int:
+        """Gate and up of a dense layer side by side; experts hold theirs for every routed token."""
+        moe = self.text.moe
+        dense = tokens * self.ffn * 2 * _HALF
+        if moe is None:
+            return dense
+        width = round_up(moe.intermediate, self.constants.ffn_align_16bit * self.tp) // self.tp
+        routed = tokens * moe.experts_per_token
+        experts = routed * (self.text.hidden + 2 * width) * _HALF
+        shared = tokens * moe.shared_intermediate // self.tp * 2 * _HALF
+        return max(dense if moe.layers < self.text.layers else 0, experts + shared)
+
+    def _sampling(self, forward: Forward) -> int:
+        """Logits of every sampling row in 16 and 32 bits, then what sorting them takes."""
+        logits = forward.rows * self.vocab_padded
+        hidden = forward.tokens * self.text.hidden * _HALF if self.tp == 1 else 0
+        row = self.text.hidden * _HALF + _ROW
+        held = hidden + forward.rows * row + self._embeds(forward.units)
+        cast = logits * (_HALF + _FLOAT)
+        sort = logits * (_FLOAT + 4)
+        if forward.top_k_0:
+            sort += logits * (4 + 8)
+        return held + max(cast, sort)
+
+    def _vision(self, units: int) -> int:
+        vision = self.model.vision
+        assert vision is not None
+        if vision.kind == "internvit":
+            return self._internvit(vision, units)
+        return self._qwenvit(vision, units)
+
+    def _internvit(self, vision: VisionDims, tiles: int) -> int:
+        """All tiles at once on one GPU; chunks of what the symmetric buffer holds on several."""
+        text = self.text
+        rule = self.model.image_rule
+        assert isinstance(rule, TileRule)
+        side = vision_side(vision)
+        sequence = side * side + 1
+        out_tokens = rule.tokens_per_tile
+        chunk = tiles
+        if self.tp > 1:
+            row = max(sequence * vision.hidden, out_tokens * text.hidden)
+            chunk = min(tiles, max(1, self.symm // _HALF // row))
+        ranks = vision_tp(vision, self.tp)
+        token = sequence * vision.hidden * _HALF
+        streams = 2 if self.tp == 1 else 1  # residual, and hidden without a symmetric buffer
+        patch_in = vision.channels * vision.patch_size**2
+        pixels = vision.channels * (side * vision.patch_size) ** 2 * _HALF
+        patches = side * side * (patch_in + vision.hidden) * _HALF
+        merged = out_tokens * vision.hidden * vision.merge**2 * _HALF
+        inner = out_tokens * text.hidden // self.tp * _HALF
+        stage = max(
+            pixels + patches + token,
+            token * streams + token * 6 // ranks,
+            token * streams + sequence * vision_mlp_width(vision, self.tp) // self.tp * _HALF,
+            token * streams
+            + 2 * merged
+            + inner
+            + (out_tokens * text.hidden * _HALF) * (streams - 1),
+        )
+        return chunk * stage + tiles * out_tokens * text.hidden * _HALF
+
+    def _qwenvit(self, vision: VisionDims, patches: int) -> int:
+        """All patches of the pass at once, whatever the prefill size."""
+        ranks = vision_tp(vision, self.tp)
+        head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
+        width = vision.heads * head_dim // ranks * _HALF
+        hidden = vision.hidden * _HALF
+        in_symm = self.tp > 1 and patches * hidden <= self.symm
+        streams = 1 if in_symm else 2
+        rotary = vision.head_dim * _HALF
+        mlp = vision_mlp_width(vision, self.tp) // self.tp * _HALF * (2 if vision.gated_mlp else 1)
+        stage = rotary + hidden * streams + max(6 * width, mlp)
+        merged = vision.merge**2
+        inner = vision.hidden * merged // self.tp * _HALF
+        out = self.text.hidden * _HALF
+        merger = rotary + hidden * streams + (inner + 2 * out) // merged
+        return patches * max(stage, merger)
+
+
+def forward_tokens(settings: Settings) -> int:
+    """Tokens of one forward at most: prefill plus batch, to a multiple of ``tp``."""
+    return round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
+
+
+def symmetric_buffer(text: TextDims, settings: Settings) -> int:
+    """Bytes of the communicators' shared buffer; 0 at tp 1."""
+    if settings.tp == 1:
+        return 0
+    hidden = forward_tokens(settings) * text.hidden * _HALF
+    logits = settings.max_batch_size * lm_head_rows(text, settings.tp) * _HALF
+    return max(hidden, logits)

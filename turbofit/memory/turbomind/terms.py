@@ -1,0 +1,194 @@
+"""The named lines of a ledger, in the order in which TurboMind takes the memory."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu
+from turbofit.core.model import Model
+from turbofit.core.plan import Basis, Phase, Settings, Term
+from turbofit.core.struct import known
+from turbofit.core.units import round_up
+from turbofit.machine.presets import context_bytes
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.buffers import device_buffers
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.weights import weight_classes
+
+__all__ = [
+    "TEMPORARIES",
+    "before_terms",
+    "buffer_terms",
+    "cache_terms",
+    "transient_terms",
+    "warmup_term",
+    "warmup_tokens",
+    "weight_terms",
+]
+
+#: The one term of loading that is gone before the first request.
+TEMPORARIES = "load_temporaries"
+
+#: L2 where neither NVML nor a preset tells: the largest of any card, so over.
+_LARGEST_L2 = 132 << 20
+
+
+def before_terms(
+    gpu: Gpu, settings: Settings, first: bool, linked: bool, constants: EngineConstants
+) -> list[Term]:
+    """What one GPU holds before the weights: others, the context, the communicator.
+
+    Args:
+        gpu: the card.
+        settings: the engine's options.
+        first: whether it is the group's first GPU, which has more cuBLAS handles.
+        linked: whether NVLink joins every pair of the group.
+        constants: the generation's figures.
+    """
+    hopper = _capability(gpu) >= (9, 0)
+    context, note = context_bytes(gpu)
+    handles = constants.cublas_handles["first" if first else "other"]
+    handle = constants.cublas_handle["hopper" if hopper else "default"]
+    terms = [
+        _term("others", "before", known(gpu.used, 0), "measured", "held by others"),
+        _term("cuda_context", "context", context, "estimate", note),
+        _term("cublas", "context", handles * handle, "estimate", f"{handles} handles' workspaces"),
+    ]
+    if settings.tp > 1:
+        terms.append(_communicator(settings, linked, hopper, constants))
+    return terms
+
+
+def weight_terms(
+    model: Model, settings: Settings, temporaries: int, constants: EngineConstants
+) -> list[Term]:
+    """The weights of one rank by tensor class, and what loading has not given back yet."""
+    basis: Basis = "file" if model.source.sizes == "file" else "formula"
+    classes = weight_classes(model, settings.tp, constants)
+    terms = [_term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    total = sum(classes.values())
+    rounding = round_up(total, constants.pool_granularity) - total
+    terms.append(_term("weights.rounding", "weights", rounding, "formula", "whole 2 MiB pages"))
+    if temporaries:
+        note = "freed, but not returned yet when free memory is read"
+        terms.append(_term(TEMPORARIES, "weights", temporaries, "formula", note))
+    return terms
+
+
+def cache_terms(region: int, ratio: float, temporaries: int) -> list[Term]:
+    """The cache, and what becomes of the temporaries that made it smaller."""
+    terms = [_term("kv_cache", "cache", region, "formula", f"{ratio:.3f} of free memory")]
+    if temporaries:
+        # Never seen on a real driver: were they returned before free memory is read, the cache
+        # would be this much larger. Over where they are not.
+        note = "the cache would be larger if the driver returned load_temporaries early"
+        terms.append(
+            _term("cache_uncertainty", "cache", int(temporaries * ratio), "estimate", note)
+        )
+        note = "returned at the next synchronisation"
+        terms.append(_term(f"{TEMPORARIES}.returned", "cache", -temporaries, "formula", note))
+    return terms
+
+
+def buffer_terms(
+    model: Model, settings: Settings, gpu: Gpu, constants: EngineConstants
+) -> list[Term]:
+    """What one GPU holds for good after the cache, without the pool."""
+    lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
+    terms = [_term(name, "buffers", size, "formula", note) for name, size, note in lines]
+    total = sum(size for _, size, _ in lines)
+    rounding = round_up(total, constants.pool_granularity) - total
+    images = constants.kernel_images
+    wanted = _capability(gpu)[0] * 10 + _capability(gpu)[1]
+    image = images[max((key for key in images if key <= wanted), default=max(images))]
+    return [
+        *terms,
+        _term("buffers.rounding", "buffers", rounding, "formula", "whole 2 MiB pages"),
+        _term("kernel_modules", "buffers", image, "estimate", "every kernel of the engine loaded"),
+        _term("pool_growth", "buffers", constants.pool_growth, "estimate", "steps of driver pools"),
+    ]
+
+
+def warmup_tokens(settings: Settings, constants: EngineConstants) -> int:
+    """Tokens of LMDeploy's longest warm-up request.
+
+    A whole forward where ``session_len`` admits it, else the longest tuning length that it admits.
+    Source: LMDeploy turbomind.cc, gemm/tuner/params.cc.
+    """
+    tokens = round_up(settings.max_prefill_token_num + settings.max_batch_size, settings.tp)
+    if tokens <= settings.session_len:
+        return tokens
+    lengths = (n for n in constants.warmup_lengths if n <= min(tokens, settings.session_len))
+    return max(lengths, default=0)
+
+
+def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants) -> Term:
+    """The executor pool after LMDeploy's own warm-up: text only, one request."""
+    tokens = warmup_tokens(settings, constants)
+    size = pool.peak(Forward(tokens=tokens, context=tokens))
+    size = round_up(size, constants.pool_granularity)
+    return _term("pool_warmup", "buffers", size, "formula", f"warm-up with {tokens} tokens")
+
+
+def transient_terms(
+    pool: PoolModel,
+    settings: Settings,
+    exposure: Exposure,
+    units_per_forward: int,
+    constants: EngineConstants,
+) -> list[Term]:
+    """The pool's full size in each worst case; the largest is marked as the one that decides.
+
+    Every case but the single request assumes a full forward of the longest prompts.
+    """
+    tokens, rows = pool.forward_tokens, settings.max_batch_size
+    context = settings.session_len
+    text = Forward(tokens=tokens, context=context)
+    sampling = Forward(tokens=tokens, context=context, rows=rows, top_k_0=True)
+    cases = [
+        ("text_prefill", text, "longest prompts fill a forward"),
+        ("sampling", sampling, f"{rows} rows with top_k=0"),
+    ]
+    if exposure.units_per_image:
+        units = exposure.units_per_request
+        prompt = exposure.tokens_per_request + constants.kv_flatten_pad_tokens
+        request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
+        worst = replace(sampling, units=units_per_forward)
+        cases.append(("vision_request", request, f"one request, {units} units"))
+        cases.append(("vision_forward", worst, f"{units_per_forward} units meet in one forward"))
+    sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
+    decides = sizes.index(max(sizes))
+    return [
+        Term(
+            term=name,
+            phase="transient",
+            bytes=size,
+            basis="formula",
+            note=note,
+            worst=index == decides,
+        )
+        for index, ((name, _, note), size) in enumerate(zip(cases, sizes, strict=True))
+    ]
+
+
+def _communicator(
+    settings: Settings, linked: bool, hopper: bool, constants: EngineConstants
+) -> Term:
+    """NCCL's buffers by link class, from measurements; cuda-ipc's own, from its source."""
+    note = f"{settings.communicator}, {settings.tp} ranks"
+    if settings.communicator == "nccl":
+        kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
+        return _term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
+    page = constants.pool_granularity
+    size = round_up(constants.ipc_packet, page) + round_up(constants.ipc_scratch, page) + page
+    return _term("communicator", "context", size, "formula", note)
+
+
+def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
+    return Term(term=term, phase=phase, bytes=size, basis=basis, note=note)
+
+
+def _capability(gpu: Gpu) -> tuple[int, int]:
+    """Compute capability; Hopper's where it cannot be read, whose buffers are the largest."""
+    return (9, 0) if gpu.compute_capability == "NA" else gpu.compute_capability

@@ -1,0 +1,180 @@
+"""Bytes of the weights that one rank holds, by tensor class.
+
+Follows the builders of LMDeploy 0.18 (`lmdeploy/turbomind/builders`, `models`): what is split,
+replicated, padded or repeated under tensor parallelism. Exact but for allocation rounding, which
+the caller adds once for the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import lcm
+
+from turbofit.core.model import DTYPE_BYTES, Model, Quantization, TextDims, VisionDims
+from turbofit.core.units import round_up
+from turbofit.memory.turbomind.constants import EngineConstants
+
+__all__ = [
+    "ffn_width",
+    "kv_heads_held",
+    "lm_head_rows",
+    "vision_mlp_width",
+    "vision_side",
+    "vision_tp",
+    "weight_classes",
+]
+
+#: Elements of a 16-byte vector of 16-bit values: what lm_head rows are padded to for each rank.
+_VECTOR = 8
+
+
+def weight_classes(model: Model, tp: int, constants: EngineConstants) -> dict[str, int]:
+    """Bytes per rank of each tensor class of a model; vision classes where it has a tower."""
+    text = model.text
+    width = DTYPE_BYTES["float16"]  # TurboMind computes in 16 bits whatever the checkpoint stores
+    classes = {
+        "embedding": text.vocab * text.hidden * width // tp,
+        "lm_head": lm_head_rows(text, tp) * text.hidden * width // tp,
+        "attention": sum(_attention(text, tp, model.quantization)) * text.layers,
+        "mlp": _mlp(text, tp, model.quantization, constants),
+        "norms": (2 * text.layers + 1) * text.hidden * width
+        + (2 * text.layers * text.head_dim * width if text.qk_norm else 0),
+    }
+    if model.vision is not None:
+        classes["vision"] = sum(_vision(model.vision, tp, constants))
+        classes["projector"] = sum(_projector(model.vision, text.hidden, tp))
+    return classes
+
+
+def kv_heads_held(kv_heads: int, tp: int) -> int:
+    """KV heads over all ranks after LMDeploy repeats them to a multiple of ``tp``."""
+    return round_up(kv_heads, tp)
+
+
+def lm_head_rows(text: TextDims, tp: int) -> int:
+    """Vocabulary rows of lm_head, padded where it is split. Tied embeddings are still copied."""
+    return round_up(text.vocab, _VECTOR * tp) if tp > 1 else text.vocab
+
+
+def ffn_width(
+    intermediate: int, tp: int, quantization: Quantization | None, constants: EngineConstants
+) -> int:
+    """Intermediate width over all ranks after padding to the kernels' blocks."""
+    align = constants.ffn_align_16bit
+    if quantization is not None:
+        align = lcm(constants.ffn_align_grouped, quantization.group_size)
+    return round_up(intermediate, align * tp)
+
+
+def vision_tp(vision: VisionDims, tp: int) -> int:
+    """Ranks that the tower's attention is split over: 1 (replicated) where heads do not divide."""
+    return tp if vision.heads % tp == 0 else 1
+
+
+def _linear(inputs: int, outputs: int, quantization: Quantization | None) -> int:
+    """Bytes of a weight as the engine stores it.
+
+    4-bit groups carry one 16-bit scale and zero each; fp8 carries scales of 128 x 128 blocks that
+    are expanded to one 16-bit scale a group before Hopper: the larger of the two is charged.
+    """
+    elements = inputs * outputs
+    if quantization is None:
+        return elements * 2
+    group = quantization.group_size
+    if quantization.method == "fp8":
+        return elements + elements // group * 2
+    if quantization.method == "mxfp4":
+        return elements // 2 + elements // group
+    return elements * quantization.bits // 8 + elements // group * 4
+
+
+def _attention(text: TextDims, tp: int, quantization: Quantization | None) -> Iterator[int]:
+    """One layer's attention: fused QKV split by heads, output projection split by its input."""
+    qkv = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
+    yield _linear(text.hidden, qkv, quantization)
+    yield _linear(text.heads * text.head_dim // tp, text.hidden, quantization)
+    if text.qkv_bias:
+        yield qkv * 2
+    if text.output_bias:
+        yield text.hidden * 2
+
+
+def _mlp(
+    text: TextDims, tp: int, quantization: Quantization | None, constants: EngineConstants
+) -> int:
+    """All layers' feed-forward networks, dense and experts."""
+
+    def ffn(intermediate: int) -> int:
+        width = ffn_width(intermediate, tp, quantization, constants) // tp
+        bias = (2 * width + text.hidden) * 2 if text.mlp_bias else 0
+        return (
+            _linear(text.hidden, 2 * width, quantization)
+            + _linear(width, text.hidden, quantization)
+            + bias
+        )
+
+    moe = text.moe
+    if moe is None:
+        return ffn(text.intermediate) * text.layers
+    expert_layer = moe.experts * (ffn(moe.intermediate) + text.hidden * 2)
+    if moe.shared_intermediate:
+        expert_layer += ffn(moe.shared_intermediate) + text.hidden * 2
+    return expert_layer * moe.layers + ffn(text.intermediate) * (text.layers - moe.layers)
+
+
+def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:
+    """The tower: attention and MLP split where they divide, embeddings and norms replicated."""
+    hidden = vision.hidden
+    norm = hidden * (2 if vision.norm == "layer_norm" else 1)
+    patch_in = vision.channels * vision.temporal_patch * vision.patch_size**2
+    yield patch_in * hidden * 2
+    if vision.kind == "internvit":
+        positions = (vision_side(vision) ** 2 + 1) * hidden
+        yield (hidden + hidden + positions) * 2  # patch bias, CLS token, position embeddings
+    block = 2 * norm * 2 + sum(_vision_attention(vision, tp, constants))
+    block += sum(_vision_mlp(vision, tp))
+    if vision.kind == "internvit":
+        block += 2 * hidden * 2  # the two layer scales
+    yield block * vision.layers
+
+
+def vision_side(vision: VisionDims) -> int:
+    """Patches along one side of a tile."""
+    return (vision.image_size or 0) // vision.patch_size
+
+
+def _vision_attention(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator[int]:
+    ranks = vision_tp(vision, tp)
+    head_dim = constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
+    width = vision.heads * head_dim // ranks
+    yield vision.hidden * 3 * width * 2
+    yield width * vision.hidden * 2
+    yield vision.hidden * 2  # output bias, on every rank
+    if vision.qkv_bias:
+        yield 3 * width * 2
+    if vision.qk_norm:
+        yield 2 * vision.hidden // ranks * 2
+
+
+def _vision_mlp(vision: VisionDims, tp: int) -> Iterator[int]:
+    width = vision_mlp_width(vision, tp) // tp
+    projections = 2 if vision.gated_mlp else 1
+    yield projections * (vision.hidden * width + width) * 2
+    yield (width * vision.hidden + vision.hidden) * 2
+
+
+def vision_mlp_width(vision: VisionDims, tp: int) -> int:
+    """The tower's intermediate width over all ranks; Qwen's is padded to vectors of each rank."""
+    if vision.kind == "internvit":
+        return vision.intermediate
+    return round_up(vision.intermediate, _VECTOR * tp)
+
+
+def _projector(vision: VisionDims, hidden: int, tp: int) -> Iterator[int]:
+    """InternVL's mlp1 or Qwen's merger: two linears, the first split by output."""
+    merged = vision.hidden * vision.merge**2
+    inner = hidden if vision.kind == "internvit" else merged
+    normed = merged if vision.kind == "internvit" else vision.hidden
+    yield normed * (2 if vision.norm == "layer_norm" or vision.kind == "internvit" else 1) * 2
+    yield (merged * inner + inner) // tp * 2
+    yield (inner // tp * hidden + hidden) * 2
