@@ -121,11 +121,15 @@ def image_units(rule: ImageRule) -> Literal["tile", "patch"]:
 
 
 class Quantization(Struct):
-    """How quantised linear layers are stored; ``group_size`` in elements along the input."""
+    """How quantised linear layers are stored; ``group_size`` in elements along the input.
+
+    ``unconverted`` are the modules that the config exempts, as it names them.
+    """
 
     method: Literal["awq", "gptq", "fp8", "compressed-tensors", "mxfp4"]
     bits: int
     group_size: int
+    unconverted: tuple[str, ...] = ()
 
 
 class ModelSource(Struct):
@@ -142,7 +146,8 @@ class Model(Struct):
 
     ``dtype`` is the 16- or 32-bit type of the unquantised tensors as stored. ``tensor_bytes`` are
     bytes as stored by safetensors dtype (``BF16``, ``I32``, …), empty where only a formula is
-    known. ``needs_remote_code`` is true where the tokenizer or processor itself is remote code.
+    known. ``needs_remote_code`` is true where the tokenizer, the processor or a config class that
+    the engine cannot do without is remote code.
     """
 
     name: str

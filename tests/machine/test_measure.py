@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.nvml.standin import (
+    LOST,
+    P2P_ALL,
+    P2P_NVLINK,
+    Gpu,
+    Mig,
+    Process,
+    Scenario,
+    four_3090,
+    gpu_3090,
+    gpu_h100,
+    in_process,
+)
+from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.struct import NA
+from turbofit.core.units import GIB, MIB
+from turbofit.machine.snapshot import load_snapshot, save_snapshot
+from turbofit.machine.source import machine_from
+
+
+@pytest.fixture
+def measured(nvml_library: Path, tmp_path: Path):
+    def measured(scenario: Scenario | None, gpus: str | None = None, **environ: str) -> Machine:
+        with in_process(nvml_library, scenario, tmp_path):
+            return machine_from(None, gpus=gpus, environ=environ)
+
+    return measured
+
+
+def gpu_4090(index: int, **changes) -> Gpu:
+    return gpu_3090(
+        index, name="NVIDIA GeForce RTX 4090", cc=89, cores=16384, links=None, **changes
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_counts(measured, count: int):
+    machine = measured(four_3090(count=count))
+    assert [gpu.index for gpu in machine.gpus] == list(range(count)) == list(machine.visible)
+    assert len(machine.links) == count * (count - 1) // 2
+    assert machine.source == "nvml"
+    assert machine.name == f"{count}x NVIDIA GeForce RTX 3090"[0 if count > 1 else 3 :]
+    assert (machine.driver, machine.cuda) == ("570.124.06", "12.8")
+    assert machine.host.ram_total > 0
+    assert machine.warnings == ()
+
+
+def test_no_peer_access(measured):
+    machine = measured(four_3090())
+    assert all(link.p2p_read is False and link.p2p_write is False for link in machine.links)
+    assert all(link.nvlinks == 0 and link.nvlink_bandwidth == NA for link in machine.links)
+    assert {link.ancestor for link in machine.links} == {"hostbridge"}
+
+
+def test_nvlinked_pairs(measured):
+    machine = measured(four_3090([(0, 2), (1, 3)]))
+    joined = {(link.a, link.b): link for link in machine.links if link.nvlinked}
+    assert set(joined) == {(0, 2), (1, 3)}
+    assert all(link.peers and link.nvlinks == 4 for link in joined.values())
+    assert joined[0, 2].nvlink_bandwidth == 4 * 14_062_500_000
+    assert not machine.link(0, 1).peers
+
+
+def test_nvswitch(measured):
+    machine = measured(Scenario([gpu_h100(i) for i in range(8)], p2p=P2P_NVLINK, ancestor=50))
+    assert len(machine.links) == 28
+    assert {link.nvlinks for link in machine.links} == {18}
+    assert {link.nvlink_bandwidth for link in machine.links} == {450 * 10**9}
+    assert {link.ancestor for link in machine.links} == {"system"}
+
+
+def test_switch_lanes_without_nvlink_peers_are_not_counted(measured):
+    machine = measured(Scenario([gpu_h100(0), gpu_h100(1)], p2p=P2P_ALL))
+    assert machine.links[0].nvlinks == 0
+    assert machine.links[0].peers
+
+
+def test_a_lane_to_a_gpu_that_the_container_hides(measured):
+    machine = measured(Scenario([gpu_3090(0, links=[0x77] * 4), gpu_3090(1)]))
+    assert machine.links[0].nvlinks == 0
+
+
+def test_unreadable_links_are_na(measured):
+    machine = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=None, ancestor=None))
+    link = machine.links[0]
+    assert (link.p2p_read, link.p2p_write, link.ancestor) == (NA, NA, NA)
+    assert not link.peers
+    machine = measured(Scenario([gpu_3090(0), gpu_3090(1)], p2p=(6, 6, 6)))
+    assert machine.links[0].p2p_read == NA
+
+
+def test_one_way_peers_are_no_peers(measured):
+    scenario = four_3090(count=2)
+    scenario.pairs[0, 1] = (0, 5, 5)
+    assert not measured(scenario).links[0].peers
+
+
+def test_mixed_cards_in_pci_order(measured):
+    scenario = Scenario([gpu_4090(0, bus=0x80), gpu_3090(1, bus=0x20), gpu_4090(2, bus=0xC0)])
+    machine = measured(scenario)
+    assert [gpu.name[-4:] for gpu in machine.gpus] == ["3090", "4090", "4090"]
+    assert machine.name == "NVIDIA GeForce RTX 3090 + 2x NVIDIA GeForce RTX 4090"
+
+
+def test_cuda_visible_devices(measured):
+    scenario = four_3090()
+    assert measured(scenario, CUDA_VISIBLE_DEVICES="2,0").visible == (2, 0)
+    machine = measured(scenario, CUDA_VISIBLE_DEVICES="1,5,2")
+    assert machine.visible == (1,)
+    assert "5,2" in machine.warnings[0]
+    assert len(machine.gpus) == 4
+    assert measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[3].uuid[:12]).visible == (3,)
+
+
+@pytest.mark.parametrize("value", ["", "-1", "7", "0,0", "GPU-zz"])
+def test_all_hidden(measured, value: str):
+    with pytest.raises(MachineError, match="CUDA_VISIBLE_DEVICES") as caught:
+        measured(four_3090(), CUDA_VISIBLE_DEVICES=value)
+    assert "--on" in caught.value.hint
+
+
+def test_cuda_order_is_not_pci_order(measured):
+    scenario = Scenario([gpu_3090(0), gpu_4090(1)])
+    assert "PCI_BUS_ID" in measured(scenario, CUDA_VISIBLE_DEVICES="0").warnings[0]
+    by_uuid = measured(scenario, CUDA_VISIBLE_DEVICES=scenario.gpus[0].uuid)
+    ordered = measured(scenario, CUDA_VISIBLE_DEVICES="0", CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    equal = measured(four_3090(), CUDA_VISIBLE_DEVICES="0")
+    unset = measured(scenario)
+    assert by_uuid.warnings == ordered.warnings == equal.warnings == unset.warnings == ()
+
+
+def test_gpus_inside_the_visible_ones(measured):
+    scenario = four_3090()
+    assert measured(scenario, gpus="3,1").visible == (3, 1)
+    assert measured(scenario, gpus="2", CUDA_VISIBLE_DEVICES="2,1").visible == (2,)
+    with pytest.raises(UsageError, match="hidden"):
+        measured(scenario, gpus="0", CUDA_VISIBLE_DEVICES="2,1")
+    with pytest.raises(UsageError, match="empty"):
+        measured(scenario, gpus=" ")
+
+
+def test_a_lost_gpu_that_is_not_needed_is_a_warning(measured):
+    scenario = four_3090()
+    scenario.gpus[1].error = LOST
+    machine = measured(scenario)
+    assert machine.visible == (0, 2, 3)
+    assert machine.gpu(1).total == NA
+    assert "GPU 1 cannot be read" in machine.warnings[0]
+    assert measured(scenario, gpus="0,2").visible == (0, 2)
+    assert measured(scenario, CUDA_VISIBLE_DEVICES="3").visible == (3,)
+
+
+def test_a_lost_gpu_that_is_needed(measured):
+    scenario = four_3090()
+    scenario.gpus[1].error = LOST
+    for call in ({"gpus": "0,1"}, {"CUDA_VISIBLE_DEVICES": "1,2"}):
+        with pytest.raises(MachineError, match=r"GPU 1 .*RTX 3090.*cannot be read") as caught:
+            measured(scenario, **call)
+        assert "--gpus" in caught.value.hint
+    lonely = Scenario([gpu_3090(0, no_handle=LOST)])
+    with pytest.raises(MachineError, match="GPU 0"):
+        measured(lonely)
+
+
+def test_no_gpu_and_no_driver(measured):
+    with pytest.raises(MachineError, match="sees no GPU"):
+        measured(Scenario([]))
+    with pytest.raises(MachineError, match="Driver Not Loaded") as caught:
+        measured(None)
+    assert "--on" in caught.value.hint
+    with pytest.raises(MachineError, match="cannot be opened"):
+        measured(Scenario([gpu_3090()], init_error=18))
+
+
+def mig_machine() -> Scenario:
+    parts = [
+        Mig("MIG-aaaa", 40448 * MIB, sms=60, gi=2),
+        Mig("MIG-bbbb", 20096 * MIB, sms=32, gi=5),
+    ]
+    return Scenario([gpu_h100(0, mig=True, migs=parts), gpu_h100(1)], p2p=P2P_NVLINK)
+
+
+def test_mig_instances_are_numbered_after_whole_gpus(measured):
+    machine = measured(mig_machine())
+    assert [(gpu.index, gpu.mig) for gpu in machine.gpus] == [(1, False), (2, True), (3, True)]
+    assert sorted(machine.visible) == [1, 2, 3]
+    assert {(link.a, link.b): link.peers for link in machine.links} == {
+        (1, 2): False, (1, 3): False, (2, 3): False,
+    }  # fmt: skip
+
+
+def test_mig_ids_in_cuda_visible_devices(measured):
+    assert measured(mig_machine(), CUDA_VISIBLE_DEVICES="MIG-bbbb").visible == (3,)
+    old = f"MIG-{gpu_h100(0).uuid}/2/0"
+    assert measured(mig_machine(), CUDA_VISIBLE_DEVICES=old).visible == (2,)
+    assert measured(mig_machine(), CUDA_VISIBLE_DEVICES="0").visible == (2,)
+    assert measured(mig_machine(), gpus="MIG-aaaa").visible == (2,)
+
+
+def test_another_process_grows_between_two_reads(nvml_library: Path, tmp_path: Path):
+    scenario = four_3090(count=2)
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        before = machine_from(None, environ={})
+        scenario.gpus[1].used = 5 * GIB
+        scenario.gpus[1].compute = [Process(77, 5 * GIB, "python3")]
+        scenario.write(path)
+        after = machine_from(None, environ={})
+    assert before.gpus[0] == after.gpus[0]
+    assert before.gpus[1].free - after.gpus[1].free == 5 * GIB
+    assert [holder.pid for holder in after.gpus[1].holders] == [77]
+
+
+def test_a_measured_machine_survives_as_a_snapshot(measured, tmp_path: Path):
+    scenario = four_3090([(0, 2)])
+    scenario.gpus[3].error = LOST
+    machine = measured(scenario)
+    path = tmp_path / "machine.json"
+    save_snapshot(machine, path)
+    loaded = load_snapshot(path)
+    assert (loaded.gpus, loaded.links, loaded.visible) == (
+        machine.gpus, machine.links, machine.visible,
+    )  # fmt: skip
+    assert machine_from(str(path), gpus="0,2").visible == (0, 2)
+    with pytest.raises(UsageError, match="hidden"):
+        machine_from(str(path), gpus="3")

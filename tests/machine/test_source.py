@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.machine.snapshot import save_snapshot
+from turbofit.machine.source import machine_from
+from turbofit.machine.spec import parse_spec
+
+
+def test_spec():
+    assert machine_from("2xl4").source == "preset"
+    assert machine_from("4xrtx3090", gpus="2,0").visible == (2, 0)
+    assert machine_from("4xrtx3090", gpus="preset-1").visible == (1,)
+
+
+def test_the_environment_hides_nothing_of_a_described_machine():
+    machine = machine_from("4xrtx3090", environ={"CUDA_VISIBLE_DEVICES": "0"})
+    assert machine.visible == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["m.json", "./m", "sub/m"])
+def test_a_path_is_a_snapshot(tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    save_snapshot(parse_spec("2xl4"), name)
+    assert machine_from(name).source == f"snapshot {name}"
+
+
+def test_missing_snapshot():
+    with pytest.raises(UsageError, match="No such file"):
+        machine_from("no-such.json")
+
+
+def test_gpus_of_a_described_machine():
+    with pytest.raises(UsageError, match="not one GPU"):
+        machine_from("2xl4", gpus="2")
+
+
+def test_describing_a_machine_is_light():
+    code = (
+        "import sys; from turbofit.machine.source import machine_from; machine_from('4xrtx3090');"
+        "heavy = {'torch', 'transformers', 'lmdeploy', 'pynvml', 'ctypes', 'urllib.request',"
+        "'dataclasses', 'difflib', 'tempfile'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,61 @@
+"""Writes files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from turbofit.core.errors import UsageError
+
+__all__ = ["write_atomic"]
+
+
+def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a power cut, finds the old content or the new, never half.
+
+    A symbolic link is followed, so that its target is replaced and the link stays. ``mode`` is
+    lowered by the umask.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    try:
+        _replace(Path(os.path.realpath(path)), raw, mode)
+    except OSError as exc:
+        raise UsageError(
+            f"{os.fspath(path)} cannot be written: {exc.strerror or exc}",
+            hint="choose a file in a folder that you can write to",
+        ) from None
+
+
+def _replace(target: Path, raw: bytes, mode: int) -> None:
+    if target.is_dir():
+        raise IsADirectoryError(21, os.strerror(21))
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw)
+            file.flush()
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(file.fileno(), mode & ~umask)
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; some file systems refuse, and then it is only atomic."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

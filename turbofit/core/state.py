@@ -1,0 +1,56 @@
+"""Where turbofit keeps files between runs: ``$XDG_STATE_HOME/turbofit`` of the user."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+__all__ = ["new_file", "new_folder", "state_dir"]
+
+
+def state_dir(room: str) -> Path:
+    """The state folder of one room, e.g. ``state_dir("runs")``; made where it is missing.
+
+    Only the user can read it: logs of a server may hold what its clients sent.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    folder = Path(base) / "turbofit" / room
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def new_file(room: str, stem: str, suffix: str) -> Path:
+    """Make an empty file of the room whose name no other run has.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return _new(room, stem, suffix, folder=False)
+
+
+def new_folder(room: str, stem: str) -> Path:
+    """Make an empty folder of the room whose name no other run has.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return _new(room, stem, "", folder=True)
+
+
+def _new(room: str, stem: str, suffix: str, *, folder: bool) -> Path:
+    base = state_dir(room) / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
+    for attempt in range(1000):
+        path = base.with_name(f"{base.name}{f'-{attempt}' if attempt else ''}{suffix}")
+        try:
+            if folder:
+                path.mkdir(mode=0o700)
+            else:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"{base}{suffix}")

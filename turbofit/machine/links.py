@@ -1,0 +1,92 @@
+"""How GPUs reach each other: what a preset machine has, and what NVML measured."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal
+
+from turbofit.core.machine import Link
+from turbofit.core.struct import NA
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.struct import NaType
+    from turbofit.machine.presets import GpuPreset
+
+__all__ = ["LaneMap", "preset_links", "shared_lanes"]
+
+Pair = tuple[int, int]
+
+
+def preset_links(
+    presets: Sequence[GpuPreset],
+    *,
+    nvlink: frozenset[Pair] | None = None,
+    p2p: Literal["none", "all"] | None = None,
+) -> tuple[Link, ...]:
+    """The links of a machine that was described, GPU ``i`` being of ``presets[i]``.
+
+    Args:
+        presets: the card of each GPU, in index order.
+        nvlink: the pairs that NVLink joins; None for what such a machine has by default.
+        p2p: peer access between all or no pairs; None for what the driver allows: over NVLink, and
+            between equal cards whose driver allows it over PCIe. Unequal cards count as without
+            peer access, which errs towards replicas.
+    """
+    links = []
+    for a, b in combinations(range(len(presets)), 2):
+        first, same = presets[a], presets[a].name == presets[b].name
+        joined = (a, b) in nvlink if nvlink is not None else same and first.nvlink.default
+        lanes = min(first.nvlink.lanes_per_pair, presets[b].nvlink.lanes_per_pair) if joined else 0
+        speed = min(first.nvlink.lane_bandwidth, presets[b].nvlink.lane_bandwidth)
+        allowed = p2p == "all" if p2p else joined or (same and first.p2p.value == "all")
+        links.append(
+            Link(
+                a=a,
+                b=b,
+                p2p_read=allowed,
+                p2p_write=allowed,
+                nvlinks=lanes,
+                nvlink_bandwidth=lanes * speed if lanes else NA,
+            )
+        )
+    return tuple(links)
+
+
+class LaneMap:
+    """The active NVLink lanes of one GPU: to other GPUs by bus id, and to switches."""
+
+    __slots__ = ("readable", "to_bus", "to_switch")
+
+    def __init__(self) -> None:
+        self.to_bus: dict[str, int] = {}
+        self.to_switch = 0
+        self.readable = False
+
+    def add(self, bus: str | None) -> None:
+        """Count an active lane; ``bus`` is None where its other end is a switch or is unknown."""
+        if bus is None:
+            self.to_switch += 1
+        else:
+            self.to_bus[bus] = self.to_bus.get(bus, 0) + 1
+
+
+def shared_lanes(
+    first: LaneMap, second: LaneMap, second_bus: str, *, over_switch: bool | NaType
+) -> int | NaType:
+    """How many lanes join two GPUs: direct ones, else through switches.
+
+    Args:
+        first: lanes of the one.
+        second: lanes of the other.
+        second_bus: the other's bus id.
+        over_switch: whether NVML says that the two reach each other over NVLink.
+    """
+    if not (first.readable and second.readable):
+        return NA
+    direct = first.to_bus.get(second_bus, 0)
+    if direct or over_switch is False:
+        return direct
+    switched = min(first.to_switch, second.to_switch)
+    return switched if over_switch is True else (NA if switched else 0)

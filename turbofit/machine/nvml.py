@@ -1,0 +1,142 @@
+"""The one module that talks to pynvml: questions that answer ``NA`` where a driver cannot say.
+
+Answers are ``Any`` because pynvml has no types; each reader converts what it uses.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.struct import NA
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from typing_extensions import Self
+
+__all__ = ["P2P_NVLINK", "P2P_READ", "P2P_WRITE", "GpuLostError", "Nvml", "answered"]
+
+#: nvmlGpuP2PCapsIndex. pynvml's own constant for READ is a tuple by mistake.
+P2P_READ: Final = 0
+P2P_WRITE: Final = 1
+P2P_NVLINK: Final = 2
+
+_INVALID_ARGUMENT: Final = 2
+_NOT_SUPPORTED: Final = 3
+_INSUFFICIENT_SIZE: Final = 7
+_GPU_IS_LOST: Final = 15
+_RESET_REQUIRED: Final = 16
+_ATTEMPTS: Final = 4
+_ELSEWHERE: Final = "describe a machine with --on SPEC, e.g. --on 4xrtx3090"
+
+
+class GpuLostError(Exception):
+    """The GPU fell off the bus, or must be reset, while it was being read."""
+
+
+class Nvml:
+    """An open NVML. Use it as a context manager.
+
+    Raises:
+        MachineError: there is no NVML library, no driver, or the driver does not answer.
+        PackageError: nvidia-ml-py is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._library = _import()
+        # pynvml's error for a driver that lacks a function's newest version is no NVMLError.
+        self._no_answer = (
+            UnicodeDecodeError,
+            getattr(self._library, "NVMLLibraryMismatchError", UnicodeDecodeError),
+        )
+        try:
+            self._library.nvmlInit()
+        except self._library.NVMLError as exc:
+            raise MachineError(
+                f"NVML cannot be opened: {exc}",
+                hint=f"check nvidia-smi, or {_ELSEWHERE}",
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(self._library.NVMLError):
+            self._library.nvmlShutdown()
+
+    @property
+    def max_nvlinks(self) -> int:
+        """How many NVLink lanes a GPU can have at most."""
+        return int(getattr(self._library, "NVML_NVLINK_MAX_LINKS", 18))
+
+    def query(self, function: str, *args: Any) -> Any:
+        """Ask; ``NA`` where this driver or GPU cannot answer.
+
+        Raises:
+            GpuLostError: the GPU is gone.
+        """
+        return self._ask(function, *args)[0]
+
+    def supported(self, function: str, *args: Any) -> tuple[Any, bool]:
+        """Ask; the answer, and whether NVML said for certain that there is no such thing."""
+        value, code = self._ask(function, *args)
+        return value, code in (_NOT_SUPPORTED, _INVALID_ARGUMENT)
+
+    def memory(self, handle: Any) -> tuple[Any, bool]:
+        """The memory info of a device and whether it is version 2; ``NA`` where there is none.
+
+        In version 1 ``used`` includes what the driver reserves.
+
+        Raises:
+            GpuLostError: the GPU is gone.
+        """
+        version = getattr(self._library, "nvmlMemory_v2", None)
+        if version is not None:
+            info = self.query("nvmlDeviceGetMemoryInfo", handle, version)
+            if answered(info):
+                return info, True
+        return self.query("nvmlDeviceGetMemoryInfo", handle), False
+
+    def reason(self, function: str, *args: Any) -> str:
+        """Why a question has no answer, in the driver's words."""
+        try:
+            getattr(self._library, function)(*args)
+        except (self._library.NVMLError, *self._no_answer) as exc:
+            return str(exc)
+        return "no reason given"
+
+    def _ask(self, function: str, *args: Any) -> tuple[Any, int]:
+        call = getattr(self._library, function, None)
+        if call is None:
+            return NA, 0
+        for _ in range(_ATTEMPTS):
+            try:
+                return call(*args), 0
+            except self._library.NVMLError as exc:
+                code = int(getattr(exc, "value", 0))
+            except self._no_answer:
+                return NA, 0
+            # A list that grew between asking for its length and for itself.
+            if code != _INSUFFICIENT_SIZE:
+                break
+        if code in (_GPU_IS_LOST, _RESET_REQUIRED):
+            raise GpuLostError(self.reason(function, *args))
+        return NA, code
+
+
+def answered(value: Any) -> bool:
+    """Whether an answer is one: structures cannot be compared with ``NA``."""
+    return not (isinstance(value, str) and value == NA)
+
+
+def _import() -> ModuleType:
+    try:
+        import pynvml
+    except ImportError:
+        raise PackageError(
+            "nvidia-ml-py is not installed", hint=f"pip install nvidia-ml-py, or {_ELSEWHERE}"
+        ) from None
+    module: ModuleType = pynvml
+    return module

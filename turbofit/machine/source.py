@@ -1,0 +1,80 @@
+"""Where a machine comes from: measured, a snapshot, or a SPEC."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.struct import NA
+from turbofit.machine.visible import select
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.machine import Machine
+
+__all__ = ["machine_from"]
+
+
+def machine_from(
+    on: str | None, *, gpus: str | None = None, environ: Mapping[str, str] | None = None
+) -> Machine:
+    """The machine to plan for.
+
+    Args:
+        on: a SPEC; a snapshot's path where it has a ``/`` or ends in ``.json``; None: this machine,
+            through NVML, as far as ``CUDA_VISIBLE_DEVICES`` shows it.
+        gpus: PCI indices or UUIDs among the visible GPUs.
+        environ: the environment, by default the process's own.
+
+    Returns:
+        A machine whose ``visible`` GPUs all have readable memory.
+
+    Raises:
+        UsageError: a SPEC, snapshot or ``--gpus`` that cannot be meant.
+        MachineError: no NVML, no GPU, or a needed GPU's memory cannot be read.
+        PackageError: nvidia-ml-py is not installed.
+    """
+    env = os.environ if environ is None else environ
+    chosen_by_user = gpus is not None
+    if on is None:
+        from turbofit.machine.measure import measure
+
+        machine = measure(env)
+        chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
+    elif "/" in on or on.endswith(".json"):
+        from turbofit.machine.snapshot import load_snapshot
+
+        machine = load_snapshot(on)
+    else:
+        from turbofit.machine.spec import parse_spec
+
+        machine = parse_spec(on)
+    if gpus is not None:
+        if not gpus.strip():
+            raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")
+        visible = select(gpus, machine.gpus, machine.visible)
+        machine = msgspec.structs.replace(machine, visible=visible)
+    return _readable(machine, chosen_by_user=chosen_by_user)
+
+
+def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
+    """Leave out GPUs whose memory nobody can read, unless the user asked for them."""
+    unreadable = [
+        index
+        for index in machine.visible
+        if NA in (machine.gpu(index).total, machine.gpu(index).free)
+    ]
+    rest = tuple(index for index in machine.visible if index not in unreadable)
+    if unreadable and (chosen_by_user or not rest):
+        gpu = machine.gpu(unreadable[0])
+        raise MachineError(
+            f"GPU {gpu.index} ({gpu.name}): its memory cannot be read",
+            hint=f"leave it out with --gpus {','.join(str(i) for i in rest)}"
+            if rest
+            else "check nvidia-smi, or describe the machine with --on SPEC",
+        )
+    return msgspec.structs.replace(machine, visible=rest)

@@ -1,0 +1,110 @@
+"""Which GPUs a CUDA program would see, and which of those the user wants.
+
+``CUDA_VISIBLE_DEVICES`` is read as CUDA reads it: indices, unique prefixes of UUIDs, or ids of MIG
+instances, one kind at a time; an invalid entry hides itself and all after it; an entry given twice
+hides everything; an empty value hides everything.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turbofit.core.machine import Gpu
+
+__all__ = ["cuda_visible", "select"]
+
+_NUMBER = re.compile(r"[+-]?\d{1,9}")
+
+
+def cuda_visible(
+    value: str | None, ordinals: Sequence[int], ids: Mapping[str, int]
+) -> tuple[tuple[int, ...], str | None]:
+    """The GPUs that a value of ``CUDA_VISIBLE_DEVICES`` leaves, in its order.
+
+    Args:
+        value: the variable, None where it is unset.
+        ordinals: GPU index of each CUDA ordinal.
+        ids: GPU index by UUID (``GPU-…``, ``MIG-…``).
+
+    Returns:
+        The indices, and a warning where an entry hid something.
+    """
+    if value is None:
+        return tuple(ordinals), None
+    entries = [entry.strip() for entry in value.split(",")]
+    if entries == [""]:
+        return (), None
+    kind = _kind(entries[0])
+    chosen: list[int] = []
+    for position, entry in enumerate(entries):
+        index = _resolve(entry, kind, ordinals, ids)
+        if index is None:
+            hidden = ",".join(entries[position:])
+            return tuple(chosen), (
+                f"CUDA_VISIBLE_DEVICES: {entry!r} is not a GPU of this machine, and CUDA ignores "
+                f"it and all after it ({hidden!r})"
+            )
+        if index in chosen:
+            return (), f"CUDA_VISIBLE_DEVICES: {entry!r} is there twice, and CUDA then sees no GPU"
+        chosen.append(index)
+    return tuple(chosen), None
+
+
+def select(gpus: str, machine_gpus: Sequence[Gpu], visible: Sequence[int]) -> tuple[int, ...]:
+    """The GPUs that ``--gpus`` names, in its order: PCI indices or UUIDs (unique prefixes too).
+
+    Raises:
+        UsageError: an entry that is unknown, ambiguous, given twice or not visible.
+    """
+    known = f"visible are {', '.join(str(i) for i in visible) or 'none'}"
+    chosen: list[int] = []
+    for raw in gpus.split(","):
+        entry = raw.strip()
+        index = _named(entry, machine_gpus)
+        if index is None:
+            raise UsageError(f"--gpus: {entry!r} is not one GPU of this machine", hint=known)
+        if index in chosen:
+            raise UsageError(f"--gpus: GPU {index} is there twice", hint="name each GPU once")
+        if index not in visible:
+            raise UsageError(f"--gpus: GPU {index} is hidden by CUDA_VISIBLE_DEVICES", hint=known)
+        chosen.append(index)
+    return tuple(chosen)
+
+
+def _kind(entry: str) -> str:
+    for kind in ("GPU-", "MIG-"):
+        if entry.startswith(kind):
+            return kind
+    return ""
+
+
+def _resolve(entry: str, kind: str, ordinals: Sequence[int], ids: Mapping[str, int]) -> int | None:
+    """The GPU of one entry; None where CUDA would stop reading."""
+    if kind:
+        return _by_prefix(entry, ids) if entry.startswith(kind) else None
+    match = _NUMBER.match(entry)
+    # CUDA reads leading digits and does not mind what follows them.
+    number = int(match[0]) if match else -1
+    return ordinals[number] if 0 <= number < len(ordinals) else None
+
+
+def _by_prefix(entry: str, ids: Mapping[str, int]) -> int | None:
+    wanted = entry.lower()
+    found = {index for name, index in ids.items() if name.lower().startswith(wanted)}
+    exact = {index for name, index in ids.items() if name.lower() == wanted}
+    matches = exact or found
+    return matches.pop() if len(matches) == 1 else None
+
+
+def _named(entry: str, gpus: Sequence[Gpu]) -> int | None:
+    if entry.isascii() and entry.isdigit():
+        return int(entry) if len(entry) < 6 and any(g.index == int(entry) for g in gpus) else None
+    if len(entry) < 5:
+        return None
+    return _by_prefix(entry, {gpu.uuid: gpu.index for gpu in gpus})
