@@ -1,7 +1,32 @@
-"""turbofit: GPU-memory plans for LMDeploy that hold."""
+"""turbofit: GPU-memory plans for LMDeploy that hold.
+
+    >>> import turbofit
+    >>> turbofit.plan("internvl2-8b", on="4xrtx3090").verdict
+    >>> pipe = turbofit.pipeline("OpenGVLab/InternVL2-8B")        # needs LMDeploy
+
+Importing this package imports nothing else; each name below is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turbofit.api import pipeline, plan, predict
+    from turbofit.core.plan import Plan
+
+__all__ = ["Plan", "__version__", "pipeline", "plan", "predict"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'turbofit' has no attribute {name!r}")
+    if name == "Plan":
+        from turbofit.core.plan import Plan
+
+        return Plan
+    from turbofit import api
+
+    return getattr(api, name)

@@ -36,7 +36,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         # CSafeLoader is a SafeLoader: it builds plain data only.
-        data = yaml.load(path.read_bytes(), Loader=_LOADER)  # noqa: S506
+        data = yaml.load(path.read_bytes(), Loader=_LOADER)
     except (OSError, yaml.YAMLError) as exc:
         raise UsageError(
             f"preset {path.name} cannot be read: {exc}", hint="reinstall turbofit"

@@ -1,0 +1,115 @@
+"""LMDeploy's own preprocessing and loaders against what turbofit read from the same folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from unittest.mock import MagicMock
+
+import pytest
+
+from tests.checkpoints import make_internvl2, make_qwen2_vl
+from turbofit.core.errors import UsageError
+from turbofit.model.families.support import TURBOMIND_NOT_YET, inner_refusal, refusal
+from turbofit.model.families.text import TEXT_ARCHITECTURES
+from turbofit.model.images import unit_tokens, units
+from turbofit.model.source import resolve_model
+
+pytestmark = pytest.mark.lmdeploy
+
+
+def tokens_of(folder, images):
+    """Image tokens as LMDeploy's front end counts them."""
+    import torch
+    from lmdeploy.vl.model.builder import load_vl_model
+
+    model = load_vl_model(str(folder), "pytorch")
+    model.set_mm_feature_dtype(torch.bfloat16)
+    found = []
+    for image, knobs in images:
+        content = [{"type": "image", "data": image, **knobs}]
+        answer = model.preprocess([{"role": "user", "content": content}])
+        found.append(int(answer[-1]["content"][0]["image_tokens"]))
+    return found
+
+
+def picture(width, height):
+    from PIL import Image
+
+    return Image.new("RGB", (width, height))
+
+
+def test_internvl_image_tokens(transformers, tmp_path):
+    folder = make_internvl2(tmp_path / "InternVL2-1B", max_dynamic_patch=7)
+    rule = resolve_model(str(folder)).image_rule
+    rng = random.Random(4)
+    cases = [((448, 448), {}), ((800, 600), {}), ((800, 600), {"max_dynamic_patch": 4})]
+    cases += [
+        ((rng.randrange(20, 900), rng.randrange(20, 900)), {"max_dynamic_patch": rng.choice([1, 3])})
+        for _ in range(8)
+    ]
+    expected = tokens_of(folder, [(picture(*size), knobs) for size, knobs in cases])
+    assert [unit_tokens(rule, units(rule, *size, **knobs)) for size, knobs in cases] == expected
+
+
+def test_qwen_image_tokens(transformers, tmp_path):
+    folder = make_qwen2_vl(tmp_path / "Qwen2-VL-2B-Instruct", max_pixels=400_000)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_heads"] = 1  # heads of 64, as TurboMind needs
+    (folder / "config.json").write_text(json.dumps(config))
+    rule = resolve_model(str(folder)).image_rule
+    rng = random.Random(4)
+    sizes = [(rng.randrange(20, 1500), rng.randrange(20, 1500)) for _ in range(10)]
+    expected = tokens_of(folder, [(picture(*size), {}) for size in sizes])
+    assert [unit_tokens(rule, units(rule, *size)) for size in sizes] == expected
+
+
+def test_every_architecture_of_turbomind_is_read_or_refused_by_name():
+    from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
+
+    ours = TEXT_ARCHITECTURES | {
+        "InternVLChatModel", "InternVLForConditionalGeneration",
+        "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration",
+    }  # fmt: skip
+    assert set(SUPPORTED_ARCHS) == ours | set(TURBOMIND_NOT_YET)
+
+
+def test_what_the_pytorch_engine_runs_is_said_to():
+    from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
+    from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
+
+    said = {name for name in MODULE_MAP if "--backend pytorch" in refusal(name).hint}
+    unsaid = set(MODULE_MAP) - said - set(SUPPORTED_ARCHS)
+    # Names of drafts, duplicates and parts, which nobody serves by themselves.
+    parts = ("Eagle", "Kimi_", "DeepseekVL", "InternS2", "Meta", "MTP", "Draft")
+    assert not {name for name in unsaid if not any(part in name for part in parts)}
+    for name in REMOVED_MODEL_MAP:
+        assert "LMDeploy 0.18 does not run" in refusal(name).message
+
+
+def test_phi3_inside_an_internvl_names_the_engine():
+    assert "--backend pytorch" in inner_refusal("InternVLChatModel", "Phi3ForCausalLM").hint
+
+
+def test_internvl_chat_needs_its_config_class(transformers, tmp_path, monkeypatch):
+    """Without remote code llm_config is a plain dict, and TurboMind's loader falls over it."""
+    import lmdeploy.turbomind as engine
+    from lmdeploy.archs import get_model_arch
+
+    monkeypatch.setattr(engine, "_tm", MagicMock(), raising=False)
+    folder = make_internvl2(tmp_path / "InternVL2-1B")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert resolve_model(str(folder)).needs_remote_code
+    from lmdeploy.turbomind.models.internvl import InternVLModel
+
+    read = get_model_arch(str(folder))[1]
+    with pytest.raises(AttributeError, match="hidden_size"):
+        InternVLModel(read, resolver=None)
+
+
+@pytest.mark.parametrize("name", sorted(TURBOMIND_NOT_YET))
+def test_not_yet_is_said_plainly(name):
+    assert "turbofit does not account for" in refusal(name).message
+    assert isinstance(refusal(name), UsageError)

@@ -1,0 +1,66 @@
+"""Transformers' own resizing, over thousands of sizes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import PatchRule
+from turbofit.model.images import unit_tokens, units
+
+BOUNDS = [
+    (3136, 12_845_056), (3136, 1_003_520), (784, 784), (200_000, 100_000), (1, 50_000),
+    (1_000_000, 1_000_001), (3136, 157_000), (256 * 784, 1280 * 784), (50_000_000, 60_000_000),
+]  # fmt: skip
+
+
+def sizes(seed: int, count: int) -> list[tuple[int, int]]:
+    """Random sizes, halves of a window (ties of rounding) and ratios up to and past 200."""
+    rng = random.Random(seed)
+    found = [(1, 1), (1, 200), (200, 1), (1, 201), (42, 42), (14, 14), (4032, 3024)]
+    for _ in range(count):
+        found.append((rng.randrange(1, 6000), rng.randrange(1, 6000)))
+        found.append((28 * rng.randrange(1, 200) + 14, 28 * rng.randrange(1, 200) + 14))
+        short = rng.randrange(1, 40)
+        found.append((short, rng.randrange(short * 190, short * 201)))
+        found.append((rng.randrange(short * 190, short * 201), short))
+    return found
+
+
+@pytest.mark.parametrize(("smallest", "largest"), BOUNDS)
+def test_patches_are_transformers(transformers, smallest, largest):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    rule = PatchRule(patch_size=14, merge=2, min_pixels=smallest, max_pixels=largest)
+    for width, height in sizes(largest, 250):
+        try:
+            rows, columns = smart_resize(
+                height, width, factor=28, min_pixels=smallest, max_pixels=largest
+            )
+        except ValueError:
+            with pytest.raises(UsageError):
+                units(rule, width, height)
+            continue
+        assert units(rule, width, height) == rows * columns // 196, (width, height)
+
+
+def test_pixels_become_that_many_patches(transformers):
+    """The real processor on real pixels; both bounds are given, as Transformers 5.17 needs."""
+    import torch
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    processor = Qwen2VLImageProcessor()
+    rng = random.Random(2)
+    for _ in range(25):
+        width, height = rng.randrange(8, 500), rng.randrange(8, 500)
+        smallest, largest = rng.choice([(784, 20_000), (3136, 100_000), (30_000, 90_000)])
+        rule = PatchRule(patch_size=14, merge=2, min_pixels=smallest, max_pixels=largest)
+        answer = processor(
+            [torch.zeros(3, height, width, dtype=torch.uint8)],
+            min_pixels=smallest, max_pixels=largest, return_tensors="pt",
+        )  # fmt: skip
+        found = units(rule, width, height)
+        assert found == int(answer["image_grid_thw"].prod())
+        assert unit_tokens(rule, found) == found // 4

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from turbofit.core.model import MoeDims, Quantization, TextDims, VisionDims
+from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.model.parameters import parameters, stored_bytes, text_linears, text_parameters
+from turbofit.model.presets import preset_model
+
+KNOWN = {
+    "internvl2-1b": 938_158_976,
+    "internvl2-2b": 2_205_754_368,
+    "internvl2-8b": 8_075_365_376,
+    "internvl2-8b-awq": 8_075_365_376,
+    "internvl2-26b": 25_514_186_112,
+    "internvl2-40b": 40_068_684_160,
+    "internvl2-76b": 76_262_358_400,
+    "internvl3-8b": 7_944_373_760,
+    "internvl3-8b-hf": 7_944_373_760,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen2-vl-72b": 73_405_560_320,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "llama-3.1-8b": 8_030_261_248,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "internlm2.5-7b": 7_737_708_544,
+    "mixtral-8x7b": 46_702_792_704,
+}
+
+
+@pytest.mark.parametrize(("preset", "count"), KNOWN.items())
+def test_presets_have_the_published_number_of_parameters(preset, count):
+    assert preset_model(preset).parameters == count
+
+
+@pytest.mark.parametrize(
+    ("vocab", "layers", "hidden", "heads", "kv", "inter", "norm", "count"),
+    [
+        (151674, 28, 1536, 12, 2, 8960, False, 2_088_957_440),  # InternVL3-2B
+        (151936, 36, 4096, 32, 8, 12288, True, 8_528_318_464),  # InternVL3.5-8B
+    ],
+)
+def test_more_published_internvl(vocab, layers, hidden, heads, kv, inter, norm, count):
+    text = TextDims(
+        architecture="Qwen2ForCausalLM", layers=layers, hidden=hidden, heads=heads, kv_heads=kv,
+        head_dim=128, intermediate=inter, vocab=vocab, max_position_embeddings=1, qk_norm=norm,
+        qkv_bias=not norm,
+    )  # fmt: skip
+    vision = VisionDims(
+        kind="internvit", layers=24, hidden=1024, heads=16, intermediate=4096, patch_size=14,
+        image_size=448,
+    )  # fmt: skip
+    assert parameters(text, vision) == count
+
+
+def test_quantised_bytes_follow_the_published_layout():
+    text = TextDims(
+        architecture="LlamaForCausalLM", layers=2, hidden=256, heads=2, kv_heads=1, head_dim=128,
+        intermediate=512, vocab=100, max_position_embeddings=1,
+    )  # fmt: skip
+    packed = sum(linear.weights for linear in text_linears(text))
+    rest = 2 * (text_parameters(text) - packed)
+    awq = Quantization(method="awq", bits=4, group_size=128)
+    # Each group of 128: 64 bytes of weights, a float16 scale and a 4-bit zero.
+    assert stored_bytes(text, None, "float16", awq) == rest + packed // 128 * 133 // 2 * 1
+    fp8 = Quantization(method="fp8", bits=8, group_size=128)
+    assert stored_bytes(text, None, "bfloat16", fp8) == rest + packed + packed // 128**2 * 4
+
+
+class ConfigFiles:
+    """A checkpoint that is only a config."""
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def read(self, name: str) -> bytes | None:
+        return self.config.encode() if name == "config.json" else None
+
+    def weights(self) -> Weights:
+        return Weights(None)
+
+
+def read(config) -> tuple[TextDims, VisionDims | None, int]:
+    data = config.to_json_string(use_diff=False) if hasattr(config, "to_json_string") else config
+    model = read_checkpoint(ConfigFiles(data), Origin(name="x", kind="folder", where="x"))
+    return model.text, model.vision, model.parameters
+
+
+def text_config(rng: random.Random, *, heads_divide: bool = True) -> dict[str, object]:
+    kv = rng.choice([1, 2, 4])
+    heads = kv * rng.choice([1, 2, 3])
+    return {
+        "vocab_size": rng.randrange(50, 400),
+        "hidden_size": heads * rng.choice([8, 16, 24]),
+        "num_hidden_layers": rng.randrange(1, 4),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "intermediate_size": rng.randrange(3, 90),
+        "max_position_embeddings": 64,
+    }
+
+
+def count(transformers, name: str, config) -> int:
+    import torch
+
+    with torch.device("meta"):
+        model = getattr(transformers, name)(config)
+    return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
+
+
+FAMILIES = ["Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_text_models_equal_transformers_on_meta(transformers, family, seed):
+    rng = random.Random(f"{family}{seed}")
+    values = text_config(rng) | {"tie_word_embeddings": rng.random() < 0.5}
+    if family in {"Llama", "Qwen3", "Qwen3Moe"}:
+        values |= {"head_dim": rng.choice([8, 12]), "attention_bias": rng.random() < 0.5}
+    if family == "Llama":
+        values["mlp_bias"] = rng.random() < 0.5
+    if "Moe" in family or family == "Mixtral":
+        values["num_local_experts" if family == "Mixtral" else "num_experts"] = rng.randrange(2, 5)
+        values |= {"num_experts_per_tok": 2, "moe_intermediate_size": rng.randrange(3, 30)}
+    if family == "Qwen2Moe":
+        values |= {"shared_expert_intermediate_size": rng.randrange(3, 30)}
+        values["qkv_bias"] = rng.random() < 0.5
+    if family == "Qwen3Moe" and values["num_hidden_layers"] > 1:
+        values["mlp_only_layers"] = [0]
+    config = getattr(transformers, f"{family}Config")(**values)
+    config.architectures = [f"{family}ForCausalLM"]
+    assert read(config)[2] == count(transformers, f"{family}ForCausalLM", config)
+
+
+@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL"])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tied", [False, True])
+def test_qwen_vl_equals_transformers_on_meta(transformers, family, seed, tied):
+    rng = random.Random(f"{family}{seed}")
+    text = text_config(rng)
+    heads = rng.choice([1, 2])
+    hidden = heads * rng.choice([64, 80])
+    vision = {
+        "depth": rng.randrange(1, 4), "num_heads": heads, "patch_size": rng.choice([4, 14]),
+        "temporal_patch_size": rng.choice([1, 2]), "spatial_merge_size": rng.choice([1, 2]),
+    }  # fmt: skip
+    if family == "Qwen2VL":
+        vision |= {"embed_dim": hidden, "hidden_size": text["hidden_size"], "mlp_ratio": 3}
+    else:
+        vision |= {"hidden_size": hidden, "out_hidden_size": text["hidden_size"]}
+        vision |= {"intermediate_size": rng.randrange(5, 99)}
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=tied
+    )
+    config.architectures = [f"{family}ForConditionalGeneration"]
+    dims = read(config)
+    assert dims[0].tie_word_embeddings is tied
+    assert dims[2] == count(transformers, f"{family}ForConditionalGeneration", config)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_internvl_hf_equals_transformers_on_meta(transformers, seed):
+    rng = random.Random(seed)
+    text = text_config(rng) | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    heads = rng.choice([1, 2, 5])
+    side = rng.choice([28, 56])
+    vision = {
+        "hidden_size": heads * 16, "num_hidden_layers": rng.randrange(1, 4),
+        "num_attention_heads": heads, "intermediate_size": rng.randrange(5, 99),
+        "image_size": [side, side], "patch_size": [14, 14], "attention_bias": rng.random() < 0.5,
+        "use_qk_norm": rng.random() < 0.5, "norm_type": rng.choice(["layer_norm", "rms_norm"]),
+    }  # fmt: skip
+    config = transformers.InternVLConfig(
+        text_config=text, vision_config=vision, image_seq_length=(side // 28) ** 2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    config.architectures = ["InternVLForConditionalGeneration"]
+    assert read(config)[2] == count(transformers, "InternVLForConditionalGeneration", config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(transformers, family):
+    """A config that leaves everything out means the same to both."""
+    defaults = getattr(transformers, f"{family}Config")()
+    text = read(f'{{"architectures": ["{family}ForCausalLM"]}}')[0]
+    assert text.vocab == defaults.vocab_size
+    assert text.hidden == defaults.hidden_size
+    assert text.layers == defaults.num_hidden_layers
+    assert text.heads == defaults.num_attention_heads
+    assert text.kv_heads == defaults.num_key_value_heads
+    assert text.intermediate == defaults.intermediate_size
+    assert text.max_position_embeddings == defaults.max_position_embeddings
+    assert text.tie_word_embeddings is bool(defaults.tie_word_embeddings)
+    own = getattr(defaults, "head_dim", None) or text.hidden // text.heads
+    assert text.head_dim == own
+    if text.moe:
+        assert text.moe.experts == defaults.num_experts
+        assert text.moe.experts_per_token == defaults.num_experts_per_tok
+
+
+def test_moe_dims_of_mixtral():
+    moe = preset_model("mixtral-8x7b").text.moe
+    assert moe == MoeDims(experts=8, experts_per_token=2, intermediate=14336, layers=32)

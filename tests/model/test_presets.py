@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.core.presets import load_yaml, presets_dir
+from turbofit.core.struct import decode, to_json
+from turbofit.core.model import Model
+from turbofit.model.images import worst_units
+from turbofit.model.presets import (
+    awq_variant,
+    find_preset,
+    known_presets,
+    load_preset,
+    nearest_names,
+    preset_model,
+)
+
+
+def test_every_file_has_an_alias_and_every_alias_a_file():
+    files = {path.stem for path in (presets_dir() / "models").glob("*.yaml")} - {"aliases"}
+    assert files == set(load_yaml(presets_dir() / "models" / "aliases.yaml"))
+    assert set(known_presets()) == files
+
+
+@pytest.mark.parametrize("preset_id", known_presets())
+def test_presets_are_whole(preset_id):
+    preset = load_preset(preset_id)
+    assert preset.hub_id in preset.source
+    assert find_preset(preset.hub_id) == find_preset(preset_id) == preset_id
+    if preset.unsupported:
+        with pytest.raises(UsageError) as error:
+            preset_model(preset_id)
+        assert "--backend pytorch" in error.value.hint
+        return
+    model = preset_model(preset_id)
+    assert decode(to_json(model), Model, what="model") == model
+    assert model.source.kind == "preset"
+    assert (model.vision is None) is (model.image_rule is None)
+    assert (model.quantization is not None) is preset_id.endswith("-awq")
+    assert model.text.heads % model.text.kv_heads == 0
+    if model.vision:
+        assert model.vision.hidden % model.vision.heads == 0
+        worst = worst_units(model.image_rule)
+        assert worst == (13 if model.vision.kind == "internvit" else 65_536)
+
+
+@pytest.mark.parametrize(
+    ("typed", "preset"),
+    [
+        ("internvl2-8b", "internvl2-8b"), ("InternVL2_8B", "internvl2-8b"),
+        ("OpenGVLab/InternVL2-8B", "internvl2-8b"), ("opengvlab/internvl2-8b", "internvl2-8b"),
+        (" InternVL2 8B ", "internvl2-8b"), ("internvl2-8b-AWQ", "internvl2-8b-awq"),
+        ("qwen2-vl-7b", "qwen2-vl-7b"), ("Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b"),
+        ("Qwen2-VL-7B-Instruct", "qwen2-vl-7b"), ("qwen2.5-vl-7b", "qwen2.5-vl-7b"),
+        ("qwen2_5-vl-7b", "qwen2.5-vl-7b"), ("internvl2-llama3-76b", "internvl2-76b"),
+        ("internlm2_5-7b-chat", "internlm2.5-7b"), ("llama3.1-8b", "llama-3.1-8b"),
+        ("nothing", None), ("", None),
+    ],
+)  # fmt: skip
+def test_names_as_people_type_them(typed, preset):
+    assert find_preset(typed) == preset
+
+
+def test_nearest_names():
+    assert nearest_names("intervl2-8b")[0] == "internvl2-8b"
+    assert nearest_names("Qwen/Qwen2-VL-7B-Instrct")[0] == "qwen2-vl-7b"
+    assert nearest_names("zzzzzz") == []
+
+
+def test_awq_variants():
+    assert awq_variant(preset_model("internvl2-26b")).name == "InternVL2-26B-AWQ"
+    variant = awq_variant(preset_model("qwen2-vl-7b"))
+    assert variant.hub_id == "Qwen/Qwen2-VL-7B-Instruct-AWQ"
+    assert variant.quantization.group_size == 128
+    assert variant.weight_bytes < preset_model("qwen2-vl-7b").weight_bytes / 2
+    assert awq_variant(variant) is None
+    assert awq_variant(preset_model("internvl2-1b")) is None
+
+
+def test_awq_padding_of_the_72b_fits_the_group():
+    assert preset_model("qwen2-vl-72b-awq").text.intermediate % 128 == 0
+
+
+CHILD = """
+import sys, time, msgspec, yaml, re
+start = time.perf_counter()
+from turbofit.model.source import resolve_model
+resolve_model("internvl2-26b-awq")
+spent = time.perf_counter() - start
+heavy = {"torch", "transformers", "lmdeploy", "pynvml", "urllib.request", "ssl", "http.client",
+         "dataclasses", "json", "difflib", "concurrent.futures"} & set(sys.modules)
+print(spent, *sorted(heavy))
+"""
+
+
+def test_a_preset_costs_little_and_imports_nothing_heavy():
+    runs = [
+        subprocess.run(  # noqa: S603
+            [sys.executable, "-c", CHILD], check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(5)
+    ]
+    assert runs[0][1:] == []
+    # 10 ms is the budget on an idle machine; the best of five, doubled for a busy one.
+    assert min(float(run[0]) for run in runs) < 0.020

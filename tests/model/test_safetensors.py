@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.model.safetensors import (
+    LARGEST_HEADER,
+    Tensor,
+    header_length,
+    parse_header,
+    parse_index,
+)
+
+
+def header(**tensors):
+    return json.dumps(tensors).encode()
+
+
+def entry(dtype="F16", shape=(2, 3), offsets=(0, 12)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def test_reads_names_dtypes_shapes():
+    data = json.dumps({
+        "__metadata__": {"format": "pt"}, "b": entry(offsets=(4, 16)),
+        "a": entry("F32", (), (0, 4)), "none": entry("I64", (0, 5), (4, 4)),
+    }).encode()  # fmt: skip
+    found = parse_header(data, 8 + len(data) + 16, "x")
+    assert found == {
+        "a": Tensor("F32", (), 4), "b": Tensor("F16", (2, 3), 12), "none": Tensor("I64", (0, 5), 0),
+    }  # fmt: skip
+    assert found["b"].elements == 6
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": entry(offsets=(0, 11))},
+        {"a": entry(offsets=(12, 0))},
+        {"a": entry(offsets=(-12, 0))},
+        {"a": entry(offsets=(1, 13))},
+        {"a": entry(), "b": entry(offsets=(0, 12))},
+        {"a": entry(), "b": entry(offsets=(6, 18))},
+        {"a": entry(), "b": entry(offsets=(13, 25))},
+        {"a": entry(dtype="Q9")},
+        {"a": entry(shape=(-2, -3))},
+        {"a": entry(shape=(1 << 60, 0), offsets=(0, 0))},
+        {"a": entry(shape=(1 << 47, 1 << 47), offsets=(0, 1 << 62))},
+        {"a": entry(shape=[1] * 17, offsets=(0, 2))},
+        {"a": {"dtype": "F16"}},
+        {"a": {}},
+        {"a": 5},
+        {"a": entry() | {"shape": "6"}},
+        {"a": entry() | {"shape": [True, 6]}},
+    ],
+)
+def test_hostile_headers(tensors):
+    with pytest.raises(UsageError):
+        parse_header(header(**tensors), None, "x")
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 100, 10**12])
+def test_sizes_that_do_not_match(size):
+    data = header(a=entry())
+    with pytest.raises(UsageError):
+        parse_header(data, size, "x")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "size"),
+    [(b"", 0), (b"1234567", 7), ((0).to_bytes(8, "little"), 8), ((1).to_bytes(8, "little"), 9),
+     ((100).to_bytes(8, "little"), 50), ((LARGEST_HEADER + 1).to_bytes(8, "little"), 1 << 60),
+     (b"\xff" * 8, None)],
+)  # fmt: skip
+def test_hostile_lengths(prefix, size):
+    with pytest.raises(UsageError):
+        header_length(prefix, size, "x")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"", b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": []}', b'{"weight_map": {"a": 1}}',
+        b'{"weight_map": {"a": "../x.safetensors"}}', b'{"weight_map": {"a": "/x.safetensors"}}',
+        b'{"weight_map": {"a": "x.bin"}}', b'{"weight_map": {"a": ".safetensors"}}',
+        b'{"weight_map": {"a": "a/b.safetensors"}}', b'{"weight_map": {"a": "a\\u0000.safetensors"}}',
+    ],
+)  # fmt: skip
+def test_hostile_indices(index):
+    with pytest.raises(UsageError):
+        parse_index(index, "index")
+
+
+def test_index():
+    data = b'{"metadata": {"total_size": 4}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+    assert parse_index(data, "index") == {"a": "model-00001-of-00002.safetensors"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+entries = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F16", "BF16", "I32", "F4", "?", ""]) | json_values,
+        "shape": st.lists(st.integers(-2, 1 << 50), max_size=4) | json_values,
+        "data_offsets": st.lists(st.integers(-5, 200), min_size=2, max_size=2) | json_values,
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.text(max_size=6), entries | json_values, max_size=4) | json_values)
+def test_fuzzed_headers_raise_nothing_else(value):
+    data = json.dumps(value).encode()
+    for size in (None, 8 + len(data), 8 + len(data) + 12):
+        try:
+            found = parse_header(data, size, "x")
+        except TurbofitError:
+            continue
+        assert all(tensor.bytes >= 0 for tensor in found.values())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_fuzzed_bytes_raise_nothing_else(data):
+    for reader in (
+        lambda: parse_header(data, None, "x"),
+        lambda: parse_index(data, "x"),
+        lambda: header_length(data, len(data), "x"),
+    ):
+        try:
+            reader()
+        except TurbofitError as error:
+            assert "\n" not in error.message

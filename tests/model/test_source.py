@@ -1,0 +1,385 @@
+"""Folder, hub cache, hub, preset: which one answers, and what it says when the others could not."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.checkpoints import make_internvl2, make_text
+from tests.model.conftest import write_safetensors
+from tests.model.test_checkpoint import LLAMA, llama_tensors, make
+from turbofit.core.errors import UsageError
+from turbofit.model import hub
+from turbofit.model.source import resolve_model
+
+COMMIT = "a" * 40
+
+
+class Hub(ThreadingHTTPServer):
+    """A stand-in hub: /ORG/NAME/resolve/REVISION/FILE over a folder, with one trick at a time."""
+
+    def __init__(self, root) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.root = root
+        self.trick = ""
+        self.seen: list[tuple[str, str | None, str | None]] = []
+        self.revisions = {"main", COMMIT}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.seen.append(
+            (self.path, self.headers.get("Authorization"), self.headers.get("Range"))
+        )
+        name, _, rest = self.path.lstrip("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        path = server.root / name / file
+        if server.trick == "gated":
+            return self.fail(401, "GatedRepo")
+        if server.trick == "broken":
+            return self.fail(500)
+        if server.trick == "loop":
+            return self.redirect(self.path + "x")
+        if server.trick == "elsewhere" and file.endswith(".safetensors"):
+            return self.redirect(f"{server.other.url}{self.path}")
+        if server.trick == "scheme":
+            return self.redirect("file:///etc/passwd")
+        if revision not in server.revisions:
+            return self.fail(404, "RevisionNotFound")
+        if not (server.root / name).is_dir():
+            return self.fail(404, "RepoNotFound")
+        if not path.is_file():
+            return self.fail(404, "EntryNotFound")
+        return self.give(path)
+
+    def give(self, path):
+        with path.open("rb") as file:
+            data = file.read(1 << 20)
+        size = path.stat().st_size
+        trick, wanted = self.server.trick, self.headers.get("Range")
+        if trick == "endless":
+            return self.drip(forever=True)
+        if trick == "drip" and path.suffix == ".safetensors":
+            return self.drip()
+        if wanted and trick != "no_ranges":
+            begin, end = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+            body = data[begin : end + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{begin + len(body) - 1}/{size}")
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            body = data
+            self.send_response(200)
+            self.send_header("Content-Length", str(size))
+        if trick == "lies" and path.suffix == ".safetensors":
+            body = b"\xff" * len(body)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        self.close_connection = True
+        self.wfile.write(body)
+        return None
+
+    def drip(self, forever=False):
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(b"x" * (1 << 16) if forever else b"x")
+                if not forever:
+                    time.sleep(0.02)
+        except OSError:
+            pass
+
+    def redirect(self, to):
+        self.send_response(302)
+        self.send_header("Location", to)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def fail(self, code, error=""):
+        self.send_response(code)
+        self.send_header("X-Error-Code", error)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def online(tmp_path, monkeypatch):
+    """A hub with one model, ``org/tiny``."""
+    root = tmp_path / "hub"
+    root.mkdir()
+    server = Hub(root)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    make(root / "org" / "tiny")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def cache_of(tmp_path, hub_id, commit=COMMIT, ref="main"):
+    """The folder of a snapshot in the local hub cache."""
+    base = tmp_path / "hf" / "hub" / f"models--{hub_id.replace('/', '--')}"
+    folder = base / "snapshots" / commit
+    folder.mkdir(parents=True)
+    if ref:
+        (base / "refs").mkdir(exist_ok=True)
+        (base / "refs" / ref).write_text(commit)
+    return folder
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_a_folder_wins_over_everything(tmp_path, monkeypatch):
+    make(tmp_path / "internvl2-8b")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("internvl2-8b").source.kind == "folder"
+    assert resolve_model("internvl2-8b").architecture == "LlamaForCausalLM"
+
+
+def test_a_folder_without_config_does_not_hide_a_preset(tmp_path, monkeypatch):
+    (tmp_path / "internvl2-8b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("internvl2-8b").source.kind == "preset"
+    with pytest.raises(UsageError, match="config.json"):
+        resolve_model("./internvl2-8b")
+
+
+def test_a_folder_keeps_its_name_with_a_slash_behind(tmp_path):
+    assert resolve_model(make(tmp_path / "tiny") + "/").name == "tiny"
+
+
+def test_an_adapter_is_not_a_model(tmp_path):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError) as error:
+        resolve_model(str(tmp_path / "lora"))
+    assert "merge" in error.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "  ", "./gone", "/gone", "~/gone", "..", "a\0b", "./a\0b"])
+def test_paths_that_are_not_there(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        resolve_model(name)
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(UsageError) as error:
+        resolve_model("internvl2-9b")
+    assert "internvl2-8b" in error.value.hint
+    with pytest.raises(UsageError) as error:
+        resolve_model("x" * 10_000)
+    assert len(error.value.message) < 200
+
+
+# --- the hub cache -----------------------------------------------------------------------------
+
+
+def test_the_cache_answers_a_hub_id_and_an_alias(tmp_path):
+    folder = make_internvl2(cache_of(tmp_path, "OpenGVLab/InternVL2-8B"))
+    for name in ("OpenGVLab/InternVL2-8B", "internvl2-8b"):
+        model = resolve_model(name)
+        assert (model.source.kind, model.source.where) == ("hub_cache", str(folder))
+        assert (model.source.checkpoint, model.source.sizes) == (str(folder), "file")
+        assert (model.name, model.hub_id) == ("InternVL2-8B", "OpenGVLab/InternVL2-8B")
+
+
+def test_a_half_downloaded_snapshot_is_not_the_model(tmp_path):
+    folder = make_internvl2(cache_of(tmp_path, "OpenGVLab/InternVL2-8B"))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert resolve_model("internvl2-8b").source.kind == "preset"
+    model = resolve_model("OpenGVLab/InternVL2-8B")  # its config is still the best known
+    assert (model.source.kind, model.source.sizes, model.source.checkpoint) == (
+        "hub_cache", "formula", None,
+    )  # fmt: skip
+    assert "not in the local hub cache" in model.warnings[0]
+
+
+def test_revisions_in_the_cache(tmp_path):
+    make_text(cache_of(tmp_path, "org/tiny", commit="b" * 40, ref="v1"))
+    assert resolve_model("org/tiny", revision="v1").source.kind == "hub_cache"
+    assert resolve_model("org/tiny", revision="b" * 40).source.kind == "hub_cache"
+    for revision in (None, "v2", "../../v1", "\0", "b" * 39):
+        with pytest.raises(UsageError):
+            resolve_model("org/tiny", revision=revision)
+
+
+@pytest.mark.parametrize("key", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"])
+def test_where_the_cache_is(tmp_path, monkeypatch, key):
+    make_text(cache_of(tmp_path, "org/tiny"))
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(key, str(tmp_path / "hf" / ("" if key == "HF_HOME" else "hub")))
+    assert resolve_model("org/tiny").source.kind == "hub_cache"
+
+
+# --- the hub -----------------------------------------------------------------------------------
+
+
+def test_the_hub_answers(online):
+    model = resolve_model("org/tiny")
+    assert (model.source.kind, model.source.sizes, model.source.checkpoint) == ("hub", "file", None)
+    assert model.source.where.endswith(f"org/tiny@{COMMIT}")
+    assert model.weight_bytes == 2 * model.parameters
+    assert model.warnings == ()
+    ranges = [wanted for path, _, wanted in online.seen if path.endswith(".safetensors")]
+    assert ranges
+    assert all(wanted and wanted.startswith("bytes=0-") for wanted in ranges)
+
+
+def test_all_files_are_of_one_commit(online):
+    resolve_model("org/tiny")
+    assert [path for path, *_ in online.seen if "/main/" in path] == [
+        "/org/tiny/resolve/main/config.json"
+    ]
+
+
+def test_a_long_header_takes_a_second_request(online, monkeypatch):
+    monkeypatch.setattr(hub, "_FIRST_BYTES", 100)
+    assert resolve_model("org/tiny").weight_bytes == 2 * resolve_model("org/tiny").parameters
+
+
+def test_shards_on_the_hub(online):
+    folder = online.root / "org" / "tiny"
+    (folder / "model.safetensors").unlink()
+    tensors = llama_tensors()
+    where = {name: f"model-{i % 12}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(where.values()):
+        write_safetensors(folder / file, {n: tensors[n] for n in tensors if where[n] == file})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert resolve_model("org/tiny").weight_bytes == 2 * resolve_model("org/tiny").parameters
+    (folder / "model-3.safetensors").unlink()
+    with pytest.raises(UsageError, match="model-3"):
+        resolve_model("org/tiny")
+
+
+def test_torch_files_on_the_hub(online):
+    (online.root / "org" / "tiny" / "model.safetensors").unlink()
+    model = resolve_model("org/tiny")
+    assert model.source.sizes == "formula"
+    assert "safetensors" in model.warnings[0]
+
+
+def test_the_token_goes_to_the_hub_and_not_where_it_redirects(online, monkeypatch, tmp_path):
+    other = Hub(online.root)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    online.other, online.trick = other, "elsewhere"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    try:
+        assert resolve_model("org/tiny").source.sizes == "file"
+    finally:
+        other.shutdown()
+        other.server_close()
+    assert {token for _, token, _ in online.seen} == {"Bearer secret"}
+    assert other.seen
+    assert {token for _, token, _ in other.seen} == {None}
+
+
+@pytest.mark.parametrize("trick", ["gated", "broken", "loop", "scheme", "endless"])
+def test_a_hub_that_fails_is_one_line(online, trick, monkeypatch):
+    monkeypatch.setattr(hub, "_PATIENCE", 3.0)
+    online.trick = trick
+    with pytest.raises(UsageError) as error:
+        resolve_model("org/tiny")
+    assert "\n" not in error.value.message
+    assert "/etc/passwd" not in error.value.message
+
+
+def test_a_hub_that_lies_is_an_error(online):
+    online.trick = "lies"
+    with pytest.raises(UsageError, match="safetensors"):
+        resolve_model("org/tiny")
+
+
+def test_a_hub_without_ranges_still_gives_headers(online):
+    online.trick = "no_ranges"
+    assert resolve_model("org/tiny").source.sizes == "file"
+
+
+def test_a_dripping_hub_meets_the_deadline(online, monkeypatch):
+    monkeypatch.setattr(hub, "_PATIENCE", 1.0)
+    online.trick = "drip"
+    start = time.monotonic()
+    with pytest.raises(UsageError, match="more than 1 s"):
+        resolve_model("org/tiny")
+    assert time.monotonic() - start < 5
+
+
+def test_unknown_repositories_and_revisions(online):
+    with pytest.raises(UsageError) as error:
+        resolve_model("org/nothing")
+    assert "org/nothing" in error.value.message
+    with pytest.raises(UsageError, match="v9"):
+        resolve_model("org/tiny", revision="v9")
+
+
+def test_a_published_model_that_has_no_account(online):
+    config = LLAMA | {"architectures": ["LlavaForConditionalGeneration"]}
+    make(online.root / "llava-hf" / "llava-1.5-7b-hf", config)
+    with pytest.raises(UsageError) as error:
+        resolve_model("llava-hf/llava-1.5-7b-hf")
+    assert "--backend pytorch" in error.value.hint
+
+
+# --- presets behind the hub --------------------------------------------------------------------
+
+
+def test_a_preset_stands_in_for_a_hub_that_is_out_of_reach(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    model = resolve_model("OpenGVLab/InternVL2-8B")
+    assert model.source.kind == "preset"
+    assert "127.0.0.1:9 cannot be reached" in model.warnings[0]
+    assert "preset internvl2-8b" in model.warnings[0]
+    with pytest.raises(UsageError, match="cannot be reached"):
+        resolve_model("org/tiny")
+
+
+def test_offline_is_said(monkeypatch):
+    assert "forbids the network" in resolve_model("Qwen/Qwen2-VL-7B-Instruct").warnings[0]
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "yes")
+    assert "forbids the network" in resolve_model("Qwen/Qwen2-VL-7B-Instruct").warnings[0]
+
+
+def test_another_organisation_is_not_the_preset():
+    """``somebody/InternVL2-8B`` may be a finetune with other dims."""
+    with pytest.raises(UsageError):
+        resolve_model("somebody/InternVL2-8B")
+
+
+def test_an_alias_never_asks_the_network(online):
+    assert resolve_model("internvl2-8b").warnings == ()
+    assert online.seen == []
+
+
+def test_a_preset_says_that_it_knows_no_revision():
+    assert "'v2'" in resolve_model("internvl2-8b", revision="v2").warnings[0]
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://x", "http://", "http://[bad"])
+def test_a_wrong_endpoint(monkeypatch, endpoint):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(UsageError):
+        resolve_model("org/tiny")

@@ -1,0 +1,235 @@
+"""The doors of turbofit for programs: where the rooms are put together.
+
+    >>> import turbofit
+    >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+    >>> plan.fits, plan.settings.cache_max_entry_count
+
+Both :func:`plan` and :func:`predict` import neither torch nor lmdeploy nor transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import fields, replace
+
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.plan import Goal, Plan, Settings, Workload
+from turbofit.core.units import parse_bytes
+from turbofit.launch.command import commands
+from turbofit.launch.environment import rank_warning
+from turbofit.machine.source import machine_from
+from turbofit.memory.turbomind.constants import REFERENCE, load_constants
+from turbofit.model.source import resolve_model
+from turbofit.tuner.ask import Ask, Margin
+from turbofit.tuner.plan import make_plan
+from turbofit.tuner.predict import make_prediction
+
+if TYPE_CHECKING:
+    from turbofit.core.machine import Machine
+    from turbofit.core.model import Model
+
+__all__ = ["plan", "predict"]
+
+_SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
+
+
+def plan(
+    model: str | Model,
+    *,
+    on: str | Machine | None = None,
+    tp: int | None = None,
+    replicas: int | None = None,
+    gpus: str | None = None,
+    images: int = 1,
+    image_size: tuple[int, int] | None = None,
+    context: int | None = None,
+    concurrency: int = 8,
+    goal: Goal = "throughput",
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    engine: str = "auto",
+    margin: int | str | None = None,
+    budget: int | str | None = None,
+    revision: str | None = None,
+    **settings: Any,
+) -> Plan:
+    """The best plan for a model on a machine.
+
+    Args:
+        model: a checkpoint folder, a hub id, a preset's name, or a model already read.
+        on: a SPEC such as ``4xrtx3090``, a snapshot's path, a machine already read, or None for
+            this machine through NVML.
+        tp: GPUs of one engine; None chooses.
+        replicas: engines side by side; None chooses.
+        gpus: PCI indices or UUIDs to stay within.
+        images: images a request.
+        image_size: their (width, height); None is the worst that the model's rule admits.
+        context: tokens that one request may have; None is the model's own, lowered to the cache.
+        concurrency: requests at once over all replicas.
+        goal: what decides between shapes that serve.
+        max_dynamic_patch: InternVL's tile limit; None keeps the model's own where it can be served.
+        max_pixels: Qwen2-VL's pixel limit, likewise.
+        engine: ``auto`` or ``turbomind``.
+        margin: bytes to leave free on each GPU, or a share such as ``"2%"``.
+        budget: bytes that this turbofit may take of each GPU, margin included.
+        revision: branch, tag or commit on the hub.
+        settings: LMDeploy's own options by name; what is set is never changed.
+
+    Returns:
+        The plan, whether it fits or not.
+
+    Raises:
+        UsageError: something asked for cannot be meant or used.
+        MachineError: this machine cannot be read, or has no GPU.
+        PackageError: no engine that turbofit accounts for runs the model.
+    """
+    ask = _ask(model, on, gpus, revision, engine, margin, budget, settings)
+    ask = replace(
+        ask,
+        workload=_workload(images, image_size, context, concurrency, goal),
+        tp=tp,
+        replicas=replicas,
+        max_dynamic_patch=max_dynamic_patch,
+        max_pixels=max_pixels,
+    )
+    return _finished(make_plan(_checked(ask), load_constants()))
+
+
+def predict(
+    model: str | Model,
+    *,
+    on: str | Machine | None = None,
+    tp: int | None = None,
+    replicas: int | None = None,
+    gpus: str | None = None,
+    images: int = 1,
+    image_size: tuple[int, int] | None = None,
+    context: int | None = None,
+    concurrency: int = 8,
+    goal: Goal = "throughput",
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    engine: str = "auto",
+    margin: int | str | None = None,
+    budget: int | str | None = None,
+    revision: str | None = None,
+    free_at_cache: int | str | None = None,
+    lmdeploy: str | None = None,
+    **settings: Any,
+) -> Plan:
+    """What given settings do, LMDeploy's defaults where none are given. No search.
+
+    Args as for :func:`plan`, and:
+        free_at_cache: free bytes when the cache is sized, as a log said; replaces everything
+            before the cache.
+        lmdeploy: the engine generation, e.g. ``0.18``.
+
+    Raises:
+        As :func:`plan`; PackageError for a generation without an account.
+    """
+    constants = load_constants(_generation(lmdeploy))
+    ask = _ask(model, on, gpus, revision, engine, margin, budget, settings)
+    ask = replace(
+        ask,
+        workload=_workload(images, image_size, context, concurrency, goal),
+        tp=tp,
+        replicas=replicas,
+        max_dynamic_patch=max_dynamic_patch,
+        max_pixels=max_pixels,
+    )
+    free = parse_bytes(free_at_cache) if isinstance(free_at_cache, str) else free_at_cache
+    return _finished(make_prediction(_checked(ask), constants, free))
+
+
+def _ask(
+    model: str | Model,
+    on: str | Machine | None,
+    gpus: str | None,
+    revision: str | None,
+    engine: str,
+    margin: int | str | None,
+    budget: int | str | None,
+    settings: dict[str, Any],
+) -> Ask:
+    if engine not in ("auto", "turbomind"):
+        raise PackageError(
+            f"turbofit has no account of the {engine} engine yet", hint="use --engine turbomind"
+        )
+    unknown = sorted(set(settings) - _SETTINGS)
+    if unknown:
+        raise UsageError(
+            f"{unknown[0]} is not an option that turbofit sets",
+            hint=f"it sets {', '.join(sorted(_SETTINGS))}",
+        )
+    fixed = {name: value for name, value in settings.items() if value is not None}
+    resolved = resolve_model(model, revision=revision) if isinstance(model, str) else model
+    machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
+    return Ask(
+        model=resolved,
+        machine=machine,
+        workload=Workload(),
+        fixed=fixed,
+        margin=_margin(margin),
+        budget=parse_bytes(budget, what="--budget") if isinstance(budget, str) else budget,
+    )
+
+
+def _workload(
+    images: int,
+    image_size: tuple[int, int] | None,
+    context: int | None,
+    concurrency: int,
+    goal: Goal,
+) -> Workload:
+    if images < 0 or concurrency < 1 or (context is not None and context < 1):
+        raise UsageError(
+            f"a workload of {images} images, {concurrency} requests and {context} tokens is none",
+            hint="images from 0, concurrency and context from 1",
+        )
+    return Workload(
+        images=images,
+        image_size=image_size,
+        context=context,
+        concurrency=concurrency,
+        goal=goal,
+    )
+
+
+def _margin(margin: int | str | None) -> Margin:
+    if isinstance(margin, str):
+        if not margin.endswith("%"):
+            return Margin(bytes=parse_bytes(margin, what="--margin"))
+        try:
+            return Margin(share=float(margin[:-1]) / 100)
+        except ValueError:
+            raise UsageError(f"margin {margin!r} is no share", hint="write it as 2%") from None
+    return Margin(bytes=margin)
+
+
+def _checked(ask: Ask) -> Ask:
+    """Refuse contradictions that no search can mend."""
+    workload, fixed = ask.workload, ask.fixed
+    if workload.context is not None and "session_len" in fixed:
+        raise UsageError("context and session_len are one setting", hint="give only one of the two")
+    longest = ask.model.text.max_position_embeddings
+    if workload.context is not None and workload.context > longest:
+        raise UsageError(
+            f"{ask.model.name} reads {longest} tokens, not {workload.context}",
+            hint=f"--context {longest} at most",
+        )
+    return ask
+
+
+def _generation(version: str | None) -> str:
+    if version is None:
+        return REFERENCE
+    return ".".join(version.split(".")[:2])
+
+
+def _finished(plan: Plan) -> Plan:
+    """Add the command lines, and what the environment says against them."""
+    warning = rank_warning(plan.parallel.tp, os.environ)
+    warnings = (*plan.warnings, warning) if warning else plan.warnings
+    return replace(plan, commands=commands(plan), warnings=warnings)

@@ -1,0 +1,195 @@
+"""What would happen at one ratio, in the order in which it would: the first thing that goes wrong.
+
+LMDeploy aborts on any failed allocation (SIGABRT), and waits for ever, silently, where the cache
+cannot hold one warm-up request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from turbofit.core.plan import GpuLedger, Term
+from turbofit.core.struct import Struct
+from turbofit.core.units import format_bytes
+from turbofit.memory.turbomind.account import Account
+
+__all__ = ["Fate", "fate_at", "fate_without_cache"]
+
+FateKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
+
+
+class Fate(Struct):
+    """The end of the story: ``kind`` names the phase, ``missing`` the bytes, ``text`` says it."""
+
+    kind: FateKind
+    text: str
+    gpu: int | None = None
+    term: str = ""
+    missing: int = 0
+
+    @property
+    def serves(self) -> bool:
+        """Whether no request within the exposure kills it (the margin may still be short)."""
+        return self.kind in ("serves", "margin")
+
+
+def fate_at(account: Account, ratio: float) -> Fate:
+    """What happens to a group that is started with this ratio."""
+    return next(_fates(account, ratio), Fate(kind="serves", text="serves"))
+
+
+def fate_without_cache(account: Account) -> Fate:
+    """Why no ratio at all fits: loading, or what must live beside the cache."""
+    ledgers = account.at(0.0).ledgers
+    fate = next(_loading(ledgers), None)
+    if fate is not None:
+        return fate
+    tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
+    missing = max(1, tightest.margin - tightest.headroom)
+    return Fate(
+        kind="request",
+        gpu=tightest.index,
+        term=_largest(tightest.ledger, "transient"),
+        missing=missing,
+        text=(
+            f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
+            f" margin before the first KV block, most of it {_blame(tightest)}"
+        ),
+    )
+
+
+def _fates(account: Account, ratio: float) -> Iterator[Fate]:
+    ledgers = account.at(ratio).ledgers
+    yield from _loading(ledgers)
+    if account.free <= 0:
+        yield fate_without_cache(account)
+    yield from _starting(account, ratio, ledgers)
+    yield from _serving(ledgers)
+    for ledger in ledgers:
+        if not ledger.fits:
+            missing = ledger.margin - ledger.headroom
+            yield Fate(
+                kind="margin",
+                gpu=ledger.index,
+                missing=missing,
+                text=(
+                    f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
+                    f" {format_bytes(missing)} less than the margin"
+                ),
+            )
+
+
+def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+    for ledger in ledgers:
+        missing = ledger.load_peak - _usable(ledger)
+        if missing > 0:
+            yield Fate(
+                kind="load",
+                gpu=ledger.index,
+                term=_largest(ledger.ledger, "weights"),
+                missing=missing,
+                text=(
+                    f"runs out of memory while loading the weights: GPU {ledger.index} is"
+                    f" {format_bytes(missing)} short of a load peak of"
+                    f" {format_bytes(ledger.load_peak)}"
+                ),
+            )
+
+
+def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+    for ledger in ledgers:
+        missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
+        if missing > 0:
+            yield _short("buffers", ledger, missing, "while starting, right after the cache")
+    if account.hangs_at(ratio):
+        blocks = account.tokens_at(ratio) // account.shape.block_tokens
+        needed = account.blocks_for_warmup
+        missing = (needed - blocks) * account.shape.block_bytes
+        yield Fate(
+            kind="hang",
+            gpu=ledgers[0].index,
+            term="kv_cache",
+            missing=missing,
+            text=(
+                f"never starts: the cache holds {blocks} KV blocks of the {needed} that one warm-up"
+                f" request needs ({format_bytes(missing)} more), and LMDeploy waits without a word"
+            ),
+        )
+    for ledger in ledgers:
+        missing = ledger.steady - _usable(ledger)
+        if missing > 0:
+            yield _short("warmup", ledger, missing, "in LMDeploy's own warm-up")
+
+
+def _serving(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+    for ledger in ledgers:
+        base = ledger.steady - _pool(ledger.ledger)
+        deadly = [
+            term
+            for term in ledger.ledger
+            if term.phase == "transient" and base + term.bytes > _usable(ledger)
+        ]
+        if deadly:
+            first = min(deadly, key=lambda term: term.bytes)
+            missing = base + first.bytes - _usable(ledger)
+            held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
+            yield Fate(
+                kind="request",
+                gpu=ledger.index,
+                term=first.term,
+                missing=missing,
+                text=(
+                    f"starts, then aborts on {_case(first)}: it needs {format_bytes(first.bytes)}"
+                    f" of the executor's pool where {format_bytes(held)} are held and"
+                    f" {format_bytes(left)} are free on GPU {ledger.index}"
+                    f" ({format_bytes(missing)} short)"
+                ),
+            )
+
+
+def _short(kind: FateKind, ledger: GpuLedger, missing: int, when: str) -> Fate:
+    return Fate(
+        kind=kind,
+        gpu=ledger.index,
+        term="kv_cache",
+        missing=missing,
+        text=(
+            f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short,"
+            f" most of it {_blame(ledger)}"
+        ),
+    )
+
+
+def _case(term: Term) -> str:
+    names = {
+        "text_prefill": "the longest prompts",
+        "sampling": "a full batch sampling with top_k=0",
+        "vision_request": "one image request at the limit",
+        "vision_forward": "image requests that meet in one forward",
+    }
+    return f"{names.get(term.term, term.term)} ({term.note})"
+
+
+def _blame(ledger: GpuLedger) -> str:
+    """The largest term, as people say it."""
+    held = [term for term in ledger.ledger if term.phase != "transient"]
+    largest = max(held, key=lambda term: term.bytes)
+    return f"{largest.term} ({format_bytes(largest.bytes)})"
+
+
+def _largest(ledger: Sequence[Term], phase: str) -> str:
+    return max(
+        (term for term in ledger if term.phase == phase), key=lambda term: term.bytes, default=_NONE
+    ).term
+
+
+def _pool(ledger: Sequence[Term]) -> int:
+    return next((term.bytes for term in ledger if term.term == "pool_warmup"), 0)
+
+
+def _usable(ledger: GpuLedger) -> int:
+    return ledger.total - ledger.reserved
+
+
+_NONE = Term(term="", phase="before", bytes=0, basis="formula")

@@ -1,0 +1,121 @@
+"""Holds config.json against the tensors: what the one says and the other has must be one model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Dtype, Quantization, TextDims, VisionDims
+from turbofit.model.parameters import parameters
+from turbofit.model.safetensors import Tensor
+
+__all__ = ["cross_check", "stored_dtype", "surplus"]
+
+_VISION: Final = re.compile(r"(^|\.)(vision_model|vision_tower|visual)\.")
+_LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
+_PATCH_EMBEDDINGS: Final = (
+    "patch_embedding.weight",
+    "patch_embeddings.projection.weight",
+    "patch_embed.proj.weight",
+)
+_HEAD: Final = re.compile(r"(^|\.)(lm_head|output)\.")
+_HINT: Final = "config.json and the weights are of different models: download them together"
+_FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+#: Buffers that old checkpoints store though no formula counts them.
+_BUFFERS: Final = ("rotary_emb.inv_freq", "mask_token")
+
+
+def cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
+    """Raise where the tensors are not those of these dims.
+
+    Raises:
+        UsageError: the message names the tensor's figure and the config's.
+    """
+    _count_layers(tensors, "language model", text.layers, vision=False)
+    if vision:
+        _count_layers(tensors, "vision tower", vision.layers, vision=True)
+    for name, tensor in tensors.items():
+        expected = dict(_expected(name, text, vision))
+        for axis, (size, what) in expected.items():
+            if len(tensor.shape) <= axis or tensor.shape[axis] != size:
+                raise UsageError(
+                    f"config.json says {what} {size}, but {name} is "
+                    f"{'x'.join(map(str, tensor.shape)) or 'a scalar'}",
+                    hint=_HINT,
+                )
+    heads = any(_HEAD.search(name) and not _VISION.search(name) for name in tensors)
+    if not heads and not text.tie_word_embeddings:
+        raise UsageError(
+            "config.json says that head and embeddings are two tensors, but the checkpoint has no "
+            "lm_head",
+            hint="set tie_word_embeddings in config.json, or download the whole checkpoint",
+        )
+
+
+def _expected(
+    name: str, text: TextDims, vision: VisionDims | None
+) -> Iterator[tuple[int, tuple[int, str]]]:
+    """Axis → (size, what it is), for the tensors that decide the dims."""
+    if _VISION.search(name):
+        if vision and name.endswith(_PATCH_EMBEDDINGS):
+            yield 0, (vision.hidden, "vision channels")
+        elif vision and name.endswith((".mlp.fc1.weight", ".mlp.gate_proj.weight")):
+            yield 0, (vision.intermediate, "the vision MLP's width")
+        return
+    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    if name.endswith(("embed_tokens.weight", "tok_embeddings.weight")):
+        yield 0, (text.vocab, "vocab_size")
+        yield 1, (text.hidden, "hidden_size")
+    elif name.endswith("self_attn.q_proj.weight"):
+        yield 0, (query, "heads x head_dim")
+    elif name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
+        yield 0, (key, "kv heads x head_dim")
+    elif name.endswith("attention.wqkv.weight"):
+        yield 0, (query + 2 * key, "(heads + 2 kv heads) x head_dim")
+    elif name.endswith("feed_forward.w1.weight") or re.search(
+        r"\.\d+\.mlp\.gate_proj\.weight$", name
+    ):
+        yield 0, (text.intermediate, "intermediate_size")
+    elif text.moe and re.search(r"experts\.\d+\.(gate_proj|w1)\.weight$", name):
+        yield 0, (text.moe.intermediate, "the experts' width")
+
+
+def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vision: bool) -> None:
+    """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
+    found: set[int] = set()
+    for name in tensors:
+        if bool(_VISION.search(name)) is vision and (match := _LAYER.search(name)):
+            found.add(int(match[1][:9]))
+    if len(found) != expected or max(found, default=-1) != expected - 1:
+        raise UsageError(
+            f"config.json says {expected} layers in the {what}, the checkpoint has {len(found)}",
+            hint=_HINT,
+        )
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> tuple[Dtype | None, Dtype | None]:
+    """The unquantised dtype with most bytes, and a second one where it holds over 1 % of them."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        if tensor.dtype in _FLOATS:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.bytes
+    order = sorted(sizes, key=lambda name: -sizes[name])
+    if not order:
+        return None, None
+    mixed = len(order) > 1 and sizes[order[1]] > 0.01 * sum(sizes.values())
+    return _FLOATS[order[0]], _FLOATS[order[1]] if mixed else None
+
+
+def surplus(
+    tensors: Mapping[str, Tensor],
+    text: TextDims,
+    vision: VisionDims | None,
+    quantization: Quantization | None,
+) -> int | None:
+    """Elements that the checkpoint has beyond its dims' (negative: lacks); None where packed."""
+    if quantization is not None:
+        return None
+    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
+    return stored - parameters(text, vision)

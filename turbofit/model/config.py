@@ -1,0 +1,163 @@
+"""Reads a checkpoint's JSON files without trusting them.
+
+A :class:`Section` is one JSON object with a name for messages; its getters check type and range, so
+that whatever leaves them can be calculated with.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Dtype
+
+__all__ = ["LARGEST_JSON", "Section", "dtype_of", "parse_json"]
+
+#: Bytes of JSON that are read at most; the largest published config.json is below 1 MiB.
+LARGEST_JSON: Final = 16 << 20
+
+#: A dimension beyond this is not a model's.
+_LARGEST_DIM: Final = 1 << 24
+
+_DTYPES: Final[dict[str, Dtype]] = {
+    "float16": "float16", "half": "float16", "fp16": "float16",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float32": "float32", "float": "float32", "fp32": "float32",
+}  # fmt: skip
+_HINT: Final = "check the checkpoint's files, or name a model from `turbofit models`"
+
+D = TypeVar("D")
+
+
+def parse_json(data: bytes, what: str) -> Section:
+    """Parse one JSON object.
+
+    Raises:
+        UsageError: too large, not JSON, or not an object.
+    """
+    import json
+
+    if len(data) > LARGEST_JSON:
+        raise UsageError(f"{what} is larger than {LARGEST_JSON >> 20} MiB", hint=_HINT)
+    try:
+        # The standard reader, since published configs hold NaN and Infinity.
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as exc:
+        raise UsageError(f"{what} is not JSON: {str(exc)[:200]}", hint=_HINT) from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} is not a JSON object", hint=_HINT)
+    return Section(value, what)
+
+
+class Section:
+    """One JSON object; ``what`` names it in messages, e.g. ``config.json: vision_config``."""
+
+    def __init__(self, values: dict[str, Any], what: str) -> None:
+        self.values = values
+        self.what = what
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def integer(
+        self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_DIM
+    ) -> int:
+        """An integer within bounds; absent or null gives the default, where there is one.
+
+        A list of equal integers, as ``[448, 448]``, counts as the integer.
+        """
+        value = self.values.get(key)
+        if isinstance(value, list) and value and all(item == value[0] for item in value[:4]):
+            value = value[0]
+        if value is None:
+            if default is None:
+                raise self.error(key, "is missing")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(key, f"is not an integer but {_show(value)}")
+        if not low <= value <= high:
+            raise self.error(key, f"is {_show(value)}, not within {low}..{high}")
+        return value
+
+    def number(self, key: str, default: float, *, low: float, high: float) -> float:
+        """A finite number within bounds."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.error(key, f"is not a number but {_show(value)}")
+        if not low <= value <= high:
+            raise self.error(key, f"is {_show(value)}, not within {low}..{high}")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """A truth value."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, f"is not true or false but {_show(value)}")
+        return value
+
+    def string(self, key: str, default: D) -> str | D:
+        """A string; anything else that is there is an error."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.error(key, f"is not a string but {_show(value)}")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """A list of strings, empty where it is absent."""
+        value = self.values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(key, "is not a list of strings")
+        return tuple(value)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of integers, empty where it is absent."""
+        value = self.values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise self.error(key, "is not a list of integers")
+        return tuple(value)
+
+    def section(self, key: str) -> Section | None:
+        """A nested object, None where it is absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(key, "is not an object")
+        return Section(value, f"{self.what}: {key}")
+
+    def required(self, key: str) -> Section:
+        """A nested object that must be there."""
+        found = self.section(key)
+        if found is None:
+            raise self.error(key, "is missing")
+        return found
+
+    def error(self, key: str, problem: str) -> UsageError:
+        """An error that names this object, the key and the problem."""
+        return UsageError(f"{self.what}: {key} {problem}", hint=_HINT)
+
+
+def dtype_of(section: Section) -> Dtype | None:
+    """The ``dtype`` or ``torch_dtype`` of a config; None where it names no known one."""
+    for key in ("dtype", "torch_dtype"):
+        value = section.values.get(key)
+        if isinstance(value, str):
+            return _DTYPES.get(value.rpartition(".")[2])
+    return None
+
+
+def _show(value: Any) -> str:
+    """A short form of whatever a file held; integers of any length included."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "an absurd number"
+    return repr(value)[:60]

@@ -1,0 +1,217 @@
+"""InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail.
+
+The choice of the grid is Transformers' and LMDeploy's own, floating point included: the candidate
+whose width/height is nearest wins; of equally near ones a larger grid wins while the image covers
+more than half of it. Candidates with the same number of tiles may come in any order there (a set
+is sorted by product only): the number of tiles does not depend on it, since both tests see only
+the aspect and the product.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import TileRule, VisionDims
+from turbofit.model.config import Section
+
+__all__ = [
+    "DETAIL_PATCHES",
+    "LARGEST_PATCH_LIMIT",
+    "chat_rule",
+    "chat_vision",
+    "hf_rule",
+    "hf_vision",
+    "tiles",
+    "worst_tiles",
+]
+
+#: ``image_url.detail`` of an OpenAI client, as LMDeploy's InternVLChatModel reads it; any other
+#: value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
+DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
+
+#: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
+LARGEST_PATCH_LIMIT: Final = 4096
+
+
+def tiles(rule: TileRule, width: int, height: int, limit: int) -> int:
+    """Tiles of one image, thumbnail included.
+
+    Args:
+        rule: the model's rule.
+        width: pixels, at least 1.
+        height: pixels, at least 1.
+        limit: ``max_dynamic_patch``; below the rule's minimum every image is one tile.
+    """
+    if not rule.dynamic:
+        return 1
+    aspect, area = width / height, width * height
+    best, nearest = 1, float("inf")
+    for count, ratios in _grids(rule.min_dynamic_patch, _checked(limit)):
+        distance = min(abs(aspect - ratio) for ratio in ratios)
+        if distance < nearest:
+            best, nearest = count, distance
+        elif distance == nearest and area > 0.5 * rule.tile_size * rule.tile_size * count:
+            best = count
+    return best + 1 if rule.thumbnail and best > 1 else best
+
+
+def worst_tiles(rule: TileRule, limit: int) -> int:
+    """The most tiles that any image gives under the limit; exact (a 1 x limit strip gives it)."""
+    if not rule.dynamic or _checked(limit) < max(rule.min_dynamic_patch, 2):
+        return 1
+    return limit + 1 if rule.thumbnail else limit
+
+
+@lru_cache(maxsize=32)
+def _grids(smallest: int, limit: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """Aspect ratios (width / height) of all grids, by their number of tiles, fewest first."""
+    by_count: dict[int, list[float]] = {}
+    for columns in range(1, limit + 1):
+        for rows in range(1, limit // columns + 1):
+            if columns * rows >= smallest:
+                by_count.setdefault(columns * rows, []).append(columns / rows)
+    return tuple((count, tuple(by_count[count])) for count in sorted(by_count))
+
+
+def _checked(limit: int) -> int:
+    if limit > LARGEST_PATCH_LIMIT:
+        raise UsageError(
+            f"max_dynamic_patch {limit} is beyond {LARGEST_PATCH_LIMIT}",
+            hint="12 is the published limit of InternVL; 24 is what detail=high asks for",
+        )
+    return limit
+
+
+def chat_vision(config: Section) -> VisionDims:
+    """The tower of an InternVLChatModel; absent keys take the defaults of its remote code.
+
+    Raises:
+        UsageError: a tower or projector that TurboMind 0.18 does not run.
+    """
+    if config.string("ps_version", "v1") != "v2":
+        raise config.error("ps_version", "is not v2, the only one that TurboMind runs")
+    vision = config.required("vision_config")
+    return _vision(
+        vision,
+        hidden=vision.integer("hidden_size", 3200, high=1 << 16),
+        layers=vision.integer("num_hidden_layers", 48, high=1 << 10),
+        heads=vision.integer("num_attention_heads", 25, high=1 << 12),
+        inter=vision.integer("intermediate_size", 12800, high=1 << 20),
+        image_size=vision.integer("image_size", 224, high=1 << 14),
+        merge=_merge(config),
+        norm=vision.string("norm_type", "rms_norm"),
+        qkv_bias=vision.boolean("qkv_bias", False),
+        qk_norm=vision.boolean("qk_normalization", True),
+    )
+
+
+def hf_vision(config: Section) -> VisionDims:
+    """The tower of an InternVLForConditionalGeneration; absent keys take Transformers' defaults."""
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    return _vision(
+        vision,
+        hidden=vision.integer("hidden_size", 1024, high=1 << 16),
+        layers=vision.integer("num_hidden_layers", 24, high=1 << 10),
+        heads=vision.integer("num_attention_heads", 16, high=1 << 12),
+        inter=vision.integer("intermediate_size", 4096, high=1 << 20),
+        image_size=vision.integer("image_size", 448, high=1 << 14),
+        merge=_merge(config),
+        norm=vision.string("norm_type", "layer_norm"),
+        qkv_bias=vision.boolean("attention_bias", False),
+        qk_norm=vision.boolean("use_qk_norm", False),
+    )
+
+
+def _vision(
+    section: Section,
+    *,
+    hidden: int,
+    layers: int,
+    heads: int,
+    inter: int,
+    image_size: int,
+    merge: int,
+    norm: str,
+    qkv_bias: bool,
+    qk_norm: bool,
+) -> VisionDims:
+    """Check the dims against each other."""
+    if hidden % heads:
+        raise section.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    if norm not in {"layer_norm", "rms_norm"}:
+        raise section.error("norm_type", f"{norm[:40]!r} is neither layer_norm nor rms_norm")
+    patch = section.integer("patch_size", 14, high=1 << 10)
+    if image_size % patch or (image_size // patch) % merge:
+        raise section.error("image_size", f"{image_size} is not whole windows of {patch} x {merge}")
+    return VisionDims(
+        kind="internvit",
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        intermediate=inter,
+        patch_size=patch,
+        image_size=image_size,
+        channels=section.integer("num_channels", 3, high=64),
+        merge=merge,
+        norm="layer_norm" if norm == "layer_norm" else "rms_norm",
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+    )
+
+
+def _merge(config: Section) -> int:
+    """Patches along a side that become one token: 1 / ``downsample_ratio``."""
+    ratio = config.number("downsample_ratio", 0.5, low=0.05, high=1.0)
+    if abs(round(1 / ratio) * ratio - 1) > 1e-6:
+        raise config.error("downsample_ratio", f"{ratio} is not one over a whole number")
+    return round(1 / ratio)
+
+
+def chat_rule(config: Section, vision: VisionDims, *, preprocessor: bool) -> TileRule:
+    """The image rule of an InternVLChatModel.
+
+    Args:
+        config: config.json.
+        vision: its tower.
+        preprocessor: whether the checkpoint has a preprocessor_config.json; LMDeploy tiles images
+            where it has none, whatever ``dynamic_image_size`` says.
+    """
+    size = vision.image_size or 0
+    forced = config.integer("force_image_size", size, high=1 << 14)
+    if forced != size:
+        raise config.error(
+            "force_image_size", f"{forced} differs from the tower's {size}, which TurboMind takes"
+        )
+    smallest = config.integer("min_dynamic_patch", 1, high=LARGEST_PATCH_LIMIT)
+    return TileRule(
+        tile_size=size,
+        tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2,
+        max_dynamic_patch=config.integer("max_dynamic_patch", 6, high=LARGEST_PATCH_LIMIT),
+        min_dynamic_patch=smallest,
+        thumbnail=config.boolean("use_thumbnail", False),
+        dynamic=config.boolean("dynamic_image_size", False) or not preprocessor,
+    )
+
+
+def hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> TileRule:
+    """The image rule of the Transformers format.
+
+    LMDeploy always crops to patches there, and no field of a request changes the limit.
+    """
+    size, tokens = vision.image_size or 0, (vision.image_size or 0) // vision.patch_size
+    expected = (tokens // vision.merge) ** 2
+    if config.integer("image_seq_length", 256) != expected:
+        raise config.error("image_seq_length", f"is not the {expected} tokens of a tile")
+    values = processor or Section({}, "preprocessor_config.json")
+    edges = values.section("size")
+    if edges and {edges.integer("height", size), edges.integer("width", size)} != {size}:
+        raise edges.error("height", f"and width are not the tower's {size}")
+    return TileRule(
+        tile_size=size,
+        tokens_per_tile=expected,
+        max_dynamic_patch=values.integer("max_patches", 12, high=LARGEST_PATCH_LIMIT),
+        min_dynamic_patch=values.integer("min_patches", 1, high=LARGEST_PATCH_LIMIT),
+        client_knobs=False,
+    )

@@ -1,0 +1,136 @@
+"""Qwen2-VL and Qwen2.5-VL: an image is resized to whole windows of patches within pixel bounds.
+
+A window is ``merge`` x ``merge`` patches, 28 x 28 pixels in all published models; it becomes one
+token of the language model.
+"""
+
+from __future__ import annotations
+
+from math import ceil, floor, isqrt, sqrt
+from typing import Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import PatchRule, VisionDims
+from turbofit.model.config import Section
+
+__all__ = ["LARGEST_RATIO", "patches", "read_rule", "read_vision", "worst_patches"]
+
+#: Transformers' bounds where a checkpoint has no preprocessor config, in pixels.
+_SMALLEST_PIXELS: Final = 56 * 56
+_LARGEST_PIXELS: Final = 28 * 28 * 1280
+
+_PIXELS_BOUND: Final = 1 << 32
+
+#: The preprocessor refuses images whose longer side is more than this many times the shorter.
+LARGEST_RATIO: Final = 200
+
+
+def patches(rule: PatchRule, width: int, height: int, largest: int, smallest: int) -> int:
+    """Vision patches of one image.
+
+    Args:
+        rule: the model's rule.
+        width: pixels, at least 1.
+        height: pixels, at least 1.
+        largest: upper bound on the pixels after resizing.
+        smallest: lower bound.
+
+    Raises:
+        UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+    """
+    if max(width, height) / min(width, height) > LARGEST_RATIO:
+        raise UsageError(
+            f"an image of {width}x{height} is longer than {LARGEST_RATIO}:1",
+            hint="the model's own preprocessor refuses such images: crop it",
+        )
+    window = rule.patch_size * rule.merge
+    rows, columns = round(height / window), round(width / window)
+    pixels = rows * columns * window * window
+    if pixels > largest:
+        shrink = sqrt((height * width) / largest)
+        rows = max(1, floor(height / shrink / window))
+        columns = max(1, floor(width / shrink / window))
+    elif pixels < smallest:
+        grow = sqrt(smallest / (height * width))
+        rows, columns = ceil(height * grow / window), ceil(width * grow / window)
+    return rows * columns * rule.merge**2
+
+
+def worst_patches(rule: PatchRule, largest: int, smallest: int) -> int:
+    """An upper bound on the patches of any image that the preprocessor accepts.
+
+    It is exact where the largest number of windows is a grid no longer than 200 : 1 (16,384 in the
+    published models is 128 x 128), else a fraction of a percent high. Bounds below about 157,000
+    pixels are exceeded by long strips, since a strip keeps one window of height; ``smallest`` near
+    ``largest`` lets rounding up exceed it. Both are covered.
+    """
+    window = rule.patch_size * rule.merge
+    area = window * window
+    most = max(1, largest // area)
+    if largest < LARGEST_RATIO * area:
+        most = max(most, isqrt(LARGEST_RATIO * largest) // window)
+    strip = sqrt(smallest / LARGEST_RATIO) + sqrt(LARGEST_RATIO * smallest)
+    most = max(most, floor(smallest / area + strip / window + 1 + 1e-6))
+    return most * rule.merge**2
+
+
+def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDims:
+    """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults.
+
+    Raises:
+        UsageError: a tower that TurboMind 0.18 does not run.
+    """
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    if second:
+        hidden = vision.integer("hidden_size", 3584, high=1 << 16)
+        inter = vision.integer("intermediate_size", 3420, high=1 << 20)
+        out = vision.integer("out_hidden_size", 3584, high=1 << 18)
+    else:
+        hidden = vision.integer("embed_dim", 1280, high=1 << 16)
+        inter = int(hidden * vision.number("mlp_ratio", 4, low=0.1, high=64))
+        out = vision.integer("hidden_size", 3584, high=1 << 18)
+    if out != text_hidden:
+        raise vision.error(
+            "out_hidden_size" if second else "hidden_size",
+            f"{out} is not the language model's {text_hidden}",
+        )
+    heads = vision.integer("num_heads", 16, high=1 << 12)
+    if hidden % heads or hidden // heads not in {64, 80}:
+        raise vision.error(
+            "num_heads",
+            f"{heads} gives heads of {hidden / heads:g} channels: TurboMind runs 64, 80",
+        )
+    return VisionDims(
+        kind="qwen2_5vit" if second else "qwen2vit",
+        layers=vision.integer("depth", 32, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=inter,
+        patch_size=vision.integer("patch_size", 14, high=1 << 10),
+        channels=vision.integer("in_channels", 3, high=64),
+        temporal_patch=vision.integer("temporal_patch_size", 2, high=64),
+        merge=vision.integer("spatial_merge_size", 2, high=16),
+        norm="rms_norm" if second else "layer_norm",
+        gated_mlp=second,
+    )
+
+
+def read_rule(processor: Section | None, vision: VisionDims) -> PatchRule:
+    """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
+    values = processor or Section({}, "preprocessor_config.json")
+    edges = values.section("size") or Section({}, f"{values.what}: size")
+    for key, own in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
+        if values.integer(key, own) != own:
+            raise values.error(key, f"is not the tower's {own}")
+    return PatchRule(
+        patch_size=vision.patch_size,
+        merge=vision.merge,
+        min_pixels=_pixels(values, "min_pixels", edges, "shortest_edge", _SMALLEST_PIXELS),
+        max_pixels=_pixels(values, "max_pixels", edges, "longest_edge", _LARGEST_PIXELS),
+    )
+
+
+def _pixels(values: Section, key: str, edges: Section, edge: str, default: int) -> int:
+    if key in values:
+        return values.integer(key, high=_PIXELS_BOUND)
+    return edges.integer(edge, default, high=_PIXELS_BOUND)

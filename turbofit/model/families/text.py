@@ -1,0 +1,175 @@
+"""Language models: dimensions from config.json, with the defaults of each config class.
+
+Keys that a config leaves out take Transformers' defaults (or, for InternLM, those of the published
+remote code), since engines read the file through those classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import MoeDims, TextDims
+from turbofit.model.config import Section
+
+__all__ = ["TEXT_ARCHITECTURES", "read_text"]
+
+#: Defaults by architecture. ``kv_heads`` None means as many as heads; ``head_dim`` None means
+#: hidden / heads.
+_LLAMA: Final[dict[str, Any]] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": None, "max_position_embeddings": 2048,
+}  # fmt: skip
+_QWEN2: Final[dict[str, Any]] = {
+    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+}  # fmt: skip
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "LlamaForCausalLM": _LLAMA,
+    "InternLM2ForCausalLM": {**_LLAMA, "vocab_size": 103168},
+    "InternLM3ForCausalLM": {**_LLAMA, "vocab_size": 128512, "max_position_embeddings": 32768},
+    "Qwen2ForCausalLM": _QWEN2,
+    "Qwen3ForCausalLM": {**_QWEN2, "head_dim": 128},
+    "Qwen2MoeForCausalLM": {
+        **_QWEN2, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    "Qwen3MoeForCausalLM": {
+        **_QWEN2, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
+        "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    "MixtralForCausalLM": {
+        **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072, "num_experts": 8, "num_experts_per_tok": 2,
+    },
+    # The language model inside Qwen2-VL and Qwen2.5-VL; TurboMind runs it as its Qwen2.
+    "Qwen2VLTextModel": {
+        **_QWEN2, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
+        "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+    },
+}  # fmt: skip
+
+#: Language models that the account covers, by ``architectures[0]``.
+TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS) - {"Qwen2VLTextModel"}
+
+#: LMDeploy's default ``session_len`` is the smallest of ``max_position_embeddings`` and these.
+_OTHER_LENGTH_KEYS: Final = (
+    "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length",
+    "max_seq_length", "seq_len",
+)  # fmt: skip
+_LARGEST_LENGTH: Final = 1 << 30
+
+
+def read_text(config: Section, architecture: str, *, tied: bool | None = None) -> TextDims:
+    """Dimensions of the language model.
+
+    Args:
+        config: config.json, or the part of it that describes the language model.
+        architecture: a key of this module's defaults.
+        tied: whether head and embeddings are one tensor, where ``config`` does not say.
+
+    Raises:
+        UsageError: a dimension is missing, absurd or contradicts another.
+    """
+    defaults = _DEFAULTS[architecture]
+    hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
+    heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
+    kv_default = defaults["num_key_value_heads"] or heads
+    kv_heads = config.integer("num_key_value_heads", kv_default, high=1 << 12)
+    if heads % kv_heads:
+        raise config.error("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
+    if "head_dim" not in config and "head_dim" not in defaults and hidden % heads:
+        raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
+    return TextDims(
+        architecture="Qwen2ForCausalLM" if architecture == "Qwen2VLTextModel" else architecture,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=config.integer(
+            "head_dim", defaults.get("head_dim", max(1, hidden // heads)), high=1 << 10
+        ),
+        intermediate=config.integer(
+            "intermediate_size", defaults["intermediate_size"], high=1 << 20
+        ),
+        vocab=config.integer("vocab_size", defaults["vocab_size"]),
+        max_position_embeddings=_length(config, defaults["max_position_embeddings"]),
+        tie_word_embeddings=config.boolean("tie_word_embeddings", bool(tied)),
+        qk_norm=architecture.startswith("Qwen3"),
+        moe=_moe(config, architecture, defaults, layers),
+        **_biases(config, architecture),
+    )
+
+
+def _biases(config: Section, architecture: str) -> dict[str, bool]:
+    """Which linear layers have biases; each family has its own words for it."""
+    if architecture == "InternLM2ForCausalLM":
+        bias = config.boolean("bias", True)
+        return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": False}
+    if architecture == "InternLM3ForCausalLM":
+        bias = config.boolean("bias", False)
+        return {
+            "qkv_bias": config.boolean("qkv_bias", False), "output_bias": bias, "mlp_bias": bias
+        }  # fmt: skip
+    if architecture == "Qwen2MoeForCausalLM":
+        return {"qkv_bias": config.boolean("qkv_bias", True)}
+    if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel"}:
+        return {"qkv_bias": True}
+    if architecture == "MixtralForCausalLM":
+        return {}
+    bias = config.boolean("attention_bias", False)
+    mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)
+    return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": mlp}
+
+
+def _moe(
+    config: Section, architecture: str, defaults: dict[str, Any], layers: int
+) -> MoeDims | None:
+    """The experts; None for dense models."""
+    if "num_experts" not in defaults:
+        return None
+    mixtral = architecture == "MixtralForCausalLM"
+    # Transformers 5 writes num_local_experts for Qwen3-MoE too.
+    key = "num_local_experts" if "num_local_experts" in config else "num_experts"
+    per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
+    experts = config.integer(key, defaults["num_experts"], low=per_token, high=1 << 13)
+    inter_key = "intermediate_size" if mixtral else "moe_intermediate_size"
+    return MoeDims(
+        experts=experts,
+        experts_per_token=per_token,
+        intermediate=config.integer(inter_key, defaults[inter_key], high=1 << 20),
+        layers=layers if mixtral else _sparse_layers(config, architecture, layers),
+        shared_intermediate=config.integer(
+            "shared_expert_intermediate_size", defaults["shared_expert_intermediate_size"]
+        )
+        if "shared_expert_intermediate_size" in defaults
+        else 0,
+    )
+
+
+def _sparse_layers(config: Section, architecture: str, layers: int) -> int:
+    """How many layers have experts; only what TurboMind 0.18 reads the same way is let through."""
+    dense = {index for index in config.integers("mlp_only_layers") if 0 <= index < layers}
+    step = config.integer("decoder_sparse_step", 1)
+    if step != 1 or (dense and architecture == "Qwen2MoeForCausalLM"):
+        raise UsageError(
+            f"{config.what}: TurboMind takes every layer as sparse, this model has dense ones",
+            hint="LMDeploy's PyTorch engine (--backend pytorch) reads decoder_sparse_step",
+        )
+    if len(dense) == layers:
+        raise config.error("mlp_only_layers", "leaves no layer with experts")
+    return layers - len(dense)
+
+
+def _length(config: Section, default: int) -> int:
+    """The context that LMDeploy takes by default."""
+    length = config.integer("max_position_embeddings", default, high=_LARGEST_LENGTH)
+    for key in _OTHER_LENGTH_KEYS:
+        value = config.values.get(key)
+        if type(value) is int and 0 < value < length:
+            length = value
+    return length

@@ -1,0 +1,132 @@
+"""Checkpoints on this machine: a folder, or a snapshot in the local hub cache."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+from turbofit.core.errors import UsageError
+from turbofit.model.checkpoint import Weights
+from turbofit.model.config import LARGEST_JSON
+from turbofit.model.safetensors import (
+    PREFIX,
+    Tensor,
+    header_length,
+    parse_header,
+    parse_index,
+)
+
+__all__ = ["INDEX", "FolderFiles", "is_complete"]
+
+#: The index of a sharded checkpoint.
+INDEX: Final = "model.safetensors.index.json"
+
+_HINT: Final = "check the path and its permissions"
+
+
+class FolderFiles:
+    """The files of one folder; a link to elsewhere is followed, as the hub cache needs it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def read(self, name: str) -> bytes | None:
+        """A small file's bytes, None where there is none."""
+        return self.read_up_to(name, LARGEST_JSON + 1)
+
+    def read_up_to(self, name: str, limit: int) -> bytes | None:
+        """As :meth:`read`, for files of up to ``limit`` bytes."""
+        size = self.size(name)
+        if size is None:
+            return None
+        if size > limit:
+            raise UsageError(f"{name} is larger than {limit >> 20} MiB", hint=_HINT)
+        try:
+            with open(os.path.join(self.path, name), "rb") as file:
+                return file.read(limit)
+        except OSError as exc:
+            raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a regular file, None where there is none."""
+        try:
+            status = os.stat(os.path.join(self.path, name))
+        except (OSError, ValueError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def weights(self) -> Weights:
+        """Headers of the weight files, picked in LMDeploy's order."""
+        index = self.read_up_to(INDEX, 64 << 20)
+        if index is not None:
+            return Weights(self._sharded(parse_index(index, INDEX)))
+        names = self._names()
+        safe = [name for name in names if name.endswith(".safetensors")]
+        torch = [name for name in names if name.endswith((".bin", ".pt"))]
+        first = [name for name in safe if name.startswith("model")]
+        if not first and any(name.startswith("pytorch_model") for name in torch):
+            return Weights(None, _BIN_ONLY)
+        if first or safe:
+            found: dict[str, Tensor] = {}
+            for name in first or safe:
+                found.update(self._header(name))
+            return Weights(found)
+        if torch:
+            return Weights(None, _BIN_ONLY)
+        return Weights(
+            None,
+            f"{self.path} holds no weights: sizes are computed from config.json, and LMDeploy will "
+            "not start from it",
+        )
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path))
+        except OSError as exc:
+            raise UsageError(f"{self.path} cannot be read: {exc.strerror}", hint=_HINT) from None
+
+    def _sharded(self, where: dict[str, str]) -> dict[str, Tensor]:
+        """The tensors that the index names, each from the file that it names."""
+        found: dict[str, Tensor] = {}
+        for file in sorted(set(where.values())):
+            header = self._header(file)
+            found.update(
+                (name, tensor) for name, tensor in header.items() if where.get(name) == file
+            )
+        if missing := where.keys() - found.keys():
+            raise UsageError(
+                f"{INDEX} names {min(missing)[:80]!r}, which {where[min(missing)]} does not hold",
+                hint="download the checkpoint again",
+            )
+        return found
+
+    def _header(self, name: str) -> dict[str, Tensor]:
+        size = self.size(name)
+        if size is None:
+            raise UsageError(f"{name} is missing in {self.path}", hint="finish the download")
+        try:
+            with open(os.path.join(self.path, name), "rb") as file:
+                length = header_length(file.read(PREFIX), size, name)
+                return parse_header(file.read(length), size, name)
+        except OSError as exc:
+            raise UsageError(f"{name} cannot be read: {exc.strerror}", hint=_HINT) from None
+
+
+_BIN_ONLY: Final = (
+    "the checkpoint is in torch's own format (.bin): sizes are computed from config.json, since "
+    "only safetensors headers can be read without running anything"
+)
+
+
+def is_complete(folder: str) -> bool:
+    """Whether a snapshot holds all the weights that it should, not only its small files."""
+    files = FolderFiles(folder)
+    try:
+        index = files.read_up_to(INDEX, 64 << 20)
+        if index is not None:
+            names = set(parse_index(index, INDEX).values())
+            return all(files.size(name) is not None for name in names)
+        return any(name.endswith((".safetensors", ".bin")) for name in os.listdir(folder))
+    except (UsageError, OSError):
+        return False

@@ -1,0 +1,261 @@
+"""Checkpoints on the Hugging Face hub or a mirror of it: small files and headers, never weights.
+
+Nothing here is imported before a name has to be looked up there. Sizes, redirects and time are
+bounded, since a mirror is anybody's machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from typing import IO, Final, TypeVar, cast
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+
+from turbofit.core.errors import UsageError
+from turbofit.model.checkpoint import Weights
+from turbofit.model.config import LARGEST_JSON
+from turbofit.model.folder import INDEX
+from turbofit.model.safetensors import PREFIX, Tensor, header_length, parse_header, parse_index
+
+__all__ = ["HubFiles", "HubUnreachableError", "is_offline"]
+
+_TIMEOUT: Final = 5.0
+#: Seconds for a whole checkpoint; 30 shards at a slow mirror take about ten.
+_PATIENCE: Final = 30.0
+_REDIRECTS: Final = 5
+_LARGEST_INDEX: Final = 64 << 20
+#: Most headers fit, so that one request a file is enough.
+_FIRST_BYTES: Final = 256 << 10
+_TRUE: Final = {"1", "ON", "YES", "TRUE"}
+
+
+T = TypeVar("T")
+
+
+class HubUnreachableError(UsageError):
+    """The hub could not give the checkpoint: no network, no such repository, no access."""
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the network."""
+    keys = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(key, "").upper() in _TRUE for key in keys)
+
+
+class HubFiles:
+    """The files of one repository at one revision.
+
+    The first answer's commit is kept, so that all files are of one version.
+    """
+
+    def __init__(self, hub_id: str, revision: str | None = None) -> None:
+        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        parts = urlsplit(endpoint.rstrip("/"))
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError(
+                f"HF_ENDPOINT {endpoint[:80]!r} is not a web address",
+                hint="unset it, or set it to https://HOST",
+            )
+        self.hub_id = hub_id
+        self.revision = revision or "main"
+        self.endpoint = endpoint.rstrip("/")
+        self.host = parts.netloc.rpartition("@")[2]
+        self._deadline = time.monotonic() + _PATIENCE
+        self._opener = _opener()
+        self._cache: dict[str, bytes | None] = {}
+
+    @property
+    def where(self) -> str:
+        """The repository and the commit, as ``source`` says it."""
+        return f"{self.host}/{self.hub_id}@{self.revision}"
+
+    def read(self, name: str) -> bytes | None:
+        """A small file's bytes, None where the repository has no such file."""
+        if name not in self._cache:
+            self._cache[name] = self._small(name, LARGEST_JSON)
+        return self._cache[name]
+
+    def weights(self) -> Weights:
+        """Headers of the weight files, one or two requests each."""
+        index = self._small(INDEX, _LARGEST_INDEX)
+        if index is None:
+            single = self._header("model.safetensors")
+            if single is not None:
+                return Weights(single)
+            return Weights(
+                None,
+                f"{self.hub_id} has no safetensors file: sizes are computed from config.json",
+            )
+        where = parse_index(index, INDEX)
+        found: dict[str, Tensor] = {}
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            for file, header in pool.map(self._named_header, set(where.values())):
+                if header is None:
+                    raise UsageError(
+                        f"{self.hub_id} lacks {file}, which its index names",
+                        hint="the repository is broken: take another revision",
+                    )
+                found.update((n, t) for n, t in header.items() if where.get(n) == file)
+        if missing := where.keys() - found.keys():
+            raise UsageError(
+                f"{INDEX} names {min(missing)[:80]!r}, which no file of it holds",
+                hint="the repository is broken: take another revision",
+            )
+        return Weights(found)
+
+    def _named_header(self, name: str) -> tuple[str, dict[str, Tensor] | None]:
+        return name, self._header(name)
+
+    def _header(self, name: str) -> dict[str, Tensor] | None:
+        """The header of one safetensors file, None where there is no such file."""
+        start = self._range(name, 0, _FIRST_BYTES)
+        if start is None:
+            return None
+        data, size = start
+        length = header_length(data, size, name)
+        header = data[PREFIX : PREFIX + length]
+        if len(header) < length:
+            rest = self._range(name, len(data), PREFIX + length - len(data))
+            header += rest[0] if rest else b""
+        if len(header) < length:
+            raise UsageError(
+                f"{name} ends before its header does", hint="try again, or download it"
+            )
+        return parse_header(header, size, name)
+
+    def _range(self, name: str, start: int, count: int) -> tuple[bytes, int | None] | None:
+        """Some bytes of a file, and the size of all of it where the answer says."""
+        answer = self._get(name, {"Range": f"bytes={start}-{start + count - 1}"})
+        if answer is None:
+            return None
+        with answer:
+            status = answer.status
+            if status != 206 and start:
+                raise HubUnreachableError(
+                    f"{self.host} does not answer byte ranges", hint="download the checkpoint first"
+                )
+            data = self._body(answer, count)
+            total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
+            if status != 206:
+                total = answer.headers.get("Content-Length") or ""
+        return data, int(total) if total.isascii() and total.isdigit() else None
+
+    def _small(self, name: str, limit: int) -> bytes | None:
+        answer = self._get(name, {})
+        if answer is None:
+            return None
+        with answer:
+            data = self._body(answer, limit + 1)
+        if len(data) > limit:
+            raise UsageError(
+                f"{name} of {self.hub_id} is larger than {limit >> 20} MiB",
+                hint="check the repository",
+            )
+        return data
+
+    def _body(self, answer: HTTPResponse, count: int) -> bytes:
+        """At most ``count`` bytes of an answer, within the time for all."""
+        parts: list[bytes] = []
+        while count > 0:
+            self._hurry()
+            # read1 returns what one packet brought, so that a dripping server meets the deadline.
+            part = self._tried(partial(answer.read1, min(count, 1 << 20)))
+            if not part:
+                break
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
+        """Open one file, None where it does not exist."""
+        self._hurry()
+        path = f"{self.hub_id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"
+        request = Request(f"{self.endpoint}/{path}", headers={**headers, **_identity()})
+        try:
+            opened = self._tried(partial(self._opener.open, request, timeout=_TIMEOUT))
+        except _MissingError:
+            return None
+        answer = cast(HTTPResponse, opened)
+        commit = answer.headers.get("X-Repo-Commit")
+        if commit and commit.isalnum() and len(commit) <= 64:
+            self.revision = commit
+        return answer
+
+    def _tried(self, action: Callable[[], T]) -> T:
+        """Run one network action; its many ways to fail become one."""
+        try:
+            return action()
+        except HTTPError as exc:
+            exc.close()
+            raise self._refused(exc) from None
+        except (URLError, HTTPException, OSError, ValueError) as exc:
+            reason = getattr(exc, "reason", exc)
+            raise HubUnreachableError(
+                f"{self.host} cannot be reached: {str(reason)[:160] or type(exc).__name__}",
+                hint="check the network or HF_ENDPOINT, or name a local folder",
+            ) from None
+
+    def _refused(self, error: HTTPError) -> Exception:
+        code = error.headers.get("X-Error-Code", "") if error.headers else ""
+        if error.code in {401, 403} or code in {"GatedRepo", "RepoNotFound"}:
+            return HubUnreachableError(
+                f"{self.host} does not give {self.hub_id} (HTTP {error.code}): no such model, or "
+                "gated",
+                hint="check the name; for a gated model accept its terms and set HF_TOKEN",
+            )
+        if error.code == 404 and code != "RevisionNotFound":
+            return _MissingError()
+        return HubUnreachableError(
+            f"{self.host} answers {error.code} for {self.hub_id} at {self.revision}",
+            hint="check --revision, or try again later",
+        )
+
+    def _hurry(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise HubUnreachableError(
+                f"{self.host} took more than {_PATIENCE:.0f} s for {self.hub_id}",
+                hint="download the checkpoint first, or name a local folder",
+            )
+
+
+class _MissingError(Exception):
+    """HTTP 404 for one file."""
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Few redirects, never from https to http, and the token never to another host."""
+
+    max_redirections = _REDIRECTS
+    max_repeats = 2
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """The next request, without the token where it leaves the host."""
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if new.scheme not in {"http", "https"} or (old.scheme, new.scheme) == ("https", "http"):
+            raise URLError(f"redirected to {new.scheme or 'nowhere'}")
+        follow = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if follow is not None and new.netloc != old.netloc:
+            follow.remove_header("Authorization")
+        return follow
+
+
+def _opener() -> OpenerDirector:
+    return build_opener(_Redirects)
+
+
+def _identity() -> dict[str, str]:
+    """Request headers: who asks, no compression (ranges count stored bytes), and the token."""
+    from turbofit import __version__
+
+    headers = {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        headers["Authorization"] = f"Bearer {token}"
+    return headers

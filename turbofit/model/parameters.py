@@ -1,0 +1,160 @@
+"""Closed formulas for what a checkpoint holds: parameters, and bytes as stored.
+
+Exact for every family that turbofit reads: the counts equal Transformers' own on the meta device.
+Bytes are exact for unquantised checkpoints; for quantised ones they follow the published layout of
+the method (packed weights, scales and zeros by group) and leave out a few KiB of alignment.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.model import DTYPE_BYTES, Quantization, TextDims, VisionDims
+from turbofit.core.struct import Struct
+
+__all__ = [
+    "Linear",
+    "parameters",
+    "stored_bytes",
+    "text_linears",
+    "text_parameters",
+    "vision_parameters",
+]
+
+#: Bytes of one group's scale and zero point per output, as stored, by method.
+_GROUP_BYTES: Final[dict[str, float]] = {
+    "awq": 2.5,  # float16 scale, 4-bit zero
+    "gptq": 2.5,
+    "compressed-tensors": 2.0,  # symmetric: no zeros are stored
+    "mxfp4": 1.0,  # one shared exponent
+}
+
+
+class Linear(Struct):
+    """Linear layers of one shape: ``count`` of them, ``inputs`` x ``outputs`` each."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Weight elements of all of them, without biases."""
+        return self.inputs * self.outputs * self.count
+
+    @property
+    def biases(self) -> int:
+        """Bias elements of all of them."""
+        return self.outputs * self.count if self.bias else 0
+
+
+def text_linears(text: TextDims) -> tuple[Linear, ...]:
+    """The linear layers that quantisation packs: attention and (expert) MLPs, unfused."""
+    hidden, layers = text.hidden, text.layers
+    query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    shapes = [
+        ("q", hidden, query, layers, text.qkv_bias),
+        ("k", hidden, key, layers, text.qkv_bias),
+        ("v", hidden, key, layers, text.qkv_bias),
+        ("o", query, hidden, layers, text.output_bias),
+    ]
+    moe = text.moe
+    dense = layers - (moe.layers if moe else 0)
+    shapes += _mlp("mlp", hidden, text.intermediate, dense, bias=text.mlp_bias)
+    if moe:
+        shapes += _mlp("expert", hidden, moe.intermediate, moe.layers * moe.experts)
+        if moe.shared_intermediate:
+            shapes += _mlp("shared", hidden, moe.shared_intermediate, moe.layers)
+    return tuple(
+        Linear(name=name, inputs=inputs, outputs=outputs, count=count, bias=bias)
+        for name, inputs, outputs, count, bias in shapes
+        if count
+    )
+
+
+def _mlp(
+    name: str, hidden: int, inter: int, count: int, *, bias: bool = False
+) -> list[tuple[str, int, int, int, bool]]:
+    """A gated MLP: gate and up, then down."""
+    return [
+        (f"{name}.gate_up", hidden, inter, 2 * count, bias),
+        (f"{name}.down", inter, hidden, count, bias),
+    ]
+
+
+def text_parameters(text: TextDims) -> int:
+    """Parameters of the language model, embeddings and head included (once where tied)."""
+    linears = sum(linear.weights + linear.biases for linear in text_linears(text))
+    embeddings = text.vocab * text.hidden * (1 if text.tie_word_embeddings else 2)
+    norms = (2 * text.layers + 1) * text.hidden
+    if text.qk_norm:
+        norms += 2 * text.layers * text.head_dim
+    return linears + embeddings + norms + _routers(text)
+
+
+def _routers(text: TextDims) -> int:
+    """Elements of the expert gates, and of the gate of the shared expert."""
+    if text.moe is None:
+        return 0
+    rows = text.moe.experts + (1 if text.moe.shared_intermediate else 0)
+    return text.moe.layers * rows * text.hidden
+
+
+def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
+    """Parameters of the vision tower and the projector into ``text_hidden`` channels."""
+    hidden, inter = vision.hidden, vision.intermediate
+    norm = hidden * (2 if vision.norm == "layer_norm" else 1)
+    attention = 4 * hidden * hidden + hidden + (3 * hidden if vision.qkv_bias else 0)
+    attention += 2 * hidden if vision.qk_norm else 0
+    up = 2 if vision.gated_mlp else 1
+    mlp = (up + 1) * hidden * inter + up * inter + hidden
+    block = 2 * norm + attention + mlp
+    patch = hidden * vision.channels * vision.temporal_patch * vision.patch_size**2
+    merged = hidden * vision.merge**2
+    if vision.kind == "internvit":
+        positions = ((vision.image_size or 0) // vision.patch_size) ** 2 + 1
+        embeddings = patch + hidden + hidden + positions * hidden
+        projector = 2 * merged + _dense(merged, text_hidden) + _dense(text_hidden, text_hidden)
+        return embeddings + vision.layers * (block + 2 * hidden) + projector
+    projector = norm + _dense(merged, merged) + _dense(merged, text_hidden)
+    return patch + vision.layers * block + projector
+
+
+def _dense(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def parameters(text: TextDims, vision: VisionDims | None) -> int:
+    """Parameters of the whole checkpoint."""
+    tower = vision_parameters(vision, text.hidden) if vision else 0
+    return text_parameters(text) + tower
+
+
+def stored_bytes(
+    text: TextDims, vision: VisionDims | None, dtype: str, quantization: Quantization | None
+) -> int:
+    """Bytes of all tensors as stored in the checkpoint.
+
+    Quantisation packs the text model's linear layers; embeddings, head, norms, biases, routers and
+    the vision tower stay in ``dtype``.
+    """
+    total = parameters(text, vision)
+    width = DTYPE_BYTES[dtype]
+    if quantization is None:
+        return total * width
+    linears = text_linears(text)
+    packed = sum(linear.weights for linear in linears)
+    stored = sum(_packed_bytes(linear, quantization) for linear in linears)
+    return (total - packed) * width + stored
+
+
+def _packed_bytes(linear: Linear, quantization: Quantization) -> int:
+    """Bytes of the packed weights, scales and zeros of these layers."""
+    weights = linear.weights * quantization.bits // 8
+    if quantization.method == "fp8":
+        blocks = -(-linear.inputs // 128) * -(-linear.outputs // 128)
+        return weights + 4 * blocks * linear.count
+    groups = -(-linear.inputs // (quantization.group_size or linear.inputs))
+    return weights + int(groups * linear.outputs * _GROUP_BYTES[quantization.method]) * linear.count

@@ -1,0 +1,166 @@
+"""Model presets: one YAML file a model, and the names that people type.
+
+Sizes are computed from the dims on the spot, so a preset cannot contradict its own numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import (
+    Dtype,
+    ImageRule,
+    Model,
+    ModelSource,
+    Quantization,
+    TextDims,
+    VisionDims,
+)
+from turbofit.core.presets import load_yaml, preset_path, presets_dir
+from turbofit.core.struct import Struct
+from turbofit.model.parameters import parameters, stored_bytes
+
+__all__ = [
+    "Preset",
+    "awq_variant",
+    "find_preset",
+    "known_presets",
+    "load_preset",
+    "nearest_names",
+    "preset_model",
+]
+
+
+class Unsupported(Struct):
+    """Why turbofit has no account for a model that people ask for by name."""
+
+    message: str
+    hint: str
+
+
+class Preset(Struct, forbid_unknown_fields=True):
+    """One file of `presets/models/`.
+
+    ``base`` names the preset that this one only stores differently. ``source`` says where the
+    figures were published. ``awq`` is the preset of the AWQ variant, where one is published.
+    """
+
+    name: str
+    hub_id: str
+    source: str
+    base: str | None = None
+    architecture: str | None = None
+    dtype: Dtype | None = None
+    needs_remote_code: bool | None = None
+    text: TextDims | None = None
+    vision: VisionDims | None = None
+    image_rule: ImageRule | None = None
+    quantization: Quantization | None = None
+    awq: str | None = None
+    unsupported: Unsupported | None = None
+
+
+def find_preset(name: str) -> str | None:
+    """The preset id that a name means: an alias, an id or a hub id, whatever its case and dots."""
+    return _aliases().get(_plain(name))
+
+
+def nearest_names(name: str, count: int = 3) -> list[str]:
+    """Known names that look like this one, nearest first."""
+    from difflib import get_close_matches
+
+    known = _aliases()
+    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.55)
+    return list(dict.fromkeys(known[key] for key in close))[:count]
+
+
+@cache
+def load_preset(preset_id: str) -> Preset:
+    """Read one preset, its base filled in.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    data: dict[str, Any] = load_yaml(preset_path("models", preset_id))
+    try:
+        preset = msgspec.convert(data, Preset)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"preset {preset_id} is damaged: {exc}", hint="reinstall turbofit"
+        ) from exc
+    if preset.base is None:
+        return preset
+    base = load_preset(preset.base)
+    inherited = {
+        field: getattr(base, field)
+        for field in Preset.__struct_fields__
+        if getattr(preset, field) is None and field != "awq"
+    }
+    return msgspec.structs.replace(preset, **inherited)
+
+
+def preset_model(preset_id: str, *, warnings: tuple[str, ...] = ()) -> Model:
+    """The model of a preset.
+
+    Raises:
+        UsageError: the preset only explains why the model has no account.
+    """
+    preset = load_preset(preset_id)
+    if preset.unsupported is not None:
+        raise UsageError(preset.unsupported.message, hint=preset.unsupported.hint)
+    text, dtype, architecture = preset.text, preset.dtype, preset.architecture
+    if text is None or dtype is None or architecture is None:
+        raise UsageError(f"preset {preset_id} is incomplete", hint="reinstall turbofit")
+    return Model(
+        name=preset.name,
+        architecture=architecture,
+        parameters=parameters(text, preset.vision),
+        weight_bytes=stored_bytes(text, preset.vision, dtype, preset.quantization),
+        dtype=dtype,
+        text=text,
+        vision=preset.vision,
+        image_rule=preset.image_rule,
+        quantization=preset.quantization,
+        needs_remote_code=bool(preset.needs_remote_code),
+        hub_id=preset.hub_id,
+        source=ModelSource(kind="preset", where=preset_id, sizes="formula"),
+        warnings=warnings,
+    )
+
+
+def awq_variant(model: Model) -> Model | None:
+    """The published AWQ variant of this model, or None.
+
+    A folder is recognised by its name, as ``checkpoints/InternVL2-8B`` is.
+    """
+    if model.quantization is not None:
+        return None
+    preset_id = find_preset(model.hub_id or model.name)
+    variant = load_preset(preset_id).awq if preset_id else None
+    return preset_model(variant) if variant else None
+
+
+def known_presets() -> list[str]:
+    """The ids of all presets, in the order of the file."""
+    return list(dict.fromkeys(_aliases().values()))
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """Plain spelling → preset id, for ids, hub ids and the listed aliases."""
+    table: dict[str, str] = {}
+    for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
+        for name in (preset_id, *names):
+            table[_plain(name)] = preset_id
+            table.setdefault(_plain(name.rpartition("/")[2]), preset_id)
+    return table
+
+
+def _plain(name: str) -> str:
+    """Case, dots, underscores, blanks and repeated dashes do not matter."""
+    return re.sub(r"[\s._-]+", "-", name.strip().lower()).strip("-")

@@ -1,0 +1,145 @@
+"""Headers of safetensors files: names, dtypes and shapes, never the tensors themselves.
+
+The format: eight bytes of little-endian header length, a JSON header, then the tensors, which must
+cover the rest of the file without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+
+__all__ = ["LARGEST_HEADER", "PREFIX", "Tensor", "header_length", "parse_header", "parse_index"]
+
+#: Bytes before the header.
+PREFIX: Final = 8
+#: The format's own bound on the header.
+LARGEST_HEADER: Final = 100_000_000
+
+_LARGEST_INDEX: Final = 64 << 20
+_BITS: Final = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+_PLAIN_FILE: Final = re.compile(r"[\w-][\w.+-]{0,200}\.safetensors", re.ASCII)
+_HINT: Final = "download the checkpoint again: the file is damaged or not finished"
+
+
+class Tensor(NamedTuple):
+    """One tensor as stored."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements, by the shape."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class _Entry(msgspec.Struct):
+    """A header entry; ``__metadata__`` decodes into it as well, empty."""
+
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    data_offsets: tuple[int, int] | None = None
+
+
+def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
+    """The length of the header, checked against the file.
+
+    Raises:
+        UsageError: the file is too short, or the length is absurd.
+    """
+    length = int.from_bytes(prefix[:PREFIX], "little")
+    if len(prefix) < PREFIX or not 2 <= length <= LARGEST_HEADER:
+        raise UsageError(f"{what} is not a safetensors file", hint=_HINT)
+    if file_size is not None and PREFIX + length > file_size:
+        raise UsageError(f"{what} ends before its header does", hint=_HINT)
+    return length
+
+
+def parse_header(header: bytes, file_size: int | None, what: str) -> dict[str, Tensor]:
+    """The tensors of one file, by name.
+
+    Args:
+        header: the JSON header.
+        file_size: bytes of the whole file, where known; the tensors must end there.
+        what: how messages name the file.
+
+    Raises:
+        UsageError: anything that the format forbids.
+    """
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, _Entry])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise UsageError(f"{what} has a damaged header: {exc}", hint=_HINT) from None
+    entries.pop("__metadata__", None)
+    spans: list[tuple[int, int]] = []
+    tensors: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        tensors[name] = _tensor(name, entry, spans, what)
+    end = 0
+    for begin, stop in sorted(spans):
+        if begin != end:
+            raise UsageError(
+                f"{what} has a gap or an overlap before byte {begin} of its data", hint=_HINT
+            )
+        end = stop
+    if file_size is not None and PREFIX + len(header) + end != file_size:
+        raise UsageError(
+            f"{what} holds {file_size} bytes, its header describes {PREFIX + len(header) + end}",
+            hint=_HINT,
+        )
+    return tensors
+
+
+def parse_index(data: bytes, what: str) -> dict[str, str]:
+    """``weight_map`` of a sharded checkpoint: tensor name → file name.
+
+    Raises:
+        UsageError: not an index, or one that names files elsewhere.
+    """
+
+    class Index(msgspec.Struct):
+        weight_map: dict[str, str]
+
+    try:
+        if len(data) > _LARGEST_INDEX:
+            raise msgspec.DecodeError("it is too large")
+        files = msgspec.json.decode(data, type=Index).weight_map
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise UsageError(f"{what} cannot be read: {exc}", hint=_HINT) from None
+    if not files:
+        raise UsageError(f"{what} names no tensors", hint=_HINT)
+    for file in set(files.values()):
+        if not _PLAIN_FILE.fullmatch(file):
+            raise UsageError(f"{what} names {file[:60]!r}, which is not a file of it", hint=_HINT)
+    return files
+
+
+def _tensor(name: str, entry: _Entry, spans: list[tuple[int, int]], what: str) -> Tensor:
+    """Check one entry and note the bytes that it covers."""
+    shape, offsets, bits = entry.shape, entry.data_offsets, _BITS.get(entry.dtype or "")
+    if shape is None or offsets is None or entry.dtype is None or bits is None:
+        problem = f"the unknown dtype {entry.dtype[:20]!r}" if entry.dtype else "no dtype or shape"
+        raise UsageError(f"{what}: {name[:80]!r} has {problem}", hint=_HINT)
+    if len(shape) > 16 or any(not 0 <= size < 1 << 48 for size in shape):
+        raise UsageError(f"{what}: {name[:80]!r} has an absurd shape", hint=_HINT)
+    begin, end = offsets
+    tensor = Tensor(entry.dtype, shape, end - begin)
+    if not 0 <= begin <= end or tensor.elements * bits != 8 * tensor.bytes:
+        raise UsageError(f"{what}: {name[:80]!r} does not fit its shape", hint=_HINT)
+    if end > begin:
+        spans.append((begin, end))
+    return tensor

@@ -1,0 +1,168 @@
+"""Finds a model by what the user typed: folder, hub cache, hub, preset, in this order.
+
+A preset's alias stays off the network: it is the checkpoint in the hub cache where that is whole,
+else the preset. A hub id is looked up, unless the environment forbids it; where that fails, what
+the cache or a preset knows is used and the answer's warnings say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
+from turbofit.model.hub_cache import cached_snapshot
+from turbofit.model.presets import find_preset, load_preset, nearest_names, preset_model
+
+__all__ = ["resolve_model"]
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
+
+
+def resolve_model(name: str, *, revision: str | None = None) -> Model:
+    """The model that a name means.
+
+    Args:
+        name: a folder, a hub id (``OpenGVLab/InternVL2-8B``) or a preset (``internvl2-8b``).
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UsageError: no such model, a damaged checkpoint, or one that has no account.
+    """
+    path = os.path.expanduser(name)
+    if name and os.path.isdir(path) and (_is_path(name) or _has_config(path)):
+        return _folder(path)
+    if not name.strip() or _is_path(name):
+        raise UsageError(f"{name!r} is not a folder", hint="name a checkpoint's folder or hub id")
+    preset = find_preset(name)
+    if _HUB_ID.fullmatch(name):
+        return _hub(name, revision, preset)
+    if preset is None:
+        raise _unknown(name)
+    cached = _cached(load_preset(preset).hub_id, revision)
+    return cached or preset_model(preset, warnings=_unheeded(revision))
+
+
+def _is_path(name: str) -> bool:
+    """Whether the spelling can only be a path."""
+    return name.startswith(("/", "./", "../", "~", ".\\")) or name in {".", ".."} or "\0" in name
+
+
+def _has_config(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "config.json"))
+
+
+def _folder(path: str) -> Model:
+    """A checkpoint's folder."""
+    from turbofit.model.checkpoint import Origin, read_checkpoint
+    from turbofit.model.folder import FolderFiles
+
+    full = os.path.abspath(path)
+    if not _has_config(path):
+        if os.path.isfile(os.path.join(path, "adapter_config.json")):
+            raise UsageError(
+                f"{full} holds a LoRA adapter, not a model", hint="merge it: `turbofit merge`"
+            )
+        raise UsageError(
+            f"{full} has no config.json", hint="name a folder in Hugging Face's format"
+        )
+    origin = Origin(name=os.path.basename(full), kind="folder", where=full, checkpoint=full)
+    return read_checkpoint(FolderFiles(full), origin)
+
+
+def _cached(hub_id: str, revision: str | None) -> Model | None:
+    """The checkpoint in the local hub cache, None where it is not there as a whole."""
+    folder = cached_snapshot(hub_id, revision)
+    if not folder:
+        return None
+    from turbofit.model.folder import is_complete
+
+    return _snapshot(hub_id, folder) if is_complete(folder) else None
+
+
+def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
+    from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+    from turbofit.model.folder import FolderFiles
+
+    class ConfigOnly(FolderFiles):
+        """A snapshot whose weights were never downloaded, or not all."""
+
+        def weights(self) -> Weights:
+            return Weights(
+                None,
+                "the hub cache holds the config of this model but not its weights: sizes are "
+                "computed from the config",
+            )
+
+    origin = Origin(
+        name=hub_id.rpartition("/")[2],
+        kind="hub_cache",
+        where=folder,
+        hub_id=hub_id,
+        checkpoint=None if config_only else folder,
+    )
+    return read_checkpoint((ConfigOnly if config_only else FolderFiles)(folder), origin)
+
+
+def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
+    """A hub id: the cache, then the hub, then what is known without it."""
+    cached = _cached(hub_id, revision)
+    if cached:
+        return cached
+    from turbofit.model.hub import HubFiles, HubUnreachableError, is_offline
+
+    if is_offline():
+        reason = HubUnreachableError(
+            f"{hub_id} is not in the local hub cache, and the environment forbids the network",
+            hint="download it first, or unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE",
+        )
+        return _without_hub(hub_id, revision, preset, reason)
+    from turbofit.model.checkpoint import Origin, read_checkpoint
+
+    try:
+        files = HubFiles(hub_id, revision)
+        if files.read("config.json") is None:
+            raise HubUnreachableError(
+                f"{files.where} has no config.json", hint=_nearest_hint(hub_id)
+            )
+        origin = Origin(
+            name=hub_id.rpartition("/")[2], kind="hub", where=files.where, hub_id=hub_id
+        )
+        return read_checkpoint(files, origin)
+    except HubUnreachableError as reason:
+        return _without_hub(hub_id, revision, preset, reason)
+
+
+def _without_hub(
+    hub_id: str, revision: str | None, preset: str | None, reason: UsageError
+) -> Model:
+    """What is known of a hub id without the hub; the reason is kept as a warning."""
+    from msgspec.structs import replace
+
+    folder = cached_snapshot(hub_id, revision)
+    if folder:
+        model = _snapshot(hub_id, folder, config_only=True)
+        return replace(model, warnings=(reason.message, *model.warnings))
+    if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
+        said = f"{reason.message}: the preset {preset} is used instead"
+        return preset_model(preset, warnings=(said, *_unheeded(revision)))
+    raise reason
+
+
+def _unheeded(revision: str | None) -> tuple[str, ...]:
+    if revision is None:
+        return ()
+    return (f"a preset describes the main revision; {revision!r} was not looked at",)
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+
+
+def _nearest_hint(name: str) -> str:
+    near = nearest_names(name)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return "name a folder, a hub id (ORG/NAME) or one of `turbofit models`"

@@ -1,0 +1,111 @@
+"""What a person asked for, normalised: the search's only input."""
+
+from __future__ import annotations
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model, PatchRule, TileRule
+from turbofit.core.plan import Workload
+from turbofit.core.struct import Struct, known
+from turbofit.core.units import MIB
+from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.model.images import unit_tokens, units, worst_units
+
+__all__ = ["Ask", "Margin", "exposure_of"]
+
+_DEFAULT_MARGIN = 256 * MIB
+_DEFAULT_SHARE = 0.01
+
+
+class Margin(Struct):
+    """What must stay free on each GPU: bytes, a share of the total, or the default of both None.
+
+    The default is the larger of 256 MiB and 1 % of the total.
+    """
+
+    bytes: int | None = None
+    share: float | None = None
+
+    def of(self, gpu: Gpu) -> int:
+        """Bytes for one GPU."""
+        total = known(gpu.total, 0)
+        if self.bytes is not None:
+            return self.bytes
+        if self.share is not None:
+            return int(total * self.share)
+        return max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE))
+
+
+class Ask(Struct):
+    """A model on a machine for a workload, and what the user has fixed.
+
+    ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
+    ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
+    turbofit on each GPU, in bytes.
+    """
+
+    model: Model
+    machine: Machine
+    workload: Workload
+    fixed: dict[str, object] = msgspec.field(default_factory=dict)
+    tp: int | None = None
+    replicas: int | None = None
+    max_dynamic_patch: int | None = None
+    max_pixels: int | None = None
+    margin: Margin = Margin()
+    budget: int | None = None
+
+    @property
+    def visible(self) -> tuple[Gpu, ...]:
+        """The GPUs that may be used, in the machine's order."""
+        return tuple(self.machine.gpu(index) for index in self.machine.visible)
+
+    def margin_of(self, gpu: Gpu) -> int:
+        """Bytes to leave on one GPU, with what a budget withholds from us."""
+        margin = self.margin.of(gpu)
+        if self.budget is None:
+            return margin
+        usable = known(gpu.total, 0) - known(gpu.reserved, 0)
+        withheld = usable - known(gpu.used, 0) - self.budget
+        return margin + max(0, withheld)
+
+    @property
+    def own_limit(self) -> int | None:
+        """The limit that the user or the checkpoint gives: tiles or pixels; None without images."""
+        rule = self.model.image_rule
+        if isinstance(rule, TileRule):
+            return (
+                rule.max_dynamic_patch if self.max_dynamic_patch is None else self.max_dynamic_patch
+            )
+        if isinstance(rule, PatchRule):
+            return rule.max_pixels if self.max_pixels is None else self.max_pixels
+        return None
+
+
+def exposure_of(ask: Ask, limit: int | None) -> Exposure:
+    """What clients can ask of the vision tower under a limit.
+
+    A stated image size that gives fewer units than the limit's worst image is what is promised:
+    larger images are then refused or lowered, so the peak need not pay for them.
+
+    Raises:
+        UsageError: images are asked of a model that takes none.
+    """
+    rule, workload = ask.model.image_rule, ask.workload
+    if rule is None or limit is None or ask.fixed.get("language_model_only"):
+        if workload.image_size is not None:
+            raise UsageError(f"{ask.model.name} takes no images", hint="leave --image-size out")
+        return NO_IMAGES
+    if workload.images == 0:
+        return NO_IMAGES
+    bound = {"max_dynamic_patch": limit} if isinstance(rule, TileRule) else {"max_pixels": limit}
+    each = worst_units(rule, **bound)
+    if workload.image_size is not None:
+        each = min(each, units(rule, *workload.image_size, **bound))
+    return Exposure(
+        units_per_image=each,
+        images_per_request=workload.images,
+        tokens_per_request=unit_tokens(rule, each) * workload.images,
+    )

@@ -1,0 +1,182 @@
+"""A judged shape as the contract's document: verdict, limits, ledgers, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from msgspec.structs import replace
+
+from turbofit import __version__
+from turbofit.core.machine import Gpu
+from turbofit.core.model import PatchRule, TileRule, image_units
+from turbofit.core.plan import (
+    Candidate,
+    Engine,
+    GpuLedger,
+    HostMemory,
+    Kv,
+    Limits,
+    Parallel,
+    Plan,
+    Remedy,
+    Settings,
+    Throughput,
+)
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB, format_bytes
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.cache import block_bytes
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.loading import host_memory
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.links import group_class
+
+__all__ = ["Parts", "accounts_of", "document", "host_problem", "limits_of"]
+
+#: Encoded bytes that one image and one request body may have.
+_BYTES_PER_IMAGE = 32 * MIB
+_BODY_BESIDE_IMAGES = 4 * MIB
+_BASE64 = 4 / 3
+
+
+class Parts(Struct):
+    """What a document is made of besides the accounts."""
+
+    groups: tuple[tuple[int, ...], ...]
+    settings: Settings
+    exposure: Exposure
+    limit: int | None
+    fits: bool
+    verdict: str
+    parallel_reason: str
+    throughput: Throughput | None = None
+    considered: tuple[Candidate, ...] = ()
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+
+
+def accounts_of(
+    ask: Ask,
+    settings: Settings,
+    groups: Sequence[Sequence[int]],
+    exposure: Exposure,
+    constants: EngineConstants,
+    free_at_cache: int | None = None,
+) -> tuple[Account, ...]:
+    """One account a group."""
+    return tuple(
+        Account(
+            ask.model,
+            settings,
+            [ask.machine.gpu(index) for index in group],
+            ask.machine,
+            exposure,
+            constants,
+            [ask.margin_of(ask.machine.gpu(index)) for index in group],
+            free_at_cache,
+        )
+        for group in groups
+    )
+
+
+def document(
+    ask: Ask, parts: Parts, accounts: Sequence[Account], constants: EngineConstants
+) -> Plan:
+    """The whole plan, without the command lines."""
+    settings = parts.settings
+    ratio = settings.cache_max_entry_count
+    outcomes = [account.at(ratio) for account in accounts]
+    ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
+    tokens = min(outcome.tokens for outcome in outcomes)
+    units_per_forward = max(account.units_per_forward for account in accounts)
+    return Plan(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        fits=parts.fits,
+        verdict=parts.verdict,
+        model=ask.model,
+        machine=ask.machine,
+        workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
+        engine=Engine(name="turbomind", version=constants.version),
+        parallel=Parallel(
+            tp=settings.tp,
+            replicas=len(parts.groups),
+            groups=parts.groups,
+            communicator=settings.communicator,
+            reason=parts.parallel_reason,
+        ),
+        settings=settings,
+        limits=limits_of(ask, parts, units_per_forward),
+        kv=Kv(
+            bytes_per_token=block_bytes(ask.model.text, settings) // settings.cache_block_seq_len,
+            tokens=tokens,
+            total_tokens=sum(outcome.tokens for outcome in outcomes),
+            region_bytes=min(outcome.region for outcome in outcomes),
+            longest_request_tokens=min(settings.session_len, tokens),
+        ),
+        gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
+        host=host_of(ask, settings, len(parts.groups), units_per_forward, constants),
+        throughput=parts.throughput,
+        considered=parts.considered,
+        reasons=parts.reasons,
+        warnings=(*ask.model.warnings, *ask.machine.warnings, *parts.warnings),
+        remedies=parts.remedies,
+    )
+
+
+def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
+    """What the gateway holds requests to."""
+    rule, exposure, limit = ask.model.image_rule, parts.exposure, parts.limit
+    images = exposure.images_per_request
+    vision = rule if exposure.units_per_image else None
+    return Limits(
+        vision_unit=image_units(vision) if vision is not None else None,
+        max_dynamic_patch=limit if isinstance(vision, TileRule) else None,
+        max_pixels_per_image=limit if isinstance(vision, PatchRule) else None,
+        images_per_request=images,
+        units_per_image=exposure.units_per_image,
+        units_per_request=exposure.units_per_request,
+        units_per_forward=units_per_forward,
+        image_tokens_per_request=exposure.tokens_per_request,
+        n=parts.settings.max_batch_size,
+        bytes_per_image=_BYTES_PER_IMAGE if images else 0,
+        bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
+    )
+
+
+def host_of(
+    ask: Ask, settings: Settings, replicas: int, units_per_forward: int, constants: EngineConstants
+) -> HostMemory:
+    """Host memory of the plan beside what the machine has."""
+    available = ask.machine.host.ram_available
+    return host_memory(
+        ask.model,
+        settings,
+        constants,
+        units_per_forward=units_per_forward,
+        replicas=replicas,
+        available=None if available == "NA" else available,
+    )
+
+
+def host_problem(host: HostMemory) -> str | None:
+    """Why host memory does not do, where it is known not to."""
+    need = host.pinned + host.pageable
+    if host.available is None or need <= host.available:
+        return None
+    return (
+        f"host RAM is {format_bytes(need - host.available)} short: {format_bytes(host.pinned)}"
+        f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
+    )
+
+
+def group_words(ask: Ask, group: Sequence[int]) -> str:
+    """A group as people say it: ``GPU 0+2 (NVLink)``."""
+    gpus: list[Gpu] = [ask.machine.gpu(index) for index in group]
+    names = "+".join(str(index) for index in group)
+    return (
+        f"GPU {names} ({group_class(ask.machine, gpus).words})" if len(gpus) > 1 else f"GPU {names}"
+    )

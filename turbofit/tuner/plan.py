@@ -1,0 +1,194 @@
+"""The best plan, with its reasons in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from turbofit.core.model import TileRule
+from turbofit.core.plan import Plan
+from turbofit.core.units import format_bytes
+from turbofit.memory.turbomind.account import RATIO_STEPS, Account
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.terms import warmup_tokens
+from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.candidates import Judged
+from turbofit.tuner.constraints import dtype_for
+from turbofit.tuner.document import (
+    Parts,
+    accounts_of,
+    document,
+    group_words,
+    host_of,
+    host_problem,
+)
+from turbofit.tuner.remedies import remedies
+from turbofit.tuner.search import Found, search
+from turbofit.tuner.throughput import request_tokens, total
+
+__all__ = ["make_plan"]
+
+#: Rows of ``considered``; the chosen one is the first.
+_MOST_CANDIDATES = 24
+
+
+def make_plan(ask: Ask, constants: EngineConstants) -> Plan:
+    """Search, and say what was found.
+
+    Raises:
+        UsageError: something asked for cannot be used here at all.
+    """
+    found = search(ask, constants)
+    best = found.best
+    exposure = replace(best.exposure, units_per_forward=best.shape.units_per_forward)
+    accounts = accounts_of(ask, best.settings, best.shape.groups, exposure, constants)
+    units = max(account.units_per_forward for account in accounts)
+    host = host_problem(host_of(ask, best.settings, best.shape.replicas, units, constants))
+    fits = best.fits and host is None
+    parts = Parts(
+        groups=best.shape.groups,
+        settings=best.settings,
+        exposure=exposure,
+        limit=best.shape.limit,
+        fits=fits,
+        verdict=_verdict(ask, found, accounts[0], host),
+        parallel_reason=_parallel_reason(ask, found),
+        throughput=total(best.speeds) if best.speeds else None,
+        considered=tuple(one.candidate() for one in _considered(found)),
+        reasons=tuple(_reasons(ask, found, accounts[0], constants)),
+        warnings=tuple(_warnings(ask, found)),
+        remedies=() if best.fits else remedies(ask, found, constants),
+    )
+    return document(ask, parts, accounts, constants)
+
+
+def _verdict(ask: Ask, found: Found, account: Account, host: str | None) -> str:
+    best, name = found.best, ask.model.name
+    if not best.fits:
+        return f"does not fit: {name}: {best.why_not}"
+    if host is not None:
+        return f"does not fit: {name}: {host}"
+    ledgers = account.at(best.settings.cache_max_entry_count).ledgers
+    spare = min(ledger.headroom for ledger in ledgers)
+    together = best.kv_tokens * best.shape.replicas // request_tokens(best.exposure)
+    where = " and ".join(group_words(ask, group) for group in best.shape.groups)
+    return (
+        f"fits: {name} on {where}: {best.kv_tokens * best.shape.replicas:,} KV tokens, enough for"
+        f" {together} such requests at once; {format_bytes(spare)} stay free on each GPU"
+    )
+
+
+def _considered(found: Found) -> list[Judged]:
+    """The chosen shape, then the best of the others with the reason why each lost."""
+    rest = [one for one in found.judged if one is not found.best]
+    rest.sort(
+        key=lambda one: (one.fits, one.rank if one.fits else (-float(one.short),)), reverse=True
+    )
+    chosen = found.best
+    lost = [one if not one.fits else replace(one, why_not=_lost(chosen, one)) for one in rest]
+    # A candidate that fits but lost is still shown as fitting.
+    return [chosen, *lost[: _MOST_CANDIDATES - 1]]
+
+
+def _lost(best: Judged, other: Judged) -> str:
+    if other.score < best.score:
+        return f"score {other.score:.3g} of {best.score:.3g}"
+    if other.kv_tokens < best.kv_tokens:
+        return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
+    return "equal; the larger prefill and fewer shards are preferred"
+
+
+def _parallel_reason(ask: Ask, found: Found) -> str:
+    best, shape = found.best, found.best.shape
+    if ask.tp is not None and ask.replicas is not None:
+        return "as asked"
+    if not best.fits:
+        return "the closest to fitting"
+    words = {
+        "throughput": "the most requests per second by the stated model",
+        "latency": "the shortest answer by the stated model",
+        "context": "the most KV tokens for one request",
+    }[ask.workload.goal]
+    one = f"tp {shape.tp}" if shape.tp > 1 else "one GPU each"
+    return f"{shape.replicas} x {one}: {words} of {len(found.judged)} shapes"
+
+
+def _reasons(ask: Ask, found: Found, account: Account, constants: EngineConstants) -> Iterator[str]:
+    best, settings = found.best, found.best.settings
+    fixed = ask.fixed
+    if best.fits:
+        ratio = settings.cache_max_entry_count
+        more = ratio + 1 / RATIO_STEPS
+        why = (
+            "as set by you"
+            if "cache_max_entry_count" in fixed
+            else (f"the largest that leaves the margin; {more:.3f} does not")
+        )
+        yield f"cache_max_entry_count {ratio:.3f}: {why}"
+    tokens = warmup_tokens(settings, constants)
+    yield _because(
+        fixed,
+        "max_prefill_token_num",
+        settings.max_prefill_token_num,
+        f"best rank of the sizes tried; LMDeploy warms up with {tokens} tokens",
+    )
+    yield _because(
+        fixed,
+        "max_batch_size",
+        settings.max_batch_size,
+        f"{ask.workload.concurrency} concurrent requests over {best.shape.replicas} replicas",
+    )
+    longest = ask.model.text.max_position_embeddings
+    if ask.workload.context is not None:
+        why = "the context asked for"
+    elif settings.session_len >= longest:
+        why = "the model's own context, which the cache holds"
+    else:
+        why = f"the model's {longest} lowered to what the cache holds"
+    yield _because(fixed, "session_len", settings.session_len, why)
+    gpus = [ask.machine.gpu(index) for index in best.shape.groups[0]]
+    yield _because(fixed, "dtype", settings.dtype, dtype_for(ask.model, gpus)[1])
+    if best.shape.limit is not None and best.exposure.units_per_image:
+        yield _limit_reason(ask, best)
+        yield (
+            f"the peak pays for {account.units_per_forward:,} vision units in one forward: "
+            + (
+                "the engine's own bound, so nothing queues"
+                if best.shape.units_per_forward is None
+                else "less than the engine could bring together, so the gateway must queue"
+            )
+        )
+
+
+def _because(fixed: dict[str, object], name: str, value: object, why: str) -> str:
+    return f"{name} {value}: {'as set by you' if name in fixed else why}"
+
+
+def _limit_reason(ask: Ask, best: Judged) -> str:
+    name = "max_dynamic_patch" if isinstance(ask.model.image_rule, TileRule) else "max_pixels"
+    limit = best.shape.limit
+    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+        return f"{name} {limit}: as set by you"
+    if limit == ask.own_limit:
+        return f"{name} {limit}: the model's own"
+    return f"{name} {limit}: the largest that can be served; the model's own is {ask.own_limit}"
+
+
+def _warnings(ask: Ask, found: Found) -> Iterator[str]:
+    shape = found.best.shape
+    used = {index for group in shape.groups for index in group}
+    idle = [gpu for gpu in ask.visible if gpu.index not in used]
+    if idle and found.best.fits:
+        names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
+        yield f"not used: {names}"
+    if found.best.fits and shape.units_per_forward is not None:
+        yield "this plan holds only behind a gateway that queues image requests"
+    asked = exposure_of(ask, ask.own_limit)
+    if asked.units_per_image and found.best.fits:
+        yield (
+            "requests beyond these limits are not planned for: LMDeploy itself lets any client"
+            " exceed them"
+        )
+    if ask.model.needs_remote_code:
+        yield "the tokenizer is remote code: --trust-remote-code is set for it"

@@ -1,0 +1,203 @@
+"""What given settings do: no search, the story of one start as LMDeploy would live it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import Plan, Remedy, Settings
+from turbofit.core.units import format_bytes
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.fate import Fate, fate_at
+from turbofit.model.images import exposed_limit
+from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.candidates import Shape, shape_settings
+from turbofit.tuner.constraints import communicator_problem, dtype_for, settings_problem, tp_problem
+from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
+from turbofit.tuner.links import LinkClass, group_class
+from turbofit.tuner.remedies import remedies
+from turbofit.tuner.search import search
+
+__all__ = ["default_batch_size", "make_prediction"]
+
+#: LMDeploy's default batch by what is in the GPU's name (lmdeploy/utils.py), else 128.
+_BATCH_BY_NAME = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024}
+_DEFAULT_BATCH = 128
+_DEFAULT_PREFILL = 8192
+_DEFAULT_RATIO = 0.8
+
+
+def default_batch_size(gpu_name: str) -> int:
+    """LMDeploy's ``max_batch_size`` where none is given."""
+    name = gpu_name.lower()
+    return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _DEFAULT_BATCH)
+
+
+def make_prediction(ask: Ask, constants: EngineConstants, free_at_cache: int | None = None) -> Plan:
+    """The account of LMDeploy's defaults, or of what the user set, on the first GPUs.
+
+    LMDeploy takes the first ``tp`` GPUs in CUDA's order; images are what an ordinary OpenAI client
+    can send, ``detail: high`` included, unless a limit or a size is given.
+
+    Raises:
+        UsageError: the settings are refused before any memory is taken.
+    """
+    tp = ask.tp or 1
+    groups = _groups(ask, tp)
+    gpus = [ask.machine.gpu(index) for index in groups[0]]
+    limit = _exposed(ask)
+    exposure = exposure_of(ask, limit)
+    settings = _settings(ask, groups, gpus, exposure, constants)
+    accounts = accounts_of(ask, settings, groups, exposure, constants, free_at_cache)
+    ratio = settings.cache_max_entry_count
+    fates = [fate_at(account, ratio) for account in accounts]
+    fate = next((one for one in fates if not one.serves), fates[0])
+    units = max(account.units_per_forward for account in accounts)
+    host = host_problem(host_of(ask, settings, len(groups), units, constants))
+    serves = fate.serves and host is None
+    parts = Parts(
+        groups=groups,
+        settings=settings,
+        exposure=exposure,
+        limit=limit,
+        fits=fate.kind == "serves" and host is None,
+        verdict=_verdict(ask, fate, host),
+        parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
+        reasons=tuple(_story(accounts[0], ratio, fate, free_at_cache)),
+        warnings=tuple(_warnings(ask, gpus, settings)),
+    )
+    plan = document(ask, parts, accounts, constants)
+    if serves or free_at_cache is not None:
+        return plan
+    return replace(plan, remedies=_remedies(ask, constants))
+
+
+def _remedies(ask: Ask, constants: EngineConstants) -> tuple[Remedy, ...]:
+    """What turbofit would do instead: its own plan first, else what makes one possible."""
+    free = replace(
+        ask, fixed={}, tp=ask.tp, max_dynamic_patch=ask.max_dynamic_patch, max_pixels=ask.max_pixels
+    )
+    try:
+        found = search(free, constants)
+    except UsageError:
+        return ()
+    best = found.best
+    if not best.fits:
+        return remedies(free, found, constants)
+    settings = best.settings
+    change = (
+        f"turbofit's plan: --tp {settings.tp}"
+        f" --cache-max-entry-count {settings.cache_max_entry_count:.3f}"
+        f" --max-prefill-token-num {settings.max_prefill_token_num}"
+        f" --max-batch-size {settings.max_batch_size} --session-len {settings.session_len}"
+    )
+    effect = f"lives, with {best.kv_tokens:,} KV tokens"
+    return (Remedy(change=change, effect=effect),)
+
+
+def _groups(ask: Ask, tp: int) -> tuple[tuple[int, ...], ...]:
+    visible = ask.machine.visible
+    replicas = ask.replicas or 1
+    problem = tp_problem(ask.model, tp)
+    if problem:
+        raise UsageError(
+            f"--tp {tp} is not possible for {ask.model.name}: {problem}", hint="choose another --tp"
+        )
+    if tp * replicas > len(visible):
+        raise UsageError(
+            f"--tp {tp} x {replicas} replicas needs {tp * replicas} GPUs; {len(visible)} visible",
+            hint="lower --tp, or name more GPUs",
+        )
+    return tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
+
+
+def _exposed(ask: Ask) -> int | None:
+    """The limit that holds for clients: the user's, else what ordinary clients can ask for."""
+    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+        return ask.own_limit
+    return None if ask.model.image_rule is None else exposed_limit(ask.model.image_rule)
+
+
+def _settings(
+    ask: Ask,
+    groups: tuple[tuple[int, ...], ...],
+    gpus: list[Gpu],
+    exposure: Exposure,
+    constants: EngineConstants,
+) -> Settings:
+    """LMDeploy's defaults under what the user set.
+
+    Raises:
+        UsageError: values that TurboMind refuses.
+    """
+    defaults: dict[str, object] = {
+        "cache_max_entry_count": _DEFAULT_RATIO,
+        "max_batch_size": default_batch_size(gpus[0].name),
+    }
+    context = ask.workload.context or ask.model.text.max_position_embeddings
+    prefill = ask.fixed.get("max_prefill_token_num", _DEFAULT_PREFILL)
+    shape = Shape(
+        tp=len(groups[0]),
+        groups=groups,
+        max_prefill_token_num=prefill if isinstance(prefill, int) else _DEFAULT_PREFILL,
+        limit=None,
+    )
+    asked = replace(ask, fixed={**defaults, **ask.fixed})
+    settings = shape_settings(asked, shape, context, dtype_for(ask.model, gpus)[0])
+    problem = settings_problem(settings, constants) or communicator_problem(
+        ask.model, settings, exposure, ask.machine, gpus
+    )
+    if problem:
+        raise UsageError(problem, hint="change the option")
+    return settings
+
+
+def _verdict(ask: Ask, fate: Fate, host: str | None) -> str:
+    if fate.serves and host is not None:
+        return f"{ask.model.name}: {host}"
+    return f"{ask.model.name}: {fate.text}"
+
+
+def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None) -> Iterator[str]:
+    """The steps of the start in numbers."""
+    outcome = account.at(ratio)
+    free, region = account.free, outcome.region
+    source = "as the log said" if free_at_cache is not None else "forecast"
+    if free <= 0:
+        yield f"nothing is free when the cache is sized: {format_bytes(-free)} short"
+        return
+    yield f"free when the cache is sized: {format_bytes(free)} on the fullest GPU ({source})"
+    left = format_bytes(free - region)
+    yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
+    ledger = outcome.ledgers[0]
+    buffers = sum(
+        t.bytes for t in ledger.ledger if t.phase == "buffers" and t.term != "pool_warmup"
+    )
+    yield f"buffers that live as long as the engine need {format_bytes(buffers)} of what stays"
+    for term in ledger.ledger:
+        if term.phase == "transient" or term.term == "pool_warmup":
+            total = buffers + term.bytes
+            spare = free - region - total
+            verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"
+            yield f"{term.term} ({term.note}): {format_bytes(total)} with the buffers: {verdict}"
+    if fate.kind == "hang":
+        yield "at the server's default log level nothing is printed; the port never opens"
+
+
+def _warnings(ask: Ask, gpus: list[Gpu], settings: Settings) -> Iterator[str]:
+    if settings.tp > 1:
+        kind = group_class(ask.machine, gpus)
+        if kind < LinkClass.PCIE_PEER:
+            yield (
+                "these GPUs do not reach each other: NCCL goes through host memory; slower, but it"
+                " takes no more GPU memory"
+            )
+    dtype = ask.fixed.get("dtype")
+    possible, why = dtype_for(ask.model, gpus)
+    if dtype == "bfloat16" and possible == "float16":
+        yield f"LMDeploy would run in float16 without a word: {why}"

@@ -1,0 +1,156 @@
+"""What would make it fit, cheapest first, each computed by planning again with the change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Gpu, Holder
+from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.plan import Remedy
+from turbofit.core.struct import known
+from turbofit.core.units import format_bytes
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.model.presets import awq_variant
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.candidates import MIN_TEXT_TOKENS
+from turbofit.tuner.search import Found, search
+
+__all__ = ["remedies"]
+
+_QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
+
+
+def remedies(ask: Ask, found: Found, constants: EngineConstants) -> tuple[Remedy, ...]:
+    """Changes for a plan that does not fit, with what each would do.
+
+    Those that make it fit come first, in order of cost; of the others only the ones that come
+    closer are kept.
+    """
+    fitting: list[Remedy] = []
+    closer: list[Remedy] = []
+    for change, changed in _changes(ask):
+        try:
+            result = search(changed, constants).best
+        except TurbofitError:
+            continue
+        if result.fits:
+            effect = f"fits: {result.kv_tokens:,} KV tokens a group, tp {result.shape.tp}"
+            if result.shape.limit is not None and result.shape.limit != changed.own_limit:
+                effect += f", images lowered to {_limit(changed, result.shape.limit)}"
+            fitting.append(Remedy(change=change, effect=effect))
+        elif result.short < found.best.short:
+            effect = f"not enough alone: {format_bytes(result.short)} short"
+            effect += f" instead of {format_bytes(found.best.short)}"
+            closer.append(Remedy(change=change, effect=effect))
+    return (*fitting, *closer)
+
+
+def _changes(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    """Single changes, cheapest first."""
+    yield from _released_options(ask)
+    yield from _smaller_workload(ask)
+    yield from _smaller_images(ask)
+    yield from _quantised_cache(ask)
+    yield from _other_checkpoint(ask)
+    yield from _more_gpus(ask)
+    yield from _stopped_processes(ask)
+
+
+def _released_options(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    """Each option that the user fixed, left to turbofit."""
+    for name in ask.fixed:
+        rest = {key: value for key, value in ask.fixed.items() if key != name}
+        yield f"leave --{name.replace('_', '-')} to turbofit", replace(ask, fixed=rest)
+    if ask.budget is not None:
+        yield "leave --budget out", replace(ask, budget=None)
+
+
+def _smaller_workload(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    workload = ask.workload
+    if workload.concurrency > 1 and "max_batch_size" not in ask.fixed:
+        fewer = replace(workload, concurrency=1)
+        yield "--concurrency 1", replace(ask, workload=fewer)
+    if workload.context is not None:
+        shorter = replace(workload, context=None)
+        yield "leave --context to what the cache holds", replace(ask, workload=shorter)
+    if workload.images > 1:
+        yield "--images 1", replace(ask, workload=replace(workload, images=1))
+
+
+def _smaller_images(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    """Half the user's own limit; the search has tried every one where it was free to."""
+    rule, own = ask.model.image_rule, ask.own_limit
+    if rule is None or own is None or own <= 1:
+        return
+    if isinstance(rule, TileRule) and ask.max_dynamic_patch is not None:
+        yield (
+            f"--max-dynamic-patch {own // 2}",
+            replace(ask, max_dynamic_patch=own // 2),
+        )
+    if isinstance(rule, PatchRule) and ask.max_pixels is not None:
+        yield f"--max-pixels {own // 2}", replace(ask, max_pixels=own // 2)
+
+
+def _quantised_cache(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    if "quant_policy" in ask.fixed:
+        return
+    for policy, name in _QUANT:
+        yield (
+            f"--quant-policy {policy} ({name} KV cache)",
+            replace(ask, fixed={**ask.fixed, "quant_policy": policy}),
+        )
+
+
+def _other_checkpoint(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    variant = awq_variant(ask.model)
+    if variant is not None:
+        fixed = {key: value for key, value in ask.fixed.items() if key != "dtype"}
+        name = variant.hub_id or variant.name
+        yield f"use {name} (4-bit weights)", replace(ask, model=variant, fixed=fixed)
+
+
+def _more_gpus(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    if ask.tp is not None and len(ask.visible) > ask.tp:
+        yield "leave --tp to turbofit", replace(ask, tp=None, replicas=None)
+    gpu = max(ask.visible, key=lambda one: known(one.free, 0))
+    for count in (2, 4, 8):
+        if count <= len(ask.visible):
+            continue
+        machine = replace(
+            ask.machine,
+            gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
+            links=(),
+            visible=tuple(range(count)),
+        )
+        yield f"{count} x {gpu.name}", replace(ask, machine=machine, tp=None, replicas=None)
+
+
+def _stopped_processes(ask: Ask) -> Iterator[tuple[str, Ask]]:
+    """The largest holder on any GPU, gone."""
+    held = [(gpu, holder) for gpu in ask.visible for holder in gpu.holders]
+    sized = [(gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0]
+    if not sized:
+        return
+    gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))
+    freed = known(holder.bytes, 0)
+    gpus = tuple(
+        _without(one, holder) if one.index == gpu.index else one for one in ask.machine.gpus
+    )
+    change = f"stop {holder.name}[{holder.pid}] on GPU {gpu.index} ({format_bytes(freed)})"
+    yield change, replace(ask, machine=replace(ask.machine, gpus=gpus))
+
+
+def _without(gpu: Gpu, holder: Holder) -> Gpu:
+    freed = known(holder.bytes, 0)
+    return replace(gpu, used=known(gpu.used, 0) - freed, free=known(gpu.free, 0) + freed)
+
+
+def _limit(ask: Ask, limit: int) -> str:
+    unit: Literal["tiles", "pixels"] = (
+        "tiles" if isinstance(ask.model.image_rule, TileRule) else "pixels"
+    )
+    return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"
