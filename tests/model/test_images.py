@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -115,9 +116,7 @@ def test_long_strips_exceed_small_bounds_and_are_covered():
 
 @given(st.integers(0, 40), st.integers(1, 24), st.booleans())
 def test_largest_tile_limit(budget, own, thumbnail):
-    rule = TileRule(
-        tile_size=448, tokens_per_tile=256, max_dynamic_patch=own, thumbnail=thumbnail
-    )
+    rule = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=own, thumbnail=thumbnail)
     limit = largest_limit(rule, budget)
     fits = [n for n in range(1, own + 1) if worst_units(rule, max_dynamic_patch=n) <= budget]
     assert limit == (max(fits) if fits else None)
@@ -138,7 +137,7 @@ def test_limits_down():
     assert limits_down(TILES) == tuple(range(12, 0, -1))
     down = limits_down(PATCHES)
     assert down[0] == PATCHES.max_pixels
-    assert all(high > low and low % 784 == 0 for high, low in zip(down, down[1:], strict=False))
+    assert all(high > low and low % 784 == 0 for high, low in itertools.pairwise(down))
     assert down[-1] >= PATCHES.min_pixels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from importlib.util import find_spec
 from unittest.mock import MagicMock
 
 import pytest
@@ -15,7 +16,10 @@ from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.images import unit_tokens, units
 from turbofit.model.source import resolve_model
 
-pytestmark = pytest.mark.lmdeploy
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
+]
 
 
 def tokens_of(folder, images):
@@ -45,7 +49,10 @@ def test_internvl_image_tokens(transformers, tmp_path):
     rng = random.Random(4)
     cases = [((448, 448), {}), ((800, 600), {}), ((800, 600), {"max_dynamic_patch": 4})]
     cases += [
-        ((rng.randrange(20, 900), rng.randrange(20, 900)), {"max_dynamic_patch": rng.choice([1, 3])})
+        (
+            (rng.randrange(20, 900), rng.randrange(20, 900)),
+            {"max_dynamic_patch": rng.choice([1, 3])},
+        )
         for _ in range(8)
     ]
     expected = tokens_of(folder, [(picture(*size), knobs) for size, knobs in cases])

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import decode, to_json
-from turbofit.core.model import Model
 from turbofit.model.images import worst_units
 from turbofit.model.presets import (
     awq_variant,
@@ -99,7 +99,7 @@ print(spent, *sorted(heavy))
 
 def test_a_preset_costs_little_and_imports_nothing_heavy():
     runs = [
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             [sys.executable, "-c", CHILD], check=True, capture_output=True, text=True
         ).stdout.split()
         for _ in range(5)

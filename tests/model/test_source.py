@@ -124,7 +124,7 @@ def online(tmp_path, monkeypatch):
     root = tmp_path / "hub"
     root.mkdir()
     server = Hub(root)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     make(root / "org" / "tiny")
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -160,7 +160,7 @@ def test_a_folder_without_config_does_not_hide_a_preset(tmp_path, monkeypatch):
     (tmp_path / "internvl2-8b").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve_model("internvl2-8b").source.kind == "preset"
-    with pytest.raises(UsageError, match="config.json"):
+    with pytest.raises(UsageError, match=r"config\.json"):
         resolve_model("./internvl2-8b")
 
 
@@ -282,7 +282,7 @@ def test_torch_files_on_the_hub(online):
 
 def test_the_token_goes_to_the_hub_and_not_where_it_redirects(online, monkeypatch, tmp_path):
     other = Hub(online.root)
-    threading.Thread(target=other.serve_forever, daemon=True).start()
+    threading.Thread(target=other.serve_forever, args=(0.02,), daemon=True).start()
     online.other, online.trick = other, "elsewhere"
     monkeypatch.setenv("HF_TOKEN", "secret")
     try:
@@ -366,6 +366,11 @@ def test_another_organisation_is_not_the_preset():
     """``somebody/InternVL2-8B`` may be a finetune with other dims."""
     with pytest.raises(UsageError):
         resolve_model("somebody/InternVL2-8B")
+
+
+def test_a_renamed_or_misspelt_hub_id_is_still_the_preset():
+    assert resolve_model("meta-llama/Meta-Llama-3.1-8B-Instruct").source.where == "llama-3.1-8b"
+    assert resolve_model("opengvlab/internvl2-8b").hub_id == "OpenGVLab/InternVL2-8B"
 
 
 def test_an_alias_never_asks_the_network(online):

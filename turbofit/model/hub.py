@@ -55,17 +55,11 @@ class HubFiles:
     """
 
     def __init__(self, hub_id: str, revision: str | None = None) -> None:
-        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        parts = urlsplit(endpoint.rstrip("/"))
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UsageError(
-                f"HF_ENDPOINT {endpoint[:80]!r} is not a web address",
-                hint="unset it, or set it to https://HOST",
-            )
+        endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        self.host = _host(endpoint)
         self.hub_id = hub_id
         self.revision = revision or "main"
-        self.endpoint = endpoint.rstrip("/")
-        self.host = parts.netloc.rpartition("@")[2]
+        self.endpoint = endpoint
         self._deadline = time.monotonic() + _PATIENCE
         self._opener = _opener()
         self._cache: dict[str, bytes | None] = {}
@@ -144,7 +138,8 @@ class HubFiles:
             total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
             if status != 206:
                 total = answer.headers.get("Content-Length") or ""
-        return data, int(total) if total.isascii() and total.isdigit() else None
+        known = total.isascii() and total.isdigit() and len(total) < 20
+        return data, int(total) if known else None
 
     def _small(self, name: str, limit: int) -> bytes | None:
         answer = self._get(name, {})
@@ -245,6 +240,20 @@ class _Redirects(HTTPRedirectHandler):
         if follow is not None and new.netloc != old.netloc:
             follow.remove_header("Authorization")
         return follow
+
+
+def _host(endpoint: str) -> str:
+    """The host and port of the hub's address, for messages; never a password in it."""
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise UsageError(
+            f"HF_ENDPOINT {endpoint[:80]!r} is not a web address",
+            hint="unset it, or set it to https://HOST",
+        )
+    return parts.netloc.rpartition("@")[2]
 
 
 def _opener() -> OpenerDirector:

@@ -55,6 +55,12 @@ class _Entry(msgspec.Struct):
     data_offsets: tuple[int, int] | None = None
 
 
+class _Index(msgspec.Struct):
+    """``model.safetensors.index.json``; its metadata is not needed."""
+
+    weight_map: dict[str, str]
+
+
 def header_length(prefix: bytes, file_size: int | None, what: str) -> int:
     """The length of the header, checked against the file.
 
@@ -110,14 +116,10 @@ def parse_index(data: bytes, what: str) -> dict[str, str]:
     Raises:
         UsageError: not an index, or one that names files elsewhere.
     """
-
-    class Index(msgspec.Struct):
-        weight_map: dict[str, str]
-
     try:
         if len(data) > _LARGEST_INDEX:
             raise msgspec.DecodeError("it is too large")
-        files = msgspec.json.decode(data, type=Index).weight_map
+        files = msgspec.json.decode(data, type=_Index).weight_map
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise UsageError(f"{what} cannot be read: {exc}", hint=_HINT) from None
     if not files:

@@ -108,6 +108,8 @@ def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
 
 def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     """A hub id: the cache, then the hub, then what is known without it."""
+    if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
+        hub_id = load_preset(preset).hub_id  # as it is spelt there
     cached = _cached(hub_id, revision)
     if cached:
         return cached
@@ -145,7 +147,7 @@ def _without_hub(
     if folder:
         model = _snapshot(hub_id, folder, config_only=True)
         return replace(model, warnings=(reason.message, *model.warnings))
-    if preset and load_preset(preset).hub_id.lower() == hub_id.lower():
+    if preset:
         said = f"{reason.message}: the preset {preset} is used instead"
         return preset_model(preset, warnings=(said, *_unheeded(revision)))
     raise reason

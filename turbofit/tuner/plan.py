@@ -191,4 +191,4 @@ def _warnings(ask: Ask, found: Found) -> Iterator[str]:
             " exceed them"
         )
     if ask.model.needs_remote_code:
-        yield "the tokenizer is remote code: --trust-remote-code is set for it"
+        yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"

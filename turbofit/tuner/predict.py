@@ -13,7 +13,7 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.fate import Fate, fate_at
+from turbofit.memory.turbomind.fate import Fate, fate_at, fates_at
 from turbofit.model.images import exposed_limit
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Shape, shape_settings
@@ -185,6 +185,9 @@ def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None
             spare = free - region - total
             verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"
             yield f"{term.term} ({term.note}): {format_bytes(total)} with the buffers: {verdict}"
+    for later in fates_at(account, ratio)[1:]:
+        if later.kind != "margin":
+            yield f"and if that were mended: {later.text}"
     if fate.kind == "hang":
         yield "at the server's default log level nothing is printed; the port never opens"
 

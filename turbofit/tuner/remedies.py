@@ -21,6 +21,8 @@ from turbofit.tuner.search import Found, search
 
 __all__ = ["remedies"]
 
+#: The name of a machine that a remedy makes up of more cards.
+_BOUGHT = "more of these GPUs"
 _QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
 
 
@@ -33,6 +35,8 @@ def remedies(ask: Ask, found: Found, constants: EngineConstants) -> tuple[Remedy
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
     for change, changed in _changes(ask):
+        if fitting and changed.machine.name == _BOUGHT:
+            continue  # fewer such cards do already
         try:
             result = search(changed, constants).best
         except TurbofitError:
@@ -122,6 +126,7 @@ def _more_gpus(ask: Ask) -> Iterator[tuple[str, Ask]]:
             continue
         machine = replace(
             ask.machine,
+            name=_BOUGHT,
             gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
             links=(),
             visible=tuple(range(count)),
@@ -132,7 +137,9 @@ def _more_gpus(ask: Ask) -> Iterator[tuple[str, Ask]]:
 def _stopped_processes(ask: Ask) -> Iterator[tuple[str, Ask]]:
     """The largest holder on any GPU, gone."""
     held = [(gpu, holder) for gpu in ask.visible for holder in gpu.holders]
-    sized = [(gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0]
+    sized = [
+        (gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0 and holder.pid != "NA"
+    ]
     if not sized:
         return
     gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))

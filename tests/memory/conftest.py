@@ -1,0 +1,82 @@
+"""Accounts of preset models on the pretend card of the rehearsals: 24268 MiB, 300 used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from turbofit.core.machine import Gpu, Link, Machine
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import EngineConstants, load_constants
+from turbofit.model.images import unit_tokens
+from turbofit.model.source import resolve_model
+
+
+@pytest.fixture(scope="session")
+def constants() -> EngineConstants:
+    return load_constants()
+
+
+def card(index: int = 0, total: int = 24268, used: int = 300) -> Gpu:
+    return Gpu(
+        index=index,
+        uuid=f"preset-{index}",
+        name="NVIDIA GeForce RTX 3090",
+        total=total * MIB,
+        reserved=0,
+        used=used * MIB,
+        free=(total - used) * MIB,
+        compute_capability=(8, 6),
+        sm_count=82,
+        l2=6291456,
+    )
+
+
+def machine_of(count: int, *, peers: bool = False, nvlinks: int = 0, **kw: int) -> Machine:
+    gpus = tuple(card(i, **kw) for i in range(count))
+    links = tuple(
+        Link(a=a, b=b, p2p_read=peers, p2p_write=peers, nvlinks=nvlinks)
+        for b in range(count)
+        for a in range(b)
+    )
+    return Machine(
+        name="test", source="preset", gpus=gpus, links=links, visible=tuple(range(count))
+    )
+
+
+@dataclass
+class Case:
+    """An account to be made, with what a test changes."""
+
+    model: str
+    tp: int = 1
+    margin: int = 0
+
+    def settings(self, **changes: object) -> Settings:
+        base = {"tp": self.tp, "max_batch_size": 128, "session_len": 32768}
+        return Settings(**{**base, **changes})
+
+    def account(self, units: int = 0, **changes: object) -> Account:
+        model = resolve_model(self.model)
+        exposure = NO_IMAGES
+        if units:
+            assert model.image_rule is not None
+            exposure = Exposure(
+                units_per_image=units,
+                images_per_request=1,
+                tokens_per_request=unit_tokens(model.image_rule, units),
+            )
+        machine = machine_of(self.tp)
+        return Account(
+            model,
+            self.settings(**changes),
+            machine.gpus,
+            machine,
+            exposure,
+            load_constants(),
+            [self.margin * MIB] * self.tp,
+        )

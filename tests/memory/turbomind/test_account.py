@@ -1,0 +1,137 @@
+"""The account as a whole: identities that every ledger keeps, and the largest ratio."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.memory.conftest import Case, card, machine_of
+from turbofit.core.units import MIB
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.model.source import resolve_model
+
+MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
+def test_a_ledger_adds_up(model, ratio):
+    account = Case(model, 2, margin=256).account(units=13)
+    for ledger in account.at(ratio).ledgers:
+        body = [t for t in ledger.ledger if t.phase != "transient"]
+        worst = [t for t in ledger.ledger if t.worst]
+        warmup = next(t for t in body if t.term == "pool_warmup").bytes
+        assert ledger.steady == sum(t.bytes for t in body)
+        assert len(worst) == 1
+        largest = max(t.bytes for t in ledger.ledger if t.phase == "transient")
+        assert worst[0].bytes == largest
+        assert ledger.peak == ledger.steady - warmup + max(warmup, largest)
+        top = max(ledger.peak, ledger.load_peak)
+        assert ledger.headroom == ledger.total - ledger.reserved - top
+        assert ledger.fits == (ledger.headroom >= ledger.margin)
+
+
+@given(
+    model=st.sampled_from(MODELS),
+    total=st.integers(8000, 90000),
+    used=st.integers(0, 6000),
+    prefill=st.sampled_from([1024, 2048, 4096, 8192]),
+    batch=st.integers(1, 300),
+    units=st.integers(0, 13),
+)
+@settings(max_examples=120, deadline=None)
+def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
+    gpu = card(total=total, used=used)
+    exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=units * 256)
+    case = Case(model)
+    account = Account(
+        resolve_model(model),
+        case.settings(max_prefill_token_num=prefill, max_batch_size=batch),
+        [gpu],
+        machine_of(1),
+        exposure,
+        load_constants(),
+        [256 * MIB],
+    )
+    ratio = account.best_ratio()
+    if ratio is None:
+        assert not account.fits_at(0.001)
+        return
+    assert 0 < ratio < 1
+    assert account.fits_at(ratio)
+    assert account.at(ratio).fits
+    if ratio < 0.999:
+        assert not account.fits_at(round(ratio + 0.001, 3))
+
+
+def test_the_first_gpu_stages_the_load():
+    first, second = Case("internvl2-8b", 2).account().at(0.5).ledgers
+    assert first.load_peak > second.load_peak
+    staging = first.load_peak - sum(
+        t.bytes for t in first.ledger if t.phase in ("before", "context", "weights")
+    )
+    # padded vocabulary: the embedding, lm_head raw and lm_head padded
+    assert staging / MIB == pytest.approx(3 * 723.1, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "staging"),
+    [("qwen2-vl-7b", 1, 3120), ("qwen2-vl-7b", 2, 2600), ("qwen2-vl-2b", 1, 1338)],
+)
+def test_staging_as_torch_measured_it(model, tp, staging):
+    """Peaks of torch's own allocator on pretend GPUs, MiB."""
+    ledger = Case(model, tp).account().at(0.5).ledgers[0]
+    held = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context", "weights"))
+    assert (ledger.load_peak - held) / MIB == pytest.approx(staging, rel=0.003)
+
+
+def test_the_fullest_gpu_of_a_group_decides_the_cache():
+    model = resolve_model("internvl2-8b")
+    machine = machine_of(2)
+    gpus = [card(0), card(1, used=5000)]
+    account = Account(
+        model,
+        Case("internvl2-8b", 2).settings(),
+        gpus,
+        machine,
+        Exposure(units_per_image=13, images_per_request=1, tokens_per_request=3328),
+        load_constants(),
+        [0, 0],
+    )
+    ledgers = account.at(0.5).ledgers
+    regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
+    assert len(regions) == 1
+    assert ledgers[0].headroom > ledgers[1].headroom
+
+
+def test_free_at_cache_replaces_everything_before_it():
+    """The users' log: 2780 MiB free, 2224 for the cache at 0.8, 556 left."""
+    model = resolve_model("internvl2-8b")
+    machine = machine_of(4)
+    account = Account(
+        model,
+        Case("internvl2-8b", 4).settings(),
+        machine.gpus,
+        machine,
+        Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
+        load_constants(),
+        [0] * 4,
+        free_at_cache=2780 * MIB,
+    )
+    outcome = account.at(0.8)
+    assert outcome.free == 2780 * MIB
+    assert outcome.region == 2224 * MIB
+    assert outcome.free - outcome.region == 556 * MIB
+    assert [t.term for t in outcome.ledgers[0].ledger if t.phase == "before"] == ["before_cache"]
+
+
+def test_a_card_before_ampere_pays_for_the_cast():
+    """723 MiB: lm_head's copy while a bf16 checkpoint becomes float16."""
+    account = Case("internvl2-8b").account(dtype="float16")
+    terms = {t.term: t.bytes for t in account.at(0.8).ledgers[0].ledger}
+    assert terms["load_temporaries"] / MIB == pytest.approx(723, abs=2)
+    assert terms["load_temporaries.returned"] == -terms["load_temporaries"]
+    assert terms["cache_uncertainty"] == int(terms["load_temporaries"] * 0.8)

@@ -1,0 +1,112 @@
+"""The first thing that goes wrong, in the order of a start; deaths seen with the 0.18.0 binary."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.memory.conftest import Case, card, machine_of
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.fate import fate_at, fate_without_cache, fates_at
+from turbofit.model.source import resolve_model
+
+
+@pytest.fixture(scope="module")
+def bare(constants_bare: EngineConstants) -> EngineConstants:
+    return constants_bare
+
+
+@pytest.fixture(scope="module")
+def constants_bare() -> EngineConstants:
+    """The constants without what a pretend card does not charge."""
+    from turbofit.memory.turbomind.constants import load_constants
+
+    base = load_constants()
+    return replace(
+        base,
+        cublas_handle=dict.fromkeys(base.cublas_handle, 0),
+        kernel_images=dict.fromkeys(base.kernel_images, 0),
+        pool_growth=0,
+    )
+
+
+def account_on(total: int, units: int, constants: EngineConstants, **changes: object) -> Account:
+    """InternVL2-8B on a card of so many MiB, 300 used; the context is taken out of ``used``."""
+    context = 360
+    gpu = card(total=total + context, used=300)
+    exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=units * 256)
+    return Account(
+        resolve_model("internvl2-8b"),
+        Case("internvl2-8b").settings(**changes),
+        [gpu],
+        machine_of(1),
+        exposure,
+        constants,
+        [0],
+    )
+
+
+def test_15360_mib_die_while_loading(bare):
+    fate = fate_at(account_on(15360, 13, bare), 0.8)
+    assert fate.kind == "load"
+    assert fate.missing > 0
+    assert not fate.serves
+
+
+def test_ratio_0_1_hangs_for_ever(bare):
+    """Seen: 104 blocks of the 130 that 8320 tokens need."""
+    account = account_on(24268, 13, bare)
+    assert account.blocks_for_warmup == 130
+    fate = fate_at(account, 0.1)
+    assert fate.kind == "hang"
+    assert "waits without a word" in fate.text
+
+
+def test_ratio_0_95_dies_in_the_warm_up(bare):
+    assert fate_at(account_on(24268, 13, bare), 0.95).kind == "warmup"
+
+
+@pytest.mark.parametrize(("units", "kind"), [(26, "serves"), (32, "serves"), (40, "request")])
+def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
+    """Seen: starts with 98 MiB left; requests of 26 and 32 tiles pass, one of 40 aborts."""
+    account = account_on(24268, units, bare, max_batch_size=128)
+    exposure = replace(account.exposure, units_per_forward=units)
+    alone = Account(
+        resolve_model("internvl2-8b"),
+        account.settings,
+        account.gpus,
+        machine_of(1),
+        exposure,
+        bare,
+        [0],
+    )
+    assert fate_at(alone, 0.905).kind == kind
+
+
+def test_everything_that_follows_is_told_in_order(bare):
+    """InternVL2-26B-AWQ on one 24 GB card: the load peak comes first, the hang would follow."""
+    gpu = card(total=24268 + 360, used=300)
+    account = Account(
+        resolve_model("internvl2-26b-awq"),
+        Case("internvl2-26b-awq").settings(dtype="float16"),
+        [gpu],
+        machine_of(1),
+        Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
+        bare,
+        [0],
+    )
+    assert [fate.kind for fate in fates_at(account, 0.8)][:2] == ["load", "hang"]
+
+
+@pytest.mark.parametrize("total", [15800, 17800])
+def test_no_ratio_fits_says_how_much_is_missing(constants, total):
+    account = account_on(total, 13, constants, max_batch_size=1000)
+    assert account.best_ratio() is None
+    fate = fate_without_cache(account)
+    assert fate.missing > 0
+    assert fate.gpu == 0
+    # the same card with what is missing, and a page for the cache, fits
+    enough = account_on(total + fate.missing // 2**20 + 64, 13, constants, max_batch_size=1000)
+    assert enough.best_ratio() is not None or fate_without_cache(enough).missing < fate.missing

@@ -1,0 +1,76 @@
+"""Weights by class: what tensor parallelism splits, replicates, repeats and pads."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from turbofit.memory.turbomind.weights import (
+    ffn_width,
+    kv_heads_held,
+    lm_head_rows,
+    vision_tp,
+    weight_classes,
+)
+from turbofit.model.source import resolve_model
+
+
+def test_one_gpu_holds_the_checkpoint(constants):
+    """InternVL2-8B has nothing padded at tp 1: two bytes a parameter."""
+    model = resolve_model("internvl2-8b")
+    assert sum(weight_classes(model, 1, constants).values()) == model.parameters * 2
+
+
+def test_tied_embeddings_are_held_twice(constants):
+    model = resolve_model("qwen2-vl-2b")
+    assert model.text.tie_word_embeddings
+    classes = weight_classes(model, 1, constants)
+    assert classes["embedding"] == classes["lm_head"]
+
+
+def test_attention_of_25_heads_is_replicated(constants):
+    model = resolve_model("internvl2-26b")
+    assert model.vision is not None
+    assert vision_tp(model.vision, 4) == 1
+    one, four = (weight_classes(model, tp, constants)["vision"] for tp in (1, 4))
+    assert four > one / 2  # only the MLP is split
+
+
+def test_kv_heads_are_repeated_beyond_their_number(constants):
+    assert kv_heads_held(4, 8) == 8
+    model = resolve_model("qwen2-vl-7b")
+    split = [weight_classes(model, tp, constants)["attention"] * tp for tp in (1, 4)]
+    assert split[1] >= split[0]
+
+
+def test_lm_head_is_padded_only_where_it_is_split():
+    text = resolve_model("internvl2-8b").text
+    assert lm_head_rows(text, 1) == 92553
+    assert lm_head_rows(text, 4) == 92576  # a multiple of 8 x 4
+
+
+@pytest.mark.parametrize(("intermediate", "tp", "width"), [(29568, 8, 29696), (18944, 4, 18944)])
+def test_mlp_is_padded_to_whole_kernel_blocks(constants, intermediate, tp, width):
+    assert ffn_width(intermediate, tp, None, constants) == width
+
+
+def test_four_bit_groups_cost_their_scales_and_zeros(constants):
+    model = resolve_model("internvl2-8b")
+    awq = resolve_model("internvl2-8b-awq")
+    full, quarter = (weight_classes(m, 1, constants)["mlp"] for m in (model, awq))
+    assert quarter == full // 4 + full // 2 // 128 * 4
+    assert (
+        weight_classes(awq, 1, constants)["vision"] == weight_classes(model, 1, constants)["vision"]
+    )
+
+
+def test_experts_are_counted_in_every_expert_layer(constants):
+    """Mixtral-8x7B at 16 bits: 46.7 G parameters, all of them held."""
+    model = resolve_model("mixtral-8x7b")
+    held = sum(weight_classes(model, 1, constants).values())
+    assert held == pytest.approx(model.parameters * 2, rel=1e-4)
+
+
+def test_text_only_models_have_no_vision_classes(constants):
+    model = replace(resolve_model("internvl2-8b"), vision=None)
+    assert not {"vision", "projector"} & set(weight_classes(model, 1, constants))
