@@ -29,7 +29,10 @@ _UNKNOWN_FLOPS = 20 * 10**12
 
 
 class Speed(Struct):
-    """One group's forecast for the workload's request."""
+    """One group's forecast for the workload's request, with all its requests at once.
+
+    Both figures only improve with a larger cache.
+    """
 
     requests_per_second: float
     seconds_per_request: float
@@ -91,7 +94,9 @@ def group_speed(
         each = vision / 2 * 2 * _vision_tokens(model, asked.units_per_image)
         prefill += each * encodes / flops
     prefill += _reduce_seconds(model, settings, machine, gpus, prompt)
-    seconds = prefill + figures["output_tokens"] * step
+    # Requests that the cache cannot hold yet wait their turn.
+    waiting = settings.max_batch_size / concurrent
+    seconds = (prefill + figures["output_tokens"] * step) * waiting
     together = concurrent * prefill + figures["output_tokens"] * step
     return Speed(
         requests_per_second=concurrent / together,

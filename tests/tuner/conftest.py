@@ -1,0 +1,58 @@
+"""Random machines and asks, made from preset cards."""
+
+from __future__ import annotations
+
+import random
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.plan import Workload
+from turbofit.core.units import MIB
+from turbofit.machine.source import machine_from
+from turbofit.model.source import resolve_model
+from turbofit.tuner.ask import Ask
+
+CARDS = ["rtx3090", "rtx4090", "t4", "l4", "a100-40g", "v100-32g", "rtx3060", "l40s", "rtx2080ti"]
+MODELS = [
+    "internvl2-1b", "internvl2-2b", "internvl2-8b", "internvl2-8b-awq", "internvl2-26b-awq",
+    "qwen2-vl-2b", "qwen2-vl-7b", "qwen2-vl-7b-awq", "qwen2.5-7b",
+]  # fmt: skip
+
+
+def use(gpu: Gpu, used: int) -> Gpu:
+    """The GPU with so many bytes held by others."""
+    assert isinstance(gpu.total, int)
+    assert isinstance(gpu.reserved, int)
+    return replace(gpu, used=used, free=gpu.total - gpu.reserved - used)
+
+
+def with_used(machine: Machine, used: list[int]) -> Machine:
+    gpus = tuple(use(gpu, u) for gpu, u in zip(machine.gpus, used, strict=True))
+    return replace(machine, gpus=gpus)
+
+
+def random_machine(rng: random.Random, most: int = 4) -> Machine:
+    count = rng.choice([n for n in (1, 2, 3, 4, 8) if n <= most])
+    spec = f"{count}x{rng.choice(CARDS)}"
+    if count >= 2 and "rtx3090" in spec and rng.random() < 0.4:
+        spec += ",nvlink=0-1"
+    machine = machine_from(spec)
+    used = [rng.choice([0, 0, 300, 1500, 4000, 9000]) * MIB for _ in range(count)]
+    limit = [g.total - g.reserved for g in machine.gpus]
+    return with_used(machine, [min(u, t - 1) for u, t in zip(used, limit, strict=True)])
+
+
+def random_ask(rng: random.Random, *, context: bool = True, most: int = 4) -> Ask:
+    model = resolve_model(rng.choice(MODELS))
+    longest = model.text.max_position_embeddings
+    return Ask(
+        model=model,
+        machine=random_machine(rng, most),
+        workload=Workload(
+            images=rng.choice([0, 1, 1, 2]) if model.image_rule else 1,
+            context=rng.choice([4096, 8192, 20000, min(32768, longest)]) if context else None,
+            concurrency=rng.choice([1, 3, 8, 32]),
+            goal=rng.choice(["throughput", "latency", "context"]),
+        ),
+    )

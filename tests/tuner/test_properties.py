@@ -1,0 +1,138 @@
+"""What must hold for any machine and workload."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.tuner.conftest import random_ask, with_used
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.tuner.ask import Ask, Margin, exposure_of
+from turbofit.tuner.candidates import Judged, Shape, judge
+from turbofit.tuner.constraints import dtype_for
+from turbofit.tuner.plan import make_plan
+from turbofit.tuner.search import search, shapes
+
+CONSTANTS = load_constants()
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def some_shape(ask: Ask, index: int) -> Shape:
+    """One shape of the space at the model's own limit."""
+    space = list(shapes(ask))
+    assume(space)
+    return space[index % len(space)]
+
+
+def judged(ask: Ask, shape: Shape) -> Judged:
+    gpus = [ask.machine.gpu(i) for group in shape.groups for i in group]
+    exposure = exposure_of(ask, ask.own_limit)
+    return judge(ask, shape, dtype_for(ask.model, gpus)[0], exposure, exposure, CONSTANTS)
+
+
+def less_used(ask: Ask, freed: int) -> Ask:
+    used = [max(0, gpu.used - freed) for gpu in ask.machine.gpus]
+    return replace(ask, machine=with_used(ask.machine, used))
+
+
+@given(seed=st.integers(0, 10**6), index=st.integers(0, 99), freed=st.integers(1, 3000))
+@relaxed
+def test_more_free_memory_never_gives_fewer_tokens(seed, index, freed):
+    ask = random_ask(random.Random(seed))
+    shape = some_shape(ask, index)
+    before, after = judged(ask, shape), judged(less_used(ask, freed * MIB), shape)
+    assert after.kv_tokens >= before.kv_tokens
+    assert after.fits or not before.fits
+
+
+@given(seed=st.integers(0, 10**6), index=st.integers(0, 99), kind=st.sampled_from("icm"))
+@relaxed
+def test_more_images_context_or_margin_never_give_more_tokens(seed, index, kind):
+    ask = random_ask(random.Random(seed))
+    work = ask.workload
+    harder = {
+        "i": replace(ask, workload=replace(work, images=work.images + 1)),
+        "c": replace(ask, workload=replace(work, context=(work.context or 0) + 4096)),
+        "m": replace(ask, margin=Margin(bytes=900 * MIB)),
+    }[kind]
+    shape = some_shape(ask, index)
+    before, after = judged(ask, shape), judged(harder, shape)
+    assert after.kv_tokens <= before.kv_tokens
+
+
+@given(seed=st.integers(0, 10**6), freed=st.integers(1, 6000))
+@relaxed
+def test_the_score_grows_with_free_memory(seed, freed):
+    ask = random_ask(random.Random(seed))
+    try:
+        before, after = (
+            search(ask, CONSTANTS).best,
+            search(less_used(ask, freed * MIB), CONSTANTS).best,
+        )
+    except UsageError:
+        return
+    assert after.fits or not before.fits
+    if before.fits:
+        assert after.score >= before.score - 1e-9
+
+
+@given(seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))
+@relaxed
+def test_permuting_equal_gpus_changes_neither_verdict_nor_score(seed, shuffle):
+    ask = random_ask(random.Random(seed))
+    if ask.machine.links and any(link.nvlinked for link in ask.machine.links):
+        return  # their links make them unequal
+    used = [gpu.used for gpu in ask.machine.gpus]
+    shuffle.shuffle(used)
+    other = replace(ask, machine=with_used(ask.machine, used))
+    try:
+        one, two = search(ask, CONSTANTS).best, search(other, CONSTANTS).best
+    except UsageError:
+        return
+    assert one.fits == two.fits
+    assert one.score == pytest.approx(two.score)
+    assert one.kv_tokens == two.kv_tokens
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_a_plan_survives_json(seed):
+    ask = random_ask(random.Random(seed))
+    try:
+        plan = make_plan(ask, CONSTANTS)
+    except UsageError:
+        return
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_a_plan_that_fits_keeps_every_promise(seed):
+    ask = random_ask(random.Random(seed), context=False)
+    try:
+        plan = make_plan(ask, CONSTANTS)
+    except UsageError:
+        return
+    if not plan.fits:
+        assert (
+            plan.remedies or "host RAM" in plan.verdict or plan.verdict.startswith("does not fit")
+        )
+        return
+    assert all(ledger.fits for ledger in plan.gpus)
+    assert plan.settings.session_len <= plan.kv.tokens
+    assert plan.kv.tokens * plan.parallel.replicas <= plan.kv.total_tokens
+    ratio = plan.settings.cache_max_entry_count
+    assert 0 < ratio < 1
+    assert round(ratio * 1000) == pytest.approx(ratio * 1000)
+    used = [index for group in plan.parallel.groups for index in group]
+    assert len(used) == len(set(used)) == plan.parallel.tp * plan.parallel.replicas
+    assert plan.limits.units_per_forward >= plan.limits.units_per_request or (
+        plan.limits.units_per_request == 0
+    )
