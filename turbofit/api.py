@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
 
-__all__ = ["plan", "predict"]
+__all__ = ["pipeline", "plan", "predict"]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
@@ -141,6 +141,30 @@ def predict(
     )
     free = parse_bytes(free_at_cache) if isinstance(free_at_cache, str) else free_at_cache
     return _finished(make_prediction(_checked(ask), constants, free))
+
+
+def pipeline(model_path: str, backend_config: Any = None, **keywords: Any) -> Any:
+    """``lmdeploy.pipeline`` with a plan: the same call, the settings that fit, images held to it.
+
+    Args:
+        model_path: as LMDeploy takes it, or a name that presets know.
+        backend_config: a ``TurbomindEngineConfig``; each field that differs from LMDeploy's default
+            stays, in a copy.
+        keywords: LMDeploy's own, and those of :func:`plan` that shape it (``tp``, ``on``,
+            ``images``, ``context``, ``margin``, …).
+
+    Returns:
+        An ``lmdeploy.Pipeline`` whose ``plan`` attribute is the plan.
+
+    Raises:
+        PackageError: LMDeploy is missing or too old.
+        DoesNotFitError: nothing fits; the hint says what would.
+        UsageError: a keyword or config that cannot be planned for.
+        LaunchError: started by a rank launcher with tp > 1.
+    """
+    from turbofit.launch.pipeline import open_pipeline
+
+    return open_pipeline(plan, model_path, backend_config, **keywords)
 
 
 def _ask(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from turbofit.core.errors import PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.struct import Struct, decode, to_json
+from turbofit.core.struct import Struct, decode, to_builtins, to_json
 
 __all__ = [
     "PLAN_SCHEMA",
@@ -224,6 +225,20 @@ class Plan(Struct):
     def to_json(self) -> str:
         """The plan as JSON."""
         return to_json(self)
+
+    def engine_config(self) -> Any:
+        """The settings as LMDeploy's own ``TurbomindEngineConfig``.
+
+        Raises:
+            PackageError: LMDeploy is not installed.
+        """
+        try:
+            from lmdeploy import TurbomindEngineConfig
+        except ImportError:
+            raise PackageError(
+                "LMDeploy is not installed", hint='pip install "turbofit[lmdeploy]"'
+            ) from None
+        return TurbomindEngineConfig(**to_builtins(self.settings))
 
     @staticmethod
     def from_json(data: bytes | str, *, what: str = "plan") -> Plan:

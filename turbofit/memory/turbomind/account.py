@@ -84,7 +84,7 @@ class Account:
         self.units_per_forward = _units_per_forward(model, exposure, settings)
         pool = PoolModel(model, settings, constants)
         self.transients = transient_terms(
-            pool, settings, exposure, self.units_per_forward, constants
+            pool, model.image_rule, settings, exposure, self.units_per_forward, constants
         )
         self._worst = max(term.bytes for term in self.transients)
         self._warmup = warmup_term(pool, settings, constants)

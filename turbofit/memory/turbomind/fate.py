@@ -14,7 +14,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.memory.turbomind.account import Account
 
-__all__ = ["Fate", "fate_at", "fate_without_cache"]
+__all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
 
 FateKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
 
@@ -37,6 +37,14 @@ class Fate(Struct):
 def fate_at(account: Account, ratio: float) -> Fate:
     """What happens to a group that is started with this ratio."""
     return next(_fates(account, ratio), Fate(kind="serves", text="serves"))
+
+
+def fates_at(account: Account, ratio: float) -> list[Fate]:
+    """Everything that would go wrong, the first of each kind, in the order of the start."""
+    first: dict[str, Fate] = {}
+    for fate in _fates(account, ratio):
+        first.setdefault(fate.kind, fate)
+    return list(first.values())
 
 
 def fate_without_cache(account: Account) -> Fate:
@@ -84,15 +92,19 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
     for ledger in ledgers:
         missing = ledger.load_peak - _usable(ledger)
         if missing > 0:
+            weights = sum(term.bytes for term in ledger.ledger if term.phase == "weights")
+            before = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context"))
+            staging = ledger.load_peak - before - weights
             yield Fate(
                 kind="load",
                 gpu=ledger.index,
                 term=_largest(ledger.ledger, "weights"),
                 missing=missing,
                 text=(
-                    f"runs out of memory while loading the weights: GPU {ledger.index} is"
+                    f"runs out of memory while loading: GPU {ledger.index} is"
                     f" {format_bytes(missing)} short of a load peak of"
-                    f" {format_bytes(ledger.load_peak)}"
+                    f" {format_bytes(ledger.load_peak)} (weights {format_bytes(weights)}, torch's"
+                    f" staging of tensors {format_bytes(staging)})"
                 ),
             )
 

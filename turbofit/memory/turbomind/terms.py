@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
-from turbofit.core.model import Model
+from turbofit.core.model import ImageRule, Model, TileRule
 from turbofit.core.plan import Basis, Phase, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
@@ -133,6 +133,7 @@ def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants)
 
 def transient_terms(
     pool: PoolModel,
+    rule: ImageRule | None,
     settings: Settings,
     exposure: Exposure,
     units_per_forward: int,
@@ -155,8 +156,10 @@ def transient_terms(
         prompt = exposure.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
-        cases.append(("vision_request", request, f"one request, {units} units"))
-        cases.append(("vision_forward", worst, f"{units_per_forward} units meet in one forward"))
+        name = "tiles" if isinstance(rule, TileRule) else "patches"
+        cases.append(("vision_request", request, f"one request, {units} {name}"))
+        note = f"{units_per_forward} {name} meet in one forward"
+        cases.append(("vision_forward", worst, note))
     sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
     decides = sizes.index(max(sizes))
     return [

@@ -1,0 +1,206 @@
+"""Our users' stories and the doors for programs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import turbofit
+from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
+
+
+def reasons(plan: Plan) -> str:
+    return "\n".join(plan.reasons)
+
+
+class TestStories:
+    """`predict` on our users' machines, at LMDeploy's defaults."""
+
+    def test_internvl2_8b_on_cards_that_others_had_filled(self):
+        plan = turbofit.predict("internvl2-8b", on="4xrtx3090", tp=4, free_at_cache="2780MiB")
+        assert plan.kv.region_bytes == 2224 * MIB
+        assert "2.2 GiB, and 556 MiB stay" in reasons(plan)
+        assert not plan.fits
+        # one image request lives on 556 MiB, even at detail: high; several that meet do not
+        assert "vision_request (one request, 25 tiles)" in reasons(plan)
+        assert plan.limits.units_per_image == 25
+
+    @pytest.mark.parametrize(("ratio", "region"), [(0.5, 1390), (0.4, 1112)])
+    def test_the_advice_they_got(self, ratio, region):
+        plan = turbofit.predict(
+            "internvl2-8b", on="4xrtx3090", tp=4, free_at_cache="2780MiB",
+            cache_max_entry_count=ratio,
+        )  # fmt: skip
+        assert plan.kv.region_bytes == region * MIB
+        assert plan.fits
+
+    def test_torchrun_would_start_an_engine_a_rank(self, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        plan = turbofit.predict("internvl2-8b", on="4xrtx3090", tp=4)
+        assert any("4 whole engines on the same cards" in warning for warning in plan.warnings)
+
+    def test_a_photo_kills_qwen2_vl_on_a_24_gb_card(self):
+        plan = turbofit.predict("qwen2-vl-7b", on="1xrtx3090")
+        assert not plan.fits
+        assert "aborts on one image request" in plan.verdict
+        request = next(t for t in plan.gpus[0].ledger if t.term == "vision_request")
+        assert 1.85e9 <= request.bytes <= 1.96e9
+        held = next(t for t in plan.gpus[0].ledger if t.term == "pool_warmup").bytes
+        assert held == pytest.approx(715 * MIB, abs=2 * MIB)
+        photo = turbofit.predict("qwen2-vl-7b", on="1xrtx3090", image_size=(4000, 3000))
+        assert photo.limits.units_per_image == 62208
+        assert "aborts on one image request" in photo.verdict
+
+    def test_and_turbofit_plans_settings_that_live(self):
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090")
+        assert plan.fits
+        assert plan.limits.max_pixels_per_image == 12845056  # the model's own
+        assert plan.kv.tokens >= plan.settings.session_len
+
+    def test_a_cache_below_one_warm_up_request_hangs(self):
+        plan = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.1)
+        assert "never starts" in plan.verdict
+        assert "waits without a word" in plan.verdict
+        assert plan.remedies
+
+    def test_26b_awq_on_one_24_gb_card(self):
+        plan = turbofit.predict("internvl2-26b-awq", on="1xrtx3090")
+        assert "runs out of memory while loading" in plan.verdict
+        assert "never starts" in reasons(plan)  # what would come next
+        assert plan.remedies[0].change == "2 x NVIDIA GeForce RTX 3090"
+        assert turbofit.plan("internvl2-26b-awq", on="2xrtx3090").fits
+
+
+class TestPlan:
+    """`plan` as programs use it."""
+
+    @pytest.mark.parametrize(
+        ("model", "on"),
+        [
+            ("internvl2-8b", "4xrtx3090"),
+            ("internvl2-1b", "1xrtx3060"),
+            ("qwen2-vl-7b", "1xv100-32g"),
+            ("qwen2-vl-7b", "2xrtx4090"),
+            ("internvl2-8b", "1xl4:free=19GiB"),
+            ("llama-3.1-8b", "1xrtx3090"),
+        ],
+    )
+    def test_our_users_machines_get_a_plan(self, model, on):
+        plan = turbofit.plan(model, on=on)
+        assert plan.fits, plan.verdict
+        assert all(ledger.headroom >= ledger.margin for ledger in plan.gpus)
+        assert plan.considered[0].why_not == ""
+        assert len(plan.commands) == plan.parallel.replicas
+
+    def test_no_bfloat16_before_ampere(self):
+        plan = turbofit.plan("qwen2-vl-7b", on="1xv100-32g")
+        assert plan.settings.dtype == "float16"
+        with pytest.raises(UsageError, match="bfloat16"):
+            turbofit.plan("qwen2-vl-7b", on="1xv100-32g", dtype="bfloat16")
+
+    def test_replicas_where_cards_do_not_reach_each_other_and_one_does(self):
+        plan = turbofit.plan("qwen2-vl-7b", on="2xrtx4090")
+        assert (plan.parallel.tp, plan.parallel.replicas) == (1, 2)
+
+    def test_nvlinked_cards_go_together(self):
+        plan = turbofit.plan("internvl2-26b-awq", on="4xrtx3090,nvlink=0-2+1-3", tp=2)
+        assert {frozenset(group) for group in plan.parallel.groups} == {
+            frozenset({0, 2}),
+            frozenset({1, 3}),
+        }
+
+    def test_what_the_user_sets_is_kept_and_named_as_the_cause(self):
+        kept = {"cache_max_entry_count": 0.8, "max_pixels": 12845056}
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", **kept)
+        assert plan.settings.cache_max_entry_count == 0.8
+        assert plan.limits.max_pixels_per_image == 12845056
+        assert not plan.fits
+        assert plan.remedies[0].change == "leave --cache-max-entry-count to turbofit"
+
+    def test_images_are_lowered_where_nothing_else_serves(self):
+        plan = turbofit.plan("qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.8)
+        assert plan.fits
+        assert plan.limits.max_pixels_per_image is not None
+        assert plan.limits.max_pixels_per_image < 12845056
+        assert any("the largest that can be served" in reason for reason in plan.reasons)
+
+    def test_a_model_too_large_says_what_would_do(self):
+        plan = turbofit.plan("qwen2-vl-72b", on="2xrtx3090")
+        assert not plan.fits
+        assert "short" in plan.verdict
+        assert plan.remedies
+
+    def test_a_budget_caps_what_is_taken(self):
+        plan = turbofit.plan("internvl2-2b", on="1xrtx3090", budget="10GiB")
+        assert plan.fits
+        ledger = plan.gpus[0]
+        assert ledger.peak - ledger.used + 256 * MIB <= 10 * 1024 * MIB
+
+    def test_margins_as_bytes_and_shares(self):
+        for margin, expected in (("1GiB", 1024 * MIB), ("5%", None), (600 * MIB, 600 * MIB)):
+            ledger = turbofit.plan("internvl2-2b", on="1xrtx3090", margin=margin).gpus[0]
+            assert ledger.margin == (expected or int(ledger.total * 0.05))
+            assert ledger.headroom >= ledger.margin
+
+    @pytest.mark.parametrize(
+        ("keywords", "message"),
+        [
+            ({"tp": 3}, "--tp 3"),
+            ({"engine": "pytorch"}, "pytorch"),
+            ({"context": 10**9}, "reads"),
+            ({"images": -1}, "workload"),
+            ({"context": 4096, "session_len": 4096}, "one setting"),
+            ({"no_such_option": 1}, "no_such_option"),
+            ({"margin": "many%"}, "share"),
+            ({"communicator": "cuda-ipc", "tp": 2}, "peer access"),
+            ({"cache_max_entry_count": 1.0}, "between 0 and 1"),
+            ({"quant_policy": 42}, "quant-policy"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_one_line_and_a_hint(self, keywords, message):
+        with pytest.raises((UsageError, PackageError, DoesNotFitError), match=message) as caught:
+            turbofit.plan("internvl2-8b", on="4xrtx3090", **keywords)
+        assert caught.value.hint
+        assert "\n" not in caught.value.message
+
+    def test_survives_json(self):
+        plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+        assert turbofit.Plan.from_json(plan.to_json()) == plan
+
+    def test_mig_instances_are_never_joined(self):
+        from msgspec.structs import replace
+
+        from turbofit.machine.source import machine_from
+
+        machine = machine_from("2xa100-40g")
+        machine = replace(
+            machine, gpus=tuple(replace(gpu, mig=True) for gpu in machine.gpus), links=()
+        )
+        plan = turbofit.plan("internvl2-8b", on=machine)
+        assert plan.parallel.tp == 1
+
+
+def test_planning_is_light():
+    """`plan` imports none of the heavy packages, and nothing that talks to a network or a GPU."""
+    code = (
+        "import sys, turbofit; turbofit.plan('internvl2-8b', on='4xrtx3090');"
+        "heavy = {'torch', 'transformers', 'lmdeploy', 'numpy', 'PIL', 'pynvml', 'ssl', 'asyncio'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.lmdeploy
+def test_engine_config_is_lmdeploys_own():
+    pytest.importorskip("lmdeploy")
+    plan = turbofit.plan("internvl2-8b", on="4xrtx3090", tp=4)
+    config = plan.engine_config()
+    assert type(config).__name__ == "TurbomindEngineConfig"
+    assert config.tp == 4
+    assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
+    assert config.session_len == plan.settings.session_len
