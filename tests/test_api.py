@@ -51,7 +51,7 @@ class TestStories:
         assert 1.85e9 <= request.bytes <= 1.96e9
         held = next(t for t in plan.gpus[0].ledger if t.term == "pool_warmup").bytes
         assert held == pytest.approx(715 * MIB, abs=2 * MIB)
-        photo = turbofit.predict("qwen2-vl-7b", on="1xrtx3090", image_size=(4000, 3000))
+        photo = turbofit.predict("qwen2-vl-7b", on="1xrtx3090", image_size=(4032, 3024))
         assert photo.limits.units_per_image == 62208
         assert "aborts on one image request" in photo.verdict
 

@@ -4,20 +4,20 @@
     >>> turbofit.plan("internvl2-8b", on="4xrtx3090").verdict
     >>> pipe = turbofit.pipeline("OpenGVLab/InternVL2-8B")        # needs LMDeploy
 
-Importing this package imports nothing else; each name below is loaded when it is first used.
+Importing this package imports next to nothing; each name below is loaded when it is first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turbofit.core.version import __version__
+
 if TYPE_CHECKING:
     from turbofit.api import pipeline, plan, predict
     from turbofit.core.plan import Plan
 
 __all__ = ["Plan", "__version__", "pipeline", "plan", "predict"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -262,7 +262,7 @@ def _opener() -> OpenerDirector:
 
 def _identity() -> dict[str, str]:
     """Request headers: who asks, no compression (ranges count stored bytes), and the token."""
-    from turbofit import __version__
+    from turbofit.core.version import __version__
 
     headers = {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}
     if token := os.environ.get("HF_TOKEN", "").strip():

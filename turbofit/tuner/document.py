@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 
 from msgspec.structs import replace
 
-from turbofit import __version__
 from turbofit.core.machine import Gpu
 from turbofit.core.model import PatchRule, TileRule, image_units
 from turbofit.core.plan import (
@@ -25,6 +24,7 @@ from turbofit.core.plan import (
 )
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
+from turbofit.core.version import __version__
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.cache import block_bytes

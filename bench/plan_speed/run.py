@@ -1,0 +1,184 @@
+"""Cold wall time of a plan beside hf-mem and accelerate. See README.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+RUNS = 20
+MODEL = "OpenGVLab/InternVL2-8B"
+KNOWN = "Qwen/Qwen2.5-7B-Instruct"  # accelerate needs an architecture that Transformers has
+COMMIT = "0" * 40
+LIBRARY = ["--library_name", "transformers"]
+
+# hf-mem has its hub's address built in: this sends its client to the stand-in.
+HF_MEM = """
+import sys, httpx2
+get = httpx2.AsyncClient.get
+def here(self, url, **kw):
+    return get(self, str(url).replace("https://huggingface.co", HUB), **kw)
+httpx2.AsyncClient.get = here
+from hf_mem.cli import main
+main()
+"""
+
+
+# torchvision's CUDA build beside CPU torch lacks its own operators; without their names nothing of
+# Transformers imports. Where the two match, the declarations fail and change nothing.
+ACCELERATE = """
+import sys, torch
+for name in ("nms", "qnms"):
+    try:
+        torch.library.define(f"torchvision::{name}", "(Tensor d, Tensor s, float t) -> Tensor")
+    except RuntimeError:
+        pass
+sys.argv[0] = "accelerate"
+from accelerate.commands.accelerate_cli import main
+main()
+"""
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """What hf-mem and accelerate ask of a hub: file list, model info, a file or a part of one."""
+
+    folders: dict[str, Path]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        folder = next((f for name, f in self.folders.items() if name in self.path), None)
+        if folder is None:
+            self._send(404, b"{}")
+            return
+        if self.path.startswith("/api/models/"):
+            names = [p.name for p in folder.iterdir()]
+            if "/tree/" in self.path:
+                answer = [{"type": "file", "path": name} for name in names]
+                self._send(200, json.dumps(answer).encode())
+                return
+            info: dict[str, object] = {
+                "id": folder.name,
+                "sha": COMMIT,
+                "library_name": "transformers",
+            }
+            info["config"] = json.loads((folder / "config.json").read_text())
+            info["siblings"] = [{"rfilename": name} for name in names]
+            self._send(200, json.dumps(info).encode())
+            return
+        file = folder / self.path.rsplit("/", 1)[-1]
+        if not file.is_file():
+            self._send(404, b"{}")
+            return
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        with file.open("rb") as stream:
+            stream.seek(int(first))
+            data = stream.read(int(last) - int(first) + 1 if last else -1)
+        self._send(206 if "Range" in self.headers else 200, data)
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{len(body)}-{self.path[-20:]}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def make_whole(file: Path) -> None:
+    """Give a header-only checkpoint its stated size, as a hole."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_"]
+        stream.truncate(8 + length + max(ends))
+
+
+def timed(argv: list[str], env: dict[str, str], runs: int) -> dict[str, float]:
+    """Median and range of wall seconds; the first run warms the file cache and is not counted."""
+    walls = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        child = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _, errors = child.communicate()
+        walls.append(time.perf_counter() - start)
+        if child.returncode:
+            raise SystemExit(f"{argv}: exit {child.returncode}\n{errors.decode()[-2000:]}")
+    walls = walls[1:]
+    return {"median": statistics.median(walls), "min": min(walls), "max": max(walls)}
+
+
+def peak_mb(argv: list[str], env: dict[str, str]) -> float:
+    """Peak resident size of one run, MB."""
+    code = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], check=True, env=env, capture_output=True, text=True
+    )
+    return int(done.stdout) / 1024
+
+
+def main() -> None:
+    from turbofit.rehearse.checkpoint import write_checkpoint
+
+    python = sys.executable
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, known = Path(scratch) / "InternVL2-8B", Path(scratch) / "Qwen2.5-7B-Instruct"
+        write_checkpoint("internvl2-8b", folder)
+        write_checkpoint("qwen2.5-7b", known)
+        make_whole(folder / "model.safetensors")
+        served = {"folders": {MODEL: folder, KNOWN: known}}
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), served))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = f"http://127.0.0.1:{server.server_port}"
+        plan = [python, "-m", "turbofit", "plan"]
+        on = ["--on", "4xrtx3090"]
+        jobs = {
+            "bare Python": [python, "-c", "pass"],
+            "turbofit plan PRESET": [*plan, "internvl2-8b", *on],
+            "turbofit plan FOLDER": [*plan, str(folder), *on],
+            "hf-mem": [python, "-c", f"HUB = {hub!r}\n{HF_MEM}", "--model-id", MODEL],
+            "accelerate estimate-memory": [
+                python,
+                "-c",
+                ACCELERATE,
+                "estimate-memory",
+                KNOWN,
+                *LIBRARY,
+            ],
+        }
+        env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": scratch}
+        rows = {name: timed(argv, env, RUNS) for name, argv in jobs.items()}
+        sizes = {name: peak_mb(argv, env) for name, argv in jobs.items()}
+        server.shutdown()
+    report(rows, sizes)
+
+
+def report(rows: dict[str, dict[str, float]], sizes: dict[str, float]) -> None:
+    base = rows["hf-mem"]["median"]
+    print(f"medians of {RUNS} cold runs, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
+    print()
+    print("| process | median ms | min | max | peak MB | of hf-mem |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        wall = [f"{row[key] * 1000:.0f}" for key in ("median", "min", "max")]
+        print(f"| {name} | {' | '.join(wall)} | {sizes[name]:.1f} | {row['median'] / base:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

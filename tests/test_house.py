@@ -1,0 +1,47 @@
+"""The house itself: file sizes, and what every public name must carry."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
+MOST_LINES = 500
+MOST_FUNCTION_LINES = 60
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_can_be_read_at_one_sitting(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a module says what it is for"
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, functions):
+            lines = (node.end_lineno or 0) - node.lineno
+            body = lines - len((ast.get_docstring(node) or "").splitlines())
+            assert body <= MOST_FUNCTION_LINES, node.name
+    for node in tree.body:
+        if isinstance(node, (*functions, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def test_no_machine_path_or_registry_is_committed() -> None:
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    bad = re.compile(r"(?<![\w.])/(work|farm|root|home)/\w")
+    found = []
+    for name in names:
+        path = ROOT / name
+        if path.suffix in {".py", ".c", ".h", ".md", ".toml", ".yaml", ".sh", ".txt"}:
+            text = path.read_text(errors="replace")
+            found += [name for _ in bad.finditer(text)]
+    allowed = {"tests/test_house.py"}
+    assert set(found) - allowed == set()

@@ -1,0 +1,54 @@
+"""A plan from the built wheel: presets travel inside it, and nothing of the checkout is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run([*pip, *build], check=True, capture_output=True)
+    wheel = next(folder.glob("turbofit-*.whl"))
+    target = folder / "site"
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-compile", "--target", str(target), str(wheel)],
+        check=True,
+        capture_output=True,
+    )
+    return target
+
+
+def test_the_wheel_plans(installed: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    argv = ["-m", "turbofit", "plan", "internvl2-8b", "--on", "4xrtx3090", "--json"]
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    plan = json.loads(done.stdout)
+    assert plan["fits"]
+    where = subprocess.run(
+        [sys.executable, "-c", "import turbofit; print(turbofit.__file__)"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert str(installed) in where
+
+
+def test_every_preset_is_in_the_wheel(installed: Path) -> None:
+    repo = {p.relative_to(ROOT / "presets") for p in (ROOT / "presets").rglob("*.yaml")}
+    wheel = {
+        p.relative_to(installed / "turbofit" / "_presets")
+        for p in (installed / "turbofit" / "_presets").rglob("*.yaml")
+    }
+    assert wheel == repo
