@@ -143,13 +143,13 @@ def predict(
     return _finished(make_prediction(_checked(ask), constants, free))
 
 
-def pipeline(model_path: str, backend_config: Any = None, **keywords: Any) -> Any:
+def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
     """``lmdeploy.pipeline`` with a plan: the same call, the settings that fit, images held to it.
 
     Args:
         model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: a ``TurbomindEngineConfig``; each field that differs from LMDeploy's default
-            stays, in a copy.
+        arguments: LMDeploy's own, in its order: ``backend_config`` first; each of its fields that
+            differs from LMDeploy's default stays, in a copy.
         keywords: LMDeploy's own, and those of :func:`plan` that shape it (``tp``, ``on``,
             ``images``, ``context``, ``margin``, …).
 
@@ -164,7 +164,7 @@ def pipeline(model_path: str, backend_config: Any = None, **keywords: Any) -> An
     """
     from turbofit.launch.pipeline import open_pipeline
 
-    return open_pipeline(plan, model_path, backend_config, **keywords)
+    return open_pipeline(plan, model_path, *arguments, **keywords)
 
 
 def _ask(
@@ -189,6 +189,8 @@ def _ask(
         )
     fixed = {name: value for name, value in settings.items() if value is not None}
     resolved = resolve_model(model, revision=revision) if isinstance(model, str) else model
+    if revision is not None:
+        resolved = replace(resolved, revision=revision)
     machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
     return Ask(
         model=resolved,

@@ -147,7 +147,8 @@ class Model(Struct):
     ``dtype`` is the 16- or 32-bit type of the unquantised tensors as stored. ``tensor_bytes`` are
     bytes as stored by safetensors dtype (``BF16``, ``I32``, …), empty where only a formula is
     known. ``needs_remote_code`` is true where the tokenizer, the processor or a config class that
-    the engine cannot do without is remote code.
+    the engine cannot do without is remote code. ``revision`` is the branch, tag or commit asked
+    for.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Model(Struct):
     tensor_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     needs_remote_code: bool = False
     hub_id: str | None = None
+    revision: str | None = None
     source: ModelSource
     warnings: tuple[str, ...] = ()
 

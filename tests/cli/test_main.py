@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import turbofit
+from turbofit.cli import main as cli
+from turbofit.cli.main import COMMANDS, main
+from turbofit.core.errors import DoesNotFitError
+
+
+def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "turbofit", *words],
+        capture_output=True, text=True, check=False, env={**os.environ, **environ},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A command that does what the test says."""
+    import types
+
+    made = types.ModuleType("turbofit.cli.fake")
+    made.add_arguments = lambda parser: parser.add_argument("--json", action="store_true")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "turbofit.cli.fake", made)
+    monkeypatch.setitem(COMMANDS, "fake", "for tests")
+    return made
+
+
+def raises(exc: BaseException) -> Any:
+    """A ``run`` that fails."""
+
+    def run_(_: Any) -> int:
+        raise exc
+
+    return run_
+
+
+def test_help_lists_every_command_and_only_standing_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    folder = Path(cli.__file__).parent
+    for name, line in COMMANDS.items():
+        assert f"  {name} " in text
+        assert line in text
+        assert (folder / f"{name}.py").is_file()
+    for later in ("rehearse", "doctor", "diagnose", "gateway", "watch", "compare"):
+        assert f"  {later}" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"turbofit {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"turbofit {turbofit.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ([], "no command", "--help"),
+        (["plam"], "unknown command 'plam'", "did you mean plan?"),
+        (["rehearse"], "unknown command 'rehearse'", "serve"),
+        (["qqqqqq"], "unknown command", "plan, predict"),
+        (["--verbose"], "before the command", "COMMAND OPTIONS"),
+        (["plan"], "required: MODEL", "--help"),
+        (["plan", "m", "--tp", "0"], "not a positive", "--help"),
+        (["plan", "m", "--tp", "x"], "not a number", "--help"),
+        (["plan", "m", "--cache-max-entry-count", "1"], "between 0 and 1", "--help"),
+        (["plan", "m", "--image-size", "12"], "WIDTHxHEIGHT", "--help"),
+        (["plan", "m", "--margin", "120%"], "share", "--help"),
+        (["plan", "m", "--budget", "much"], "is not a size", "--help"),
+        (["plan", "m", "--quant-policy", "42"], "0, 4 and 8", "--help"),
+        (["plan", "m", "--sesion-len", "5"], "unrecognized", "did you mean --session-len?"),
+        (["plan", "m", "--", "--tp", "2"], "nothing after --", "--help"),
+        (["report", "/no/such/file"], "cannot be read", "--json > plan.json"),
+        (["serve"], "needs a model", "--plan"),
+        (["serve", "m", "--on", "1xrtx3090"], "on the machine here", "--dry-run"),
+    ],
+)
+def test_wrong_use(
+    words: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: ")
+    assert message in first
+    assert second.startswith("hint: ")
+    assert hint in second
+
+
+def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "m", "--tp", "0", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    error = json.loads(captured.out)["error"]
+    assert (error["kind"], error["exit_code"]) == ("usage", 2)
+    assert main(["plam", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
+
+
+def test_json_after_dashes_is_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "m", "--", "--json"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_each_error_leaves_with_its_code(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    module.run = raises(DoesNotFitError("too\nlarge \x1b[31m", hint="less"))
+    assert main(["fake"]) == 3
+    assert capsys.readouterr().err == "error: too large ?[31m\nhint: less\n"
+
+
+def test_control_c(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    module.run = raises(KeyboardInterrupt())
+    assert main(["fake"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_is_said_as_one_and_kept(
+    module: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    module.run = raises(RuntimeError("two\nlines"))
+    assert main(["fake"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: a bug in turbofit: RuntimeError: two lines"
+    (path,) = (tmp_path / "turbofit" / "crashes").iterdir()
+    assert str(path) in second
+    assert "Traceback" in path.read_text()
+    assert path.stat().st_mode & 0o77 == 0
+    assert main(["fake", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["kind"] == "bug"
+
+
+def test_a_bug_without_a_state_folder(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    module.run = raises(RuntimeError("x"))
+    assert main(["fake"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m turbofit models | head -1",
+        shell=True, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "Models\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_narrow_encodings(encoding: str) -> None:
+    done = run("plan", "internvl2-8b", "--on", "1xl4", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+
+
+def test_colour_only_on_a_terminal_and_never_with_no_color(tmp_path: Path) -> None:
+    import pty
+
+    def on_terminal(**environ: str) -> bytes:
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "turbofit", "gpus"], stdout=follower,
+            env={**os.environ, "TERM": "xterm", **environ},
+        )  # fmt: skip
+        os.close(follower)
+        data = b""
+        while True:
+            try:
+                chunk = os.read(leader, 4096)
+            except OSError:
+                break
+            if not chunk:
+                break
+            data += chunk
+        process.wait()
+        os.close(leader)
+        return data
+
+    plain = dict.fromkeys(("NO_COLOR",), "")
+    assert b"\x1b[" in on_terminal(**plain)
+    assert b"\x1b[" not in on_terminal(NO_COLOR="1")
+    assert b"\x1b[" not in on_terminal(TERM="dumb", **plain)
+    assert "\x1b[" not in run("gpus").stdout
+
+
+def test_help_and_planning_stay_light() -> None:
+    code = (
+        "import sys\n"
+        "from turbofit.cli.main import main\n"
+        "main({argv})\n"
+        "heavy = {{'torch', 'transformers', 'lmdeploy', 'pynvml', 'urllib.request', 'ssl',"
+        " 'http.client', 'subprocess', 'asyncio', 'dataclasses', 'importlib.metadata'}}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    for argv in (["--help"], ["plan", "internvl2-8b", "--on", "4xrtx3090", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(argv=argv)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.strip() == "[]"

@@ -1,0 +1,146 @@
+"""Checkpoints, ports and children for tests of launching."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
+from tests.nvml.standin import nvml_library, nvml_machine
+
+__all__ = ["Child", "nvml_library", "nvml_machine"]
+
+REPO = Path(__file__).resolve().parents[2]
+STANDIN = Path(__file__).with_name("standin")
+
+
+class Child:
+    """A process whose stderr is read line by line; its whole group is killed at the end."""
+
+    def __init__(self, argv: list[str], **environ: str) -> None:
+        paths = [str(REPO), str(STANDIN)]
+        self.process = subprocess.Popen(
+            argv,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+
+    @property
+    def stderr(self) -> str:
+        """All that was read so far."""
+        return "\n".join(self.lines)
+
+    def wait_for(self, text: str, seconds: float = 40.0) -> str:
+        """Wait for a line with this text and return it."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in self.lines:
+                if text in line:
+                    return line
+            if self.process.poll() is not None:
+                self._reader.join(2)
+                for line in self.lines:
+                    if text in line:
+                        return line
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"no {text!r} in:\n{self.stderr}")
+
+    def finish(self, seconds: float = 40.0) -> int:
+        """Wait for its end."""
+        code = self.process.wait(seconds)
+        self._reader.join(2)
+        return code
+
+    def kill(self) -> None:
+        """Kill what is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def children() -> Iterator[list[Child]]:
+    """Children to be killed when the test ends."""
+    started: list[Child] = []
+    yield started
+    for child in started:
+        child.kill()
+
+
+@pytest.fixture(scope="session")
+def internvl2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny InternVL2."""
+    return make_internvl2(tmp_path_factory.mktemp("checkpoints") / "InternVL2-tiny")
+
+
+@pytest.fixture(scope="session")
+def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2-VL."""
+    return make_qwen2_vl(tmp_path_factory.mktemp("checkpoints") / "Qwen2-VL-tiny")
+
+
+@pytest.fixture(scope="session")
+def internvl_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny InternVL3 in the Transformers format."""
+    return make_internvl_hf(tmp_path_factory.mktemp("checkpoints") / "InternVL3-tiny-hf")
+
+
+@pytest.fixture
+def port() -> int:
+    """Two consecutive ports that nobody has right now; the first."""
+    for _ in range(50):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            number: int = first.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", number + 1))
+                return number
+    raise AssertionError("no two free ports")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(pid: int, seconds: float = 5.0) -> bool:
+    """Whether a process is gone within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def pids(child: Any) -> list[int]:
+    """The engines' processes, as the launcher named them."""
+    return [
+        int(line.partition("(process ")[2].partition(",")[0])
+        for line in child.lines
+        if "(process " in line
+    ]

@@ -1,0 +1,84 @@
+"""A server without LMDeploy: the stand-in engine's lines, and a few routes of the standard library.
+
+It is for tests of our own process handling, where a second of start-up matters. ``STANDIN_SCRIPT``
+says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
+child of its own that would outlive it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from standin_engine import StandInEngine, abort_out_of_memory
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Health, models and chat."""
+
+    def do_GET(self) -> None:
+        """Health and models."""
+        self.answer({"data": [{"id": "tiny"}]})
+
+    def do_POST(self) -> None:
+        """Any chat."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if SCRIPT == "oom_image":
+            abort_out_of_memory(SCRIPT)
+        if SCRIPT == "refuses":
+            self.send_error(500, "no")
+            return
+        if SCRIPT == "dies_later":
+            time.sleep(0.2)
+        self.answer({"choices": []})
+
+    def answer(self, document: dict) -> None:
+        """One JSON document."""
+        body = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def option(name: str) -> str:
+    """The value of one option."""
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+SCRIPT = os.environ.get("STANDIN_SCRIPT", "serve")
+if SCRIPT == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+if SCRIPT == "family":
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    os.write(1, f"CHILD {child.pid}\n".encode())
+if SCRIPT == "fallback":
+    text = "Fallback to pytorch engine because turbomind is not built."
+    os.write(2, f"2026-11-20 08:30:01,123 - lmdeploy - WARNING - archs.py:38 - {text}\n".encode())
+    time.sleep(60)
+StandInEngine(
+    "tiny",
+    types.SimpleNamespace(
+        cache_max_entry_count=float(option("--cache-max-entry-count")),
+        max_prefill_token_num=int(option("--max-prefill-token-num")),
+        max_batch_size=int(option("--max-batch-size")),
+        visible=os.environ["CUDA_VISIBLE_DEVICES"],
+    ),
+)
+server = ThreadingHTTPServer(("127.0.0.1", int(option("--server-port"))), Handler)
+if SCRIPT == "dies_later":
+    import threading
+
+    threading.Timer(1.5, lambda: abort_out_of_memory("oom_image")).start()
+os.write(1, b"INFO:     Uvicorn running on http://127.0.0.1\n")
+server.serve_forever()

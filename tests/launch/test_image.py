@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+
+from tests.fixtures.plans import model, plausible_plan
+from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.plan import Workload
+from turbofit.launch.image import flat_png, knobs, worst_size
+from turbofit.launch.probe import worst_request
+from turbofit.model.images import units, worst_units
+
+PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
+
+
+def limited(units_per_image: int, **limits: object):
+    rule = limits.pop("rule", TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12))
+    plan = plausible_plan(model=model(image_rule=rule))
+    changed = msgspec.structs.replace(plan.limits, units_per_image=units_per_image, **limits)
+    return msgspec.structs.replace(plan, limits=changed)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 6, 7, 11, 12, 24])
+def test_the_worst_tiles(most: int) -> None:
+    rule = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
+    worst = worst_units(rule, max_dynamic_patch=most)
+    size = worst_size(limited(worst, max_dynamic_patch=most))
+    assert size is not None
+    assert units(rule, *size, max_dynamic_patch=most) == worst
+
+
+def test_of_equal_grids_the_squarest() -> None:
+    assert worst_size(limited(13)) == (1792, 1344)
+
+
+@pytest.mark.parametrize("pixels", [12845056, 1_000_000, 200_704, 401_408])
+def test_the_worst_patches(pixels: int) -> None:
+    worst = worst_units(PATCHES, max_pixels=pixels)
+    plan = limited(
+        worst, rule=PATCHES, vision_unit="patch", max_dynamic_patch=None,
+        max_pixels_per_image=pixels,
+    )  # fmt: skip
+    size = worst_size(plan)
+    assert size is not None
+    assert worst * 0.995 <= units(PATCHES, *size, max_pixels=pixels) <= worst
+
+
+def test_a_promised_size_is_the_worst() -> None:
+    plan = plausible_plan(workload=Workload(image_size=(640, 480)))
+    assert worst_size(plan) == (640, 480)
+
+
+def test_text_models_have_no_image_request() -> None:
+    plan = plausible_plan(model=model(vision=None, image_rule=None))
+    assert worst_size(plan) is None
+    assert worst_request(plan, "m") is None
+
+
+def test_the_request_carries_the_limit_and_all_images() -> None:
+    request = worst_request(limited(13, images_per_request=3), "name")
+    assert request is not None
+    images = [x for x in request["messages"][0]["content"] if x["type"] == "image_url"]
+    assert len(images) == 3
+    assert images[0]["image_url"]["max_dynamic_patch"] == 12
+    assert request["model"] == "name"
+    plan = limited(
+        4, rule=PATCHES, vision_unit="patch", max_dynamic_patch=None, max_pixels_per_image=3136
+    )
+    assert knobs(plan) == {"min_pixels": 3136, "max_pixels": 3136}
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize("size", [(1, 1), (8, 3), (1793, 1345), (3584, 3584)])
+def test_the_png_is_one(size: tuple[int, int]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    data = flat_png(*size)
+    assert len(data) < 8192
+    with image.open(io.BytesIO(data)) as decoded:
+        assert decoded.size == size
+        assert decoded.convert("RGB").getextrema() == ((0, 0), (0, 0), (0, 0))

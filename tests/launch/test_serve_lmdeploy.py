@@ -1,0 +1,186 @@
+"""``turbofit serve`` end to end: real NVML bindings, real LMDeploy server, stand-in engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.conftest import REPO, STANDIN, Child, gone, pids
+from tests.nvml.standin import Process, Scenario, gpu_3090
+from turbofit.core.plan import Plan
+from turbofit.core.struct import to_builtins
+from turbofit.core.units import GIB
+
+pytestmark = pytest.mark.lmdeploy
+pytest.importorskip("lmdeploy")
+
+
+@pytest.fixture
+def serve(tmp_path: Path, port: int, children: list[Child], nvml_machine: Any):
+    """Start ``turbofit serve`` on a machine with so many RTX 3090s."""
+
+    def run(*words: str, scenario: Scenario | None = None, **environ: str) -> Child:
+        machine = nvml_machine(scenario or Scenario(gpus=[gpu_3090(0)]))
+        child = Child(
+            [sys.executable, "-m", "turbofit", "serve", "--port", str(port), *words],
+            XDG_STATE_HOME=str(tmp_path / "state"),
+            STANDIN_DUMP=str(tmp_path / "config.json"),
+            **machine,
+            **environ,
+        )
+        children.append(child)
+        return child
+
+    return run
+
+
+def the_run(tmp_path: Path) -> Path:
+    """The only run's folder."""
+    (folder,) = (tmp_path / "state" / "turbofit" / "runs").iterdir()
+    return folder
+
+
+def ask(port: int, path: str, body: Any = None) -> Any:
+    """One request to the server."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", data=data, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_internvl2_from_measuring_to_the_end(
+    serve: Any, internvl2: Path, tmp_path: Path, port: int
+) -> None:
+    child = serve(str(internvl2), "--concurrency", "3", "--", "--model-name", "mine")
+    child.wait_for("phase: ready")
+    assert "phase: check" in child.stderr
+    plan = Plan.from_json((the_run(tmp_path) / "plan.json").read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    planned = to_builtins(plan.settings)
+    assert {name: config[name] for name in planned} == planned
+    assert plan.settings.max_batch_size == 3
+    assert f"(forecast {plan.kv.tokens:,}" in child.stderr
+    assert ask(port, "/v1/models")["data"][0]["id"] == "mine"
+    answer = ask(
+        port,
+        "/v1/chat/completions",
+        {"model": "mine", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    )
+    assert answer["choices"][0]["message"]["content"] == "ok"
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert all(gone(pid) for pid in pids(child))
+    assert child.process.stdout is not None
+    assert child.process.stdout.read() == f"http://127.0.0.1:{port}\n"
+    assert "--port" not in child.stderr
+    assert "Traceback" not in (the_run(tmp_path) / "engine-0.log").read_text()
+
+
+def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None:
+    scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
+    child = serve(str(qwen2_vl), "--replicas", "2", "--tp", "1", scenario=scenario)
+    child.wait_for("engine 1: phase: ready", 60)
+    child.wait_for("engine 0: phase: ready", 60)
+    assert ask(port, "/health") is not None
+    assert ask(port + 1, "/health") is not None
+    child.process.send_signal(signal.SIGINT)
+    assert child.finish() == 130
+    assert all(gone(pid) for pid in pids(child))
+
+
+def test_the_hang_costs_little_and_is_named(serve: Any, internvl2: Path, tmp_path: Path) -> None:
+    child = serve(str(internvl2), "--json", STANDIN_SCRIPT="hang")
+    child.wait_for("phase: warm-up")
+    before = cpu_seconds(child.process.pid)
+    time.sleep(1.5)
+    # The engine prints 36,000 lines a second now: 54,000 lines were read by this time.
+    assert cpu_seconds(child.process.pid) - before < 0.5
+    assert child.finish(10) == 3
+    assert child.process.stdout is not None
+    document = json.loads(child.process.stdout.read())
+    assert document["error"]["kind"] == "does_not_fit"
+    assert "hangs in its warm-up" in document["error"]["message"]
+    log = (the_run(tmp_path) / "engine-0.log").read_text()
+    assert "more times)" in log
+    assert len(log) < 20_000
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def test_an_abort_at_the_worst_image(serve: Any, internvl2: Path) -> None:
+    child = serve(str(internvl2), STANDIN_SCRIPT="oom_image")
+    assert child.finish() == 6
+    assert "at a worst-case request (in InternVit::Impl::Forward)" in child.lines[-2]
+
+
+def test_a_saved_plan_and_somebody_who_took_its_memory(
+    serve: Any, internvl2: Path, tmp_path: Path, nvml_machine: Any
+) -> None:
+    scenario = Scenario(gpus=[gpu_3090(0)])
+    environ = nvml_machine(scenario)
+    import os
+
+    planned = subprocess.run(
+        [sys.executable, "-m", "turbofit", "plan", str(internvl2), "--json"],
+        cwd=REPO, env={**os.environ, **environ}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    saved = tmp_path / "plan.json"
+    saved.write_text(planned.stdout)
+    scenario.gpus[0].used += 3 * GIB
+    scenario.gpus[0].compute.append(Process(4711, 3 * GIB, "python3"))
+    child = serve("--plan", str(saved), scenario=scenario)
+    assert child.finish() == 3
+    assert "python3[4711] took 3.0 GiB on GPU 0" in child.stderr
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_rank_launchers_are_refused(serve: Any, internvl2: Path) -> None:
+    scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
+    child = serve(str(internvl2), "--tp", "2", scenario=scenario, WORLD_SIZE="4", LOCAL_RANK="0")
+    assert child.finish() == 5
+    assert "4 whole engines" in child.stderr
+
+
+def test_lmdeploy_missing_is_an_install_command(
+    internvl2: Path, nvml_machine: Any, tmp_path: Path
+) -> None:
+    """Another interpreter state: metadata of LMDeploy is hidden, PATH is empty."""
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'lmdeploy':\n"
+        "        raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from turbofit.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", str(internvl2)],
+        cwd=REPO, capture_output=True, text=True, check=False,
+        env={**os.environ, **nvml_machine(Scenario(gpus=[gpu_3090(0)])), "PATH": "",
+             "XDG_STATE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    assert 'pip install "turbofit[lmdeploy]"' in done.stderr
+
+
+def test_the_standin_says_what_it_is() -> None:
+    assert "stand-in" in (STANDIN / "standin_engine.py").read_text().split("\n")[0]

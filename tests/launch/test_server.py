@@ -1,0 +1,166 @@
+"""Process handling of `Server`, against a server that only pretends to be LMDeploy."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.plans import plausible_plan
+from tests.launch.conftest import STANDIN, Child, gone, pids
+
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+@pytest.fixture
+def launch(tmp_path: Path, port: int, children: list[Child]):
+    """Start the driver with a script."""
+
+    def run(script: str = "serve", *, gpus: int = 1, check: bool = True) -> Child:
+        plan = tmp_path / "plan.json"
+        plan.write_text(plausible_plan(gpus=gpus, tp=1).to_json())
+        child = Child(
+            [
+                sys.executable, str(DRIVER), str(plan), str(tmp_path), str(port),
+                "check" if check else "no", sys.executable, str(STANDIN / "fake_server.py"),
+            ],
+            STANDIN_SCRIPT=script,
+        )  # fmt: skip
+        children.append(child)
+        return child
+
+    return run
+
+
+def test_phases_figures_ready_and_an_orderly_end(launch, tmp_path: Path, port: int) -> None:
+    child = launch()
+    line = child.wait_for("READY")
+    assert line == f"READY http://127.0.0.1:{port}"
+    phases = [x.partition("phase: ")[2].split(" ")[0] for x in child.lines if "phase: " in x]
+    assert phases[0] == "starting"
+    assert phases[-1] == "ready"
+    expected = ["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
+    assert [x for x in expected if x in phases] == phases
+    assert "forecast 19,473.1, +3.3%" in child.stderr
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert "ended SIGTERM" in child.stderr
+    assert all(gone(pid) for pid in pids(child))
+    assert "Object cache budget" in (tmp_path / "engine-0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("hang", 3, "hangs in its warm-up"),
+        ("oom_weights", 6, "while it loaded weights (in turbomind::ModelRoot::prepare)"),
+        ("oom_warmup", 6, "in its warm-up (in LlamaLinear::Forward)"),
+        ("oom_image", 6, "at a worst-case request (in InternVit::Impl::Forward)"),
+        ("torch_oom", 6, "asking 724 MiB"),
+        ("killed", 6, "host memory"),
+        ("check_failed", 5, "check failed: cache_ratio < 1."),
+        ("python_error", 5, "RuntimeError: the stand-in was told to fail"),
+        ("refuses", 5, "answered 500"),
+        ("fallback", 5, "PyTorch engine, which the plan is not for"),
+    ],
+)
+def test_deaths(script: str, code: int, words: str, launch) -> None:
+    child = launch(script)
+    assert child.finish() == code, child.stderr
+    assert words in child.lines[-1]
+    assert "engine-0.log" in child.lines[-1]
+    assert all(gone(pid) for pid in pids(child))
+
+
+def test_a_death_after_ready(launch) -> None:
+    child = launch("dies_later")
+    child.wait_for("READY")
+    assert child.finish() == 6
+    assert "while it served" in child.lines[-1]
+
+
+def test_two_replicas_and_what_one_takes_with_it(launch, port: int) -> None:
+    child = launch(gpus=2)
+    assert child.wait_for("READY") == f"READY http://127.0.0.1:{port} http://127.0.0.1:{port + 1}"
+    first, second = pids(child)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/health") as answer:
+        assert answer.status == 200
+    # The second engine is ours, by the id that the launcher printed.
+    import os
+
+    os.kill(second, signal.SIGSEGV)
+    assert child.finish() == 5
+    assert "SIGSEGV" in child.lines[-1]
+    assert gone(first)
+
+
+def test_nothing_is_orphaned_by_kill_9(launch) -> None:
+    child = launch()
+    child.wait_for("READY")
+    child.process.send_signal(signal.SIGKILL)
+    child.finish()
+    assert all(gone(pid) for pid in pids(child))
+
+
+def test_children_of_the_engine_go_with_it(launch, tmp_path: Path) -> None:
+    child = launch("family")
+    child.wait_for("READY")
+    log = (tmp_path / "engine-0.log").read_text()
+    grandchild = int(log.partition("CHILD ")[2].split()[0])
+    child.process.send_signal(signal.SIGINT)
+    assert child.finish() == 0
+    assert "ended SIGINT" in child.stderr
+    assert gone(grandchild)
+
+
+def test_a_second_signal_does_not_wait(launch) -> None:
+    child = launch("deaf")
+    child.wait_for("READY")
+    child.process.send_signal(signal.SIGTERM)
+    child.wait_for("stopping")
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish(10) == 0
+    assert all(gone(pid) for pid in pids(child))
+
+
+def test_stopping_before_it_serves(launch) -> None:
+    child = launch("stuck")
+    child.wait_for("warm-up")
+    child.process.send_signal(signal.SIGINT)
+    assert child.finish(10) == 0
+    assert all(gone(pid) for pid in pids(child))
+
+
+def test_what_nohup_ignores_stays_ignored(launch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        child = launch()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    child.wait_for("READY")
+    child.process.send_signal(signal.SIGHUP)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert "ended SIGTERM" in child.stderr
+
+
+def test_without_the_check(launch) -> None:
+    child = launch("refuses", check=False)
+    child.wait_for("READY")
+    assert "phase: check" not in child.stderr
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
+def test_a_command_that_is_not_there(tmp_path: Path, port: int, children: list[Child]) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(plausible_plan(gpus=1, tp=1).to_json())
+    argv = [sys.executable, str(DRIVER), str(plan), str(tmp_path), str(port), "no", "/no/lmdeploy"]
+    child = Child(argv)
+    children.append(child)
+    assert child.finish() == 5
+    assert "exit code 1" in child.lines[-1]
+    assert "No such file" in (tmp_path / "engine-0.log").read_text()

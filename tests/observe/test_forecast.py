@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from tests.fixtures.plans import plausible_plan
+from turbofit.core.units import MIB
+from turbofit.observe.forecast import cache_beside, tokens_beside
+from turbofit.observe.turbomind_log import CacheBudget, Slab
+
+
+def test_the_engines_figures_beside_the_plans() -> None:
+    plan = plausible_plan()
+    budget = CacheBudget(budget=17170 * MIB, free=19667 * MIB, ratio=0.873)
+    free, cache = cache_beside(plan, budget)
+    assert free.forecast == round(17000 * MIB / 0.873)
+    assert "19,667.0 MiB (forecast 19,473.1, +1.0%)" in free.text
+    assert "17,170.0 MiB (forecast 17,000.0, +1.0%)" in cache.text
+    slab = Slab(slab_size=32 * MIB, object_size=2 * MIB, object_count=16)
+    tokens = tokens_beside(plan, budget, slab)
+    assert tokens.actual == 535 * 16 * 64
+    assert "547,840 (forecast 544,000, +0.7%)" in tokens.text

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import shlex
+
+import msgspec
+import pytest
+
+from tests.fixtures.plans import ledger, machine, model, plausible_plan
+from turbofit.core.machine import Holder, Link
+from turbofit.core.model import PatchRule
+from turbofit.core.plan import Command, Remedy
+from turbofit.core.struct import NA
+from turbofit.core.units import MIB
+from turbofit.machine.presets import load_preset
+from turbofit.report import markdown, terminal
+from turbofit.report.document import Code, Table
+from turbofit.report.ledger_view import fold
+from turbofit.report.machine_view import machine_view
+from turbofit.report.plan_view import plan_view
+from turbofit.report.preset_view import gpus_view, models_view
+from turbofit.report.shell import shell_command
+from turbofit.report.words import groups_of, indices
+
+
+def test_equal_gpus_share_a_column_and_others_do_not() -> None:
+    plan = plausible_plan()
+    assert [title for title, _ in fold(plan.gpus)] == ["GPU 0", "GPU 1-3"]
+    other = msgspec.structs.replace(ledger(2), name="NVIDIA GeForce RTX 4090")
+    titles = [title for title, _ in fold((ledger(0), ledger(1), other, ledger(3)))]
+    assert titles == ["GPU 0-1,3", "GPU 2"]
+
+
+def test_the_plan_at_eighty_columns() -> None:
+    plan = plausible_plan()
+    blocks = plan_view(plan)
+    text = terminal.paint([block for block in blocks if not isinstance(block, Code)])
+    assert max(map(len, text.splitlines())) <= 80
+    for word in (
+        "fits", "cache_max_entry_count", "0.873", "the largest that leaves the margin", "kv_cache",
+        "17,000.0", "GPU 1-3", "vision *", "headroom", "544,000 tokens", "16 of them at once",
+        "Considered", "why not", "GPUs cannot reach each other directly",
+    ):  # fmt: skip
+        assert " ".join(word.split()) in " ".join(text.split()), word
+
+
+def test_a_plan_that_does_not_fit_says_what_would_before_anything_else() -> None:
+    text = terminal.paint(plan_view(plausible_plan(fits=False)))
+    assert text.index("What would fit") < text.index("Settings") < text.index("would not serve")
+    assert "GPU 0 lacks 1.9 GiB" in text
+
+
+def test_a_prediction_has_no_candidates() -> None:
+    text = terminal.paint(plan_view(plausible_plan(considered=())))
+    assert "Considered" not in text
+    assert "Ledger" in text
+
+
+def test_each_reason_stands_beside_its_setting_or_below() -> None:
+    text = terminal.paint(plan_view(plausible_plan()))
+    line = next(x for x in text.splitlines() if "cache_max_entry_count" in x)
+    assert line.endswith("the largest that leaves the margin")
+    assert "  - 8 at once" in text
+
+
+def test_models_without_images_have_no_image_limits() -> None:
+    plan = plausible_plan(model=model(vision=None, image_rule=None))
+    limits = msgspec.structs.replace(plan.limits, vision_unit=None, max_dynamic_patch=None)
+    text = terminal.paint(plan_view(msgspec.structs.replace(plan, limits=limits)))
+    assert "tile" not in text
+    assert "image(s)" not in text
+
+
+def test_pixels_are_shown_for_patches() -> None:
+    rule = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
+    plan = plausible_plan(model=model(image_rule=rule))
+    limits = msgspec.structs.replace(
+        plan.limits, vision_unit="patch", max_dynamic_patch=None, max_pixels_per_image=1_000_000
+    )
+    text = terminal.paint(plan_view(msgspec.structs.replace(plan, limits=limits)))
+    assert "1,000,000 an image" in text
+    assert "max_dynamic_patch" not in text
+
+
+def test_a_preset_says_that_its_gpus_are_indices() -> None:
+    preset = plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))
+    assert preset.commands[0].env["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert "by index" in terminal.paint(plan_view(preset))
+    assert "by index" not in terminal.paint(plan_view(plausible_plan()))
+
+
+def test_the_shell_reads_the_command_back() -> None:
+    command = Command(
+        env={"A": "b c", "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
+        argv=("lmdeploy", "serve", "api_server", "/models/it's here", "--flag", "--x", "1 2", "-$"),
+        group=0,
+    )
+    words = shlex.split(shell_command(command).replace("\\\n", ""))
+    env = [f"{name}={value}" for name, value in command.env.items()]
+    assert words == [*env, *command.argv]
+
+
+def test_markdown_tables_are_whole_and_names_cannot_break_them() -> None:
+    evil = plausible_plan(
+        warnings=("a | b\n# c <script>",), remedies=(Remedy(change="x|y", effect="`z`"),)
+    )
+    text = markdown.paint(plan_view(evil))
+    assert text.startswith("# internvl2-8b on 4xrtx3090\n\n**fits**")
+    assert "<script>" not in text
+    assert "| x\\|y | \\`z\\` |" in text
+    tables = [block for block in plan_view(evil) if isinstance(block, Table)]
+    for table in tables:
+        columns = len(table.columns)
+        painted = markdown.paint([table]).replace("\\|", "")
+        assert {line.count("|") for line in painted.splitlines()} == {columns + 1}
+
+
+def test_a_fence_in_the_code_does_not_end_it() -> None:
+    text = markdown.paint([Code(text="echo ```")])
+    assert text.startswith("````sh")
+
+
+def test_the_machine() -> None:
+    holder = Holder(pid=4711, name="python", bytes=3 * 1024 * MIB)
+    cards = list(machine(3).gpus)
+    cards[2] = msgspec.structs.replace(cards[2], holders=(holder,), free=NA, mig=True)
+    links = (
+        Link(a=0, b=1, p2p_read=True, p2p_write=True, nvlinks=4),
+        Link(a=0, b=2, p2p_read=False, p2p_write=False, ancestor="node"),
+        Link(a=1, b=2, p2p_read=True, p2p_write=False, ancestor="system"),
+    )
+    seen = msgspec.structs.replace(
+        machine(3), gpus=tuple(cards), links=links, visible=(0, 1), warnings=("odd",)
+    )
+    text = terminal.paint(machine_view(seen))
+    lines = text.splitlines()
+    assert "4711" in text
+    assert "3,072.0" in text
+    assert "odd" in text
+    assert next(x for x in lines if x.startswith("  GPU 0")).split() == [
+        "GPU", "0", "X", "NV4", "NODE",
+    ]  # fmt: skip
+    assert next(x for x in lines if x.startswith("  GPU 1")).split()[2:] == ["yes", "X", "SYS"]
+    third = next(x for x in lines if x.startswith("  GPU 2"))
+    assert third.split(maxsplit=2)[2].split("  ")[0] == "no"
+    assert "one way" in third
+    assert "(not visible)" in text
+    assert "NA" in text
+    assert "nobody" in terminal.paint(machine_view(machine(1)))
+
+
+def test_presets_as_tables() -> None:
+    text = terminal.paint(models_view([("internvl2-8b", model())], [("old", "why")]))
+    assert "OpenGVLab/InternVL2-8B" in text
+    assert "12 tiles" in text
+    assert "old: why" in text
+    text = terminal.paint(gpus_view([("rtx3090", load_preset("rtx3090"))]))
+    assert "24,576" in text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text"), [((), ""), ((3,), "3"), ((2, 0, 1), "0-2"), ((0, 2, 3, 5), "0,2-3,5")]
+)
+def test_indices(gpus: tuple[int, ...], text: str) -> None:
+    assert indices(gpus) == text
+
+
+def test_groups() -> None:
+    assert groups_of(((0, 1), (2, 3))) == "0-1 | 2-3"

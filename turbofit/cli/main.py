@@ -1,0 +1,142 @@
+"""``turbofit``: finds the command, runs it, and turns what goes wrong into one line and a hint."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import turbofit
+from turbofit.cli.output import answer, complain, prepare_streams
+from turbofit.cli.parser import Parser
+from turbofit.core.errors import TurbofitError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "entry", "main"]
+
+#: Each command is ``turbofit.cli.NAME`` with ``add_arguments(parser)`` and ``run(args) -> int``.
+COMMANDS: Final[dict[str, str]] = {
+    "plan": "the best plan for a model on a machine: settings, ledger, command",
+    "predict": "what given settings would do, without a search",
+    "serve": "measure, plan, launch LMDeploy and watch it",
+    "machine": "GPUs, who uses them, how they reach each other",
+    "report": "show a saved plan again",
+    "models": "models that turbofit knows by name",
+    "gpus": "GPUs that turbofit knows by name",
+}
+
+_FAILED: Final = 1
+_INTERRUPTED: Final = 130
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Nothing but ``SystemExit`` gets out."""
+    prepare_streams()
+    as_json = "--json" in _before_dashes(argv)
+    try:
+        return _run(list(argv))
+    except TurbofitError as exc:
+        complain(exc.to_dict(), as_json=as_json)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, said as one
+        complain(_bug(exc, argv), as_json=as_json)
+        return _FAILED
+
+
+def _run(argv: list[str]) -> int:
+    if not argv:
+        raise UsageError("no command", hint="turbofit --help lists the commands")
+    name = argv[0]
+    if name in ("-h", "--help"):
+        answer(_help())
+        return 0
+    if name in ("-V", "--version"):
+        answer(f"turbofit {turbofit.__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        raise _unknown(name)
+    module = importlib.import_module(f"turbofit.cli.{name}")
+    parser = Parser(prog=f"turbofit {name}", description=COMMANDS[name])
+    module.add_arguments(parser)
+    own, after = _split(argv[1:])
+    args = parser.parse_args(own)
+    args.after = after
+    if after and not getattr(module, "TAKES_REST", False):
+        raise UsageError(
+            f"`turbofit {name}` takes nothing after --", hint=f"see turbofit {name} --help"
+        )
+    code: int = module.run(args)
+    return code
+
+
+def _before_dashes(argv: Sequence[str]) -> Sequence[str]:
+    return _split(argv)[0]
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and what comes after ``--``."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: turbofit [--help] [--version] COMMAND ...",
+            "",
+            "Plans, launches and checks LMDeploy vision-language servers so that they never run",
+            "out of GPU memory.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "turbofit COMMAND --help tells more.",
+            "",
+        ]
+    )
+
+
+def _unknown(name: str) -> UsageError:
+    import difflib
+
+    if name.startswith("-"):
+        return UsageError(
+            f"unknown option {name!r} before the command",
+            hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
+        )
+    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
+    return UsageError(f"unknown command {name!r}", hint=hint)
+
+
+def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:
+    """The error document of a bug; the traceback goes to a file of the state folder."""
+    import traceback
+
+    from turbofit.core.state import new_file
+
+    text = "".join(traceback.format_exception(exc))
+    try:
+        path = new_file("crashes", "traceback", ".txt")
+        path.write_text(f"turbofit {turbofit.__version__} {list(argv)}\n{text}", encoding="utf-8")
+        hint = f"please report it with {path}"
+    except OSError:
+        print(text, file=sys.stderr)  # noqa: T201 - no state folder: this is all that is left
+        hint = "please report it with the traceback above"
+    first = " ".join(str(exc).split())
+    message = f"a bug in turbofit: {type(exc).__name__}: {first}"
+    return {"error": {"kind": "bug", "message": message, "hint": hint, "exit_code": _FAILED}}

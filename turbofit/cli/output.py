@@ -1,0 +1,86 @@
+"""Standard output and error: the answer on one, everything else on the other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.report.document import Block
+
+__all__ = ["answer", "complain", "note", "prepare_streams", "show"]
+
+
+def prepare_streams() -> None:
+    """What a terminal cannot encode is escaped instead of being an error."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def answer(text: str) -> None:
+    """Write the answer to stdout; a reader that has gone away is no error."""
+    _write(sys.stdout, text)
+
+
+def note(text: str) -> None:
+    """Write one line of progress to stderr."""
+    _write(sys.stderr, f"{text}\n")
+
+
+def complain(document: dict[str, Any], *, as_json: bool) -> None:
+    """Print an error document: one line of cause and one of hint on stderr, or JSON on stdout."""
+    if as_json:
+        import json
+
+        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return
+    from turbofit.report.terminal import clean
+
+    error = document["error"]
+    note(f"error: {clean(error['message'])}")
+    note(f"hint: {clean(error['hint'])}")
+
+
+def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
+    """Paint a document on stdout, as wide as the terminal between 80 and 120 columns."""
+    if markdown:
+        from turbofit.report import markdown as painter
+
+        answer(painter.paint(blocks))
+        return
+    from turbofit.report.terminal import paint
+
+    terminal = _is_terminal(sys.stdout)
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    answer(paint(blocks, width=_width() if terminal else 80, colour=colour))
+
+
+def _width() -> int:
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 80
+    return min(max(columns, 80), 120)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except ValueError:
+        return False
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # The interpreter flushes again at exit: give it a place where that works.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -1,0 +1,45 @@
+"""``turbofit plan MODEL``: the best plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.cli import options
+
+if TYPE_CHECKING:
+    import argparse
+
+    from turbofit.cli.parser import Parser
+    from turbofit.core.plan import Plan
+
+__all__ = ["add_arguments", "run", "show_plan"]
+
+
+def add_arguments(parser: Parser) -> None:
+    """Everything that narrows the search."""
+    options.add_model(parser)
+    options.add_machine(parser)
+    options.add_planning(parser)
+    options.add_settings(parser)
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and show; exit 3 where nothing fits."""
+    from turbofit import api
+
+    return show_plan(api.plan(args.model, **options.planning_keywords(args)), args)
+
+
+def show_plan(plan: Plan, args: argparse.Namespace) -> int:
+    """Show a plan as asked and return its exit code."""
+    from turbofit.cli.output import answer, show
+    from turbofit.core.errors import DoesNotFitError
+
+    if args.json:
+        answer(plan.to_json())
+    else:
+        from turbofit.report.plan_view import plan_view
+
+        show(plan_view(plan), markdown=args.md)
+    return 0 if plan.fits else DoesNotFitError.exit_code

@@ -1,0 +1,96 @@
+"""The planned settings as command lines of ``lmdeploy serve api_server``, one a group of GPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.plan import Command
+
+if TYPE_CHECKING:
+    from turbofit.core.machine import Machine
+    from turbofit.core.model import Model
+    from turbofit.core.plan import Plan, Settings
+
+__all__ = ["DEFAULT_PORT", "commands", "model_path", "ratio", "visible_devices"]
+
+#: LMDeploy's own default port.
+DEFAULT_PORT: Final = 23333
+
+
+def commands(
+    plan: Plan, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT
+) -> tuple[Command, ...]:
+    """One command for each group of the plan, on consecutive ports from ``port`` on.
+
+    The first word is ``lmdeploy``: whoever runs it may put an interpreter there.
+    """
+    return tuple(
+        Command(
+            env={
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
+                # LMDeploy's own INFO prints prompts; TurboMind's does not.
+                "TM_LOG_LEVEL": "INFO",
+            },
+            argv=_argv(plan, host, port + number),
+            group=number,
+        )
+        for number, group in enumerate(plan.parallel.groups)
+    )
+
+
+def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
+    """The group for ``CUDA_VISIBLE_DEVICES``: UUIDs, or indices where a preset has none."""
+    uuids = [machine.gpu(index).uuid for index in group]
+    if machine.source != "preset" and all(u.startswith(("GPU-", "MIG-")) for u in uuids):
+        return ",".join(uuids)
+    return ",".join(map(str, group))
+
+
+def model_path(model: Model) -> str:
+    """What LMDeploy is given: the checkpoint on disk, else the hub id, else the name."""
+    return model.source.checkpoint or model.hub_id or model.name
+
+
+def ratio(value: float) -> str:
+    """A cache ratio with three decimals; one that a user wrote finer is not rounded."""
+    short = f"{value:.3f}"
+    return short if float(short) == value else repr(value)
+
+
+def _argv(plan: Plan, host: str, port: int) -> tuple[str, ...]:
+    model, path = plan.model, model_path(plan.model)
+    argv = ["lmdeploy", "serve", "api_server", path, "--backend", "turbomind"]
+    argv += _settings(plan.settings)
+    if model.hub_id and path != model.hub_id:
+        # Clients ask for the model by this name; LMDeploy's default would be the path.
+        argv += ["--model-name", model.hub_id]
+    if model.revision and path == model.hub_id:
+        argv += ["--revision", model.revision]
+    if model.needs_remote_code:
+        argv.append("--trust-remote-code")
+    return (
+        *argv, "--server-name", host, "--server-port", str(port), "--log-level", "WARNING"
+    )  # fmt: skip
+
+
+def _settings(settings: Settings) -> list[str]:
+    argv = [
+        "--tp", str(settings.tp),
+        "--dtype", settings.dtype,
+        "--cache-max-entry-count", ratio(settings.cache_max_entry_count),
+        "--max-prefill-token-num", str(settings.max_prefill_token_num),
+        "--max-batch-size", str(settings.max_batch_size),
+        "--session-len", str(settings.session_len),
+        "--quant-policy", str(settings.quant_policy),
+        "--cache-block-seq-len", str(settings.cache_block_seq_len),
+        "--communicator", settings.communicator,
+        "--async", str(settings.async_),
+    ]  # fmt: skip
+    if settings.model_format:
+        argv += ["--model-format", settings.model_format]
+    if settings.enable_prefix_caching:
+        argv.append("--enable-prefix-caching")
+    if settings.language_model_only:
+        argv.append("--language-model-only")
+    return argv

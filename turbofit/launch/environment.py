@@ -1,0 +1,135 @@
+"""What around a launch would make it go wrong: rank launchers, LMDeploy missing, ports taken."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import LaunchError, PackageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "rank_warning"]
+
+_INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
+#: The oldest that `serve` launches, and the newest whose ledger is known.
+_OLDEST: Final = (0, 16)
+_NEWEST: Final = (0, 18)
+
+
+def rank_warning(tp: int, environ: Mapping[str, str]) -> str | None:
+    """What happens when a rank launcher (torchrun, srun, mpirun) starts an engine with tp > 1.
+
+    TurboMind drives all GPUs of a group from one process: each rank would start a whole engine.
+    """
+    if tp < 2:
+        return None
+    world = _number(environ.get("WORLD_SIZE"))
+    rank = environ.get("LOCAL_RANK")
+    if world is not None and world > 1:
+        seen, engines = f"WORLD_SIZE={world}", f"{world} whole engines"
+    elif rank is not None:
+        seen, engines = f"LOCAL_RANK={rank}", "a whole engine"
+    else:
+        return None
+    return (
+        f"{seen} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks would "
+        f"start {engines} on the same cards; start it once, without the launcher"
+    )
+
+
+class Lmdeploy:
+    """The LMDeploy that would be launched: its version and the words that start it."""
+
+    def __init__(self, version: str, argv: tuple[str, ...]) -> None:
+        self.version = version
+        self.argv = argv
+
+    @property
+    def warning(self) -> str | None:
+        """What is doubtful about its version: another one than the account is for."""
+        if _release(self.version) == _NEWEST:
+            return None
+        known = ".".join(map(str, _NEWEST))
+        how = "newer" if _release(self.version) > _NEWEST else "older"
+        return f"LMDeploy {self.version} is {how} than {known}, which the plan's account is for"
+
+
+def find_lmdeploy() -> Lmdeploy:
+    """LMDeploy of this interpreter, else the one on PATH. It is not imported: that takes seconds.
+
+    Raises:
+        PackageError: there is none, or it is too old.
+    """
+    found = _of_interpreter() or _on_path()
+    if found is None:
+        raise PackageError("LMDeploy is not installed", hint=f"install it with {_INSTALL}")
+    if _release(found.version) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise PackageError(
+            f"LMDeploy {found.version} is older than {oldest}, which serve needs",
+            hint=f"install a newer one with {_INSTALL}",
+        )
+    return found
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that somebody has, before minutes of loading.
+
+    Raises:
+        LaunchError: it cannot be bound.
+    """
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise LaunchError(
+                f"port {port} cannot be used: {reason}", hint="choose another with --port"
+            ) from None
+
+
+def _of_interpreter() -> Lmdeploy | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Lmdeploy(version("lmdeploy"), (sys.executable, "-m", "lmdeploy"))
+    except PackageNotFoundError:
+        return None
+
+
+def _on_path() -> Lmdeploy | None:
+    """The script's first line names its interpreter, which knows the version."""
+    import shutil
+    import subprocess
+
+    script = shutil.which("lmdeploy")
+    if script is None:
+        return None
+    try:
+        with open(script, "rb") as file:
+            first = os.fsdecode(file.readline(1024)).strip()
+        if not first.startswith("#!"):
+            return None
+        code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
+        out = subprocess.run(
+            [*first[2:].split(), "-c", code], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return Lmdeploy(out.stdout.strip(), (script,))
+
+
+def _release(version: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None

@@ -1,0 +1,124 @@
+"""An engine's log on disk: repeated lines become a count, and its size is capped.
+
+TurboMind's start-up hang prints tens of thousands of equal lines a second, so whole chunks are
+worked on: one pass of a regular expression takes the times out, and only lines that differ are
+looked at one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LogFile", "Run"]
+
+#: TurboMind's ``[MMDD.HH:MM:SS.uuuuuu]`` and Python's ``YYYY-MM-DD HH:MM:SS,mmm``.
+_TIME: Final = re.compile(
+    rb"(?m)^(?:(\[TM\]\[[A-Z]+\])\[\d{4}\.\d\d:\d\d:\d\d\.\d{6}\]"
+    rb"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})"
+)
+_CAP: Final = 16 << 20
+_LONGEST_LINE: Final = 1 << 16
+
+#: A line without its time, and how often it came in a row.
+Run = tuple[str, int]
+
+
+class LogFile:
+    """Takes an engine's output in chunks, keeps it, and tells what was said.
+
+    Args:
+        path: the file; ``path`` with ``.1`` appended is the one before it.
+        cap: bytes after which a new file is begun. The two together are never larger than twice
+            that and a chunk.
+    """
+
+    def __init__(self, path: Path, *, cap: int = _CAP) -> None:
+        self.path = path
+        self._cap = cap
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.tell()
+        self._tail = b""
+        self._last = b""
+        self._repeats = 0
+
+    def feed(self, chunk: bytes) -> list[Run]:
+        """Keep a chunk and return its whole lines, equal ones in a row as one with a count."""
+        data = self._tail + chunk
+        whole, newline, self._tail = data.rpartition(b"\n")
+        if not newline:
+            whole, self._tail = self._cut_long_line()
+            if not whole:
+                return []
+        return list(self._keep(whole))
+
+    def close(self) -> list[Run]:
+        """Keep what is left and close the file."""
+        runs = list(self._keep(self._tail)) if self._tail else []
+        self._tail = b""
+        self._flush_repeats()
+        self._file.close()
+        return runs
+
+    def _cut_long_line(self) -> tuple[bytes, bytes]:
+        if len(self._tail) < _LONGEST_LINE:
+            return b"", self._tail
+        return self._tail, b""
+
+    def _keep(self, whole: bytes) -> Iterator[Run]:
+        """Write what is new of these lines.
+
+        A progress bar's carriage returns count as line ends: only its last state is a line.
+        """
+        times = whole.split(b"\n")
+        keys = _TIME.sub(rb"\1", whole).split(b"\n")
+        out: list[bytes] = []
+        at = 0
+        for key, run in groupby(keys):
+            count = sum(1 for _ in run)
+            if key == self._last and key:
+                self._repeats += count
+            else:
+                self._flush_repeats(out)
+                out.append(times[at])
+                self._last, self._repeats = key, count - 1
+            at += count
+            yield _last_state(key).decode(errors="replace"), count
+        self._write(out)
+
+    def _flush_repeats(self, out: list[bytes] | None = None) -> None:
+        if not self._repeats:
+            return
+        line = b"    (the line above came %d more times)" % self._repeats
+        self._repeats = 0
+        if out is None:
+            self._write([line])
+        else:
+            out.append(line)
+
+    def _write(self, lines: list[bytes]) -> None:
+        """A full disk costs the log, never the engine."""
+        if not lines:
+            return
+        data = b"\n".join(lines) + b"\n"
+        try:
+            if self._size + len(data) > self._cap:
+                self._rotate()
+            self._size += self._file.write(data) or 0
+        except OSError:
+            self._size = self._cap
+
+    def _rotate(self) -> None:
+        self._file.close()
+        self.path.replace(self.path.with_name(self.path.name + ".1"))
+        self._file = self.path.open("wb", buffering=0)
+        self._size = 0
+
+
+def _last_state(line: bytes) -> bytes:
+    return line.rstrip(b"\r").rpartition(b"\r")[2] if b"\r" in line else line

@@ -1,0 +1,111 @@
+"""What may follow ``--``: LMDeploy's options, sorted by what they do to the plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turbofit.core.errors import UsageError
+from turbofit.core.presets import load_yaml, preset_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Passed", "option_classes", "sort_options"]
+
+
+class Passed:
+    """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
+
+    def __init__(self) -> None:
+        self.modelled: list[str] = []
+        self.argv: list[str] = []
+        self.api_keys: list[str] = []
+        self.unplanned: list[str] = []
+
+
+def option_classes() -> dict[str, dict[str, Any]]:
+    """The options that LMDeploy knows: class and number of values of each."""
+    options = load_yaml(preset_path("engines", "lmdeploy-options"))["options"]
+    assert isinstance(options, dict)
+    return options
+
+
+def sort_options(words: Sequence[str], *, unplanned: bool = False) -> Passed:
+    """Sort LMDeploy's options; ``unplanned`` lets pass what the ledger does not model.
+
+    Raises:
+        UsageError: an option that turbofit sets, that it cannot model, or that is none.
+    """
+    classes = option_classes()
+    passed = Passed()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            raise UsageError(f"{word!r} after -- is not an option", hint="name the model before --")
+        written, equals, value = word.partition("=")
+        name = _full_name(written, classes)
+        wanted = classes[name]["values"] if name in classes else "*"
+        values = [value] if equals else _take(rest, wanted, written)
+        _sort(passed, name, classes.get(name, {"class": "unknown"})["class"], values, unplanned)
+    return passed
+
+
+def _full_name(written: str, classes: dict[str, Any]) -> str:
+    """LMDeploy's parser takes abbreviations, so they mean here what they mean there.
+
+    Raises:
+        UsageError: it could be several options.
+    """
+    if written in classes or not written.startswith("--"):
+        return written
+    meant = [name for name in classes if name.startswith(written)]
+    if len(meant) > 1:
+        raise UsageError(
+            f"{written} after -- could be {', '.join(sorted(meant))}", hint="write it out"
+        )
+    return meant[0] if meant else written
+
+
+def _take(rest: list[str], wanted: int | str, name: str) -> list[str]:
+    """Take an option's values off the front.
+
+    Raises:
+        UsageError: there are too few.
+    """
+    values: list[str] = []
+    most = wanted if isinstance(wanted, int) else len(rest)
+    while rest and len(values) < most and not _is_option(rest[0]):
+        values.append(rest.pop(0))
+    if (isinstance(wanted, int) and len(values) < wanted) or (wanted == "+" and not values):
+        raise UsageError(f"{name} after -- needs a value", hint=f"write {name} VALUE")
+    return values
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not word[1:2].isdigit()
+
+
+def _sort(passed: Passed, name: str, kind: str, values: list[str], unplanned: bool) -> None:
+    if kind == "planned":
+        raise UsageError(f"{name} after -- is set by the plan", hint=f"give {name} before --")
+    if kind == "launcher":
+        raise UsageError(
+            f"{name} after -- is set by turbofit", hint="leave it out; see turbofit serve --help"
+        )
+    if kind == "modelled":
+        passed.modelled += [name, *values]
+        return
+    if kind != "free":
+        if not unplanned:
+            why = "changes memory in ways that the ledger does not model"
+            if kind == "unknown":
+                why = "is no option of LMDeploy 0.18"
+            raise UsageError(
+                f"{name} after -- {why}",
+                hint="leave it out, or take the risk with --unplanned",
+            )
+        passed.unplanned.append(name)
+    if name == "--api-keys":
+        passed.api_keys.extend(values)
+    passed.argv += [name, *values]

@@ -1,0 +1,140 @@
+"""How far an engine has come, told from its log, and the evidence of what goes wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.observe.forecast import cache_beside, tokens_beside
+from turbofit.observe.turbomind_log import (
+    Backpressure,
+    CacheBudget,
+    CheckFailed,
+    CudaError,
+    EngineFallback,
+    Event,
+    Frame,
+    NcclError,
+    PythonError,
+    ServerUp,
+    Slab,
+    Starting,
+    TorchOutOfMemory,
+    WarmupFinished,
+    WarmupLength,
+    WarmupLengths,
+    parse_line,
+)
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+
+__all__ = ["EnginePhase", "Watch"]
+
+EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
+
+#: The hang prints tens of thousands of lines a second; a healthy warm-up never waits for memory,
+#: since its requests come one at a time.
+_HANG_LINES: Final = 1000
+_HANG_SECONDS: Final = 2.0
+
+
+class Watch:
+    """Follows one engine's log; ``see`` each run of lines, then ask.
+
+    Args:
+        plan: what was forecast.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.phase: EnginePhase = "starting"
+        self.budget: CacheBudget | None = None
+        self.slab: Slab | None = None
+        self.warming: int | None = None
+        self.fault: CudaError | CheckFailed | NcclError | TorchOutOfMemory | None = None
+        self.error: PythonError | None = None
+        self.fallback: EngineFallback | None = None
+        self.frames: list[str] = []
+        self._waits = 0
+        self._waiting_since: float | None = None
+
+    def see(self, text: str, count: int, now: float) -> list[str]:
+        """Take in a line that came ``count`` times in a row; returns what people should read.
+
+        Args:
+            text: the line.
+            count: how often.
+            now: a monotonic time in seconds.
+        """
+        event = parse_line(text)
+        if event is None:
+            return []
+        if isinstance(event, Backpressure):
+            self._wait(event, count, now)
+            return []
+        self._waits, self._waiting_since = 0, None
+        return self._evidence(event) if self._is_evidence(event) else self._progress(event)
+
+    def hangs(self, now: float) -> bool:
+        """Whether the warm-up waits for cache that will never be free."""
+        return (
+            self._waiting_since is not None
+            and self._waits >= _HANG_LINES
+            and now - self._waiting_since >= _HANG_SECONDS
+        )
+
+    def cached_tokens(self) -> int | None:
+        """Tokens that the cache holds by the engine's own figures."""
+        if self.budget is None or self.slab is None:
+            return None
+        return tokens_beside(self._plan, self.budget, self.slab).actual
+
+    def _wait(self, event: Backpressure, count: int, now: float) -> None:
+        if self.phase != "warm-up" or event.cause != "memory":
+            return
+        self._waits += count
+        if self._waiting_since is None:
+            self._waiting_since = now
+
+    @staticmethod
+    def _is_evidence(event: Event) -> bool:
+        return isinstance(
+            event, CudaError | CheckFailed | NcclError | TorchOutOfMemory | Frame | PythonError
+        )
+
+    def _evidence(self, event: Event) -> list[str]:
+        """Keep the first fault, the frames after it and the last Python error."""
+        if isinstance(event, Frame):
+            self.frames.append(event.name)
+        elif isinstance(event, PythonError):
+            self.error = event
+        elif isinstance(event, CudaError | CheckFailed | NcclError | TorchOutOfMemory):
+            self.fault = self.fault or event
+        return []
+
+    def _progress(self, event: Event) -> list[str]:
+        if isinstance(event, EngineFallback):
+            self.fallback = event
+        if isinstance(event, Starting):
+            return self._enter("weights")
+        if isinstance(event, CacheBudget) and self.budget is None:
+            self.budget = event
+            figures = [beside.text for beside in cache_beside(self._plan, event)]
+            return [*self._enter("cache"), *figures]
+        if isinstance(event, Slab) and self.slab is None and self.budget is not None:
+            self.slab = event
+            return [tokens_beside(self._plan, self.budget, event).text]
+        if isinstance(event, WarmupLengths):
+            return self._enter("warm-up")
+        if isinstance(event, WarmupLength):
+            self.warming = event.tokens
+        if isinstance(event, WarmupFinished | ServerUp):
+            return self._enter("serving")
+        return []
+
+    def _enter(self, phase: EnginePhase) -> list[str]:
+        """Phases come once: of several ranks the first to print it counts."""
+        if self.phase == phase:
+            return []
+        self.phase = phase
+        return [f"phase: {phase}"]

@@ -1,0 +1,54 @@
+"""The plan's figures beside the engine's own, as soon as its log tells them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import mib
+from turbofit.observe.turbomind_log import cached_tokens
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.observe.turbomind_log import CacheBudget, Slab
+
+__all__ = ["Beside", "cache_beside", "tokens_beside"]
+
+
+class Beside(Struct):
+    """One figure: forecast and actual, in the unit that ``what`` names."""
+
+    what: str
+    forecast: int
+    actual: int
+    text: str
+
+
+def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[Beside, ...]:
+    """Free memory when the cache was sized, and the cache (bytes a GPU)."""
+    ratio = plan.settings.cache_max_entry_count
+    free = round(plan.kv.region_bytes / ratio) if ratio else 0
+    return (
+        _bytes("free when the cache was sized", free, budget.free),
+        _bytes("KV cache", plan.kv.region_bytes, budget.budget),
+    )
+
+
+def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> Beside:
+    """Tokens that the cache holds."""
+    tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
+    return Beside(
+        what="KV tokens",
+        forecast=plan.kv.tokens,
+        actual=tokens,
+        text=f"KV tokens: {tokens:,} (forecast {plan.kv.tokens:,}{_off(plan.kv.tokens, tokens)})",
+    )
+
+
+def _bytes(what: str, forecast: int, actual: int) -> Beside:
+    text = f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{_off(forecast, actual)})"
+    return Beside(what=what, forecast=forecast, actual=actual, text=text)
+
+
+def _off(forecast: int, actual: int) -> str:
+    return f", {(actual - forecast) / forecast:+.1%}" if forecast else ""

@@ -1,0 +1,26 @@
+"""Short ways to write sets of GPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["groups_of", "indices"]
+
+
+def indices(gpus: Iterable[int]) -> str:
+    """``0-3`` or ``0,2-4``: indices in order, runs folded."""
+    runs: list[list[int]] = []
+    for gpu in sorted(set(gpus)):
+        if runs and gpu == runs[-1][1] + 1:
+            runs[-1][1] = gpu
+        else:
+            runs.append([gpu, gpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
+    """Groups joined by ``|``: ``0,1 | 2,3``."""
+    return " | ".join(indices(group) for group in groups)
