@@ -67,7 +67,8 @@ def parse() -> Any:
     from lmdeploy.cli.cli import CLI
     from lmdeploy.cli.serve import SubCliServe
 
-    SubCliServe.add_parsers()
+    if "api_server" not in SubCliServe.subparsers.choices:
+        SubCliServe.add_parsers()
 
     def run(argv: tuple[str, ...]) -> Any:
         return CLI.parser.parse_args(list(argv[1:]))

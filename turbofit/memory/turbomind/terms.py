@@ -30,6 +30,9 @@ __all__ = [
 #: The one term of loading that is gone before the first request.
 TEMPORARIES = "load_temporaries"
 
+#: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
+_ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush")
+
 #: L2 where neither NVML nor a preset tells: the largest of any card, so over.
 _LARGEST_L2 = 132 << 20
 
@@ -97,8 +100,10 @@ def buffer_terms(
     """What one GPU holds for good after the cache, without the pool."""
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
     terms = [_term(name, "buffers", size, "formula", note) for name, size, note in lines]
-    total = sum(size for _, size, _ in lines)
-    rounding = round_up(total, constants.pool_granularity) - total
+    # Three of them are allocations of their own; the rest share the rank's pool.
+    alone = [size for name, size, _ in lines if name in _ALONE]
+    pooled = sum(size for name, size, _ in lines if name not in _ALONE)
+    rounding = sum(round_up(s, constants.pool_granularity) - s for s in (*alone, pooled))
     images = constants.kernel_images
     wanted = _capability(gpu)[0] * 10 + _capability(gpu)[1]
     image = images[max((key for key in images if key <= wanted), default=max(images))]

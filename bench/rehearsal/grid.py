@@ -1,0 +1,126 @@
+"""The rows of the bench: what is predicted and then really run on pretend GPUs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One start of the engine, and the requests that it is given.
+
+    ``units``: single requests of so many tiles, or of a patch grid (h, w). ``queued``: so many
+    requests of the first unit, queued whole. ``limit`` sets the plan's image limit (tiles or
+    pixels); None is what ordinary clients can ask for.
+    """
+
+    model: str
+    on: str
+    tp: int = 1
+    settings: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    units: tuple[Any, ...] = ()
+    queued: tuple[int, ...] = ()
+    long_prompt: bool = False
+    sampling: bool = False
+    limit: int | None = None
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """A short name for tables."""
+        changed = " ".join(f"{k}={v}" for k, v in self.settings.items())
+        return f"{self.model} tp{self.tp} {self.on} {changed}".strip()
+
+
+TILES = (1, 6, 13, 25, 40)
+PATCHES = ((78, 138), (150, 200), (256, 256))
+
+ROWS: tuple[Row, ...] = (
+    # InternVL2, all sizes and degrees
+    Row("internvl2-1b", "1xrtx3090", units=TILES, queued=(8,), long_prompt=True, sampling=True),
+    Row("internvl2-1b", "2xrtx3090", tp=2, units=TILES, queued=(8,)),
+    Row("internvl2-2b", "1xrtx3060", units=TILES, queued=(8,), sampling=True, quick=True,
+        settings={"cache_max_entry_count": 0.5}),
+    Row("internvl2-2b", "2xrtx3060", tp=2, units=TILES, queued=(8,), long_prompt=True),
+    Row("internvl2-8b", "1xrtx3090", units=(1, 6, 13, 25), queued=(4, 8), long_prompt=True,
+        sampling=True, settings={"cache_max_entry_count": 0.6}, quick=True),
+    Row("internvl2-8b", "2xrtx3090", tp=2, units=TILES, queued=(4, 8), long_prompt=True),
+    Row("internvl2-8b", "4xrtx3090", tp=4, units=(*TILES, 100), queued=(4, 8), sampling=True,
+        quick=True),
+    Row("internvl2-8b", "4xa100-40g", tp=4, units=TILES, queued=(8,),
+        settings={"communicator": "cuda-ipc"}),
+    Row("internvl2-8b", "8xa100-40g", tp=8, units=(13, 40), queued=(8,)),
+    Row("internvl2-26b", "4xrtx3090", tp=4, units=TILES, queued=(4,)),
+    Row("internvl2-26b", "2xa100-40g", tp=2, units=(13, 40), queued=(4,)),
+    Row("internvl2-40b", "4xrtx3090", tp=4, units=(13, 25),
+        settings={"max_prefill_token_num": 2048, "cache_max_entry_count": 0.3}),
+    Row("internvl2-76b", "8xa100-40g", tp=8, units=(13, 40)),
+    # AWQ
+    Row("internvl2-2b-awq", "1xrtx3060", units=(1, 13), queued=(4,)),
+    Row("internvl2-8b-awq", "1xrtx3090", units=TILES, queued=(8,), quick=True),
+    Row("internvl2-26b-awq", "2xrtx3090", tp=2, units=TILES, queued=(4,)),
+    Row("internvl2-40b-awq", "2xrtx3090", tp=2, units=(13, 25),
+        settings={"cache_max_entry_count": 0.5}),
+    Row("internvl2-76b-awq", "4xrtx3090", tp=4, units=(13, 25),
+        settings={"cache_max_entry_count": 0.5}),
+    # InternVL3
+    Row("internvl3-8b", "1xrtx3090", units=(13, 25), queued=(4,),
+        settings={"cache_max_entry_count": 0.6}),
+    # prefill, batch, session, KV quantisation, phases, dtype
+    Row("internvl2-8b", "1xrtx3090", units=(13, 25),
+        settings={"max_prefill_token_num": 1024, "max_batch_size": 8}),
+    Row("internvl2-8b", "1xrtx3090", units=(13, 25), queued=(8,), quick=True,
+        settings={"max_prefill_token_num": 2048, "max_batch_size": 32}),
+    Row("internvl2-8b", "1xa100-40g", units=(13, 40), queued=(8,),
+        settings={"max_prefill_token_num": 16384}),
+    Row("internvl2-8b", "1xrtx3090", units=(13,),
+        settings={"max_batch_size": 1, "cache_max_entry_count": 0.7}),
+    Row("internvl2-8b", "1xa100-40g", units=(13,), sampling=True,
+        settings={"max_batch_size": 1024, "max_prefill_token_num": 1024, "session_len": 4096}),
+    Row("internvl2-8b", "4xrtx3090", tp=4, sampling=True,
+        settings={"max_batch_size": 1024, "max_prefill_token_num": 1024, "session_len": 4096}),
+    Row("internvl2-8b", "1xrtx3090", units=(13,),
+        settings={"session_len": 8192, "cache_max_entry_count": 0.6}),
+    Row("internvl2-8b", "1xrtx3090", units=(13,),
+        settings={"quant_policy": 8, "cache_max_entry_count": 0.6}),
+    Row("internvl2-8b", "2xrtx3090", tp=2, units=(13,), settings={"quant_policy": 4}),
+    Row("internvl2-8b", "1xrtx3090", units=(13,),
+        settings={"async_": 0, "cache_max_entry_count": 0.6}),
+    Row("internvl2-8b", "1xrtx3090", units=(13,),
+        settings={"dtype": "float16", "cache_max_entry_count": 0.6}),
+    Row("internvl2-8b", "1xv100-32g", units=(13, 25), queued=(4,)),
+    Row("internvl2-2b", "1xt4", units=(13,), settings={"cache_max_entry_count": 0.5}),
+    Row("internvl2-8b", "1xl40s", units=(13, 40), queued=(8,)),
+    Row("internvl2-8b", "1xh100", units=(13, 40), queued=(8,)),
+    Row("internvl2-8b", "1xrtx5090", units=(13, 40), queued=(8,)),
+    # Qwen2-VL and Qwen2.5-VL
+    Row("qwen2-vl-2b", "1xrtx3090", units=PATCHES, queued=(3,), long_prompt=True,
+        settings={"cache_max_entry_count": 0.6}),
+    Row("qwen2-vl-7b", "1xrtx3090", units=PATCHES, queued=(3,), quick=True,
+        settings={"cache_max_entry_count": 0.4}),
+    Row("qwen2-vl-7b", "2xrtx3090", tp=2, units=PATCHES, queued=(3,),
+        settings={"cache_max_entry_count": 0.6}),
+    Row("qwen2-vl-7b", "4xrtx3090", tp=4, units=PATCHES, queued=(3,), sampling=True),
+    Row("qwen2-vl-7b", "1xv100-32g", units=PATCHES, settings={"cache_max_entry_count": 0.6}),
+    Row("qwen2-vl-7b", "1xrtx3090", units=PATCHES, queued=(3,),
+        settings={"max_prefill_token_num": 2048, "cache_max_entry_count": 0.4}),
+    Row("qwen2-vl-72b", "8xa100-40g", tp=8, units=PATCHES,
+        settings={"cache_max_entry_count": 0.6}),
+    Row("qwen2.5-vl-7b", "1xrtx3090", units=PATCHES, queued=(3,),
+        settings={"cache_max_entry_count": 0.4}),
+    Row("qwen2.5-vl-7b", "4xrtx3090", tp=4, units=PATCHES, queued=(3,)),
+    # text only
+    Row("llama-3.1-8b", "1xrtx3090", long_prompt=True, sampling=True,
+        settings={"session_len": 32768, "cache_max_entry_count": 0.6}),
+    Row("qwen2.5-7b", "2xrtx3090", tp=2, long_prompt=True),
+    Row("qwen3-8b", "1xrtx3090", long_prompt=True, settings={"cache_max_entry_count": 0.6}),
+    # deaths and hangs
+    Row("internvl2-8b", "1xrtx3090:free=15GiB", quick=True),
+    Row("internvl2-8b", "1xrtx3090", settings={"cache_max_entry_count": 0.1}, quick=True),
+    Row("internvl2-8b", "1xrtx3090", settings={"cache_max_entry_count": 0.95}, quick=True),
+    Row("internvl2-8b", "1xrtx3090", units=(13,), settings={"cache_max_entry_count": 0.9}),
+    Row("internvl2-26b-awq", "1xrtx3090"),
+    Row("internvl2-40b-awq", "1xrtx3090"),
+    Row("qwen2-vl-7b", "1xrtx3090", units=((100, 100), (256, 256)), quick=True),
+    Row("qwen2-vl-72b", "4xrtx3090", tp=4),
+    Row("internvl2-8b", "1xt4"),
+)  # fmt: skip

@@ -1,0 +1,259 @@
+"""Forecast, rehearse, compare. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from grid import ROWS, Row
+
+import turbofit
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.turbomind.terms import warmup_tokens
+from turbofit.rehearse.checkpoint import write_checkpoint
+from turbofit.rehearse.planned import plan_spec
+from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.spec import Spec, parse_spec
+
+TEXT = 32
+EXACT = 0.0005
+OVER = 0.03
+OVER_BYTES = 16 * MIB
+
+
+class Check(NamedTuple):
+    """One comparison, in bytes (tokens for ``tokens``); ``bad`` where the bar is missed."""
+
+    row: str
+    what: str
+    forecast: int
+    seen: int
+    bad: bool
+    bound: bool = False
+
+
+def forecast_of(row: Row) -> Plan:
+    """What turbofit says of this row before anything runs."""
+    limit = {}
+    if row.limit is not None:
+        name = "max_pixels" if "qwen" in row.model else "max_dynamic_patch"
+        limit = {name: row.limit}
+    return turbofit.predict(row.model, on=row.on, tp=row.tp, **limit, **row.settings)
+
+
+class Driven(NamedTuple):
+    """A case of the rehearsal; ``forward`` is None where several requests meet as they will."""
+
+    name: str
+    requests: list[dict[str, Any]]
+    forward: Forward | None
+    units: int = 0
+
+
+def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
+    """The requests of a row."""
+    tokens = plan.settings.max_prefill_token_num + plan.settings.max_batch_size
+    tokens = -(-tokens // plan.settings.tp) * plan.settings.tp
+    for unit in row.units:
+        size = _units(unit)
+        image = unit if isinstance(unit, int) else (1, *unit)
+        prompt = TEXT + (size * 256 if isinstance(unit, int) else size // 4)
+        if prompt >= min(plan.settings.session_len, plan.kv.tokens):
+            continue
+        request = {"text_tokens": TEXT, "units": [image], "max_new_tokens": 2}
+        forward = Forward(tokens=min(tokens, prompt), context=prompt, units=size)
+        yield Driven(f"one of {unit}", [request], forward, size)
+    for count in row.queued:
+        unit = row.units[min(1, len(row.units) - 1)]
+        image = unit if isinstance(unit, int) else (1, *unit)
+        many = [
+            {"text_tokens": 8 + 61 * i % 257, "units": [image], "max_new_tokens": 2}
+            for i in range(count)
+        ]
+        yield Driven(f"{count} of {unit} queued", many, None, _units(unit))
+    longest = min(plan.settings.session_len, plan.kv.tokens) - 64
+    if row.long_prompt:
+        request = {"text_tokens": longest, "max_new_tokens": 2}
+        forward = Forward(tokens=min(tokens, longest), context=longest)
+        yield Driven(f"prompt of {longest}", [request], forward)
+    if row.sampling:
+        rows = min(plan.settings.max_batch_size, plan.kv.tokens // 64)
+        request = {"text_tokens": 2, "max_new_tokens": 2, "top_k": 0}
+        forward = Forward(tokens=min(tokens, rows * 2), context=rows * 2, rows=rows, top_k_0=True)
+        yield Driven(f"{rows} with top_k=0", [request] * rows, forward)
+
+
+def _units(unit: Any) -> int:
+    return unit if isinstance(unit, int) else unit[0] * unit[1]
+
+
+def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
+    """All comparisons of one row."""
+    checkpoint = folder / row.model
+    if not checkpoint.exists():
+        write_checkpoint(row.model, checkpoint)
+    plan = forecast_of(row)
+    driven = list(cases_of(row, plan))
+    seen = rehearse(with_cases(plan_spec(plan, checkpoint), driven))
+    checks = list(fate_checks(row, plan, seen))
+    if seen["cache"].get("region") and seen["cache"]["region"][0]:
+        checks += size_checks(row, plan, seen)
+    if seen["outcome"] == "served":
+        checks += pool_checks(row, plan, seen, driven)
+    return checks, seen
+
+
+def with_cases(spec: Spec, driven: list[Driven]) -> Spec:
+    """The specification with the row's own requests."""
+    cases = [{"name": case.name, "requests": case.requests} for case in driven]
+    return parse_spec({**spec.raw, "cases": cases})
+
+
+def fate_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> Iterator[Check]:
+    """Whether it starts, hangs or dies, and in which phase."""
+    verdict = plan.verdict
+    told = (
+        "load" if "while loading" in verdict
+        else "hang" if "never starts" in verdict
+        else "start" if "while starting" in verdict or "warm-up" in verdict
+        else "serves"
+    )  # fmt: skip
+    outcome, death = seen["outcome"], seen["death"]
+    phase = (death or {}).get("phase", "")
+    was = "serves" if outcome == "served" or phase.startswith("case") else (
+        "hang" if outcome == "hang"
+        else "load" if phase in ("import", "context", "weights", "prepare", "engine")
+        else "start"
+    )  # fmt: skip
+    yield Check(row.name, f"fate: told {told}, was {was}", 0, 0, told != was)
+    if phase.startswith("case"):
+        deadly = "aborts" in verdict
+        yield Check(row.name, f"dies of {phase}: told", 0, 0, not deadly)
+
+
+def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
+    """Weights, cache, tokens and persistent buffers of every rank."""
+    checks = []
+    for rank, index in enumerate(plan.parallel.groups[0]):
+        ledger = next(g for g in plan.gpus if g.index == index).ledger
+        exact = [t for t in ledger if t.basis != "estimate"]
+        terms = seen["terms"][rank]
+        weights = sum(t.bytes for t in exact if t.term.startswith("weights."))
+        region = seen["cache"]["region"][rank]
+        buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != "pool_warmup")
+        held = sum(t.bytes for t in exact if t.term == "kv_cache") + buffers
+        pairs = [("weights", weights, terms["weights"]), ("cache", plan.kv.region_bytes, region)]
+        if terms["buffers"] is not None:  # they share a pool with the cache, so its last page
+            pairs.append(("cache and buffers", held, terms["cache"] + terms["buffers"]))
+        for what, forecast, was in pairs:
+            bad = abs(forecast - was) > max(MIB, EXACT * was)
+            checks.append(Check(row.name, f"{what} rank {rank}", forecast, was, bad))
+    tokens = seen["cache"]["tokens"]
+    if tokens is not None:
+        slab = seen["cache"]["slab_size"] // seen["cache"]["object_size"] * 64
+        bad = not tokens - 2 * slab <= plan.kv.tokens <= tokens
+        checks.append(Check(row.name, "tokens", plan.kv.tokens, tokens, bad))
+    return checks
+
+
+def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]) -> list[Check]:
+    """The executor's pool: the warm-up, each driven request, and the plan's bound over all."""
+    constants = load_constants(plan.engine.version)
+    pool = PoolModel(plan.model, plan.settings, constants)
+    tokens = warmup_tokens(plan.settings, constants)
+    first = seen["gpus"][0]["pools"]["executor"]["live_peak"]
+    checks = [_never_under(row, "warm-up", pool.peak(Forward(tokens=tokens, context=tokens)),
+                           first["warm-up"])]  # fmt: skip
+    bound = max(t.bytes for t in plan.gpus[0].ledger if t.phase == "transient")
+    for case, asked in zip(seen["cases"], driven, strict=True):
+        peak = max(card["live_peak"] for card in case["executor"])
+        if asked.forward is not None:
+            checks.append(_never_under(row, asked.name, pool.peak(asked.forward), peak))
+        if asked.units <= plan.limits.units_per_image:  # what no gateway admits is not promised
+            name = f"bound over {asked.name}"
+            checks.append(Check(row.name, name, bound, peak, peak > bound, bound=True))
+    return checks
+
+
+def _never_under(row: Row, what: str, forecast: int, seen: int) -> Check:
+    # Bookkeeping buffers of a few hundred bytes each are the engine's, below what is modelled.
+    slack = MIB // 16
+    over = forecast - seen
+    return Check(
+        row.name, what, forecast, seen, over < -slack or over > max(OVER * seen, OVER_BYTES)
+    )
+
+
+def table(checks: list[Check]) -> str:
+    """Every comparison that is not exact to 0.01 MiB, worst first, as Markdown."""
+    lines = ["| row | what | forecast MiB | engine MiB | difference |", "|---|---|---|---|---|"]
+    sized = [c for c in checks if c.seen and c.what != "tokens" and not c.bound]
+    for check in sorted(sized, key=lambda c: -abs(c.forecast - c.seen))[:40]:
+        difference = (check.forecast - check.seen) / MIB
+        lines.append(
+            f"| {check.row} | {check.what} | {check.forecast / MIB:.2f} | {check.seen / MIB:.2f}"
+            f" | {difference:+.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def summary(checks: list[Check], seconds: float, rows: int) -> str:
+    """The counts, the extremes and the misses."""
+    exact = [c for c in checks if c.seen and not c.bound and c.what != "tokens"]
+    close = [c for c in exact if abs(c.forecast - c.seen) <= 0.02 * MIB]
+    bounds = [c for c in checks if c.bound]
+    bad = [c for c in checks if c.bad]
+    fates = [c for c in checks if c.what.startswith(("fate", "dies"))]
+    lines = [
+        f"{rows} starts of the engine, {len(checks)} comparisons, {seconds:.0f} s.",
+        "",
+        f"- sizes equal to 0.02 MiB: {len(close)} of {len(exact)}",
+        f"- largest under-forecast: {max((c.seen - c.forecast) / MIB for c in exact):.2f} MiB",
+        f"- largest over-forecast: {max((c.forecast - c.seen) / MIB for c in exact):.2f} MiB",
+        f"- the bound over every case: held in {sum(not c.bad for c in bounds)} of {len(bounds)};"
+        f" excess {min((c.forecast / c.seen - 1) for c in bounds):.0%} to"
+        f" {max((c.forecast / c.seen - 1) for c in bounds):.0%} of the case",
+        f"- deaths, hangs and survivals told: {sum(not c.bad for c in fates)} of {len(fates)}",
+        f"- bars missed: {len(bad)}",
+    ]
+    lines += [f"  - {c.row}: {c.what}: {c.forecast} against {c.seen}" for c in bad]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the subset that CI runs")
+    parser.add_argument("--only", help="rows whose name contains this")
+    args = parser.parse_args()
+    rows = [r for r in ROWS if (r.quick or not args.quick) and (args.only or "") in r.name]
+    checks: list[Check] = []
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, row in enumerate(rows, 1):
+            found, seen = check_row(row, Path(scratch))
+            checks += found
+            bad = sum(c.bad for c in found)
+            print(
+                f"[{number}/{len(rows)}] {row.name}: {seen['outcome']} in {seen['seconds']} s,"
+                f" {len(found)} comparisons, {bad} missed",
+                file=sys.stderr,
+                flush=True,
+            )
+    print(summary(checks, time.monotonic() - start, len(rows)))
+    print()
+    print(table(checks))
+    return 1 if any(c.bad for c in checks) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
