@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
-    from turbofit.api import pipeline, plan, predict
+    from turbofit.api import pipeline, plan, predict, rehearse
     from turbofit.core.plan import Plan
 
-__all__ = ["Plan", "__version__", "pipeline", "plan", "predict"]
+__all__ = ["Plan", "__version__", "pipeline", "plan", "predict", "rehearse"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
 
-__all__ = ["pipeline", "plan", "predict"]
+__all__ = ["pipeline", "plan", "predict", "rehearse"]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
@@ -53,6 +53,7 @@ def plan(
     margin: int | str | None = None,
     budget: int | str | None = None,
     revision: str | None = None,
+    rehearse: bool = False,
     **settings: Any,
 ) -> Plan:
     """The best plan for a model on a machine.
@@ -75,6 +76,7 @@ def plan(
         margin: bytes to leave free on each GPU, or a share such as ``"2%"``.
         budget: bytes that this turbofit may take of each GPU, margin included.
         revision: branch, tag or commit on the hub.
+        rehearse: run the choice on pretend GPUs and correct its ratio by what was seen.
         settings: LMDeploy's own options by name; what is set is never changed.
 
     Returns:
@@ -94,7 +96,9 @@ def plan(
         max_dynamic_patch=max_dynamic_patch,
         max_pixels=max_pixels,
     )
-    return _finished(make_plan(_checked(ask), load_constants()))
+    ask = _checked(ask)
+    made = make_plan(ask, load_constants())
+    return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
 
 
 def predict(
@@ -165,6 +169,47 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
     from turbofit.launch.pipeline import open_pipeline
 
     return open_pipeline(plan, model_path, *arguments, **keywords)
+
+
+def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> Plan:
+    """What LMDeploy's own engine does with a plan's settings and worst cases on pretend GPUs.
+
+    Args:
+        model: as for :func:`plan`.
+        defaults: rehearse LMDeploy's defaults (what :func:`predict` tells) instead of the plan.
+        keywords: those of :func:`plan`, or of :func:`predict` with ``defaults``.
+
+    Returns:
+        The plan with ``rehearsal`` filled and ``rehearsed`` beside the bytes of its ledger; it
+        fits only where the engine served.
+
+    Raises:
+        As :func:`plan`; PackageError where LMDeploy or a C compiler is missing.
+    """
+    from turbofit.rehearse.confirm import rehearse_plan
+
+    made = predict(model, **keywords) if defaults else plan(model, **keywords)
+    return rehearse_plan(made)
+
+
+#: Rehearsals of one plan at most: the first, and two after a correction.
+_REHEARSALS = 3
+
+
+def _rehearsed(ask: Ask, made: Plan) -> Plan:
+    """Rehearse, and plan again below the ratio that the engine left, a bounded number of times."""
+    from turbofit.rehearse.confirm import confirmed, corrected_ratio, rehearse_plan
+
+    for _ in range(_REHEARSALS):
+        seen = rehearse_plan(made)
+        ratio = corrected_ratio(seen)
+        if ratio is None:
+            return confirmed(seen)
+        shape = replace(ask, ratio_cap=ratio, tp=made.parallel.tp, replicas=made.parallel.replicas)
+        made = make_plan(shape, load_constants())
+        if not made.fits:
+            return made
+    return seen
 
 
 def _ask(

@@ -20,10 +20,10 @@ from turbofit.core.units import MIB
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import warmup_tokens
-from turbofit.rehearse.checkpoint import write_checkpoint
 from turbofit.rehearse.planned import plan_spec
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.spec import Spec, parse_spec
+from turbofit.rehearse.twin import checkpoint_for
 
 TEXT = 32
 EXACT = 0.0005
@@ -99,10 +99,10 @@ def _units(unit: Any) -> int:
 
 def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
     """All comparisons of one row."""
-    checkpoint = folder / row.model
-    if not checkpoint.exists():
-        write_checkpoint(row.model, checkpoint)
     plan = forecast_of(row)
+    checkpoint = folder / plan.model.name
+    if not checkpoint.exists():
+        checkpoint_for(plan.model, checkpoint)
     driven = list(cases_of(row, plan))
     seen = rehearse(with_cases(plan_spec(plan, checkpoint), driven))
     checks = list(fate_checks(row, plan, seen))
@@ -186,12 +186,8 @@ def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]
 
 
 def _never_under(row: Row, what: str, forecast: int, seen: int) -> Check:
-    # Bookkeeping buffers of a few hundred bytes each are the engine's, below what is modelled.
-    slack = MIB // 16
     over = forecast - seen
-    return Check(
-        row.name, what, forecast, seen, over < -slack or over > max(OVER * seen, OVER_BYTES)
-    )
+    return Check(row.name, what, forecast, seen, over < 0 or over > max(OVER * seen, OVER_BYTES))
 
 
 def table(checks: list[Check]) -> str:

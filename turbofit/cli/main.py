@@ -20,9 +20,12 @@ __all__ = ["COMMANDS", "entry", "main"]
 COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
     "predict": "what given settings would do, without a search",
+    "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
     "serve": "measure, plan, launch LMDeploy and watch it",
     "machine": "GPUs, who uses them, how they reach each other",
     "report": "show a saved plan again",
+    "doctor": "check this machine and its environment, each finding with a fix",
+    "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",
     "gpus": "GPUs that turbofit knows by name",
 }

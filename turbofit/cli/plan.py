@@ -21,6 +21,9 @@ def add_arguments(parser: Parser) -> None:
     options.add_machine(parser)
     options.add_planning(parser)
     options.add_settings(parser)
+    parser.add_argument(
+        "--rehearse", action="store_true", help="check the choice with the engine on pretend GPUs"
+    )
     options.add_json(parser)
 
 
@@ -28,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Plan and show; exit 3 where nothing fits."""
     from turbofit import api
 
-    return show_plan(api.plan(args.model, **options.planning_keywords(args)), args)
+    keywords = options.planning_keywords(args)
+    return show_plan(api.plan(args.model, rehearse=args.rehearse, **keywords), args)
 
 
 def show_plan(plan: Plan, args: argparse.Namespace) -> int:

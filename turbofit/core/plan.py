@@ -14,6 +14,7 @@ __all__ = [
     "Basis",
     "Candidate",
     "Command",
+    "Death",
     "Engine",
     "Goal",
     "GpuLedger",
@@ -23,6 +24,9 @@ __all__ = [
     "Parallel",
     "Phase",
     "Plan",
+    "Rehearsal",
+    "RehearsedCache",
+    "RehearsedCase",
     "Remedy",
     "Settings",
     "Term",
@@ -73,8 +77,11 @@ class Settings(Struct):
     language_model_only: bool = False
 
 
-class Term(Struct, omit_defaults=True):
-    """One named line of a ledger; ``worst`` marks the transient that decides the peak."""
+class Term(Struct):
+    """One named line of a ledger; ``worst`` marks the transient that decides the peak.
+
+    ``rehearsed`` is what the engine allocated for it on pretend GPUs, where a rehearsal tells.
+    """
 
     term: str
     phase: Phase
@@ -197,6 +204,49 @@ class Command(Struct):
     group: int
 
 
+class RehearsedCase(Struct):
+    """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
+
+    name: str
+    peak: tuple[int, ...]
+    transient: tuple[int, ...]
+    pinned: int
+
+
+class RehearsedCache(Struct):
+    """The cache as the engine cut it; ``free`` and ``region`` per GPU, None where not reached."""
+
+    free: tuple[int | None, ...]
+    region: tuple[int | None, ...]
+    object_size: int | None
+    slab_size: int | None
+    tokens: int | None
+
+
+class Death(Struct):
+    """How it ended: the phase, the engine's call, the bytes asked and left."""
+
+    phase: str
+    where: str
+    asked: int | None
+    left: int | None
+
+
+class Rehearsal(Struct):
+    """What the real engine did on pretend GPUs; values and speed are not real.
+
+    ``not_known`` lists what a rehearsal cannot see; it was charged from the forecast.
+    """
+
+    outcome: Literal["served", "out_of_memory", "hang", "failed"]
+    seconds: float
+    engine_version: str
+    cases: tuple[RehearsedCase, ...]
+    cache: RehearsedCache
+    death: Death | None
+    not_known: tuple[str, ...] = ()
+
+
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on."""
 
@@ -221,6 +271,7 @@ class Plan(Struct):
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     commands: tuple[Command, ...] = ()
+    rehearsal: Rehearsal | None = None
 
     def to_json(self) -> str:
         """The plan as JSON."""

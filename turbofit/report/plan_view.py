@@ -8,6 +8,7 @@ from turbofit.core.struct import to_builtins
 from turbofit.core.units import format_bytes
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
+from turbofit.report.rehearsal_view import rehearsal_blocks
 from turbofit.report.shell import shell_command
 from turbofit.report.words import groups_of
 
@@ -33,6 +34,7 @@ def plan_view(plan: Plan) -> list[Block]:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     blocks += [Heading(text="What was asked, and the shape chosen"), _facts(plan)]
     blocks += _settings(plan)
+    blocks += rehearsal_blocks(plan)
     blocks += ledger_blocks(plan)
     blocks += _capacity(plan)
     blocks += _candidates(plan)

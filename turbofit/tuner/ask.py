@@ -43,7 +43,7 @@ class Ask(Struct):
 
     ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
     ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
-    turbofit on each GPU, in bytes.
+    turbofit on each GPU, in bytes. ``ratio_cap`` is the largest ratio that a rehearsal left.
     """
 
     model: Model
@@ -56,6 +56,7 @@ class Ask(Struct):
     max_pixels: int | None = None
     margin: Margin = Margin()
     budget: int | None = None
+    ratio_cap: float | None = None
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

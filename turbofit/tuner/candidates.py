@@ -46,7 +46,8 @@ class Shape(Struct):
 class Judged(Struct):
     """A shape with its settings; ``why_not`` says why it does not fit, and is empty where it does.
 
-    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not fit.
+    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not fit;
+    ``lost`` says why one that fits was not chosen.
     """
 
     shape: Shape
@@ -56,6 +57,7 @@ class Judged(Struct):
     score: float
     why_not: str
     short: int = 0
+    lost: str = ""
     speeds: tuple[Speed, ...] = ()
 
     @property
@@ -84,7 +86,7 @@ class Judged(Struct):
             fits=self.fits,
             kv_tokens=self.kv_tokens,
             score=self.score,
-            why_not=self.why_not,
+            why_not=self.why_not or self.lost,
         )
 
 
@@ -218,7 +220,10 @@ class _Sizer:
             return float(self.fixed_ratio)
         ratios = [account.best_ratio() for account in accounts]
         found = [ratio for ratio in ratios if ratio is not None]
-        return min(found) if len(found) == len(ratios) else None
+        if len(found) < len(ratios):
+            return None
+        cap = self.ask.ratio_cap
+        return min(found) if cap is None else min(*found, cap)
 
     def problem(
         self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int

@@ -86,8 +86,7 @@ def _considered(found: Found) -> list[Judged]:
         key=lambda one: (one.fits, one.rank if one.fits else (-float(one.short),)), reverse=True
     )
     chosen = found.best
-    lost = [one if not one.fits else replace(one, why_not=_lost(chosen, one)) for one in rest]
-    # A candidate that fits but lost is still shown as fitting.
+    lost = [replace(one, lost=_lost(chosen, one)) for one in rest]
     return [chosen, *lost[: _MOST_CANDIDATES - 1]]
 
 
@@ -120,11 +119,10 @@ def _reasons(ask: Ask, found: Found, account: Account, constants: EngineConstant
     if best.fits:
         ratio = settings.cache_max_entry_count
         more = ratio + 1 / RATIO_STEPS
-        why = (
-            "as set by you"
-            if "cache_max_entry_count" in fixed
-            else (f"the largest that leaves the margin; {more:.3f} does not")
-        )
+        largest = f"the largest that leaves the margin; {more:.3f} does not"
+        if ask.ratio_cap is not None and ratio >= ask.ratio_cap:
+            largest = "lowered by what a rehearsal saw"
+        why = "as set by you" if "cache_max_entry_count" in fixed else largest
         yield f"cache_max_entry_count {ratio:.3f}: {why}"
     tokens = warmup_tokens(settings, constants)
     yield _because(

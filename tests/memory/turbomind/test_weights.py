@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from turbofit.core.model import Quantization
 from turbofit.memory.turbomind.weights import (
     ffn_width,
     kv_heads_held,
@@ -49,9 +50,20 @@ def test_lm_head_is_padded_only_where_it_is_split():
     assert lm_head_rows(text, 4) == 92576  # a multiple of 8 x 4
 
 
-@pytest.mark.parametrize(("intermediate", "tp", "width"), [(29568, 8, 29696), (18944, 4, 18944)])
-def test_mlp_is_padded_to_whole_kernel_blocks(constants, intermediate, tp, width):
-    assert ffn_width(intermediate, tp, None, constants) == width
+AWQ = Quantization(method="awq", bits=4, group_size=128)
+
+
+@pytest.mark.parametrize(
+    ("intermediate", "tp", "quantization", "width"),
+    [
+        (29568, 8, None, 29568),  # Qwen2-VL-72B: held unpadded by 0.18
+        (18944, 4, None, 18944),
+        (8960, 4, AWQ, 9216),  # whole groups on every rank
+        (14336, 1, AWQ, 14336),
+    ],
+)
+def test_mlp_is_padded_to_whole_kernel_blocks(constants, intermediate, tp, quantization, width):
+    assert ffn_width(intermediate, tp, quantization, constants) == width
 
 
 def test_four_bit_groups_cost_their_scales_and_zeros(constants):

@@ -27,7 +27,8 @@ def temporary_bytes(model: Model, settings: Settings, constants: EngineConstants
     repack = 0
     if model.quantization is not None:
         width = ffn_width(text.intermediate, settings.tp, model.quantization, constants)
-        repack = text.hidden * 2 * width // settings.tp * _HALF
+        # One page more than the tensor: its scales share a page with what is freed beside them.
+        repack = text.hidden * 2 * width // settings.tp * _HALF + constants.pool_granularity
     return max(cast, repack)
 
 

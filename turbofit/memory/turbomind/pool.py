@@ -27,6 +27,8 @@ __all__ = ["Forward", "PoolModel"]
 #: TurboMind computes in 16 bits; logits are cast to 32.
 _HALF = 2
 _FLOAT = 4
+#: Ids, offsets and masks of a pass, and what a stage allocates beside its tensors; over.
+_BOOKKEEPING = 64 << 10
 #: Offsets, positions, masks and the top-k kernels' scratch of one row; over by most of it.
 _ROW = 4096
 
@@ -68,7 +70,7 @@ class PoolModel:
         stages = [self._decoder(forward), self._sampling(forward)]
         if forward.units and self.model.vision is not None:
             stages.append(self._vision(forward.units))
-        return max(stages)
+        return max(stages) + _BOOKKEEPING
 
     def _embeds(self, units: int) -> int:
         """Image features, held until the forward ends."""

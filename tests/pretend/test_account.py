@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pretend.child import CARD, run
+from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.pretend.timeline import MALLOC, PINNED, POOL, VMM
+
+
+def test_malloc_fills_and_refuses(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        seen = [free()]
+        a = malloc(300); seen.append(free())
+        b = malloc(0.25); seen.append(free())
+        seen.append(malloc(700)); seen.append(rt.cudaGetLastError())
+        seen.append(rt.cudaGetErrorString(2).decode()); seen.append(rt.cudaGetLastError())
+        rt.cudaFree(a); seen.append(free())
+        seen.append(rt.cudaFree(void_p(12345)))
+        done(seen)
+        """,
+    )
+    # A quarter of a MiB costs a step of 2 MiB; the error is kept once.
+    assert ran.value == [900, 600, 598, 2, 2, "out of memory", 0, 898, 1]
+    (death,) = ran.tagged("O")
+    # What was missing is the growth (the step of 2 MiB had 1.75 left), not the size asked for.
+    assert [death.number(i) for i in range(6)] == [
+        0,
+        MALLOC,
+        -1,
+        700 * MIB,
+        598 * MIB,
+        700 * MIB,
+    ]
+
+
+def test_a_pool_keeps_its_high_water_mark(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        p = pool(2**64 - 1)
+        seen = []
+        a, b = take(p, 100), take(p, 50.5); seen.append(free())
+        rt.cudaFreeAsync(a, None); rt.cudaStreamSynchronize(None); seen.append(free())
+        c = take(p, 90); seen.append(free())
+        rt.cudaMemPoolTrimTo(p, size_t(0)); seen.append(free())
+        rt.cudaFreeAsync(b, None); rt.cudaFreeAsync(c, None); rt.cudaMemPoolDestroy(p)
+        seen.append(free())
+        done(seen)
+        """,
+    )
+    assert ran.value == [748, 748, 748, 758, 900]
+
+
+def test_the_default_pool_gives_back_when_synchronised(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        a = void_p(); seen = []
+        rt.cudaMallocAsync(byref(a), size_t(64 * MIB), None); seen.append(free())
+        rt.cudaFreeAsync(a, None); seen.append(free())
+        rt.cudaDeviceSynchronize(); seen.append(free())
+        done(seen)
+        """,
+    )
+    assert ran.value == [836, 836, 900]
+
+
+def test_pool_step_is_a_knob(libraries: Path, tmp_path: Path) -> None:
+    code = "p = pool(2**64 - 1); a = take(p, 1); b = take(p, 32); done(free())"
+    assert run(libraries, tmp_path, code).value == 900 - 34
+    wide = Scenario((CARD,), pool_step=32 * MIB)
+    assert run(libraries, tmp_path, code, wide).value == 900 - 64
+
+
+def test_one_more_mib_in_each_allocation_shows_once_for_each(
+    libraries: Path, tmp_path: Path
+) -> None:
+    code = """
+    p = pool(2**64 - 1)
+    kept = [take(p, n) for n in range(1, 8)] + [malloc(n) for n in (2, 4, 6)]
+    done(account.pretend_held(0))
+    """
+    plain = run(libraries, tmp_path, code)
+    more = run(libraries, tmp_path, code, Scenario((CARD,), extra=MIB))
+    given = [e for e in more.tagged("A") if e.number(1) in (MALLOC, POOL)]
+    assert len(given) == 10
+    before = sum(e.number(3) for e in plain.tagged("A"))
+    assert sum(e.number(3) for e in more.tagged("A")) - before == 10 * MIB
+    # 28 + 7 and 12 + 3 MiB, each sum rounded up to 2 MiB
+    assert more.value == (36 + 16) * MIB
+    assert plain.value == (28 + 12) * MIB
+
+
+def test_late_bytes_are_gone_once_free_memory_was_asked_for(
+    libraries: Path, tmp_path: Path
+) -> None:
+    card = PretendGpu("Pretend L4", total=1000 * MIB, used=100 * MIB, late=50 * MIB)
+    code = "done([free(), free(), malloc(900) == 2])"
+    assert run(libraries, tmp_path, code, Scenario((card,))).value == [900, 850, True]
+
+
+def test_pinned_host_memory_is_counted_apart(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        p, q = void_p(), void_p()
+        seen = [rt.cudaHostAlloc(byref(p), size_t(40 * MIB), 0), free()]
+        seen.append(rt.cudaHostAlloc(byref(q), size_t(30 * MIB), 0))
+        ctypes.memset(p, 7, 4096)
+        rt.cudaFreeHost(p)
+        seen.append(rt.cudaHostAlloc(byref(q), size_t(30 * MIB), 0))
+        done(seen)
+        """,
+        Scenario((CARD,), pinned_limit=64 * MIB),
+    )
+    assert ran.value == [0, 900, 2, 0]
+    (death,) = ran.tagged("O")
+    assert death.number(1) == PINNED
+    assert death.number(4) == 24 * MIB
+
+
+_VMM = """
+handle, at = u64(), u64()
+def create(device, mib):
+    props = (ctypes.c_int * 8)(1, 0, 1, device)
+    return cu.cuMemCreate(byref(handle), size_t(int(mib * MIB)), props, u64(0))
+def access(*devices):
+    rows = (ctypes.c_int * (3 * len(devices)))(*[x for d in devices for x in (1, d, 3)])
+    return cu.cuMemSetAccess(at, size_t(4 * MIB), rows, size_t(len(devices)))
+seen = [create(0, 3), free()]
+cu.cuMemAddressReserve(byref(at), size_t(4 * MIB), size_t(0), u64(0), u64(0))
+seen.append(cu.cuMemMap(at, size_t(4 * MIB), size_t(0), handle, u64(0)))
+"""
+
+
+def test_vmm_memory_lives_as_long_as_handle_or_mapping(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        _VMM
+        + """
+seen.append(cu.cuMemRelease(handle)); seen.append(free())
+ctypes.memset(at.value, 1, 4 * MIB)
+seen.append(cu.cuMemUnmap(at, size_t(4 * MIB))); seen.append(free())
+seen.append(cu.cuMemRelease(handle))
+done(seen)
+""",
+    )
+    assert ran.value == [0, 896, 0, 0, 896, 0, 900, 1]
+    assert ran.tagged("A")[0].number(1) == VMM
+
+
+@pytest.mark.parametrize(("peers", "code"), [(None, 0), (frozenset(), 101)])
+def test_peer_access_that_the_machine_lacks_fails(
+    libraries: Path, tmp_path: Path, peers: frozenset[tuple[int, int]] | None, code: int
+) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        _VMM
+        + """
+can = ctypes.c_int()
+rt.cudaDeviceCanAccessPeer(byref(can), 0, 1)
+done([access(0), access(0, 1), can.value])
+""",
+        Scenario((CARD, CARD), peers=peers),
+    )
+    assert ran.value == [0, code, int(code == 0)]
+    assert len(ran.tagged("X")) == (1 if code else 0)
+
+
+def test_nccl_memory_is_on_the_account(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        p, q = void_p(), void_p()
+        seen = [nccl.ncclMemAlloc(byref(p), size_t(65 * MIB)), free()]
+        seen.append(nccl.ncclMemAlloc(byref(q), size_t(2000 * MIB)))
+        seen += [nccl.ncclMemFree(p), free()]
+        done(seen)
+        """,
+    )
+    assert ran.value == [0, 834, 1, 0, 900]
+
+
+def test_memory_is_address_space_and_small_copies_are_real(libraries: Path, tmp_path: Path) -> None:
+    big = PretendGpu("Pretend B200", total=180 * 1024 * MIB, sm=(10, 0))
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        a = malloc(150 * 1024)
+        host = ctypes.create_string_buffer(b"turbofit", 4 * MIB)
+        back = ctypes.create_string_buffer(16)
+        far = void_p(a.value + 100 * 1024 * MIB)
+        rt.cudaMemcpyAsync(far, host, size_t(4096), 1, None)
+        rt.cudaMemcpy(back, far, size_t(8), 2)
+        small = back.value.decode()
+        other = void_p(a.value + 50 * 1024 * MIB)
+        rt.cudaMemcpyAsync(other, host, size_t(4 * MIB), 1, None)
+        rt.cudaMemset(other, 5, size_t(64 * MIB))
+        rt.cudaMemcpy(back, other, size_t(8), 2)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        done([small, back.value.decode(), grown < 8000])
+        """,
+        Scenario((big,)),
+    )
+    assert ran.value == ["turbofit", "", True]
+
+
+def test_addresses_are_reused_clean_and_aligned(libraries: Path, tmp_path: Path) -> None:
+    code = """
+    p = pool(2**64 - 1)
+    a, b = take(p, 64), take(p, 48)
+    ctypes.memset(a, 9, 4096)
+    first = a.value
+    rt.cudaFreeAsync(a, None)
+    c = take(p, 64)
+    same = c.value == first
+    clean = ctypes.string_at(c.value, 4096) == bytes(4096)
+    done([same, clean, b.value % (32 * MIB), c.value % (32 * MIB), take(p, 1).value % (2 * MIB)])
+    """
+    assert run(libraries, tmp_path, code).value == [True, True, 0, 0, 0]
+    skewed = run(libraries, tmp_path, code, Scenario((CARD,), skew=2 * MIB))
+    assert skewed.value == [True, True, 2 * MIB, 2 * MIB, 0]
+
+
+def test_pointers_and_properties(libraries: Path, tmp_path: Path) -> None:
+    cards = (
+        CARD,
+        PretendGpu("Pretend H100", total=80 * 1024 * MIB, sm=(9, 0), sm_count=132, l2=50 * MIB),
+    )
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        import struct
+        rt.cudaSetDevice(1)
+        a, host = malloc(1), ctypes.create_string_buffer(8)
+        pinned = void_p(); rt.cudaHostAlloc(byref(pinned), size_t(8), 0)
+        kinds = []
+        for p in (a, pinned, host):
+            raw = ctypes.create_string_buffer(24)
+            rt.cudaPointerGetAttributes(raw, p)
+            kinds.append(struct.unpack_from("ii", raw.raw))
+        raw = ctypes.create_string_buffer(1032)
+        rt.cudaGetDeviceProperties_v2(raw, 1)
+        at = lambda f, o: struct.unpack_from(f, raw.raw, o)[0]
+        # offsets of name, totalGlobalMem, major, multiProcessorCount, l2CacheSize and
+        # sharedMemPerBlockOptin in CUDA 12's driver_types.h
+        done([kinds, raw.raw[:256].split(bytes(1))[0].decode(), at("Q", 288) // MIB, at("i", 360),
+              at("i", 388), at("i", 616) // MIB, at("Q", 696) // 1024, rt.cudaSetDevice(2)])
+        """,
+        Scenario(cards),
+    )
+    assert ran.value == [
+        [[2, 1], [1, 1], [0, -1]],
+        "Pretend H100",
+        80 * 1024,
+        9,
+        132,
+        50,
+        227,
+        101,
+    ]
+
+
+def test_threads_are_held_and_let_go(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        count, stop = [0], []
+        def work():
+            while not stop:
+                rt.cudaDeviceSynchronize(); count[0] += 1; time.sleep(0.001)
+        thread = threading.Thread(target=work); thread.start()
+        rt.cudaDeviceSynchronize()
+        time.sleep(0.05)
+        held = account.pretend_freeze(2000)
+        before = count[0]; time.sleep(0.1); during = count[0] - before
+        account.pretend_thaw(); time.sleep(0.1); after = count[0] - before
+        stop.append(1); thread.join()
+        done([held, during <= 1, after > 5])
+        """,
+    )
+    assert ran.value == [1, True, True]
+
+
+def test_without_a_scenario_there_is_no_device(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        "n = ctypes.c_int(); code = rt.cudaGetDeviceCount(byref(n)); done([n.value, code])",
+        Scenario(()),
+    )
+    assert ran.value == [0, 100]
+
+
+def test_nccl_communicators_split_by_colour_and_key(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        class Id(ctypes.Structure):
+            _fields_ = [("data", ctypes.c_char * 128)]
+        unique = Id(); nccl.ncclGetUniqueId(byref(unique))
+        comms, seen = [], {}
+        for rank in range(4):
+            c = void_p()
+            assert nccl.ncclCommInitRank(byref(c), 4, unique, rank) == 0
+            comms.append(c)
+        def size(c):
+            n, r = ctypes.c_int(), ctypes.c_int()
+            nccl.ncclCommCount(c, byref(n)); nccl.ncclCommUserRank(c, byref(r))
+            return [n.value, r.value]
+        def work(rank):
+            half, pair = void_p(), void_p()
+            assert nccl.ncclCommSplit(comms[rank], rank // 2, 0, byref(half), None) == 0
+            assert nccl.ncclCommSplit(comms[rank], 0, -rank, byref(pair), None) == 0
+            seen[rank] = size(half) + size(pair)
+        threads = [threading.Thread(target=work, args=(r,)) for r in range(4)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        done([seen[r] for r in range(4)])
+        """,
+    )
+    assert ran.value == [[2, 0, 4, 3], [2, 1, 4, 2], [2, 0, 4, 1], [2, 1, 4, 0]]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.errors import MachineError
+from turbofit.core.machine import Gpu, Link, Machine
+from turbofit.core.struct import NA
+from turbofit.pretend import environment
+from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.from_machine import machine_part
+from turbofit.pretend.scenario import MIB, scenario_from_spec
+
+
+def test_only_the_child_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "torch_has_cuda", lambda: False)
+    base = {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt", "CUDA_VISIBLE_DEVICES": "1", "TM_X": "1"}
+    env = pretend_environment(Path("/lib"), Path("/scenario"), base)
+    assert env["LD_LIBRARY_PATH"] == "/lib:/opt"
+    assert env["TURBOFIT_PRETEND_SCENARIO"] == "/scenario"
+    assert env["PATH"] == "/bin"
+    assert not {"CUDA_VISIBLE_DEVICES", "TM_X", "LD_PRELOAD"} & env.keys()
+    assert "CUDA_VISIBLE_DEVICES" in base
+
+
+def test_beside_a_cuda_build_of_torch_they_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "torch_has_cuda", lambda: True)
+    env = pretend_environment(Path("/lib"), Path("/s"), {"LD_PRELOAD": "/x.so"})
+    names = [Path(p).name for p in env["LD_PRELOAD"].split()]
+    assert names[0] == "libturbofit_pretend.so"
+    assert {"libcuda.so.1", "libcudart.so.12", "libnccl.so.2"} < set(names)
+    assert names[-1] == "x.so"
+
+
+def _gpu(index: int, **values: object) -> Gpu:
+    known = {
+        "index": index,
+        "uuid": f"GPU-{index}",
+        "name": "NVIDIA A10",
+        "total": 23028 * MIB,
+        "reserved": 300 * MIB,
+        "used": 100 * MIB,
+        "free": 22628 * MIB,
+        "compute_capability": (8, 6),
+        "sm_count": 72,
+        "l2": 6 * MIB,
+    }
+    return Gpu(**(known | values))  # type: ignore[arg-type]
+
+
+def test_the_twin_of_a_machine() -> None:
+    machine = Machine(
+        name="m",
+        source="preset",
+        gpus=tuple(_gpu(i) for i in range(4)),
+        links=(Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True)),
+    )
+    part = machine_part(machine, [3, 1, 0], context=500 * MIB)
+    assert part["p2p"] == [[1, 0], [0, 1]]
+    scenario = scenario_from_spec(part)
+    assert scenario.gpus[0].total == 22728 * MIB
+    assert scenario.gpus[0].used == 600 * MIB
+    assert scenario.peers == frozenset({(0, 1), (1, 0)})
+
+
+def test_what_is_not_known_is_an_error() -> None:
+    machine = Machine(name="m", source="nvml", gpus=(_gpu(0, l2=NA),))
+    with pytest.raises(MachineError, match="l2 is not known"):
+        machine_part(machine, [0])
+    with pytest.raises(MachineError, match="no GPU 5"):
+        machine_part(machine, [5])

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbofit.core.errors import PackageError
+from turbofit.pretend.scenario import MIB
+from turbofit.rehearse.checkpoint import write_checkpoint
+from turbofit.rehearse.engine import engine_library
+from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.spec import parse_spec
+
+Rehearse = Callable[..., dict[str, Any]]
+
+# The prototype's pretend card (shared/facts/rehearsal.md), with LMDeploy's defaults.
+CARD = {
+    "name": "NVIDIA GeForce RTX 3090",
+    "total": 24268 * MIB,
+    "used": 300 * MIB,
+    "sm": [8, 6],
+    "sm_count": 82,
+    "l2": 6 * MIB,
+}
+
+
+def tiles(*numbers: int) -> list[dict[str, Any]]:
+    """One case a number, of one image of so many tiles."""
+    return [{"name": str(n), "requests": [{"units": [n], "text_tokens": 32}]} for n in numbers]
+
+
+def mib(size: int | None) -> float | None:
+    """MiB to two places."""
+    return None if size is None else round(size / MIB, 2)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Builds the pretend libraries in a folder of these tests, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def made(name: str) -> Path:
+        if not (folder / name).exists():
+            write_checkpoint(name, folder / name)
+        return folder / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(checkpoints: Callable[[str], Path]) -> Rehearse:
+    """Rehearses a catalogue model on the prototype's card; skips without LMDeploy 0.18."""
+    try:
+        engine_library()
+    except PackageError as error:
+        pytest.skip(error.message)
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        pytest.skip("no C compiler")
+
+    def go(
+        model: str,
+        tp: int = 1,
+        cases: list[dict[str, Any]] | None = None,
+        card: dict[str, Any] | None = None,
+        machine: dict[str, Any] | None = None,
+        staging: bool = True,
+        keep: Path | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        base = {
+            "tp": tp,
+            "max_batch_size": 128,
+            "max_prefill_token_num": 8192,
+            "cache_max_entry_count": 0.8,
+            "session_len": 32768,
+        }
+        data = {
+            "machine": {"gpus": [CARD | (card or {})] * tp, "p2p": True} | (machine or {}),
+            "model_dir": str(checkpoints(model)),
+            "settings": base | settings,
+            "cases": cases or [],
+            "staging": staging,
+        }
+        return rehearse(parse_spec(data), keep)
+
+    return go

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.pretend.timeline import Event
+from turbofit.rehearse.catalogue import CATALOGUE
+from turbofit.rehearse.checkpoint import main, write_checkpoint, write_header
+from turbofit.rehearse.headers import HeaderCheckpoint, read_header, weight_files
+from turbofit.rehearse.ledger import Ledger
+from turbofit.rehearse.report import judge
+from turbofit.rehearse.run import Outcome, _Log
+from turbofit.rehearse.sites import LOADER, STAGING, Sites
+from turbofit.rehearse.spec import load_spec, parse_spec
+from turbofit.rehearse.tensors import parameters, tensors
+from turbofit.rehearse.terms import card_terms, load_peak
+
+# Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).
+COUNTS = {
+    "internvl2-8b": 8_075_365_376,
+    "internvl2-26b": 25_514_186_112,
+    "internvl3-2b": 2_088_957_440,
+    "internvl3-8b": 7_944_373_760,
+    "internvl3.5-8b": 8_528_318_464,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen2-vl-72b": 73_405_560_320,
+    "qwen2.5-vl-7b": 8_292_166_656,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_parameters_are_exact(name: str, count: int) -> None:
+    assert parameters(CATALOGUE[name]) == count
+
+
+def test_awq_keeps_four_bits_a_weight() -> None:
+    entries = {n: (d, s) for n, d, s in tensors(CATALOGUE["internvl2-8b-awq"])}
+    at = "language_model.model.layers.0.attention.wqkv"
+    assert entries[f"{at}.qweight"] == ("I32", (4096, 6144 // 8))
+    assert entries[f"{at}.scales"] == ("F16", (32, 6144))
+    assert entries["language_model.output.weight"] == ("F16", (92553, 4096))
+
+
+def test_a_header_only_checkpoint(tmp_path: Path) -> None:
+    folder = write_checkpoint("Qwen2-VL-2B", tmp_path / "m")
+    (path,) = weight_files(folder)
+    assert path.stat().st_size < 200_000
+    header = read_header(path)
+    assert header["visual.patch_embed.proj.weight"]["shape"] == [1280, 3, 2, 14, 14]
+    total = max(entry["data_offsets"][1] for entry in header.values())
+    assert total == 2 * COUNTS["qwen2-vl-2b"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2VLForConditionalGeneration"]
+    assert (folder / "preprocessor_config.json").exists()
+
+
+def test_every_model_of_the_catalogue_can_be_written(tmp_path: Path) -> None:
+    for name in CATALOGUE:
+        write_checkpoint(name, tmp_path / name)
+
+
+def test_unknown_names_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpt-5", str(tmp_path)]) == 2
+    assert "internvl2-8b" in capsys.readouterr().err
+
+
+def test_header_checkpoint_renames_and_forgets(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    write_header(tmp_path / "model.safetensors", [("a.weight", "BF16", (4, 8))])
+    checkpoint = HeaderCheckpoint(tmp_path, [lambda key: f"x.{key}"])
+    tensor = checkpoint.pop("x.a.weight", index=slice(0, 2))
+    assert tensor.shape == (2, 8)
+    assert tensor.dtype == torch.bfloat16
+    assert tensor.device.type == "meta"
+    assert not checkpoint.has("x.a.weight")
+
+
+def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no safetensors"):
+        weight_files(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"xy")
+    with pytest.raises(UsageError, match="not a safetensors"):
+        read_header(tmp_path / "model.safetensors")
+
+
+def test_spec_units_and_errors(tmp_path: Path) -> None:
+    data = {
+        "machine": {"gpus": []},
+        "model_dir": "/m",
+        "cases": [{"name": "a", "requests": [{"units": [13, [1, 78, 138]], "top_k": 0}]}],
+    }
+    spec = parse_spec(data)
+    assert spec.cases[0].requests[0].units == (13, (1, 78, 138))
+    with pytest.raises(UsageError, match="model_dir"):
+        parse_spec({"machine": {}})
+    (tmp_path / "s.json").write_text("{")
+    with pytest.raises(UsageError, match="cannot read"):
+        load_spec(tmp_path / "s.json")
+
+
+_NAMES = {
+    1: "core::CudaMemPoolAllocator::allocate",
+    2: "?",
+    3: "LlamaLinear::Forward",
+    4: "InternVit::Impl::Attn",
+    5: "ModelExecutor::Impl::InternalThreadEntry",
+    6: "TurboMind::Impl::CreateEngine",
+}
+
+
+@pytest.fixture
+def sites() -> Sites:
+    return Sites(_NAMES.__getitem__)
+
+
+def test_sites(sites: Sites) -> None:
+    assert sites.site((1, 2, 3, 4, 5)) == "linear output in InternVit::Impl::Attn"
+    assert sites.site((1, 4, 5)) == "InternVit::Impl::Attn"
+    assert sites.site((1, 2)) == LOADER
+    assert sites.site(()) == STAGING
+    assert sites.owner((1, 5)) == "executor"
+    assert sites.owner((1, 6)) == "rank context"
+
+
+def _events(text: str) -> list[Event]:
+    events = []
+    for line in text.strip().splitlines():
+        tag, *words = line.split()
+        trace: tuple[int, ...] = ()
+        if words and words[-1].startswith("@"):
+            trace = tuple(int(c) for c in words.pop()[1:].split(",") if c)
+        events.append(Event(tag, tuple(words), trace))
+    return events
+
+
+_RUN = """
+P context
+A 0 2 -1 18 18 v1 @6
+P weights
+A 0 1 0 100 118 a1 @1,2
+P prepare
+A 0 1 0 50 168 a2 @1,2
+F a2 168
+P engine
+G 0 500 1000 @6
+C 0 1 @6
+A 0 1 1 400 568 b1 @1,6
+R 0 0 100 518
+A 0 1 1 20 538 b2 @1,6
+C 0 2 @5
+A 0 1 2 30 568 c1 @1,4,5
+F c1 568
+P ready
+P case_x
+A 0 1 2 70 608 c2 @1,4,5
+O 0 1 2 999 392 929 @1,4,5
+"""
+
+
+def test_ledger_and_terms(sites: Sites) -> None:
+    ledger = Ledger(1, sites, pool_step=10).read(_events(_RUN))
+    card = ledger.cards[0]
+    assert card.free_at_cache == 500
+    assert card.cache_region == 400
+    assert card_terms(ledger, 0, used=7) == {
+        "before": 7,
+        "context": 18,
+        "weights": 100,
+        "prepare": 50,
+        "cache": 400,
+        "buffers": 20,
+        "pool_warmup": 30,
+        "steady": 575,
+    }
+    assert load_peak(ledger, 0) == 168
+    assert ledger.pools[2].live_peak["case_x"] == 70
+    (death,) = ledger.deaths
+    assert death["phase"] == "case_x"
+    assert (death["asked"], death["left"], death["short"]) == (999, 392, 537)
+    assert death["where"] == "InternVit::Impl::Attn"
+
+
+def test_terms_of_what_was_not_reached_are_none(sites: Sites) -> None:
+    ledger = Ledger(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
+    terms = card_terms(ledger, 0, used=0)
+    assert terms["weights"] is None
+    assert terms["steady"] is None
+
+
+def test_the_log_counts_the_lines_of_a_hang_and_keeps_few(tmp_path: Path) -> None:
+    log = _Log(tmp_path / "stderr")
+    log.feed(b"[TM][INFO] Object cache budget: 1 MB\n" + b"x out of memory at 0/1\n" * 3000)
+    assert log.stuck == 3000
+    assert len(log.last) < 60
+    log.feed(b"[TM][FATAL] CUDA error: out of memory\n")
+    log.close()
+    assert log.stuck == 0
+    assert log.budgets
+    assert log.fatal
+
+
+def _outcome(tmp_path: Path, **values: object) -> Outcome:
+    base = {
+        "ended": "exit",
+        "code": 0,
+        "report": {},
+        "log": ["last words"],
+        "budgets": [],
+        "seconds": 1.0,
+        "folder": tmp_path,
+    }
+    return Outcome(**(base | values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "what", "where"),
+    [
+        ({"ended": "hang"}, "hang", "cache is smaller"),
+        ({"ended": "timeout"}, "hang", "nothing happened"),
+        ({"report": {"done": True, "cases": []}}, "served", None),
+        (
+            {"report": {"done": True, "cases": [{"name": "a", "finished": False}]}},
+            "hang",
+            "not finished in time",
+        ),
+        (
+            {
+                "code": 1,
+                "report": {
+                    "error": {"type": "AssertionError", "message": "tp", "where": "x.py:1 f"}
+                },
+            },
+            "failed",
+            "AssertionError: tp",
+        ),
+        (
+            {"ended": "signal", "code": 6, "fatal": ["[TM][FATAL] Check failed"]},
+            "failed",
+            "Check failed",
+        ),
+        ({"ended": "signal", "code": 11}, "failed", "last words"),
+    ],
+)
+def test_how_it_ended(
+    tmp_path: Path, sites: Sites, values: dict[str, object], what: str, where: str | None
+) -> None:
+    ledger = Ledger(1, sites, pool_step=10).read(_events("P context"))
+    outcome, death = judge(_outcome(tmp_path, **values), ledger)
+    assert outcome == what
+    assert (death is None) == (where is None)
+    assert where is None or where in (death or {})["where"]
+
+
+def test_an_abort_after_a_refused_allocation_is_out_of_memory(tmp_path: Path, sites: Sites) -> None:
+    ledger = Ledger(1, sites, pool_step=10).read(_events(_RUN))
+    outcome, death = judge(_outcome(tmp_path, ended="signal", code=6), ledger)
+    assert outcome == "out_of_memory"
+    assert (death or {})["ended"] == "SIGABRT"

@@ -1,0 +1,211 @@
+"""LMDeploy's own TurboMind on pretend GPUs, against the figures of shared/facts/rehearsal.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rehearse.conftest import Rehearse, mib, tiles
+from turbofit.pretend.environment import torch_has_cuda
+from turbofit.pretend.scenario import MIB
+from turbofit.pretend.timeline import read_timeline
+
+pytestmark = pytest.mark.lmdeploy
+
+
+def pool(document: dict[str, Any], phase: str, gpu: int = 0) -> float | None:
+    return mib(document["gpus"][gpu]["pools"]["executor"]["live_peak"][phase])
+
+
+def site(document: dict[str, Any], text: str, gpu: int = 0) -> float:
+    rows = document["gpus"][gpu]["sites"]
+    found = [r for r in rows if text in r["site"] and r["phase"] in ("buffers", "warm-up")]
+    return round(sum(r["live_end"] for r in found if r["kind"] != "pinned host") / MIB, 2)
+
+
+@pytest.fixture(scope="module")
+def one(run: Rehearse, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """InternVL2-8B on one card."""
+    cases = tiles(1, 6, 13, 26, 40)
+    full = {"text_tokens": 20, "max_new_tokens": 2}
+    cases += [
+        {"name": "four queued", "requests": [{"units": [13]}] * 4},
+        {"name": "full batch", "requests": [full | {"top_k": 1}] * 128},
+        {"name": "full batch, top_k 0", "requests": [full | {"top_k": 0}] * 128},
+    ]
+    return run("internvl2-8b", cases=cases, keep=tmp_path_factory.mktemp("one"))
+
+
+def test_one_card_from_start_to_ready(one: dict[str, Any]) -> None:
+    assert one["outcome"] == "served"
+    assert "pretend" in one["schema"]
+    cache = one["cache"]
+    assert mib(cache["free"][0]) == 8564
+    assert mib(cache["region"][0]) == 6851.2
+    assert cache["object_size"] == 8 * MIB
+    assert cache["slab_size"] == 32 * MIB
+    assert cache["tokens"] == 214 * 4 * 64
+    terms = {k: mib(v) for k, v in one["terms"][0].items()}
+    assert terms == {
+        "before": 300,
+        "context": 0,
+        "weights": 15404,
+        "prepare": 0,
+        "cache": 6852,
+        "buffers": 130,
+        "pool_warmup": 586,
+        "steady": 23272,
+    }
+    assert mib(one["pinned"]["end"]["ready"]) == pytest.approx(149.1, abs=0.05)
+    # Weights and what torch stages of them on the first card.
+    assert mib(one["load_peak"][0]) == 17574
+
+
+def test_buffers_by_the_engines_call(one: dict[str, Any]) -> None:
+    assert site(one, "UnifiedAttentionLayer::UnifiedAttentionLayer") == pytest.approx(66, abs=0.2)
+    assert site(one, "Generation::Impl::Impl") == pytest.approx(16, abs=0.02)
+    assert site(one, "GuidedDecoding") == pytest.approx(2.83, abs=0.01)
+    assert site(one, "Sampling::Sampling") == pytest.approx(2.0, abs=0.01)
+    assert site(one, "gemm::Workspace") == pytest.approx(35, abs=0.01)
+    assert site(one, "gemm::CacheFlushing") == 6
+    assert pool(one, "warm-up") == 585
+
+
+def test_vision_cases(one: dict[str, Any]) -> None:
+    peaks = [pool(one, f"case {n}") for n in (1, 6, 13, 26, 40)]
+    assert peaks == [22.25, 122.25, 262.25, 522.25, 720.63]
+    assert [c["statuses"] for c in one["cases"]] == [
+        *[{"finished": 1}] * 5,
+        {"finished": 4},
+        {"finished": 128},
+        {"finished": 128},
+    ]
+    # Three whole images of 13 tiles fit in one forward of 8320 tokens only in part: 39 tiles.
+    assert pool(one, "case four queued") == pytest.approx(39 * 18.0156, abs=0.1)
+    assert one["cases"][2]["tokens"] == [13 * 256 + 32]
+
+
+def test_sampling_cases(one: dict[str, Any]) -> None:
+    vocab = 92553
+    top_k = 128 * vocab * (2 + 4)
+    assert pool(one, "case full batch") >= mib(top_k)
+    everything = pool(one, "case full batch, top_k 0")
+    assert everything == pytest.approx(20 * 128 * vocab / MIB, rel=0.01)
+
+
+def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
+    events = list(read_timeline(Path(one["files"]) / "timeline"))
+    marks = [e.words[0] for e in events if e.tag == "P"]
+    assert marks[:6] == ["import", "context", "weights", "prepare", "engine", "ready"]
+    assert marks[-1] == "after full batch, top_k 0"
+    assert sum(e.tag == "A" for e in events) > 3000
+    assert one["peak_rss"] < (1200 if torch_has_cuda() else 600) * MIB
+
+
+def test_two_cards(run: Rehearse) -> None:
+    document = run("internvl2-8b", tp=2, cases=tiles(13))
+    assert document["outcome"] == "served"
+    assert [mib(f) for f in document["cache"]["free"]] == [16264, 16264]
+    terms = [{k: mib(v) for k, v in t.items()} for t in document["terms"]]
+    assert terms[0] == terms[1]
+    assert terms[0]["weights"] == 7704
+    assert mib(document["gpus"][0]["held_end"]["ready"]) == 21174
+    assert pool(document, "warm-up", 1) == 292.5
+    assert document["load_peak"][0] > document["load_peak"][1]
+
+
+def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
+    document = run("internvl2-8b", tp=4, communicator="cuda-ipc")
+    assert mib(document["terms"][0]["context"]) == 18
+    assert [mib(f) for f in document["cache"]["free"]] == [20096] * 4
+    assert mib(document["gpus"][3]["held_end"]["ready"]) == 20278
+
+
+def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse) -> None:
+    document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"p2p": False})
+    assert document["outcome"] == "failed"
+    assert "invalid device ordinal" in document["death"]["where"]
+    assert document["death"]["phase"] == "context"
+    assert document["peer_refused"]
+
+
+def test_awq_temporaries_shrink_the_cache(run: Rehearse) -> None:
+    document = run("internvl2-8b-awq")
+    assert mib(document["cache"]["free"][0]) == 18116
+    assert mib(document["terms"][0]["weights"]) == 5628
+    assert mib(document["terms"][0]["prepare"]) == 224
+    assert mib(document["gpus"][0]["held_end"]["ready"]) == 20836
+
+
+def test_a_phones_photo_kills_qwen2_vl(run: Rehearse) -> None:
+    cases = [
+        {"name": str(g), "requests": [{"units": [[1, g, g]], "text_tokens": 32}]}
+        for g in (100, 160, 256)
+    ]
+    document = run("qwen2-vl-7b", cases=cases)
+    assert document["outcome"] == "out_of_memory"
+    death = document["death"]
+    assert death["phase"] == "case 256"
+    assert death["where"] == "QwenVit::Impl::Attn"
+    assert death["asked"] == 512 * MIB
+    assert death["short"] > 0
+    assert death["ended"] == "SIGABRT"
+    assert "CUDA error: out of memory" in "\n".join(document["log"])
+    assert [c["name"] for c in document["cases"]] == ["100", "160"]
+    assert [pool(document, f"case {g}") for g in (100, 160)] == [284.73, 728.91]
+    assert mib(document["load_peak"][0]) == pytest.approx(16056 + 3120, abs=4)
+
+
+def test_too_small_a_card_dies_while_loading(run: Rehearse) -> None:
+    document = run("internvl2-8b", card={"total": 15360 * MIB})
+    assert document["outcome"] == "out_of_memory"
+    assert document["death"]["phase"] == "weights"
+    assert document["death"]["where"] == "LMDeploy's weight loader"
+    assert document["cases"] == []
+
+
+def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
+    document = run("internvl2-8b", cache_max_entry_count=0.95)
+    assert document["outcome"] == "out_of_memory"
+    assert document["death"]["phase"] == "warm-up"
+    assert document["death"]["pool"] == "executor"
+    assert document["death"]["asked"] == 336 * MIB
+
+
+def test_the_silent_start_up_hang_is_recognised_in_seconds(run: Rehearse) -> None:
+    document = run("internvl2-8b", cache_max_entry_count=0.1)
+    assert document["outcome"] == "hang"
+    assert document["death"]["phase"] == "warm-up"
+    assert document["seconds"] < 15
+    assert len(document["log"]) < 60
+
+
+def test_float16_on_an_older_card_keeps_temporaries(run: Rehearse) -> None:
+    older = {"name": "Tesla V100", "sm": [7, 0], "sm_count": 80, "total": 32494 * MIB}
+    document = run("internvl2-8b", card=older)
+    assert document["settings"]["dtype"] == "float16"
+    assert mib(document["terms"][0]["prepare"]) == pytest.approx(723, abs=2)
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    varying = ("seconds", "child_seconds", "peak_rss", "log", "files", "cases")
+    return {k: v for k, v in document.items() if k not in varying}
+
+
+def test_two_runs_agree_and_one_more_mib_shows_in_each_allocation(run: Rehearse) -> None:
+    cases = [*tiles(13), {"name": "queued", "requests": [{"units": [13]}] * 8}]
+    fine = {"vmm_step": MIB}
+    first, second = (run("internvl2-1b", tp=2, cases=cases, machine=fine) for _ in range(2))
+    assert _plain(first) == _plain(second)
+    more = run("internvl2-1b", tp=2, cases=cases, machine=fine | {"extra": MIB})
+    plain_rows, more_rows = (
+        {(r["phase"], r["kind"], r["site"]): r for r in d["gpus"][1]["sites"]}
+        for d in (first, more)
+    )
+    assert plain_rows.keys() == more_rows.keys()
+    for key, row in plain_rows.items():
+        assert row["count"] == more_rows[key]["count"]
+        if key[1] != "pinned host" and key[0] != "cache":
+            assert more_rows[key]["bytes"] - row["bytes"] == row["count"] * MIB

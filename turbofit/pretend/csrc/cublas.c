@@ -1,0 +1,48 @@
+/* Stand-in for libcublas.so.12 (and, empty, for libcublasLt.so.12): handles
+ * without memory, products that are not computed. */
+#include "account.h"
+
+#include <stdlib.h>
+
+#define API __attribute__((visibility("default")))
+
+API int cublasCreate_v2(void **handle)
+{
+    pretend_called();
+    *handle = malloc(1);
+    return *handle ? 0 : 3; /* CUBLAS_STATUS_ALLOC_FAILED */
+}
+
+API int cublasDestroy_v2(void *handle)
+{
+    free(handle);
+    return 0;
+}
+
+API int cublasSetStream_v2(void *handle, void *stream)
+{
+    (void)handle;
+    (void)stream;
+    return 0;
+}
+
+API int cublasSetWorkspace_v2(void *handle, void *workspace, size_t size)
+{
+    (void)handle;
+    (void)workspace;
+    (void)size;
+    return 0;
+}
+
+API int cublasGetMathMode(void *handle, int *mode)
+{
+    (void)handle;
+    *mode = 0;
+    return 0;
+}
+
+API int cublasGemmEx(void)
+{
+    pretend_called();
+    return 0;
+}

@@ -1,0 +1,40 @@
+/* What the files of the CUDA 12 runtime's stand-in share: codes, and how an entry point ends. */
+#ifndef TURBOFIT_PRETEND_CUDART_H
+#define TURBOFIT_PRETEND_CUDART_H
+
+#include "account.h"
+
+#define API __attribute__((visibility("default")))
+
+typedef int error_t_;
+
+enum {
+    success = 0, invalid_value = 1, no_memory = 2, no_device = 100, invalid_device = 101,
+    no_peer = 217, not_supported = 801
+};
+
+/* Keeps an error for cudaGetLastError. */
+static inline error_t_ give(error_t_ e)
+{
+    if (e)
+        *pretend_last_error() = e;
+    return e;
+}
+
+static inline error_t_ of_status(int status)
+{
+    static const error_t_ map[] = {success, invalid_value, no_memory, no_peer};
+    return give(map[status]);
+}
+
+static inline int here(void) { return *pretend_current_device(); }
+
+/* A stream or an event: 0, 1 and 2 are the default streams of the current device. */
+typedef struct { int device; } object_;
+
+static inline int device_of(const void *object)
+{
+    return (size_t)object <= 2 ? here() : ((const object_ *)object)->device;
+}
+
+#endif

@@ -1,0 +1,214 @@
+/* Stand-in for libcudart.so.12, streams, events and kernels. Nothing waits and nothing runs, but
+ * for the effects of effects.c. */
+#define _GNU_SOURCE
+#include "cudart.h"
+#include "effects.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct { unsigned x, y, z; } dim3_;
+
+/* cudaFuncAttributes of CUDA 12 */
+typedef struct {
+    size_t shared, constant, local;
+    int threads, registers, ptx, binary, cache, dynamic_shared, carveout, cluster_must,
+        cluster[3], cluster_policy, non_portable, reserved[16];
+} function_attributes_;
+
+static error_t_ create(void **out)
+{
+    object_ *o = malloc(sizeof *o);
+    pretend_called();
+    if (!o)
+        return give(no_memory);
+    o->device = here();
+    *out = o;
+    return success;
+}
+
+static error_t_ destroy(void *o)
+{
+    if ((size_t)o > 2)
+        free(o);
+    return success;
+}
+
+/* ----------------------------------------------------- streams and events */
+
+API error_t_ cudaStreamCreateWithFlags(void **s, unsigned flags)
+{
+    (void)flags;
+    return create(s);
+}
+
+API error_t_ cudaStreamCreateWithPriority(void **s, unsigned flags, int priority)
+{
+    (void)flags;
+    (void)priority;
+    return create(s);
+}
+
+API error_t_ cudaStreamDestroy(void *s) { return destroy(s); }
+
+API error_t_ cudaStreamSynchronize(void *s)
+{
+    pretend_called();
+    pretend_synchronised(device_of(s));
+    return success;
+}
+
+API error_t_ cudaStreamWaitEvent(void *s, void *e, unsigned flags)
+{
+    (void)s;
+    (void)e;
+    (void)flags;
+    pretend_called();
+    return success;
+}
+
+API error_t_ cudaEventCreate(void **e) { return create(e); }
+
+API error_t_ cudaEventCreateWithFlags(void **e, unsigned flags)
+{
+    (void)flags;
+    return create(e);
+}
+
+API error_t_ cudaEventDestroy(void *e) { return destroy(e); }
+
+API error_t_ cudaEventRecord(void *e, void *s)
+{
+    (void)e;
+    (void)s;
+    pretend_called();
+    return success;
+}
+
+API error_t_ cudaEventSynchronize(void *e)
+{
+    pretend_called();
+    pretend_synchronised(device_of(e));
+    return success;
+}
+
+API error_t_ cudaEventElapsedTime(float *ms, void *a, void *b)
+{
+    (void)a;
+    (void)b;
+    *ms = 1000; /* a constant: every kernel is as fast, and one sample is enough */
+    return success;
+}
+
+/* ---------------------------------------------------------------- kernels */
+
+API error_t_ cudaLaunchKernel(const void *f, dim3_ grid, dim3_ block, void **args, size_t shared,
+                             void *stream)
+{
+    (void)grid;
+    (void)block;
+    (void)shared;
+    (void)stream;
+    pretend_called();
+    effect_run(f, args);
+    return success;
+}
+
+API error_t_ cudaLaunchKernelExC(const void *config, const void *f, void **args)
+{
+    (void)config;
+    pretend_called();
+    effect_run(f, args);
+    return success;
+}
+
+API error_t_ cudaFuncGetAttributes(function_attributes_ *a, const void *f)
+{
+    (void)f;
+    memset(a, 0, sizeof *a);
+    a->threads = 1024;
+    a->registers = 128;
+    a->ptx = a->binary = pretend_device(here()) ? pretend_device(here())->major * 10 : 80;
+    a->dynamic_shared = 48 << 10;
+    return success;
+}
+
+API error_t_ cudaFuncSetAttribute(const void *f, int attribute, int value)
+{
+    (void)f;
+    const struct pretend_device *d = pretend_device(here());
+    if (attribute == 8 && d && (size_t)value > d->smem_block) /* dynamic shared memory */
+        return give(invalid_value);
+    return success;
+}
+
+API error_t_ cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const void *f,
+                                                                   int threads, size_t shared,
+                                                                   unsigned flags)
+{
+    (void)f;
+    (void)flags;
+    const struct pretend_device *d = pretend_device(here());
+    int by_threads = threads > 0 ? 1536 / threads : 1;
+    int by_shared = d && shared ? (int)(d->smem_sm / (shared + 1024)) : by_threads;
+    int least = by_threads < by_shared ? by_threads : by_shared;
+    *n = least < 16 ? least : 16;
+    return success;
+}
+
+API error_t_ cudaOccupancyMaxActiveClusters(int *n, const void *f, const void *config)
+{
+    (void)f;
+    (void)config;
+    *n = pretend_device(here()) ? pretend_device(here())->sm_count / 2 : 1;
+    return success;
+}
+
+/* ----------------------------------------------------------- registration */
+
+static __thread struct { dim3_ grid, block; size_t shared; void *stream; } launch;
+
+API void **__cudaRegisterFatBinary(void *binary)
+{
+    static void *handle;
+    (void)binary;
+    return &handle;
+}
+
+API void __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }
+API void __cudaUnregisterFatBinary(void **handle) { (void)handle; }
+
+API void __cudaRegisterFunction(void **handle, const char *host, char *device_function,
+                                const char *name, int limit, void *tid, void *bid, void *block,
+                                void *grid, int *warp)
+{
+    (void)handle, (void)device_function, (void)limit, (void)tid, (void)bid, (void)block, (void)grid,
+        (void)warp;
+    effect_register(host, name);
+}
+
+API void __cudaRegisterVar(void **handle, char *host, char *address, const char *name, int external,
+                           size_t size, int constant, int global)
+{
+    (void)handle, (void)host, (void)address, (void)name, (void)external, (void)size, (void)constant,
+        (void)global;
+}
+
+API unsigned __cudaPushCallConfiguration(dim3_ grid, dim3_ block, size_t shared, void *stream)
+{
+    launch.grid = grid;
+    launch.block = block;
+    launch.shared = shared;
+    launch.stream = stream;
+    return 0;
+}
+
+API error_t_ __cudaPopCallConfiguration(dim3_ *grid, dim3_ *block, size_t *shared, void **stream)
+{
+    *grid = launch.grid;
+    *block = launch.block;
+    *shared = launch.shared;
+    *stream = launch.stream;
+    return success;
+}
+

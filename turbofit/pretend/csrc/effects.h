@@ -1,0 +1,8 @@
+/* What a few kernels must still do so that the engine's control flow goes on. */
+#ifndef TURBOFIT_PRETEND_EFFECTS_H
+#define TURBOFIT_PRETEND_EFFECTS_H
+
+void effect_register(const void *host_function, const char *device_name);
+void effect_run(const void *host_function, void **args);
+
+#endif

@@ -1,0 +1,138 @@
+/* Stream-ordered pools: each holds its high-water mark, rounded up to the scenario's pool_step,
+ * and gives back what is above its release threshold when its device synchronises. */
+#include "state.h"
+
+#include <stdlib.h>
+
+static struct pretend_pool *pools, defaults[PRETEND_MAX_DEVICES];
+static int pool_count;
+
+void pools_start(void)
+{
+    for (int i = 0; i < machine.count; ++i) {
+        defaults[i] = (struct pretend_pool){.device = i, .id = pool_count++, .open = 1};
+        defaults[i].next = pools;
+        pools = &defaults[i];
+    }
+}
+
+static int hold_pool(struct pretend_pool *pool, size_t size)
+{
+    size_t wanted = round_up(pool->live + size, machine.pool_step);
+    if (wanted > pool->reserved) {
+        int status = hold(pool->device, PRETEND_POOL, pool->id, size, pool->reserved, wanted);
+        if (status)
+            return status;
+        pool->reserved = wanted;
+    }
+    pool->live += size;
+    return PRETEND_OK;
+}
+
+static void shrink(struct pretend_pool *pool, size_t keep)
+{
+    size_t wanted = round_up(pool->live > keep ? pool->live : keep, machine.pool_step);
+    if (wanted >= pool->reserved)
+        return;
+    held[pool->device] -= pool->reserved - wanted;
+    pool->reserved = wanted;
+    timeline_line("R %d %d %zu %zu", pool->device, pool->id, wanted, held[pool->device]);
+}
+
+static void close_pool(struct pretend_pool *pool)
+{
+    for (struct pretend_pool **p = &pools; *p; p = &(*p)->next) {
+        if (*p == pool) {
+            *p = pool->next;
+            free(pool);
+            return;
+        }
+    }
+}
+
+void pool_returned(struct pretend_pool *pool, size_t size)
+{
+    pool->live -= size;
+    if (pool->open)
+        return;
+    shrink(pool, 0);
+    if (!pool->live)
+        close_pool(pool);
+}
+
+int pretend_pool_malloc(struct pretend_pool *pool, size_t size, void **out)
+{
+    *out = NULL;
+    if (!pool || !pool->open)
+        return PRETEND_INVALID;
+    if (!size)
+        return PRETEND_OK;
+    enter();
+    size = accounted(size);
+    int status = hold_pool(pool, size);
+    if (!status)
+        status = give_block(pool->device, PRETEND_POOL, pool, size, out);
+    leave();
+    return status;
+}
+
+struct pretend_pool *pretend_pool_default(int device)
+{
+    return valid(device) ? &defaults[device] : NULL;
+}
+
+struct pretend_pool *pretend_pool_create(int device)
+{
+    struct pretend_pool *pool = valid(device) ? calloc(1, sizeof *pool) : NULL;
+    if (!pool)
+        return NULL;
+    enter();
+    pool->device = device;
+    pool->id = pool_count++;
+    pool->open = 1;
+    pool->next = pools;
+    pools = pool;
+    timeline_trace("C %d %d", device, pool->id);
+    leave();
+    return pool;
+}
+
+int pretend_pool_destroy(struct pretend_pool *pool)
+{
+    if (!pool || (pool >= defaults && pool < defaults + PRETEND_MAX_DEVICES))
+        return PRETEND_INVALID;
+    enter();
+    pool->open = 0;
+    shrink(pool, 0);
+    if (!pool->live)
+        close_pool(pool);
+    leave();
+    return PRETEND_OK;
+}
+
+void pretend_pool_threshold(struct pretend_pool *pool, uint64_t bytes)
+{
+    if (pool)
+        pool->threshold = bytes;
+}
+
+void pretend_pool_trim(struct pretend_pool *pool, size_t keep)
+{
+    if (!pool)
+        return;
+    enter();
+    shrink(pool, keep);
+    leave();
+}
+
+void pretend_synchronised(int device)
+{
+    if (!valid(device))
+        return;
+    enter();
+    for (struct pretend_pool *p = pools; p; p = p->next)
+        if (p->device == device && p->threshold < p->reserved)
+            shrink(p, p->threshold);
+    leave();
+}
+

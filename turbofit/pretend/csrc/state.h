@@ -1,0 +1,62 @@
+/* What the account's own files share. Everything here is guarded by the one lock, except what
+ * the scenario sets once. */
+#ifndef TURBOFIT_PRETEND_STATE_H
+#define TURBOFIT_PRETEND_STATE_H
+
+#include "account.h"
+
+#define KIB ((size_t)1024)
+#define MIB (KIB * KIB)
+#define GIB (MIB * KIB)
+
+struct pretend_pool {
+    int device, id, open;
+    size_t live, reserved;
+    uint64_t threshold;
+    struct pretend_pool *next;
+};
+
+/* The machine and the account's knobs, set once from the scenario file (scenario.c). */
+struct scenario {
+    struct pretend_device devices[PRETEND_MAX_DEVICES];
+    int count;
+    char peers[PRETEND_MAX_DEVICES][PRETEND_MAX_DEVICES];
+    size_t pool_step, malloc_step, vmm_step, extra, skew, pinned_limit, timeline_limit;
+    char timeline[4096];
+};
+
+extern struct scenario machine;
+void scenario_read(void);
+
+/* account.c */
+extern size_t held[PRETEND_MAX_DEVICES];
+void account_start(void);
+void enter(void);
+void leave(void);
+int valid(int device);
+size_t round_up(size_t n, size_t step);
+size_t accounted(size_t asked); /* rounded up to the driver's 512 bytes, plus the extra */
+/* Holds `wanted` where `before` was held, or refuses and writes down who asked for `asked`. */
+int hold(int device, int kind, int pool, size_t asked, size_t before, size_t wanted);
+int give_block(int device, int kind, struct pretend_pool *pool, size_t size, void **out);
+
+/* addresses.c: one area for each device, and one for page-locked host memory */
+#define PINNED_AREA PRETEND_MAX_DEVICES
+void addresses_start(void);
+char *take_address(int area, size_t size, size_t *span);
+void give_address(int area, char *address, size_t span);
+size_t address_offset(const void *address);  /* from the first area's begin */
+int address_area(const void *address);       /* -1: none of ours */
+
+/* pools.c */
+void pools_start(void);
+void pool_returned(struct pretend_pool *pool, size_t size);
+
+/* threads.c: a thread inside the account is held only when it leaves */
+void thread_busy(void);
+void thread_idle(void);
+
+/* vmm.c */
+int vmm_device(const void *pointer); /* -1: not mapped memory of a device */
+
+#endif

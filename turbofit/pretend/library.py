@@ -1,0 +1,78 @@
+"""The account's own calls, from inside a process that runs on a pretend machine."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from turbofit.pretend.build import ACCOUNT
+from turbofit.pretend.errors import PretendError
+
+_ABI = 2
+NO_MEMORY = 2
+
+
+class Account:
+    """The account of this process: marks, pools of our own, and holding the engine still."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lib = ctypes.CDLL(str(folder / ACCOUNT))
+        if self._lib.pretend_abi() != _ABI:
+            raise PretendError(
+                "the pretend libraries are of another turbofit",
+                hint="unset TURBOFIT_PRETEND_LIBRARIES",
+            )
+        self._lib.pretend_calls.restype = ctypes.c_uint64
+        self._lib.pretend_held.restype = ctypes.c_size_t
+        self._lib.pretend_pool_create.restype = ctypes.c_void_p
+        self._lib.pretend_pool_threshold.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+        self._lib.pretend_pool_trim.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self._lib.pretend_pool_malloc.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(ctypes.c_void_p),
+        ]
+        self._lib.pretend_free.argtypes = [ctypes.c_void_p]
+
+    def mark(self, phase: str) -> None:
+        """Begins a phase in the timeline."""
+        self._lib.pretend_mark(" ".join(phase.split()).encode())
+
+    def calls(self) -> int:
+        """How many CUDA calls were made so far, by any thread."""
+        return int(self._lib.pretend_calls())
+
+    def held(self, device: int) -> int:
+        """Bytes that this process holds on a card."""
+        return int(self._lib.pretend_held(device))
+
+    def freeze(self, timeout_ms: int = 5000) -> bool:
+        """Holds all other threads that call CUDA where they are; False if one did not stop."""
+        return int(self._lib.pretend_freeze(timeout_ms)) >= 0
+
+    def thaw(self) -> None:
+        """Lets them go on."""
+        self._lib.pretend_thaw()
+
+    def pool(self, device: int) -> int:
+        """A pool of our own on a card, which keeps what it has until it is trimmed."""
+        handle = self._lib.pretend_pool_create(device)
+        if not handle:
+            raise ValueError(f"no pretend device {device}")
+        self._lib.pretend_pool_threshold(handle, 2**64 - 1)
+        return int(handle)
+
+    def allocate(self, pool: int, size: int) -> int | None:
+        """The address of ``size`` bytes from the pool, 0 for none, None if the card is full."""
+        pointer = ctypes.c_void_p()
+        if self._lib.pretend_pool_malloc(pool, size, ctypes.byref(pointer)) == NO_MEMORY:
+            return None
+        return pointer.value or 0
+
+    def free(self, address: int) -> None:
+        """Gives an address back."""
+        self._lib.pretend_free(address)
+
+    def trim(self, pool: int) -> None:
+        """Gives back to the card what the pool holds and does not use."""
+        self._lib.pretend_pool_trim(pool, 0)

@@ -1,0 +1,139 @@
+"""What the pretend machine looks like, and the text that tells the C side so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turbofit.pretend.errors import PretendError
+
+MIB = 1024 * 1024
+
+# Shared memory of one multiprocessor and what one block may opt in to, KiB, by compute
+# capability: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+_SHARED_KIB = {
+    (7, 0): (96, 96),
+    (7, 2): (96, 96),
+    (7, 5): (64, 64),
+    (8, 0): (164, 163),
+    (8, 6): (100, 99),
+    (8, 7): (164, 163),
+    (8, 9): (100, 99),
+    (9, 0): (228, 227),
+    (10, 0): (228, 227),
+    (10, 3): (228, 227),
+    (12, 0): (100, 99),
+    (12, 1): (100, 99),
+}
+
+
+@dataclass(frozen=True)
+class PretendGpu:
+    """One pretend card.
+
+    Attributes:
+        name: as CUDA reports it.
+        total: bytes that CUDA calls total memory.
+        used: bytes held by others and by our own CUDA context.
+        late: bytes that are gone once free memory was asked for (kernel modules and the like).
+        sm: compute capability.
+        sm_count: multiprocessors.
+        l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
+    """
+
+    name: str
+    total: int
+    used: int = 0
+    late: int = 0
+    sm: tuple[int, int] = (8, 6)
+    sm_count: int = 82
+    l2: int = 6 * MIB
+
+    def shared_memory(self) -> tuple[int, int]:
+        """Bytes of shared memory of one multiprocessor, and of one block at most."""
+        if self.sm not in _SHARED_KIB:
+            known = ", ".join(f"{a}.{b}" for a, b in sorted(_SHARED_KIB))
+            raise PretendError(
+                f"compute capability {self.sm[0]}.{self.sm[1]} is not known to the pretend machine",
+                hint=f"known are {known}",
+            )
+        one, block = _SHARED_KIB[self.sm]
+        return one * 1024, block * 1024
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A pretend machine and the knobs of its account.
+
+    Attributes:
+        gpus: the cards, in CUDA's order.
+        peers: pairs (from, to) that can reach each other's memory; None is all of them.
+        pool_step: bytes by which a stream-ordered pool grows (2 MiB; the real driver's is unknown).
+        malloc_step: bytes to which the sum of cudaMalloc is rounded up.
+        vmm_step: granularity in bytes of cuMemCreate.
+        extra: bytes added to each device allocation: a test of the account itself.
+        skew: bytes by which large addresses miss 32 MiB alignment (0 is the best case for the
+            engine's page allocator, 2 MiB the worst: one page of 32 MiB less).
+        pinned_limit: bytes of page-locked host memory at most; None is no limit.
+        timeline_limit: bytes of timeline at most.
+    """
+
+    gpus: tuple[PretendGpu, ...]
+    peers: frozenset[tuple[int, int]] | None = None
+    pool_step: int = 2 * MIB
+    malloc_step: int = 2 * MIB
+    vmm_step: int = 2 * MIB
+    extra: int = 0
+    skew: int = 0
+    pinned_limit: int | None = None
+    timeline_limit: int = 256 * MIB
+
+    def text(self, timeline: str) -> str:
+        """The scenario file that the C side reads; ``timeline`` is where it writes."""
+        lines = [f"timeline {timeline}", f"timeline_limit {self.timeline_limit}"]
+        for gpu in self.gpus:
+            one, block = gpu.shared_memory()
+            lines.append(
+                f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
+                f"{gpu.sm_count} {gpu.l2} {one} {block} {' '.join(gpu.name.split())}"
+            )
+        lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]
+        for knob in ("pool_step", "malloc_step", "vmm_step", "extra", "skew"):
+            lines.append(f"{knob} {getattr(self, knob)}")
+        if self.pinned_limit is not None:
+            lines.append(f"pinned_limit {self.pinned_limit}")
+        return "\n".join(lines) + "\n"
+
+    def _pairs(self) -> Iterable[tuple[int, int]]:
+        if self.peers is not None:
+            return self.peers
+        every = range(len(self.gpus))
+        return [(a, b) for a in every for b in every if a != b]
+
+
+def scenario_from_spec(machine: Mapping[str, Any]) -> Scenario:
+    """The scenario of the ``machine`` part of a rehearsal's SPEC; sizes are bytes."""
+    gpus = tuple(
+        PretendGpu(
+            name=str(g["name"]),
+            total=int(g["total"]),
+            used=int(g.get("used", 0)),
+            late=int(g.get("late", 0)),
+            sm=(int(g["sm"][0]), int(g["sm"][1])),
+            sm_count=int(g["sm_count"]),
+            l2=int(g["l2"]),
+        )
+        for g in machine["gpus"]
+    )
+    p2p = machine.get("p2p", True)
+    peers: frozenset[tuple[int, int]] | None
+    if isinstance(p2p, bool):
+        peers = None if p2p else frozenset()
+    else:
+        peers = frozenset((int(a), int(b)) for a, b in p2p)
+    knobs: dict[str, Any] = {k: int(machine[k]) for k in _KNOBS if machine.get(k) is not None}
+    return Scenario(gpus=gpus, peers=peers, **knobs)
+
+
+_KNOBS = ("pool_step", "malloc_step", "vmm_step", "extra", "skew", "pinned_limit", "timeline_limit")

@@ -1,0 +1,71 @@
+"""Names for the offsets of a timeline's traces, from a library's dynamic symbols."""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import ctypes.util
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from turbofit.pretend.elf import dynamic_symbols
+
+
+class Symbols:
+    """The functions of a shared library, by offset."""
+
+    def __init__(self, library: Path) -> None:
+        found = sorted(
+            (s.offset, s.offset + s.size, s.name)
+            for s in dynamic_symbols(library)
+            if s.function and s.defined
+        )
+        self._starts = [f[0] for f in found]
+        self._ends = [f[1] for f in found]
+        self._names = [f[2] for f in found]
+
+    def name(self, offset: int) -> str:
+        """The readable name of the function at an offset, or ``?`` where it has none."""
+        at = bisect.bisect_right(self._starts, offset - 1) - 1
+        if at < 0 or offset - 1 >= self._ends[at]:
+            return "?"
+        return short_name(demangle(self._names[at]))
+
+
+@lru_cache(maxsize=1)
+def _runtime() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(ctypes.util.find_library("stdc++") or "libstdc++.so.6")
+    except OSError:
+        return None
+    library.__cxa_demangle.restype = ctypes.c_void_p
+    library.__cxa_demangle.argtypes = [ctypes.c_char_p, *([ctypes.c_void_p] * 3)]
+    return library
+
+
+@lru_cache(maxsize=8192)
+def demangle(name: str) -> str:
+    """The C++ name, or the mangled one where the C++ runtime is missing."""
+    library = _runtime()
+    if library is None or not name.startswith("_Z"):
+        return name
+    status = ctypes.c_int()
+    pointer = library.__cxa_demangle(name.encode(), None, None, ctypes.addressof(status))
+    if not pointer:
+        return name
+    text = ctypes.string_at(pointer).decode()
+    ctypes.CDLL(None).free(ctypes.c_void_p(pointer))
+    return text
+
+
+@lru_cache(maxsize=8192)
+def short_name(name: str) -> str:
+    """A C++ name without its arguments, template arguments, return type and outer namespace."""
+    name = name.replace("(anonymous namespace)", "{anonymous}")
+    for pattern in (r"<[^<>]*>", r"\([^()]*\)(?: const)?(?: noexcept)?"):
+        before = ""
+        while before != name:
+            before, name = name, re.sub(pattern, "", name)
+    words = name.split(" [")[0].split()
+    return words[-1].removeprefix("turbomind::") if words else name

@@ -1,0 +1,63 @@
+"""Reads the timeline that the account writes (the format is in csrc/timeline.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("cudaMalloc", "pool", "VMM", "pinned host")
+MALLOC, POOL, VMM, PINNED = range(4)
+_LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer one
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the timeline.
+
+    Attributes:
+        tag: P mark, C pool made, A given, F given back, R pool resized, G free memory asked,
+            O out of memory, X peer access refused.
+        words: the rest of the line, by position.
+        trace: offsets into the engine's library, innermost first.
+    """
+
+    tag: str
+    words: tuple[str, ...]
+    trace: tuple[int, ...]
+
+    def number(self, index: int) -> int:
+        """The word at ``index`` as a number."""
+        return int(self.words[index])
+
+
+def read_timeline(path: Path) -> Iterator[Event]:
+    """Yields the events in order; an unfinished last line is left out."""
+    with path.open("rb") as file:
+        rest = b""
+        while True:
+            chunk = file.read(1 << 20)
+            end = chunk.find(b"\0")
+            text = rest + (chunk if end < 0 else chunk[:end])
+            lines = text.split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                if line:
+                    yield _event(line.decode("utf-8", "replace"))
+            if not chunk or end >= 0:
+                return
+
+
+def timeline_is_full(path: Path) -> bool:
+    """Whether events are missing because the file's length (``timeline_limit``) was reached."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
+        return bool(file.read(_LONGEST_LINE).strip(b"\0"))
+
+
+def _event(line: str) -> Event:
+    tag, _, rest = line.partition(" ")
+    if tag == "P":
+        return Event(tag, (rest,), ())
+    head, _, frames = rest.partition(" @")
+    return Event(tag, tuple(head.split()), tuple(int(f, 16) for f in frames.split(",") if f))

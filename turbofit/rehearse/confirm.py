@@ -1,0 +1,151 @@
+"""A plan before the real engine: rehearsed on pretend GPUs, and corrected by what was seen."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from turbofit.core.plan import (
+    Death,
+    GpuLedger,
+    Plan,
+    Rehearsal,
+    RehearsedCache,
+    RehearsedCase,
+    Term,
+)
+from turbofit.core.units import format_bytes
+from turbofit.rehearse.planned import plan_spec, rehearsed_ledgers
+from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.twin import checkpoint_for
+
+__all__ = ["confirmed", "corrected_ratio", "rehearse_plan"]
+
+_STEPS = 1000
+
+
+def rehearse_plan(plan: Plan) -> Plan:
+    """The plan with what the engine did in its worst cases, on the first group of GPUs.
+
+    ``fits`` and ``verdict`` are the rehearsal's where it contradicts the forecast.
+
+    Raises:
+        PackageError: LMDeploy or a C compiler is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
+        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+        checkpoint = checkpoint_for(plan.model, Path(scratch) / plan.model.name)
+        document = rehearse(plan_spec(plan, checkpoint))
+    rehearsal = _rehearsal(document)
+    gpus = plan.gpus
+    if rehearsal.outcome == "served":
+        gpus = rehearsed_ledgers(plan, document)
+    if rehearsal.outcome == "served" or not plan.fits:
+        return replace(plan, gpus=gpus, rehearsal=rehearsal)
+    return replace(plan, fits=False, verdict=_contradiction(plan, rehearsal), rehearsal=rehearsal)
+
+
+def corrected_ratio(seen: Plan) -> float | None:
+    """The largest ratio that the rehearsal's figures leave the margin for; None: as it is.
+
+    The engine's own figures count where they are known, and the larger of forecast and rehearsal
+    for the worst cases: a correction never relies on a case that was merely not met.
+    """
+    rehearsal = seen.rehearsal
+    if rehearsal is None:
+        return None
+    ratio = seen.settings.cache_max_entry_count
+    if rehearsal.outcome == "out_of_memory" and rehearsal.death is not None:
+        death = rehearsal.death
+        missing = (death.asked or 0) - (death.left or 0)
+        free = min((f for f in rehearsal.cache.free if f is not None), default=0)
+        steps = -(-missing * _STEPS // free) if free > 0 else 1
+        return max(1, round(ratio * _STEPS) - max(1, steps)) / _STEPS
+    if rehearsal.outcome != "served":
+        return None
+    worse = max(_shortfall(ledger) for ledger in seen.gpus)
+    if worse <= 0:
+        return None
+    free = min(f for f in rehearsal.cache.free if f is not None)
+    return max(1, round(ratio * _STEPS) - -(-worse * _STEPS // free)) / _STEPS
+
+
+def _shortfall(ledger: GpuLedger) -> int:
+    """Bytes by which a rehearsed GPU misses its margin; 0 or less where it keeps it."""
+    body = [_seen(t) for t in ledger.ledger if t.phase != "transient"]
+    pool = next((_seen(t) for t in ledger.ledger if t.term == "pool_warmup"), 0)
+    worst = max((_larger(t) for t in ledger.ledger if t.phase == "transient"), default=0)
+    peak = sum(body) - pool + max(pool, worst)
+    return peak - (ledger.total - ledger.reserved - ledger.margin)
+
+
+def _seen(term: Term) -> int:
+    return term.bytes if term.rehearsed is None else term.rehearsed
+
+
+def _larger(term: Term) -> int:
+    return max(term.bytes, term.rehearsed or 0)
+
+
+def confirmed(plan: Plan) -> Plan:
+    """Terms that the rehearsal agrees with carry its basis."""
+
+    def based(term: Term) -> Term:
+        if term.rehearsed is None or term.phase == "transient":
+            return term
+        return replace(term, basis="rehearsed")
+
+    gpus = tuple(
+        replace(gpu, ledger=tuple(based(term) for term in gpu.ledger)) for gpu in plan.gpus
+    )
+    return replace(plan, gpus=gpus)
+
+
+def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
+    """The contract's summary of the probe's document."""
+    cache, death = document["cache"], document["death"]
+    return Rehearsal(
+        outcome=document["outcome"],
+        seconds=document["seconds"],
+        engine_version=document["engine_version"],
+        cases=tuple(
+            RehearsedCase(
+                name=case["name"],
+                peak=tuple(case["peak"]),
+                transient=tuple(card["live_peak"] for card in case["executor"]),
+                pinned=case["pinned"],
+            )
+            for case in document["cases"]
+        ),
+        cache=RehearsedCache(
+            free=tuple(cache["free"]),
+            region=tuple(cache["region"]),
+            object_size=cache["object_size"],
+            slab_size=cache["slab_size"],
+            tokens=cache["tokens"],
+        ),
+        death=None
+        if death is None
+        else Death(
+            phase=death["phase"], where=death["where"], asked=death["asked"], left=death["left"]
+        ),
+        not_known=tuple(document["not_known"]),
+    )
+
+
+def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:
+    death = rehearsal.death
+    if death is None:
+        return f"{plan.model.name}: the rehearsal ended in {rehearsal.outcome}"
+    asked = ""
+    if death.asked is not None and death.left is not None:
+        asked = f", asking {format_bytes(death.asked)} where {format_bytes(death.left)} were left"
+    return (
+        f"{plan.model.name}: the forecast fits, but the engine on pretend GPUs did not serve:"
+        f" {rehearsal.outcome} in {death.phase} ({death.where}){asked}"
+    )

@@ -1,0 +1,86 @@
+"""The header-only twin of a model that turbofit knows, from a preset or a hub's headers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model, TextDims, TileRule, VisionDims
+from turbofit.rehearse import catalogue
+from turbofit.rehearse.checkpoint import write_model
+
+_DECODERS = {
+    "InternLM2ForCausalLM": "internlm2",
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+_TOWERS = {"internvit": "internvit", "qwen2vit": "qwen2", "qwen2_5vit": "qwen2_5"}
+
+
+def _text(text: TextDims) -> catalogue.Text:
+    if text.architecture not in _DECODERS or text.moe is not None:
+        known = ", ".join(_DECODERS)
+        raise UsageError(
+            f"no stand-in checkpoint can be made for {text.architecture}",
+            hint=f"give a checkpoint folder; stand-ins are made for dense {known}",
+        )
+    return catalogue.Text(
+        arch=_DECODERS[text.architecture],
+        hidden=text.hidden,
+        layers=text.layers,
+        heads=text.heads,
+        kv_heads=text.kv_heads,
+        inter=text.intermediate,
+        vocab=text.vocab,
+        head_dim=text.head_dim,
+        tied=text.tie_word_embeddings,
+        positions=text.max_position_embeddings,
+    )
+
+
+def _vision(vision: VisionDims, architecture: str) -> catalogue.Vision:
+    hub = architecture == "InternVLForConditionalGeneration"
+    return catalogue.Vision(
+        kind="internvit_hf" if hub else _TOWERS[vision.kind],
+        hidden=vision.hidden,
+        layers=vision.layers,
+        heads=vision.heads,
+        inter=vision.intermediate,
+        qk_norm=vision.qk_norm,
+        qkv_bias=vision.qkv_bias,
+        rms_norm=vision.norm == "rms_norm",
+        patch=vision.patch_size,
+        image=vision.image_size or 448,
+    )
+
+
+def twin_of(model: Model) -> catalogue.Model:
+    """The dimensions from which a header-only checkpoint is written.
+
+    Raises:
+        UsageError: the model is of a kind for which only its own checkpoint will do.
+    """
+    quantization = model.quantization
+    if quantization and (quantization.method, quantization.group_size) != ("awq", 128):
+        raise UsageError(
+            f"no stand-in checkpoint can be made for {quantization.method} weights",
+            hint="give the checkpoint's folder",
+        )
+    rule = model.image_rule
+    return catalogue.Model(
+        name=model.name,
+        text=_text(model.text),
+        vision=_vision(model.vision, model.architecture) if model.vision else None,
+        awq=quantization is not None,
+        dtype="float16" if model.dtype == "float16" else "bfloat16",
+        max_tiles=rule.max_dynamic_patch if isinstance(rule, TileRule) else 12,
+    )
+
+
+def checkpoint_for(model: Model, folder: Path) -> Path:
+    """The model's own folder where its weights are on disk, else a twin made in ``folder``."""
+    own = Path(model.source.checkpoint or model.source.where)
+    if model.source.kind in ("folder", "hub_cache") and any(own.glob("*.safetensors")):
+        return own
+    return write_model(twin_of(model), folder)
