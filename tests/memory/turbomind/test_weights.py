@@ -86,3 +86,17 @@ def test_experts_are_counted_in_every_expert_layer(constants):
 def test_text_only_models_have_no_vision_classes(constants):
     model = replace(resolve_model("internvl2-8b"), vision=None)
     assert not {"vision", "projector"} & set(weight_classes(model, 1, constants))
+
+
+def test_layers_left_unpacked_are_counted_from_the_files(constants):
+    """A checkpoint whose files hold 600 MiB more than packed layers would: those stay at 16 bits."""
+    model = resolve_model("internvl2-8b-awq")
+    extra = 600 << 20
+    from_file = replace(
+        model,
+        weight_bytes=model.weight_bytes + extra,
+        source=replace(model.source, sizes="file"),
+    )
+    assert weight_classes(from_file, 4, constants)["unpacked"] == extra // 4
+    exact = replace(model, source=replace(model.source, sizes="file"))
+    assert "unpacked" not in weight_classes(exact, 4, constants)
