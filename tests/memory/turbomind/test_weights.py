@@ -89,7 +89,7 @@ def test_text_only_models_have_no_vision_classes(constants):
 
 
 def test_layers_left_unpacked_are_counted_from_the_files(constants):
-    """A checkpoint whose files hold 600 MiB more than packed layers would: those stay at 16 bits."""
+    """Files that hold 600 MiB more than packed layers would: the rest stays at 16 bits."""
     model = resolve_model("internvl2-8b-awq")
     extra = 600 << 20
     from_file = replace(
