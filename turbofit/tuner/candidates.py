@@ -11,16 +11,25 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Candidate, Settings
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Struct, known
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.fate import fate_at, fate_without_cache
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.links import group_class
+from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.throughput import Speed, group_speed
 
-__all__ = ["MIN_TEXT_TOKENS", "Judged", "Shape", "judge", "shape_settings", "shortest_context"]
+__all__ = [
+    "MIN_TEXT_TOKENS",
+    "Judged",
+    "Memo",
+    "Shape",
+    "explain",
+    "judge",
+    "shape_settings",
+    "shortest_context",
+]
 
 #: Tokens of text and answer that a context must hold beside the images to be of use.
 MIN_TEXT_TOKENS = 1024
@@ -44,26 +53,20 @@ class Shape(Struct):
 
 
 class Judged(Struct):
-    """A shape with its settings; ``why_not`` says why it does not fit, and is empty where it does.
+    """A shape with its settings, and whether it serves.
 
-    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not fit;
-    ``lost`` says why one that fits was not chosen.
+    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
+    does not is told by :func:`explain`, since a search needs the words of few shapes.
     """
 
     shape: Shape
     settings: Settings
     exposure: Exposure
     kv_tokens: int
-    score: float
-    why_not: str
+    fits: bool
+    score: float = 0.0
     short: int = 0
-    lost: str = ""
     speeds: tuple[Speed, ...] = ()
-
-    @property
-    def fits(self) -> bool:
-        """Whether it serves."""
-        return not self.why_not
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -71,7 +74,7 @@ class Judged(Struct):
         shape = self.shape
         return (self.score, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
 
-    def candidate(self) -> Candidate:
+    def candidate(self, why_not: str) -> Candidate:
         """The row of ``considered``."""
         kept = ("max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count")
         settings: dict[str, Any] = {name: getattr(self.settings, name) for name in kept}
@@ -86,7 +89,7 @@ class Judged(Struct):
             fits=self.fits,
             kv_tokens=self.kv_tokens,
             score=self.score,
-            why_not=self.why_not or self.lost,
+            why_not=why_not,
         )
 
 
@@ -118,6 +121,26 @@ def shortest_context(exposure: Exposure) -> int:
     return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
 
 
+class Memo:
+    """Accounts and speeds of one search, so that a group met in many groupings is judged once.
+
+    Equal cards behind equal links are one group here whatever their indices: the first card and the
+    fullest of the others decide all that a search asks of an account.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[tuple[object, ...], Account] = {}
+        self.speeds: dict[tuple[object, ...], Speed] = {}
+        self.links: dict[tuple[int, ...], LinkClass] = {}
+
+    def link(self, ask: Ask, gpus: Sequence[Gpu]) -> LinkClass:
+        """The group's link class."""
+        key = tuple(gpu.index for gpu in gpus)
+        if key not in self.links:
+            self.links[key] = group_class(ask.machine, gpus)
+        return self.links[key]
+
+
 def judge(
     ask: Ask,
     shape: Shape,
@@ -125,15 +148,16 @@ def judge(
     exposure: Exposure,
     asked: Exposure,
     constants: EngineConstants,
+    memo: Memo | None = None,
 ) -> Judged:
     """Size the context and the ratio of a shape, and score what comes out."""
-    sizer = _Sizer(ask, shape, dtype, exposure, constants)
+    sizer = _Sizer(ask, shape, dtype, exposure, constants, memo or Memo())
     session_len = sizer.session_len()
     accounts = sizer.accounts(session_len)
     settings = accounts[0].settings
     ratio = sizer.ratio(accounts)
     kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
-    why_not, short = sizer.problem(accounts, ratio, kv_tokens)
+    short = sizer.short(accounts, ratio, kv_tokens)
     if ratio is not None:
         settings = replace(settings, cache_max_entry_count=ratio)
     judged = Judged(
@@ -141,17 +165,30 @@ def judge(
         settings=settings,
         exposure=exposure,
         kv_tokens=kv_tokens,
-        score=0.0,
-        why_not=why_not,
+        fits=not short,
         short=short,
     )
-    if why_not:
+    if short:
         return judged
-    speeds = tuple(
-        group_speed(ask.model, settings, ask.machine, gpus, asked, kv_tokens, constants)
-        for gpus in sizer.groups
-    )
+    speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
     return replace(judged, speeds=speeds, score=_score(ask, judged, speeds, exposure, asked))
+
+
+def explain(ask: Ask, judged: Judged, dtype: str, constants: EngineConstants) -> str:
+    """Why a shape does not serve, in words; empty where it does."""
+    if judged.fits:
+        return ""
+    sizer = _Sizer(ask, judged.shape, dtype, judged.exposure, constants, Memo())
+    accounts = sizer.named(judged.settings)
+    ratio = sizer.ratio(accounts)
+    if ratio is None:
+        fates = [fate_without_cache(account) for account in accounts]
+    else:
+        fates = [fate_at(account, ratio) for account in accounts]
+    bad = [fate for fate in fates if fate.kind != "serves"]
+    if bad:
+        return max(bad, key=lambda fate: fate.missing).text
+    return f"the cache holds {judged.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
 
 
 def _score(
@@ -176,9 +213,16 @@ class _Sizer:
     """Finds the context and the ratio of one shape."""
 
     def __init__(
-        self, ask: Ask, shape: Shape, dtype: str, exposure: Exposure, constants: EngineConstants
+        self,
+        ask: Ask,
+        shape: Shape,
+        dtype: str,
+        exposure: Exposure,
+        constants: EngineConstants,
+        memo: Memo,
     ) -> None:
         self.ask = ask
+        self.memo = memo
         self.shape = shape
         self.dtype = dtype
         self.exposure = replace(exposure, units_per_forward=shape.units_per_forward)
@@ -189,9 +233,21 @@ class _Sizer:
         self.fixed_ratio = ask.fixed.get("cache_max_entry_count")
 
     def accounts(self, session_len: int) -> list[Account]:
-        """One account a group; replicas on equal cards are not computed twice."""
+        """The accounts of the groups that differ; their indices may be another equal group's."""
         settings = shape_settings(self.ask, self.shape, session_len, self.dtype)
-        return [self._account(settings, gpus) for gpus in self._distinct()]
+        distinct = {self._key(gpus): gpus for gpus in self.groups}
+        return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
+
+    def speed(
+        self, settings: Settings, gpus: tuple[Gpu, ...], asked: Exposure, kv_tokens: int
+    ) -> Speed:
+        """The forecast of one group."""
+        key = (settings, self._key(gpus), asked, kv_tokens)
+        if key not in self.memo.speeds:
+            self.memo.speeds[key] = group_speed(
+                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.constants
+            )
+        return self.memo.speeds[key]
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
@@ -202,6 +258,8 @@ class _Sizer:
         low = min(shortest_context(self.exposure), longest)
         if self._holds(longest):
             return longest
+        if not self._holds(low):
+            return low
         high = longest
         while high - low > _CONTEXT_STEP:
             middle = (low + high) // 2 // _CONTEXT_STEP * _CONTEXT_STEP
@@ -225,25 +283,22 @@ class _Sizer:
         cap = self.ask.ratio_cap
         return min(found) if cap is None else min(*found, cap)
 
-    def problem(
-        self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int
-    ) -> tuple[str, int]:
-        """Why the shape does not serve, and how many bytes are missing; ("", 0) where it does."""
-        if ratio is None:
-            fates = [fate_without_cache(account) for account in accounts]
-        else:
-            fates = [fate_at(account, ratio) for account in accounts]
-        bad = [fate for fate in fates if fate.kind != "serves"]
-        if bad:
-            worst = max(bad, key=lambda fate: fate.missing)
-            return worst.text, worst.missing
-        need = self._needed_tokens()
-        if kv_tokens < need:
-            missing = (need - kv_tokens) * accounts[0].shape.bytes_per_token
-            return f"the cache holds {kv_tokens} tokens, one request needs {need}", missing
-        return "", 0
+    def short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
+        """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
+        missing = max(account.missing_at(ratio or 0.0) for account in accounts)
+        if missing or ratio is None:
+            return max(1, missing)
+        first = accounts[0]
+        if any(account.hangs_at(ratio) for account in accounts):
+            needed = first.blocks_for_warmup * first.shape.block_tokens
+            return max(1, needed - kv_tokens) * first.shape.bytes_per_token
+        return max(0, self.needed_tokens() - kv_tokens) * first.shape.bytes_per_token
 
-    def _needed_tokens(self) -> int:
+    def named(self, settings: Settings) -> list[Account]:
+        """The accounts of all groups, each with its own GPUs, for words that name them."""
+        return [self._account(settings, gpus) for gpus in self.groups]
+
+    def needed_tokens(self) -> int:
         """What the cache must hold: a context that was promised, or else the workload's request."""
         longest = self.ask.model.text.max_position_embeddings
         if self.ask.workload.context is not None:
@@ -274,10 +329,18 @@ class _Sizer:
             [self.ask.margin_of(gpu) for gpu in gpus],
         )
 
-    def _distinct(self) -> list[tuple[Gpu, ...]]:
-        """Groups that differ in memory or links."""
-        seen: dict[tuple[object, ...], tuple[Gpu, ...]] = {}
-        for gpus in self.groups:
-            cards = tuple((g.name, g.total, g.reserved, g.used, g.l2) for g in gpus)
-            seen.setdefault((cards, group_class(self.ask.machine, gpus)), gpus)
-        return list(seen.values())
+    def _remembered(
+        self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]
+    ) -> Account:
+        whole = (settings, self.exposure, key)
+        if whole not in self.memo.accounts:
+            self.memo.accounts[whole] = self._account(settings, gpus)
+        return self.memo.accounts[whole]
+
+    def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
+        """What of a group of equal cards an account and a speed depend on."""
+        first, rest = gpus[0], gpus[1:]
+        fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
+        bandwidth = nvlink_bandwidth(self.ask.machine, gpus)
+        link = self.memo.link(self.ask, gpus)
+        return (first.name, first.total, first.reserved, first.used, fullest, link, bandwidth)

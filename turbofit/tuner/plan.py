@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from turbofit.core.model import TileRule
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Candidate, Plan
 from turbofit.core.units import format_bytes
 from turbofit.memory.turbomind.account import RATIO_STEPS, Account
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import warmup_tokens
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.candidates import Judged
+from turbofit.tuner.candidates import Judged, explain
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import (
     Parts,
@@ -52,10 +52,10 @@ def make_plan(ask: Ask, constants: EngineConstants) -> Plan:
         exposure=exposure,
         limit=best.shape.limit,
         fits=fits,
-        verdict=_verdict(ask, found, accounts[0], host),
+        verdict=_verdict(ask, found, accounts[0], host, constants),
         parallel_reason=_parallel_reason(ask, found),
         throughput=total(best.speeds) if best.speeds else None,
-        considered=tuple(one.candidate() for one in _considered(found)),
+        considered=_considered(ask, found, constants),
         reasons=tuple(_reasons(ask, found, accounts[0], constants)),
         warnings=tuple(_warnings(ask, found)),
         remedies=() if best.fits else remedies(ask, found, constants),
@@ -63,10 +63,12 @@ def make_plan(ask: Ask, constants: EngineConstants) -> Plan:
     return document(ask, parts, accounts, constants)
 
 
-def _verdict(ask: Ask, found: Found, account: Account, host: str | None) -> str:
+def _verdict(
+    ask: Ask, found: Found, account: Account, host: str | None, constants: EngineConstants
+) -> str:
     best, name = found.best, ask.model.name
     if not best.fits:
-        return f"does not fit: {name}: {best.why_not}"
+        return f"does not fit: {name}: {_why_not(ask, best, constants)}"
     if host is not None:
         return f"does not fit: {name}: {host}"
     ledgers = account.at(best.settings.cache_max_entry_count).ledgers
@@ -79,15 +81,20 @@ def _verdict(ask: Ask, found: Found, account: Account, host: str | None) -> str:
     )
 
 
-def _considered(found: Found) -> list[Judged]:
+def _considered(ask: Ask, found: Found, constants: EngineConstants) -> tuple[Candidate, ...]:
     """The chosen shape, then the best of the others with the reason why each lost."""
-    rest = [one for one in found.judged if one is not found.best]
-    rest.sort(
-        key=lambda one: (one.fits, one.rank if one.fits else (-float(one.short),)), reverse=True
-    )
     chosen = found.best
-    lost = [replace(one, lost=_lost(chosen, one)) for one in rest]
-    return [chosen, *lost[: _MOST_CANDIDATES - 1]]
+    rest = [one for one in found.judged if one is not chosen]
+    rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
+    rows = [chosen.candidate(_why_not(ask, chosen, constants))]
+    for one in rest[: _MOST_CANDIDATES - 1]:
+        why_not = _lost(chosen, one) if one.fits else _why_not(ask, one, constants)
+        rows.append(one.candidate(why_not))
+    return tuple(rows)
+
+
+def _why_not(ask: Ask, judged: Judged, constants: EngineConstants) -> str:
+    return explain(ask, judged, judged.settings.dtype, constants)
 
 
 def _lost(best: Judged, other: Judged) -> str:

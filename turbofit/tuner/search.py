@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.machine import Gpu
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
 from turbofit.memory.exposure import Exposure, engine_bound
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.candidates import Judged, Shape, judge, shape_settings
+from turbofit.tuner.candidates import Judged, Memo, Shape, judge, shape_settings
 from turbofit.tuner.constraints import (
     communicator_problem,
     dtype_for,
@@ -48,21 +47,20 @@ def search(ask: Ask, constants: EngineConstants) -> Found:
     Raises:
         UsageError: an option of the user's cannot be used on this machine or by this model.
     """
-    asked = exposure_of(ask, ask.own_limit)
-    found = list(shapes(ask))
-    if not found:
-        raise UsageError(_no_shape(ask), hint="let turbofit choose --tp and --replicas")
-    judged = [_judge(ask, shape, ask.own_limit, asked, constants) for shape in found]
+    one = _Search(ask, constants)
+    found = one.shapes()
+    judged = [one.judge(shape, ask.own_limit) for shape in found]
     best = max(judged, key=_order)
     if best.fits:
-        return Found(best=best, judged=tuple(judged), asked=asked)
-    for tier in (_queued, _lowered):
-        more = [_result for shape in found for _result in tier(ask, shape, asked, constants)]
+        return Found(best=best, judged=tuple(judged), asked=one.asked)
+    for tier in (one.queued, one.lowered):
+        more = [result for shape in found for result in tier(shape)]
         judged += more
-        fitting = [one for one in more if one.fits]
+        fitting = [result for result in more if result.fits]
         if fitting:
-            return Found(best=max(fitting, key=_order), judged=tuple(judged), asked=asked)
-    return Found(best=best, judged=tuple(judged), asked=asked)
+            best = max(fitting, key=_order)
+            break
+    return Found(best=best, judged=tuple(judged), asked=one.asked)
 
 
 def shapes(ask: Ask) -> Iterator[Shape]:
@@ -85,67 +83,109 @@ def shapes(ask: Ask) -> Iterator[Shape]:
                         )
 
 
-def _judge(
-    ask: Ask, shape: Shape, limit: int | None, asked: Exposure, constants: EngineConstants
-) -> Judged:
-    shape = replace(shape, limit=limit)
-    gpus = [ask.machine.gpu(index) for group in shape.groups for index in group]
-    dtype = _dtype(ask, gpus)
-    exposure = asked if limit == ask.own_limit else exposure_of(ask, limit)
-    _check(ask, shape, dtype, exposure, constants)
-    return judge(ask, shape, dtype, exposure, asked, constants)
+class _Search:
+    """What all shapes of one search share."""
 
+    def __init__(self, ask: Ask, constants: EngineConstants) -> None:
+        self.ask = ask
+        self.constants = constants
+        self.asked = exposure_of(ask, ask.own_limit)
+        self.memo = Memo()
 
-def _queued(
-    ask: Ask, shape: Shape, asked: Exposure, constants: EngineConstants
-) -> Iterator[Judged]:
-    """The asked limit, paying for as many units in one forward as fit, at least one request's."""
-    yield from _paying(ask, shape, ask.own_limit, asked, constants)
+    def shapes(self) -> list[Shape]:
+        """The shapes that LMDeploy would take with the user's options.
 
+        Raises:
+            UsageError: there is none; the message names the option.
+        """
+        possible = list(shapes(self.ask))
+        if not possible:
+            raise UsageError(_no_shape(self.ask), hint="let turbofit choose --tp and --replicas")
+        problems = [(shape, self._problem(shape)) for shape in possible]
+        legal = [shape for shape, problem in problems if problem is None]
+        if not legal:
+            raise UsageError(problems[0][1] or "", hint="leave the option out, or change it")
+        return legal
 
-def _paying(
-    ask: Ask, shape: Shape, limit: int | None, asked: Exposure, constants: EngineConstants
-) -> Iterator[Judged]:
-    rule = ask.model.image_rule
-    if rule is None or not asked.units_per_image:
-        return
-    exposure = exposure_of(ask, limit)
-    step = 1 if isinstance(rule, TileRule) else rule.merge**2
+    def judge(self, shape: Shape, limit: int | None) -> Judged:
+        """A shape under a limit."""
+        exposure = self.asked if limit == self.ask.own_limit else exposure_of(self.ask, limit)
+        return judge(
+            self.ask,
+            replace(shape, limit=limit),
+            self._dtype(shape),
+            exposure,
+            self.asked,
+            self.constants,
+            self.memo,
+        )
 
-    def at(units: int) -> Judged:
-        return _judge(ask, replace(shape, units_per_forward=units), limit, asked, constants)
+    def queued(self, shape: Shape) -> Iterator[Judged]:
+        """The asked limit, paying for as many units in one forward as fit."""
+        rule = self.ask.model.image_rule
+        if rule is None or not self.asked.units_per_image:
+            return
+        step = 1 if isinstance(rule, TileRule) else rule.merge**2
 
-    low = exposure.units_per_request
-    best = at(low)
-    if not best.fits:
+        def at(units: int) -> Judged:
+            return self.judge(replace(shape, units_per_forward=units), self.ask.own_limit)
+
+        low = self.asked.units_per_request
+        best = at(low)
+        if best.fits:
+            high = max(low, engine_bound(rule, self.asked, best.settings))
+            best = _largest(best, low, high, step, at)
         yield best
-        return
-    high = max(low, engine_bound(rule, exposure, best.settings))
-    yield _largest(best, low, high, step, at)
 
+    def lowered(self, shape: Shape) -> Iterator[Judged]:
+        """The largest limit that serves; it pays for the engine's bound where that fits too."""
+        ask = self.ask
+        rule, own = ask.model.image_rule, ask.own_limit
+        user_set = ask.max_dynamic_patch is not None or ask.max_pixels is not None
+        if rule is None or own is None or user_set or ask.workload.image_size is not None:
+            return
+        step = (rule.patch_size * rule.merge) ** 2 if isinstance(rule, PatchRule) else 1
+        least = rule.min_dynamic_patch if isinstance(rule, TileRule) else max(step, rule.min_pixels)
 
-def _lowered(
-    ask: Ask, shape: Shape, asked: Exposure, constants: EngineConstants
-) -> Iterator[Judged]:
-    """The largest limit that serves; it pays for the engine's bound where that fits too."""
-    rule, own = ask.model.image_rule, ask.own_limit
-    user_set = ask.max_dynamic_patch is not None or ask.max_pixels is not None
-    if rule is None or own is None or user_set or ask.workload.image_size is not None:
-        return
-    step = (rule.patch_size * rule.merge) ** 2 if isinstance(rule, PatchRule) else 1
-    least = max(step, rule.min_pixels) if isinstance(rule, PatchRule) else rule.min_dynamic_patch
+        def at(limit: int) -> Judged:
+            units = exposure_of(ask, limit).units_per_request
+            return self.judge(replace(shape, units_per_forward=units), limit)
 
-    def at(limit: int) -> Judged:
-        units = exposure_of(ask, limit).units_per_request
-        return _judge(ask, replace(shape, units_per_forward=units), limit, asked, constants)
+        best = at(least)
+        if best.fits:
+            best = _largest(best, least, own - step, step, at)
+            whole = self.judge(shape, best.shape.limit)
+            best = whole if whole.fits else best
+        yield best
 
-    lowest = at(least)
-    if not lowest.fits:
-        yield lowest
-        return
-    largest = _largest(lowest, least, own - step, step, at)
-    full = _judge(ask, shape, largest.shape.limit, asked, constants)
-    yield full if full.fits else largest
+    def _dtype(self, shape: Shape) -> str:
+        """The user's dtype, or what ``auto`` becomes on the shape's GPUs.
+
+        Raises:
+            UsageError: a dtype that LMDeploy would change without a word.
+        """
+        gpus = [self.ask.machine.gpu(index) for index in shape.groups[0]]
+        fixed = self.ask.fixed.get("dtype")
+        if isinstance(fixed, str) and fixed != "auto":
+            problem = dtype_problem(self.ask.model, fixed, gpus)
+            if problem:
+                hint = "leave --dtype out: float16 is chosen where it is needed"
+                raise UsageError(problem, hint=hint)
+            return fixed
+        return dtype_for(self.ask.model, gpus)[0]
+
+    def _problem(self, shape: Shape) -> str | None:
+        """Why LMDeploy would refuse or abort on the user's options in this shape."""
+        ask = self.ask
+        longest = ask.model.text.max_position_embeddings
+        settings = shape_settings(ask, shape, longest, self._dtype(shape))
+        problem = settings_problem(settings, self.constants)
+        for group in shape.groups:
+            gpus = [ask.machine.gpu(index) for index in group]
+            problem = problem or communicator_problem(
+                ask.model, settings, self.asked, ask.machine, gpus
+            )
+        return problem
 
 
 def _largest(best: Judged, low: int, high: int, step: int, at: Callable[[int], Judged]) -> Judged:
@@ -179,35 +219,6 @@ def _replicas(ask: Ask, most: int) -> Sequence[int]:
     if ask.replicas is not None:
         return (ask.replicas,) if ask.replicas <= most else ()
     return range(1, most + 1)
-
-
-def _dtype(ask: Ask, gpus: Sequence[Gpu]) -> str:
-    fixed = ask.fixed.get("dtype")
-    if isinstance(fixed, str) and fixed != "auto":
-        problem = dtype_problem(ask.model, fixed, gpus)
-        if problem:
-            raise UsageError(
-                problem, hint="leave --dtype out: float16 is chosen where it is needed"
-            )
-        return fixed
-    return dtype_for(ask.model, gpus)[0]
-
-
-def _check(
-    ask: Ask, shape: Shape, dtype: str, exposure: Exposure, constants: EngineConstants
-) -> None:
-    """Refuse what the user fixed and LMDeploy would abort on.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    settings = shape_settings(ask, shape, ask.model.text.max_position_embeddings, dtype)
-    problem = settings_problem(settings, constants)
-    for group in shape.groups:
-        gpus = [ask.machine.gpu(index) for index in group]
-        problem = problem or communicator_problem(ask.model, settings, exposure, ask.machine, gpus)
-    if problem:
-        raise UsageError(problem, hint="leave the option out, or change it")
 
 
 def _no_shape(ask: Ask) -> str:

@@ -106,6 +106,7 @@ class Account:
         self._buffer_bytes = [_total(terms) for terms in self._buffers]
         #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
         self.free = min(self._usable(i) - self._before_bytes[i] for i in range(len(self.gpus)))
+        self._best: float | None = None
 
     @property
     def blocks_for_warmup(self) -> int:
@@ -115,18 +116,32 @@ class Account:
 
     def best_ratio(self) -> float | None:
         """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""
+        if self._best is not None:
+            return self._best or None
+        self._best = self._find_ratio()
+        return self._best or None
+
+    def _find_ratio(self) -> float:
+        """The best ratio, 0 where there is none."""
         if self.free <= 0 or not self._loads():
-            return None
+            return 0.0
         room = min(self._room(i) for i in range(len(self.gpus)))
         steps = min(RATIO_STEPS - 1, max(0, room) * RATIO_STEPS // self.free)
         while steps > 0 and not self.fits_at(steps / RATIO_STEPS):
             steps -= 1
-        return steps / RATIO_STEPS if steps else None
+        return steps / RATIO_STEPS
 
     def fits_at(self, ratio: float) -> bool:
         """Whether every GPU keeps its margin at this ratio."""
+        return self.missing_at(ratio) == 0
+
+    def missing_at(self, ratio: float) -> int:
+        """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
         cache = self._cache_bytes(self.region_at(ratio), ratio)
-        return self._loads() and all(cache <= self._room(i) for i in range(len(self.gpus)))
+        gpus = range(len(self.gpus))
+        serving = max(cache - self._room(i) for i in gpus)
+        loading = max(self._load_peak(i) + self.margins[i] - self._usable(i) for i in gpus)
+        return max(0, serving, loading)
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
