@@ -15,10 +15,11 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.tuner.ask import Ask, Margin, exposure_of
-from turbofit.tuner.candidates import Judged, Shape, judge
+from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.search import search, shapes
+from turbofit.tuner.sizing import Shape
 
 CONSTANTS = load_constants()
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,9 +13,9 @@ from turbofit.core.errors import UsageError
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.candidates import Shape, shape_settings, shortest_context
 from turbofit.tuner.constraints import dtype_for, tp_problem
 from turbofit.tuner.search import PREFILL_SIZES, Found, search
+from turbofit.tuner.sizing import Shape, shape_settings, shortest_context
 from turbofit.tuner.throughput import group_speed
 
 CONSTANTS = load_constants()

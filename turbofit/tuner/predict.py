@@ -16,12 +16,12 @@ from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.fate import Fate, fate_at, fates_at
 from turbofit.model.images import exposed_limit
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.candidates import Shape, shape_settings
 from turbofit.tuner.constraints import communicator_problem, dtype_for, settings_problem, tp_problem
 from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
 from turbofit.tuner.links import LinkClass, group_class
 from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import search
+from turbofit.tuner.sizing import Shape, shape_settings
 
 __all__ = ["default_batch_size", "make_prediction"]
 

@@ -16,8 +16,8 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.model.presets import awq_variant
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.candidates import MIN_TEXT_TOKENS
 from turbofit.tuner.search import Found, search
+from turbofit.tuner.sizing import MIN_TEXT_TOKENS
 
 __all__ = ["remedies"]
 

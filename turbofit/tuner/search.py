@@ -17,7 +17,7 @@ from turbofit.core.struct import Struct
 from turbofit.memory.exposure import Exposure, engine_bound
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.candidates import Judged, Memo, Shape, judge, shape_settings
+from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import (
     communicator_problem,
     dtype_for,
@@ -26,6 +26,7 @@ from turbofit.tuner.constraints import (
     tp_problem,
 )
 from turbofit.tuner.groups import groupings, kinds
+from turbofit.tuner.sizing import Memo, Shape, shape_settings
 
 __all__ = ["PREFILL_SIZES", "Found", "search", "shapes"]
 

@@ -1,0 +1,226 @@
+"""The context and the ratio of one shape: as much as its cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import Settings
+from turbofit.core.struct import Struct, known
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
+from turbofit.tuner.throughput import Speed, group_speed
+
+__all__ = ["MIN_TEXT_TOKENS", "Memo", "Shape", "Sizer", "shape_settings", "shortest_context"]
+
+#: Tokens of text and answer that a context must hold beside the images to be of use.
+MIN_TEXT_TOKENS = 1024
+_CONTEXT_STEP = 64
+_ROUND_CONTEXT = 1024
+
+
+class Shape(Struct):
+    """A point of the search space; ``units_per_forward`` None pays for the engine's own bound."""
+
+    tp: int
+    groups: tuple[tuple[int, ...], ...]
+    max_prefill_token_num: int
+    limit: int | None
+    units_per_forward: int | None = None
+
+    @property
+    def replicas(self) -> int:
+        """Groups that serve side by side."""
+        return len(self.groups)
+
+
+def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Settings:
+    """The engine's options for a shape; what the user fixed stays.
+
+    Raises:
+        UsageError: a fixed option has a value that LMDeploy does not take.
+    """
+    chosen: dict[str, object] = {
+        "dtype": dtype,
+        "max_batch_size": max(1, -(-ask.workload.concurrency // shape.replicas)),
+        "session_len": session_len,
+        "model_format": ask.model.quantization.method if ask.model.quantization else None,
+    }
+    chosen.update(ask.fixed)
+    chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
+    try:
+        return msgspec.convert(chosen, Settings)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"an engine option cannot be used: {exc}", hint="see turbofit plan --help"
+        ) from None
+
+
+def shortest_context(exposure: Exposure) -> int:
+    """The least ``session_len`` that serves the workload's request."""
+    need = exposure.tokens_per_request + MIN_TEXT_TOKENS
+    return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
+
+
+class Memo:
+    """Accounts and speeds of one search, so that a group met in many groupings is judged once.
+
+    Equal cards behind equal links are one group here whatever their indices: the first card and the
+    fullest of the others decide all that a search asks of an account.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[tuple[object, ...], Account] = {}
+        self.speeds: dict[tuple[object, ...], Speed] = {}
+        self.links: dict[tuple[int, ...], LinkClass] = {}
+
+    def link(self, ask: Ask, gpus: Sequence[Gpu]) -> LinkClass:
+        """The group's link class."""
+        key = tuple(gpu.index for gpu in gpus)
+        if key not in self.links:
+            self.links[key] = group_class(ask.machine, gpus)
+        return self.links[key]
+
+
+class Sizer:
+    """Finds the context and the ratio of one shape."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        shape: Shape,
+        dtype: str,
+        exposure: Exposure,
+        constants: EngineConstants,
+        memo: Memo,
+    ) -> None:
+        self.ask = ask
+        self.memo = memo
+        self.shape = shape
+        self.dtype = dtype
+        self.exposure = replace(exposure, units_per_forward=shape.units_per_forward)
+        self.constants = constants
+        self.groups: list[tuple[Gpu, ...]] = [
+            tuple(ask.machine.gpu(index) for index in group) for group in shape.groups
+        ]
+        self.fixed_ratio = ask.fixed.get("cache_max_entry_count")
+
+    def accounts(self, session_len: int) -> list[Account]:
+        """The accounts of the groups that differ; their indices may be another equal group's."""
+        settings = shape_settings(self.ask, self.shape, session_len, self.dtype)
+        distinct = {self._key(gpus): gpus for gpus in self.groups}
+        return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
+
+    def speed(
+        self, settings: Settings, gpus: tuple[Gpu, ...], asked: Exposure, kv_tokens: int
+    ) -> Speed:
+        """The forecast of one group."""
+        key = (settings, self._key(gpus), asked, kv_tokens)
+        if key not in self.memo.speeds:
+            self.memo.speeds[key] = group_speed(
+                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.constants
+            )
+        return self.memo.speeds[key]
+
+    def session_len(self) -> int:
+        """The context: the user's, or the model's own lowered to what the cache holds."""
+        fixed = self.ask.fixed.get("session_len", self.ask.workload.context)
+        if isinstance(fixed, int):
+            return fixed
+        longest = self.ask.model.text.max_position_embeddings
+        low = min(shortest_context(self.exposure), longest)
+        if self._holds(longest):
+            return longest
+        if not self._holds(low):
+            return low
+        high = longest
+        while high - low > _CONTEXT_STEP:
+            middle = (low + high) // 2 // _CONTEXT_STEP * _CONTEXT_STEP
+            if middle <= low:
+                break
+            if self._holds(middle):
+                low = middle
+            else:
+                high = middle
+        rounded = low // _ROUND_CONTEXT * _ROUND_CONTEXT
+        return rounded if rounded >= shortest_context(self.exposure) else low
+
+    def ratio(self, accounts: Sequence[Account]) -> float | None:
+        """The largest ratio that fits every group, or the user's own."""
+        if isinstance(self.fixed_ratio, int | float):
+            return float(self.fixed_ratio)
+        ratios = [account.best_ratio() for account in accounts]
+        found = [ratio for ratio in ratios if ratio is not None]
+        if len(found) < len(ratios):
+            return None
+        cap = self.ask.ratio_cap
+        return min(found) if cap is None else min(*found, cap)
+
+    def short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
+        """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
+        missing = max(account.missing_at(ratio or 0.0) for account in accounts)
+        if missing or ratio is None:
+            return max(1, missing)
+        first = accounts[0]
+        if any(account.hangs_at(ratio) for account in accounts):
+            needed = first.blocks_for_warmup * first.shape.block_tokens
+            return max(1, needed - kv_tokens) * first.shape.bytes_per_token
+        return max(0, self.needed_tokens() - kv_tokens) * first.shape.bytes_per_token
+
+    def named(self, settings: Settings) -> list[Account]:
+        """The accounts of all groups, each with its own GPUs, for words that name them."""
+        return [self._account(settings, gpus) for gpus in self.groups]
+
+    def needed_tokens(self) -> int:
+        """What the cache must hold: a context that was promised, or else the workload's request."""
+        longest = self.ask.model.text.max_position_embeddings
+        if self.ask.workload.context is not None:
+            return self.ask.workload.context
+        fixed = self.ask.fixed.get("session_len")
+        shortest = min(shortest_context(self.exposure), longest)
+        return min(shortest, fixed) if isinstance(fixed, int) else shortest
+
+    def _holds(self, session_len: int) -> bool:
+        """Whether the cache holds a whole context of this length, and the warm-up's request."""
+        accounts = self.accounts(session_len)
+        ratio = self.ratio(accounts)
+        if ratio is None:
+            return False
+        return all(
+            account.tokens_at(ratio) >= session_len and not account.hangs_at(ratio)
+            for account in accounts
+        )
+
+    def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
+        return Account(
+            self.ask.model,
+            settings,
+            gpus,
+            self.ask.machine,
+            self.exposure,
+            self.constants,
+            [self.ask.margin_of(gpu) for gpu in gpus],
+        )
+
+    def _remembered(
+        self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]
+    ) -> Account:
+        whole = (settings, self.exposure, key)
+        if whole not in self.memo.accounts:
+            self.memo.accounts[whole] = self._account(settings, gpus)
+        return self.memo.accounts[whole]
+
+    def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
+        """What of a group of equal cards an account and a speed depend on."""
+        first, rest = gpus[0], gpus[1:]
+        fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
+        bandwidth = nvlink_bandwidth(self.ask.machine, gpus)
+        link = self.memo.link(self.ask, gpus)
+        return (first.name, first.total, first.reserved, first.used, fullest, link, bandwidth)
