@@ -331,6 +331,7 @@ def test_nccl_communicators_split_by_colour_and_key(libraries: Path, tmp_path: P
             seen[rank] = size(half) + size(pair)
         threads = [threading.Thread(target=work, args=(r,)) for r in range(4)]
         [t.start() for t in threads]; [t.join() for t in threads]
+        free()
         done([seen[r] for r in range(4)])
         """,
     )

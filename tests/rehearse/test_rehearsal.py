@@ -84,6 +84,7 @@ def test_vision_cases(one: dict[str, Any]) -> None:
     ]
     # Three whole images of 13 tiles fit in one forward of 8320 tokens only in part: 39 tiles.
     assert pool(one, "case four queued") == pytest.approx(39 * 18.0156, abs=0.1)
+    assert all(case["queued_whole"] for case in one["cases"])
     assert one["cases"][2]["tokens"] == [13 * 256 + 32]
 
 

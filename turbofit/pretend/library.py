@@ -50,9 +50,9 @@ class Account:
         """Holds all other threads that call CUDA where they are; False if one did not stop."""
         return int(self._lib.pretend_freeze(timeout_ms)) >= 0
 
-    def thaw(self) -> None:
-        """Lets them go on."""
-        self._lib.pretend_thaw()
+    def thaw(self) -> bool:
+        """Lets them go on; False if one of them had gone on by itself (after five seconds)."""
+        return bool(self._lib.pretend_thaw())
 
     def pool(self, device: int) -> int:
         """A pool of our own on a card, which keeps what it has until it is trimmed."""

@@ -113,13 +113,18 @@ def _quiet(account: Account, seconds: float = 0.03, limit: float = 5.0) -> bool:
 def _run_case(engine: Any, case: Any, account: Account, spec: Spec) -> dict[str, Any]:
     from turbofit.rehearse.drive import submit
 
-    if not _quiet(account) or not account.freeze():
+    # With data parallel attention the idle engine polls its queues, under their locks.
+    whole = engine.engine_config.attn_dp_size == 1
+    if not _quiet(account) or (whole and not account.freeze()):
         raise RuntimeError("the engine's threads could not be held")
+    if not whole:
+        account.mark(f"case {case.name}")
     try:
         pending = [submit(engine, i, request) for i, request in enumerate(case.requests)]
-        account.mark(f"case {case.name}")
+        if whole:
+            account.mark(f"case {case.name}")
     finally:
-        account.thaw()
+        whole = account.thaw() and whole
     begun = time.monotonic()
     late = False
     for one in pending:
@@ -132,6 +137,7 @@ def _run_case(engine: Any, case: Any, account: Account, spec: Spec) -> dict[str,
         "seconds": round(time.monotonic() - begun, 3),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "tokens": [one.tokens for one in pending],
+        "queued_whole": whole,
         "finished": not late,
     }
 
@@ -146,8 +152,11 @@ def main(arguments: list[str]) -> int:
         engine = _start(spec, account, report)
         for case in spec.cases:
             report.write(running=case.name)
-            report.data["cases"].append(_run_case(engine, case, account, spec))
+            done = _run_case(engine, case, account, spec)
+            report.data["cases"].append(done)
             report.at(f"case {case.name}")
+            if not done["finished"]:
+                break
     except Exception as error:  # noqa: BLE001 - told to the parent, which decides what it means
         import traceback
 

@@ -59,36 +59,30 @@ def report(spec: Spec, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
 
 
 def judge(outcome: Outcome, ledger: Ledger) -> tuple[str, dict[str, Any] | None]:
-    """What a child's end means: served, out_of_memory, hang or failed; and its death."""
+    """What a child's end means: served, out_of_memory, hang or failed; and its death.
+
+    ``served`` means that every request came to an end: a prompt that the cache cannot hold is
+    refused by the engine and shows in its case's statuses.
+    """
+    last = ledger.phases[-1]
     if outcome.ended == "hang":
-        return "hang", {
-            "phase": "warm-up",
-            "where": "the cache is smaller than one warm-up request: the scheduler waits for ever",
-            "asked": None,
-            "left": None,
-        }
+        where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
+        return "hang", _death("warm-up", where)
     if outcome.ended == "timeout":
-        where = "nothing happened any more"
-        return "hang", {"phase": ledger.phases[-1], "where": where, "asked": None, "left": None}
+        return "hang", _death(last, "nothing happened any more")
     if outcome.ended == "exit" and outcome.code == 0 and outcome.report.get("done"):
         unfinished = [c["name"] for c in outcome.report["cases"] if not c["finished"]]
         if not unfinished:
             return "served", None
-        return "hang", {
-            "phase": f"case {unfinished[0]}",
-            "where": "not finished in time",
-            "asked": None,
-            "left": None,
-        }
+        return "hang", _death(f"case {unfinished[0]}", "not finished in time")
     if ledger.deaths:
-        return "out_of_memory", dict(ledger.deaths[-1], ended=_ended(outcome))
-    return "failed", {
-        "phase": ledger.phases[-1] if ledger.phases else "start",
-        "where": _last_words(outcome),
-        "asked": None,
-        "left": None,
-        "ended": _ended(outcome),
-    }
+        return "out_of_memory", ledger.deaths[-1] | {"ended": _ended(outcome)}
+    return "failed", _death(last, _last_words(outcome)) | {"ended": _ended(outcome)}
+
+
+def _death(phase: str, where: str) -> dict[str, Any]:
+    """A death that no refused allocation explains."""
+    return {"phase": phase, "where": where, "asked": None, "left": None}
 
 
 def _ended(outcome: Outcome) -> str:

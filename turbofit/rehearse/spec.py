@@ -42,15 +42,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Spec:
-    """A rehearsal; ``settings`` are fields of LMDeploy's TurbomindEngineConfig."""
+    """A rehearsal.
+
+    Attributes:
+        machine: as ``turbofit.pretend.scenario.scenario_from_spec`` reads it.
+        model_dir: a checkpoint folder; of its safetensors files only the headers are read.
+        settings: fields of LMDeploy's TurbomindEngineConfig.
+        cases: run in this order, each after the last has come to rest.
+        staging: charge the first card with what loading stages through torch.
+        start_seconds, case_seconds: how long to wait before it counts as a hang.
+        raw: the JSON document.
+    """
 
     machine: Mapping[str, Any]
     model_dir: Path
     settings: Mapping[str, Any]
     cases: tuple[Case, ...] = ()
     staging: bool = True
-    start_seconds: float = 300.0
-    case_seconds: float = 120.0
+    start_seconds: float = 120.0
+    case_seconds: float = 60.0
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -78,8 +88,8 @@ def parse_spec(data: Mapping[str, Any]) -> Spec:
             settings=dict(data.get("settings", {})),
             cases=cases,
             staging=bool(data.get("staging", True)),
-            start_seconds=float(data.get("start_seconds", 300.0)),
-            case_seconds=float(data.get("case_seconds", 120.0)),
+            start_seconds=float(data.get("start_seconds", 120.0)),
+            case_seconds=float(data.get("case_seconds", 60.0)),
             raw=data,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -93,7 +93,7 @@ PRETEND_API int *pretend_last_error(void);
 PRETEND_API void pretend_called(void);          /* once in every entry point that works */
 PRETEND_API uint64_t pretend_calls(void);
 PRETEND_API int pretend_freeze(int timeout_ms); /* holds every other thread that called CUDA */
-PRETEND_API void pretend_thaw(void);
+PRETEND_API int pretend_thaw(void);              /* 0: one of them did not wait so long */
 
 /* timeline.c, used by account.c with its lock held */
 void timeline_open(const char *path, size_t limit);

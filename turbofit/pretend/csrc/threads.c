@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define MAX_THREADS 512
+#define LIMIT_MS 5000
 
 static __thread int current_device;
 static __thread int last_error;
@@ -25,7 +26,7 @@ static __thread int slot = -1;
 static __thread volatile sig_atomic_t busy, due;
 static _Atomic int thread_ids[MAX_THREADS];
 static _Atomic uint64_t calls;
-static _Atomic int frozen, closed;
+static _Atomic int frozen, closed, expired;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -48,8 +49,13 @@ static void pause_briefly(void)
 static void wait_here(void)
 {
     atomic_fetch_add(&frozen, 1);
-    while (atomic_load(&closed))
+    for (int i = 0; atomic_load(&closed); ++i) {
         pause_briefly();
+        if (i > 2 * LIMIT_MS) { /* it may have met a lock that the driver waits for */
+            atomic_store(&expired, 1);
+            break;
+        }
+    }
     atomic_fetch_sub(&frozen, 1);
 }
 
@@ -107,6 +113,7 @@ uint64_t pretend_calls(void) { return atomic_load(&calls); }
 int pretend_freeze(int timeout_ms)
 {
     int wanted = 0, me = (int)syscall(SYS_gettid);
+    atomic_store(&expired, 0);
     atomic_store(&closed, 1);
     for (int i = 0; i < MAX_THREADS; ++i) {
         int id = atomic_load(&thread_ids[i]);
@@ -123,9 +130,10 @@ int pretend_freeze(int timeout_ms)
     return wanted;
 }
 
-void pretend_thaw(void)
+int pretend_thaw(void)
 {
     atomic_store(&closed, 0);
     while (atomic_load(&frozen))
         pause_briefly();
+    return !atomic_load(&expired);
 }

@@ -1,0 +1,29 @@
+"""The quick rows of `bench/rehearsal`: the formula against LMDeploy's own engine, in CI."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench" / "rehearsal"))
+
+pytest.importorskip("lmdeploy")
+if shutil.which("cc") is None:
+    pytest.skip("needs a C compiler", allow_module_level=True)
+
+from grid import ROWS  # noqa: E402
+from run import check_row  # noqa: E402
+
+pytestmark = pytest.mark.lmdeploy
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.quick], ids=lambda row: row.name)
+def test_forecast_and_engine_agree(row, tmp_path):
+    checks, seen = check_row(row, tmp_path)
+    assert checks
+    assert [(c.what, c.forecast, c.seen) for c in checks if c.bad] == []
+    assert seen["pretend"].startswith("memory only")
