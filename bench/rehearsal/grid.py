@@ -65,6 +65,8 @@ ROWS: tuple[Row, ...] = (
     Row("qwen2-vl-2b-awq", "4xrtx3090", tp=4, units=PATCHES, queued=(3,)),
     Row("qwen2-vl-7b-awq", "1xrtx3090", units=PATCHES, settings={"cache_max_entry_count": 0.6}),
     Row("qwen2.5-7b-awq", "2xrtx3090", tp=2, long_prompt=True),
+    Row("internvl2-8b-awq", "1xh100", units=(13,)),
+    Row("internvl2-8b-awq", "1xv100-32g", units=(13,)),
     # InternVL3
     Row("internvl3-8b", "1xrtx3090", units=(13, 25), queued=(4,),
         settings={"cache_max_entry_count": 0.6}),

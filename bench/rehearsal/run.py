@@ -29,6 +29,8 @@ TEXT = 32
 EXACT = 0.0005
 OVER = 0.03
 OVER_BYTES = 16 * MIB
+#: Phases whose estimates a rehearsal cannot see.
+_UNSEEN = ("context",)
 
 
 class Check(NamedTuple):
@@ -158,6 +160,12 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         for what, forecast, was in pairs:
             bad = abs(forecast - was) > max(MIB, EXACT * was)
             checks.append(Check(row.name, f"{what} rank {rank}", forecast, was, bad))
+        hidden = sum(t.bytes for t in ledger if t.phase in _UNSEEN and t.basis == "estimate")
+        others = sum(t.bytes for t in ledger if t.phase == "before")
+        gpu = next(g for g in plan.gpus if g.index == index)
+        told, was = gpu.load_peak - hidden - others, seen["load_peak"][rank]
+        bad = told < was or told - was > max(OVER * was, OVER_BYTES)
+        checks.append(Check(row.name, f"load peak rank {rank}", told, was, bad))
     tokens = seen["cache"]["tokens"]
     if tokens is not None:
         slab = seen["cache"]["slab_size"] // seen["cache"]["object_size"] * 64

@@ -17,12 +17,13 @@ from turbofit.core.units import round_up
 from turbofit.memory.exposure import Exposure, engine_bound
 from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.loading import staging_bytes, temporary_bytes
+from turbofit.memory.turbomind.loading import loading_extra, staging_bytes, temporary_bytes
 from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.terms import (
     before_terms,
     buffer_terms,
     cache_terms,
+    capability_of,
     transient_terms,
     warmup_term,
     warmup_tokens,
@@ -90,17 +91,21 @@ class Account:
         self._warmup = warmup_term(pool, settings, constants)
         self._buffers = [buffer_terms(model, settings, gpu, constants) for gpu in self.gpus]
         if free_at_cache is None:
-            temporaries = temporary_bytes(model, settings, constants)
+            capability = capability_of(self.gpus[0])
+            temporaries = temporary_bytes(model, settings, constants, capability)
             self._temporaries = round_up(temporaries, constants.pool_granularity)
+            self._loading = round_up(
+                loading_extra(model, settings, constants, capability), constants.pool_granularity
+            )
             self._staging = staging_bytes(model, settings, constants)
             linked = _nvlinked(machine, self.gpus)
-            weights = weight_terms(model, settings, self._temporaries, constants)
+            weights = weight_terms(model, settings, self._temporaries, constants, capability)
             self._before = [
                 [*before_terms(gpu, settings, i == 0, linked, constants), *weights]
                 for i, gpu in enumerate(self.gpus)
             ]
         else:
-            self._temporaries = self._staging = 0
+            self._temporaries = self._staging = self._loading = 0
             self._before = [[_given(gpu, free_at_cache)] for gpu in self.gpus]
         self._before_bytes = [_total(terms) for terms in self._before]
         self._buffer_bytes = [_total(terms) for terms in self._buffers]
@@ -187,7 +192,9 @@ class Account:
 
     def _load_peak(self, i: int) -> int:
         """The most that one GPU holds while loading; the first stages tensors through torch."""
-        return self._before_bytes[i] + (self._staging if i == 0 else 0)
+        held = self._before_bytes[i] - self._temporaries
+        staged = self._loading + (self._staging if i == 0 else 0)
+        return held + max(staged, self._temporaries)
 
     def _ledger(self, i: int, region: int, ratio: float) -> GpuLedger:
         gpu = self.gpus[i]

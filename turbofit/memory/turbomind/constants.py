@@ -8,12 +8,21 @@ from typing import Final
 import msgspec
 
 from turbofit.core.errors import PackageError
+from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 
-__all__ = ["REFERENCE", "EngineConstants", "load_constants"]
+__all__ = ["REFERENCE", "EngineConstants", "PackedFormat", "load_constants"]
 
 REFERENCE: Final = "0.18"
+
+
+class PackedFormat(Struct):
+    """Scales and zeros of a group in bytes, held and while loading; temporaries an element."""
+
+    group: float
+    load_group: float
+    temporary: float
 
 
 class EngineConstants(Struct):
@@ -42,8 +51,16 @@ class EngineConstants(Struct):
     cublas_handle: dict[str, int]
     kernel_images: dict[int, int]
     pool_growth: int
-    load_linear_copies: float
+    packed: dict[str, dict[str, PackedFormat]]
+    load_layer: dict[str, float]
     host_process: int
+
+    def packed_format(
+        self, quantization: Quantization, capability: tuple[int, int]
+    ) -> PackedFormat:
+        """How a card of this compute capability holds linears that are packed so."""
+        formats = self.packed["fp8" if quantization.method == "fp8" else "int4"]
+        return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
 
 
 @cache

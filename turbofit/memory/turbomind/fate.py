@@ -13,6 +13,7 @@ from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.terms import TEMPORARIES
 
 __all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
 
@@ -92,7 +93,11 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
     for ledger in ledgers:
         missing = ledger.load_peak - _usable(ledger)
         if missing > 0:
-            weights = sum(term.bytes for term in ledger.ledger if term.phase == "weights")
+            weights = sum(
+                term.bytes
+                for term in ledger.ledger
+                if term.phase == "weights" and term.term != TEMPORARIES
+            )
             before = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context"))
             staging = ledger.load_peak - before - weights
             yield Fate(

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from turbofit.core.model import DTYPE_BYTES, Model, PatchRule, TileRule
 from turbofit.core.plan import HostMemory, Settings
+from turbofit.core.units import round_up
 from turbofit.memory.turbomind.buffers import pinned_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import ffn_width, lm_head_rows
+from turbofit.memory.turbomind.weights import ffn_width, lm_head_rows, packed_elements
 
-__all__ = ["host_memory", "pixel_bytes", "staging_bytes", "temporary_bytes"]
+__all__ = ["host_memory", "loading_extra", "pixel_bytes", "staging_bytes", "temporary_bytes"]
 
 _HALF = 2
 
 
-def temporary_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
+def temporary_bytes(
+    model: Model,
+    settings: Settings,
+    constants: EngineConstants,
+    capability: tuple[int, int] = (8, 0),
+) -> int:
     """Bytes per rank of weight preparation that are still held when free memory is read.
 
     The last cast or repack is freed without a synchronisation before TurboMind asks for free
-    memory: lm_head's copy where the checkpoint's dtype is cast, the widest grouped linear at
-    16 bits where it is repacked.
+    memory: lm_head's copy where the checkpoint's dtype is cast; where linears are packed, the
+    widest one's repacking and what their scales took more while loading.
     """
     text = model.text
     cast = 0
@@ -27,9 +33,26 @@ def temporary_bytes(model: Model, settings: Settings, constants: EngineConstants
     repack = 0
     if model.quantization is not None:
         width = ffn_width(text.intermediate, settings.tp, model.quantization, constants)
+        packed = constants.packed_format(model.quantization, capability)
+        widest = text.hidden * 2 * width // settings.tp
         # One page more than the tensor: its scales share a page with what is freed beside them.
-        repack = text.hidden * 2 * width // settings.tp * _HALF + constants.pool_granularity
+        repack = int(widest * packed.temporary) + constants.pool_granularity
+        repack += loading_extra(model, settings, constants, capability)
     return max(cast, repack)
+
+
+def loading_extra(
+    model: Model,
+    settings: Settings,
+    constants: EngineConstants,
+    capability: tuple[int, int] = (8, 0),
+) -> int:
+    """Bytes per rank that packed linears take more while loading than once they are prepared."""
+    if model.quantization is None:
+        return 0
+    packed = constants.packed_format(model.quantization, capability)
+    groups = packed_elements(model, settings.tp, constants) // model.quantization.group_size
+    return int(groups * (packed.load_group - packed.group))
 
 
 def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) -> int:
@@ -37,19 +60,20 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
 
     The whole embedding waits there for the text model to be built, while lm_head passes raw and as
     its contiguous shard, or whole again where it is padded or cast; torch gives none of it back
-    before the end. A wide layer can take more than lm_head: its raw linears and the concatenated
-    gate and up. Over by what the two share. Source: LMDeploy models/*.py, builders/_base.py.
+    before the end. A wide layer can take more than lm_head: its raw linears, gate and up joined,
+    and their shards. Source: LMDeploy models/*.py, builders/_base.py, and its loader's storages.
     """
     text, tp = model.text, settings.tp
     stored = DTYPE_BYTES[model.dtype]
     embedding = text.vocab * text.hidden * stored
     copied = lm_head_rows(text, tp) != text.vocab or settings.dtype != model.dtype
     lm_head = embedding + lm_head_rows(text, tp) * text.hidden * stored // (1 if copied else tp)
-    layer = 3 * text.hidden * text.intermediate
-    layer_bytes = layer * stored
+    gate, copies = text.hidden * text.intermediate, constants.load_layer
+    shards = copies["shards"] / tp if tp > 1 else 0.0
+    layer = gate * stored * (copies["whole"] + shards)
     if model.quantization is not None:
-        layer_bytes = layer * model.quantization.bits // 8
-    return embedding + max(lm_head, int(layer_bytes * constants.load_linear_copies))
+        layer = gate * copies["packed"]
+    return round_up(embedding + max(lm_head, int(layer)), constants.pool_granularity)
 
 
 def pixel_bytes(model: Model, units: int) -> int:

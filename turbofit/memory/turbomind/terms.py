@@ -21,6 +21,7 @@ __all__ = [
     "before_terms",
     "buffer_terms",
     "cache_terms",
+    "capability_of",
     "transient_terms",
     "warmup_term",
     "warmup_tokens",
@@ -49,7 +50,7 @@ def before_terms(
         linked: whether NVLink joins every pair of the group.
         constants: the generation's figures.
     """
-    hopper = _capability(gpu) >= (9, 0)
+    hopper = capability_of(gpu) >= (9, 0)
     context, note = context_bytes(gpu)
     handles = constants.cublas_handles["first" if first else "other"]
     handle = constants.cublas_handle["hopper" if hopper else "default"]
@@ -64,11 +65,15 @@ def before_terms(
 
 
 def weight_terms(
-    model: Model, settings: Settings, temporaries: int, constants: EngineConstants
+    model: Model,
+    settings: Settings,
+    temporaries: int,
+    constants: EngineConstants,
+    capability: tuple[int, int],
 ) -> list[Term]:
     """The weights of one rank by tensor class, and what loading has not given back yet."""
     basis: Basis = "file" if model.source.sizes == "file" else "formula"
-    classes = weight_classes(model, settings.tp, constants)
+    classes = weight_classes(model, settings.tp, constants, capability)
     terms = [_term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
     rounding = round_up(total, constants.pool_granularity) - total
@@ -105,7 +110,8 @@ def buffer_terms(
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
     rounding = sum(round_up(s, constants.pool_granularity) - s for s in (*alone, pooled))
     images = constants.kernel_images
-    wanted = _capability(gpu)[0] * 10 + _capability(gpu)[1]
+    major, minor = capability_of(gpu)
+    wanted = major * 10 + minor
     image = images[max((key for key in images if key <= wanted), default=max(images))]
     return [
         *terms,
@@ -197,6 +203,6 @@ def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> T
     return Term(term=term, phase=phase, bytes=size, basis=basis, note=note)
 
 
-def _capability(gpu: Gpu) -> tuple[int, int]:
+def capability_of(gpu: Gpu) -> tuple[int, int]:
     """Compute capability; Hopper's where it cannot be read, whose buffers are the largest."""
     return (9, 0) if gpu.compute_capability == "NA" else gpu.compute_capability

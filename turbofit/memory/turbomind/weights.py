@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import lcm
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from turbofit.core.model import DTYPE_BYTES, Model, Quantization, TextDims, VisionDims
 from turbofit.core.units import round_up
@@ -19,6 +22,7 @@ __all__ = [
     "ffn_width",
     "kv_heads_held",
     "lm_head_rows",
+    "packed_elements",
     "vision_mlp_width",
     "vision_side",
     "vision_tp",
@@ -30,15 +34,25 @@ _PAGE = 2 << 20
 _VECTOR = 8
 
 
-def weight_classes(model: Model, tp: int, constants: EngineConstants) -> dict[str, int]:
-    """Bytes per rank of each tensor class of a model; vision classes where it has a tower."""
-    text = model.text
+def weight_classes(
+    model: Model,
+    tp: int,
+    constants: EngineConstants,
+    capability: tuple[int, int] = (8, 0),
+) -> dict[str, int]:
+    """Bytes per rank of each tensor class of a model; vision classes where it has a tower.
+
+    Packed linears are held in another form on some cards, hence ``capability``.
+    """
+    text, packing = model.text, None
+    if model.quantization is not None:
+        packing = _Packing(model.quantization, constants, capability)
     width = DTYPE_BYTES["float16"]  # TurboMind computes in 16 bits whatever the checkpoint stores
     classes = {
         "embedding": text.vocab * text.hidden * width // tp,
         "lm_head": lm_head_rows(text, tp) * text.hidden * width // tp,
-        "attention": sum(_attention(text, tp, model.quantization)) * text.layers,
-        "mlp": _mlp(text, tp, model.quantization, constants),
+        "attention": sum(_attention(text, tp, packing)) * text.layers,
+        "mlp": _mlp(text, tp, packing, constants),
         "norms": (2 * text.layers + 1) * text.hidden * width
         + (2 * text.layers * text.head_dim * width if text.qk_norm else 0),
     }
@@ -89,46 +103,59 @@ def vision_tp(vision: VisionDims, tp: int) -> int:
     return tp if vision.heads % tp == 0 else 1
 
 
-def _linear(inputs: int, outputs: int, quantization: Quantization | None) -> int:
-    """Bytes of a weight as the engine stores it.
+class _Packing(NamedTuple):
+    """A quantisation as one kind of card holds it."""
 
-    4-bit groups carry one 16-bit scale and zero each; fp8 carries scales of 128 x 128 blocks that
-    are expanded to one 16-bit scale a group before Hopper: the larger of the two is charged.
-    """
+    quantization: Quantization
+    constants: EngineConstants
+    capability: tuple[int, int]
+
+    def bytes_of(self, elements: int) -> int:
+        """Bytes of so many packed elements with their scales and zeros."""
+        quantization = self.quantization
+        groups = elements // quantization.group_size
+        held = self.constants.packed_format(quantization, self.capability).group
+        return elements * quantization.bits // 8 + int(groups * held)
+
+
+def _linear(inputs: int, outputs: int, packing: _Packing | None) -> int:
+    """Bytes of a weight as the engine holds it."""
     elements = inputs * outputs
-    if quantization is None:
-        return elements * 2
-    group = quantization.group_size
-    if quantization.method == "fp8":
-        return elements + elements // group * 2
-    if quantization.method == "mxfp4":
-        return elements // 2 + elements // group
-    return elements * quantization.bits // 8 + elements // group * 4
+    return elements * 2 if packing is None else packing.bytes_of(elements)
 
 
-def _attention(text: TextDims, tp: int, quantization: Quantization | None) -> Iterator[int]:
+def packed_elements(model: Model, tp: int, constants: EngineConstants) -> int:
+    """Elements of one rank's linears that are stored packed."""
+    if model.quantization is None:
+        return 0
+    text = model.text
+    plain = replace(model, quantization=None, vision=None)
+    classes = weight_classes(plain, tp, constants)
+    biases = text.layers * (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim
+    dense = classes["attention"] + classes["mlp"]
+    return (dense - (biases // tp * 2 if text.qkv_bias else 0)) // 2
+
+
+def _attention(text: TextDims, tp: int, packing: _Packing | None) -> Iterator[int]:
     """One layer's attention: fused QKV split by heads, output projection split by its input."""
     qkv = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
-    yield _linear(text.hidden, qkv, quantization)
-    yield _linear(text.heads * text.head_dim // tp, text.hidden, quantization)
+    yield _linear(text.hidden, qkv, packing)
+    yield _linear(text.heads * text.head_dim // tp, text.hidden, packing)
     if text.qkv_bias:
         yield qkv * 2
     if text.output_bias:
         yield text.hidden * 2
 
 
-def _mlp(
-    text: TextDims, tp: int, quantization: Quantization | None, constants: EngineConstants
-) -> int:
+def _mlp(text: TextDims, tp: int, packing: _Packing | None, constants: EngineConstants) -> int:
     """All layers' feed-forward networks, dense and experts."""
+    quantization = packing.quantization if packing else None
 
     def ffn(intermediate: int) -> int:
         width = ffn_width(intermediate, tp, quantization, constants) // tp
         bias = (2 * width + text.hidden) * 2 if text.mlp_bias else 0
         return (
-            _linear(text.hidden, 2 * width, quantization)
-            + _linear(width, text.hidden, quantization)
-            + bias
+            _linear(text.hidden, 2 * width, packing) + _linear(width, text.hidden, packing) + bias
         )
 
     moe = text.moe
