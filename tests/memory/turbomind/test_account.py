@@ -11,6 +11,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.model.source import resolve_model
 
 MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
@@ -73,8 +74,18 @@ def test_the_first_gpu_stages_the_load():
     staging = first.load_peak - sum(
         t.bytes for t in first.ledger if t.phase in ("before", "context", "weights")
     )
-    # padded vocabulary: the embedding, lm_head raw and lm_head padded
-    assert staging / MIB == pytest.approx(3 * 723.1, abs=1)
+    # padded vocabulary: the embedding, lm_head raw and lm_head padded, each in pages of its own
+    assert staging / MIB == pytest.approx(3 * 724, abs=1)
+
+
+def test_hopper_fuses_the_product_of_packed_gates():
+    model, case = "internvl2-8b-awq", Case("internvl2-8b-awq", 1)
+    pools = [
+        PoolModel(resolve_model(model), case.settings(), load_constants(), capability)
+        for capability in ((8, 0), (9, 0))
+    ]
+    wide, fused = (pool.peak(Forward(tokens=16384, context=16384)) for pool in pools)
+    assert wide - fused == 16384 * 14336 * 2
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,9 @@ class Account:
         self.margins = tuple(margins)
         self.shape = cache_shape(model.text, settings, constants)
         self.units_per_forward = _units_per_forward(model, exposure, settings)
-        pool = PoolModel(model, settings, constants)
+        measured = self.gpus[0].compute_capability
+        # A card that cannot be read is taken for one that fuses nothing, so over.
+        pool = PoolModel(model, settings, constants, (8, 0) if measured == "NA" else measured)
         self.transients = transient_terms(
             pool, model.image_rule, settings, exposure, self.units_per_forward, constants
         )

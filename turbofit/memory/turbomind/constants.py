@@ -23,6 +23,7 @@ class PackedFormat(Struct):
     group: float
     load_group: float
     temporary: float
+    fused_silu: bool = False
 
 
 class EngineConstants(Struct):

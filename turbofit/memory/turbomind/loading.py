@@ -63,17 +63,18 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     before the end. A wide layer can take more than lm_head: its raw linears, gate and up joined,
     and their shards. Source: LMDeploy models/*.py, builders/_base.py, and its loader's storages.
     """
-    text, tp = model.text, settings.tp
+    text, tp, page = model.text, settings.tp, constants.pool_granularity
     stored = DTYPE_BYTES[model.dtype]
-    embedding = text.vocab * text.hidden * stored
+    embedding = round_up(text.vocab * text.hidden * stored, page)
     copied = lm_head_rows(text, tp) != text.vocab or settings.dtype != model.dtype
-    lm_head = embedding + lm_head_rows(text, tp) * text.hidden * stored // (1 if copied else tp)
+    copy = lm_head_rows(text, tp) * text.hidden * stored // (1 if copied else tp)
+    lm_head = embedding + round_up(copy, page)
     gate, copies = text.hidden * text.intermediate, constants.load_layer
     shards = copies["shards"] / tp if tp > 1 else 0.0
     layer = gate * stored * (copies["whole"] + shards)
     if model.quantization is not None:
         layer = gate * copies["packed"]
-    return round_up(embedding + max(lm_head, int(layer)), constants.pool_granularity)
+    return embedding + max(lm_head, round_up(int(layer), page) + page)
 
 
 def pixel_bytes(model: Model, units: int) -> int:

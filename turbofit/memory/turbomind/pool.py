@@ -52,7 +52,13 @@ class Forward(Struct):
 class PoolModel:
     """The stages of one model under one set of settings."""
 
-    def __init__(self, model: Model, settings: Settings, constants: EngineConstants) -> None:
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        constants: EngineConstants,
+        capability: tuple[int, int] = (8, 0),
+    ) -> None:
         text, tp = model.text, settings.tp
         self.model = model
         self.text = text
@@ -64,6 +70,9 @@ class PoolModel:
         self.local_kv = kv_heads_held(text.kv_heads, tp) // tp
         self.ffn = ffn_width(text.intermediate, tp, model.quantization, constants) // tp
         self.symm = symmetric_buffer(text, settings)
+        quantization = model.quantization
+        fused = quantization and constants.packed_format(quantization, capability).fused_silu
+        self.ffn_streams = 1 if fused else 2
 
     def peak(self, forward: Forward) -> int:
         """The pool's largest live size over the stages of one forward."""
@@ -97,9 +106,9 @@ class PoolModel:
         return qkv + out + flat
 
     def _mlp(self, tokens: int) -> int:
-        """Gate and up of a dense layer side by side; experts hold theirs for every routed token."""
+        """Gate and up of a dense layer, or their product; experts hold both a routed token."""
         moe = self.text.moe
-        dense = tokens * self.ffn * 2 * _HALF
+        dense = tokens * self.ffn * self.ffn_streams * _HALF
         if moe is None:
             return dense
         width = round_up(moe.intermediate, self.constants.ffn_align_16bit * self.tp) // self.tp
