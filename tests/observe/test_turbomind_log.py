@@ -128,6 +128,7 @@ def test_lines(line: str, event: log.Event) -> None:
         'INFO:     127.0.0.1:1 - "GET /health HTTP/1.1" 200 OK',
         "a user said: RuntimeError: not ours",
         "HINT:    Please open http://127.0.0.1:23333 in a browser",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.2.3 MiB",
     ],
 )
 def test_other_lines(line: str) -> None:

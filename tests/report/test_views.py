@@ -19,7 +19,7 @@ from turbofit.report.machine_view import machine_view
 from turbofit.report.plan_view import plan_view
 from turbofit.report.preset_view import gpus_view, models_view
 from turbofit.report.shell import shell_command
-from turbofit.report.words import groups_of, indices
+from turbofit.core.words import groups_of, indices
 
 
 def test_equal_gpus_share_a_column_and_others_do_not() -> None:

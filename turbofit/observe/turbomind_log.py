@@ -220,7 +220,10 @@ def parse_line(line: str) -> Event | None:
     """The event that one line of a log tells of, or None."""
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
     match = _PREFIX.match(text)
-    return _engine(match[1]) if match else _other(text)
+    try:
+        return _engine(match[1]) if match else _other(text)
+    except ValueError:  # a figure that a torn line damaged
+        return None
 
 
 def cached_tokens(budget: int, slab: Slab, block_tokens: int) -> int:

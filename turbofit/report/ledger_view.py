@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import mib
 from turbofit.report.document import Column, Heading, Items, Line, Table
-from turbofit.report.words import indices
+from turbofit.core.words import indices
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan, Term

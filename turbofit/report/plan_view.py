@@ -10,7 +10,7 @@ from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, 
 from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.rehearsal_view import rehearsal_blocks
 from turbofit.report.shell import shell_command
-from turbofit.report.words import groups_of
+from turbofit.core.words import groups_of
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

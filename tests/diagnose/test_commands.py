@@ -1,0 +1,74 @@
+"""`turbofit diagnose` and `turbofit doctor` as people call them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tests.diagnose.conftest import LOGS
+from turbofit.cli.main import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_diagnose_a_file(capsys) -> None:
+    code, out, err = run(capsys, "diagnose", str(LOGS / "case1_internvl_torchrun.log"))
+    assert code == 0
+    assert err == ""
+    for words in ("What would have worked", "It rests on these lines", "Who held the memory",
+                  "556 MiB", "turbofit serve OpenGVLab/InternVL2-8B"):  # fmt: skip
+        assert words in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_diagnose_as_json_and_markdown(capsys) -> None:
+    path = str(LOGS / "case4_qwen_v100.log")
+    code, out, _ = run(capsys, "diagnose", path, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["schema"] == "turbofit.diagnosis/1"
+    assert document["would_work"]["settings"]["dtype"] == "float16"
+    assert document["evidence"][0]["line"] == 12
+    code, out, _ = run(capsys, "diagnose", path, "--md")
+    assert out.startswith("#")
+
+
+def test_diagnose_stdin_and_unknown(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"nothing known\n")))
+    code, out, _ = run(capsys, "diagnose", "-")
+    assert code == 3
+    assert "nothing that turbofit recognises" in out
+
+
+def test_diagnose_wrong_use(capsys) -> None:
+    code, _, err = run(capsys, "diagnose", "/no/such/file")
+    assert code == 2
+    assert "cannot be read" in err
+    assert run(capsys, "diagnose", str(LOGS / "case3_llava_l4.log"), "--on", "9xnothing")[0] == 2
+
+
+def test_doctor_without_a_gpu(capsys) -> None:
+    code, out, _ = run(capsys, "doctor", "--json")
+    document = json.loads(out)
+    assert document["schema"] == "turbofit.doctor/1"
+    if document["machine"] is None:
+        assert code == 4
+    assert {one["state"] for one in document["findings"]} <= {
+        "ok", "warning", "stops", "unreadable",
+    }  # fmt: skip
+
+
+def test_doctor_on_a_described_machine(capsys) -> None:
+    code, out, _ = run(capsys, "doctor", "--on", "4xrtx3090", "--model", "internvl2-8b")
+    assert code in (0, 3)
+    assert "peer_access: no peer access: all pairs" in out
+    assert "fix:" in out
+    assert run(capsys, "doctor", "--on", "no/such/snapshot.json")[0] == 2

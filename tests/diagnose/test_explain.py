@@ -1,0 +1,289 @@
+"""What people paste, one kind after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.diagnose.conftest import explain
+from turbofit.core.errors import UsageError
+from turbofit.core.units import GIB, MIB
+
+TM = "[TM][FATAL][1120.09:18:10.597172]"
+COMMAND = "$ lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 2 --communicator cuda-ipc\n"
+KNOWN = [
+    ("port_taken", "configuration",
+     "[Errno 98] error while attempting to bind on address ('0.0.0.0', 23333): address already in "
+     "use"),
+    ("too_few_gpus", "configuration",
+     "AssertionError: no valid parallel config: dp=1, tp=4, ep=1, cp=1, device_num=None, "
+     "available_devices=2; note the legacy spelling"),
+    ("unsupported_model", "configuration",
+     "RuntimeError: Can not found rewrite for architectures: ['LlavaQwenForCausalLM']"),
+    ("unsupported_model", "configuration",
+     "RuntimeError: mllama (MllamaForConditionalGeneration) support has been removed from "
+     "LMDeploy"),
+    ("remote_code", "configuration",
+     "ValueError: please set the option `trust_remote_code=True` to remove this error."),
+    ("block_count", "configuration",
+     f"{TM}[turbomind.cc:300] Check failed: cache_ratio < 1. (2000 vs. 1) object-cache path no "
+     "longer accepts cache_max_block_count as a block count"),
+    ("check_failed", "configuration", f"{TM}[x.cc:3] Check failed: size > 0. (0 vs. 0)"),
+    ("tp_impossible", "configuration",
+     "AssertionError: target_heads=6 must be divisible by heads=4"),
+    ("no_kv_memory", "cache", "RuntimeError: No enough gpu memory for kv cache."),
+    ("gpu_too_old", "configuration",
+     "RuntimeError: CUDA error: no kernel image is available for execution on the device"),
+    ("driver_too_old", "configuration",
+     "RuntimeError: The NVIDIA driver on your system is too old (found version 11080)."),
+    ("no_gpu", "configuration", "RuntimeError: No CUDA GPUs are available"),
+    ("no_bfloat16", "configuration",
+     "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0."),
+    ("gpu_lost", "serving", "[9.1] NVRM: Xid (PCI:0000:41:00): 79, pid=1, GPU has fallen off"),
+    ("shared_memory", "host RAM", "NCCL WARN Error while creating shared memory segment of size 9"),
+    ("disk_full", "configuration", "OSError: [Errno 28] No space left on device"),
+    ("no_access", "weights", "huggingface_hub.errors.GatedRepoError: 401 Client Error."),
+    ("no_hub", "weights", "OSError: x is not a local folder and is not a valid model identifier"),
+    ("old_transformers", "configuration",
+     "ValueError: model type `qwen3_vl` but Transformers does not recognize this architecture."),
+    ("nccl_timeout", "communication",
+     "[rank1]:[E ProcessGroupNCCL.cpp:616] Watchdog caught collective operation timeout: Work"),
+    ("nccl_error", "communication",
+     "RuntimeError: [TM][ERROR] NCCL error nccl.cu:210 'unhandled system error'"),
+    ("ray_waits", "communication",
+     "2025-01-01 - lmdeploy - INFO - ray.py - Waiting for creating a placement group of specs"),
+    ("engine_gone", "serving", "Error code: 503 - The inference engine is unavailable."),
+    ("aborted", "unknown", "Aborted (core dumped)"),
+    ("aborted", "unknown", "subprocess exited with exit code: 134"),
+    ("killed", "host RAM", "container lmdeploy exited with code 137"),
+    ("killed", "host RAM", "/run.sh: line 3:  4711 Killed"),
+    ("missing_package", "configuration", "ModuleNotFoundError: No module named 'timm'"),
+    ("out_of_memory", "unknown", "RuntimeError: CUDA error: out of memory"),
+    ("out_of_memory", "weights",
+     "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/utils/memory_utils.cu:31"),
+    ("cuda_error", "unknown",
+     "[TM][ERROR] CUDA runtime error: an illegal memory access was encountered /x/y.cc:3"),
+    ("offload", "weights",
+     "ValueError: The current `device_map` had weights offloaded to the disk. Please provide an "
+     "`offload_folder` for them."),
+    ("peer_warning", "peer access",
+     "[TM][WARNING] Device 0 peer access Device 1 is not available."),
+    ("request_rejected", "serving",
+     "[TM][WARN][1120.09:18:10.597172][x.cc:1] dp0 ID 7: cache out of memory, no request can be"),
+    ("healthy", "none", "INFO:     Uvicorn running on http://0.0.0.0:23333 (Press CTRL+C to quit)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "phase", "text"), KNOWN)
+def test_known_messages(kind: str, phase: str, text: str) -> None:
+    found = explain(f"some line before\n{text}\nand one after\n")
+    assert (found.kind, found.phase) == (kind, phase)
+    assert [one.line for one in found.evidence] == [2]
+    assert "{" not in found.what
+    assert found.known
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n\n", "hello\nworld\n", "GET /v1/models 200\n" * 50, "\x00\xff\x1b[31m", "137\n134\n"],
+)
+def test_unknown_logs_say_so(text: str) -> None:
+    found = explain(text)
+    assert found.kind == "unknown"
+    assert not found.known
+    assert found.unknown == ("what happened",)
+
+
+def test_an_unknown_error_is_quoted() -> None:
+    found = explain("Traceback (most recent call last):\nValueError: the moon is full\n")
+    assert not found.known
+    assert "ValueError: the moon is full" in found.what
+    assert found.evidence[0].line == 2
+
+
+def test_the_earliest_cause_is_the_answer_and_later_ones_are_named() -> None:
+    out = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+    found = explain(f"{out}\nNCCL WARN socket error\nKilled\nNo CUDA GPUs are available\n")
+    assert found.kind == "out_of_memory"
+    assert [one.split(":")[0] for one in found.also] == ["line 2", "line 4", "line 3"]
+
+
+def test_the_kernels_killer() -> None:
+    found = explain(
+        "[881.2] Memory cgroup out of memory: Killed process 2211 (python3) total-vm:81234kB, "
+        "anon-rss:65536000kB, file-rss:1024kB, shmem-rss:0kB\n"
+    )
+    assert (found.kind, found.phase) == ("host_out_of_memory", "host RAM")
+    assert "memory limit was reached" in found.what
+    assert found.held[0].bytes == (65536000 + 1024) * 1024
+    plain = explain("Out of memory: Killed process 9 (lmdeploy)\n")
+    assert "the machine's RAM ran out" in plain.what
+
+
+def test_cuda_ipc_without_peers() -> None:
+    found = explain(
+        f"{COMMAND}# 2x RTX 4090\n{TM}[cuda_ipc_comm.cu:196] CUDA error: invalid device ordinal\n"
+    )
+    assert (found.kind, found.phase) == ("no_peer_access", "peer access")
+    assert any("--communicator nccl" in one for one in found.changes)
+    assert found.would_work is not None
+    assert found.would_work.settings["communicator"] == "nccl"
+    plain = explain("RuntimeError: CUDA error: invalid device ordinal\n")
+    assert plain.kind == "no_such_gpu"
+
+
+SMI = """
+| NVIDIA-SMI 550.54.14    Driver Version: 550.54.14      CUDA Version: 12.4     |
+|=========================================+======================+==============|
+|   0  NVIDIA GeForce RTX 3090        On  | 00000000:01:00.0 Off |          N/A |
+| 30%   40C    P8             20W /  350W |  20100MiB /  24576MiB|   0% Default |
+|   1  NVIDIA GeForce RTX 3090        On  | 00000000:02:00.0 Off |          N/A |
+| 30%   40C    P8             20W /  350W |      1MiB /  24576MiB|   0% Default |
+| Processes:                                                                     |
+|    0   N/A  N/A      4711      C   python3                           18000MiB |
+"""
+
+
+def test_an_nvidia_smi_table() -> None:
+    found = explain(SMI)
+    assert (found.kind, found.phase) == ("memory_table", "none")
+    assert [(one.who, one.bytes) for one in found.held if one.gpu == 0] == [
+        ("python3[4711]", 18000 * MIB),
+        ("nobody in the table (another container, or the driver)", 2100 * MIB),
+    ]
+    assert found.read.machine == "2xrtx3090"
+    assert explain(f"{SMI}\nInternVL2-8B?\n").would_work is not None
+
+
+def test_smi_by_query_and_by_list() -> None:
+    found = explain("0, NVIDIA L4, 500 MiB, 23034 MiB\n1, NVIDIA L4, 2 MiB, 23034 MiB\n")
+    assert found.read.machine == "2xl4"
+    listed = explain(
+        "GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-1)\nGPU 1: NVIDIA GeForce RTX 4090 (UUID: G)\n"
+        "No CUDA GPUs are available\n"
+    )
+    assert listed.read.machine == "1xrtx3090+1xrtx4090"
+
+
+def test_the_user_goes_before_the_log() -> None:
+    text = f"{COMMAND}No valid 2x RTX 3090\ntorch.OutOfMemoryError: CUDA out of memory.\n"
+    found = explain(text, model="qwen2-vl-2b", on="1xl4")
+    assert (found.read.model, found.read.machine) == ("Qwen2-VL-2B-Instruct", "1xl4")
+    with pytest.raises(UsageError):
+        explain(text, model="no-such-model-at-all")
+    with pytest.raises(UsageError):
+        explain(text, on="9xnothing")
+
+
+def test_what_is_missing_for_advice_is_asked_for() -> None:
+    found = explain("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.\n")
+    assert found.would_work is None
+    assert any("--model" in one for one in found.unknown)
+    assert any("--on" in one for one in found.unknown)
+
+
+def test_a_model_that_no_account_covers_has_advice_by_its_weights() -> None:
+    text = "torch.OutOfMemoryError: CUDA out of memory. llava-v1.5-13b on 1x T4\n"
+    found = explain(text)
+    assert found.would_work is not None
+    assert found.would_work.fits is False
+    assert found.would_work.settings == {}
+
+
+def test_a_silent_hang_at_the_default_log_level() -> None:
+    found = explain(
+        "[TM][WARN][1120.09:18:18.178218][turbomind.cc:128] `max_context_token_num` is not set, "
+        "default to 32768.\n[TM][WARN][1120.09:18:18.271140][slab.h:136] slab_size 33554432, "
+        "object_size 8388608, object_count 4, ratio 1\n"
+    )
+    assert (found.kind, found.phase) == ("start_hang", "start-up hang")
+    assert found.missing is not None
+    assert found.missing.bytes is None
+    assert "whether it still ran" in found.unknown[0]
+
+
+def hang(budget: float, ratio: float, **extra: Any) -> str:
+    free = budget / ratio
+    head = "[TM][INFO][1120.09:18:10.597172]"
+    return (
+        f"{head}[turbomind.cc:338] Object cache budget: {budget:.2f} MB from free {free:.2f} MB and"
+        f" ratio {ratio:.3f}\n[TM][WARN][1120.09:18:18.2][slab.h:136] slab_size 33554432, "
+        f"object_size 8388608, object_count 4, ratio 1\n{head}[turbomind.cc:440] Warm-up lengths: "
+        "8, 16, 8192, 8320\n" + f"{head}[scheduler.cc:1186] out of memory at 0/1\n" * 5000
+    )
+
+
+def test_the_hang_and_its_missing_blocks() -> None:
+    found = explain(hang(856.4, 0.1))
+    assert found.kind == "start_hang"
+    assert found.missing is not None
+    # 26 pages of 32 MiB hold 104 blocks of 8; 8320 tokens need 130.
+    assert found.missing.bytes == (130 - 104) * 8 * MIB
+    # 33 slabs of 32 MiB, and one for the alignment, of 8564 MiB.
+    assert any("to 0.128 at least" in one for one in found.changes)
+    assert any("5,000 such lines" in one.tells for one in found.evidence)
+    assert explain(hang(4000, 0.8)).missing.bytes is None
+
+
+def test_a_log_of_many_lines_is_read_in_pieces() -> None:
+    from turbofit import api
+    from turbofit.diagnose.explain import diagnose
+
+    text = hang(856.4, 0.1).encode()
+    pieces = [text[at : at + 1000] for at in range(0, len(text), 1000)]
+    assert diagnose(pieces, api) == explain(hang(856.4, 0.1))
+
+
+def test_torch_text_of_2_0() -> None:
+    found = explain(
+        "RuntimeError: CUDA out of memory. Tried to allocate 192.00 MiB (GPU 0; 23.69 GiB total "
+        "capacity; 22.10 GiB already allocated; 34.75 MiB free; 22.40 GiB reserved in total by "
+        "PyTorch) If reserved memory is >> allocated memory try setting max_split_size_mb\n"
+    )
+    assert found.missing is not None
+    assert found.missing.bytes == 192 * MIB - round(34.75 * MIB)
+    assert "fragmentation" in " ".join(found.why)
+    assert found.held[0].bytes == round(22.40 * GIB)
+
+
+def test_more_free_than_asked_is_said_to_be_odd() -> None:
+    found = explain(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 38.00 MiB. GPU 0 \nhas a "
+        "total capacity of 23.65 GiB of which 39.44 MiB is \nfree. Process 11 has 1.81 GiB memory "
+        "in use.\n"
+    )
+    assert found.missing is not None
+    assert found.missing.bytes is None
+    assert "more than" in found.missing.note
+
+
+HEAD = "[1120.10:13:27.30"
+BUDGET = (
+    f"[TM][INFO]{HEAD}8315][turbomind.cc:338] Object cache budget: 7067.38 MB from free 7175.00 MB "
+    f"and ratio 0.985\n[TM][WARN]{HEAD}8400][slab.h:136] slab_size 33554432, object_size 3670016, "
+    "object_count 9, ratio 0.984375\n"
+)
+FATAL = (
+    "[TM][FATAL][1120.10:13:27.308500][allocator.cc:49] CUDA error: out of memory\n"
+    "*** stacktrace of thread 0x7fcc614ad6c0 ***\n  [ 0] TM_CUDA_CHECK @ gemm.cu:50\n"
+)
+
+
+def test_a_fatal_line_that_overtakes_the_logger() -> None:
+    for text in (FATAL + BUDGET, BUDGET + FATAL):
+        found = explain(text)
+        assert (found.kind, found.phase) == ("out_of_memory", "cache")
+
+
+def test_only_the_generation_that_is_known_is_replayed() -> None:
+    command = "$ lmdeploy serve api_server OpenGVLab/InternVL3-8B  # RTX 3090\n"
+    found = explain(command + BUDGET + FATAL)
+    assert found.missing is not None
+    assert found.missing.bytes is not None
+    assert "assumed LMDeploy 0.18" in found.unknown
+    found = explain(f"lmdeploy==0.16.0\n{command}{BUDGET}{FATAL}")
+    assert found.missing is not None
+    assert found.missing.bytes is None
+    assert any("0.16.0" in one for one in found.unknown)
+    assert any("18.7 GiB of host memory" in one for one in found.why)

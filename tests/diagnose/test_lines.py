@@ -1,0 +1,192 @@
+"""Single lines: what is read from them, and that nothing makes the readers fail."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbofit.core.units import GIB, KIB, MIB
+from turbofit.diagnose.engine_lines import engine_line
+from turbofit.diagnose.events import (
+    Computed,
+    DefaultSession,
+    KvBlocks,
+    KvTokens,
+    LegacyCuda,
+    Offload,
+    OtherDevices,
+    PeerMissing,
+    SmiDriver,
+    VisionForward,
+)
+from turbofit.diagnose.facts import read_facts
+from turbofit.diagnose.host_lines import host_line
+from turbofit.diagnose.rows import rows
+from turbofit.diagnose.subject import Subject
+from turbofit.diagnose.torch_lines import torch_line, torch_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "event"),
+    [
+        ("[TM][INFO] [BlockManager] block_size = 2 MB",
+         KvBlocks(field="block_size", value=2 * MIB)),
+        ("[TM][INFO] block_size = 0.844 MB",
+         KvBlocks(field="block_size", value=round(0.844 * MIB))),
+        ("[TM][INFO] [BlockManager] max_block_count = 6214",
+         KvBlocks(field="max_block_count", value=6214)),
+        ("[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/x/allocator.h:246",
+         LegacyCuda(message="out of memory", where="/lmdeploy/src/x/allocator.h:246")),
+        ("RuntimeError: [TM][ERROR] CUDA runtime error: out of memory /a/b.cu:31 ",
+         LegacyCuda(message="out of memory", where="/a/b.cu:31")),
+        ("[TM][WARNING] Devicle 0 peer access Device 3 is not available.", PeerMissing(a=0, b=3)),
+        ("[TM][WARNING] Device 1 peer access Device 0 is not available.", PeerMissing(a=1, b=0)),
+        ("[TM][WARNING] No enough blocks for `session_len` (9), `session_len` truncated to 777.",
+         KvTokens(what="session", tokens=777)),
+        ("[TM][INFO] max cached tokens: 4096", KvTokens(what="cache", tokens=4096)),
+        ("`max_context_token_num` is not set, default to 32768.", DefaultSession(tokens=32768)),
+        ("req 1 (uid 22) resume [0,0) 0 blk ro (0%) source=none | computed [64,6688) 6688 tok",
+         Computed(uid=22, start=64, end=6688)),
+        ("vision forward shape: torch.Size([13, 3, 448, 448])",
+         VisionForward(shape=(13, 3, 448, 448))),
+        ("nothing", None),
+    ],
+)  # fmt: skip
+def test_engine_lines(text: str, event: object) -> None:
+    assert engine_line(text) == event
+
+
+def test_two_device_texts_of_both_generations() -> None:
+    old = torch_line(
+        "RuntimeError: Expected all tensors to be on the same device, but found at least two "
+        "devices, cuda:0 and cpu! (when checking argument for argument mat2 in method wrapper_mm)"
+    )
+    assert old == OtherDevices(devices=("cuda:0", "cpu"), operator="wrapper_mm")
+    new = torch_line(
+        "RuntimeError: Expected all tensors to be on the same device, but got index is on cuda:0, "
+        "different from other tensors on cuda:1 (when checking argument in method wrapper_x)"
+    )
+    assert new == OtherDevices(devices=("cuda:0", "cuda:1"), operator="wrapper_x")
+
+
+def test_offload_without_modules() -> None:
+    assert torch_line("ValueError: Please provide an `offload_folder` for them.") == Offload(
+        modules=()
+    )
+
+
+def test_memory_text_with_private_pools_and_small_units() -> None:
+    memory = torch_memory(
+        "CUDA out of memory. Tried to allocate 512.00 KiB. GPU 3 has a total capacity of 79.15 GiB "
+        "of which 448.00 KiB is free. Including non-PyTorch memory, this process has 70.00 GiB "
+        "memory in use. Process 12 has 9.00 GiB memory in use. Of the allocated memory 60.00 GiB "
+        "is allocated by PyTorch, with 1.20 GiB allocated in private pools (e.g., CUDA Graphs), "
+        "and 3.00 GiB is reserved by PyTorch but unallocated."
+    )
+    assert (memory.asked, memory.free, memory.gpu) == (512 * KIB, 448 * KIB, 3)
+    assert (memory.process, memory.allocated, memory.cached) == (70 * GIB, 60 * GIB, 3 * GIB)
+    assert memory.others == ((12, 9 * GIB),)
+    assert torch_memory("CUDA out of memory. Tried to allocate 2 bytes.").asked == 2
+
+
+def test_smi_head() -> None:
+    line = "| NVIDIA-SMI 535.104.05   Driver Version: 535.104.05   CUDA Version: 12.2     |"
+    assert host_line(line) == SmiDriver(driver="535.104.05", cuda="12.2")
+
+
+def test_rows_clean_what_terminals_and_launchers_add() -> None:
+    text = (
+        "\x1b[31mred\x1b[0m\n"
+        "Loading: 1%\rLoading: 2%[TM][FATAL][1120.09:18:02][a.cc:1] CUDA error: out of memory\n"
+        "(RayWorker pid=12, ip=10.0.0.1) torch.OutOfMemoryError: CUDA out of memory.\n"
+        "[rank3]: RuntimeError: [TM][ERROR] CUDA runtime error: x y.cu:1\n"
+        "web-1  | Killed\n\n"
+    )
+    assert list(rows([text.encode()])) == [
+        (1, "red"),
+        (2, "Loading: 1%"),
+        (2, "Loading: 2%"),
+        (2, "[TM][FATAL][1120.09:18:02][a.cc:1] CUDA error: out of memory"),
+        (3, "torch.OutOfMemoryError: CUDA out of memory."),
+        (4, "RuntimeError: [TM][ERROR] CUDA runtime error: x y.cu:1"),
+        (5, "Killed"),
+    ]
+    assert list(rows(["a\nb".encode("utf-16")])) == [(1, "a"), (2, "b")]
+
+
+@given(st.binary(max_size=400), st.integers(1, 50))
+def test_any_bytes_in_any_pieces_are_read(data: bytes, size: int) -> None:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return
+    whole = list(rows([data]))
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    if size >= 2:
+        assert list(rows(pieces)) == whole
+    read_facts(whole)
+
+
+BROKEN = [
+    "Object cache budget: 1e9 MB from free 0 MB and ratio 0",
+    "[TM][INFO][1][a] Object cache budget: .. MB from free . MB and ratio .",
+    "slab_size 1, object_size 0",
+    "[TM][INFO] block_size = ..5 MB",
+    "max_block_count = 0",
+    "--tp 0",
+    "--tp -3",
+    "--tp 99999999",
+    "(GPU 0; . GiB total capacity",
+    "Tried to allocate . GiB",
+    "CUDA out of memory",
+    "|  0  |",
+    "File",
+    "Traceback",
+    "[TM][FATAL][1][a] CUDA error: out of memory",
+    "Warm-up lengths: ,",
+    "InternVL2-8B",
+    "RTX 3090",
+    "computed [",
+    "[TM][INFO][1][a] Warm-up lengths: 8, 16",
+    "[TM][INFO][1][a] 16",
+    "[TM][INFO][1][a] Object cache budget: 10.00 MB from free 20.00 MB and ratio 0.500",
+    "[TM][INFO][1][a] slab_size 33554432, object_size 8388608, object_count 4, ratio 1",
+    "--session-len 1",
+    "--max-batch-size 1",
+    "NCCL error",
+    "Killed",
+]
+
+
+@given(st.lists(st.sampled_from(BROKEN), max_size=12))
+def test_broken_lines_never_fail(lines: list[str]) -> None:
+    from turbofit import api
+    from turbofit.diagnose.explain import diagnose
+
+    diagnose(["\n".join(lines).encode()], api)
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 4", "internvl2-8b"),
+        ("pipe = pipeline('/data/models/Qwen2-VL-7B-Instruct/')", "qwen2-vl-7b"),
+        ("--model-path liuhaotian/llava-v1.5-7b", "LLaVA-1.5-7B"),
+        ("running InternVL2_26B-AWQ today", "internvl2-26b-awq"),
+        ("import modeling_llama", None),
+    ],
+)
+def test_models_that_logs_name(text: str, model: str | None) -> None:
+    subject = Subject()
+    subject.read(1, text)
+    assert (subject.model[0] if subject.model else None) == model
+
+
+def test_a_command_goes_before_a_mention() -> None:
+    subject = Subject()
+    subject.read(1, "compared with Qwen2-VL-7B-Instruct")
+    subject.read(
+        2, "lmdeploy serve api_server internvl2-8b --tp 2 --quant-policy 8 --dtype float16"
+    )
+    assert subject.model is not None
+    assert subject.model[0] == "internvl2-8b"
+    assert subject.options == {"tp": 2, "quant_policy": 8, "dtype": "float16"}

@@ -1,0 +1,93 @@
+"""Real deaths of LMDeploy's engine on pretend GPUs: bytes missing must equal the timeline's.
+
+Few, since each takes seconds; `bench/faults/diagnose_deaths.py` does 30 random ones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbofit import api
+from turbofit.core.errors import PackageError
+from turbofit.core.units import MIB
+from turbofit.diagnose.answer import Diagnosis
+from turbofit.diagnose.explain import diagnose
+from turbofit.rehearse.checkpoint import write_checkpoint
+from turbofit.rehearse.engine import engine_library
+from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.spec import parse_spec
+
+pytestmark = pytest.mark.lmdeploy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        engine_library()
+    except PackageError as error:
+        pytest.skip(error.message)
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        pytest.skip("no C compiler")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    return tmp_path_factory.mktemp("rehearsed")
+
+
+def die(
+    folder: Path, model: str, cases: list[dict[str, Any]], total: int = 24268, **settings: Any
+) -> tuple[dict[str, Any], Diagnosis]:
+    """Rehearse a start that ends badly, and diagnose its log."""
+    write_checkpoint(model, folder / model)
+    options = {"tp": 1, "max_batch_size": 128, "session_len": 32768, **settings}
+    card = {"name": "NVIDIA GeForce RTX 3090", "total": total * MIB, "used": 300 * MIB,
+            "sm": [8, 6], "sm_count": 82, "l2": 6 * MIB}  # fmt: skip
+    spec = {
+        "machine": {"gpus": [card] * options["tp"], "p2p": True},
+        "model_dir": str(folder / model),
+        "settings": options,
+        "cases": cases,
+    }
+    document = rehearse(parse_spec(spec), folder / "kept")
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    log = f"$ lmdeploy serve api_server {model} {words}\n".encode()
+    log += (folder / "kept" / "stderr").read_bytes()
+    on = f"{options['tp']}xrtx3090:total={total}MiB:used=300MiB"
+    return document, diagnose([log], api, on=on)
+
+
+def test_in_the_warm_up(folder: Path) -> None:
+    document, found = die(folder, "internvl2-1b", [], tp=2, cache_max_entry_count=0.995)
+    assert document["outcome"] == "out_of_memory"
+    assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
+    assert found.missing is not None
+    assert found.missing.bytes == document["death"]["short"]
+    assert found.missing_in_all is not None
+    assert found.missing_in_all.bytes >= found.missing.bytes
+    assert found.would_work is not None
+    assert found.would_work.fits
+
+
+def test_at_an_image(folder: Path) -> None:
+    case = {"name": "photo", "requests": [{"units": [[1, 200, 200]], "text_tokens": 30}]}
+    document, found = die(
+        folder, "qwen2-vl-2b", [case], cache_max_entry_count=0.96, max_prefill_token_num=4096
+    )
+    assert document["death"]["phase"] == "case photo"
+    assert found.phase == "vision"
+    assert found.missing is not None
+    assert found.missing.bytes == document["death"]["short"]
+    assert "40000 vision units" in found.missing.note
+
+
+def test_while_loading_the_log_has_no_sizes(folder: Path) -> None:
+    document, found = die(folder, "internvl2-1b", [], total=1700)
+    assert document["outcome"] == "out_of_memory"
+    assert (found.kind, found.phase) == ("out_of_memory", "weights")
+    assert found.missing is not None
+    assert found.missing.bytes is None
+    assert found.missing_in_all is not None
+    assert found.missing_in_all.bytes > 0

@@ -1,0 +1,154 @@
+"""``turbofit diagnose LOG``: what happened, and what would have worked."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from turbofit.cli import options
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from turbofit.cli.parser import Parser
+    from turbofit.diagnose.answer import Advice, Diagnosis, Missing
+    from turbofit.report.document import Block, Tone
+
+__all__ = ["add_arguments", "run"]
+
+_NOT_KNOWN: Final = 3
+
+
+def add_arguments(parser: Parser) -> None:
+    """The log, and what it may not name."""
+    parser.add_argument("log", metavar="LOG", help="a log file, or - for standard input")
+    parser.add_argument("--model", help="the model, where the log does not name it")
+    parser.add_argument(
+        "--on", metavar="SPEC", help="the machine, where the log does not name it: 4xrtx3090, …"
+    )
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, explain, show; exit 3 where nothing was recognised."""
+    from turbofit import api
+    from turbofit.cli.output import answer, show
+    from turbofit.core.struct import to_json
+    from turbofit.diagnose.explain import diagnose
+
+    found = diagnose(_chunks(args.log), api, model=args.model, on=args.on)
+    if args.json:
+        answer(to_json(found))
+    else:
+        show(list(_view(found)), markdown=args.md)
+    return 0 if found.known else _NOT_KNOWN
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    from turbofit.diagnose.rows import chunks_of
+
+    try:
+        if path == "-":
+            yield from chunks_of(sys.stdin.buffer)
+            return
+        with open(path, "rb") as file:
+            yield from chunks_of(file)
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be read: {exc.strerror or exc}", hint="name a log file, or - for stdin"
+        ) from None
+
+
+def _view(found: Diagnosis) -> Iterator[Block]:
+    """The answer first, then what it rests on."""
+    from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
+
+    yield Heading(text="What happened")
+    yield Line(text=found.what, tone="bad" if found.phase != "none" else "plain")
+    yield Facts(facts=tuple(_facts(found)))
+    if found.why:
+        yield Heading(text="Why")
+        yield Items(items=found.why)
+    if found.held:
+        yield Heading(text="Who held the memory")
+        columns = (
+            Column(title="GPU", right=True),
+            Column(title="who", wrap=True),
+            Column(title="size", right=True),
+            Column(title="lines", right=True),
+        )
+        rows = tuple(
+            (
+                "" if one.gpu is None else str(one.gpu),
+                one.who,
+                _size(one.bytes),
+                ",".join(map(str, one.lines)),
+            )
+            for one in found.held
+        )
+        yield Table(columns=columns, rows=rows)
+    if found.would_work is not None:
+        yield from _advice(found.would_work)
+    if found.changes:
+        yield Heading(text="What to change")
+        yield Items(items=found.changes)
+    for title, entries in (("What is unknown", found.unknown), ("Also in this log", found.also)):
+        if entries:
+            yield Heading(text=title)
+            yield Items(items=entries, tone="dim")
+    if found.evidence:
+        yield Heading(text="It rests on these lines")
+        told = (
+            Column(title="line", right=True),
+            Column(title="tells", wrap=True),
+            Column(title="text", wrap=True),
+        )
+        yield Table(
+            columns=told,
+            rows=tuple((str(one.line), one.tells, one.text[:160]) for one in found.evidence),
+        )
+    if not found.known:
+        yield Line(text="unknown logs end with exit code 3", tone="dim")
+
+
+def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
+    read = found.read
+    yield "kind", found.kind
+    yield "phase", found.phase
+    if found.missing is not None:
+        yield "missing", _missing(found.missing)
+    if found.missing_in_all is not None:
+        yield "missing in all", _missing(found.missing_in_all)
+    engine = " ".join(part for part in (read.engine, read.version) if part)
+    for name, value in (("model", read.model), ("machine", read.machine), ("engine", engine)):
+        if value:
+            yield name, value
+
+
+def _missing(missing: Missing) -> str:
+    if missing.bytes is None:
+        return f"unknown: {missing.note}"
+    text = f"{_size(missing.bytes)} ({missing.bytes:,} bytes, {missing.note}; {missing.basis}"
+    return f"{text}, up to {_size(missing.doubt)} more)" if missing.doubt else f"{text})"
+
+
+def _advice(advice: Advice) -> Iterator[Block]:
+    from turbofit.report.document import Code, Facts, Heading, Items, Line
+
+    yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
+    tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
+    yield Line(text=advice.verdict, tone=tones[advice.fits])
+    if advice.settings:
+        yield Facts(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
+    if advice.command:
+        yield Code(text=advice.command)
+    if advice.remedies:
+        yield Items(items=tuple(f"{one.change}: {one.effect}" for one in advice.remedies))
+
+
+def _size(value: int | None) -> str:
+    from turbofit.core.units import format_bytes
+
+    return "unknown" if value is None else format_bytes(value)

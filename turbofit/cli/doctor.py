@@ -1,0 +1,79 @@
+"""``turbofit doctor``: what on this machine would stop an engine, each with a fix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.cli import options
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from turbofit.cli.parser import Parser
+    from turbofit.diagnose.doctor.finding import Report, State
+    from turbofit.report.document import Block, Tone
+
+__all__ = ["add_arguments", "run"]
+
+_ORDER: Final[tuple[State, ...]] = ("stops", "warning", "unreadable", "ok")
+_TITLES: Final[dict[State, str]] = {
+    "stops": "Stops serving",
+    "warning": "Warnings",
+    "unreadable": "Could not be read",
+    "ok": "In order",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    """Another machine for the checks of GPUs, and what will be served."""
+    parser.add_argument(
+        "--on", metavar="SPEC", help="check this SPEC or snapshot instead of the GPUs here"
+    )
+    parser.add_argument("--model", help="the model that will be served: its weights need disk")
+    parser.add_argument("--port", type=options.port, help="the port that will be used")
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
+    from turbofit.cli.output import answer, show
+    from turbofit.core.struct import to_json
+    from turbofit.diagnose.doctor.examine import examine
+
+    model = None
+    if args.model:
+        from turbofit.model.source import resolve_model
+
+        model = resolve_model(args.model)
+    report = examine(on=args.on, model=model, port=args.port)
+    if args.json:
+        answer(to_json(report))
+    else:
+        show(list(_view(report)), markdown=args.md)
+    return report.exit_code
+
+
+def _view(report: Report) -> Iterator[Block]:
+    """What stops first; what is in order last and in short."""
+    from turbofit.report.document import Column, Heading, Line, Table
+
+    counts = ", ".join(f"{report.count(state)} {state}" for state in _ORDER if report.count(state))
+    yield Heading(text=f"{report.machine or 'no readable machine'} ({report.source})")
+    tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
+    yield Line(text=counts, tone=tone)
+    for state in _ORDER:
+        found = [one for one in report.findings if one.state == state]
+        if not found:
+            continue
+        yield Heading(text=_TITLES[state])
+        if state == "ok":
+            columns = (Column(title="check"), Column(title="seen", wrap=True))
+            yield Table(columns=columns, rows=tuple((one.check, one.seen) for one in found))
+            continue
+        for one in found:
+            yield Line(text=f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn")
+            if one.why:
+                yield Line(text=f"  why: {one.why}")
+            if one.fix:
+                yield Line(text=f"  fix: {one.fix}")

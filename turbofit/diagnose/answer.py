@@ -1,0 +1,120 @@
+"""What `turbofit diagnose` answers: one struct, from which text and JSON are made."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import field
+
+from turbofit.core.plan import Remedy
+from turbofit.core.struct import Struct
+
+__all__ = [
+    "DIAGNOSIS_SCHEMA",
+    "Advice",
+    "Diagnosis",
+    "Evidence",
+    "Holding",
+    "Missing",
+    "PhaseName",
+    "Read",
+]
+
+DIAGNOSIS_SCHEMA: Final = "turbofit.diagnosis/1"
+
+PhaseName = Literal[
+    "weights",
+    "cache",
+    "warm-up",
+    "vision",
+    "text",
+    "host RAM",
+    "start-up hang",
+    "configuration",
+    "peer access",
+    "communication",
+    "serving",
+    "none",
+    "unknown",
+]
+
+
+class Evidence(Struct):
+    """A line of the log, counted from 1, and what it tells."""
+
+    line: int
+    text: str
+    tells: str
+
+
+class Holding(Struct):
+    """Somebody who held memory on a GPU, in bytes; None where the log does not say."""
+
+    who: str
+    bytes: int | None
+    gpu: int | None = None
+    lines: tuple[int, ...] = ()
+
+
+class Missing(Struct):
+    """Bytes that were missing, and how that is known.
+
+    ``basis``: ``log`` (its own figures, rounded as it rounds them), ``formula`` (the log's figures
+    and turbofit's account of the engine), ``unknown``. ``doubt`` is how much more it may have been.
+    """
+
+    bytes: int | None
+    basis: Literal["log", "formula", "unknown"]
+    note: str
+    doubt: int = 0
+
+
+class Advice(Struct):
+    """What would have worked: a plan for the model and machine, or what stands in its way.
+
+    ``settings`` are LMDeploy's options that matter; ``command`` starts it, without the environment.
+    """
+
+    model: str
+    on: str
+    fits: bool | None
+    verdict: str
+    settings: dict[str, object] = field(default_factory=dict)
+    command: str = ""
+    remedies: tuple[Remedy, ...] = ()
+
+
+class Read(Struct):
+    """What the log says about the run; None or empty where it does not."""
+
+    lines: int
+    engine: str | None = None
+    version: str | None = None
+    model: str | None = None
+    machine: str | None = None
+    tp: int | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+class Diagnosis(Struct):
+    """The answer. ``kind`` is stable for scripts; ``unknown`` where nothing was recognised."""
+
+    schema: str = DIAGNOSIS_SCHEMA
+    kind: str
+    phase: PhaseName
+    what: str
+    why: tuple[str, ...] = ()
+    held: tuple[Holding, ...] = ()
+    missing: Missing | None = None
+    missing_in_all: Missing | None = None
+    changes: tuple[str, ...] = ()
+    would_work: Advice | None = None
+    unknown: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    read: Read
+
+    @property
+    def known(self) -> bool:
+        """Whether the log was understood."""
+        return self.kind != "unknown"

@@ -1,0 +1,82 @@
+"""All checks, in the order in which people mend things."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import MachineError, PackageError
+from turbofit.diagnose.doctor.about_gpus import condition_findings, gpu_findings, xid_finding
+from turbofit.diagnose.doctor.about_host import host_findings
+from turbofit.diagnose.doctor.about_links import link_findings
+from turbofit.diagnose.doctor.about_packages import package_findings
+from turbofit.diagnose.doctor.finding import Finding, Report, ok, stops
+from turbofit.diagnose.doctor.health import Health, read_health
+from turbofit.diagnose.doctor.sources import Sources
+from turbofit.machine.measure import measure
+from turbofit.machine.source import machine_from
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.machine import Machine
+    from turbofit.core.model import Model
+
+__all__ = ["examine"]
+
+
+def examine(
+    sources: Sources | None = None,
+    *,
+    on: str | None = None,
+    model: Model | None = None,
+    port: int | None = None,
+) -> Report:
+    """Check this machine and its environment.
+
+    Args:
+        sources: what is read, for tests.
+        on: a SPEC or snapshot instead of this machine's GPUs; the environment is still this one's.
+        model: whose weights the disk must hold.
+        port: the port that will be asked for.
+
+    Raises:
+        UsageError: ``on`` cannot be meant.
+    """
+    places = sources or Sources()
+    machine: Machine | None = None
+    healths: Sequence[Health] | None = None
+    try:
+        if on is not None:
+            machine = machine_from(on)
+        else:
+            machine = _whole_machine(places)
+            healths = read_health(machine)
+        first = ok("nvml", f"driver {machine.driver}, CUDA {machine.cuda} ({machine.source})")
+    except (MachineError, PackageError) as exc:
+        first = stops("nvml", exc.message, "without NVML no GPU can be planned for", exc.hint)
+    findings: list[Finding] = [first, *package_findings(places, machine)]
+    if machine is not None:
+        findings += gpu_findings(places, machine)
+        findings += condition_findings(machine, healths)
+        findings += link_findings(places, machine)
+    findings.append(xid_finding(places))
+    findings += host_findings(places, machine, model, port)
+    return Report(
+        machine=machine.name if machine else None,
+        source=machine.source if machine else "none",
+        findings=tuple(findings),
+    )
+
+
+def _whole_machine(places: Sources) -> Machine:
+    """The machine with what CUDA would show of it, also where that is nothing."""
+    from msgspec.structs import replace
+
+    try:
+        return measure(places.environ)
+    except MachineError as hidden:
+        if "CUDA_VISIBLE_DEVICES" not in hidden.message:
+            raise
+        rest = {k: v for k, v in places.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+        whole = measure(rest)
+        return replace(whole, visible=(), warnings=(*whole.warnings, hidden.message))

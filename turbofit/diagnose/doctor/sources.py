@@ -1,0 +1,146 @@
+"""Where the checks read from: each source can be replaced, so that each failure can be played."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.struct import NA, NaType
+from turbofit.launch.environment import check_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CHILD_SECONDS", "Sources"]
+
+CHILD_SECONDS: Final = 60.0
+#: Prints nothing but architectures; torch need not see a GPU for that.
+_ARCHITECTURES: Final = (
+    "import torch; f = getattr(torch._C, '_cuda_getArchFlags', None); print(f() if f else '')"
+)
+_LOG_TAIL: Final = 4 << 20
+
+
+class Sources:
+    """The machine and the process themselves.
+
+    Args:
+        environ: the environment, by default the process's own.
+        root: where ``/proc``, ``/sys`` and ``/var/log`` are.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, root: str = "/") -> None:
+        self.environ: Mapping[str, str] = os.environ if environ is None else environ
+        self.root = Path(root)
+
+    def text(self, path: str) -> str | None:
+        """A small file below the root; None where it cannot be read."""
+        try:
+            return (self.root / path).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def names(self, path: str) -> list[str] | None:
+        """The entries of a folder below the root; None where it cannot be read."""
+        try:
+            return sorted(os.listdir(self.root / path))
+        except OSError:
+            return None
+
+    def data(self, path: str) -> bytes | None:
+        """A small binary file below the root; None where it cannot be read."""
+        try:
+            return (self.root / path).read_bytes()
+        except OSError:
+            return None
+
+    def version(self, package: str) -> str | None:
+        """The installed version of a package; None where it is not installed."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    def requires(self, package: str) -> list[str] | None:
+        """What a package's metadata demand; None where they cannot be read."""
+        from importlib.metadata import PackageNotFoundError, requires
+
+        try:
+            return requires(package) or []
+        except PackageNotFoundError:
+            return None
+
+    def package_folder(self, package: str) -> Path | None:
+        """Where a package's modules are, without importing it."""
+        from importlib.util import find_spec
+
+        try:
+            spec = find_spec(package)
+        except (ImportError, ValueError):
+            return None
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        return Path(folders[0]) if folders else None
+
+    def torch_architectures(self) -> list[str] | None:
+        """What torch was compiled for, asked in a child process; None where it does not answer."""
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _ARCHITECTURES],
+                capture_output=True,
+                text=True,
+                timeout=CHILD_SECONDS,
+                check=True,
+                env={**self.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.split()
+
+    def kernel_log(self) -> str | None:
+        """The end of the kernel's log; None where it may not be read."""
+        try:
+            done = subprocess.run(
+                ["dmesg"], capture_output=True, timeout=10, check=True, env=dict(self.environ)
+            )
+            return done.stdout[-_LOG_TAIL:].decode("utf-8", "replace")
+        except (OSError, subprocess.SubprocessError):
+            pass
+        for name in ("var/log/kern.log", "var/log/messages"):
+            text = self.text(name)
+            if text is not None:
+                return text[-_LOG_TAIL:]
+        return None
+
+    def locked_memory(self) -> int | NaType | None:
+        """The limit of locked memory in bytes, None for no limit."""
+        try:
+            soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        except (OSError, ValueError):
+            return NA
+        return None if soft == resource.RLIM_INFINITY else soft
+
+    def disk_free(self, path: str) -> tuple[int, bool] | None:
+        """Bytes free where a folder is or would be made, and whether it may be written."""
+        folder = Path(path)
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            stat = os.statvfs(folder)
+        except OSError:
+            return None
+        return stat.f_bavail * stat.f_frsize, os.access(folder, os.W_OK)
+
+    def port_problem(self, host: str, port: int) -> str | None:
+        """Why a port cannot be bound, None where it can."""
+        try:
+            check_port(host, port)
+        except LaunchError as exc:
+            return exc.message
+        return None

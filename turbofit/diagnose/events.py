@@ -1,0 +1,169 @@
+"""What a line of a log tells, as types: what `observe` does not read from a living engine."""
+
+from __future__ import annotations
+
+from turbofit.core.struct import Struct
+
+__all__ = [
+    "Computed",
+    "DefaultSession",
+    "HostKill",
+    "KvBlocks",
+    "KvTokens",
+    "LegacyCuda",
+    "ModelLoaded",
+    "Offload",
+    "OtherDevices",
+    "PeerMissing",
+    "PythonFrame",
+    "Said",
+    "SmiDriver",
+    "SmiGpu",
+    "SmiProcess",
+    "TorchMemory",
+    "VisionForward",
+]
+
+
+class TorchMemory(Struct, tag="torch_memory"):
+    """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
+
+    ``process`` is what torch's own process holds on the GPU, ``others`` the rest by pid;
+    ``cached`` is reserved by torch's allocator but not allocated.
+    """
+
+    asked: int | None = None
+    gpu: int | None = None
+    total: int | None = None
+    free: int | None = None
+    process: int | None = None
+    allocated: int | None = None
+    cached: int | None = None
+    others: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def figures(self) -> int:
+        """How many figures were read."""
+        values = (self.asked, self.total, self.free, self.process, self.allocated, self.cached)
+        return sum(value is not None for value in values) + len(self.others)
+
+
+class LegacyCuda(Struct, tag="legacy_cuda"):
+    """TurboMind before 0.14: ``CUDA runtime error: … FILE:LINE``."""
+
+    message: str
+    where: str
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether memory was what was missing."""
+        return "out of memory" in self.message
+
+
+class KvBlocks(Struct, tag="kv_blocks"):
+    """A line of the BlockManager (0.2.2 to 0.14): ``block_size`` in bytes, counts as they are."""
+
+    field: str
+    value: int
+
+
+class KvTokens(Struct, tag="kv_tokens"):
+    """Tokens that the cache holds, or to which a session was cut (0.5 to 0.14)."""
+
+    what: str
+    tokens: int
+
+
+class VisionForward(Struct, tag="vision_forward"):
+    """LMDeploy's Python vision tower (up to 0.15) ran over a batch of tiles of this shape."""
+
+    shape: tuple[int, ...]
+
+
+class PeerMissing(Struct, tag="peer_missing"):
+    """TurboMind up to 0.7.3 found no peer access between two GPUs."""
+
+    a: int
+    b: int
+
+
+class DefaultSession(Struct, tag="default_session"):
+    """TurboMind's session length, as its start-up warning says it."""
+
+    tokens: int
+
+
+class Computed(Struct, tag="computed"):
+    """TurboMind's scheduler put tokens ``start`` to ``end`` of a request into the next forward."""
+
+    uid: int
+    start: int
+    end: int
+
+
+class PythonFrame(Struct, tag="python_frame"):
+    """A frame of a Python traceback; ``code`` is its line of source, where the log has it."""
+
+    path: str
+    function: str
+    code: str = ""
+
+
+class ModelLoaded(Struct, tag="model_loaded"):
+    """A progress bar over checkpoint shards came to its end: ``shards`` of them."""
+
+    shards: int
+
+
+class Offload(Struct, tag="offload"):
+    """Accelerate wants to put these modules on disk, and was given no folder for it."""
+
+    modules: tuple[str, ...]
+
+
+class OtherDevices(Struct, tag="other_devices"):
+    """An operator got tensors of several devices; ``operator`` is torch's name of it, or empty."""
+
+    devices: tuple[str, ...]
+    operator: str
+
+
+class HostKill(Struct, tag="host_kill"):
+    """The kernel killed a process for memory; ``rss`` in bytes, ``group``: a cgroup's limit."""
+
+    pid: int | None = None
+    name: str = ""
+    rss: int | None = None
+    group: bool = False
+
+
+class SmiDriver(Struct, tag="smi_driver"):
+    """The head of an nvidia-smi table."""
+
+    driver: str
+    cuda: str
+
+
+class SmiGpu(Struct, tag="smi_gpu"):
+    """A GPU of an nvidia-smi table or of ``nvidia-smi -L``; bytes as the table counts them."""
+
+    index: int
+    name: str = ""
+    used: int | None = None
+    total: int | None = None
+
+
+class SmiProcess(Struct, tag="smi_process"):
+    """A process of an nvidia-smi table."""
+
+    gpu: int
+    pid: int
+    name: str
+    used: int | None
+
+
+class Said(Struct, tag="said"):
+    """A message of `known.KNOWN`: its place there, and the words that its pattern caught."""
+
+    place: int
+    detail: tuple[str, ...] = ()

@@ -1,0 +1,147 @@
+"""From a log to its answer: the earliest cause, its advice, and what stays unknown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.diagnose.advice import advice
+from turbofit.diagnose.answer import Diagnosis, Read
+from turbofit.diagnose.case import Case
+from turbofit.diagnose.draft import evidence
+from turbofit.diagnose.events import KvBlocks, LegacyCuda, PeerMissing
+from turbofit.diagnose.facts import read_facts
+from turbofit.diagnose.rows import rows
+from turbofit.diagnose.rules_engine import engine_rules
+from turbofit.diagnose.rules_hang import hang_rules
+from turbofit.diagnose.rules_host import host_rules, peer_meaning, quiet_rules
+from turbofit.diagnose.rules_legacy import legacy_rules
+from turbofit.diagnose.rules_torch import torch_rules
+from turbofit.observe.turbomind_log import CacheBudget, CudaError, PythonError, Slab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.diagnose.answer import Evidence
+    from turbofit.diagnose.case import Tools
+    from turbofit.diagnose.draft import Draft
+    from turbofit.diagnose.facts import Facts
+
+__all__ = ["diagnose"]
+
+_RULES: Final = (engine_rules, legacy_rules, torch_rules, hang_rules, host_rules, quiet_rules)
+_RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
+
+
+def diagnose(
+    chunks: Iterable[bytes], tools: Tools, *, model: str | None = None, on: str | None = None
+) -> Diagnosis:
+    """Explain a log.
+
+    Args:
+        chunks: its bytes, in pieces.
+        tools: `turbofit.api`, for the plan that would have worked.
+        model: the model, where the log does not name it or names it wrongly.
+        on: the machine, likewise.
+
+    Raises:
+        UsageError: ``model`` or ``on`` cannot be meant.
+    """
+    facts = read_facts(rows(chunks))
+    case = Case(facts, tools, model=model, on=on)
+    drafts = sorted(
+        (draft for rule in _RULES for draft in rule(case)),
+        key=lambda draft: (_RANKS[draft.rank], draft.line),
+    )
+    if not drafts:
+        return _unknown(case)
+    best = drafts[0]
+    also = {
+        draft.kind: f"line {draft.line}: {draft.what}"
+        for draft in reversed(drafts[1:])
+        if draft.kind != best.kind and draft.rank != "notice"
+    }
+    return _answer(case, best, tuple(reversed(also.values())))
+
+
+def _answer(case: Case, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
+    unknown = list(draft.unknown)
+    found = None
+    if draft.planned:
+        found = advice(case, draft)
+        if found is None:
+            if case.model is None and case.unplanned is None:
+                unknown.append("which model it was: name it with --model")
+            if case.machine is None:
+                unknown.append("which machine it was: name it with --on")
+    peers = case.facts.first(PeerMissing)
+    why, lines = draft.why, draft.evidence
+    if peers and draft.kind != "peer_warning":
+        why = (*why, f"the peer access warning is not the cause: {peer_meaning()}")
+        lines = (*lines, evidence(peers, "GPUs without peer access"))
+    return Diagnosis(
+        kind=draft.kind,
+        phase=draft.phase,
+        what=draft.what,
+        why=why,
+        held=draft.held,
+        missing=draft.missing,
+        missing_in_all=draft.missing_in_all,
+        changes=draft.changes,
+        would_work=found,
+        unknown=tuple(dict.fromkeys(unknown)),
+        also=also,
+        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        read=_read(case),
+    )
+
+
+def _unknown(case: Case) -> Diagnosis:
+    """Nothing was recognised; a Python error is still shown."""
+    errors = case.facts.every(PythonError)
+    what = "this log has nothing that turbofit recognises"
+    lines: tuple[Evidence, ...] = ()
+    if errors:
+        mark, error = errors[-1]
+        what = f"turbofit does not know this error: {error.name}: {error.message}"
+        lines = (evidence(mark, "the last error"),)
+    return Diagnosis(
+        kind="unknown",
+        phase="unknown",
+        what=what,
+        evidence=lines,
+        unknown=("what happened",),
+        changes=(
+            "give the log from its start, with TM_LOG_LEVEL=INFO for TurboMind's own figures",
+        ),
+        read=_read(case),
+    )
+
+
+def _read(case: Case) -> Read:
+    facts, subject = case.facts, case.facts.subject
+    named = case.model.name if case.model else case.unplanned.name if case.unplanned else None
+    return Read(
+        lines=facts.lines,
+        engine=_engine(facts),
+        version=subject.version or _generation(facts),
+        model=named,
+        machine=case.on,
+        tp=case.tp,
+        settings=dict(subject.options),
+    )
+
+
+def _engine(facts: Facts) -> str | None:
+    turbomind = (CacheBudget, Slab, KvBlocks, LegacyCuda, CudaError, PeerMissing)
+    return "turbomind" if any(isinstance(m.event, turbomind) for m in facts.marks) else None
+
+
+def _generation(facts: Facts) -> str | None:
+    """LMDeploy's generation by its lines, where no version is printed."""
+    if facts.first(CacheBudget) or facts.first(Slab):
+        return "0.15 to 0.18"
+    if facts.first(PeerMissing):
+        return "0.2 to 0.7"
+    if facts.first(LegacyCuda):
+        return "0.5 to 0.13"
+    return "0.2 to 0.14" if facts.first(KvBlocks) else None

@@ -1,0 +1,186 @@
+"""Everything that was recognised in a log, with the lines it stands on."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from turbofit.diagnose.engine_lines import engine_line
+from turbofit.diagnose.events import (
+    DefaultSession,
+    LegacyCuda,
+    PythonFrame,
+    Said,
+    TorchMemory,
+)
+from turbofit.diagnose.host_lines import SmiTable, host_line
+from turbofit.diagnose.known import said
+from turbofit.diagnose.subject import Subject
+from turbofit.diagnose.torch_lines import torch_line, torch_memory
+from turbofit.observe.turbomind_log import (
+    Backpressure,
+    CheckFailed,
+    CudaError,
+    NcclError,
+    PythonError,
+    TorchOutOfMemory,
+    parse_line,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.struct import Struct
+    from turbofit.diagnose.rows import Row
+
+__all__ = ["Facts", "Mark", "read_facts"]
+
+_TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
+_T = TypeVar("_T", bound="Struct")
+#: A terminal wraps torch's text over at most so many more lines.
+_WRAPPED: Final = 6
+#: More events of one kind than this add nothing: a living engine prints some for each request.
+_ENOUGH: Final = 50_000
+
+
+class Mark(NamedTuple):
+    """An event and the line that told it.
+
+    ``stack`` are frames of Python before it, innermost last; ``time`` is TurboMind's, or empty.
+    """
+
+    line: int
+    text: str
+    event: Struct
+    stack: tuple[PythonFrame, ...] = ()
+    time: str = ""
+
+
+class Facts:
+    """What a log tells. ``waits`` counts the scheduler's "out of memory at" since other news."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.marks: list[Mark] = []
+        self.subject = Subject()
+        self.waits = 0
+        self.waiting: tuple[int, str] | None = None
+        self._stack: list[PythonFrame] = []
+        self._table = SmiTable()
+        self._torch: tuple[int, str] | None = None
+        self._counts: dict[type, int] = {}
+
+    def take(self, line: int, text: str) -> None:
+        """Take in one row."""
+        self.lines = max(self.lines, line)
+        event = self._event(text)
+        if isinstance(event, Backpressure):
+            if event.cause == "memory":
+                self.waits += 1
+                self.waiting = self.waiting or (line, text)
+            return
+        if self._torch and not self._continues(line, text, event):
+            self._torch = None
+        if isinstance(event, PythonFrame):
+            self._stack.append(event)
+            return
+        if event is not None:
+            self._keep(line, text, event)
+        elif self._stack and text.startswith("    "):
+            self._code(text.strip())
+        if text.startswith("Traceback (most recent call last)"):
+            self._stack.clear()
+        self.subject.read(line, text)
+
+    def first(self, kind: type[_T]) -> Mark | None:
+        """The first mark of a kind."""
+        return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
+
+    def every(self, kind: type[_T]) -> list[tuple[Mark, _T]]:
+        """All marks of a kind with their events, in order."""
+        return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
+
+    def before(self, mark: Mark, kind: type[_T]) -> bool:
+        """Whether an event of a kind came before a mark.
+
+        TurboMind's fatal lines overtake what its logger has queued: its own times count too.
+        """
+        return any(
+            isinstance(other.event, kind)
+            and (other.line < mark.line or (other.time and mark.time and other.time <= mark.time))
+            for other in self.marks
+        )
+
+    @property
+    def session_limit(self) -> int | None:
+        """Tokens of the longest request that the engine accepts, where the log says it."""
+        mark = self.first(DefaultSession)
+        return mark.event.tokens if mark and isinstance(mark.event, DefaultSession) else None
+
+    def _event(self, text: str) -> Struct | None:
+        own = torch_line(text)
+        if own is not None:
+            return own
+        try:
+            found = parse_line(text)
+        except ValueError:  # a damaged number, as in a log that was cut and pasted
+            found = None
+        if isinstance(found, CheckFailed) or (
+            isinstance(found, CudaError) and not found.out_of_memory and "kernel" in text
+        ):
+            return said(text) or found  # the check's or the error's own words say more
+        if found is None and "NCCL error" in text:
+            return NcclError(message=text[text.index("NCCL error") :])
+        if found is not None and not isinstance(found, PythonError | TorchOutOfMemory):
+            # The engine's own event; its start-up line also tells the session's length.
+            return (engine_line(text) if "max_context_token_num" in text else None) or found
+        return engine_line(text) or host_line(text) or self._table.line(text) or said(text) or found
+
+    def _continues(self, line: int, text: str, event: Struct | None) -> bool:
+        """Join a wrapped memory text: whether this line added figures to it."""
+        assert self._torch is not None
+        begun, so_far = self._torch
+        if line - begun > _WRAPPED or event is not None:
+            return False
+        joined = f"{so_far} {text.strip()}"
+        last = next(
+            index
+            for index in range(len(self.marks) - 1, -1, -1)
+            if isinstance(self.marks[index].event, TorchMemory)
+        )
+        self._torch = (begun, joined)
+        memory = torch_memory(joined)
+        old = self.marks[last]
+        if isinstance(old.event, TorchMemory) and memory.figures > old.event.figures:
+            self.marks[last] = old._replace(event=memory)
+        return True
+
+    def _code(self, text: str) -> None:
+        """The source line of the last frame."""
+        last = self._stack[-1]
+        if not last.code and not text.startswith(("^", "~")):
+            self._stack[-1] = PythonFrame(path=last.path, function=last.function, code=text)
+
+    def _keep(self, line: int, text: str, event: Struct) -> None:
+        kind = type(event)
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        if self._counts[kind] > _ENOUGH:
+            return
+        stack: tuple[PythonFrame, ...] = ()
+        if isinstance(event, TorchMemory | PythonError | LegacyCuda | Said):
+            stack = tuple(self._stack)
+        if isinstance(event, TorchMemory):
+            self._torch = (line, text)
+        if self._stack and not text.startswith(" "):
+            self._stack = []
+        self.waits, self.waiting = 0, None
+        time = _TIME.match(text)
+        self.marks.append(Mark(line, text, event, stack, time[1] if time else ""))
+
+
+def read_facts(rows: Iterable[Row]) -> Facts:
+    """Read a whole log."""
+    facts = Facts()
+    for line, text in rows:
+        facts.take(line, text)
+    return facts

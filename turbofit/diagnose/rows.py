@@ -1,0 +1,80 @@
+"""A pasted or written log as numbered lines without colours, carriage returns and prefixes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Row", "chunks_of", "rows"]
+
+#: (line number from 1, text)
+Row = tuple[int, str]
+
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
+#: Ray, torchrun, docker compose and `journalctl` put something before each line.
+_PREFIX: Final = re.compile(
+    r"(?:\(\w[\w.]* pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
+    r"|\[\d+\]:\s?"
+    r"|[\w.-]+-\d+\s+\|\s?"
+    r"|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s)+"
+)
+_LONGEST: Final = 8192
+_CHUNK: Final = 1 << 20
+
+
+def rows(chunks: Iterable[bytes]) -> Iterator[Row]:
+    """Lines of a log that comes in pieces, cut to a length at which nothing of use is lost.
+
+    A progress bar rewrites its line by carriage returns, and engines write into the middle of it:
+    such a line becomes several rows of the same number; a Python error that quotes one stays whole.
+    UTF-16 (PowerShell's redirection) is read.
+    """
+    rest, number, encoding = b"", 0, None
+    for chunk in chunks:
+        if encoding is None:
+            encoding = _encoding(chunk)
+        pieces = (rest + chunk).split(b"\n") if encoding == "utf-8" else [rest + chunk]
+        rest = pieces.pop()
+        for piece in pieces:
+            number += 1
+            yield from _parts(number, piece.decode("utf-8", "replace"))
+    for text in rest.decode(encoding or "utf-8", "replace").split("\n"):
+        number += 1
+        yield from _parts(number, text)
+
+
+def _encoding(start: bytes) -> str:
+    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+
+
+def _parts(number: int, text: str) -> Iterator[Row]:
+    if "\x1b" in text:
+        text = _ANSI.sub("", text)
+    text = text.strip("\r\ufeff")
+    for part in text.split("\r") if "\r" in text else (text,):
+        piece = part
+        at = piece.find("[TM][", 1)
+        while at > 0 and not piece[:at].rstrip().endswith(("Error:", "Error: b'")):
+            yield from _one(number, piece[:at])
+            piece = piece[at:]
+            at = piece.find("[TM][", 1)
+        yield from _one(number, piece)
+
+
+def _one(number: int, text: str) -> Iterator[Row]:
+    text = text[:_LONGEST].rstrip()
+    match = _PREFIX.match(text)
+    if match and match.end() < len(text):
+        text = text[match.end() :]
+    if text.strip():
+        yield number, text
+
+
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """A binary file's content in pieces."""
+    while data := file.read(_CHUNK):
+        yield data

@@ -1,0 +1,161 @@
+"""What a log says about the run itself: model, cards, options, version, launcher."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from turbofit.diagnose.unplanned import find_unplanned
+from turbofit.machine.presets import find_preset as find_gpu
+from turbofit.model.presets import find_preset as find_model
+
+__all__ = ["Subject", "known_model"]
+
+_NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
+#: Where commands and code name a model, surest first.
+_MODEL: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"\bapi_server\s+{_NAME}",
+        rf"\blmdeploy\s+(?:chat|serve\s+\w+)\s+{_NAME}",
+        rf"--model(?:[-_]path|[-_]name[-_]or[-_]path|[-_]dir|[-_]base|s)?[ =]{_NAME}",
+        rf"\b(?:pipeline|from_pretrained|resolve_model)\(\s*{_NAME}",
+        rf"\b(?:model_path|model_name_or_path|pretrained_model_name_or_path|model)\s*[=:]\s*{_NAME}",
+        rf"--checkpoint[ =]{_NAME}",
+        rf"\bturbofit (?:serve|plan|predict|rehearse) {_NAME}",
+    )
+)
+#: Substrings of which each model, card and option has one: most lines are passed over by them.
+_FAMILIES: Final = ("intern", "qwen", "llava", "cogvlm", "llama", "mixtral")
+_CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
+_TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
+_CARD: Final = re.compile(
+    r"(?:\b(\d{1,2})\s*[x×*]\s*)?"
+    r"((?:NVIDIA\s+)?(?:GeForce\s+)?RTX\s?\d{4}(?:\s?Ti)?(?:\s?SUPER)?"
+    r"|Tesla\s+[A-Z]\d{1,3}(?:-\w+)*|V100(?:-\w+)*(?:[ -]\d\dGB?)?"
+    r"|NVIDIA\s+[A-Z]{1,2}\d{1,4}(?:[ -](?:SXM\d?|PCIe|PCIE|\d\dGB|HBM3))*"
+    r"|A100(?:-\w+)*|H100(?:-\w+)*|H200|\bL4\b|L40S|\bT4\b|\bA10\b)",
+)
+_OPTION: Final = re.compile(
+    r"(?:--|\b)(cache[-_]max[-_]entry[-_]count|max[-_]prefill[-_]token[-_]num|max[-_]batch[-_]size"
+    r"|session[-_]len|quant[-_]policy|cache[-_]block[-_]seq[-_]len|communicator|dtype"
+    r"|model[-_]format|tp)(?:\s*=\s*|\s+)['\"]?([\w.-]+)"
+)
+_ASYNC: Final = re.compile(r"(?:--async[ =]|\basync_=)([01])\b")
+_VERSION: Final = re.compile(
+    r"lmdeploy(?:[=:~ <>]+|\S* version:? )v?(\d+\.\d+(?:\.\w+)*)"
+    r"|lmdeploy[-_](\d+\.\d+\.\d+)\S*\.whl",
+    re.IGNORECASE,
+)
+_TORCHRUN: Final = re.compile(r"(?:torchrun|torch\.distributed\.run|accelerate launch)\b(.*)")
+_RANKS: Final = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[ =](\d+)")
+_WORLD: Final = re.compile(r"\bWORLD_SIZE[ =:]+(\d+)")
+_VISIBLE: Final = re.compile(r"CUDA_VISIBLE_DEVICES=([\w,-]*)")
+_AUTO_MAP: Final = re.compile(r"device_map\s*[=:]\s*['\"]auto")
+_WHOLE: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quant_policy", "tp",
+                 "cache_block_seq_len")  # fmt: skip
+
+Place = tuple[int, str]
+
+
+class Subject:
+    """Collects, row by row; each fact keeps the line it was read from."""
+
+    def __init__(self) -> None:
+        self.cards: dict[str, tuple[int, Place]] = {}
+        self.options: dict[str, object] = {}
+        self.option_lines: dict[str, Place] = {}
+        self.version: str | None = None
+        self.ranks: tuple[int, Place] | None = None
+        self.visible: tuple[str, Place] | None = None
+        self.auto_map: Place | None = None
+        self.names: dict[str, tuple[int, Place]] = {}
+
+    def read(self, line: int, text: str) -> None:
+        """Take in one row."""
+        place = (line, text)
+        lower = text.lower()
+        if any(word in lower for word in _FAMILIES):
+            self._model(place)
+        for card in _CARD.finditer(text) if any(word in text for word in _CARDS) else ():
+            key = find_gpu(re.sub(r"\s+", " ", card[2]))
+            if key and (key not in self.cards or card[1]):
+                self.cards[key] = (int(card[1] or 0), place)
+        if "=" in text or "--" in text:
+            self._options(place)
+        if "lmdeploy" in lower and (match := _VERSION.search(text)):
+            self.version = self.version or match[1] or match[2]
+        self._launcher(place)
+
+    @property
+    def model(self) -> tuple[str, Place] | None:
+        """The model's name as turbofit knows it, and where; the surest kind of place wins."""
+        if not self.names:
+            return None
+        name = min(self.names, key=lambda one: self.names[one][0])
+        return name, self.names[name][1]
+
+    def _model(self, place: Place) -> None:
+        text = place[1]
+        for order, pattern in enumerate(_MODEL):
+            for match in pattern.finditer(text):
+                self._name(match[1], order, place)
+        for match in _TOKEN.finditer(text):
+            self._name(match[0], len(_MODEL), place)
+
+    def _name(self, name: str, order: int, place: Place) -> None:
+        known = known_model(name)
+        if known is not None and order < self.names.get(known, (len(_MODEL) + 1, place))[0]:
+            self.names[known] = (order, place)
+
+    def _options(self, place: Place) -> None:
+        for option in _OPTION.finditer(place[1]):
+            name = option[1].replace("-", "_")
+            value = _value(name, option[2])
+            if value is not None:
+                self.options[name] = value
+                self.option_lines[name] = place
+        if match := _ASYNC.search(place[1]):
+            self.options["async_"] = int(match[1])
+        if _AUTO_MAP.search(place[1]):
+            self.auto_map = self.auto_map or place
+
+    def _launcher(self, place: Place) -> None:
+        text = place[1]
+        if match := _TORCHRUN.search(text):
+            count = _RANKS.search(match[1])
+            if count and int(count[1]) > 1:
+                self.ranks = (int(count[1]), place)
+        if (match := _WORLD.search(text)) and int(match[1]) > 1:
+            self.ranks = self.ranks or (int(match[1]), place)
+        if match := _VISIBLE.search(text):
+            self.visible = (match[1], place)
+
+
+def known_model(name: str) -> str | None:
+    """The name by which turbofit knows a model: a preset's id, or one without an account."""
+    for candidate in (name, name.rstrip("/").rpartition("/")[2]):
+        preset = find_model(candidate)
+        if preset:
+            return preset
+    other = find_unplanned(name)
+    return other.name if other else None
+
+
+def _value(name: str, text: str) -> object:
+    """An option's value; None for what cannot be one."""
+    text = text.rstrip(".")
+    try:
+        if name in _WHOLE:
+            number = int(text)
+            return number if 0 < number < 1 << 30 or name == "quant_policy" else None
+        if name == "cache_max_entry_count":
+            return float(text)
+    except ValueError:
+        return None
+    allowed = {
+        "communicator": ("nccl", "native", "cuda-ipc"),
+        "dtype": ("float16", "bfloat16"),
+        "model_format": ("hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"),
+    }
+    return text if text in allowed.get(name, ()) else None
