@@ -134,7 +134,7 @@ def peak_mb(argv: list[str], env: dict[str, str]) -> float:
 
 
 def main() -> None:
-    from turbofit.rehearse.checkpoint import write_checkpoint
+    from turbofit.rehearse.twin import write_checkpoint
 
     python = sys.executable
     with tempfile.TemporaryDirectory() as scratch:

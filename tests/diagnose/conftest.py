@@ -33,7 +33,7 @@ class Healthy(Sources):
     """An environment in order; a test spoils single attributes."""
 
     def __init__(self, root: Path, **environ: str) -> None:
-        super().__init__({"HOME": "/home/user", **environ}, str(root))
+        super().__init__({"HOME": "/users/one", **environ}, str(root))
         (root / "proc").mkdir(parents=True)
         (root / "proc/cmdline").write_text("quiet")
         for folder in ("sys/kernel/iommu_groups", "sys/bus/pci/devices", "sys/class/infiniband"):

@@ -9,10 +9,10 @@ import pytest
 
 from turbofit.core.errors import PackageError
 from turbofit.pretend.scenario import MIB
-from turbofit.rehearse.checkpoint import write_checkpoint
 from turbofit.rehearse.engine import engine_library
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.spec import parse_spec
+from turbofit.rehearse.twin import write_checkpoint
 
 Rehearse = Callable[..., dict[str, Any]]
 
@@ -59,7 +59,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def run(checkpoints: Callable[[str], Path]) -> Rehearse:
-    """Rehearses a catalogue model on the prototype's card; skips without LMDeploy 0.18."""
+    """Rehearses a preset's twin on the prototype's card; skips without LMDeploy 0.18."""
     try:
         engine_library()
     except PackageError as error:

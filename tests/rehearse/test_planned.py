@@ -10,12 +10,10 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import MIB
-from turbofit.rehearse.catalogue import CATALOGUE
 from turbofit.rehearse.headers import read_header, weight_files
 from turbofit.rehearse.planned import compare, plan_spec, rehearsed_ledgers
 from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.tensors import tensors
-from turbofit.rehearse.twin import checkpoint_for, twin_of
+from turbofit.rehearse.twin import checkpoint_for
 from turbofit.rehearse.worst import grid, worst_cases
 
 
@@ -53,14 +51,6 @@ def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_p
     assert gpu["late"] == terms["kernel_modules"] + terms["pool_growth"]
     assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
     assert "model_format" not in spec.settings
-
-
-@pytest.mark.parametrize(
-    "name", ["internvl2-8b", "internvl3-8b-hf", "internvl2-26b-awq", "qwen2-vl-7b"]
-)
-def test_a_presets_twin_is_the_catalogues(name: str) -> None:
-    made = {n: shape for n, _, shape in tensors(twin_of(resolve_model(name)))}
-    assert made == {n: shape for n, _, shape in tensors(CATALOGUE[name])}
 
 
 def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from turbofit.core.model import PatchRule
 from turbofit.core.plan import Command, Remedy
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
+from turbofit.core.words import groups_of, indices
 from turbofit.machine.presets import load_preset
 from turbofit.report import markdown, terminal
 from turbofit.report.document import Code, Table
@@ -19,7 +20,6 @@ from turbofit.report.machine_view import machine_view
 from turbofit.report.plan_view import plan_view
 from turbofit.report.preset_view import gpus_view, models_view
 from turbofit.report.shell import shell_command
-from turbofit.core.words import groups_of, indices
 
 
 def test_equal_gpus_share_a_column_and_others_do_not() -> None:

@@ -1,19 +1,14 @@
-"""Writes header-only checkpoints: what an engine needs to allocate, and no weights.
-
-``python -m turbofit.rehearse.checkpoint NAME FOLDER`` makes one of the catalogue's.
-"""
+"""Writes header-only checkpoints: what an engine needs to allocate, and no weights."""
 
 from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from turbofit.core.errors import UsageError
-from turbofit.rehearse.catalogue import CATALOGUE, Model, Text
+from turbofit.rehearse.dims import Model, Text
 from turbofit.rehearse.tensors import Entry, tensors
 from turbofit.rehearse.tokenizer import special_tokens, write_tokenizer
 
@@ -181,7 +176,7 @@ def _qwen_config(model: Model) -> dict[str, Any]:
 
 
 def config_of(model: Model) -> dict[str, Any]:
-    """The ``config.json`` of a model of the catalogue."""
+    """The ``config.json`` of a model."""
     if model.vision is None:
         config = _text_config(model.text, model.dtype)
     elif model.vision.kind == "internvit":
@@ -224,17 +219,6 @@ def preprocessor_of(model: Model) -> dict[str, Any]:
     }
 
 
-def write_checkpoint(name: str, folder: Path) -> Path:
-    """Writes a header-only checkpoint of the catalogue's model ``name``; returns the folder."""
-    model = CATALOGUE.get(name.lower())
-    if model is None:
-        raise UsageError(
-            f"no header-only checkpoint is known for {name}",
-            hint="known are " + ", ".join(CATALOGUE),
-        )
-    return write_model(model, folder)
-
-
 def write_model(model: Model, folder: Path) -> Path:
     """Writes a header-only checkpoint of a model's dimensions; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,23 +231,3 @@ def write_model(model: Model, folder: Path) -> Path:
     write_header(folder / "model.safetensors", tensors(model))
     write_tokenizer(model, folder)
     return folder
-
-
-def main(arguments: list[str]) -> int:
-    """The command; returns an exit code."""
-    if len(arguments) != 2:
-        known = ", ".join(CATALOGUE)
-        sys.stderr.write(
-            f"usage: python -m turbofit.rehearse.checkpoint NAME FOLDER\nNAME is one of {known}\n"
-        )
-        return 2
-    try:
-        sys.stdout.write(f"{write_checkpoint(arguments[0], Path(arguments[1]))}\n")
-    except UsageError as error:
-        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

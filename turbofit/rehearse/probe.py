@@ -31,7 +31,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> dict[str, Any]:
     if not (spec.model_dir / "config.json").exists():
         raise UsageError(
             f"{spec.model_dir} has no config.json",
-            hint="give a checkpoint folder, or make one: python -m turbofit.rehearse.checkpoint",
+            hint="give a checkpoint folder, or make one: python -m turbofit.rehearse.twin",
         )
     folder = new_folder()
     try:

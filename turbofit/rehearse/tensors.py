@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.rehearse.catalogue import Model, Text, Vision
+from turbofit.rehearse.dims import Model, Text, Vision
 
 Entry = tuple[str, str, tuple[int, ...]]
 _DTYPE = {"bfloat16": "BF16", "float16": "F16"}

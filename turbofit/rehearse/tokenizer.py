@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from turbofit.rehearse.catalogue import Model
+from turbofit.rehearse.dims import Model
 
 # Ids of Qwen2's published tokenizer; InternVL's on top of it (their tokenizer_config.json).
 _QWEN2 = {
@@ -62,7 +62,7 @@ def _added(token: str, number: int) -> dict[str, Any]:
 
 
 def write_tokenizer(model: Model, folder: Path) -> None:
-    """Writes ``tokenizer.json`` and ``tokenizer_config.json`` for a model of the catalogue."""
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json`` for a model."""
     special = special_tokens(model)
     vocab = {character: i for i, character in enumerate(_byte_alphabet())} | special
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

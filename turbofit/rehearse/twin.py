@@ -1,12 +1,17 @@
-"""The header-only twin of a model that turbofit knows, from a preset or a hub's headers."""
+"""The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
+
+``python -m turbofit.rehearse.twin NAME FOLDER`` writes the twin of a preset.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model, TextDims, TileRule, VisionDims
-from turbofit.rehearse import catalogue
+from turbofit.model.presets import find_preset, nearest_names, preset_model
+from turbofit.rehearse import dims
 from turbofit.rehearse.checkpoint import write_model
 
 _DECODERS = {
@@ -18,14 +23,14 @@ _DECODERS = {
 _TOWERS = {"internvit": "internvit", "qwen2vit": "qwen2", "qwen2_5vit": "qwen2_5"}
 
 
-def _text(text: TextDims) -> catalogue.Text:
+def _text(text: TextDims) -> dims.Text:
     if text.architecture not in _DECODERS or text.moe is not None:
         known = ", ".join(_DECODERS)
         raise UsageError(
             f"no stand-in checkpoint can be made for {text.architecture}",
             hint=f"give a checkpoint folder; stand-ins are made for dense {known}",
         )
-    return catalogue.Text(
+    return dims.Text(
         arch=_DECODERS[text.architecture],
         hidden=text.hidden,
         layers=text.layers,
@@ -39,9 +44,9 @@ def _text(text: TextDims) -> catalogue.Text:
     )
 
 
-def _vision(vision: VisionDims, architecture: str) -> catalogue.Vision:
+def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
     hub = architecture == "InternVLForConditionalGeneration"
-    return catalogue.Vision(
+    return dims.Vision(
         kind="internvit_hf" if hub else _TOWERS[vision.kind],
         hidden=vision.hidden,
         layers=vision.layers,
@@ -55,7 +60,7 @@ def _vision(vision: VisionDims, architecture: str) -> catalogue.Vision:
     )
 
 
-def twin_of(model: Model) -> catalogue.Model:
+def twin_of(model: Model) -> dims.Model:
     """The dimensions from which a header-only checkpoint is written.
 
     Raises:
@@ -68,7 +73,7 @@ def twin_of(model: Model) -> catalogue.Model:
             hint="give the checkpoint's folder",
         )
     rule = model.image_rule
-    return catalogue.Model(
+    return dims.Model(
         name=model.name,
         text=_text(model.text),
         vision=_vision(model.vision, model.architecture) if model.vision else None,
@@ -84,3 +89,33 @@ def checkpoint_for(model: Model, folder: Path) -> Path:
     if model.source.kind in ("folder", "hub_cache") and any(own.glob("*.safetensors")):
         return own
     return write_model(twin_of(model), folder)
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """Writes the twin of the preset that ``name`` means; returns the folder.
+
+    Raises:
+        UsageError: no preset has this name, or no twin can be made of it.
+    """
+    preset = find_preset(name)
+    if preset is None:
+        near = ", ".join(nearest_names(name)) or "listed by turbofit models"
+        raise UsageError(f"no preset is named {name}", hint=f"names that are known: {near}")
+    return write_model(twin_of(preset_model(preset)), folder)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns an exit code."""
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m turbofit.rehearse.twin NAME FOLDER\n")
+        return 2
+    try:
+        sys.stdout.write(f"{write_checkpoint(arguments[0], Path(arguments[1]))}\n")
+    except UsageError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import mib
-from turbofit.report.document import Column, Heading, Items, Line, Table
 from turbofit.core.words import indices
+from turbofit.report.document import Column, Heading, Items, Line, Table
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan, Term

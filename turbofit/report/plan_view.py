@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import format_bytes
+from turbofit.core.words import groups_of
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.rehearsal_view import rehearsal_blocks
 from turbofit.report.shell import shell_command
-from turbofit.core.words import groups_of
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, format_bytes
+from turbofit.core.words import indices
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
 from turbofit.diagnose.doctor.health import ABSENT, Health
-from turbofit.core.words import indices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -1,0 +1,57 @@
+"""The dimensions from which a header-only checkpoint is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Model", "Text", "Vision"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A decoder: ``arch`` is internlm2, llama, qwen2 or qwen3."""
+
+    arch: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inter: int
+    vocab: int
+    head_dim: int | None = None
+    tied: bool = False
+    positions: int = 32768
+    rope_theta: float = 1e6
+
+    @property
+    def dim(self) -> int:
+        """Elements of one head."""
+        return self.head_dim or self.hidden // self.heads
+
+
+@dataclass(frozen=True)
+class Vision:
+    """A vision tower: ``kind`` is internvit, internvit_hf, qwen2 or qwen2_5."""
+
+    kind: str
+    hidden: int
+    layers: int
+    heads: int
+    inter: int
+    qk_norm: bool = False
+    qkv_bias: bool = True
+    rms_norm: bool = False
+    patch: int = 14
+    image: int = 448
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model: its decoder, its tower if any, and whether the decoder is AWQ (4 bit, group 128)."""
+
+    name: str
+    text: Text
+    vision: Vision | None = None
+    awq: bool = False
+    dtype: str = "bfloat16"
+    max_tiles: int = 12
