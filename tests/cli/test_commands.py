@@ -78,10 +78,11 @@ def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys
         "max_prefill_token_num": 2048, "max_batch_size": 4, "communicator": "cuda-ipc",
         "dtype": "float16", "quant_policy": 8, "cache_block_seq_len": 128, "model_format": "awq",
         "enable_prefix_caching": True, "async_": 0, "language_model_only": True,
+        "rehearse": False,
     }  # fmt: skip
     given_.clear()
     assert main(["plan", "m", "--dtype", "auto"]) == 0
-    assert given_ == {"model": "m"}
+    assert given_ == {"model": "m", "rehearse": False}
 
 
 def test_every_setting_has_an_option() -> None:
@@ -232,7 +233,11 @@ def test_any_words_are_options_or_wrong_use(given_words: list[str]) -> None:
 
 @pytest.mark.parametrize(("warning", "doubled"), [(None, False), ("newer", True)])
 def test_another_lmdeploy_doubles_the_margin(
-    warning: str | None, doubled: bool, monkeypatch: pytest.MonkeyPatch, capsys: Out
+    warning: str | None,
+    doubled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Out,
 ) -> None:
     from types import SimpleNamespace
 
@@ -240,8 +245,12 @@ def test_another_lmdeploy_doubles_the_margin(
     from turbofit.launch import environment
 
     monkeypatch.setattr(
-        environment, "find_lmdeploy", lambda: SimpleNamespace(warning=warning, argv=("x",))
+        environment,
+        "find_lmdeploy",
+        lambda: SimpleNamespace(warning=warning, argv=("x",), version="0.18.0"),
     )
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     asked: list[Any] = []
 
     def plan(_: str, **keywords: Any) -> Plan:
@@ -250,9 +259,9 @@ def test_another_lmdeploy_doubles_the_margin(
         return plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))
 
     monkeypatch.setattr(api, "plan", plan)
-    monkeypatch.setattr("turbofit.machine.source.machine_from", lambda _: machine(4))
-    assert main(["serve", "m"]) == 2
+    monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))
+    assert main(["serve", "m", "--no-rehearse"]) == 2
     assert asked == ([None, 512 << 20] if doubled else [None])
     asked.clear()
-    assert main(["serve", "m", "--margin", "1GiB"]) == 2
+    assert main(["serve", "m", "--margin", "1GiB", "--no-rehearse"]) == 2
     assert asked == [1 << 30]
