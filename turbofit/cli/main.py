@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, str]] = {
     "predict": "what given settings would do, without a search",
     "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
     "serve": "measure, plan, launch LMDeploy and watch it",
+    "gateway": "hold every request to a plan, in front of any LMDeploy",
     "machine": "GPUs, who uses them, how they reach each other",
     "report": "show a saved plan again",
     "doctor": "check this machine and its environment, each finding with a fix",

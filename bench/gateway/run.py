@@ -1,0 +1,284 @@
+"""Direct and through the gateway in one run, against an upstream paced like a GPU.
+
+    python bench/gateway/run.py [--requests 200] [--memory 100000] [--markdown FILE]
+
+Requests alternate between the two ways, so that both see the same noise. The client is raw asyncio:
+a library would cost more than the gateway does. CPU time is the gateway process's own, from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+PATH = "/v1/chat/completions"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Way:
+    """A port, and idle connections to it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def ask(self, body: bytes) -> tuple[float, float, int]:
+        """Seconds to the first event, to the end, and events."""
+        reader, writer = await self._connection()
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        began = time.perf_counter()
+        writer.write(head.encode())
+        writer.write(body)
+        await writer.drain()
+        first, data, events = 0.0, b"", 0
+        streamed = False
+        while True:
+            part = await reader.read(1 << 16)
+            if not part:
+                raise ConnectionError(data[-200:])
+            now = time.perf_counter()
+            events += part.count(b"data: ")
+            data = (data + part)[-4096:]
+            if not first and b"data: " in data:
+                first, streamed = now, True
+            if streamed and data.endswith(b"0\r\n\r\n"):
+                break
+            if not streamed and b"\r\n\r\n" in data:
+                found = re.search(rb"content-length: (\d+)", data, re.IGNORECASE)
+                if found and len(data.partition(b"\r\n\r\n")[2]) >= int(found[1]):
+                    first = now
+                    if b" 200 " not in data[:20]:
+                        raise RuntimeError(data[:400])
+                    break
+        self.idle.append((reader, writer))
+        return first - began, now - began, events
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.idle:
+            return self.idle.pop()
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def body_of(images: int, size: int, *, stream: bool = True) -> bytes:
+    """A chat request with images of so many bytes each."""
+    from bench_pictures import noise_jpeg  # type: ignore[import-not-found]
+
+    parts = [{"type": "text", "text": "What is this? " * 8}]
+    for number in range(images):
+        data = base64.b64encode(noise_jpeg(size, number)).decode()
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}})
+    body = {"model": "m", "messages": [{"role": "user", "content": parts}], "stream": stream}
+    return json.dumps({**body, "max_tokens": 64}).encode()
+
+
+async def pairs(direct: Way, through: Way, body: bytes, count: int) -> dict[str, list[float]]:
+    """Alternating requests, one at a time: milliseconds."""
+    found: dict[str, list[float]] = {"d_first": [], "d_end": [], "g_first": [], "g_end": []}
+    for number in range(count + 4):
+        order = (("d", direct), ("g", through)) if number % 2 else (("g", through), ("d", direct))
+        for name, way in order:
+            first, end, _ = await way.ask(body)
+            if number >= 4:
+                found[f"{name}_first"].append(first * 1e3)
+                found[f"{name}_end"].append(end * 1e3)
+    return found
+
+
+async def crowd(way: Way, body: bytes, count: int) -> tuple[list[float], list[float], int]:
+    """All at once."""
+    answers = await asyncio.gather(*(way.ask(body) for _ in range(count)))
+    firsts, ends, events = zip(*answers, strict=True)
+    return [f * 1e3 for f in firsts], [e * 1e3 for e in ends], sum(events)
+
+
+async def many(way: Way, body: bytes, count: int, at_once: int, pid: int) -> list[float]:
+    """So many requests by so many clients; the gateway's memory in MiB, eleven times."""
+    memory, left = [rss_mib(pid)], [count]
+    step = max(1, count // 10)
+
+    async def client() -> None:
+        while left[0] > 0:
+            left[0] -= 1
+            if left[0] % step == 0:
+                memory.append(rss_mib(pid))
+            await way.ask(body)
+
+    await asyncio.gather(*(client() for _ in range(at_once)))
+    return memory
+
+
+def start(*words: str) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def plan_file() -> Path:
+    """A plan without a queue that takes 8 images of 4 MiB."""
+    from tests.gateway.support import TILES, plan_for
+
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"gateway-bench-{os.getpid()}.json"
+    limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}
+    path.write_text(plan_for(TILES, **limits).to_json())
+    return path
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
+
+
+async def measure(args: argparse.Namespace) -> list[str]:
+    plan = plan_file()
+    lines: list[str] = []
+    say = lines.append
+    children: list[subprocess.Popen[str]] = []
+
+    def pair_of(first: float, each: float, tokens: int, port: int) -> tuple[Way, Way, int]:
+        upstream, url = start(
+            "bench/gateway/paced.py", "--port", str(port), "--first", str(first), "--each",
+            str(each), "--tokens", str(tokens),
+        )  # fmt: skip
+        children.append(upstream)
+        code = (
+            "import sys; from turbofit.cli import gateway as g; from turbofit.cli.parser import "
+            "Parser; p = Parser(prog='gateway'); g.add_arguments(p); "
+            "sys.exit(g.run(p.parse_args(sys.argv[1:])))"
+        )
+        process, own = start(
+            "-c", code, "--plan", str(plan), "--upstream", url, "--port", str(port + 1),
+            "--access-log", args.access_log,
+        )  # fmt: skip
+        children.append(process)
+        assert own.endswith(str(port + 1)), own
+        return Way(port), Way(port + 1), process.pid
+
+    try:
+        direct, through, pid = pair_of(0.2, 0.02, 50, args.port)
+        say(
+            "| request | direct first / end, ms | gateway first / end, ms | added first | "
+            "added end | p99 added first | gateway CPU a request |"
+        )
+        say("|---|---|---|---|---|---|---|")
+        for name, images, size, count in (
+            ("text, streamed, 50 tokens", 0, 0, args.requests),
+            ("one 2 MB image", 1, 2_000_000, args.requests // 2),
+            ("8 images of 2 MB", 8, 2_000_000, args.requests // 8),
+        ):  # fmt: skip
+            body = body_of(images, size)
+            before = cpu_seconds(pid)
+            found = await pairs(direct, through, body, count)
+            used = (cpu_seconds(pid) - before) / (count + 4) * 1e3
+            added = median(found["g_first"]) - median(found["d_first"])
+            say(
+                f"| {name} | {median(found['d_first']):.2f} / {median(found['d_end']):.2f} | "
+                f"{median(found['g_first']):.2f} / {median(found['g_end']):.2f} | {added:+.2f} ms "
+                f"({added / median(found['d_first']) * 100:+.2f} %) | "
+                f"{median(found['g_end']) - median(found['d_end']):+.2f} ms | "
+                f"{p99(found['g_first']) - p99(found['d_first']):+.2f} ms | {used:.1f} ms |"
+            )
+        say("")
+        say(
+            "| 256 streams at once, 50 tokens each | first median / p99, ms | end median / p99, "
+            "ms | gateway CPU a chunk | gateway CPU in all |"
+        )
+        say("|---|---|---|---|---|")
+        body = body_of(0, 0)
+        for name, way in (("direct", direct), ("gateway", through)) * 2:
+            before = cpu_seconds(pid)
+            firsts, ends, events = await crowd(way, body, 256)
+            used = cpu_seconds(pid) - before
+            own = "" if way is direct else f"{used / events * 1e6:.0f} µs | {used:.2f} s"
+            say(
+                f"| {name} | {median(firsts):.0f} / {p99(firsts):.0f} | {median(ends):.0f} / "
+                f"{p99(ends):.0f} | {own or ' | '} |"
+            )
+        say("")
+        direct, through, pid = pair_of(0.0, 0.0, 1, args.port + 2)
+        say("| upstream that answers at once | direct, ms | gateway, ms | added |")
+        say("|---|---|---|---|")
+        for name, images, size in (("text", 0, 0), ("one 2 MB image", 1, 2_000_000)):
+            body = body_of(images, size, stream=False)
+            found = await pairs(direct, through, body, args.requests)
+            say(
+                f"| {name} | {median(found['d_end']):.2f} | {median(found['g_end']):.2f} | "
+                f"{median(found['g_end']) - median(found['d_end']):+.2f} ms |"
+            )
+        say("")
+        if args.memory:
+            body = body_of(1, 20_000, stream=False)
+            await many(through, body, 2000, 16, pid)
+            before, began = cpu_seconds(pid), time.perf_counter()
+            memory = await many(through, body, args.memory, 16, pid)
+            took, used = time.perf_counter() - began, cpu_seconds(pid) - before
+            say(
+                f"{args.memory:,} requests with a 20 kB image by 16 clients: "
+                f"{args.memory / took:.0f} a second, {used / args.memory * 1e3:.2f} ms of gateway "
+                f"CPU each. Resident memory in MiB, before and after each tenth: "
+                f"{', '.join(f'{m:.1f}' for m in memory)}."
+            )
+    finally:
+        for child in children:
+            child.terminate()
+            child.wait()
+        plan.unlink()
+    return lines
+
+
+def machine() -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return (
+        f"{os.cpu_count()} cores of {model[1] if model else 'unknown'}, Python "
+        f"{platform.python_version()}"
+    )
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--memory", type=int, default=0, help="requests of the memory test")
+    parser.add_argument("--port", type=int, default=19300)
+    parser.add_argument("--access-log", default="/dev/null")
+    args = parser.parse_args()
+    print(machine())
+    print()
+    print("\n".join(asyncio.run(measure(args))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.gateway.support import (
+    CHAT,
+    Answer,
+    Recorder,
+    ask,
+    call,
+    chat,
+    data_url,
+    gateway,
+    image_part,
+    picture,
+    plan_for,
+    stream,
+)
+
+EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+ANTHROPIC = {
+    "max_tokens": 5,
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "image",
+                    "source": {
+                        "type": "base64",
+                        "media_type": "image/png",
+                        "data": data_url(picture(448, 5376)).partition(",")[2],
+                    },
+                }
+            ],
+        }
+    ],
+}
+
+
+def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
+    app, upstream = gateway()
+    reply = ask(app, body=chat(image_part(1792, 1344, detail="high"), max_tokens=9))
+    assert reply.status == 200
+    assert reply.headers["x-turbofit-limited"] == "detail=high->12"
+    (body,) = upstream.bodies
+    part = body["messages"][0]["content"][1]
+    assert part["image_url"]["max_dynamic_patch"] == 12
+    assert "detail" not in part["image_url"]
+    assert body["max_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "form"),
+    [
+        (CHAT, chat(*[image_part()] * 3), "openai"),
+        ("/generate", {"prompt": "x", "image_data": [data_url(picture(9, 9))] * 3}, "generate"),
+        (
+            "/v1/messages",
+            {
+                "max_tokens": 5,
+                "messages": [{"role": "user", "content": ANTHROPIC["messages"][0]["content"] * 3}],
+            },
+            "anthropic",
+        ),
+    ],
+)
+def test_refusals_speak_the_language_of_their_api(path, body, form) -> None:
+    app, upstream = gateway()
+    reply = ask(app, path, body)
+    assert (reply.status, upstream.seen) == (400, [])
+    message = "3 images in a request, 2 planned for"
+    if form == "openai":
+        error = reply.json["error"]
+        assert (error["code"], error["type"]) == ("too_many_images", "invalid_request_error")
+    elif form == "anthropic":
+        assert reply.json["type"] == "error"
+        assert reply.json["request_id"] == reply.headers["x-request-id"]
+        error = reply.json["error"]
+        assert error["type"] == "invalid_request_error"
+    else:
+        error = reply.json
+        assert (error["object"], error["code"]) == ("error", 400)
+    assert error["message"] == message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/update_weights", "//update_weights", "/UPDATE_WEIGHTS", "/update%5Fweights", "/./sleep",
+        "/v1/../update_weights", "/v1/%2e%2e/update_weights", "/%2e%2e%2fget_ppl", "/sleep/",
+        "/distserve/p2p_connect", "/distserve/anything", "/v1/models/..;/../sleep", "/terminate",
+        "/%252e%252e/get_ppl", "\\get_ppl", "/v1/encode", "/nodes/add", "/pooling", "/get_ppl;x=1",
+    ],
+)  # fmt: skip
+def test_management_routes_are_closed_however_they_are_spelled(path) -> None:
+    app, upstream = gateway()
+    for method in ("GET", "POST"):
+        assert ask(app, path, {}, method=method).status == 403
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/docs", "/openapi.json", "/v1", "/v1/chat", "//v1/chat/completions", CHAT + "/",
+        "/V1/chat/completions", "/v1/chat/%63ompletions", "/v1/./chat/completions", "", "*",
+        "http://127.0.0.1/v1/models", "/v1/chat/completions%00", "/é",
+    ],
+)  # fmt: skip
+def test_everything_else_does_not_exist(path) -> None:
+    app, upstream = gateway()
+    assert ask(app, path, {}, method="POST").status == 404
+    assert upstream.seen == []
+
+
+def test_methods_are_those_of_the_route() -> None:
+    app, _ = gateway()
+    assert ask(app, CHAT, method="GET").status == 405
+    assert ask(app, "/v1/models", {}, method="POST").status == 405
+    assert ask(app, "/v1/models", method="DELETE").status == 405
+    assert ask(app, "/v1/models").status == 200
+
+
+def test_keys() -> None:
+    app, upstream = gateway(api_keys=("one", "two"))
+    assert ask(app, "/health").status == 503
+    body = chat()
+    for headers in (
+        {},
+        {"authorization": "Bearer no"},
+        {"authorization": "two"},
+        {"x-api-key": ""},
+    ):
+        reply = ask(app, body=body, headers=headers)
+        assert reply.status == 401
+        assert reply.headers["www-authenticate"] == "Bearer"
+    assert upstream.seen == []
+    for headers in ({"authorization": "Bearer two"}, {"x-api-key": "one"}):
+        assert ask(app, body=body, headers=headers).status == 200
+    assert ask(app, "/v1/nothing").status == 401
+    assert ask(app, "/metrics").status == 401
+    assert all("uthorization" not in key for *_, headers in upstream.seen for key in headers)
+
+
+def test_web_pages_are_closed_out_unless_asked_for() -> None:
+    app, upstream = gateway()
+    assert ask(app, body=chat(), headers={"origin": "https://evil.example"}).status == 403
+    assert ask(app, CHAT, method="OPTIONS", headers={"origin": "https://a.example"}).status == 403
+    assert ask(app, CHAT, method="OPTIONS").status == 405
+    assert upstream.seen == []
+    app, _ = gateway(allow_origins=("https://a.example",))
+    reply = ask(app, CHAT, method="OPTIONS", headers={"origin": "https://a.example"})
+    assert (reply.status, reply.headers["access-control-allow-methods"]) == (204, "GET, POST")
+    reply = ask(app, body=chat(), headers={"origin": "https://a.example"})
+    assert reply.headers["access-control-allow-origin"] == "https://a.example"
+    assert ask(app, body=chat(), headers={"origin": "https://b.example"}).status == 403
+
+
+@pytest.mark.parametrize(
+    ("keywords", "status"),
+    [
+        ({"body": chat(), "kind": "text/plain"}, 415),
+        ({"body": chat(), "kind": "application/json; charset=utf-8"}, 200),
+        ({"body": chat(), "headers": {"content-encoding": "gzip"}}, 415),
+        ({"raw": b"{", "method": "POST"}, 400),
+        ({"raw": b"", "method": "POST"}, 400),
+        ({"raw": b"[" * 100_000, "method": "POST"}, 400),
+        ({"raw": b'{"a":NaN}', "method": "POST"}, 400),
+        ({"raw": b'{"messages":"\\ud800"}', "method": "POST"}, 400),
+        ({"raw": b'{"messages":"\xff"}', "method": "POST"}, 400),
+        ({"raw": b"{}", "headers": {"content-length": "99999999999"}}, 413),
+        ({"raw": b" " * (20 << 20), "method": "POST"}, 413),
+        ({"body": chat(seed=10**30)}, 200),
+        ({"body": {"model": "m", "messages": "x" * (4 << 20)}}, 413),
+    ],
+)
+def test_bodies(keywords, status) -> None:
+    app, _ = gateway()
+    assert ask(app, **keywords).status == status
+
+
+def test_a_body_that_never_comes_is_given_up() -> None:
+    async def run():
+        app, _ = gateway(body_seconds=0.05)
+        sent = []
+        scope = {
+            "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(),
+            "headers": [(b"content-type", b"application/json")], "client": ("::1", 1),
+        }  # fmt: skip
+
+        async def receive():
+            await asyncio.sleep(0.001 if not sent else 10)
+            return {"type": "http.request", "body": b"{", "more_body": True}
+
+        async def slow():
+            await asyncio.sleep(10)
+            return {}
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, slow, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(run()) == 408
+
+
+def test_request_ids_are_kept_where_harmless() -> None:
+    app, upstream = gateway()
+    assert ask(app, body=chat(), headers={"x-request-id": "abc-1"}).headers["x-request-id"] == (
+        "abc-1"
+    )
+    assert upstream.seen[-1][4]["X-Request-Id"] == "abc-1"
+    other = ask(app, body=chat(), headers={"x-request-id": "a\r\nb"}).headers["x-request-id"]
+    assert len(other) == 32
+
+
+def test_the_log_holds_no_prompt_and_no_image() -> None:
+    records = []
+    app, _ = gateway(log=records.append, api_keys=("secret-key",))
+    body = chat(image_part(640, 480, detail="high"))
+    body["messages"][0]["content"][0]["text"] = "a very private question"
+    assert ask(app, body=body, headers={"authorization": "Bearer secret-key"}).status == 200
+    (record,) = records
+    text = json.dumps(record)
+    assert "private" not in text
+    assert "secret" not in text
+    assert "base64" not in text
+    assert record["images"] == 1
+    assert record["units"] == 13
+    assert record["limited"] == ["detail=high->12"]
+    assert record["status"] == 200
+
+
+def test_token_counts_include_images_without_sending_them() -> None:
+    app, upstream = gateway(recorder=Recorder(lambda *_: Answer(b'{"input_tokens":7}')))
+    reply = ask(app, "/v1/messages/count_tokens", {"messages": ANTHROPIC["messages"]})
+    assert reply.json == {"input_tokens": 7 + 13 * 256}
+    assert upstream.bodies[0]["messages"][0]["content"] == [{"type": "text", "text": ""}]
+
+
+def test_images_that_can_carry_no_limit_are_refused_past_the_plan_without_an_overlay() -> None:
+    plan = plan_for(limit=4)
+    app, upstream = gateway(plan, overlay=False)
+    reply = ask(app, "/v1/messages", ANTHROPIC)
+    assert reply.status == 400
+    assert "takes 13 tiles here, 5 are planned for" in reply.json["error"]["message"]
+    assert upstream.seen == []
+    app, upstream = gateway(plan, overlay=True)
+    assert ask(app, "/v1/messages", ANTHROPIC).status == 200
+
+
+def test_streams_pass_event_by_event() -> None:
+    async def run():
+        told = asyncio.Event()
+
+        async def answer(engine, path, body):
+            return stream(EVENT, EVENT[:9], EVENT[9:] + EVENT, 0.02, DONE)
+
+        app, _ = gateway(recorder=Recorder(answer))
+        return await call(app, body=chat(stream=True), leave=told)
+
+    reply = asyncio.run(run())
+    assert reply.body == EVENT * 3 + DONE
+    assert reply.chunks[:2] == [EVENT, EVENT + EVENT]
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["x-accel-buffering"] == "no"
+    assert reply.done
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (CHAT, chat(stream=True), (b'data: {"error":', b"data: [DONE]\n\n")),
+        ("/v1/completions", {"prompt": "x", "stream": True}, (b'data: {"error":',)),
+        ("/generate", {"prompt": "x", "stream": True}, (b'data: {"error":',)),
+        ("/v1/responses", {"input": "x", "stream": True}, (b"event: error\n", b'"type":"error"')),
+        ("/v1/messages", ANTHROPIC, (b"event: error\n", b'"overloaded_error"')),
+    ],
+)
+def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_event(path, body, words) -> None:
+    answer = stream(EVENT, EVENT[:20], OSError("reset"))
+    app, _ = gateway(recorder=Recorder(lambda *_: answer))
+    reply = ask(app, path, body)
+    assert reply.status == 200
+    assert reply.done
+    assert reply.body.startswith(EVENT)
+    tail = reply.body[len(EVENT) :]
+    assert EVENT[:20] not in tail
+    assert all(word in tail for word in words), tail
+    assert all(line == b"" or b": " in line for line in tail.split(b"\n"))
+    assert answer.closed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        stream(OSError("reset")),
+        stream(),
+        Answer(OSError("reset")),
+        Answer(b'{"half', OSError("reset")),
+        OSError("refused"),
+    ],
+)
+def test_an_engine_that_dies_before_it_answers_gives_503(answer) -> None:
+    app, _ = gateway(recorder=Recorder(lambda *_: answer))
+    reply = ask(app, body=chat(stream=True))
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    assert reply.json["error"]["code"] == "engine_died"
+    assert app.engines[0].outstanding == 0
+
+
+def test_a_request_that_was_never_sent_goes_to_another_engine() -> None:
+    recorder = Recorder()
+    recorder.down = {0}
+    app, _ = gateway(engines=2, recorder=recorder)
+    assert ask(app, body=chat()).status == 200
+    assert recorder.seen[-1][0] == 1
+    assert [engine.up for engine in app.engines] == [False, True]
+    recorder.down = {0, 1}
+    reply = ask(app, body=chat())
+    assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+
+
+def test_errors_of_the_engine_are_passed_on() -> None:
+    told = Answer(b'{"message":"no"}', status=404)
+    app, _ = gateway(recorder=Recorder(lambda *_: told))
+    reply = ask(app, body=chat())
+    assert (reply.status, reply.json) == (404, {"message": "no"})
+
+
+def test_a_client_that_goes_away_stops_the_engine() -> None:
+    async def run():
+        answer, gone = stream(EVENT, 30.0, DONE), asyncio.Event()
+        app, _ = gateway(recorder=Recorder(lambda *_: answer), log=records.append)
+        asyncio.get_running_loop().call_later(0.05, gone.set)
+        await asyncio.wait_for(call(app, body=chat(stream=True), leave=gone), 2)
+        return app, answer
+
+    records: list[dict] = []
+    app, answer = asyncio.run(run())
+    assert answer.closed
+    assert (app.engines[0].outstanding, app.engines[0].units) == (0, 0)
+    assert records[0]["refused"] == "disconnected"
+
+
+def test_clients_that_wait_in_line_may_leave() -> None:
+    async def run():
+        plan = plan_for(units_per_forward=13)
+        app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
+        big, gone = chat(image_part(448, 5376)), asyncio.Event()
+        first = asyncio.ensure_future(call(app, body=big))
+        await asyncio.sleep(0.02)
+        second = asyncio.ensure_future(call(app, body=big, leave=gone))
+        await asyncio.sleep(0.02)
+        waiting = app.admission.waiting
+        gone.set()
+        await second
+        await first
+        return waiting, app, recorder
+
+    waiting, app, recorder = asyncio.run(run())
+    assert waiting == 1
+    assert app.admission.waiting == 0
+    assert len(recorder.seen) == 1
+
+
+def test_units_are_given_back_at_the_first_byte_of_a_stream_and_at_the_end_otherwise() -> None:
+    async def run(answer, **fields):
+        plan = plan_for(units_per_forward=13)
+        app, recorder = gateway(plan, recorder=Recorder(lambda *_: answer()))
+        big = chat(image_part(448, 5376), **fields)
+        calls = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        early = len(recorder.seen)
+        await asyncio.gather(*calls)
+        return early
+
+    assert asyncio.run(run(lambda: stream(EVENT, 0.3, DONE), stream=True)) == 2
+    assert asyncio.run(run(lambda: stream(0.3, EVENT, DONE), stream=True)) == 1
+    assert asyncio.run(run(lambda: Answer(0.3, b"{}"))) == 1
+
+
+def test_a_long_wait_ends_with_429() -> None:
+    async def run():
+        plan = plan_for(units_per_forward=13)
+        slow = Recorder(lambda *_: Answer(0.4, b"{}"))
+        app, _ = gateway(plan, recorder=slow, queue_seconds=0.1)
+        big = chat(image_part(448, 5376))
+        return await asyncio.gather(*(call(app, body=big) for _ in range(2)))
+
+    good, busy = asyncio.run(run())
+    assert (good.status, busy.status) == (200, 429)
+    assert int(busy.headers["retry-after"]) >= 1
+    assert busy.json["error"]["type"] == "rate_limit_error"
+
+
+def test_text_never_waits_behind_images() -> None:
+    async def run():
+        plan = plan_for(units_per_forward=13)
+        app, recorder = gateway(plan, recorder=Recorder(lambda *_: Answer(0.2, b"{}")))
+        bodies = [chat(image_part(448, 5376)), chat(image_part(448, 5376)), chat(), chat()]
+        calls = [asyncio.ensure_future(call(app, body=body)) for body in bodies]
+        await asyncio.sleep(0.05)
+        early = len(recorder.seen)
+        await asyncio.gather(*calls)
+        return early
+
+    assert asyncio.run(run()) == 3
+
+
+def test_a_bug_of_ours_is_a_500_that_says_nothing() -> None:
+    def broken(*_):
+        raise RuntimeError("a secret detail")
+
+    records: list[dict] = []
+    app, _ = gateway(recorder=Recorder(broken), log=records.append)
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        return await call(app, body=chat())
+
+    reply = asyncio.run(run())
+    assert reply.status == 500
+    assert b"secret" not in reply.body
+    assert records[0]["refused"] == "bug: RuntimeError"
+
+
+def test_metrics_are_the_engines_and_our_own() -> None:
+    app, recorder = gateway(engines=2)
+    recorder.pages = '# HELP a b\n# TYPE a gauge\na 1\na{x="y"} 2\n'
+    assert ask(app, body=chat(image_part(detail="high"))).status == 200
+    assert ask(app, body=chat(*[image_part()] * 5)).status == 400
+    text = ask(app, "/metrics").body.decode()
+    lines = text.splitlines()
+    assert lines.count("# TYPE a gauge") == 1
+    for line in (
+        'a{engine="0"} 1', 'a{engine="1",x="y"} 2',
+        'turbofit_gateway_limited_total{what="detail"} 1',
+        'turbofit_gateway_refused_total{reason="too_many_images"} 1',
+        'turbofit_gateway_units_in_flight{engine="0"} 0',
+        'turbofit_gateway_requests_total{route="/v1/chat/completions",status="200"} 1',
+        "turbofit_gateway_images_total 1",
+    ):  # fmt: skip
+        assert line in lines, text
+
+
+def test_websockets_are_closed() -> None:
+    async def run():
+        app, _ = gateway()
+        sent = []
+
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message):
+            sent.append(message)
+
+        await app({"type": "websocket"}, receive, send)
+        return sent
+
+    assert asyncio.run(run())[0]["type"] == "websocket.close"
+
+
+def test_head_is_asked_as_get() -> None:
+    app, upstream = gateway()
+    assert ask(app, "/v1/models", method="HEAD").status == 200
+    assert upstream.seen[0][1:3] == ("GET", "/v1/models")
+
+
+def test_a_body_is_forgotten_once_it_was_sent() -> None:
+    async def run():
+        app, _ = gateway(recorder=Recorder(lambda *_: stream(0.1, EVENT, 0.1, DONE)))
+        asked = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+        await asyncio.sleep(0.05)
+        early = app._bodies.in_memory
+        await asked
+        return early, app._bodies.in_memory
+
+    assert asyncio.run(run()) == (0, 0)
+
+
+def test_bodies_beyond_the_room_wait_outside() -> None:
+    async def run():
+        app, _ = gateway()
+        app._bodies.keep(1 << 40)
+        return await call(app, body=chat())
+
+    reply = asyncio.run(run())
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
+from tests.fixtures.plans import plausible_plan
+from tests.gateway.support import limits_for
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.gateway.overlay import edits, overlay
+from turbofit.model.source import resolve_model
+
+
+def plan_of(folder: Path, limit: int):
+    found = resolve_model(str(folder))
+    return plausible_plan(model=found, limits=limits_for(found.image_rule, limit=limit))
+
+
+def qwen(folder: Path) -> Path:
+    made = make_qwen2_vl(folder)
+    config = json.loads((made / "config.json").read_text())
+    config["vision_config"]["num_heads"] = 1
+    (made / "config.json").write_text(json.dumps(config))
+    return made
+
+
+def test_links_edited_files_and_the_same_name(tmp_path) -> None:
+    folder = make_internvl2(tmp_path / "OpenGVLab" / "InternVL2-1B")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with overlay(plan_of(folder, 5), tmp_path / "o") as over:
+        assert over.name == "InternVL2-1B"
+        assert {path.name for path in over.iterdir()} == set(before)
+        assert [p.name for p in over.iterdir() if not p.is_symlink()] == ["config.json"]
+        assert json.loads((over / "config.json").read_text()) == {
+            **json.loads(before["config.json"]), "max_dynamic_patch": 5,
+        }  # fmt: skip
+        rule = resolve_model(str(over)).image_rule
+        assert rule is not None
+        assert rule.max_dynamic_patch == 5
+    assert not over.exists()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_original_serves_where_its_own_limit_is_the_plans(tmp_path) -> None:
+    folder = make_internvl2(tmp_path / "m")
+    with overlay(plan_of(folder, 12), tmp_path / "o") as over:
+        assert over == folder
+    assert not (tmp_path / "o").exists()
+
+
+def test_both_pixel_bounds_in_every_spelling(tmp_path) -> None:
+    folder = qwen(tmp_path / "Qwen2-VL")
+    plan = plan_of(folder, 2000)
+    (changed,) = edits(folder, plan.model.image_rule, plan.limits).values()
+    assert (changed["min_pixels"], changed["max_pixels"]) == (2000, 2000)
+    assert changed["size"] == {"shortest_edge": 2000, "longest_edge": 2000}
+    assert changed["image_processor_type"] == "Qwen2VLImageProcessor"
+
+
+def test_a_processor_that_is_nested_in_another_file_is_found(tmp_path) -> None:
+    """Transformers 5 reads no other file where processor_config.json holds an image processor."""
+    folder = make_internvl_hf(tmp_path / "InternVL3-hf")
+    nested = json.loads((folder / "preprocessor_config.json").read_text())
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_processor": nested}))
+    plan = plan_of(folder, 3)
+    with overlay(plan, tmp_path / "o") as over:
+        written = json.loads((over / "processor_config.json").read_text())
+        assert written["image_processor"]["max_patches"] == 3
+        assert written["image_seq_length"] == 256
+        assert json.loads((over / "preprocessor_config.json").read_text())["max_patches"] == 3
+
+
+def test_names_of_a_hub_cache_keep_the_model_in_the_path(tmp_path) -> None:
+    cache = tmp_path / "models--OpenGVLab--InternVL2-1B"
+    blobs = make_internvl2(cache / "blobs")
+    folder = cache / "snapshots" / "abc123"
+    folder.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (folder / path.name).symlink_to(Path("../../blobs") / path.name)
+    found = resolve_model(str(folder))
+    plan = plausible_plan(model=found, limits=limits_for(found.image_rule, limit=4))
+    with overlay(plan, tmp_path / "o") as over:
+        assert over.parts[-3:] == ("models--OpenGVLab--InternVL2-1B", "snapshots", "abc123")
+        assert (over / "model.safetensors").resolve() == (blobs / "model.safetensors").resolve()
+
+
+def test_text_models_need_none(tmp_path) -> None:
+    folder = make_text(tmp_path / "t")
+    limits = limits_for(resolve_model(str(make_internvl2(tmp_path / "m"))).image_rule)
+    text = msgspec.structs.replace(limits, vision_unit=None)
+    plan = plausible_plan(model=resolve_model(str(folder)), limits=text)
+    with overlay(plan, tmp_path / "o") as over:
+        assert over == folder
+
+
+def test_what_cannot_be_done_is_said(tmp_path) -> None:
+    preset = plausible_plan(limits=plausible_plan().limits)
+    with pytest.raises(UsageError, match="not on this machine"), overlay(preset):
+        pass
+    folder = make_internvl2(tmp_path / "m")
+    plan = plan_of(folder, 4)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError, match="overlay"), overlay(plan, tmp_path / "file"):
+        pass
+    (folder / "config.json").write_text("[")
+    with pytest.raises(UsageError, match=r"config\.json"), overlay(plan, tmp_path / "o"):
+        pass

@@ -1,0 +1,328 @@
+"""Admission, balance and health, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.gateway.support import CHAT, Answer, Recorder, call, chat, gateway, stream
+from turbofit.gateway.admission import Admission, Cost
+from turbofit.gateway.engines import Affinity, Engine, least_busy
+from turbofit.gateway.health import Monitor, healthy
+from turbofit.gateway.metrics import merge
+from turbofit.gateway.refusals import Refusal
+
+
+def engines(count: int = 1) -> list[Engine]:
+    return [Engine(index, f"http://e{index}") for index in range(count)]
+
+
+def admission(found, gate=10, host_bytes=10**9, **keywords) -> Admission:
+    return Admission(found, gate=gate, host_bytes=host_bytes, **keywords)
+
+
+def test_turns_go_round_the_clients() -> None:
+    async def run():
+        found = engines()
+        door, order = admission(found), []
+
+        async def one(client: str, number: int):
+            cost = Cost(units=10)
+            engine = await door.admit(client, cost, least_busy)
+            order.append(f"{client}{number}")
+            await asyncio.sleep(0)
+            door.release(engine, cost)
+
+        greedy = [asyncio.ensure_future(one("a", i)) for i in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.gather(one("b", 0), one("c", 0), *greedy)
+        return order, found[0].units, door.waiting
+
+    order, units, waiting = asyncio.run(run())
+    assert order == ["a0", "a1", "a2", "b0", "c0", "a3"]
+    assert (units, waiting) == (0, 0)
+
+
+def test_a_large_request_is_not_starved_by_small_ones() -> None:
+    async def run():
+        found = engines()
+        door, order = admission(found), []
+
+        async def one(client, units):
+            cost = Cost(units=units)
+            engine = await door.admit(client, cost, least_busy)
+            order.append((client, units))
+            await asyncio.sleep(0.001)
+            door.release(engine, cost)
+
+        await asyncio.gather(
+            one("s", 4), one("s", 4), one("big", 10), *(one("s", 4) for _ in range(6))
+        )
+        return order
+
+    order = asyncio.run(run())
+    assert order.index(("big", 10)) <= 3
+
+
+def test_the_line_has_an_end_and_a_deadline() -> None:
+    async def run():
+        door = admission(engines(), longest=1, seconds=0.05)
+        held = await door.admit("a", Cost(units=10), least_busy)
+        late = asyncio.ensure_future(door.admit("b", Cost(units=1), least_busy))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(Refusal) as full:
+                await door.admit("c", Cost(units=1), least_busy)
+            assert full.value.status == 429
+        with pytest.raises(Refusal) as waited:
+            await late
+        assert (waited.value.status, door.waiting) == (429, 0)
+        door.release(held, Cost(units=10))
+        assert (await door.admit("d", Cost(units=10), least_busy)).units == 10
+
+    asyncio.run(run())
+
+
+def test_what_no_engine_could_hold_is_refused_at_once() -> None:
+    async def run(cost):
+        with pytest.raises(Refusal) as caught:
+            await admission(engines(), host_bytes=50).admit("a", cost, least_busy)
+        return caught.value.status
+
+    assert asyncio.run(run(Cost(units=11))) == 400
+    assert asyncio.run(run(Cost(host_bytes=51))) == 400
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3), st.booleans()), max_size=40),
+    st.integers(1, 3),
+)
+def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
+    async def run():
+        found = engines(count)
+        door, most = admission(found, seconds=5.0), 0
+
+        async def one(units, client, leaves):
+            nonlocal most
+            cost = Cost(units=units, host_bytes=units)
+            engine = await door.admit(str(client), cost, least_busy)
+            engine.outstanding += 1
+            most = max(most, *(e.units for e in found))
+            try:
+                await asyncio.sleep(0.0005 * units)
+            finally:
+                engine.outstanding -= 1
+                door.release(engine, cost)
+
+        tasks = [asyncio.ensure_future(one(*request)) for request in requests]
+        await asyncio.sleep(0.001)
+        for task, (_, _, leaves) in zip(tasks, requests, strict=True):
+            if leaves:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return most, [(e.units, e.host_bytes, e.outstanding) for e in found], door.waiting
+
+    most, left, waiting = asyncio.run(run())
+    assert most <= 10
+    assert left == [(0, 0, 0)] * count
+    assert waiting == 0
+
+
+def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
+    async def run():
+        found = engines()
+        door = admission(found)
+        await door.admit("a", Cost(units=10), least_busy)
+        waiting = asyncio.ensure_future(door.admit("b", Cost(units=5), least_busy))
+        await asyncio.sleep(0)
+        found[0].up = False
+        door.pump()
+        with pytest.raises(Refusal) as caught:
+            await waiting
+        return caught.value.status
+
+    assert asyncio.run(run()) == 503
+
+
+def test_the_least_busy_engine_is_next() -> None:
+    found = engines(3)
+    found[0].outstanding, found[1].outstanding, found[2].outstanding = 2, 1, 1
+    found[1].units = 5
+    assert least_busy(found).index == 2
+
+
+def conversation(*texts: str, **fields):
+    return {"messages": [{"role": "user", "content": text} for text in texts], **fields}
+
+
+def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
+    found, memory = engines(3), Affinity()
+    long = "x" * 3000
+    found[0].outstanding = 1
+    home = memory.chooser(conversation(long))(found)
+    assert home.index == 1
+    home.outstanding = 3
+    again = memory.chooser(conversation(long, "and then?"))(found)
+    assert again.index == 1
+    home.outstanding = 9
+    assert memory.chooser(conversation(long, "and then?"))(found).index == 2
+    short = memory.chooser(conversation("hi"))
+    assert short(found).index == 2
+
+
+def watched(found, probe, **keywords):
+    changed = []
+    times = {"idle": 60.0, "stall": 60.0, "retry": 0.0, "patience": 0.05, **keywords}
+    return Monitor(found, probe, lambda: changed.append(1), **times), changed
+
+
+def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_back() -> None:
+    async def run():
+        found, answers, states = engines(), [False, False, False, False, True], []
+
+        async def probe(engine):
+            states.append((engine.up, healthy(found)))
+            if not answers:
+                await asyncio.sleep(10)
+            return answers.pop(0)
+
+        monitor, changed = watched(found, probe)
+        monitor.start()
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            monitor.suspect(found[0]) if found[0].up and answers else monitor._poke.set()
+            if not answers:
+                break
+        await asyncio.sleep(0.01)
+        await monitor.stop()
+        return states, found[0].up, healthy(found), len(changed)
+
+    states, up, fine, changed = asyncio.run(run())
+    assert [up for up, _ in states] == [True, True, True, False, False]
+    assert not any(fine for _, fine in states)
+    assert (up, fine, changed) == (True, True, 2)
+
+
+def test_a_probe_that_never_ends_counts_as_failed() -> None:
+    async def run():
+        found = engines()
+
+        async def probe(engine):
+            await asyncio.sleep(60)
+            return True
+
+        monitor, _ = watched(found, probe)
+        monitor.start()
+        for _ in range(300):
+            await asyncio.sleep(0.01)
+            monitor._poke.set()
+            if not found[0].up:
+                break
+        await monitor.stop()
+        return found[0].up
+
+    assert asyncio.run(run()) is False
+
+
+def test_recent_traffic_is_proof_enough() -> None:
+    async def run():
+        found, asked = engines(), []
+
+        async def probe(engine):
+            asked.append(1)
+            return True
+
+        found[0].succeeded()
+        monitor, _ = watched(found, probe)
+        monitor.start()
+        await asyncio.sleep(0.05)
+        fine = healthy(found)
+        found[0].last_success -= 61
+        monitor._poke.set()
+        await asyncio.sleep(0.05)
+        await monitor.stop()
+        return fine, len(asked)
+
+    assert asyncio.run(run()) == (True, 1)
+
+
+def test_an_engine_that_owes_answers_but_is_silent_is_given_up() -> None:
+    """The port lives, nothing ever comes: what waits for it must end."""
+
+    async def run():
+        recorder = Recorder(lambda *_: stream(b"data: 1\n\n", 60.0))
+        recorder.works = False
+        app, _ = gateway(recorder=recorder, stall_seconds=0.05, retry_seconds=0.0)
+        app.engines[0].succeeded()
+        await app.startup()
+        streaming = asyncio.ensure_future(call(app, body=chat(stream=True)))
+        await asyncio.sleep(0.01)
+        recorder.answer = lambda *_: Answer(60.0)
+        silent = asyncio.ensure_future(call(app, body=chat()))
+        replies = await asyncio.wait_for(asyncio.gather(streaming, silent), 5)
+        dead = await call(app, body=chat())
+        health = await call(app, "/health")
+        recorder.works = True
+        for _ in range(300):
+            await asyncio.sleep(0.01)
+            app.monitor._poke.set()
+            if app.engines[0].up:
+                break
+        back = await call(app, "/health")
+        await app.shutdown()
+        return replies, dead, health, back
+
+    (streaming, silent), dead, health, back = asyncio.run(run())
+    assert streaming.status == 200
+    assert b'"engine_died"' in streaming.body
+    assert streaming.done
+    assert (silent.status, dead.status, health.status, back.status) == (503, 503, 503, 200)
+    assert dead.headers["retry-after"] == "5"
+
+
+def test_failing_answers_make_the_gateway_ask() -> None:
+    """After an out-of-memory of the PyTorch engine every request is a 503 and its health is 200."""
+
+    async def run():
+        recorder = Recorder(lambda *_: Answer(b"{}", status=503))
+        app, _ = gateway(recorder=recorder, retry_seconds=0.0)
+        app.engines[0].succeeded()
+        recorder.works = False
+        await app.startup()
+        first = await call(app, CHAT, chat())
+        for _ in range(300):
+            await asyncio.sleep(0.01)
+            app.monitor._poke.set()
+            if not app.engines[0].up:
+                break
+        health = await call(app, "/health")
+        await app.shutdown()
+        return first.status, health.status, recorder.probes
+
+    first, health, probes = asyncio.run(run())
+    assert (first, health) == (503, 503)
+    assert probes >= 3
+
+
+def test_pages_of_several_engines_become_one() -> None:
+    page = "\n".join(
+        (
+            "# HELP h Seconds.", "# TYPE h histogram", 'h_bucket{le="1"} 3', "h_sum 2.5",
+            "h_count 3", "# HELP g x", "# TYPE g gauge", 'g{path="a b{c}"} 1', "bare 7",
+            "g2{} 4", "",
+        )
+    )  # fmt: skip
+    lines = merge({0: page, 3: page}).splitlines()
+    assert lines.count("# TYPE h histogram") == 1
+    assert 'h_bucket{engine="3",le="1"} 3' in lines
+    assert 'g{engine="0",path="a b{c}"} 1' in lines
+    assert 'bare{engine="3"} 7' in lines
+    assert 'g2{engine="0"} 4' in lines
+    heads = [i for i, line in enumerate(lines) if line.startswith("h_")]
+    assert heads == list(range(heads[0], heads[0] + 6))
+    assert SimpleNamespace(ok=merge({})).ok == ""

@@ -1,0 +1,277 @@
+"""The gateway on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.gateway.support import CHAT, chat, image_part, plan_for
+from turbofit.cli import gateway as command
+from turbofit.cli.parser import Parser
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.server import bind, check_bind, log_to, make_gateway
+from turbofit.gateway.thread import GatewayThread
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Engine(threading.Thread):
+    """An aiohttp server with LMDeploy's routes, in a thread."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ready, self.bodies, self.left = threading.Event(), [], threading.Event()
+        self.headers: list[dict[str, str]] = []
+        self.loop = asyncio.new_event_loop()
+
+    def run(self) -> None:
+        self.loop.run_until_complete(self._serve())
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.end.set)
+        self.join()
+
+    async def _serve(self) -> None:
+        self.end = asyncio.Event()
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_post("/{tail:.*}", self._post)
+        app.router.add_get("/v1/models", self._models)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await runner.setup()
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        await web.SockSite(runner, listener).start()
+        self.ready.set()
+        await self.end.wait()
+        await runner.cleanup()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def _post(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.headers.append(dict(request.headers))
+        self.bodies.append(body)
+        if not body.get("stream"):
+            return web.json_response({"choices": [{}]})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            for number in range(body.get("max_tokens", 3)):
+                await response.write(b"data: {}\n\n")
+                await asyncio.sleep(0.02 if number < 3 else 0.1)
+        except (asyncio.CancelledError, ConnectionError):
+            self.left.set()
+            raise
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+@pytest.fixture
+def engine():
+    one = Engine()
+    one.start()
+    assert one.ready.wait(5)
+    yield one
+    one.stop()
+
+
+def config(**changes) -> GatewayConfig:
+    return GatewayConfig(port=0, **changes)
+
+
+def asked(url: str, body=None, path=CHAT, context=None, **headers: str):
+    """Status, headers and body, over a fresh connection."""
+    host = url.rpartition("//")[2]
+    kind = http.client.HTTPSConnection if url.startswith("https") else http.client.HTTPConnection
+    keywords = {"context": context} if context else {}
+    connection = kind(host, timeout=10, **keywords)
+    sent = {"content-type": "application/json", **headers}
+    data = None if body is None else json.dumps(body)
+    connection.request("GET" if body is None else "POST", path, data, sent)
+    response = connection.getresponse()
+    answer = response.status, dict(response.getheaders()), response.read()
+    connection.close()
+    return answer
+
+
+def test_requests_pass_and_health_follows(engine) -> None:
+    config_ = config(upstream_key="inner")
+    with GatewayThread(plan_for(), [engine.url], config_, overlay=False) as gateway:
+        status, headers, body = asked(gateway.url, chat(image_part(1792, 1344, detail="high")))
+        assert (status, json.loads(body)) == (200, {"choices": [{}]})
+        assert headers["x-turbofit-limited"] == "detail=high->12"
+        assert engine.headers[-1]["Authorization"] == "Bearer inner"
+        status, _, body = asked(gateway.url, chat(stream=True))
+        assert body == b"data: {}\n\n" * 3 + b"data: [DONE]\n\n"
+        assert asked(gateway.url, path="/health")[0] == 200
+        assert asked(gateway.url, path="/v1/models")[2] == b'{"data": [{"id": "m"}]}'
+        assert asked(gateway.url, {}, path="/update_weights")[0] == 403
+        engine.stop()
+        status, headers, _ = asked(gateway.url, chat())
+        assert status == 503
+        assert "retry-after" in headers
+        assert asked(gateway.url, path="/health")[0] == 503
+        engine.stop = lambda: None
+    assert not gateway.alive
+
+
+def test_chunks_arrive_as_they_are_sent(engine) -> None:
+    with GatewayThread(plan_for(), [engine.url], config()) as gateway:
+        connection = http.client.HTTPConnection(gateway.url.rpartition("//")[2], timeout=5)
+        body = json.dumps(chat(stream=True, max_tokens=8))
+        connection.request("POST", CHAT, body, {"content-type": "application/json"})
+        response, times = connection.getresponse(), []
+        while response.readline():
+            times.append(time.perf_counter())
+        connection.close()
+    assert times[-1] - times[0] > 0.3
+
+
+def test_a_client_that_leaves_stops_the_engine(engine) -> None:
+    with GatewayThread(plan_for(), [engine.url], config()) as gateway:
+        host, _, port = gateway.url.rpartition("//")[2].partition(":")
+        client = socket.create_connection((host, int(port)))
+        body = json.dumps(chat(stream=True, max_tokens=500)).encode()
+        client.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert b"data: " in client.recv(4096) + client.recv(4096)
+        client.close()
+        assert engine.left.wait(5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET http://127.0.0.1/v1/models HTTP/1.1", b"GET //v1/models HTTP/1.1",
+        b"POST /v1/../update_weights HTTP/1.1", b"POST /update_weights?x=/v1/models HTTP/1.1",
+        b"GET /v1/models/../../sleep HTTP/1.1", b"POST /%75pdate_weights HTTP/1.1",
+        b"GET /v1/models%3f HTTP/1.1", b"GET /v1/models;a HTTP/1.1",
+    ],
+)  # fmt: skip
+def test_path_tricks_reach_nothing(engine, line) -> None:
+    with GatewayThread(plan_for(), [engine.url], config()) as gateway:
+        host, _, port = gateway.url.rpartition("//")[2].partition(":")
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            client.sendall(line + b"\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = client.recv(4096)
+    assert answer.split(b" ", 2)[1] in (b"400", b"403", b"404")
+    assert all(body.get("max_tokens") == 1 for body in engine.bodies)
+
+
+def test_tls(engine, tmp_path) -> None:
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("needs openssl")
+    secured = config(ssl_certfile=str(tmp_path / "cert"), ssl_keyfile=str(tmp_path / "key"))
+    context = ssl.create_default_context(cafile=str(tmp_path / "cert"))
+    context.check_hostname = False
+    with GatewayThread(plan_for(), [engine.url], secured) as gateway:
+        assert gateway.url.startswith("https://")
+        assert asked(gateway.url, chat(), context=context)[0] == 200
+
+
+def test_a_bind_beyond_loopback_needs_a_key_or_a_word() -> None:
+    open_ = GatewayConfig(host="0.0.0.0")
+    with pytest.raises(UsageError, match="no key is set"):
+        check_bind(open_)
+    check_bind(open_, no_auth=True)
+    check_bind(GatewayConfig(host="0.0.0.0", api_keys=("k",)))
+    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
+        check_bind(GatewayConfig(host=host))
+    with pytest.raises(UsageError):
+        check_bind(GatewayConfig(host="::"))
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = GatewayConfig(port=other.getsockname()[1])
+        with pytest.raises(LaunchError, match="cannot be bound"):
+            bind(taken)
+        with pytest.raises(LaunchError, match="cannot be bound"):
+            GatewayThread(plan_for(), ["http://127.0.0.1:1"], taken).start()
+
+
+def test_upstreams_are_checked() -> None:
+    for urls in ([], ["localhost:1"]):
+        with pytest.raises(UsageError, match="no address"):
+            make_gateway(plan_for(), urls, config())
+
+
+def test_the_log_is_lines_of_json(tmp_path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        log = log_to(file)
+        log({"a": 1})
+        log({"b": "é"})
+    assert [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()] == [
+        {"a": 1},
+        {"b": "é"},
+    ]
+
+
+def parsed(*words: str):
+    parser = Parser(prog="turbofit gateway")
+    command.add_arguments(parser)
+    return parser.parse_args(["--plan", "p", "--upstream", "http://x", *words])
+
+
+def test_options(monkeypatch) -> None:
+    monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
+    made = command.gateway_config(parsed(), upstream_key=None)
+    assert (made.api_keys, made.host, made.port) == (("a", "b"), "127.0.0.1", 23333)
+    made = command.gateway_config(parsed("--api-key", "x", "--host", "::"), upstream_key="u")
+    assert (made.api_keys, made.upstream_key) == (("x",), "u")
+    with pytest.raises(UsageError, match="go together"):
+        command.gateway_config(parsed("--ssl-certfile", "x"), upstream_key=None)
+    with pytest.raises(UsageError, match="empty"):
+        command.gateway_config(parsed("--api-key", " "), upstream_key=None)
+    monkeypatch.delenv("TURBOFIT_API_KEYS")
+    with pytest.raises(UsageError, match="no key is set"):
+        command.gateway_config(parsed("--host", "0.0.0.0"), upstream_key=None)
+
+
+def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:
+    (tmp_path / "plan.json").write_text(plan_for().to_json())
+    code = (
+        "import sys; from turbofit.cli import gateway as g; from turbofit.cli.parser import Parser;"
+        " p = Parser(prog='g'); g.add_arguments(p); sys.exit(g.run(p.parse_args(sys.argv[1:])))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--plan", str(tmp_path / "plan.json"), "--upstream", engine.url, "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}"
+    assert asked(f"http://127.0.0.1:{port}", chat())[0] == 200
+    process.terminate()
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (0, "")
+    assert "counted at the model's own default" in err
+    (record,) = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert record["route"] == CHAT

@@ -1,0 +1,100 @@
+"""One request on its way through the gateway."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.gateway.guard import request_id
+from turbofit.gateway.prepare import Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.refusals import Api
+    from turbofit.gateway.relay import Outcome
+    from turbofit.gateway.routes import Route
+
+    Message = MutableMapping[str, Any]
+    Send = Callable[[Message], Awaitable[None]]
+
+__all__ = ["Call", "answer", "entry", "sent_headers"]
+
+_EMPTY: Final = Prepared()
+
+
+class Call:
+    """One request on its way, and what the log will say of it."""
+
+    __slots__ = (
+        "api", "body", "bytes_in", "client", "counted", "engine", "gone", "headers", "id", "key",
+        "method", "out", "outcome", "prepared", "read", "reason", "route", "status", "t0",
+    )  # fmt: skip
+
+    def __init__(self, scope: Message) -> None:
+        self.t0 = self.read = time.perf_counter()
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.method: str = scope["method"]
+        client = scope.get("client")
+        self.client: str = client[0] if client else ""
+        self.id = request_id(self.headers)
+        self.key = ""
+        self.api: Api = "openai"
+        self.route: Route | None = None
+        self.prepared = _EMPTY
+        self.engine: Engine | None = None
+        self.outcome: Outcome | None = None
+        self.status, self.reason, self.bytes_in = 0, "", 0
+        self.gone = False
+        #: As it came, then as it goes on, then nothing.
+        self.body = b""
+        self.counted = True
+        #: Headers of the answer.
+        self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+
+
+async def answer(call: Call, send: Send, status: int, body: bytes, kind: str) -> None:
+    """An answer of the gateway's own."""
+    call.status = status
+    headers = [
+        (b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *call.out,
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def sent_headers(call: Call) -> dict[str, str]:
+    """Headers for the engine: ours, and nothing else of the client's."""
+    headers = {"X-Request-Id": call.id}
+    if call.method == "POST":
+        headers["Content-Type"] = "application/json"
+    version = call.headers.get(b"anthropic-version", b"").decode("latin-1")
+    if version and version.isascii() and version.isprintable():
+        headers["Anthropic-Version"] = version[:40]
+    return headers
+
+
+def entry(call: Call, path: str, first: float | None) -> dict[str, Any]:
+    """One record of the log: numbers and names, never a prompt or an image."""
+    prepared, outcome, now = call.prepared, call.outcome, time.perf_counter()
+    return {
+        "time": round(time.time(), 3),
+        "id": call.id,
+        "method": call.method,
+        "route": path,
+        "status": call.status,
+        "client": call.client,
+        "key": call.key,
+        "engine": call.engine.index if call.engine is not None else None,
+        "images": prepared.images,
+        "units": prepared.units,
+        "copies": prepared.copies,
+        "limited": list(prepared.lowered),
+        "refused": call.reason,
+        "bytes_in": call.bytes_in,
+        "bytes_out": outcome.bytes_out if outcome is not None else 0,
+        "ms": round((now - call.t0) * 1e3, 1),
+        "ms_first_byte": None if first is None else round((first - call.read) * 1e3, 1),
+        "broken": outcome is not None and outcome.broken,
+    }

@@ -1,0 +1,121 @@
+"""Numbers in Prometheus' text format: the gateway's own, and the engines' with a label each."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Metrics", "merge"]
+
+_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_PREFIX: Final = "turbofit_gateway_"
+_HELP: Final = {
+    "requests_total": ("counter", "Requests answered, by route and status."),
+    "refused_total": ("counter", "Requests not passed on, by reason."),
+    "limited_total": ("counter", "Requests lowered to the plan, by what was lowered."),
+    "disconnected_total": ("counter", "Requests whose client went away."),
+    "engine_failures_total": ("counter", "Requests that an engine did not finish."),
+    "images_total": ("counter", "Images passed on."),
+    "units_total": ("counter", "Vision units passed on."),
+    "waiting": ("gauge", "Requests that wait for room."),
+    "in_flight": ("gauge", "Requests at an engine."),
+    "units_in_flight": ("gauge", "Vision units at an engine."),
+    "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
+    "engine_up": ("gauge", "Whether requests go to an engine."),
+    "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
+}
+
+
+class Metrics:
+    """Counts; gauges are read when they are asked for."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[tuple[str, ...], int]] = {}
+        self._first = [0] * (len(_BUCKETS) + 1)
+        self._first_sum = 0.0
+
+    def count(self, name: str, *labels: str, by: int = 1) -> None:
+        """Add to a counter; labels as ``name=value``."""
+        series = self._counts.setdefault(name, {})
+        series[labels] = series.get(labels, 0) + by
+
+    def first_byte(self, seconds: float) -> None:
+        """One answer began after so long."""
+        self._first[bisect_left(_BUCKETS, seconds)] += 1
+        self._first_sum += seconds
+
+    def text(self, gauges: Mapping[str, Iterable[tuple[tuple[str, ...], float]]]) -> str:
+        """Everything, gauges included."""
+        lines: list[str] = []
+        for name, (kind, help_) in _HELP.items():
+            lines += [f"# HELP {_PREFIX}{name} {help_}", f"# TYPE {_PREFIX}{name} {kind}"]
+            if kind == "histogram":
+                lines += self._histogram(name)
+            elif kind == "gauge":
+                lines += [_line(name, labels, value) for labels, value in gauges.get(name, ())]
+            else:
+                series = self._counts.get(name, {})
+                lines += [_line(name, labels, value) for labels, value in series.items()]
+        return "\n".join(lines) + "\n"
+
+    def _histogram(self, name: str) -> list[str]:
+        lines, total = [], 0
+        for bound, number in zip((*map(str, _BUCKETS), "+Inf"), self._first, strict=True):
+            total += number
+            lines.append(_line(f"{name}_bucket", (f"le={bound}",), total))
+        return [
+            *lines,
+            _line(f"{name}_sum", (), self._first_sum),
+            _line(f"{name}_count", (), total),
+        ]
+
+
+def merge(pages: Mapping[int, str]) -> str:
+    """The engines' pages as one: each sample gets a label ``engine``, each family stays together.
+
+    Args:
+        pages: by the engine's number.
+    """
+    families: dict[str, tuple[list[str], list[str]]] = {}
+    for engine, page in pages.items():
+        family, fresh = "", False
+        for line in page.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                name = line.split(" ", 3)[2]
+                if name != family:
+                    family, fresh = name, name not in families
+                    families.setdefault(name, ([], []))
+                if fresh:
+                    families[name][0].append(line)
+            elif line and not line.startswith("#"):
+                name = family if family and line.startswith(family) else _name(line)
+                families.setdefault(name, ([], []))[1].append(_labelled(line, engine))
+    return "".join(
+        f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)
+    )
+
+
+def _name(line: str) -> str:
+    return line.split("{", 1)[0].split(" ", 1)[0]
+
+
+def _labelled(line: str, engine: int) -> str:
+    brace, space = line.find("{"), line.find(" ")
+    if 0 <= brace < space or space < 0:
+        inner = "" if line[brace + 1 : brace + 2] == "}" else ","
+        return f'{line[: brace + 1]}engine="{engine}"{inner}{line[brace + 1 :]}'
+    return f'{line[:space]}{{engine="{engine}"}}{line[space:]}'
+
+
+def _line(name: str, labels: tuple[str, ...], value: float) -> str:
+    pairs = (label.partition("=") for label in labels)
+    inner = ",".join(f'{key}="{_escaped(found)}"' for key, _, found in pairs)
+    number = f"{value:.6f}" if isinstance(value, float) else str(value)
+    return f"{_PREFIX}{name}{{{inner}}} {number}" if inner else f"{_PREFIX}{name} {number}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

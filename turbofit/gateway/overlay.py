@@ -1,0 +1,161 @@
+"""A model folder whose own default is the plan's limit: links, and edited config files.
+
+LMDeploy's front end reads its limit from the model folder, so that requests which carry no limit of
+their own keep the plan's. The folder keeps its name, since chat templates are chosen by it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.model import PatchRule, TileRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.core.model import ImageRule
+    from turbofit.core.plan import Limits, Plan
+
+__all__ = ["edits", "overlay"]
+
+_CONFIG: Final = "config.json"
+_PREPROCESSOR: Final = "preprocessor_config.json"
+#: Transformers 5 may keep the image processor in here, and then reads no other file.
+_PROCESSOR: Final = "processor_config.json"
+_NESTED: Final = "image_processor"
+
+
+def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, Any]]:
+    """The files that must change, with their whole new content; empty where nothing must.
+
+    Pure but for reading the folder.
+
+    Args:
+        folder: the checkpoint.
+        rule: its image rule.
+        limits: the plan's.
+
+    Raises:
+        UsageError: a config file that cannot be read.
+    """
+    if isinstance(rule, TileRule):
+        most = limits.max_dynamic_patch
+        if most is None or most == rule.max_dynamic_patch:
+            return {}
+        if rule.client_knobs:
+            return {_CONFIG: {**_read(folder / _CONFIG), "max_dynamic_patch": most}}
+        smallest = min(rule.min_dynamic_patch, most)
+        return _processor_edits(folder, {"max_patches": most, "min_patches": smallest})
+    assert isinstance(rule, PatchRule)
+    largest = limits.max_pixels_per_image
+    if largest is None or largest == rule.max_pixels:
+        return {}
+    least = min(rule.min_pixels, largest)
+    size = {"shortest_edge": least, "longest_edge": largest}
+    # Transformers 5 lets the bare names win over size, older ones read only the bare names.
+    return _processor_edits(folder, {"min_pixels": least, "max_pixels": largest, "size": size})
+
+
+@contextmanager
+def overlay(plan: Plan, base: Path | None = None) -> Iterator[Path]:
+    """The folder to give to LMDeploy in place of the checkpoint; it goes away at the end.
+
+    Args:
+        plan: what the limits come from; its checkpoint must be a folder on this machine.
+        base: where to make it; None is the state folder.
+
+    Yields:
+        The checkpoint itself where its own defaults are the plan's.
+
+    Raises:
+        UsageError: the checkpoint is not here.
+        LaunchError: the folder cannot be made.
+    """
+    where = plan.model.source.checkpoint
+    if where is None or not os.path.isdir(where):
+        raise UsageError(
+            f"the checkpoint of {plan.model.name} is not on this machine",
+            hint="download it first, e.g. with `hf download`, and plan with its folder",
+        )
+    folder, rule = Path(where), plan.model.image_rule
+    changed = edits(folder, rule, plan.limits) if rule and plan.limits.vision_unit else {}
+    if not changed:
+        yield folder
+        return
+    root = _new_root(base)
+    try:
+        yield _build(folder, root / _kept_name(folder), changed)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _kept_name(folder: Path) -> Path:
+    """The last part of the path; three of a hub cache, whose last is a commit."""
+    parts = folder.absolute().parts
+    return Path(*(parts[-3:] if len(parts) > 3 and parts[-2] == "snapshots" else parts[-1:]))
+
+
+def _new_root(base: Path | None) -> Path:
+    from turbofit.core.state import new_folder
+
+    try:
+        if base is None:
+            return new_folder("overlays", f"model-{os.getpid()}")
+        root = base / f"overlay-{os.getpid()}"
+        root.mkdir(mode=0o700, parents=True)
+    except OSError as exc:
+        raise _cannot(exc) from None
+    return root
+
+
+def _build(folder: Path, target: Path, changed: dict[str, dict[str, Any]]) -> Path:
+    try:
+        target.mkdir(parents=True)
+        for entry in folder.absolute().iterdir():
+            if entry.name not in changed:
+                # Through hub-cache links to the blob itself: one hop, whatever is pruned meanwhile.
+                (target / entry.name).symlink_to(entry.resolve())
+        for name, content in changed.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (target / name).write_text(text + "\n", encoding="utf-8")
+    except OSError as exc:
+        raise _cannot(exc) from None
+    return target
+
+
+def _processor_edits(folder: Path, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The image processor's values, in the file that Transformers will read them from."""
+    changed: dict[str, dict[str, Any]] = {}
+    whole = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).exists() else {}
+    nested = whole.get(_NESTED)
+    if isinstance(nested, dict):
+        changed[_PROCESSOR] = {**whole, _NESTED: {**nested, **values}}
+    own = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).exists() else {}
+    if own or not changed:
+        changed[_PREPROCESSOR] = {**own, **values}
+    return changed
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise UsageError(
+            f"{path} cannot be read: {exc}", hint="download the checkpoint again"
+        ) from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is no JSON object", hint="download the checkpoint again")
+    return found
+
+
+def _cannot(exc: OSError) -> LaunchError:
+    return LaunchError(
+        f"the overlay of the model folder cannot be made: {exc.strerror or exc}",
+        hint="set XDG_STATE_HOME to a folder that can be written and holds links",
+    )

@@ -1,0 +1,294 @@
+"""Runs the gateway: alone, in a thread beside a supervisor, or inside somebody else's loop.
+
+    # the whole life of a process (signals end it):
+    run_gateway(plan, ["http://127.0.0.1:34567"], config)
+
+    # beside a supervisor that owns the main thread and its signals:
+    with thread.GatewayThread(plan, urls, config) as gateway:
+        print(gateway.url)
+
+    # in a loop of one's own, until `stop` is set:
+    await serve_gateway(plan, urls, config, stop=stop)
+
+``overlay=True`` says that the engines were started on the folder of `gateway.overlay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turbofit.core.errors import LaunchError, PackageError, UsageError
+from turbofit.gateway.config import GatewayConfig, host_budget
+from turbofit.gateway.limits import bounds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    import uvicorn
+
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.app import Gateway
+
+    Log = Callable[[dict[str, Any]], None]
+
+__all__ = [
+    "bind",
+    "check_bind",
+    "log_to",
+    "make_gateway",
+    "run_gateway",
+    "run_loop",
+    "serve_gateway",
+]
+
+_BACKLOG: Final = 2048
+_KEEP_ALIVE: Final = 65
+
+
+def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
+    """Refuse to be open to the network by accident.
+
+    Raises:
+        UsageError: an address beyond loopback with neither a key nor ``no_auth``.
+    """
+    if config.api_keys or no_auth or _is_loopback(config.host):
+        return
+    raise UsageError(
+        f"--host {config.host} is reachable from other machines and no key is set",
+        hint="give --api-key, or --no-auth if everybody may use the server",
+    )
+
+
+def make_gateway(
+    plan: Plan,
+    upstreams: Sequence[str],
+    config: GatewayConfig,
+    *,
+    overlay: bool = True,
+    log: Log | None = None,
+) -> Gateway:
+    """The ASGI app for a plan.
+
+    Args:
+        plan: what requests are held to.
+        upstreams: addresses of the engines, e.g. ``http://127.0.0.1:34567``.
+        config: everything else; its ``host_bytes`` and ``prefix_affinity`` come from the plan.
+        overlay: whether the engines run on the overlay's folder.
+        log: takes a record of each request.
+
+    Raises:
+        PackageError: aiohttp or Pillow is missing.
+        UsageError: no engine, or an address that is none.
+    """
+    _need("aiohttp", "PIL")
+    for url in upstreams or [""]:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(
+                f"{url!r} is no address of an engine", hint="write http://127.0.0.1:23334"
+            )
+    from turbofit.gateway.app import Gateway
+
+    bounds = bounds_of(plan, overlay=overlay)
+    settled = msgspec.structs.replace(
+        config,
+        host_bytes=host_budget(plan, bounds),
+        prefix_affinity=plan.settings.enable_prefix_caching,
+    )
+    return Gateway(bounds, upstreams, settled, log)
+
+
+async def serve_gateway(
+    plan: Plan,
+    upstreams: Sequence[str],
+    config: GatewayConfig,
+    *,
+    overlay: bool = True,
+    log: Log | None = None,
+    stop: asyncio.Event | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve in the running loop until ``stop`` is set, then drain.
+
+    Args:
+        plan: see `make_gateway`.
+        upstreams: see `make_gateway`.
+        config: see `make_gateway`.
+        overlay: see `make_gateway`.
+        log: see `make_gateway`.
+        stop: ends it.
+        on_ready: told the gateway's own address once it listens.
+
+    Raises:
+        LaunchError: the address cannot be bound.
+    """
+    gateway = make_gateway(plan, upstreams, config, overlay=overlay, log=log)
+    listener = bind(config)
+    server = _uvicorn(gateway, config)
+
+    async def follow() -> None:
+        while not server.started and not server.should_exit:
+            await asyncio.sleep(0.01)
+        if on_ready is not None and server.started:
+            on_ready(_url(listener, config))
+        if stop is not None:
+            await stop.wait()
+            server.should_exit = True
+
+    follower = asyncio.ensure_future(follow())
+    try:
+        await server.serve([listener])
+    finally:
+        follower.cancel()
+        listener.close()
+
+
+def run_gateway(
+    plan: Plan,
+    upstreams: Sequence[str],
+    config: GatewayConfig,
+    *,
+    overlay: bool = True,
+    log: Log | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then drain; a second signal ends it at once.
+
+    Call it in the main thread. Arguments as for `serve_gateway`.
+
+    Raises:
+        LaunchError: the address cannot be bound.
+    """
+    import signal
+
+    async def main() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        task = asyncio.current_task()
+
+        def caught() -> None:
+            if stop.is_set() and task is not None:
+                task.cancel()
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, caught)
+        await serve_gateway(
+            plan, upstreams, config, overlay=overlay, log=log, stop=stop, on_ready=on_ready
+        )
+
+    try:
+        run_loop(main())
+    except asyncio.CancelledError:
+        return
+
+
+def log_to(stream: Any) -> Log:
+    """A log of JSON lines.
+
+    Args:
+        stream: takes text.
+    """
+
+    def write(record: dict[str, Any]) -> None:
+        stream.write(msgspec.json.encode(record).decode() + "\n")
+        stream.flush()
+
+    return write
+
+
+def bind(config: GatewayConfig) -> socket.socket:
+    """The listening socket; port 0 takes a free one.
+
+    Raises:
+        LaunchError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError) as exc:
+        listener.close()
+        raise LaunchError(
+            f"{config.host}:{config.port} cannot be bound: {exc}", hint="choose another --port"
+        ) from None
+    return listener
+
+
+def _uvicorn(gateway: Gateway, config: GatewayConfig) -> uvicorn.Server:
+    """A server without signals, logs, docs or WebSockets.
+
+    Raises:
+        PackageError: uvicorn is missing.
+        UsageError: the certificate cannot be read.
+    """
+    _need("uvicorn")
+    import uvicorn
+
+    settings = uvicorn.Config(
+        gateway,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=round(config.drain_seconds),
+        ssl_certfile=config.ssl_certfile,
+        ssl_keyfile=config.ssl_keyfile,
+    )
+    try:
+        settings.load()
+    except OSError as exc:
+        raise UsageError(
+            f"the certificate cannot be read: {exc}", hint="see --ssl-certfile and --ssl-keyfile"
+        ) from None
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+            """Signals belong to whoever runs the gateway."""
+            return nullcontext()
+
+    return Server(settings)
+
+
+def run_loop(main: Any) -> None:
+    """Run a coroutine on the fastest loop that is installed."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    run = import_module("uvloop").run if find_spec("uvloop") else asyncio.run
+    run(main)
+
+
+def _url(listener: socket.socket, config: GatewayConfig) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if config.ssl_certfile else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _need(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise PackageError(
+            f"the gateway needs {', '.join(missing)}",
+            hint='install it with pip install "turbofit[gateway]"',
+        )

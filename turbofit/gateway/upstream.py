@@ -1,0 +1,140 @@
+"""The connection to engines: one request out, its answer back, and what went wrong with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import msgspec
+
+if TYPE_CHECKING:
+    from turbofit.gateway.engines import Engine
+
+__all__ = ["Died", "Unreachable", "Upstream"]
+
+_CONNECT_SECONDS: Final = 5.0
+#: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
+_KEEP_ALIVE: Final = 3.0
+#: An answer that is silent for so long is given up, even where its engine answers others.
+_SILENCE: Final = 3600.0
+_READ_BUFFER: Final = 1 << 18
+
+
+class Unreachable(Exception):  # noqa: N818
+    """Nothing listens there: the request was never sent."""
+
+
+class Died(Exception):  # noqa: N818
+    """The engine broke off, before or within its answer."""
+
+
+class Upstream:
+    """A client of all engines.
+
+    Args:
+        key: their API key.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(
+        self, engine: Engine, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        """Send a request and wait for the head of the answer.
+
+        Raises:
+            Unreachable: it was never sent.
+            Died: the engine broke off.
+        """
+        try:
+            # In one piece, though aiohttp would rather have megabytes as a file: that is slower.
+            return await self._opened().request(
+                method, engine.url + path, data=body, headers=headers, allow_redirects=False
+            )
+        except aiohttp.ClientConnectorError as exc:
+            raise Unreachable(str(exc)) from None
+        except aiohttp.ConnectionTimeoutError as exc:
+            raise Unreachable(str(exc)) from None
+        except (aiohttp.ClientError, OSError) as exc:
+            raise Died(str(exc)) from None
+
+    async def probe(self, engine: Engine) -> bool:
+        """Ask for one token; whether it came."""
+        try:
+            if engine.model is None:
+                engine.model = await self._model(engine)
+            if engine.model is None:
+                return False
+            question = {
+                "model": engine.model,
+                "messages": [{"role": "user", "content": "1"}],
+                "max_tokens": 1,
+                "temperature": 0,
+            }
+            body = msgspec.json.encode(question)
+            headers = {"Content-Type": "application/json"}
+            response = await self.open(engine, "POST", "/v1/chat/completions", body, headers)
+            async with response:
+                await response.read()
+        except (Unreachable, Died, aiohttp.ClientError, OSError):
+            return False
+        if response.status == 404:
+            # Another model is served there now.
+            engine.model = None
+        return response.status == 200
+
+    async def page(self, engine: Engine, path: str, seconds: float) -> str:
+        """A page of text, empty where it does not come."""
+        try:
+            response = await self.open(engine, "GET", path, None, {})
+            async with response:
+                text = await aiohttp_text(response, seconds)
+        except (Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
+            return ""
+        return text if response.status == 200 else ""
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _model(self, engine: Engine) -> str | None:
+        text = await self.page(engine, "/v1/models", 10.0)
+        try:
+            name = msgspec.json.decode(text.encode())["data"][0]["id"]
+        except (msgspec.MsgspecError, LookupError, TypeError):
+            return None
+        return name if isinstance(name, str) else None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # No limit of connections: how many there are is admission's to say.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE
+                ),
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                auto_decompress=False,
+                trust_env=False,
+                read_bufsize=_READ_BUFFER,
+            )
+        return self._session
+
+
+async def aiohttp_text(response: aiohttp.ClientResponse, seconds: float) -> str:
+    """The whole body as text, in time.
+
+    Raises:
+        OSError: it took too long.
+    """
+    import asyncio
+
+    try:
+        return await asyncio.wait_for(response.text("utf-8"), seconds)
+    except (asyncio.TimeoutError, TimeoutError):
+        raise OSError("too slow") from None
