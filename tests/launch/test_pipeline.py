@@ -248,7 +248,7 @@ def test_more_images_than_planned_are_refused_in_words(
     assert pipe(("?", [image, image])).text == "ok"
     answer = pipe(("?", [image] * 3))
     assert answer.finish_reason == "error"
-    assert "3 images in a request, 2 are planned for" in answer.error_message
+    assert "3 images in a request, 2 planned for" in answer.error_message
     assert len(seen(pipe)) == 1
 
 

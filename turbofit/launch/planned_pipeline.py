@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 from lmdeploy import Pipeline
 from lmdeploy.serve.processors import MultimodalProcessor
+from msgspec.structs import replace
 
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import PackageError
 from turbofit.core.model import TileRule
-from turbofit.launch.hold import held_parameters, too_many_images
+from turbofit.gateway.limits import (
+    KNOBS,
+    Bounds,
+    Held,
+    bounds_of,
+    check_images,
+    check_request,
+    hold_image,
+)
+from turbofit.gateway.refusals import Refusal
 from turbofit.model.images import largest_limit
 
 if TYPE_CHECKING:
-    from turbofit.core.model import ImageRule
-    from turbofit.core.plan import Limits, Plan
+    from turbofit.core.plan import Plan
 
 __all__ = ["PlannedPipeline", "PlannedProcessor"]
 
@@ -24,13 +33,12 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
 
     Args:
         base: LMDeploy's own, which this replaces.
-        rule: the model's image rule.
-        limits: the plan's.
+        bounds: the plan's, the same that the gateway holds requests to.
     """
 
-    def __init__(self, base: MultimodalProcessor, rule: ImageRule, limits: Limits) -> None:
+    def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
         self.__dict__.update(vars(base))
-        self._rule, self._limits = rule, limits
+        self._bounds = bounds
 
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
@@ -38,34 +46,35 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         """Refuse too many images before they are loaded, then lower what each asks.
 
         Raises:
-            ValueError: more images than planned; LMDeploy makes it the request's own error.
+            ValueError: more than planned; LMDeploy makes it the request's own error.
         """
-        refusal = too_many_images(self._limits, _count_images(messages))
-        if refusal is not None:
-            raise ValueError(refusal)
-        parsed = await MultimodalProcessor.async_parse_multimodal_item(
-            messages, *arguments, **keywords
-        )
-        for message in parsed:
-            content = message.get("content")
-            if message.get("role") in ("user", "tool") and isinstance(content, list):
-                message["content"] = [self._held(item) for item in content]
+        try:
+            check_images(self._bounds, _count_images(messages))
+            parsed = await MultimodalProcessor.async_parse_multimodal_item(
+                messages, *arguments, **keywords
+            )
+            images: list[Held] = []
+            for message in parsed:
+                content = message.get("content")
+                if message.get("role") in ("user", "tool") and isinstance(content, list):
+                    message["content"] = [self._held(item, images) for item in content]
+            check_request(self._bounds, images)
+        except Refusal as refusal:
+            raise ValueError(refusal.message) from None
         return parsed
 
-    def _held(self, item: dict[str, Any]) -> dict[str, Any]:
-        """One part of a message, lowered.
+    def _held(self, item: dict[str, Any], images: list[Held]) -> dict[str, Any]:
+        """One part of a message, lowered; what it takes is added to ``images``.
 
         Raises:
-            ValueError: an image that no preprocessor takes.
+            Refusal: an image that no preprocessor takes.
         """
         if item.get("type") != "image" or "data" not in item:
             return item
-        asked = {name: value for name, value in item.items() if name not in ("type", "data")}
-        try:
-            held = held_parameters(self._rule, self._limits, item["data"].size, asked)
-        except UsageError as exc:
-            raise ValueError(f"{exc.message}: {exc.hint}") from None
-        return {"type": "image", "data": item["data"], **held}
+        held = hold_image(self._bounds, item["data"].size, item)
+        images.append(held)
+        others = {name: value for name, value in item.items() if name not in KNOBS}
+        return {**others, **held.knobs}
 
 
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
@@ -80,9 +89,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
     def __init__(self, plan: Plan, model_path: str, **keywords: Any) -> None:
         super().__init__(model_path, **keywords)
         self.plan = plan
-        rule = plan.model.image_rule
+        bounds = bounds_of(plan, overlay=False)
         processor = self.async_engine.prompt_processor
-        if rule is None or plan.limits.vision_unit is None or processor.vl_encoder is None:
+        if bounds.rule is None or processor.vl_encoder is None:
             return
         if not hasattr(type(processor), "async_parse_multimodal_item"):
             self.close()
@@ -90,9 +99,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 "this LMDeploy has no place where images can be held to the plan",
                 hint='install a known one with pip install "turbofit[lmdeploy]"',
             )
-        self.async_engine.prompt_processor = PlannedProcessor(processor, rule, plan.limits)
-        if isinstance(rule, TileRule) and not rule.client_knobs:
-            _hold_processor(processor.vl_encoder.model, rule, plan.limits)
+        if isinstance(bounds.rule, TileRule) and not bounds.rule.client_knobs:
+            bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
+        self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
 
 
 def _count_images(messages: Any) -> int:
@@ -107,10 +116,10 @@ def _count_images(messages: Any) -> int:
     )
 
 
-def _hold_processor(model: Any, rule: TileRule, limits: Limits) -> None:
+def _hold_processor(model: Any, bounds: Bounds, rule: TileRule) -> Bounds:
     """InternVL in the Transformers format reads no parameters: its processor's own limit is set."""
-    planned = (
-        rule.max_dynamic_patch if limits.max_dynamic_patch is None else limits.max_dynamic_patch
-    )
-    most = min(planned, largest_limit(rule, limits.units_per_image) or 1)
+    planned = bounds.limits.max_dynamic_patch or rule.max_dynamic_patch
+    most = min(planned, largest_limit(rule, bounds.limits.units_per_image) or 1)
     model.processor.image_processor.max_patches = most
+    limits = replace(bounds.limits, max_dynamic_patch=most)
+    return replace(bounds, limits=limits, overlay=True)
