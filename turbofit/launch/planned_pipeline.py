@@ -20,6 +20,7 @@ from turbofit.gateway.limits import (
     hold_image,
 )
 from turbofit.gateway.refusals import Refusal
+from turbofit.launch.image_queue import queued
 from turbofit.model.images import largest_limit
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         if isinstance(bounds.rule, TileRule) and not bounds.rule.client_knobs:
             bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
+        if bounds.gate is not None:
+            most = max(1, bounds.gate // max(1, bounds.limits.units_per_request))
+            self.async_engine.generate = queued(self.async_engine.generate, most)
 
 
 def _count_images(messages: Any) -> int:

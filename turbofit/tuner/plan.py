@@ -188,12 +188,15 @@ def _warnings(ask: Ask, found: Found) -> Iterator[str]:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}"
     if found.best.fits and shape.units_per_forward is not None:
-        yield "this plan holds only behind a gateway that queues image requests"
+        yield (
+            "this plan holds only where image requests are queued, as turbofit serve and"
+            " turbofit.pipeline do"
+        )
     asked = exposure_of(ask, ask.own_limit)
     if asked.units_per_image and found.best.fits:
         yield (
-            "requests beyond these limits are not planned for: LMDeploy itself lets any client"
-            " exceed them"
+            "requests beyond these limits are not planned for: turbofit serve and"
+            " turbofit.pipeline hold them, LMDeploy itself lets any client exceed them"
         )
     if ask.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
