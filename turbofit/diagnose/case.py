@@ -94,9 +94,9 @@ class Case:
         found = self.facts.subject.model
         if found is None:
             return None
-        preset = find_preset(found[0])
+        self.unplanned = find_unplanned(found[0])
+        preset = None if self.unplanned else find_preset(found[0])
         if preset is None:
-            self.unplanned = find_unplanned(found[0])
             return None
         try:
             return preset_model(preset)

@@ -134,12 +134,11 @@ class Subject:
 
 def known_model(name: str) -> str | None:
     """The name by which turbofit knows a model: a preset's id, or one without an account."""
-    for candidate in (name, name.rstrip("/").rpartition("/")[2]):
-        preset = find_model(candidate)
-        if preset:
-            return preset
     other = find_unplanned(name)
-    return other.name if other else None
+    if other is not None:
+        return other.name
+    last = name.rstrip("/").rpartition("/")[2]
+    return find_model(name) or find_model(last)
 
 
 def _value(name: str, text: str) -> object:
