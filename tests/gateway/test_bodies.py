@@ -122,6 +122,12 @@ def test_unknown_fields_and_session_ids_are_left_out() -> None:
     assert set(parsed("chat", body).body) == {"model", "messages", "seed"}
 
 
+def test_nulls_are_left_out() -> None:
+    # LMDeploy 0.18 answers `"n": null` of a completion with a traceback and 500.
+    found = parsed("completions", {"model": "m", "prompt": "x", "n": None, "top_p": None})
+    assert found.body == {"model": "m", "prompt": "x"}
+
+
 def test_processor_keywords_are_dropped_and_said() -> None:
     found = parsed(
         "chat",

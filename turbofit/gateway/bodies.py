@@ -104,7 +104,8 @@ def read_body(kind: Kind, body: Any) -> Parsed:
     if not isinstance(body, dict):
         raise Refusal(400, "bad_body", "the body is not a JSON object")
     fields = FIELDS[kind]
-    parsed = Parsed({name: value for name, value in body.items() if name in fields})
+    # A null stands for the default, which LMDeploy takes only from a field's absence.
+    parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
     _READERS[kind](parsed)
     _processor_fields(parsed)
     return parsed
