@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,8 +28,8 @@ STANDIN = Path(__file__).with_name("standin")
 class Child:
     """A process whose stderr is read line by line; its whole group is killed at the end."""
 
-    def __init__(self, argv: list[str], **environ: str) -> None:
-        paths = [str(REPO), str(STANDIN)]
+    def __init__(self, argv: list[str], *, standin: bool = True, **environ: str) -> None:
+        paths = [str(REPO), *([str(STANDIN)] if standin else [])]
         self.process = subprocess.Popen(
             argv,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environ},
@@ -66,6 +67,17 @@ class Child:
                 break
             time.sleep(0.02)
         raise AssertionError(f"no {text!r} in:\n{self.stderr}")
+
+    def wait_for_more(self, text: str, count: int, seconds: float = 40.0) -> None:
+        """Wait until so many lines have this text."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if sum(text in line for line in self.lines) >= count:
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"not {count} times {text!r} in:\n{self.stderr}")
 
     def finish(self, seconds: float = 40.0) -> int:
         """Wait for its end."""
@@ -110,13 +122,24 @@ def internvl_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def port() -> int:
     """Two consecutive ports that nobody has right now; the first."""
-    for _ in range(50):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            number: int = first.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", number + 1))
-                return number
+    return free_port()
+
+
+def free_port() -> int:
+    """Two consecutive ports that nobody has right now; the first.
+
+    From below the range of outgoing connections, where nobody's own end can be in the way later.
+    """
+    for _ in range(200):
+        number = random.randrange(21000, 32000)
+        with (
+            socket.socket() as first,
+            socket.socket() as second,
+            contextlib.suppress(OSError),
+        ):
+            first.bind(("127.0.0.1", number))
+            second.bind(("127.0.0.1", number + 1))
+            return number
     raise AssertionError("no two free ports")
 
 
@@ -137,10 +160,10 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
     return not alive(pid)
 
 
-def pids(child: Any) -> list[int]:
-    """The engines' processes, as the launcher named them."""
+def pids(child: Any, name: str = "") -> list[int]:
+    """The engines' processes, as the launcher named them, in the order of their starts."""
     return [
         int(line.partition("(process ")[2].partition(",")[0])
         for line in child.lines
-        if "(process " in line
+        if "(process " in line and name in line
     ]

@@ -1,14 +1,18 @@
-"""Runs `Server` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK RUNNER…``."""
+"""Runs `Server` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK TIMING RUNNER…``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.launch.command import commands
-from turbofit.launch.serve import Server
+from turbofit.launch.endings import EndedError
+from turbofit.launch.engine import Timing
+from turbofit.launch.launches import Launch
+from turbofit.launch.serve import Server, Stop
 
 
 def say(text: str) -> None:
@@ -21,11 +25,16 @@ def main() -> int:
     """Launch and follow."""
     plan = Plan.from_json(Path(sys.argv[1]).read_bytes())
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
-    server = Server(
-        plan, commands(plan, port=port), sys.argv[5:], Path(sys.argv[2]), say, check=check
-    )
+    timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})
+    launches = [Launch(command, sys.argv[6:]) for command in commands(plan, port=port)]
+    server = Server(plan, launches, Path(sys.argv[2]), say, check=check, timing=timing)
     try:
-        ended = server.run(lambda urls: say("READY " + " ".join(urls)))
+        with Stop() as stop:
+            ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))
+    except EndedError as exc:
+        error = exc.ending.error
+        say(f"error: {error.message} | {error.hint}")
+        return error.exit_code
     except TurbofitError as exc:
         say(f"error: {exc.message} | {exc.hint}")
         return exc.exit_code

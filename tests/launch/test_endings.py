@@ -63,7 +63,7 @@ def test_phases_come_once_and_figures_with_them() -> None:
     ],
 )  # fmt: skip
 def test_endings(lines: tuple[str, ...], code: int, kind: type, words: str) -> None:
-    error = ending(code, watch(*lines), plausible_plan(), LOG)
+    error = ending(code, watch(*lines), plausible_plan(), LOG).error
     assert type(error) is kind
     assert words in error.message
     assert str(LOG) in error.hint
@@ -71,7 +71,7 @@ def test_endings(lines: tuple[str, ...], code: int, kind: type, words: str) -> N
 
 def test_the_first_fault_counts_not_what_follows_from_it() -> None:
     seen = watch(START, CUDA, "RuntimeError: NCCL error x:1 'aborted'")
-    assert ending(-6, seen, plausible_plan(), LOG).exit_code == 6
+    assert ending(-6, seen, plausible_plan(), LOG).error.exit_code == 6
 
 
 def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> None:
@@ -82,7 +82,7 @@ def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> No
     seen.see(wait, 1, 10.5)
     assert not seen.hangs(11.0)
     assert seen.hangs(12.5)
-    error = hang(seen, plausible_plan(), LOG)
+    error = hang(seen, plausible_plan(), LOG).error
     assert error.exit_code == 3
     assert "6,144 tokens, a request of 8,320" in error.message
     seen.see(TM + "16", 1, 13.0)
@@ -97,5 +97,53 @@ def test_back_pressure_while_serving_is_no_hang() -> None:
 
 
 def test_every_signal_has_a_name_or_a_number() -> None:
-    assert "signal 99" in ending(-99, watch(), plausible_plan(), LOG).message
-    assert signal.SIGABRT.name in ending(134, watch(), plausible_plan(), LOG).message
+    assert "signal 99" in ending(-99, watch(), plausible_plan(), LOG).error.message
+    assert signal.SIGABRT.name in ending(134, watch(), plausible_plan(), LOG).error.message
+
+
+@pytest.mark.parametrize(
+    ("lines", "phase"),
+    [
+        ((CUDA,), "start"),
+        ((START, CUDA), "weights"),
+        ((START, BUDGET, CUDA), "cache"),
+        ((START, BUDGET, WARM, CUDA), "warm-up"),
+        ((START, BUDGET, WARM, DONE, CUDA, FRAME), "vision"),
+        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), "text"),
+    ],
+)
+def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
+    ended = ending(-6, watch(*lines), plausible_plan(), LOG)
+    assert ended.kind == "out_of_memory"
+    assert ended.phase == phase
+    assert ended.of_memory
+    assert not ended.passing
+
+
+def test_the_pretend_account_adds_the_bytes() -> None:
+    death = {
+        "gpu": 2, "phase": "serving", "where": "InternVit::Impl::Forward", "asked": 500 << 20,
+        "left": 300 << 20, "short": 202 << 20,
+    }  # fmt: skip
+    ended = ending(-6, watch(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
+    assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
+    assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
+    assert "(in InternVit::Impl::Forward)" in ended.error.message
+    assert ended.record()["where"] == "InternVit::Impl::Forward"
+
+
+def test_who_killed_it() -> None:
+    by_kernel = ending(-9, watch(START), plausible_plan(), LOG, host_kills=1)
+    assert (by_kernel.kind, by_kernel.phase) == ("host_memory", "host")
+    nobody_knows = ending(-9, watch(START), plausible_plan(), LOG, host_kills=None)
+    assert nobody_knows.kind == "host_memory"
+    by_somebody = ending(-9, watch(START), plausible_plan(), LOG, host_kills=0)
+    assert by_somebody.kind == "killed"
+    assert by_somebody.passing
+    assert isinstance(by_somebody.error, LaunchError)
+
+
+def test_the_drivers_errors_are_said() -> None:
+    note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
+    ended = ending(-6, watch(START), plausible_plan(), LOG, notes=(note,))
+    assert note in ended.error.message

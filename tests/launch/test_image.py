@@ -9,7 +9,7 @@ from tests.fixtures.plans import model, plausible_plan
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.launch.image import flat_png, knobs, worst_size
-from turbofit.launch.probe import worst_request
+from turbofit.launch.readiness import worst_request
 from turbofit.model.images import units, worst_units
 
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)

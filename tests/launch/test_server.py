@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import urllib.request
@@ -19,13 +21,14 @@ DRIVER = Path(__file__).with_name("driver.py")
 def launch(tmp_path: Path, port: int, children: list[Child]):
     """Start the driver with a script."""
 
-    def run(script: str = "serve", *, gpus: int = 1, check: bool = True) -> Child:
+    def run(script: str = "serve", *, gpus: int = 1, check: bool = True, **timing: float) -> Child:
         plan = tmp_path / "plan.json"
         plan.write_text(plausible_plan(gpus=gpus, tp=1).to_json())
         child = Child(
             [
                 sys.executable, str(DRIVER), str(plan), str(tmp_path), str(port),
-                "check" if check else "no", sys.executable, str(STANDIN / "fake_server.py"),
+                "check" if check else "no", json.dumps(timing), sys.executable,
+                str(STANDIN / "fake_server.py"),
             ],
             STANDIN_SCRIPT=script,
         )  # fmt: skip
@@ -60,7 +63,6 @@ def test_phases_figures_ready_and_an_orderly_end(launch, tmp_path: Path, port: i
         ("oom_warmup", 6, "in its warm-up (in LlamaLinear::Forward)"),
         ("oom_image", 6, "at a worst-case request (in InternVit::Impl::Forward)"),
         ("torch_oom", 6, "asking 724 MiB"),
-        ("killed", 6, "host memory"),
         ("check_failed", 5, "check failed: cache_ratio < 1."),
         ("python_error", 5, "RuntimeError: the stand-in was told to fail"),
         ("refuses", 5, "answered 500"),
@@ -82,19 +84,70 @@ def test_a_death_after_ready(launch) -> None:
     assert "while it served" in child.lines[-1]
 
 
-def test_two_replicas_and_what_one_takes_with_it(launch, port: int) -> None:
-    child = launch(gpus=2)
+def test_two_replicas_and_one_that_dies(launch, port: int) -> None:
+    child = launch(gpus=2, backoff=0.1)
     assert child.wait_for("READY") == f"READY http://127.0.0.1:{port} http://127.0.0.1:{port + 1}"
-    first, second = pids(child)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/health") as answer:
-        assert answer.status == 200
+    _, second = pids(child)
     # The second engine is ours, by the id that the launcher printed.
-    import os
-
     os.kill(second, signal.SIGSEGV)
+    child.wait_for("engine 1: the engine ended while it served with signal SIGSEGV")
+    child.wait_for("engine 1: starting again in 0.1 s")
+    child.wait_for_more("engine 1: phase: ready", 2)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        assert answer.status == 200
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert all(gone(pid) for pid in pids(child))
+
+
+def test_the_circuit_breaks(launch) -> None:
+    child = launch(backoff=0.01, restarts=2)
+    for ends in range(3):
+        child.wait_for_more("phase: ready", ends + 1)
+        os.kill(pids(child)[-1], signal.SIGSEGV)
     assert child.finish() == 5
     assert "SIGSEGV" in child.lines[-1]
-    assert gone(first)
+    assert sum("starting again" in line for line in child.lines) == 2
+
+
+def test_the_circuit_of_one_replica_leaves_the_other_alone(launch, port: int) -> None:
+    child = launch(gpus=2, backoff=0.01, restarts=1, window=2.0)
+    for ends in range(2):
+        child.wait_for_more("engine 1: phase: ready", ends + 1)
+        os.kill(pids(child, "engine 1")[-1], signal.SIGSEGV)
+    child.wait_for("engine 1: ended 2 times: left alone")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        assert answer.status == 200
+    # The circuit closes again after its window.
+    child.wait_for_more("engine 1: phase: ready", 3)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
+def test_an_engine_that_stalls_is_started_again(launch) -> None:
+    child = launch("stalls", liveness=0.3, patience=0.5, backoff=0.1)
+    child.wait_for("READY")
+    child.wait_for("the engine lives but answers no completion")
+    child.wait_for_more("phase: starting", 2)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
+def test_kill_9_of_an_engine_is_no_lack_of_memory(launch) -> None:
+    child = launch(backoff=0.1)
+    child.wait_for("READY")
+    os.kill(pids(child)[0], signal.SIGKILL)
+    child.wait_for("so somebody did it")
+    child.wait_for_more("phase: ready", 2)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+
+
+def test_a_start_that_takes_too_long(launch) -> None:
+    child = launch("stuck", start=1.0)
+    assert child.finish(20) == 5
+    assert "was not ready after" in child.lines[-1]
+    assert all(gone(pid) for pid in pids(child))
 
 
 def test_nothing_is_orphaned_by_kill_9(launch) -> None:
@@ -122,7 +175,7 @@ def test_a_second_signal_does_not_wait(launch) -> None:
     child.process.send_signal(signal.SIGTERM)
     child.wait_for("stopping")
     child.process.send_signal(signal.SIGTERM)
-    assert child.finish(10) == 0
+    assert child.finish(5) == 0
     assert all(gone(pid) for pid in pids(child))
 
 
@@ -158,7 +211,16 @@ def test_without_the_check(launch) -> None:
 def test_a_command_that_is_not_there(tmp_path: Path, port: int, children: list[Child]) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(plausible_plan(gpus=1, tp=1).to_json())
-    argv = [sys.executable, str(DRIVER), str(plan), str(tmp_path), str(port), "no", "/no/lmdeploy"]
+    argv = [
+        sys.executable,
+        str(DRIVER),
+        str(plan),
+        str(tmp_path),
+        str(port),
+        "no",
+        "{}",
+        "/no/lmdeploy",
+    ]
     child = Child(argv)
     children.append(child)
     assert child.finish() == 5

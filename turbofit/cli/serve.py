@@ -1,11 +1,19 @@
-"""``turbofit serve MODEL``: measure, plan, launch, watch."""
+"""``turbofit serve MODEL``: measure, plan, launch, open the gateway, watch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli import options
-from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
+from turbofit.cli.gateway import add_gateway, gateway_config
+from turbofit.cli.serve_plan import (
+    first_plan,
+    planner_of,
+    public_port,
+    refusal,
+    show_commands,
+)
+from turbofit.core.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -13,36 +21,75 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.cli.parser import Parser
-    from turbofit.core.plan import Command, Plan
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
+    from turbofit.launch.serve import Stop
 
 __all__ = ["TAKES_REST", "add_arguments", "run"]
 
 #: LMDeploy's own options may follow ``--``.
 TAKES_REST: Final = True
 
+_INTERRUPTED: Final = 130
+_PRETEND: Final = (
+    "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
+    "generates mean nothing"
+)
+
 
 def add_arguments(parser: Parser) -> None:
-    """The options of `plan`, and those of the launch."""
+    """The options of `plan`, those of the gateway, and those of the launch."""
     parser.usage = "turbofit serve (MODEL | --plan FILE) [options] [-- LMDEPLOY OPTIONS]"
     options.add_model(parser, optional=True)
     parser.add_argument("--plan", metavar="FILE", help="launch what `plan --json` wrote")
-    parser.add_argument(
-        "--port", type=options.port, default=None, help="first port (default 23333)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be launched")
-    parser.add_argument(
-        "--no-check", action="store_true", help="ready without an answered image request"
-    )
-    parser.add_argument(
-        "--unplanned",
-        action="store_true",
-        help="pass LMDeploy options that change memory in ways the plan does not know",
-    )
+    _add_launch(parser)
+    add_gateway(parser)
+    # The run's folder keeps the access log where nothing else is said.
+    parser.set_defaults(port=None, access_log=None)
     options.add_machine(parser)
     options.add_planning(parser)
     options.add_settings(parser)
     options.add_json(parser)
+
+
+def _add_launch(parser: Parser) -> None:
+    group = parser.add_argument_group("launch")
+    add = group.add_argument
+    add("--dry-run", action="store_true", help="print what would be launched")
+    add(
+        "--pretend",
+        action="store_true",
+        help="LMDeploy's real server and engine on pretend GPUs: nothing is computed",
+    )
+    add(
+        "--pretend-taken",
+        type=options.size,
+        metavar="BYTES",
+        default=0,
+        help="with --pretend: somebody takes so much of each card after the plan was made",
+    )
+    add("--no-check", action="store_true", help="ready without answered worst-case requests")
+    add("--no-rehearse", action="store_true", help="do not run the plan on pretend GPUs first")
+    add("--forget", action="store_true", help="begin without what earlier launches learned")
+    add(
+        "--no-gateway",
+        action="store_true",
+        help="no gateway: any client can then take the engines past the plan",
+    )
+    add(
+        "--unplanned",
+        action="store_true",
+        help="pass LMDeploy options that change memory in ways the plan does not know",
+    )
+    add("--drain", type=_seconds, metavar="SECONDS", help="for open requests at the end (30)")
+    add(
+        "--liveness",
+        type=_seconds,
+        metavar="SECONDS",
+        help="between completions that show that an engine lives (60; 0: none)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,147 +97,86 @@ def run(args: argparse.Namespace) -> int:
     from turbofit.launch.passthrough import sort_options
 
     passed = sort_options(args.after, unplanned=args.unplanned)
-    if args.on and not args.dry_run:
+    if args.on and not args.dry_run and not args.pretend:
         raise UsageError(
             "serve launches on the machine here, so --on does not go with it",
-            hint="leave --on out, or add --dry-run",
+            hint="leave --on out, or add --dry-run or --pretend",
         )
-    plan = _read(args, passed) if args.plan else _plan(args, passed)
-    commands = _commands(plan, args, passed)
-    if args.dry_run:
-        return _show(plan, commands, args)
-    if not plan.fits:
-        raise _refusal(plan)
-    return _launch(plan, commands, args, passed)
-
-
-def _plan(args: argparse.Namespace, passed: Passed) -> Plan:
-    from turbofit import api
-
-    if args.model is None:
+    if args.pretend_taken and not args.pretend:
+        raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
+    if args.model is None and not args.plan:
         raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
-    keywords = options.planning_keywords(args)
-    for name, value in _modelled(passed).items():
-        if keywords.setdefault(name, value) != value:
-            raise UsageError(
-                f"{name} is given twice, before and after --", hint="leave one of the two out"
-            )
-    plan = api.plan(args.model, **keywords)
-    if args.dry_run or "margin" in keywords or not plan.fits or not _is_another_lmdeploy():
-        return plan
-    return api.plan(args.model, margin=2 * max(gpu.margin for gpu in plan.gpus), **keywords)
+    if args.dry_run:
+        return show_commands(args, passed)
+    config = None if args.no_gateway else _gateway(args, passed)
+    return _stoppable(args, passed, config)
 
 
-def _is_another_lmdeploy() -> bool:
-    """Whether the account is for another LMDeploy than the one here: then margins are doubled."""
-    from turbofit.launch.environment import find_lmdeploy
+def _stoppable(args: argparse.Namespace, passed: Passed, config: GatewayConfig | None) -> int:
+    from turbofit.launch.leases import Leases
+    from turbofit.launch.serve import Stop, StoppedError
 
-    return find_lmdeploy().warning is not None
-
-
-def _read(args: argparse.Namespace, passed: Passed) -> Plan:
-    """A saved plan: it is complete, so that nothing may be planned beside it."""
-    from turbofit.cli.report import read_plan
-    from turbofit.core.struct import to_builtins
-
-    given = options.planning_keywords(args)
-    if args.model is not None or given:
-        what = "a model" if args.model is not None else f"{next(iter(given))}"
-        raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-    plan = read_plan(args.plan)
-    settings = to_builtins(plan.settings)
-    for name, value in _modelled(passed).items():
-        if settings.get(name) != value:
-            raise UsageError(
-                f"{name} after -- is {value}, the plan was made for {settings.get(name)}",
-                hint="plan again with it before --",
-            )
-    return plan
-
-
-def _modelled(passed: Passed) -> dict[str, Any]:
-    """Options after ``--`` that are planned with, read as turbofit's own are."""
-    from turbofit.cli.parser import Parser
-
-    parser = Parser(prog="turbofit serve")
-    options.add_settings(parser)
-    return options.planning_keywords(parser.parse_args(passed.modelled))
-
-
-def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Command, ...]:
-    from turbofit.core.plan import Command
-    from turbofit.launch.command import DEFAULT_PORT, commands
-
-    port = args.port or DEFAULT_PORT
-    if port + plan.parallel.replicas - 1 > options.LAST_PORT:
-        raise UsageError(
-            f"{plan.parallel.replicas} engines from port {port} on go beyond {options.LAST_PORT}",
-            hint="choose a lower --port",
-        )
-    return tuple(
-        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in commands(plan, port=port)
-    )
-
-
-def _show(plan: Plan, commands: Sequence[Command], args: argparse.Namespace) -> int:
-    """Print instead of launching."""
-    import msgspec
-
-    from turbofit.cli.output import answer
-    from turbofit.cli.plan import show_plan
-    from turbofit.report.shell import shell_command
-
-    if args.json or args.md:
-        return show_plan(msgspec.structs.replace(plan, commands=tuple(commands)), args)
-    if not plan.fits:
-        raise _refusal(plan)
-    answer("\n".join(shell_command(command) + "\n" for command in commands))
-    return 0
-
-
-def _refusal(plan: Plan) -> DoesNotFitError:
-    hint = "see turbofit plan MODEL for what would fit"
-    if plan.remedies:
-        first = plan.remedies[0]
-        hint = f"{first.change}: {first.effect}"
-    return DoesNotFitError(plan.verdict, hint=hint)
+    with Stop() as stop, Leases() as leases:
+        try:
+            return _launch(args, passed, config, stop, leases)
+        except StoppedError as exc:
+            return _INTERRUPTED if exc.signal.name == "SIGINT" else 0
 
 
 def _launch(
-    plan: Plan, commands: Sequence[Command], args: argparse.Namespace, passed: Passed
+    args: argparse.Namespace,
+    passed: Passed,
+    config: GatewayConfig | None,
+    stop: Stop,
+    leases: Leases,
 ) -> int:
-    import os
-
     from turbofit.cli.output import answer, note
-    from turbofit.launch.environment import find_lmdeploy, rank_warning
-    from turbofit.launch.match import check_machine
-    from turbofit.launch.serve import Server
-    from turbofit.machine.source import machine_from
+    from turbofit.launch.download import Fetcher
+    from turbofit.launch.environment import find_lmdeploy
+    from turbofit.launch.others import end_orphans
+    from turbofit.launch.record import Record
+    from turbofit.launch.session import Job, run_session
 
-    ranks = rank_warning(plan.parallel.tp, os.environ)
-    if ranks:
-        raise LaunchError(
-            ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
-        )
     lmdeploy = find_lmdeploy()
+    for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
+        note(f"warning: {text}")
+    if args.pretend:
+        note(_PRETEND)
+    planner, fixed = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
+    plan, changes = first_plan(args, passed, planner, lmdeploy.version)
+    if plan.fits:
+        plan = planner.settle(plan, None if args.plan else changes)
+    if not plan.fits:
+        raise refusal(plan)
+    _refuse_ranks(plan)
     note(plan.verdict)
-    for warning in (*plan.warnings, *_doubts(passed, lmdeploy.warning)):
+    for warning in (*plan.warnings, *_doubts(args, passed, lmdeploy.warning)):
         note(f"warning: {warning}")
-    check_machine(plan, machine_from(None))
     folder = _folder(plan)
-    server = Server(
-        plan,
-        commands,
-        lmdeploy.argv,
-        folder,
-        note,
+    record = Record(folder, model=plan.model.name, pretend=args.pretend, lmdeploy=lmdeploy.version)
+    job = Job(
+        folder=folder,
+        record=record,
+        say=note,
+        on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
+        lmdeploy=lmdeploy.version,
+        runner=lmdeploy.argv,
+        timing=_timing(args),
+        leases=leases,
+        gateway=config,
+        port=public_port(args),
+        access=args.access_log,
         key=passed.api_keys[0] if passed.api_keys else None,
-        check=not args.no_check and plan.limits.vision_unit is not None,
+        options=tuple(passed.argv),
+        check=not args.no_check,
+        pretend=args.pretend,
+        taken=args.pretend_taken,
+        fetch=None if args.pretend else Fetcher(note),
+        replan=None if args.plan else planner.make,
+        fixed=fixed,
+        changes=changes,
     )
-    ended = server.run(
-        lambda urls: None if args.json else answer("".join(f"{url}\n" for url in urls))
-    )
+    ended = run_session(job, plan, stop)
     if args.json:
         import json
 
@@ -198,17 +184,79 @@ def _launch(
     return _INTERRUPTED if ended.name == "SIGINT" else 0
 
 
-_INTERRUPTED: Final = 130
+#: Options after ``--`` that are the gateway's business while there is one.
+_PUBLIC: Final = (
+    "--api-keys", "--allow-origins", "--allow-credentials", "--allow-methods", "--allow-headers",
+    "--proxy-url",
+)  # fmt: skip
 
 
-def _doubts(passed: Passed, version: str | None) -> list[str]:
+def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
+    """The public side.
+
+    Raises:
+        UsageError: open by accident, or options of the engine's own public side.
+    """
+    import os
+
+    for name in _PUBLIC:
+        if name in passed.argv:
+            raise UsageError(
+                f"{name} after -- would not reach clients: the gateway faces them",
+                hint="use --api-key and --allow-origins before --, or --no-gateway",
+            )
+    one = os.environ.get("TURBOFIT_API_KEY", "").strip()
+    if one and not args.api_key:
+        args.api_key = [one]
+    args.port = public_port(args)
+    return gateway_config(args, upstream_key=None)
+
+
+def _refuse_ranks(plan: Plan) -> None:
+    import os
+
+    from turbofit.launch.environment import rank_warning
+
+    ranks = rank_warning(plan.parallel.tp, os.environ)
+    if ranks:
+        raise LaunchError(
+            ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
+        )
+
+
+def _timing(args: argparse.Namespace) -> Any:
+    from turbofit.launch.engine import Timing
+
+    given = {"drain": args.drain, "liveness": args.liveness}
+    return Timing(**{name: value for name, value in given.items() if value is not None})
+
+
+def _doubts(args: argparse.Namespace, passed: Passed, version: str | None) -> list[str]:
     """What the launch cannot promise, said before it."""
-    doubts = [version] if version else []
+    doubts: Sequence[str] = [version] if version else []
+    doubts = list(doubts)
     if passed.unplanned:
         doubts.append(
             f"{', '.join(passed.unplanned)} may change memory: the plan does not count it"
         )
+    if args.no_gateway:
+        doubts.append(
+            "--no-gateway: the plan holds only while no client asks for more than it; any client "
+            "can, and the engine then aborts"
+        )
     return doubts
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
 
 
 def _folder(plan: Plan) -> Path:

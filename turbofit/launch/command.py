@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.plan import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan, Settings
 
-__all__ = ["DEFAULT_PORT", "commands", "model_path", "ratio", "visible_devices"]
+__all__ = [
+    "DEFAULT_PORT", "commands", "model_path", "private_commands", "ratio", "visible_devices",
+]  # fmt: skip
 
 #: LMDeploy's own default port.
 DEFAULT_PORT: Final = 23333
@@ -24,6 +30,31 @@ def commands(
 
     The first word is ``lmdeploy``: whoever runs it may put an interpreter there.
     """
+    ports = [port + number for number in range(len(plan.parallel.groups))]
+    return _commands(plan, host, ports, [])
+
+
+def private_commands(
+    plan: Plan, ports: Sequence[int], folder: str, name: str
+) -> tuple[Command, ...]:
+    """The commands behind a gateway: loopback, given ports, no docs, no web page let in.
+
+    Args:
+        plan: what to launch.
+        ports: one a group.
+        folder: the model folder that LMDeploy is given.
+        name: what clients call the model.
+    """
+    # An empty list is not possible on the command line, and the default lets every page in.
+    closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
+    own = replace(plan.model.source, checkpoint=folder)
+    model = replace(plan.model, source=own, hub_id=name)
+    return _commands(replace(plan, model=model), "127.0.0.1", ports, closed)
+
+
+def _commands(
+    plan: Plan, host: str, ports: Sequence[int], more: Sequence[str]
+) -> tuple[Command, ...]:
     return tuple(
         Command(
             env={
@@ -32,10 +63,10 @@ def commands(
                 # LMDeploy's own INFO prints prompts; TurboMind's does not.
                 "TM_LOG_LEVEL": "INFO",
             },
-            argv=_argv(plan, host, port + number),
+            argv=(*_argv(plan, host, port), *more),
             group=number,
         )
-        for number, group in enumerate(plan.parallel.groups)
+        for number, (group, port) in enumerate(zip(plan.parallel.groups, ports, strict=True))
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, PackageError
+from turbofit.launch.runner import module_runner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +99,7 @@ def _of_interpreter() -> Lmdeploy | None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return Lmdeploy(version("lmdeploy"), (sys.executable, "-m", "lmdeploy"))
+        return Lmdeploy(version("lmdeploy"), module_runner("lmdeploy"))
     except PackageNotFoundError:
         return None
 
@@ -117,13 +117,14 @@ def _on_path() -> Lmdeploy | None:
             first = os.fsdecode(file.readline(1024)).strip()
         if not first.startswith("#!"):
             return None
+        interpreter = first[2:].split()
         code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
         out = subprocess.run(
-            [*first[2:].split(), "-c", code], capture_output=True, text=True, timeout=30, check=True
+            [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return Lmdeploy(out.stdout.strip(), (script,))
+    return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))
 
 
 def _release(version: str) -> tuple[int, int]:

@@ -9,10 +9,12 @@ from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import Plan
 
-__all__ = ["check_machine"]
+__all__ = ["check_machine", "who_grew"]
 
 
 def check_machine(plan: Plan, now: Machine) -> None:
@@ -48,17 +50,17 @@ def check_machine(plan: Plan, now: Machine) -> None:
         if missing > spare:
             raise DoesNotFitError(
                 f"GPU {gpu.index} has {format_bytes(missing)} less free memory than the plan "
-                f"counted on: {_who(plan.machine.gpu(ledger.index), gpu, missing)}",
+                f"counted on: {who_grew(plan.machine.gpu(ledger.index), gpu, missing)}",
                 hint="stop that process, or plan again: turbofit serve MODEL",
             )
 
 
-def _who(then: Gpu, now: Gpu, missing: int) -> str:
-    """Who took it: processes that are new or have grown, largest first."""
+def who_grew(then: Gpu, now: Gpu, missing: int, ours: Collection[int] = ()) -> str:
+    """Who took it: processes that are new or have grown, largest first; none of ours."""
     before = {holder.pid: holder.bytes for holder in then.holders}
     grown: list[tuple[int, str]] = []
     for holder in now.holders:
-        if holder.bytes == NA:
+        if holder.bytes == NA or holder.pid in ours:
             continue
         had = before.get(holder.pid, 0)
         more = holder.bytes - (0 if had == NA else had)

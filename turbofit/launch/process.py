@@ -36,7 +36,7 @@ class EngineProcess:
 
     Args:
         argv: the command.
-        env: variables on top of ours.
+        env: its whole environment.
         log: where its output is kept.
 
     Raises:
@@ -50,7 +50,7 @@ class EngineProcess:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", guard, str(os.getpid()), *argv],
-                env={**os.environ, **env},
+                env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Launches the engines of a plan, follows them to readiness and to their end."""
+"""Supervises the engines of one plan: to readiness, through restarts, to their end."""
 
 from __future__ import annotations
 
@@ -6,36 +6,68 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.launch.command import DEFAULT_PORT
-from turbofit.launch.endings import ending, fallback, hang
+from turbofit.launch.endings import EndedError, Ending
+from turbofit.launch.engine import Engine, Timing
 from turbofit.launch.environment import check_port
-from turbofit.launch.phases import Watch
-from turbofit.launch.probe import Probe
-from turbofit.launch.process import EngineProcess
+from turbofit.launch.launches import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from turbofit.core.plan import Command, Plan
+    from turbofit.core.plan import Plan
+    from turbofit.launch.launches import Launch
 
-__all__ = ["HOST", "Server"]
+__all__ = ["Server", "Stop", "StoppedError"]
 
-#: Engines listen here only: their management routes are open to whoever reaches them.
-HOST: Final = "127.0.0.1"
-
-_TICK: Final = 0.1
-#: uvicorn waits for open streams without limit; a second signal ends the wait.
-_DRAIN_SECONDS: Final = 30.0
-_START_SECONDS: Final = 2 * 3600.0
+#: Before it is killed, an engine that was asked to end has this long beside the drain.
+_LAST_SECONDS: Final = 10.0
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Engine:
-    """One engine: its process, what its log said, whether it is ready."""
+class StoppedError(BaseException):
+    """A signal came while nothing ran yet."""
 
-    def __init__(self, process: EngineProcess, watch: Watch, probe: Probe, name: str) -> None:
-        self.process, self.watch, self.probe, self.name = process, watch, probe, name
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.signal = number
+
+
+class Stop:
+    """The signal that ends a run; from the first on, the second one is urgent. A context manager.
+
+    A signal that our parent had ignored (nohup) stays ignored. Use it in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.urgent = False
+        #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
+        self.abrupt = True
+        self._before: dict[signal.Signals, Any] = {}
+        self._strikes: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Stop:
+        heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._caught) for number in heard}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_second(self, strike: Callable[[], None]) -> None:
+        """Have something done at once by the second signal; it must take no lock."""
+        self._strikes.append(strike)
+
+    def _caught(self, number: int, _frame: Any) -> None:
+        if self.signal is not None:
+            self.urgent = True
+            for strike in self._strikes:
+                strike()
+        self.signal = signal.Signals(number)
+        if self.abrupt:
+            raise StoppedError(self.signal)
 
 
 class Server:
@@ -43,156 +75,148 @@ class Server:
 
     Args:
         plan: what to launch; it must fit.
-        commands: one a group, with whatever the user added.
-        runner: the words that start LMDeploy, in place of each command's first.
+        launches: one a group.
         folder: where the logs go.
         say: takes lines of progress.
-        key: the API key of the engines, where they have one.
-        check: whether a worst-case image request must be answered before it counts as ready.
+        check: whether worst-case requests must be answered before an engine counts as ready.
+        timing: deadlines.
+        on_end: told of each end that is mended by another start.
     """
 
     def __init__(
         self,
         plan: Plan,
-        commands: Sequence[Command],
-        runner: Sequence[str],
+        launches: Sequence[Launch],
         folder: Path,
         say: Callable[[str], None],
         *,
-        key: str | None = None,
         check: bool = True,
+        timing: Timing | None = None,
+        on_end: Callable[[Engine, Ending], None] = lambda _engine, _ending: None,
     ) -> None:
-        self._plan, self._commands, self._runner = plan, commands, tuple(runner)
-        self._folder, self._say, self._key, self._check = folder, say, key, check
-        self._engines: list[_Engine] = []
-        self._signal: signal.Signals | None = None
-        self._began = 0.0
+        self._say, self._timing, self._on_end = say, timing or Timing(), on_end
+        self._launches = tuple(launches)
+        self._began = time.monotonic()
+        self.engines = [
+            self._engine(plan, launch, folder, check=check) for launch in self._launches
+        ]
 
-    def run(self, on_ready: Callable[[list[str]], None]) -> signal.Signals:
+    def _engine(self, plan: Plan, launch: Launch, folder: Path, *, check: bool) -> Engine:
+        name = f"engine {launch.group}" if len(self._launches) > 1 else "engine"
+        return Engine(
+            plan, launch, folder, lambda text: self._tell(name, text),
+            check=check, timing=self._timing, name=name,
+        )  # fmt: skip
+
+    def run(
+        self,
+        stop: Stop,
+        on_ready: Callable[[list[str]], None],
+        on_tick: Callable[[], None] = lambda: None,
+        on_drain: Callable[[bool], None] = lambda _urgent: None,
+    ) -> signal.Signals:
         """Launch, wait until ready, follow to the end. Call it in the main thread.
 
         Args:
-            on_ready: called once with the engines' addresses.
+            stop: tells of signals.
+            on_ready: called once with the engines' addresses, when all are ready.
+            on_tick: called at each look.
+            on_drain: called before the engines are stopped, with whether there is no time.
 
         Returns:
             The signal that ended it.
 
         Raises:
-            LaunchError: an engine could not be started or ended by itself.
-            OutOfMemoryError: an engine ran out of memory.
-            DoesNotFitError: an engine hangs in its warm-up.
+            LaunchError: an engine could not be started.
+            EndedError: an engine ended in a way that the same start would not mend.
         """
         self._began = time.monotonic()
-        for command in self._commands:
-            check_port(HOST, _port(command))
-        # A signal that our parent had ignored (nohup) stays ignored.
-        heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._caught) for number in heard}
+        for launch in self._launches:
+            check_port(HOST, launch.port)
+        stop.on_second(self._strike)
+        stop.abrupt = False
         try:
-            self._start()
-            return self._follow(on_ready)
+            for engine in self.engines:
+                engine.start()
+            ended = self._follow(stop, on_ready, on_tick)
+        except BaseException:
+            on_drain(True)
+            raise
+        else:
+            on_drain(stop.urgent)
+            return ended
         finally:
-            self._stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self._stop(stop)
+            stop.abrupt = stop.signal is None
 
-    def _caught(self, number: int, _frame: Any) -> None:
-        """The first signal drains, the second one stops at once."""
-        if self._signal is not None:
-            for engine in self._engines:
-                engine.process.strike()
-        self._signal = signal.Signals(number)
+    def _follow(
+        self, stop: Stop, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
+    ) -> signal.Signals:
+        opened = False
+        while stop.signal is None:
+            now = time.monotonic()
+            for engine in self.engines:
+                if engine.state in ("waiting", "broken"):
+                    if now >= engine.again_at:
+                        engine.start()
+                    continue
+                ended = engine.look(now)
+                if ended is not None:
+                    self._mend(engine, ended, now)
+            if not opened and all(engine.state == "ready" for engine in self.engines):
+                opened = True
+                on_ready([engine.url for engine in self.engines])
+            on_tick()
+            time.sleep(self._timing.tick)
+        return stop.signal
 
-    def _start(self) -> None:
-        many = len(self._commands) > 1
-        for command in self._commands:
-            name = f"engine {command.group}" if many else "engine"
-            log = self._folder / f"engine-{command.group}.log"
-            process = EngineProcess((*self._runner, *command.argv[1:]), _environment(command), log)
-            probe = Probe(self._plan, HOST, _port(command), self._key, check=self._check)
-            engine = _Engine(process, Watch(self._plan), probe, name)
-            self._engines.append(engine)
-            self._tell(engine, f"phase: starting (process {process.pid}, log {log})")
-            probe.start()
+    def _mend(self, engine: Engine, ended: Ending, now: float) -> None:
+        """Start it again later, or give up.
 
-    def _follow(self, on_ready: Callable[[list[str]], None]) -> signal.Signals:
-        ready = False
-        while self._signal is None:
-            for engine in self._engines:
-                self._look(engine)
-            if not ready and all(engine.watch.phase == "ready" for engine in self._engines):
-                ready = True
-                on_ready([f"http://{HOST}:{_port(command)}" for command in self._commands])
-            if not ready and time.monotonic() - self._began > _START_SECONDS:
-                raise LaunchError(
-                    f"the engine was not ready after {_START_SECONDS / 3600:.0f} hours",
-                    hint=f"see its log in {self._folder}",
-                )
-            time.sleep(_TICK)
-        return self._signal
+        Raises:
+            EndedError: it would not help.
+        """
+        engine.end()
+        if not ended.passing or not (engine.was_ready or ended.kind == "killed"):
+            raise EndedError(ended)
+        self._on_end(engine, ended)
+        pause = engine.wait(now)
+        self._tell(engine.name, ended.error.message)
+        if pause is not None:
+            self._tell(engine.name, f"starting again in {pause:.1f} s")
+            return
+        if not any(other.state == "ready" for other in self.engines):
+            raise EndedError(ended)
+        minutes = self._timing.window / 60
+        self._tell(
+            engine.name,
+            f"ended {self._timing.restarts + 1} times: left alone for {minutes:.0f} minutes while "
+            "the others serve",
+        )
 
-    def _look(self, engine: _Engine) -> None:
-        """Read on, and raise what ends the run."""
-        code = engine.process.poll()
-        now = time.monotonic()
-        for text, count in engine.process.take() if code is None else engine.process.finish():
-            for line in engine.watch.see(text, count, now):
-                self._tell(engine, line)
-        self._ask(engine)
-        if code is not None:
-            raise ending(code, engine.watch, self._plan, engine.process.log)
-        if engine.watch.fallback is not None:
-            raise fallback(engine.watch, engine.process.log)
-        if engine.watch.hangs(now):
-            raise hang(engine.watch, self._plan, engine.process.log)
-        if engine.probe.error is not None:
-            raise self._named(engine.probe.error, engine)
-
-    def _ask(self, engine: _Engine) -> None:
-        """Phases that only the probe knows."""
-        if engine.probe.ready.is_set():
-            if engine.watch.phase != "ready":
-                engine.watch.phase = "ready"
-                self._tell(engine, "phase: ready")
-        elif engine.probe.healthy.is_set() and self._check and engine.watch.phase != "check":
-            engine.watch.phase = "check"
-            self._tell(engine, "phase: check (a worst-case request)")
-
-    def _named(self, error: TurbofitError, engine: _Engine) -> TurbofitError:
-        return type(error)(error.message, hint=f"{error.hint} ({engine.process.log})")
-
-    def _stop(self) -> None:
+    def _stop(self, stop: Stop) -> None:
         """Pass the signal on, wait, kill what is left; all engines share one deadline.
 
         Before it serves, an engine sits in C++ where SIGINT would wait for ever: SIGTERM ends it.
         """
-        for engine in self._engines:
-            engine.probe.stop()
-        if self._signal is None:
-            for engine in self._engines:
-                engine.process.kill()
-            return
-        self._say(f"stopping: {self._signal.name}")
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        for engine in self._engines:
-            serving = engine.watch.phase in ("serving", "check", "ready")
-            engine.process.send(self._signal if serving else signal.SIGTERM)
-        for engine in self._engines:
-            engine.process.wait(deadline - time.monotonic())
-            engine.process.kill()
+        running = [(engine, engine.process) for engine in self.engines if engine.process]
+        for engine, _ in running:
+            engine.quiet()
+        if stop.signal is not None:
+            self._say(f"stopping: {stop.signal.name}")
+            deadline = time.monotonic() + self._timing.drain + _LAST_SECONDS
+            for engine, process in running:
+                serving = engine.watch.phase in ("serving", "check", "ready")
+                process.send(stop.signal if serving else signal.SIGTERM)
+            for _, process in running:
+                process.wait(deadline - time.monotonic())
+        for engine, _ in running:
+            engine.end()
 
-    def _tell(self, engine: _Engine, text: str) -> None:
-        self._say(f"[{time.monotonic() - self._began:7.1f} s] {engine.name}: {text}")
+    def _strike(self) -> None:
+        for engine in self.engines:
+            if engine.process is not None:
+                engine.process.strike()
 
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def _port(command: Command) -> int:
-    argv = command.argv
-    return int(argv[argv.index("--server-port") + 1]) if "--server-port" in argv else DEFAULT_PORT
-
-
-def _environment(command: Command) -> dict[str, str]:
-    """The command's own, and what keeps the engine's output timely and its imports its own."""
-    return {**command.env, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    def _tell(self, name: str, text: str) -> None:
+        self._say(f"[{time.monotonic() - self._began:7.1f} s] {name}: {text}")

@@ -2,7 +2,9 @@
 
 It is for tests of our own process handling, where a second of start-up matters. ``STANDIN_SCRIPT``
 says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
-child of its own that would outlive it.
+child of its own that would outlive it, ``stalls`` answers no completion, ``slow_image`` no chat,
+``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS``. Of a list by commas each
+start takes the next one, counted in the file ``STANDIN_COUNT``.
 """
 
 from __future__ import annotations
@@ -29,8 +31,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Any chat."""
         self.rfile.read(int(self.headers["Content-Length"]))
+        if SCRIPT == "stalls" and self.path.startswith("/v1/completions"):
+            time.sleep(600)
         if SCRIPT == "oom_image":
             abort_out_of_memory(SCRIPT)
+        if SCRIPT == "slow_image":
+            time.sleep(600)
         if SCRIPT == "refuses":
             self.send_error(500, "no")
             return
@@ -50,15 +56,42 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def this_start() -> str:
+    """What this start does: of a list by commas the one for its number, the last one for ever."""
+    scripts = os.environ.get("STANDIN_SCRIPT", "serve").split(",")
+    count = os.environ.get("STANDIN_COUNT")
+    if not count:
+        return scripts[0]
+    with open(count, "a+", encoding="utf-8") as file:
+        file.write("x")
+        file.flush()
+        file.seek(0)
+        number = len(file.read())
+    return scripts[min(number, len(scripts)) - 1]
+
+
 def option(name: str) -> str:
     """The value of one option."""
     return sys.argv[sys.argv.index(name) + 1]
 
 
-SCRIPT = os.environ.get("STANDIN_SCRIPT", "serve")
+SCRIPT = this_start()
+os.environ["STANDIN_SCRIPT"] = SCRIPT
 if SCRIPT == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+if SCRIPT == "slow":
+    time.sleep(float(os.environ.get("STANDIN_SECONDS", "8")))
+if SCRIPT == "floods":
+    import threading
+
+    def flood() -> None:
+        """Lines that all differ, for ever."""
+        for number in iter(int, 1):
+            os.write(2, b"".join(b"a line, %d of %d\n" % (i, number) for i in range(2000)))
+            time.sleep(0.02)
+
+    threading.Thread(target=flood, daemon=True).start()
 if SCRIPT == "family":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     os.write(1, f"CHILD {child.pid}\n".encode())

@@ -5,7 +5,8 @@ dies as it dies. `install_hook()` puts it in LMDeploy's place of the engine as s
 imported; the environment says what it does:
 
 - ``STANDIN_SCRIPT``: ``serve`` (default), ``hang``, ``oom_weights``, ``oom_warmup``, ``oom_image``,
-  ``check_failed``, ``python_error``, ``torch_oom``, ``killed``, ``stuck``.
+  ``check_failed``, ``python_error``, ``torch_oom``, ``killed``, ``stuck`` (in its warm-up),
+  ``stuck_weights``.
 - ``STANDIN_DUMP``: a file for the config that the engine was given, as JSON.
 - ``STANDIN_FREE``: MiB that it claims were free when the cache was sized.
 """
@@ -63,6 +64,8 @@ class StandInEngine:
 
     def _start(self) -> None:
         say("`max_context_token_num` is not set, default to 32768.", level="WARN")
+        if self.script == "stuck_weights":
+            time.sleep(3600)
         if self.script == "oom_weights":
             abort_out_of_memory(self.script)
         if self.script == "torch_oom":

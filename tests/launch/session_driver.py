@@ -1,0 +1,84 @@
+"""Runs a whole session over a stand-in for LMDeploy: ``session_driver.py PLAN PORT OPTIONS``.
+
+OPTIONS is JSON: ``timing``, ``fixed`` (keywords that the user set) and ``replan`` (``real`` plans
+with the tuner on an 8B model, ``none`` is a plan that was given). Planning is turbofit's own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from turbofit import api
+from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import Plan
+from turbofit.core.state import new_folder
+from turbofit.launch import learned
+from turbofit.launch.engine import Timing
+from turbofit.launch.leases import Leases
+from turbofit.launch.others import end_orphans
+from turbofit.launch.record import Record
+from turbofit.launch.serve import Stop, StoppedError
+from turbofit.launch.session import Job, run_session
+
+SERVER = Path(__file__).with_name("standin") / "fake_server.py"
+
+
+def say(text: str) -> None:
+    """Progress, at once."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def run(stop: Stop, leases: Leases) -> str:
+    """Plan, launch, follow."""
+    for text in end_orphans(leases):
+        say(text)
+    given = json.loads(sys.argv[3])
+    fixed: dict[str, Any] = given.get("fixed", {})
+
+    def replan(changes: dict[str, Any]) -> Plan:
+        return api.plan("internvl2-8b", on=sys.argv[1], **{**fixed, **changes})
+
+    plan = replan({})
+    changes = learned.recall(plan, "0.18.0", pretend=False)
+    if changes:
+        say(f"learned {json.dumps(changes)}")
+        plan = replan(changes)
+    leases.reserve(plan)
+    folder = new_folder("runs", "test")
+    job = Job(
+        folder=folder,
+        record=Record(folder, model=plan.model.name, pretend=False, lmdeploy="0.18.0"),
+        say=say,
+        on_open=lambda urls: say("OPEN " + " ".join(urls)),
+        lmdeploy="0.18.0",
+        runner=(sys.executable, str(SERVER)),
+        timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
+        leases=leases,
+        gateway=None,
+        port=int(sys.argv[2]),
+        check=given.get("check", True),
+        replan=None if given.get("replan") == "none" else replan,
+        fixed=fixed,
+        changes=changes,
+    )
+    return run_session(job, plan, stop).name
+
+
+def main() -> int:
+    """The session; errors as the command line says them."""
+    try:
+        with Stop() as stop, Leases() as leases:
+            say(f"ended {run(stop, leases)}")
+    except StoppedError as exc:
+        say(f"ended {exc.signal.name} before the launch")
+    except TurbofitError as exc:
+        say(f"error: {exc.message} | {exc.hint}")
+        return exc.exit_code
+    return 0
+
+
+sys.exit(main())

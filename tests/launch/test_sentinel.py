@@ -1,0 +1,168 @@
+"""Others who grow into the margin, and memory that must come back; on a stand-in NVML."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fixtures.plans import plausible_plan
+from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
+from turbofit import api
+from turbofit.core.errors import DoesNotFitError
+from turbofit.core.plan import Plan
+from turbofit.core.units import GIB, MIB
+from turbofit.launch.leases import Leases
+from turbofit.launch.planner import Planner
+from turbofit.launch.sentinel import Sentinel, memory_back, used_now
+
+ENGINE = 20 * GIB
+
+
+class Ground:
+    """A machine whose scenario may change, and a plan for it."""
+
+    def __init__(self, scenario: Scenario, path: Path, plan: Plan, engine: int) -> None:
+        self.scenario, self.path, self.plan, self.engine = scenario, path, plan, engine
+        self.warned: list[tuple[str, str]] = []
+        self.heard = threading.Event()
+
+    def change(self) -> None:
+        self.scenario.write(self.path)
+
+    def warn(self, kind: str, text: str) -> None:
+        self.warned.append((kind, text))
+        self.heard.set()
+
+    def wait(self, seconds: float = 5.0) -> str:
+        assert self.heard.wait(seconds)
+        self.heard.clear()
+        return self.warned[-1][1]
+
+
+@pytest.fixture
+def ground(nvml_library: Path, tmp_path: Path) -> Iterator[Ground]:
+    engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    card = gpu_3090(0)
+    card.used = ENGINE
+    card.compute.append(Process(engine.pid, ENGINE, "python"))
+    scenario = Scenario(gpus=[card])
+    plan = plausible_plan(gpus=1, tp=1)
+    ledger = msgspec.structs.replace(
+        plan.gpus[0], uuid=card.uuid, used=0, headroom=400 * MIB, margin=256 * MIB
+    )
+    plan = msgspec.structs.replace(plan, gpus=(ledger,))
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        yield Ground(scenario, path, plan, engine.pid)
+    engine.kill()
+    engine.communicate()
+
+
+@pytest.fixture
+def sentinel(ground: Ground) -> Iterator[Sentinel]:
+    one = Sentinel(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
+    one.start()
+    yield one
+    one.stop()
+    one.join()
+
+
+def grow(ground: Ground, size: int) -> None:
+    card = ground.scenario.gpus[0]
+    card.compute[1:] = [Process(os.getpid(), size, "python3")] if size else []
+    card.used = ENGINE + size
+    ground.change()
+
+
+def test_each_step_into_the_margin_is_said_once(sentinel: Sentinel, ground: Ground) -> None:
+    grow(ground, 100 * MIB)
+    time.sleep(0.2)
+    assert ground.warned == []
+    grow(ground, 200 * MIB)
+    text = ground.wait()
+    assert f"[{os.getpid()}] took 200 MiB on GPU 0" in text
+    assert "200 MiB of the margin are left" in text
+    grow(ground, 500 * MIB)
+    assert "a worst-case request would now kill the engine" in ground.wait()
+    time.sleep(0.2)
+    assert len(ground.warned) == 2
+    grow(ground, 0)
+    time.sleep(0.2)
+    grow(ground, 200 * MIB)
+    ground.wait()
+    assert len(ground.warned) == 3
+
+
+def test_our_own_growth_is_ours(sentinel: Sentinel, ground: Ground) -> None:
+    card = ground.scenario.gpus[0]
+    card.compute[0].size = card.used = ENGINE + 2 * GIB
+    ground.change()
+    time.sleep(0.3)
+    assert ground.warned == []
+
+
+def test_a_lost_card_is_said(sentinel: Sentinel, ground: Ground) -> None:
+    ground.scenario.gpus[0].error = LOST
+    ground.change()
+    text = ground.wait()
+    assert ground.warned[-1][0] in ("lost", "machine")
+    assert "any more" in text
+
+
+def test_memory_that_comes_back_and_that_does_not(ground: Ground) -> None:
+    before = used_now(ground.plan)
+    assert before == {0: ENGINE}
+    grow(ground, 300 * MIB)
+    (late,) = memory_back(ground.plan, before, seconds=0.3)
+    assert late == "GPU 0 still has 300 MiB more in use than before the launch"
+    timer = threading.Timer(0.3, grow, (ground, 0))
+    timer.start()
+    assert memory_back(ground.plan, before, seconds=5.0) == []
+    timer.join()
+
+
+@pytest.fixture
+def planner(nvml_library: Path, tmp_path: Path) -> Iterator[tuple[Any, Scenario, Any]]:
+    scenario = Scenario(gpus=[gpu_3090(0)])
+    said: list[str] = []
+    with in_process(nvml_library, scenario, tmp_path) as path, Leases(tmp_path / "l") as leases:
+
+        def plan_with(**keywords: Any) -> Plan:
+            return api.plan("internvl2-1b", **keywords)
+
+        def take(size: int) -> None:
+            scenario.gpus[0].used += size
+            scenario.gpus[0].compute.append(Process(os.getpid(), size, "python3"))
+            scenario.write(path)
+
+        yield Planner(plan_with, {}, leases, said.append, rehearse=False), said, take
+
+
+def test_the_last_look_plans_again(planner: Any) -> None:
+    one, said, take = planner
+    plan = one.make({})
+    assert one.settle(plan, {}) == plan
+    assert said == []
+    take(3 * GIB)
+    again = one.settle(plan, {})
+    assert again.fits
+    assert again.gpus[0].free <= plan.gpus[0].free - 3 * GIB
+    assert f"[{os.getpid()}] took 3.0 GiB on GPU 0; planning again" in said[0]
+
+
+def test_the_last_look_refuses_for_a_given_plan(planner: Any) -> None:
+    one, _, take = planner
+    plan = one.make({})
+    take(3 * GIB)
+    with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
+        one.settle(plan, None)
+    with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
+        one.take(plan)

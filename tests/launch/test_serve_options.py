@@ -1,0 +1,72 @@
+"""What `serve` refuses before it does anything, and what its gateway is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from turbofit.cli import serve
+from turbofit.cli.main import main
+
+WORDS = ["serve", "internvl2-8b", "--on", "1xrtx3090", "--pretend"]
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The gateway's settings that the launch would be given."""
+    monkeypatch.delenv("TURBOFIT_API_KEY", raising=False)
+    monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
+    given: list[Any] = []
+
+    def stoppable(_args: Any, _passed: Any, config: Any) -> int:
+        given.append(config)
+        return 0
+
+    monkeypatch.setattr(serve, "_stoppable", stoppable)
+    return given
+
+
+def test_loopback_needs_no_key(config: list[Any]) -> None:
+    assert main(WORDS) == 0
+    assert (config[0].host, config[0].port, config[0].api_keys) == ("127.0.0.1", 23333, ())
+
+
+def test_the_network_needs_a_key_or_a_word(
+    config: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*WORDS, "--host", "0.0.0.0"]) == 2
+    assert "no key is set" in capsys.readouterr().err
+    assert main([*WORDS, "--host", "0.0.0.0", "--no-auth"]) == 0
+    assert main([*WORDS, "--host", "0.0.0.0", "--api-key", "a", "--api-key", "b"]) == 0
+    assert config[-1].api_keys == ("a", "b")
+    monkeypatch.setenv("TURBOFIT_API_KEY", "c")
+    assert main([*WORDS, "--host", "0.0.0.0", "--port", "8080"]) == 0
+    assert (config[-1].api_keys, config[-1].port) == (("c",), 8080)
+
+
+def test_without_a_gateway_there_is_none(config: list[Any]) -> None:
+    assert main([*WORDS, "--no-gateway", "--", "--api-keys", "k"]) == 0
+    assert config == [None]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--", "--api-keys", "k"], "the gateway faces them"),
+        (["--", "--allow-origins", "*"], "the gateway faces them"),
+        (["--ssl-certfile", "x"], "go together"),
+        (["--drain", "soon"], "no number of seconds"),
+    ],
+)
+def test_what_is_refused(
+    words: list[str], said: str, config: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*WORDS, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert config == []
+
+
+def test_taking_needs_pretend_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "internvl2-8b", "--pretend-taken", "1GiB"]) == 2
+    assert "add --pretend" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""Attempts and the ladder between them, over a stand-in engine; planning is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.conftest import Child, gone, pids
+
+DRIVER = Path(__file__).with_name("session_driver.py")
+
+
+@pytest.fixture
+def session(tmp_path: Path, port: int, children: list[Child]):
+    """Start a session; ``script`` says what each start of the engine does."""
+
+    def run(script: str, on: str = "1xrtx3090", **given: Any) -> Child:
+        child = Child(
+            [sys.executable, str(DRIVER), on, str(port), json.dumps(given)],
+            STANDIN_SCRIPT=script,
+            STANDIN_COUNT=str(tmp_path / "count"),
+            XDG_STATE_HOME=str(tmp_path / "state"),
+            TURBOFIT_LEASES=str(tmp_path / "leases"),
+        )
+        children.append(child)
+        return child
+
+    return run
+
+
+def record(tmp_path: Path) -> dict[str, Any]:
+    """The record of the last run."""
+    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
+    document: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return document
+
+
+def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Path) -> None:
+    child = session("oom_warmup,serve")
+    child.wait_for("OPEN")
+    assert "ladder 1/3: the warm-up did not fit: max_prefill_token_num" in child.stderr
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    attempts = record(tmp_path)["attempts"]
+    first, second = (attempt["settings"]["max_prefill_token_num"] for attempt in attempts)
+    assert second == first // 2
+    assert attempts[0]["ended"]["phase"] == "warm-up"
+    assert attempts[1]["changes"] == {"max_prefill_token_num": second}
+    again = session("serve")
+    again.wait_for("OPEN")
+    assert f'learned {{"max_prefill_token_num": {second}}}' in again.stderr
+    again.process.send_signal(signal.SIGTERM)
+    assert again.finish() == 0
+    assert record(tmp_path)["attempts"][0]["settings"]["max_prefill_token_num"] == second
+
+
+def test_images_cost_cache_first(session, tmp_path: Path) -> None:
+    child = session("oom_image,serve")
+    child.wait_for("OPEN")
+    before, after = record(tmp_path)["attempts"]
+    assert before["ended"]["phase"] == "vision"
+    assert after["settings"]["cache_max_entry_count"] < before["settings"]["cache_max_entry_count"]
+    assert after["limits"]["max_dynamic_patch"] == before["limits"]["max_dynamic_patch"]
+    assert record(tmp_path)["state"] == "ready"
+
+
+def test_after_the_last_rung(session, tmp_path: Path) -> None:
+    child = session("oom_image")
+    assert child.finish() == 6
+    assert "out of memory after 4 starts" in child.lines[-1]
+    table = [line for line in child.lines if "vision: ? / ? MiB" in line]
+    assert len(table) == 4
+    assert all(gone(pid) for pid in pids(child))
+    assert record(tmp_path)["state"] == "failed"
+
+
+def test_a_hang_takes_a_smaller_prefill(session, tmp_path: Path) -> None:
+    child = session("hang,serve")
+    child.wait_for("OPEN", 30)
+    before, after = record(tmp_path)["attempts"]
+    assert before["ended"]["kind"] == "hang"
+    small, large = (a["settings"]["max_prefill_token_num"] for a in (after, before))
+    assert small == large // 2
+
+
+def test_what_the_user_set_stays(session, tmp_path: Path) -> None:
+    fixed = {"max_prefill_token_num": 4096, "cache_max_entry_count": 0.8, "tp": 1}
+    child = session("oom_warmup", fixed=fixed)
+    assert child.finish() == 6
+    assert "ladder 1/3" not in child.stderr
+    assert len(record(tmp_path)["attempts"]) == 1
+
+
+def test_a_plan_that_was_given_is_not_changed(session, tmp_path: Path) -> None:
+    child = session("hang", replan="none")
+    assert child.finish(20) == 3
+    assert "hangs in its warm-up" in child.lines[-1]
+    child = session("oom_image", replan="none")
+    assert child.finish(20) == 6
+    assert len(record(tmp_path)["attempts"]) == 1
+
+
+def test_memory_that_runs_out_while_it_serves(session, tmp_path: Path) -> None:
+    child = session("dies_later,serve")
+    child.wait_for_more("OPEN", 2)
+    ended = record(tmp_path)["attempts"][0]["ended"]
+    assert (ended["kind"], ended["phase"]) == ("out_of_memory", "vision")
+
+
+def test_an_engine_that_is_killed_is_in_the_record(session, tmp_path: Path) -> None:
+    child = session("serve")
+    child.wait_for("OPEN")
+    os.kill(pids(child)[0], signal.SIGKILL)
+    child.wait_for_more("phase: ready", 2)
+    # What was checked once is not checked beside clients: that would be more than was planned for.
+    assert sum("phase: check" in line for line in child.lines) <= 1
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    document = record(tmp_path)
+    (event,) = document["events"]
+    assert "so somebody did it" in event["text"]
+    assert document["attempts"][0]["restarts"] == 1
+
+
+def test_a_broken_engine_is_no_lack_of_memory(session, tmp_path: Path) -> None:
+    child = session("check_failed")
+    assert child.finish() == 5
+    assert "ladder 1/3" not in child.stderr
+    assert record(tmp_path)["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("slow", "phase: starting"),
+        ("stuck_weights", "phase: weights"),
+        ("stuck", "phase: warm-up"),
+        ("slow_image", "phase: check"),
+        ("serve", "OPEN"),
+    ],
+)
+def test_a_signal_in_each_phase(script: str, line: str, session, tmp_path: Path) -> None:
+    child = session(script)
+    child.wait_for(line)
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish(10) == 0
+    assert "ended SIGTERM" in child.stderr
+    assert all(gone(pid) for pid in pids(child))
+    assert record(tmp_path)["state"] == "ended"
+    assert list((tmp_path / "leases").glob("*.json")) == []
+
+
+def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(session, tmp_path: Path) -> None:
+    child = session("family")
+    child.wait_for("OPEN")
+    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
+    log = (folder / "engine-0.log").read_text()
+    grandchild = int(log.partition("CHILD ")[2].split()[0])
+    (lease,) = (tmp_path / "leases").glob("*.json")
+    while not json.loads(lease.read_text())["engines"]:
+        pass
+    child.process.send_signal(signal.SIGKILL)
+    child.finish()
+    assert all(gone(pid) for pid in pids(child))
+    # The kernel ends the engine itself; what the engine had started, the next start ends.
+    os.kill(grandchild, 0)
+    again = session("serve")
+    again.wait_for("had left behind when turbofit")
+    assert gone(grandchild)
+    again.wait_for("OPEN")
+    assert not lease.exists()

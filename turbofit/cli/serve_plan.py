@@ -1,0 +1,158 @@
+"""What `serve` plans with: its options as the planner's, a saved plan, what was learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turbofit.cli import options
+from turbofit.core.errors import DoesNotFitError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from turbofit.core.plan import Command, Plan
+    from turbofit.launch.leases import Leases
+    from turbofit.launch.passthrough import Passed
+    from turbofit.launch.planner import Planner
+
+__all__ = ["first_plan", "planner_of", "public_port", "refusal", "show_commands"]
+
+
+def planner_of(
+    args: argparse.Namespace, passed: Passed, leases: Leases, *, doubled: bool
+) -> tuple[Planner, dict[str, Any]]:
+    """What plans, and the keywords that the user fixed."""
+    from functools import partial
+
+    from turbofit import api
+    from turbofit.cli.output import note
+    from turbofit.launch.planner import Planner, can_rehearse
+
+    keywords = _keywords(args, passed)
+    # A server on pretend GPUs is its own rehearsal.
+    rehearse = not args.no_rehearse and not args.pretend and can_rehearse()
+    leased = None if args.pretend else leases
+    bound = partial(api.plan, args.model)
+    return Planner(bound, keywords, leased, note, rehearse=rehearse, doubled=doubled), keywords
+
+
+def first_plan(
+    args: argparse.Namespace, passed: Passed, planner: Planner, version: str
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan to begin with, and the learned changes that it was made with."""
+    from turbofit.cli.output import note
+    from turbofit.launch.learned import forget, recall
+
+    if args.plan:
+        plan = _read(args, passed)
+        if plan.fits:
+            planner.take(plan)
+        return plan, {}
+    plan = planner.make({})
+    if args.forget:
+        if forget(plan, version, pretend=args.pretend):
+            note("forgot what earlier launches had learned")
+        return plan, {}
+    changes = recall(plan, version, pretend=args.pretend)
+    given = options.planning_keywords(args)
+    changes = {name: value for name, value in changes.items() if name not in given}
+    if not changes or not plan.fits:
+        return plan, {}
+    said = ", ".join(f"{name} {value}" for name, value in changes.items())
+    again = planner.make(changes)
+    if not again.fits:
+        note(f"an earlier launch learned {said}, but nothing fits with it now")
+        return planner.make({}), {}
+    note(f"beginning with what an earlier launch learned: {said} (--forget drops it)")
+    return again, changes
+
+
+def show_commands(args: argparse.Namespace, passed: Passed) -> int:
+    """Print instead of launching: the commands as somebody would run them without a gateway."""
+    import msgspec
+
+    from turbofit import api
+    from turbofit.cli.output import answer
+    from turbofit.cli.plan import show_plan
+    from turbofit.report.shell import shell_command
+
+    plan = _read(args, passed) if args.plan else api.plan(args.model, **_keywords(args, passed))
+    commands = _commands(plan, args, passed)
+    if args.json or args.md:
+        return show_plan(msgspec.structs.replace(plan, commands=commands), args)
+    if not plan.fits:
+        raise refusal(plan)
+    answer("\n".join(shell_command(command) + "\n" for command in commands))
+    return 0
+
+
+def refusal(plan: Plan) -> DoesNotFitError:
+    """The error for a plan that does not fit, with its cheapest remedy."""
+    hint = "see turbofit plan MODEL for what would fit"
+    if plan.remedies:
+        first = plan.remedies[0]
+        hint = f"{first.change}: {first.effect}"
+    return DoesNotFitError(plan.verdict, hint=hint)
+
+
+def public_port(args: argparse.Namespace) -> int:
+    """The port that clients know."""
+    from turbofit.launch.command import DEFAULT_PORT
+
+    return args.port or DEFAULT_PORT
+
+
+def _keywords(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
+    """The planner's keywords, those after ``--`` among them."""
+    keywords = options.planning_keywords(args)
+    for name, value in _modelled(passed).items():
+        if keywords.setdefault(name, value) != value:
+            raise UsageError(
+                f"{name} is given twice, before and after --", hint="leave one of the two out"
+            )
+    return keywords
+
+
+def _read(args: argparse.Namespace, passed: Passed) -> Plan:
+    """A saved plan: it is complete, so that nothing may be planned beside it."""
+    from turbofit.cli.report import read_plan
+    from turbofit.core.struct import to_builtins
+
+    given = options.planning_keywords(args)
+    if args.model is not None or given:
+        what = "a model" if args.model is not None else f"{next(iter(given))}"
+        raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
+    plan = read_plan(args.plan)
+    settings = to_builtins(plan.settings)
+    for name, value in _modelled(passed).items():
+        if settings.get(name) != value:
+            raise UsageError(
+                f"{name} after -- is {value}, the plan was made for {settings.get(name)}",
+                hint="plan again with it before --",
+            )
+    return plan
+
+
+def _modelled(passed: Passed) -> dict[str, Any]:
+    """Options after ``--`` that are planned with, read as turbofit's own are."""
+    from turbofit.cli.parser import Parser
+
+    parser = Parser(prog="turbofit serve")
+    options.add_settings(parser)
+    return options.planning_keywords(parser.parse_args(passed.modelled))
+
+
+def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Command, ...]:
+    from turbofit.core.plan import Command
+    from turbofit.launch.command import commands
+
+    port = public_port(args)
+    if port + plan.parallel.replicas - 1 > options.LAST_PORT:
+        raise UsageError(
+            f"{plan.parallel.replicas} engines from port {port} on go beyond {options.LAST_PORT}",
+            hint="choose a lower --port",
+        )
+    return tuple(
+        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
+        for command in commands(plan, port=port)
+    )

@@ -1,0 +1,206 @@
+"""One start of one plan: overlay, engines, gateway, the watch over the GPUs, and the way back."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from turbofit.core.plan import Command
+from turbofit.launch.beside import beside, lines
+from turbofit.launch.checks import check_before
+from turbofit.launch.command import commands, private_commands
+from turbofit.launch.front import Front, access_log
+from turbofit.launch.launches import Launch, PretendLaunch, free_ports
+from turbofit.launch.sentinel import Sentinel, memory_back, used_now
+from turbofit.launch.serve import Server
+
+if TYPE_CHECKING:
+    import signal
+    from contextlib import ExitStack
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.endings import Ending
+    from turbofit.launch.engine import Engine
+    from turbofit.launch.serve import Stop
+    from turbofit.launch.session import Job
+
+__all__ = ["Attempt"]
+
+
+class Attempt:
+    """A plan, once.
+
+    Args:
+        job: the run.
+        plan: what to launch.
+        number: how many attempts came before.
+    """
+
+    def __init__(self, job: Job, plan: Plan, number: int) -> None:
+        self._job, self._plan, self._number = job, plan, number
+        self._server: Server | None = None
+        self._front: Front | None = None
+        self._sentinel: Sentinel | None = None
+        self._noted: tuple[list[int], bool] = ([], False)
+        self._phases: dict[str, dict[int, int]] = {}
+        self.was_ready = False
+
+    def run(self, stop: Stop, stack: ExitStack) -> signal.Signals:
+        """Launch, serve, and come back by a signal.
+
+        Args:
+            stop: tells of signals.
+            stack: takes what must be undone at the end.
+
+        Raises:
+            EndedError: an engine ended, and starting it again would not help.
+            TurbofitError: something else is in the way.
+        """
+        from turbofit.launch.pretended import localised
+        from turbofit.machine.host import read_host
+
+        job = self._job
+        if job.pretend:
+            self._plan = localised(self._plan, job.folder / "model")
+        elif job.fetch is not None:
+            self._plan = job.fetch(self._plan)
+        if job.gateway is not None:
+            from turbofit.gateway.server import bind
+
+            # Before minutes of loading; it is bound again, for good, when the engines are ready.
+            bind(job.gateway).close()
+        launches = self._launches(stack)
+        ports = [launch.port for launch in launches]
+        warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=job.pretend)
+        for warning in warnings:
+            job.say(f"warning: {warning}")
+        before = {} if job.pretend else used_now(self._plan)
+        self._server = Server(
+            self._plan, launches, job.folder, job.say,
+            check=job.check, timing=job.timing, on_end=self._ended,
+        )  # fmt: skip
+        try:
+            return self._server.run(stop, self._open, self._tick, self._drain)
+        finally:
+            self._gone(before)
+
+    def _launches(self, stack: ExitStack) -> list[Launch]:
+        job, plan = self._job, self._plan
+        key: str | None
+        if job.gateway is None:
+            made, key = commands(plan, port=job.port), None
+        else:
+            from turbofit.gateway.overlay import overlay
+
+            base = job.folder / f"overlay-{self._number}"
+            folder = stack.enter_context(overlay(plan, base))
+            stack.callback(_remove, base)
+            name = job.name or plan.model.hub_id or plan.model.name
+            ports = free_ports(len(plan.parallel.groups))
+            # Hexadecimal: a key that begins with a dash would be read as an option.
+            made, key = private_commands(plan, ports, str(folder), name), secrets.token_hex(32)
+        full = [
+            Command(env=one.env, argv=(*one.argv, *job.options), group=one.group) for one in made
+        ]
+        self._key = key
+        # Without a gateway the user's own key is on the command line already.
+        hidden, key = key is not None, key or job.key
+        if job.pretend:
+            room = job.folder / f"pretend-{self._number}"
+            return [
+                PretendLaunch(plan, one, room, key, hidden=hidden, taken=job.taken) for one in full
+            ]
+        return [Launch(one, job.runner, key, hidden=hidden) for one in full]
+
+    def _open(self, urls: list[str]) -> None:
+        """All engines are ready: tell, compare, open."""
+        job, plan, server = self._job, self._plan, self._server
+        assert server is not None
+        self.was_ready = True
+        held = {} if job.pretend else used_now(plan)
+        engines = []
+        for engine in server.engines:
+            rows = beside(plan, engine, held)
+            for line in lines([row for row in rows if "gpu" in row]):
+                job.say(f"{engine.name}: {line}")
+            engines.append({"group": engine.group, "seconds": engine.spent(), "beside": rows})
+        if job.gateway is not None:
+            self._front = self._gateway(urls)
+            urls = [self._front.url]
+        if not job.pretend:
+            self._sentinel = Sentinel(plan, self._pids, self._warn)
+            self._sentinel.start()
+        job.record.attempt(engines=engines)
+        job.record.state("ready", urls=urls)
+        job.on_open(urls)
+
+    def _gateway(self, urls: list[str]) -> Front:
+        from msgspec.structs import replace
+
+        job = self._job
+        assert job.gateway is not None
+        config = replace(job.gateway, upstream_key=self._key, drain_seconds=job.timing.drain)
+        log: Any = None
+        if job.access != "none":
+            log = access_log(job.access or str(job.folder / "access.log"))
+        front = Front(
+            self._plan, urls, config, overlay=True, pretend=job.pretend,
+            log=log,
+        )  # fmt: skip
+        front.start()
+        return front
+
+    def _tick(self) -> None:
+        """Keep the lease true: which processes are ours, and whether they still grow."""
+        noted = (self._pids(), self.was_ready)
+        if noted != self._noted:
+            self._noted = noted
+            name = self._plan.model.name
+            self._job.leases.note(model=name, engines=noted[0], ready=noted[1])
+        if self._job.pretend or self._server is None:
+            return
+        phase = " ".join(engine.watch.phase for engine in self._server.engines)
+        if phase not in self._phases:
+            self._phases[phase] = used_now(self._plan)
+            self._job.record.attempt(nvml=self._phases)
+
+    def _drain(self, urgent: bool) -> None:
+        if self._sentinel is not None:
+            self._sentinel.stop()
+        if self._front is not None:
+            if not urgent:
+                self._job.say("draining: what is under way may end")
+            self._front.stop(drain=not urgent)
+
+    def _gone(self, before: dict[int, int]) -> None:
+        """The engines are gone: so must be their memory."""
+        late = memory_back(self._plan, before) if before else []
+        for text in late:
+            self._job.say(f"warning: {text}")
+        if before and not late:
+            self._job.say("the GPUs' memory is back")
+        with suppress(IndexError):
+            self._job.record.attempt(memory_back=not late, restarts=self._restarts())
+
+    def _restarts(self) -> int:
+        assert self._server is not None
+        return sum(max(0, engine.starts - 1) for engine in self._server.engines)
+
+    def _pids(self) -> list[int]:
+        server = self._server
+        if server is None:
+            return []
+        return [engine.process.pid for engine in server.engines if engine.process is not None]
+
+    def _ended(self, engine: Engine, ending: Ending) -> None:
+        self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
+
+    def _warn(self, kind: str, text: str) -> None:
+        self._job.say(f"warning: {text}")
+        self._job.record.event(kind, text)
+
+
+def _remove(folder: Any) -> None:
+    with suppress(OSError):
+        folder.rmdir()

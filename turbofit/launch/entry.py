@@ -1,0 +1,28 @@
+"""Runs a Python module as LMDeploy's command line, with its API key out of everybody's sight.
+
+``python entry.py MODULE ARGUMENTS…``: a command line can be read by every user of the machine, an
+environment only by its owner, so the key comes in ``TURBOFIT_ENGINE_KEY`` and is appended here. It
+is a file of its own, without imports of turbofit, since LMDeploy's interpreter may be another one.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+
+def main() -> None:
+    """Become the module."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
+    module, arguments = sys.argv[1], sys.argv[2:]
+    key = os.environ.pop("TURBOFIT_ENGINE_KEY", "")
+    if key:
+        arguments += ["--api-keys", key]
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

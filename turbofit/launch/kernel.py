@@ -1,0 +1,109 @@
+"""What the kernel tells about an end: processes killed for memory, and the driver's Xid errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+__all__ = ["driver_errors", "host_kills", "uptime"]
+
+_XID: Final = re.compile(r"NVRM: Xid \(([^)]*)\): (\d+)")
+_WORDS: Final = {
+    13: "a kernel of the engine read or wrote beyond its memory",
+    31: "a kernel of the engine touched memory that is not mapped",
+    43: "the driver reset the engine's channel after an error of its own",
+    45: "the driver cleaned up after an earlier error",
+    48: "an uncorrectable ECC error: watch this card",
+    61: "the card's own microcontroller failed: power-cycle the machine",
+    62: "the card's own microcontroller failed: power-cycle the machine",
+    63: "ECC: memory was retired or a row remapped; a reboot completes it",
+    64: "ECC: a row could not be remapped: the card needs service",
+    74: "an NVLink error: check the bridge or the switch",
+    79: "the card has fallen off the bus: power, heat or seat; the machine must be rebooted",
+    92: "many correctable ECC errors: watch this card",
+    94: "a contained ECC error: this engine's work is lost, the card goes on",
+    95: "an uncontained ECC error: the card must be reset",
+    119: "the card's GSP firmware does not answer: the machine must be rebooted",
+    120: "the card's GSP firmware failed: the machine must be rebooted",
+}
+_MOST: Final = 1 << 20
+
+
+def uptime() -> float:
+    """Seconds on the kernel log's clock."""
+    import time
+
+    return time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def host_kills(*, proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int | None:
+    """Processes killed for want of memory so far: of our control group, else of the machine.
+
+    None where neither can be read.
+    """
+    for path, field in (
+        (Path(cgroup) / _group(Path(proc)) / "memory.events", "oom_kill"),
+        (Path(cgroup) / "memory.events", "oom_kill"),
+        (Path(proc) / "vmstat", "oom_kill"),
+    ):
+        try:
+            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if name == field and value.strip().isdigit():
+                return int(value)
+    return None
+
+
+def driver_errors(since: float, path: str = "/dev/kmsg") -> tuple[str, ...]:
+    """The driver's Xid errors since a time of `uptime`, in words; empty where nobody may read."""
+    found: list[str] = []
+    for line in _log(path):
+        head, _, text = line.partition(";")
+        match = _XID.search(text)
+        fields = head.split(",")
+        if match is None or len(fields) < 3 or not fields[2].isdigit():
+            continue
+        if int(fields[2]) / 1e6 >= since:
+            number = int(match[2])
+            said = f"Xid {number} on {match[1].removeprefix('PCI:')}"
+            found.append(f"{said}: {_WORDS[number]}" if number in _WORDS else said)
+    return tuple(dict.fromkeys(found))
+
+
+def _log(path: str) -> list[str]:
+    """Records of the kernel's log: one a read, until there is none."""
+    records: list[str] = []
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return records
+    try:
+        while len(records) < _MOST:
+            try:
+                record = os.read(descriptor, 8192)
+            except BrokenPipeError:  # overwritten while we read: go on with the next
+                continue
+            if not record:
+                break
+            records += record.decode(errors="replace").splitlines()
+    except OSError:
+        return records
+    finally:
+        os.close(descriptor)
+    return records
+
+
+def _group(proc: Path) -> str:
+    """Our control group below its mount (version 2)."""
+    try:
+        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("0::"):
+                return line[3:].strip().lstrip("/")
+    except OSError:
+        pass
+    return ""

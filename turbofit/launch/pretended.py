@@ -1,0 +1,119 @@
+"""The pretend machine of a launch, and what an engine did on it, from its timeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from turbofit.core.struct import Struct
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.rehearse.ledger import Ledger
+
+__all__ = ["Seen", "localised", "pretend_death", "pretend_machine", "pretend_seen"]
+
+
+class Seen(Struct):
+    """What one pretend GPU held, in bytes: at most, now, and its executor pool at most."""
+
+    gpu: int
+    peak: int
+    held: int
+    pool: int
+    free_at_cache: int | None
+    region: int | None
+
+
+def localised(plan: Plan, folder: Path) -> Plan:
+    """The plan with a checkpoint on disk: the model's own, or a header-only twin made in a folder.
+
+    Chat templates are chosen by the folder's name, so that the twin keeps the model's.
+
+    Raises:
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    from turbofit.rehearse.twin import checkpoint_for
+
+    name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
+    checkpoint = checkpoint_for(plan.model, folder / name)
+    source = replace(plan.model.source, checkpoint=str(checkpoint))
+    return replace(plan, model=replace(plan.model, source=source))
+
+
+def pretend_machine(plan: Plan, group: int, taken: int = 0) -> dict[str, Any]:
+    """The pretend twin of one group's GPUs.
+
+    Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
+
+    Args:
+        plan: what the machine is.
+        group: which of its groups.
+        taken: bytes that somebody takes of each card once the cache is sized.
+    """
+    from pathlib import Path
+
+    from turbofit.rehearse.planned import plan_spec
+
+    machine = plan_spec(plan, Path(), group).machine
+    gpus = [{**gpu, "late": gpu["late"] + taken} for gpu in machine["gpus"]]
+    return {**machine, "gpus": gpus}
+
+
+def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | None:
+    """The last refused allocation: ``gpu``, ``phase``, ``where``, ``asked``, ``left``, ``short``.
+
+    None where no allocation was refused, or the timeline cannot be read.
+    """
+    ledger = _ledger(plan, group, timeline)
+    if ledger is None or not ledger.deaths:
+        return None
+    death = dict(ledger.deaths[-1])
+    death["gpu"] = plan.parallel.groups[group][death["gpu"]]
+    return death
+
+
+def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
+    """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+    from turbofit.rehearse.terms import executor_pool
+
+    ledger = _ledger(plan, group, timeline)
+    if ledger is None:
+        return ()
+    machine = pretend_machine(plan, group)
+    seen = []
+    for place, index in enumerate(plan.parallel.groups[group]):
+        card, pool = ledger.cards[place], executor_pool(ledger, place)
+        others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
+        seen.append(
+            Seen(
+                gpu=index,
+                peak=others + max(card.peak.values(), default=0),
+                held=others + card.held,
+                pool=max(pool.live_peak.values(), default=0) if pool else 0,
+                free_at_cache=card.free_at_cache,
+                region=card.cache_region,
+            )
+        )
+    return tuple(seen)
+
+
+def _ledger(plan: Plan, group: int, timeline: Path) -> Ledger | None:
+    """The timeline's ledger; it is written while it is read, so that its end may be cut off."""
+    from turbofit.pretend.scenario import scenario_from_spec
+    from turbofit.pretend.symbols import Symbols
+    from turbofit.pretend.timeline import read_timeline
+    from turbofit.rehearse.engine import engine_library
+    from turbofit.rehearse.ledger import Ledger
+    from turbofit.rehearse.sites import Sites
+
+    scenario = scenario_from_spec(pretend_machine(plan, group))
+    sites = Sites(Symbols(engine_library()).name)
+    try:
+        ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
+        return ledger.read(read_timeline(timeline))
+    except (OSError, ValueError, LookupError):
+        return None

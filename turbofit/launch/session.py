@@ -1,0 +1,223 @@
+"""One `turbofit serve` from its first plan to its end: attempts, and the ladder between them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitError
+from turbofit.core.units import format_bytes, mib
+from turbofit.launch import learned
+from turbofit.launch.attempt import Attempt
+from turbofit.launch.endings import EndedError
+from turbofit.launch.ladder import MOST_RUNGS, merged, rungs
+from turbofit.launch.serve import StoppedError
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.endings import Ending
+    from turbofit.launch.engine import Timing
+    from turbofit.launch.ladder import Rung
+    from turbofit.launch.leases import Leases
+    from turbofit.launch.record import Record
+    from turbofit.launch.serve import Stop
+
+__all__ = ["Job", "run_session"]
+
+
+class Job:
+    """What a run is told beside its plan.
+
+    Args:
+        folder: the run's.
+        record: its record.
+        say: takes lines of progress.
+        on_open: called with the public addresses each time that the server opens.
+        lmdeploy: LMDeploy's version.
+        runner: the words that start it.
+        timing: deadlines.
+        leases: the machine's reservations.
+        gateway: the public side, or None for engines without one.
+        access: where records of requests go: a file, ``-`` for stderr, ``none``; None is the run's
+            folder.
+        port: without a gateway, the first engine's.
+        key: without a gateway, the key that the user gave the engines.
+        options: LMDeploy's own, passed on.
+        name: what clients call the model, where the user says it.
+        check: whether worst-case requests must be answered before the server opens.
+        pretend: on pretend GPUs.
+        taken: bytes that somebody takes of each pretend card once the cache is sized.
+        fetch: brings a plan's weights onto this machine; None leaves that to LMDeploy.
+        replan: plans again with changes; None where the plan was given.
+        fixed: the planner's keywords that the user gave.
+        changes: what the first plan was made with, as learned before.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        record: Record,
+        say: Callable[[str], None],
+        on_open: Callable[[list[str]], None],
+        lmdeploy: str,
+        runner: tuple[str, ...],
+        timing: Timing,
+        leases: Leases,
+        gateway: GatewayConfig | None,
+        port: int,
+        access: str | None = None,
+        key: str | None = None,
+        options: tuple[str, ...] = (),
+        name: str | None = None,
+        check: bool = True,
+        pretend: bool = False,
+        taken: int = 0,
+        fetch: Callable[[Plan], Plan] | None = None,
+        replan: Callable[[dict[str, Any]], Plan] | None = None,
+        fixed: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.record, self.on_open = folder, record, on_open
+        self._say = say
+        self.lmdeploy, self.runner, self.timing, self.leases = lmdeploy, runner, timing, leases
+        self.gateway, self.port, self.key, self.options = gateway, port, key, options
+        self.access = access
+        self.name, self.check, self.pretend, self.taken = name, check, pretend, taken
+        self.fetch = fetch
+        self.replan, self.fixed, self.changes = replan, dict(fixed or {}), dict(changes or {})
+
+    def say(self, text: str) -> None:
+        """Progress; a terminal or a disk that takes none costs the line, never the server."""
+        with suppress(OSError, ValueError):
+            self._say(text)
+
+
+def run_session(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
+    """Launch, and climb the ladder where memory runs out.
+
+    Raises:
+        TurbofitError: it ended otherwise than by a signal; the record says how.
+    """
+    try:
+        return _climb(job, plan, stop)
+    except StoppedError as exc:
+        job.record.state("ended", ended=exc.signal.name)
+        raise
+    finally:
+        if job.pretend:
+            # The twin can be made again; a timeline's length is not its size, but looks like it.
+            for room in (job.folder / "model", *job.folder.glob("pretend-*")):
+                shutil.rmtree(room, ignore_errors=True)
+
+
+def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
+    failed: list[tuple[Plan, Ending, str]] = []
+    why, changes = "", dict(job.changes)
+    while True:
+        attempt = Attempt(job, plan, len(failed))
+        job.record.begin(number=len(failed), changes=changes, why=why, **_facts(plan))
+        try:
+            with ExitStack() as stack:
+                ended = attempt.run(stop, stack)
+        except EndedError as exc:
+            end = exc.ending
+        except TurbofitError as exc:
+            job.record.state("failed", ended=exc.to_dict()["error"])
+            raise
+        else:
+            if changes and attempt.was_ready:
+                learned.remember(
+                    plan, job.lmdeploy, pretend=job.pretend, changes=changes, why=[why]
+                )
+            job.record.state("ended", ended=ended.name)
+            return ended
+        job.record.attempt(ended=end.record(), ended_at=time.strftime("%H:%M:%S"))
+        failed.append((plan, end, why))
+        step = _next(job, plan, end, changes, len(failed))
+        if step is None:
+            job.record.state("failed", ended=end.record())
+            raise _final(job, failed)
+        plan, rung = step
+        changes, why = merged(changes, rung), rung.why
+        job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {end.error.message}")
+        job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {why}")
+        learned.remember(plan, job.lmdeploy, pretend=job.pretend, changes=changes, why=[why])
+
+
+def _next(
+    job: Job, plan: Plan, end: Ending, changes: dict[str, Any], failed: int
+) -> tuple[Plan, Rung] | None:
+    """The next rung that the planner can make a plan of, and that is another one."""
+    if job.replan is None or not end.of_memory or failed > MOST_RUNGS:
+        return None
+    for rung in rungs(end, plan, job.fixed):
+        asked = merged(changes, rung)
+        try:
+            planned = job.replan(asked)
+        except TurbofitError as exc:
+            job.say(f"ladder: {rung.why}: {exc.message}")
+            continue
+        if not planned.fits:
+            job.say(f"ladder: {rung.why}: {planned.verdict}")
+        elif (planned.settings, planned.limits) != (plan.settings, plan.limits):
+            return planned, rung
+    return None
+
+
+def _final(job: Job, failed: list[tuple[Plan, Ending, str]]) -> TurbofitError:
+    """The last error, with the table of all attempts before it where there were several."""
+    end = failed[-1][1]
+    if not end.of_memory:
+        return end.error
+    if len(failed) == 1 and isinstance(end.error, DoesNotFitError):
+        return end.error
+    for line in _table(failed):
+        job.say(line)
+    if len(failed) == 1:
+        return end.error
+    return OutOfMemoryError(
+        f"out of memory after {len(failed)} starts, the last: {end.error.message}",
+        hint=f"see the table above, and {job.folder}; report it with turbofit diagnose",
+    )
+
+
+def _table(failed: list[tuple[Plan, Ending, str]]) -> list[str]:
+    """Forecast beside measured, a line a start."""
+    lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
+    for number, (plan, end, why) in enumerate(failed):
+        gpu = min(plan.gpus, key=lambda one: one.headroom)
+        settings = plan.settings
+        asked = "?" if end.asked is None else mib(end.asked)
+        left = "?" if end.left is None else mib(end.left)
+        lines.append(
+            f"{number:5}  {settings.cache_max_entry_count:.3f}  "
+            f"{settings.max_prefill_token_num:7}  {mib(gpu.peak):>9} MiB "
+            f"({format_bytes(gpu.headroom)})   {end.phase or end.kind}: {asked} / {left} MiB"
+            f"{f'  [{why}]' if why else ''}"
+        )
+    return lines
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    from turbofit.core.struct import to_builtins
+
+    return {
+        "settings": to_builtins(plan.settings),
+        "groups": plan.parallel.groups,
+        "limits": to_builtins(plan.limits),
+        "forecast": [
+            {
+                "gpu": gpu.index, "steady": gpu.steady, "peak": gpu.peak,
+                "load_peak": gpu.load_peak, "headroom": gpu.headroom, "margin": gpu.margin,
+            }
+            for gpu in plan.gpus
+        ],
+    }  # fmt: skip
