@@ -91,13 +91,13 @@ def orphans(ground: Ground) -> Outcome:
     return Outcome(ok=ended and code == 0, said=f"orphan before: {orphan}; after: {not ended}")
 
 
-@case("one of two replicas killed", "pretend", "the other answers meanwhile; started again")
+@case("one of four replicas killed", "pretend", "the others answer meanwhile; started again")
 def replica_killed(ground: Ground) -> Outcome:
-    server = ground.pretend("internvl2-8b", "--on", "2xrtx3090", "--replicas", "2")
+    server = ground.pretend("internvl2-8b", "--on", "4xrtx3090", "--replicas", "4")
     server.wait()
     os.kill(server.engines()[1], signal.SIGKILL)
     statuses = [server.chat(image(448, 448)) for _ in range(10)]
-    server.wait_for("phase: ready", count=3)
+    server.wait_for("phase: ready", count=5)
     ended = server.end()
     return Outcome(
         ok=all(status == 200 for status in statuses) and ended == 0,
@@ -322,14 +322,14 @@ def circuit(ground: Ground) -> Outcome:
     return Outcome(ok=code == 5, said=f"exit {code} after {len(server.engines())} starts")
 
 
-@case("20 restarts of the engine in a row", "stand-in", "no process, descriptor or lock leaks")
+@case("50 restarts of the engine in a row", "stand-in", "no process, descriptor or lock leaks")
 def many_restarts(ground: Ground) -> Outcome:
     server = ground.standin("serve", timing={"restarts": 1000, "backoff": 0.01,
                                              "longest_backoff": 0.05})  # fmt: skip
     server.wait_for("OPEN")
     time.sleep(0.5)
     before, threads = fds(server.process.pid), _threads(server.process.pid)
-    for number in range(20):
+    for number in range(50):
         os.kill(server.engines()[-1], signal.SIGSEGV if number % 2 else signal.SIGKILL)
         server.wait_for("phase: ready", 30, count=number + 2)
     time.sleep(1.0)

@@ -195,6 +195,17 @@ def preprocessor_of(model: Model) -> dict[str, Any]:
     """The ``preprocessor_config.json`` of a model with a vision tower."""
     assert model.vision is not None
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if model.vision.kind == "internvit_hf":
+        return {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "processor_class": "InternVLProcessor",
+            "crop_to_patches": True,
+            "min_patches": 1,
+            "max_patches": model.max_tiles,
+            "size": {"height": model.vision.image, "width": model.vision.image},
+            "image_mean": mean,
+            "image_std": std,
+        }
     if model.vision.kind.startswith("internvit"):
         return {
             "image_processor_type": "CLIPFeatureExtractor",
@@ -228,6 +239,9 @@ def write_model(model: Model, folder: Path) -> Path:
         (folder / "preprocessor_config.json").write_text(
             json.dumps(preprocessor_of(model), indent=1), encoding="utf-8"
         )
+    if model.vision is not None and model.vision.kind == "internvit_hf":
+        processor = {"image_seq_length": 256, "processor_class": "InternVLProcessor"}
+        (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     write_header(folder / "model.safetensors", tensors(model))
     write_tokenizer(model, folder)
     return folder

@@ -89,7 +89,7 @@ def write_tokenizer(model: Model, folder: Path) -> None:
         },
     }
     qwen = model.vision is not None and not model.vision.kind.startswith("internvit")
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast",
         "bos_token": None,
         "eos_token": "<|im_end|>",
@@ -98,5 +98,12 @@ def write_tokenizer(model: Model, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": _CHATML,
     }
+    if model.vision is not None and model.vision.kind == "internvit_hf":
+        config["extra_special_tokens"] = {
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<|video_pad|>",
+        }
     (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
