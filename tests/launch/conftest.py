@@ -52,7 +52,7 @@ class Child:
         """All that was read so far."""
         return "\n".join(self.lines)
 
-    def wait_for(self, text: str, seconds: float = 40.0) -> str:
+    def wait_for(self, text: str, seconds: float = 120.0) -> str:
         """Wait for a line with this text and return it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -68,7 +68,7 @@ class Child:
             time.sleep(0.02)
         raise AssertionError(f"no {text!r} in:\n{self.stderr}")
 
-    def wait_for_more(self, text: str, count: int, seconds: float = 40.0) -> None:
+    def wait_for_more(self, text: str, count: int, seconds: float = 120.0) -> None:
         """Wait until so many lines have this text."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -79,7 +79,7 @@ class Child:
             time.sleep(0.02)
         raise AssertionError(f"not {count} times {text!r} in:\n{self.stderr}")
 
-    def finish(self, seconds: float = 40.0) -> int:
+    def finish(self, seconds: float = 120.0) -> int:
         """Wait for its end."""
         code = self.process.wait(seconds)
         self._reader.join(2)

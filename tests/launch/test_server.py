@@ -183,7 +183,7 @@ def test_stopping_before_it_serves(launch) -> None:
     child = launch("stuck")
     child.wait_for("warm-up")
     child.process.send_signal(signal.SIGINT)
-    assert child.finish(10) == 0
+    assert child.finish(60) == 0
     assert all(gone(pid) for pid in pids(child))
 
 

@@ -146,7 +146,7 @@ class Attempt:
             log = access_log(job.access or str(job.folder / "access.log"))
         front = Front(
             self._plan, urls, config, overlay=True, pretend=job.pretend,
-            log=log,
+            log=log, answered=job.check,
         )  # fmt: skip
         front.start()
         return front

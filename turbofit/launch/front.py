@@ -39,6 +39,8 @@ class Front:
         overlay: whether the engines run on the overlay's folder.
         pretend: whether the GPUs are pretend ones.
         log: takes a record of each request.
+        answered: whether the engines have just answered completions, so that ``/health`` need not
+            wait for the gateway's own first question.
     """
 
     def __init__(
@@ -50,11 +52,15 @@ class Front:
         overlay: bool,
         pretend: bool,
         log: Callable[[dict[str, Any]], None] | None = None,
+        answered: bool = False,
     ) -> None:
         from turbofit.gateway.server import make_gateway
 
         self._config, self._pretend = config, pretend
         self.gateway: Gateway = make_gateway(plan, upstreams, config, overlay=overlay, log=log)
+        if answered:
+            for engine in self.gateway.engines:
+                engine.succeeded()
         self._started = threading.Event()
         self._error: BaseException | None = None
         self._server: Any = None
