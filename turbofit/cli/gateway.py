@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turbofit.cli import options
 
@@ -118,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
 
     from turbofit.cli.output import answer, note
     from turbofit.cli.report import read_plan
-    from turbofit.gateway.server import run_gateway
+    from turbofit.gateway.accesslog import access_log
+    from turbofit.gateway.server import make_gateway, run_gateway
 
     plan = read_plan(args.plan)
     key = args.upstream_key or os.environ.get("TURBOFIT_UPSTREAM_KEY") or None
@@ -130,37 +131,10 @@ def run(args: argparse.Namespace) -> int:
             "note: images that cannot carry a limit are counted at the model's own default "
             "(--overlay: the engines run on an overlay)"
         )
-    run_gateway(
-        plan,
-        args.upstream,
-        config,
-        overlay=args.overlay,
-        log=_log(args.access_log),
-        on_ready=lambda url: None if args.json else answer(f"{url}\n"),
+    gateway = make_gateway(
+        plan, args.upstream, config, overlay=args.overlay, log=access_log(args.access_log)
     )
+    run_gateway(gateway, on_ready=lambda url: None if args.json else answer(f"{url}\n"))
     if args.json:
         answer('{"ended": "drained"}\n')
     return 0
-
-
-def _log(where: str) -> Any:
-    """Where records of requests go.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    import sys
-
-    from turbofit.core.errors import UsageError
-    from turbofit.gateway.server import log_to
-
-    if where == "none":
-        return None
-    if where == "-":
-        return log_to(sys.stderr)
-    try:
-        return log_to(open(where, "a", encoding="utf-8"))
-    except OSError as exc:
-        raise UsageError(
-            f"{where} cannot be written: {exc.strerror or exc}", hint="choose another --access-log"
-        ) from None

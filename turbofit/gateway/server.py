@@ -1,16 +1,8 @@
-"""Runs the gateway: alone, in a thread beside a supervisor, or inside somebody else's loop.
+"""Runs a gateway that `make_gateway` made, in one of three ways.
 
-    # the whole life of a process (signals end it):
-    run_gateway(plan, ["http://127.0.0.1:34567"], config)
-
-    # beside a supervisor that owns the main thread and its signals:
-    with thread.GatewayThread(plan, urls, config) as gateway:
-        print(gateway.url)
-
-    # in a loop of one's own, until `stop` is set:
-    await serve_gateway(plan, urls, config, stop=stop)
-
-``overlay=True`` says that the engines were started on the folder of `gateway.overlay`.
+`run_gateway` is the whole life of a process, which signals end. `thread.GatewayThread` serves
+beside a supervisor that owns the main thread. `serve_gateway` serves in a loop of one's own until
+it is told to stop.
 """
 
 from __future__ import annotations
@@ -24,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
+from turbofit.gateway.announce import Announce
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.limits import bounds_of
 
@@ -34,14 +27,12 @@ if TYPE_CHECKING:
     import uvicorn
 
     from turbofit.core.plan import Plan
+    from turbofit.gateway.accesslog import Log
     from turbofit.gateway.app import Gateway
-
-    Log = Callable[[dict[str, Any]], None]
 
 __all__ = [
     "bind",
     "check_bind",
-    "log_to",
     "make_gateway",
     "run_gateway",
     "run_loop",
@@ -80,7 +71,7 @@ def make_gateway(
         plan: what requests are held to.
         upstreams: addresses of the engines, e.g. ``http://127.0.0.1:34567``.
         config: everything else; its ``host_bytes`` and ``prefix_affinity`` come from the plan.
-        overlay: whether the engines run on the overlay's folder.
+        overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
 
     Raises:
@@ -105,38 +96,34 @@ def make_gateway(
 
 
 async def serve_gateway(
-    plan: Plan,
-    upstreams: Sequence[str],
-    config: GatewayConfig,
+    gateway: Gateway,
     *,
-    overlay: bool = True,
-    log: Log | None = None,
     stop: asyncio.Event | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve in the running loop until ``stop`` is set, then drain.
+    """Serve in the running loop until ``stop`` is set, then drain; cancelled, it ends at once.
 
     Args:
-        plan: see `make_gateway`.
-        upstreams: see `make_gateway`.
-        config: see `make_gateway`.
-        overlay: see `make_gateway`.
-        log: see `make_gateway`.
+        gateway: see `make_gateway`.
         stop: ends it.
         on_ready: told the gateway's own address once it listens.
 
     Raises:
         LaunchError: the address cannot be bound.
+        UsageError: the certificate cannot be read.
     """
-    gateway = make_gateway(plan, upstreams, config, overlay=overlay, log=log)
-    listener = bind(config)
-    server = _uvicorn(gateway, config)
+    listener = bind(gateway.config)
+    try:
+        server = _uvicorn(gateway)
+    except BaseException:
+        listener.close()
+        raise
 
     async def follow() -> None:
         while not server.started and not server.should_exit:
             await asyncio.sleep(0.01)
         if on_ready is not None and server.started:
-            on_ready(_url(listener, config))
+            on_ready(_url(listener, gateway.config))
         if stop is not None:
             await stop.wait()
             server.should_exit = True
@@ -149,15 +136,7 @@ async def serve_gateway(
         listener.close()
 
 
-def run_gateway(
-    plan: Plan,
-    upstreams: Sequence[str],
-    config: GatewayConfig,
-    *,
-    overlay: bool = True,
-    log: Log | None = None,
-    on_ready: Callable[[str], None] | None = None,
-) -> None:
+def run_gateway(gateway: Gateway, *, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGINT or SIGTERM, then drain; a second signal ends it at once.
 
     Call it in the main thread. Arguments as for `serve_gateway`.
@@ -178,28 +157,12 @@ def run_gateway(
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, caught)
-        await serve_gateway(
-            plan, upstreams, config, overlay=overlay, log=log, stop=stop, on_ready=on_ready
-        )
+        await serve_gateway(gateway, stop=stop, on_ready=on_ready)
 
     try:
         run_loop(main())
     except asyncio.CancelledError:
         return
-
-
-def log_to(stream: Any) -> Log:
-    """A log of JSON lines.
-
-    Args:
-        stream: takes text.
-    """
-
-    def write(record: dict[str, Any]) -> None:
-        stream.write(msgspec.json.encode(record).decode() + "\n")
-        stream.flush()
-
-    return write
 
 
 def bind(config: GatewayConfig) -> socket.socket:
@@ -223,7 +186,7 @@ def bind(config: GatewayConfig) -> socket.socket:
     return listener
 
 
-def _uvicorn(gateway: Gateway, config: GatewayConfig) -> uvicorn.Server:
+def _uvicorn(gateway: Gateway) -> uvicorn.Server:
     """A server without signals, logs, docs or WebSockets.
 
     Raises:
@@ -233,8 +196,9 @@ def _uvicorn(gateway: Gateway, config: GatewayConfig) -> uvicorn.Server:
     _need("uvicorn")
     import uvicorn
 
+    config = gateway.config
     settings = uvicorn.Config(
-        gateway,
+        Announce(gateway) if config.pretend else gateway,
         log_config=None,
         access_log=False,
         server_header=False,

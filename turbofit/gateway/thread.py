@@ -4,44 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import LaunchError
+from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.gateway.server import run_loop, serve_gateway
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
-    from turbofit.core.plan import Plan
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.gateway.server import Log
+    from turbofit.gateway.app import Gateway
 
 __all__ = ["GatewayThread"]
 
 _START_SECONDS: Final = 30.0
+_BEYOND: Final = 5.0
 
 
 class GatewayThread:
-    """A gateway in a thread of its own, for a supervisor; a context manager.
+    """Serves a gateway from a thread of its own; a context manager.
 
-    Arguments as for `make_gateway`.
+    Args:
+        gateway: see `make_gateway`.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        upstreams: Sequence[str],
-        config: GatewayConfig,
-        *,
-        overlay: bool = True,
-        log: Log | None = None,
-    ) -> None:
-        self._arguments = (plan, tuple(upstreams), config)
-        self._overlay, self._log = overlay, log
-        self._ready = threading.Event()
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._listening = threading.Event()
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self.url = ""
@@ -51,19 +43,30 @@ class GatewayThread:
 
         Raises:
             LaunchError: it cannot.
+            UsageError: the certificate cannot be read.
         """
         self._thread.start()
-        if not self._ready.wait(_START_SECONDS) or self._error is not None:
-            error = self._error or LaunchError(
-                "the gateway did not start", hint="look for its message above"
-            )
-            raise error
+        if self._listening.wait(_START_SECONDS) and self._error is None:
+            return
+        if isinstance(self._error, TurbofitError):
+            raise self._error
+        raise LaunchError(
+            f"the gateway did not start: {self._error or 'no answer'}", hint="choose another --port"
+        )
 
-    def stop(self) -> None:
-        """Drain and end."""
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+    def stop(self, *, drain: bool = True) -> None:
+        """Take nothing new, and end.
+
+        Args:
+            drain: let what is under way end, within the drain's seconds; False breaks it off.
+        """
+        if self._thread.ident is None:
+            return
+        if self._loop is not None and self._stop is not None and self._task is not None:
+            end = self._stop.set if drain else self._task.cancel
+            with suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(end)
+        self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
 
     @property
     def alive(self) -> bool:
@@ -88,18 +91,13 @@ class GatewayThread:
         except BaseException as exc:  # noqa: BLE001 - it is raised again by `start`
             self._error = exc
         finally:
-            self._ready.set()
+            self._listening.set()
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        await serve_gateway(
-            *self._arguments,
-            overlay=self._overlay,
-            log=self._log,
-            stop=self._stop,
-            on_ready=self._listens,
-        )
+        self._task = asyncio.current_task()
+        await serve_gateway(self._gateway, stop=self._stop, on_ready=self._listens)
 
     def _listens(self, url: str) -> None:
         self.url = url
-        self._ready.set()
+        self._listening.set()

@@ -10,7 +10,6 @@ from turbofit.core.plan import Command
 from turbofit.launch.beside import beside, lines
 from turbofit.launch.checks import check_before
 from turbofit.launch.command import commands, private_commands
-from turbofit.launch.front import Front, access_log
 from turbofit.launch.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.sentinel import Sentinel, memory_back, used_now
 from turbofit.launch.serve import Server
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
+    from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.endings import Ending
     from turbofit.launch.engine import Engine
     from turbofit.launch.serve import Stop
@@ -40,7 +40,7 @@ class Attempt:
     def __init__(self, job: Job, plan: Plan, number: int) -> None:
         self._job, self._plan, self._number = job, plan, number
         self._server: Server | None = None
-        self._front: Front | None = None
+        self._front: GatewayThread | None = None
         self._sentinel: Sentinel | None = None
         self._noted: tuple[list[int], bool] = ([], False)
         self._phases: dict[str, dict[int, int]] = {}
@@ -135,19 +135,23 @@ class Attempt:
         job.record.state("ready", urls=urls)
         job.on_open(urls)
 
-    def _gateway(self, urls: list[str]) -> Front:
+    def _gateway(self, urls: list[str]) -> GatewayThread:
         from msgspec.structs import replace
+
+        from turbofit.gateway.accesslog import access_log
+        from turbofit.gateway.server import make_gateway
+        from turbofit.gateway.thread import GatewayThread
 
         job = self._job
         assert job.gateway is not None
-        config = replace(job.gateway, upstream_key=self._key, drain_seconds=job.timing.drain)
-        log: Any = None
-        if job.access != "none":
-            log = access_log(job.access or str(job.folder / "access.log"))
-        front = Front(
-            self._plan, urls, config, overlay=True, pretend=job.pretend,
-            log=log, answered=job.check,
-        )  # fmt: skip
+        config = replace(
+            job.gateway, upstream_key=self._key, drain_seconds=job.timing.drain, pretend=job.pretend
+        )
+        log = access_log(job.access or str(job.folder / "access.log"))
+        gateway = make_gateway(self._plan, urls, config, log=log)
+        for engine in gateway.engines if job.check else ():
+            engine.succeeded()  # it has just answered: /health need not wait for the first question
+        front = GatewayThread(gateway)
         front.start()
         return front
 
