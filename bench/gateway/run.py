@@ -162,99 +162,121 @@ def p99(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
 
 
+class Pair:
+    """A paced upstream and a gateway before it, each in a process of its own.
+
+    Args:
+        plan: the gateway's plan.
+        port: of the upstream; the gateway takes the next one.
+        pace: the upstream's options.
+        access_log: the gateway's option.
+    """
+
+    def __init__(self, plan: Path, port: int, access_log: str, *pace: str) -> None:
+        upstream, url = start("bench/gateway/paced.py", "--port", str(port), *pace)
+        self._children = [upstream]
+        gateway, own = start(
+            "-m", "turbofit", "gateway", "--plan", str(plan), "--upstream", url,
+            "--port", str(port + 1), "--access-log", access_log,
+        )  # fmt: skip
+        self._children.append(gateway)
+        assert own.endswith(str(port + 1)), own
+        self.direct, self.through, self.pid = Way(port), Way(port + 1), gateway.pid
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children:
+            child.terminate()
+            child.wait()
+
+
+async def one_at_a_time(pair: Pair, requests: int) -> list[str]:
+    """Table: what a lonely request waits longer."""
+    lines = [
+        "| request | direct first / end, ms | gateway first / end, ms | added first | "
+        "added end | p99 added first | gateway CPU a request |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, images, count in (
+        ("text, streamed, 50 tokens", 0, requests),
+        ("one 2 MB image", 1, requests // 2),
+        ("8 images of 2 MB", 8, requests // 8),
+    ):
+        before = cpu_seconds(pair.pid)
+        found = await pairs(pair.direct, pair.through, body_of(images, 2_000_000), count)
+        used = (cpu_seconds(pair.pid) - before) / (count + 4) * 1e3
+        added = median(found["g_first"]) - median(found["d_first"])
+        lines.append(
+            f"| {name} | {median(found['d_first']):.2f} / {median(found['d_end']):.2f} | "
+            f"{median(found['g_first']):.2f} / {median(found['g_end']):.2f} | {added:+.2f} ms "
+            f"({added / median(found['d_first']) * 100:+.2f} %) | "
+            f"{median(found['g_end']) - median(found['d_end']):+.2f} ms | "
+            f"{p99(found['g_first']) - p99(found['d_first']):+.2f} ms | {used:.1f} ms |"
+        )
+    return lines
+
+
+async def all_at_once(pair: Pair) -> list[str]:
+    """Table: 256 streams."""
+    lines = [
+        "| 256 streams at once, 50 tokens each | first median / p99, ms | end median / p99, "
+        "ms | gateway CPU a chunk | gateway CPU in all |",
+        "|---|---|---|---|---|",
+    ]
+    for name, way in (("direct", pair.direct), ("gateway", pair.through)) * 2:
+        before = cpu_seconds(pair.pid)
+        firsts, ends, events = await crowd(way, body_of(0, 0), 256)
+        used = cpu_seconds(pair.pid) - before
+        own = " | " if way is pair.direct else f"{used / events * 1e6:.0f} µs | {used:.2f} s"
+        lines.append(
+            f"| {name} | {median(firsts):.0f} / {p99(firsts):.0f} | {median(ends):.0f} / "
+            f"{p99(ends):.0f} | {own} |"
+        )
+    return lines
+
+
+async def without_waiting(pair: Pair, requests: int) -> list[str]:
+    """Table: an upstream that answers at once."""
+    lines = ["| upstream that answers at once | direct, ms | gateway, ms | added |"]
+    lines.append("|---|---|---|---|")
+    for name, images in (("text", 0), ("one 2 MB image", 1)):
+        body = body_of(images, 2_000_000, stream=False)
+        found = await pairs(pair.direct, pair.through, body, requests)
+        direct, through = median(found["d_end"]), median(found["g_end"])
+        lines.append(f"| {name} | {direct:.2f} | {through:.2f} | {through - direct:+.2f} ms |")
+    return lines
+
+
+async def memory_over(pair: Pair, requests: int) -> str:
+    """A line: memory over so many requests."""
+    body = body_of(1, 20_000, stream=False)
+    await many(pair.through, body, 2000, 16, pair.pid)
+    before, began = cpu_seconds(pair.pid), time.perf_counter()
+    memory = await many(pair.through, body, requests, 16, pair.pid)
+    took, used = time.perf_counter() - began, cpu_seconds(pair.pid) - before
+    return (
+        f"{requests:,} requests with a 20 kB image by 16 clients: {requests / took:.0f} a second, "
+        f"{used / requests * 1e3:.2f} ms of gateway CPU each. Resident memory in MiB, before and "
+        f"after each tenth: {', '.join(f'{m:.1f}' for m in memory)}."
+    )
+
+
 async def measure(args: argparse.Namespace) -> list[str]:
     plan = plan_file()
     lines: list[str] = []
-    say = lines.append
-    children: list[subprocess.Popen[str]] = []
-
-    def pair_of(first: float, each: float, tokens: int, port: int) -> tuple[Way, Way, int]:
-        upstream, url = start(
-            "bench/gateway/paced.py", "--port", str(port), "--first", str(first), "--each",
-            str(each), "--tokens", str(tokens),
-        )  # fmt: skip
-        children.append(upstream)
-        code = (
-            "import sys; from turbofit.cli import gateway as g; from turbofit.cli.parser import "
-            "Parser; p = Parser(prog='gateway'); g.add_arguments(p); "
-            "sys.exit(g.run(p.parse_args(sys.argv[1:])))"
-        )
-        process, own = start(
-            "-c", code, "--plan", str(plan), "--upstream", url, "--port", str(port + 1),
-            "--access-log", args.access_log,
-        )  # fmt: skip
-        children.append(process)
-        assert own.endswith(str(port + 1)), own
-        return Way(port), Way(port + 1), process.pid
-
     try:
-        direct, through, pid = pair_of(0.2, 0.02, 50, args.port)
-        say(
-            "| request | direct first / end, ms | gateway first / end, ms | added first | "
-            "added end | p99 added first | gateway CPU a request |"
-        )
-        say("|---|---|---|---|---|---|---|")
-        for name, images, size, count in (
-            ("text, streamed, 50 tokens", 0, 0, args.requests),
-            ("one 2 MB image", 1, 2_000_000, args.requests // 2),
-            ("8 images of 2 MB", 8, 2_000_000, args.requests // 8),
-        ):  # fmt: skip
-            body = body_of(images, size)
-            before = cpu_seconds(pid)
-            found = await pairs(direct, through, body, count)
-            used = (cpu_seconds(pid) - before) / (count + 4) * 1e3
-            added = median(found["g_first"]) - median(found["d_first"])
-            say(
-                f"| {name} | {median(found['d_first']):.2f} / {median(found['d_end']):.2f} | "
-                f"{median(found['g_first']):.2f} / {median(found['g_end']):.2f} | {added:+.2f} ms "
-                f"({added / median(found['d_first']) * 100:+.2f} %) | "
-                f"{median(found['g_end']) - median(found['d_end']):+.2f} ms | "
-                f"{p99(found['g_first']) - p99(found['d_first']):+.2f} ms | {used:.1f} ms |"
-            )
-        say("")
-        say(
-            "| 256 streams at once, 50 tokens each | first median / p99, ms | end median / p99, "
-            "ms | gateway CPU a chunk | gateway CPU in all |"
-        )
-        say("|---|---|---|---|---|")
-        body = body_of(0, 0)
-        for name, way in (("direct", direct), ("gateway", through)) * 2:
-            before = cpu_seconds(pid)
-            firsts, ends, events = await crowd(way, body, 256)
-            used = cpu_seconds(pid) - before
-            own = "" if way is direct else f"{used / events * 1e6:.0f} µs | {used:.2f} s"
-            say(
-                f"| {name} | {median(firsts):.0f} / {p99(firsts):.0f} | {median(ends):.0f} / "
-                f"{p99(ends):.0f} | {own or ' | '} |"
-            )
-        say("")
-        direct, through, pid = pair_of(0.0, 0.0, 1, args.port + 2)
-        say("| upstream that answers at once | direct, ms | gateway, ms | added |")
-        say("|---|---|---|---|")
-        for name, images, size in (("text", 0, 0), ("one 2 MB image", 1, 2_000_000)):
-            body = body_of(images, size, stream=False)
-            found = await pairs(direct, through, body, args.requests)
-            say(
-                f"| {name} | {median(found['d_end']):.2f} | {median(found['g_end']):.2f} | "
-                f"{median(found['g_end']) - median(found['d_end']):+.2f} ms |"
-            )
-        say("")
-        if args.memory:
-            body = body_of(1, 20_000, stream=False)
-            await many(through, body, 2000, 16, pid)
-            before, began = cpu_seconds(pid), time.perf_counter()
-            memory = await many(through, body, args.memory, 16, pid)
-            took, used = time.perf_counter() - began, cpu_seconds(pid) - before
-            say(
-                f"{args.memory:,} requests with a 20 kB image by 16 clients: "
-                f"{args.memory / took:.0f} a second, {used / args.memory * 1e3:.2f} ms of gateway "
-                f"CPU each. Resident memory in MiB, before and after each tenth: "
-                f"{', '.join(f'{m:.1f}' for m in memory)}."
-            )
+        gpu = ("--first", "0.2", "--each", "0.02", "--tokens", "50")
+        with Pair(plan, args.port, args.access_log, *gpu) as pair:
+            lines += [*await one_at_a_time(pair, args.requests), ""]
+            lines += [*await all_at_once(pair), ""]
+        idle = ("--first", "0", "--each", "0", "--tokens", "1")
+        with Pair(plan, args.port + 2, args.access_log, *idle) as pair:
+            lines += [*await without_waiting(pair, args.requests), ""]
+            if args.memory:
+                lines.append(await memory_over(pair, args.memory))
     finally:
-        for child in children:
-            child.terminate()
-            child.wait()
         plan.unlink()
     return lines
 
