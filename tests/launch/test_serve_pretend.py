@@ -57,6 +57,29 @@ def test_internvl2_on_one_card(children: list[Child], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (("qwen2.5-0.5b", "--on", "1xrtx3090", "--concurrency", "128"), 0.98),
+        (("qwen2.5-7b", "--on", "2xl4", "--tp", "2"), 0.98),
+        (QWEN, 0.98),
+        # Its last tile takes an alignment to one token.
+        (("internvl3-8b-hf", "--on", "1xrtx3090"), 0.975),
+    ],
+)
+def test_ready_means_the_planned_peak(
+    words: tuple[str, ...], least: float, children: list[Child], tmp_path: Path
+) -> None:
+    served = serve_pretend(children, tmp_path, *words)
+    served.wait()
+    (engine,) = served.record["attempts"][0]["engines"]
+    pools = [row for row in engine["beside"] if row["what"] == "executor pool at most"]
+    assert len(pools) == (2 if "2xl4" in words else 1)
+    for pool in pools:
+        assert least <= pool["actual"] / pool["forecast"] <= 1.0
+
+
+@pytest.mark.slow
 def test_a_photo_is_lowered_and_answered(children: list[Child], tmp_path: Path) -> None:
     served = serve_pretend(children, tmp_path, *QWEN)
     served.wait()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from turbofit.core.struct import Struct
+from turbofit.core.units import round_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,10 @@ __all__ = ["Seen", "localised", "pretend_death", "pretend_machine", "pretend_see
 
 
 class Seen(Struct):
-    """What one pretend GPU held, in bytes: at most, now, and its executor pool at most."""
+    """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
+
+    ``pool`` in the steps by which a pool takes memory, as the plan counts it.
+    """
 
     gpu: int
     peak: int
@@ -78,12 +82,14 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
 def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
     """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+    from turbofit.pretend.scenario import scenario_from_spec
     from turbofit.rehearse.terms import executor_pool
 
     ledger = _ledger(plan, group, timeline)
     if ledger is None:
         return ()
     machine = pretend_machine(plan, group)
+    step = scenario_from_spec(machine).pool_step
     seen = []
     for place, index in enumerate(plan.parallel.groups[group]):
         card, pool = ledger.cards[place], executor_pool(ledger, place)
@@ -93,7 +99,7 @@ def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
                 gpu=index,
                 peak=others + max(card.peak.values(), default=0),
                 held=others + card.held,
-                pool=max(pool.live_peak.values(), default=0) if pool else 0,
+                pool=round_up(max(pool.live_peak.values(), default=0), step) if pool else 0,
                 free_at_cache=card.free_at_cache,
                 region=card.cache_region,
             )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.launch.asking import FAILURES, Client
-from turbofit.launch.readiness import Question, questions
+from turbofit.launch.readiness import (
+    Question,
+    fullest_forward,
+    worst_image_tokens,
+    worst_request,
+)
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -73,19 +79,30 @@ class Probe(threading.Thread):
             raise LaunchError(
                 f"the engine answered {status} when asked for its models", hint="see its log"
             )
-        for question in questions(self._plan, name) if self.checks else ():
-            began = time.monotonic()
-            self._ask(question)
-            self.answered[question.name] = round(time.monotonic() - began, 3)
+        if not self.checks:
+            return
+        text = 0
+        worst = worst_request(self._plan, name)
+        if worst is not None:
+            images = worst_image_tokens(self._plan)
+            text = max(0, self._ask(worst) - images)
+        fullest = fullest_forward(self._plan, name, text)
+        if fullest is not None:
+            self._ask(fullest)
 
-    def _ask(self, question: Question) -> None:
-        for body in question.bodies:
-            status, answer = self._client.call(
-                "POST", "/v1/chat/completions", body, timeout=_ANSWER_TIMEOUT
+    def _ask(self, question: Question) -> int:
+        """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
+        began = time.monotonic()
+        path, body = question.request
+        status, answer = self._client.call("POST", path, body, timeout=_ANSWER_TIMEOUT)
+        if status != http.client.OK:
+            said = answer[:300].decode(errors="replace")
+            raise LaunchError(
+                f"the engine answered {status} to {question.name}: {said}",
+                hint="see its log; --no-check skips this request",
             )
-            if status != http.client.OK:
-                said = answer[:300].decode(errors="replace")
-                raise LaunchError(
-                    f"the engine answered {status} to {question.name}: {said}",
-                    hint="see its log; --no-check skips this request",
-                )
+        self.answered[question.name] = round(time.monotonic() - began, 3)
+        try:
+            return int(json.loads(answer)["usage"]["prompt_tokens"])
+        except (ValueError, LookupError, TypeError):
+            return 0

@@ -1,50 +1,62 @@
 """The requests that an engine must answer before it counts as ready.
 
 The first is the worst that a client may send. The second brings the executor's pool to the size
-that the plan pays for: what the plan's worst forward holds, asked for by one request. It goes to
-the engine directly, past the gateway, which would refuse it.
+that the plan pays for: what the plan's worst forward holds. It goes to the engine directly, past
+the gateway, which would refuse it.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.launch.image import flat_png, knobs, worst_size
+from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.model.images import unit_tokens, units
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
-__all__ = ["Question", "questions", "worst_request"]
+__all__ = [
+    "Question",
+    "Request",
+    "fullest_forward",
+    "worst_image_tokens",
+    "worst_request",
+]
 
 #: Prompt tokens beside what is asked for: a chat template, a question, and the answer.
 _TEXT: Final = 256
 _ANSWER: Final = 2
+#: Tokens after the images in a chat, and around each of them; about.
+_AFTER: Final = 8
+_AROUND: Final = 2
+#: What the guesses above may be wrong by.
+_SLACK: Final = 15
+#: Tokens of a row of a full batch: a block of the cache at least; its answer at most.
+_LEAST_ROW: Final = 64
+_ROW_ANSWER: Final = 256
+#: Any token but a special one.
+_TOKEN: Final = 100
 
 
-class Question:
-    """Requests that are sent together, and what they are for."""
+class Request(NamedTuple):
+    """A POST to an engine."""
 
-    def __init__(self, name: str, bodies: list[dict[str, Any]]) -> None:
-        self.name, self.bodies = name, bodies
-
-
-def questions(plan: Plan, model: str) -> list[Question]:
-    """What to ask, in order; empty for a model without images whose warm-up is its worst case."""
-    asked = []
-    worst = worst_request(plan, model)
-    if worst is not None:
-        asked.append(Question("a worst-case request", [worst]))
-    deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
-    image = _whole_forward(plan, model) if deciding == "vision_forward" else None
-    if image is not None:
-        asked.append(Question("the fullest forward", [image]))
-    return asked
+    path: str
+    body: dict[str, Any]
 
 
-def worst_request(plan: Plan, model: str) -> dict[str, Any] | None:
+class Question(NamedTuple):
+    """A request, and what it is for."""
+
+    name: str
+    request: Request
+
+
+def worst_request(plan: Plan, model: str) -> Question | None:
     """A chat request with as many images as the plan allows, each of the worst size.
 
     None for a model without images.
@@ -52,32 +64,145 @@ def worst_request(plan: Plan, model: str) -> dict[str, Any] | None:
     size = worst_size(plan)
     if size is None:
         return None
-    part = _image(size, knobs(plan))
-    return _chat(model, [part] * plan.limits.images_per_request)
+    parts = [_image(size, knobs(plan))] * plan.limits.images_per_request
+    return Question("a worst-case request", _chat(model, parts))
 
 
-def _whole_forward(plan: Plan, model: str) -> dict[str, Any] | None:
-    """One image of as many units as the plan lets meet in a forward: it is encoded at once.
+def worst_image_tokens(plan: Plan) -> int:
+    """Tokens of the images of `worst_request`, without those around them."""
+    size, rule, limits = worst_size(plan), plan.model.image_rule, plan.limits
+    if size is None or rule is None:
+        return 0
+    each = units(
+        rule,
+        *size,
+        max_dynamic_patch=limits.max_dynamic_patch,
+        max_pixels=limits.max_pixels_per_image,
+    )
+    return unit_tokens(rule, each) * limits.images_per_request
 
-    None where no client can ask for such an image, or it is too long for a session.
+
+def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
+    """What brings the pool to the planned peak, by the term that decides it.
+
+    Args:
+        plan: what was planned.
+        model: the name to ask for.
+        text: tokens of a chat's prompt beside its images, as the engine counted them.
+
+    Returns:
+        None where the worst request was all of it, or where no client can ask for more.
     """
-    rule, units = plan.model.image_rule, plan.limits.units_per_forward
-    if rule is None or units <= plan.limits.units_per_request:
+    deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
+    request: Request | None = None
+    if deciding == "vision_forward":
+        request = _images_that_meet(plan, model, text)
+    elif deciding == "text_prefill":
+        request = _longest(plan)
+    elif deciding == "sampling":
+        request = _full_batch(plan, model)
+    return None if request is None else Question("the fullest forward", request)
+
+
+def _longest(plan: Plan) -> Request:
+    """The longest prompt that the session and the cache hold."""
+    tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
+    ids = [_TOKEN] * max(1, tokens)
+    return Request("/generate", {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1})
+
+
+def _full_batch(plan: Plan, model: str) -> Request:
+    """A batch that samples over the whole vocabulary, in one request, so that its rows meet.
+
+    Each generates for long, so that the last begins before the first ends.
+    """
+    rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
+    room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
+    body = {
+        "model": model,
+        "prompt": ["What is this?"] * rows,
+        "max_tokens": max(1, min(_ROW_ANSWER, room)),
+        "top_k": 0,
+        "temperature": 1.0,
+        "ignore_eos": True,
+    }
+    return Request("/v1/completions", body)
+
+
+def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
+    """Images of as many units as the plan lets meet in a forward."""
+    rule, most = plan.model.image_rule, plan.limits.units_per_forward
+    if rule is None or most <= plan.limits.units_per_request:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
     if isinstance(rule, TileRule):
         if not rule.client_knobs:
-            return None
-        units = min(units, room // max(1, rule.tokens_per_tile))
-        tiles = units - 1 if rule.thumbnail and units > 1 else units
+            return _chat(model, _tiles_that_meet(plan, rule, text))
+        tiles = _tiles(min(most, room // max(1, rule.tokens_per_tile)), rule)
         return _chat(model, [_image(_grid(tiles, rule.tile_size), {"max_dynamic_patch": tiles})])
     assert isinstance(rule, PatchRule)
-    windows = min(units // rule.merge**2, room)
+    windows = min(most // rule.merge**2, room)
     side = rule.patch_size * rule.merge
     rows = isqrt(windows)
     size = (side * (windows // rows), side * rows)
     pixels = {"min_pixels": rule.min_pixels, "max_pixels": size[0] * size[1]}
     return _chat(model, [_image(size, pixels)])
+
+
+def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:
+    """Images that lie across the forwards of one long prompt, for clients without a knob.
+
+    An image is encoded whole in each forward that holds one of its tokens, so that a forward sees
+    most where it begins with the last tokens of a full image and ends with the first of another.
+    What lies before that (``lead``) and between the two is tried through; a guess at the template's
+    tokens that is wrong by `_SLACK` must not matter.
+    """
+    each, most = unit_tokens(rule, 1), plan.limits.units_per_image
+    before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
+    room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
+    best: tuple[int, list[int]] = (0, [])
+    for lead in range(forward // each + 2):
+        for between in range(forward // each + 1):
+            parts = (lead, most, between, most)
+            sizes = [size for part in parts for size in _split(part, most, rule)]
+            while sum(size * each + _AROUND for size in sizes) > room:
+                sizes.pop()
+            places = (before - _SLACK, before, before + _SLACK)
+            met = min(_met(sizes, place, each, forward) for place in places)
+            best = max(best, (met, sizes), key=lambda found: found[0])
+    return [_image(_grid(_tiles(size, rule), rule.tile_size), {}) for size in best[1]]
+
+
+def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
+    """Units of the fullest forward, where the first image begins at token ``place``."""
+    met: dict[int, int] = {}
+    for size in sizes:
+        end = place + size * each + _AROUND
+        for number in range((place + 1) // forward, (end - 2) // forward + 1):
+            met[number] = met.get(number, 0) + size
+        place = end
+    return max(met.values(), default=0)
+
+
+def _unmade(rule: TileRule) -> int:
+    """Units that no image has: one tile has no thumbnail, two have three units."""
+    return 2 if rule.thumbnail else 0
+
+
+def _split(total: int, most: int, rule: TileRule) -> list[int]:
+    """Images of so many units in all, or one less where that cannot be."""
+    sizes = [most] * (total // most) + ([total % most] if total % most else [])
+    if sizes and sizes[-1] == _unmade(rule):
+        if len(sizes) == 1 or most < 5:
+            sizes[-1] = 1
+        else:
+            sizes[-2:] = [most - 1, 3]
+    return sizes
+
+
+def _tiles(count: int, rule: TileRule) -> int:
+    """Tiles of the grid of an image of so many units."""
+    return count - 1 if rule.thumbnail and count > 1 else count
 
 
 def _grid(tiles: int, side: int) -> tuple[int, int]:
@@ -91,11 +216,12 @@ def _image(size: tuple[int, int], fields: dict[str, int]) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
-def _chat(model: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _chat(model: str, parts: list[dict[str, Any]]) -> Request:
     text = {"type": "text", "text": "What is this?"}
-    return {
+    body = {
         "model": model,
         "messages": [{"role": "user", "content": [text, *parts]}],
         "max_tokens": 1,
         "temperature": 0,
     }
+    return Request("/v1/chat/completions", body)

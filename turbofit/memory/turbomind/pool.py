@@ -118,11 +118,13 @@ class PoolModel:
         return max(dense if moe.layers < self.text.layers else 0, experts + shared)
 
     def _sampling(self, forward: Forward) -> int:
-        """Logits of every sampling row in 16 and 32 bits, then what sorting them takes."""
+        """Logits of every sampling row in 16 and 32 bits, then what sorting them takes.
+
+        Of the forward's hidden states only the rows that sample are left by then.
+        """
         logits = forward.rows * self.vocab_padded
-        hidden = forward.tokens * self.text.hidden * _HALF if self.tp == 1 else 0
         row = self.text.hidden * _HALF + _ROW
-        held = hidden + forward.rows * row + self._embeds(forward.units)
+        held = forward.rows * row + self._embeds(forward.units)
         cast = logits * (_HALF + _FLOAT)
         sort = logits * (_FLOAT + 4)
         if forward.top_k_0:
