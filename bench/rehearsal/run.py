@@ -19,7 +19,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.terms import warmup_tokens
+from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
 from turbofit.rehearse.planned import plan_spec
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.spec import Spec, parse_spec
@@ -111,11 +111,6 @@ def cases_of(row: Row, plan: Plan) -> Iterator[Driven]:
         yield Driven(f"{rows} with top_k=0", [request] * rows, forward)
 
 
-def _capability(plan: Plan) -> tuple[int, int]:
-    found = plan.machine.gpus[plan.parallel.groups[0][0]].compute_capability
-    return (8, 0) if found == "NA" else found
-
-
 def _units(unit: Any) -> int:
     return unit if isinstance(unit, int) else unit[0] * unit[1]
 
@@ -198,7 +193,9 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
 def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]) -> list[Check]:
     """The executor's pool: the warm-up, each driven request, and the plan's bound over all."""
     constants = load_constants(plan.engine.version)
-    pool = PoolModel(plan.model, plan.settings, constants, _capability(plan))
+    gpu = plan.machine.gpus[plan.parallel.groups[0][0]]
+    fuses = capability_of(gpu, unknown=FUSES_NOTHING)
+    pool = PoolModel(plan.model, plan.settings, constants, fuses)
     tokens = warmup_tokens(plan.settings, constants)
     first = seen["gpus"][0]["pools"]["executor"]["live_peak"]
     checks = [_never_under(row, "warm-up", pool.peak(Forward(tokens=tokens, context=tokens)),

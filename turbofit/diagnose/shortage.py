@@ -17,7 +17,7 @@ from turbofit.diagnose.sequence import EXECUTOR, WEIGHTS, first_forward_ops, for
 from turbofit.diagnose.settings import run_settings
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.terms import buffer_terms
+from turbofit.memory.turbomind.terms import FUSES_NOTHING, buffer_terms, capability_of
 from turbofit.observe.turbomind_log import (
     CacheBudget,
     VisionSetup,
@@ -69,7 +69,8 @@ def shortage(facts: Facts, model: Model, gpu: Gpu | None) -> Shortage | None:
     budget = mark.event
     run = run_settings(facts, model, gpu)
     settings, constants = run.settings, load_constants()
-    pool = PoolModel(model, settings, constants)
+    fuses = FUSES_NOTHING if gpu is None else capability_of(gpu, unknown=FUSES_NOTHING)
+    pool = PoolModel(model, settings, constants, fuses)
     region = _region(budget)
     replay = Replay(
         budget.free,

@@ -20,6 +20,7 @@ from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.loading import loading_extra, staging_bytes, temporary_bytes
 from turbofit.memory.turbomind.pool import PoolModel
 from turbofit.memory.turbomind.terms import (
+    FUSES_NOTHING,
     before_terms,
     buffer_terms,
     cache_terms,
@@ -83,9 +84,8 @@ class Account:
         self.margins = tuple(margins)
         self.shape = cache_shape(model.text, settings, constants)
         self.units_per_forward = _units_per_forward(model, exposure, settings)
-        measured = self.gpus[0].compute_capability
-        # A card that cannot be read is taken for one that fuses nothing, so over.
-        pool = PoolModel(model, settings, constants, (8, 0) if measured == "NA" else measured)
+        fuses = capability_of(self.gpus[0], unknown=FUSES_NOTHING)
+        pool = PoolModel(model, settings, constants, fuses)
         self.transients = transient_terms(
             pool, model.image_rule, settings, exposure, self.units_per_forward, constants
         )

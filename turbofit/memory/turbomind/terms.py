@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
@@ -17,6 +19,7 @@ from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import weight_classes
 
 __all__ = [
+    "FUSES_NOTHING",
     "TEMPORARIES",
     "before_terms",
     "buffer_terms",
@@ -27,6 +30,9 @@ __all__ = [
     "warmup_tokens",
     "weight_terms",
 ]
+
+#: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
+FUSES_NOTHING: Final = (8, 0)
 
 #: The one term of loading that is gone before the first request.
 TEMPORARIES = "load_temporaries"
@@ -203,6 +209,6 @@ def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> T
     return Term(term=term, phase=phase, bytes=size, basis=basis, note=note)
 
 
-def capability_of(gpu: Gpu) -> tuple[int, int]:
-    """Compute capability; Hopper's where it cannot be read, whose buffers are the largest."""
-    return (9, 0) if gpu.compute_capability == "NA" else gpu.compute_capability
+def capability_of(gpu: Gpu, unknown: tuple[int, int] = (9, 0)) -> tuple[int, int]:
+    """Compute capability; where it cannot be read, by default Hopper's: the largest buffers."""
+    return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
