@@ -1,8 +1,8 @@
 """Builds the pretend CUDA libraries with the system's C compiler, at first use.
 
 The result is kept in the user's cache folder under a name made of the sources,
-the compiler and the interface number, so that a changed source builds anew and
-nothing else ever does.
+the flags and what was wanted, so that a changed source builds anew and nothing
+else ever does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from turbofit.pretend.errors import PretendError
+from turbofit.pretend.stubs import stub_source
+from turbofit.pretend.wants import Wants, wanted_from
 
 SOURCES = Path(__file__).parent / "csrc"
 ACCOUNT = "libturbofit_pretend.so"
@@ -25,33 +28,96 @@ _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall
 
 @dataclass(frozen=True)
 class Library:
-    """One shared library: its file name, its sources and its symbols' version, if any."""
+    """One shared library: its file name, its sources, and the versions that its symbols carry.
+
+    ``names`` are entry points that must exist; those that no source has are generated.
+    """
 
     name: str
-    sources: tuple[str, ...]
-    version: str | None = None
+    sources: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
     libs: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+
+    @property
+    def family(self) -> str:
+        """``libcudart`` of ``libcudart.so.13``."""
+        return self.name.partition(".so")[0]
+
+    @property
+    def major(self) -> int:
+        """13 of ``libcudart.so.13``; 12 where it has none that counts."""
+        last = self.name.rpartition(".")[2]
+        return int(last) if self.family == "libcudart" else 12
 
 
-_ACCOUNT_SOURCES = (
-    "account.c",
-    "scenario.c",
-    "addresses.c",
-    "pools.c",
-    "vmm.c",
-    "timeline.c",
-    "threads.c",
+_ACCOUNT = Library(
+    ACCOUNT,
+    (
+        "account.c",
+        "scenario.c",
+        "addresses.c",
+        "pools.c",
+        "vmm.c",
+        "timeline.c",
+        "threads.c",
+        "attributes.c",
+        "stubs.c",
+    ),
+    libs=("-lpthread",),
 )
-_CUDART_SOURCES = ("cudart_device.c", "cudart_memory.c", "cudart_launch.c", "effects.c")
 
-LIBRARIES = (
-    Library(ACCOUNT, _ACCOUNT_SOURCES, libs=("-lpthread",)),
-    Library("libcudart.so.12", _CUDART_SOURCES, version="libcudart.so.12"),
-    Library("libcuda.so.1", ("cuda.c",)),
-    Library("libcublas.so.12", ("cublas.c",), version="libcublas.so.12"),
-    Library("libcublasLt.so.12", ("cublaslt.c",), version="libcublasLt.so.12"),
-    Library("libnccl.so.2", ("nccl.c",), libs=("-lpthread",)),
-)
+#: What is written by hand, by family.
+_BY_HAND = {
+    "libcudart": (
+        "cudart_device.c",
+        "cudart_memory.c",
+        "cudart_launch.c",
+        "cudart_graph.c",
+        "effects.c",
+    ),
+    "libcuda": ("cuda.c", "cuda_module.c"),
+    "libcublas": ("cublas.c",),
+    "libcublasLt": ("cublaslt.c",),
+    "libcudnn": ("cudnn.c",),
+    "libnccl": ("nccl.c",),
+}
+_LIBS = {"libcudart": ("-ldl",), "libnccl": ("-lpthread",)}
+
+#: What LMDeploy's TurboMind links, and therefore always there, with the versions it wants.
+_ENGINE = {
+    "libcudart.so.12": Wants(versions=frozenset({"libcudart.so.12"})),
+    "libcuda.so.1": Wants(),
+    "libcublas.so.12": Wants(versions=frozenset({"libcublas.so.12"})),
+    "libcublasLt.so.12": Wants(versions=frozenset({"libcublasLt.so.12"})),
+    "libnccl.so.2": Wants(),
+}
+
+
+def libraries_for(wanted: Mapping[str, Wants] | None = None) -> tuple[Library, ...]:
+    """All libraries, the account first.
+
+    Args:
+        wanted: by soname, see ``wants.wanted_from``; what TurboMind wants is always there.
+    """
+    every = dict(_ENGINE)
+    for name, wants in (wanted or {}).items():
+        every[name] = every.get(name, Wants()) | wants
+    return (_ACCOUNT, *(_library(name, wants) for name, wants in every.items()))
+
+
+def _library(name: str, wants: Wants) -> Library:
+    family = name.partition(".so")[0]
+    return Library(
+        name,
+        _BY_HAND.get(family, ()),
+        versions=tuple(sorted(wants.versions)),
+        libs=_LIBS.get(family, ()),
+        names=wants.names,
+    )
+
+
+LIBRARIES = libraries_for()
 
 
 def cache_folder() -> Path:
@@ -76,21 +142,29 @@ def compiler() -> list[str]:
     )
 
 
-def _digest() -> str:
+def _digest(libraries: Sequence[Library]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    for part in (*_FLAGS, repr(LIBRARIES), sysconfig.get_platform()):
+    parts = [(one.name, one.sources, one.versions, sorted(one.names)) for one in libraries]
+    for part in (*_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
 
 
 def _compile(library: Library, folder: Path, command: list[str]) -> None:
-    arguments = [*command, *_FLAGS, f"-Wl,-soname,{library.name}"]
+    arguments = [*command, *_FLAGS, f"-Wl,-soname,{library.name}", f"-I{SOURCES}"]
+    arguments.append(f"-DPRETEND_CUDA={library.major}")
     arguments += [str(SOURCES / source) for source in library.sources]
-    if library.version:
+    if library.name != ACCOUNT:
+        generated = folder / f"{library.name}.c"
+        generated.write_text(stub_source(library.family, library.names), encoding="ascii")
+        arguments.append(str(generated))
+    if library.versions:
         script = folder / f"{library.name}.map"
-        script.write_text(f"{library.version} {{ global: *; }};\n", encoding="ascii")
+        first, *more = library.versions
+        nodes = [f"{first} {{ global: *; }};", *(f"{name} {{ }};" for name in more)]
+        script.write_text("\n".join(nodes) + "\n", encoding="ascii")
         arguments.append(f"-Wl,--version-script={script}")
     if library.name != ACCOUNT:
         arguments += [f"-L{folder}", "-lturbofit_pretend", "-Wl,-rpath,$ORIGIN"]
@@ -104,16 +178,28 @@ def _compile(library: Library, folder: Path, command: list[str]) -> None:
         )
 
 
-def build(folder: Path | None = None) -> Path:
-    """The folder with the built libraries; builds them (about a second) where they are missing."""
-    target = (folder or cache_folder()) / _digest()
-    if all((target / library.name).exists() for library in LIBRARIES):
+def build(folder: Path | None = None, site: Path | None = None) -> Path:
+    """The folder with the built libraries; builds them where they are missing.
+
+    That takes about a second, or three where a CUDA build of torch wants its own.
+
+    Args:
+        folder: keeps them; by default the user's cache folder.
+        site: the ``site-packages`` folder of the program that is to run on them; None is TurboMind
+            beside CPU torch.
+
+    Raises:
+        PretendError: no C compiler, or it fails.
+    """
+    libraries = libraries_for(wanted_from(site) if site else None)
+    target = (folder or cache_folder()) / _digest(libraries)
+    if all((target / library.name).exists() for library in libraries):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     command = compiler()
     made = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
     try:
-        for library in LIBRARIES:
+        for library in libraries:
             _compile(library, made, command)
         made.chmod(0o755)
         try:

@@ -95,6 +95,12 @@ PRETEND_API uint64_t pretend_calls(void);
 PRETEND_API int pretend_freeze(int timeout_ms); /* holds every other thread that called CUDA */
 PRETEND_API int pretend_thaw(void);              /* 0: one of them did not wait so long */
 
+/* attributes.c: PRETEND_INVALID where there is no such device */
+PRETEND_API int pretend_attribute(int *value, int attribute, int device);
+
+/* stubs.c */
+PRETEND_API void pretend_stub(const char *name); /* an entry point that does nothing was called */
+
 /* timeline.c, used by account.c with its lock held */
 void timeline_open(const char *path, size_t limit);
 void timeline_line(const char *format, ...) __attribute__((format(printf, 1, 2)));

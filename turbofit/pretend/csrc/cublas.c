@@ -1,5 +1,5 @@
-/* Stand-in for libcublas.so.12 (and, empty, for libcublasLt.so.12): handles
- * without memory, products that are not computed. */
+/* Stand-in for libcublas: handles without memory, products that are not computed. What is not here
+ * and returns nothing but a status is generated (../stubs.py). */
 #include "account.h"
 
 #include <stdlib.h>
@@ -38,6 +38,13 @@ API int cublasGetMathMode(void *handle, int *mode)
 {
     (void)handle;
     *mode = 0;
+    return 0;
+}
+
+API int cublasGetPointerMode_v2(void *handle, int *mode)
+{
+    (void)handle;
+    *mode = 0; /* host */
     return 0;
 }
 

@@ -29,18 +29,10 @@ API int cuGetErrorString(int error, const char **text)
     return success;
 }
 
+/* The numbers are those of cudaDeviceAttr, see cudart_device.c; no multicast: it takes NVSwitch. */
 API int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
-    const struct pretend_device *d = pretend_device(device);
-    if (!d)
-        return invalid_device;
-    switch (attribute) {
-    case 16: *value = d->sm_count; break;
-    case 75: *value = d->major; break;
-    case 76: *value = d->minor; break;
-    default: *value = 0; /* no multicast: it takes NVSwitch */
-    }
-    return success;
+    return pretend_attribute(value, attribute, device) ? invalid_device : success;
 }
 
 API int cuMemGetAllocationGranularity(size_t *step, const allocation_ *properties, int option)

@@ -1,4 +1,5 @@
-/* What the files of the CUDA 12 runtime's stand-in share: codes, and how an entry point ends. */
+/* What the files of the CUDA runtime's stand-in share: codes, and how an entry point ends. Built
+ * once for each major version that an engine may link, PRETEND_CUDA 12 and 13. */
 #ifndef TURBOFIT_PRETEND_CUDART_H
 #define TURBOFIT_PRETEND_CUDART_H
 
@@ -10,7 +11,7 @@ typedef int error_t_;
 
 enum {
     success = 0, invalid_value = 1, no_memory = 2, no_device = 100, invalid_device = 101,
-    no_peer = 217, not_supported = 801
+    no_peer = 217, not_ready = 600, not_supported = 801
 };
 
 /* Keeps an error for cudaGetLastError. */
@@ -29,8 +30,11 @@ static inline error_t_ of_status(int status)
 
 static inline int here(void) { return *pretend_current_device(); }
 
-/* A stream or an event: 0, 1 and 2 are the default streams of the current device. */
-typedef struct { int device; } object_;
+typedef struct { unsigned x, y, z; } dim3_;
+
+/* A stream or an event: 0, 1 and 2 are the default streams of the current device. A stream that is
+ * being captured has the capture's number. */
+typedef struct { int device, priority; unsigned long long capture; } object_;
 
 static inline int device_of(const void *object)
 {

@@ -1,30 +1,50 @@
-/* Stand-in for libcudart.so.12, devices and errors. Layouts and numbers are those of CUDA 12's
- * ABI. Entry points in several files: cudart_memory.c, cudart_launch.c. */
+/* Stand-in for libcudart, devices and errors. Layouts and numbers are those of CUDA 12's and 13's
+ * ABI. Entry points in several files: cudart_memory.c, cudart_launch.c, cudart_graph.c. */
 #define _GNU_SOURCE
 #include "cudart.h"
 
+#include <dlfcn.h>
+#include <stdio.h>
 #include <string.h>
 
-/* cudaDeviceProp of CUDA 12 */
+#if PRETEND_CUDA == 12
+#define ONLY_12(...) __VA_ARGS__
+#define TEXTURES 40
+#define PROPERTIES cudaGetDeviceProperties_v2
+#else
+#define ONLY_12(...)
+#define TEXTURES 39
+#define PROPERTIES cudaGetDeviceProperties
+#endif
+
+/* cudaDeviceProp: CUDA 13 dropped what is ONLY_12. */
 typedef struct {
     char name[256], uuid[16], luid[8];
     unsigned luid_mask;
     size_t total_memory, shared_per_block;
     int regs_per_block, warp_size;
     size_t pitch;
-    int max_threads_per_block, max_threads_dim[3], max_grid[3], clock_rate;
+    int max_threads_per_block, max_threads_dim[3], max_grid[3];
+    ONLY_12(int clock_rate;)
     size_t const_memory;
     int major, minor;
     size_t texture_alignment, texture_pitch_alignment;
-    int overlap, sm_count, timeout, integrated, map_host, compute_mode;
-    int textures[40];
+    ONLY_12(int overlap;)
+    int sm_count;
+    ONLY_12(int timeout;)
+    int integrated, map_host;
+    ONLY_12(int compute_mode;)
+    int textures[TEXTURES];
     size_t surface_alignment;
     int concurrent_kernels, ecc, pci_bus, pci_device, pci_domain, tcc, async_engines,
-        unified_addressing, memory_clock, bus_width, l2, persisting_l2, threads_per_sm,
-        stream_priorities, global_l1, local_l1;
+        unified_addressing;
+    ONLY_12(int memory_clock;)
+    int bus_width, l2, persisting_l2, threads_per_sm, stream_priorities, global_l1, local_l1;
     size_t shared_per_sm;
-    int regs_per_sm, managed, multi_gpu, multi_gpu_group, native_atomics, double_ratio,
-        pageable, concurrent_managed, preemption, host_pointer, cooperative, cooperative_multi;
+    int regs_per_sm, managed, multi_gpu, multi_gpu_group, native_atomics;
+    ONLY_12(int double_ratio;)
+    int pageable, concurrent_managed, preemption, host_pointer, cooperative;
+    ONLY_12(int cooperative_multi;)
     size_t shared_optin;
     int page_tables, direct_managed, blocks_per_sm, window;
     size_t shared_reserved;
@@ -34,7 +54,12 @@ typedef struct {
     unsigned pool_handles;
     int deferred, ipc_event, cluster_launch, unified_pointers, reserved[63];
 } properties_;
-_Static_assert(sizeof(properties_) == 1032, "cudaDeviceProp of CUDA 12");
+_Static_assert(sizeof(properties_) == (PRETEND_CUDA == 12 ? 1032 : 1008), "cudaDeviceProp");
+#if PRETEND_CUDA == 13
+_Static_assert(offsetof(properties_, l2) == 596, "cudaDeviceProp of CUDA 13");
+_Static_assert(offsetof(properties_, shared_optin) == 672, "cudaDeviceProp of CUDA 13");
+_Static_assert(offsetof(properties_, cluster_launch) == 748, "cudaDeviceProp of CUDA 13");
+#endif
 
 /* ---------------------------------------------------------------- devices */
 
@@ -59,7 +84,7 @@ API error_t_ cudaSetDevice(int d)
     return success;
 }
 
-API error_t_ cudaGetDeviceProperties_v2(properties_ *p, int d)
+API error_t_ PROPERTIES(properties_ *p, int d)
 {
     const struct pretend_device *from = pretend_device(d);
     if (!from)
@@ -75,7 +100,7 @@ API error_t_ cudaGetDeviceProperties_v2(properties_ *p, int d)
     p->max_threads_dim[2] = 64;
     p->max_grid[0] = 0x7fffffff;
     p->max_grid[1] = p->max_grid[2] = 65535;
-    p->clock_rate = 1500000;
+    ONLY_12(p->clock_rate = 1500000;)
     p->const_memory = 65536;
     p->major = from->major;
     p->minor = from->minor;
@@ -84,7 +109,7 @@ API error_t_ cudaGetDeviceProperties_v2(properties_ *p, int d)
     p->map_host = p->concurrent_kernels = p->unified_addressing = 1;
     p->async_engines = 2;
     p->pci_bus = d + 1;
-    p->memory_clock = 9000000;
+    ONLY_12(p->memory_clock = 9000000;)
     p->bus_width = 384;
     p->l2 = (int)from->l2;
     p->threads_per_sm = 1536;
@@ -97,33 +122,40 @@ API error_t_ cudaGetDeviceProperties_v2(properties_ *p, int d)
     return success;
 }
 
-/* cudaDeviceAttr and CUdevice_attribute have the same numbers. */
 API error_t_ cudaDeviceGetAttribute(int *value, int attribute, int d)
 {
-    const struct pretend_device *from = pretend_device(d);
-    if (!from)
-        return give(invalid_device);
-    switch (attribute) {
-    case 8: *value = 48 << 10; break;            /* shared memory per block */
-    case 10: *value = 32; break;                 /* warp */
-    case 16: *value = from->sm_count; break;
-    case 38: *value = (int)from->l2; break;
-    case 39: *value = 1536; break;               /* threads per multiprocessor */
-    case 75: *value = from->major; break;
-    case 76: *value = from->minor; break;
-    case 81: *value = (int)from->smem_sm; break;
-    case 82: *value = 65536; break;              /* registers per multiprocessor */
-    case 95: *value = 1; break;                  /* cooperative launch */
-    case 97: *value = (int)from->smem_block; break;
-    case 115: *value = 1; break;                 /* memory pools */
-    default: *value = 0;
-    }
-    return success;
+    return pretend_attribute(value, attribute, d) ? give(invalid_device) : success;
 }
 
 API error_t_ cudaDeviceCanAccessPeer(int *can, int from, int to)
 {
     *can = from != to && pretend_can_access(from, to);
+    return success;
+}
+
+API error_t_ cudaDeviceEnablePeerAccess(int to, unsigned flags)
+{
+    (void)flags;
+    return pretend_can_access(here(), to) ? success : give(no_peer);
+}
+
+API error_t_ cudaDeviceGetPCIBusId(char *out, int size, int d)
+{
+    if (!pretend_device(d))
+        return give(invalid_device);
+    snprintf(out, (size_t)size, "0000:%02X:00.0", d + 1);
+    return success;
+}
+
+API error_t_ cudaRuntimeGetVersion(int *version)
+{
+    *version = PRETEND_CUDA * 1000;
+    return success;
+}
+
+API error_t_ cudaDriverGetVersion(int *version)
+{
+    *version = 13000;
     return success;
 }
 
@@ -152,6 +184,7 @@ static const struct { error_t_ code; const char *name, *text; } errors[] = {
     {no_device, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {invalid_device, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {no_peer, "cudaErrorPeerAccessUnsupported", "peer access is not supported between these two devices"},
+    {not_ready, "cudaErrorNotReady", "device not ready"},
     {not_supported, "cudaErrorNotSupported", "operation not supported"},
 };
 
@@ -173,19 +206,23 @@ API const char *cudaGetErrorName(error_t_ e)
 
 /* ---------------------------------------------------- the driver, by name */
 
-static int encode_tensor_map(void *map)
+/* A function of our libcuda, or none: whoever asks has to live without. */
+API error_t_ cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
+                                             unsigned long long flags, int *result)
 {
-    memset(map, 0, 128); /* CUtensorMap, which only kernels read */
-    return 0;
+    static void *driver;
+    (void)version;
+    (void)flags;
+    if (!driver)
+        driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    *function = driver ? dlsym(driver, name) : NULL;
+    if (result)
+        *result = *function ? 0 : 1; /* success, symbol not found */
+    return success;
 }
 
 API error_t_ cudaGetDriverEntryPoint(const char *name, void **function, unsigned long long flags,
                                     int *result)
 {
-    (void)flags;
-    int known = !strcmp(name, "cuTensorMapEncodeTiled");
-    *function = known ? (void *)encode_tensor_map : NULL;
-    if (result)
-        *result = known ? 0 : 1; /* success, symbol not found */
-    return success;
+    return cudaGetDriverEntryPointByVersion(name, function, PRETEND_CUDA * 1000, flags, result);
 }

@@ -1,4 +1,4 @@
-/* Stand-in for libcudart.so.12, streams, events and kernels. Nothing waits and nothing runs, but
+/* Stand-in for libcudart, streams, events and kernels. Nothing waits and nothing runs, but
  * for the effects of effects.c. */
 #define _GNU_SOURCE
 #include "cudart.h"
@@ -7,22 +7,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { unsigned x, y, z; } dim3_;
-
-/* cudaFuncAttributes of CUDA 12 */
+/* cudaFuncAttributes of CUDA 12 and 13 */
 typedef struct {
     size_t shared, constant, local;
     int threads, registers, ptx, binary, cache, dynamic_shared, carveout, cluster_must,
         cluster[3], cluster_policy, non_portable, reserved[16];
 } function_attributes_;
 
-static error_t_ create(void **out)
+static error_t_ create(void **out, int priority)
 {
     object_ *o = malloc(sizeof *o);
     pretend_called();
     if (!o)
         return give(no_memory);
-    o->device = here();
+    *o = (object_){here(), priority, 0};
     *out = o;
     return success;
 }
@@ -39,14 +37,35 @@ static error_t_ destroy(void *o)
 API error_t_ cudaStreamCreateWithFlags(void **s, unsigned flags)
 {
     (void)flags;
-    return create(s);
+    return create(s, 0);
 }
+
+API error_t_ cudaStreamCreate(void **s) { return create(s, 0); }
 
 API error_t_ cudaStreamCreateWithPriority(void **s, unsigned flags, int priority)
 {
     (void)flags;
-    (void)priority;
-    return create(s);
+    return create(s, priority);
+}
+
+API error_t_ cudaStreamGetPriority(void *s, int *priority)
+{
+    *priority = (size_t)s <= 2 ? 0 : ((object_ *)s)->priority;
+    return success;
+}
+
+API error_t_ cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = 0;
+    *greatest = -5;
+    return success;
+}
+
+API error_t_ cudaStreamQuery(void *s)
+{
+    (void)s;
+    pretend_called();
+    return success;
 }
 
 API error_t_ cudaStreamDestroy(void *s) { return destroy(s); }
@@ -67,12 +86,19 @@ API error_t_ cudaStreamWaitEvent(void *s, void *e, unsigned flags)
     return success;
 }
 
-API error_t_ cudaEventCreate(void **e) { return create(e); }
+API error_t_ cudaEventCreate(void **e) { return create(e, 0); }
 
 API error_t_ cudaEventCreateWithFlags(void **e, unsigned flags)
 {
     (void)flags;
-    return create(e);
+    return create(e, 0);
+}
+
+API error_t_ cudaEventQuery(void *e)
+{
+    (void)e;
+    pretend_called();
+    return success;
 }
 
 API error_t_ cudaEventDestroy(void *e) { return destroy(e); }
@@ -83,6 +109,12 @@ API error_t_ cudaEventRecord(void *e, void *s)
     (void)s;
     pretend_called();
     return success;
+}
+
+API error_t_ cudaEventRecordWithFlags(void *e, void *s, unsigned flags)
+{
+    (void)flags;
+    return cudaEventRecord(e, s);
 }
 
 API error_t_ cudaEventSynchronize(void *e)
@@ -97,6 +129,24 @@ API error_t_ cudaEventElapsedTime(float *ms, void *a, void *b)
     (void)a;
     (void)b;
     *ms = 1000; /* a constant: every kernel is as fast, and one sample is enough */
+    return success;
+}
+
+/* Everything before it has happened already. */
+API error_t_ cudaLaunchHostFunc(void *s, void (*call)(void *), void *data)
+{
+    (void)s;
+    pretend_called();
+    call(data);
+    return success;
+}
+
+API error_t_ cudaStreamAddCallback(void *s, void (*call)(void *, error_t_, void *), void *data,
+                                   unsigned flags)
+{
+    (void)flags;
+    pretend_called();
+    call(s, success, data);
     return success;
 }
 
@@ -120,6 +170,25 @@ API error_t_ cudaLaunchKernelExC(const void *config, const void *f, void **args)
     pretend_called();
     effect_run(f, args);
     return success;
+}
+
+API error_t_ cudaLaunchCooperativeKernel(const void *f, dim3_ grid, dim3_ block, void **args,
+                                         size_t shared, void *stream)
+{
+    return cudaLaunchKernel(f, grid, block, args, shared, stream);
+}
+
+/* CUDA 13 launches through handles; ours are the host functions themselves. */
+API error_t_ __cudaGetKernel(const void **kernel, const void *f)
+{
+    *kernel = f;
+    return success;
+}
+
+API error_t_ __cudaLaunchKernel(const void *kernel, dim3_ grid, dim3_ block, void **args,
+                                size_t shared, void *stream)
+{
+    return cudaLaunchKernel(kernel, grid, block, args, shared, stream);
 }
 
 API error_t_ cudaFuncGetAttributes(function_attributes_ *a, const void *f)
@@ -156,6 +225,12 @@ API error_t_ cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, cons
     return success;
 }
 
+API error_t_ cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, const void *f, int threads,
+                                                          size_t shared)
+{
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(n, f, threads, shared, 0);
+}
+
 API error_t_ cudaOccupancyMaxActiveClusters(int *n, const void *f, const void *config)
 {
     (void)f;
@@ -173,6 +248,12 @@ API void **__cudaRegisterFatBinary(void *binary)
     static void *handle;
     (void)binary;
     return &handle;
+}
+
+API char __cudaInitModule(void **handle)
+{
+    (void)handle;
+    return 1;
 }
 
 API void __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }

@@ -1,4 +1,4 @@
-/* Stand-in for libcudart.so.12, memory: everything here is the account's. */
+/* Stand-in for libcudart, memory: everything here is the account's. */
 #define _GNU_SOURCE
 #include "cudart.h"
 
@@ -35,6 +35,19 @@ API error_t_ cudaFreeHost(void *p)
 {
     pretend_called();
     return of_status(pretend_free(p));
+}
+
+API error_t_ cudaHostRegister(void *p, size_t size, unsigned flags)
+{
+    (void)p, (void)size, (void)flags;
+    pretend_called();
+    return success;
+}
+
+API error_t_ cudaHostUnregister(void *p)
+{
+    (void)p;
+    return success;
 }
 
 API error_t_ cudaMallocFromPoolAsync(void **out, size_t size, struct pretend_pool *pool, void *stream)
@@ -83,6 +96,22 @@ API error_t_ cudaMemPoolSetAttribute(struct pretend_pool *pool, int attribute, v
     return success;
 }
 
+API error_t_ cudaMemPoolGetAttribute(struct pretend_pool *pool, int attribute, void *value)
+{
+    (void)pool;
+    if (attribute >= 4) /* the first three are integers, the others numbers of bytes */
+        *(uint64_t *)value = 0;
+    else
+        *(int *)value = 0;
+    return success;
+}
+
+API error_t_ cudaMemPoolSetAccess(struct pretend_pool *pool, const void *list, size_t count)
+{
+    (void)pool, (void)list, (void)count;
+    return success;
+}
+
 API error_t_ cudaMemPoolTrimTo(struct pretend_pool *pool, size_t keep)
 {
     pretend_pool_trim(pool, keep);
@@ -112,6 +141,27 @@ API error_t_ cudaMemcpyPeer(void *to, int to_device, const void *from, int from_
     (void)from_device;
     pretend_called();
     pretend_copy(to, from, n);
+    return success;
+}
+
+API error_t_ cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int from_device,
+                                 size_t n, void *stream)
+{
+    (void)stream;
+    return cudaMemcpyPeer(to, to_device, from, from_device, n);
+}
+
+API error_t_ cudaMemcpyToSymbol(const void *symbol, const void *from, size_t n, size_t offset,
+                                int kind)
+{
+    (void)symbol, (void)from, (void)n, (void)offset, (void)kind; /* only kernels read it */
+    pretend_called();
+    return success;
+}
+
+API error_t_ cudaGetSymbolAddress(void **out, const void *symbol)
+{
+    *out = (void *)symbol;
     return success;
 }
 

@@ -1,0 +1,109 @@
+"""What the CUDA programs that are installed want from NVIDIA's libraries: by soname, the functions.
+
+From it the pretend libraries get their names and the entry points that nobody wrote by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
+
+__all__ = ["FAMILIES", "Wants", "family_of", "wanted_from"]
+
+#: NVIDIA's libraries by the beginning of their functions' names; the first that fits counts.
+FAMILIES: Mapping[str, re.Pattern[str]] = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "libcudart": r"__cuda|cuda[A-Z]",
+        "libcublasLt": r"cublasLt",
+        "libcublas": r"cublas",
+        "libcudnn": r"cudnn",
+        "libcusparseLt": r"cusparseLt",
+        "libcusparse": r"cusparse",
+        "libcusolver": r"cusolver",
+        "libcufft": r"cufft",
+        "libcurand": r"curand",
+        "libcupti": r"cupti",
+        "libcufile": r"cuFile",
+        "libnvshmem_host": r"nvshmem",
+        "libnvrtc": r"nvrtc",
+        "libnvJitLink": r"nvJitLink",
+        "libnvToolsExt": r"nvtx",
+        "libnccl": r"p?nccl",
+        "libcuda": r"cu[A-Z]",
+    }.items()
+}
+
+#: Packages whose libraries call CUDA.
+_PACKAGES = ("torch/lib", "torchvision", "torchaudio", "lmdeploy", "flash_attn", "xformers", "vllm")
+_SHARED = re.compile(r"\.so(\.\d+)*$")
+
+
+def family_of(soname: str) -> str | None:
+    """``libcudart`` for ``libcudart.so.13``; None for what is not NVIDIA's."""
+    stem = soname.partition(".so")[0]
+    return stem if stem in FAMILIES else None
+
+
+class Wants(NamedTuple):
+    """What programs want of one library: functions, and versions of its symbols."""
+
+    names: frozenset[str] = frozenset()
+    versions: frozenset[str] = frozenset()
+
+    def __or__(self, other: object) -> Wants:
+        """Both."""
+        assert isinstance(other, Wants)
+        return Wants(self.names | other.names, self.versions | other.versions)
+
+
+def wanted_from(site: Path) -> dict[str, Wants]:
+    """What the packages in a ``site-packages`` folder import, by soname.
+
+    NVRTC is left out where it is installed: it compiles without a GPU. Reads ELF headers only,
+    about 0.3 s for torch. Empty where nothing there calls CUDA.
+    """
+    found: dict[str, Wants] = {}
+    for library in _libraries(site):
+        for soname, wants in _wants(library).items():
+            found[soname] = found.get(soname, Wants()) | wants
+    real = {path.name for path in (site / "nvidia").rglob("libnvrtc.so.*")}
+    return {soname: wants for soname, wants in sorted(found.items()) if soname not in real}
+
+
+def _wants(library: Path) -> dict[str, Wants]:
+    """Nothing for what is no library for this kind of machine."""
+    try:
+        return _read(library)
+    except (OSError, ValueError):
+        return {}
+
+
+def _read(library: Path) -> dict[str, Wants]:
+    sonames = {family: name for name in needed(library) if (family := family_of(name))}
+    if not sonames:
+        return {}
+    sonames.setdefault("libcuda", "libcuda.so.1")  # it is often loaded by name only
+    names: dict[str, set[str]] = {family: set() for family in sonames}
+    for symbol in dynamic_symbols(library):
+        if symbol.defined or symbol.data:
+            continue
+        family = next((name for name, begin in FAMILIES.items() if begin.match(symbol.name)), None)
+        if family in names:
+            names[family].add(symbol.name)
+    versions = needed_versions(library)
+    return {
+        soname: Wants(frozenset(names[family]), versions.get(soname, frozenset()))
+        for family, soname in sonames.items()
+    }
+
+
+def _libraries(site: Path) -> Iterator[Path]:
+    for package in _PACKAGES:
+        for path in sorted((site / package).rglob("*.so*")):
+            if _SHARED.search(path.name) and path.is_file():
+                yield path
