@@ -40,6 +40,8 @@ FAMILIES: Mapping[str, re.Pattern[str]] = {
 
 #: Packages whose libraries call CUDA.
 _PACKAGES = ("torch/lib", "torchvision", "torchaudio", "lmdeploy", "flash_attn", "xformers", "vllm")
+#: Triton compiles a part of itself where it runs; its source says what it calls.
+_CALL = re.compile(r"\b(cu[A-Z]\w+)\s*\(")
 _SHARED = re.compile(r"\.so(\.\d+)*$")
 
 
@@ -71,6 +73,9 @@ def wanted_from(site: Path) -> dict[str, Wants]:
     for library in _libraries(site):
         for soname, wants in _wants(library).items():
             found[soname] = found.get(soname, Wants()) | wants
+    for source in sorted((site / "triton/backends/nvidia").glob("*.c")):
+        names = frozenset(_CALL.findall(source.read_text(encoding="utf-8", errors="replace")))
+        found["libcuda.so.1"] = found.get("libcuda.so.1", Wants()) | Wants(names)
     real = {path.name for path in (site / "nvidia").rglob("libnvrtc.so.*")}
     return {soname: wants for soname, wants in sorted(found.items()) if soname not in real}
 
