@@ -14,11 +14,14 @@ enum {
     no_peer = 217, not_ready = 600, not_supported = 801
 };
 
-/* Keeps an error for cudaGetLastError. */
+/* The error that cudaGetLastError gives back, of this thread and of this runtime: in a process with
+ * two of them, one does not see the other's. In cudart_device.c. */
+extern __thread error_t_ last_error __attribute__((visibility("hidden")));
+
 static inline error_t_ give(error_t_ e)
 {
     if (e)
-        *pretend_last_error() = e;
+        last_error = e;
     return e;
 }
 

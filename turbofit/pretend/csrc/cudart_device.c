@@ -168,14 +168,16 @@ API error_t_ cudaDeviceSynchronize(void)
 
 /* ----------------------------------------------------------------- errors */
 
+__thread error_t_ last_error;
+
 API error_t_ cudaGetLastError(void)
 {
-    error_t_ e = *pretend_last_error();
-    *pretend_last_error() = success;
+    error_t_ e = last_error;
+    last_error = success;
     return e;
 }
 
-API error_t_ cudaPeekAtLastError(void) { return *pretend_last_error(); }
+API error_t_ cudaPeekAtLastError(void) { return last_error; }
 
 static const struct { error_t_ code; const char *name, *text; } errors[] = {
     {success, "cudaSuccess", "no error"},

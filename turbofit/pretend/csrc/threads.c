@@ -21,7 +21,6 @@
 #define LIMIT_MS 5000
 
 static __thread int current_device;
-static __thread int last_error;
 static __thread int slot = -1;
 static __thread volatile sig_atomic_t busy, due;
 static _Atomic int thread_ids[MAX_THREADS];
@@ -31,7 +30,6 @@ static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 int *pretend_current_device(void) { return &current_device; }
-int *pretend_last_error(void) { return &last_error; }
 
 static void forget(void *value)
 {
