@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,12 @@ import pytest
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import NA
-from turbofit.pretend import environment
-from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.environment import cuda_site, pretend_environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import MIB, scenario_from_spec
 
 
-def test_only_the_child_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "torch_has_cuda", lambda: False)
+def test_only_the_child_is_changed() -> None:
     base = {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt", "CUDA_VISIBLE_DEVICES": "1", "TM_X": "1"}
     env = pretend_environment(Path("/lib"), Path("/scenario"), base)
     assert env["LD_LIBRARY_PATH"] == "/lib:/opt"
@@ -24,13 +23,34 @@ def test_only_the_child_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA_VISIBLE_DEVICES" in base
 
 
-def test_beside_a_cuda_build_of_torch_they_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "torch_has_cuda", lambda: True)
-    env = pretend_environment(Path("/lib"), Path("/s"), {"LD_PRELOAD": "/x.so"})
+def test_a_users_own_command_keeps_what_changes_memory() -> None:
+    base = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "CUDA_VISIBLE_DEVICES": "1"}
+    env = pretend_environment(Path("/lib"), Path("/s"), base, keep=True)
+    assert env["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert "CUDA_VISIBLE_DEVICES" not in env
+
+
+def test_beside_a_cuda_build_of_torch_they_come_first(libraries: Path, tmp_path: Path) -> None:
+    base = {"LD_PRELOAD": "/x.so", "PYTHONPATH": "/mine"}
+    env = pretend_environment(libraries, Path("/s"), base, site=tmp_path)
     names = [Path(p).name for p in env["LD_PRELOAD"].split()]
     assert names[0] == "libturbofit_pretend.so"
     assert {"libcuda.so.1", "libcudart.so.12", "libnccl.so.2"} < set(names)
     assert names[-1] == "x.so"
+    first, second = env["PYTHONPATH"].split(":")
+    assert (Path(first) / "sitecustomize.py").exists()
+    assert second == "/mine"
+
+
+def test_cpu_torch_is_no_site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / "torch" / "lib"
+    library.mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert cuda_site() is None
+    (library / "libtorch_cuda.so").touch()
+    assert cuda_site() == tmp_path
 
 
 def _gpu(index: int, **values: object) -> Gpu:

@@ -49,11 +49,12 @@ def test_awq_keeps_four_bits_a_weight() -> None:
 def test_a_header_only_checkpoint(tmp_path: Path) -> None:
     folder = write_checkpoint("Qwen2-VL-2B", tmp_path / "m")
     (path,) = weight_files(folder)
-    assert path.stat().st_size < 200_000
+    assert path.stat().st_blocks * 512 < 200_000
     header = read_header(path)
     assert header["visual.patch_embed.proj.weight"]["shape"] == [1280, 3, 2, 14, 14]
     total = max(entry["data_offsets"][1] for entry in header.values())
     assert total == 2 * COUNTS["qwen2-vl-2b"]
+    assert total < path.stat().st_size < total + 200_000
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen2VLForConditionalGeneration"]
     assert (folder / "preprocessor_config.json").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.rehearse.conftest import Rehearse, mib, tiles
-from turbofit.pretend.environment import torch_has_cuda
+from turbofit.pretend.environment import cuda_site
 from turbofit.pretend.scenario import MIB
 from turbofit.pretend.timeline import read_timeline
 
@@ -103,7 +103,7 @@ def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
     assert marks[-1] == "after full batch, top_k 0"
     assert sum(e.tag == "A" for e in events) > 3000
     # 0.4 to 0.47 GB on a quiet machine; 0.67 was seen once with twelve processes for two cores.
-    assert one["peak_rss"] < (1200 if torch_has_cuda() else 900) * MIB
+    assert one["peak_rss"] < (1200 if cuda_site() else 900) * MIB
 
 
 def test_two_cards(run: Rehearse) -> None:

@@ -7,45 +7,74 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from turbofit.pretend.build import ACCOUNT, LIBRARIES
+from turbofit.pretend.build import ACCOUNT
+from turbofit.pretend.wants import family_of
 
-# Variables that would show the child another machine, or change what the engine allocates.
-_DROPPED = ("CUDA_", "NVIDIA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
+__all__ = ["cuda_site", "find_turbofit", "pretend_environment"]
+
+#: Variables that would show a child another machine.
+_HIDING = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_")
+#: Variables that change what an engine allocates: a rehearsal is of the plan's settings only.
+_CHANGING = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
+#: Modules that Python finds first in a process with a CUDA build of torch.
+_INSIDE = Path(__file__).parent / "inside"
 
 
-def torch_folder() -> Path | None:
-    """Where the installed torch is, without importing it."""
+def cuda_site() -> Path | None:
+    """The folder of packages of this Python, if its torch is a CUDA build; None otherwise."""
     spec = importlib.util.find_spec("torch")
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def torch_has_cuda() -> bool:
-    """Whether the installed torch is a CUDA build: it then brings real CUDA libraries along."""
-    folder = torch_folder()
-    return folder is not None and (folder / "lib" / "libtorch_cuda.so").exists()
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 
 
 def pretend_environment(
-    libraries: Path, scenario: Path, base: Mapping[str, str] | None = None
+    libraries: Path,
+    scenario: Path,
+    base: Mapping[str, str] | None = None,
+    *,
+    site: Path | None = None,
+    keep: bool = False,
 ) -> dict[str, str]:
     """The environment for a child process on a pretend machine.
 
-    Where torch is a CUDA build it loads real CUDA libraries by their paths; the pretend ones are
-    then loaded before everything else, so that the child never reaches the real driver.
+    A CUDA build of torch finds NVIDIA's libraries by their paths; the pretend ones are then loaded
+    before everything else, so that the child never reaches the real driver.
 
     Args:
         libraries: the folder of the built pretend libraries.
         scenario: the scenario file.
         base: the environment to start from, by default this process's.
+        site: the folder of packages of the child's Python, if its torch is a CUDA build.
+        keep: keep variables that change what programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
     """
     source = os.environ if base is None else base
-    env = {k: v for k, v in source.items() if not k.startswith(_DROPPED)}
-    path = env.get("LD_LIBRARY_PATH", "")
-    env["LD_LIBRARY_PATH"] = f"{libraries}:{path}" if path else str(libraries)
+    dropped = _HIDING if keep else (*_HIDING, *_CHANGING)
+    env = {k: v for k, v in source.items() if not k.startswith(dropped)}
+    env["LD_LIBRARY_PATH"] = _before(str(libraries), env.get("LD_LIBRARY_PATH"), ":")
     env["TURBOFIT_PRETEND_SCENARIO"] = str(scenario)
     env["TURBOFIT_PRETEND_LIBRARIES"] = str(libraries)
-    if torch_has_cuda():
-        names = [ACCOUNT, *(lib.name for lib in LIBRARIES if lib.name != ACCOUNT)]
-        before = env.get("LD_PRELOAD", "")
-        env["LD_PRELOAD"] = " ".join([*(str(libraries / n) for n in names), before]).strip()
+    if site is not None:
+        names = sorted(path.name for path in libraries.iterdir() if _is_ours(path.name))
+        every = " ".join(str(libraries / name) for name in (ACCOUNT, *names))
+        env["LD_PRELOAD"] = _before(every, env.get("LD_PRELOAD"), " ")
+        env["PYTHONPATH"] = _before(str(_INSIDE), env.get("PYTHONPATH"), ":")
+        env["TRITON_LIBCUDA_PATH"] = str(libraries)
     return env
+
+
+def find_turbofit(env: dict[str, str]) -> None:
+    """Let a child import this turbofit, after what is on its path already."""
+    package = str(Path(__file__).resolve().parents[2])
+    env["PYTHONPATH"] = (
+        _before(env["PYTHONPATH"], package, ":") if env.get("PYTHONPATH") else package
+    )
+
+
+def _is_ours(name: str) -> bool:
+    return family_of(name) is not None and name.rpartition(".")[2].isdigit()
+
+
+def _before(first: str, rest: str | None, separator: str) -> str:
+    return f"{first}{separator}{rest}" if rest else first

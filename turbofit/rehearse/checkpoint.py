@@ -1,8 +1,13 @@
-"""Writes header-only checkpoints: what an engine needs to allocate, and no weights."""
+"""Writes header-only checkpoints: what an engine needs to allocate, and no weights.
+
+The files are as long as real ones and sparse: they take a few blocks of the disk, and a loader that
+maps them reads zeros.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +27,11 @@ _LLM_ARCH = {
 
 
 def write_header(path: Path, entries: Iterable[Entry]) -> int:
-    """Writes a safetensors file that ends where its data would begin; returns the data's bytes."""
+    """Writes a safetensors file whose data is a hole; returns the data's bytes.
+
+    Raises:
+        OSError: the file system has no files of this length.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "turbofit": "pretend: no data"}}
     at = 0
     for name, dtype, shape in entries:
@@ -34,6 +43,7 @@ def write_header(path: Path, entries: Iterable[Entry]) -> int:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + at)
     return at
 
 

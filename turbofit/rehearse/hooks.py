@@ -1,4 +1,9 @@
-"""Makes LMDeploy's own loader and engine run on the pretend machine of this process."""
+"""Makes LMDeploy's own loader and engine run on the pretend machine of this process.
+
+A CUDA build of torch runs on the pretend machine itself, so that loading is LMDeploy's and torch's
+own and nothing is patched but marks. CPU torch needs answers about the machine and a model of what
+loading stages on the first card.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +24,27 @@ def install(
     tokenizer: bool = False,
     ready: Callable[[Any, int | None], None] = lambda _engine, _staged: None,
 ) -> None:
-    """Patches torch and LMDeploy in this process, and marks the phases of a start.
+    """Marks the phases of a start, after what CPU torch needs.
 
     Args:
         scenario: the pretend machine.
         account: its account.
         first_device: the card on which loading stages tensors.
-        staging: charge that card with them.
+        staging: charge that card with them, where torch cannot do it itself.
         tokenizer: keep the model's tokenizer (a server needs it, a driver of token ids does not).
         ready: called with the TurboMind object, and the staging's peak in bytes, after its start.
     """
-    from turbofit.rehearse import shims
-    from turbofit.rehearse.staging import Staging
+    import torch
 
-    shims.declare_torchvision()
-    stage: Any = Staging(account, first_device) if staging else None
-    shims.patch_torch(scenario, stage.empty_cache if stage else lambda: None)
+    real = torch.version.cuda is not None
+    stage = None if real else _patch_cpu_torch(scenario, account, first_device, staging)
     from lmdeploy.turbomind import turbomind
     from lmdeploy.turbomind.model_loader import ModelLoader
 
+    from turbofit.rehearse import shims
     from turbofit.rehearse.hfconfig import register_internvl
 
-    shims.patch_lmdeploy(tokenizer=tokenizer)
+    shims.patch_lmdeploy(tokenizer=tokenizer, headers=not real)
     register_internvl()
     engine: Any = turbomind.TurboMind
     loader: Any = ModelLoader
@@ -60,10 +64,22 @@ def install(
     def started(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         account.mark("ready")
-        ready(self, stage.peak if stage else None)
+        torch_peak = torch.cuda.max_memory_reserved(first_device) if real else None
+        ready(self, stage.peak if stage else torch_peak)
 
     loader.export = exported
     engine.__init__ = started
+
+
+def _patch_cpu_torch(scenario: Scenario, account: Account, first_device: int, staging: bool) -> Any:
+    """The machine's answers; returns the account of staging, if it is wanted."""
+    from turbofit.rehearse import shims
+    from turbofit.rehearse.staging import Staging
+
+    shims.declare_torchvision()
+    stage: Any = Staging(account, first_device) if staging else None
+    shims.patch_torch(scenario, stage.empty_cache if stage else lambda: None)
+    return stage
 
 
 def _marked(function: Any, phase: str, account: Account) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from turbofit.pretend.build import build
-from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.engine import engine_library
@@ -100,20 +100,20 @@ class _Log:
         self._file.close()
 
 
-def child_environment(libraries: Path, scenario: Path) -> dict[str, str]:
+def child_environment(libraries: Path, scenario: Path, site: Path | None = None) -> dict[str, str]:
     """The environment of a rehearsal's child: pretend machine, no hub, one thread of torch."""
-    env = pretend_environment(libraries, scenario)
+    env = pretend_environment(libraries, scenario, site=site)
     env["TM_LOG_LEVEL"] = "INFO"
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
     env["OMP_NUM_THREADS"] = "1"
-    package = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = package + (f":{env['PYTHONPATH']}" if env.get("PYTHONPATH") else "")
+    find_turbofit(env)
     return env
 
 
 def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome:
     """Runs a rehearsal's child to its end, in a folder of its own."""
-    libraries = build()
+    site = cuda_site()
+    libraries = build(site=site)
     check_surface(engine_library(), libraries)
     scenario, timeline = folder / "scenario", folder / "timeline"
     scenario.write_text(scenario_from_spec(spec.machine).text(str(timeline)), encoding="utf-8")
@@ -128,7 +128,7 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome
             str(folder / "report.json"),
             str(libraries),
         ],
-        env=child_environment(libraries, scenario),
+        env=child_environment(libraries, scenario, site),
         stdin=subprocess.DEVNULL,
         stdout=(folder / "stdout").open("wb"),
         stderr=subprocess.PIPE,

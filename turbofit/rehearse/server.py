@@ -18,7 +18,7 @@ from typing import Any
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.pretend.build import build
-from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
 from turbofit.pretend.library import Account
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
@@ -56,18 +56,18 @@ def server_launch(
         base: the environment to start from.
         python: the interpreter that has LMDeploy.
     """
-    libraries = build()
+    site = cuda_site()
+    libraries = build(site=site)
     check_surface(engine_library(), libraries)
     folder.mkdir(parents=True, exist_ok=True)
     scenario, timeline = folder / "scenario", folder / "timeline"
     scenario.write_text(scenario_from_spec(machine).text(str(timeline)), encoding="utf-8")
     (folder / "machine.json").write_text(json.dumps(dict(machine)), encoding="utf-8")
-    env = pretend_environment(libraries, scenario, base)
+    env = pretend_environment(libraries, scenario, base, site=site)
     env[_MACHINE] = str(folder / "machine.json")
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
     env["TM_LOG_LEVEL"] = "INFO"
-    package = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = package + (f":{env['PYTHONPATH']}" if env.get("PYTHONPATH") else "")
+    find_turbofit(env)
     argv = [python, "-m", "turbofit.rehearse.server", *lmdeploy_arguments]
     return ServerLaunch(argv, env, timeline)
 

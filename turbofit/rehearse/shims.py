@@ -96,18 +96,21 @@ class NoTokenizer:
         self.bos_token_id = self.eos_token_id = None
 
 
-def patch_lmdeploy(*, tokenizer: bool) -> None:
-    """Weights from headers, a tokenizer only if wanted, no copies of what has no data."""
+def patch_lmdeploy(*, tokenizer: bool, headers: bool) -> None:
+    """A tokenizer only if wanted; weights from headers, with no copies of what has no data."""
     from lmdeploy.turbomind import _tm, model_loader, turbomind
+
+    engine: Any = turbomind
+    if not tokenizer:
+        engine.Tokenizer = NoTokenizer
+    if not headers:
+        return
 
     def checkpoint(path: str, *, mappings: Any = ()) -> HeaderCheckpoint:
         return HeaderCheckpoint(Path(path), mappings)
 
     loader: Any = model_loader
     loader.create_checkpoint = checkpoint
-    engine: Any = turbomind
-    if not tokenizer:
-        engine.Tokenizer = NoTokenizer
     copy_from = _tm.Tensor.copy_from
 
     def copy(self: Any, source: Any) -> None:

@@ -6,6 +6,7 @@ steer by. Another ``sitecustomize``, hidden by this one, is run too. It needs no
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import os
@@ -19,11 +20,11 @@ _HERE = str(Path(__file__).resolve().parent)
 class _AfterTorch:
     """A finder that lets others find torch and acts when it has been loaded."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, *_: Any) -> Any:
         """The real spec of torch, whose loader tells us when it is done."""
         if name != "torch":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
             return spec
@@ -31,9 +32,7 @@ class _AfterTorch:
 
         def exec_module(module: Any) -> None:
             load(module)
-            import turbofit_values
-
-            turbofit_values.install(module)
+            importlib.import_module("turbofit_values").install(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -49,5 +48,5 @@ def _run_hidden() -> None:
 
 
 if os.environ.get("TURBOFIT_PRETEND_LIBRARIES"):
-    sys.meta_path.insert(0, _AfterTorch())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _AfterTorch())
 _run_hidden()

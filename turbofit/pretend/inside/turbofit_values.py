@@ -1,10 +1,10 @@
 """Computes for real what programs steer by, although no kernel of a pretend GPU runs.
 
-Each operation runs first as it is: the real allocator, the real errors. Then, where its tensors are
-small or hold integers, it is done again on the CPU, on the same memory: pretend device memory can be
-read and written by the host. So lengths, masks, indices and loops are right, and a network of small
-tensors gives what it gives on a CPU. The rest is left alone; integers that nobody computed are 0, so
-that an index made of them is always valid.
+Each operation runs first as it is: the real allocator, the real errors. Then, where its tensors
+are small or hold integers, it is done again on the CPU, on the same memory: pretend device memory
+can be read and written by the host. So lengths, masks, indices and loops are right, and a network
+of small tensors gives what it gives on a CPU. The rest is left alone; integers that nobody computed
+are 0, so that an index made of them is always valid.
 
 It also tells the account which line of Python raised the peak. Runs inside the user's process; it
 needs torch and nothing of turbofit.
@@ -51,12 +51,8 @@ class _Account:
     def __init__(self) -> None:
         folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
         library = ctypes.CDLL(os.path.join(folder, "libturbofit_pretend.so"))
-        try:
-            self._peak = library.pretend_peak
-            self._site = library.pretend_site
-        except AttributeError:
-            self._peak = library.pretend_held
-            self._site = lambda text: None
+        self._peak = library.pretend_peak
+        self._site = library.pretend_site
         self._peak.restype = ctypes.c_size_t
         self._devices = range(library.pretend_device_count())
         self._seen = [0] * len(self._devices)
@@ -72,7 +68,8 @@ class _Account:
 
 def _caller() -> str:
     """The innermost lines that are neither ours nor torch's."""
-    frame, found = sys._getframe(1), []
+    found: list[str] = []
+    frame = sys._getframe(1)
     while frame is not None and len(found) < 3:
         name = frame.f_code.co_filename
         if not name.startswith(_NOT_OURS) and f"{os.sep}torch{os.sep}" not in name:
@@ -144,7 +141,9 @@ def _mode_class(torch: Any) -> Any:
             one.alias_info is not None and not one.alias_info.is_write for one in returns
         )
 
-    class Values(TorchDispatchMode):  # type: ignore[misc]
+    base: Any = TorchDispatchMode
+
+    class Values(base):  # type: ignore[misc]
         """Runs each operation, and computes it where it matters."""
 
         def __init__(self, account: _Account) -> None:
