@@ -35,6 +35,9 @@ class Library:
 
 _ACCOUNT_SOURCES = (
     "account.c",
+    "process.c",
+    "visible.c",
+    "shared.c",
     "scenario.c",
     "addresses.c",
     "pools.c",
