@@ -212,6 +212,7 @@ static struct shared *map_file(const char *path)
         mapped = mmap(NULL, sizeof *mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (mapped != MAP_FAILED && mapped->magic == 0)
         prepare(mapped, 1);
+    flock(file, LOCK_UN); /* close would not: the mapping keeps the file open */
     close(file);
     if (mapped != MAP_FAILED && mapped->magic == SHARED_MAGIC)
         return mapped;
