@@ -16,7 +16,7 @@ class Event:
     """One line of the timeline.
 
     Attributes:
-        tag: I whose it is, N its command, P mark, S where the newest peak came from, K context
+        tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest peak came from, K context
             made, C pool made, A given, F given back, R pool resized, G free memory asked, O out of
             memory, X peer access refused.
         words: the rest of the line, by position.
@@ -58,7 +58,7 @@ def timeline_is_full(path: Path) -> bool:
 
 def _event(line: str) -> Event:
     tag, _, rest = line.partition(" ")
-    if tag in ("P", "S", "N"):
+    if tag in ("P", "S", "N", "L"):
         return Event(tag, (rest,), ())
     head, _, frames = rest.partition(" @")
     return Event(tag, tuple(head.split()), tuple(int(f, 16) for f in frames.split(",") if f))
