@@ -46,6 +46,7 @@ _ACCOUNT_SOURCES = (
     "threads.c",
 )
 _CUDART_SOURCES = ("cudart_device.c", "cudart_memory.c", "cudart_launch.c", "effects.c")
+_NVML_SOURCES = ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c")
 
 LIBRARIES = (
     Library(ACCOUNT, _ACCOUNT_SOURCES, libs=("-lpthread",)),
@@ -54,6 +55,7 @@ LIBRARIES = (
     Library("libcublas.so.12", ("cublas.c",), version="libcublas.so.12"),
     Library("libcublasLt.so.12", ("cublaslt.c",), version="libcublasLt.so.12"),
     Library("libnccl.so.2", ("nccl.c",), libs=("-lpthread",)),
+    Library("libnvidia-ml.so.1", _NVML_SOURCES),
 )
 
 
