@@ -31,7 +31,6 @@ import contextlib
 import ctypes
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,9 @@ from unittest import mock
 import pytest
 
 from turbofit.core.units import MIB
+from turbofit.pretend.build import build as libraries_in
+from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import ACCOUNT
 
 __all__ = [
     "LOST",
@@ -56,6 +58,7 @@ __all__ = [
     "nvml_machine",
 ]
 
+LIBRARY = "libnvidia-ml.so.1"
 LOST = 15
 UNKNOWN_ERROR = 999
 #: (read, write, NVLink) statuses: 0 OK, 5 not supported.
@@ -194,19 +197,17 @@ def four_3090(nvlinks: Sequence[tuple[int, int]] = (), count: int = 4) -> Scenar
 
 
 def build(folder: Path) -> Path:
-    """Compile the stand-in into a folder, which is then fit for `LD_LIBRARY_PATH`."""
-    compiler = os.environ.get("CC") or next(
-        (name for name in ("cc", "gcc", "clang") if shutil.which(name)), None
-    )
-    if compiler is None:
+    """The stand-in, alone in a folder which is then fit for `LD_LIBRARY_PATH`.
+
+    It is the pretend machine's own NVML (turbofit/pretend/csrc/nvml*.c), told to play a script.
+    """
+    try:
+        libraries = libraries_in(folder / "built")
+    except PretendError:
         pytest.skip("no C compiler")
-    source = Path(__file__).with_name("standin.c")
-    library = folder / "libnvidia-ml.so.1"
-    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    subprocess.run(
-        [compiler, "-std=gnu11", *flags, "-o", str(library), str(source)], check=True, timeout=120
-    )
-    return library
+    for name in (ACCOUNT, LIBRARY):
+        shutil.copy2(libraries / name, folder / name)
+    return folder / LIBRARY
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from turbofit.pretend.timeline import Event, read_timeline
 
 CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)
 
-_PRELUDE = """
+PRELUDE = """
 import ctypes, json, os, resource, sys, threading, time
 MIB = 1024 * 1024
 folder = os.environ["TURBOFIT_PRETEND_LIBRARIES"]
@@ -73,7 +73,7 @@ def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = No
     text, timeline = folder / "scenario", folder / "timeline"
     text.write_text(scenario.text(str(timeline)))
     process = subprocess.run(
-        [sys.executable, "-S", "-c", _PRELUDE + textwrap.dedent(code)],
+        [sys.executable, "-S", "-c", PRELUDE + textwrap.dedent(code)],
         env=pretend_environment(libraries, text),
         capture_output=True,
         text=True,

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from turbofit.pretend import build as build_module
-from turbofit.pretend.build import LIBRARIES, build, cache_folder
+from turbofit.pretend.build import build, cache_folder
 from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import LIBRARIES
 
 
 def test_builds_once_and_by_content(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:

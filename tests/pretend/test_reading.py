@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.pretend.build import ACCOUNT, compiler
+from turbofit.pretend.build import compiler
 from turbofit.pretend.elf import dynamic_symbols
 from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import ACCOUNT
 from turbofit.pretend.scenario import PretendGpu, Scenario, scenario_from_spec
 from turbofit.pretend.surface import check_surface, provided, wanted
 from turbofit.pretend.symbols import Symbols, demangle, short_name

@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, str]] = {
     "plan": "the best plan for a model on a machine: settings, ledger, command",
     "predict": "what given settings would do, without a search",
     "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
+    "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "machine": "GPUs, who uses them, how they reach each other",

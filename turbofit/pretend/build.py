@@ -13,111 +13,16 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
 from turbofit.pretend.stubs import stub_source
-from turbofit.pretend.wants import Wants, wanted_from
+from turbofit.pretend.wants import wanted_from
 
 SOURCES = Path(__file__).parent / "csrc"
-ACCOUNT = "libturbofit_pretend.so"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
-
-
-@dataclass(frozen=True)
-class Library:
-    """One shared library: its file name, its sources, and the versions that its symbols carry.
-
-    ``names`` are entry points that must exist; those that no source has are generated.
-    """
-
-    name: str
-    sources: tuple[str, ...] = ()
-    versions: tuple[str, ...] = ()
-    libs: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
-
-    @property
-    def family(self) -> str:
-        """``libcudart`` of ``libcudart.so.13``."""
-        return self.name.partition(".so")[0]
-
-    @property
-    def major(self) -> int:
-        """13 of ``libcudart.so.13``; 12 where it has none that counts."""
-        last = self.name.rpartition(".")[2]
-        return int(last) if self.family == "libcudart" else 12
-
-
-_ACCOUNT = Library(
-    ACCOUNT,
-    (
-        "account.c",
-        "scenario.c",
-        "addresses.c",
-        "pools.c",
-        "vmm.c",
-        "timeline.c",
-        "threads.c",
-        "attributes.c",
-        "stubs.c",
-    ),
-    libs=("-lpthread",),
-)
-
-#: What is written by hand, by family.
-_BY_HAND = {
-    "libcudart": (
-        "cudart_device.c",
-        "cudart_memory.c",
-        "cudart_launch.c",
-        "cudart_graph.c",
-        "effects.c",
-    ),
-    "libcuda": ("cuda.c", "cuda_module.c"),
-    "libcublas": ("cublas.c",),
-    "libcublasLt": ("cublaslt.c",),
-    "libcudnn": ("cudnn.c",),
-    "libnccl": ("nccl.c",),
-}
-_LIBS = {"libcudart": ("-ldl",), "libnccl": ("-lpthread",)}
-
-#: What LMDeploy's TurboMind links, and therefore always there, with the versions it wants.
-_ENGINE = {
-    "libcudart.so.12": Wants(versions=frozenset({"libcudart.so.12"})),
-    "libcuda.so.1": Wants(),
-    "libcublas.so.12": Wants(versions=frozenset({"libcublas.so.12"})),
-    "libcublasLt.so.12": Wants(versions=frozenset({"libcublasLt.so.12"})),
-    "libnccl.so.2": Wants(),
-}
-
-
-def libraries_for(wanted: Mapping[str, Wants] | None = None) -> tuple[Library, ...]:
-    """All libraries, the account first.
-
-    Args:
-        wanted: by soname, see ``wants.wanted_from``; what TurboMind wants is always there.
-    """
-    every = dict(_ENGINE)
-    for name, wants in (wanted or {}).items():
-        every[name] = every.get(name, Wants()) | wants
-    return (_ACCOUNT, *(_library(name, wants) for name, wants in every.items()))
-
-
-def _library(name: str, wants: Wants) -> Library:
-    family = name.partition(".so")[0]
-    return Library(
-        name,
-        _BY_HAND.get(family, ()),
-        versions=tuple(sorted(wants.versions)),
-        libs=_LIBS.get(family, ()),
-        names=wants.names,
-    )
-
-
-LIBRARIES = libraries_for()
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from turbofit.pretend.build import ACCOUNT
+from turbofit.pretend.libraries import ACCOUNT
 from turbofit.pretend.wants import family_of
 
 __all__ = ["cuda_site", "find_turbofit", "pretend_environment"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from turbofit.pretend.build import ACCOUNT
 from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import ACCOUNT
 
-_ABI = 2
+_ABI = 3
 NO_MEMORY = 2
 
 
@@ -24,6 +24,7 @@ class Account:
             )
         self._lib.pretend_calls.restype = ctypes.c_uint64
         self._lib.pretend_held.restype = ctypes.c_size_t
+        self._lib.pretend_peak.restype = ctypes.c_size_t
         self._lib.pretend_pool_create.restype = ctypes.c_void_p
         self._lib.pretend_pool_threshold.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
         self._lib.pretend_pool_trim.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -45,6 +46,18 @@ class Account:
     def held(self, device: int) -> int:
         """Bytes that this process holds on a card."""
         return int(self._lib.pretend_held(device))
+
+    def peak(self, device: int) -> int:
+        """Bytes that this process held on a card at most; its context is apart."""
+        return int(self._lib.pretend_peak(device))
+
+    def site(self, text: str) -> None:
+        """Says where the newest peak came from; call it after the operation that raised it."""
+        self._lib.pretend_site(" ".join(text.split()).encode())
+
+    def physical(self, device: int) -> int:
+        """The machine's index of a card that this process sees; -1 where there is none."""
+        return int(self._lib.pretend_physical(device))
 
     def freeze(self, timeout_ms: int = 5000) -> bool:
         """Holds all other threads that call CUDA where they are; False if one did not stop."""

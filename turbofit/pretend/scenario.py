@@ -40,6 +40,7 @@ class PretendGpu:
         sm: compute capability.
         sm_count: multiprocessors.
         l2: bytes of L2 cache (the engine's tuner allocates a buffer of this size).
+        reserved: bytes that the driver keeps beside ``total``; only NVML shows them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PretendGpu:
     sm: tuple[int, int] = (8, 6)
     sm_count: int = 82
     l2: int = 6 * MIB
+    reserved: int = 0
 
     def shared_memory(self) -> tuple[int, int]:
         """Bytes of shared memory of one multiprocessor, and of one block at most."""
@@ -76,7 +78,8 @@ class Scenario:
         skew: bytes by which large addresses miss 32 MiB alignment (0 is the best case for the
             engine's page allocator, 2 MiB the worst: one page of 32 MiB less).
         pinned_limit: bytes of page-locked host memory at most; None is no limit.
-        timeline_limit: bytes of timeline at most.
+        timeline_limit: bytes of one process's timeline at most.
+        context: bytes that each process's first use of a card takes of it (CUDA's context).
     """
 
     gpus: tuple[PretendGpu, ...]
@@ -88,18 +91,29 @@ class Scenario:
     skew: int = 0
     pinned_limit: int | None = None
     timeline_limit: int = 256 * MIB
+    context: int = 0
 
-    def text(self, timeline: str) -> str:
-        """The scenario file that the C side reads; ``timeline`` is where it writes."""
+    def text(self, timeline: str, shared: str = "") -> str:
+        """The scenario file that the C side reads.
+
+        Args:
+            timeline: where it writes: a file, or with ``/`` at its end a folder in which each
+                process has a timeline of its own.
+            shared: the file through which several processes share the machine; none: each process
+                has the machine for itself.
+        """
         lines = [f"timeline {timeline}", f"timeline_limit {self.timeline_limit}"]
+        lines += [f"shared {shared}"] if shared else []
         for gpu in self.gpus:
             one, block = gpu.shared_memory()
             lines.append(
                 f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
                 f"{gpu.sm_count} {gpu.l2} {one} {block} {' '.join(gpu.name.split())}"
             )
+        for index, gpu in enumerate(self.gpus):
+            lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
         lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]
-        for knob in ("pool_step", "malloc_step", "vmm_step", "extra", "skew"):
+        for knob in ("pool_step", "malloc_step", "vmm_step", "extra", "skew", "context"):
             lines.append(f"{knob} {getattr(self, knob)}")
         if self.pinned_limit is not None:
             lines.append(f"pinned_limit {self.pinned_limit}")
@@ -123,6 +137,7 @@ def scenario_from_spec(machine: Mapping[str, Any]) -> Scenario:
             sm=(int(g["sm"][0]), int(g["sm"][1])),
             sm_count=int(g["sm_count"]),
             l2=int(g["l2"]),
+            reserved=int(g.get("reserved", 0)),
         )
         for g in machine["gpus"]
     )
@@ -136,4 +151,7 @@ def scenario_from_spec(machine: Mapping[str, Any]) -> Scenario:
     return Scenario(gpus=gpus, peers=peers, **knobs)
 
 
-_KNOBS = ("pool_step", "malloc_step", "vmm_step", "extra", "skew", "pinned_limit", "timeline_limit")
+_KNOBS = (
+    "pool_step", "malloc_step", "vmm_step", "extra", "skew", "pinned_limit", "timeline_limit",
+    "context",
+)  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from turbofit.pretend.build import LIBRARIES
 from turbofit.pretend.elf import dynamic_symbols
 from turbofit.pretend.errors import PretendError
+from turbofit.pretend.libraries import LIBRARIES
 
 # Names that belong to the libraries we stand in for.
 _OURS = re.compile(r"^(cuda[A-Z]|__cuda|cu[A-Z]|cublas|nccl|pnccl)")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = ("cudaMalloc", "pool", "VMM", "pinned host")
-MALLOC, POOL, VMM, PINNED = range(4)
+KINDS = ("cudaMalloc", "pool", "VMM", "pinned host", "CUDA context")
+MALLOC, POOL, VMM, PINNED, CONTEXT = range(5)
 _LONGEST_LINE = 1024  # bytes; csrc/timeline.c writes no longer one
 
 
@@ -16,8 +16,9 @@ class Event:
     """One line of the timeline.
 
     Attributes:
-        tag: P mark, C pool made, A given, F given back, R pool resized, G free memory asked,
-            O out of memory, X peer access refused.
+        tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest peak came from, K context
+            made, C pool made, A given, F given back, R pool resized, G free memory asked, O out of
+            memory, X peer access refused.
         words: the rest of the line, by position.
         trace: offsets into the engine's library, innermost first.
     """
@@ -57,7 +58,7 @@ def timeline_is_full(path: Path) -> bool:
 
 def _event(line: str) -> Event:
     tag, _, rest = line.partition(" ")
-    if tag == "P":
+    if tag in ("P", "S", "N", "L"):
         return Event(tag, (rest,), ())
     head, _, frames = rest.partition(" @")
     return Event(tag, tuple(head.split()), tuple(int(f, 16) for f in frames.split(",") if f))

@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, re.Pattern[str]] = {
         "libnvJitLink": r"nvJitLink",
         "libnvToolsExt": r"nvtx",
         "libnccl": r"p?nccl",
+        "libnvidia-ml": r"nvml[A-Z]",
         "libcuda": r"cu[A-Z]",
     }.items()
 }

@@ -1,10 +1,10 @@
-/* The account: what each card holds, and who gets memory of it. See account.h; all sizes are
- * bytes. A card's memory is a number: total - used - what this process holds.
+/* The account of this process: who gets memory of which card. See account.h; all sizes are bytes.
+ * A card's memory is a number: total - used - what the machine's processes hold (shared.c).
  */
 #define _GNU_SOURCE
+#include "shared.h"
 #include "state.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,82 +21,47 @@ struct block {
     struct block *next;
 };
 
-size_t held[PRETEND_MAX_DEVICES];
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
 static size_t malloc_live[PRETEND_MAX_DEVICES];
-static size_t pinned_live;
-static int asked[PRETEND_MAX_DEVICES]; /* whether the engine has sized its cache */
+static char asked_free[PRETEND_MAX_DEVICES]; /* whether the engine has sized its cache */
+static char has_context[PRETEND_MAX_DEVICES];
 static struct block *table[BUCKETS];
-
-static void start(void)
-{
-    scenario_read();
-    addresses_start();
-    pools_start();
-    timeline_open(machine.timeline, machine.timeline_limit);
-}
-
-void account_start(void) { pthread_once(&once, start); }
-
-void enter(void)
-{
-    account_start();
-    thread_busy();
-    pthread_mutex_lock(&lock);
-}
-
-void leave(void)
-{
-    pthread_mutex_unlock(&lock);
-    thread_idle();
-}
 
 size_t round_up(size_t n, size_t step) { return step ? (n + step - 1) / step * step : n; }
 
 size_t accounted(size_t asked) { return round_up(asked + machine.extra, UNIT); }
 
-int pretend_abi(void) { return PRETEND_ABI; }
-
-int pretend_device_count(void)
-{
-    account_start();
-    return machine.count;
-}
-
-int valid(int device)
-{
-    return device >= 0 && device < pretend_device_count();
-}
-
-const struct pretend_device *pretend_device(int device)
-{
-    return valid(device) ? &machine.devices[device] : NULL;
-}
-
-int pretend_can_access(int from, int to)
-{
-    return valid(from) && valid(to) && (from == to || machine.peers[from][to]);
-}
-
 /* --------------------------------------------------------------- holding */
 
-static size_t free_now(int device)
+size_t held_on(int device) { return shared_mine()->held[device]; }
+
+void unhold(int device, size_t bytes) { shared_give(device, bytes); }
+
+static int take_context(int device)
 {
-    size_t late = asked[device] ? machine.devices[device].late : 0;
-    size_t gone = machine.devices[device].used + late + held[device];
-    return gone < machine.devices[device].total ? machine.devices[device].total - gone : 0;
+    size_t left;
+    if (has_context[device])
+        return PRETEND_OK;
+    if (machine.context) {
+        if (shared_context(device, machine.context, &left)) {
+            timeline_trace("O %d %d -1 %zu %zu %zu", device, PRETEND_CONTEXT, machine.context, left,
+                           machine.context);
+            return PRETEND_NO_MEMORY;
+        }
+        timeline_trace("K %d %zu %zu", device, machine.context, left - machine.context);
+    }
+    has_context[device] = 1;
+    return PRETEND_OK;
 }
 
 int hold(int device, int kind, int pool, size_t asked, size_t before, size_t wanted)
 {
-    if (wanted > before && wanted - before > free_now(device)) {
-        timeline_trace("O %d %d %d %zu %zu %zu", device, kind, pool, asked, free_now(device),
-                       wanted - before);
+    size_t left;
+    if (take_context(device))
+        return PRETEND_NO_MEMORY;
+    if (wanted > before && shared_take(device, wanted - before, &left)) {
+        timeline_trace("O %d %d %d %zu %zu %zu", device, kind, pool, asked, left, wanted - before);
         return PRETEND_NO_MEMORY;
     }
-    held[device] += wanted - before;
     return PRETEND_OK;
 }
 
@@ -108,6 +73,18 @@ static struct block **slot_of(const void *address)
     while (*p && (*p)->address != address)
         p = &(*p)->next;
     return p;
+}
+
+static int area_row(int kind, int device) { return kind == PRETEND_PINNED ? PINNED_ROW : device; }
+
+void blocks_leave(void)
+{
+    for (int i = 0; i < BUCKETS; ++i)
+        for (struct block *b = table[i]; b; b = b->next)
+            b->size = 0;
+    memset(malloc_live, 0, sizeof malloc_live);
+    memset(asked_free, 0, sizeof asked_free);
+    memset(has_context, 0, sizeof has_context);
 }
 
 int give_block(int device, int kind, struct pretend_pool *pool, size_t size, void **out)
@@ -126,31 +103,58 @@ int give_block(int device, int kind, struct pretend_pool *pool, size_t size, voi
     *slot_of(address) = b;
     *out = address;
     timeline_trace("A %d %d %d %zu %zu %zx", device, kind, pool ? pool->id : -1, size,
-                   kind == PRETEND_PINNED ? pinned_live : held[device],
+                   held_on(area_row(kind, device)),
                    address_offset(address));
     return PRETEND_OK;
 }
 
 /* ------------------------------------------------------------------ calls */
 
-void pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes)
+int pretend_context(int device)
 {
-    if (!valid(device))
-        return;
+    int physical = physical_of(device);
+    if (physical < 0)
+        return PRETEND_INVALID;
     enter();
-    *free_bytes = free_now(device);
-    *total_bytes = machine.devices[device].total;
-    timeline_trace("G %d %zu %zu", device, *free_bytes, *total_bytes);
-    asked[device] = 1;
+    int status = take_context(physical);
     leave();
+    return status;
 }
 
-size_t pretend_held(int device) { return valid(device) ? held[device] : 0; }
+int pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes)
+{
+    int physical = physical_of(device);
+    if (physical < 0)
+        return PRETEND_INVALID;
+    enter();
+    int status = take_context(physical);
+    *free_bytes = shared_free(physical);
+    *total_bytes = machine.devices[physical].total;
+    timeline_trace("G %d %zu %zu", physical, *free_bytes, *total_bytes);
+    if (!asked_free[physical] && machine.devices[physical].late)
+        shared_late(physical, machine.devices[physical].late);
+    asked_free[physical] = 1;
+    leave();
+    return status;
+}
+
+size_t pretend_held(int device)
+{
+    int physical = physical_of(device);
+    return physical < 0 ? 0 : shared_mine()->held[physical];
+}
+
+size_t pretend_peak(int device)
+{
+    int physical = physical_of(device);
+    return physical < 0 ? 0 : shared_mine()->peak[physical];
+}
 
 int pretend_malloc(int device, size_t size, void **out)
 {
     *out = NULL;
-    if (!valid(device))
+    device = physical_of(device);
+    if (device < 0)
         return PRETEND_INVALID;
     if (!size)
         return PRETEND_OK;
@@ -173,15 +177,15 @@ int pretend_pinned(size_t size, void **out)
     if (!size)
         return PRETEND_OK;
     enter();
-    int status = PRETEND_NO_MEMORY;
+    size_t left;
+    int current = physical_of(*pretend_current_device());
+    current = current < 0 ? 0 : current; /* without a device it counts all the same */
     size = round_up(size, UNIT);
-    if (size <= machine.pinned_limit - pinned_live) {
-        pinned_live += size;
-        status = give_block(*pretend_current_device(), PRETEND_PINNED, NULL, size, out);
-    } else {
-        timeline_trace("O %d %d -1 %zu %zu %zu", *pretend_current_device(), PRETEND_PINNED, size,
-                       machine.pinned_limit - pinned_live, size);
-    }
+    int status = shared_take(PINNED_ROW, size, &left);
+    if (!status)
+        status = give_block(current, PRETEND_PINNED, NULL, size, out);
+    else
+        timeline_trace("O %d %d -1 %zu %zu %zu", current, PRETEND_PINNED, size, left, size);
     leave();
     return status;
 }
@@ -198,17 +202,17 @@ int pretend_free(void *pointer)
     }
     *p = b->next;
     if (b->kind == PRETEND_PINNED) {
-        pinned_live -= b->size;
+        unhold(PINNED_ROW, b->size);
     } else if (b->kind == PRETEND_MALLOC) {
         size_t before = round_up(malloc_live[b->device], machine.malloc_step);
         malloc_live[b->device] -= b->size;
-        held[b->device] -= before - round_up(malloc_live[b->device], machine.malloc_step);
+        unhold(b->device, before - round_up(malloc_live[b->device], machine.malloc_step));
     } else {
         pool_returned(b->pool, b->size);
     }
     give_address(b->kind == PRETEND_PINNED ? PINNED_AREA : b->device, b->address, b->span);
     timeline_line("F %zx %zu", address_offset(b->address),
-                  b->kind == PRETEND_PINNED ? pinned_live : held[b->device]);
+                  held_on(area_row(b->kind, b->device)));
     free(b);
     leave();
     return PRETEND_OK;
@@ -221,12 +225,20 @@ void pretend_mark(const char *phase)
     leave();
 }
 
+void pretend_site(const char *text)
+{
+    enter();
+    timeline_line("S %s", text);
+    leave();
+}
+
 int pretend_locate(const void *pointer, int *device, int *pinned)
 {
     account_start();
     int area = address_area(pointer);
     *pinned = area == PINNED_AREA;
-    *device = area < 0 ? vmm_device(pointer) : *pinned ? -1 : area;
+    int physical = area < 0 ? vmm_device(pointer) : *pinned ? -1 : area;
+    *device = physical < 0 ? -1 : visible_of(physical);
     return *device >= 0;
 }
 

@@ -4,6 +4,10 @@
  * Nothing here knows CUDA's entry points: those are in cudart.c, cuda.c,
  * cublas.c and nccl.c, and another set of them can sit on the same account.
  * Sizes are bytes. Calls that can fail return a PRETEND_ code.
+ *
+ * A `device` in these calls is an ordinal as CUDA numbers the cards that
+ * CUDA_VISIBLE_DEVICES shows; machine.h and the timeline speak of the machine's
+ * own (physical) indices.
  */
 #ifndef TURBOFIT_PRETEND_ACCOUNT_H
 #define TURBOFIT_PRETEND_ACCOUNT_H
@@ -14,7 +18,7 @@
 #define PRETEND_API __attribute__((visibility("default")))
 #define PRETEND_MAX_DEVICES 16
 /* The interface that the Python side expects; raise it with any change. */
-#define PRETEND_ABI 2
+#define PRETEND_ABI 3
 
 enum pretend_status {
     PRETEND_OK = 0,
@@ -27,7 +31,8 @@ enum pretend_kind {
     PRETEND_MALLOC = 0,       /* cudaMalloc */
     PRETEND_POOL = 1,         /* stream ordered, from a pool */
     PRETEND_VMM = 2,          /* cuMemCreate, ncclMemAlloc */
-    PRETEND_PINNED = 3        /* page-locked host memory */
+    PRETEND_PINNED = 3,       /* page-locked host memory */
+    PRETEND_CONTEXT = 4       /* what a process's first use of a device takes */
 };
 
 struct pretend_device {
@@ -40,21 +45,36 @@ struct pretend_device {
     size_t l2;                /* L2 cache */
     size_t smem_sm;           /* shared memory of one multiprocessor */
     size_t smem_block;        /* shared memory that one block may opt in to */
+    size_t reserved;          /* kept by the driver beside `total`: only NVML shows it */
 };
 
 struct pretend_pool;
 
-/* account.c */
-PRETEND_API int pretend_abi(void);
+/* visible.c: what this process sees of the machine */
 PRETEND_API int pretend_device_count(void);
 PRETEND_API const struct pretend_device *pretend_device(int device);
 PRETEND_API int pretend_can_access(int from, int to);
-PRETEND_API void pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes);
+PRETEND_API int pretend_physical(int device); /* the machine's index of an ordinal, -1: none */
+PRETEND_API int pretend_uuid(int device, unsigned char out[16]); /* 16 bytes; PRETEND_INVALID */
+
+/* process.c */
+PRETEND_API int pretend_abi(void);
+
+/* account.c */
+/* Takes this process's context on a device where it has none yet; PRETEND_NO_MEMORY if it does
+ * not fit. The first allocation or memory query of a device does it, too. */
+PRETEND_API int pretend_context(int device);
+/* PRETEND_NO_MEMORY where the context did not fit; both values are written all the same. */
+PRETEND_API int pretend_memory_info(int device, size_t *free_bytes, size_t *total_bytes);
+/* What this process holds on a device, and what it held at most; without its context. */
 PRETEND_API size_t pretend_held(int device);
+PRETEND_API size_t pretend_peak(int device);
 PRETEND_API int pretend_malloc(int device, size_t size, void **out);
 PRETEND_API int pretend_pinned(size_t size, void **out);
 PRETEND_API int pretend_free(void *pointer);
 PRETEND_API void pretend_mark(const char *phase);
+/* Where the newest peak came from, said by whoever made the call that raised it. */
+PRETEND_API void pretend_site(const char *text);
 /* 1 and the device where the pointer is device memory, 0 elsewhere;
  * *pinned is 1 for page-locked host memory. */
 PRETEND_API int pretend_locate(const void *pointer, int *device, int *pinned);
@@ -102,6 +122,7 @@ PRETEND_API void pretend_stub(const char *name); /* an entry point that does not
 
 /* timeline.c, used by account.c with its lock held */
 void timeline_open(const char *path, size_t limit);
+void timeline_leave(void); /* in a child of fork: what is written is the parent's */
 void timeline_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void timeline_trace(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

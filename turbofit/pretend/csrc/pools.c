@@ -16,6 +16,12 @@ void pools_start(void)
     }
 }
 
+void pools_leave(void)
+{
+    for (struct pretend_pool *p = pools; p; p = p->next)
+        p->live = p->reserved = 0;
+}
+
 static int hold_pool(struct pretend_pool *pool, size_t size)
 {
     size_t wanted = round_up(pool->live + size, machine.pool_step);
@@ -34,9 +40,9 @@ static void shrink(struct pretend_pool *pool, size_t keep)
     size_t wanted = round_up(pool->live > keep ? pool->live : keep, machine.pool_step);
     if (wanted >= pool->reserved)
         return;
-    held[pool->device] -= pool->reserved - wanted;
+    unhold(pool->device, pool->reserved - wanted);
     pool->reserved = wanted;
-    timeline_line("R %d %d %zu %zu", pool->device, pool->id, wanted, held[pool->device]);
+    timeline_line("R %d %d %zu %zu", pool->device, pool->id, wanted, held_on(pool->device));
 }
 
 static void close_pool(struct pretend_pool *pool)
@@ -78,21 +84,23 @@ int pretend_pool_malloc(struct pretend_pool *pool, size_t size, void **out)
 
 struct pretend_pool *pretend_pool_default(int device)
 {
-    return valid(device) ? &defaults[device] : NULL;
+    int physical = physical_of(device);
+    return physical < 0 ? NULL : &defaults[physical];
 }
 
 struct pretend_pool *pretend_pool_create(int device)
 {
-    struct pretend_pool *pool = valid(device) ? calloc(1, sizeof *pool) : NULL;
+    int physical = physical_of(device);
+    struct pretend_pool *pool = physical < 0 ? NULL : calloc(1, sizeof *pool);
     if (!pool)
         return NULL;
     enter();
-    pool->device = device;
+    pool->device = physical;
     pool->id = pool_count++;
     pool->open = 1;
     pool->next = pools;
     pools = pool;
-    timeline_trace("C %d %d", device, pool->id);
+    timeline_trace("C %d %d", physical, pool->id);
     leave();
     return pool;
 }
@@ -127,11 +135,12 @@ void pretend_pool_trim(struct pretend_pool *pool, size_t keep)
 
 void pretend_synchronised(int device)
 {
-    if (!valid(device))
+    int physical = physical_of(device);
+    if (physical < 0)
         return;
     enter();
     for (struct pretend_pool *p = pools; p; p = p->next)
-        if (p->device == device && p->threshold < p->reserved)
+        if (p->device == physical && p->threshold < p->reserved)
             shrink(p, p->threshold);
     leave();
 }

@@ -41,7 +41,7 @@ static void read_knob(const char *line)
         {"pool_step", &machine.pool_step},       {"malloc_step", &machine.malloc_step},
         {"vmm_step", &machine.vmm_step},         {"extra", &machine.extra},
         {"skew", &machine.skew},                 {"pinned_limit", &machine.pinned_limit},
-        {"timeline_limit", &machine.timeline_limit},
+        {"timeline_limit", &machine.timeline_limit}, {"context", &machine.context},
     };
     char name[64];
     unsigned long long value;
@@ -55,10 +55,16 @@ static void read_knob(const char *line)
 static void read_line(const char *line)
 {
     int a, b;
+    unsigned long long bytes;
     if (read_device(line))
         return;
     if (!strncmp(line, "timeline ", 9)) {
         snprintf(machine.timeline, sizeof machine.timeline, "%s", line + 9);
+    } else if (!strncmp(line, "shared ", 7)) {
+        snprintf(machine.shared, sizeof machine.shared, "%s", line + 7);
+    } else if (sscanf(line, "reserved %d %llu", &a, &bytes) == 2) {
+        if (a >= 0 && a < PRETEND_MAX_DEVICES)
+            machine.devices[a].reserved = bytes;
     } else if (sscanf(line, "peer %d %d", &a, &b) == 2) {
         if (a >= 0 && b >= 0 && a < PRETEND_MAX_DEVICES && b < PRETEND_MAX_DEVICES)
             machine.peers[a][b] = 1;

@@ -21,24 +21,34 @@ struct scenario {
     struct pretend_device devices[PRETEND_MAX_DEVICES];
     int count;
     char peers[PRETEND_MAX_DEVICES][PRETEND_MAX_DEVICES];
-    size_t pool_step, malloc_step, vmm_step, extra, skew, pinned_limit, timeline_limit;
-    char timeline[4096];
+    size_t pool_step, malloc_step, vmm_step, extra, skew, pinned_limit, timeline_limit, context;
+    char timeline[4096]; /* a file, or a folder where it ends with "/" */
+    char shared[4096];   /* the file of the machine's processes; empty: this process alone */
 };
 
 extern struct scenario machine;
 void scenario_read(void);
 
-/* account.c */
-extern size_t held[PRETEND_MAX_DEVICES];
-void account_start(void);
+/* visible.c: ordinals of this process, physical indices of the machine */
+void visible_read(void);
+int physical_of(int device);   /* -1: no such ordinal */
+int visible_of(int physical);  /* -1: hidden */
+
+/* process.c */
+void machine_start(void); /* the scenario and the shared file: enough for readers */
+void account_start(void); /* and this process's own part */
 void enter(void);
 void leave(void);
-int valid(int device);
+
+/* account.c; devices here and below are physical */
 size_t round_up(size_t n, size_t step);
 size_t accounted(size_t asked); /* rounded up to the driver's 512 bytes, plus the extra */
+size_t held_on(int device);
 /* Holds `wanted` where `before` was held, or refuses and writes down who asked for `asked`. */
 int hold(int device, int kind, int pool, size_t asked, size_t before, size_t wanted);
+void unhold(int device, size_t bytes);
 int give_block(int device, int kind, struct pretend_pool *pool, size_t size, void **out);
+void blocks_leave(void);  /* in a child of fork: what was inherited counts in the parent only */
 
 /* addresses.c: one area for each device, and one for page-locked host memory */
 #define PINNED_AREA PRETEND_MAX_DEVICES
@@ -50,13 +60,16 @@ int address_area(const void *address);       /* -1: none of ours */
 
 /* pools.c */
 void pools_start(void);
+void pools_leave(void);
 void pool_returned(struct pretend_pool *pool, size_t size);
 
 /* threads.c: a thread inside the account is held only when it leaves */
 void thread_busy(void);
 void thread_idle(void);
+void threads_leave(void);
 
 /* vmm.c */
+void vmm_leave(void);
 int vmm_device(const void *pointer); /* -1: not mapped memory of a device */
 
 #endif

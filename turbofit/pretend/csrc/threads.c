@@ -77,6 +77,18 @@ void thread_idle(void)
     }
 }
 
+/* In a child of fork: its one thread is none of the parent's, and nobody holds it. */
+void threads_leave(void)
+{
+    for (int i = 0; i < MAX_THREADS; ++i)
+        atomic_store(&thread_ids[i], 0);
+    atomic_store(&closed, 0);
+    atomic_store(&frozen, 0);
+    slot = -1;
+    busy = due = 0;
+    current_device = 0;
+}
+
 static int hold_signal(void) { return SIGRTMIN + 11; }
 
 static void start(void)

@@ -1,6 +1,11 @@
 /* The timeline: one line an event, in the order in which the account saw them.
  *
+ *   I pid ppid devices                   whose it is; the physical index of each of its ordinals
+ *   N command                            its command line
+ *   L path                               the library into which the traces after it point
  *   P phase                              a mark
+ *   S text                               where the newest peak came from, as a Python hook saw it
+ *   K device size left <trace>           this process's context on a device was made
  *   C device pool <trace>                a pool was created
  *   A device kind pool size held address <trace>   memory was given
  *   F address held                       it came back
@@ -9,6 +14,9 @@
  *   O device kind pool size left growth <trace>  out of memory; growth is what was missing room
  *   X from to <trace>                    peer access that the machine lacks
  *
+ * A device is the machine's index. The timeline's path is a file; where it ends with "/" it is a
+ * folder with PID.timeline for each process (PID-1.timeline and so on after exec).
+ *
  * A trace is "@" and offsets into the engine's own library, innermost first;
  * names are looked up afterwards. The file has a fixed length and ends with
  * zero bytes; it is mapped, so it is whole even where the process aborts.
@@ -16,6 +24,7 @@
 #define _GNU_SOURCE
 #include "account.h"
 
+#include <errno.h>
 #include <execinfo.h>
 #include <fcntl.h>
 #include <link.h>
@@ -32,7 +41,9 @@
 static char *text;        /* the file, mapped: what is written survives an abort */
 static size_t filled;
 static size_t limit_bytes;
+static int left;          /* this is a child of fork */
 static uintptr_t engine_begin, engine_end, engine_base;
+static char engine_path[1000];
 
 static int find_engine(struct dl_phdr_info *info, size_t size, void *data)
 {
@@ -47,17 +58,36 @@ static int find_engine(struct dl_phdr_info *info, size_t size, void *data)
         if (p->p_type == PT_LOAD && (p->p_flags & PF_X)) {
             engine_begin = info->dlpi_addr + p->p_vaddr;
             engine_end = engine_begin + p->p_memsz;
+            snprintf(engine_path, sizeof engine_path, "%s", info->dlpi_name);
             return 1;
         }
     }
     return 0;
 }
 
+static int open_in(const char *folder)
+{
+    char path[4200];
+    for (int i = 0; i < 1000; ++i) {
+        if (i)
+            snprintf(path, sizeof path, "%s%d-%d.timeline", folder, (int)getpid(), i);
+        else
+            snprintf(path, sizeof path, "%s%d.timeline", folder, (int)getpid());
+        int file = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (file >= 0 || errno != EEXIST)
+            return file;
+    }
+    return -1;
+}
+
 void timeline_open(const char *path, size_t limit)
 {
     if (!path || !*path || !limit)
         return;
-    int file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int folder = path[strlen(path) - 1] == '/';
+    if (!folder && left) /* one file has room for one process */
+        return;
+    int file = folder ? open_in(path) : open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (file < 0)
         return;
     if (ftruncate(file, (off_t)limit) == 0) {
@@ -70,6 +100,15 @@ void timeline_open(const char *path, size_t limit)
     close(file);
 }
 
+void timeline_leave(void)
+{
+    if (text)
+        munmap(text, limit_bytes);
+    text = NULL;
+    filled = limit_bytes = 0;
+    left = 1;
+}
+
 static void put(const char *line, size_t size)
 {
     if (!text || filled + size >= limit_bytes)
@@ -80,7 +119,7 @@ static void put(const char *line, size_t size)
 
 void timeline_line(const char *format, ...)
 {
-    char line[512];
+    char line[1024];
     va_list list;
     va_start(list, format);
     int n = vsnprintf(line, sizeof line - 1, format, list);
@@ -88,6 +127,9 @@ void timeline_line(const char *format, ...)
     if (n < 0)
         return;
     size_t size = (size_t)n < sizeof line - 1 ? (size_t)n : sizeof line - 2;
+    for (size_t i = 0; i < size; ++i)
+        if (line[i] == '\n' || !line[i])
+            line[i] = ' ';
     line[size++] = '\n';
     put(line, size);
 }
@@ -103,9 +145,9 @@ void timeline_trace(const char *format, ...)
     int n = vsnprintf(line, 256, format, list);
     va_end(list);
     size_t size = n < 0 ? 0 : (size_t)n < 255 ? (size_t)n : 255;
-    if (!engine_end)
-        dl_iterate_phdr(find_engine, NULL);
-    int depth = backtrace(frames, FRAMES), kept = 0;
+    if (!engine_end && dl_iterate_phdr(find_engine, NULL))
+        timeline_line("L %s", engine_path);
+    int depth = engine_end ? backtrace(frames, FRAMES) : 0, kept = 0;
     size += (size_t)snprintf(line + size, sizeof line - size, " @");
     for (int i = 0; i < depth && kept < KEPT; ++i) {
         uintptr_t pc = (uintptr_t)frames[i];

@@ -8,7 +8,7 @@
 
 struct handle {
     uint64_t id;
-    int device, references; /* device -1: a multicast object, without memory of its own */
+    int device, references; /* device (physical) -1: a multicast object, without memory of its own */
     size_t size;
     struct handle *next;
 };
@@ -41,6 +41,12 @@ static struct mapping **mapping_of(const void *pointer)
     return p;
 }
 
+void vmm_leave(void)
+{
+    for (struct handle *h = handles; h; h = h->next)
+        h->size = 0;
+}
+
 int vmm_device(const void *pointer)
 {
     enter();
@@ -58,7 +64,8 @@ size_t pretend_vmm_granularity(void)
 
 int pretend_vmm_create(int device, size_t size, uint64_t *out)
 {
-    if (!valid(device))
+    device = physical_of(device);
+    if (device < 0)
         return PRETEND_INVALID;
     struct handle *h = malloc(sizeof *h);
     if (!h)
@@ -72,7 +79,7 @@ int pretend_vmm_create(int device, size_t size, uint64_t *out)
         *h = (struct handle){next_handle++, device, 1, size, handles};
         handles = h;
         *out = h->id;
-        timeline_trace("A %d %d -1 %zu %zu v%zx", device, PRETEND_VMM, size, held[device],
+        timeline_trace("A %d %d -1 %zu %zu v%zx", device, PRETEND_VMM, size, held_on(device),
                        (size_t)h->id);
     }
     leave();
@@ -110,8 +117,8 @@ static int release(uint64_t id)
             continue;
         if (--h->references == 0) {
             if (h->device >= 0) {
-                held[h->device] -= h->size;
-                timeline_line("F v%zx %zu", (size_t)h->id, held[h->device]);
+                unhold(h->device, h->size);
+                timeline_line("F v%zx %zu", (size_t)h->id, held_on(h->device));
             }
             *p = h->next;
             free(h);
@@ -192,9 +199,9 @@ int pretend_vmm_access(const void *pointer, int device)
     struct mapping *m = *mapping_of(pointer);
     struct handle *h = m ? find_handle(m->handle) : NULL;
     int status = !h ? PRETEND_INVALID
-                 : h->device < 0 || pretend_can_access(device, h->device) ? PRETEND_OK : PRETEND_NO_PEER;
+                 : h->device < 0 || pretend_can_access(device, visible_of(h->device)) ? PRETEND_OK : PRETEND_NO_PEER;
     if (status == PRETEND_NO_PEER)
-        timeline_trace("X %d %d", device, h->device);
+        timeline_trace("X %d %d", physical_of(device), h->device);
     leave();
     return status;
 }

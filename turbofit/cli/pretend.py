@@ -1,0 +1,124 @@
+"""``turbofit pretend --on SPEC -- COMMAND…``: any command on pretend GPUs, and what it held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli import options
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from turbofit.cli.parser import Parser
+    from turbofit.pretend.scenario import Scenario
+    from turbofit.pretend.shared import Shared
+    from turbofit.report.document import Block
+
+__all__ = ["TAKES_REST", "add_arguments", "run"]
+
+#: The command comes after ``--``.
+TAKES_REST: Final = True
+
+_USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
+_EXAMPLE: Final = (
+    "example: turbofit pretend --on 2xrtx3090 --watch -- python train.py. "
+    "The command's output passes through untouched; the report goes to stderr. Exit code: the "
+    "command's own, 128 + N where signal N killed it; without a command run, turbofit's (2 wrong "
+    "use, 4 machine, 7 no C compiler). Values and speed are not real."
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The machine, what to show and what to keep."""
+    parser.usage = _USAGE
+    parser.epilog = _EXAMPLE
+    parser.add_argument(
+        "--on", metavar="SPEC", help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="who holds what, on stderr every two seconds"
+    )
+    parser.add_argument(
+        "--keep", metavar="DIR", help="keep scenario, timelines and report.json in this new folder"
+    )
+    parser.add_argument(
+        "--context",
+        type=options.size,
+        metavar="BYTES",
+        help="what each process's CUDA context takes of a card (default: the card's preset)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="the report as JSON on stdout; the command's stdout then goes to stderr",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command, report, and end as it did."""
+    import json
+    from pathlib import Path
+
+    from turbofit.cli.output import answer, note
+    from turbofit.machine.presets import context_bytes
+    from turbofit.machine.source import machine_from
+    from turbofit.pretend.report import report
+    from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
+    from turbofit.report.pretend_view import pretend_view
+
+    if not args.on:
+        raise UsageError("--on SPEC is missing", hint=f"{_USAGE}, e.g. --on 2xrtx3090")
+    if not args.after:
+        raise UsageError("no command", hint=_USAGE)
+    scenario = scenario_of(
+        machine_from(args.on),
+        lambda gpu: context_bytes(gpu)[0] if args.context is None else args.context,
+    )
+    note(NOTICE)
+    keep = Path(args.keep) if args.keep else None
+    ran = run_pretend(
+        args.after,
+        scenario,
+        keep=keep,
+        stdout=2 if args.json else None,
+        watch=_watch if args.watch else None,
+    )
+    document = report(ran)
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if keep is not None:
+        (keep / "report.json").write_text(text, encoding="utf-8")
+    if args.json:
+        answer(text)
+    else:
+        _note(pretend_view(document))
+    return ran.exit_code
+
+
+def _watch(scenario: Scenario, shared: Shared) -> None:
+    from turbofit.report.pretend_view import watch_view
+
+    cards = []
+    for index, gpu in enumerate(scenario.gpus):
+        holders = [(p.pid, size, _words(p.pid)) for p, size in shared.holders(index)]
+        free = gpu.total - gpu.used - sum(size for _, size, _ in holders)
+        cards.append((gpu.name, gpu.total, max(0, free), holders))
+    _note(watch_view(cards))
+
+
+def _words(pid: int) -> str:
+    """The command of a process; empty where it has just gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+            return file.read().replace("\0", " ").strip()[:60]
+    except OSError:
+        return ""
+
+
+def _note(blocks: Iterable[Block]) -> None:
+    from turbofit.cli.output import note
+    from turbofit.report.terminal import paint
+
+    shown: Any = paint(blocks, width=100)
+    note(f"\n{shown}".rstrip("\n"))

@@ -1,0 +1,140 @@
+"""A command in a process group of its own: signals reach it, and nothing of it stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import IO, Final
+
+from turbofit.core.errors import UsageError
+
+_FORWARDED: Final = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_GRACE: Final = 3.0
+
+
+def run_group(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdout: int | IO[bytes] | None = None,
+    every: float = 3600.0,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Runs a command to its end and then ends whatever it left behind.
+
+    Orphans come to this process (it is their subreaper), even where they began a session of their
+    own; they get SIGTERM, and SIGKILL three seconds later.
+
+    Args:
+        command: program and arguments.
+        env: its whole environment.
+        stdout: as for ``subprocess``; None: it has ours.
+        every: seconds between calls of ``tick`` while it runs.
+        tick: what to do meanwhile.
+
+    Returns:
+        What ``subprocess`` returns: the exit status, negative for a signal.
+
+    Raises:
+        UsageError: there is no such program, or it cannot be run.
+    """
+    others = set(_descendants(os.getpid()))
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        process = subprocess.Popen(
+            list(command),
+            env=dict(env),
+            stdout=stdout,
+            preexec_fn=os.setpgrp,  # noqa: PLW1509 - nothing else runs in this process
+        )
+    except OSError as exc:
+        raise UsageError(
+            f"{command[0]} cannot be run: {exc.strerror or exc}",
+            hint="after -- comes a program with its arguments, as in a shell without quotes",
+        ) from None
+    try:
+        with _forwarding(process.pid), _terminal(process.pid):
+            while True:
+                try:
+                    return process.wait(timeout=every)
+                except subprocess.TimeoutExpired:
+                    tick()
+    finally:
+        _end(process, others)
+
+
+@contextlib.contextmanager
+def _forwarding(group: int) -> Iterator[None]:
+    def forward(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _terminal(group: int) -> Iterator[None]:
+    """Gives the command the terminal, if this is the foreground of one: it may read, Ctrl-C too."""
+    try:
+        ours = os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        ours = False
+    if not ours:
+        yield
+        return
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(0, group)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(0, os.getpgrp())
+        signal.signal(signal.SIGTTOU, before)
+
+
+def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
+    """Ends the group and every descendant; returns when none is left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _GRACE
+        told: set[int] = set()
+        while time.monotonic() < deadline:
+            process.poll()
+            left = set(_descendants(os.getpid())) - others
+            if not left:
+                return
+            for pid in left - told:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+            told |= left
+            time.sleep(0.01)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Every process below one, zombies left out."""
+    below: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError), open(f"/proc/{entry}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+                if fields[0] not in "ZX":
+                    below.setdefault(int(fields[1]), []).append(int(entry))
+    waiting = [pid]
+    while waiting:
+        for child in below.get(waiting.pop(), []):
+            waiting.append(child)
+            yield child

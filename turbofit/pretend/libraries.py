@@ -1,0 +1,111 @@
+"""Which shared libraries a pretend machine has, and what each is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from turbofit.pretend.wants import Wants
+
+__all__ = ["ACCOUNT", "LIBRARIES", "Library", "libraries_for"]
+
+ACCOUNT = "libturbofit_pretend.so"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One shared library: its file name, its sources, and the versions that its symbols carry.
+
+    ``names`` are entry points that must exist; those that no source has are generated.
+    """
+
+    name: str
+    sources: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+    libs: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
+
+    @property
+    def family(self) -> str:
+        """``libcudart`` of ``libcudart.so.13``."""
+        return self.name.partition(".so")[0]
+
+    @property
+    def major(self) -> int:
+        """13 of ``libcudart.so.13``; 12 where it has none that counts."""
+        last = self.name.rpartition(".")[2]
+        return int(last) if self.family == "libcudart" else 12
+
+
+_ACCOUNT = Library(
+    ACCOUNT,
+    (
+        "account.c",
+        "process.c",
+        "visible.c",
+        "shared.c",
+        "scenario.c",
+        "addresses.c",
+        "pools.c",
+        "vmm.c",
+        "timeline.c",
+        "threads.c",
+        "attributes.c",
+        "stubs.c",
+    ),
+    libs=("-lpthread",),
+)
+
+#: What is written by hand, by family.
+_BY_HAND = {
+    "libcudart": (
+        "cudart_device.c",
+        "cudart_memory.c",
+        "cudart_launch.c",
+        "cudart_graph.c",
+        "effects.c",
+    ),
+    "libcuda": ("cuda.c", "cuda_module.c"),
+    "libcublas": ("cublas.c",),
+    "libcublasLt": ("cublaslt.c",),
+    "libcudnn": ("cudnn.c",),
+    "libnccl": ("nccl.c",),
+    "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
+}
+_LIBS = {"libcudart": ("-ldl",), "libnccl": ("-lpthread",)}
+
+#: Always there: what LMDeploy's TurboMind links, with the versions it wants, and NVML.
+_ENGINE = {
+    "libcudart.so.12": Wants(versions=frozenset({"libcudart.so.12"})),
+    "libcuda.so.1": Wants(),
+    "libcublas.so.12": Wants(versions=frozenset({"libcublas.so.12"})),
+    "libcublasLt.so.12": Wants(versions=frozenset({"libcublasLt.so.12"})),
+    "libnccl.so.2": Wants(),
+    "libnvidia-ml.so.1": Wants(),
+}
+
+
+def libraries_for(wanted: Mapping[str, Wants] | None = None) -> tuple[Library, ...]:
+    """All libraries, the account first.
+
+    Args:
+        wanted: by soname, see ``wants.wanted_from``; what TurboMind wants is always there.
+    """
+    every = dict(_ENGINE)
+    for name, wants in (wanted or {}).items():
+        every[name] = every.get(name, Wants()) | wants
+    return (_ACCOUNT, *(_library(name, wants) for name, wants in every.items()))
+
+
+def _library(name: str, wants: Wants) -> Library:
+    family = name.partition(".so")[0]
+    return Library(
+        name,
+        _BY_HAND.get(family, ()),
+        versions=tuple(sorted(wants.versions)),
+        libs=_LIBS.get(family, ()),
+        names=wants.names,
+    )
+
+
+LIBRARIES = libraries_for()

@@ -1,0 +1,108 @@
+"""What a command did on a pretend machine, as one JSON document; all sizes are bytes."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from turbofit.pretend.run import NOTICE, Ran
+from turbofit.pretend.shared import Process
+from turbofit.pretend.usage import Peak, Refusal, Usage
+
+SCHEMA = "turbofit.pretend-run/1"
+
+
+def report(ran: Ran) -> dict[str, Any]:
+    """The document: how it ended, each card at its combined peak, each process, the last refusal.
+
+    Processes that only counted the cards are left out.
+    """
+    pairs = [(p, _usage_of(p, i, ran)) for i, p in enumerate(ran.shared.processes)]
+    return {
+        "schema": SCHEMA,
+        "pretend": NOTICE,
+        "command": list(ran.command),
+        "exit_code": ran.exit_code,
+        "signal": _signal(-ran.code) if ran.code < 0 else None,
+        "seconds": ran.seconds,
+        "context": ran.scenario.context,
+        "gpus": [_gpu(ran, i) for i in range(len(ran.scenario.gpus))],
+        "processes": [_process(p, u, len(ran.scenario.gpus)) for p, u in pairs if p.used],
+        "pinned_peak": ran.shared.pinned_peak,
+        "refused": _refused(pairs),
+    }
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _usage_of(process: Process, index: int, ran: Ran) -> Usage:
+    """The timeline of a slot: both follow the order in which processes of one pid came."""
+    earlier = sum(p.pid == process.pid for p in ran.shared.processes[:index])
+    own = [usage for usage in ran.usages if usage.pid == process.pid]
+    return own[earlier] if earlier < len(own) else Usage(pid=process.pid)
+
+
+def _gpu(ran: Ran, index: int) -> dict[str, Any]:
+    gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
+    return {
+        "gpu": index,
+        "name": gpu.name,
+        "total": gpu.total,
+        "used_by_others": gpu.used,
+        "peak": peak,
+        "left_at_peak": max(0, gpu.total - gpu.used - peak),
+    }
+
+
+def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
+    rows = []
+    for index in range(gpus):
+        if not (process.peak[index] or process.context[index]):
+            continue
+        peak = usage.peaks.get(index, Peak())
+        rows.append(
+            {
+                "gpu": index,
+                "context": process.context[index],
+                "peak": process.peak[index],
+                "phase": peak.phase,
+                "site": peak.site,
+                "held_at_end": process.held[index],
+                "at_combined_peak": process.at_peak[index],
+                "phases": usage.phases.get(index, {}),
+            }
+        )
+    return {
+        "pid": process.pid,
+        "parent": usage.parent,
+        "command": usage.command,
+        "gpus": rows,
+        "pinned_peak": process.pinned_peak,
+        "refused": len(usage.refused),
+    }
+
+
+def _refused(pairs: list[tuple[Process, Usage]]) -> dict[str, Any] | None:
+    """The newest allocation of any process that did not fit; None: all did."""
+    refusing = [(p, u) for p, u in pairs if p.refused_at and u.refused]
+    if not refusing:
+        return None
+    process, usage = max(refusing, key=lambda pair: pair[0].refused_at)
+    last: Refusal = usage.refused[-1]
+    return {
+        "count": sum(len(u.refused) for _, u in refusing),
+        "pid": process.pid,
+        "command": usage.command,
+        "gpu": last.device,
+        "kind": last.kind,
+        "asked": last.asked,
+        "left": last.left,
+        "short": last.short,
+        "phase": last.phase,
+        "site": last.site,
+    }

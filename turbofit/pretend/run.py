@@ -1,0 +1,159 @@
+"""Any command on a pretend machine, and what it and its children did there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu, Machine
+from turbofit.pretend.build import build
+from turbofit.pretend.environment import pretend_environment
+from turbofit.pretend.from_machine import machine_part
+from turbofit.pretend.group import run_group
+from turbofit.pretend.scenario import MIB, Scenario, scenario_from_spec
+from turbofit.pretend.shared import Shared, read_shared
+from turbofit.pretend.timeline import read_timeline
+from turbofit.pretend.usage import Usage, read_usage
+
+NOTICE: Final = "PRETEND GPUs: values and speed are not real"
+WATCH_SECONDS: Final = 2.0
+_TIMELINE_LIMIT: Final = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that has ended.
+
+    Attributes:
+        command: program and arguments.
+        code: exit status, negative for the signal that ended it.
+        seconds: wall time.
+        scenario: the machine.
+        shared: its processes and the combined peaks.
+        usages: what each timeline tells; a process that called exec has several.
+    """
+
+    command: tuple[str, ...]
+    code: int
+    seconds: float
+    scenario: Scenario
+    shared: Shared
+    usages: tuple[Usage, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell would say it: 128 and the signal's number for a signal."""
+        return 128 - self.code if self.code < 0 else self.code
+
+
+def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
+    """The pretend twin of a machine; its processes pay for their CUDA contexts as they come.
+
+    Args:
+        machine: from a SPEC or a snapshot.
+        context: bytes of one process's context on a card; the largest counts for all of them.
+
+    Raises:
+        MachineError: something of a card is not known.
+        PretendError: a card is of a kind that cannot be pretended.
+    """
+    indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
+    part = machine_part(machine, indices)
+    gpus = {gpu.index: gpu for gpu in machine.gpus}
+    for index, one in zip(indices, part["gpus"], strict=True):
+        reserved = gpus[index].reserved
+        one["reserved"] = reserved if isinstance(reserved, int) else 0
+    part["context"] = max((context(gpus[i]) for i in indices), default=0)
+    part["timeline_limit"] = _TIMELINE_LIMIT
+    return scenario_from_spec(part)
+
+
+def run_pretend(
+    command: Sequence[str],
+    scenario: Scenario,
+    *,
+    keep: Path | None = None,
+    stdout: int | IO[bytes] | None = None,
+    watch: Callable[[Scenario, Shared], None] | None = None,
+    base: Mapping[str, str] | None = None,
+) -> Ran:
+    """Runs a command on a pretend machine until it and all that it began are gone.
+
+    Args:
+        command: program and arguments.
+        scenario: the machine.
+        keep: a new or empty folder for scenario, shared file and timelines; None: they go.
+        stdout: where the command's standard output goes; None: to ours.
+        watch: called every two seconds with the machine's processes.
+        base: the environment to start from, by default this process's.
+
+    Raises:
+        UsageError: the command cannot be run, or the folder cannot be used.
+        PretendError: the pretend libraries cannot be built.
+    """
+    libraries = build()
+    with ExitStack() as stack:
+        folder = _kept(keep) if keep else _temporary(stack)
+        timelines, shared = folder / "timelines", folder / "shared"
+        timelines.mkdir()
+        path = folder / "scenario"
+        path.write_text(scenario.text(f"{timelines}/", str(shared)), encoding="utf-8")
+
+        def tick() -> None:
+            if watch is not None:
+                watch(scenario, read_shared(shared))
+
+        begun = time.monotonic()
+        code = run_group(
+            command,
+            pretend_environment(libraries, path, base),
+            stdout=stdout,
+            every=WATCH_SECONDS if watch else 3600.0,
+            tick=tick,
+        )
+        seconds = round(time.monotonic() - begun, 3)
+        usages = [read_usage(read_timeline(file)) for file in _in_order(timelines)]
+        for file in timelines.iterdir():
+            _shorten(file)
+        return Ran(tuple(command), code, seconds, scenario, read_shared(shared), tuple(usages))
+
+
+def _temporary(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turbofit-pretend-")))
+
+
+def _kept(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = any(folder.iterdir())
+    except OSError as exc:
+        raise UsageError(
+            f"{folder} cannot be used: {exc.strerror or exc}", hint="name a folder for --keep"
+        ) from None
+    if used:
+        raise UsageError(f"{folder} is not empty", hint="name a new folder for --keep")
+    return folder.resolve()
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """The timelines, oldest first."""
+    return sorted(folder.glob("*.timeline"), key=lambda path: (path.stat().st_ctime_ns, path.name))
+
+
+def _shorten(path: Path) -> None:
+    """Cuts off the zero bytes that follow the last event."""
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            end = chunk.find(b"\0")
+            size += len(chunk) if end < 0 else end
+            if end >= 0:
+                break
+    os.truncate(path, size)
