@@ -122,9 +122,7 @@ def run_pretend(
         usages = [read_usage(read_timeline(file)) for file in _in_order(timelines)]
         for file in timelines.iterdir():
             _shorten(file)
-        return Ran(
-            tuple(command), code, seconds, scenario, read_shared(shared), tuple(usages)
-        )
+        return Ran(tuple(command), code, seconds, scenario, read_shared(shared), tuple(usages))
 
 
 def _temporary(stack: ExitStack) -> Path:

@@ -1,4 +1,4 @@
-"""A command's run on pretend GPUs, as blocks: how it ended, cards, processes; and the live table."""
+"""A command's run on pretend GPUs: how it ended, cards, processes; and the table of `--watch`."""
 
 from __future__ import annotations
 
@@ -106,4 +106,6 @@ def watch_view(
 
 def _columns(*titles: str) -> tuple[Column, ...]:
     text = ("name", "phase", "process")
-    return tuple(Column(title=t, right=t not in text, wrap=t in ("process", "phase")) for t in titles)
+    return tuple(
+        Column(title=t, right=t not in text, wrap=t in ("process", "phase")) for t in titles
+    )
