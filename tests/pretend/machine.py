@@ -18,7 +18,10 @@ from turbofit.pretend.shared import Shared, read_shared
 from turbofit.pretend.timeline import Event, read_timeline
 
 MORE = """
-uuid_of = lambda d: (lambda b: (account.pretend_uuid(d, b), b.raw.hex())[1])(ctypes.create_string_buffer(16))
+def uuid_of(device):
+    b = ctypes.create_string_buffer(16)
+    assert account.pretend_uuid(device, b) == 0
+    return b.raw.hex()
 def count():
     n = ctypes.c_int(); rt.cudaGetDeviceCount(byref(n)); return n.value
 def say(value):

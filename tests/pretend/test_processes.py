@@ -21,7 +21,10 @@ def end(*processes: subprocess.Popen[str]) -> None:
 
 def test_two_processes_share_a_card(libraries: Path, tmp_path: Path) -> None:
     machine = make(libraries, tmp_path)
-    code = "a = malloc(400); say([free(), a != 2]); wait(); b = malloc(300); say([free(), b != 2]); wait()"
+    code = """
+    a = malloc(400); say([free(), a != 2]); wait()
+    b = malloc(300); say([free(), b != 2]); wait()
+    """
     one = machine.start(code)
     assert ask(one) == [500, True]
     two = machine.start(code)
@@ -85,7 +88,7 @@ def test_killed_while_it_holds_the_lock(libraries: Path, tmp_path: Path) -> None
     code = """
     malloc(100)
     import mmap
-    with open(sys.argv[0] if False else os.environ["SHARED"], "r+b") as f:
+    with open(os.environ["SHARED"], "r+b") as f:
         m = mmap.mmap(f.fileno(), 0)
     at = (ctypes.c_char * len(m)).from_buffer(m)
     libc = ctypes.CDLL(None)
@@ -116,8 +119,6 @@ def test_four_processes_never_exceed_a_card(libraries: Path, tmp_path: Path) -> 
             p = malloc(rng.choice((0.5, 2, 7, 19, 40)))
             if p == 2: refused += 1
             else: kept.append(p)
-        account.pretend_held.restype = size_t
-    live = account.pretend_held(0)
     for p in kept: rt.cudaFree(p)
     say([refused > 0, account.pretend_held(0)])
     """
@@ -195,7 +196,10 @@ def test_visible_devices(
 ) -> None:
     machine = make(libraries, tmp_path, Scenario(THREE, timeline_limit=1 << 20))
     env = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
-    code = "say([count(), [account.pretend_physical(i) for i in range(count())], account.pretend_physical(count())])"
+    code = """
+    at = account.pretend_physical
+    say([count(), [at(i) for i in range(count())], at(count())])
+    """
     assert machine.run(code, **env) == [len(shown), shown, -1]
 
 
@@ -206,7 +210,8 @@ def test_ordinals_are_the_processes_own(libraries: Path, tmp_path: Path) -> None
         Scenario(THREE, peers=frozenset({(0, 2), (2, 0)}), timeline_limit=1 << 20),
     )
     code = """
-    can = lambda a, b: (lambda n: (rt.cudaDeviceCanAccessPeer(byref(n), a, b), n.value)[1])(ctypes.c_int())
+    def can(a, b):
+        n = ctypes.c_int(); rt.cudaDeviceCanAccessPeer(byref(n), a, b); return n.value
     a, pinned = malloc(10), ctypes.c_int(); device = ctypes.c_int()
     account.pretend_locate(a, byref(device), byref(pinned))
     say([os.getpid(), free(), device.value, can(0, 1), can(1, 0), rt.cudaSetDevice(2), uuid_of(0)])

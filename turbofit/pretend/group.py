@@ -63,13 +63,19 @@ def run_group(
         ) from None
     try:
         with _forwarding(process.pid), _terminal(process.pid):
-            while True:
-                try:
-                    return process.wait(timeout=every)
-                except subprocess.TimeoutExpired:
-                    tick()
+            while not _ended(process, every):
+                tick()
+        return process.returncode
     finally:
         _end(process, others)
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -108,7 +114,7 @@ def _terminal(group: int) -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
-    """Ends the group and every descendant; returns when none is left."""
+    """Ends every new descendant, group or not; returns when none is left, not even as a zombie."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE
         told: set[int] = set()
@@ -117,22 +123,24 @@ def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
             left = set(_descendants(os.getpid())) - others
             if not left:
                 return
-            for pid in left - told:
+            for pid in left:
                 with contextlib.suppress(OSError):
-                    os.kill(pid, number)
+                    if pid not in told:
+                        os.kill(pid, number)
+                    if pid != process.pid:
+                        os.waitpid(pid, os.WNOHANG)
             told |= left
             time.sleep(0.01)
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    """Every process below one, zombies left out."""
+    """Every process below one, zombies too."""
     below: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError, ValueError), open(f"/proc/{entry}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-                if fields[0] not in "ZX":
-                    below.setdefault(int(fields[1]), []).append(int(entry))
+                parent = int(file.read().rpartition(")")[2].split()[1])
+                below.setdefault(parent, []).append(int(entry))
     waiting = [pid]
     while waiting:
         for child in below.get(waiting.pop(), []):

@@ -84,6 +84,7 @@ def _process(process: Process, usage: Usage, gpus: int) -> dict[str, Any]:
         "gpus": rows,
         "pinned_peak": process.pinned_peak,
         "refused": len(usage.refused),
+        "complete": usage.complete,
     }
 
 

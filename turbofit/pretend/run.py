@@ -17,9 +17,10 @@ from turbofit.pretend.build import build
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.group import run_group
+from turbofit.pretend.program import site_of
 from turbofit.pretend.scenario import MIB, Scenario, scenario_from_spec
 from turbofit.pretend.shared import Shared, read_shared
-from turbofit.pretend.timeline import read_timeline
+from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
 
 NOTICE: Final = "PRETEND GPUs: values and speed are not real"
@@ -98,7 +99,8 @@ def run_pretend(
         UsageError: the command cannot be run, or the folder cannot be used.
         PretendError: the pretend libraries cannot be built.
     """
-    libraries = build()
+    site = site_of(command)
+    libraries = build(site=site)
     with ExitStack() as stack:
         folder = _kept(keep) if keep else _temporary(stack)
         timelines, shared = folder / "timelines", folder / "shared"
@@ -113,15 +115,13 @@ def run_pretend(
         begun = time.monotonic()
         code = run_group(
             command,
-            pretend_environment(libraries, path, base),
+            pretend_environment(libraries, path, base, site=site, keep=True),
             stdout=stdout,
             every=WATCH_SECONDS if watch else 3600.0,
             tick=tick,
         )
         seconds = round(time.monotonic() - begun, 3)
-        usages = [read_usage(read_timeline(file)) for file in _in_order(timelines)]
-        for file in timelines.iterdir():
-            _shorten(file)
+        usages = [_take(file) for file in sorted(timelines.iterdir(), key=_place)]
         return Ran(tuple(command), code, seconds, scenario, read_shared(shared), tuple(usages))
 
 
@@ -142,13 +142,16 @@ def _kept(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _in_order(folder: Path) -> list[Path]:
-    """The timelines, oldest first."""
-    return sorted(folder.glob("*.timeline"), key=lambda path: (path.stat().st_ctime_ns, path.name))
+def _place(path: Path) -> tuple[int, int]:
+    """``PID.timeline`` comes before ``PID-1.timeline``, which the same process wrote after exec."""
+    pid, _, count = path.stem.partition("-")
+    return int(pid), int(count or 0)
 
 
-def _shorten(path: Path) -> None:
-    """Cuts off the zero bytes that follow the last event."""
+def _take(path: Path) -> Usage:
+    """What a timeline tells; the zero bytes that follow its last event are cut off."""
+    usage = read_usage(read_timeline(path))
+    usage.complete = not timeline_is_full(path)
     size = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -157,3 +160,4 @@ def _shorten(path: Path) -> None:
             if end >= 0:
                 break
     os.truncate(path, size)
+    return usage

@@ -44,7 +44,11 @@ class Refusal:
 
 @dataclass
 class Usage:
-    """One process: its parent, its command, what it held and what it was refused."""
+    """One process: its parent, its command, what it held and what it was refused.
+
+    ``complete`` is False where the timeline was full before the process ended: phases, calls and
+    refusals then end early.
+    """
 
     pid: int = 0
     parent: int = 0
@@ -52,6 +56,7 @@ class Usage:
     peaks: dict[int, Peak] = field(default_factory=dict)
     phases: dict[int, dict[str, int]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+    complete: bool = True
 
 
 def read_usage(events: Iterable[Event]) -> Usage:

@@ -1,4 +1,4 @@
-"""A command's run on pretend GPUs, as blocks: how it ended, cards, processes; and the live table."""
+"""A command's run on pretend GPUs: how it ended, cards, processes; and the table of `--watch`."""
 
 from __future__ import annotations
 
@@ -76,6 +76,12 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
     columns = _columns("pid", "GPU", "context", "peak", "at end", "of the cards' peak", "phase")
     yield Table(columns=columns, rows=tuple(rows))
     yield Items(items=tuple(f"{p['pid']}: {p['command']}" for p in processes), tone="dim")
+    for process in processes:
+        if not process["complete"]:
+            text = (
+                f"{process['pid']}: its timeline is full; phases and calls after that are missing"
+            )
+            yield Line(text=text, tone="warn")
     if sites:
         yield Heading(text="Where the peaks came from")
         yield Items(items=tuple(sites))

@@ -1,0 +1,236 @@
+"""``turbofit pretend`` as people use it: a command in a process, its children, its death."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbofit.core.units import GIB, MIB
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler"
+)
+
+PRELUDE = """
+import ctypes, os, signal, subprocess, sys, time
+MIB = 1 << 20
+rt = ctypes.CDLL("libcudart.so.12")
+account = ctypes.CDLL("libturbofit_pretend.so")
+def malloc(mib):
+    p = ctypes.c_void_p()
+    return rt.cudaMalloc(ctypes.byref(p), ctypes.c_size_t(int(mib * MIB)))
+def free():
+    a, b = ctypes.c_size_t(), ctypes.c_size_t()
+    assert rt.cudaMemGetInfo(ctypes.byref(a), ctypes.byref(b)) == 0
+    return a.value // MIB
+def again(*words):
+    return [sys.executable, sys.argv[0], *words]
+words = sys.argv[1:]
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Any:
+    """``program(code)``: the path of a small program."""
+
+    def write(code: str) -> str:
+        path = tmp_path / "prog.py"
+        path.write_text(PRELUDE + textwrap.dedent(code))
+        return str(path)
+
+    return write
+
+
+def words_of(*words: str) -> list[str]:
+    return [sys.executable, "-m", "turbofit", "pretend", *words]
+
+
+def pretend(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words_of(*words), capture_output=True, text=True, check=False, timeout=90,
+        env={**os.environ, **environ},
+    )  # fmt: skip
+
+
+def document(*words: str) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+    done = pretend("--json", *words)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found, done
+
+
+def test_the_commands_own_words_and_end(program: Any) -> None:
+    path = program("print('its answer'); print('its log', file=sys.stderr); malloc(1); sys.exit(7)")
+    done = pretend("--on", "1xrtx3090", "--", sys.executable, path)
+    assert (done.returncode, done.stdout) == (7, "its answer\n")
+    assert done.stderr.splitlines()[0] == "PRETEND GPUs: values and speed are not real"
+    assert "its log" in done.stderr
+    assert "ended with exit code 7" in done.stderr
+
+
+def test_death_by_a_refused_allocation(program: Any) -> None:
+    path = program(
+        """
+        account.pretend_mark(b"load"); malloc(3000); account.pretend_site(b"prog.py:7 load")
+        account.pretend_mark(b"run"); malloc(1000); account.pretend_site(b"prog.py:8 run")
+        code = malloc(30000); account.pretend_site(b"prog.py:9 image")
+        if code: os.abort()
+        """
+    )
+    seen, done = document("--on", "1xrtx3090", "--context", "400MiB", "--", sys.executable, path)
+    assert (seen["exit_code"], seen["signal"], done.returncode) == (134, "SIGABRT", 134)
+    (gpu,) = seen["gpus"]
+    assert gpu["peak"] == 4400 * MIB
+    assert gpu["left_at_peak"] == gpu["total"] - 4400 * MIB
+    (process,) = seen["processes"]
+    (row,) = process["gpus"]
+    assert (row["context"], row["peak"], row["held_at_end"]) == (400 * MIB, 4000 * MIB, 4000 * MIB)
+    assert (row["phase"], row["site"]) == ("run", "prog.py:8 run")
+    assert row["phases"] == {"load": 3000 * MIB, "run": 4000 * MIB}
+    refused = seen["refused"]
+    assert (refused["asked"], refused["left"]) == (30000 * MIB, gpu["left_at_peak"])
+    assert refused["short"] == 30000 * MIB - refused["left"]
+    assert (refused["pid"], refused["gpu"], refused["site"]) == (
+        process["pid"],
+        0,
+        "prog.py:9 image",
+    )
+    assert path in refused["command"]
+    text = pretend("--on", "1xrtx3090", "--", sys.executable, path).stderr
+    assert "killed by SIGABRT" in text
+    assert "last refused: 29.3 GiB (cudaMalloc) on GPU 0" in text
+    assert "prog.py:9 image" in text
+
+
+def test_children_by_fork_spawn_and_with_their_own_devices(program: Any) -> None:
+    path = program(
+        """
+        if words:
+            malloc(2000); print(free()); sys.exit()
+        malloc(1000)
+        child = os.fork()
+        if not child:
+            malloc(500); os._exit(0)
+        os.waitpid(child, 0)
+        for shown in ("0", "1"):
+            env = {**os.environ, "CUDA_VISIBLE_DEVICES": shown}
+            subprocess.run(again("child"), env=env, check=True)
+        """
+    )
+    seen, done = document("--on", "2xrtx3090", "--context", "100MiB", "--", sys.executable, path)
+    total = seen["gpus"][0]["total"] // MIB
+    # with --json the command's own words go to stderr
+    assert [int(w) for w in done.stderr.split() if w.isdigit()] == [total - 3200, total - 2100]
+    assert [g["peak"] // MIB for g in seen["gpus"]] == [3200, 2100]
+    rows = [[(g["gpu"], g["peak"] // MIB) for g in p["gpus"]] for p in seen["processes"]]
+    assert rows == [[(0, 1000)], [(0, 500)], [(0, 2000)], [(1, 2000)]]
+    first, forked, one, _ = seen["processes"]
+    assert forked["parent"] == first["pid"] == one["parent"]
+    assert [p["gpus"][0]["at_combined_peak"] // MIB for p in (first, forked, one)] == [
+        1100,
+        0,
+        2100,
+    ]
+    assert one["command"].endswith("prog.py child")
+
+
+def test_the_context_is_the_presets_unless_said(program: Any) -> None:
+    path = program("malloc(10)")
+    seen, _ = document("--on", "1xrtx3090", "--", sys.executable, path)
+    assert seen["context"] > 100 * MIB
+    assert seen["processes"][0]["gpus"][0]["context"] == seen["context"]
+    seen, _ = document("--on", "1xrtx3090", "--context", "0", "--", sys.executable, path)
+    assert seen["gpus"][0]["peak"] == 10 * MIB
+
+
+def test_nothing_is_left_behind(program: Any, tmp_path: Path) -> None:
+    """Orphans, even in sessions of their own and deaf to SIGTERM."""
+    path = program(
+        """
+        if words:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            open(words[0], "w").write(str(os.getpid())); time.sleep(60)
+        for i in range(2):
+            subprocess.Popen(again(f"{sys.argv[0]}.{i}"), start_new_session=bool(i))
+        while not all(os.path.exists(f"{sys.argv[0]}.{i}") for i in range(2)): time.sleep(0.01)
+        time.sleep(0.1)
+        """
+    )
+    begun = time.monotonic()
+    assert pretend("--on", "1xl4", "--", sys.executable, path).returncode == 0
+    assert time.monotonic() - begun < 30
+    for i in range(2):
+        pid = int(Path(f"{path}.{i}").read_text())
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_the_command(program: Any, number: signal.Signals) -> None:
+    path = program(
+        """
+        def told(number, _):
+            print("told", number, flush=True); sys.exit(5)
+        signal.signal(signal.SIGTERM, told); signal.signal(signal.SIGINT, told)
+        print("up", flush=True); time.sleep(60)
+        """
+    )
+    with subprocess.Popen(
+        words_of("--on", "1xl4", "--", sys.executable, path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (5, f"told {int(number)}\n")
+    assert "ended with exit code 5" in err
+
+
+def test_watch_and_keep(program: Any, tmp_path: Path) -> None:
+    path = program("malloc(1234); time.sleep(2.6)")
+    kept = tmp_path / "kept"
+    done = pretend(
+        "--on", "1xl4", "--watch", "--keep", str(kept), "--context", "0", "--", sys.executable, path
+    )
+    assert done.returncode == 0
+    assert "1,234.0" in done.stderr.split("ended well")[0]
+    assert json.loads((kept / "report.json").read_text())["gpus"][0]["peak"] == 1234 * MIB
+    (timeline,) = (kept / "timelines").iterdir()
+    assert timeline.stat().st_size < 4096
+    again = pretend("--on", "1xl4", "--keep", str(kept), "--", "true")
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+
+
+def test_wrong_use_is_said_in_two_lines(tmp_path: Path) -> None:
+    for words, cause in (
+        (["--on", "1xl4"], "no command"),
+        (["--", "true"], "--on SPEC is missing"),
+        (["--on", "1xl4", "--", str(tmp_path / "missing")], "cannot be run"),
+        (["--on", "1xnonsense", "--", "true"], "nonsense"),
+    ):
+        done = pretend(*words)
+        assert done.returncode == 2
+        error, hint = done.stderr.splitlines()[-2:]
+        assert error.startswith("error: ")
+        assert cause in error
+        assert hint.startswith("hint: ")
+        assert done.stdout == ""
+
+
+def test_a_command_without_cuda(tmp_path: Path) -> None:
+    seen, done = document("--on", "1xl4", "--", "sh", "-c", "echo hello; kill -9 $$")
+    assert (done.returncode, seen["signal"]) == (137, "SIGKILL")
+    assert (seen["processes"], seen["refused"]) == ([], None)
+    assert 20 * GIB < seen["gpus"][0]["total"] < 24 * GIB
+    assert "hello" in done.stderr

@@ -1,0 +1,53 @@
+"""Which Python a command runs, and whether its torch is a CUDA build."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from turbofit.pretend.environment import cuda_site
+
+__all__ = ["site_of"]
+
+_PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
+_SECONDS: Final = 30.0
+_ASK: Final = "import sysconfig; print(sysconfig.get_paths()['platlib'])"
+
+
+def site_of(command: Sequence[str]) -> Path | None:
+    """The folder of packages whose CUDA libraries a command will load; None where there are none.
+
+    A Python and a script that names one in its first line are asked; of anything else (a shell
+    script, a compiled program) it is taken that it runs this Python's packages.
+    """
+    python = _interpreter(command[0])
+    if python is None:
+        return cuda_site()
+    try:
+        asked = subprocess.run(
+            [python, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return cuda_site()
+    site = Path(asked.stdout.strip() or "/nonexistent")
+    return site if (site / "torch" / "lib" / "libtorch_cuda.so").exists() else None
+
+
+def _interpreter(program: str) -> str | None:
+    found = shutil.which(program)
+    if found is None:
+        return None
+    if _PYTHON.match(Path(found).name):
+        return found
+    try:
+        with open(found, "rb") as file:
+            first = file.readline(512)
+    except OSError:
+        return None
+    words = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
+    named = next((word for word in words if _PYTHON.match(Path(word).name)), None)
+    return shutil.which(named) if named else None
