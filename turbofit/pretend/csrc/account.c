@@ -242,6 +242,21 @@ int pretend_locate(const void *pointer, int *device, int *pinned)
     return *device >= 0;
 }
 
+int pretend_range(const void *pointer, void **base, size_t *size)
+{
+    enter();
+    int status = PRETEND_INVALID;
+    for (size_t i = 0; i < BUCKETS && status; ++i)
+        for (struct block *b = table[i]; b && status; b = b->next)
+            if ((const char *)pointer >= b->address && (const char *)pointer < b->address + b->span) {
+                *base = b->address;
+                *size = b->size;
+                status = PRETEND_OK;
+            }
+    leave();
+    return status;
+}
+
 void pretend_copy(void *to, const void *from, size_t size)
 {
     if (to && from && size <= SMALL_COPY)

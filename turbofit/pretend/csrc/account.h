@@ -78,6 +78,8 @@ PRETEND_API void pretend_site(const char *text);
 /* 1 and the device where the pointer is device memory, 0 elsewhere;
  * *pinned is 1 for page-locked host memory. */
 PRETEND_API int pretend_locate(const void *pointer, int *device, int *pinned);
+/* The allocation that a pointer lies in. */
+PRETEND_API int pretend_range(const void *pointer, void **base, size_t *size);
 /* Small copies are made, large ones and those of unknown memory are not. */
 PRETEND_API void pretend_copy(void *to, const void *from, size_t size);
 PRETEND_API void pretend_fill(void *to, int value, size_t size);

@@ -125,6 +125,24 @@ API int cuPointerGetAttribute(void *value, int attribute, uint64_t pointer)
     return success;
 }
 
+API int cuMemGetAddressRange_v2(uint64_t *base, size_t *size, uint64_t pointer)
+{
+    void *begin;
+    size_t bytes;
+    if (pretend_range((void *)(size_t)pointer, &begin, &bytes))
+        return invalid_value;
+    if (base)
+        *base = (uint64_t)(size_t)begin;
+    if (size)
+        *size = bytes;
+    return success;
+}
+
+API int cuMemGetAddressRange(uint64_t *base, size_t *size, uint64_t pointer)
+{
+    return cuMemGetAddressRange_v2(base, size, pointer);
+}
+
 /* ---------------------------------------------------------------- modules */
 
 static int make(void **out)

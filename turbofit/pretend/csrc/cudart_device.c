@@ -208,23 +208,39 @@ API const char *cudaGetErrorName(error_t_ e)
 
 /* ---------------------------------------------------- the driver, by name */
 
-/* A function of our libcuda, or none: whoever asks has to live without. */
+static int missing(void) { return not_supported; }
+
+static void *driver_function(const char *name)
+{
+    static void *driver;
+    if (!driver)
+        driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    return driver ? dlsym(driver, name) : NULL;
+}
+
+/* A function of our libcuda; in place of what it does not have, one that says "not supported". */
 API error_t_ cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
                                              unsigned long long flags, int *result)
 {
-    static void *driver;
     (void)version;
     (void)flags;
-    if (!driver)
-        driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
-    *function = driver ? dlsym(driver, name) : NULL;
+    *function = driver_function(name);
+    if (!*function) {
+        pretend_stub(name);
+        *function = (void *)missing;
+    }
     if (result)
-        *result = *function ? 0 : 1; /* success, symbol not found */
+        *result = 0;
     return success;
 }
 
+/* The older one: whoever asks lives without what is not found. */
 API error_t_ cudaGetDriverEntryPoint(const char *name, void **function, unsigned long long flags,
                                     int *result)
 {
-    return cudaGetDriverEntryPointByVersion(name, function, PRETEND_CUDA * 1000, flags, result);
+    (void)flags;
+    *function = driver_function(name);
+    if (result)
+        *result = *function ? 0 : 1; /* success, symbol not found */
+    return success;
 }

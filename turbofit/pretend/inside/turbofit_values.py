@@ -4,7 +4,7 @@ Each operation runs first as it is: the real allocator, the real errors. Then, w
 are small or hold integers, it is done again on the CPU, on the same memory: pretend device memory
 can be read and written by the host. So lengths, masks, indices and loops are right, and a network
 of small tensors gives what it gives on a CPU. The rest is left alone; integers that nobody computed
-are 0, so that an index made of them is always valid.
+are 0 (up to 4 million of them), so that an index made of them is valid.
 
 It also tells the account which line of Python raised the peak. Runs inside the user's process; it
 needs torch and nothing of turbofit.
@@ -98,6 +98,13 @@ def _mode_class(torch: Any) -> Any:
         for name in names
     }
     by_index = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+    unset = {
+        aten.empty.memory_format,
+        aten.empty_strided.default,
+        aten.empty_like.default,
+        aten.new_empty.default,
+        aten.new_empty_strided.default,
+    }
     hopeless: set[Any] = set()
 
     def on_card(value: Any) -> bool:
@@ -164,7 +171,7 @@ def _mode_class(torch: Any) -> Any:
             outputs = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, tensor)]
             if inputs or any(map(on_card, outputs)):
                 self._account.look(str(func))
-                if outputs and not is_view(func):
+                if outputs and func not in unset and not is_view(func):
                     self._compute(func, args, kwargs, inputs, outputs)
             return out
 
@@ -204,7 +211,8 @@ def _mode_class(torch: Any) -> Any:
                             alias(place).copy_(result)
                     return
             for one in fresh:
-                if on_card(one) and one.numel() and (whole(one.dtype) or one.numel() <= SMALL):
+                most = INTEGERS if whole(one.dtype) else SMALL
+                if on_card(one) and 0 < one.numel() <= most:
                     alias(one).zero_()
 
     return Values
