@@ -234,3 +234,18 @@ def test_a_command_without_cuda(tmp_path: Path) -> None:
     assert (seen["processes"], seen["refused"]) == ([], None)
     assert 20 * GIB < seen["gpus"][0]["total"] < 24 * GIB
     assert "hello" in done.stderr
+
+
+def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:
+    path = program("print(os.getpid(), flush=True); time.sleep(60)")
+    with subprocess.Popen(
+        words_of("--on", "1xl4", "--", sys.executable, path), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+    stat = Path(f"/proc/{pid}/stat")
+    until = time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -18,6 +18,7 @@ _FORWARDED: Final = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_PDEATHSIG: Final = 1  # even where this process is killed, its command does not stay
 _GRACE: Final = 3.0
 
 
@@ -48,13 +49,19 @@ def run_group(
         UsageError: there is no such program, or it cannot be run.
     """
     others = set(_descendants(os.getpid()))
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    def begin() -> None:
+        os.setpgrp()
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
     try:
         process = subprocess.Popen(
             list(command),
             env=dict(env),
             stdout=stdout,
-            preexec_fn=os.setpgrp,  # noqa: PLW1509 - nothing else runs in this process
+            preexec_fn=begin,  # noqa: PLW1509 - nothing else runs in this process
         )
     except OSError as exc:
         raise UsageError(
