@@ -15,7 +15,7 @@ __all__ = ["site_of"]
 
 _PYTHON: Final = re.compile(r"(python|pypy)[\d.]*$")
 _SECONDS: Final = 30.0
-_ASK: Final = "import sysconfig; print(sysconfig.get_paths()['platlib'])"
+_ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
 
 
 def site_of(command: Sequence[str]) -> Path | None:
@@ -33,8 +33,8 @@ def site_of(command: Sequence[str]) -> Path | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return cuda_site()
-    site = Path(asked.stdout.strip() or "/nonexistent")
-    return site if (site / "torch" / "lib" / "libtorch_cuda.so").exists() else None
+    folder = Path(asked.stdout.strip() or "/nonexistent").parent
+    return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 
 
 def _interpreter(program: str) -> str | None:

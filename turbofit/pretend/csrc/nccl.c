@@ -1,10 +1,15 @@
-/* Stand-in for libnccl.so.2, single process: communicators know their ranks,
- * ncclMemAlloc is on the account, collectives move nothing. */
+/* Stand-in for libnccl.so.2: communicators know their ranks, ncclMemAlloc is on the account,
+ * collectives move nothing and wait for nobody. Ranks meet only to split a communicator, and only
+ * those of one process can. */
+#define _GNU_SOURCE
 #include "account.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #define API __attribute__((visibility("default")))
 #define VERSION 22809 /* 2.28.9: windows are registered */
@@ -12,6 +17,7 @@
 enum { success = 0, unhandled_cuda = 1, system_error = 2, invalid_argument = 4, invalid_usage = 5 };
 
 #define MAX_RANKS 64
+#define SPLIT_SECONDS 30
 
 /* What the ranks of a communicator share: where they meet to split it. */
 struct group {
@@ -70,7 +76,7 @@ API int ncclGetUniqueId(unique_id *id)
 {
     memset(id, 0, sizeof *id);
     pthread_mutex_lock(&lock);
-    id->number = ++ids << 32;
+    id->number = (uint64_t)getpid() << 40 | ++ids << 24; /* below: the parts of splits */
     pthread_mutex_unlock(&lock);
     return success;
 }
@@ -82,6 +88,49 @@ API int ncclCommInitRank(struct comm **out, int ranks, unique_id id, int rank)
     *out = make_comm(rank, ranks, id.number);
     pthread_mutex_unlock(&lock);
     return *out ? success : system_error;
+}
+
+API int ncclCommInitRankConfig(struct comm **out, int ranks, unique_id id, int rank, void *config)
+{
+    (void)config;
+    return ncclCommInitRank(out, ranks, id, rank);
+}
+
+API int ncclCommInitRankScalable(struct comm **out, int ranks, int rank, int count, unique_id *list,
+                                 void *config)
+{
+    (void)config;
+    return count > 0 ? ncclCommInitRank(out, ranks, list[0], rank) : invalid_argument;
+}
+
+API int ncclCommInitAll(struct comm **out, int ranks, const int *devices)
+{
+    unique_id id;
+    (void)devices;
+    ncclGetUniqueId(&id);
+    for (int rank = 0; rank < ranks; ++rank)
+        if (ncclCommInitRank(&out[rank], ranks, id, rank))
+            return system_error;
+    return success;
+}
+
+API int ncclCommGetAsyncError(const struct comm *c, int *state)
+{
+    (void)c;
+    *state = success;
+    return success;
+}
+
+API int ncclCommFinalize(struct comm *c)
+{
+    (void)c;
+    return success;
+}
+
+API int ncclCommAbort(struct comm *c)
+{
+    free(c);
+    return success;
 }
 
 /* All ranks of the parent come here, each from its own thread: those with the same colour form a
@@ -102,8 +151,15 @@ API int ncclCommSplit(struct comm *parent, int color, int key, struct comm **out
         ++g->round;
         pthread_cond_broadcast(&met);
     }
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += SPLIT_SECONDS;
     while (g->round == round)
-        pthread_cond_wait(&met, &lock);
+        if (pthread_cond_timedwait(&met, &lock, &until) == ETIMEDOUT) {
+            --g->arrived;
+            pthread_mutex_unlock(&lock);
+            return system_error;
+        }
     for (int i = 0; i < g->ranks; ++i) {
         if (g->settled[i].color != color)
             continue;
@@ -167,6 +223,19 @@ API int ncclAllGather(void) { return nothing(); }
 API int ncclBroadcast(void) { return nothing(); }
 API int ncclReduce(void) { return nothing(); }
 API int ncclReduceScatter(void) { return nothing(); }
+API int ncclBcast(void) { return nothing(); }
+API int ncclAlltoAll(void) { return nothing(); }
+API int ncclGather(void) { return nothing(); }
+API int ncclScatter(void) { return nothing(); }
+API int ncclSend(void) { return nothing(); }
+API int ncclRecv(void) { return nothing(); }
+API int ncclRedOpDestroy(void) { return success; }
+
+API int ncclRedOpCreatePreMulSum(int *operation)
+{
+    *operation = 5;
+    return success;
+}
 API int ncclGroupStart(void) { return success; }
 API int ncclGroupEnd(void) { return success; }
 
@@ -206,27 +275,13 @@ REFUSED(ncclDevCommDestroy)
 REFUSED(ncclGetLsaDevicePointer)
 REFUSED(ncclGetLsaMultimemDevicePointer)
 REFUSED(ncclGetPeerDevicePointer)
-REFUSED(ncclAlltoAll)
-REFUSED(ncclBcast)
-REFUSED(ncclCommAbort)
-REFUSED(ncclCommFinalize)
-REFUSED(ncclCommGetAsyncError)
-REFUSED(ncclCommInitAll)
-REFUSED(ncclCommInitRankConfig)
-REFUSED(ncclCommInitRankScalable)
 REFUSED(ncclCommMemStats)
 REFUSED(ncclCommResume)
 REFUSED(ncclCommShrink)
 REFUSED(ncclCommSuspend)
-REFUSED(ncclGather)
 REFUSED(ncclGroupSimulateEnd)
 REFUSED(ncclPutSignal)
-REFUSED(ncclRecv)
-REFUSED(ncclRedOpCreatePreMulSum)
-REFUSED(ncclRedOpDestroy)
 REFUSED(ncclResetDebugInitInternal)
-REFUSED(ncclScatter)
-REFUSED(ncclSend)
 REFUSED(ncclSignal)
 REFUSED(ncclWaitSignal)
 
