@@ -50,6 +50,11 @@ def add_arguments(parser: Parser) -> None:
         help="what each process's CUDA context takes of a card (default: the card's preset)",
     )
     parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="the Python whose packages the command loads, where it is no Python script itself",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help="the report as JSON on stdout; the command's stdout then goes to stderr",
@@ -84,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         keep=keep,
         stdout=2 if args.json else None,
         watch=_watch if args.watch else None,
+        python=args.python,
     )
     document = report(ran)
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from turbofit.core.errors import UsageError
 from turbofit.pretend.environment import cuda_site
 
 __all__ = ["site_of"]
@@ -18,13 +19,22 @@ _SECONDS: Final = 30.0
 _ASK: Final = "from importlib.util import find_spec as f; print((f('torch') or f('os')).origin)"
 
 
-def site_of(command: Sequence[str]) -> Path | None:
+def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     """The folder of packages whose CUDA libraries a command will load; None where there are none.
 
     A Python and a script that names one in its first line are asked; of anything else (a shell
     script, a compiled program) it is taken that it runs this Python's packages.
+
+    Args:
+        command: program and arguments.
+        python: the Python that counts, whatever the command is.
+
+    Raises:
+        UsageError: ``python`` is none that can be run.
     """
-    python = _interpreter(command[0])
+    if python is not None and shutil.which(python) is None:
+        raise UsageError(f"no Python at {python}", hint="--python takes a Python's path or name")
+    python = python or _interpreter(command[0])
     if python is None:
         return cuda_site()
     try:

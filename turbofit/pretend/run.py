@@ -84,6 +84,7 @@ def run_pretend(
     stdout: int | IO[bytes] | None = None,
     watch: Callable[[Scenario, Shared], None] | None = None,
     base: Mapping[str, str] | None = None,
+    python: str | None = None,
 ) -> Ran:
     """Runs a command on a pretend machine until it and all that it began are gone.
 
@@ -94,12 +95,13 @@ def run_pretend(
         stdout: where the command's standard output goes; None: to ours.
         watch: called every two seconds with the machine's processes.
         base: the environment to start from, by default this process's.
+        python: the Python whose packages the command loads, where it does not tell itself.
 
     Raises:
         UsageError: the command cannot be run, or the folder cannot be used.
         PretendError: the pretend libraries cannot be built.
     """
-    site = site_of(command)
+    site = site_of(command, python)
     libraries = build(site=site)
     with ExitStack() as stack:
         folder = _kept(keep) if keep else _temporary(stack)
