@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -35,6 +38,9 @@ def free():
     return a.value // MIB
 def again(*words):
     return [sys.executable, sys.argv[0], *words]
+def rest():
+    for _ in range(600):  # a signal just before one long sleep would be looked at after it
+        time.sleep(0.1)
 words = sys.argv[1:]
 """
 
@@ -181,7 +187,7 @@ def test_signals_reach_the_command(program: Any, number: signal.Signals) -> None
         def told(number, _):
             print("told", number, flush=True); sys.exit(5)
         signal.signal(signal.SIGTERM, told); signal.signal(signal.SIGINT, told)
-        print("up", flush=True); time.sleep(60)
+        print("up", flush=True); rest()
         """
     )
     with subprocess.Popen(
@@ -249,3 +255,35 @@ def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
+    """It may read, Ctrl-Z stops all and `fg` goes on, Ctrl-C is the command's."""
+    path = program("print('got', input(), flush=True); print(input(), flush=True); rest()")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, words_of("--on", "1xl4", "--", sys.executable, path))
+    seen = b""
+
+    def until(text: bytes) -> None:
+        nonlocal seen
+        limit = time.monotonic() + 30
+        while text not in seen:
+            assert time.monotonic() < limit, seen
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 65536)
+
+    os.write(terminal, b"hello\n")
+    until(b"got hello")
+    os.write(terminal, b"\x1a")
+    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+    os.kill(pid, signal.SIGCONT)
+    os.write(terminal, b"again\n")
+    until(b"again\r\nagain")
+    os.write(terminal, b"\x03")
+    until(b"killed by SIGINT")
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    os.close(terminal)

@@ -20,6 +20,7 @@ _FORWARDED: Final = (
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_PDEATHSIG: Final = 1  # even where this process is killed, its command does not stay
 _GRACE: Final = 3.0
+_LOOK: Final = 0.1
 
 
 def run_group(
@@ -78,11 +79,31 @@ def run_group(
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return False
+    """Waits so long for the end; False if it did not come."""
+    until = time.monotonic() + seconds
+    while process.poll() is None:
+        if time.monotonic() >= until:
+            return False
+        _stop_with(process.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_LOOK)
     return True
+
+
+def _stop_with(group: int) -> None:
+    """Where Ctrl-Z stopped the command, stops too, and wakes it when the shell wakes us."""
+    try:
+        stopped = os.waitid(os.P_PID, group, os.WSTOPPED | os.WNOHANG) is not None
+        if not stopped or os.tcgetpgrp(0) != group:
+            return
+    except OSError:
+        return
+    with contextlib.suppress(OSError):
+        os.tcsetpgrp(0, os.getpgrp())
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if os.tcgetpgrp(0) == os.getpgrp():
+            os.tcsetpgrp(0, group)
+        os.killpg(group, signal.SIGCONT)
 
 
 @contextlib.contextmanager
