@@ -46,6 +46,14 @@ API int cuDeviceGetName(char *name, int size, int device)
     return success;
 }
 
+API int cuDeviceGetUuid_v2(unsigned char *out, int device)
+{
+    if (!pretend_device(device))
+        return invalid_device;
+    pretend_uuid(device, out);
+    return success;
+}
+
 API int cuDeviceTotalMem_v2(size_t *bytes, int device)
 {
     if (!pretend_device(device))
@@ -262,6 +270,6 @@ API int cuMemsetD32Async(uint64_t at, unsigned value, size_t count, void *stream
 API int cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes)
 {
     pretend_called();
-    pretend_memory_info(*pretend_current_device(), free_bytes, total_bytes);
-    return success;
+    int status = pretend_memory_info(*pretend_current_device(), free_bytes, total_bytes);
+    return status ? no_memory : success;
 }

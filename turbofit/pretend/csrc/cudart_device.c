@@ -91,7 +91,7 @@ API error_t_ PROPERTIES(properties_ *p, int d)
         return give(invalid_device);
     memset(p, 0, sizeof *p);
     memcpy(p->name, from->name, sizeof p->name);
-    p->uuid[15] = (char)(d + 1);
+    pretend_uuid(d, (unsigned char *)p->uuid);
     p->total_memory = from->total;
     p->shared_per_block = 48 << 10;
     p->regs_per_block = p->regs_per_sm = 65536;
@@ -108,7 +108,7 @@ API error_t_ PROPERTIES(properties_ *p, int d)
     p->texture_alignment = p->surface_alignment = 512;
     p->map_host = p->concurrent_kernels = p->unified_addressing = 1;
     p->async_engines = 2;
-    p->pci_bus = d + 1;
+    p->pci_bus = pretend_physical(d) + 1;
     ONLY_12(p->memory_clock = 9000000;)
     p->bus_width = 384;
     p->l2 = (int)from->l2;
@@ -143,7 +143,7 @@ API error_t_ cudaDeviceGetPCIBusId(char *out, int size, int d)
 {
     if (!pretend_device(d))
         return give(invalid_device);
-    snprintf(out, (size_t)size, "0000:%02X:00.0", d + 1);
+    snprintf(out, (size_t)size, "0000:%02X:00.0", pretend_physical(d) + 1);
     return success;
 }
 

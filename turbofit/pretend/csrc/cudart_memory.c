@@ -7,8 +7,7 @@ typedef struct { int type, device; void *on_device, *on_host; } pointer_attribut
 API error_t_ cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
     pretend_called();
-    pretend_memory_info(here(), free_bytes, total_bytes);
-    return success;
+    return of_status(pretend_memory_info(here(), free_bytes, total_bytes));
 }
 
 API error_t_ cudaMalloc(void **out, size_t size)
