@@ -1,0 +1,64 @@
+"""The child: LMDeploy's PyTorch engine or Transformers on a pretend machine, through the cases.
+
+Run by ``turbofit.rehearse.torch_run`` only. What it prints and what the engine logs goes to a file;
+memory is in the timelines, which the account writes, and in the books of ``torch_clerk``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from turbofit.rehearse.torch_notes import Report
+from turbofit.rehearse.torch_spec import TorchSpec, load_spec
+
+def main(arguments: list[str]) -> int:
+    """Runs a rehearsal in the folder that holds its ``spec.json``."""
+    folder = Path(arguments[0])
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    spec = load_spec((folder / "spec.json").read_text(encoding="utf-8"))
+    report = Report(folder)
+    # Where even this takes too long the parent ends all of us; the log then says where it stood.
+    faulthandler.dump_traceback_later(spec.case_seconds * (len(spec.cases) + 2) + 290, exit=True)
+    try:
+        close = _run(spec, report)
+    except BaseException as error:  # noqa: BLE001 - told to the parent, which decides what it means
+        traceback.print_exc()
+        report.error(error)
+        report.enter("end")
+        return _leave(1)
+    report.write(done=True, peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    report.enter("end")
+    if close is not None:
+        close()
+    return _leave(0)
+
+
+def _run(spec: TorchSpec, report: Report) -> Callable[[], None] | None:
+    if spec.engine == "transformers":
+        from turbofit.rehearse.torch_generate import run_transformers
+
+        run_transformers(spec, report)
+        return None
+    from turbofit.rehearse.torch_engine import run_pytorch
+
+    return run_pytorch(spec, report)
+
+
+def _leave(code: int) -> int:
+    """Leaves at once: the engine's threads are not joined."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

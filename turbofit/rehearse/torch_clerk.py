@@ -1,0 +1,142 @@
+"""Keeps the books of each process of a rehearsal: its phases, and what torch's allocator says.
+
+The rehearsal's child names a phase in a file. In every process (workers of Ray or ``mp`` too) a
+thread reads it, marks the phase in the account, notes torch's figures of the phase that ended, and
+says that it has done so; the child waits for that. Nothing of the engine is changed. The thread
+does nothing before torch has made a CUDA context. Sizes are bytes, devices the machine's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["Phases", "read_books", "start"]
+
+_LOOK: Final = 0.01  # seconds
+_PATIENCE: Final = 5.0  # seconds that a phase waits for the clerks
+_PHASE, _BOOKS = "phase", "books"
+
+
+def start(folder: str) -> None:
+    """Begin to keep this process's books in a folder."""
+    threading.Thread(target=_keep, args=(Path(folder),), daemon=True, name="turbofit").start()
+
+
+class Phases:
+    """The child's side: names phases and waits until all processes have turned the page."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        (folder / _BOOKS).mkdir(exist_ok=True)
+        self.name = "import"
+        self._write()
+
+    def enter(self, name: str) -> None:
+        """Begins a phase in every process that has a CUDA context."""
+        self._number += 1
+        self.name = " ".join(name.split())
+        self._write()
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until and self._behind():
+            time.sleep(_LOOK / 4)
+
+    def _behind(self) -> bool:
+        books = read_books(self._folder)
+        return any(book["number"] < self._number and _lives(book["pid"]) for book in books)
+
+    def _write(self) -> None:
+        _replace(self._folder / _PHASE, f"{self._number} {self.name}")
+
+
+def read_books(folder: Path) -> list[dict[str, Any]]:
+    """All books so far: ``pid``, ``number`` of the open phase, and ``rows``, one a phase and card.
+
+    A row has ``phase``, ``gpu``, ``allocated`` and ``reserved`` at the phase's end, their peaks.
+    """
+    found = []
+    for path in sorted((folder / _BOOKS).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _keep(folder: Path) -> None:
+    while not _has_context():
+        time.sleep(_LOOK)
+        if not folder.exists():
+            return
+    book = _Book(folder)
+    with contextlib.suppress(OSError):  # the folder goes when the rehearsal has ended
+        while True:
+            book.turn()
+            time.sleep(_LOOK)
+
+
+def _has_context() -> bool:
+    torch = sys.modules.get("torch")
+    asked = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    try:
+        return bool(asked and asked())
+    except Exception:  # noqa: BLE001 - torch is being imported by another thread
+        return False
+
+
+class _Book:
+    def __init__(self, folder: Path) -> None:
+        from turbofit.pretend.library import Account
+
+        self._account = Account(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
+        self._folder = folder
+        self._path = folder / _BOOKS / f"{os.getpid()}.json"
+        self._rows: list[dict[str, Any]] = []
+        self._open: tuple[int, str] | None = None
+
+    def turn(self) -> None:
+        """Looks which phase it is; on a new one closes the old one's page."""
+        number, _, name = (self._folder / _PHASE).read_text(encoding="utf-8").partition(" ")
+        now = (int(number), name)
+        if now == self._open:
+            return
+        if self._open is not None:
+            self._close(self._open[1])
+        self._account.mark(name)
+        self._open = now
+        text = json.dumps({"pid": os.getpid(), "number": now[0], "rows": self._rows})
+        _replace(self._path, text)
+
+    def _close(self, phase: str) -> None:
+        import torch
+
+        for device in range(torch.cuda.device_count()):
+            stats = torch.cuda.memory_stats(device)
+            if not stats.get("reserved_bytes.all.peak"):
+                continue
+            row: dict[str, Any] = {"phase": phase, "gpu": self._account.physical(device)}
+            for kind in ("allocated", "reserved"):
+                row[kind] = stats.get(f"{kind}_bytes.all.current", 0)
+                row[f"{kind}_peak"] = stats.get(f"{kind}_bytes.all.peak", 0)
+            row["retries"] = stats.get("num_alloc_retries", 0)
+            self._rows.append(row)
+            torch.cuda.reset_peak_memory_stats(device)

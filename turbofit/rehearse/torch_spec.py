@@ -1,0 +1,80 @@
+"""What a rehearsal of an engine that runs on torch drives: model folder, settings, cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["LONGEST", "TorchCase", "TorchRequest", "TorchSpec", "dump_spec", "load_spec"]
+
+#: ``text_tokens`` of a prompt as long as the engine takes one.
+LONGEST: Final = -1
+
+
+@dataclass(frozen=True)
+class TorchRequest:
+    """One request.
+
+    Attributes:
+        text_tokens: prompt tokens beside the images' (with images: letters, which a twin's
+            tokenizer takes for a token each); ``LONGEST`` for as many as the engine takes.
+        images: (width, height) of each image, pixels.
+        max_new_tokens: tokens to generate.
+        top_k: sampling; 0 samples over the whole vocabulary.
+    """
+
+    text_tokens: int = 20
+    images: tuple[tuple[int, int], ...] = ()
+    max_new_tokens: int = 4
+    top_k: int = 1
+
+
+@dataclass(frozen=True)
+class TorchCase:
+    """``count`` equal requests, all submitted before the engine's next step."""
+
+    name: str
+    request: TorchRequest
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class TorchSpec:
+    """A rehearsal's child: which engine, with what, doing what.
+
+    Attributes:
+        engine: ``pytorch`` (LMDeploy's) or ``transformers``.
+        model_dir: a checkpoint folder.
+        settings: fields of LMDeploy's PytorchEngineConfig; for Transformers ``dtype`` and
+            ``device_map``.
+        cases: run in this order, each after the last has ended.
+        case_seconds: how long a case may take before it counts as a hang.
+    """
+
+    engine: str
+    model_dir: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cases: tuple[TorchCase, ...] = ()
+    case_seconds: float = 120.0
+
+
+def dump_spec(spec: TorchSpec) -> str:
+    """The JSON text of a specification."""
+    return json.dumps(asdict(spec) | {"model_dir": str(spec.model_dir)})
+
+
+def load_spec(text: str) -> TorchSpec:
+    """The specification of ``dump_spec``'s text."""
+    data = json.loads(text)
+    cases = tuple(
+        TorchCase(case["name"], _request(case["request"]), case["count"]) for case in data["cases"]
+    )
+    return TorchSpec(**{**data, "model_dir": Path(data["model_dir"]), "cases": cases})
+
+
+def _request(data: Mapping[str, Any]) -> TorchRequest:
+    images = tuple((int(size[0]), int(size[1])) for size in data["images"])
+    return TorchRequest(**{**data, "images": images})

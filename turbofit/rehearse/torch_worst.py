@@ -1,0 +1,98 @@
+"""The worst requests of a model whose engine takes pictures, not units: sizes in pixels."""
+
+from __future__ import annotations
+
+import math
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import ImageRule, TileRule
+from turbofit.model.images import unit_tokens, units, worst_units
+from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
+
+__all__ = ["torch_cases", "worst_size"]
+
+_TEXT = 32  # prompt tokens beside the images, about what a chat template adds
+_NEW = 4  # tokens to generate: one forward of prefill, three of decoding
+_MOST_QUEUED = 32
+#: Pixels of the longer side over the shorter: preprocessors refuse more than 200.
+_SLIM = 16
+
+
+def worst_size(
+    rule: ImageRule, *, max_dynamic_patch: int | None = None, max_pixels: int | None = None
+) -> tuple[int, int]:
+    """A picture (width, height) that gives the most units under the limit, as square as may be.
+
+    Raises:
+        UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
+    """
+    if isinstance(rule, TileRule):
+        limit, own, name = max_dynamic_patch, rule.max_dynamic_patch, "--max-dynamic-patch"
+    else:
+        limit, own, name = max_pixels, rule.max_pixels, "--max-pixels"
+    limit = own if limit is None else limit
+    if limit > own:
+        raise UsageError(
+            f"{name} {limit} is above the checkpoint's own {own}",
+            hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
+        )
+    if isinstance(rule, TileRule):
+        wanted, edge = worst_units(rule, max_dynamic_patch=limit), rule.tile_size
+        cells = max(1, limit if rule.dynamic else 1)
+    else:
+        wanted, edge = worst_units(rule, max_pixels=limit), rule.patch_size * rule.merge
+        cells = max(1, limit // edge**2)
+    best, most = (edge, edge), 0
+    for rows in range(math.isqrt(cells), 0, -1):
+        columns = cells // rows
+        if most and columns > _SLIM * rows and not isinstance(rule, TileRule):
+            break
+        seen = units(rule, columns * edge, rows * edge)
+        if seen > most:
+            best, most = (columns * edge, rows * edge), seen
+        if most >= wanted:
+            break
+    return best
+
+
+def torch_cases(
+    rule: ImageRule | None,
+    size: tuple[int, int] | None,
+    *,
+    images: int = 1,
+    batch: int | None = None,
+    prefill: int = 8192,
+    text: bool = True,
+) -> tuple[TorchCase, ...]:
+    """The cases, worst first to last as a server would meet them.
+
+    ``vision_request``: one request with ``images`` pictures. ``vision_forward``: so many of them
+    queued that one more than fits meets in a forward of ``prefill`` tokens. ``text_prefill``: the
+    longest prompt. ``sampling``: a full batch with ``top_k=0``.
+
+    Args:
+        rule: how pictures become tokens; None where it is not known.
+        size: of the pictures; None: no pictures.
+        images: a request.
+        batch: requests that the engine runs at once; None: it serves one at a time.
+        prefill: tokens of one forward.
+        text: whether the longest prompt is driven too.
+    """
+    cases: list[TorchCase] = []
+    if size is not None and images:
+        one = TorchRequest(_TEXT, (size,) * images, _NEW)
+        cases.append(TorchCase("vision_request", one))
+        if batch is not None:
+            cases.append(TorchCase("vision_forward", one, _meet(rule, size, images, batch, prefill)))
+    if text:
+        cases.append(TorchCase("text_prefill", TorchRequest(LONGEST, (), _NEW)))
+    if batch is not None:
+        cases.append(TorchCase("sampling", TorchRequest(16, (), _NEW, top_k=0), batch))
+    return tuple(cases)
+
+
+def _meet(
+    rule: ImageRule | None, size: tuple[int, int], images: int, batch: int, prefill: int
+) -> int:
+    tokens = unit_tokens(rule, units(rule, *size)) * images + _TEXT if rule else 576 * images
+    return max(1, min(batch, _MOST_QUEUED, prefill // max(1, tokens) + 2))
