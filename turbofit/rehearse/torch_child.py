@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     spec = load_spec((folder / "spec.json").read_text(encoding="utf-8"))
     report = Report(folder)
     # Where even this takes too long the parent ends all of us; the log then says where it stood.
+    faulthandler.enable()
     faulthandler.dump_traceback_later(spec.case_seconds * (len(spec.cases) + 2) + 290, exit=True)
     try:
         close = _run(spec, report)

@@ -44,20 +44,14 @@ def run_transformers(spec: TorchSpec, report: Report) -> None:
 def _case(
     model: Any, processor: Any, config: dict[str, Any], case: TorchCase, report: Report
 ) -> dict[str, Any]:
-    import torch
-
     inputs = _inputs(processor, config, case.request)
     report.enter(f"case {case.name}")
     begun = time.monotonic()
     placed = {name: value.to(model.device) for name, value in inputs.items()}
-    torch_: Any = torch
-    with torch_.inference_mode():
-        out = model.generate(
-            **placed,
-            max_new_tokens=case.request.max_new_tokens,
-            min_new_tokens=case.request.max_new_tokens,
-            do_sample=False,
-        )
+    wanted = case.request.max_new_tokens
+    out = model.generate(
+        **placed, max_new_tokens=wanted, min_new_tokens=wanted, do_sample=False
+    )
     prompt = int(inputs["input_ids"].shape[1])
     return {
         "name": case.name,
