@@ -22,6 +22,8 @@ from turbofit.pretend.stubs import stub_source
 from turbofit.pretend.wants import wanted_from
 
 SOURCES = Path(__file__).parent / "csrc"
+#: Raised where the folder's form changes and no source does.
+_FORM = "2"
 _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
@@ -52,7 +54,7 @@ def _digest(libraries: Sequence[Library]) -> str:
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     parts = [(one.name, one.sources, one.versions, sorted(one.names)) for one in libraries]
-    for part in (*_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
+    for part in (_FORM, *_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
 
@@ -106,6 +108,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
     try:
         for library in libraries:
             _compile(library, made, command)
+        (made / "libcuda.so").symlink_to("libcuda.so.1")  # older Tritons link it by this name
         made.chmod(0o755)
         try:
             made.rename(target)

@@ -43,6 +43,9 @@ FAMILIES: Mapping[str, re.Pattern[str]] = {
 _PACKAGES = ("torch/lib", "torchvision", "torchaudio", "lmdeploy", "flash_attn", "xformers", "vllm")
 #: Triton compiles a part of itself where it runs; its source says what it calls.
 _CALL = re.compile(r"\b(cu[A-Z]\w+)\s*\(")
+#: c10 looks up functions of the driver by name; the names lie in its library.
+_NAME = re.compile(rb"(?<=\0)cu[A-Z]\w+(?=\0)")
+_LOOKS_UP = "torch/lib/libc10_cuda.so"
 _SHARED = re.compile(r"\.so(\.\d+)*$")
 
 
@@ -74,11 +77,20 @@ def wanted_from(site: Path) -> dict[str, Wants]:
     for library in _libraries(site):
         for soname, wants in _wants(library).items():
             found[soname] = found.get(soname, Wants()) | wants
-    for source in sorted((site / "triton/backends/nvidia").glob("*.c")):
-        names = frozenset(_CALL.findall(source.read_text(encoding="utf-8", errors="replace")))
-        found["libcuda.so.1"] = found.get("libcuda.so.1", Wants()) | Wants(names)
+    driver = found.get("libcuda.so.1", Wants()) | Wants(frozenset(_by_name(site)))
+    if driver.names:
+        found["libcuda.so.1"] = driver
     real = {path.name for path in (site / "nvidia").rglob("libnvrtc.so.*")}
     return {soname: wants for soname, wants in sorted(found.items()) if soname not in real}
+
+
+def _by_name(site: Path) -> Iterator[str]:
+    """Functions of the driver that are not imported but looked up where they are needed."""
+    for source in (site / "triton/backends/nvidia").glob("*.c"):
+        yield from _CALL.findall(source.read_text(encoding="utf-8", errors="replace"))
+    library = site / _LOOKS_UP
+    if library.exists():
+        yield from (name.decode() for name in _NAME.findall(library.read_bytes()))
 
 
 def _wants(library: Path) -> dict[str, Wants]:

@@ -63,7 +63,11 @@ class _Account:
             peak = self._peak(device)
             if peak > self._seen[device]:
                 self._seen[device] = peak
-                self._site(f"{operation} {_caller()}".encode())
+                self.tell(operation)
+
+    def tell(self, operation: str) -> None:
+        """Note the caller's line, for a peak or a refusal that has no line yet."""
+        self._site(f"{operation} {_caller()}".encode())
 
 
 def _caller() -> str:
@@ -167,7 +171,11 @@ def _mode_class(torch: Any) -> Any:
                 return self._shaped(func, args, kwargs, inputs[0].device)
             if func in by_index and inputs:
                 args = (args[0], self._without_masks(args[1]), *args[2:])
-            out = func(*args, **kwargs)
+            try:
+                out = func(*args, **kwargs)
+            except torch.cuda.OutOfMemoryError:
+                self._account.tell(str(func))
+                raise
             outputs = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, tensor)]
             if inputs or any(map(on_card, outputs)):
                 self._account.look(str(func))

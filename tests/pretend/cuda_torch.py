@@ -1,0 +1,62 @@
+"""Programs on a CUDA build of torch, run by ``turbofit pretend`` as a user would run them.
+
+The build lies in a folder that ``TURBOFIT_CUDA_PATH`` names (scripts/check makes one).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CUDA_PATH", "Ran", "run"]
+
+CUDA_PATH = os.environ.get("TURBOFIT_CUDA_PATH")
+ROOT = Path(__file__).resolve().parents[2]
+_MARK = "RESULT "
+_HEAD = f"""
+import json, sys, torch
+def result(value): print({_MARK!r} + json.dumps(value), flush=True)
+MIB = 1 << 20
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a program ended: exit code, what it told, what it printed, and turbofit's report."""
+
+    code: int
+    result: Any
+    text: str
+    report: dict[str, Any]
+
+
+def run(
+    folder: Path, program: str, *, on: str = "1xrtx3090", seconds: float = 120.0, **env: str
+) -> Ran:
+    """Run a program that calls ``result`` with what it found.
+
+    Args:
+        folder: for the program's file; nothing beside it may shadow a module.
+        program: Python; torch is imported already.
+        on: the pretend machine.
+        seconds: it is killed after that.
+        env: more of its environment.
+    """
+    folder.mkdir(exist_ok=True)
+    file = folder / "program.py"
+    file.write_text(_HEAD + program)
+    done = subprocess.run(
+        [sys.executable, "-m", "turbofit", "pretend", "--on", on, "--json", "--", sys.executable,
+         str(file)],
+        env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}", **env},
+        cwd=folder, capture_output=True, text=True, timeout=seconds, check=False,
+    )  # fmt: skip
+    told = [line for line in done.stderr.splitlines() if line.startswith(_MARK)]
+    result = json.loads(told[-1].removeprefix(_MARK)) if told else None
+    assert done.stdout, done.stderr
+    return Ran(done.returncode, result, done.stderr, json.loads(done.stdout))

@@ -1,0 +1,208 @@
+"""A CUDA build of torch on pretend GPUs: its own allocator and errors, real control values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pretend.cuda_torch import CUDA_PATH, run
+
+pytestmark = pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
+MIB = 1 << 20
+
+
+def test_torch_and_the_account_agree(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+before = torch.cuda.mem_get_info()
+x = torch.empty(1 << 28, device="cuda")
+after = torch.cuda.mem_get_info()
+result({"allocated": torch.cuda.memory_allocated(), "free": [before[0], after[0]],
+        "name": torch.cuda.get_device_name(), "total": before[1]})
+""",
+    )
+    assert ran.code == 0
+    assert ran.result["allocated"] == 1 << 30
+    before, after = ran.result["free"]
+    assert before - after == 1 << 30
+    assert ran.result["name"] == "NVIDIA GeForce RTX 3090"
+    (process,) = ran.report["processes"]
+    (device,) = process["gpus"]
+    assert device["peak"] == 1 << 30
+    # The context is gone before anything was allocated.
+    assert ran.result["total"] - before == device["context"] > 0
+
+
+def test_out_of_memory_is_torchs_own_and_its_line_is_told(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+def weights(): return torch.empty(10 << 30, dtype=torch.uint8, device="cuda")
+keep = weights()
+more = torch.empty(20 << 30, dtype=torch.uint8, device="cuda")
+""",
+    )
+    assert ran.code == 1
+    assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB." in ran.text
+    assert "10.00 GiB is allocated by PyTorch" in ran.text
+    refused = ran.report["refused"]
+    assert refused["asked"] == 20 << 30
+    assert refused["left"] < 14 << 30
+    assert refused["short"] == refused["asked"] - refused["left"]
+    assert "program.py:8 <module>" in refused["site"]
+    (process,) = ran.report["processes"]
+    assert "program.py:6 weights" in process["gpus"][0]["site"]
+
+
+def test_what_programs_steer_by_is_computed(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+import threading
+d, out = "cuda", {}
+x = torch.arange(10, device=d)
+mask = torch.zeros(3, 4, device=d, dtype=torch.bool); mask[1] = True
+out["masked"] = x[x > 4].tolist()
+out["nonzero"] = mask.nonzero().tolist()
+out["item"] = [(x * 2).sum().item(), x.float().mean().item(), bool(mask.any())]
+out["scan"] = torch.cumsum(torch.ones(5, device=d, dtype=torch.int32), 0).tolist()
+out["unique"] = torch.unique(torch.tensor([3, 1, 3], device=d)).tolist()
+y = torch.zeros(4, device=d); y[torch.tensor([True, False, True, False], device=d)] = 7.0
+out["put"] = y.tolist()
+out["cast"] = torch.tensor([1.5, 2.5], device=d).to("cpu", torch.float64).tolist()
+out["argmax"] = torch.randn(8, 151936, device=d, dtype=torch.bfloat16).argmax(-1).tolist()
+def inside(): out["thread"] = torch.arange(5, device=d)[torch.tensor([0, 4], device=d)].tolist()
+thread = threading.Thread(target=inside); thread.start(); thread.join()
+result(out)
+""",
+    )
+    assert ran.result == {
+        "masked": [5, 6, 7, 8, 9],
+        "nonzero": [[1, 0], [1, 1], [1, 2], [1, 3]],
+        "item": [90, 4.5, True],
+        "scan": [1, 2, 3, 4, 5],
+        "unique": [1, 3],
+        "put": [7.0, 0.0, 7.0, 0.0],
+        "cast": [1.5, 2.5],
+        "argmax": [0] * 8,
+        "thread": [0, 4],
+    }
+
+
+def test_a_small_network_gives_what_it_gives_on_a_cpu(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+torch.manual_seed(0)
+net = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Flatten(), torch.nn.Linear(128, 64), torch.nn.GELU(),
+    torch.nn.LayerNorm(64), torch.nn.Linear(64, 8),
+).bfloat16()
+image = torch.randn(2, 3, 16, 16).bfloat16()
+with torch.inference_mode():
+    expected = net(image)
+    found = net.cuda()(image.cuda()).cpu()
+result(bool((expected == found).all()))
+""",
+    )
+    assert ran.result is True
+
+
+def test_large_work_is_allocated_and_not_computed(tmp_path: Path) -> None:
+    """Attention, convolution, products and a graph: torch asks its libraries as on a real card."""
+    ran = run(
+        tmp_path,
+        """
+half = {"device": "cuda", "dtype": torch.bfloat16}
+q = torch.empty(1, 32, 2048, 128, **half)
+attended = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+conv = torch.nn.Conv2d(3, 1024, 14, 14, **half)(torch.empty(4, 3, 448, 448, **half))
+wide = torch.nn.Linear(4096, 11008, **half)(torch.empty(2048, 4096, **half))
+graph, a = torch.cuda.CUDAGraph(), torch.zeros(64, 64, device="cuda")
+with torch.cuda.graph(graph): b = a @ a
+graph.replay(); torch.cuda.synchronize()
+result([list(attended.shape), list(conv.shape), list(wide.shape), list(b.shape)])
+""",
+    )
+    assert ran.code == 0, ran.text
+    assert ran.result == [[1, 32, 2048, 128], [4, 1024, 32, 32], [2048, 11008], [64, 64]]
+    assert "CUDA Graph is empty" not in ran.text
+
+
+def test_a_child_sees_the_card_that_it_was_given(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+import os, subprocess
+code = (
+    "import torch; x = torch.empty(1 << 20, device='cuda');"
+    "print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid)"
+)
+seen = subprocess.run([sys.executable, "-c", code], env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
+                      capture_output=True, text=True).stdout.split()
+result([torch.cuda.device_count(), seen, str(torch.cuda.get_device_properties(1).uuid)])
+""",
+        on="2xrtx3090",
+    )
+    both, seen, second = ran.result
+    assert (both, seen) == (2, ["1", second])
+    holders = [d["gpu"] for p in ran.report["processes"] for d in p["gpus"] if d["peak"]]
+    assert holders == [1]
+
+
+def test_triton_compiles_for_the_card_and_refuses_what_it_has_not(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+import triton, triton.language as tl
+@triton.jit
+def add(x, y, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at, at < n) + 1, at < n)
+@triton.jit
+def product(x, y, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tile = tl.load(x + at[:, None] * BLOCK + at[None, :])
+    tl.store(y + at[:, None] * BLOCK + at[None, :], tl.dot(tile, tile))
+x = torch.zeros(1 << 20, device="cuda")
+kernel = add[(8,)](x, x, 1024, BLOCK=128)
+try:
+    product[(1,)](x, x, BLOCK=256)
+except triton.runtime.errors.OutOfResources as exc:
+    result([kernel.metadata.target.arch, str(exc)])
+""",
+        TRITON_CACHE_DIR=str(tmp_path / "triton"),
+    )
+    assert ran.code == 0, ran.text
+    arch, message = ran.result
+    assert arch == 86
+    assert "shared memory" in message
+    assert "Hardware limit: 101376" in message
+
+
+@pytest.mark.lmdeploy
+def test_transformers_generates(tmp_path: Path) -> None:
+    ran = run(
+        tmp_path,
+        """
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.set_default_dtype(torch.bfloat16)
+config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+                     num_attention_heads=32, vocab_size=32064)
+with torch.device("cuda"):
+    model = LlamaForCausalLM(config).eval()
+weights = torch.cuda.memory_allocated()
+with torch.inference_mode():
+    out = model.generate(torch.arange(1088, device="cuda")[None], max_new_tokens=4, do_sample=False)
+result([list(out.shape), weights / MIB, torch.cuda.max_memory_allocated() / MIB])
+""",
+    )
+    assert ran.code == 0, ran.text
+    shape, weights, peak = ran.result
+    assert shape == [1, 1092]
+    # 6,738,939,904 parameters of Llama-2-7B with 64 more words, in two bytes, and RoPE's few.
+    assert weights == pytest.approx((6_738_415_616 + 64 * 2 * 4096) * 2 / MIB, abs=2)
+    # The cache of 1,088 tokens, 544 MiB, and one layer's work.
+    assert 544 < peak - weights < 800

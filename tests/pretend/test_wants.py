@@ -1,0 +1,136 @@
+"""What installed programs want of NVIDIA's libraries, and the libraries that are made of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbofit.pretend.build import build, compiler
+from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
+from turbofit.pretend.libraries import libraries_for
+from turbofit.pretend.stubs import stub_source
+from turbofit.pretend.wants import Wants, family_of, wanted_from
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
+    """Packages with one CUDA library, which wants two of NVIDIA's: one with a version, one not."""
+    folder = tmp_path_factory.mktemp("site")
+    made, kept = folder / "nvidia", folder / "torch" / "lib"
+    made.mkdir()
+    kept.mkdir(parents=True)
+    (made / "fft.map").write_text("FFT_9 { global: *; };")
+    sources = {
+        "libcufft.so.12": "int cufftExecC2C(void) { return 1; } int cufftNew(void) { return 2; }",
+        "libcurand.so.10": "int curandGenerate(void) { return 1; }",
+    }
+    for name, code in sources.items():
+        (made / f"{name}.c").write_text(code)
+        version = ["-Wl,--version-script=fft.map"] if "fft" in name else []
+        cc("-shared", "-fPIC", f"-Wl,-soname,{name}", *version, f"{name}.c", "-o", name, at=made)
+    (made / "c10.c").write_text(
+        """int cufftExecC2C(void); int cufftNew(void);
+        const char *looked_up = "cuMemNobodyWrote";
+        int both(void) { return cufftExecC2C() + cufftNew(); }"""
+    )
+    cc(
+        "-shared", "-fPIC", "c10.c", "-Wl,--no-as-needed", "libcufft.so.12", "libcurand.so.10",
+        "-o", "../torch/lib/libc10_cuda.so", at=made,
+    )  # fmt: skip
+    for path in made.iterdir():
+        path.unlink()
+    return folder
+
+
+def cc(*words: str, at: Path) -> None:
+    subprocess.run([*compiler(), *words], cwd=at, check=True, capture_output=True)
+
+
+def test_names_and_versions_are_read(site: Path) -> None:
+    library = site / "torch" / "lib" / "libc10_cuda.so"
+    assert {"libcufft.so.12", "libcurand.so.10"} < set(needed(library))
+    assert needed_versions(library)["libcufft.so.12"] == frozenset({"FFT_9"})
+    assert wanted_from(site) == {
+        "libcuda.so.1": Wants(frozenset({"cuMemNobodyWrote"})),
+        "libcufft.so.12": Wants(frozenset({"cufftExecC2C", "cufftNew"}), frozenset({"FFT_9"})),
+        "libcurand.so.10": Wants(),
+    }
+
+
+def test_nothing_is_wanted_where_nothing_is(tmp_path: Path) -> None:
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "torch" / "lib" / "libc10.so").write_text("no library")
+    assert wanted_from(tmp_path) == {}
+
+
+def test_nvrtc_stays_the_real_one(site: Path) -> None:
+    real = site / "nvidia" / "cu13" / "lib"
+    real.mkdir(parents=True, exist_ok=True)
+    (real / "libcufft.so.12").touch()
+    assert "libcufft.so.12" in wanted_from(site)  # only a compiler works without a GPU
+    assert family_of("libnvrtc.so.13") == "libnvrtc"
+    assert family_of("libc.so.6") is None
+
+
+def test_the_program_runs_on_what_is_built(site: Path, tmp_path: Path) -> None:
+    folder = build(tmp_path, site)
+    fft = {s.name for s in dynamic_symbols(folder / "libcufft.so.12") if s.defined}
+    assert {"cufftExecC2C", "cufftNew"} <= fft
+    assert (folder / "libcuda.so").resolve() == folder / "libcuda.so.1"
+    code = (
+        "import ctypes, sys; both = ctypes.CDLL(sys.argv[1]).both();"
+        "driver = ctypes.CDLL('libcuda.so.1'); print(both, driver.cuMemNobodyWrote())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(site / "torch" / "lib" / "libc10_cuda.so")],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "TURBOFIT_PRETEND_VERBOSE": "1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # Libraries that compute say that they did; the driver says that it cannot.
+    assert done.stdout.split() == ["0", "801"]
+    assert "cufftExecC2C does nothing here" in done.stderr
+    assert done.stderr.count("cuMemNobodyWrote does nothing here") == 1
+
+
+def test_what_is_written_by_hand_takes_its_place() -> None:
+    source = stub_source("libcudart", ["cudaMalloc", "cudaNew"])
+    assert "STUB(cudaMalloc)" in source
+    assert "weak" in source
+    assert "return 801" in source
+    assert "return 0" in stub_source("libcublas", ["cublasNew"])
+
+
+def test_two_runtimes_are_built_of_the_same_sources() -> None:
+    every = {one.name: one for one in libraries_for({"libcudart.so.13": Wants()})}
+    old, new = every["libcudart.so.12"], every["libcudart.so.13"]
+    assert old.sources == new.sources
+    assert (old.major, new.major) == (12, 13)
+
+
+def test_each_runtime_keeps_its_own_error(libraries: Path, tmp_path: Path) -> None:
+    """TurboMind's and torch's share a process: torch must not find TurboMind's error."""
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "f.c").write_text("int cudaMalloc(void); int f(void) { return cudaMalloc(); }")
+    (tmp_path / "r.c").write_text("int cudaMalloc(void) { return 0; }")
+    cc("-shared", "-fPIC", "-Wl,-soname,libcudart.so.13", "r.c", "-o", "libr.so", at=tmp_path)
+    cc("-shared", "-fPIC", "f.c", "-L.", "-lr", "-o", "torch/lib/libc10_cuda.so", at=tmp_path)
+    folder = build(tmp_path / "built", tmp_path)
+    scenario = tmp_path / "scenario"
+    scenario.write_text("device 1000000 0 0 8 6 82 6291456 102400 101376 Card\n")
+    code = (
+        "import ctypes; a, b = (ctypes.CDLL(f'libcudart.so.{n}') for n in (12, 13));"
+        "print(a.cudaSetDevice(7), b.cudaGetLastError(), a.cudaGetLastError())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder),
+             "TURBOFIT_PRETEND_SCENARIO": str(scenario)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["101", "0", "101"]
+    assert ctypes.sizeof(ctypes.c_void_p) == 8
