@@ -10,6 +10,7 @@ Both :func:`plan` and :func:`predict` import neither torch nor lmdeploy nor tran
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import fields, replace
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
 
-__all__ = ["pipeline", "plan", "predict", "rehearse"]
+__all__ = ["pipeline", "plan", "predict", "rehearse", "rehearse_torch"]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
@@ -190,6 +191,64 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
 
     made = predict(model, **keywords) if defaults else plan(model, **keywords)
     return rehearse_plan(made)
+
+
+def rehearse_torch(
+    model: str,
+    *,
+    engine: str = "pytorch",
+    on: str | Machine | None = None,
+    gpus: str | None = None,
+    images: int = 1,
+    image_size: tuple[int, int] | None = None,
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    revision: str | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What LMDeploy's PyTorch engine, or Transformers, does on pretend GPUs. No plan is made.
+
+    Args:
+        model: a checkpoint folder, a hub id or a preset's name.
+        engine: ``pytorch`` or ``transformers``.
+        on: the machine, as for :func:`plan`.
+        gpus: PCI indices or UUIDs to stay within.
+        images: pictures of the worst request.
+        image_size: their (width, height); None is the worst that the model's own rule admits.
+        max_dynamic_patch: InternVL's tile limit; None is the model's own.
+        max_pixels: Qwen2-VL's pixel limit, likewise.
+        revision: branch, tag or commit on the hub.
+        keep: a folder for timelines and the engine's log.
+        settings: LMDeploy's own options by name, its defaults for all others; for Transformers
+            ``dtype`` only.
+
+    Returns:
+        The document ``turbofit.rehearsal-torch/1``; sizes are bytes.
+
+    Raises:
+        As :func:`plan`; PackageError where torch is no CUDA build, or a package is missing.
+    """
+    from turbofit.machine.presets import context_bytes
+    from turbofit.pretend.run import scenario_of
+    from turbofit.rehearse import torch_ask
+
+    if "cache_block_seq_len" in settings:
+        settings["block_size"] = settings.pop("cache_block_seq_len")
+    ask = torch_ask.TorchAsk(
+        model=model,
+        engine=engine,
+        settings={name: value for name, value in settings.items() if value is not None},
+        images=images,
+        image_size=image_size,
+        max_dynamic_patch=max_dynamic_patch,
+        max_pixels=max_pixels,
+        revision=revision,
+    )
+    machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
+    scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
+    folder = Path(keep) if keep is not None else None
+    return torch_ask.rehearse_torch(ask, scenario, machine, folder)
 
 
 #: Rehearsals of one plan at most: the first, and two after a correction.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli import options
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
     from turbofit.cli.parser import Parser
 
 __all__ = ["add_arguments", "run"]
+
+#: Engines that run on torch: no plan is made for them, LMDeploy's own defaults are rehearsed.
+_TORCH: Final = ("pytorch", "transformers")
+_EAGER: Final = ("eager_mode", "num_gpu_blocks", "distributed_executor_backend")
+#: What only a plan or another engine can use.
+_PLANNED: Final = ("replicas", "context", "concurrency", "goal", "margin", "budget")
+_TURBOMIND: Final = ("communicator", "async_")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,6 +31,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--defaults", action="store_true", help="LMDeploy's defaults instead of turbofit's plan"
     )
+    torch = parser.add_argument_group(
+        "with --engine pytorch",
+        "LMDeploy's defaults where nothing is given; with --engine transformers only --dtype",
+    )
+    torch.add_argument("--eager-mode", action="store_true", default=None, help="no CUDA graphs")
+    torch.add_argument("--num-gpu-blocks", type=int, metavar="N", help="no sizing of the cache")
+    torch.add_argument("--distributed-executor-backend", choices=("uni", "mp", "ray"))
+    torch.add_argument("--keep", metavar="DIR", help="keep timelines and the engine's log here")
     options.add_json(parser)
 
 
@@ -32,9 +48,56 @@ def run(args: argparse.Namespace) -> int:
     from turbofit.cli.output import note
     from turbofit.cli.plan import show_plan
 
+    if args.engine in _TORCH:
+        return _run_torch(args)
+    for name in (*_EAGER, "keep"):
+        if getattr(args, name) is not None:
+            raise UsageError(f"{_flag(name)} is for --engine pytorch", hint="add --engine pytorch")
     note("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     keywords = options.planning_keywords(args)
     plan = api.rehearse(args.model, defaults=args.defaults, **keywords)
     code = show_plan(plan, args)
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     return code if served or code else 3
+
+
+def _run_torch(args: argparse.Namespace) -> int:
+    from turbofit import api
+    from turbofit.cli.output import answer, note, show
+    from turbofit.report.torch_view import torch_view
+
+    given = options.planning_keywords(args)
+    given |= {n: v for n in _EAGER if (v := getattr(args, n)) is not None}
+    _check(args.engine, given)
+    note("pretend GPUs: memory, admission and death are the engine's own; values are not")
+    document = api.rehearse_torch(args.model, keep=args.keep, **given)
+    if args.json:
+        import json
+
+        answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    else:
+        show(torch_view(document), markdown=args.md)
+    return 0 if document["outcome"] == "served" else 3
+
+
+def _check(engine: str, given: dict[str, Any]) -> None:
+    """Refuse what this engine has no use for, rather than leave it unheard."""
+    for name in _PLANNED:
+        if name in given:
+            raise UsageError(
+                f"{_flag(name)} shapes a plan, and none is made for the {engine} engine",
+                hint="give the engine's own options, such as --session-len or --max-batch-size",
+            )
+    unused = set(_TURBOMIND)
+    if engine == "transformers":
+        unused |= {*options.SETTINGS, *_EAGER, "tp"} - {"dtype"}
+    for name in sorted(unused & set(given)):
+        raise UsageError(
+            f"{_flag(name)} is no option of the {engine} engine",
+            hint=f"leave it out, or rehearse with --engine "
+            f"{'turbomind' if name in _TURBOMIND else 'pytorch'}",
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from turbofit.rehearse.torch_notes import Report
 from turbofit.rehearse.torch_spec import TorchSpec, load_spec
 
+
 def main(arguments: list[str]) -> int:
     """Runs a rehearsal in the folder that holds its ``spec.json``."""
     folder = Path(arguments[0])

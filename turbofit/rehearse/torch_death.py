@@ -17,7 +17,13 @@ _DEAD: Final = frozenset({"unavailable", "internal_error"})
 _NOT_THEIRS: Final = ("/torch/", "/turbofit/pretend/", "/turbofit/rehearse/", "turbofit_values")
 _MOST_FRAMES: Final = 4
 #: Errors of settings that the engine does not take, before it touches a card.
-_REFUSING: Final = ("AssertionError", "NotImplementedError", "TypeError", "UsageError", "ValueError")
+_REFUSING: Final = (
+    "AssertionError",
+    "NotImplementedError",
+    "TypeError",
+    "UsageError",
+    "ValueError",
+)
 
 
 def judge(seen: Seen) -> tuple[str, dict[str, Any] | None]:

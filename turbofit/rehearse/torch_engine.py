@@ -212,10 +212,10 @@ async def _answer(engine: Any, request: Any) -> tuple[str, str]:
         codes.CONTEXT_LENGTH_EXCEEDED: "too_long",
         codes.INTERNAL_ERROR: "internal_error",
     }
-    last = None
+    last: Any = None
     try:
-        async for last in engine.generate(request):
-            pass
+        async for out in engine.generate(request):
+            last = out
     except refused as error:
         code = getattr(error, "code", None)
         return named.get(code, "refused"), str(error)

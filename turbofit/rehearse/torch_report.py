@@ -21,10 +21,13 @@ NOT_KNOWN: Final = (
     "what hangs on large float values: tokens, sampling, expert routing",
     "the CUDA context's size is the card's preset, charged to each process",
 )
-_LOADED: Final = {"pytorch": "build", "transformers": "load"}
+#: The phase at whose end the weights alone are there.
+_LOADED: Final = {"pytorch": "sizing", "transformers": "load"}
 
 
-def torch_report(seen: Seen, versions: Mapping[str, str], about: Mapping[str, Any]) -> dict[str, Any]:
+def torch_report(
+    seen: Seen, versions: Mapping[str, str], about: Mapping[str, Any]
+) -> dict[str, Any]:
     """The document.
 
     Args:
@@ -96,7 +99,7 @@ def _order(seen: Seen) -> list[str]:
 
 
 def _torch(seen: Seen, gpu: int, phase: str) -> dict[str, int] | None:
-    """torch's own figures on a card in a phase, over all processes; None where none was read."""
+    """The allocator's own figures on a card in a phase, over all processes; None where none was read."""
     rows = [
         row
         for book in seen.books

@@ -83,7 +83,9 @@ def torch_cases(
         one = TorchRequest(_TEXT, (size,) * images, _NEW)
         cases.append(TorchCase("vision_request", one))
         if batch is not None:
-            cases.append(TorchCase("vision_forward", one, _meet(rule, size, images, batch, prefill)))
+            cases.append(
+                TorchCase("vision_forward", one, _meet(rule, size, images, batch, prefill))
+            )
     if text:
         cases.append(TorchCase("text_prefill", TorchRequest(LONGEST, (), _NEW)))
     if batch is not None:
