@@ -8,15 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 
-def register_internvl() -> None:
-    """Registers the class with Transformers, in a rehearsal's child only."""
-    from transformers import AutoConfig, PretrainedConfig
+def register_internvl(*, whole: bool = False) -> None:
+    """Registers the class with Transformers, in a rehearsal's child only.
+
+    Args:
+        whole: give the language model's part the class of its type, with all its defaults, which
+            LMDeploy's PyTorch engine reads.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     base: Any = PretrainedConfig
+    classes: Any = CONFIG_MAPPING
+
+    def inner(values: dict[str, Any]) -> Any:
+        kind = values.get("model_type")
+        return (classes[kind] if whole and kind in classes else base)(**values)
 
     def make(self: Any, llm_config: Any = None, vision_config: Any = None, **rest: Any) -> None:
         base.__init__(self, **rest)
-        self.llm_config = base(**(llm_config or {}))
+        self.llm_config = inner(llm_config or {})
         self.vision_config = base(**(vision_config or {}))
 
     def to_dict(self: Any) -> dict[str, Any]:

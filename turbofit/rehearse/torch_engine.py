@@ -34,6 +34,9 @@ def run_pytorch(spec: TorchSpec, report: Report) -> Callable[[], None]:
     """Starts the engine, drives all cases, and returns what closes it."""
     from lmdeploy import PytorchEngineConfig, pipeline
 
+    from turbofit.rehearse.hfconfig import register_internvl
+
+    register_internvl(whole=True)
     config_class: Any = PytorchEngineConfig
     known = {field.name for field in dataclasses.fields(config_class)}
     unknown = sorted(set(spec.settings) - known)
