@@ -99,7 +99,7 @@ def _order(seen: Seen) -> list[str]:
 
 
 def _torch(seen: Seen, gpu: int, phase: str) -> dict[str, int] | None:
-    """The allocator's own figures on a card in a phase, over all processes; None where none was read."""
+    """The allocator's own figures on a card in a phase, over all processes, if any were read."""
     rows = [
         row
         for book in seen.books

@@ -41,14 +41,14 @@ def worst_size(
         cells = max(1, limit if rule.dynamic else 1)
     else:
         wanted, edge = worst_units(rule, max_pixels=limit), rule.patch_size * rule.merge
-        cells = max(1, limit // edge**2)
+        cells = max(1, wanted // rule.merge**2)
     best, most = (edge, edge), 0
     for rows in range(math.isqrt(cells), 0, -1):
         columns = cells // rows
         if most and columns > _SLIM * rows and not isinstance(rule, TileRule):
             break
         seen = units(rule, columns * edge, rows * edge)
-        if seen > most:
+        if most < seen <= wanted:
             best, most = (columns * edge, rows * edge), seen
         if most >= wanted:
             break

@@ -1,0 +1,200 @@
+"""LMDeploy's PyTorch engine and Transformers on pretend GPUs; blocks against the formula.
+
+Needs a Python with a CUDA build of torch (no GPU) and LMDeploy 0.18:
+
+    python bench/rehearsal/pytorch.py [--only WORD] [--out bench/rehearsal/PYTORCH.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from turbofit import api
+from turbofit.core.units import MIB
+from turbofit.model.source import resolve_model
+
+#: A card with 24268 - 300 MiB left by a CUDA context: its preset charges 360.
+CARD = "rtx3090:total=24328MiB"
+_TOKENS = 64
+
+HEAD = """# LMDeploy's PyTorch engine and Transformers on pretend GPUs
+
+`{command}`, {date}: {versions}. Simulated cards (`{card}`, each process's CUDA context charged with
+360 MiB); the engines, torch's allocator and Triton are real, nothing was computed. MiB.
+
+`blocks` is the engine's own `num_gpu_blocks`; `formula` is
+`int((free - (max_prefill_token_num + 2 * max_batch_size) * vocab * 2) * ratio) // block bytes`,
+with the free memory that the engine saw and the model's published dimensions: {told}.
+
+{starts}
+
+Peaks of each case, as torch's allocator and the account saw them; `left` is what the card still
+had, `idle` what torch had reserved and did not use. With several cards, the fullest.
+
+{cases}
+{deaths}"""
+
+
+class Row(NamedTuple):
+    """One rehearsal."""
+
+    model: str
+    engine: str = "pytorch"
+    tp: int = 1
+    image: tuple[int, int] | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def name(self) -> str:
+        words = [self.model, self.engine] + ([f"tp {self.tp}"] if self.tp > 1 else [])
+        words += [f"{self.image[0]}x{self.image[1]}"] if self.image else []
+        return " ".join([*words, *(f"{k}={v}" for k, v in self.settings.items())])
+
+
+ROWS = (
+    Row("qwen2-vl-2b", image=(1344, 1568)),
+    Row("qwen2-vl-2b"),
+    Row("qwen2-vl-2b", settings={"eager_mode": True}),
+    Row("qwen2-vl-2b", tp=2, image=(1344, 1568)),
+    Row("qwen2-vl-7b"),
+    Row("qwen2-vl-7b", settings={"cache_max_entry_count": 0.99}),
+    Row("internvl3-8b-hf"),
+    Row("internvl2-1b"),
+    Row("qwen2.5-0.5b"),
+    Row("qwen2-vl-2b", engine="transformers", image=(1344, 1568)),
+    Row("qwen2-vl-7b", engine="transformers"),
+    Row("internvl3-8b-hf", engine="transformers"),
+)
+
+
+def formula(model: str, tp: int, cache: dict[str, Any]) -> int:
+    """Blocks by the formula, of the rank that has least."""
+    text = resolve_model(model).text
+    heads = max(1, text.kv_heads // tp)
+    half = -(-cache["block_size"] * heads * text.head_dim * 2 // 256) * 256
+    runtime = (cache["max_prefill_token_num"] + 2 * cache["max_batches"]) * text.vocab * 2
+    ratio = cache["cache_max_entry_count"]
+    return min(int((free - runtime) * ratio) // (text.layers * 2 * half) for free in cache["free"])
+
+
+def run(row: Row) -> dict[str, Any]:
+    """The row's document."""
+    tp = {"tp": row.tp} if row.tp > 1 else {}
+    return api.rehearse_torch(
+        row.model,
+        engine=row.engine,
+        on=f"{row.tp}x{CARD}",
+        image_size=row.image,
+        **tp,
+        **row.settings,
+    )
+
+
+def mib(value: int | None) -> str:
+    return "" if value is None else f"{value / MIB:,.1f}"
+
+
+def start_of(row: Row, document: dict[str, Any]) -> tuple[str, ...]:
+    card, cache = document["gpus"][0], document["cache"] or {}
+    weights, after = card.get("weights", {}), card.get("after_start", {})
+    sized = cache.get("free")
+    return (
+        row.name,
+        document["outcome"],
+        mib(weights.get("allocated")),
+        mib(min(sized)) if sized else "",
+        str(cache.get("num_gpu_blocks", "")),
+        str(formula(row.model, row.tp, cache)) if sized else "",
+        f"{mib(after.get('allocated'))} / {mib(after.get('reserved'))}",
+        mib(after.get("left")),
+        f"{document['seconds']:.0f}",
+    )
+
+
+def cases_of(row: Row, document: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for case in document["cases"]:
+        card = min(case["gpus"], key=lambda one: one["left"])
+        words = " ".join(f"{count} {name}" for name, count in case["statuses"].items())
+        rows.append(
+            (
+                row.name,
+                case["name"],
+                str(case.get("prompt_tokens", "")),
+                mib(card["allocated_peak"]),
+                mib(card["reserved_peak"]),
+                mib(card["held_peak"]),
+                mib(card["fragmentation"]),
+                mib(card["left"]),
+                words or "died",
+            )
+        )
+    return rows
+
+
+def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [titles, tuple("---" for _ in titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", help="rows whose name has this word")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    starts: list[tuple[str, ...]] = []
+    cases: list[tuple[str, ...]] = []
+    deaths, versions, wrong, sized = [], {}, 0, 0
+    for row in ROWS:
+        if args.only and args.only not in row.name:
+            continue
+        print(row.name, file=sys.stderr, flush=True)
+        document = run(row)
+        versions |= document["versions"]
+        start = start_of(row, document)
+        print("  " + " | ".join(start[1:]), file=sys.stderr, flush=True)
+        starts.append(start)
+        cases += cases_of(row, document)
+        sized += bool(start[5])
+        wrong += start[4] != start[5]
+        if document["death"]:
+            death = document["death"]
+            after = (death["afterwards"] or {}).get("next_request", "not asked")
+            deaths.append(
+                f"- {row.name}: {death['phase']}, {mib(death['asked'])} asked, "
+                f"{mib(death['left'])} left, at `{(death['where'] or ['?'])[0]}`; "
+                f"the next request: {after}"
+            )
+    text = HEAD.format(
+        command="python bench/rehearsal/pytorch.py",
+        date=dt.date.today().isoformat(),
+        versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        card=CARD,
+        told=f"{sized - wrong} of {sized} exact",
+        starts=table(
+            ("row", "outcome", "weights", "free at sizing", "blocks", "formula",
+             "after start allocated / reserved", "left", "seconds"),
+            starts,
+        ),
+        cases=table(
+            ("row", "case", "prompt tokens", "allocated", "reserved", "card", "idle", "left",
+             "ended"),
+            cases,
+        ),
+        deaths="\nDeaths:\n\n" + "\n".join(deaths) + "\n" if deaths else "",
+    )  # fmt: skip
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
