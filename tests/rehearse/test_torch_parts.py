@@ -222,7 +222,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         torch_run.importlib.util, "find_spec", lambda name: None if name == "ray" else object()
     )
     with pytest.raises(PackageError, match="ray is not installed"):
-        torch_run.need_packages("pytorch", 2)
+        torch_run.need_packages("pytorch", ray=True)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
 ) -> None:
     config = {"architectures": ["StrangeForVision"], "model_type": "strange", "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("turbofit.rehearse.torch_ask.need_packages", lambda *_: {})
+    monkeypatch.setattr("turbofit.rehearse.torch_ask.need_packages", lambda *_, **__: {})
     scenario: Any = SimpleNamespace(gpus=(SimpleNamespace(name="x"),))
     with pytest.raises(UsageError, match="takes pictures") as error:
         rehearse_torch(TorchAsk(str(tmp_path), "pytorch"), scenario)

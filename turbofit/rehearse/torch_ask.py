@@ -74,7 +74,8 @@ def rehearse_torch(
             f"--tp {tp} needs {tp} GPUs, the machine has {len(scenario.gpus)}",
             hint="name a machine with as many: --on 2xrtx3090",
         )
-    versions = need_packages(ask.engine, tp)
+    ray = tp > 1 and ask.settings.get("distributed_executor_backend") in (None, "ray")
+    versions = need_packages(ask.engine, ray=ray)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         name, rule, sees, folder = _model(ask, Path(scratch))
         size = _size(ask, rule) if sees and ask.images else None

@@ -60,15 +60,19 @@ class Seen:
     late: bool
 
 
-def need_packages(engine: str, cards: int) -> dict[str, str]:
+def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
     """The versions of what a rehearsal needs.
+
+    Args:
+        engine: ``pytorch`` or ``transformers``.
+        ray: whether its workers are Ray's.
 
     Raises:
         PackageError: something is missing, or torch is no CUDA build.
     """
     names = ["torch", "transformers", "accelerate"]
     if engine == "pytorch":
-        names = ["torch", "triton", "lmdeploy", "transformers"] + (["ray"] if cards > 1 else [])
+        names = ["torch", "triton", "lmdeploy", "transformers"] + (["ray"] if ray else [])
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise PackageError(

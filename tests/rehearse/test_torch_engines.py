@@ -1,0 +1,121 @@
+"""LMDeploy's PyTorch engine and Transformers themselves, on pretend GPUs under a CUDA torch.
+
+Figures: shared/facts/rehearsal-torch.md, measured with another prototype.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
+]
+MIB = 1 << 20
+#: The prototype's card: 24268 - 300 MiB are left when a process has its context of 360.
+CARD = "1xrtx3090:total=24328MiB"
+
+
+def rehearsed(*words: str, code: int = 0) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "turbofit", "rehearse", *words, "--json"],
+        env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == code, (document.get("death"), document.get("error"), done.stderr)
+    assert document["schema"] == "turbofit.rehearsal-torch/1"
+    return document
+
+
+def test_qwen2_vl_2b_at_lmdeploys_defaults() -> None:
+    document = rehearsed(
+        "qwen2-vl-2b", "--engine", "pytorch", "--on", CARD, "--image-size", "1344x1568"
+    )
+    assert document["outcome"] == "served"
+    cache, (card,) = document["cache"], document["gpus"]
+    assert cache["free"] == [19492 * MIB]
+    assert cache["num_gpu_blocks"] == 7791
+    assert cache["tokens"] == 7791 * 64
+    after = card["after_start"]
+    assert round(after["allocated"] / MIB, 1) == 17868.6
+    assert after["reserved"] == 18158 * MIB
+    assert after["held"] == after["reserved"] + card["contexts"]
+    assert after["left"] == 5810 * MIB
+    assert card["cache"]["allocated"] >= cache["bytes"][0]
+    cases = {case["name"]: case for case in document["cases"]}
+    assert list(cases) == ["vision_request", "vision_forward", "text_prefill", "sampling"]
+    assert all(set(case["statuses"]) == {"finished"} for case in cases.values())
+    (picture,) = cases["vision_request"]["gpus"]
+    assert picture["allocated_peak"] == pytest.approx(18332.7 * MIB, rel=0.001)
+    assert picture["reserved_peak"] == pytest.approx(18838 * MIB, rel=0.002)
+    assert picture["held_peak"] == picture["reserved_peak"] + card["contexts"]
+    # Torch's own word and the account's agree in every phase.
+    for phase in card["phases"].values():
+        assert phase["torch"]["reserved"] + card["contexts"] == phase["held"]
+    assert document["decides"] in cases
+    assert card["left_at_peak"] == min(c["gpus"][0]["left"] for c in cases.values())
+
+
+def test_a_picture_kills_it_and_it_stays_dead() -> None:
+    document = rehearsed(
+        "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090:total=8GiB",
+        "--cache-max-entry-count", "0.99", code=3,
+    )  # fmt: skip
+    assert document["outcome"] == "out_of_memory"
+    death = document["death"]
+    assert death["phase"] == "case vision_request"
+    assert death["message"].startswith("CUDA out of memory. Tried to allocate")
+    assert death["asked"] > death["left"] >= 0
+    assert any("qwen2_vl.py" in line for line in death["where"])
+    assert death["afterwards"]["next_request"] == "unavailable"
+
+
+def test_a_card_without_room_for_the_cache() -> None:
+    document = rehearsed(
+        "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090:total=7GiB", code=3
+    )
+    assert document["outcome"] == "out_of_memory"
+    assert document["death"]["phase"] == "sizing"
+    assert document["death"]["message"].startswith("No enough gpu memory for")
+
+
+@pytest.mark.slow
+def test_each_rank_keeps_its_own_books() -> None:
+    document = rehearsed(
+        "qwen2-vl-2b", "--engine", "pytorch", "--on", "2xrtx3090:total=24328MiB", "--tp", "2",
+        "--distributed-executor-backend", "mp", "--image-size", "448x448",
+    )  # fmt: skip
+    assert document["outcome"] == "served"
+    first, second = document["gpus"]
+    for card in (first, second):
+        weights = card["weights"]["allocated"]
+        assert weights == pytest.approx(2366.6 * MIB, rel=0.01)
+        assert {"build", "sizing", "cache", "warm-up", "case sampling"} <= set(card["phases"])
+    assert document["cache"]["num_gpu_blocks"] > 2 * 7791
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-0.5b", "qwen2-vl-2b"])
+def test_transformers(model: str) -> None:
+    document = rehearsed(
+        model, "--engine", "transformers", "--on", CARD, "--image-size", "1344x1568"
+    )
+    assert document["outcome"] == "served"
+    (card,) = document["gpus"]
+    cases = {case["name"]: case for case in document["cases"]}
+    assert set(cases["text_prefill"]["statuses"]) == {"finished"}
+    if model == "qwen2-vl-2b":
+        assert round(card["weights"]["allocated"] / MIB, 1) == 4213.3
+        (picture,) = cases["vision_request"]["gpus"]
+        assert picture["allocated_peak"] == pytest.approx(4748.4 * MIB, rel=0.01)
+        assert picture["reserved_peak"] == pytest.approx(5128 * MIB, rel=0.01)
+    assert card["weights"]["held"] == card["weights"]["reserved"]
