@@ -25,17 +25,20 @@ _TOKENS = 64
 
 HEAD = """# LMDeploy's PyTorch engine and Transformers on pretend GPUs
 
-`{command}`, {date}: {versions}. Simulated cards (`{card}`, each process's CUDA context charged with
-360 MiB); the engines, torch's allocator and Triton are real, nothing was computed. MiB.
+`{command}`, {date}: {versions}.
+Simulated cards (`{card}`, each process's CUDA context charged with 360 MiB); the engines, torch's
+allocator and Triton are real, nothing was computed. MiB.
 
 `blocks` is the engine's own `num_gpu_blocks`; `formula` is
 `int((free - (max_prefill_token_num + 2 * max_batch_size) * vocab * 2) * ratio) // block bytes`,
-with the free memory that the engine saw and the model's published dimensions: {told}.
+with the free memory that the engine saw and the model's published dimensions: {told}. Weights are what
+the tensors ask for, and the blocks that torch's allocator gives them.
 
 {starts}
 
 Peaks of each case, as torch's allocator and the account saw them; `left` is what the card still
-had, `idle` what torch had reserved and did not use. With several cards, the fullest.
+had, `idle` what torch had reserved and did not use. Cases run one after another and torch keeps what
+it has reserved, so `left` falls. With several cards, the fullest.
 
 {cases}
 {deaths}"""
@@ -107,7 +110,7 @@ def start_of(row: Row, document: dict[str, Any]) -> tuple[str, ...]:
     return (
         row.name,
         document["outcome"],
-        mib(weights.get("allocated")),
+        f"{mib(weights.get('requested'))} / {mib(weights.get('allocated'))}",
         mib(min(sized)) if sized else "",
         str(cache.get("num_gpu_blocks", "")),
         str(formula(row.model, row.tp, cache)) if sized else "",
@@ -178,7 +181,7 @@ def main() -> int:
         card=CARD,
         told=f"{sized - wrong} of {sized} exact",
         starts=table(
-            ("row", "outcome", "weights", "free at sizing", "blocks", "formula",
+            ("row", "outcome", "weights asked / allocated", "free at sizing", "blocks", "formula",
              "after start allocated / reserved", "left", "seconds"),
             starts,
         ),

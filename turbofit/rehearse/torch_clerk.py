@@ -59,7 +59,8 @@ class Phases:
 def read_books(folder: Path) -> list[dict[str, Any]]:
     """All books so far: ``pid``, ``number`` of the open phase, and ``rows``, one a phase and card.
 
-    A row has ``phase``, ``gpu``, ``allocated`` and ``reserved`` at the phase's end, their peaks.
+    A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (the tensors alone),
+    ``allocated`` (whole blocks) and ``reserved``, and the peaks of the latter two.
     """
     found = []
     for path in sorted((folder / _BOOKS).glob("*.json")):
@@ -137,6 +138,7 @@ class _Book:
             for kind in ("allocated", "reserved"):
                 row[kind] = stats.get(f"{kind}_bytes.all.current", 0)
                 row[f"{kind}_peak"] = stats.get(f"{kind}_bytes.all.peak", 0)
+            row["requested"] = stats.get("requested_bytes.all.current", 0)
             row["retries"] = stats.get("num_alloc_retries", 0)
             self._rows.append(row)
             torch.cuda.reset_peak_memory_stats(device)

@@ -61,7 +61,7 @@ def torch_report(
         "cache": _cache(told),
         "gpus": [_card(seen, index) for index in cards],
         "cases": cases,
-        "decides": _decides(cases),
+        "decides": _decides(cases, death),
         "processes": [
             {"pid": one.pid, "command": one.command, "contexts": _by_gpu(one.contexts)}
             for one in seen.held
@@ -108,7 +108,7 @@ def _torch(seen: Seen, gpu: int, phase: str) -> dict[str, int] | None:
     ]
     if not rows:
         return None
-    names = ("allocated", "reserved", "allocated_peak", "reserved_peak", "retries")
+    names = ("requested", "allocated", "reserved", "allocated_peak", "reserved_peak", "retries")
     return {name: sum(row[name] for row in rows) for name in names}
 
 
@@ -123,6 +123,7 @@ def _state(seen: Seen, gpu: int, phase: str) -> dict[str, int | None]:
     torch = _torch(seen, gpu, phase) or {}
     held = combined(seen.held, gpu, phase, order).end
     return {
+        "requested": torch.get("requested"),
         "allocated": torch.get("allocated"),
         "reserved": torch.get("reserved"),
         "held": held,
@@ -197,8 +198,18 @@ def _case(seen: Seen, case: Mapping[str, Any]) -> dict[str, Any]:
     return dict(case, gpus=rows)
 
 
-def _decides(cases: list[dict[str, Any]]) -> str | None:
-    """The case that left least on its fullest card; of equal ones the first."""
+def _decides(cases: list[dict[str, Any]], death: Mapping[str, Any] | None) -> str | None:
+    """The case it died of, else the one whose tensors took most on a card, the first of equals.
+
+    What torch has reserved does not tell: it keeps it from one case to the next.
+    """
+    if death is not None:
+        died = str(death["phase"])
+        return died.removeprefix("case ") if died.startswith("case ") else None
     if not cases:
         return None
-    return str(min(cases, key=lambda case: min(row["left"] for row in case["gpus"]))["name"])
+
+    def most(case: Mapping[str, Any]) -> int:
+        return max(row["allocated_peak"] or row["held_peak"] for row in case["gpus"])
+
+    return str(max(cases, key=most)["name"])

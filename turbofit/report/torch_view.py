@@ -146,9 +146,10 @@ def _cases(document: Mapping[str, Any]) -> Iterator[Block]:
         columns=tuple(Column(title=t, right=t not in text, wrap=t in text) for t in titles),
         rows=tuple(rows),
     )
+    decides = f"{document['decides']} decides; " if document["decides"] else ""
     yield Line(
-        text=f"{document['decides']} decides; idle is what torch reserved and did not use, "
-        "margin is left + idle: what is certain, and what a lucky allocator could still give",
+        text=f"{decides}torch keeps what it has reserved, so left falls from case to case; idle is "
+        "reserved and not in use, margin is left + idle: left is certain, idle needs luck",
         tone="dim",
     )
 
