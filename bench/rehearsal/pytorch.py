@@ -31,14 +31,14 @@ allocator and Triton are real, nothing was computed. MiB.
 
 `blocks` is the engine's own `num_gpu_blocks`; `formula` is
 `int((free - (max_prefill_token_num + 2 * max_batch_size) * vocab * 2) * ratio) // block bytes`,
-with the free memory that the engine saw and the model's published dimensions: {told}. Weights are what
-the tensors ask for, and the blocks that torch's allocator gives them.
+with the free memory that the engine saw and the model's published dimensions: {told}.
+Weights are what the tensors ask for, and the blocks that torch's allocator gives them.
 
 {starts}
 
 Peaks of each case, as torch's allocator and the account saw them; `left` is what the card still
-had, `idle` what torch had reserved and did not use. Cases run one after another and torch keeps what
-it has reserved, so `left` falls. With several cards, the fullest.
+had, `idle` what torch had reserved and did not use. Cases run one after another and torch keeps
+what it has reserved, so `left` falls. With several cards, the fullest.
 
 {cases}
 {deaths}"""

@@ -15,6 +15,11 @@ from turbofit.rehearse.torch_run import KEPT, Seen
 __all__ = ["NOT_KNOWN", "SCHEMA", "torch_report"]
 
 SCHEMA: Final = "turbofit.rehearsal-torch/1"
+BASIS: Final = (
+    "each process's own timeline, marked in the process within 10 ms of the phase's begin, which "
+    "waits for it; a card's peak in a phase is the sum of its processes' peaks, exact where one of "
+    "them allocates; a card's peak of the run is that of one moment"
+)
 NOT_KNOWN: Final = (
     "private workspaces inside cuBLAS, cuDNN and NCCL",
     "kernel modules, loaded lazily",
@@ -68,6 +73,7 @@ def torch_report(
             if one.contexts or one.spans
         ],
         "peak_rss": told.get("peak_rss"),
+        "basis": BASIS,
         "not_known": list(NOT_KNOWN),
         "error": told.get("error"),
         "log": [line for line in seen.log.splitlines() if line.strip()][-12:],
@@ -210,6 +216,6 @@ def _decides(cases: list[dict[str, Any]], death: Mapping[str, Any] | None) -> st
         return None
 
     def most(case: Mapping[str, Any]) -> int:
-        return max(row["allocated_peak"] or row["held_peak"] for row in case["gpus"])
+        return max(int(row["allocated_peak"] or row["held_peak"]) for row in case["gpus"])
 
     return str(max(cases, key=most)["name"])

@@ -116,12 +116,17 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             watch=watch,
             base=_environment(folder),
         )
+        report = _report(folder)
+        if (report.get("error") or {}).get(
+            "type"
+        ) == "KeyboardInterrupt" or ran.code == -signal.SIGINT:
+            raise KeyboardInterrupt
         seen = Seen(
             spec=spec,
             ran=ran,
             held=read_held(folder / "pretend" / "timelines"),
             books=read_books(folder),
-            report=_report(folder),
+            report=report,
             log=_tail(folder / "log"),
             late=watch.late,
         )
