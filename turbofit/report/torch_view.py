@@ -12,9 +12,9 @@ __all__ = ["torch_view"]
 
 _ENGINES = {"pytorch": "LMDeploy's PyTorch engine", "transformers": "Transformers"}
 _PACKAGES = {"pytorch": "lmdeploy", "transformers": "transformers"}
-#: Parts of a card's start: (key, words, whether torch's reserved counts as well).
+#: Parts of a card's start, and what they are called.
 _PARTS = (
-    ("weights", "weights, when the cache is sized"),
+    ("weights", "weights"),
     ("cache", "KV cache"),
     ("warm-up", "CUDA graphs and warm-up"),
     ("after_start", "after start"),
@@ -78,6 +78,9 @@ def _settings(document: Mapping[str, Any]) -> Iterator[Block]:
     facts = [("given", words)]
     if document["engine"] == "pytorch":
         facts.append(("all else", "LMDeploy's own defaults"))
+    else:
+        own = {k: v for k, v in document["settings"].items() if k not in given}
+        facts.append(("as the fallback", ", ".join(f"{k}={v}" for k, v in own.items())))
     for name, value in document["environment"].items():
         facts.append((name, value))
     if document["device_map"]:
