@@ -25,14 +25,16 @@ _TOKENS = 64
 
 HEAD = """# LMDeploy's PyTorch engine and Transformers on pretend GPUs
 
-`{command}`, {date}: {versions}.
-Simulated cards (`{card}`, each process's CUDA context charged with 360 MiB); the engines, torch's
+`{command}`, {date}:
+{versions}.
+Simulated cards (`{card}`, 360 MiB for each process's context); the engines, torch's
 allocator and Triton are real, nothing was computed. MiB.
 
 `blocks` is the engine's own `num_gpu_blocks`; `formula` is
 `int((free - (max_prefill_token_num + 2 * max_batch_size) * vocab * 2) * ratio) // block bytes`,
-with the free memory that the engine saw and the model's published dimensions: {told}.
-Weights are what the tensors ask for, and the blocks that torch's allocator gives them.
+with the free memory that the engine saw and the model's published dimensions:
+{told}. Weights are what the tensors ask for, and the blocks that torch's
+allocator gives them.
 
 {starts}
 

@@ -151,6 +151,15 @@ def test_served_where_every_request_ended() -> None:
     assert judge(told) == ("served", None)
 
 
+def test_a_picture_that_the_cache_cannot_hold_is_not_served() -> None:
+    refusing = case("vision_request", too_long=1) | {"words": "The request exceeds it."}
+    outcome, death = judge(seen(done=True, cases=[refusing, case("text_prefill", finished=1)]))
+    assert outcome == "refused"
+    assert death is not None
+    assert death["phase"] == "case vision_request"
+    assert death["message"] == "too_long: The request exceeds it."
+
+
 def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
     log = f"""Traceback (most recent call last):
   File "/x/site-packages/torch/nn/modules/module.py", line 1, in _call_impl

@@ -11,9 +11,11 @@ from turbofit.rehearse.torch_run import Seen
 __all__ = ["judge"]
 
 _OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
+_OOM_TEXT: Final = "CUDA out of memory."
 _SIZING: Final = re.compile(r"No enough gpu memory for (kv cache|runtime)\.")
 _FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _DEAD: Final = frozenset({"unavailable", "internal_error"})
+_REFUSED: Final = frozenset({"refused", "too_long"})
 _NOT_THEIRS: Final = ("/torch/", "/turbofit/pretend/", "/turbofit/rehearse/", "turbofit_values")
 _MOST_FRAMES: Final = 4
 #: Errors of settings that the engine does not take, before it touches a card.
@@ -29,15 +31,15 @@ _REFUSING: Final = (
 def judge(seen: Seen) -> tuple[str, dict[str, Any] | None]:
     """The outcome (served, out_of_memory, hang, failed, refused) and the death, if there was one.
 
-    ``refused``: the engine did not take the settings. ``served``: every request came to an end; one
-    that the engine's front end refuses (too long, for example) shows in its case's statuses.
+    ``refused``: the engine did not take the settings, or it lives and does not take a request with
+    pictures (too long for its cache, for example). ``served``: every request came to an end.
     """
     told = seen.report
     cases = told.get("cases", [])
     last = next((case for case in cases if _DEAD & set(case["statuses"])), None)
     unfinished = next((case for case in cases if "not finished" in case["statuses"]), None)
     if told.get("done") and seen.ran.code == 0 and last is None and unfinished is None:
-        return "served", None
+        return _alive(seen, cases)
     error = told.get("error")
     phase = f"case {last['name']}" if last else (error or told).get("phase", "import")
     lines = seen.log.splitlines()
@@ -52,7 +54,12 @@ def judge(seen: Seen) -> tuple[str, dict[str, Any] | None]:
     return "failed", death
 
 
-_OOM_TEXT: Final = "CUDA out of memory."
+def _alive(seen: Seen, cases: list[dict[str, Any]]) -> tuple[str, dict[str, Any] | None]:
+    for case in cases:
+        if case["name"].startswith("vision") and set(case["statuses"]) <= _REFUSED:
+            said = f"{' '.join(case['statuses'])}: {case['words']}"
+            return "refused", _death(seen, f"case {case['name']}", said, [])
+    return "served", None
 
 
 def _words(error: dict[str, Any] | None, lines: list[str]) -> str:

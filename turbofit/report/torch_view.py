@@ -33,7 +33,7 @@ def torch_view(document: Mapping[str, Any]) -> Iterator[Block]:
         f"{versions.get('torch', '?')}: memory is the engine's own, values and speed are not real",
         tone="good" if served else "bad",
     )
-    yield from _death(document["death"])
+    yield from _death(document["death"], refused=document["outcome"] == "refused")
     yield from _settings(document)
     for card in document["gpus"]:
         yield from _card(card)
@@ -43,10 +43,10 @@ def torch_view(document: Mapping[str, Any]) -> Iterator[Block]:
     yield Items(items=tuple(document["not_known"]), tone="dim")
 
 
-def _death(death: Mapping[str, Any] | None) -> Iterator[Block]:
+def _death(death: Mapping[str, Any] | None, *, refused: bool) -> Iterator[Block]:
     if death is None:
         return
-    text = f"it ended in {death['phase']}"
+    text = f"it {'refused' if refused else 'ended in'} {death['phase']}"
     if death["asked"] is not None:
         text += (
             f" on GPU {death['gpu']}: {format_bytes(death['asked'])} asked, "
