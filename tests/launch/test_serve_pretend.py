@@ -60,7 +60,7 @@ def test_internvl2_on_one_card(children: list[Child], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "least"),
     [
-        (("qwen2.5-0.5b", "--on", "1xrtx3090", "--concurrency", "128"), 0.98),
+        (("qwen2.5-0.5b", "--on", "1xrtx3090"), 0.98),
         (("qwen2.5-7b", "--on", "2xl4", "--tp", "2"), 0.98),
         (QWEN, 0.98),
         # Its last tile takes an alignment to one token.

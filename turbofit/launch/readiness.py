@@ -35,9 +35,11 @@ _AFTER: Final = 8
 _AROUND: Final = 2
 #: What the guesses above may be wrong by.
 _SLACK: Final = 15
-#: Tokens of a row of a full batch: a block of the cache at least; its answer at most.
+#: Tokens of a row of a full batch: a block of the cache at least. Its answer outlasts the arrival
+#: of the others, which takes a step of decoding each at most.
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
+_STEPS_A_ROW: Final = 4
 #: Any token but a special one.
 _TOKEN: Final = 100
 
@@ -121,7 +123,7 @@ def _full_batch(plan: Plan, model: str) -> Request:
     body = {
         "model": model,
         "prompt": ["What is this?"] * rows,
-        "max_tokens": max(1, min(_ROW_ANSWER, room)),
+        "max_tokens": max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room)),
         "top_k": 0,
         "temperature": 1.0,
         "ignore_eos": True,

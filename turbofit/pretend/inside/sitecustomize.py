@@ -32,7 +32,7 @@ class _AfterTorch:
 
         def exec_module(module: Any) -> None:
             load(module)
-            importlib.import_module("turbofit_values").install(module)
+            importlib.import_module("turbofit_values").install()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
