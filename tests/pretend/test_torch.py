@@ -72,6 +72,9 @@ out["unique"] = torch.unique(torch.tensor([3, 1, 3], device=d)).tolist()
 y = torch.zeros(4, device=d); y[torch.tensor([True, False, True, False], device=d)] = 7.0
 out["put"] = y.tolist()
 out["cast"] = torch.tensor([1.5, 2.5], device=d).to("cpu", torch.float64).tolist()
+out["prod"] = torch.tensor([2, 3, 7], device=d).prod().item()
+with torch.inference_mode():
+    out["inference"] = x[x > 7].tolist()
 out["argmax"] = torch.randn(8, 151936, device=d, dtype=torch.bfloat16).argmax(-1).tolist()
 def inside(): out["thread"] = torch.arange(5, device=d)[torch.tensor([0, 4], device=d)].tolist()
 thread = threading.Thread(target=inside); thread.start(); thread.join()
@@ -86,6 +89,8 @@ result(out)
         "unique": [1, 3],
         "put": [7.0, 0.0, 7.0, 0.0],
         "cast": [1.5, 2.5],
+        "prod": 42,
+        "inference": [8, 9],
         "argmax": [0] * 8,
         "thread": [0, 4],
     }

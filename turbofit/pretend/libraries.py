@@ -32,9 +32,9 @@ class Library:
 
     @property
     def major(self) -> int:
-        """13 of ``libcudart.so.13``; 12 where it has none that counts."""
+        """13 of ``libcudart.so.13``; 12 where the number is not CUDA's."""
         last = self.name.rpartition(".")[2]
-        return int(last) if self.family == "libcudart" else 12
+        return int(last) if self.family in ("libcudart", "libnvrtc") else 12
 
 
 _ACCOUNT = Library(
@@ -69,6 +69,7 @@ _BY_HAND = {
     "libcublas": ("cublas.c",),
     "libcublasLt": ("cublaslt.c",),
     "libcudnn": ("cudnn.c",),
+    "libnvrtc": ("nvrtc.c",),
     "libnccl": ("nccl.c",),
     "libnvidia-ml": ("nvml.c", "nvml_memory.c", "nvml_links.c", "nvml_values.c"),
 }

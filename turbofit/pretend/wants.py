@@ -70,8 +70,7 @@ class Wants(NamedTuple):
 def wanted_from(site: Path) -> dict[str, Wants]:
     """What the packages in a ``site-packages`` folder import, by soname.
 
-    NVRTC is left out where it is installed: it compiles without a GPU. Reads ELF headers only,
-    about 0.3 s for torch. Empty where nothing there calls CUDA.
+    Reads ELF headers only, about 0.3 s for torch. Empty where nothing there calls CUDA.
     """
     found: dict[str, Wants] = {}
     for library in _libraries(site):
@@ -80,8 +79,7 @@ def wanted_from(site: Path) -> dict[str, Wants]:
     driver = found.get("libcuda.so.1", Wants()) | Wants(frozenset(_by_name(site)))
     if driver.names:
         found["libcuda.so.1"] = driver
-    real = {path.name for path in (site / "nvidia").rglob("libnvrtc.so.*")}
-    return {soname: wants for soname, wants in sorted(found.items()) if soname not in real}
+    return dict(sorted(found.items()))
 
 
 def _by_name(site: Path) -> Iterator[str]:

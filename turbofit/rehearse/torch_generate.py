@@ -28,7 +28,6 @@ def run_transformers(spec: TorchSpec, report: Report) -> None:
     report.write(settings=settings, loader=name)
     cuda: Any = torch.cuda
     cuda.init()
-    _products_by_host(torch)
     report.enter("load")
     model = getattr(library, name).from_pretrained(str(spec.model_dir), **settings)
     model.eval()
@@ -40,21 +39,6 @@ def run_transformers(spec: TorchSpec, report: Report) -> None:
     for case in spec.cases:
         report.data["cases"].append(_case(model, processor, config, case, report))
         report.write()
-
-
-def _products_by_host(torch: Any) -> None:
-    """Products of integers, for which torch compiles a kernel where it runs, are made by the host.
-
-    The pretend driver does not take such kernels. The result's memory is the card's, as it was.
-    """
-    product = torch.Tensor.prod
-
-    def prod(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_cuda or self.is_floating_point():
-            return product(self, *args, **kwargs)
-        return product(self.cpu(), *args, **kwargs).to(self.device)
-
-    torch.Tensor.prod = prod
 
 
 def _case(
