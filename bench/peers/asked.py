@@ -14,7 +14,7 @@ QUEUED = 16
 ROWS = 8
 _TEXT = 32
 _NEW = 2
-_LONG = 32_000
+LONG = 32_000
 _ROOM = 320  # tokens of text that a request of the queue has at most, rounded up
 
 
@@ -50,7 +50,7 @@ def requests_of(plan: Plan) -> list[dict[str, Any]]:
         meet = min(meet, plan.limits.units_per_image)
         queue = [_vision(rule, meet, 2 + 61 * i % 257) for i in range(QUEUED)]
         cases.append({"name": f"{QUEUED} images queued", "requests": queue})
-    long = {"text_tokens": min(_LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
+    long = {"text_tokens": min(LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
     cases.append({"name": "long prompt", "requests": [long]})
     row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
     cases.append({"name": "sampling", "requests": [row] * ROWS})
@@ -69,7 +69,7 @@ def lowered(plan: Plan) -> str:
             f"images lowered to {plan.limits.units_per_image} of {image_units(rule)}"
             f" {plan.limits.vision_unit}s"
         )
-    if plan.settings.session_len - _NEW < _LONG:
+    if plan.settings.session_len - _NEW < LONG:
         told.append(f"session of {plan.settings.session_len}")
     return ", ".join(told)
 
@@ -77,7 +77,7 @@ def lowered(plan: Plan) -> str:
 def sent(model: Model) -> str:
     """What a pair's engines were sent, in words."""
     rule = model.image_rule
-    text = f"{ROWS} rows with top_k=0, a prompt of {_LONG} tokens"
+    text = f"{ROWS} rows with top_k=0, a prompt of {LONG} tokens"
     if rule is None:
         return text
     name = "tiles" if isinstance(rule, TileRule) else "patches"
