@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 class Pair(NamedTuple):
     """A model on a machine; every setting gets the same ``tp``.
 
-    ``quick``: part of the short run. ``vllm``: vLLM runs here too, where it is installed.
+    ``quick``: part of the short run. ``vllm``: one of the pairs of a run against vLLM.
     """
 
     model: str
@@ -33,8 +33,8 @@ class Setting(NamedTuple):
 PLAN = "turbofit's plan"
 
 PAIRS: tuple[Pair, ...] = (
-    Pair("internvl2-8b", "1xrtx3090", quick=True, vllm=True),
-    Pair("internvl2-2b", "1xrtx3090", vllm=True),
+    Pair("internvl2-8b", "1xrtx3090", quick=True),
+    Pair("internvl2-2b", "1xrtx3090"),
     Pair("qwen2-vl-7b", "1xrtx3090", quick=True, vllm=True),
     Pair("qwen2-vl-2b", "1xrtx3090", vllm=True),
     Pair("qwen2.5-7b", "1xrtx3090", quick=True, vllm=True),

@@ -1,4 +1,4 @@
-"""The same card, model and worst images for LMDeploy, vLLM and turbofit. See README.md."""
+"""The same card, model and worst images for LMDeploy, vLLM and turbofit. See RESULTS.md."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def rows_of(pair: Pair, folder: Path, python: str | None) -> list[Row]:
         print(f"  {row.who}: {row.tokens} tokens, {row.fate} {row.of} {row.note}",
               file=sys.stderr, flush=True)  # fmt: skip
 
-    for setting in SETTINGS:
+    for setting in SETTINGS[:1] if python else SETTINGS:
         add(turbomind_row(pair, setting, folder))
-    if python and pair.vllm:
+    if python:
         for flavour in FLAVOURS:
             add(vllm_row(pair, flavour, folder, python))
     return rows
@@ -87,10 +87,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three pairs")
     parser.add_argument("--only", help="pairs whose name contains this")
-    parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM; see README.md")
+    parser.add_argument("--vllm", metavar="PYTHON", help="compare with this Python's vLLM only")
     parser.add_argument("--results", type=Path, help="write the tables here too")
     args = parser.parse_args()
     pairs = [p for p in PAIRS if (p.quick or not args.quick) and (args.only or "") in p.name]
+    pairs = [p for p in pairs if p.vllm or not args.vllm]
     rows: list[Row] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:

@@ -107,7 +107,8 @@ def _batch(row: Row) -> int | None:
 
 
 def _fate(row: Row) -> str:
-    return {"refused": "did not start", "hung": "hung at start"}.get(row.fate, row.fate)
+    told = {"refused": "did not start", "hung": "hung at start", "stalled": "not known"}
+    return told.get(row.fate, row.fate)
 
 
 def _tokens(row: Row) -> str:

@@ -20,10 +20,12 @@ from turbofit.model.presets import find_preset, preset_model
 from turbofit.rehearse.twin import checkpoint_for
 
 FLAVOURS: Final = {"default": "vLLM's defaults", "eager": "vLLM, enforce_eager"}
-_SECONDS: Final = 150
+_SECONDS: Final = 80
 _CHILD: Final = Path(__file__).resolve().parent / "vllm_child.py"
 _TOKENS: Final = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
-_ERROR: Final = re.compile(r"(?:ValueError|OutOfMemoryError|RuntimeError|AssertionError): (.*)")
+_ERROR: Final = re.compile(
+    r"(?:ValueError|Value error|OutOfMemoryError|RuntimeError|AssertionError)[:,] (.*)"
+)
 _SAID: Final = re.compile(r"^PEERS (\w+) ?(.*)$", re.MULTILINE)
 #: What a vLLM of its own would look for outside, or would not do on one pretend card.
 _ENVIRONMENT: Final = {
@@ -117,8 +119,9 @@ def _fate(log: str, said: list[tuple[str, str]]) -> tuple[Fate, str]:
     errors = [line for line in _ERROR.findall(log) if "Engine core init" not in line]
     of = errors[0][:200] if errors else "nothing more was said in time"
     if "ready" not in words:
-        return ("refused" if errors else "hung"), of
-    return "died", f"case {[rest for word, rest in said if word == 'case'][-1]}: {of}"
+        return ("refused" if errors else "stalled"), of
+    case = next((rest for word, rest in reversed(said) if word == "case"), "none")
+    return ("died" if errors else "stalled"), f"case {case}: {of}"
 
 
 def vllm_version(python: str) -> str:
