@@ -12,10 +12,10 @@ from typing import Any
 
 
 def mend_partial_prefill() -> None:
-    """A prompt that is not read to its end samples nothing.
+    """A prompt that is not read to its end samples nothing, one that is samples one token.
 
-    vLLM lets a Triton kernel write that zero; on a pretend machine no kernel computes, and the
-    scheduler would stop at its own assertion. Memory is not touched by it.
+    vLLM lets Triton kernels write these numbers; on a pretend machine no kernel computes, and the
+    scheduler would stop at its own assertion or wait for ever. Memory is not touched by it.
     """
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -28,9 +28,12 @@ def mend_partial_prefill() -> None:
         for name, index in output.req_id_to_index.items():
             request = self.requests.get(name)
             done = before.get(name, 0) + scheduled.num_scheduled_tokens.get(name, 0)
-            partial = request is not None and done < request.num_prompt_tokens
-            if output.sampled_token_ids and partial:
+            if request is None or not output.sampled_token_ids:
+                continue
+            if done < request.num_prompt_tokens:
                 output.sampled_token_ids[index] = []
+            elif not output.sampled_token_ids[index]:
+                output.sampled_token_ids[index] = [0]
         return update(self, scheduled, output)
 
     Scheduler.update_from_output = update_from_output

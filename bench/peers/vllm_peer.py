@@ -20,7 +20,7 @@ from turbofit.model.presets import find_preset, preset_model
 from turbofit.rehearse.twin import checkpoint_for
 
 FLAVOURS: Final = {"default": "vLLM's defaults", "eager": "vLLM, enforce_eager"}
-_SECONDS: Final = 80
+_SECONDS: Final = 120
 _CHILD: Final = Path(__file__).resolve().parent / "vllm_child.py"
 _TOKENS: Final = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
 _ERROR: Final = re.compile(
