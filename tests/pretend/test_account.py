@@ -275,6 +275,19 @@ def test_pointers_and_properties(libraries: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_pinned_memory_is_seen_where_it_is(libraries: Path, tmp_path: Path) -> None:
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        pinned, seen = void_p(), void_p()
+        rt.cudaHostAlloc(byref(pinned), size_t(8), 0)
+        done([rt.cudaHostGetDevicePointer(byref(seen), pinned, 0), seen.value == pinned.value])
+        """,
+    )
+    assert ran.value == [0, True]
+
+
 def test_threads_are_held_and_let_go(libraries: Path, tmp_path: Path) -> None:
     ran = run(
         libraries,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,25 @@ def test_names_and_versions_are_read(site: Path) -> None:
         "libcufft.so.12": Wants(frozenset({"cufftExecC2C", "cufftNew"}), frozenset({"FFT_9"})),
         "libcurand.so.10": Wants(),
     }
+
+
+def test_functions_of_a_library_that_another_links_count(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site / "torch", tmp_path / "torch")
+    package = tmp_path / "vllm"
+    package.mkdir()
+    (package / "c.c").write_text(
+        "int cufftLater(void); int curandLater(void); int cublasHgemm(void);"
+        "int all(void) { return cufftLater() + curandLater() + cublasHgemm(); }"
+    )
+    (package / "rand.c").write_text("int curandLater(void) { return 1; }")
+    name = "libcurand.so.10"
+    cc("-shared", "-fPIC", f"-Wl,-soname,{name}", "rand.c", "-o", name, at=package)
+    cc("-shared", "-fPIC", "c.c", name, "-o", "_C.abi3.so", at=package)
+    (package / name).unlink()
+    wanted = wanted_from(tmp_path)
+    assert wanted["libcufft.so.12"].names == {"cufftExecC2C", "cufftNew", "cufftLater"}
+    assert wanted["libcurand.so.10"].names == {"curandLater"}
+    assert not [name for name in wanted if "cublas" in name]  # nobody links it
 
 
 def test_nothing_is_wanted_where_nothing_is(tmp_path: Path) -> None:

@@ -76,6 +76,10 @@ def wanted_from(site: Path) -> dict[str, Wants]:
     for library in _libraries(site):
         for soname, wants in _wants(library).items():
             found[soname] = found.get(soname, Wants()) | wants
+    for family in FAMILIES:  # what is called without being linked, from whoever has linked it
+        loose = found.pop(family, Wants())
+        for soname in [name for name in found if family_of(name) == family]:
+            found[soname] |= loose
     driver = found.get("libcuda.so.1", Wants()) | Wants(frozenset(_by_name(site)))
     if driver.names:
         found["libcuda.so.1"] = driver
@@ -100,19 +104,22 @@ def _wants(library: Path) -> dict[str, Wants]:
 
 
 def _read(library: Path) -> dict[str, Wants]:
+    """By soname; by family what the library calls of others without linking them itself."""
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
         return {}
     sonames.setdefault("libcuda", "libcuda.so.1")  # it is often loaded by name only
     names: dict[str, set[str]] = {family: set() for family in sonames}
+    loose: dict[str, set[str]] = {}
     for symbol in dynamic_symbols(library):
         if symbol.defined or symbol.data:
             continue
         family = next((name for name, begin in FAMILIES.items() if begin.match(symbol.name)), None)
-        if family in names:
-            names[family].add(symbol.name)
+        if family is not None:
+            names.get(family, loose.setdefault(family, set())).add(symbol.name)
     versions = needed_versions(library)
-    return {
+    found = {family: Wants(frozenset(called)) for family, called in loose.items() if called}
+    return found | {
         soname: Wants(frozenset(names[family]), versions.get(soname, frozenset()))
         for family, soname in sonames.items()
     }

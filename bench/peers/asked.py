@@ -1,0 +1,89 @@
+"""The requests that every setting of a pair is given: the same clients, whatever serves them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.plan import Plan
+from turbofit.model.images import unit_tokens, worst_units
+from turbofit.rehearse.worst import grid
+
+#: Requests that wait together, so that as many images meet as the engine lets.
+QUEUED = 16
+ROWS = 8
+_TEXT = 32
+_NEW = 2
+LONG = 32_000
+_ROOM = 320  # tokens of text that a request of the queue has at most, rounded up
+
+
+def image_units(rule: ImageRule) -> int:
+    """Units of the worst image that the model's own preprocessor makes, unasked."""
+    return worst_units(rule)
+
+
+def meeting_units(rule: ImageRule, context: int) -> int:
+    """Units of the largest image of which two have room in one forward's context."""
+    worst = image_units(rule)
+    if isinstance(rule, TileRule):
+        return worst
+    return min(worst, (context // 2 - _ROOM) * rule.merge**2)
+
+
+def _unit(rule: ImageRule, units: int) -> Any:
+    return units if isinstance(rule, TileRule) else grid(units)
+
+
+def requests_of(plan: Plan) -> list[dict[str, Any]]:
+    """The cases, as the gateway of a plan would let them through.
+
+    Images are the model's worst. Where a plan's own limit is lower, the gateway would lower the
+    image, and so does this; ``lowered`` tells.
+    """
+    model, cases = plan.model, list[dict[str, Any]]()
+    rule = model.image_rule
+    if rule is not None:
+        one = _vision(rule, min(image_units(rule), plan.limits.units_per_image), _TEXT)
+        cases.append({"name": "one image", "requests": [one]})
+        meet = meeting_units(rule, model.text.max_position_embeddings)
+        meet = min(meet, plan.limits.units_per_image)
+        queue = [_vision(rule, meet, 2 + 61 * i % 257) for i in range(QUEUED)]
+        cases.append({"name": f"{QUEUED} images queued", "requests": queue})
+    long = {"text_tokens": min(LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
+    cases.append({"name": "long prompt", "requests": [long]})
+    row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
+    cases.append({"name": "sampling", "requests": [row] * ROWS})
+    return cases
+
+
+def _vision(rule: ImageRule, units: int, text: int) -> dict[str, Any]:
+    return {"text_tokens": text, "units": [_unit(rule, units)], "max_new_tokens": _NEW}
+
+
+def lowered(plan: Plan) -> str:
+    """What a plan promises less than was asked; empty where nothing."""
+    rule, told = plan.model.image_rule, list[str]()
+    if rule is not None and plan.limits.units_per_image < image_units(rule):
+        told.append(
+            f"images lowered to {plan.limits.units_per_image} of {image_units(rule)}"
+            f" {plan.limits.vision_unit}s"
+        )
+    if plan.settings.session_len - _NEW < LONG:
+        told.append(f"session of {plan.settings.session_len}")
+    return ", ".join(told)
+
+
+def sent(model: Model) -> str:
+    """What a pair's engines were sent, in words."""
+    rule = model.image_rule
+    text = f"{ROWS} rows with top_k=0, a prompt of {LONG} tokens"
+    if rule is None:
+        return text
+    name = "tiles" if isinstance(rule, TileRule) else "patches"
+    one = image_units(rule)
+    meet = meeting_units(rule, model.text.max_position_embeddings)
+    return (
+        f"an image of {one} {name} ({unit_tokens(rule, one)} tokens) alone, {QUEUED} of {meet}"
+        f" {name} queued whole, {text}"
+    )

@@ -1,0 +1,115 @@
+"""The same card, model and worst images for LMDeploy, vLLM and turbofit. See RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from asked import sent
+from grid import PAIRS, SETTINGS, Pair
+from row import Row
+from tables import of_pairs, row_table, summary, verdict, verdict_table
+from turbomind import cores, turbomind_row
+from vllm_peer import FLAVOURS, vllm_row, vllm_version
+
+import turbofit
+from turbofit.model.presets import find_preset, preset_model
+
+HEAD = """# turbofit's plan against its peers
+
+{told}
+
+{bars}
+
+## What was put to everybody
+
+{asked}
+
+## Every start
+
+{table}
+
+## Versions and command
+
+{versions}
+"""
+
+
+def asked_table(pairs: Sequence[Pair]) -> str:
+    """What each model's engines were sent."""
+    lines = ["| model | requests |", "|---|---|"]
+    for name in dict.fromkeys(pair.model for pair in pairs):
+        preset = find_preset(name)
+        assert preset is not None
+        lines.append(f"| {name} | {sent(preset_model(preset))} |")
+    return "\n".join(lines)
+
+
+def versions_text(seconds: float, python: str | None) -> str:
+    """What ran, and how to run it again."""
+    lines = [
+        f"turbofit {turbofit.__version__}, LMDeploy {version('lmdeploy')},"
+        f" torch {version('torch')}, Python {sys.version.split()[0]}, {cores()} shared cores,"
+        f" {time.strftime('%Y-%m-%d')}, {seconds:.0f} s in all.",
+        "",
+        f"    python bench/peers/run.py {'--vllm PYTHON ' if python else ''}--results FILE",
+    ]
+    if python:
+        lines += ["", f"vLLM: {vllm_version(python)}."]
+    return "\n".join(lines)
+
+
+def rows_of(pair: Pair, folder: Path, python: str | None) -> list[Row]:
+    """All rows of a pair, told as they come."""
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        print(f"  {row.who}: {row.tokens} tokens, {row.fate} {row.of} {row.note}",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+    for setting in SETTINGS[:1] if python else SETTINGS:
+        add(turbomind_row(pair, setting, folder))
+    if python:
+        for flavour in FLAVOURS:
+            add(vllm_row(pair, flavour, folder, python))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three pairs")
+    parser.add_argument("--only", help="pairs whose name contains this")
+    parser.add_argument("--vllm", metavar="PYTHON", help="compare with this Python's vLLM only")
+    parser.add_argument("--results", type=Path, help="write the tables here too")
+    args = parser.parse_args()
+    pairs = [p for p in PAIRS if (p.quick or not args.quick) and (args.only or "") in p.name]
+    pairs = [p for p in pairs if p.vllm or not args.vllm]
+    rows: list[Row] = []
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, pair in enumerate(pairs, 1):
+            print(f"[{number}/{len(pairs)}] {pair.name}", file=sys.stderr, flush=True)
+            rows += rows_of(pair, Path(scratch), args.vllm)
+    text = HEAD.format(
+        told=summary(rows),
+        bars=verdict_table(rows),
+        asked=asked_table(pairs),
+        table=row_table(rows),
+        versions=versions_text(time.monotonic() - begun, args.vllm),
+    )
+    print(text)
+    if args.results:
+        args.results.write_text(text, encoding="utf-8")
+    return 1 if any(verdict(found).met is False for found in of_pairs(rows)) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""LMDeploy's TurboMind on a pair, under turbofit's plan or under settings of one's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from asked import lowered, requests_of
+from grid import PLAN, Pair, Setting
+from host import Peak
+from row import Fate, Row
+
+import turbofit
+from turbofit.core.plan import Plan
+from turbofit.core.units import format_bytes
+from turbofit.rehearse.planned import plan_spec
+from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.spec import parse_spec
+from turbofit.rehearse.twin import checkpoint_for
+
+
+def plan_of(pair: Pair, setting: Setting) -> Plan:
+    """The plan, or what turbofit tells of the given settings (for what a rehearsal cannot see)."""
+    if setting.changed is None:
+        return turbofit.plan(pair.model, on=pair.on, tp=pair.tp, replicas=1)
+    return turbofit.predict(pair.model, on=pair.on, tp=pair.tp, **setting.changed)
+
+
+def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
+    """Starts the engine, sends it what everybody is sent, and tells how that went."""
+    plan = plan_of(pair, setting)
+    own = setting.changed is None
+    if own and not plan.fits:
+        return Row(pair.name, PLAN, "", None, "refused", plan.verdict, 0, None, None)
+    checkpoint = folder / plan.model.name
+    if not checkpoint.exists():
+        checkpoint_for(plan.model, checkpoint)
+    # Clients are not held to a limit where no gateway stands; a plan's are.
+    cases = requests_of(plan)
+    spec = parse_spec({**plan_spec(plan, checkpoint).raw, "cases": cases})
+    with Peak() as peak:
+        seen = rehearse(spec)
+    fate, of = _fate(seen)
+    settings = plan.settings
+    return Row(
+        pair=pair.name,
+        who=setting.name,
+        settings=(
+            f"{settings.cache_max_entry_count:g} / {settings.max_batch_size}"
+            f" / {settings.max_prefill_token_num}"
+        ),
+        tokens=seen["cache"]["tokens"],
+        fate=fate,
+        of=of,
+        host=peak.bytes,
+        pinned=max(seen["pinned"]["peak"].values(), default=None),
+        ready=seen["child_seconds"].get("ready"),
+        note=", ".join(t for t in (lowered(plan) if own else "", _refused(seen)) if t),
+    )
+
+
+def _fate(seen: dict[str, Any]) -> tuple[Fate, str]:
+    """How it ended, and of what."""
+    outcome, death = seen["outcome"], seen["death"]
+    if outcome == "served":
+        return "survived", ""
+    started = "ready" in seen["child_seconds"]
+    of = f"{death['phase']}: {death['where']}"
+    if death["asked"] is not None and death["left"] is not None:
+        of += f", {format_bytes(death['asked'])} asked, {format_bytes(death['left'])} left"
+    if outcome == "hang" and not started:
+        return "hung", of
+    return ("died" if started else "refused"), of
+
+
+def _refused(seen: dict[str, Any]) -> str:
+    """Requests that the engine turned away while it lived."""
+    told = []
+    for case in seen["cases"]:
+        away = {s: n for s, n in case["statuses"].items() if s not in ("finished", "ok")}
+        told += [f"{case['name']}: {n} {status}" for status, n in away.items()]
+    return ", ".join(told)
+
+
+def cores() -> int:
+    """Cores of this machine, for the results' head."""
+    return os.cpu_count() or 1

@@ -1,0 +1,78 @@
+"""vLLM's own part, run by vLLM's Python on a pretend machine: MODEL FLAVOUR CASES (JSON).
+
+Needs nothing of turbofit. Each case is queued whole. Says ``PEERS`` on stderr as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+
+def mend_partial_prefill() -> None:
+    """A prompt that is not read to its end samples nothing, one that is samples one token.
+
+    vLLM lets Triton kernels write these numbers; on a pretend machine no kernel computes, and the
+    scheduler would stop at its own assertion or wait for ever. Memory is not touched by it.
+    """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    update = Scheduler.update_from_output
+
+    def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
+        cached = scheduled.scheduled_cached_reqs
+        before = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        before |= {r.req_id: r.num_computed_tokens for r in scheduled.scheduled_new_reqs}
+        for name, index in output.req_id_to_index.items():
+            request = self.requests.get(name)
+            done = before.get(name, 0) + scheduled.num_scheduled_tokens.get(name, 0)
+            if request is None or not output.sampled_token_ids:
+                continue
+            if done < request.num_prompt_tokens:
+                output.sampled_token_ids[index] = []
+            elif not output.sampled_token_ids[index]:
+                output.sampled_token_ids[index] = [0]
+        return update(self, scheduled, output)
+
+    Scheduler.update_from_output = update_from_output
+
+
+def prompts_of(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """A case as vLLM's prompts; every picture differs, so that no cache answers for it."""
+    if "size" not in case:
+        return [{"prompt_token_ids": [10] * case["tokens"]}] * case["count"]
+    from PIL import Image
+
+    return [
+        {
+            "prompt": case["prompt"] + "a" * (2 + 61 * i % 257),
+            "multi_modal_data": {"image": Image.new("RGB", tuple(case["size"]), (i, 9, 9))},
+        }
+        for i in range(case["count"])
+    ]
+
+
+def say(what: str) -> None:
+    print(f"PEERS {what}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    model, flavour, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    begun = time.monotonic()
+    import vllm
+
+    mend_partial_prefill()
+    llm = vllm.LLM(model=model, enforce_eager=flavour == "eager")
+    say(f"ready {time.monotonic() - begun:.1f}")
+    parameters = vllm.SamplingParams(max_tokens=2, ignore_eos=True, temperature=0.0)
+    for case in cases:
+        say(f"case {case['name']}")
+        out = llm.generate(prompts_of(case), parameters, use_tqdm=False)
+        say(f"answered {len(out)}, prompts of {len(out[0].prompt_token_ids or ())} tokens")
+    say("survived")
+
+
+if __name__ == "__main__":
+    main()
