@@ -47,10 +47,11 @@ def test_qwen2_vl_2b_at_lmdeploys_defaults() -> None:
     assert cache["num_gpu_blocks"] == 7791
     assert cache["tokens"] == 7791 * 64
     after = card["after_start"]
-    assert round(after["allocated"] / MIB, 1) == 17868.6
-    assert after["reserved"] == 18158 * MIB
+    # To the MiB with torch 2.12.1; other torches allocate a little otherwise.
+    assert after["allocated"] / MIB == pytest.approx(17868.6, rel=0.001)
+    assert after["reserved"] == pytest.approx(18158 * MIB, rel=0.002)
     assert after["held"] == after["reserved"] + card["contexts"]
-    assert after["left"] == 5810 * MIB
+    assert after["left"] == 24328 * MIB - after["held"]
     assert card["cache"]["allocated"] >= cache["bytes"][0]
     cases = {case["name"]: case for case in document["cases"]}
     assert list(cases) == ["vision_request", "vision_forward", "text_prefill", "sampling"]
