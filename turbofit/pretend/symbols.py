@@ -11,6 +11,9 @@ from pathlib import Path
 
 from turbofit.pretend.elf import dynamic_symbols
 
+#: Beginnings of functions that say how memory is asked for, not what for.
+PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")
+
 
 class Symbols:
     """The functions of a shared library, by offset."""

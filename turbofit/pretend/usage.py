@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from turbofit.pretend.symbols import Symbols
+from turbofit.pretend.symbols import PLUMBING, Symbols
 from turbofit.pretend.timeline import KINDS, PINNED, Event
 
 #: The phase before the first mark.
 BEFORE = "start"
 _MOST_NAMES = 3
-# Frames that say how memory is asked for, not what for.
-_PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")
 
 
 @dataclass(eq=False)
@@ -147,7 +145,7 @@ class _Reader:
         if not event.trace or not self._library:
             return None
         names = list(_named(self._library, event.trace))
-        useful = [n for n in names if not n.startswith(_PLUMBING)] or names
+        useful = [n for n in names if not n.startswith(PLUMBING)] or names
         return " < ".join(useful[:_MOST_NAMES]) or None
 
 

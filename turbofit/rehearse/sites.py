@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from turbofit.pretend.symbols import PLUMBING
+
 LOADER = "LMDeploy's weight loader"
 STAGING = "torch staging"
 
-# Frames that say how memory is asked for, not what for.
-_PLUMBING = ("core::", "std::", "Allocator", "{anonymous}", "__", "Buffer", "?")
 _LINEAR = "LlamaLinear"
 
 
@@ -42,7 +42,7 @@ class Sites:
     def _find(self, trace: tuple[int, ...]) -> str:
         if not trace:
             return STAGING
-        useful = [n for n in self.names(trace) if not n.startswith(_PLUMBING)]
+        useful = [n for n in self.names(trace) if not n.startswith(PLUMBING)]
         if not useful:
             return LOADER
         owner = next((n for n in useful if not n.startswith(_LINEAR)), useful[0])
