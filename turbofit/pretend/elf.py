@@ -42,13 +42,7 @@ def needed(library: Path) -> tuple[str, ...]:
         ValueError: not a 64-bit little-endian ELF file.
     """
     with _mapped(library) as data:
-        sections = _sections(library, data)
-        for section in sections:
-            if section[1] != _DYNAMIC:
-                continue
-            names = sections[section[6]]
-            strings = data[names[4] : names[4] + names[5]]
-            raw = data[section[4] : section[4] + section[5]]
+        for strings, raw in _tables(library, data, _DYNAMIC):
             return tuple(
                 strings[at : strings.index(b"\0", at)].decode("utf-8", "replace")
                 for tag, at in _ENTRY.iter_unpack(raw)
@@ -90,13 +84,7 @@ def _text(data: mmap.mmap, at: int) -> str:
 def dynamic_symbols(library: Path) -> Iterator[Symbol]:
     """Yields all dynamic symbols; a library of hundreds of MB is read in well under 0.1 s."""
     with _mapped(library) as data:
-        sections = _sections(library, data)
-        for section in sections:
-            if section[1] != _DYNSYM:
-                continue
-            names = sections[section[6]]
-            strings = data[names[4] : names[4] + names[5]]
-            raw = data[section[4] : section[4] + section[5]]
+        for strings, raw in _tables(library, data, _DYNSYM):
             for name, info, _, index, value, length in _SYMBOL.iter_unpack(raw):
                 if not name:
                     continue
@@ -111,6 +99,16 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
                     defined=index != 0,
                     data=kind == _OBJECT,
                 )
+
+
+def _tables(library: Path, data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
+    """The sections of a kind, each after the strings that its entries point into."""
+    sections = _sections(library, data)
+    for section in sections:
+        if section[1] == kind:
+            names = sections[section[6]]
+            strings = data[names[4] : names[4] + names[5]]
+            yield strings, data[section[4] : section[4] + section[5]]
 
 
 @contextmanager
