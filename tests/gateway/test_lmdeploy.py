@@ -18,6 +18,7 @@ from tests.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
 from tests.fixtures.plans import plausible_plan
 from tests.gateway.mutations import Mutator
 from tests.gateway.support import call, chat, gateway, image_part, limits_for
+from tests.launch.standin.standin_engine import shim_torchvision
 from turbofit.gateway.fields import FIELDS
 from turbofit.gateway.overlay import overlay
 from turbofit.gateway.routes import MANAGEMENT, ROUTES
@@ -31,7 +32,6 @@ pytestmark = [
 
 SURFACE = Path(__file__).with_name("lmdeploy_surface.json")
 #: Operators live as long as the library that defines them.
-_LIBRARIES: list[object] = []
 #: Where LMDeploy turns a request into images; a change there must be read by somebody.
 FILES = (
     "serve/processors/multimodal.py", "serve/anthropic/adapter.py",
@@ -46,13 +46,7 @@ FILES = (
 @pytest.fixture(scope="module")
 def lmdeploy():
     """LMDeploy over CPU torch, whose torchvision lacks two compiled operators."""
-    import torch
-
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _LIBRARIES.append(library)
+    shim_torchvision()
     import lmdeploy as module
 
     return module

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.standin.standin_engine import shim_torchvision
+
 #: Operators live as long as the library that defines them.
-_LIBRARIES: list[object] = []
 BITS = {"BF16": 16, "F16": 16, "F32": 32, "I32": 32, "I64": 64, "F8_E4M3": 8, "U8": 8}
 
 
@@ -42,11 +43,7 @@ def _own_hub(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def transformers():
     """Transformers over CPU torch, whose torchvision lacks two compiled operators."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     module = pytest.importorskip("transformers")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _LIBRARIES.append(library)
+    shim_torchvision()
     return module
