@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bench.faults.ground import Ground, Outcome, alive, fds, gone, image
+from bench.faults.ground import Ground, Outcome, Server, alive, fds, gone, image
 
 CASES: dict[str, tuple[str, str, Callable[[Ground], Outcome]]] = {}
 
@@ -33,13 +34,7 @@ def case(name: str, kind: str, bar: str) -> Callable[[Callable[[Ground], Outcome
 def engine_killed(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090")
     server.wait()
-    statuses: list[int] = []
-    load = [
-        threading.Thread(target=lambda: statuses.append(server.chat(image(896, 448))))
-        for _ in range(8)
-    ]
-    for one in load:
-        one.start()
+    statuses, load = _load(server, 8, image(896, 448))
     time.sleep(0.3)
     began = time.monotonic()
     os.kill(server.engines()[0], signal.SIGKILL)
@@ -142,13 +137,7 @@ case("SIGTERM to an engine that ignores it", "stand-in", "exit 0 within the drai
 def term_streams(ground: Ground) -> Outcome:
     server = ground.pretend("internvl2-8b", "--on", "1xrtx3090", "--drain", "10")
     server.wait()
-    statuses: list[int] = []
-    load = [
-        threading.Thread(target=lambda: statuses.append(server.chat(image(1344, 896))))
-        for _ in range(4)
-    ]
-    for one in load:
-        one.start()
+    statuses, load = _load(server, 4, image(1344, 896))
     time.sleep(0.2)
     began = time.monotonic()
     code = server.end()
@@ -401,6 +390,19 @@ def _ended(code: int, engines: list[int], ground: Ground, took: float | None = N
 
 def _threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def _load(
+    server: Server, count: int, part: dict[str, Any]
+) -> tuple[list[int], list[threading.Thread]]:
+    """So many requests at once, begun; their statuses come as they end."""
+    statuses: list[int] = []
+    load = [
+        threading.Thread(target=lambda: statuses.append(server.chat(part))) for _ in range(count)
+    ]
+    for one in load:
+        one.start()
+    return statuses, load
 
 
 def _counts(statuses: list[int]) -> str:
