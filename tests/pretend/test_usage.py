@@ -39,6 +39,8 @@ def test_peaks_phases_and_sites(tmp_path: Path) -> None:
     peak = seen.peaks[1]
     assert (peak.size, peak.phase, peak.site) == (1536, "step", "step.py:2 forward")
     assert seen.phases == {1: {"load weights": 512, "step": 1536, "end": 200}}
+    assert seen.ends == {1: {"load weights": 512, "step": 200, "end": 200}}
+    assert seen.contexts == {1: 100}
     (refusal,) = seen.refused
     assert (refusal.asked, refusal.left, refusal.short) == (9000, 500, 8000)
     assert (refusal.phase, refusal.site, refusal.kind) == ("end", "big.py:9", "cudaMalloc")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import PatchRule, TileRule
@@ -20,7 +21,7 @@ from turbofit.rehearse import torch_run
 from turbofit.rehearse.torch_ask import TorchAsk, rehearse_torch
 from turbofit.rehearse.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch_death import judge
-from turbofit.rehearse.torch_ledger import combined, read_held
+from turbofit.rehearse.torch_ledger import combined
 from turbofit.rehearse.torch_spec import LONGEST, TorchSpec, dump_spec, load_spec
 from turbofit.rehearse.torch_worst import torch_cases, worst_size
 
@@ -111,7 +112,7 @@ def test_what_processes_hold_together(tmp_path: Path) -> None:
         "P case x", "A 0 0 0 7 12 dd", "F dd 5",
     )  # fmt: skip
     timeline(tmp_path, 11, "K 0 200 600")  # never marked: a context and no more
-    held = read_held(tmp_path)
+    held = held_in(tmp_path)
     order = ["import", "build", "ready", "case x"]
     assert [held[0].on(0, name, order).peak for name in order] == [0, 25, 5, 12]
     assert combined(held, 0, "build", order).peak == 525

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.rehearse.timelines import held_in
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.rehearse.torch_ledger import read_held
 from turbofit.rehearse.torch_report import torch_report
 from turbofit.rehearse.torch_spec import TorchSpec
 from turbofit.report.terminal import paint
@@ -89,7 +89,7 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
         code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario, usages=()
     )
     seen: Any = SimpleNamespace(
-        spec=TorchSpec("pytorch", Path("x")), ran=ran, held=read_held(folder),
+        spec=TorchSpec("pytorch", Path("x")), ran=ran, held=held_in(folder),
         books=[{"pid": 7, "number": 9, "rows": rows}], report=told, log=log, late=False,
     )  # fmt: skip
     return torch_report(seen, {"torch": "2.12.1", "lmdeploy": "0.18.0"}, ABOUT)

@@ -44,6 +44,9 @@ class Refusal:
 class Usage:
     """One process: its parent, its command, what it held and what it was refused.
 
+    By device: ``contexts``, ``peaks``, and by phase, in order, the most that was held (``phases``)
+    and what was held last (``ends``); contexts are left out of these.
+
     ``complete`` is False where the timeline was full before the process ended: phases, calls and
     refusals then end early.
     """
@@ -51,8 +54,10 @@ class Usage:
     pid: int = 0
     parent: int = 0
     command: str = ""
+    contexts: dict[int, int] = field(default_factory=dict)
     peaks: dict[int, Peak] = field(default_factory=dict)
     phases: dict[int, dict[str, int]] = field(default_factory=dict)
+    ends: dict[int, dict[str, int]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     complete: bool = True
 
@@ -77,6 +82,7 @@ class _Reader:
             "I": self._begins,
             "N": self._command,
             "L": self._names,
+            "K": self._context,
             "P": self._mark,
             "S": self._site,
             "A": self._given,
@@ -98,10 +104,13 @@ class _Reader:
     def _names(self, event: Event) -> None:
         self._library = event.words[0]
 
+    def _context(self, event: Event) -> None:
+        self._usage.contexts[event.number(0)] = event.number(1)
+
     def _mark(self, event: Event) -> None:
         self._phase = event.words[0]
         for device, size in self._held.items():
-            self._usage.phases[device][self._phase] = size
+            self._hold(device, size)
 
     def _site(self, event: Event) -> None:
         for one in self._waiting:
@@ -112,6 +121,7 @@ class _Reader:
         self._held[device] = size
         phases = self._usage.phases.setdefault(device, {})
         phases[self._phase] = max(phases.get(self._phase, 0), size)
+        self._usage.ends.setdefault(device, {})[self._phase] = size
         peak = self._usage.peaks.setdefault(device, Peak())
         if size > peak.size and event is not None:
             peak.size, peak.phase, peak.site = size, self._phase, self._native(event)

@@ -5,13 +5,12 @@ A process is marked once it has a CUDA context; what it did before counts with i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from turbofit.pretend.timeline import PINNED, Event, read_timeline
+from turbofit.pretend.usage import BEFORE, Usage
 
-__all__ = ["Held", "Span", "combined", "read_held"]
+__all__ = ["Held", "Span", "combined", "held_by"]
 
 
 @dataclass
@@ -41,9 +40,9 @@ class Held:
         return Span(end, end)
 
 
-def read_held(folder: Path) -> tuple[Held, ...]:
-    """All processes that have a timeline in a folder."""
-    return tuple(_read(read_timeline(path)) for path in sorted(folder.glob("*.timeline")))
+def held_by(usages: Iterable[Usage]) -> tuple[Held, ...]:
+    """What the processes of a run held."""
+    return tuple(_held(usage) for usage in usages)
 
 
 def combined(held: Iterable[Held], gpu: int, phase: str, order: Sequence[str]) -> Span:
@@ -59,35 +58,19 @@ def combined(held: Iterable[Held], gpu: int, phase: str, order: Sequence[str]) -
     return total
 
 
-def _read(events: Iterable[Event]) -> Held:
-    held, phase = Held(), ""
-    now: dict[int, int] = {}
-    where: dict[str, int] = {}
+def _held(usage: Usage) -> Held:
+    spans = {gpu: _spans(peaks, usage.ends[gpu]) for gpu, peaks in usage.phases.items()}
+    return Held(usage.pid, usage.command, usage.contexts, spans)
 
-    def hold(gpu: int, size: int) -> None:
-        now[gpu] = size
-        span = held.spans.setdefault(gpu, {}).setdefault(phase, Span())
-        span.end = size
-        span.peak = max(span.peak, size)
 
-    for event in events:
-        if event.tag == "I":
-            held.pid = event.number(0)
-        elif event.tag == "N":
-            held.command = event.words[0]
-        elif event.tag == "K":
-            held.contexts[event.number(0)] = event.number(1)
-        elif event.tag == "P":
-            if not phase:
-                held.spans = {gpu: {event.words[0]: s[""]} for gpu, s in held.spans.items()}
-            phase = event.words[0]
-            for gpu, size in now.items():
-                hold(gpu, size)
-        elif event.tag == "A" and event.number(1) != PINNED:
-            where[event.words[5]] = event.number(0)
-            hold(event.number(0), event.number(4))
-        elif event.tag == "F" and event.words[0] in where:
-            hold(where.pop(event.words[0]), event.number(1))
-        elif event.tag == "R":
-            hold(event.number(0), event.number(3))
-    return held
+def _spans(peaks: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, Span]:
+    """By phase; what came before the first mark belongs to that, or to "" where none came."""
+    spans = {name: Span(ends[name], peak) for name, peak in peaks.items()}
+    before = spans.pop(BEFORE, None)
+    if before is None:
+        return spans
+    if not spans:
+        return {"": before}
+    first = next(iter(spans.values()))
+    first.peak = max(first.peak, before.peak)
+    return spans

@@ -23,7 +23,7 @@ from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import Shared
 from turbofit.rehearse.run import new_folder
 from turbofit.rehearse.torch_clerk import read_books
-from turbofit.rehearse.torch_ledger import Held, read_held
+from turbofit.rehearse.torch_ledger import Held, held_by
 from turbofit.rehearse.torch_spec import TorchSpec, dump_spec
 
 __all__ = ["KEPT", "Seen", "need_packages", "run_torch"]
@@ -124,7 +124,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
         seen = Seen(
             spec=spec,
             ran=ran,
-            held=read_held(folder / "pretend" / "timelines"),
+            held=held_by(ran.usages),
             books=read_books(folder),
             report=report,
             log=_tail(folder / "log"),
