@@ -10,12 +10,12 @@ from pathlib import Path
 from turbofit.pretend.libraries import ACCOUNT
 from turbofit.pretend.wants import family_of
 
-__all__ = ["cuda_site", "find_turbofit", "pretend_environment"]
+__all__ = ["CHANGING", "cuda_site", "find_turbofit", "pretend_environment", "put_first"]
 
 #: Variables that would show a child another machine.
 _HIDING = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_")
 #: Variables that change what an engine allocates: a rehearsal is of the plan's settings only.
-_CHANGING = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
+CHANGING = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "PYTORCH_")
 #: Modules that Python finds first in a process with a CUDA build of torch.
 _INSIDE = Path(__file__).parent / "inside"
 
@@ -50,16 +50,16 @@ def pretend_environment(
         keep: keep variables that change what programs allocate (``PYTORCH_CUDA_ALLOC_CONF``).
     """
     source = os.environ if base is None else base
-    dropped = _HIDING if keep else (*_HIDING, *_CHANGING)
+    dropped = _HIDING if keep else (*_HIDING, *CHANGING)
     env = {k: v for k, v in source.items() if not k.startswith(dropped)}
-    env["LD_LIBRARY_PATH"] = _before(str(libraries), env.get("LD_LIBRARY_PATH"), ":")
+    put_first(env, "LD_LIBRARY_PATH", str(libraries))
     env["TURBOFIT_PRETEND_SCENARIO"] = str(scenario)
     env["TURBOFIT_PRETEND_LIBRARIES"] = str(libraries)
     if site is not None:
         names = sorted(path.name for path in libraries.iterdir() if _is_ours(path.name))
         every = " ".join(str(libraries / name) for name in (ACCOUNT, *names))
-        env["LD_PRELOAD"] = _before(every, env.get("LD_PRELOAD"), " ")
-        env["PYTHONPATH"] = _before(str(_INSIDE), env.get("PYTHONPATH"), ":")
+        put_first(env, "LD_PRELOAD", every, " ")
+        put_first(env, "PYTHONPATH", str(_INSIDE))
         env["TRITON_LIBCUDA_PATH"] = str(libraries)
     return env
 
@@ -67,14 +67,15 @@ def pretend_environment(
 def find_turbofit(env: dict[str, str]) -> None:
     """Let a child import this turbofit, after what is on its path already."""
     package = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = (
-        _before(env["PYTHONPATH"], package, ":") if env.get("PYTHONPATH") else package
-    )
+    before = env.get("PYTHONPATH")
+    env["PYTHONPATH"] = f"{before}:{package}" if before else package
+
+
+def put_first(env: dict[str, str], name: str, first: str, separator: str = ":") -> None:
+    """Set a variable that is a list, before what it has."""
+    rest = env.get(name)
+    env[name] = f"{first}{separator}{rest}" if rest else first
 
 
 def _is_ours(name: str) -> bool:
     return family_of(name) is not None and name.rpartition(".")[2].isdigit()
-
-
-def _before(first: str, rest: str | None, separator: str) -> str:
-    return f"{first}{separator}{rest}" if rest else first

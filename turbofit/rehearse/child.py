@@ -8,17 +8,16 @@ the timeline, which the account writes.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from turbofit.core.errors import UsageError
 from turbofit.pretend.library import Account
 from turbofit.pretend.scenario import scenario_from_spec
+from turbofit.rehearse.notes import Notes, leave
 from turbofit.rehearse.spec import Spec, load_spec
 
 _STATUS = {
@@ -35,28 +34,7 @@ _STATUS = {
 }
 
 
-class Report:
-    """What the child tells its parent besides the timeline: one JSON file, rewritten."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._start = time.monotonic()
-        self.data: dict[str, Any] = {"seconds": {}, "cases": []}
-
-    def write(self, **values: Any) -> None:
-        """Adds values and writes the file anew."""
-        self.data.update(values)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(self.data), encoding="utf-8")
-        temporary.replace(self._path)
-
-    def at(self, name: str) -> None:
-        """Notes the seconds since the child's start under a name."""
-        self.data["seconds"][name] = round(time.monotonic() - self._start, 3)
-        self.write()
-
-
-def _start(spec: Spec, account: Account, report: Report) -> Any:
+def _start(spec: Spec, account: Account, report: Notes) -> Any:
     import torch  # noqa: F401 - its import is timed
 
     from turbofit.rehearse.hooks import install
@@ -142,9 +120,9 @@ def _run_case(engine: Any, case: Any, account: Account, spec: Spec) -> dict[str,
     }
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal: specification, report file, folder of the pretend libraries."""
-    spec, report = load_spec(Path(arguments[0])), Report(Path(arguments[1]))
+    spec, report = load_spec(Path(arguments[0])), Notes(Path(arguments[1]))
     account = Account(Path(arguments[2]))
     account.mark("import")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -169,20 +147,13 @@ def main(arguments: list[str]) -> int:
                 "traceback": traceback.format_exc(),
             }
         )
-        return _leave(1)
+        leave(1)
     report.write(done=True, peak_rss=_peak_rss())
-    return _leave(0)
+    leave(0)
 
 
 def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _leave(code: int) -> int:
-    """Leaves at once: the engine's threads are not joined."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_envir
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.engine import engine_library
+from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.spec import Spec
 
 # The scheduler's own line where nothing can be admitted; during warm-up it repeats for ever.
@@ -149,21 +150,13 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome
     return Outcome(
         ended=ended,
         code=-code if code < 0 else code,
-        report=_report(folder),
+        report=read_notes(folder),
         log=list(log.last),
         budgets=log.budgets,
         seconds=round(time.monotonic() - begun, 3),
         folder=folder,
         fatal=log.fatal,
     )
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data
 
 
 def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path) -> str | None:
@@ -180,7 +173,7 @@ def _watch(process: subprocess.Popen[bytes], log: _Log, spec: Spec, folder: Path
                     process.wait()
                     return None
                 log.feed(data)
-            if log.hangs and "ready" not in _report(folder).get("seconds", {}):
+            if log.hangs and "ready" not in read_notes(folder).get("seconds", {}):
                 process.kill()
                 return "hang"
             if time.monotonic() > deadline:

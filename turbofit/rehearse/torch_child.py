@@ -13,12 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from turbofit.rehearse.notes import leave
 from turbofit.rehearse.torch_notes import Report
 from turbofit.rehearse.torch_spec import TorchSpec, load_spec
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal in the folder that holds its ``spec.json``."""
     folder = Path(arguments[0])
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -36,12 +38,12 @@ def main(arguments: list[str]) -> int:
         traceback.print_exc()
         report.error(error)
         report.enter("end")
-        return _leave(1)
+        leave(1)
     report.write(done=True, peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     report.enter("end")
     if close is not None:
         close()
-    return _leave(0)
+    leave(0)
 
 
 def _run(spec: TorchSpec, report: Report) -> Callable[[], None] | None:
@@ -53,13 +55,6 @@ def _run(spec: TorchSpec, report: Report) -> Callable[[], None] | None:
     from turbofit.rehearse.torch_engine import run_pytorch
 
     return run_pytorch(spec, report)
-
-
-def _leave(code: int) -> int:
-    """Leaves at once: the engine's threads are not joined."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

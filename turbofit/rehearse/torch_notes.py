@@ -1,28 +1,24 @@
-"""What a rehearsal's child tells its parent besides memory: one JSON file, rewritten."""
+"""What a torch engine's child tells its parent besides memory."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
 import traceback
 from pathlib import Path
-from typing import Any
 
+from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.torch_clerk import Phases
 
 __all__ = ["Report"]
 
 
-class Report:
-    """What the child tells its parent: one JSON file, rewritten; and the phases it enters."""
+class Report(Notes):
+    """The notes of a torch engine's child, and the phases it enters."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "report.json"
-        self._start = time.monotonic()
+        super().__init__(folder / "report.json")
         self._phases = Phases(folder)
-        self.data: dict[str, Any] = {"pid": os.getpid(), "seconds": {}, "cases": []}
-        self.write()
+        self.write(pid=os.getpid())
 
     @property
     def phase(self) -> str:
@@ -31,16 +27,9 @@ class Report:
 
     def enter(self, phase: str) -> None:
         """Begins a phase, everywhere."""
-        self.data["seconds"][phase] = round(time.monotonic() - self._start, 3)
+        self.at(phase)
         self._phases.enter(phase)
         self.write(phase=phase)
-
-    def write(self, **values: Any) -> None:
-        """Adds values and writes the file anew."""
-        self.data.update(values)
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(self.data), encoding="utf-8")
-        temporary.replace(self._path)
 
     def error(self, error: BaseException) -> None:
         """Notes what ended it, in which phase, and which lines led there."""

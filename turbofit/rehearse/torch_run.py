@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from turbofit.core.errors import PackageError
-from turbofit.pretend.environment import cuda_site, find_turbofit
+from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put_first
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import Shared
+from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.run import new_folder
 from turbofit.rehearse.torch_clerk import read_books
 from turbofit.rehearse.torch_ledger import Held, held_by
@@ -28,9 +28,9 @@ from turbofit.rehearse.torch_spec import TorchSpec, dump_spec
 
 __all__ = ["KEPT", "Seen", "need_packages", "run_torch"]
 
-#: Variables that change what an engine allocates: a rehearsal is of its settings only.
-_CHANGING: Final = ("CUDA_", "TM_", "NCCL_", "LMDEPLOY_", "RAY_")
-#: The one that people serve with; the document says its value.
+#: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
+_DROPPED: Final = (*CHANGING, "RAY_")
+#: But for the one that people serve with; the document says its value.
 KEPT: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _INSIDE: Final = Path(__file__).parent / "torch_inside"
 _START_SECONDS: Final = 300.0
@@ -116,7 +116,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             watch=watch,
             base=_environment(folder),
         )
-        report = _report(folder)
+        report = read_notes(folder)
         if (report.get("error") or {}).get(
             "type"
         ) == "KeyboardInterrupt" or ran.code == -signal.SIGINT:
@@ -155,10 +155,8 @@ class _Deadline:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(_CHANGING)}
-    env = {k: v for k, v in env.items() if not k.startswith("PYTORCH_") or k in KEPT}
-    before = env.get("PYTHONPATH")
-    env["PYTHONPATH"] = f"{_INSIDE}:{before}" if before else str(_INSIDE)
+    env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
+    put_first(env, "PYTHONPATH", str(_INSIDE))
     find_turbofit(env)
     env |= {
         "TURBOFIT_REHEARSAL": str(folder),
@@ -169,14 +167,6 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
     }
     return env
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data
 
 
 def _tail(path: Path) -> str:
