@@ -54,12 +54,12 @@ class Usage:
     pid: int = 0
     parent: int = 0
     command: str = ""
-    contexts: dict[int, int] = field(default_factory=dict)
     peaks: dict[int, Peak] = field(default_factory=dict)
     phases: dict[int, dict[str, int]] = field(default_factory=dict)
-    ends: dict[int, dict[str, int]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     complete: bool = True
+    ends: dict[int, dict[str, int]] = field(default_factory=dict)
+    contexts: dict[int, int] = field(default_factory=dict)
 
 
 def read_usage(events: Iterable[Event]) -> Usage:
