@@ -19,6 +19,7 @@ __all__ = [
     "TextDims",
     "TileRule",
     "VisionDims",
+    "VisionKind",
     "image_units",
 ]
 
@@ -55,15 +56,19 @@ class TextDims(Struct):
     moe: MoeDims | None = None
 
 
+VisionKind = Literal["internvit", "qwen2vit", "qwen2_5vit"]
+
+
 class VisionDims(Struct):
     """Dimensions of the vision tower and its projector.
 
-    ``kind`` is the native encoder of TurboMind that runs it: ``internvit`` (CLS token, tiles of
-    ``image_size``) or ``qwen2vit``/``qwen2_5vit`` (patches in windows of ``merge`` x ``merge``).
+    ``kind`` is the architecture of tower and projector, one family file each. TurboMind has native
+    encoders for ``internvit`` (CLS token, tiles of ``image_size``) and ``qwen2vit``/``qwen2_5vit``
+    (patches in windows of ``merge`` x ``merge``); the others run on engines under torch.
     ``norm`` is ``layer_norm`` or ``rms_norm``.
     """
 
-    kind: Literal["internvit", "qwen2vit", "qwen2_5vit"]
+    kind: VisionKind
     layers: int
     hidden: int
     heads: int

@@ -6,19 +6,11 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, Protocol
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import (
-    Dtype,
-    ImageRule,
-    Model,
-    ModelSource,
-    TextDims,
-    VisionDims,
-)
+from turbofit.core.model import Dtype, Model, ModelSource
 from turbofit.model.checks import cross_check, stored_dtype, surplus
 from turbofit.model.config import Section, dtype_of, parse_json
-from turbofit.model.families import internvl, qwen_vl
-from turbofit.model.families.support import inner_refusal, refusal
-from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
+from turbofit.model.families.registry import read_dims
+from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
@@ -61,12 +53,6 @@ class Files(Protocol):
         """Headers of the weight files."""
 
 
-class _Dims(NamedTuple):
-    text: TextDims
-    vision: VisionDims | None
-    rule: ImageRule | None
-
-
 def read_checkpoint(files: Files, origin: Origin) -> Model:
     """Read one checkpoint.
 
@@ -82,7 +68,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
     warnings: list[str] = []
     architecture = _architecture(config)
     processor = _processor(files)
-    dims = _dims(config, architecture, processor, warnings)
+    dims = read_dims(config, architecture, processor, warnings)
     quantization = read_quantization(config)
     weights = files.weights()
     if weights.warning:
@@ -144,51 +130,6 @@ def _processor(files: Files) -> Section | None:
     outer = _section(files, "processor_config.json")
     nested = outer.section("image_processor") if outer else None
     return nested or _section(files, "preprocessor_config.json")
-
-
-def _dims(
-    config: Section, architecture: str, processor: Section | None, warnings: list[str]
-) -> _Dims:
-    """Dims and image rule, by family."""
-    if architecture in TEXT_ARCHITECTURES:
-        return _Dims(read_text(config, architecture), None, None)
-    if architecture == "InternVLChatModel":
-        text = _inner(config.required("llm_config"), architecture)
-        vision = internvl.chat_vision(config)
-        has_processor = processor is not None
-        return _Dims(text, vision, internvl.chat_rule(config, vision, preprocessor=has_processor))
-    if architecture == "InternVLForConditionalGeneration":
-        _missing_processor(processor, warnings)
-        text = _inner(config.required("text_config"), architecture)
-        vision = internvl.hf_vision(config)
-        return _Dims(text, vision, internvl.hf_rule(config, processor, vision))
-    if architecture in {"Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"}:
-        _missing_processor(processor, warnings)
-        tied = config.boolean("tie_word_embeddings", False)
-        part = config.section("text_config") or config
-        text = read_text(part, "Qwen2VLTextModel", tied=tied)
-        second = architecture.startswith("Qwen2_5")
-        vision = qwen_vl.read_vision(config, text.hidden, second=second)
-        return _Dims(text, vision, qwen_vl.read_rule(processor, vision))
-    raise refusal(architecture)
-
-
-def _inner(config: Section, outer: str) -> TextDims:
-    """The language model inside an InternVL."""
-    names = config.strings("architectures")
-    if not names:
-        raise config.error("architectures", "is missing, and LMDeploy does not guess it")
-    if names[0] not in TEXT_ARCHITECTURES:
-        raise inner_refusal(outer, names[0])
-    return read_text(config, names[0])
-
-
-def _missing_processor(processor: Section | None, warnings: list[str]) -> None:
-    if processor is None:
-        warnings.append(
-            "there is no preprocessor_config.json: Transformers' default image limits are assumed, "
-            "and LMDeploy will not start without it"
-        )
 
 
 def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list[str]) -> Dtype:

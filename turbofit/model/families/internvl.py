@@ -15,6 +15,7 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.model import TileRule, VisionDims
 from turbofit.model.config import Section
+from turbofit.model.families.dims import Dims, Parts, inner_text
 
 __all__ = [
     "DETAIL_PATCHES",
@@ -23,6 +24,8 @@ __all__ = [
     "chat_vision",
     "hf_rule",
     "hf_vision",
+    "read_chat",
+    "read_hf",
     "tiles",
     "worst_tiles",
 ]
@@ -215,3 +218,19 @@ def hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> T
         min_dynamic_patch=values.integer("min_patches", 1, high=LARGEST_PATCH_LIMIT),
         client_knobs=False,
     )
+
+
+def read_chat(parts: Parts) -> Dims:
+    """An InternVLChatModel, the format of OpenGVLab's own repositories."""
+    text = inner_text(parts.config.required("llm_config"), parts.architecture)
+    vision = chat_vision(parts.config)
+    rule = chat_rule(parts.config, vision, preprocessor=parts.processor is not None)
+    return Dims(text, vision, rule)
+
+
+def read_hf(parts: Parts) -> Dims:
+    """An InternVLForConditionalGeneration, the Transformers format."""
+    parts.warn_without_processor()
+    text = inner_text(parts.config.required("text_config"), parts.architecture)
+    vision = hf_vision(parts.config)
+    return Dims(text, vision, hf_rule(parts.config, parts.processor, vision))

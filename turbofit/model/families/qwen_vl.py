@@ -12,8 +12,10 @@ from typing import Final
 from turbofit.core.errors import UsageError
 from turbofit.core.model import PatchRule, VisionDims
 from turbofit.model.config import Section
+from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.text import read_text
 
-__all__ = ["LARGEST_RATIO", "patches", "read_rule", "read_vision", "worst_patches"]
+__all__ = ["LARGEST_RATIO", "patches", "read", "read_rule", "read_vision", "worst_patches"]
 
 #: Transformers' bounds where a checkpoint has no preprocessor config, in pixels.
 _SMALLEST_PIXELS: Final = 56 * 56
@@ -134,3 +136,13 @@ def _pixels(values: Section, key: str, edges: Section, edge: str, default: int) 
     if key in values:
         return values.integer(key, high=_PIXELS_BOUND)
     return edges.integer(edge, default, high=_PIXELS_BOUND)
+
+
+def read(parts: Parts) -> Dims:
+    """A Qwen2-VL or Qwen2.5-VL."""
+    parts.warn_without_processor()
+    config = parts.config
+    tied = config.boolean("tie_word_embeddings", False)
+    text = read_text(config.section("text_config") or config, "Qwen2VLTextModel", tied=tied)
+    vision = read_vision(config, text.hidden, second=parts.architecture.startswith("Qwen2_5"))
+    return Dims(text, vision, read_rule(parts.processor, vision))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.model import Model
 
-__all__ = ["TURBOMIND_NOT_YET", "inner_refusal", "refusal"]
+__all__ = ["TURBOMIND_NOT_YET", "engine_problem", "inner_refusal", "refusal"]
 
 #: TurboMind 0.18 runs these, but their memory is of another kind.
 TURBOMIND_NOT_YET: Final = {
@@ -119,3 +120,16 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
     return UsageError(
         f"TurboMind does not run {outer} with {inner[:80]} inside", hint=_PYTORCH_HINT
     )
+
+
+def engine_problem(model: Model, engine: str) -> str | None:
+    """Why an engine does not run a model, None where it does.
+
+    Args:
+        model: the checkpoint.
+        engine: ``turbomind``, ``pytorch`` (both LMDeploy's) or ``transformers``.
+    """
+    native = model.vision is None or model.vision.kind in {"internvit", "qwen2vit", "qwen2_5vit"}
+    if engine == "turbomind" and not native:
+        return f"TurboMind 0.18 has no encoder for {model.name}'s vision tower"
+    return None

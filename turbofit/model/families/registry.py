@@ -1,0 +1,43 @@
+"""Architecture -> the reader of its family: the one place where a new family is named."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.model.config import Section
+from turbofit.model.families import internvl, qwen_vl
+from turbofit.model.families.dims import Dims, Parts, Reader
+from turbofit.model.families.support import refusal
+from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
+
+__all__ = ["VISION_READERS", "read_dims"]
+
+#: By ``architectures[0]`` of config.json.
+VISION_READERS: Final[dict[str, Reader]] = {
+    "InternVLChatModel": internvl.read_chat,
+    "InternVLForConditionalGeneration": internvl.read_hf,
+    "Qwen2VLForConditionalGeneration": qwen_vl.read,
+    "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
+}
+
+
+def read_dims(
+    config: Section, architecture: str, processor: Section | None, warnings: list[str]
+) -> Dims:
+    """Dims and image rule of a checkpoint.
+
+    Args:
+        config: config.json.
+        architecture: its ``architectures[0]``.
+        processor: the image processor's settings.
+        warnings: takes what a person should know.
+
+    Raises:
+        UsageError: a key is missing or absurd, or turbofit has no account of the architecture.
+    """
+    if architecture in TEXT_ARCHITECTURES:
+        return Dims(read_text(config, architecture))
+    reader = VISION_READERS.get(architecture)
+    if reader is None:
+        raise refusal(architecture)
+    return reader(Parts(config, architecture, processor, warnings))
