@@ -150,7 +150,7 @@ class TestPlan:
         ("keywords", "message"),
         [
             ({"tp": 3}, "--tp 3"),
-            ({"engine": "pytorch"}, "pytorch"),
+            ({"engine": "sglang"}, "no memory account"),
             ({"context": 10**9}, "reads"),
             ({"images": -1}, "workload"),
             ({"context": 4096, "session_len": 4096}, "one setting"),

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import fields, replace
 
-from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.errors import UsageError
 from turbofit.core.plan import Goal, Plan, Settings, Workload
 from turbofit.core.units import parse_bytes
 from turbofit.launch.command import commands
 from turbofit.launch.environment import rank_warning
 from turbofit.machine.source import machine_from
-from turbofit.memory.turbomind.constants import REFERENCE, load_constants
+from turbofit.memory.engines import engine_for, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.ask import Ask, Margin
 from turbofit.tuner.plan import make_plan
@@ -73,7 +73,8 @@ def plan(
         goal: what decides between shapes that serve.
         max_dynamic_patch: InternVL's tile limit; None keeps the model's own where it can be served.
         max_pixels: Qwen2-VL's pixel limit, likewise.
-        engine: ``auto`` or ``turbomind``.
+        engine: ``auto``, ``turbomind`` or ``pytorch``; ``auto`` is the first of them that runs the
+            model.
         margin: bytes to leave free on each GPU, or a share such as ``"2%"``.
         budget: bytes that this turbofit may take of each GPU, margin included.
         revision: branch, tag or commit on the hub.
@@ -88,7 +89,7 @@ def plan(
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    ask = _ask(model, on, gpus, revision, engine, margin, budget, settings)
+    ask = _ask(model, on, gpus, revision, margin, budget, settings)
     ask = replace(
         ask,
         workload=_workload(images, image_size, context, concurrency, goal),
@@ -98,7 +99,7 @@ def plan(
         max_pixels=max_pixels,
     )
     ask = _checked(ask)
-    made = make_plan(ask, load_constants())
+    made = make_plan(ask, engine_for(ask.model, engine))
     return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
 
 
@@ -134,8 +135,7 @@ def predict(
     Raises:
         As :func:`plan`; PackageError for a generation without an account.
     """
-    constants = load_constants(_generation(lmdeploy))
-    ask = _ask(model, on, gpus, revision, engine, margin, budget, settings)
+    ask = _ask(model, on, gpus, revision, margin, budget, settings)
     ask = replace(
         ask,
         workload=_workload(images, image_size, context, concurrency, goal),
@@ -145,7 +145,8 @@ def predict(
         max_pixels=max_pixels,
     )
     free = parse_bytes(free_at_cache) if isinstance(free_at_cache, str) else free_at_cache
-    return _finished(make_prediction(_checked(ask), constants, free))
+    account = engine_for(ask.model, engine, lmdeploy)
+    return _finished(make_prediction(_checked(ask), account, free))
 
 
 def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
@@ -265,7 +266,7 @@ def _rehearsed(ask: Ask, made: Plan) -> Plan:
         if ratio is None:
             return confirmed(seen)
         shape = replace(ask, ratio_cap=ratio, tp=made.parallel.tp, replicas=made.parallel.replicas)
-        made = make_plan(shape, load_constants())
+        made = make_plan(shape, engine_named(made.engine.name))
         if not made.fits:
             return made
     return seen
@@ -276,15 +277,10 @@ def _ask(
     on: str | Machine | None,
     gpus: str | None,
     revision: str | None,
-    engine: str,
     margin: int | str | None,
     budget: int | str | None,
     settings: dict[str, Any],
 ) -> Ask:
-    if engine not in ("auto", "turbomind"):
-        raise PackageError(
-            f"turbofit has no account of the {engine} engine yet", hint="use --engine turbomind"
-        )
     unknown = sorted(set(settings) - _SETTINGS)
     if unknown:
         raise UsageError(
@@ -350,12 +346,6 @@ def _checked(ask: Ask) -> Ask:
             hint=f"--context {longest} at most",
         )
     return ask
-
-
-def _generation(version: str | None) -> str:
-    if version is None:
-        return REFERENCE
-    return ".".join(version.split(".")[:2])
 
 
 def _finished(plan: Plan) -> Plan:

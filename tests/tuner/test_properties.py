@@ -13,7 +13,8 @@ from tests.tuner.conftest import random_ask, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.engine import Engine
+from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.tuner.ask import Ask, Margin, exposure_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for
@@ -21,21 +22,21 @@ from turbofit.tuner.plan import make_plan
 from turbofit.tuner.search import search, shapes
 from turbofit.tuner.sizing import Shape
 
-CONSTANTS = load_constants()
+engines = st.sampled_from([engine_named(name) for name in ENGINES])
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def some_shape(ask: Ask, index: int) -> Shape:
+def some_shape(ask: Ask, engine: Engine, index: int) -> Shape:
     """One shape of the space at the model's own limit."""
-    space = list(shapes(ask))
+    space = list(shapes(ask, engine))
     assume(space)
     return space[index % len(space)]
 
 
-def judged(ask: Ask, shape: Shape) -> Judged:
+def judged(ask: Ask, engine: Engine, shape: Shape) -> Judged:
     gpus = [ask.machine.gpu(i) for group in shape.groups for i in group]
     exposure = exposure_of(ask, ask.own_limit)
-    return judge(ask, shape, dtype_for(ask.model, gpus)[0], exposure, exposure, CONSTANTS)
+    return judge(ask, shape, dtype_for(ask.model, gpus)[0], exposure, exposure, engine)
 
 
 def less_used(ask: Ask, freed: int) -> Ask:
@@ -43,19 +44,26 @@ def less_used(ask: Ask, freed: int) -> Ask:
     return replace(ask, machine=with_used(ask.machine, used))
 
 
-@given(seed=st.integers(0, 10**6), index=st.integers(0, 99), freed=st.integers(1, 3000))
+@given(
+    engine=engines, seed=st.integers(0, 10**6), index=st.integers(0, 99), freed=st.integers(1, 3000)
+)
 @relaxed
-def test_more_free_memory_never_gives_fewer_tokens(seed, index, freed):
+def test_more_free_memory_never_gives_fewer_tokens(engine, seed, index, freed):
     ask = random_ask(random.Random(seed))
-    shape = some_shape(ask, index)
-    before, after = judged(ask, shape), judged(less_used(ask, freed * MIB), shape)
+    shape = some_shape(ask, engine, index)
+    before, after = judged(ask, engine, shape), judged(less_used(ask, freed * MIB), engine, shape)
     assert after.kv_tokens >= before.kv_tokens
     assert after.fits or not before.fits
 
 
-@given(seed=st.integers(0, 10**6), index=st.integers(0, 99), kind=st.sampled_from("icm"))
+@given(
+    engine=engines,
+    seed=st.integers(0, 10**6),
+    index=st.integers(0, 99),
+    kind=st.sampled_from("icm"),
+)
 @relaxed
-def test_more_images_context_or_margin_never_give_more_tokens(seed, index, kind):
+def test_more_images_context_or_margin_never_give_more_tokens(engine, seed, index, kind):
     ask = random_ask(random.Random(seed))
     work = ask.workload
     harder = {
@@ -63,19 +71,19 @@ def test_more_images_context_or_margin_never_give_more_tokens(seed, index, kind)
         "c": replace(ask, workload=replace(work, context=(work.context or 0) + 4096)),
         "m": replace(ask, margin=Margin(bytes=900 * MIB)),
     }[kind]
-    shape = some_shape(ask, index)
-    before, after = judged(ask, shape), judged(harder, shape)
+    shape = some_shape(ask, engine, index)
+    before, after = judged(ask, engine, shape), judged(harder, engine, shape)
     assert after.kv_tokens <= before.kv_tokens
 
 
-@given(seed=st.integers(0, 10**6), freed=st.integers(1, 6000))
+@given(engine=engines, seed=st.integers(0, 10**6), freed=st.integers(1, 6000))
 @relaxed
-def test_the_score_grows_with_free_memory(seed, freed):
+def test_the_score_grows_with_free_memory(engine, seed, freed):
     ask = random_ask(random.Random(seed))
     try:
         before, after = (
-            search(ask, CONSTANTS).best,
-            search(less_used(ask, freed * MIB), CONSTANTS).best,
+            search(ask, engine).best,
+            search(less_used(ask, freed * MIB), engine).best,
         )
     except UsageError:
         return
@@ -84,9 +92,9 @@ def test_the_score_grows_with_free_memory(seed, freed):
         assert after.score >= before.score - 1e-9
 
 
-@given(seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))
+@given(engine=engines, seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))
 @relaxed
-def test_permuting_equal_gpus_changes_neither_verdict_nor_score(seed, shuffle):
+def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, shuffle):
     ask = random_ask(random.Random(seed))
     if ask.machine.links and any(link.nvlinked for link in ask.machine.links):
         return  # their links make them unequal
@@ -94,7 +102,7 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(seed, shuffle):
     shuffle.shuffle(used)
     other = replace(ask, machine=with_used(ask.machine, used))
     try:
-        one, two = search(ask, CONSTANTS).best, search(other, CONSTANTS).best
+        one, two = search(ask, engine).best, search(other, engine).best
     except UsageError:
         return
     assert one.fits == two.fits
@@ -102,23 +110,23 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(seed, shuffle):
     assert one.kv_tokens == two.kv_tokens
 
 
-@given(seed=st.integers(0, 10**6))
+@given(engine=engines, seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_a_plan_survives_json(seed):
+def test_a_plan_survives_json(engine, seed):
     ask = random_ask(random.Random(seed))
     try:
-        plan = make_plan(ask, CONSTANTS)
+        plan = make_plan(ask, engine)
     except UsageError:
         return
     assert Plan.from_json(plan.to_json()) == plan
 
 
-@given(seed=st.integers(0, 10**6))
+@given(engine=engines, seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_a_plan_that_fits_keeps_every_promise(seed):
+def test_a_plan_that_fits_keeps_every_promise(engine, seed):
     ask = random_ask(random.Random(seed), context=False)
     try:
-        plan = make_plan(ask, CONSTANTS)
+        plan = make_plan(ask, engine)
     except UsageError:
         return
     if not plan.fits:

@@ -10,15 +10,16 @@ from msgspec.structs import replace
 
 from tests.tuner.conftest import random_ask
 from turbofit.core.errors import UsageError
-from turbofit.memory.turbomind.account import Account
-from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.engine import Engine
+from turbofit.memory.engines import engine_named
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.constraints import dtype_for, tp_problem
+from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.search import PREFILL_SIZES, Found, search
 from turbofit.tuner.sizing import Shape, shape_settings, shortest_context
 from turbofit.tuner.throughput import group_speed
 
-CONSTANTS = load_constants()
+TURBOMIND, PYTORCH = engine_named("turbomind"), engine_named("pytorch")
+ASKED = [(TURBOMIND, seed) for seed in range(200)] + [(PYTORCH, seed) for seed in range(60)]
 RATIOS = [step / 1000 for step in range(999, 0, -1)]
 
 
@@ -33,7 +34,7 @@ def every_grouping(indices: tuple[int, ...], tp: int, replicas: int):
             yield (group, *more)
 
 
-def accounts_for(ask: Ask, groups, prefill: int, context: int):
+def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int):
     shape = Shape(tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None)
     dtype = dtype_for(ask.model, [ask.machine.gpu(i) for i in groups[0]])[0]
     settings = shape_settings(ask, shape, context, dtype)
@@ -41,14 +42,14 @@ def accounts_for(ask: Ask, groups, prefill: int, context: int):
     for group in groups:
         gpus = sorted((ask.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
         margins = [ask.margin_of(gpu) for gpu in gpus]
-        yield Account(ask.model, settings, gpus, ask.machine, exposure, CONSTANTS, margins)
+        yield engine.account(ask.model, settings, gpus, ask.machine, exposure, margins)
 
 
-def value_of(ask: Ask, groups, prefill: int, context: int):
+def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
     """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None."""
-    accounts = list(accounts_for(ask, groups, prefill, context))
+    accounts = list(accounts_for(ask, engine, groups, prefill, context))
     ratio = next((r for r in RATIOS if all(a.fits_at(r) for a in accounts)), None)
-    if ratio is None or any(a.hangs_at(ratio) for a in accounts):
+    if ratio is None or any(a.starved_at(ratio) for a in accounts):
         return None
     tokens = min(a.tokens_at(ratio) for a in accounts)
     if tokens < context:
@@ -56,7 +57,7 @@ def value_of(ask: Ask, groups, prefill: int, context: int):
     asked = exposure_of(ask, ask.own_limit)
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = [
-        group_speed(ask.model, settings, ask.machine, a.gpus, asked, tokens, CONSTANTS)
+        group_speed(ask.model, settings, ask.machine, a.gpus, asked, tokens, engine)
         for a in accounts
     ]
     value = {
@@ -67,17 +68,17 @@ def value_of(ask: Ask, groups, prefill: int, context: int):
     return value, tokens, prefill, -settings.tp
 
 
-def exhaustive(ask: Ask, contexts):
+def exhaustive(ask: Ask, engine: Engine, contexts):
     """The best value over the whole space; for each shape the longest context that holds."""
     best = None
     indices = ask.machine.visible
     for tp in range(1, min(8, len(indices)) + 1):
-        if tp_problem(ask.model, tp):
+        if engine.tp_problem(ask.model, tp):
             continue
         for replicas in range(1, len(indices) // tp + 1):
             for groups in every_grouping(indices, tp, replicas):
                 for prefill in PREFILL_SIZES:
-                    values = (value_of(ask, groups, prefill, c) for c in contexts)
+                    values = (value_of(ask, engine, groups, prefill, c) for c in contexts)
                     found = next((v for v in values if v is not None), None)
                     if found is not None and (best is None or found > best):
                         best = found
@@ -91,25 +92,25 @@ def chosen(found: Found):
     return best.rank
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_the_choice_equals_exhaustive_search(seed):
+@pytest.mark.parametrize(("engine", "seed"), ASKED)
+def test_the_choice_equals_exhaustive_search(engine, seed):
     ask = random_ask(random.Random(seed))
     try:
-        found = search(ask, CONSTANTS)
+        found = search(ask, engine)
     except UsageError:  # no legal shape
-        assert exhaustive(ask, [ask.workload.context]) is None
+        assert exhaustive(ask, engine, [ask.workload.context]) is None
         return
     if found.best.shape.limit != ask.own_limit:  # a later tier: the first has nothing
-        assert exhaustive(ask, [ask.workload.context]) is None
+        assert exhaustive(ask, engine, [ask.workload.context]) is None
         return
-    assert chosen(found) == pytest.approx(exhaustive(ask, [ask.workload.context]))
+    assert chosen(found) == pytest.approx(exhaustive(ask, engine, [ask.workload.context]))
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_context_is_the_longest_that_the_cache_holds(seed):
     """Without a promised context: stepping down by 1024 from the model's own finds the same."""
     ask = random_ask(random.Random(1000 + seed), context=False, most=1)
-    found = search(ask, CONSTANTS).best
+    found = search(ask, TURBOMIND).best
     if not found.fits or found.shape.units_per_forward is not None:
         return
     longest = ask.model.text.max_position_embeddings
@@ -118,7 +119,7 @@ def test_the_context_is_the_longest_that_the_cache_holds(seed):
         context
         for context in (longest, *range(longest // 1024 * 1024, 0, -1024))
         if context >= shortest_context(exposure)
-        and value_of(ask, found.shape.groups, found.shape.max_prefill_token_num, context)
+        and value_of(ask, TURBOMIND, found.shape.groups, found.shape.max_prefill_token_num, context)
     ]
     if held and found.shape.limit == ask.own_limit:
         assert found.settings.session_len == held[0]

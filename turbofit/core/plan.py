@@ -11,6 +11,8 @@ from turbofit.core.struct import Struct, decode, to_builtins, to_json
 
 __all__ = [
     "PLAN_SCHEMA",
+    "PYTORCH_NAMES",
+    "TURBOMIND_NAMES",
     "Basis",
     "Candidate",
     "Command",
@@ -36,6 +38,22 @@ __all__ = [
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
 
+#: Settings that TurboMind's config has, and those of the PyTorch engine's with its own names.
+TURBOMIND_NAMES: Final = (
+    "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+    "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
+    "enable_prefix_caching", "model_format", "language_model_only",
+)  # fmt: skip
+PYTORCH_NAMES: Final = (
+    *((name, name) for name in TURBOMIND_NAMES[:7]),
+    ("cache_block_seq_len", "block_size"),
+    *((name, name) for name in TURBOMIND_NAMES[10:]),
+    *((name, name) for name in (
+        "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
+        "distributed_executor_backend",
+    )),
+)  # fmt: skip
+
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
@@ -57,9 +75,11 @@ class Workload(Struct):
 
 
 class Settings(Struct):
-    """LMDeploy's TurboMind options, under LMDeploy's own names.
+    """LMDeploy's options, under LMDeploy's own names.
 
     ``cache_max_entry_count`` is the share of free memory, a multiple of 0.001 in a plan.
+    ``communicator`` and ``async_`` are TurboMind's alone; from ``num_gpu_blocks`` on they are the
+    PyTorch engine's, where ``cache_block_seq_len`` is called ``block_size``.
     """
 
     tp: int = 1
@@ -75,6 +95,10 @@ class Settings(Struct):
     enable_prefix_caching: bool = False
     model_format: str | None = None
     language_model_only: bool = False
+    num_gpu_blocks: int = 0
+    eager_mode: bool = False
+    cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
+    distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
 
 
 class Term(Struct):
@@ -278,18 +302,27 @@ class Plan(Struct):
         return to_json(self)
 
     def engine_config(self) -> Any:
-        """The settings as LMDeploy's own ``TurbomindEngineConfig``.
+        """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
 
         Raises:
             PackageError: LMDeploy is not installed.
         """
         try:
-            from lmdeploy import TurbomindEngineConfig
+            from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
         except ImportError:
             raise PackageError(
                 "LMDeploy is not installed", hint='pip install "turbofit[lmdeploy]"'
             ) from None
-        return TurbomindEngineConfig(**to_builtins(self.settings))
+        if self.engine.name == "pytorch":
+            return PytorchEngineConfig(**self.lmdeploy_settings())
+        return TurbomindEngineConfig(**self.lmdeploy_settings())
+
+    def lmdeploy_settings(self) -> dict[str, Any]:
+        """The settings that the plan's engine has, under the names of its config."""
+        values = to_builtins(self.settings)
+        if self.engine.name == "pytorch":
+            return {theirs: values[name] for name, theirs in PYTORCH_NAMES}
+        return {name: values[name] for name in TURBOMIND_NAMES}
 
     @staticmethod
     def from_json(data: bytes | str, *, what: str = "plan") -> Plan:

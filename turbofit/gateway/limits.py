@@ -15,7 +15,8 @@ from turbofit.core.model import DTYPE_BYTES, ImageRule, PatchRule, TileRule
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.refusals import Refusal
-from turbofit.memory.exposure import Exposure, engine_bound
+from turbofit.memory.engines import engine_named
+from turbofit.memory.exposure import Exposure
 from turbofit.model.families.internvl import DETAIL_PATCHES
 from turbofit.model.images import largest_limit, unit_tokens, units
 
@@ -301,7 +302,8 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
         images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
     )
-    bound = engine_bound(rule, exposure, plan.settings)
+    engine = engine_named(plan.engine.name)
+    bound = engine.units_bound(rule, exposure, plan.settings)
     return limits.units_per_forward if limits.units_per_forward < bound else None
 
 

@@ -14,6 +14,7 @@ from turbofit.core.struct import Struct
 
 __all__ = [
     "Linear",
+    "packed_bytes",
     "parameters",
     "stored_bytes",
     "text_linears",
@@ -146,11 +147,11 @@ def stored_bytes(
         return total * width
     linears = text_linears(text)
     packed = sum(linear.weights for linear in linears)
-    stored = sum(_packed_bytes(linear, quantization) for linear in linears)
+    stored = sum(packed_bytes(linear, quantization) for linear in linears)
     return (total - packed) * width + stored
 
 
-def _packed_bytes(linear: Linear, quantization: Quantization) -> int:
+def packed_bytes(linear: Linear, quantization: Quantization) -> int:
     """Bytes of the packed weights, scales and zeros of these layers."""
     weights = linear.weights * quantization.bits // 8
     if quantization.method == "fp8":

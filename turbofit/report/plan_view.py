@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.core.struct import to_builtins
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from turbofit.report.document import Block
 
 __all__ = ["plan_view", "settings_of"]
+
+_SAID_WHERE_SET = ("language_model_only", "eager_mode")
 
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
@@ -47,8 +48,10 @@ def plan_view(plan: Plan) -> list[Block]:
 def settings_of(plan: Plan) -> dict[str, str]:
     """The settings under LMDeploy's names, as text; what LMDeploy is not told is left out."""
     out = {}
-    for name, value in to_builtins(plan.settings).items():
-        if value is None or (value is False and name == "language_model_only"):
+    for name, value in plan.lmdeploy_settings().items():
+        if value is None or (value is False and name in _SAID_WHERE_SET):
+            continue
+        if name == "num_gpu_blocks" and not value:
             continue
         if name == "cache_max_entry_count":
             out[name] = f"{value:.3f}"

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct
+from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.fate import fate_at, fate_without_cache
+from turbofit.memory.fate import fate_at, fate_without_cache
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.sizing import Memo, Shape, Sizer
 from turbofit.tuner.throughput import Speed
@@ -26,6 +26,7 @@ class Judged(Struct):
     does not is told by :func:`explain`, since a search needs the words of few shapes.
     """
 
+    engine: str
     shape: Shape
     settings: Settings
     exposure: Exposure
@@ -48,7 +49,7 @@ class Judged(Struct):
         if self.shape.limit is not None:
             settings["limit"] = self.shape.limit
         return Candidate(
-            engine="turbomind",
+            engine=self.engine,
             tp=self.shape.tp,
             replicas=self.shape.replicas,
             groups=self.shape.groups,
@@ -66,11 +67,11 @@ def judge(
     dtype: str,
     exposure: Exposure,
     asked: Exposure,
-    constants: EngineConstants,
+    engine: Engine,
     memo: Memo | None = None,
 ) -> Judged:
     """Size the context and the ratio of a shape, and score what comes out."""
-    sizer = Sizer(ask, shape, dtype, exposure, constants, memo or Memo())
+    sizer = Sizer(ask, shape, dtype, exposure, engine, memo or Memo())
     session_len = sizer.session_len()
     accounts = sizer.accounts(session_len)
     settings = accounts[0].settings
@@ -80,6 +81,7 @@ def judge(
     if ratio is not None:
         settings = replace(settings, cache_max_entry_count=ratio)
     judged = Judged(
+        engine=engine.name,
         shape=shape,
         settings=settings,
         exposure=exposure,
@@ -93,11 +95,11 @@ def judge(
     return replace(judged, speeds=speeds, score=_score(ask, judged, speeds, exposure, asked))
 
 
-def explain(ask: Ask, judged: Judged, dtype: str, constants: EngineConstants) -> str:
+def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     """Why a shape does not serve, in words; empty where it does."""
     if judged.fits:
         return ""
-    sizer = Sizer(ask, judged.shape, dtype, judged.exposure, constants, Memo())
+    sizer = Sizer(ask, judged.shape, dtype, judged.exposure, engine, Memo())
     accounts = sizer.named(judged.settings)
     ratio = sizer.ratio(accounts)
     if ratio is None:

@@ -11,7 +11,6 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import PatchRule, TileRule, image_units
 from turbofit.core.plan import (
     Candidate,
-    Engine,
     GpuLedger,
     HostMemory,
     Kv,
@@ -22,14 +21,13 @@ from turbofit.core.plan import (
     Settings,
     Throughput,
 )
+from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.turbomind.account import Account
-from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.loading import host_memory
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.links import group_class
 
@@ -63,18 +61,17 @@ def accounts_of(
     settings: Settings,
     groups: Sequence[Sequence[int]],
     exposure: Exposure,
-    constants: EngineConstants,
+    engine: Engine,
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
     """One account a group."""
     return tuple(
-        Account(
+        engine.account(
             ask.model,
             settings,
             [ask.machine.gpu(index) for index in group],
             ask.machine,
             exposure,
-            constants,
             [ask.margin_of(ask.machine.gpu(index)) for index in group],
             free_at_cache,
         )
@@ -82,9 +79,7 @@ def accounts_of(
     )
 
 
-def document(
-    ask: Ask, parts: Parts, accounts: Sequence[Account], constants: EngineConstants
-) -> Plan:
+def document(ask: Ask, parts: Parts, accounts: Sequence[Account], engine: Engine) -> Plan:
     """The whole plan, without the command lines."""
     settings = parts.settings
     ratio = settings.cache_max_entry_count
@@ -100,7 +95,7 @@ def document(
         model=ask.model,
         machine=ask.machine,
         workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
-        engine=Engine(name="turbomind", version=constants.version),
+        engine=PlannedEngine(name=engine.name, version=engine.version),
         parallel=Parallel(
             tp=settings.tp,
             replicas=len(parts.groups),
@@ -111,14 +106,14 @@ def document(
         settings=settings,
         limits=limits_of(ask, parts, units_per_forward),
         kv=Kv(
-            bytes_per_token=block_bytes(ask.model.text, settings) // settings.cache_block_seq_len,
+            bytes_per_token=engine.block_bytes(ask.model, settings) // settings.cache_block_seq_len,
             tokens=tokens,
             total_tokens=sum(outcome.tokens for outcome in outcomes),
             region_bytes=min(outcome.region for outcome in outcomes),
             longest_request_tokens=min(settings.session_len, tokens),
         ),
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
-        host=host_of(ask, settings, len(parts.groups), units_per_forward, constants),
+        host=host_of(ask, settings, len(parts.groups), units_per_forward, engine),
         throughput=parts.throughput,
         considered=parts.considered,
         reasons=parts.reasons,
@@ -148,14 +143,13 @@ def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
 
 
 def host_of(
-    ask: Ask, settings: Settings, replicas: int, units_per_forward: int, constants: EngineConstants
+    ask: Ask, settings: Settings, replicas: int, units_per_forward: int, engine: Engine
 ) -> HostMemory:
     """Host memory of the plan beside what the machine has."""
     available = ask.machine.host.ram_available
-    return host_memory(
+    return engine.host_memory(
         ask.model,
         settings,
-        constants,
         units_per_forward=units_per_forward,
         replicas=replicas,
         available=None if available == "NA" else available,

@@ -9,9 +9,8 @@ from msgspec.structs import replace
 from turbofit.core.model import TileRule
 from turbofit.core.plan import Candidate, Plan
 from turbofit.core.units import format_bytes
-from turbofit.memory.turbomind.account import RATIO_STEPS, Account
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.terms import warmup_tokens
+from turbofit.memory.account import RATIO_STEPS, Account
+from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, explain
 from turbofit.tuner.constraints import dtype_for
@@ -33,18 +32,18 @@ __all__ = ["make_plan"]
 _MOST_CANDIDATES = 24
 
 
-def make_plan(ask: Ask, constants: EngineConstants) -> Plan:
+def make_plan(ask: Ask, engine: Engine) -> Plan:
     """Search, and say what was found.
 
     Raises:
         UsageError: something asked for cannot be used here at all.
     """
-    found = search(ask, constants)
+    found = search(ask, engine)
     best = found.best
     exposure = replace(best.exposure, units_per_forward=best.shape.units_per_forward)
-    accounts = accounts_of(ask, best.settings, best.shape.groups, exposure, constants)
+    accounts = accounts_of(ask, best.settings, best.shape.groups, exposure, engine)
     units = max(account.units_per_forward for account in accounts)
-    host = host_problem(host_of(ask, best.settings, best.shape.replicas, units, constants))
+    host = host_problem(host_of(ask, best.settings, best.shape.replicas, units, engine))
     fits = best.fits and host is None
     parts = Parts(
         groups=best.shape.groups,
@@ -52,23 +51,21 @@ def make_plan(ask: Ask, constants: EngineConstants) -> Plan:
         exposure=exposure,
         limit=best.shape.limit,
         fits=fits,
-        verdict=_verdict(ask, found, accounts[0], host, constants),
+        verdict=_verdict(ask, found, accounts[0], host, engine),
         parallel_reason=_parallel_reason(ask, found),
         throughput=total(best.speeds) if best.speeds else None,
-        considered=_considered(ask, found, constants),
-        reasons=tuple(_reasons(ask, found, accounts[0], constants)),
+        considered=_considered(ask, found, engine),
+        reasons=tuple(_reasons(ask, found, accounts[0], engine)),
         warnings=tuple(_warnings(ask, found)),
-        remedies=() if best.fits else remedies(ask, found, constants),
+        remedies=() if best.fits else remedies(ask, found, engine),
     )
-    return document(ask, parts, accounts, constants)
+    return document(ask, parts, accounts, engine)
 
 
-def _verdict(
-    ask: Ask, found: Found, account: Account, host: str | None, constants: EngineConstants
-) -> str:
+def _verdict(ask: Ask, found: Found, account: Account, host: str | None, engine: Engine) -> str:
     best, name = found.best, ask.model.name
     if not best.fits:
-        return f"does not fit: {name}: {_why_not(ask, best, constants)}"
+        return f"does not fit: {name}: {_why_not(ask, best, engine)}"
     if host is not None:
         return f"does not fit: {name}: {host}"
     ledgers = account.at(best.settings.cache_max_entry_count).ledgers
@@ -81,20 +78,20 @@ def _verdict(
     )
 
 
-def _considered(ask: Ask, found: Found, constants: EngineConstants) -> tuple[Candidate, ...]:
+def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]:
     """The chosen shape, then the best of the others with the reason why each lost."""
     chosen = found.best
     rest = [one for one in found.judged if one is not chosen]
     rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
-    rows = [chosen.candidate(_why_not(ask, chosen, constants))]
+    rows = [chosen.candidate(_why_not(ask, chosen, engine))]
     for one in rest[: _MOST_CANDIDATES - 1]:
-        why_not = _lost(chosen, one) if one.fits else _why_not(ask, one, constants)
+        why_not = _lost(chosen, one) if one.fits else _why_not(ask, one, engine)
         rows.append(one.candidate(why_not))
     return tuple(rows)
 
 
-def _why_not(ask: Ask, judged: Judged, constants: EngineConstants) -> str:
-    return explain(ask, judged, judged.settings.dtype, constants)
+def _why_not(ask: Ask, judged: Judged, engine: Engine) -> str:
+    return explain(ask, judged, judged.settings.dtype, engine)
 
 
 def _lost(best: Judged, other: Judged) -> str:
@@ -120,7 +117,7 @@ def _parallel_reason(ask: Ask, found: Found) -> str:
     return f"{shape.replicas} x {one}: {words} of {len(found.judged)} shapes"
 
 
-def _reasons(ask: Ask, found: Found, account: Account, constants: EngineConstants) -> Iterator[str]:
+def _reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterator[str]:
     best, settings = found.best, found.best.settings
     fixed = ask.fixed
     if best.fits:
@@ -131,12 +128,11 @@ def _reasons(ask: Ask, found: Found, account: Account, constants: EngineConstant
             largest = "lowered by what a rehearsal saw"
         why = "as set by you" if "cache_max_entry_count" in fixed else largest
         yield f"cache_max_entry_count {ratio:.3f}: {why}"
-    tokens = warmup_tokens(settings, constants)
     yield _because(
         fixed,
         "max_prefill_token_num",
         settings.max_prefill_token_num,
-        f"best rank of the sizes tried; LMDeploy warms up with {tokens} tokens",
+        f"best rank of the sizes tried; {engine.prefill_words(settings)}",
     )
     yield _because(
         fixed,

@@ -10,13 +10,13 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import format_bytes
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.turbomind.account import Account
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.fate import Fate, fate_at, fates_at
+from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.model.images import exposed_limit
 from turbofit.tuner.ask import Ask, exposure_of
-from turbofit.tuner.constraints import communicator_problem, dtype_for, settings_problem, tp_problem
+from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
 from turbofit.tuner.links import LinkClass, group_class
 from turbofit.tuner.remedies import remedies
@@ -38,7 +38,7 @@ def default_batch_size(gpu_name: str) -> int:
     return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _DEFAULT_BATCH)
 
 
-def make_prediction(ask: Ask, constants: EngineConstants, free_at_cache: int | None = None) -> Plan:
+def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) -> Plan:
     """The account of LMDeploy's defaults, or of what the user set, on the first GPUs.
 
     LMDeploy takes the first ``tp`` GPUs in CUDA's order; images are what an ordinary OpenAI client
@@ -48,17 +48,17 @@ def make_prediction(ask: Ask, constants: EngineConstants, free_at_cache: int | N
         UsageError: the settings are refused before any memory is taken.
     """
     tp = ask.tp or 1
-    groups = _groups(ask, tp)
+    groups = _groups(ask, tp, engine)
     gpus = [ask.machine.gpu(index) for index in groups[0]]
     limit = _exposed(ask)
     exposure = exposure_of(ask, limit)
-    settings = _settings(ask, groups, gpus, exposure, constants)
-    accounts = accounts_of(ask, settings, groups, exposure, constants, free_at_cache)
+    settings = _settings(ask, groups, gpus, exposure, engine)
+    accounts = accounts_of(ask, settings, groups, exposure, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
     units = max(account.units_per_forward for account in accounts)
-    host = host_problem(host_of(ask, settings, len(groups), units, constants))
+    host = host_problem(host_of(ask, settings, len(groups), units, engine))
     serves = fate.serves and host is None
     parts = Parts(
         groups=groups,
@@ -71,24 +71,24 @@ def make_prediction(ask: Ask, constants: EngineConstants, free_at_cache: int | N
         reasons=tuple(_story(accounts[0], ratio, fate, free_at_cache)),
         warnings=tuple(_warnings(ask, gpus, settings)),
     )
-    plan = document(ask, parts, accounts, constants)
+    plan = document(ask, parts, accounts, engine)
     if serves or free_at_cache is not None:
         return plan
-    return replace(plan, remedies=_remedies(ask, constants))
+    return replace(plan, remedies=_remedies(ask, engine))
 
 
-def _remedies(ask: Ask, constants: EngineConstants) -> tuple[Remedy, ...]:
+def _remedies(ask: Ask, engine: Engine) -> tuple[Remedy, ...]:
     """What turbofit would do instead: its own plan first, else what makes one possible."""
     free = replace(
         ask, fixed={}, tp=ask.tp, max_dynamic_patch=ask.max_dynamic_patch, max_pixels=ask.max_pixels
     )
     try:
-        found = search(free, constants)
+        found = search(free, engine)
     except UsageError:
         return ()
     best = found.best
     if not best.fits:
-        return remedies(free, found, constants)
+        return remedies(free, found, engine)
     settings = best.settings
     change = (
         f"turbofit's plan: --tp {settings.tp}"
@@ -100,10 +100,10 @@ def _remedies(ask: Ask, constants: EngineConstants) -> tuple[Remedy, ...]:
     return (Remedy(change=change, effect=effect),)
 
 
-def _groups(ask: Ask, tp: int) -> tuple[tuple[int, ...], ...]:
+def _groups(ask: Ask, tp: int, engine: Engine) -> tuple[tuple[int, ...], ...]:
     visible = ask.machine.visible
     replicas = ask.replicas or 1
-    problem = tp_problem(ask.model, tp)
+    problem = engine.tp_problem(ask.model, tp)
     if problem:
         raise UsageError(
             f"--tp {tp} is not possible for {ask.model.name}: {problem}", hint="choose another --tp"
@@ -128,7 +128,7 @@ def _settings(
     groups: tuple[tuple[int, ...], ...],
     gpus: list[Gpu],
     exposure: Exposure,
-    constants: EngineConstants,
+    engine: Engine,
 ) -> Settings:
     """LMDeploy's defaults under what the user set.
 
@@ -149,7 +149,7 @@ def _settings(
     )
     asked = replace(ask, fixed={**defaults, **ask.fixed})
     settings = shape_settings(asked, shape, context, dtype_for(ask.model, gpus)[0])
-    problem = settings_problem(settings, constants) or communicator_problem(
+    problem = engine.settings_problem(settings) or engine.communicator_problem(
         ask.model, settings, exposure, ask.machine, gpus
     )
     if problem:

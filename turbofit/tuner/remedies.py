@@ -13,7 +13,7 @@ from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
-from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.search import Found, search
@@ -26,7 +26,7 @@ _BOUGHT = "more of these GPUs"
 _QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
 
 
-def remedies(ask: Ask, found: Found, constants: EngineConstants) -> tuple[Remedy, ...]:
+def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
     """Changes for a plan that does not fit, with what each would do.
 
     Those that make it fit come first, in order of cost; of the others only the ones that come
@@ -38,7 +38,7 @@ def remedies(ask: Ask, found: Found, constants: EngineConstants) -> tuple[Remedy
         if fitting and changed.machine.name == _BOUGHT:
             continue  # fewer such cards do already
         try:
-            result = search(changed, constants).best
+            result = search(changed, engine).best
         except TurbofitError:
             continue
         if result.fits:

@@ -14,17 +14,11 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
-from turbofit.memory.exposure import Exposure, engine_bound
-from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.engine import Engine
+from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, judge
-from turbofit.tuner.constraints import (
-    communicator_problem,
-    dtype_for,
-    dtype_problem,
-    settings_problem,
-    tp_problem,
-)
+from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.groups import groupings, kinds
 from turbofit.tuner.sizing import Memo, Shape, shape_settings
 
@@ -42,13 +36,13 @@ class Found(Struct):
     asked: Exposure
 
 
-def search(ask: Ask, constants: EngineConstants) -> Found:
+def search(ask: Ask, engine: Engine) -> Found:
     """The best plan for what was asked.
 
     Raises:
         UsageError: an option of the user's cannot be used on this machine or by this model.
     """
-    one = _Search(ask, constants)
+    one = _Search(ask, engine)
     found = one.shapes()
     judged = [one.judge(shape, ask.own_limit) for shape in found]
     best = max(judged, key=_order)
@@ -64,14 +58,14 @@ def search(ask: Ask, constants: EngineConstants) -> Found:
     return Found(best=best, judged=tuple(judged), asked=one.asked)
 
 
-def shapes(ask: Ask) -> Iterator[Shape]:
+def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
     """Every shape that LMDeploy could run here, at the asked limit."""
     fixed_prefill = ask.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
     for gpus in kinds(ask.visible):
         for tp in _tps(ask, len(gpus)):
             # MIG instances have no peers, so NCCL cannot join them.
-            if tp_problem(ask.model, tp) or (tp > 1 and gpus[0].mig):
+            if engine.tp_problem(ask.model, tp) or (tp > 1 and gpus[0].mig):
                 continue
             for replicas in _replicas(ask, len(gpus) // tp):
                 for groups in groupings(ask.machine, gpus, tp, replicas):
@@ -87,9 +81,9 @@ def shapes(ask: Ask) -> Iterator[Shape]:
 class _Search:
     """What all shapes of one search share."""
 
-    def __init__(self, ask: Ask, constants: EngineConstants) -> None:
+    def __init__(self, ask: Ask, engine: Engine) -> None:
         self.ask = ask
-        self.constants = constants
+        self.engine = engine
         self.asked = exposure_of(ask, ask.own_limit)
         self.memo = Memo()
 
@@ -99,9 +93,11 @@ class _Search:
         Raises:
             UsageError: there is none; the message names the option.
         """
-        possible = list(shapes(self.ask))
+        possible = list(shapes(self.ask, self.engine))
         if not possible:
-            raise UsageError(_no_shape(self.ask), hint="let turbofit choose --tp and --replicas")
+            raise UsageError(
+                _no_shape(self.ask, self.engine), hint="let turbofit choose --tp and --replicas"
+            )
         problems = [(shape, self._problem(shape)) for shape in possible]
         legal = [shape for shape, problem in problems if problem is None]
         if not legal:
@@ -117,7 +113,7 @@ class _Search:
             self._dtype(shape),
             exposure,
             self.asked,
-            self.constants,
+            self.engine,
             self.memo,
         )
 
@@ -134,7 +130,7 @@ class _Search:
         low = self.asked.units_per_request
         best = at(low)
         if best.fits:
-            high = max(low, engine_bound(rule, self.asked, best.settings))
+            high = max(low, self.engine.units_bound(rule, self.asked, best.settings))
             best = _largest(best, low, high, step, at)
         yield best
 
@@ -180,10 +176,10 @@ class _Search:
         ask = self.ask
         longest = ask.model.text.max_position_embeddings
         settings = shape_settings(ask, shape, longest, self._dtype(shape))
-        problem = settings_problem(settings, self.constants)
+        problem = self.engine.settings_problem(settings)
         for group in shape.groups:
             gpus = [ask.machine.gpu(index) for index in group]
-            problem = problem or communicator_problem(
+            problem = problem or self.engine.communicator_problem(
                 ask.model, settings, self.asked, ask.machine, gpus
             )
         return problem
@@ -222,11 +218,11 @@ def _replicas(ask: Ask, most: int) -> Sequence[int]:
     return range(1, most + 1)
 
 
-def _no_shape(ask: Ask) -> str:
+def _no_shape(ask: Ask, engine: Engine) -> str:
     """Why there is no shape at all."""
     count = len(ask.visible)
     if ask.tp is not None:
-        problem = tp_problem(ask.model, ask.tp)
+        problem = engine.tp_problem(ask.model, ask.tp)
         if problem:
             return f"--tp {ask.tp} is not possible for {ask.model.name}: {problem}"
         need = ask.tp * (ask.replicas or 1)

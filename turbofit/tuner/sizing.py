@@ -11,9 +11,9 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.turbomind.account import Account
-from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.throughput import Speed, group_speed
@@ -98,7 +98,7 @@ class Sizer:
         shape: Shape,
         dtype: str,
         exposure: Exposure,
-        constants: EngineConstants,
+        engine: Engine,
         memo: Memo,
     ) -> None:
         self.ask = ask
@@ -106,7 +106,7 @@ class Sizer:
         self.shape = shape
         self.dtype = dtype
         self.exposure = replace(exposure, units_per_forward=shape.units_per_forward)
-        self.constants = constants
+        self.engine = engine
         self.groups: list[tuple[Gpu, ...]] = [
             tuple(ask.machine.gpu(index) for index in group) for group in shape.groups
         ]
@@ -125,7 +125,7 @@ class Sizer:
         key = (settings, self._key(gpus), asked, kv_tokens)
         if key not in self.memo.speeds:
             self.memo.speeds[key] = group_speed(
-                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.constants
+                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.engine
             )
         return self.memo.speeds[key]
 
@@ -169,10 +169,10 @@ class Sizer:
         if missing or ratio is None:
             return max(1, missing)
         first = accounts[0]
-        if any(account.hangs_at(ratio) for account in accounts):
-            needed = first.blocks_for_warmup * first.shape.block_tokens
-            return max(1, needed - kv_tokens) * first.shape.bytes_per_token
-        return max(0, self.needed_tokens() - kv_tokens) * first.shape.bytes_per_token
+        if any(account.starved_at(ratio) for account in accounts):
+            needed = first.least_blocks * first.block_tokens
+            return max(1, needed - kv_tokens) * first.bytes_per_token
+        return max(0, self.needed_tokens() - kv_tokens) * first.bytes_per_token
 
     def named(self, settings: Settings) -> list[Account]:
         """The accounts of all groups, each with its own GPUs, for words that name them."""
@@ -194,18 +194,17 @@ class Sizer:
         if ratio is None:
             return False
         return all(
-            account.tokens_at(ratio) >= session_len and not account.hangs_at(ratio)
+            account.tokens_at(ratio) >= session_len and not account.starved_at(ratio)
             for account in accounts
         )
 
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        return Account(
+        return self.engine.account(
             self.ask.model,
             settings,
             gpus,
             self.ask.machine,
             self.exposure,
-            self.constants,
             [self.ask.margin_of(gpu) for gpu in gpus],
         )
 

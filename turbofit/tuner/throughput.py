@@ -15,10 +15,9 @@ from turbofit.core.model import Model, PatchRule
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
+from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import vision_side, weight_classes
+from turbofit.memory.turbomind.weights import vision_side
 from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
 
 __all__ = ["Speed", "group_speed", "request_tokens", "total"]
@@ -58,7 +57,7 @@ def group_speed(
     gpus: Sequence[Gpu],
     asked: Exposure,
     kv_tokens: int,
-    constants: EngineConstants,
+    engine: Engine,
 ) -> Speed:
     """The forecast of one group.
 
@@ -69,12 +68,10 @@ def group_speed(
         gpus: the group.
         asked: the workload's own request, before any limit was lowered for it.
         kv_tokens: what the cache holds; bounds the requests that run together.
-        constants: the engine generation's figures.
+        engine: the engine generation's figures.
     """
     figures, tp = _figures(), settings.tp
-    classes = weight_classes(model, tp, constants)
-    vision = classes.pop("vision", 0) + classes.pop("projector", 0)
-    read = sum(classes.values()) - classes["embedding"]
+    traffic = engine.traffic(model, tp)
     bandwidth = min(known(g.memory_bandwidth, _UNKNOWN_BANDWIDTH) for g in gpus)
     bandwidth_seconds = 1 / (bandwidth * figures["memory_efficiency"])
     flops = min(known(g.dense_flops, _UNKNOWN_FLOPS) for g in gpus) * figures["compute_efficiency"]
@@ -82,8 +79,8 @@ def group_speed(
     tokens = request_tokens(asked)
     prompt = tokens - figures["output_tokens"]
     concurrent = min(settings.max_batch_size, max(1, kv_tokens // tokens))
-    kv = block_bytes(model.text, settings) / settings.cache_block_seq_len
-    step = (read + concurrent * tokens * kv) * bandwidth_seconds
+    kv = engine.block_bytes(model, settings) / settings.cache_block_seq_len
+    step = (traffic.decode + concurrent * tokens * kv) * bandwidth_seconds
     step += _reduce_seconds(model, settings, machine, gpus, concurrent)
 
     dense = _dense_parameters(model) * 2 / tp
@@ -91,7 +88,7 @@ def group_speed(
     encodes = asked.images_per_request + passes - 1
     prefill = dense * prompt / flops
     if asked.units_per_image:
-        each = vision / 2 * 2 * _vision_tokens(model, asked.units_per_image)
+        each = traffic.vision / 2 * 2 * _vision_tokens(model, asked.units_per_image)
         prefill += each * encodes / flops
     prefill += _reduce_seconds(model, settings, machine, gpus, prompt)
     # Requests that the cache cannot hold yet wait their turn.

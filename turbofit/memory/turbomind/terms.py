@@ -12,6 +12,7 @@ from turbofit.core.plan import Basis, Phase, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
+from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -20,7 +21,6 @@ from turbofit.memory.turbomind.weights import weight_classes
 
 __all__ = [
     "FUSES_NOTHING",
-    "TEMPORARIES",
     "before_terms",
     "buffer_terms",
     "cache_terms",
@@ -33,9 +33,6 @@ __all__ = [
 
 #: For `capability_of`: a card on which no layer fuses gate and up, whose forwards are the largest.
 FUSES_NOTHING: Final = (8, 0)
-
-#: The one term of loading that is gone before the first request.
-TEMPORARIES = "load_temporaries"
 
 #: Buffers outside the rank's pool: the default pool's, the communicator's, and a cudaMalloc.
 _ALONE = ("gemm_workspace", "symmetric_buffer", "l2_flush")

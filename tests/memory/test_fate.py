@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.fate import fate_at, fate_without_cache, fates_at
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.fate import fate_at, fate_without_cache, fates_at
 from turbofit.model.source import resolve_model
 
 
@@ -58,7 +58,7 @@ def test_15360_mib_die_while_loading(bare):
 def test_ratio_0_1_hangs_for_ever(bare):
     """Seen: 104 blocks of the 130 that 8320 tokens need."""
     account = account_on(24268, 13, bare)
-    assert account.blocks_for_warmup == 130
+    assert account.least_blocks == 130
     fate = fate_at(account, 0.1)
     assert fate.kind == "hang"
     assert "waits without a word" in fate.text

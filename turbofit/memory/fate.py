@@ -1,8 +1,4 @@
-"""What would happen at one ratio, in the order in which it would: the first thing that goes wrong.
-
-LMDeploy aborts on any failed allocation (SIGABRT), and waits for ever, silently, where the cache
-cannot hold one warm-up request.
-"""
+"""What would happen at one ratio, in the order of the start: the first thing that goes wrong."""
 
 from __future__ import annotations
 
@@ -12,8 +8,7 @@ from typing import Literal
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
-from turbofit.memory.turbomind.account import Account
-from turbofit.memory.turbomind.terms import TEMPORARIES
+from turbofit.memory.account import TEMPORARIES, Account
 
 __all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
 
@@ -74,7 +69,7 @@ def _fates(account: Account, ratio: float) -> Iterator[Fate]:
     if account.free <= 0:
         yield fate_without_cache(account)
     yield from _starting(account, ratio, ledgers)
-    yield from _serving(ledgers)
+    yield from _serving(account, ledgers)
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
@@ -119,18 +114,18 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
         missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
             yield _short("buffers", ledger, missing, "while starting, right after the cache")
-    if account.hangs_at(ratio):
-        blocks = account.tokens_at(ratio) // account.shape.block_tokens
-        needed = account.blocks_for_warmup
-        missing = (needed - blocks) * account.shape.block_bytes
+    if account.starved_at(ratio):
+        blocks = account.tokens_at(ratio) // account.block_tokens
+        needed = account.least_blocks
+        missing = (needed - blocks) * account.block_bytes
         yield Fate(
             kind="hang",
             gpu=ledgers[0].index,
             term="kv_cache",
             missing=missing,
             text=(
-                f"never starts: the cache holds {blocks} KV blocks of the {needed} that one warm-up"
-                f" request needs ({format_bytes(missing)} more), and LMDeploy waits without a word"
+                f"never starts: the cache holds {blocks} KV blocks of the {needed} "
+                + account.starved.format(more=format_bytes(missing))
             ),
         )
     for ledger in ledgers:
@@ -139,7 +134,7 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
             yield _short("warmup", ledger, missing, "in LMDeploy's own warm-up")
 
 
-def _serving(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
     for ledger in ledgers:
         base = ledger.steady - _pool(ledger.ledger)
         deadly = [
@@ -157,8 +152,9 @@ def _serving(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
                 term=first.term,
                 missing=missing,
                 text=(
-                    f"starts, then aborts on {_case(first)}: it needs {format_bytes(first.bytes)}"
-                    f" of the executor's pool where {format_bytes(held)} are held and"
+                    f"starts, then {account.dies} on {_case(first)}: it needs"
+                    f" {format_bytes(first.bytes)} of {account.allocator} where"
+                    f" {format_bytes(held)} are held and"
                     f" {format_bytes(left)} are free on GPU {ledger.index}"
                     f" ({format_bytes(missing)} short)"
                 ),

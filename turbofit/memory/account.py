@@ -1,0 +1,234 @@
+"""The account of one group of GPUs at any cache ratio: what every engine's account has in common.
+
+Others hold ``used``; then come contexts and communicators, then the weights. Then free memory is
+read, the smallest of the group counts, and a ratio of it becomes the cache. What is allocated later
+must live in what the ratio left. An engine's own account says how much each of these is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import GpuLedger, Settings, Term
+from turbofit.core.struct import Struct, known
+
+__all__ = ["RATIO_STEPS", "TEMPORARIES", "Account", "Held", "Outcome", "given", "total_bytes"]
+
+#: A plan's ratio is a multiple of one thousandth.
+RATIO_STEPS = 1000
+
+#: The one term of loading that is gone before the first request.
+TEMPORARIES: Final = "load_temporaries"
+
+
+class Outcome(Struct):
+    """A group at one ratio: what the engine sees as free, its cache, and each GPU's ledger."""
+
+    ratio: float
+    free: int
+    region: int
+    tokens: int
+    ledgers: tuple[GpuLedger, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every GPU keeps its margin."""
+        return all(ledger.fits for ledger in self.ledgers)
+
+
+class Held(Struct):
+    """What one GPU holds whatever the ratio is.
+
+    ``before`` is there when free memory is read, ``buffers`` are persistent and come after the
+    cache. ``temporaries`` are bytes of ``before`` that are gone before the first request;
+    ``staged`` is the most that loading holds above the rest of ``before``.
+    """
+
+    before: tuple[Term, ...]
+    buffers: tuple[Term, ...]
+    temporaries: int = 0
+    staged: int = 0
+
+
+class Account(ABC):
+    """One model under one set of settings on one group of GPUs.
+
+    Args:
+        settings: the engine's options; the ratio comes later, in :meth:`at`.
+        gpus: the group's GPUs.
+        margins: bytes to leave free, one for each GPU.
+        held: what each GPU holds whatever the ratio is.
+        pool: the term that transients share room with: what the engine's allocator keeps after its
+            warm-up.
+        transients: the alternatives; the largest decides.
+        units_per_forward: vision units that the largest of them pays for.
+    """
+
+    #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
+    starved: ClassVar[str]
+    #: What the engine does where a request finds no memory.
+    dies: ClassVar[str]
+    #: From what a request's memory comes.
+    allocator: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        margins: Sequence[int],
+        held: Sequence[Held],
+        pool: Term,
+        transients: Sequence[Term],
+        units_per_forward: int,
+    ) -> None:
+        self.settings = settings
+        self.gpus = tuple(gpus)
+        self.margins = tuple(margins)
+        self.transients = tuple(transients)
+        self.units_per_forward = units_per_forward
+        self._held = tuple(held)
+        self._pool = pool
+        self._worst = max((term.bytes for term in transients), default=0)
+        self._before_bytes = [total_bytes(one.before) for one in held]
+        self._buffer_bytes = [total_bytes(one.buffers) for one in held]
+        #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
+        self.free = min(self._usable(i) - self._before_bytes[i] for i in range(len(self.gpus)))
+        self._best: float | None = None
+
+    @property
+    @abstractmethod
+    def sizable(self) -> int:
+        """Bytes of which the ratio takes its share; negative where nothing is left."""
+
+    @property
+    @abstractmethod
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one rank."""
+
+    @property
+    @abstractmethod
+    def block_tokens(self) -> int:
+        """Tokens of one KV block."""
+
+    @property
+    @abstractmethod
+    def least_blocks(self) -> int:
+        """KV blocks with fewer of which the engine does not start as it was asked to."""
+
+    @abstractmethod
+    def region_at(self, ratio: float) -> int:
+        """Bytes of the cache on each rank."""
+
+    @abstractmethod
+    def tokens_at(self, ratio: float) -> int:
+        """KV tokens that the cache holds, at least."""
+
+    @abstractmethod
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:
+        """The cache of one GPU as lines of its ledger."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values on one rank."""
+        return self.block_bytes // self.block_tokens
+
+    def starved_at(self, ratio: float) -> bool:
+        """Whether the cache is too small for the engine to start as it was asked to."""
+        return self.tokens_at(ratio) // self.block_tokens < self.least_blocks
+
+    def best_ratio(self) -> float | None:
+        """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""
+        if self._best is None:
+            self._best = self._find_ratio()
+        return self._best or None
+
+    def _find_ratio(self) -> float:
+        """The best ratio, 0 where there is none."""
+        if self.sizable <= 0 or not self._loads():
+            return 0.0
+        room = min(self._room(i) for i in range(len(self.gpus)))
+        steps = min(RATIO_STEPS - 1, max(0, room) * RATIO_STEPS // self.sizable + 1)
+        while steps > 0 and not self.fits_at(steps / RATIO_STEPS):
+            steps -= 1
+        return steps / RATIO_STEPS
+
+    def fits_at(self, ratio: float) -> bool:
+        """Whether every GPU keeps its margin at this ratio."""
+        return self.missing_at(ratio) == 0
+
+    def missing_at(self, ratio: float) -> int:
+        """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
+        gpus = range(len(self.gpus))
+        serving = max(self._cache_bytes(i, ratio) - self._room(i) for i in gpus)
+        loading = max(self._load_peak(i) + self.margins[i] - self._usable(i) for i in gpus)
+        return max(0, serving, loading)
+
+    def at(self, ratio: float) -> Outcome:
+        """The whole account at one ratio."""
+        return Outcome(
+            ratio=ratio,
+            free=self.free,
+            region=self.region_at(ratio),
+            tokens=self.tokens_at(ratio),
+            ledgers=tuple(self._ledger(i, ratio) for i in range(len(self.gpus))),
+        )
+
+    def _usable(self, i: int) -> int:
+        return known(self.gpus[i].total, 0) - known(self.gpus[i].reserved, 0)
+
+    def _cache_bytes(self, i: int, ratio: float) -> int:
+        """The cache as the driver holds it, without what is returned by then."""
+        return total_bytes(self.cache_terms(i, ratio)) + self._held[i].temporaries
+
+    def _room(self, i: int) -> int:
+        """Bytes that the cache may take on one GPU."""
+        held = self._before_bytes[i] - self._held[i].temporaries + self._buffer_bytes[i]
+        pool = max(self._pool.bytes, self._worst)
+        return self._usable(i) - self.margins[i] - held - pool
+
+    def _loads(self) -> bool:
+        return all(
+            self._load_peak(i) + self.margins[i] <= self._usable(i) for i in range(len(self.gpus))
+        )
+
+    def _load_peak(self, i: int) -> int:
+        """The most that one GPU holds while loading."""
+        one = self._held[i]
+        return self._before_bytes[i] - one.temporaries + max(one.staged, one.temporaries)
+
+    def _ledger(self, i: int, ratio: float) -> GpuLedger:
+        gpu, one = self.gpus[i], self._held[i]
+        body = [*one.before, *self.cache_terms(i, ratio), *one.buffers, self._pool]
+        steady = total_bytes(body)
+        peak = steady - self._pool.bytes + max(self._pool.bytes, self._worst)
+        load_peak = self._load_peak(i)
+        return GpuLedger(
+            index=gpu.index,
+            uuid=gpu.uuid,
+            name=gpu.name,
+            total=known(gpu.total, 0),
+            reserved=known(gpu.reserved, 0),
+            used=known(gpu.used, 0),
+            free=known(gpu.free, 0),
+            ledger=(*body, *self.transients),
+            steady=steady,
+            load_peak=load_peak,
+            peak=peak,
+            headroom=self._usable(i) - max(peak, load_peak),
+            margin=self.margins[i],
+        )
+
+
+def given(gpu: Gpu, free: int) -> Term:
+    """Everything before the cache as one line, from the free memory that a log told."""
+    before = known(gpu.total, 0) - known(gpu.reserved, 0) - free
+    note = "all that is not free when the cache is sized"
+    return Term(term="before_cache", phase="before", bytes=before, basis="measured", note=note)
+
+
+def total_bytes(terms: Sequence[Term]) -> int:
+    """The sum of a ledger's lines."""
+    return sum(term.bytes for term in terms)

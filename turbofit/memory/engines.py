@@ -1,0 +1,55 @@
+"""Which engine runs a model, and its account."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.model import Model
+from turbofit.memory.engine import Engine
+from turbofit.memory.pytorch.engine import Pytorch
+from turbofit.memory.turbomind.constants import REFERENCE, load_constants
+from turbofit.memory.turbomind.engine import Turbomind
+from turbofit.model.families.support import engine_problem
+
+__all__ = ["ENGINES", "engine_for", "engine_named"]
+
+#: In the order of preference: TurboMind decodes faster and sizes what it takes.
+ENGINES: Final = ("turbomind", "pytorch")
+
+
+def engine_named(name: str, version: str | None = None) -> Engine:
+    """The engine of a generation of LMDeploy such as ``0.18``.
+
+    Raises:
+        PackageError: turbofit has no account for it.
+    """
+    generation = ".".join((version or REFERENCE).split(".")[:2])
+    if name == "turbomind":
+        return Turbomind(load_constants(generation))
+    if name == "pytorch" and generation == REFERENCE:
+        return Pytorch()
+    raise PackageError(
+        f"turbofit has no memory account for the {name} engine of LMDeploy {generation}",
+        hint=f"it has them for {' and '.join(ENGINES)} of {REFERENCE}",
+    )
+
+
+def engine_for(model: Model, asked: str = "auto", version: str | None = None) -> Engine:
+    """The engine that was asked for, or the first that runs the model.
+
+    LMDeploy's own choice is by the outer architecture alone, so that it starts TurboMind for
+    models whose inner language model it cannot load, and fails.
+
+    Raises:
+        UsageError: the engine does not run the model, or none does.
+        PackageError: turbofit has no account for the engine.
+    """
+    wanted = ENGINES if asked == "auto" else (asked,)
+    problems = [engine_problem(model, name) for name in wanted]
+    for name, problem in zip(wanted, problems, strict=True):
+        if problem is None:
+            return engine_named(name, version)
+    others = [one for one in ENGINES if one not in wanted and engine_problem(model, one) is None]
+    hint = f"--engine {others[0]} does" if others else "see turbofit models for what runs"
+    raise UsageError(str(problems[0]), hint=hint)

@@ -1,0 +1,131 @@
+"""The PyTorch engine's account: every byte of one tensor-parallel group at any cache ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings, Term
+from turbofit.core.struct import known
+from turbofit.core.units import round_up
+from turbofit.memory.account import Account, Held, given
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.pytorch.activations import Activations
+from turbofit.memory.pytorch.bound import engine_bound
+from turbofit.memory.pytorch.cache import block_bytes, blocks_held, runtime_bytes
+from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.memory.pytorch.terms import (
+    before_terms,
+    buffer_terms,
+    cache_term,
+    pool_term,
+    transient_terms,
+    weight_terms,
+)
+from turbofit.memory.pytorch.weights import largest_loaded
+
+__all__ = ["PytorchAccount"]
+
+
+class PytorchAccount(Account):
+    """One model under one set of settings on one group of GPUs.
+
+    Args:
+        model: the checkpoint.
+        settings: the engine's options; the ratio comes later, in :meth:`at`.
+        gpus: the group's GPUs, first the one that the front end looks at.
+        machine: for the links inside the group.
+        exposure: what clients can ask of the vision tower.
+        constants: the engine generation's figures.
+        margins: bytes to leave free, one for each GPU.
+        free_at_cache: free bytes when the cache is sized, as a log said; replaces all before it.
+    """
+
+    starved: ClassVar[str] = (
+        "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
+        " stops with 'No enough gpu memory for kv cache.'"
+    )
+    dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
+    allocator: ClassVar[str] = "torch's allocator"
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        constants: PytorchConstants,
+        margins: Sequence[int],
+        free_at_cache: int | None = None,
+    ) -> None:
+        self.constants = constants
+        self._block_bytes = block_bytes(model.text, settings)
+        self._runtime = runtime_bytes(model.text, settings)
+        work = Activations(model, settings, constants)
+        units = _units_per_forward(model, exposure, settings)
+        transients = transient_terms(model, work, settings, exposure, units, constants)
+        linked = all(
+            machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
+        )
+        weights = weight_terms(model, settings, constants)
+        staged = round_up(largest_loaded(model, settings.tp), constants.page)
+        held = []
+        for i, gpu in enumerate(gpus):
+            # At most as many as an empty card could hold: its tables are small. Over.
+            most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
+            buffers = tuple(buffer_terms(settings, gpu, most, constants))
+            if free_at_cache is None:
+                before = (*before_terms(gpu, settings, i == 0, linked, constants), *weights)
+                held.append(Held(before=before, buffers=buffers, staged=staged))
+            else:
+                held.append(Held(before=(given(gpu, free_at_cache),), buffers=buffers))
+        pool = pool_term(work, settings, constants)
+        super().__init__(settings, gpus, margins, held, pool, transients, units)
+
+    @property
+    def sizable(self) -> int:
+        """What is free less the reserve for the runtime, which nothing else keeps."""
+        return self.free - self._runtime
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one rank."""
+        return self._block_bytes
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one KV block."""
+        return self.settings.cache_block_seq_len
+
+    @property
+    def least_blocks(self) -> int:
+        """Blocks below which the engine changes ``max_prefill_token_num`` or stops."""
+        return self.constants.least_blocks
+
+    def region_at(self, ratio: float) -> int:
+        """Bytes of the cache on each rank."""
+        return blocks_held(self.sizable, ratio, self._block_bytes, self.settings) * (
+            self._block_bytes
+        )
+
+    def tokens_at(self, ratio: float) -> int:
+        """KV tokens that requests can have: the engine keeps two blocks for itself."""
+        blocks = blocks_held(self.sizable, ratio, self._block_bytes, self.settings)
+        return max(0, blocks - 2) * self.block_tokens
+
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
+        """The cache, one allocation."""
+        region = round_up(self.region_at(ratio), self.constants.page)
+        return [cache_term(region, ratio, self.settings)]
+
+
+def _units_per_forward(model: Model, exposure: Exposure, settings: Settings) -> int:
+    """The units that the peak pays for: the engine's own bound, or less where the plan says so."""
+    if model.image_rule is None or not exposure.units_per_image:
+        return 0
+    bound = engine_bound(model.image_rule, exposure, settings)
+    paid = exposure.units_per_forward
+    return bound if paid is None else min(bound, paid)

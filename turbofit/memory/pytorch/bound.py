@@ -1,0 +1,22 @@
+"""The most vision units that the PyTorch engine can bring together in one forward."""
+
+from __future__ import annotations
+
+from turbofit.core.model import ImageRule
+from turbofit.core.plan import Settings
+from turbofit.memory.exposure import Exposure, units_in
+
+__all__ = ["engine_bound"]
+
+
+def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+    """The units of all images that can meet, never under.
+
+    Whole prompts join a prefill while their tokens stay within ``max_prefill_token_num``; a longer
+    prompt is cut into chunks of that size, never inside an image, and a chunk grows for an image
+    that is longer. So an image is encoded once, and images meet by their tokens only. Source:
+    LMDeploy pytorch/paging/prefill_scheduler.py, long_context.py.
+    """
+    by_tokens = units_in(rule, settings.max_prefill_token_num)
+    by_batch = settings.max_batch_size * exposure.units_per_request
+    return min(max(exposure.units_per_image, by_tokens), by_batch)

@@ -1,0 +1,43 @@
+"""The KV cache of the PyTorch engine: blocks of one size in one allocation.
+
+Each layer's keys and values of a block start at a multiple of 256 bytes; quantised ones have a
+scale and a zero of 16 bits for every head and token. Source: LMDeploy pytorch/engine/cache_engine.
+"""
+
+from __future__ import annotations
+
+from turbofit.core.model import TextDims
+from turbofit.core.plan import Settings
+from turbofit.core.units import round_up
+from turbofit.memory.pytorch.weights import kv_heads_held
+
+__all__ = ["BITS", "block_bytes", "blocks_held", "runtime_bytes"]
+
+_ALIGN = 256
+_HALF = 2
+
+#: Bits of one key or value by ``quant_policy``; 16 and 17 are the two kinds of fp8.
+BITS = {0: 16, 4: 4, 8: 8, 16: 8, 17: 8}
+_SCALED = (4, 8)
+
+
+def block_bytes(text: TextDims, settings: Settings) -> int:
+    """Bytes per rank of one KV block over all layers."""
+    heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
+    rows = settings.cache_block_seq_len * heads
+    each = round_up(rows * text.head_dim * BITS[settings.quant_policy] // 8, _ALIGN)
+    if settings.quant_policy in _SCALED:
+        each += round_up(rows * 2 * _HALF, _ALIGN)
+    return 2 * each * text.layers
+
+
+def runtime_bytes(text: TextDims, settings: Settings) -> int:
+    """Bytes that the engine keeps out of the cache's share: a stand-in for logits, not taken."""
+    return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * _HALF
+
+
+def blocks_held(sizable: int, ratio: float, block: int, settings: Settings) -> int:
+    """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
+    if settings.num_gpu_blocks:
+        return settings.num_gpu_blocks
+    return max(0, int(sizable * ratio) // block)

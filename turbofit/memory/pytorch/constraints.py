@@ -1,0 +1,59 @@
+"""What the PyTorch engine asserts or refuses, checked before anything is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
+from turbofit.memory.pytorch.cache import BITS
+
+__all__ = ["communicator_problem", "settings_problem", "tp_problem"]
+
+#: Config builders that do not repeat KV heads. Source: configurations/llava_hf.py.
+_NO_REPEAT = frozenset({"LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"})
+#: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
+_UNEQUAL_HEADS = "internvit"
+
+
+def tp_problem(model: Model, tp: int) -> str | None:
+    """Why this tensor-parallel degree cannot be; None where it can.
+
+    Source: LMDeploy pytorch/nn/linear, configurations/builder.py, cache_engine/schema.py.
+    """
+    return next(_problems(model, tp), None)
+
+
+def _problems(model: Model, tp: int) -> Iterator[str]:
+    text, vision = model.text, model.vision
+    if text.heads % tp:
+        yield f"{text.heads} attention heads do not divide by {tp}"
+    if text.kv_heads % tp and (tp % text.kv_heads or model.architecture in _NO_REPEAT):
+        yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
+    if text.intermediate % tp:
+        yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+    if vision is None:
+        return
+    if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:
+        yield f"the vision tower's {vision.heads} heads do not divide by {tp}"
+    if vision.intermediate % tp:
+        yield f"the vision tower's {vision.intermediate} channels do not divide by {tp}"
+
+
+def settings_problem(settings: Settings) -> str | None:
+    """Values that the engine refuses, or that the account does not know."""
+    if not 0 < settings.cache_max_entry_count < 1:
+        return "--cache-max-entry-count must lie between 0 and 1 on the PyTorch engine"
+    if settings.quant_policy not in BITS:
+        known = ", ".join(map(str, BITS))
+        return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+    if settings.quant_policy == 4 and settings.cache_block_seq_len < 16:
+        return "--cache-block-seq-len below 16 does not run with a quantised cache"
+    return None
+
+
+def communicator_problem(settings: Settings) -> str | None:
+    """The engine always uses NCCL."""
+    if settings.communicator != "nccl":
+        return f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
+    return None

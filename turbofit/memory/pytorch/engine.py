@@ -1,0 +1,106 @@
+"""The PyTorch engine, as planning asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import ImageRule, Model
+from turbofit.core.plan import HostMemory, Settings
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine, Traffic
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.pytorch import constraints
+from turbofit.memory.pytorch.account import PytorchAccount
+from turbofit.memory.pytorch.activations import Activations
+from turbofit.memory.pytorch.bound import engine_bound
+from turbofit.memory.pytorch.cache import block_bytes
+from turbofit.memory.pytorch.constants import load_constants
+from turbofit.memory.pytorch.weights import weight_classes
+
+__all__ = ["Pytorch"]
+
+
+class Pytorch(Engine):
+    """LMDeploy's engine in Python, on torch and Triton."""
+
+    name: ClassVar[Literal["turbomind", "pytorch"]] = "pytorch"
+
+    def __init__(self) -> None:
+        self.constants = load_constants()
+        self.version = self.constants.version
+
+    def account(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        margins: Sequence[int],
+        free_at_cache: int | None = None,
+    ) -> Account:
+        """See :meth:`Engine.account`."""
+        return PytorchAccount(
+            model, settings, gpus, machine, exposure, self.constants, margins, free_at_cache
+        )
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        """See :meth:`Engine.tp_problem`."""
+        return constraints.tp_problem(model, tp)
+
+    def settings_problem(self, settings: Settings) -> str | None:
+        """See :meth:`Engine.settings_problem`."""
+        return constraints.settings_problem(settings)
+
+    def communicator_problem(
+        self,
+        model: Model,  # noqa: ARG002 - the engine has one communicator
+        settings: Settings,
+        exposure: Exposure,  # noqa: ARG002
+        machine: Machine,  # noqa: ARG002
+        gpus: Sequence[Gpu],  # noqa: ARG002
+    ) -> str | None:
+        """See :meth:`Engine.communicator_problem`."""
+        return constraints.communicator_problem(settings)
+
+    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+        """See :meth:`Engine.units_bound`."""
+        return engine_bound(rule, exposure, settings)
+
+    def block_bytes(self, model: Model, settings: Settings) -> int:
+        """See :meth:`Engine.block_bytes`."""
+        return block_bytes(model.text, settings)
+
+    def traffic(self, model: Model, tp: int) -> Traffic:
+        """See :meth:`Engine.traffic`."""
+        classes = weight_classes(model, tp)
+        vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
+        embedding = classes.pop("embedding")
+        # A tied embedding is read as the head.
+        head = 0 if "lm_head" in classes else embedding
+        return Traffic(decode=sum(classes.values()) + head, vision=vision)
+
+    def host_memory(
+        self,
+        model: Model,
+        settings: Settings,
+        *,
+        units_per_forward: int,
+        replicas: int,
+        available: int | None,
+    ) -> HostMemory:
+        """See :meth:`Engine.host_memory`.
+
+        Front end, engine and, with more than one rank, a worker each; pixels in 32 bits while they
+        are preprocessed and in 16 in each process that they pass through.
+        """
+        pixels = Activations(model, settings, self.constants).pixels(units_per_forward)
+        ranks = settings.tp if settings.tp > 1 else 0
+        each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
+        return HostMemory(pinned=0, pageable=each * replicas, available=available)
+
+    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
+        """See :meth:`Engine.prefill_words`."""
+        return "it bounds activations and the images that meet; LMDeploy never warms up with it"

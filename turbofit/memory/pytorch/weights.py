@@ -1,0 +1,89 @@
+"""Weights of one rank of the PyTorch engine by class.
+
+Attention and MLPs are sharded, of the decoder and of the vision tower; embeddings, head, norms,
+patch embedding and projector are whole on every rank, and nothing is padded.
+Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
+"""
+
+from __future__ import annotations
+
+from turbofit.core.model import DTYPE_BYTES, Model, VisionDims
+from turbofit.model.parameters import (
+    Linear,
+    packed_bytes,
+    text_linears,
+    text_parameters,
+    vision_parameters,
+)
+
+__all__ = ["kv_heads_held", "largest_loaded", "weight_classes"]
+
+_HALF = 2
+
+
+def kv_heads_held(kv_heads: int, tp: int) -> int:
+    """KV heads of all ranks together: repeated where there are fewer than ranks."""
+    return max(kv_heads, tp)
+
+
+def weight_classes(model: Model, tp: int) -> dict[str, int]:
+    """Bytes of one rank by class, at 16 bits where the checkpoint is not packed."""
+    text, vision = model.text, model.vision
+    linears = text_linears(text)
+    whole = text_parameters(text) - sum(one.weights + one.biases for one in linears)
+    embedding = text.vocab * text.hidden
+    heads = 1 if text.tie_word_embeddings else 2
+    classes = {
+        "embedding": embedding * _HALF,
+        "lm_head": (heads - 1) * embedding * _HALF,
+        "attention": 0,
+        "mlp": 0,
+        "norms": (whole - heads * embedding) * _HALF,
+    }
+    repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
+    for one in linears:
+        kind = "attention" if one.name in ("q", "k", "v", "o") else "mlp"
+        share = (repeat if one.name in ("k", "v") else 1.0) / tp
+        classes[kind] += int(_linear_bytes(model, one) * share)
+        # A row-wise layer's bias is whole on every rank.
+        spread = 1.0 if one.name == "o" or one.name.endswith(".down") else share
+        classes[kind] += int(one.biases * spread) * _HALF
+    if vision is not None:
+        sharded = vision_linears(vision)
+        total = vision_parameters(vision, text.hidden)
+        classes["vision"] = int(sharded * _vision_share(vision, tp)) * _HALF
+        classes["vision.whole"] = (total - sharded) * _HALF
+    return {name: size for name, size in classes.items() if size}
+
+
+def vision_linears(vision: VisionDims) -> int:
+    """Elements of the tower's attention and MLP weights, which are sharded."""
+    width = vision.hidden
+    mlp = (3 if vision.gated_mlp else 2) * width * vision.intermediate
+    return vision.layers * (4 * width * width + mlp)
+
+
+def _vision_share(vision: VisionDims, tp: int) -> float:
+    """The largest rank's share: heads that do not divide are dealt out whole."""
+    return -(-vision.heads // tp) / vision.heads
+
+
+def largest_loaded(model: Model, tp: int) -> int:
+    """Bytes of the largest tensor that is on the card beside its place while it is loaded.
+
+    At tp 1 tensors are copied straight to their places; a tied head is made, then dropped. With
+    more ranks a row-wise layer arrives whole on each. Source: pretend GPUs, nn/linear/default.py.
+    """
+    text = model.text
+    tied = text.vocab * text.hidden * _HALF if text.tie_word_embeddings else 0
+    if tp == 1:
+        return tied
+    down = text.hidden * max(text.intermediate, text.heads * text.head_dim) * _HALF
+    return tied + down
+
+
+def _linear_bytes(model: Model, linear: Linear) -> int:
+    """Bytes of the weights of these layers on all ranks: packed as stored, else at 16 bits."""
+    if model.quantization is None:
+        return linear.weights * min(_HALF, DTYPE_BYTES[model.dtype])
+    return packed_bytes(linear, model.quantization)

@@ -1,0 +1,107 @@
+"""TurboMind, as planning asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import ImageRule, Model
+from turbofit.core.plan import HostMemory, Settings
+from turbofit.memory.engine import Engine, Traffic
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind import constraints
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.bound import engine_bound
+from turbofit.memory.turbomind.cache import block_bytes
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.loading import host_memory
+from turbofit.memory.turbomind.terms import warmup_tokens
+from turbofit.memory.turbomind.weights import weight_classes
+
+__all__ = ["Turbomind"]
+
+
+class Turbomind(Engine):
+    """LMDeploy's C++ engine.
+
+    Args:
+        constants: the generation's figures.
+    """
+
+    name: ClassVar[Literal["turbomind", "pytorch"]] = "turbomind"
+
+    def __init__(self, constants: EngineConstants) -> None:
+        self.constants = constants
+        self.version = constants.version
+
+    def account(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        margins: Sequence[int],
+        free_at_cache: int | None = None,
+    ) -> Account:
+        """See :meth:`Engine.account`."""
+        return Account(
+            model, settings, gpus, machine, exposure, self.constants, margins, free_at_cache
+        )
+
+    def tp_problem(self, model: Model, tp: int) -> str | None:
+        """See :meth:`Engine.tp_problem`."""
+        return constraints.tp_problem(model, tp)
+
+    def settings_problem(self, settings: Settings) -> str | None:
+        """See :meth:`Engine.settings_problem`."""
+        return constraints.settings_problem(settings, self.constants)
+
+    def communicator_problem(
+        self,
+        model: Model,
+        settings: Settings,
+        exposure: Exposure,
+        machine: Machine,
+        gpus: Sequence[Gpu],
+    ) -> str | None:
+        """See :meth:`Engine.communicator_problem`."""
+        return constraints.communicator_problem(model, settings, exposure, machine, gpus)
+
+    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+        """See :meth:`Engine.units_bound`."""
+        return engine_bound(rule, exposure, settings)
+
+    def block_bytes(self, model: Model, settings: Settings) -> int:
+        """See :meth:`Engine.block_bytes`."""
+        return block_bytes(model.text, settings)
+
+    def traffic(self, model: Model, tp: int) -> Traffic:
+        """See :meth:`Engine.traffic`."""
+        classes = weight_classes(model, tp, self.constants)
+        vision = classes.pop("vision", 0) + classes.pop("projector", 0)
+        return Traffic(decode=sum(classes.values()) - classes["embedding"], vision=vision)
+
+    def host_memory(
+        self,
+        model: Model,
+        settings: Settings,
+        *,
+        units_per_forward: int,
+        replicas: int,
+        available: int | None,
+    ) -> HostMemory:
+        """See :meth:`Engine.host_memory`."""
+        return host_memory(
+            model,
+            settings,
+            self.constants,
+            units_per_forward=units_per_forward,
+            replicas=replicas,
+            available=available,
+        )
+
+    def prefill_words(self, settings: Settings) -> str:
+        """See :meth:`Engine.prefill_words`."""
+        return f"LMDeploy warms up with {warmup_tokens(settings, self.constants)} tokens"
