@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.plan import Command
+from turbofit.memory.pytorch.terms import segments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +61,7 @@ def _commands(
             env={
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
-                # LMDeploy's own INFO prints prompts; TurboMind's does not.
-                "TM_LOG_LEVEL": "INFO",
+                **_engine_environment(plan),
             },
             argv=(*_argv(plan, host, port), *more),
             group=number,
@@ -89,10 +89,23 @@ def ratio(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
+def _engine_environment(plan: Plan) -> dict[str, str]:
+    """What the engine needs to be told by its environment."""
+    if plan.engine.name == "turbomind":
+        # LMDeploy's own INFO prints prompts; TurboMind's does not.
+        return {"TM_LOG_LEVEL": "INFO"}
+    # Its check of the environment starts a process with a CUDA context of its own.
+    env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
+    if segments(plan.settings) == "expandable":
+        # Weights and activations leave little unusable; LMDeploy's Ray workers refuse it.
+        env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return env
+
+
 def _argv(plan: Plan, host: str, port: int) -> tuple[str, ...]:
     model, path = plan.model, model_path(plan.model)
-    argv = ["lmdeploy", "serve", "api_server", path, "--backend", "turbomind"]
-    argv += _settings(plan.settings)
+    argv = ["lmdeploy", "serve", "api_server", path, "--backend", plan.engine.name]
+    argv += _settings(plan)
     if model.hub_id and path != model.hub_id:
         # Clients ask for the model by this name; LMDeploy's default would be the path.
         argv += ["--model-name", model.hub_id]
@@ -105,7 +118,8 @@ def _argv(plan: Plan, host: str, port: int) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _settings(settings: Settings) -> list[str]:
+def _settings(plan: Plan) -> list[str]:
+    settings = plan.settings
     argv = [
         "--tp", str(settings.tp),
         "--dtype", settings.dtype,
@@ -115,13 +129,29 @@ def _settings(settings: Settings) -> list[str]:
         "--session-len", str(settings.session_len),
         "--quant-policy", str(settings.quant_policy),
         "--cache-block-seq-len", str(settings.cache_block_seq_len),
-        "--communicator", settings.communicator,
-        "--async", str(settings.async_),
     ]  # fmt: skip
+    if plan.engine.name == "turbomind":
+        argv += ["--communicator", settings.communicator, "--async", str(settings.async_)]
+    else:
+        argv += _pytorch_settings(settings)
     if settings.model_format:
         argv += ["--model-format", settings.model_format]
     if settings.enable_prefix_caching:
         argv.append("--enable-prefix-caching")
     if settings.language_model_only:
         argv.append("--language-model-only")
+    return argv
+
+
+def _pytorch_settings(settings: Settings) -> list[str]:
+    argv: list[str] = []
+    if settings.num_gpu_blocks:
+        argv += ["--num-gpu-blocks", str(settings.num_gpu_blocks)]
+    if settings.eager_mode:
+        argv.append("--eager-mode")
+    if settings.cudagraph_capture_batch_sizes:
+        sizes = map(str, settings.cudagraph_capture_batch_sizes)
+        argv += ["--cudagraph-capture-batch-sizes", *sizes]
+    if settings.distributed_executor_backend:
+        argv += ["--distributed-executor-backend", settings.distributed_executor_backend]
     return argv

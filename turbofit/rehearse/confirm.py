@@ -37,17 +37,26 @@ def rehearse_plan(plan: Plan) -> Plan:
         PackageError: LMDeploy or a C compiler is missing.
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
+    if plan.engine.name == "pytorch":
+        from turbofit.rehearse.torch_planned import rehearse_pytorch_plan
+
+        return _judged(plan, rehearse_pytorch_plan(plan))
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         # Chat templates are chosen by the folder's name, so the twin keeps the model's.
         checkpoint = checkpoint_for(plan.model, Path(scratch) / plan.model.name)
         document = rehearse(plan_spec(plan, checkpoint))
     rehearsal = _rehearsal(document)
-    gpus = plan.gpus
-    if rehearsal.outcome == "served":
-        gpus = rehearsed_ledgers(plan, document)
-    if rehearsal.outcome == "served" or not plan.fits:
-        return replace(plan, gpus=gpus, rehearsal=rehearsal)
-    return replace(plan, fits=False, verdict=_contradiction(plan, rehearsal), rehearsal=rehearsal)
+    served = rehearsal.outcome == "served"
+    gpus = rehearsed_ledgers(plan, document) if served else plan.gpus
+    return _judged(plan, replace(plan, gpus=gpus, rehearsal=rehearsal))
+
+
+def _judged(plan: Plan, seen: Plan) -> Plan:
+    """Where the engine did not serve what the forecast fits, the engine is right."""
+    rehearsal = seen.rehearsal
+    if rehearsal is None or rehearsal.outcome == "served" or not plan.fits:
+        return seen
+    return replace(seen, gpus=plan.gpus, fits=False, verdict=_contradiction(plan, rehearsal))
 
 
 def corrected_ratio(seen: Plan) -> float | None:

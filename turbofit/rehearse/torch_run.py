@@ -114,7 +114,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             keep=folder / "pretend",
             stdout=2,
             watch=watch,
-            base=_environment(folder),
+            base=_environment(folder, spec.environ),
         )
         report = read_notes(folder)
         if (report.get("error") or {}).get(
@@ -154,8 +154,9 @@ class _Deadline:
                     os.kill(process.pid, signal.SIGKILL)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, own: Mapping[str, str]) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
+    env |= own
     put_first(env, "PYTHONPATH", str(_INSIDE))
     find_turbofit(env)
     env |= {

@@ -52,6 +52,7 @@ class TorchSpec:
             ``device_map``.
         cases: run in this order, each after the last has ended.
         case_seconds: how long a case may take before it counts as a hang.
+        environ: variables that the engine is started with, before those of the rehearsal.
     """
 
     engine: str
@@ -59,6 +60,7 @@ class TorchSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[TorchCase, ...] = ()
     case_seconds: float = 120.0
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def dump_spec(spec: TorchSpec) -> str:

@@ -24,7 +24,7 @@ class PytorchConstants(Struct):
     cublas_workspace: dict[str, int]
     segment: int
     load_fragmentation: dict[str, int]
-    live_fragmentation: dict[str, int]
+    live_fragmentation: dict[str, float]
     kernel_modules: int
     nccl_buffers: dict[str, int]
     logit: int

@@ -70,7 +70,8 @@ def weight_terms(model: Model, settings: Settings, constants: PytorchConstants) 
 
 def segments(settings: Settings) -> str:
     """How torch's allocator maps memory: LMDeploy's Ray workers refuse expandable segments."""
-    return "expandable" if settings.tp == 1 else "fixed"
+    alone = settings.tp == 1 or settings.distributed_executor_backend == "mp"
+    return "expandable" if alone else "fixed"
 
 
 def capture_sizes(settings: Settings) -> list[int]:
@@ -151,8 +152,8 @@ def transient_terms(
         cases.append(
             ("vision_forward", work.prefill(forward), f"{units_per_forward} {name} in one forward")
         )
-    lost = constants.live_fragmentation[segments(settings)]
-    sizes = [round_up(size + lost, constants.page) for _, size, _ in cases]
+    lost = 1 + constants.live_fragmentation[segments(settings)]
+    sizes = [round_up(int(size * lost), constants.page) for _, size, _ in cases]
     decides = sizes.index(max(sizes))
     return [
         Term(

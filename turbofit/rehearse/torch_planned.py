@@ -1,0 +1,182 @@
+"""A plan for the PyTorch engine before that engine, and what was seen beside its forecast."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.model import TileRule
+from turbofit.core.plan import (
+    Death,
+    GpuLedger,
+    Plan,
+    Rehearsal,
+    RehearsedCache,
+    RehearsedCase,
+    Term,
+)
+from turbofit.pretend.from_machine import machine_part
+from turbofit.pretend.scenario import Scenario, scenario_from_spec
+from turbofit.rehearse.torch_report import NOT_KNOWN, torch_report
+from turbofit.rehearse.torch_run import need_packages, run_torch
+from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
+from turbofit.rehearse.torch_worst import torch_cases, worst_size
+from turbofit.rehearse.twin import checkpoint_for
+
+__all__ = ["planned_scenario", "rehearse_pytorch_plan"]
+
+#: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
+#: of the process that runs the engine is charged by the account itself.
+_BEFORE: Final = ("frontend_context", "communicator")
+_AFTER: Final = ("kernel_modules",)
+_OUTCOMES: Final = {"served": "served", "out_of_memory": "out_of_memory", "hang": "hang"}
+
+
+def rehearse_pytorch_plan(plan: Plan) -> Plan:
+    """The plan with what the engine did in its worst cases, on the first group of GPUs.
+
+    Raises:
+        PackageError: torch is no CUDA build, or another package is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    ray = plan.settings.tp > 1 and plan.settings.distributed_executor_backend in (None, "ray")
+    versions = need_packages("pytorch", ray=ray)
+    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
+        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+        folder = checkpoint_for(_limited(plan), Path(scratch) / plan.model.name)
+        settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
+        environ = plan.commands[0].env if plan.commands else {}
+        spec = TorchSpec("pytorch", folder, settings, _cases(plan), environ=_own(environ))
+        seen = run_torch(spec, planned_scenario(plan))
+    document = torch_report(seen, versions, {})
+    return replace(plan, gpus=_beside(plan, document), rehearsal=_rehearsal(document, versions))
+
+
+def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
+    """The pretend machine of one group, charged with what a rehearsal cannot see."""
+    indices = plan.parallel.groups[group]
+    machine = machine_part(plan.machine, indices)
+    ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
+    for gpu, index in zip(machine["gpus"], indices, strict=True):
+        gpu["used"] += _sum(ledgers[index], _BEFORE)
+        gpu["late"] = _sum(ledgers[index], _AFTER)
+    machine["context"] = max(_sum(ledgers[index], ("cuda_context",)) for index in indices)
+    return scenario_from_spec(machine)
+
+
+def _limited(plan: Plan) -> Any:
+    """The model with the planned limit as its own, as the gateway's overlay gives it."""
+    rule, limit = plan.model.image_rule, plan.limits.max_dynamic_patch
+    if not isinstance(rule, TileRule) or limit is None:
+        return plan.model
+    return replace(plan.model, image_rule=replace(rule, max_dynamic_patch=limit))
+
+
+def _own(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of a command's environment reaches the engine on pretend GPUs."""
+    return {name: value for name, value in environ.items() if name.startswith("PYTORCH_")}
+
+
+def _cases(plan: Plan) -> tuple[TorchCase, ...]:
+    limits, settings, rule = plan.limits, plan.settings, _limited(plan).image_rule
+    size = None
+    if limits.vision_unit is not None and limits.images_per_request:
+        size = plan.workload.image_size or worst_size(rule, max_pixels=limits.max_pixels_per_image)
+    return torch_cases(
+        rule,
+        size,
+        images=limits.images_per_request,
+        batch=settings.max_batch_size,
+        prefill=settings.max_prefill_token_num,
+    )
+
+
+def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
+    return sum(term.bytes for term in terms if term.term in names)
+
+
+def _rehearsal(document: Mapping[str, Any], versions: Mapping[str, str]) -> Rehearsal:
+    cache, death = document["cache"] or {}, document["death"]
+    cards = range(len(document["gpus"]))
+    return Rehearsal(
+        outcome=_OUTCOMES.get(document["outcome"], "failed"),  # type: ignore[arg-type]
+        seconds=document["seconds"],
+        engine_version=versions.get("lmdeploy", ""),
+        cases=tuple(
+            RehearsedCase(
+                name=case["name"],
+                peak=tuple(_phase(document, i, f"case {case['name']}", "peak") for i in cards),
+                transient=tuple(_transient(document, i, case["name"]) or 0 for i in cards),
+                pinned=0,
+            )
+            for case in document["cases"]
+        ),
+        cache=RehearsedCache(
+            free=tuple(cache.get("free") or [None for _ in cards]),
+            region=tuple(cache.get("bytes") or [None for _ in cards]),
+            object_size=next(iter(cache.get("block_bytes") or []), None),
+            slab_size=None,
+            tokens=cache.get("tokens"),
+        ),
+        death=None
+        if death is None
+        else Death(
+            phase=death["phase"],
+            where=" < ".join(death["where"]) or death["message"][:200],
+            asked=death["asked"],
+            left=death["left"],
+        ),
+        not_known=tuple(NOT_KNOWN),
+    )
+
+
+def _beside(plan: Plan, document: Mapping[str, Any]) -> tuple[GpuLedger, ...]:
+    """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's books tell."""
+    place = {index: i for i, index in enumerate(plan.parallel.groups[0])}
+
+    def beside(gpu: GpuLedger) -> GpuLedger:
+        card = place[gpu.index]
+        terms = (replace(t, rehearsed=_seen(document, card, t.term)) for t in gpu.ledger)
+        return replace(gpu, ledger=tuple(terms))
+
+    return tuple(beside(gpu) if gpu.index in place else gpu for gpu in plan.gpus)
+
+
+def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
+    """What torch's allocator said of one term; None where it does not tell it apart."""
+    cache = document["cache"] or {}
+    if name == "kv_cache":
+        sizes = cache.get("bytes") or []
+        return int(sizes[card]) if len(sizes) > card else None
+    if name == "load_fragmentation":
+        held, asked = _torch(document, card, "sizing"), _torch(document, card, "sizing")
+        return held["reserved"] - asked["requested"] if held and asked else None
+    if name == "pool_warmup":
+        before, after = _torch(document, card, "cache"), _torch(document, card, "ready")
+        if not before or not after:
+            return None
+        return int(after["reserved"] - before["reserved"])
+    return _transient(document, card, name)
+
+
+def _transient(document: Mapping[str, Any], card: int, case: str) -> int | None:
+    """The most that was live in a case above what was live when the engine was ready."""
+    during, ready = _torch(document, card, f"case {case}"), _torch(document, card, "ready")
+    if not during or not ready:
+        return None
+    return int(during["allocated_peak"] - ready["allocated"])
+
+
+def _torch(document: Mapping[str, Any], card: int, phase: str) -> dict[str, int] | None:
+    found = document["gpus"][card]["phases"].get(phase)
+    told: dict[str, int] | None = found["torch"] if found else None
+    return told
+
+
+def _phase(document: Mapping[str, Any], card: int, phase: str, name: str) -> int:
+    found = document["gpus"][card]["phases"].get(phase)
+    return int(found[name]) if found else 0
