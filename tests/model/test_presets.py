@@ -81,8 +81,16 @@ def test_awq_variants():
     assert awq_variant(preset_model("internvl2-1b")) is None
 
 
-def test_awq_padding_of_the_72b_fits_the_group():
-    assert preset_model("qwen2-vl-72b-awq").text.intermediate % 128 == 0
+@pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
+def test_awq_shapes_fit_the_group(preset_id):
+    text = preset_model(preset_id).text
+    assert text.intermediate % 128 == text.hidden % 128 == 0
+
+
+@pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
+def test_awq_variants_are_named_by_their_base(preset_id):
+    base = load_preset(preset_id).base
+    assert load_preset(base).awq == preset_id
 
 
 CHILD = """
