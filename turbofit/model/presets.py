@@ -157,7 +157,8 @@ def _aliases() -> dict[str, str]:
     for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
         for name in (preset_id, *names):
             table[_plain(name)] = preset_id
-            table.setdefault(_plain(name.rpartition("/")[2]), preset_id)
+            if "/" in name:
+                table.setdefault(_plain(name.rpartition("/")[2]), preset_id)
     return table
 
 
