@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -34,6 +34,9 @@ __all__ = [
     "nearest_names",
     "preset_model",
 ]
+
+
+_ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
 
 
 class Unsupported(Struct):
@@ -67,6 +70,8 @@ class Preset(Struct, forbid_unknown_fields=True):
 
 def find_preset(name: str) -> str | None:
     """The preset id that a name means: an alias, an id or a hub id, whatever its case and dots."""
+    if _ID.fullmatch(name) and name != "aliases" and preset_path("models", name).is_file():
+        return name  # spares reading all names
     return _aliases().get(_plain(name))
 
 
