@@ -52,7 +52,8 @@ ROUNDED = {
     "internvl2.5-26b": "25.5", "internvl2.5-38b": "38.4", "internvl2.5-78b": "78.4",
     "internvl3-14b": "15.1", "internvl3-38b": "38.4", "internvl3-78b-hf": "78.4",
     "internvl3.5-1b": "1.061", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7",
-    "internlm3-8b": "8.8", "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
+    "internlm3-8b": "8.8",
+    "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
 }  # fmt: skip
 
 
