@@ -28,10 +28,12 @@ def hub_plan(checkpoint: str | None = None) -> Plan:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def install(body: str) -> None:
+    monkeypatch.delenv("LMDEPLOY_USE_MODELSCOPE", raising=False)
+
+    def install(body: str, module: str = "huggingface_hub") -> None:
         package = tmp_path / "hub"
         package.mkdir(exist_ok=True)
-        (package / "huggingface_hub.py").write_text(
+        (package / f"{module}.py").write_text(
             f"def snapshot_download(name, revision=None, ignore_patterns=()):\n    {body}\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(package))
@@ -80,3 +82,23 @@ def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     with pytest.raises(LaunchError, match="the weights take"):
         with_weights(hub_plan(), lambda _: None)
+
+
+def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    hub("raise AssertionError")
+    hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
+    assert with_weights(hub_plan(), lambda _: None).model.source.checkpoint == str(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(LaunchError, match="ms has") as error:
+        with_weights(hub_plan(), lambda _: None)
+    assert "MODELSCOPE_CACHE" in error.value.hint
+
+
+def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
+    hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
+    with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
+        with_weights(hub_plan(), lambda _: None)
+    assert "install modelscope" in error.value.hint

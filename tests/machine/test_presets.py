@@ -25,9 +25,15 @@ CUDA_TOTAL = {
     "t4": 14.58, "v100-16g": 15.78, "v100-pcie-16g": 15.78, "v100-32g": 31.74,
     "v100-pcie-32g": 31.74, "a10": 22.07, "l4": 22.04, "l40s": 44.43, "a100-40g": 39.50,
     "a100-pcie-40g": 39.50, "a100-80g": 79.25, "a100-pcie-80g": 79.25, "h100": 79.19,
-    "h100-pcie": 79.19, "h200": 139.81,
+    "h100-pcie": 79.19, "h200": 139.81, "rtx3080": 9.77, "rtx3080-12g": 11.63, "rtx3080ti": 11.63,
+    "rtx3090ti": 23.55, "rtx4060ti-16g": 15.57, "rtx4070tisuper": 15.60, "rtx4080": 15.67,
+    "rtx4080super": 15.57, "rtx5070ti": 15.47, "rtx5080": 15.51, "rtxa5000": 23.57,
+    "rtxa6000": 47.54, "rtx6000ada": 47.48, "rtxpro6000": 94.97, "a10g": 22.07, "a30": 23.69,
+    "a40": 44.42, "l20": 44.39, "l40": 44.40, "a800-80g": 79.25, "a800-pcie-80g": 79.25,
+    "h20": 95.00, "h800": 79.18, "b200": 178.36,
 }  # fmt: skip
-CORES = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (12, 0): 128}
+CORES = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}
+CORES |= {(10, 0): 128, (12, 0): 128}
 
 
 def measured(name: str, total: int, **more) -> Gpu:
@@ -61,11 +67,11 @@ def test_preset_is_plausible(key: str):
     usable = (preset.total - preset.reserved) / GIB
     assert CUDA_TOTAL[key] * 0.980 < usable <= CUDA_TOTAL[key] + 0.006
     assert preset.compute_capability.value in CORES
-    assert 28 <= preset.sm_count.value <= 170
-    assert 2 * MIB < preset.l2.value <= 96 * MIB
+    assert 28 <= preset.sm_count.value <= 188
+    assert 2 * MIB < preset.l2.value <= 128 * MIB
     # Between 30 and 450 FLOP a byte on every card that is known.
     assert 30 < preset.dense_flops.value / preset.memory_bandwidth.value < 450
-    assert preset.pcie.width == 16
+    assert preset.pcie.width == (8 if key == "rtx4060ti-16g" else 16)
     assert preset.nvlink.lanes_per_pair <= preset.nvlink.lanes
     assert (preset.nvlink.lanes == 0) == (preset.nvlink.lane_bandwidth == 0)
     assert not preset.nvlink.default or preset.nvlink.lanes
@@ -82,6 +88,11 @@ def test_preset_is_plausible(key: str):
         ("V100-32GB", "v100-32g"), ("h100", "h100"), ("H100 PCIe", "h100-pcie"),
         ("NVIDIA H100 80GB HBM3", "h100"), ("h200", "h200"), ("l4", "l4"), ("L40S", "l40s"),
         ("Tesla T4", "t4"), ("a10", "a10"), ("2080 Ti", "rtx2080ti"), ("3060-12GiB", "rtx3060"),
+        ("RTX 3080", "rtx3080"), ("3080 12GB", "rtx3080-12g"), ("rtx3090ti", "rtx3090ti"),
+        ("4070 Ti Super", "rtx4070tisuper"), ("A6000", "rtxa6000"), ("l40", "l40"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtxpro6000"),
+        ("rtx 6000 ada", "rtx6000ada"),
+        ("A800", "a800-80g"), ("h20", "h20"), ("H800", "h800"), ("b200", "b200"),
     ],
 )  # fmt: skip
 def test_names_as_people_type_them(typed: str, key: str):
@@ -89,11 +100,12 @@ def test_names_as_people_type_them(typed: str, key: str):
 
 
 @pytest.mark.parametrize("key", preset_names())
-def test_nvml_name_finds_its_own_preset(key: str):
-    assert find_preset(load_preset(key).name) == key
+def test_nvml_name_and_memory_find_the_own_preset(key: str):
+    preset = load_preset(key)
+    assert match_preset(measured(preset.name, preset.total)) is preset
 
 
-@pytest.mark.parametrize("name", ["", "rtx3090ti", "RTX 3090 Laptop GPU", "l40", "a100-20g", "gtx"])
+@pytest.mark.parametrize("name", ["", "rtx4070ti", "RTX 3090 Laptop GPU", "l2", "a100-20g", "gtx"])
 def test_other_cards_are_not_taken_for_known_ones(name: str):
     assert find_preset(name) is None
 
@@ -115,8 +127,24 @@ def test_match_goes_by_name_and_memory():
     assert match_preset(measured("NVIDIA GeForce RTX 3060", 12288 * MIB)) is load_preset("rtx3060")
     assert match_preset(measured("NVIDIA GeForce RTX 3060", 8192 * MIB)) is None
     assert match_preset(measured("NVIDIA GeForce RTX 3090", 24268 * MIB)) is load_preset("rtx3090")
-    assert match_preset(measured("NVIDIA B200", 183359 * MIB)) is None
+    assert match_preset(measured("NVIDIA GeForce RTX 4060 Ti", 8188 * MIB)) is None
+    assert match_preset(measured("NVIDIA B300", 275040 * MIB)) is None
     assert match_preset(measured("NVIDIA H100 80GB HBM3", 81559 * MIB, mig=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "total"), [("rtxa6000", 46068), ("l40", 49140), ("rtx4090", 23028)]
+)
+def test_ecc_does_not_make_another_card(key: str, total: int):
+    assert match_preset(measured(load_preset(key).name, total * MIB)) is load_preset(key)
+
+
+def test_memory_tells_cards_of_one_name_apart():
+    name = "NVIDIA GeForce RTX 3080"
+    assert match_preset(measured(name, 10240 * MIB)) is load_preset("rtx3080")
+    assert match_preset(measured(name, 12288 * MIB)) is load_preset("rtx3080-12g")
+    assert "10 GB" in assumed_note("RTX 3080", 1)
+    assert assumed_note("3080-12g", 1) is None
 
 
 def test_fill_keeps_what_was_measured():
@@ -126,7 +154,7 @@ def test_fill_keeps_what_was_measured():
     assert gpu.compute_capability == (8, 9)
     assert gpu.memory_bandwidth == 300 * 10**9
     assert (gpu.pcie.generation, gpu.pcie.width) == (4, 16)
-    unknown = measured("NVIDIA B200", 183359 * MIB)
+    unknown = measured("NVIDIA B300", 275040 * MIB)
     assert fill(unknown) == unknown
 
 

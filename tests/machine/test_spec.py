@@ -97,7 +97,7 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("4x", "no GPU preset is called '4x'", "l4"),
         ("☃", "no GPU preset", "known: rtx2080ti"),
         ("4xrtx3900", "rtx3900", "rtx3090"),
-        ("rtx3090ti", "rtx3090ti", "rtx3090"),
+        ("rtx3090x", "rtx3090x", "rtx3090"),
         ("2xa100-8g", "a100-8g", "a100"),
         ("rtx3090+", "no GPU name", "4xrtx3090"),
         ("0xl4", "0xl4", "1 to 64"),

@@ -28,7 +28,53 @@ KNOWN = {
     "qwen3-8b": 8_190_735_360,
     "internlm2.5-7b": 7_737_708_544,
     "mixtral-8x7b": 46_702_792_704,
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-32b": 33_452_718_336,
+    "qwen2.5-vl-72b": 73_410_777_344,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.3-70b": 70_553_706_496,
 }
+
+#: In billions, as model cards round them: where only that was published.
+ROUNDED = {
+    "internvl-chat-v1.5": "25.5", "mini-internvl-2b": "2.2", "internvl2.5-1b": "0.94",
+    "internvl2.5-2b": "2.21", "internvl2.5-4b": "3.71", "internvl2.5-8b": "8.08",
+    "internvl2.5-26b": "25.5", "internvl2.5-38b": "38.4", "internvl2.5-78b": "78.4",
+    "internvl3-14b": "15.1", "internvl3-38b": "38.4", "internvl3-78b-hf": "78.4",
+    "internvl3.5-1b": "1.061", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7",
+    "internlm3-8b": "8.8",
+    "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("preset", "billions"), ROUNDED.items())
+def test_presets_have_the_size_of_their_model_card(preset, billions):
+    digits = len(billions.partition(".")[2])
+    assert f"{preset_model(preset).parameters / 1e9:.{digits}f}" == billions
+
+
+def test_qwen3_small_heads_are_the_embeddings_alone_but_apart_inside_internvl():
+    """Both counts were published: 0.6B tied, and 751.6 million in InternVL3.5-1B."""
+    alone, inside = preset_model("qwen3-0.6b"), preset_model("internvl3.5-1b")
+    assert alone.parameters == 596_049_920
+    assert text_parameters(inside.text) == 751_632_384
+
+
+@pytest.mark.parametrize("size", ["1b", "2b", "8b", "14b", "38b", "78b"])
+def test_the_transformers_format_of_internvl3_changes_no_dimension(size):
+    chat, hf = preset_model(f"internvl3-{size}"), preset_model(f"internvl3-{size}-hf")
+    assert (hf.text, hf.vision) == (chat.text, chat.vision)
+    assert not hf.image_rule.client_knobs
 
 
 @pytest.mark.parametrize(("preset", "count"), KNOWN.items())

@@ -58,7 +58,10 @@ def test_presets_are_whole(preset_id):
         ("Qwen2-VL-7B-Instruct", "qwen2-vl-7b"), ("qwen2.5-vl-7b", "qwen2.5-vl-7b"),
         ("qwen2_5-vl-7b", "qwen2.5-vl-7b"), ("internvl2-llama3-76b", "internvl2-76b"),
         ("internlm2_5-7b-chat", "internlm2.5-7b"), ("llama3.1-8b", "llama-3.1-8b"),
-        ("nothing", None), ("", None),
+        ("InternVL2_5-38B-AWQ", "internvl2.5-38b-awq"),
+        ("InternVL3_5-30B-A3B", "internvl3.5-30b-a3b"),
+        ("LLM-Research/Llama-3.2-3B-Instruct", "llama-3.2-3b"), ("qwen2_5-1_5b", "qwen2.5-1.5b"),
+        ("InternVL2_5-8B-MPO", None), ("nothing", None), ("", None), ("aliases", None),
     ],
 )  # fmt: skip
 def test_names_as_people_type_them(typed, preset):
@@ -81,8 +84,16 @@ def test_awq_variants():
     assert awq_variant(preset_model("internvl2-1b")) is None
 
 
-def test_awq_padding_of_the_72b_fits_the_group():
-    assert preset_model("qwen2-vl-72b-awq").text.intermediate % 128 == 0
+@pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
+def test_awq_shapes_fit_the_group(preset_id):
+    text = preset_model(preset_id).text
+    assert text.intermediate % 128 == text.hidden % 128 == 0
+
+
+@pytest.mark.parametrize("preset_id", [name for name in known_presets() if name.endswith("-awq")])
+def test_awq_variants_are_named_by_their_base(preset_id):
+    base = load_preset(preset_id).base
+    assert load_preset(base).awq == preset_id
 
 
 CHILD = """

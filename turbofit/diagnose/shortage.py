@@ -39,8 +39,8 @@ __all__ = ["Shortage", "shortage"]
 
 #: The log rounds to hundredths of a MiB.
 _ROUNDING: Final = MIB // 100
-#: The largest L2 of a GPU that turbofit knows, where the card is not known (B200).
-_UNKNOWN_L2: Final = 126 * MIB
+#: The largest L2 of a GPU that turbofit knows (RTX PRO 6000), where the card is not known.
+_UNKNOWN_L2: Final = 128 * MIB
 
 
 class Shortage(Struct):

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.units import GIB, format_bytes
+from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,13 +31,20 @@ __all__ = ["Fetcher", "with_weights"]
 _TELL_SECONDS: Final = 10.0
 _SPARE: Final = GIB
 
-#: Prints the folder; leaves out copies of the weights in other formats.
+#: Prints the folder; leaves out copies of the weights in other formats. The two packages take the
+#: same arguments.
 _CODE: Final = """
 import sys
-from huggingface_hub import snapshot_download
+from {package} import snapshot_download
 print(snapshot_download(sys.argv[1], revision=sys.argv[2] or None,
       ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]))
 """
+
+_HINTS: Final = {
+    "huggingface_hub": "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
+    "modelscope": "LMDEPLOY_USE_MODELSCOPE is set: install modelscope, and see the id's owner there"
+    " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
+}
 
 
 class Fetcher:
@@ -63,10 +71,11 @@ class Fetcher:
 def with_weights(plan: Plan, say: Callable[[str], None]) -> Plan:
     """The plan with its checkpoint on disk; downloaded where only the hub has it.
 
+    It comes from the hub that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set.
     A signal ends the download; what came so far is kept by the hub's cache.
 
     Raises:
-        LaunchError: no disk space, no huggingface_hub, or the hub refuses.
+        LaunchError: no disk space, no package for the hub, or the hub refuses.
     """
     model = plan.model
     where = model.source.checkpoint
@@ -83,6 +92,8 @@ def _at(plan: Plan, folder: str) -> Plan:
 
 
 def _cache() -> Path:
+    if uses_modelscope():
+        return Path(cache_root())
     home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
 
@@ -98,13 +109,15 @@ def _check_disk(need: int) -> None:
     if free < need + _SPARE:
         raise LaunchError(
             f"{_cache()} has {format_bytes(free)} free, the weights take {format_bytes(need)}",
-            hint="free disk space, or set HF_HOME to a folder on another disk",
+            hint="free disk space, or set "
+            f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
         )
 
 
 def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
     guard = str(Path(__file__).with_name("guard.py"))
-    command = [sys.executable, "-c", _CODE, name, revision]
+    package = "modelscope" if uses_modelscope() else "huggingface_hub"
+    command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
     child = subprocess.Popen(
         [sys.executable, "-I", guard, str(os.getpid()), *command],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -125,8 +138,5 @@ def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
     folder = out.strip().rpartition("\n")[2]
     if child.returncode != 0 or not os.path.isdir(folder):
         last = errors.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}"
-        raise LaunchError(
-            f"{name} cannot be downloaded: {last}",
-            hint="see HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
-        )
+        raise LaunchError(f"{name} cannot be downloaded: {last}", hint=_HINTS[package])
     return folder

@@ -29,8 +29,9 @@ __all__ = [
 Basis = Literal["published", "measured", "estimate"]
 T = TypeVar("T")
 
-#: Two cards of one name are the same where their memory differs by less than this (ECC, drivers).
-_SAME_MEMORY: Final = 0.06
+#: Two cards of one name are the same where their memory differs by less than this: drivers, and
+#: ECC, which takes a sixteenth of GDDR.
+_SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile(r"\b(nvidia|geforce|tesla)\b")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
 
@@ -128,6 +129,7 @@ class Names(Struct, forbid_unknown_fields=True):
     """`presets/gpus/aliases.yaml`."""
 
     presets: dict[str, list[str]]
+    twins: dict[str, list[str]]
     assumed: dict[str, Assumed]
 
 
@@ -186,10 +188,14 @@ def match_preset(gpu: Gpu) -> GpuPreset | None:
     A part of a GPU (MIG) has none.
     """
     key = None if gpu.mig else find_preset(gpu.name)
-    preset = load_preset(key) if key else None
-    if preset is None or gpu.total == NA:
-        return preset
-    return preset if abs(gpu.total - preset.total) <= _SAME_MEMORY * preset.total else None
+    if key is None:
+        return None
+    if gpu.total == NA:
+        return load_preset(key)
+    for preset in map(load_preset, (key, *_names().twins.get(key, ()))):
+        if abs(gpu.total - preset.total) <= _SAME_MEMORY * preset.total:
+            return preset
+    return None
 
 
 def fill(gpu: Gpu) -> Gpu:

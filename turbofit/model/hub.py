@@ -54,11 +54,16 @@ class HubFiles:
     The first answer's commit is kept, so that all files are of one version.
     """
 
+    home = "https://huggingface.co"
+    branch = "main"
+    endpoint_key = "HF_ENDPOINT"
+    token_key = "HF_TOKEN"
+
     def __init__(self, hub_id: str, revision: str | None = None) -> None:
-        endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        self.host = _host(endpoint)
+        endpoint = self._address().rstrip("/")
+        self.host = _host(endpoint, self.endpoint_key)
         self.hub_id = hub_id
-        self.revision = revision or "main"
+        self.revision = revision or self.branch
         self.endpoint = endpoint
         self._deadline = time.monotonic() + _PATIENCE
         self._opener = _opener()
@@ -167,11 +172,26 @@ class HubFiles:
             count -= len(part)
         return b"".join(parts)
 
+    def _address(self) -> str:
+        return os.environ.get(self.endpoint_key) or self.home
+
+    def _url(self, name: str) -> str:
+        path = f"{self.hub_id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"
+        return f"{self.endpoint}/{path}"
+
+    def _token(self) -> dict[str, str]:
+        """The request header that carries the person's token."""
+        token = os.environ.get(self.token_key, "").strip()
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
     def _get(self, name: str, headers: dict[str, str]) -> HTTPResponse | None:
         """Open one file, None where it does not exist."""
+        return self._open(self._url(name), headers)
+
+    def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
+        """Open one address, None for HTTP 404."""
         self._hurry()
-        path = f"{self.hub_id}/resolve/{quote(self.revision, safe='')}/{quote(name)}"
-        request = Request(f"{self.endpoint}/{path}", headers={**headers, **_identity()})
+        request = Request(url, headers={**headers, **_identity(), **self._token()})
         try:
             opened = self._tried(partial(self._opener.open, request, timeout=_TIMEOUT))
         except _MissingError:
@@ -193,7 +213,7 @@ class HubFiles:
             reason = getattr(exc, "reason", exc)
             raise HubUnreachableError(
                 f"{self.host} cannot be reached: {str(reason)[:160] or type(exc).__name__}",
-                hint="check the network or HF_ENDPOINT, or name a local folder",
+                hint=f"check the network or {self.endpoint_key}, or name a local folder",
             ) from None
 
     def _refused(self, error: HTTPError) -> Exception:
@@ -202,7 +222,7 @@ class HubFiles:
             return HubUnreachableError(
                 f"{self.host} does not give {self.hub_id} (HTTP {error.code}): no such model, or "
                 "gated",
-                hint="check the name; for a gated model accept its terms and set HF_TOKEN",
+                hint=f"check the name; for a gated model accept its terms and set {self.token_key}",
             )
         if error.code == 404 and code != "RevisionNotFound":
             return _MissingError()
@@ -239,10 +259,11 @@ class _Redirects(HTTPRedirectHandler):
         follow = super().redirect_request(req, fp, code, msg, headers, newurl)
         if follow is not None and new.netloc != old.netloc:
             follow.remove_header("Authorization")
+            follow.remove_header("Cookie")
         return follow
 
 
-def _host(endpoint: str) -> str:
+def _host(endpoint: str, key: str) -> str:
     """The host and port of the hub's address, for messages; never a password in it."""
     try:
         parts = urlsplit(endpoint)
@@ -250,7 +271,7 @@ def _host(endpoint: str) -> str:
         parts = urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UsageError(
-            f"HF_ENDPOINT {endpoint[:80]!r} is not a web address",
+            f"{key} {endpoint[:80]!r} is not a web address",
             hint="unset it, or set it to https://HOST",
         )
     return parts.netloc.rpartition("@")[2]
@@ -261,10 +282,7 @@ def _opener() -> OpenerDirector:
 
 
 def _identity() -> dict[str, str]:
-    """Request headers: who asks, no compression (ranges count stored bytes), and the token."""
+    """Request headers: who asks, and no compression, since ranges count stored bytes."""
     from turbofit.core.version import __version__
 
-    headers = {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}
-    if token := os.environ.get("HF_TOKEN", "").strip():
-        headers["Authorization"] = f"Bearer {token}"
-    return headers
+    return {"User-Agent": f"turbofit/{__version__}", "Accept-Encoding": "identity"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -34,6 +34,9 @@ __all__ = [
     "nearest_names",
     "preset_model",
 ]
+
+
+_ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,79}")
 
 
 class Unsupported(Struct):
@@ -67,6 +70,8 @@ class Preset(Struct, forbid_unknown_fields=True):
 
 def find_preset(name: str) -> str | None:
     """The preset id that a name means: an alias, an id or a hub id, whatever its case and dots."""
+    if _ID.fullmatch(name) and name != "aliases" and preset_path("models", name).is_file():
+        return name  # spares reading all names
     return _aliases().get(_plain(name))
 
 
@@ -157,7 +162,8 @@ def _aliases() -> dict[str, str]:
     for preset_id, names in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
         for name in (preset_id, *names):
             table[_plain(name)] = preset_id
-            table.setdefault(_plain(name.rpartition("/")[2]), preset_id)
+            if "/" in name:
+                table.setdefault(_plain(name.rpartition("/")[2]), preset_id)
     return table
 
 

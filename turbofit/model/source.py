@@ -1,5 +1,8 @@
 """Finds a model by what the user typed: folder, hub cache, hub, preset, in this order.
 
+Two hubs have caches: Hugging Face's and ModelScope's, which LMDEPLOY_USE_MODELSCOPE puts first and
+makes the hub that is asked, as LMDeploy does.
+
 A preset's alias stays off the network: it is the checkpoint in the hub cache where that is whole,
 else the preset. A hub id is looked up, unless the environment forbids it; where that fails, what
 the cache or a preset knows is used and the answer's warnings say so.
@@ -9,12 +12,17 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.model.hub_cache import cached_snapshot
+from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
 from turbofit.model.presets import find_preset, load_preset, nearest_names, preset_model
+
+if TYPE_CHECKING:
+    from turbofit.model.hub import HubFiles
 
 __all__ = ["resolve_model"]
 
@@ -72,14 +80,26 @@ def _folder(path: str) -> Model:
     return read_checkpoint(FolderFiles(full), origin)
 
 
-def _cached(hub_id: str, revision: str | None) -> Model | None:
-    """The checkpoint in the local hub cache, None where it is not there as a whole."""
-    folder = cached_snapshot(hub_id, revision)
-    if not folder:
-        return None
-    from turbofit.model.folder import is_complete
+def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
+    """Where the local caches hold a hub id, whole or not; the cache of the hub in use first."""
+    snapshot = cached_snapshot(hub_id, revision)
+    own = [snapshot] if snapshot else []
+    if uses_modelscope():
+        yield from modelscope_folders(hub_id, revision)
+        yield from own
+    else:
+        yield from own
+        yield from modelscope_folders(hub_id, revision)
 
-    return _snapshot(hub_id, folder) if is_complete(folder) else None
+
+def _cached(hub_id: str, revision: str | None) -> Model | None:
+    """The checkpoint in a local cache, None where it is not there as a whole."""
+    for folder in _folders(hub_id, revision):
+        from turbofit.model.folder import is_complete
+
+        if is_complete(folder):
+            return _snapshot(hub_id, folder)
+    return None
 
 
 def _snapshot(hub_id: str, folder: str, *, config_only: bool = False) -> Model:
@@ -113,7 +133,7 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     cached = _cached(hub_id, revision)
     if cached:
         return cached
-    from turbofit.model.hub import HubFiles, HubUnreachableError, is_offline
+    from turbofit.model.hub import HubUnreachableError, is_offline
 
     if is_offline():
         reason = HubUnreachableError(
@@ -124,7 +144,7 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
     from turbofit.model.checkpoint import Origin, read_checkpoint
 
     try:
-        files = HubFiles(hub_id, revision)
+        files = _hub_files(hub_id, revision)
         if files.read("config.json") is None:
             raise HubUnreachableError(
                 f"{files.where} has no config.json", hint=_nearest_hint(hub_id)
@@ -137,19 +157,31 @@ def _hub(hub_id: str, revision: str | None, preset: str | None) -> Model:
         return _without_hub(hub_id, revision, preset, reason)
 
 
+def _hub_files(hub_id: str, revision: str | None) -> HubFiles:
+    """The repository on the hub that LMDeploy would download it from."""
+    if uses_modelscope():
+        from turbofit.model.modelscope import ModelScopeFiles
+
+        return ModelScopeFiles(hub_id, revision)
+    from turbofit.model.hub import HubFiles
+
+    return HubFiles(hub_id, revision)
+
+
 def _without_hub(
     hub_id: str, revision: str | None, preset: str | None, reason: UsageError
 ) -> Model:
     """What is known of a hub id without the hub; the reason is kept as a warning."""
     from msgspec.structs import replace
 
-    folder = cached_snapshot(hub_id, revision)
+    folder = next(_folders(hub_id, revision), None)
     if folder:
         model = _snapshot(hub_id, folder, config_only=True)
         return replace(model, warnings=(reason.message, *model.warnings))
     if preset:
         said = f"{reason.message}: the preset {preset} is used instead"
-        return preset_model(preset, warnings=(said, *_unheeded(revision)))
+        # What was asked for is what will be downloaded: the preset may know it by another owner.
+        return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
     raise reason
 
 
