@@ -21,7 +21,7 @@ from turbofit.core.units import parse_bytes
 from turbofit.launch.command import commands
 from turbofit.launch.environment import rank_warning
 from turbofit.machine.source import machine_from
-from turbofit.memory.engines import engine_for, engine_named
+from turbofit.memory.engines import check_options, engine_for, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.ask import Ask, Margin
 from turbofit.tuner.plan import make_plan
@@ -99,7 +99,9 @@ def plan(
         max_pixels=max_pixels,
     )
     ask = _checked(ask)
-    made = make_plan(ask, engine_for(ask.model, engine))
+    chosen = engine_for(ask.model, engine)
+    check_options(chosen, ask.fixed)
+    made = make_plan(ask, chosen)
     return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
 
 
@@ -146,6 +148,7 @@ def predict(
     )
     free = parse_bytes(free_at_cache) if isinstance(free_at_cache, str) else free_at_cache
     account = engine_for(ask.model, engine, lmdeploy)
+    check_options(account, ask.fixed)
     return _finished(make_prediction(_checked(ask), account, free))
 
 

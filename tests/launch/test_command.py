@@ -9,7 +9,6 @@ import pytest
 from tests.fixtures.plans import gpu, machine, model, plausible_plan
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Settings
-from turbofit.core.struct import to_builtins
 from turbofit.launch.command import commands, model_path, ratio, visible_devices
 
 
@@ -116,7 +115,7 @@ def test_lmdeploy_reads_exactly_the_planned_settings(
     args.run(args)
     config = given["backend_config"]
     assert type(config) is TurbomindEngineConfig
-    planned = to_builtins(settings)
+    planned = plan.lmdeploy_settings()
     assert {name: getattr(config, name) for name in planned} == planned
     untouched = {name for name in vars(config) if name not in planned}
     default = vars(TurbomindEngineConfig())

@@ -28,7 +28,8 @@ __all__ = [
 SETTINGS: Final = (
     "cache_max_entry_count", "max_prefill_token_num", "max_batch_size", "session_len",
     "communicator", "dtype", "quant_policy", "cache_block_seq_len", "model_format",
-    "enable_prefix_caching", "async_", "language_model_only",
+    "enable_prefix_caching", "async_", "language_model_only", "num_gpu_blocks", "eager_mode",
+    "cudagraph_capture_batch_sizes", "distributed_executor_backend",
 )  # fmt: skip
 
 
@@ -109,6 +110,20 @@ def add_settings(parser: Parser) -> None:
     add("--enable-prefix-caching", action="store_true", default=None)
     add("--async", dest="async_", type=int, choices=(0, 1))
     add("--language-model-only", action="store_true", default=None)
+    add("--eager-mode", action="store_true", default=None, help="PyTorch engine: no CUDA graphs")
+    add("--num-gpu-blocks", type=_positive, metavar="N", help="PyTorch engine: instead of a ratio")
+    add(
+        "--cudagraph-capture-batch-sizes",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="PyTorch engine: batches that get a CUDA graph",
+    )
+    add(
+        "--distributed-executor-backend",
+        choices=("uni", "mp", "ray"),
+        help="PyTorch engine: who runs its ranks",
+    )
 
 
 def add_json(parser: Parser) -> None:
@@ -173,9 +188,12 @@ def _ratio(text: str) -> float:
 
 
 def _quant_policy(text: str) -> int:
-    names = {"0": 0, "none": 0, "4": 4, "int4": 4, "8": 8, "int8": 8}
+    names = {"0": 0, "none": 0, "4": 4, "int4": 4, "8": 8, "int8": 8, "16": 16, "17": 17}
     if text.lower() not in names:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of 0, 4 and 8 (none, int4, int8)")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of 0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch"
+            " engine)"
+        )
     return names[text.lower()]
 
 

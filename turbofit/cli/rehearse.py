@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-#: Engines that run on torch: no plan is made for them, LMDeploy's own defaults are rehearsed.
+#: Engines that run on torch: their own defaults are rehearsed without a plan.
 _TORCH: Final = ("pytorch", "transformers")
+#: The PyTorch engine's alone.
 _EAGER: Final = ("eager_mode", "num_gpu_blocks", "distributed_executor_backend")
 #: What only a plan or another engine can use.
 _PLANNED: Final = ("replicas", "context", "concurrency", "goal", "margin", "budget")
@@ -31,14 +32,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--defaults", action="store_true", help="LMDeploy's defaults instead of turbofit's plan"
     )
-    torch = parser.add_argument_group(
-        "with --engine pytorch",
-        "LMDeploy's defaults where nothing is given; with --engine transformers only --dtype",
+    parser.add_argument(
+        "--keep",
+        metavar="DIR",
+        help="keep timelines and log here (with --defaults of an engine on torch)",
     )
-    torch.add_argument("--eager-mode", action="store_true", default=None, help="no CUDA graphs")
-    torch.add_argument("--num-gpu-blocks", type=int, metavar="N", help="no sizing of the cache")
-    torch.add_argument("--distributed-executor-backend", choices=("uni", "mp", "ray"))
-    torch.add_argument("--keep", metavar="DIR", help="keep timelines and the engine's log here")
     options.add_json(parser)
 
 
@@ -48,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
     from turbofit.cli.output import note
     from turbofit.cli.plan import show_plan
 
-    if args.engine in _TORCH:
+    if args.engine == "transformers" or (args.engine == "pytorch" and args.defaults):
         return _run_torch(args)
-    for name in (*_EAGER, "keep"):
-        if getattr(args, name) is not None:
-            raise UsageError(f"{_flag(name)} is for --engine pytorch", hint="add --engine pytorch")
+    if args.keep is not None:
+        raise UsageError(
+            "--keep is for what is rehearsed without a plan", hint="add --engine pytorch --defaults"
+        )
     note("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     keywords = options.planning_keywords(args)
     plan = api.rehearse(args.model, defaults=args.defaults, **keywords)
@@ -67,7 +66,6 @@ def _run_torch(args: argparse.Namespace) -> int:
     from turbofit.report.torch_view import torch_view
 
     given = options.planning_keywords(args)
-    given |= {n: v for n in _EAGER if (v := getattr(args, n)) is not None}
     _check(args.engine, given)
     note("pretend GPUs: memory, admission and death are the engine's own; values are not")
     document = api.rehearse_torch(args.model, keep=args.keep, **given)

@@ -59,7 +59,9 @@ def _pretend_rows(plan: Plan, engine: Engine) -> list[dict[str, Any]]:
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == "pool_warmup"]
-        rows.append(_row("executor pool at most", max(pools, default=0), seen.pool, gpu=seen.gpu))
+        most = max(pools, default=0)
+        if seen.pool is not None:
+            rows.append(_row("executor pool at most", most, seen.pool, gpu=seen.gpu))
         rows.append(
             _row("in use at most", max(ledger.peak, ledger.load_peak), seen.peak, gpu=seen.gpu)
         )

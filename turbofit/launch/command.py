@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.plan import Command
-from turbofit.memory.pytorch.terms import segments
+from turbofit.memory.pytorch.environment import environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,12 +94,7 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
     if plan.engine.name == "turbomind":
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
         return {"TM_LOG_LEVEL": "INFO"}
-    # Its check of the environment starts a process with a CUDA context of its own.
-    env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
-    if segments(plan.settings) == "expandable":
-        # Weights and activations leave little unusable; LMDeploy's Ray workers refuse it.
-        env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    return env
+    return environment(plan.settings)
 
 
 def _argv(plan: Plan, host: str, port: int) -> tuple[str, ...]:

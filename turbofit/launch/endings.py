@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from turbofit.launch.phases import Watch
 
 __all__ = [
-    "EndedError", "Ending", "MemoryPhase", "ending", "fallback", "hang", "silence", "stalled",
+    "EndedError", "Ending", "MemoryPhase", "advice", "ending", "fallback", "hang", "silence",
+    "stalled", "where",
 ]  # fmt: skip
 
 Kind = Literal["out_of_memory", "host_memory", "hang", "killed", "crash", "stalled", "refused"]
@@ -131,7 +132,7 @@ def ending(
         return _killed(watch, plan, log, host_kills)
     more = "".join(f"; {note}" for note in notes)
     error = LaunchError(
-        f"the engine ended {_where(watch)} with {_code(code, number)}{_last_words(watch)}{more}",
+        f"the engine ended {where(watch)} with {_code(code, number)}{_last_words(watch)}{more}",
         hint=f"its log is {log}",
     )
     return Ending("crash", error, where=_frame(watch))
@@ -180,9 +181,9 @@ def fallback(watch: Watch, log: Path) -> Ending:
 def _torch(fault: TorchOutOfMemory, watch: Watch, plan: Plan, log: Path) -> Ending:
     asked = f", asking {format_bytes(fault.asked)}" if fault.asked else ""
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {_where(watch)}{asked}: torch stages the weights on the "
+        f"the engine ran out of GPU memory {where(watch)}{asked}: torch stages the weights on the "
         "first GPU",
-        hint=_advice(watch, plan, log),
+        hint=advice(watch, plan, log),
     )
     return Ending("out_of_memory", error, phase="weights", asked=fault.asked)
 
@@ -193,16 +194,16 @@ def _cuda(
     phase = _memory_phase(watch)
     if death is None:
         error = OutOfMemoryError(
-            f"the engine ran out of GPU memory {_where(watch)}: CUDA error: {fault.message}",
-            hint=_advice(watch, plan, log),
+            f"the engine ran out of GPU memory {where(watch)}: CUDA error: {fault.message}",
+            hint=advice(watch, plan, log),
         )
         return Ending("out_of_memory", error, phase=phase, where=_frame(watch))
     asked, left = int(death["asked"]), int(death["left"])
     serving: MemoryPhase = "vision" if _is_vision(str(death["where"])) else "text"
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {_where(watch, death['where'])}: it asked "
+        f"the engine ran out of GPU memory {where(watch, death['where'])}: it asked "
         f"{format_bytes(asked)} where {format_bytes(left)} were left on GPU {death['gpu']}",
-        hint=_advice(watch, plan, log),
+        hint=advice(watch, plan, log),
     )
     return Ending(
         "out_of_memory",
@@ -220,14 +221,14 @@ def _killed(watch: Watch, plan: Plan, log: Path, host_kills: int | None) -> Endi
     """SIGKILL: the kernel's, where it counted one or nobody can tell; else somebody's."""
     if host_kills == 0:
         error = LaunchError(
-            f"the engine was killed {_where(watch)} by SIGKILL; the kernel counts no such kill for "
+            f"the engine was killed {where(watch)} by SIGKILL; the kernel counts no such kill for "
             "want of memory, so somebody did it",
             hint=f"its log is {log}",
         )
         return Ending("killed", error)
     pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
     oom = OutOfMemoryError(
-        f"the engine was killed {_where(watch)}: the kernel does so when host memory runs out",
+        f"the engine was killed {where(watch)}: the kernel does so when host memory runs out",
         hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
         f"the log is {log}",
     )
@@ -250,7 +251,8 @@ def _frame(watch: Watch) -> str:
     return next((name for name in watch.frames if not name.startswith("TM_")), "")
 
 
-def _where(watch: Watch, call: str = "") -> str:
+def where(watch: Watch, call: str = "") -> str:
+    """In which phase an engine was, and in which call, in words."""
     phase = {
         "starting": "while it started",
         "weights": "while it loaded weights",
@@ -264,7 +266,7 @@ def _where(watch: Watch, call: str = "") -> str:
     return f"{phase} (in {name})" if name else phase
 
 
-def _advice(watch: Watch, plan: Plan, log: Path) -> str:
+def advice(watch: Watch, plan: Plan, log: Path) -> str:
     """What to change for an out-of-memory of this phase."""
     if watch.phase in ("starting", "weights"):
         return f"more --tp, an AWQ variant or freer GPUs; the log is {log}"

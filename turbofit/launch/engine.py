@@ -14,9 +14,11 @@ from turbofit.launch import kernel
 from turbofit.launch.asking import Client
 from turbofit.launch.endings import Ending, ending, fallback, hang, silence, stalled
 from turbofit.launch.launches import HOST
+from turbofit.launch.loop import loop_ended, no_cache, torch_ran_out
 from turbofit.launch.phases import Watch
 from turbofit.launch.probe import Probe
 from turbofit.launch.process import EngineProcess
+from turbofit.observe.turbomind_log import TorchOutOfMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +139,8 @@ class Engine:
             return self._ended(code)
         if self.watch.fallback is not None:
             return fallback(self.watch, self.log)
+        if self.watch.loop_failed(now):
+            return loop_ended(self.watch, self._plan, self.log, self.death())
         if self.watch.hangs(now):
             return hang(self.watch, self._plan, self.log)
         if probe.error is not None:
@@ -233,6 +237,13 @@ class Engine:
         else:
             notes = kernel.driver_errors(self._kernel_began)
         fault = self.watch.fault is not None
+        if self._plan.engine.name == "pytorch":
+            if isinstance(self.watch.fault, TorchOutOfMemory):
+                return torch_ran_out(
+                    self.watch.fault, self.watch, self._plan, self.log, self.death()
+                )
+            if self.watch.no_cache:
+                return no_cache(self.watch, self._plan, self.log)
         return ending(
             code, self.watch, self._plan, self.log,
             death=self.death() if fault else None, host_kills=kills, notes=notes,

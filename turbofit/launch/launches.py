@@ -34,7 +34,10 @@ KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
 class Words:
-    """One start: the command, its whole environment, and where a pretend machine's timeline is."""
+    """One start: the command, its environment, and where a pretend machine's timeline is.
+
+    That is a file, or the machine's folder where several processes share it.
+    """
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], timeline: Path | None = None
@@ -98,7 +101,10 @@ class PretendLaunch(Launch):
     ) -> None:
         from turbofit.launch.runner import module_runner
 
-        super().__init__(command, module_runner("turbofit.rehearse.server"), key, hidden=hidden)
+        torch = plan.engine.name == "pytorch"
+        module = "lmdeploy" if torch else "turbofit.rehearse.server"
+        super().__init__(command, module_runner(module), key, hidden=hidden)
+        self._torch = torch
         self._plan, self._folder, self._taken = plan, folder, taken
 
     def words(self, number: int) -> Words:
@@ -113,6 +119,12 @@ class PretendLaunch(Launch):
         folder = self._folder / f"{self.group}-{number}"
         shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
         arguments = self.command.argv[1:]
+        if self._torch:
+            from turbofit.launch.pretended_torch import torch_environment
+
+            base = {**os.environ, **self.command.env}
+            env = torch_environment(self._plan, self.group, folder, base, self._taken)
+            return Words((*self.runner, *arguments), {**env, **_own(self._hidden)}, folder)
         made = server_launch(
             pretend_machine(self._plan, self.group, self._taken), arguments, folder
         )

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.observe.forecast import cache_beside, tokens_beside
+from turbofit.observe.pytorch_log import Event as PytorchEvent
+from turbofit.observe.pytorch_log import (
+    LoadingWeights,
+    LoopFailed,
+    NoCache,
+    VisionFrame,
+    WarmingUp,
+    parse_pytorch_line,
+)
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CacheBudget,
     CheckFailed,
     CudaError,
     EngineFallback,
-    Event,
     Frame,
     NcclError,
     PythonError,
@@ -36,6 +44,8 @@ EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "che
 #: since its requests come one at a time.
 _HANG_LINES: Final = 1000
 _HANG_SECONDS: Final = 2.0
+#: What ended the PyTorch engine's loop is printed with the line that says so.
+_WORDS_SECONDS: Final = 2.0
 
 
 class Watch:
@@ -55,8 +65,12 @@ class Watch:
         self.error: PythonError | None = None
         self.fallback: EngineFallback | None = None
         self.frames: list[str] = []
+        self.no_cache = ""
+        self.in_vision = False
+        self._parse = parse_pytorch_line if plan.engine.name == "pytorch" else parse_line
         self._waits = 0
         self._waiting_since: float | None = None
+        self._loop_failed: float | None = None
 
     def see(self, text: str, count: int, now: float) -> list[str]:
         """Take in a line that came ``count`` times in a row; returns what people should read.
@@ -66,9 +80,11 @@ class Watch:
             count: how often.
             now: a monotonic time in seconds.
         """
-        event = parse_line(text)
+        event = self._parse(text)
         if event is None:
             return []
+        if isinstance(event, LoopFailed) and self._loop_failed is None:
+            self._loop_failed = now
         if isinstance(event, Backpressure):
             self._wait(event, count, now)
             return []
@@ -82,6 +98,12 @@ class Watch:
             and self._waits >= _HANG_LINES
             and now - self._waiting_since >= _HANG_SECONDS
         )
+
+    def loop_failed(self, now: float) -> bool:
+        """Whether the PyTorch engine's loop has ended, and its last words are read."""
+        if self._loop_failed is None:
+            return False
+        return self.fault is not None or now - self._loop_failed >= _WORDS_SECONDS
 
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
@@ -97,14 +119,20 @@ class Watch:
             self._waiting_since = now
 
     @staticmethod
-    def _is_evidence(event: Event) -> bool:
+    def _is_evidence(event: PytorchEvent) -> bool:
         return isinstance(
-            event, CudaError | CheckFailed | NcclError | TorchOutOfMemory | Frame | PythonError
-        )
+            event,
+            CudaError | CheckFailed | NcclError | TorchOutOfMemory | Frame | PythonError
+            | NoCache | VisionFrame,
+        )  # fmt: skip
 
-    def _evidence(self, event: Event) -> list[str]:
+    def _evidence(self, event: PytorchEvent) -> list[str]:
         """Keep the first fault, the frames after it and the last Python error."""
-        if isinstance(event, Frame):
+        if isinstance(event, VisionFrame):
+            self.in_vision = self.in_vision or self.fault is None
+        elif isinstance(event, NoCache):
+            self.no_cache = event.what
+        elif isinstance(event, Frame):
             self.frames.append(event.name)
         elif isinstance(event, PythonError):
             self.error = event
@@ -112,7 +140,11 @@ class Watch:
             self.fault = self.fault or event
         return []
 
-    def _progress(self, event: Event) -> list[str]:
+    def _progress(self, event: PytorchEvent) -> list[str]:
+        if isinstance(event, LoadingWeights):
+            return self._enter("weights")
+        if isinstance(event, WarmingUp):
+            return self._enter("warm-up")
         if isinstance(event, EngineFallback):
             self.fallback = event
         if isinstance(event, Starting):

@@ -21,13 +21,14 @@ __all__ = ["Seen", "localised", "pretend_death", "pretend_machine", "pretend_see
 class Seen(Struct):
     """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
 
-    ``pool`` in the steps by which a pool takes memory, as the plan counts it.
+    ``pool`` in the steps by which a pool takes memory, as the plan counts it; None for an engine
+    without such a pool.
     """
 
     gpu: int
     peak: int
     held: int
-    pool: int
+    pool: int | None
     free_at_cache: int | None
     region: int | None
 
@@ -72,6 +73,10 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
     None where no allocation was refused, or the timeline cannot be read.
     """
+    if plan.engine.name == "pytorch":
+        from turbofit.launch.pretended_torch import torch_death
+
+        return torch_death(plan, group, timeline)
     ledger = _ledger(plan, group, timeline)
     if ledger is None or not ledger.deaths:
         return None
@@ -82,6 +87,10 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
 def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
     """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+    if plan.engine.name == "pytorch":
+        from turbofit.launch.pretended_torch import torch_seen
+
+        return torch_seen(plan, group, timeline)
     from turbofit.pretend.scenario import scenario_from_spec
     from turbofit.rehearse.terms import executor_pool
 

@@ -137,6 +137,8 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     if rule is None or most <= plan.limits.units_per_request:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
+    if plan.engine.name == "pytorch":
+        return _whole_images_that_meet(plan, model, room)
     if isinstance(rule, TileRule):
         if not rule.client_knobs:
             return _chat(model, _tiles_that_meet(plan, rule, text))
@@ -149,6 +151,16 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     size = (side * (windows // rows), side * rows)
     pixels = {"min_pixels": rule.min_pixels, "max_pixels": size[0] * size[1]}
     return _chat(model, [_image(size, pixels)])
+
+
+def _whole_images_that_meet(plan: Plan, model: str, room: int) -> Request | None:
+    """So many images of the worst size as the PyTorch engine brings together: it cuts none."""
+    size, limits = worst_size(plan), plan.limits
+    each = max(1, limits.image_tokens_per_request // max(1, limits.images_per_request))
+    count = min(limits.units_per_forward // max(1, limits.units_per_image), room // each)
+    if size is None or count <= limits.images_per_request:
+        return None
+    return _chat(model, [_image(size, knobs(plan))] * count)
 
 
 def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:

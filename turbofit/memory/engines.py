@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from turbofit.core.errors import PackageError, UsageError
@@ -12,10 +13,36 @@ from turbofit.memory.turbomind.constants import REFERENCE, load_constants
 from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.support import engine_problem
 
-__all__ = ["ENGINES", "engine_for", "engine_named"]
+__all__ = ["ENGINES", "check_options", "engine_for", "engine_named"]
 
 #: In the order of preference: TurboMind decodes faster and sizes what it takes.
 ENGINES: Final = ("turbomind", "pytorch")
+
+
+#: Options that only one of them has.
+_ONLY: Final = {
+    "turbomind": ("communicator", "async_"),
+    "pytorch": (
+        "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
+        "distributed_executor_backend",
+    ),
+}  # fmt: skip
+
+
+def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
+    """Refuse what the engine would not hear.
+
+    Raises:
+        UsageError: an option is the other engine's.
+    """
+    for owner, names in _ONLY.items():
+        found = [name for name in names if name in fixed]
+        if owner != engine.name and found:
+            flag = found[0].rstrip("_").replace("_", "-")
+            raise UsageError(
+                f"--{flag} is no option of the {engine.name} engine",
+                hint=f"leave it out, or take --engine {owner} where it runs the model",
+            )
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:

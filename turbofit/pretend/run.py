@@ -102,29 +102,72 @@ def run_pretend(
         PretendError: the pretend libraries cannot be built.
     """
     site = site_of(command, python)
-    libraries = build(site=site)
     with ExitStack() as stack:
         folder = _kept(keep) if keep else _temporary(stack)
-        timelines, shared = folder / "timelines", folder / "shared"
-        timelines.mkdir()
-        path = folder / "scenario"
-        path.write_text(scenario.text(f"{timelines}/", str(shared)), encoding="utf-8")
+        made = prepare(scenario, folder, base, site=site)
 
         def tick() -> None:
             if watch is not None:
-                watch(scenario, read_shared(shared))
+                watch(scenario, read_shared(made.shared))
 
         begun = time.monotonic()
         code = run_group(
             command,
-            pretend_environment(libraries, path, base, site=site, keep=True),
+            made.env,
             stdout=stdout,
             every=WATCH_SECONDS if watch else 3600.0,
             tick=tick,
         )
         seconds = round(time.monotonic() - begun, 3)
-        usages = [_take(file) for file in sorted(timelines.iterdir(), key=_place)]
-        return Ran(tuple(command), code, seconds, scenario, read_shared(shared), tuple(usages))
+        usages = [_take(file) for file in sorted(made.timelines.iterdir(), key=_place)]
+        shared = read_shared(made.shared)
+        return Ran(tuple(command), code, seconds, scenario, shared, tuple(usages))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pretend machine before its first process: its files, and the environment to start in."""
+
+    env: dict[str, str]
+    timelines: Path
+    shared: Path
+
+    def usages(self) -> tuple[Usage, ...]:
+        """What the timelines tell so far; they may still be written."""
+        files = sorted(self.timelines.iterdir(), key=_place)
+        return tuple(read_usage(read_timeline(file)) for file in files)
+
+
+def prepare(
+    scenario: Scenario,
+    folder: Path,
+    base: Mapping[str, str] | None = None,
+    *,
+    site: Path | None = None,
+) -> Prepared:
+    """Writes a pretend machine's files.
+
+    Args:
+        scenario: the machine.
+        folder: new or empty.
+        base: the environment to start from, by default this process's.
+        site: the packages whose CUDA libraries the processes will load.
+
+    Raises:
+        PretendError: the pretend libraries cannot be built.
+    """
+    libraries = build(site=site)
+    made = machine_files(folder)
+    made.timelines.mkdir(parents=True)
+    path = folder / "scenario"
+    path.write_text(scenario.text(f"{made.timelines}/", str(made.shared)), encoding="utf-8")
+    env = pretend_environment(libraries, path, base, site=site, keep=True)
+    return Prepared(env, made.timelines, made.shared)
+
+
+def machine_files(folder: Path) -> Prepared:
+    """The files of a machine that was prepared in a folder."""
+    return Prepared({}, folder / "timelines", folder / "shared")
 
 
 def _temporary(stack: ExitStack) -> Path:

@@ -19,6 +19,7 @@ from turbofit.core.plan import (
     RehearsedCase,
     Term,
 )
+from turbofit.memory.pytorch.environment import environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
 from turbofit.rehearse.torch_report import NOT_KNOWN, torch_report
@@ -49,8 +50,8 @@ def rehearse_pytorch_plan(plan: Plan) -> Plan:
         # Chat templates are chosen by the folder's name, so the twin keeps the model's.
         folder = checkpoint_for(_limited(plan), Path(scratch) / plan.model.name)
         settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
-        environ = plan.commands[0].env if plan.commands else {}
-        spec = TorchSpec("pytorch", folder, settings, _cases(plan), environ=_own(environ))
+        environ = environment(plan.settings)
+        spec = TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
         seen = run_torch(spec, planned_scenario(plan))
     document = torch_report(seen, versions, {})
     return replace(plan, gpus=_beside(plan, document), rehearsal=_rehearsal(document, versions))
@@ -74,11 +75,6 @@ def _limited(plan: Plan) -> Any:
     if not isinstance(rule, TileRule) or limit is None:
         return plan.model
     return replace(plan.model, image_rule=replace(rule, max_dynamic_patch=limit))
-
-
-def _own(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of a command's environment reaches the engine on pretend GPUs."""
-    return {name: value for name, value in environ.items() if name.startswith("PYTORCH_")}
 
 
 def _cases(plan: Plan) -> tuple[TorchCase, ...]:

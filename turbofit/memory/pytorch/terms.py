@@ -11,6 +11,7 @@ from turbofit.machine.presets import context_bytes
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import weight_classes
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "cache_term",
     "capture_sizes",
     "pool_term",
-    "segments",
     "transient_terms",
     "weight_terms",
 ]
@@ -66,12 +66,6 @@ def weight_terms(model: Model, settings: Settings, constants: PytorchConstants) 
     note = f"torch's {kind} segments, filled in part"
     terms.append(_term("load_fragmentation", "weights", lost, "estimate", note))
     return terms
-
-
-def segments(settings: Settings) -> str:
-    """How torch's allocator maps memory: LMDeploy's Ray workers refuse expandable segments."""
-    alone = settings.tp == 1 or settings.distributed_executor_backend == "mp"
-    return "expandable" if alone else "fixed"
 
 
 def capture_sizes(settings: Settings) -> list[int]:

@@ -1,0 +1,25 @@
+"""What the PyTorch engine is told by its environment, which the account relies on."""
+
+from __future__ import annotations
+
+from turbofit.core.plan import Settings
+
+__all__ = ["environment", "segments"]
+
+
+def segments(settings: Settings) -> str:
+    """How torch's allocator maps memory: LMDeploy's Ray workers refuse expandable segments."""
+    alone = settings.tp == 1 or settings.distributed_executor_backend == "mp"
+    return "expandable" if alone else "fixed"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Variables of the engine's processes.
+
+    Its own check of the environment starts a process with a CUDA context of its own; expandable
+    segments leave little unusable between weights and activations.
+    """
+    env = {"LMDEPLOY_ENABLE_CHECK_ENV": "0"}
+    if segments(settings) == "expandable":
+        env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return env

@@ -1,0 +1,64 @@
+"""What LMDeploy's PyTorch engine prints at WARNING, one line at a time, as typed events.
+
+Its own figures (free memory, blocks) are INFO, which would print prompts too, so that a log tells
+only how far it has come, and how its loop ended: the server outlives it, and answers 503 for ever.
+Source: LMDeploy 0.18 pytorch/engine/{engine,engine_loop}.py, executor/base.py, and torch's message.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from turbofit.core.struct import Struct
+from turbofit.observe.turbomind_log import Event as AnyEngineEvent
+from turbofit.observe.turbomind_log import parse_line
+
+__all__ = ["Event", "LoadingWeights", "LoopFailed", "NoCache", "VisionFrame", "WarmingUp",
+           "parse_pytorch_line"]  # fmt: skip
+
+_NO_CACHE: Final = re.compile(r".*No enough gpu memory for (kv cache|runtime)\.")
+#: A line of a traceback inside a vision tower, as the models' own code reads.
+_VISION: Final = re.compile(
+    r"\s+.*self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
+)
+
+
+class LoadingWeights(Struct, tag="loading_weights"):
+    """The bar of the weight loader."""
+
+
+class WarmingUp(Struct, tag="warming_up"):
+    """The bar of the warm-up: the cache is there."""
+
+
+class NoCache(Struct, tag="no_cache"):
+    """Too little is free for ``what``: ``kv cache`` or ``runtime``."""
+
+    what: str
+
+
+class LoopFailed(Struct, tag="loop_failed"):
+    """The engine's loop ended; what ended it follows."""
+
+
+class VisionFrame(Struct, tag="vision_frame"):
+    """A traceback passes through the vision tower."""
+
+
+Event = AnyEngineEvent | LoadingWeights | WarmingUp | NoCache | LoopFailed | VisionFrame
+
+
+def parse_pytorch_line(line: str) -> Event | None:
+    """The event that one line of a log tells of, or None."""
+    if "Loading weights from" in line:
+        return LoadingWeights()
+    if "Warming up " in line:
+        return WarmingUp()
+    if "Engine main loop failed" in line or "EngineLoop wait_tasks failed" in line:
+        return LoopFailed()
+    if match := _NO_CACHE.match(line):
+        return NoCache(what=match[1])
+    if _VISION.match(line):
+        return VisionFrame()
+    return parse_line(line)
