@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("safetensors")
+from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base
+from tests.model.merge.golden import CASES, GOLDEN
+from turbofit.core.errors import PackageError, TurbofitError, UsageError
+from turbofit.model.merge import output, shards, tensors
+from turbofit.model.merge.merge import merge
+from turbofit.model.source import resolve_model
 
-from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base  # noqa: E402
-from tests.model.merge.golden import CASES, GOLDEN  # noqa: E402
-from turbofit.core.errors import PackageError, TurbofitError, UsageError  # noqa: E402
-from turbofit.model.merge import output, shards, tensors  # noqa: E402
-from turbofit.model.merge.merge import merge  # noqa: E402
-from turbofit.model.source import resolve_model  # noqa: E402
+pytest.importorskip("safetensors")
+torch = pytest.importorskip("torch")
+
 
 Q = "model.layers.0.self_attn.q_proj"
 
