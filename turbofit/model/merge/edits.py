@@ -11,12 +11,16 @@ order of operations and their dtypes are those of ``PeftModel.from_pretrained(ba
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from turbofit.model.merge.adapter import Lora
 from turbofit.model.merge.tensors import Store, torch_library
 
 __all__ = ["AddBias", "AddLora", "Edit", "GrowRows"]
+
+
+#: Rows that are added up at once: a whole table in float64 would be four times as large.
+_BLOCK: Final = 1024
 
 
 class Edit(Protocol):
@@ -83,7 +87,8 @@ class GrowRows(NamedTuple):
     def __call__(self, weight: Any) -> Any:
         """``weight`` is (rows, width)."""
         torch = torch_library()
-        mean = weight.mean(dim=0, dtype=torch.float32).to(weight.dtype)
+        total = sum(part.double().sum(dim=0) for part in weight.split(_BLOCK))
+        mean = (total / weight.shape[0]).to(weight.dtype)
         grown = torch.empty((self.rows, weight.shape[1]), dtype=weight.dtype)
         grown[: weight.shape[0]] = weight
         grown[weight.shape[0] :] = mean

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.model.folder import INDEX, FolderFiles
 from turbofit.model.merge.edits import Edit
-from turbofit.model.merge.tensors import Store, Stored, as_torch, blank, open_store
+from turbofit.model.merge.tensors import Store, Stored, as_torch, open_store, write_tensor
 from turbofit.model.safetensors import parse_index
 
 __all__ = ["Piece", "Shard", "header_of", "index_of", "open_shards", "write_shard"]
@@ -141,10 +141,7 @@ def _write(piece: Piece, out: BinaryIO) -> None:
         tensor = edit(tensor)
     if tuple(tensor.shape) != piece.stored.shape:
         raise AssertionError(f"{piece.name} became {tuple(tensor.shape)}")
-    buffer, view = blank(piece.stored.dtype, piece.stored.shape)
-    view.copy_(tensor)
-    del tensor
-    out.write(buffer)
+    write_tensor(tensor, out)
 
 
 def index_of(files: Mapping[str, Sequence[Piece]]) -> str:

@@ -5,6 +5,7 @@ Dtypes are safetensors' names (``BF16``); shapes are tuples of elements; sizes a
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import math
 import os
@@ -25,9 +26,9 @@ __all__ = [
     "Stored",
     "TorchFile",
     "as_torch",
-    "blank",
     "open_store",
     "torch_library",
+    "write_tensor",
 ]  # fmt: skip
 
 #: Bytes that are copied at once.
@@ -95,14 +96,13 @@ def as_torch(dtype: str) -> Any:
     return getattr(torch_library(), DTYPES[dtype])
 
 
-def blank(dtype: str, shape: tuple[int, ...]) -> tuple[bytearray, Any]:
-    """A buffer, and the tensor that lies in it: what is done to one is seen in the other."""
-    size = Stored(dtype, shape).bytes
-    torch = torch_library()
-    if not size:
-        return bytearray(), torch.empty(shape, dtype=as_torch(dtype))
-    buffer = bytearray(size)
-    return buffer, torch.frombuffer(buffer, dtype=as_torch(dtype)).reshape(shape)
+def write_tensor(tensor: Any, out: BinaryIO) -> None:
+    """Write a tensor's bytes, without a copy where it is contiguous."""
+    whole = tensor.contiguous()
+    size = whole.numel() * whole.element_size()
+    if size:
+        # Torch gives its memory away through numpy alone, which need not be there.
+        out.write((ctypes.c_char * size).from_address(whole.data_ptr()))
 
 
 def open_store(path: str) -> Store:
@@ -149,7 +149,10 @@ class SafeFile:
     def read(self, name: str) -> Any:
         """See `Store`."""
         stored = self.entries[name]
-        buffer, tensor = blank(stored.dtype, stored.shape)
+        torch, dtype = torch_library(), as_torch(stored.dtype)
+        if not stored.bytes:
+            return torch.empty(stored.shape, dtype=dtype)
+        buffer = bytearray(stored.bytes)
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(self._start[name])
@@ -161,7 +164,7 @@ class SafeFile:
                     view = view[got:]
         except OSError as exc:
             raise self._failed(exc) from None
-        return tensor
+        return torch.frombuffer(buffer, dtype=dtype).reshape(stored.shape)
 
     def copy(self, name: str, out: BinaryIO) -> None:
         """See `Store`."""
@@ -206,17 +209,11 @@ class TorchFile:
 
     def read(self, name: str) -> Any:
         """See `Store`."""
-        stored = self.entries[name]
-        _, tensor = blank(stored.dtype, stored.shape)
-        tensor.copy_(self._load()[name])
-        return tensor
+        return self._load()[name].clone(memory_format=torch_library().contiguous_format)
 
     def copy(self, name: str, out: BinaryIO) -> None:
         """See `Store`."""
-        stored = self.entries[name]
-        buffer, tensor = blank(stored.dtype, stored.shape)
-        tensor.copy_(self._load()[name])
-        out.write(buffer)
+        write_tensor(self._load()[name], out)
 
     def close(self) -> None:
         """Unmap the file."""
