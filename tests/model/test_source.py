@@ -173,7 +173,7 @@ def test_an_adapter_is_not_a_model(tmp_path):
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError) as error:
         resolve_model(str(tmp_path / "lora"))
-    assert "merge" in error.value.hint
+    assert "turbofit merge BASE ADAPTER OUT" in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["", "  ", "./gone", "/gone", "~/gone", "..", "a\0b", "./a\0b"])

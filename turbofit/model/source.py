@@ -63,7 +63,8 @@ def _folder(path: str) -> Model:
     if not _has_config(path):
         if os.path.isfile(os.path.join(path, "adapter_config.json")):
             raise UsageError(
-                f"{full} holds a LoRA adapter, not a model", hint="merge it: `turbofit merge`"
+                f"{full} holds a LoRA adapter, not a model",
+                hint="merge it: turbofit merge BASE ADAPTER OUT",
             )
         raise UsageError(
             f"{full} has no config.json", hint="name a folder in Hugging Face's format"
