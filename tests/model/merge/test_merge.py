@@ -290,6 +290,27 @@ def test_tensors_without_a_place_are_named(tmp_path, modules, more, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_broken_adapter_is_not_merged(tmp_path):
+    base = make_base(tmp_path / "base", dtype="float16")
+    more = {
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight": torch.full((32, 8), 1e5)
+    }
+    with pytest.raises(UsageError, match="F16 too narrow") as caught:
+        merged(tmp_path, base, make_adapter(tmp_path / "lora", more=more))
+    assert "bfloat16" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_is_said_within_a_file(tmp_path, monkeypatch):
+    from turbofit.model.merge import result
+
+    monkeypatch.setattr(result, "_PAUSE", -1.0)
+    base, lines = make_base(tmp_path / "base", shards=1), []
+    merged(tmp_path, base, make_adapter(tmp_path / "lora"), say=lines.append)
+    assert len(lines) == 22
+    assert lines[-1].split(" of ")[0] in lines[-1].split(" of ")[1]
+
+
 def test_a_quantised_base_is_refused(tmp_path):
     base = make_base(tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
@@ -331,6 +352,7 @@ def test_where_it_may_be_written(tmp_path, monkeypatch):
     refused(base / "in", "hold, one another", force=True)
     refused(tmp_path, "hold, one another", force=True)
     refused(tmp_path / "no" / "such", "is not a folder")
+    refused("/proc", "is a mount point")
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "is a file")
     out = tmp_path / "out"

@@ -85,6 +85,10 @@ def merge(
             f"nothing to do: {base} is no original LLaVA, and no adapter was named",
             hint="turbofit merge BASE ADAPTER OUT",
         )
+    if vision_tower and original is None:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
     warnings = _warnings(base, folder, config, lora, original is not None, target)
     shards = open_shards(folder)
     planned = plan_pieces(shards, lora, dtype and _DTYPES[dtype], projector=original is not None)

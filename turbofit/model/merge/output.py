@@ -18,8 +18,8 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
     """The real path of the folder to write.
 
     Raises:
-        UsageError: it is a source, holds one or lies in one, is no folder, or is not empty and
-            ``force`` is not given.
+        UsageError: it is a source, holds one or lies in one, is no folder, is a mount point, or is
+            not empty and ``force`` is not given.
     """
     target = os.path.realpath(os.path.expanduser(out))
     for source in map(os.path.realpath, sources):
@@ -30,6 +30,10 @@ def check_target(out: str, sources: tuple[str, ...], *, force: bool) -> str:
             )
     if os.path.lexists(target) and not os.path.isdir(target):
         raise UsageError(f"{out} is a file", hint="name a folder")
+    if os.path.ismount(target):
+        raise UsageError(
+            f"{out} is a mount point, which cannot be replaced", hint="name a folder inside it"
+        )
     parent = os.path.dirname(target)
     if not os.path.isdir(parent):
         raise UsageError(f"{parent} is not a folder", hint="make it first")

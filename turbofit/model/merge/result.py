@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
@@ -27,6 +29,8 @@ _WEIGHTS: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json",
 )  # fmt: skip
 _SLACK: Final = 1 << 20
+#: Seconds between two lines of progress.
+_PAUSE: Final = 5.0
 _GROWING: Final = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -109,6 +113,7 @@ def converted(
         {piece.name.removeprefix("vision_tower.vision_model."): piece.stored for piece in own},
         tower.config if tower else None,
     )
+    _check_tower(vision, sizes, original)
     rows = sizes["language_model.lm_head.weight"].shape[0]
     texts = {
         **other_files(original, vision, tokens, FolderFiles(folder)),
@@ -138,6 +143,8 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
     texts = dict(result.texts)
     if len(result.files) > 1 or source.size(INDEX) is not None:
         texts[INDEX] = index_of(result.files)
+    tensors = (piece for pieces in result.files.values() for piece in pieces)
+    done = _progress(sum(piece.stored.bytes for piece in tensors), say)
     with staged(target, result.bytes + small) as temporary:
         for name in result.copies:
             copy_file(os.path.join(folder, name), os.path.join(temporary, name))
@@ -149,8 +156,22 @@ def write(result: Result, folder: str, target: str, say: Callable[[str], None]) 
                 f"writing {name} ({number} of {len(result.files)}): {format_bytes(_size(pieces))},"
                 f" {len(pieces)} tensors, {changed} changed"
             )
-            write_shard(os.path.join(temporary, name), pieces)
+            write_shard(os.path.join(temporary, name), pieces, done)
     return tuple(sorted({*result.files, *texts, *result.copies}))
+
+
+def _progress(total: int, say: Callable[[str], None]) -> Callable[[int], None]:
+    """Adds up bytes, and says how far it is every few seconds."""
+    written, said = 0, time.monotonic()
+
+    def done(size: int) -> None:
+        nonlocal written, said
+        written += size
+        if time.monotonic() - said > _PAUSE:
+            said = time.monotonic()
+            say(f"{format_bytes(written)} of {format_bytes(total)}")
+
+    return done
 
 
 def _size(pieces: Sequence[Piece]) -> int:
@@ -206,6 +227,21 @@ def _check_complete(names: set[str], original: Section) -> None:
             if "projector" in missing[0] or "projector" in missing[-1]
             else "finish the checkpoint's download",
         )
+
+
+def _check_tower(vision: dict[str, Any], sizes: Mapping[str, Stored], original: Section) -> None:
+    """Refuse a tower whose features do not fit, or that is not the one of the config."""
+    name = original.string("mm_vision_tower", "")
+    wanted = sizes["multi_modal_projector.linear_1.weight"].shape[1]
+    side = re.search(r"-(\d+)$", name)
+    if vision["hidden_size"] == wanted and not (side and int(side[1]) != vision["image_size"]):
+        return
+    raise UsageError(
+        f"the vision tower has {vision['hidden_size']} features of pictures of"
+        f" {vision['image_size']} pixels; the model was trained with {wanted}, on"
+        f" {name[:100] or 'another tower'}",
+        hint=f"name the folder of {name[:100] or 'its own tower'}: --vision-tower",
+    )
 
 
 def _file_names(files: list[str], more: int) -> list[str]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from turbofit.core.errors import UsageError
 from turbofit.model.folder import INDEX, FolderFiles
 from turbofit.model.merge.edits import Edit
-from turbofit.model.merge.tensors import Store, Stored, as_torch, open_store, write_tensor
+from turbofit.model.merge.tensors import (
+    Store,
+    Stored,
+    as_torch,
+    open_store,
+    torch_library,
+    write_tensor,
+)
 from turbofit.model.safetensors import parse_index
 
 __all__ = ["Piece", "Shard", "header_of", "index_of", "open_shards", "write_shard"]
@@ -118,13 +125,20 @@ def header_of(pieces: Sequence[Piece]) -> tuple[list[Piece], bytes]:
     return ordered, len(data).to_bytes(8, "little") + data
 
 
-def write_shard(path: str, pieces: Sequence[Piece]) -> None:
-    """Write one file of weights; in RAM is one tensor at a time."""
+def write_shard(path: str, pieces: Sequence[Piece], done: Callable[[int], None]) -> None:
+    """Write one file of weights; in RAM is one tensor at a time.
+
+    ``done`` hears how many bytes each tensor had.
+
+    Raises:
+        UsageError: a source cannot be read, or a changed tensor is not finite.
+    """
     ordered, head = header_of(pieces)
     with open(path, "wb") as out:
         out.write(head)
         for piece in ordered:
             _write(piece, out)
+            done(piece.stored.bytes)
         out.flush()
         os.fsync(out.fileno())
     for store in {id(piece.store): piece.store for piece in pieces}.values():
@@ -141,6 +155,12 @@ def _write(piece: Piece, out: BinaryIO) -> None:
         tensor = edit(tensor)
     if tuple(tensor.shape) != piece.stored.shape:
         raise AssertionError(f"{piece.name} became {tuple(tensor.shape)}")
+    if piece.edits and not bool(torch_library().isfinite(tensor).all()):
+        raise UsageError(
+            f"{piece.name} would hold what is no number: the adapter is broken, or"
+            f" {piece.stored.dtype} too narrow for the sum",
+            hint="try --dtype bfloat16; if it stays so, take another checkpoint of the training",
+        )
     write_tensor(tensor, out)
 
 
