@@ -169,17 +169,17 @@ class SafeFile:
     def copy(self, name: str, out: BinaryIO) -> None:
         """See `Store`."""
         left = self.entries[name].bytes
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                file.seek(self._start[name])
-                while left:
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self._start[name])
+            while left:
+                try:
                     chunk = file.read(min(CHUNK, left))
                     if not chunk:
-                        raise EOFError
-                    out.write(chunk)
-                    left -= len(chunk)
-        except EOFError:
-            raise self._failed(OSError(5, "it ends too early")) from None
+                        raise OSError(5, "it ends too early")
+                except OSError as exc:
+                    raise self._failed(exc) from None
+                out.write(chunk)
+                left -= len(chunk)
 
     def close(self) -> None:
         """Nothing stays open."""
