@@ -70,7 +70,8 @@ def test_2_llava_lora_with_an_offload_error() -> None:
     assert "layers.22" in found.what
     assert "not of a folder" in told(found)
     assert any("turbofit doctor" in one for one in found.changes)
-    assert any("turbofit merge" in one for one in found.changes)
+    assert any("turbofit merge BASE ADAPTER OUT" in one for one in found.changes)
+    assert any("turbofit plan OUT" in one for one in found.changes)
     assert "how many GPUs were visible" in " ".join(found.unknown)
     advice = found.would_work
     assert advice is not None

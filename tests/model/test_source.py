@@ -168,12 +168,15 @@ def test_a_folder_keeps_its_name_with_a_slash_behind(tmp_path):
     assert resolve_model(make(tmp_path / "tiny") + "/").name == "tiny"
 
 
-def test_an_adapter_is_not_a_model(tmp_path):
+@pytest.mark.parametrize("config", ["", '{"architectures": ["LlavaLlamaForCausalLM"]}'])
+def test_an_adapter_is_not_a_model(tmp_path, config):
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    if config:
+        (tmp_path / "lora" / "config.json").write_text(config)
     with pytest.raises(UsageError) as error:
         resolve_model(str(tmp_path / "lora"))
-    assert "merge" in error.value.hint
+    assert "turbofit merge BASE ADAPTER OUT" in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["", "  ", "./gone", "/gone", "~/gone", "..", "a\0b", "./a\0b"])
@@ -388,3 +391,10 @@ def test_a_wrong_endpoint(monkeypatch, endpoint):
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(UsageError):
         resolve_model("org/tiny")
+
+
+def test_llavas_original_format_is_to_be_converted(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlavaLlamaForCausalLM"]}')
+    with pytest.raises(UsageError) as error:
+        resolve_model(str(tmp_path))
+    assert "turbofit merge BASE OUT" in error.value.hint

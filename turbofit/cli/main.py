@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, str]] = {
     "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
+    "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",
     "report": "show a saved plan again",
     "doctor": "check this machine and its environment, each finding with a fix",

@@ -248,7 +248,10 @@ def _offload(mark: Mark, offload: Offload) -> Draft:
         evidence=(evidence(mark, "what was to be put on disk"),),
         changes=(
             "check the cards first: `turbofit doctor`, nvidia-smi -L, CUDA_VISIBLE_DEVICES",
-            "16-bit weights; merge a LoRA into the checkpoint first (`turbofit merge`)",
+            "merge the LoRA into the checkpoint first, where there is one: `turbofit merge BASE"
+            " ADAPTER OUT` needs no GPU and about a gigabyte of RAM, and makes LLaVA's original"
+            " format one that LMDeploy runs",
+            "then `turbofit plan OUT` says which cards hold it, in place of the automatic map",
             "an offload_folder only hides it: layers on disk make each token take seconds",
         ),
         planned=True,

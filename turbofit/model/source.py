@@ -62,17 +62,28 @@ def _has_config(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "config.json"))
 
 
+def _is_adapter(path: str) -> bool:
+    """Whether a folder holds an adapter alone; LLaVA's have a config.json beside it."""
+    if not os.path.isfile(os.path.join(path, "adapter_config.json")):
+        return False
+    return not any(
+        name.startswith(("model", "pytorch_model")) and name.endswith((".safetensors", ".bin"))
+        for name in os.listdir(path)
+    )
+
+
 def _folder(path: str) -> Model:
     """A checkpoint's folder."""
     from turbofit.model.checkpoint import Origin, read_checkpoint
     from turbofit.model.folder import FolderFiles
 
     full = os.path.abspath(path)
+    if _is_adapter(path):
+        raise UsageError(
+            f"{full} holds a LoRA adapter, not a model",
+            hint="merge it: turbofit merge BASE ADAPTER OUT",
+        )
     if not _has_config(path):
-        if os.path.isfile(os.path.join(path, "adapter_config.json")):
-            raise UsageError(
-                f"{full} holds a LoRA adapter, not a model", hint="merge it: `turbofit merge`"
-            )
         raise UsageError(
             f"{full} has no config.json", hint="name a folder in Hugging Face's format"
         )

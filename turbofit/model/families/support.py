@@ -99,6 +99,11 @@ def refusal(architecture: str) -> UsageError:
         )
     if name in _PYTORCH:
         return UsageError(f"TurboMind does not run {name}", hint=_PYTORCH_HINT)
+    if name == "LlavaLlamaForCausalLM":
+        return UsageError(
+            f"LMDeploy 0.18 does not run LLaVA's original format ({name})",
+            hint="convert it to the hf format: turbofit merge BASE OUT (docs/merge.md)",
+        )
     if name in _NOT_IN_LMDEPLOY:
         return UsageError(
             f"LMDeploy 0.18 does not run {name}",

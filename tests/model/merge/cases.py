@@ -1,0 +1,157 @@
+"""Tiny checkpoints and adapters whose numbers are sums of few powers of two.
+
+A product of such matrices is exact in float32 in any order of summation, so that the merged bits do
+not depend on the machine's BLAS; what is left to get right is where a result is rounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 96,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+LORA: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 8,
+    "lora_alpha": 20,
+    "bias": "none",
+    "target_modules": ["q_proj", "down_proj"],
+    "inference_mode": True,
+}
+
+
+def dyadic(shape, salt, dtype="float32"):
+    """Multiples of 1/256 below a half: seven bits, exact in every dtype used here."""
+    import torch
+
+    count = 1
+    for size in shape:
+        count *= size
+    values = (
+        torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 40503
+    ) % 65521 % 255 - 127
+    return (values.double() / 256).reshape(shape).to(getattr(torch, dtype))
+
+
+def llama_shapes(config=TINY) -> dict[str, tuple[int, ...]]:
+    """Tensors of a Llama by their names."""
+    width, inner, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width)}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {
+            f"{layer}self_attn.q_proj.weight": (width, width),
+            f"{layer}self_attn.k_proj.weight": (kv, width),
+            f"{layer}self_attn.v_proj.weight": (kv, width),
+            f"{layer}self_attn.o_proj.weight": (width, width),
+            f"{layer}mlp.gate_proj.weight": (inner, width),
+            f"{layer}mlp.up_proj.weight": (inner, width),
+            f"{layer}mlp.down_proj.weight": (width, inner),
+            f"{layer}input_layernorm.weight": (width,),
+            f"{layer}post_attention_layernorm.weight": (width,),
+        }
+    return {**shapes, "model.norm.weight": (width,), "lm_head.weight": (rows, width)}
+
+
+def make_base(folder: Path, *, dtype="bfloat16", shards=2, config=TINY, binary=False) -> Path:
+    """A Llama in several files, with a byte of every kind of small file."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    tensors = {
+        name: dyadic(shape, salt, dtype)
+        for salt, (name, shape) in enumerate(llama_shapes(config).items())
+    }
+    names = list(tensors)
+    where = {}
+    for i in range(shards):
+        part = {name: tensors[name] for name in names[i::shards]}
+        stem, end = ("pytorch_model", "bin") if binary else ("model", "safetensors")
+        file = f"{stem}-{i + 1:05d}-of-{shards:05d}.{end}" if shards > 1 else f"{stem}.{end}"
+        if binary:
+            torch.save(part, folder / file)
+        else:
+            save_file(part, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(part, file)
+    if shards > 1:
+        index = "pytorch_model.bin.index.json" if binary else "model.safetensors.index.json"
+        (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}))
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (folder / "LICENSE.txt").write_text("as the base has it")
+    return folder
+
+
+def make_adapter(
+    folder: Path, *, dtype="float32", config=None, modules=None, more=None, name="adapter_model"
+) -> Path:
+    """An adapter as peft saves it; ``modules`` maps a module to (out, in)."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    said = {**LORA, **(config or {})}
+    if modules is None:
+        modules = {
+            f"model.layers.{i}.{part}": shape
+            for i in range(2)
+            for part, shape in (("self_attn.q_proj", (32, 32)), ("mlp.down_proj", (32, 48)))
+        }
+    tensors = {}
+    for salt, (module, (rows, columns)) in enumerate(modules.items()):
+        key = f"base_model.model.{module}"
+        rank = next((r for p, r in said.get("rank_pattern", {}).items() if p in module), said["r"])
+        tensors[f"{key}.lora_A.weight"] = dyadic((rank, columns), 1000 + salt, dtype)
+        tensors[f"{key}.lora_B.weight"] = dyadic((rows, rank), 2000 + salt, dtype)
+    tensors |= more or {}
+    if name.endswith(".bin"):
+        torch.save(tensors, folder / name)
+    else:
+        save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder of safetensors."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def digest(tensors: dict[str, Any]) -> str:
+    """A hash of names, dtypes, shapes and bits."""
+    import torch
+
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(bytes(tensor.flatten().view(torch.uint8).tolist()))
+    return found.hexdigest()[:16]

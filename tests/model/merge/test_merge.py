@@ -1,0 +1,448 @@
+"""Merging: the bits, the spellings of names, what is refused, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base
+from tests.model.merge.golden import CASES, GOLDEN
+from turbofit.core.errors import PackageError, TurbofitError, UsageError
+from turbofit.model.merge import output, shards, tensors
+from turbofit.model.merge.merge import merge
+from turbofit.model.source import resolve_model
+
+pytest.importorskip("safetensors")
+torch = pytest.importorskip("torch")
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def merged(tmp_path: Path, base: Path, adapter: Path, **keywords):
+    return merge(str(base), str(adapter), str(tmp_path / "out"), **keywords)
+
+
+def by_hand(weight, key, *, scaling, file):
+    """One rounding of W + s·B·A, in float64."""
+    a, b = (file[f"{key}.lora_{part}.weight"].double() for part in "AB")
+    return (weight.double() + (b @ a) * scaling).to(weight.dtype)
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_the_bits_are_pefts(tmp_path, name):
+    base_dtype, dtype, config, more = CASES[name]
+    extra = {key: dyadic(shape, 77, dtype) for key, shape in more.items()}
+    base = make_base(tmp_path / "base", dtype=base_dtype)
+    merged(tmp_path, base, make_adapter(tmp_path / "l", dtype=dtype, config=config, more=extra))
+    assert digest(load(tmp_path / "out")) == GOLDEN[name]
+
+
+def test_the_layout_and_the_small_files_stay(tmp_path):
+    base = make_base(tmp_path / "base", shards=3)
+    (base / "notes.bin").write_bytes(b"no weights of the model")
+    lines: list[str] = []
+    said = merged(tmp_path, base, make_adapter(tmp_path / "lora"), say=lines.append)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in base.iterdir() if path.name != "notes.bin"
+    )
+    for name in ("config.json", "LICENSE.txt", "generation_config.json"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    was = json.loads((base / "model.safetensors.index.json").read_text())
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == was["weight_map"]
+    assert index["metadata"]["total_size"] == sum(
+        tensor.numel() * tensor.element_size() for tensor in load(out).values()
+    )
+    assert (said.loras, said.tensors, said.dtype) == (4, 21, "bfloat16")
+    assert said.bytes == sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    assert set(said.files) == {path.name for path in out.iterdir()}
+    assert len(lines) == 3
+    assert "writing model-00001-of-00003.safetensors (1 of 3)" in lines[0]
+    changed = {
+        name for name, tensor in load(out).items() if not torch.equal(tensor, load(base)[name])
+    }
+    assert changed == {
+        f"model.layers.{i}.{part}.weight"
+        for i in (0, 1)
+        for part in ("self_attn.q_proj", "mlp.down_proj")
+    }
+    assert oct((out.stat().st_mode) & 0o700) == oct(0o700)
+
+
+def test_a_plan_is_made_of_the_result(tmp_path):
+    base = make_base(tmp_path / "base")
+    merged(tmp_path, base, make_adapter(tmp_path / "lora"))
+    model = resolve_model(str(tmp_path / "out"))
+    assert model.architecture == "LlamaForCausalLM"
+    assert model.source.checkpoint == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shards_", [1, 2])
+def test_torchs_own_files_give_the_same_bits(tmp_path, shards_):
+    base = make_base(tmp_path / "base", binary=True, shards=shards_)
+    adapter = make_adapter(tmp_path / "lora", name="adapter_model.bin")
+    said = merged(tmp_path, base, adapter)
+    assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
+    assert not any(name.endswith(".bin") for name in said.files)
+    assert ("model.safetensors.index.json" in said.files) == (shards_ > 1)
+
+
+def test_an_old_torch_file_is_read_too(tmp_path):
+    base = make_base(tmp_path / "base", binary=True, shards=1)
+    path = base / "pytorch_model.bin"
+    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    merged(tmp_path, base, make_adapter(tmp_path / "lora"))
+    assert digest(load(tmp_path / "out")) == GOLDEN["bf16"]
+
+
+def test_a_pickle_that_would_run_something_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "lora", name="adapter_model.bin")
+    torch.save({"x": Evil()}, adapter / "adapter_model.bin")
+    with pytest.raises(UsageError, match="cannot be read as weights alone"):
+        merged(tmp_path, base, adapter)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_another_dtype_is_that_of_the_model_before_the_merge(tmp_path, dtype):
+    base = make_base(tmp_path / "base", dtype="bfloat16")
+    adapter = make_adapter(tmp_path / "lora")
+    said = merged(tmp_path, base, adapter, dtype=dtype)
+    cast = make_base(tmp_path / "cast", dtype="bfloat16")
+    for path in cast.glob("*.safetensors"):
+        from safetensors.torch import load_file, save_file
+
+        parts = {key: value.to(getattr(torch, dtype)) for key, value in load_file(path).items()}
+        save_file(parts, path, metadata={"format": "pt"})
+    merge(str(cast), str(adapter), str(tmp_path / "other"))
+    assert digest(load(tmp_path / "out")) == digest(load(tmp_path / "other"))
+    assert said.dtype == dtype
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("stored", "adapted"),
+    [
+        ("language_model.model.layers.0.x_proj", "model.language_model.layers.0.x_proj"),
+        ("model.language_model.layers.0.x_proj", "language_model.model.layers.0.x_proj"),
+        ("language_model.model.layers.0.x_proj", "model.layers.0.x_proj"),
+        ("visual.blocks.0.attn.qkv", "model.visual.blocks.0.attn.qkv"),
+        ("vision_tower.vision_model.encoder.x", "model.vision_tower.encoder.x"),
+        ("vision_tower.vision_model.encoder.x", "model.vision_tower.vision_model.encoder.x"),
+        ("multi_modal_projector.linear_1", "model.multi_modal_projector.linear_1"),
+        ("multi_modal_projector.linear_2", "model.mm_projector.2"),
+        ("language_model.lm_head", "lm_head"),
+        ("lm_head", "model.lm_head"),
+    ],
+)
+def test_names_of_other_releases_are_found(tmp_path, stored, adapted):
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "base", shards=1)
+    weight = dyadic((32, 32), 3, "bfloat16")
+    save_file({f"{stored}.weight": weight, "other.bias": torch.ones(3)}, base / "model.safetensors")
+    config = {"target_modules": [adapted.rpartition(".")[2]]}
+    adapter = make_adapter(tmp_path / "lora", modules={adapted: (32, 32)}, config=config)
+    merged(tmp_path, base, adapter)
+    found = load(tmp_path / "out")
+    file = load_file(adapter / "adapter_model.safetensors")
+    expected = by_hand(weight, f"base_model.model.{adapted}", scaling=2.5, file=file)
+    assert torch.equal(found[f"{stored}.weight"], expected)
+    assert torch.equal(found["other.bias"], torch.ones(3))
+
+
+def test_adapter_names_and_biases(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "base", shards=1)
+    path = base / "model.safetensors"
+    parts = load_file(path) | {f"{Q}.bias": dyadic((32,), 4, "bfloat16")}
+    save_file(parts, path)
+    key = f"base_model.model.{Q}"
+    more = {
+        f"{key}.lora_A.default.weight": dyadic((8, 32), 1),
+        f"{key}.lora_B.default.weight": dyadic((32, 8), 2),
+        f"{key}.lora_B.default.bias": dyadic((32,), 5),
+        "base_model.model.model.norm.modules_to_save.default.weight": dyadic((32,), 6),
+        "base_model.model.model.layers.1.input_layernorm.base_layer.weight": dyadic((32,), 7),
+    }
+    merged(tmp_path, base, make_adapter(tmp_path / "lora", modules={}, more=more))
+    found = load(tmp_path / "out")
+    bias = (parts[f"{Q}.bias"].float() + dyadic((32,), 5) * 2.5).bfloat16()
+    assert torch.equal(found[f"{Q}.bias"], bias)
+    assert torch.equal(found["model.norm.weight"], dyadic((32,), 6, "bfloat16"))
+    assert torch.equal(found["model.layers.1.input_layernorm.weight"], dyadic((32,), 7, "bfloat16"))
+    assert not torch.equal(found[f"{Q}.weight"], parts[f"{Q}.weight"])
+
+
+def test_conv1d_layers_are_transposed(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "base", shards=1)
+    weight = dyadic((32, 96), 3, "float32")
+    save_file({"h.0.attn.c_attn.weight": weight}, base / "model.safetensors")
+    config = {"fan_in_fan_out": True, "target_modules": ["c_attn"]}
+    adapter = make_adapter(tmp_path / "lora", config=config, modules={"h.0.attn.c_attn": (96, 32)})
+    merged(tmp_path, base, adapter)
+    file = load_file(adapter / "adapter_model.safetensors")
+    expected = by_hand(weight.T, "base_model.model.h.0.attn.c_attn", scaling=2.5, file=file).T
+    assert torch.equal(load(tmp_path / "out")["h.0.attn.c_attn.weight"], expected)
+
+
+def test_another_base_is_warned_of(tmp_path):
+    base = make_base(tmp_path / "vicuna-7b-v1.5")
+    config = {"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    adapter = make_adapter(tmp_path / "lora", config=config)
+    assert merged(tmp_path, base, adapter).warnings == ()
+    config = {"base_model_name_or_path": "lmsys/vicuna-13b-v1.5"}
+    other = make_adapter(tmp_path / "lora2", config=config)
+    (warning,) = merge(str(base), str(other), str(tmp_path / "out2")).warnings
+    assert "lmsys/vicuna-13b-v1.5" in warning
+
+
+def test_tied_embeddings(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "base", shards=1)
+    parts = load_file(base / "model.safetensors")
+    del parts["lm_head.weight"]
+    save_file(parts, base / "model.safetensors")
+    config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (base / "config.json").write_text(json.dumps(config))
+    name = "base_model.model.model.embed_tokens"
+    pair = {
+        f"{name}.lora_embedding_A": dyadic((8, 96), 1),
+        f"{name}.lora_embedding_B": dyadic((32, 8), 2),
+    }
+    adapter = make_adapter(
+        tmp_path / "a", modules={}, more=pair, config={"target_modules": ["embed_tokens"]}
+    )
+    (warning,) = merged(tmp_path, base, adapter).warnings
+    assert "changes both" in warning
+    whole = {f"{name}.weight": dyadic((96, 32), 1)}
+    with pytest.raises(UsageError, match="ties lm_head"):
+        merge(str(base), str(make_adapter(tmp_path / "b", more=whole)), str(tmp_path / "o"))
+    head = {"base_model.model.lm_head.weight": dyadic((96, 32), 1)}
+    with pytest.raises(UsageError) as caught:
+        merge(str(base), str(make_adapter(tmp_path / "c", more=head)), str(tmp_path / "o"))
+    assert "untie" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"peft_type": "LOHA"}, "LOHA is not LoRA"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"layer_replication": [[0, 1]]}, "replicated layers"),
+        ({"target_parameters": ["experts.w"]}, "experts"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
+        ({"bias": "some"}, "bias"),
+        ({"r": 4}, "of rank 8 and 8, the config says 4"),
+        ({"r": 0}, "r is 0"),
+        ({"target_modules": ["v_proj"]}, "target_modules does not select"),
+        ({"target_modules": "(q"}, "is not a pattern"),
+        ({"lora_alpha": "many"}, "lora_alpha is not a number"),
+    ],
+)
+def test_adapters_that_are_refused(tmp_path, config, words):
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "lora")
+    (adapter / "adapter_config.json").write_text(json.dumps({**LORA, **config}))
+    with pytest.raises(UsageError) as caught:
+        merged(tmp_path, base, adapter)
+    assert words in caught.value.message
+    assert caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "more", "words"),
+    [
+        ({"model.layers.7.q_proj": (32, 32)}, {}, "no tensor for base_model.model.model.layers.7"),
+        ({Q: (48, 32)}, {}, "changes model.layers.0.self_attn.q_proj.weight by 48 × 32"),
+        ({}, {"base_model.model.model.mm_projector.0.weight": (4,)}, "mm_projector"),
+        ({}, {"base_model.model.lm_head.weight": (99, 32)}, "by 99 × 32, the base has 96 × 32"),
+        ({}, {f"base_model.model.{Q}.lora_A.weight": (8, 32)}, "one half"),
+        ({}, {"base_model.model.conv.q_proj.lora_A.weight": (8, 3, 2, 2),
+              "base_model.model.conv.q_proj.lora_B.weight": (8, 8, 1, 1)}, "4 dimensions"),
+    ],
+)  # fmt: skip
+def test_tensors_without_a_place_are_named(tmp_path, modules, more, words):
+    base = make_base(tmp_path / "base")
+    extra = {key: dyadic(shape, 1) for key, shape in more.items()}
+    adapter = make_adapter(tmp_path / "lora", modules=modules, more=extra)
+    with pytest.raises(UsageError) as caught:
+        merged(tmp_path, base, adapter)
+    assert words in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_adapter_is_not_merged(tmp_path):
+    base = make_base(tmp_path / "base", dtype="float16")
+    more = {
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight": torch.full((32, 8), 1e5)
+    }
+    with pytest.raises(UsageError, match="F16 too narrow") as caught:
+        merged(tmp_path, base, make_adapter(tmp_path / "lora", more=more))
+    assert "bfloat16" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_is_said_within_a_file(tmp_path, monkeypatch):
+    from turbofit.model.merge import result
+
+    monkeypatch.setattr(result, "_PAUSE", -1.0)
+    base, lines = make_base(tmp_path / "base", shards=1), []
+    merged(tmp_path, base, make_adapter(tmp_path / "lora"), say=lines.append)
+    assert len(lines) == 22
+    written, total = lines[-1].split(" of ")
+    assert written == total
+
+
+def test_a_quantised_base_is_refused(tmp_path):
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq"}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"quantised \(awq\)"):
+        merged(tmp_path, base, make_adapter(tmp_path / "lora"))
+
+
+@pytest.mark.parametrize(
+    "what", ["no base", "no adapter", "no weights", "missing shard", "cut", "nothing"]
+)
+def test_incomplete_folders(tmp_path, what):
+    base, adapter = make_base(tmp_path / "base"), make_adapter(tmp_path / "lora")
+    one = base / "model-00001-of-00002.safetensors"
+    if what == "no base":
+        shutil.rmtree(base)
+    elif what == "no adapter":
+        (adapter / "adapter_config.json").unlink()
+    elif what == "no weights":
+        (adapter / "adapter_model.safetensors").unlink()
+    elif what == "missing shard":
+        one.unlink()
+    elif what == "cut":
+        one.write_bytes(one.read_bytes()[:-7])
+    with pytest.raises(UsageError):
+        merge(str(base), None if what == "nothing" else str(adapter), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_it_may_be_written(tmp_path, monkeypatch):
+    base, adapter = make_base(tmp_path / "base"), make_adapter(tmp_path / "lora")
+
+    def refused(out, words, **keywords):
+        with pytest.raises(UsageError, match=words):
+            merge(str(base), str(adapter), str(out), **keywords)
+
+    refused(base, "hold, one another")
+    refused(base / "in", "hold, one another", force=True)
+    refused(tmp_path, "hold, one another", force=True)
+    refused(tmp_path / "no" / "such", "is not a folder")
+    refused("/proc", "is a mount point")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "is a file")
+    out = tmp_path / "out"
+    out.mkdir()
+    merge(str(base), str(adapter), str(out))
+    (out / "mine.txt").write_text("x")
+    refused(out, "is not empty")
+    assert (out / "mine.txt").exists()
+    merge(str(base), str(adapter), str(out), force=True)
+    assert not (out / "mine.txt").exists()
+    assert digest(load(out)) == GOLDEN["bf16"]
+
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
+    refused(tmp_path / "new", "has 1000 B left")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file", "lora", "out"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("before", [False, True])
+def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch, error, before):
+    base, adapter = make_base(tmp_path / "base"), make_adapter(tmp_path / "lora")
+    out = tmp_path / "out"
+    if before:
+        out.mkdir()
+        (out / "mine.txt").write_text("x")
+    real, calls = shards._write, []
+
+    def breaks(piece, file):
+        calls.append(piece)
+        if len(calls) == 15:
+            raise error
+        real(piece, file)
+
+    monkeypatch.setattr(shards, "_write", breaks)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UsageError):
+        merge(str(base), str(adapter), str(out), force=True)
+    assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"base", "lora"}
+    assert [path.name for path in out.iterdir()] == ["mine.txt"] if before else not out.exists()
+
+
+def test_torch_is_asked_for(tmp_path, monkeypatch):
+    base, adapter = make_base(tmp_path / "base"), make_adapter(tmp_path / "lora")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(PackageError, match="needs torch") as caught:
+        merged(tmp_path, base, adapter)
+    assert caught.value.exit_code == 7
+    assert isinstance(caught.value, TurbofitError)
+    with pytest.raises(PackageError):
+        tensors.torch_library()
+
+
+_PEAK = """
+import resource, sys
+from turbofit.model.merge.merge import merge
+merge(*sys.argv[1:3], sys.argv[1] + "-first")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+merge(*sys.argv[3:5], sys.argv[3] + "-second")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+"""
+
+
+def test_ram_holds_a_tensor_not_the_checkpoint(tmp_path):
+    from safetensors.torch import save_file
+
+    small, small_lora = make_base(tmp_path / "small"), make_adapter(tmp_path / "small-lora")
+    base = make_base(tmp_path / "base", shards=1)
+    (base / "model.safetensors").unlink()
+    where, modules, side = {}, {}, 1024
+    for shard in range(6):
+        names = [f"model.layers.{shard}.{i}.q_proj" for i in range(8)]
+        file = f"model-{shard + 1:05d}-of-00006.safetensors"
+        save_file(
+            {f"{name}.weight": torch.ones(side, side, dtype=torch.bfloat16) for name in names},
+            base / file,
+        )
+        where |= {f"{name}.weight": file for name in names}
+        modules |= dict.fromkeys(names, (side, side))
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    adapter = make_adapter(tmp_path / "lora", modules=modules)
+    total = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    paths = [str(path) for path in (small, small_lora, base, adapter)]
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, *paths],
+        capture_output=True, text=True, check=True, timeout=120, cwd=root,
+    )  # fmt: skip
+    # A tensor is 2 MiB: it, its delta, B·A's and the copy that is written come to about 12.
+    assert total > 90 << 20
+    assert int(done.stdout) < 32 << 20
