@@ -16,7 +16,6 @@ import pytest
 from tests.launch.conftest import REPO, STANDIN, Child, gone, pids
 from tests.nvml.standin import Process, Scenario, gpu_3090
 from turbofit.core.plan import Plan
-from turbofit.core.struct import to_builtins
 from turbofit.core.units import GIB
 
 pytestmark = pytest.mark.lmdeploy
@@ -72,7 +71,7 @@ def test_internvl2_from_measuring_to_the_end(
     assert "phase: check" in child.stderr
     plan = Plan.from_json((the_run(tmp_path) / "plan.json").read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    planned = to_builtins(plan.settings)
+    planned = plan.lmdeploy_settings()
     assert {name: config[name] for name in planned} == planned
     assert plan.settings.max_batch_size == 3
     assert f"(forecast {plan.kv.tokens:,}" in child.stderr

@@ -22,6 +22,7 @@ pytestmark = [
 MIB = 1 << 20
 #: The prototype's card: 24268 - 300 MiB are left when a process has its context of 360.
 CARD = "1xrtx3090:total=24328MiB"
+DEFAULTS = ("qwen2-vl-2b", "--engine", "pytorch", "--defaults")
 
 
 def rehearsed(*words: str, code: int = 0) -> dict[str, Any]:
@@ -39,7 +40,14 @@ def rehearsed(*words: str, code: int = 0) -> dict[str, Any]:
 
 def test_qwen2_vl_2b_at_lmdeploys_defaults() -> None:
     document = rehearsed(
-        "qwen2-vl-2b", "--engine", "pytorch", "--on", CARD, "--image-size", "1344x1568"
+        "qwen2-vl-2b",
+        "--engine",
+        "pytorch",
+        "--defaults",
+        "--on",
+        CARD,
+        "--image-size",
+        "1344x1568",
     )
     assert document["outcome"] == "served"
     cache, (card,) = document["cache"], document["gpus"]
@@ -69,7 +77,7 @@ def test_qwen2_vl_2b_at_lmdeploys_defaults() -> None:
 
 def test_a_picture_kills_it_and_it_stays_dead() -> None:
     document = rehearsed(
-        "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090:total=8GiB",
+        *DEFAULTS, "--on", "1xrtx3090:total=8GiB",
         "--cache-max-entry-count", "0.99", code=3,
     )  # fmt: skip
     assert document["outcome"] == "out_of_memory"
@@ -82,9 +90,7 @@ def test_a_picture_kills_it_and_it_stays_dead() -> None:
 
 
 def test_a_card_without_room_for_the_cache() -> None:
-    document = rehearsed(
-        "qwen2-vl-2b", "--engine", "pytorch", "--on", "1xrtx3090:total=7GiB", code=3
-    )
+    document = rehearsed(*DEFAULTS, "--on", "1xrtx3090:total=7GiB", code=3)
     assert document["outcome"] == "out_of_memory"
     assert document["death"]["phase"] == "sizing"
     assert document["death"]["message"].startswith("No enough gpu memory for")
@@ -93,7 +99,7 @@ def test_a_card_without_room_for_the_cache() -> None:
 @pytest.mark.slow
 def test_each_rank_keeps_its_own_books() -> None:
     document = rehearsed(
-        "qwen2-vl-2b", "--engine", "pytorch", "--on", "2xrtx3090:total=24328MiB", "--tp", "2",
+        *DEFAULTS, "--on", "2xrtx3090:total=24328MiB", "--tp", "2",
         "--distributed-executor-backend", "mp", "--image-size", "448x448",
     )  # fmt: skip
     assert document["outcome"] == "served"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.pretend.from_machine import machine_part
@@ -55,7 +55,7 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
     for gpu, index in zip(machine["gpus"], indices, strict=True):
         gpu["used"] += _sum(ledgers[index], hidden)
         gpu["late"] = _sum(ledgers[index], _AFTER_CACHE)
-    settings = {k: v for k, v in asdict(plan.settings).items() if v is not None}
+    settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
     return parse_spec(
         {
             "machine": machine,
