@@ -78,9 +78,12 @@ def _more_margin(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | 
         return None
     tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
+    measured = "as it was" if ended.missing is not None else "assumed"
+    if plan.engine.name == "pytorch" and missing < _UNKNOWN:
+        # Torch asks piece by piece: the one that was refused is not all that was to come.
+        missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
     margin = round_up(tightest.margin + wrong, MIB)
-    measured = "as it was" if ended.missing is not None else "assumed"
     return Rung(
         changes={"margin": margin},
         why=f"{format_bytes(missing)} were missing ({measured}): planned with a margin of "

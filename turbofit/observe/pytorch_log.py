@@ -20,7 +20,8 @@ __all__ = ["Event", "LoadingWeights", "LoopFailed", "NoCache", "VisionFrame", "W
 _NO_CACHE: Final = re.compile(r".*No enough gpu memory for (kv cache|runtime)\.")
 #: A line of a traceback inside a vision tower, as the models' own code reads.
 _VISION: Final = re.compile(
-    r"\s+.*self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
+    r"\s+.*(self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
+    r"|pixel_values)"
 )
 
 

@@ -1,0 +1,103 @@
+"""``turbofit serve --pretend`` with LMDeploy's PyTorch engine: its server outlives its engine."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import Child, gone, pids
+from tests.launch.pretend import Served, image, serve_pretend
+from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
+]
+for needed in ("lmdeploy", "fastapi", "torchvision"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"no {needed}", allow_module_level=True)
+
+QWEN = ("qwen2-vl-2b", "--on", "1xrtx3060", "--engine", "pytorch")
+
+
+def serve(children: list[Child], state: Path, *words: str) -> Served:
+    return serve_pretend(children, state, *words, PYTHONPATH=f"{CUDA_PATH}:{ROOT}")
+
+
+def test_qwen2_vl_is_served_as_planned(children: list[Child], tmp_path: Path) -> None:
+    served = serve(children, tmp_path, *QWEN)
+    served.wait(120)
+    assert "PRETEND GPUs" in served.child.lines[0]
+    (engine,) = served.record["attempts"][0]["engines"]
+    assert {"starting", "check"} <= set(engine["seconds"])
+    (peak,) = [row for row in engine["beside"] if row["what"] == "in use at most"]
+    # Torch keeps what it reserved: more than the forecast, never more than the card.
+    assert 0.95 <= peak["actual"] / peak["forecast"] <= 1.04
+    status, _, answer = served.chat(image(3584, 3584))
+    assert status == 200
+    assert 16384 < answer["usage"]["prompt_tokens"] < 16384 + 64
+    status, headers, _ = served.chat(image(3584, 3584, max_pixels=12845056 * 4))
+    assert (status, headers["x-turbofit-pretend"]) == (200, "1")
+    assert "max_pixels=" in headers["x-turbofit-limited"]
+    (engine_pid,) = pids(served.child)
+    served.child.process.send_signal(signal.SIGTERM)
+    assert served.child.finish() == 0
+    assert gone(engine_pid)
+
+
+@pytest.mark.slow
+def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
+    children: list[Child], tmp_path: Path
+) -> None:
+    """Past the gateway an image kills the engine's loop; LMDeploy's page would stay healthy."""
+    words = (*QWEN, "--max-pixels", "1003520", "--no-gateway", "--no-check")
+    served = serve(children, tmp_path, *words)
+    served.wait(120)
+    # The supervisor may end the server before its 503 is written.
+    with suppress(OSError, http.client.HTTPException):
+        assert served.chat(image(3584, 3584))[0] == 503
+    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory while it served", 60)
+    died = served.record["attempts"][0]["ended"]
+    assert (died["kind"], died["phase"]) == ("out_of_memory", "vision")
+    assert "qwen2_vl.py" in died["where"]
+    assert died["asked"] > died["left"] >= 0
+
+
+@pytest.mark.slow
+def test_memory_that_somebody_takes_is_planned_around(
+    children: list[Child], tmp_path: Path
+) -> None:
+    served = serve(children, tmp_path, *QWEN, "--pretend-taken", "1500MiB")
+    served.wait(180)
+    # Torch asks piece by piece, so that one refusal does not say all that is missing.
+    first, *later = served.record["attempts"]
+    assert first["ended"]["kind"] == "out_of_memory"
+    assert 1 <= len(later) <= 2
+    ratios = [one["settings"]["cache_max_entry_count"] for one in (first, *later)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert later[-1]["changes"]["margin"] > 256 << 20
+
+
+@pytest.mark.slow
+def test_a_killed_engine_is_started_again(children: list[Child], tmp_path: Path) -> None:
+    served = serve(children, tmp_path, *QWEN)
+    served.wait(120)
+    os.kill(pids(served.child)[0], signal.SIGKILL)
+    served.child.wait_for_more("phase: ready", 2, 120)
+    assert served.chat(image(448, 448))[0] == 200
+
+
+@pytest.mark.slow
+def test_a_card_without_room_ends_with_what_was_missing(
+    children: list[Child], tmp_path: Path
+) -> None:
+    words = ("--cache-max-entry-count", "0.9", "--tp", "1", "--max-prefill-token-num", "8192")
+    served = serve(children, tmp_path, *QWEN, *words, "--pretend-taken", "7GiB")
+    assert served.child.finish(180) in (3, 6)
+    assert "GPU memory" in served.child.stderr
