@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,30 @@ def test_a_signal_in_each_phase(script: str, line: str, session, tmp_path: Path)
     assert list((tmp_path / "leases").glob("*.json")) == []
 
 
+def watchers(engine: int) -> list[int]:
+    """The processes that `guard.py` left beside an engine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes()
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if b"guard.py" in words and int(parent) == engine:
+                found.append(int(folder.name))
+    return found
+
+
+def test_kill_9_takes_what_the_engine_had_started_with_it(session, tmp_path: Path) -> None:
+    child = session("family")
+    child.wait_for("OPEN")
+    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
+    log = (folder / "engine-0.log").read_text()
+    grandchild = int(log.partition("CHILD ")[2].split()[0])
+    child.process.send_signal(signal.SIGKILL)
+    child.finish()
+    assert all(gone(pid) for pid in pids(child))
+    assert gone(grandchild)
+
+
 def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(session, tmp_path: Path) -> None:
     child = session("family")
     child.wait_for("OPEN")
@@ -165,6 +190,8 @@ def test_kill_9_leaves_nothing_that_the_next_start_does_not_end(session, tmp_pat
     (lease,) = (tmp_path / "leases").glob("*.json")
     while not json.loads(lease.read_text())["engines"]:
         pass
+    for watcher in watchers(pids(child)[0]):
+        os.kill(watcher, signal.SIGKILL)
     child.process.send_signal(signal.SIGKILL)
     child.finish()
     assert all(gone(pid) for pid in pids(child))

@@ -29,7 +29,9 @@ __all__ = [
     "stalled", "where",
 ]  # fmt: skip
 
-Kind = Literal["out_of_memory", "host_memory", "hang", "killed", "crash", "stalled", "refused"]
+Kind = Literal[
+    "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused"
+]
 
 #: What the memory was for when there was none left.
 MemoryPhase = Literal["start", "weights", "cache", "warm-up", "vision", "text", "host"]
@@ -76,7 +78,7 @@ class Ending:
     @property
     def passing(self) -> bool:
         """Whether starting the same again may well work."""
-        return self.kind in ("killed", "crash", "stalled")
+        return self.kind in ("killed", "raced", "crash", "stalled")
 
     @property
     def of_memory(self) -> bool:

@@ -14,7 +14,7 @@ from turbofit.launch import kernel
 from turbofit.launch.asking import Client
 from turbofit.launch.endings import Ending, ending, fallback, hang, silence, stalled
 from turbofit.launch.launches import HOST
-from turbofit.launch.loop import loop_ended, no_cache, torch_ran_out
+from turbofit.launch.loop import loop_ended, no_cache, raced, torch_ran_out
 from turbofit.launch.phases import Watch
 from turbofit.launch.probe import Probe
 from turbofit.launch.process import EngineProcess
@@ -244,6 +244,8 @@ class Engine:
                 )
             if self.watch.no_cache:
                 return no_cache(self.watch, self._plan, self.log)
+            if self.watch.raced:
+                return raced(self.log)
         return ending(
             code, self.watch, self._plan, self.log,
             death=self.death() if fault else None, host_kills=kills, notes=notes,

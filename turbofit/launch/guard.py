@@ -1,17 +1,21 @@
-"""Runs a command that the kernel kills when turbofit dies, however it dies.
+"""Runs a command that the kernel kills when turbofit dies, however it dies, and all that it began.
 
-``python guard.py PARENT COMMAND…``: sets the parent-death signal and becomes the command. It is a
-file of its own, without imports of turbofit, since code between fork and exec of a process with
-threads could lock up. The signal is bound to the thread that started us, which must be turbofit's
-main thread.
+``python guard.py PARENT COMMAND…``: sets the parent-death signal and becomes the command. A watcher
+in the same process group hears of the command's end in the same way and kills what is left of the
+group: LMDeploy's PyTorch engine is a child of its server and would keep its GPU. It is a file of
+its own, without imports of turbofit, since code between fork and exec of a process with threads
+could lock up. The signal is bound to the thread that started us, which must be turbofit's main
+thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
 
@@ -20,13 +24,32 @@ def main() -> None:
     """Become the command, unless the parent is gone already."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit(1)
+        # A watcher in somebody else's group would kill that.
+        if os.getpgrp() == os.getpid() and os.fork() == 0:
+            _watch(prctl, os.getppid())
     try:
         os.execvp(command[0], command)
     except OSError as exc:
         sys.exit(f"{command[0]}: {exc.strerror}")
+
+
+def _watch(prctl: Callable[[int, int], int], engine: int) -> None:
+    """Wait for the command's end, then kill the group, ourselves with it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # The log ends when nobody holds the pipe any more.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(nothing, fd)
+    while os.getppid() == engine:
+        signal.sigwait({signal.SIGTERM})
+    with contextlib.suppress(OSError):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 if __name__ == "__main__":

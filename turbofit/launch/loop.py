@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from turbofit.launch.phases import Watch
     from turbofit.observe.turbomind_log import TorchOutOfMemory
 
-__all__ = ["loop_ended", "no_cache", "torch_ran_out"]
+__all__ = ["loop_ended", "no_cache", "raced", "torch_ran_out"]
 
 #: Characters of somebody else's message.
 _SHOWN: Final = 300
@@ -80,6 +80,19 @@ def no_cache(watch: Watch, plan: Plan, log: Path) -> Ending:
         hint=advice(watch, plan, log),
     )
     return Ending("out_of_memory", error, phase="cache")
+
+
+def raced(log: Path) -> Ending:
+    """LMDeploy's two processes lost each other while they met: the same start mostly works.
+
+    The server closes the lock under which the engine has told its port, sometimes before the
+    engine has let go of it. Source: LMDeploy 0.18 mp_engine/zmq_engine.py, ``_start_mp_proc``.
+    """
+    error = LaunchError(
+        "LMDeploy's server and its engine lost each other while they started (EOFError)",
+        hint=f"its log is {log}",
+    )
+    return Ending("raced", error)
 
 
 def _phase(watch: Watch) -> MemoryPhase:

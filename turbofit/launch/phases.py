@@ -9,6 +9,7 @@ from turbofit.observe.pytorch_log import Event as PytorchEvent
 from turbofit.observe.pytorch_log import (
     LoadingWeights,
     LoopFailed,
+    LostLock,
     NoCache,
     VisionFrame,
     WarmingUp,
@@ -66,6 +67,7 @@ class Watch:
         self.fallback: EngineFallback | None = None
         self.frames: list[str] = []
         self.no_cache = ""
+        self.raced = False
         self.in_vision = False
         self._parse = parse_pytorch_line if plan.engine.name == "pytorch" else parse_line
         self._waits = 0
@@ -123,12 +125,14 @@ class Watch:
         return isinstance(
             event,
             CudaError | CheckFailed | NcclError | TorchOutOfMemory | Frame | PythonError
-            | NoCache | VisionFrame,
+            | NoCache | VisionFrame | LostLock,
         )  # fmt: skip
 
     def _evidence(self, event: PytorchEvent) -> list[str]:
         """Keep the first fault, the frames after it and the last Python error."""
-        if isinstance(event, VisionFrame):
+        if isinstance(event, LostLock):
+            self.raced = self.phase == "starting"
+        elif isinstance(event, VisionFrame):
             self.in_vision = self.in_vision or self.fault is None
         elif isinstance(event, NoCache):
             self.no_cache = event.what

@@ -177,7 +177,7 @@ class Server:
             EndedError: it would not help.
         """
         engine.end()
-        if not ended.passing or not (engine.was_ready or ended.kind == "killed"):
+        if not ended.passing or not (engine.was_ready or ended.kind in ("killed", "raced")):
             raise EndedError(ended)
         self._on_end(engine, ended)
         pause = engine.wait(now)

@@ -14,8 +14,10 @@ from turbofit.core.struct import Struct
 from turbofit.observe.turbomind_log import Event as AnyEngineEvent
 from turbofit.observe.turbomind_log import parse_line
 
-__all__ = ["Event", "LoadingWeights", "LoopFailed", "NoCache", "VisionFrame", "WarmingUp",
-           "parse_pytorch_line"]  # fmt: skip
+__all__ = [
+    "Event", "LoadingWeights", "LoopFailed", "LostLock", "NoCache", "VisionFrame", "WarmingUp",
+    "parse_pytorch_line",
+]  # fmt: skip
 
 _NO_CACHE: Final = re.compile(r".*No enough gpu memory for (kv cache|runtime)\.")
 #: A line of a traceback inside a vision tower, as the models' own code reads.
@@ -43,11 +45,15 @@ class LoopFailed(Struct, tag="loop_failed"):
     """The engine's loop ended; what ended it follows."""
 
 
+class LostLock(Struct, tag="lost_lock"):
+    """The engine's process lost the lock that it shares with the server while both start."""
+
+
 class VisionFrame(Struct, tag="vision_frame"):
     """A traceback passes through the vision tower."""
 
 
-Event = AnyEngineEvent | LoadingWeights | WarmingUp | NoCache | LoopFailed | VisionFrame
+Event = AnyEngineEvent | LoadingWeights | WarmingUp | NoCache | LoopFailed | LostLock | VisionFrame
 
 
 def parse_pytorch_line(line: str) -> Event | None:
@@ -60,6 +66,8 @@ def parse_pytorch_line(line: str) -> Event | None:
         return LoopFailed()
     if match := _NO_CACHE.match(line):
         return NoCache(what=match[1])
+    if line.strip() == "EOFError":
+        return LostLock()
     if _VISION.match(line):
         return VisionFrame()
     return parse_line(line)
