@@ -13,6 +13,7 @@ from tests.model.conftest import write_safetensors
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Quantization, TileRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.model.families.support import engine_problem
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
@@ -141,7 +142,7 @@ def test_awq_as_stored(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": "gemv"}, {"bits": 8}, {"group_size": 64}, {"quant_method": "bitsandbytes"},
+        {"version": "gemv"}, {"bits": 8}, {"group_size": 48}, {"quant_method": "bitsandbytes"},
         {"quant_method": "gptq", "desc_act": True}, {"quant_method": "gptq", "sym": False},
         {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": [64, 64]},
         {"quant_method": "smooth_quant"}, {"quant_method": "compressed-tensors"},
@@ -270,7 +271,7 @@ def test_internvl_is_read_whole(tmp_path):
         {"force_image_size": 224},
         {"downsample_ratio": 0.3},
         {"llm_config__architectures": []},
-        {"llm_config__architectures": ["Phi3ForCausalLM"]},
+        {"llm_config__architectures": ["MiniCPM3ForCausalLM"]},
         {"llm_config__architectures": ["GptOssForCausalLM"]},
         {"llm_config": None},
         {"vision_config": None},
@@ -326,7 +327,7 @@ def test_qwen_pixel_bounds(files, bounds):
 @pytest.mark.parametrize(
     "change",
     [
-        {"vision_config": {"num_heads": 4, "embed_dim": 64, "hidden_size": 64}},
+        {"vision_config": {"num_heads": 3, "embed_dim": 64, "hidden_size": 64}},
         {"vision_config": {"hidden_size": 65}},
         {"vision_config": []},
         {"num_key_value_heads": 3},
@@ -338,8 +339,8 @@ def test_qwen_pixel_bounds(files, bounds):
         {"architectures": [{}]},
         {"architectures": []},
         {"architectures": None},
-        {"architectures": ["Qwen3VLForConditionalGeneration"]},
-        {"architectures": ["MllamaForConditionalGeneration"]},
+        {"architectures": ["Qwen3NextForCausalLM"]},
+        {"architectures": ["LlavaLlamaForCausalLM"]},
         {"architectures": ["Nonsense" * 99]},
     ],
 )
@@ -359,11 +360,17 @@ def test_dense_layers_among_experts():
     moe = {
         "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "mlp_only_layers": [0, 9]
     }  # fmt: skip
-    assert read(config=moe).text.moe.layers == 3
-    with pytest.raises(UsageError, match="sparse"):
-        read(config=moe | {"decoder_sparse_step": 2})
-    with pytest.raises(UsageError, match="sparse"):
-        read(config=moe | {"architectures": ["Qwen2MoeForCausalLM"]})
+    model = read(config=moe)
+    assert model.text.moe.layers == 3
+    assert engine_problem(model, "turbomind") is None
+    for change in (
+        {"decoder_sparse_step": 2, "mlp_only_layers": []},
+        {"architectures": ["Qwen2MoeForCausalLM"]},
+    ):
+        model = read(config=moe | change)
+        assert "sparse" in engine_problem(model, "turbomind")
+        assert engine_problem(model, "pytorch") is None
+    assert read(config=moe | {"decoder_sparse_step": 3, "mlp_only_layers": []}).text.moe.layers == 1
     with pytest.raises(UsageError):
         read(config=moe | {"mlp_only_layers": [0, 1, 2, 3]})
 

@@ -111,7 +111,14 @@ def count(transformers, name: str, config) -> int:
     return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
 
 
-FAMILIES = ["Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral"]
+FAMILIES = [
+    "Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral", "Mistral", "Phi3", "Gemma",
+    "Gemma2", "Gemma3", "Glm4",
+]  # fmt: skip
+
+
+def config_class(transformers, family):
+    return getattr(transformers, "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,7 +126,7 @@ FAMILIES = ["Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral"]
 def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     rng = random.Random(f"{family}{seed}")
     values = text_config(rng) | {"tie_word_embeddings": rng.random() < 0.5}
-    if family in {"Llama", "Qwen3", "Qwen3Moe"}:
+    if family in {"Llama", "Qwen3", "Qwen3Moe", "Gemma", "Gemma2", "Gemma3", "Glm4"}:
         values |= {"head_dim": rng.choice([8, 12]), "attention_bias": rng.random() < 0.5}
     if family == "Llama":
         values["mlp_bias"] = rng.random() < 0.5
@@ -131,7 +138,7 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
         values["qkv_bias"] = rng.random() < 0.5
     if family == "Qwen3Moe" and values["num_hidden_layers"] > 1:
         values["mlp_only_layers"] = [0]
-    config = getattr(transformers, f"{family}Config")(**values)
+    config = config_class(transformers, family)(**values, pad_token_id=0)
     config.architectures = [f"{family}ForCausalLM"]
     assert read(config)[2] == count(transformers, f"{family}ForCausalLM", config)
 
@@ -185,7 +192,7 @@ def test_internvl_hf_equals_transformers_on_meta(transformers, seed):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(transformers, family):
     """A config that leaves everything out means the same to both."""
-    defaults = getattr(transformers, f"{family}Config")()
+    defaults = config_class(transformers, family)()
     text = read(f'{{"architectures": ["{family}ForCausalLM"]}}')[0]
     assert text.vocab == defaults.vocab_size
     assert text.hidden == defaults.hidden_size

@@ -11,10 +11,10 @@ from base64 import b64encode
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.model import AnyresRule, CrossRule, PatchRule, TileRule
 from turbofit.launch.image import flat_png, knobs, worst_size
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import unit_tokens, units
+from turbofit.model.images import image_tokens, unit_tokens
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -75,13 +75,13 @@ def worst_image_tokens(plan: Plan) -> int:
     size, rule, limits = worst_size(plan), plan.model.image_rule, plan.limits
     if size is None or rule is None:
         return 0
-    each = units(
+    each = image_tokens(
         rule,
         *size,
         max_dynamic_patch=limits.max_dynamic_patch,
         max_pixels=limits.max_pixels_per_image,
     )
-    return unit_tokens(rule, each) * limits.images_per_request
+    return each * limits.images_per_request
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
@@ -137,6 +137,9 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     if rule is None or most <= plan.limits.units_per_request:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
+    fixed = isinstance(rule, PatchRule) and not rule.client_knobs
+    if fixed or isinstance(rule, AnyresRule | CrossRule):
+        return _chat(model, _largest_that_meet(plan, room))
     if isinstance(rule, TileRule):
         if not rule.client_knobs:
             return _chat(model, _tiles_that_meet(plan, rule, text))
@@ -149,6 +152,14 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     size = (side * (windows // rows), side * rows)
     pixels = {"min_pixels": rule.min_pixels, "max_pixels": size[0] * size[1]}
     return _chat(model, [_image(size, pixels)])
+
+
+def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
+    """Images of the planned size side by side, as many as meet and as the sequence has room for."""
+    size, limits = worst_size(plan), plan.limits
+    tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
+    count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
+    return [_image(size, {})] * max(1, count) if size else []
 
 
 def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from turbofit.core.model import DTYPE_BYTES, Quantization, TextDims, VisionDims
 from turbofit.core.struct import Struct
+from turbofit.model.towers import vision_parameters
 
 __all__ = [
     "Linear",
@@ -88,7 +89,7 @@ def text_parameters(text: TextDims) -> int:
     """Parameters of the language model, embeddings and head included (once where tied)."""
     linears = sum(linear.weights + linear.biases for linear in text_linears(text))
     embeddings = text.vocab * text.hidden * (1 if text.tie_word_embeddings else 2)
-    norms = (2 * text.layers + 1) * text.hidden
+    norms = (text.layer_norms * text.layers + 1) * text.hidden
     if text.qk_norm:
         norms += 2 * text.layers * text.head_dim
     return linears + embeddings + norms + _routers(text)
@@ -100,30 +101,6 @@ def _routers(text: TextDims) -> int:
         return 0
     rows = text.moe.experts + (1 if text.moe.shared_intermediate else 0)
     return text.moe.layers * rows * text.hidden
-
-
-def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
-    """Parameters of the vision tower and the projector into ``text_hidden`` channels."""
-    hidden, inter = vision.hidden, vision.intermediate
-    norm = hidden * (2 if vision.norm == "layer_norm" else 1)
-    attention = 4 * hidden * hidden + hidden + (3 * hidden if vision.qkv_bias else 0)
-    attention += 2 * hidden if vision.qk_norm else 0
-    up = 2 if vision.gated_mlp else 1
-    mlp = (up + 1) * hidden * inter + up * inter + hidden
-    block = 2 * norm + attention + mlp
-    patch = hidden * vision.channels * vision.temporal_patch * vision.patch_size**2
-    merged = hidden * vision.merge**2
-    if vision.kind == "internvit":
-        positions = ((vision.image_size or 0) // vision.patch_size) ** 2 + 1
-        embeddings = patch + hidden + hidden + positions * hidden
-        projector = 2 * merged + _dense(merged, text_hidden) + _dense(text_hidden, text_hidden)
-        return embeddings + vision.layers * (block + 2 * hidden) + projector
-    projector = norm + _dense(merged, merged) + _dense(merged, text_hidden)
-    return patch + vision.layers * block + projector
-
-
-def _dense(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:
