@@ -14,6 +14,7 @@ from turbofit.core.struct import Struct
 from turbofit.model.towers import vision_parameters
 
 __all__ = [
+    "CROSS_EMBEDDINGS",
     "Linear",
     "parameters",
     "stored_bytes",
@@ -21,6 +22,9 @@ __all__ = [
     "text_parameters",
     "vision_parameters",
 ]
+
+#: Rows of Llama 3.2 Vision's embeddings beyond its vocabulary; one of them is the image's token.
+CROSS_EMBEDDINGS: Final = 8
 
 #: Bytes of one group's scale and zero point per output, as stored, by method.
 _GROUP_BYTES: Final[dict[str, float]] = {
@@ -61,6 +65,15 @@ def text_linears(text: TextDims) -> tuple[Linear, ...]:
         ("v", hidden, key, layers, text.qkv_bias),
         ("o", query, hidden, layers, text.output_bias),
     ]
+    if text.vision_experts:
+        bias = text.vision_expert_bias
+        shapes += [
+            ("vision.q", hidden, query, layers, bias),
+            ("vision.k", hidden, key, layers, bias),
+            ("vision.v", hidden, key, layers, bias),
+            ("vision.o", query, hidden, layers, False),
+            *_mlp("vision.mlp", hidden, text.intermediate, layers),
+        ]
     moe = text.moe
     dense = layers - (moe.layers if moe else 0)
     shapes += _mlp("mlp", hidden, text.intermediate, dense, bias=text.mlp_bias)
@@ -92,7 +105,17 @@ def text_parameters(text: TextDims) -> int:
     norms = (text.layer_norms * text.layers + 1) * text.hidden
     if text.qk_norm:
         norms += 2 * text.layers * text.head_dim
-    return linears + embeddings + norms + _routers(text)
+    return linears + embeddings + norms + _routers(text) + _cross(text)
+
+
+def _cross(text: TextDims) -> int:
+    """What Llama 3.2 Vision has besides.
+
+    Two norms of a head and two gates a cross-attention layer; embeddings without outputs.
+    """
+    if not text.cross_layers:
+        return 0
+    return len(text.cross_layers) * (2 * text.head_dim + 2) + CROSS_EMBEDDINGS * text.hidden
 
 
 def _routers(text: TextDims) -> int:

@@ -81,10 +81,37 @@ def _siglip(vision: VisionDims, text_hidden: int) -> int:
     return embeddings + layers + _llava_projector(vision, text_hidden)
 
 
+def _eva_clip(vision: VisionDims, text_hidden: int) -> int:
+    """A convolution joins windows where there are any, then a gated MLP, then two tokens around.
+
+    GLM-4V's convolution goes to the language model's channels, CogVLM2's stays in the tower's.
+    """
+    hidden = vision.hidden
+    embeddings = _patch(vision) + hidden + hidden + (_tokens(vision) + 1) * hidden
+    inner = text_hidden if vision.kind == "eva_clip_glm" else hidden
+    window = _dense(hidden * vision.merge**2, inner) if vision.merge > 1 else 0
+    gated = inner * text_hidden + 2 * text_hidden + 3 * text_hidden * vision.projector
+    return embeddings + vision.layers * _block(vision) + window + gated + 2 * text_hidden
+
+
+def _mllama(vision: VisionDims, text_hidden: int) -> int:
+    """Two stacks of layers; embeddings by tile and shape, each with a gate."""
+    hidden, positions = vision.hidden, _tokens(vision) + 1
+    shapes = (vision.shapes + 1) * vision.max_tiles * hidden
+    embeddings = _patch(vision) + hidden + positions * hidden + shapes * positions + 1
+    embeddings += 2 * (shapes + 1)
+    block = _block(vision) - hidden
+    layers = vision.layers * block + vision.extra_layers * (block + 2) + 2 * _norm(vision)
+    return embeddings + layers + _dense(hidden * vision.outputs, text_hidden)
+
+
 _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "internvit": _internvit,
     "qwen2vit": _qwen_vit,
     "qwen2_5vit": _qwen_vit,
     "clip": _clip,
     "siglip": _siglip,
+    "eva_clip": _eva_clip,
+    "eva_clip_glm": _eva_clip,
+    "mllama": _mllama,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.model.config import Section
-from turbofit.model.families import internvl, llava, qwen_vl
+from turbofit.model.families import cogvlm, glm, internvl, llava, mllama, qwen_vl
 from turbofit.model.families.dims import Dims, Parts, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -14,11 +14,15 @@ __all__ = ["VISION_READERS", "read_dims"]
 
 #: By ``architectures[0]`` of config.json.
 VISION_READERS: Final[dict[str, Reader]] = {
+    "ChatGLMForConditionalGeneration": glm.read_chatglm,
+    "ChatGLMModel": glm.read_chatglm,
+    "CogVLMForCausalLM": cogvlm.read,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
     "LlavaForConditionalGeneration": llava.read,
     "LlavaNextForConditionalGeneration": llava.read_next,
     "LlavaOnevisionForConditionalGeneration": llava.read_onevision,
+    "MllamaForConditionalGeneration": mllama.read,
     "Qwen2VLForConditionalGeneration": qwen_vl.read,
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
 }

@@ -23,9 +23,6 @@ TURBOMIND_NOT_YET: Final = {
 #: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
 _PYTORCH_NOT_YET: Final = frozenset(
     {
-        "CogVLMForCausalLM",
-        "ChatGLMModel",
-        "ChatGLMForConditionalGeneration",
         "Glm4vForConditionalGeneration",
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLMoeForConditionalGeneration",

@@ -71,17 +71,30 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
         "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "norms": 4,
     },
-    # The language model inside Qwen2-VL and Qwen2.5-VL; TurboMind runs it as its Qwen2.
+}  # fmt: skip
+#: Language models that exist only inside a vision model.
+_INNER: Final[dict[str, dict[str, Any]]] = {
+    # Of Qwen2-VL and Qwen2.5-VL; engines run it as their Qwen2.
     "Qwen2VLTextModel": {
         **_QWEN2, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     },
+    "CogVLMForCausalLM": _LLAMA,
+    "MllamaForCausalLM": {
+        **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
+        "num_key_value_heads": 8, "max_position_embeddings": 131072,
+    },
 }  # fmt: skip
 
 #: Language models that the account covers, by ``architectures[0]``.
-TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS) - {"Qwen2VLTextModel"}
+TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS)
 
-#: Of these, what TurboMind 0.18 runs.
+_UNBIASED: Final = {
+    "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
+    "MllamaForCausalLM",
+}  # fmt: skip
+
+#: Of ``TEXT_ARCHITECTURES``, what TurboMind 0.18 runs.
 TURBOMIND_TEXT: Final = frozenset(
     {
         "LlamaForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "Qwen2ForCausalLM",
@@ -108,7 +121,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     Raises:
         UsageError: a dimension is missing, absurd or contradicts another.
     """
-    defaults = _DEFAULTS[architecture]
+    defaults = _DEFAULTS.get(architecture) or _INNER[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
@@ -165,7 +178,7 @@ def _biases(config: Section, architecture: str) -> _Biases:
         return _Biases(config.boolean("qkv_bias", True))
     if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel"}:
         return _Biases(True)
-    if architecture in {"MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM"}:
+    if architecture in _UNBIASED:
         return _Biases()
     bias = config.boolean("attention_bias", False)
     mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)

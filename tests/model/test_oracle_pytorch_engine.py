@@ -1,0 +1,95 @@
+"""LMDeploy's own PyTorch model classes, built without memory, against the parameters read.
+
+For the families whose model is remote code this is the only class to count by: Transformers has
+none. Kernels need a GPU's libraries and are left out; they hold no weights.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from unittest.mock import MagicMock
+
+import pytest
+
+from tests.checkpoints import make_internvl2, make_llava, make_qwen2_vl, make_text
+from tests.checkpoints_eva import make_cogvlm, make_glm4v
+from tests.model.test_oracle_lmdeploy import picture, tokens_of
+from turbofit.model.families.support import engine_problem
+from turbofit.model.images import image_tokens, worst_units
+from turbofit.model.source import resolve_model
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
+]
+
+
+@pytest.fixture
+def engine_parameters(transformers, monkeypatch):
+    """Counts what the engine would build for a folder, buffers aside."""
+    import torch
+    from lmdeploy.hf_configs import config_from_pretrained
+    from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+    from lmdeploy.pytorch.configurations.builder import AutoModelConfigBuilder
+    from lmdeploy.pytorch.models.patch import build_model_from_hf_config
+
+    unbuilt = classmethod(lambda *_, **__: MagicMock())
+    monkeypatch.setattr(CudaOpsBackend, "build_op", unbuilt)
+    monkeypatch.setattr("lmdeploy.utils.is_bf16_supported", lambda *_: True)
+
+    def counted(folder) -> int:
+        config = config_from_pretrained(str(folder), trust_remote_code=False)
+        inner = getattr(config, "llm_config", None)
+        if isinstance(inner, dict):  # what InternVLChatModel's own config class makes of it
+            config.llm_config = transformers.AutoConfig.for_model(**inner)
+            config.vision_config = transformers.PretrainedConfig(**config.vision_config)
+        made = AutoModelConfigBuilder.build(config, str(folder), tp=1)
+        device = torch.device("meta")
+        model = build_model_from_hf_config(made.hf_config or config, torch.bfloat16, device)
+        return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
+
+    return counted
+
+
+def cogvlm2(folder):
+    return make_cogvlm(folder, second=True)
+
+
+def llava_next(folder):
+    return make_llava(folder, "llava_next")
+
+
+MAKERS = [
+    make_internvl2, make_qwen2_vl, make_text, make_llava, llava_next, make_cogvlm, cogvlm2,
+    make_glm4v,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
+    folder = make(tmp_path / "tiny")
+    model = resolve_model(str(folder))
+    assert engine_parameters(folder) == model.parameters
+    buffers = 32 if make is make_glm4v else 0  # bytes of inv_freq
+    assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
+
+
+@pytest.mark.parametrize(
+    ("make", "tokens"), [(make_cogvlm, 1227), (cogvlm2, 2306), (make_glm4v, 1602)]
+)
+def test_every_image_is_a_square(transformers, tmp_path, make, tokens):
+    folder = make(tmp_path / "tiny")
+    model = resolve_model(str(folder))
+    sizes = [(30, 900), (490, 490), (1, 1), (2000, 100)]
+    assert [image_tokens(model.image_rule, *size) for size in sizes] == [tokens] * 4
+    path = folder / "tokenizer_config.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer.pop("auto_map", None)  # the code of a tokenizer that is not here
+    path.write_text(json.dumps(tokenizer))
+    assert tokens_of(folder, [(picture(*size), {}) for size in sizes]) == [tokens] * 4
+    assert worst_units(model.image_rule) == 1
+    assert model.needs_remote_code
+    assert engine_problem(model, "pytorch") is None
+    assert engine_problem(model, "turbomind")
+    assert engine_problem(model, "transformers")
