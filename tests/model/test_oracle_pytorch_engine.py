@@ -75,6 +75,21 @@ def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
 
 
+def test_phi3_inside_an_internvl_runs_there_alone(engine_parameters, tmp_path):
+    folder = make_internvl2(tmp_path / "InternVL2-4B")
+    (folder / "model.safetensors").unlink()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["llm_config"] |= {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+    config["llm_config"] |= {"pad_token_id": 0}
+    path.write_text(json.dumps(config))
+    model = resolve_model(str(folder))
+    assert engine_parameters(folder) == model.parameters
+    assert "would not fall back" in engine_problem(model, "turbomind")
+    assert engine_problem(model, "pytorch") is None
+    assert "only the checkpoint's own code" in engine_problem(model, "transformers")
+
+
 @pytest.mark.parametrize(
     ("make", "tokens"), [(make_cogvlm, 1227), (cogvlm2, 2306), (make_glm4v, 1602)]
 )

@@ -177,7 +177,9 @@ class PatchRule(Struct, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
     A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``client_knobs``:
-    whether fields of an image in a request change the bounds.
+    whether fields of an image in a request change the bounds. ``frames``: an image counts as so
+    many in the bounds of the checkpoint's own file; those here are of one. ``enlarge``: an image
+    with a side below a window is enlarged before anything else.
     """
 
     patch_size: int
@@ -185,6 +187,8 @@ class PatchRule(Struct, tag="patch"):
     min_pixels: int
     max_pixels: int
     client_knobs: bool = True
+    frames: int = 1
+    enlarge: bool = False
 
 
 ImageRule = TileRule | AnyresRule | CrossRule | PatchRule

@@ -62,7 +62,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
     largest = limits.max_pixels_per_image
     if largest is None or largest == rule.max_pixels:
         return {}
-    least = min(rule.min_pixels, largest)
+    least = min(rule.min_pixels, largest) * rule.frames
+    largest *= rule.frames
     size = {"shortest_edge": least, "longest_edge": largest}
     # Transformers 5 lets the bare names win over size, older ones read only the bare names.
     return _processor_edits(folder, {"min_pixels": least, "max_pixels": largest, "size": size})

@@ -59,6 +59,26 @@ def _qwen_vit(vision: VisionDims, text_hidden: int) -> int:
     return _patch(vision) + vision.layers * _block(vision) + projector
 
 
+def _qwen3_vit(vision: VisionDims, text_hidden: int) -> int:
+    """Each merger has a norm of its own; those of the deepstack norm whole windows."""
+    hidden, merged = vision.hidden, vision.hidden * vision.merge**2
+    mlp = _dense(merged, merged) + _dense(merged, text_hidden)
+    mergers = 2 * hidden + mlp + vision.deepstack * (2 * merged + mlp)
+    embeddings = _patch(vision) + hidden + _tokens(vision) * hidden
+    return embeddings + vision.layers * _block(vision) + mergers
+
+
+def _glm4v(vision: VisionDims, text_hidden: int) -> int:
+    """Linear layers without biases; windows are joined by a convolution, then a gated MLP."""
+    hidden, inter = vision.hidden, vision.intermediate
+    attention = 4 * hidden * hidden + (3 * hidden if vision.qkv_bias else 0)
+    layers = vision.layers * (2 * hidden + attention + 3 * hidden * inter) + 2 * hidden
+    embeddings = _patch(vision) + hidden + _tokens(vision) * hidden
+    window = _dense(hidden * vision.merge**2, text_hidden)
+    gated = text_hidden * text_hidden + 2 * text_hidden + 3 * text_hidden * vision.projector
+    return embeddings + layers + window + gated
+
+
 def _llava_projector(vision: VisionDims, text_hidden: int) -> int:
     """Two linear layers, and the row that ends a line."""
     inputs = vision.hidden * vision.outputs
@@ -109,6 +129,8 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "internvit": _internvit,
     "qwen2vit": _qwen_vit,
     "qwen2_5vit": _qwen_vit,
+    "qwen3vit": _qwen3_vit,
+    "glm4v": _glm4v,
     "clip": _clip,
     "siglip": _siglip,
     "eva_clip": _eva_clip,

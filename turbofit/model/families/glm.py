@@ -1,13 +1,25 @@
-"""GLM-4 and GLM-4V in their authors' format (ChatGLM), whose keys are not Transformers'."""
+"""GLM-4V, GLM-4.1V and the GLM-4 of their authors' own format, whose keys are not Transformers'.
+
+GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds.
+"""
 
 from __future__ import annotations
 
-from turbofit.core.model import TextDims
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.model import PatchRule, TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
+from turbofit.model.families.text import read_text
 
-__all__ = ["read_chatglm"]
+__all__ = ["read_chatglm", "read_glm4v"]
+
+#: Transformers' bounds on the pixels of an image's frames.
+_SMALLEST_PIXELS: Final = 112 * 112
+_LARGEST_PIXELS: Final = 28 * 28 * 15000
 
 
 def read_chatglm(parts: Parts) -> Dims:
@@ -52,4 +64,62 @@ def _text(config: Section) -> TextDims:
         qkv_bias=bias or config.boolean("add_qkv_bias", False),
         output_bias=bias,
         mlp_bias=bias,
+    )
+
+
+def read_glm4v(parts: Parts) -> Dims:
+    """A Glm4vForConditionalGeneration (GLM-4.1V); absent keys take Transformers' defaults."""
+    parts.warn_without_processor()
+    config = parts.config
+    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    tied = config.boolean("tie_word_embeddings", False)
+    text = replace(read_text(section, "Glm4vTextModel"), tie_word_embeddings=tied)
+    vision = _vision(config, text.hidden)
+    return Dims(text, vision, _rule(parts.processor, vision))
+
+
+def _vision(config: Section, text_hidden: int) -> VisionDims:
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    hidden = vision.integer("hidden_size", 1536, high=1 << 16)
+    heads = vision.integer("num_heads", 12, high=1 << 12)
+    if hidden % heads:
+        raise vision.error("num_heads", f"{heads} does not divide {hidden} channels")
+    if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
+        raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
+    return VisionDims(
+        kind="glm4v",
+        layers=vision.integer("depth", 24, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=text_hidden,
+        patch_size=vision.integer("patch_size", 14, high=1 << 10),
+        image_size=vision.integer("image_size", 336, high=1 << 14),
+        channels=vision.integer("in_channels", 3, high=64),
+        temporal_patch=vision.integer("temporal_patch_size", 2, high=64),
+        merge=vision.integer("spatial_merge_size", 2, high=16),
+        norm="rms_norm",
+        qkv_bias=vision.boolean("attention_bias", False),
+        gated_mlp=True,
+        projector=vision.integer("intermediate_size", 13696, high=1 << 20),
+    )
+
+
+def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
+    """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
+    values = processor or Section({}, "preprocessor_config.json")
+    for key, own in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
+        if values.integer(key, own) != own:
+            raise values.error(key, f"is not the tower's {own}")
+    edges = values.section("size") or Section({}, f"{values.what}: size")
+    frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
+    least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)
+    most = edges.integer("longest_edge", _LARGEST_PIXELS, low=frames, high=1 << 32)
+    return PatchRule(
+        patch_size=vision.patch_size,
+        merge=vision.merge,
+        min_pixels=-(-least // frames),
+        max_pixels=most // frames,
+        client_knobs=False,
+        frames=frames,
+        enlarge=True,
     )

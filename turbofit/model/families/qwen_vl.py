@@ -39,13 +39,18 @@ def patches(rule: PatchRule, width: int, height: int, largest: int, smallest: in
 
     Raises:
         UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+
+    GLM-4.1V's rule differs by ``enlarge`` alone, once its bounds are those of one frame.
     """
+    window = rule.patch_size * rule.merge
+    if rule.enlarge and min(width, height) < window:
+        scale = max(window / height, window / width)
+        width, height = int(width * scale), int(height * scale)
     if max(width, height) / min(width, height) > LARGEST_RATIO:
         raise UsageError(
             f"an image of {width}x{height} is longer than {LARGEST_RATIO}:1",
             hint="the model's own preprocessor refuses such images: crop it",
         )
-    window = rule.patch_size * rule.merge
     rows, columns = round(height / window), round(width / window)
     pixels = rows * columns * window * window
     if pixels > largest:

@@ -23,9 +23,6 @@ TURBOMIND_NOT_YET: Final = {
 #: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
 _PYTORCH_NOT_YET: Final = frozenset(
     {
-        "Glm4vForConditionalGeneration",
-        "Qwen3VLForConditionalGeneration",
-        "Qwen3VLMoeForConditionalGeneration",
         "Gemma3ForConditionalGeneration",
         "Llama4ForConditionalGeneration",
         "Phi3VForCausalLM",

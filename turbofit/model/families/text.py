@@ -79,6 +79,17 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
         **_QWEN2, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     },
+    "Qwen3VLTextModel": {**_QWEN2, "head_dim": 128, "max_position_embeddings": 128000},
+    "Qwen3VLMoeTextModel": {
+        **_QWEN2, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "max_position_embeddings": 128000,
+    },
+    "Glm4vTextModel": {
+        **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
+        "num_key_value_heads": 2, "max_position_embeddings": 32768, "norms": 4,
+    },
     "CogVLMForCausalLM": _LLAMA,
     "MllamaForCausalLM": {
         **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
@@ -88,6 +99,14 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
 
 #: Language models that the account covers, by ``architectures[0]``.
 TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS)
+
+#: The plain language model that engines run an inner one as.
+_RUN_AS: Final = {
+    "Qwen2VLTextModel": "Qwen2ForCausalLM",
+    "Qwen3VLTextModel": "Qwen3ForCausalLM",
+    "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
+    "Glm4vTextModel": "Glm4ForCausalLM",
+}
 
 _UNBIASED: Final = {
     "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
@@ -133,7 +152,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
     biases = _biases(config, architecture)
     return TextDims(
-        architecture="Qwen2ForCausalLM" if architecture == "Qwen2VLTextModel" else architecture,
+        architecture=_RUN_AS.get(architecture, architecture),
         layers=layers,
         hidden=hidden,
         heads=heads,
@@ -176,7 +195,7 @@ def _biases(config: Section, architecture: str) -> _Biases:
         return _Biases(config.boolean("qkv_bias", False), bias, bias)
     if architecture == "Qwen2MoeForCausalLM":
         return _Biases(config.boolean("qkv_bias", True))
-    if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel"}:
+    if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel", "Glm4vTextModel"}:
         return _Biases(True)
     if architecture in _UNBIASED:
         return _Biases()
