@@ -93,9 +93,7 @@ def test_qwen3_vl_parameters(transformers, family, seed):
     assert "encoder" in engine_problem(model, "turbomind")
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_glm_parameters(transformers, seed):
-    rng = random.Random(seed)
+def glm_of(transformers, rng):
     text = text_config(rng) | {"pad_token_id": 0}
     heads = rng.choice([1, 2])
     vision = {
@@ -107,6 +105,12 @@ def test_glm_parameters(transformers, seed):
         text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
     )
     config.architectures = ["Glm4vForConditionalGeneration"]
+    return config
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_glm_parameters(transformers, seed):
+    config = glm_of(transformers, random.Random(seed))
     model = read(config)
     assert model.parameters == count(transformers, "Glm4vForConditionalGeneration", config)
     assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None

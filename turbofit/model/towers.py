@@ -94,11 +94,19 @@ def _clip(vision: VisionDims, text_hidden: int) -> int:
     return embeddings + layers + _llava_projector(vision, text_hidden)
 
 
-def _siglip(vision: VisionDims, text_hidden: int) -> int:
+def _siglip_tower(vision: VisionDims) -> int:
     hidden = vision.hidden
     embeddings = _patch(vision) + hidden + _tokens(vision) * hidden
-    layers = vision.layers * _block(vision) + _norm(vision)
-    return embeddings + layers + _llava_projector(vision, text_hidden)
+    return embeddings + vision.layers * _block(vision) + _norm(vision)
+
+
+def _siglip(vision: VisionDims, text_hidden: int) -> int:
+    return _siglip_tower(vision) + _llava_projector(vision, text_hidden)
+
+
+def _gemma3(vision: VisionDims, text_hidden: int) -> int:
+    """One matrix, and a norm without biases before it."""
+    return _siglip_tower(vision) + vision.hidden * text_hidden + vision.hidden
 
 
 def _eva_clip(vision: VisionDims, text_hidden: int) -> int:
@@ -133,6 +141,7 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "glm4v": _glm4v,
     "clip": _clip,
     "siglip": _siglip,
+    "gemma3": _gemma3,
     "eva_clip": _eva_clip,
     "eva_clip_glm": _eva_clip,
     "mllama": _mllama,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.model.config import Section
-from turbofit.model.families import cogvlm, glm, internvl, llava, mllama, qwen3_vl, qwen_vl
+from turbofit.model.families import cogvlm, gemma3, glm, internvl, llava, mllama, qwen3_vl, qwen_vl
 from turbofit.model.families.dims import Dims, Parts, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -17,6 +17,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "ChatGLMForConditionalGeneration": glm.read_chatglm,
     "ChatGLMModel": glm.read_chatglm,
     "CogVLMForCausalLM": cogvlm.read,
+    "Gemma3ForConditionalGeneration": gemma3.read,
     "Glm4vForConditionalGeneration": glm.read_glm4v,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,

@@ -23,7 +23,6 @@ TURBOMIND_NOT_YET: Final = {
 #: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
 _PYTORCH_NOT_YET: Final = frozenset(
     {
-        "Gemma3ForConditionalGeneration",
         "Llama4ForConditionalGeneration",
         "Phi3VForCausalLM",
         "Qwen3NextForCausalLM",
