@@ -51,10 +51,12 @@ def worst_tiles(rule: AnyresRule, limit: int) -> int:
 
 
 def widest(rule: AnyresRule, limit: int) -> Grid:
-    """Width and height of an image that has the most tiles, the squarest of these."""
-    grids = grids_within(rule, limit)
-    grid = max(grids, key=lambda size: (_count(rule, size), -abs(size[0] - size[1])))
-    return grid[1], grid[0]
+    """Width and height of an image that has the most tiles, and of these the most tokens."""
+
+    def rank(size: Grid) -> tuple[int, int]:
+        return tiles(rule, size[0], size[1], limit), tokens(rule, size[0], size[1], limit)
+
+    return max(((wide, high) for high, wide in grids_within(rule, limit)), key=rank)
 
 
 def tokens(rule: AnyresRule, width: int, height: int, limit: int) -> int:
