@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.checkpoints import make_llava
+from tests.checkpoints_llava import make_llava
 from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import limits_for, plan_for
 from turbofit.core.model import AnyresRule, CrossRule, PatchRule, TileRule

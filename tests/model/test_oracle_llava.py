@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.checkpoints import make_llava
+from tests.checkpoints_llava import make_llava
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_parameters import ConfigFiles, count, text_config
 from turbofit.core.model import AnyresRule

@@ -12,8 +12,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from tests.checkpoints import make_internvl2, make_llava, make_qwen2_vl, make_text
+from tests.checkpoints import make_internvl2, make_qwen2_vl, make_text
 from tests.checkpoints_eva import make_cogvlm, make_glm4v
+from tests.checkpoints_llava import make_llava
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import image_tokens, worst_units

@@ -78,6 +78,8 @@ def package_need(model: Model, engine: str) -> tuple[str, str] | None:
 def _turbomind(model: Model) -> str | None:
     text, vision, quantization = model.text, model.vision, model.quantization
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
+        if vision is None:
+            return f"TurboMind 0.18 does not run {model.architecture}"
         return f"TurboMind 0.18 has no encoder for {model.name}'s vision tower"
     if text.architecture not in TURBOMIND_TEXT:
         inside = " inside; LMDeploy would not fall back" if vision else ""

@@ -33,7 +33,6 @@ _PYTORCH_NOT_YET: Final = frozenset(
         "GlmMoeDsaForCausalLM",
         "PhiMoEForCausalLM",
         "MiniCPM3ForCausalLM",
-        "MiniCPMV",
         "DeepseekForCausalLM",
         "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM",
@@ -47,6 +46,13 @@ _PYTORCH_NOT_YET: Final = frozenset(
         "Qwen2ForRewardModel",
     }
 )
+
+#: What to know of some architectures beside that there is no account of them.
+_NOTES: Final = {
+    "MiniCPMV": "LMDeploy 0.18's PyTorch engine has a class for MiniCPM-V 2.6 alone: its front end"
+    " lets 2.5 through and then asks a model that it has not built; of 2.6 the processor is the"
+    " checkpoint's own code",
+}
 
 #: No engine of LMDeploy 0.18 runs these.
 _NOT_IN_LMDEPLOY: Final = frozenset(
@@ -79,6 +85,11 @@ def refusal(architecture: str) -> UsageError:
         return UsageError(
             f"turbofit does not account for {TURBOMIND_NOT_YET[name]} yet",
             hint="TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
+        )
+    if name in _NOTES:
+        return UsageError(
+            f"turbofit does not account for {name}: {_NOTES[name]}",
+            hint="start that by hand (--backend pytorch) with a low --cache-max-entry-count",
         )
     if name in _PYTORCH_NOT_YET:
         return UsageError(f"turbofit does not account for {name} yet", hint=_PYTORCH_HINT)
