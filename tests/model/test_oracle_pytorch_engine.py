@@ -7,15 +7,19 @@ none. Kernels need a GPU's libraries and are left out; they hold no weights.
 from __future__ import annotations
 
 import json
+import random
 from importlib.util import find_spec
 from unittest.mock import MagicMock
 
 import pytest
 
-from tests.checkpoints import make_internvl2, make_qwen2_vl, make_text
+from tests.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
 from tests.checkpoints_eva import make_cogvlm, make_glm4v
 from tests.checkpoints_llava import make_llava
+from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
+from tests.model.test_oracle_names import of_qwen3, written
+from tests.model.test_oracle_patches import glm_of
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import image_tokens, worst_units
 from turbofit.model.source import resolve_model
@@ -61,8 +65,11 @@ def llava_next(folder):
     return make_llava(folder, "llava_next")
 
 
+#: Keys that published configs spell out and the engine reads without a default.
+_PUBLISHED = {"bos_token_id": 0, "eos_token_id": 1, "norm_topk_prob": True}
+_SCALING = {"rope_type": "linear", "factor": 8.0}
 MAKERS = [
-    make_internvl2, make_qwen2_vl, make_text, make_llava, llava_next, make_cogvlm, cogvlm2,
+    make_internvl2, make_internvl_hf, make_qwen2_vl, make_text, make_llava, llava_next, make_cogvlm, cogvlm2,
     make_glm4v,
 ]  # fmt: skip
 
@@ -74,6 +81,19 @@ def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
     assert engine_parameters(folder) == model.parameters
     buffers = 32 if make is make_glm4v else 0  # bytes of inv_freq
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
+
+
+@pytest.mark.parametrize("make", [gemma_of, glm_of, of_qwen3])
+def test_families_of_transformers_are_built_whole(transformers, engine_parameters, tmp_path, make):
+    config = make(transformers, random.Random(4))
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    config.text_config.update(_PUBLISHED)
+    config.pad_token_id = 0
+    if make is gemma_of:
+        config.text_config.rope_parameters["full_attention"] |= _SCALING
+    written(transformers, config, tmp_path / "m")
+    model = resolve_model(str(tmp_path / "m"))
+    assert engine_parameters(tmp_path / "m") == model.parameters
 
 
 def test_phi3_inside_an_internvl_runs_there_alone(engine_parameters, tmp_path):
