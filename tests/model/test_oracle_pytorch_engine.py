@@ -69,8 +69,8 @@ def llava_next(folder):
 _PUBLISHED = {"bos_token_id": 0, "eos_token_id": 1, "norm_topk_prob": True}
 _SCALING = {"rope_type": "linear", "factor": 8.0}
 MAKERS = [
-    make_internvl2, make_internvl_hf, make_qwen2_vl, make_text, make_llava, llava_next, make_cogvlm, cogvlm2,
-    make_glm4v,
+    make_internvl2, make_internvl_hf, make_qwen2_vl, make_text, make_llava, llava_next,
+    make_cogvlm, cogvlm2, make_glm4v,
 ]  # fmt: skip
 
 
@@ -83,16 +83,35 @@ def test_parameters_are_the_engines(engine_parameters, tmp_path, make):
     assert (model.weight_bytes, model.warnings) == (2 * model.parameters + buffers, ())
 
 
-@pytest.mark.parametrize("make", [gemma_of, glm_of, of_qwen3])
+@pytest.mark.parametrize("make", [gemma_of, of_qwen3])
 def test_families_of_transformers_are_built_whole(transformers, engine_parameters, tmp_path, make):
     config = make(transformers, random.Random(4))
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     config.text_config.update(_PUBLISHED)
-    config.pad_token_id = 0
     if make is gemma_of:
         config.text_config.rope_parameters["full_attention"] |= _SCALING
     written(transformers, config, tmp_path / "m")
     model = resolve_model(str(tmp_path / "m"))
+    assert engine_parameters(tmp_path / "m") == model.parameters
+
+
+def test_glm_is_built_from_a_flat_config_alone(transformers, engine_parameters, tmp_path):
+    config = glm_of(transformers, random.Random(4))
+    config.vision_config.attention_bias = False  # as published; the engine adds one bias more
+    config.tie_word_embeddings = False
+    config.text_config.update(_PUBLISHED)
+    written(transformers, config, tmp_path / "m")
+    nested = resolve_model(str(tmp_path / "m"))
+    assert "text_config" in nested.warnings[0]
+    with pytest.raises(AttributeError, match="Glm4vConfig"):
+        engine_parameters(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    values = json.loads(path.read_text())
+    own = {key: value for key, value in values.pop("text_config").items() if key != "model_type"}
+    values |= {"pad_token_id": 0, "attention_bias": True}
+    path.write_text(json.dumps({**own, **values}))
+    model = resolve_model(str(tmp_path / "m"))
+    assert (model.text, model.warnings) == (nested.text, ())
     assert engine_parameters(tmp_path / "m") == model.parameters
 
 

@@ -68,12 +68,20 @@ def _text(config: Section) -> TextDims:
 
 
 def read_glm4v(parts: Parts) -> Dims:
-    """A Glm4vForConditionalGeneration (GLM-4.1V); absent keys take Transformers' defaults."""
+    """A Glm4vForConditionalGeneration (GLM-4.1V); absent keys take Transformers' defaults.
+
+    The language model's keys stand beside the others, or in a ``text_config`` of their own.
+    """
     parts.warn_without_processor()
     config = parts.config
-    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    section = config.section("text_config")
+    if section and "vocab_size" not in config:
+        parts.warnings.append(
+            "the language model's keys are in text_config: LMDeploy 0.18's PyTorch engine looks for"
+            " them beside it, and fails at its start"
+        )
     tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section, "Glm4vTextModel"), tie_word_embeddings=tied)
+    text = replace(read_text(section or config, "Glm4vTextModel"), tie_word_embeddings=tied)
     vision = _vision(config, text.hidden)
     return Dims(text, vision, _rule(parts.processor, vision))
 
