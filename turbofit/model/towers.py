@@ -1,7 +1,7 @@
 """Parameters of vision towers and their projectors, one closed formula a kind.
 
 Counts are of the checkpoint as stored. LMDeploy's PyTorch engine builds the same tensors, down to
-the layers after the feature layer, which it never runs.
+the layers after the feature layer, which it never runs; where it builds more, the kind says so.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ def _qwen3_vit(vision: VisionDims, text_hidden: int) -> int:
 
 
 def _glm4v(vision: VisionDims, text_hidden: int) -> int:
-    """Linear layers without biases; windows are joined by a convolution, then a gated MLP."""
+    """Linear layers without biases; windows are joined by a convolution, then a gated MLP.
+
+    LMDeploy 0.18 builds a bias behind each attention besides, ``hidden`` elements a layer (36,864
+    in GLM-4.1V-9B), which no checkpoint fills.
+    """
     hidden, inter = vision.hidden, vision.intermediate
     attention = 4 * hidden * hidden + (3 * hidden if vision.qkv_bias else 0)
     layers = vision.layers * (2 * hidden + attention + 3 * hidden * inter) + 2 * hidden
