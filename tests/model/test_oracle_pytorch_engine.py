@@ -20,6 +20,7 @@ from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import of_qwen3, written
 from tests.model.test_oracle_patches import glm_of
+from tests.model.test_parameters import config_class, text_config
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import image_tokens, worst_units
 from turbofit.model.source import resolve_model
@@ -149,3 +150,19 @@ def test_every_image_is_a_square(transformers, tmp_path, make, tokens):
     assert engine_problem(model, "pytorch") is None
     assert engine_problem(model, "turbomind")
     assert engine_problem(model, "transformers")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Phi3", "Gemma2", "Gemma3", "Glm4"])
+def test_text_models_are_built_whole(transformers, engine_parameters, tmp_path, family):
+    values = text_config(random.Random(family)) | {"tie_word_embeddings": False, "pad_token_id": 0}
+    if family in {"Gemma2", "Gemma3", "Glm4"}:
+        values["head_dim"] = 8
+    config = config_class(transformers, family)(**values, **_PUBLISHED)
+    config.architectures = [f"{family}ForCausalLM"]
+    if family == "Gemma3":
+        config.rope_parameters["full_attention"] |= _SCALING
+    written(transformers, config, tmp_path / "m")
+    model = resolve_model(str(tmp_path / "m"))
+    assert engine_parameters(tmp_path / "m") == model.parameters
+    assert (engine_problem(model, "turbomind") is None) is (family == "Llama")
+    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
