@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoints_llava import make_llava
 from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import limits_for, plan_for
-from turbofit.core.model import AnyresRule, CrossRule, PatchRule, TileRule
+from turbofit.core.model import AnyresRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
 from turbofit.gateway.limits import bounds_of, check_request, hold_image
@@ -35,8 +35,15 @@ FRAMES = PatchRule(
     patch_size=14, merge=2, min_pixels=6272, max_pixels=4816896, client_knobs=False, frames=2,
     enlarge=True,
 )  # fmt: skip
-RULES = [GRIDS, CROSS, SQUARE, FRAMES]
-LIMITS = {GRIDS: [4, 3, 2, 1], CROSS: [4], SQUARE: [1], FRAMES: [4816896, 784 * 400]}
+PAGES = HdRule(tile_size=336, tokens_per_tile=144, max_dynamic_patch=16)
+RULES = [GRIDS, CROSS, SQUARE, FRAMES, PAGES]
+LIMITS = {
+    GRIDS: [4, 3, 2, 1],
+    CROSS: [4],
+    SQUARE: [1],
+    FRAMES: [4816896, 784 * 400],
+    PAGES: [16, 4, 1],
+}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -100,6 +107,12 @@ def test_fewer_grids_are_written_for_model_and_processor(tmp_path):
     changed = edits(folder, found.image_rule, limits_for(found.image_rule, limit=1))
     assert changed["config.json"]["image_grid_pinpoints"] == [[336, 336]]
     assert changed["config.json"]["vision_config"]["image_size"] == 336
+
+
+def test_fewer_crops_are_written_for_the_processor(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"num_crops": 16}')
+    changed = edits(tmp_path, PAGES, limits_for(PAGES, limit=4))
+    assert changed == {"preprocessor_config.json": {"num_crops": 4}}
 
 
 def test_bounds_of_two_frames_are_written_as_two(tmp_path):

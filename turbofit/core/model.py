@@ -12,6 +12,7 @@ __all__ = [
     "DTYPE_BYTES",
     "AnyresRule",
     "CrossRule",
+    "HdRule",
     "ImageRule",
     "Model",
     "ModelSource",
@@ -173,6 +174,15 @@ class CrossRule(TileRule, tag="cross"):
     client_knobs: bool = False
 
 
+class HdRule(TileRule, tag="hd"):
+    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.
+
+    Tokens are those of the tiles that the image covers, and of the ends of its lines.
+    """
+
+    client_knobs: bool = False
+
+
 class PatchRule(Struct, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
@@ -191,7 +201,7 @@ class PatchRule(Struct, tag="patch"):
     enlarge: bool = False
 
 
-ImageRule = TileRule | AnyresRule | CrossRule | PatchRule
+ImageRule = TileRule | AnyresRule | CrossRule | HdRule | PatchRule
 
 
 def image_units(rule: ImageRule) -> Literal["tile", "patch"]:

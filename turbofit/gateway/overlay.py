@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.model import AnyresRule, PatchRule, TileRule
+from turbofit.core.model import AnyresRule, HdRule, PatchRule, TileRule
 from turbofit.model.families.anyres import grids_within
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
             grids = {"image_grid_pinpoints": [list(grid) for grid in grids_within(rule, most)]}
             config = {**_read(folder / _CONFIG), **grids}
             return {_CONFIG: config, **_processor_edits(folder, grids)}
+        if isinstance(rule, HdRule):
+            return _processor_edits(folder, {"num_crops": most})
         if rule.client_knobs:
             return {_CONFIG: {**_read(folder / _CONFIG), "max_dynamic_patch": most}}
         smallest = min(rule.min_dynamic_patch, most)

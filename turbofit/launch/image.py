@@ -7,7 +7,7 @@ import zlib
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from turbofit.core.model import AnyresRule, CrossRule, TileRule
+from turbofit.core.model import AnyresRule, CrossRule, HdRule, TileRule
 from turbofit.model.families.anyres import widest
 from turbofit.model.images import limits_down, units
 
@@ -76,6 +76,8 @@ def _sizes(rule: ImageRule, patch: int | None, pixels: int | None) -> list[tuple
     """
     if isinstance(rule, AnyresRule):
         return [widest(rule, limit) for limit in limits_down(rule) if limit <= (patch or limit)]
+    if isinstance(rule, HdRule):
+        return [(rule.tile_size, rule.tile_size * (patch or rule.max_dynamic_patch))]
     if isinstance(rule, CrossRule):
         return [(rule.tile_size, rule.tile_size)]
     if isinstance(rule, TileRule):

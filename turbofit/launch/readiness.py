@@ -11,7 +11,7 @@ from base64 import b64encode
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.core.model import AnyresRule, CrossRule, PatchRule, TileRule
+from turbofit.core.model import AnyresRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.launch.image import flat_png, knobs, worst_size
 from turbofit.memory.turbomind.pool import forward_tokens
 from turbofit.model.images import image_tokens, unit_tokens
@@ -138,7 +138,7 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
     fixed = isinstance(rule, PatchRule) and not rule.client_knobs
-    if fixed or isinstance(rule, AnyresRule | CrossRule):
+    if fixed or isinstance(rule, AnyresRule | CrossRule | HdRule):
         return _chat(model, _largest_that_meet(plan, room))
     if isinstance(rule, TileRule):
         if not rule.client_knobs:

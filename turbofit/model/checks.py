@@ -13,7 +13,9 @@ from turbofit.model.safetensors import Tensor
 
 __all__ = ["cross_check", "stored_dtype", "surplus"]
 
-_VISION: Final = re.compile(r"(^|\.)(vision|vision_model|vision_tower|visual)\.")
+_VISION: Final = re.compile(
+    r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
+)
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
 #: A second stack of layers beside the first, numbered from 0 again.
 _SECOND: Final = ".global_transformer."

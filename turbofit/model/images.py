@@ -8,8 +8,15 @@ Image tokens only: a chat template wraps each image in two text tokens more (``<
 from __future__ import annotations
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import AnyresRule, CrossRule, ImageRule, PatchRule, TileRule
-from turbofit.model.families import anyres, internvl, qwen_vl
+from turbofit.core.model import (
+    AnyresRule,
+    CrossRule,
+    HdRule,
+    ImageRule,
+    PatchRule,
+    TileRule,
+)
+from turbofit.model.families import anyres, internvl, phi3_v, qwen_vl
 
 __all__ = [
     "client_limit",
@@ -74,11 +81,14 @@ def worst_units(
 def unit_tokens(rule: ImageRule, units: int) -> int:
     """Tokens of the language model that an image of so many units takes.
 
-    Exact where tokens go by units alone; for grids (:class:`AnyresRule`) never under, since what
-    an image does not cover of its grid is cut off: :func:`image_tokens` is exact there.
+    Exact where tokens go by units alone. For grids (:class:`AnyresRule`) and pages
+    (:class:`HdRule`) never under: what an image does not cover gives none, and
+    :func:`image_tokens` is exact.
     """
     if isinstance(rule, AnyresRule):
         return anyres.most_tokens(rule, units)
+    if isinstance(rule, HdRule):
+        return phi3_v.most_tokens(rule, units)
     if isinstance(rule, CrossRule):
         return -(-units // rule.max_dynamic_patch)
     if isinstance(rule, TileRule):
@@ -113,18 +123,23 @@ def image_tokens(
     if isinstance(rule, AnyresRule):
         limit = _own(max_dynamic_patch, rule.max_dynamic_patch)
         return anyres.tokens(rule, width, height, limit)
+    if isinstance(rule, HdRule):
+        limit = _own(max_dynamic_patch, rule.max_dynamic_patch)
+        return phi3_v.tokens(rule, width, height, limit)
     return unit_tokens(rule, count)
 
 
 def units_within(rule: ImageRule, tokens: int) -> int:
     """The most units of any images whose tokens are at most so many in all.
 
-    Never under. For grids far over: an image that covers little of its grid has many tiles and few
+    Never under. For grids and pages far over: an image that covers little has many tiles and few
     tokens, never fewer than the whole image's tile.
     """
     if isinstance(rule, AnyresRule):
         most = anyres.worst_tiles(rule, rule.max_dynamic_patch)
         return tokens // anyres.least_tokens(rule) * most
+    if isinstance(rule, HdRule):
+        return tokens // rule.tokens_per_tile * (rule.max_dynamic_patch + 1)
     if isinstance(rule, CrossRule):
         return tokens * rule.max_dynamic_patch
     if isinstance(rule, TileRule):
@@ -166,7 +181,7 @@ def largest_limit(rule: ImageRule, units: int) -> int | None:
         ``max_dynamic_patch`` for tiles, ``max_pixels`` (whole windows) for patches; None where not
         even the smallest limit keeps within ``units``.
     """
-    if isinstance(rule, AnyresRule | CrossRule):
+    if isinstance(rule, AnyresRule | CrossRule | HdRule):
         fitting = (limit for limit in limits_down(rule) if _worst_tiles(rule, limit) <= units)
         return next(fitting, None)
     if isinstance(rule, TileRule):
@@ -213,14 +228,16 @@ def limits_down(rule: ImageRule, steps: int = 16) -> tuple[int, ...]:
 def _tiles(rule: TileRule, width: int, height: int, limit: int) -> int:
     if isinstance(rule, AnyresRule):
         return anyres.tiles(rule, width, height, limit)
-    if isinstance(rule, CrossRule):
-        return rule.max_dynamic_patch
+    if isinstance(rule, CrossRule | HdRule):
+        return _worst_tiles(rule, limit)
     return internvl.tiles(rule, width, height, limit)
 
 
 def _worst_tiles(rule: TileRule, limit: int) -> int:
     if isinstance(rule, AnyresRule):
         return anyres.worst_tiles(rule, limit)
+    if isinstance(rule, HdRule):
+        return limit + 1
     if isinstance(rule, CrossRule):
         return rule.max_dynamic_patch
     return internvl.worst_tiles(rule, limit)

@@ -90,12 +90,22 @@ def _llava_projector(vision: VisionDims, text_hidden: int) -> int:
     return _dense(inputs, text_hidden) + _dense(text_hidden, text_hidden) + newline
 
 
-def _clip(vision: VisionDims, text_hidden: int) -> int:
+def _clip_tower(vision: VisionDims) -> int:
     """A class token and a norm before the layers; the norm after them is for it alone."""
     hidden = vision.hidden
     embeddings = _patch(vision) + hidden + (_tokens(vision) + 1) * hidden
-    layers = vision.layers * _block(vision) + 2 * _norm(vision)
-    return embeddings + layers + _llava_projector(vision, text_hidden)
+    return embeddings + vision.layers * _block(vision) + 2 * _norm(vision)
+
+
+def _clip(vision: VisionDims, text_hidden: int) -> int:
+    return _clip_tower(vision) + _llava_projector(vision, text_hidden)
+
+
+def _phi3v(vision: VisionDims, text_hidden: int) -> int:
+    """Two separators of a window's channels, and two linear layers."""
+    merged = vision.hidden * vision.merge**2
+    projector = _dense(merged, text_hidden) + _dense(text_hidden, text_hidden)
+    return _clip_tower(vision) + 2 * merged + projector
 
 
 def _siglip_tower(vision: VisionDims) -> int:
@@ -144,6 +154,7 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "qwen3vit": _qwen3_vit,
     "glm4v": _glm4v,
     "clip": _clip,
+    "phi3v": _phi3v,
     "siglip": _siglip,
     "gemma3": _gemma3,
     "eva_clip": _eva_clip,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import AnyresRule, ImageRule, TileRule
+from turbofit.core.model import AnyresRule, HdRule, ImageRule, TileRule
 from turbofit.model.families.anyres import widest
 from turbofit.model.images import image_tokens, units, worst_units
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
@@ -39,6 +39,8 @@ def worst_size(
         )
     if isinstance(rule, AnyresRule):
         return widest(rule, limit)
+    if isinstance(rule, HdRule):
+        return rule.tile_size, rule.tile_size * limit
     if isinstance(rule, TileRule):
         wanted, edge = worst_units(rule, max_dynamic_patch=limit), rule.tile_size
         cells = max(1, limit if rule.dynamic else 1)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.model.config import Section
-from turbofit.model.families import cogvlm, gemma3, glm, internvl, llava, mllama, qwen3_vl, qwen_vl
+from turbofit.model.families import (
+    cogvlm,
+    gemma3,
+    glm,
+    internvl,
+    llava,
+    mllama,
+    phi3_v,
+    qwen3_vl,
+    qwen_vl,
+)
 from turbofit.model.families.dims import Dims, Parts, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -25,6 +35,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "LlavaNextForConditionalGeneration": llava.read_next,
     "LlavaOnevisionForConditionalGeneration": llava.read_onevision,
     "MllamaForConditionalGeneration": mllama.read,
+    "Phi3VForCausalLM": phi3_v.read,
     "Qwen2VLForConditionalGeneration": qwen_vl.read,
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
     "Qwen3VLForConditionalGeneration": qwen3_vl.read,

@@ -24,7 +24,6 @@ TURBOMIND_NOT_YET: Final = {
 _PYTORCH_NOT_YET: Final = frozenset(
     {
         "Llama4ForConditionalGeneration",
-        "Phi3VForCausalLM",
         "Qwen3NextForCausalLM",
         "Qwen3OmniMoeForConditionalGeneration",
         "InternS1ProForConditionalGeneration",
