@@ -33,6 +33,7 @@ _TOWERS: Final[dict[str, Literal["clip", "siglip"]]] = {
     "clip_vision_model": "clip",
     "siglip_vision_model": "siglip",
 }
+_OV_GRIDS: Final = tuple((384 * high, 384 * wide) for high in range(1, 7) for wide in range(1, 7))
 _NEXT_GRIDS: Final = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
@@ -65,9 +66,7 @@ def read_onevision(parts: Parts) -> Dims:
     config = parts.config
     text = nested_text(parts, "text_config", "qwen2")
     vision = _vision(config, "siglip_vision_model", newline=True)
-    side = vision.image_size or 0
-    every = tuple((side * rows, side * columns) for rows in range(1, 7) for columns in range(1, 7))
-    grids = read_grids(config, parts.processor, vision) or every
+    grids = read_grids(config, parts.processor, vision) or _OV_GRIDS
     aspect = config.string("vision_aspect_ratio", "anyres_max_9")
     most = aspect.removeprefix("anyres_max_")
     if not most.isdigit() or not 0 < int(most) < 1 << 10:
@@ -83,6 +82,8 @@ def _anyres(
     tokens, side = _tile_tokens(config, vision), vision.image_size or 1
     if tokens != (side // vision.patch_size) ** 2:
         raise config.error("vision_feature_select_strategy", "leaves a tile no square of tokens")
+    if any(height % side or width % side for height, width in grids):
+        raise config.error("image_grid_pinpoints", f"are missing, and not whole tiles of {side}")
     return AnyresRule(
         tile_size=side,
         tokens_per_tile=tokens,
