@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import ImageRule, PatchRule
+from turbofit.core.model import ImageRule
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import unit_tokens
+from turbofit.model.images import units_within
 
 __all__ = ["NO_IMAGES", "Exposure", "engine_bound"]
 
@@ -44,15 +44,8 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     tokens = forward_tokens(settings)
     inside = max(0, tokens - 2)
     edges = 2 * exposure.units_per_image
-    by_forward = _units_in(rule, inside) + edges
-    by_context = _units_in(rule, settings.session_len)
+    by_forward = units_within(rule, inside) + edges
+    by_context = units_within(rule, settings.session_len)
     by_batch = settings.max_batch_size * exposure.units_per_request
     bound = max(exposure.units_per_image, min(by_forward, by_context))
     return min(bound, by_batch)
-
-
-def _units_in(rule: ImageRule, tokens: int) -> int:
-    """Units whose tokens fit in so many tokens."""
-    if isinstance(rule, PatchRule):
-        return tokens * rule.merge**2
-    return tokens // max(1, unit_tokens(rule, 1))
