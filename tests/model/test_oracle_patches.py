@@ -94,7 +94,7 @@ def test_qwen3_vl_parameters(transformers, family, seed):
 
 
 def glm_of(transformers, rng):
-    text = text_config(rng) | {"pad_token_id": 0}
+    text = text_config(rng) | {"pad_token_id": 0, "tie_word_embeddings": rng.random() < 0.3}
     heads = rng.choice([1, 2])
     vision = {
         "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,

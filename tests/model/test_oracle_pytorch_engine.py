@@ -98,7 +98,7 @@ def test_families_of_transformers_are_built_whole(transformers, engine_parameter
 
 def test_glm_is_built_from_a_flat_config_alone(transformers, engine_parameters, tmp_path):
     config = glm_of(transformers, random.Random(4))
-    config.tie_word_embeddings = False
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     config.text_config.update(_PUBLISHED)
     written(transformers, config, tmp_path / "m")
     nested = resolve_model(str(tmp_path / "m"))

@@ -80,8 +80,10 @@ def read_glm4v(parts: Parts) -> Dims:
             "the language model's keys are in text_config: LMDeploy 0.18's PyTorch engine looks for"
             " them beside it, and fails at its start"
         )
-    tied = config.boolean("tie_word_embeddings", False)
-    text = replace(read_text(section or config, "Glm4vTextModel"), tie_word_embeddings=tied)
+    # Checkpoints of before Transformers 5 say it in the inner part alone.
+    text = read_text(section or config, "Glm4vTextModel")
+    if config.boolean("tie_word_embeddings", False):
+        text = replace(text, tie_word_embeddings=True)
     vision = _vision(config, text.hidden)
     return Dims(text, vision, _rule(parts.processor, vision))
 
