@@ -85,7 +85,6 @@ VisionKind = Literal[
     "glm4v",
     "mllama",
     "gemma3",
-    "llama4",
     "phi3v",
 ]
 

@@ -1,6 +1,7 @@
 """GLM-4V, GLM-4.1V and the GLM-4 of their authors' own format, whose keys are not Transformers'.
 
-GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds.
+GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds, and first
+enlarges one with a side below a window (Transformers 4 refuses that).
 """
 
 from __future__ import annotations
