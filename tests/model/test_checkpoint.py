@@ -13,6 +13,10 @@ from tests.model.conftest import write_safetensors
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.model import Quantization, TileRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.model.families.registry import VISION_READERS
+from turbofit.model.families.support import engine_problem
+from turbofit.model.families.text import TEXT_ARCHITECTURES
+from turbofit.model.images import image_tokens, unit_tokens, units, worst_units
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
@@ -141,7 +145,7 @@ def test_awq_as_stored(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": "gemv"}, {"bits": 8}, {"group_size": 64}, {"quant_method": "bitsandbytes"},
+        {"version": "gemv"}, {"bits": 8}, {"group_size": 48}, {"quant_method": "bitsandbytes"},
         {"quant_method": "gptq", "desc_act": True}, {"quant_method": "gptq", "sym": False},
         {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": [64, 64]},
         {"quant_method": "smooth_quant"}, {"quant_method": "compressed-tensors"},
@@ -270,7 +274,7 @@ def test_internvl_is_read_whole(tmp_path):
         {"force_image_size": 224},
         {"downsample_ratio": 0.3},
         {"llm_config__architectures": []},
-        {"llm_config__architectures": ["Phi3ForCausalLM"]},
+        {"llm_config__architectures": ["MiniCPM3ForCausalLM"]},
         {"llm_config__architectures": ["GptOssForCausalLM"]},
         {"llm_config": None},
         {"vision_config": None},
@@ -326,7 +330,7 @@ def test_qwen_pixel_bounds(files, bounds):
 @pytest.mark.parametrize(
     "change",
     [
-        {"vision_config": {"num_heads": 4, "embed_dim": 64, "hidden_size": 64}},
+        {"vision_config": {"num_heads": 3, "embed_dim": 64, "hidden_size": 64}},
         {"vision_config": {"hidden_size": 65}},
         {"vision_config": []},
         {"num_key_value_heads": 3},
@@ -338,8 +342,8 @@ def test_qwen_pixel_bounds(files, bounds):
         {"architectures": [{}]},
         {"architectures": []},
         {"architectures": None},
-        {"architectures": ["Qwen3VLForConditionalGeneration"]},
-        {"architectures": ["MllamaForConditionalGeneration"]},
+        {"architectures": ["Qwen3NextForCausalLM"]},
+        {"architectures": ["LlavaLlamaForCausalLM"]},
         {"architectures": ["Nonsense" * 99]},
     ],
 )
@@ -359,11 +363,17 @@ def test_dense_layers_among_experts():
     moe = {
         "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4, "mlp_only_layers": [0, 9]
     }  # fmt: skip
-    assert read(config=moe).text.moe.layers == 3
-    with pytest.raises(UsageError, match="sparse"):
-        read(config=moe | {"decoder_sparse_step": 2})
-    with pytest.raises(UsageError, match="sparse"):
-        read(config=moe | {"architectures": ["Qwen2MoeForCausalLM"]})
+    model = read(config=moe)
+    assert model.text.moe.layers == 3
+    assert engine_problem(model, "turbomind") is None
+    for change in (
+        {"decoder_sparse_step": 2, "mlp_only_layers": []},
+        {"architectures": ["Qwen2MoeForCausalLM"]},
+    ):
+        model = read(config=moe | change)
+        assert "sparse" in engine_problem(model, "turbomind")
+        assert engine_problem(model, "pytorch") is None
+    assert read(config=moe | {"decoder_sparse_step": 3, "mlp_only_layers": []}).text.moe.layers == 1
     with pytest.raises(UsageError):
         read(config=moe | {"mlp_only_layers": [0, 1, 2, 3]})
 
@@ -396,13 +406,17 @@ def test_a_pipe_is_not_a_config(tmp_path):
 
 KEYS = sorted({*LLAMA, *QWEN, "tie_word_embeddings", "head_dim", "quantization_config", "auto_map",
                "text_config", "llm_config", "ps_version", "downsample_ratio", "dtype",
-               "max_dynamic_patch", "num_experts", "mlp_only_layers"})  # fmt: skip
-ARCHITECTURES = [
-    "LlamaForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "MixtralForCausalLM",
-    "InternLM2ForCausalLM", "InternLM3ForCausalLM", "InternVLChatModel",
-    "InternVLForConditionalGeneration", "Qwen2VLForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-]  # fmt: skip
+               "max_dynamic_patch", "num_experts", "mlp_only_layers", "decoder_sparse_step",
+               "image_grid_pinpoints", "vision_feature_layer", "vision_feature_select_strategy",
+               "vision_aspect_ratio", "model_type", "num_multi_query_heads", "image_size",
+               "patch_size", "num_positions", "num_heads", "cross_attention_layers",
+               "max_num_tiles", "supported_aspect_ratios", "vision_output_dim",
+               "intermediate_layers_indices",
+               "deepstack_visual_indexes", "num_position_embeddings", "out_hidden_size", "size",
+               "temporal_patch_size", "mm_tokens_per_image", "img_processor", "embd_layer",
+               "num_crops", "multi_query_group_num", "kv_channels", "num_layers",
+               "max_image_tiles", "longest_edge", "shortest_edge"})  # fmt: skip
+ARCHITECTURES = sorted({*TEXT_ARCHITECTURES, *VISION_READERS})
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 300) | st.integers() | st.floats()
     | st.sampled_from(ARCHITECTURES) | st.text(max_size=6),
@@ -410,6 +424,29 @@ values = st.recursive(
     | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
     max_leaves=10,
 )  # fmt: skip
+
+
+EVA_CLIP = {
+    "hidden_size": 64, "num_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8,
+    "image_size": 56, "patch_size": 14, "num_positions": 17,
+}  # fmt: skip
+PHI_EMBEDDING = {
+    "embedding_cls": "image", "hd_transform_order": "sub_glb", "projection_cls": "mlp",
+    "use_hd_transform": True, "with_learnable_separator": True,
+}  # fmt: skip
+OUT = {"out_hidden_size": 256}
+#: What makes the base of the fuzzed config one that is read.
+VISION_PARTS = {
+    "ChatGLMForConditionalGeneration": EVA_CLIP, "ChatGLMModel": EVA_CLIP,
+    "CogVLMForCausalLM": EVA_CLIP, "Gemma3ForConditionalGeneration": {"patch_size": 14},
+    "LlavaNextForConditionalGeneration": {"image_size": 336, "patch_size": 14},
+    "LlavaOnevisionForConditionalGeneration": {"vision_use_head": False, "image_size": 384},
+    "Qwen2VLForConditionalGeneration": {**QWEN["vision_config"], "hidden_size": 256},
+    "Qwen2_5_VLForConditionalGeneration": {"out_hidden_size": 256, "hidden_size": 64},
+    "Glm4vForConditionalGeneration": OUT, "Qwen3VLForConditionalGeneration": OUT,
+    "Qwen3VLMoeForConditionalGeneration": OUT,
+    "InternVLChatModel": {"hidden_size": 64, "num_attention_heads": 1, "image_size": 448},
+}  # fmt: skip
 
 
 @settings(max_examples=600, deadline=None)
@@ -423,7 +460,11 @@ values = st.recursive(
 def test_fuzzed_configs_raise_nothing_else(architecture, change, part, processor, tokenizer):
     config = copy.deepcopy(QWEN) | {
         "architectures": [architecture], "ps_version": "v2",
-        "llm_config": LLAMA, "text_config": LLAMA,
+        "llm_config": LLAMA, "text_config": LLAMA | {"cross_attention_layers": [1]},
+        "embd_layer": PHI_EMBEDDING,
+        "img_processor": {"model_name": "openai/clip-vit-large-patch14-336"},
+        "vision_config": VISION_PARTS.get(architecture, {}), "kv_channels": 32,
+        "mm_tokens_per_image": 256 if architecture != "Gemma3ForConditionalGeneration" else 4,
     }  # fmt: skip
     if part and isinstance(config.get(part), dict):
         config[part] = config[part] | change
@@ -436,3 +477,10 @@ def test_fuzzed_configs_raise_nothing_else(architecture, change, part, processor
         return
     assert model.parameters > 0
     assert model.weight_bytes > 0
+    for engine in ("turbomind", "pytorch", "transformers"):
+        engine_problem(model, engine)
+    if model.image_rule is not None:
+        for size in ((1, 1), (640, 480), (100, 10_000)):
+            most = worst_units(model.image_rule)
+            assert 1 <= units(model.image_rule, *size) <= most
+            assert image_tokens(model.image_rule, *size) <= unit_tokens(model.image_rule, most)

@@ -11,8 +11,10 @@ import pytest
 
 from tests.checkpoints import make_internvl2, make_qwen2_vl
 from turbofit.core.errors import UsageError
-from turbofit.model.families.support import TURBOMIND_NOT_YET, inner_refusal, refusal
-from turbofit.model.families.text import TEXT_ARCHITECTURES
+from turbofit.model.families.engines import TURBOMIND_VISION
+from turbofit.model.families.registry import VISION_READERS
+from turbofit.model.families.support import TURBOMIND_NOT_YET, refusal
+from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.images import unit_tokens, units
 from turbofit.model.source import resolve_model
 
@@ -74,28 +76,24 @@ def test_qwen_image_tokens(transformers, tmp_path):
 def test_every_architecture_of_turbomind_is_read_or_refused_by_name():
     from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
 
-    ours = TEXT_ARCHITECTURES | {
-        "InternVLChatModel", "InternVLForConditionalGeneration",
-        "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration",
-    }  # fmt: skip
-    assert set(SUPPORTED_ARCHS) == ours | set(TURBOMIND_NOT_YET)
+    assert set(SUPPORTED_ARCHS) == TURBOMIND_TEXT | TURBOMIND_VISION | set(TURBOMIND_NOT_YET)
 
 
-def test_what_the_pytorch_engine_runs_is_said_to():
+def test_every_architecture_of_the_pytorch_engine_is_read_or_refused_by_name():
     from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
-    from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
 
-    said = {name for name in MODULE_MAP if "--backend pytorch" in refusal(name).hint}
-    unsaid = set(MODULE_MAP) - said - set(SUPPORTED_ARCHS)
+    ours = (TEXT_ARCHITECTURES | set(VISION_READERS)) - {"ChatGLMModel"}
+    absent = {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+    assert ours - set(MODULE_MAP) <= absent
+    unsaid = {
+        name for name in set(MODULE_MAP) - ours - set(TURBOMIND_NOT_YET)
+        if "--backend pytorch" not in refusal(name).hint
+    }  # fmt: skip
     # Names of drafts, duplicates and parts, which nobody serves by themselves.
     parts = ("Eagle", "Kimi_", "DeepseekVL", "InternS2", "Meta", "MTP", "Draft")
     assert not {name for name in unsaid if not any(part in name for part in parts)}
-    for name in REMOVED_MODEL_MAP:
+    for name in set(REMOVED_MODEL_MAP) - absent:
         assert "LMDeploy 0.18 does not run" in refusal(name).message
-
-
-def test_phi3_inside_an_internvl_names_the_engine():
-    assert "--backend pytorch" in inner_refusal("InternVLChatModel", "Phi3ForCausalLM").hint
 
 
 def test_internvl_chat_needs_its_config_class(transformers, tmp_path, monkeypatch):

@@ -43,6 +43,18 @@ KNOWN = {
     "llama-3.2-3b": 3_212_749_824,
     "llama-3.1-70b": 70_553_706_496,
     "llama-3.3-70b": 70_553_706_496,
+    "llava-1.5-7b": 7_063_427_072,
+    "llava-v1.6-mistral-7b": 7_566_747_648,
+    "cogvlm-17b": 17_639_685_376,
+    "llama-3.2-11b-vision": 10_670_220_835,
+    "phi-3.5-vision": 4_146_621_440,
+    "gemma-3-4b": 4_300_079_472,
+    "gemma-3-12b": 12_187_325_040,
+    "gemma-3-27b": 27_432_406_640,
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "qwen3-vl-30b-a3b": 31_070_754_032,
 }
 
 #: In billions, as model cards round them: where only that was published.
@@ -157,7 +169,14 @@ def count(transformers, name: str, config) -> int:
     return sum(tensor.numel() for tensor in {id(p): p for p in model.parameters()}.values())
 
 
-FAMILIES = ["Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral"]
+FAMILIES = [
+    "Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral", "Mistral", "Phi3", "Gemma",
+    "Gemma2", "Gemma3", "Glm4",
+]  # fmt: skip
+
+
+def config_class(transformers, family):
+    return getattr(transformers, "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,7 +184,7 @@ FAMILIES = ["Llama", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe", "Mixtral"]
 def test_text_models_equal_transformers_on_meta(transformers, family, seed):
     rng = random.Random(f"{family}{seed}")
     values = text_config(rng) | {"tie_word_embeddings": rng.random() < 0.5}
-    if family in {"Llama", "Qwen3", "Qwen3Moe"}:
+    if family in {"Llama", "Qwen3", "Qwen3Moe", "Gemma", "Gemma2", "Gemma3", "Glm4"}:
         values |= {"head_dim": rng.choice([8, 12]), "attention_bias": rng.random() < 0.5}
     if family == "Llama":
         values["mlp_bias"] = rng.random() < 0.5
@@ -177,7 +196,7 @@ def test_text_models_equal_transformers_on_meta(transformers, family, seed):
         values["qkv_bias"] = rng.random() < 0.5
     if family == "Qwen3Moe" and values["num_hidden_layers"] > 1:
         values["mlp_only_layers"] = [0]
-    config = getattr(transformers, f"{family}Config")(**values)
+    config = config_class(transformers, family)(**values, pad_token_id=0)
     config.architectures = [f"{family}ForCausalLM"]
     assert read(config)[2] == count(transformers, f"{family}ForCausalLM", config)
 
@@ -231,7 +250,7 @@ def test_internvl_hf_equals_transformers_on_meta(transformers, seed):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(transformers, family):
     """A config that leaves everything out means the same to both."""
-    defaults = getattr(transformers, f"{family}Config")()
+    defaults = config_class(transformers, family)()
     text = read(f'{{"architectures": ["{family}ForCausalLM"]}}')[0]
     assert text.vocab == defaults.vocab_size
     assert text.hidden == defaults.hidden_size

@@ -337,10 +337,10 @@ def test_unknown_repositories_and_revisions(online):
 
 
 def test_a_published_model_that_has_no_account(online):
-    config = LLAMA | {"architectures": ["LlavaForConditionalGeneration"]}
-    make(online.root / "llava-hf" / "llava-1.5-7b-hf", config)
+    config = LLAMA | {"architectures": ["Qwen3NextForCausalLM"]}
+    make(online.root / "qwen" / "Qwen3-Next-80B", config)
     with pytest.raises(UsageError) as error:
-        resolve_model("llava-hf/llava-1.5-7b-hf")
+        resolve_model("qwen/Qwen3-Next-80B")
     assert "--backend pytorch" in error.value.hint
 
 

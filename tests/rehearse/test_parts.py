@@ -17,7 +17,7 @@ from turbofit.rehearse.sites import LOADER, STAGING, Sites
 from turbofit.rehearse.spec import load_spec, parse_spec
 from turbofit.rehearse.tensors import parameters, tensors
 from turbofit.rehearse.terms import card_terms, load_peak
-from turbofit.rehearse.twin import _DECODERS, main, twin_of, write_checkpoint
+from turbofit.rehearse.twin import _DECODERS, _TOWERS, main, twin_of, write_checkpoint
 
 # Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).
 COUNTS = {
@@ -63,8 +63,10 @@ def test_a_header_only_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", known_presets())
 def test_every_preset_has_a_twin_or_a_reason(name: str, tmp_path: Path) -> None:
     preset = load_preset(name)
-    made = preset.text is not None and preset.text.architecture in _DECODERS and not preset.text.moe
-    if not made:
+    towers, decoders = (None, *_TOWERS), {None, *_DECODERS}
+    tower, text = preset.vision and preset.vision.kind, preset.text and preset.text.architecture
+    experts = preset.text and preset.text.moe
+    if preset.unsupported or experts or tower not in towers or text not in decoders:
         with pytest.raises(UsageError):
             write_checkpoint(name, tmp_path)
         return

@@ -10,6 +10,9 @@ from turbofit.core.struct import Struct
 
 __all__ = [
     "DTYPE_BYTES",
+    "AnyresRule",
+    "CrossRule",
+    "HdRule",
     "ImageRule",
     "Model",
     "ModelSource",
@@ -27,17 +30,27 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 
 
 class MoeDims(Struct):
-    """Mixture of experts of a layer; ``layers`` counts the layers that have experts."""
+    """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
+
+    ``step``: only every so manyth layer may have them.
+    """
 
     experts: int
     experts_per_token: int
     intermediate: int
     layers: int
     shared_intermediate: int = 0
+    step: int = 1
 
 
 class TextDims(Struct):
-    """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``."""
+    """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``.
+
+    ``layer_norms`` counts the norms of a layer over the hidden channels. ``vision_experts`` is
+    CogVLM's: each layer has a second set of linear layers for image tokens, the one for queries,
+    keys and values with biases where ``vision_expert_bias``. ``cross_layers`` are the layers
+    (within ``layers``) that attend to the image alone: they cache its tokens, not the prompt's.
+    """
 
     architecture: str
     layers: int
@@ -54,9 +67,26 @@ class TextDims(Struct):
     mlp_bias: bool = False
     qk_norm: bool = False
     moe: MoeDims | None = None
+    layer_norms: int = 2
+    vision_experts: bool = False
+    vision_expert_bias: bool = False
+    cross_layers: tuple[int, ...] = ()
 
 
-VisionKind = Literal["internvit", "qwen2vit", "qwen2_5vit"]
+VisionKind = Literal[
+    "internvit",
+    "qwen2vit",
+    "qwen2_5vit",
+    "qwen3vit",
+    "clip",
+    "siglip",
+    "eva_clip",
+    "eva_clip_glm",
+    "glm4v",
+    "mllama",
+    "gemma3",
+    "phi3v",
+]
 
 
 class VisionDims(Struct):
@@ -66,6 +96,13 @@ class VisionDims(Struct):
     encoders for ``internvit`` (CLS token, tiles of ``image_size``) and ``qwen2vit``/``qwen2_5vit``
     (patches in windows of ``merge`` x ``merge``); the others run on engines under torch.
     ``norm`` is ``layer_norm`` or ``rms_norm``.
+
+    ``newline``: a learned row of the language model's channels ends each line of an image.
+    ``projector``: channels inside the projector, where a family's own figure decides them.
+    ``outputs``: how many hidden states, side by side, enter the projector.
+    ``extra_layers``: a second stack of layers over all tiles (``mllama``). ``shapes``: aspect
+    ratios with embeddings of their own, and ``max_tiles`` the tiles of one (``mllama``).
+    ``deepstack``: further projectors, into the first layers of the language model (``qwen3vit``).
     """
 
     kind: VisionKind
@@ -82,6 +119,13 @@ class VisionDims(Struct):
     qkv_bias: bool = True
     qk_norm: bool = False
     gated_mlp: bool = False
+    newline: bool = False
+    projector: int = 0
+    outputs: int = 1
+    extra_layers: int = 0
+    shapes: int = 0
+    max_tiles: int = 1
+    deepstack: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -93,7 +137,7 @@ class TileRule(Struct, tag="tile"):
     """InternVL: an image becomes a grid of tiles, and a thumbnail where there is more than one.
 
     ``max_dynamic_patch`` is the checkpoint's own limit, without the thumbnail. ``dynamic`` false
-    means one tile for every image.
+    means one tile for every image (LLaVA-1.5, CogVLM, GLM-4V).
     """
 
     tile_size: int
@@ -105,19 +149,58 @@ class TileRule(Struct, tag="tile"):
     client_knobs: bool = True
 
 
+class AnyresRule(TileRule, tag="anyres"):
+    """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.
+
+    ``grids`` are (height, width) in pixels, in the checkpoint's order: of equally good ones the
+    first wins. ``max_dynamic_patch`` counts the tiles of the largest, without the whole image's.
+    What the image does not cover of its grid gives no tokens; each line of the rest gives one
+    token more; above ``most_tiles`` tiles' worth of tokens they are resampled to about so many.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    most_tiles: int | None = None
+    client_knobs: bool = False
+
+
+class CrossRule(TileRule, tag="cross"):
+    """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.
+
+    It takes one token of the prompt, and ``tokens_per_tile`` tokens a tile of the caches of the
+    cross-attention layers.
+    """
+
+    client_knobs: bool = False
+
+
+class HdRule(TileRule, tag="hd"):
+    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.
+
+    Tokens are those of the tiles that the image covers, and of the ends of its lines.
+    """
+
+    client_knobs: bool = False
+
+
 class PatchRule(Struct, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
-    A unit is one vision patch; ``merge`` x ``merge`` of them become one token.
+    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``client_knobs``:
+    whether fields of an image in a request change the bounds. ``frames``: an image counts as so
+    many in the bounds of the checkpoint's own file; those here are of one. ``enlarge``: an image
+    with a side below a window is enlarged before anything else.
     """
 
     patch_size: int
     merge: int
     min_pixels: int
     max_pixels: int
+    client_knobs: bool = True
+    frames: int = 1
+    enlarge: bool = False
 
 
-ImageRule = TileRule | PatchRule
+ImageRule = TileRule | AnyresRule | CrossRule | HdRule | PatchRule
 
 
 def image_units(rule: ImageRule) -> Literal["tile", "patch"]:

@@ -18,7 +18,7 @@ from turbofit.gateway.refusals import Refusal
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import Exposure
 from turbofit.model.families.internvl import DETAIL_PATCHES
-from turbofit.model.images import largest_limit, unit_tokens, units
+from turbofit.model.images import image_tokens, largest_limit, unit_tokens, units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,7 +120,7 @@ def hold_image(
     if rule is None:
         raise Refusal(400, "no_images", "this server was planned without images")
     try:
-        if not carries or (isinstance(rule, TileRule) and not rule.client_knobs):
+        if not carries or not rule.client_knobs:
             held = _uncarried(bounds, rule, size, asked)
         elif isinstance(rule, TileRule):
             held = _tiles(bounds, rule, size, asked)
@@ -200,12 +200,14 @@ def _uncarried(
 ) -> Held:
     """No parameters can be given: the model's own default decides."""
     most = model_default(bounds)
-    if isinstance(rule, TileRule):
-        count = units(rule, *size, max_dynamic_patch=most)
-    else:
-        count = units(rule, *size, max_pixels=most, min_pixels=min(rule.min_pixels, most))
+    bound = (
+        {"max_dynamic_patch": most}
+        if isinstance(rule, TileRule)
+        else {"max_pixels": most, "min_pixels": min(rule.min_pixels, most)}
+    )
+    count, tokens = units(rule, *size, **bound), image_tokens(rule, *size, **bound)
     dropped = tuple(f"{name}={_shown(asked[name])}->default" for name in KNOBS if name in asked)
-    return Held(knobs={}, units=count, tokens=unit_tokens(rule, count), lowered=dropped)
+    return Held(knobs={}, units=count, tokens=tokens, lowered=dropped)
 
 
 def _tiles(bounds: Bounds, rule: TileRule, size: tuple[int, int], asked: Mapping[str, Any]) -> Held:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.model import AnyresRule, HdRule, PatchRule, TileRule
+from turbofit.model.families.anyres import grids_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,13 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
         most = limits.max_dynamic_patch
         if most is None or most == rule.max_dynamic_patch:
             return {}
+        if isinstance(rule, AnyresRule):
+            # The model reads config.json's list, its processor the preprocessor's: both must agree.
+            grids = {"image_grid_pinpoints": [list(grid) for grid in grids_within(rule, most)]}
+            config = {**_read(folder / _CONFIG), **grids}
+            return {_CONFIG: config, **_processor_edits(folder, grids)}
+        if isinstance(rule, HdRule):
+            return _processor_edits(folder, {"num_crops": most})
         if rule.client_knobs:
             return {_CONFIG: {**_read(folder / _CONFIG), "max_dynamic_patch": most}}
         smallest = min(rule.min_dynamic_patch, most)
@@ -56,7 +64,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
     largest = limits.max_pixels_per_image
     if largest is None or largest == rule.max_pixels:
         return {}
-    least = min(rule.min_pixels, largest)
+    least = min(rule.min_pixels, largest) * rule.frames
+    largest *= rule.frames
     size = {"shortest_edge": least, "longest_edge": largest}
     # Transformers 5 lets the bare names win over size, older ones read only the bare names.
     return _processor_edits(folder, {"min_pixels": least, "max_pixels": largest, "size": size})

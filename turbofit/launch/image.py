@@ -7,8 +7,9 @@ import zlib
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from turbofit.core.model import TileRule
-from turbofit.model.images import units
+from turbofit.core.model import AnyresRule, CrossRule, HdRule, TileRule
+from turbofit.model.families.anyres import widest
+from turbofit.model.images import limits_down, units
 
 if TYPE_CHECKING:
     from turbofit.core.model import ImageRule
@@ -50,7 +51,7 @@ def knobs(plan: Plan) -> dict[str, int]:
         if limits.max_dynamic_patch is None or not rule.client_knobs:
             return {}
         return {"max_dynamic_patch": limits.max_dynamic_patch}
-    if rule is None or limits.max_pixels_per_image is None:
+    if rule is None or not rule.client_knobs or limits.max_pixels_per_image is None:
         return {}
     most = limits.max_pixels_per_image
     return {"min_pixels": min(rule.min_pixels, most), "max_pixels": most}
@@ -73,6 +74,12 @@ def _sizes(rule: ImageRule, patch: int | None, pixels: int | None) -> list[tuple
 
     Most units first, and of those the nearest to a square.
     """
+    if isinstance(rule, AnyresRule):
+        return [widest(rule, limit) for limit in limits_down(rule) if limit <= (patch or limit)]
+    if isinstance(rule, HdRule):
+        return [(rule.tile_size, rule.tile_size * (patch or rule.max_dynamic_patch))]
+    if isinstance(rule, CrossRule):
+        return [(rule.tile_size, rule.tile_size)]
     if isinstance(rule, TileRule):
         most, side = patch or rule.max_dynamic_patch, rule.tile_size
         grids = [

@@ -9,7 +9,7 @@ from lmdeploy.serve.processors import MultimodalProcessor
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
-from turbofit.core.model import TileRule
+from turbofit.core.model import AnyresRule, HdRule, TileRule
 from turbofit.gateway.limits import (
     KNOBS,
     Bounds,
@@ -122,6 +122,9 @@ def _count_images(messages: Any) -> int:
 
 def _hold_processor(model: Any, bounds: Bounds, rule: TileRule) -> Bounds:
     """InternVL in the Transformers format reads no parameters: its processor's own limit is set."""
+    if isinstance(rule, AnyresRule | HdRule) or not rule.dynamic:
+        # No processor's own limit: what is planned for less is refused before it is encoded.
+        return bounds
     planned = bounds.limits.max_dynamic_patch or rule.max_dynamic_patch
     most = min(planned, largest_limit(rule, bounds.limits.units_per_image) or 1)
     model.processor.image_processor.max_patches = most

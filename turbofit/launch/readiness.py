@@ -11,10 +11,10 @@ from base64 import b64encode
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.model import AnyresRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.launch.image import flat_png, knobs, worst_size
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import unit_tokens, units
+from turbofit.model.images import image_tokens, unit_tokens
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -75,13 +75,13 @@ def worst_image_tokens(plan: Plan) -> int:
     size, rule, limits = worst_size(plan), plan.model.image_rule, plan.limits
     if size is None or rule is None:
         return 0
-    each = units(
+    each = image_tokens(
         rule,
         *size,
         max_dynamic_patch=limits.max_dynamic_patch,
         max_pixels=limits.max_pixels_per_image,
     )
-    return unit_tokens(rule, each) * limits.images_per_request
+    return each * limits.images_per_request
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
@@ -137,8 +137,11 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     if rule is None or most <= plan.limits.units_per_request:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
-    if plan.engine.name == "pytorch":
-        return _whole_images_that_meet(plan, model, room)
+    fixed = isinstance(rule, PatchRule) and not rule.client_knobs
+    shaped = isinstance(rule, AnyresRule | CrossRule | HdRule)
+    if plan.engine.name == "pytorch" or fixed or shaped:
+        parts = _largest_that_meet(plan, room)
+        return _chat(model, parts) if len(parts) > plan.limits.images_per_request else None
     if isinstance(rule, TileRule):
         if not rule.client_knobs:
             return _chat(model, _tiles_that_meet(plan, rule, text))
@@ -153,14 +156,12 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     return _chat(model, [_image(size, pixels)])
 
 
-def _whole_images_that_meet(plan: Plan, model: str, room: int) -> Request | None:
-    """So many images of the worst size as the PyTorch engine brings together: it cuts none."""
+def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
+    """Images of the planned size side by side, as many as meet and as the sequence has room for."""
     size, limits = worst_size(plan), plan.limits
-    each = max(1, limits.image_tokens_per_request // max(1, limits.images_per_request))
-    count = min(limits.units_per_forward // max(1, limits.units_per_image), room // each)
-    if size is None or count <= limits.images_per_request:
-        return None
-    return _chat(model, [_image(size, knobs(plan))] * count)
+    tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
+    count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
+    return [_image(size, {})] * max(1, count) if size else []
 
 
 def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:

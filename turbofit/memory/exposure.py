@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import ImageRule, PatchRule
 from turbofit.core.struct import Struct
-from turbofit.model.images import unit_tokens
 
-__all__ = ["NO_IMAGES", "Exposure", "units_in"]
+__all__ = ["NO_IMAGES", "Exposure"]
 
 
 class Exposure(Struct):
@@ -28,10 +26,3 @@ class Exposure(Struct):
 
 
 NO_IMAGES = Exposure(units_per_image=0, images_per_request=0, tokens_per_request=0)
-
-
-def units_in(rule: ImageRule, tokens: int) -> int:
-    """Units whose tokens fit in so many tokens, at most."""
-    if isinstance(rule, PatchRule):
-        return tokens * rule.merge**2
-    return tokens // max(1, unit_tokens(rule, 1))

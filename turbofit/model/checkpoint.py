@@ -26,6 +26,18 @@ CONFIG_FILES: Final = (
 )
 
 
+#: Architectures whose config class is the checkpoint's own code, and whose account needs it.
+_OWN_CONFIG: Final = frozenset(
+    {
+        "InternVLChatModel",
+        "CogVLMForCausalLM",
+        "ChatGLMModel",
+        "ChatGLMForConditionalGeneration",
+        "Phi3VForCausalLM",
+    }
+)
+
+
 class Weights(NamedTuple):
     """Headers of all weight files; ``tensors`` None where there are none that can be read."""
 
@@ -160,11 +172,12 @@ def _remote_code(files: Files, config: Section, architecture: str) -> bool:
     """Whether LMDeploy needs ``--trust-remote-code`` for this checkpoint.
 
     The tokenizer's own class is one reason; the processor's another, for the families that load
-    one. The third is InternVLChatModel's config class: without it LMDeploy 0.18 reads
-    ``llm_config`` as a plain dict, and its TurboMind loader fails at the first attribute.
+    one. The third is a config class: without InternVLChatModel's, LMDeploy 0.18 reads
+    ``llm_config`` as a plain dict and fails at its first attribute; without the others' it has
+    only the keys that config.json spells out, none of the class's own defaults.
     """
     mapped = config.section("auto_map")
-    if architecture == "InternVLChatModel" and mapped and "AutoConfig" in mapped:
+    if architecture in _OWN_CONFIG and mapped and "AutoConfig" in mapped:
         return True
     tokenizer = _section(files, "tokenizer_config.json")
     own = tokenizer.section("auto_map") if tokenizer else None

@@ -8,23 +8,27 @@ from typing import Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype, Quantization, TextDims, VisionDims
-from turbofit.model.parameters import parameters
+from turbofit.model.parameters import CROSS_EMBEDDINGS, parameters
 from turbofit.model.safetensors import Tensor
 
 __all__ = ["cross_check", "stored_dtype", "surplus"]
 
-_VISION: Final = re.compile(r"(^|\.)(vision_model|vision_tower|visual)\.")
+_VISION: Final = re.compile(
+    r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
+)
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
+#: A second stack of layers beside the first, numbered from 0 again.
+_SECOND: Final = ".global_transformer."
 _PATCH_EMBEDDINGS: Final = (
     "patch_embedding.weight",
     "patch_embeddings.projection.weight",
     "patch_embed.proj.weight",
 )
-_HEAD: Final = re.compile(r"(^|\.)(lm_head|output)\.")
+_HEAD: Final = re.compile(r"(^|\.)(lm_head|output|output_layer)\.")
 _HINT: Final = "config.json and the weights are of different models: download them together"
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 #: Buffers that old checkpoints store though no formula counts them.
-_BUFFERS: Final = ("rotary_emb.inv_freq", "mask_token")
+_BUFFERS: Final = (".inv_freq", "mask_token")
 
 
 def cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
@@ -65,8 +69,11 @@ def _expected(
             yield 0, (vision.intermediate, "the vision MLP's width")
         return
     query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    if name.endswith(("embed_tokens.weight", "tok_embeddings.weight")):
-        yield 0, (text.vocab, "vocab_size")
+    if name.endswith(
+        ("embed_tokens.weight", "tok_embeddings.weight", "embedding.word_embeddings.weight")
+    ):
+        more = CROSS_EMBEDDINGS if text.cross_layers else 0
+        yield 0, (text.vocab + more, "vocab_size" + (" and its extra rows" if more else ""))
         yield 1, (text.hidden, "hidden_size")
     elif name.endswith("self_attn.q_proj.weight"):
         yield 0, (query, "heads x head_dim")
@@ -86,6 +93,8 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
     """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
     found: set[int] = set()
     for name in tensors:
+        if _SECOND in name:
+            continue
         if bool(_VISION.search(name)) is vision and (match := _LAYER.search(name)):
             found.add(int(match[1][:9]))
     if len(found) != expected or max(found, default=-1) != expected - 1:

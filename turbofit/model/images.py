@@ -8,16 +8,25 @@ Image tokens only: a chat template wraps each image in two text tokens more (``<
 from __future__ import annotations
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import ImageRule, PatchRule, TileRule
-from turbofit.model.families import internvl, qwen_vl
+from turbofit.core.model import (
+    AnyresRule,
+    CrossRule,
+    HdRule,
+    ImageRule,
+    PatchRule,
+    TileRule,
+)
+from turbofit.model.families import anyres, internvl, phi3_v, qwen_vl
 
 __all__ = [
     "client_limit",
     "exposed_limit",
+    "image_tokens",
     "largest_limit",
     "limits_down",
     "unit_tokens",
     "units",
+    "units_within",
     "worst_units",
 ]
 
@@ -47,7 +56,7 @@ def units(
     if width < 1 or height < 1:
         raise UsageError(f"an image of {width}x{height} has no pixels", hint="give WIDTHxHEIGHT")
     if isinstance(rule, TileRule):
-        return internvl.tiles(rule, width, height, _own(max_dynamic_patch, rule.max_dynamic_patch))
+        return _tiles(rule, width, height, _own(max_dynamic_patch, rule.max_dynamic_patch))
     largest, smallest = _pixel_bounds(rule, max_pixels, min_pixels)
     return qwen_vl.patches(rule, width, height, largest, smallest)
 
@@ -65,15 +74,77 @@ def worst_units(
     fraction of a percent high (see ``families.qwen_vl.worst_patches``).
     """
     if isinstance(rule, TileRule):
-        return internvl.worst_tiles(rule, _own(max_dynamic_patch, rule.max_dynamic_patch))
+        return _worst_tiles(rule, _own(max_dynamic_patch, rule.max_dynamic_patch))
     return qwen_vl.worst_patches(rule, *_pixel_bounds(rule, max_pixels, min_pixels))
 
 
 def unit_tokens(rule: ImageRule, units: int) -> int:
-    """Tokens of the language model that an image of so many units takes."""
+    """Tokens of the language model that an image of so many units takes.
+
+    Exact where tokens go by units alone. For grids (:class:`AnyresRule`) and pages
+    (:class:`HdRule`) never under: what an image does not cover gives none, and
+    :func:`image_tokens` is exact.
+    """
+    if isinstance(rule, AnyresRule):
+        return anyres.most_tokens(rule, units)
+    if isinstance(rule, HdRule):
+        return phi3_v.most_tokens(rule, units)
+    if isinstance(rule, CrossRule):
+        return -(-units // rule.max_dynamic_patch)
     if isinstance(rule, TileRule):
         return units * rule.tokens_per_tile
     return units // rule.merge**2
+
+
+def image_tokens(
+    rule: ImageRule,
+    width: int,
+    height: int,
+    *,
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> int:
+    """Tokens of the language model that one image of this size takes, exactly.
+
+    The arguments are those of :func:`units`.
+
+    Raises:
+        UsageError: not a size, or one that the preprocessor refuses.
+    """
+    count = units(
+        rule,
+        width,
+        height,
+        max_dynamic_patch=max_dynamic_patch,
+        max_pixels=max_pixels,
+        min_pixels=min_pixels,
+    )
+    if isinstance(rule, AnyresRule):
+        limit = _own(max_dynamic_patch, rule.max_dynamic_patch)
+        return anyres.tokens(rule, width, height, limit)
+    if isinstance(rule, HdRule):
+        limit = _own(max_dynamic_patch, rule.max_dynamic_patch)
+        return phi3_v.tokens(rule, width, height, limit)
+    return unit_tokens(rule, count)
+
+
+def units_within(rule: ImageRule, tokens: int) -> int:
+    """The most units of any images whose tokens are at most so many in all.
+
+    Never under. For grids and pages far over: an image that covers little has many tiles and few
+    tokens, never fewer than the whole image's tile.
+    """
+    if isinstance(rule, AnyresRule):
+        most = anyres.worst_tiles(rule, rule.max_dynamic_patch)
+        return tokens // anyres.least_tokens(rule) * most
+    if isinstance(rule, HdRule):
+        return tokens // rule.tokens_per_tile * (rule.max_dynamic_patch + 1)
+    if isinstance(rule, CrossRule):
+        return tokens * rule.max_dynamic_patch
+    if isinstance(rule, TileRule):
+        return tokens // max(1, rule.tokens_per_tile)
+    return tokens * rule.merge**2
 
 
 def client_limit(
@@ -110,6 +181,9 @@ def largest_limit(rule: ImageRule, units: int) -> int | None:
         ``max_dynamic_patch`` for tiles, ``max_pixels`` (whole windows) for patches; None where not
         even the smallest limit keeps within ``units``.
     """
+    if isinstance(rule, AnyresRule | CrossRule | HdRule):
+        fitting = (limit for limit in limits_down(rule) if _worst_tiles(rule, limit) <= units)
+        return next(fitting, None)
     if isinstance(rule, TileRule):
         limit = units - 1 if rule.thumbnail and units > 1 else units
         limit = min(limit, rule.max_dynamic_patch)
@@ -128,10 +202,17 @@ def largest_limit(rule: ImageRule, units: int) -> int | None:
 def limits_down(rule: ImageRule, steps: int = 16) -> tuple[int, ...]:
     """Limits worth trying, the checkpoint's own first: every tile count, or pixels by halves.
 
+    A limit on grids leaves those of at most so many tiles, so only the counts that occur are named.
+
     Args:
         rule: the model's rule.
         steps: pixel bounds only: how many steps each half the one before.
     """
+    if isinstance(rule, CrossRule):
+        return (rule.max_dynamic_patch,)
+    if isinstance(rule, AnyresRule):
+        counts = {rows * columns // rule.tile_size**2 for rows, columns in rule.grids}
+        return tuple(sorted({1} | counts, reverse=True))
     if isinstance(rule, TileRule):
         return tuple(range(rule.max_dynamic_patch, 0, -1)) if rule.dynamic else (1,)
     area = (rule.patch_size * rule.merge) ** 2
@@ -142,6 +223,24 @@ def limits_down(rule: ImageRule, steps: int = 16) -> tuple[int, ...]:
             break
         found.append(smaller)
     return tuple(found)
+
+
+def _tiles(rule: TileRule, width: int, height: int, limit: int) -> int:
+    if isinstance(rule, AnyresRule):
+        return anyres.tiles(rule, width, height, limit)
+    if isinstance(rule, CrossRule | HdRule):
+        return _worst_tiles(rule, limit)
+    return internvl.tiles(rule, width, height, limit)
+
+
+def _worst_tiles(rule: TileRule, limit: int) -> int:
+    if isinstance(rule, AnyresRule):
+        return anyres.worst_tiles(rule, limit)
+    if isinstance(rule, HdRule):
+        return limit + 1
+    if isinstance(rule, CrossRule):
+        return rule.max_dynamic_patch
+    return internvl.worst_tiles(rule, limit)
 
 
 def _own(limit: int | None, default: int) -> int:

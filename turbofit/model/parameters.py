@@ -11,8 +11,10 @@ from typing import Final
 
 from turbofit.core.model import DTYPE_BYTES, Quantization, TextDims, VisionDims
 from turbofit.core.struct import Struct
+from turbofit.model.towers import vision_parameters
 
 __all__ = [
+    "CROSS_EMBEDDINGS",
     "Linear",
     "packed_bytes",
     "parameters",
@@ -21,6 +23,9 @@ __all__ = [
     "text_parameters",
     "vision_parameters",
 ]
+
+#: Rows of Llama 3.2 Vision's embeddings beyond its vocabulary; one of them is the image's token.
+CROSS_EMBEDDINGS: Final = 8
 
 #: Bytes of one group's scale and zero point per output, as stored, by method.
 _GROUP_BYTES: Final[dict[str, float]] = {
@@ -61,6 +66,15 @@ def text_linears(text: TextDims) -> tuple[Linear, ...]:
         ("v", hidden, key, layers, text.qkv_bias),
         ("o", query, hidden, layers, text.output_bias),
     ]
+    if text.vision_experts:
+        bias = text.vision_expert_bias
+        shapes += [
+            ("vision.q", hidden, query, layers, bias),
+            ("vision.k", hidden, key, layers, bias),
+            ("vision.v", hidden, key, layers, bias),
+            ("vision.o", query, hidden, layers, False),
+            *_mlp("vision.mlp", hidden, text.intermediate, layers),
+        ]
     moe = text.moe
     dense = layers - (moe.layers if moe else 0)
     shapes += _mlp("mlp", hidden, text.intermediate, dense, bias=text.mlp_bias)
@@ -89,10 +103,20 @@ def text_parameters(text: TextDims) -> int:
     """Parameters of the language model, embeddings and head included (once where tied)."""
     linears = sum(linear.weights + linear.biases for linear in text_linears(text))
     embeddings = text.vocab * text.hidden * (1 if text.tie_word_embeddings else 2)
-    norms = (2 * text.layers + 1) * text.hidden
+    norms = (text.layer_norms * text.layers + 1) * text.hidden
     if text.qk_norm:
         norms += 2 * text.layers * text.head_dim
-    return linears + embeddings + norms + _routers(text)
+    return linears + embeddings + norms + _routers(text) + _cross(text)
+
+
+def _cross(text: TextDims) -> int:
+    """What Llama 3.2 Vision has besides.
+
+    Two norms of a head and two gates a cross-attention layer; embeddings without outputs.
+    """
+    if not text.cross_layers:
+        return 0
+    return len(text.cross_layers) * (2 * text.head_dim + 2) + CROSS_EMBEDDINGS * text.hidden
 
 
 def _routers(text: TextDims) -> int:
@@ -101,30 +125,6 @@ def _routers(text: TextDims) -> int:
         return 0
     rows = text.moe.experts + (1 if text.moe.shared_intermediate else 0)
     return text.moe.layers * rows * text.hidden
-
-
-def vision_parameters(vision: VisionDims, text_hidden: int) -> int:
-    """Parameters of the vision tower and the projector into ``text_hidden`` channels."""
-    hidden, inter = vision.hidden, vision.intermediate
-    norm = hidden * (2 if vision.norm == "layer_norm" else 1)
-    attention = 4 * hidden * hidden + hidden + (3 * hidden if vision.qkv_bias else 0)
-    attention += 2 * hidden if vision.qk_norm else 0
-    up = 2 if vision.gated_mlp else 1
-    mlp = (up + 1) * hidden * inter + up * inter + hidden
-    block = 2 * norm + attention + mlp
-    patch = hidden * vision.channels * vision.temporal_patch * vision.patch_size**2
-    merged = hidden * vision.merge**2
-    if vision.kind == "internvit":
-        positions = ((vision.image_size or 0) // vision.patch_size) ** 2 + 1
-        embeddings = patch + hidden + hidden + positions * hidden
-        projector = 2 * merged + _dense(merged, text_hidden) + _dense(text_hidden, text_hidden)
-        return embeddings + vision.layers * (block + 2 * hidden) + projector
-    projector = norm + _dense(merged, merged) + _dense(merged, text_hidden)
-    return patch + vision.layers * block + projector
-
-
-def _dense(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
 
 
 def parameters(text: TextDims, vision: VisionDims | None) -> int:

@@ -1,4 +1,4 @@
-"""How a checkpoint's linear layers are quantised, and whether TurboMind 0.18 takes them so."""
+"""How a checkpoint's linear layers are quantised; `families.engines` says who runs that."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from turbofit.model.config import Section
 
 __all__ = ["read_quantization"]
 
-#: Group sizes that TurboMind 0.18 accepts.
-_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
+#: Group sizes that some engine of LMDeploy 0.18 takes.
+_GROUPS: Final = {"awq": {32, 64, 128}, "gptq": {128}, "compressed-tensors": {32, 128}}
 _DEEPEST: Final = 8
 
 
@@ -19,7 +19,7 @@ def read_quantization(config: Section) -> Quantization | None:
     """The ``quantization_config``, wherever in config.json it is; None where there is none.
 
     Raises:
-        UsageError: a method or a variant of it that TurboMind does not run.
+        UsageError: a method or a variant of it that no engine runs.
     """
     values = _find(config.values, _DEEPEST)
     if not values:
@@ -77,7 +77,7 @@ def _checked(
 
 def _refused(section: Section, what: str) -> UsageError:
     return UsageError(
-        f"{section.what}: TurboMind does not run {what}",
+        f"{section.what}: LMDeploy 0.18 does not run {what}",
         hint="take a checkpoint with AWQ (gemm) or GPTQ in groups of 128, or an unquantised one",
     )
 

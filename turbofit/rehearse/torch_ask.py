@@ -11,7 +11,7 @@ from typing import Any
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import ImageRule, Model
-from turbofit.model.images import unit_tokens, units
+from turbofit.model.images import image_tokens, units
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.torch_report import torch_report
@@ -159,5 +159,5 @@ def _image(rule: ImageRule | None, size: tuple[int, int] | None) -> dict[str, An
     if size is None:
         return None
     seen = units(rule, *size) if rule else None
-    tokens = unit_tokens(rule, seen) if rule and seen is not None else None
+    tokens = image_tokens(rule, *size) if rule else None
     return {"width": size[0], "height": size[1], "units": seen, "tokens": tokens}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import ImageRule, TileRule
-from turbofit.model.images import unit_tokens, units, worst_units
+from turbofit.core.model import AnyresRule, HdRule, ImageRule, TileRule
+from turbofit.model.families.anyres import widest
+from turbofit.model.images import image_tokens, units, worst_units
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
 
 __all__ = ["torch_cases", "worst_size"]
@@ -36,6 +37,10 @@ def worst_size(
             f"{name} {limit} is above the checkpoint's own {own}",
             hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
         )
+    if isinstance(rule, AnyresRule):
+        return widest(rule, limit)
+    if isinstance(rule, HdRule):
+        return rule.tile_size, rule.tile_size * limit
     if isinstance(rule, TileRule):
         wanted, edge = worst_units(rule, max_dynamic_patch=limit), rule.tile_size
         cells = max(1, limit if rule.dynamic else 1)
@@ -96,5 +101,5 @@ def torch_cases(
 def _meet(
     rule: ImageRule | None, size: tuple[int, int], images: int, batch: int, prefill: int
 ) -> int:
-    tokens = unit_tokens(rule, units(rule, *size)) * images + _TEXT if rule else 576 * images
+    tokens = image_tokens(rule, *size) * images + _TEXT if rule else 576 * images
     return max(1, min(batch, _MOST_QUEUED, prefill // max(1, tokens) + 2))

@@ -46,6 +46,11 @@ def _text(text: TextDims) -> dims.Text:
 
 def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
     hub = architecture == "InternVLForConditionalGeneration"
+    if vision.kind not in _TOWERS:
+        raise UsageError(
+            f"no stand-in checkpoint can be made for a vision tower of {architecture}",
+            hint="give the checkpoint's folder",
+        )
     return dims.Vision(
         kind="internvit_hf" if hub else _TOWERS[vision.kind],
         hidden=vision.hidden,

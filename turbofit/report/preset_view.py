@@ -80,6 +80,8 @@ def _images(model: Model) -> str:
     rule = model.image_rule
     if rule is None:
         return "none"
+    if isinstance(rule, TileRule) and not rule.dynamic:
+        return f"{rule.tile_size} px square"
     if isinstance(rule, TileRule):
         return f"{rule.max_dynamic_patch} tiles"
     return f"{rule.max_pixels / 1e6:.1f} MP"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from turbofit.core.model import ImageRule
 from turbofit.core.plan import Settings
-from turbofit.memory.exposure import Exposure, units_in
+from turbofit.memory.exposure import Exposure
+from turbofit.model.images import units_within
 
 __all__ = ["engine_bound"]
 
@@ -17,6 +18,6 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     that is longer. So an image is encoded once, and images meet by their tokens only. Source:
     LMDeploy pytorch/paging/prefill_scheduler.py, long_context.py.
     """
-    by_tokens = units_in(rule, settings.max_prefill_token_num)
+    by_tokens = units_within(rule, settings.max_prefill_token_num)
     by_batch = settings.max_batch_size * exposure.units_per_request
     return min(max(exposure.units_per_image, by_tokens), by_batch)

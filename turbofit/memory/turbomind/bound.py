@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from turbofit.core.model import ImageRule
 from turbofit.core.plan import Settings
-from turbofit.memory.exposure import Exposure, units_in
+from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.model.images import units_within
 
 __all__ = ["engine_bound"]
 
@@ -22,8 +23,8 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     tokens = forward_tokens(settings)
     inside = max(0, tokens - 2)
     edges = 2 * exposure.units_per_image
-    by_forward = units_in(rule, inside) + edges
-    by_context = units_in(rule, settings.session_len)
+    by_forward = units_within(rule, inside) + edges
+    by_context = units_within(rule, settings.session_len)
     by_batch = settings.max_batch_size * exposure.units_per_request
     bound = max(exposure.units_per_image, min(by_forward, by_context))
     return min(bound, by_batch)

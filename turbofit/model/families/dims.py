@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from turbofit.core.model import ImageRule, TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = ["Dims", "Parts", "Reader", "inner_text"]
+__all__ = ["Dims", "Parts", "Reader", "inner_text", "nested_text"]
+
+#: ``model_type`` of a language model → its architecture, where a config names only the former.
+_MODEL_TYPES: Final = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
 
 
 class Parts(NamedTuple):
@@ -56,3 +70,31 @@ def inner_text(config: Section, outer: str) -> TextDims:
     if names[0] not in TEXT_ARCHITECTURES:
         raise inner_refusal(outer, names[0])
     return read_text(config, names[0])
+
+
+def nested_text(parts: Parts, key: str, default: str) -> TextDims:
+    """The language model inside a model in the Transformers format, by class or ``model_type``.
+
+    Args:
+        parts: the checkpoint's.
+        key: where config.json describes it; absent means Transformers' defaults.
+        default: the ``model_type`` that the outer config class assumes.
+
+    Raises:
+        UsageError: one that turbofit has no account of.
+    """
+    config = parts.config
+    section = config.section(key) or Section({}, f"{config.what}: {key}")
+    tied = config.boolean("tie_word_embeddings", False)
+    names = section.strings("architectures")
+    if not names:
+        parts.warnings.append(
+            f"{section.what} names no architecture: Transformers goes by model_type, LMDeploy's"
+            " PyTorch engine does not start"
+        )
+    kind = section.string("model_type", default)
+    name = names[0] if names else _MODEL_TYPES.get(kind, kind)
+    if name not in TEXT_ARCHITECTURES:
+        raise inner_refusal(parts.architecture, name)
+    text = read_text(section, name, tied=tied)
+    return replace(text, tie_word_embeddings=True) if tied else text

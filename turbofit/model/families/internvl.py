@@ -91,10 +91,11 @@ def chat_vision(config: Section) -> VisionDims:
     """The tower of an InternVLChatModel; absent keys take the defaults of its remote code.
 
     Raises:
-        UsageError: a tower or projector that TurboMind 0.18 does not run.
+        UsageError: a tower or projector that LMDeploy 0.18 does not run. Its PyTorch engine would
+            load a v1 and shuffle its pixels as a v2's.
     """
     if config.string("ps_version", "v1") != "v2":
-        raise config.error("ps_version", "is not v2, the only one that TurboMind runs")
+        raise config.error("ps_version", "is not v2, the only one that LMDeploy runs")
     vision = config.required("vision_config")
     return _vision(
         vision,

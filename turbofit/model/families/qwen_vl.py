@@ -39,13 +39,18 @@ def patches(rule: PatchRule, width: int, height: int, largest: int, smallest: in
 
     Raises:
         UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+
+    GLM-4.1V's rule differs by ``enlarge`` alone, once its bounds are those of one frame.
     """
+    window = rule.patch_size * rule.merge
+    if rule.enlarge and min(width, height) < window:
+        scale = max(window / height, window / width)
+        width, height = int(width * scale), int(height * scale)
     if max(width, height) / min(width, height) > LARGEST_RATIO:
         raise UsageError(
             f"an image of {width}x{height} is longer than {LARGEST_RATIO}:1",
             hint="the model's own preprocessor refuses such images: crop it",
         )
-    window = rule.patch_size * rule.merge
     rows, columns = round(height / window), round(width / window)
     pixels = rows * columns * window * window
     if pixels > largest:
@@ -80,7 +85,7 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
     """The tower of Qwen2-VL or, where ``second``, of Qwen2.5-VL; Transformers' defaults.
 
     Raises:
-        UsageError: a tower that TurboMind 0.18 does not run.
+        UsageError: dims that contradict each other.
     """
     vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     if second:
@@ -97,11 +102,8 @@ def read_vision(config: Section, text_hidden: int, *, second: bool) -> VisionDim
             f"{out} is not the language model's {text_hidden}",
         )
     heads = vision.integer("num_heads", 16, high=1 << 12)
-    if hidden % heads or hidden // heads not in {64, 80}:
-        raise vision.error(
-            "num_heads",
-            f"{heads} gives heads of {hidden / heads:g} channels: TurboMind runs 64, 80",
-        )
+    if hidden % heads:
+        raise vision.error("num_heads", f"{heads} does not divide {hidden} channels")
     return VisionDims(
         kind="qwen2_5vit" if second else "qwen2vit",
         layers=vision.integer("depth", 32, high=1 << 10),

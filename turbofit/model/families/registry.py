@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.model.config import Section
-from turbofit.model.families import internvl, qwen_vl
+from turbofit.model.families import (
+    cogvlm,
+    gemma3,
+    glm,
+    internvl,
+    llava,
+    mllama,
+    phi3_v,
+    qwen3_vl,
+    qwen_vl,
+)
 from turbofit.model.families.dims import Dims, Parts, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -14,10 +24,22 @@ __all__ = ["VISION_READERS", "read_dims"]
 
 #: By ``architectures[0]`` of config.json.
 VISION_READERS: Final[dict[str, Reader]] = {
+    "ChatGLMForConditionalGeneration": glm.read_chatglm,
+    "ChatGLMModel": glm.read_chatglm,
+    "CogVLMForCausalLM": cogvlm.read,
+    "Gemma3ForConditionalGeneration": gemma3.read,
+    "Glm4vForConditionalGeneration": glm.read_glm4v,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
+    "LlavaForConditionalGeneration": llava.read,
+    "LlavaNextForConditionalGeneration": llava.read_next,
+    "LlavaOnevisionForConditionalGeneration": llava.read_onevision,
+    "MllamaForConditionalGeneration": mllama.read,
+    "Phi3VForCausalLM": phi3_v.read,
     "Qwen2VLForConditionalGeneration": qwen_vl.read,
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
+    "Qwen3VLForConditionalGeneration": qwen3_vl.read,
+    "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model
+from turbofit.model.families.engines import engine_problem
 
 __all__ = ["TURBOMIND_NOT_YET", "engine_problem", "inner_refusal", "refusal"]
 
@@ -20,35 +20,18 @@ TURBOMIND_NOT_YET: Final = {
     "GptOssForCausalLM": "gpt-oss (sliding windows and attention sinks)",
 }
 
-#: LMDeploy 0.18 runs these on its PyTorch engine only.
-_PYTORCH: Final = frozenset(
+#: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
+_PYTORCH_NOT_YET: Final = frozenset(
     {
-        "LlavaForConditionalGeneration",
-        "LlavaNextForConditionalGeneration",
-        "CogVLMForCausalLM",
-        "Qwen3VLForConditionalGeneration",
-        "Qwen3VLMoeForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
         "Qwen3NextForCausalLM",
         "Qwen3OmniMoeForConditionalGeneration",
         "InternS1ProForConditionalGeneration",
         "InternS1_1_ForConditionalGeneration",
-        "ChatGLMModel",
-        "ChatGLMForConditionalGeneration",
-        "Glm4ForCausalLM",
-        "Glm4vForConditionalGeneration",
         "Glm4MoeForCausalLM",
         "GlmMoeDsaForCausalLM",
-        "Phi3ForCausalLM",
-        "Phi3VForCausalLM",
         "PhiMoEForCausalLM",
         "MiniCPM3ForCausalLM",
-        "MiniCPMV",
-        "GemmaForCausalLM",
-        "Gemma2ForCausalLM",
-        "Gemma3ForCausalLM",
-        "Gemma3ForConditionalGeneration",
-        "Llama4ForConditionalGeneration",
-        "MistralForCausalLM",
         "DeepseekForCausalLM",
         "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM",
@@ -63,11 +46,16 @@ _PYTORCH: Final = frozenset(
     }
 )
 
+#: What to know of some architectures beside that there is no account of them.
+_NOTES: Final = {
+    "MiniCPMV": "LMDeploy 0.18's PyTorch engine has a class for MiniCPM-V 2.6 alone: its front end"
+    " lets 2.5 through and then asks a model that it has not built; of 2.6 the processor is the"
+    " checkpoint's own code",
+}
+
 #: No engine of LMDeploy 0.18 runs these.
 _NOT_IN_LMDEPLOY: Final = frozenset(
     {
-        "MllamaForConditionalGeneration",
-        "LlavaOnevisionForConditionalGeneration",
         "LlavaQwenForCausalLM",
         "LlavaLlamaForCausalLM",
         "LlavaMistralForCausalLM",
@@ -84,8 +72,8 @@ _NOT_IN_LMDEPLOY: Final = frozenset(
 )
 
 _PYTORCH_HINT: Final = (
-    "LMDeploy's PyTorch engine runs it (--backend pytorch); turbofit does not account for that "
-    "engine yet"
+    "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a low "
+    "--cache-max-entry-count"
 )
 
 
@@ -97,21 +85,26 @@ def refusal(architecture: str) -> UsageError:
             f"turbofit does not account for {TURBOMIND_NOT_YET[name]} yet",
             hint="TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
         )
-    if name in _PYTORCH:
-        return UsageError(f"TurboMind does not run {name}", hint=_PYTORCH_HINT)
     if name == "LlavaLlamaForCausalLM":
         return UsageError(
             f"LMDeploy 0.18 does not run LLaVA's original format ({name})",
             hint="convert it to the hf format: turbofit merge BASE OUT (docs/merge.md)",
         )
+    if name in _NOTES:
+        return UsageError(
+            f"turbofit does not account for {name}: {_NOTES[name]}",
+            hint="start that by hand (--backend pytorch) with a low --cache-max-entry-count",
+        )
+    if name in _PYTORCH_NOT_YET:
+        return UsageError(f"turbofit does not account for {name} yet", hint=_PYTORCH_HINT)
     if name in _NOT_IN_LMDEPLOY:
         return UsageError(
-            f"LMDeploy 0.18 does not run {name}",
-            hint="Hugging Face Transformers may; turbofit does not account for that engine yet",
+            f"LMDeploy 0.18 does not run {name}, and turbofit does not account for it",
+            hint="take a version of the model in Hugging Face's own format, if there is one",
         )
     return UsageError(
         f"turbofit does not know the architecture {name!r}",
-        hint="InternVL, Qwen2-VL, Qwen2.5-VL, Llama, InternLM2/3, Qwen2/3 and Mixtral are known",
+        hint="`turbofit models` names one of each family that is known",
     )
 
 
@@ -122,19 +115,8 @@ def inner_refusal(outer: str, inner: str) -> UsageError:
             f"turbofit does not account for {outer} with {TURBOMIND_NOT_YET[inner]} inside yet",
             hint="TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
         )
+    known = inner in _PYTORCH_NOT_YET
     return UsageError(
-        f"TurboMind does not run {outer} with {inner[:80]} inside", hint=_PYTORCH_HINT
+        f"turbofit does not account for {outer} with {inner[:80]} inside",
+        hint=_PYTORCH_HINT if known else "take a version with a language model that is known",
     )
-
-
-def engine_problem(model: Model, engine: str) -> str | None:
-    """Why an engine does not run a model, None where it does.
-
-    Args:
-        model: the checkpoint.
-        engine: ``turbomind``, ``pytorch`` (both LMDeploy's) or ``transformers``.
-    """
-    native = model.vision is None or model.vision.kind in {"internvit", "qwen2vit", "qwen2_5vit"}
-    if engine == "turbomind" and not native:
-        return f"TurboMind 0.18 has no encoder for {model.name}'s vision tower"
-    return None

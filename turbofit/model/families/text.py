@@ -6,16 +6,15 @@ remote code), since engines read the file through those classes.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from turbofit.core.errors import UsageError
 from turbofit.core.model import MoeDims, TextDims
 from turbofit.model.config import Section
 
-__all__ = ["TEXT_ARCHITECTURES", "read_text"]
+__all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_TEXT", "read_text"]
 
-#: Defaults by architecture. ``kv_heads`` None means as many as heads; ``head_dim`` None means
-#: hidden / heads.
+#: Defaults by architecture. ``kv_heads`` None means as many as heads; no ``head_dim`` means
+#: hidden / heads; ``norms`` of a layer are two where it does not say.
 _LLAMA: Final[dict[str, Any]] = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": None, "max_position_embeddings": 2048,
@@ -23,6 +22,10 @@ _LLAMA: Final[dict[str, Any]] = {
 _QWEN2: Final[dict[str, Any]] = {
     "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32768,
+}  # fmt: skip
+_GEMMA2: Final[dict[str, Any]] = {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "tied": True, "norms": 4,
 }  # fmt: skip
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "LlamaForCausalLM": _LLAMA,
@@ -45,15 +48,78 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
         "max_position_embeddings": 131072, "num_experts": 8, "num_experts_per_tok": 2,
     },
-    # The language model inside Qwen2-VL and Qwen2.5-VL; TurboMind runs it as its Qwen2.
+    "MistralForCausalLM": {
+        **_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+    },
+    "Phi3ForCausalLM": {
+        **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+    },
+    "GemmaForCausalLM": {
+        **_LLAMA, "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "head_dim": 256, "max_position_embeddings": 8192, "tied": True,
+    },
+    "Gemma2ForCausalLM": {
+        **_GEMMA2, "vocab_size": 256000, "max_position_embeddings": 8192,
+    },
+    "Gemma3ForCausalLM": {
+        **_GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072,
+    },
+    "Glm4ForCausalLM": {
+        **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
+        "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "norms": 4,
+    },
+}  # fmt: skip
+#: Language models that exist only inside a vision model.
+_INNER: Final[dict[str, dict[str, Any]]] = {
+    # Of Qwen2-VL and Qwen2.5-VL; engines run it as their Qwen2.
     "Qwen2VLTextModel": {
         **_QWEN2, "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568,
         "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
     },
+    "Qwen3VLTextModel": {**_QWEN2, "head_dim": 128, "max_position_embeddings": 128000},
+    "Qwen3VLMoeTextModel": {
+        **_QWEN2, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "max_position_embeddings": 128000,
+    },
+    "Glm4vTextModel": {
+        **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
+        "num_key_value_heads": 2, "max_position_embeddings": 32768, "norms": 4,
+    },
+    "CogVLMForCausalLM": _LLAMA,
+    "MllamaForCausalLM": {
+        **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
+        "num_key_value_heads": 8, "max_position_embeddings": 131072,
+    },
 }  # fmt: skip
 
 #: Language models that the account covers, by ``architectures[0]``.
-TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS) - {"Qwen2VLTextModel"}
+TEXT_ARCHITECTURES: Final = frozenset(_DEFAULTS)
+
+#: The plain language model that engines run an inner one as.
+_RUN_AS: Final = {
+    "Qwen2VLTextModel": "Qwen2ForCausalLM",
+    "Qwen3VLTextModel": "Qwen3ForCausalLM",
+    "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
+    "Glm4vTextModel": "Glm4ForCausalLM",
+}
+
+_UNBIASED: Final = {
+    "MixtralForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "CogVLMForCausalLM",
+    "MllamaForCausalLM",
+}  # fmt: skip
+
+#: Of ``TEXT_ARCHITECTURES``, what TurboMind 0.18 runs.
+TURBOMIND_TEXT: Final = frozenset(
+    {
+        "LlamaForCausalLM", "InternLM2ForCausalLM", "InternLM3ForCausalLM", "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "MixtralForCausalLM",
+    }
+)  # fmt: skip
 
 #: LMDeploy's default ``session_len`` is the smallest of ``max_position_embeddings`` and these.
 _OTHER_LENGTH_KEYS: Final = (
@@ -74,7 +140,7 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     Raises:
         UsageError: a dimension is missing, absurd or contradicts another.
     """
-    defaults = _DEFAULTS[architecture]
+    defaults = _DEFAULTS.get(architecture) or _INNER[architecture]
     hidden = config.integer("hidden_size", defaults["hidden_size"], high=1 << 18)
     heads = config.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
     kv_default = defaults["num_key_value_heads"] or heads
@@ -84,8 +150,9 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
     if "head_dim" not in config and "head_dim" not in defaults and hidden % heads:
         raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
     layers = config.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10)
+    biases = _biases(config, architecture)
     return TextDims(
-        architecture="Qwen2ForCausalLM" if architecture == "Qwen2VLTextModel" else architecture,
+        architecture=_RUN_AS.get(architecture, architecture),
         layers=layers,
         hidden=hidden,
         heads=heads,
@@ -98,32 +165,43 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         ),
         vocab=config.integer("vocab_size", defaults["vocab_size"]),
         max_position_embeddings=_length(config, defaults["max_position_embeddings"]),
-        tie_word_embeddings=config.boolean("tie_word_embeddings", bool(tied)),
-        qk_norm=architecture.startswith("Qwen3"),
+        tie_word_embeddings=config.boolean(
+            "tie_word_embeddings", defaults.get("tied", False) if tied is None else tied
+        ),
+        qk_norm=architecture.startswith(("Qwen3", "Gemma3")),
+        layer_norms=defaults.get("norms", 2),
         moe=_moe(config, architecture, defaults, layers),
-        **_biases(config, architecture),
+        qkv_bias=biases.qkv,
+        output_bias=biases.output,
+        mlp_bias=biases.mlp,
     )
 
 
-def _biases(config: Section, architecture: str) -> dict[str, bool]:
-    """Which linear layers have biases; each family has its own words for it."""
+class _Biases(NamedTuple):
+    """Which linear layers have biases."""
+
+    qkv: bool = False
+    output: bool = False
+    mlp: bool = False
+
+
+def _biases(config: Section, architecture: str) -> _Biases:
+    """Each family has its own words for it."""
     if architecture == "InternLM2ForCausalLM":
         bias = config.boolean("bias", True)
-        return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": False}
+        return _Biases(bias, bias)
     if architecture == "InternLM3ForCausalLM":
         bias = config.boolean("bias", False)
-        return {
-            "qkv_bias": config.boolean("qkv_bias", False), "output_bias": bias, "mlp_bias": bias
-        }  # fmt: skip
+        return _Biases(config.boolean("qkv_bias", False), bias, bias)
     if architecture == "Qwen2MoeForCausalLM":
-        return {"qkv_bias": config.boolean("qkv_bias", True)}
-    if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel"}:
-        return {"qkv_bias": True}
-    if architecture == "MixtralForCausalLM":
-        return {}
+        return _Biases(config.boolean("qkv_bias", True))
+    if architecture in {"Qwen2ForCausalLM", "Qwen2VLTextModel", "Glm4vTextModel"}:
+        return _Biases(True)
+    if architecture in _UNBIASED:
+        return _Biases()
     bias = config.boolean("attention_bias", False)
     mlp = architecture == "LlamaForCausalLM" and config.boolean("mlp_bias", False)
-    return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": mlp}
+    return _Biases(bias, bias and architecture != "Glm4ForCausalLM", mlp)
 
 
 def _moe(
@@ -138,11 +216,13 @@ def _moe(
     per_token = config.integer("num_experts_per_tok", defaults["num_experts_per_tok"], high=1 << 10)
     experts = config.integer(key, defaults["num_experts"], low=per_token, high=1 << 13)
     inter_key = "intermediate_size" if mixtral else "moe_intermediate_size"
+    step = 1 if mixtral else config.integer("decoder_sparse_step", 1, high=1 << 10)
     return MoeDims(
         experts=experts,
         experts_per_token=per_token,
         intermediate=config.integer(inter_key, defaults[inter_key], high=1 << 20),
-        layers=layers if mixtral else _sparse_layers(config, architecture, layers),
+        layers=layers if mixtral else _sparse_layers(config, layers, step),
+        step=step,
         shared_intermediate=config.integer(
             "shared_expert_intermediate_size", defaults["shared_expert_intermediate_size"]
         )
@@ -151,18 +231,13 @@ def _moe(
     )
 
 
-def _sparse_layers(config: Section, architecture: str, layers: int) -> int:
-    """How many layers have experts; only what TurboMind 0.18 reads the same way is let through."""
-    dense = {index for index in config.integers("mlp_only_layers") if 0 <= index < layers}
-    step = config.integer("decoder_sparse_step", 1)
-    if step != 1 or (dense and architecture == "Qwen2MoeForCausalLM"):
-        raise UsageError(
-            f"{config.what}: TurboMind takes every layer as sparse, this model has dense ones",
-            hint="LMDeploy's PyTorch engine (--backend pytorch) reads decoder_sparse_step",
-        )
-    if len(dense) == layers:
+def _sparse_layers(config: Section, layers: int, step: int) -> int:
+    """How many layers have experts: every ``step``-th, but for those of ``mlp_only_layers``."""
+    dense = set(config.integers("mlp_only_layers"))
+    sparse = sum(1 for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
+    if not sparse:
         raise config.error("mlp_only_layers", "leaves no layer with experts")
-    return layers - len(dense)
+    return sparse
 
 
 def _length(config: Section, default: int) -> int:

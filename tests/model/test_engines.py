@@ -1,0 +1,83 @@
+"""Which engine runs which model: what LMDeploy's tables do not say by themselves."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from turbofit.core.model import Quantization
+from turbofit.model.families.engines import engine_problem, package_need
+from turbofit.model.presets import preset_model
+
+ENGINES = ("turbomind", "pytorch", "transformers")
+RUNS = {
+    "internvl2-8b": "turbomind pytorch",
+    "internvl2-4b": "pytorch",
+    "internvl3-8b-hf": "turbomind pytorch transformers",
+    "qwen2-vl-7b": "turbomind pytorch transformers",
+    "qwen2-vl-7b-awq": "turbomind pytorch",
+    "qwen3-vl-8b": "pytorch transformers",
+    "qwen3-vl-30b-a3b": "pytorch transformers",
+    "llava-1.5-7b": "pytorch transformers",
+    "llava-v1.6-mistral-7b": "transformers",
+    "llava-onevision-7b": "transformers",
+    "llama-3.2-11b-vision": "transformers",
+    "cogvlm-17b": "pytorch",
+    "cogvlm2-19b": "pytorch",
+    "glm-4v-9b": "pytorch",
+    "glm-4.1v-9b": "pytorch transformers",
+    "gemma-3-4b": "pytorch transformers",
+    "phi-3.5-vision": "pytorch",
+    "internlm2.5-7b": "turbomind pytorch",
+    "llama-3.1-8b": "turbomind pytorch transformers",
+}
+
+
+@pytest.mark.parametrize(("name", "engines"), RUNS.items())
+def test_engines_of_presets(name, engines):
+    model = preset_model(name)
+    assert [e for e in ENGINES if engine_problem(model, e) is None] == engines.split()
+    for engine in ENGINES:
+        problem = engine_problem(model, engine)
+        assert problem is None or 20 < len(problem) < 120
+
+
+def test_another_engine_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="vllm"):
+        engine_problem(preset_model("internvl2-8b"), "vllm")
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "group", "turbomind", "pytorch"),
+    [
+        ("awq", 4, 128, True, True), ("awq", 4, 64, False, True), ("gptq", 4, 128, True, False),
+        ("compressed-tensors", 4, 32, True, False), ("fp8", 8, 128, True, True),
+    ],
+)  # fmt: skip
+def test_quantised_weights(method, bits, group, turbomind, pytorch):
+    plain = preset_model("qwen2.5-7b")
+    model = replace(plain, quantization=Quantization(method=method, bits=bits, group_size=group))
+    assert (engine_problem(model, "turbomind") is None) is turbomind
+    assert (engine_problem(model, "pytorch") is None) is pytorch
+    assert "further packages" in engine_problem(model, "transformers")
+
+
+def test_heads_that_turbominds_encoder_lacks():
+    model = preset_model("qwen2-vl-7b")
+    model = replace(model, vision=replace(model.vision, heads=10))
+    assert "64 or 80" in engine_problem(model, "turbomind")
+    assert engine_problem(model, "pytorch") is None
+
+
+def test_siglip_in_a_llava():
+    model = preset_model("llava-1.5-7b")
+    model = replace(model, vision=replace(model.vision, kind="siglip"))
+    assert "CLIP" in engine_problem(model, "pytorch")
+    assert engine_problem(model, "transformers") is None
+
+
+def test_llava_needs_an_older_transformers_under_lmdeploy_alone():
+    model = preset_model("llava-1.5-7b")
+    assert package_need(model, "pytorch") == ("transformers", "<5")
+    assert package_need(model, "transformers") is None
+    assert package_need(preset_model("qwen3-vl-8b"), "pytorch") is None

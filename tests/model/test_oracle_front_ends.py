@@ -1,0 +1,113 @@
+"""LMDeploy's front ends over Transformers' processors: the image tokens that reach the engine."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+
+import pytest
+
+from tests.checkpoints import _tokenizer
+from tests.model.test_oracle_gemma3 import gemma_of
+from tests.model.test_oracle_lmdeploy import picture, tokens_of
+from tests.model.test_oracle_names import written
+from tests.model.test_oracle_patches import glm_of, qwen3_of
+from turbofit.model.images import image_tokens
+from turbofit.model.source import resolve_model
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
+]
+_GLM_TOKENS = ("<|image|>", "<|video|>", "<|begin_of_video|>", "<|end_of_video|>")
+
+
+def with_processor(folder, name, processor, tokens=()):
+    """The tokenizer and the processors' files that Transformers looks for beside a config."""
+    _tokenizer(folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    last = tokenizer["added_tokens"][-1]
+    tokenizer["added_tokens"] += [
+        {**last, "id": last["id"] + 1 + i, "content": text} for i, text in enumerate(tokens)
+    ]
+    path.write_text(json.dumps(tokenizer))
+    values = {**processor, "processor_class": f"{name}Processor"}
+    video = {**values, "video_processor_type": f"{name}VideoProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+
+
+def qwen3(transformers, folder):
+    config = qwen3_of(transformers, "Qwen3VL", random.Random(2))
+    config.vision_config.patch_size = 16
+    written(transformers, config, folder)
+    size = {"shortest_edge": 65_536, "longest_edge": 400_000}
+    with_processor(
+        folder, "Qwen3VL",
+        {"image_processor_type": "Qwen2VLImageProcessorFast", "size": size, "patch_size": 16,
+         "temporal_patch_size": 2, "merge_size": 2},
+    )  # fmt: skip
+    return "<|image_pad|>"
+
+
+def glm(transformers, folder):
+    written(transformers, glm_of(transformers, random.Random(2)), folder)
+    size = {"shortest_edge": 12_544, "longest_edge": 400_000}
+    with_processor(
+        folder, "Glm4v",
+        {"image_processor_type": "Glm4vImageProcessor", "size": size, "patch_size": 14,
+         "temporal_patch_size": 2, "merge_size": 2},
+        _GLM_TOKENS,
+    )  # fmt: skip
+    return "<|image|>"
+
+
+@pytest.mark.parametrize("make", [qwen3, glm])
+def test_patches_reach_the_engine_as_planned(transformers, tmp_path, make):
+    import torch
+    from lmdeploy.vl.model.builder import load_vl_model
+
+    folder = tmp_path / "tiny"
+    token = make(transformers, folder)
+    rule = resolve_model(str(folder)).image_rule
+    front = load_vl_model(str(folder), "pytorch")
+    front.set_mm_feature_dtype(torch.bfloat16)
+    rng = random.Random(6)
+    for _ in range(12):
+        size = rng.randrange(10, 1200), rng.randrange(10, 1200)
+        # What would lower or raise the limit elsewhere is not read here.
+        item = {"type": "image", "data": picture(*size), "max_pixels": 784, "min_pixels": 1}
+        found = front.preprocess([{"role": "user", "content": [item]}], f"a{token}b")
+        expected = image_tokens(rule, *size)
+        assert found["input_ids"].count(front.image_token_id) == expected
+        assert len(found["multimodal"]) == 1
+
+
+def gemma(transformers, folder):
+    config = gemma_of(transformers, random.Random(2))
+    config.mm_tokens_per_image = 4
+    written(transformers, config, folder)
+    names = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
+    size = {"height": 28, "width": 28}
+    with_processor(
+        folder, "Gemma3",
+        {"image_processor_type": "Gemma3ImageProcessor", "size": size, "image_seq_length": 4},
+        names,
+    )  # fmt: skip
+    path = folder / "tokenizer_config.json"
+    keys = ("image_token", "boi_token", "eoi_token")
+    extra = {"extra_special_tokens": dict(zip(keys, names, strict=True))}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **extra}))
+    outer = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+    (folder / "processor_config.json").write_text(json.dumps(outer))
+
+
+def test_gemma_pools_every_image_to_as_many_tokens(transformers, tmp_path):
+    folder = tmp_path / "tiny"
+    gemma(transformers, folder)
+    rule = resolve_model(str(folder)).image_rule
+    sizes = [(28, 28), (3, 900), (900, 30)]
+    found = tokens_of(folder, [(picture(*size), {"do_pan_and_scan": True}) for size in sizes])
+    assert found == [image_tokens(rule, *size) for size in sizes] == [4, 4, 4]

@@ -1,0 +1,46 @@
+"""Gemma 3: Transformers' parameters, and its processor's fixed square."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.model.test_oracle_llava import read, vision_of
+from tests.model.test_parameters import count, text_config
+from turbofit.core.errors import UsageError
+from turbofit.model.families.support import engine_problem
+from turbofit.model.images import image_tokens, worst_units
+
+NAME = "Gemma3ForConditionalGeneration"
+
+
+def gemma_of(transformers, rng):
+    text = text_config(rng) | {"head_dim": 8}
+    vision = vision_of(rng, "siglip_vision_model") | {"image_size": 28, "patch_size": 7}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=rng.choice([1, 4, 16]),
+        tie_word_embeddings=rng.random() < 0.5,
+    )  # fmt: skip
+    config.architectures = [NAME]
+    return config
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_parameters_are_transformers(transformers, seed):
+    config = gemma_of(transformers, random.Random(seed))
+    model = read(config)
+    assert model.parameters == count(transformers, NAME, config)
+    assert image_tokens(model.image_rule, 3, 2000) == config.mm_tokens_per_image
+    assert worst_units(model.image_rule) == 1
+    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
+    assert engine_problem(model, "turbomind")
+
+
+def test_what_contradicts_itself():
+    for part in (
+        '"mm_tokens_per_image": 255', '"mm_tokens_per_image": 25',
+        '"vision_config": {"vision_use_head": true}', '"vision_config": {"patch_size": 999}',
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            read(f'{{"architectures": ["{NAME}"], {part}}}')

@@ -1,0 +1,203 @@
+"""Transformers' and LMDeploy's own image rules of LLaVA, and Transformers' parameter counts."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.checkpoints_llava import make_llava
+from tests.model.test_oracle_lmdeploy import picture, tokens_of
+from tests.model.test_parameters import ConfigFiles, count, text_config
+from turbofit.core.model import AnyresRule
+from turbofit.model.checkpoint import Origin, read_checkpoint
+from turbofit.model.families.anyres import grids_within, widest
+from turbofit.model.families.engines import engine_problem, package_need
+from turbofit.model.images import (
+    image_tokens,
+    largest_limit,
+    limits_down,
+    unit_tokens,
+    units,
+    units_within,
+    worst_units,
+)
+from turbofit.model.source import resolve_model
+
+ENGINES = ("turbomind", "pytorch", "transformers")
+NEXT = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+OV = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
+SLIM = ((336, 336 * 2), (336 * 4, 336), (336, 336), (336 * 2, 336 * 2), (336, 336 * 6))
+
+
+def rule_of(grids, side=336, most=None):
+    return AnyresRule(
+        tile_size=side, tokens_per_tile=(side // 14) ** 2, grids=grids, most_tiles=most,
+        max_dynamic_patch=max(high * wide // side**2 for high, wide in grids),
+    )  # fmt: skip
+
+
+RULES = [rule_of(NEXT), rule_of(OV, 384, 9), rule_of(OV[:20], 384, 2), rule_of(SLIM)]
+
+
+def sizes(seed: int, number: int) -> list[tuple[int, int]]:
+    """Random sizes, long strips, tiny images, and shapes that are nearly a grid's."""
+    rng = random.Random(seed)
+    found = [(1, 1), (1, 5000), (5000, 1), (336, 336), (672, 672), (335, 673)]
+    while len(found) < number:
+        found.append((rng.randrange(1, 4000), rng.randrange(1, 4000)))
+        found.append((rng.randrange(1, 60), rng.randrange(1, 4000)))
+        side = rng.choice([336, 384])
+        wide, high = side * rng.randrange(1, 7), side * rng.randrange(1, 7)
+        found.append((wide + rng.randrange(-3, 4), high + rng.randrange(-3, 4)))
+    return found
+
+
+def processor_of(rule, limit):
+    """Transformers' own counting, without a tokenizer or pixels."""
+    from types import SimpleNamespace
+
+    from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
+    from transformers.models.llava_onevision.processing_llava_onevision import (
+        LlavaOnevisionProcessor,
+    )
+
+    base = LlavaOnevisionProcessor if rule.most_tiles else LlavaNextProcessor
+    own = base.__new__(base)
+    grids = [list(grid) for grid in grids_within(rule, limit)]
+    own.image_processor = SimpleNamespace(image_grid_pinpoints=grids)
+    own.num_image_tokens, own.patch_size = rule.tokens_per_tile, 14
+    own.num_additional_image_tokens = 0
+    own.vision_aspect_ratio = f"anyres_max_{rule.most_tiles}"
+    return own
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tokens_and_tiles_are_transformers(transformers, rule):
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    rng = random.Random(1)
+    worst = dict.fromkeys(limits_down(rule), 0)
+    for width, height in sizes(7, 2100):
+        limit = rng.choice(list(worst))
+        own = processor_of(rule, limit)
+        side = rule.tile_size
+        tokens = own._get_number_of_features(height, width, side, side)
+        assert image_tokens(rule, width, height, max_dynamic_patch=limit) == tokens
+        tiles = units(rule, width, height, max_dynamic_patch=limit)
+        grids = own.image_processor.image_grid_pinpoints
+        assert tiles == image_size_to_num_patches([height, width], grids, side)
+        assert tokens <= unit_tokens(rule, tiles)
+        assert tiles <= units_within(rule, tokens)
+        worst[limit] = max(worst[limit], tiles)
+    for limit, most in worst.items():
+        assert most <= worst_units(rule, max_dynamic_patch=limit)
+        wide, high = widest(rule, limit)
+        assert units(rule, wide, high, max_dynamic_patch=limit) == worst_units(
+            rule, max_dynamic_patch=limit
+        )
+        assert largest_limit(rule, worst_units(rule, max_dynamic_patch=limit)) == limit
+    assert largest_limit(rule, 1) is None
+
+
+def test_published_worst_cases():
+    plain, many = RULES[:2]
+    assert (worst_units(plain), unit_tokens(plain, 5)) == (5, 576 * 5 + 48)
+    assert image_tokens(plain, 672, 672) == 2928
+    # 9 tiles' worth at most, or up to 1.1 times as many a side.
+    assert worst_units(many) == 37
+    assert image_tokens(many, 2304, 2304) == 729 + 81 * 81 + 81
+    assert unit_tokens(many, 37) < 729 + 1.21 * 81 * 81 + 6 * 27
+
+
+def read(config):
+    data = config if isinstance(config, str) else config.to_json_string(use_diff=False)
+    return read_checkpoint(ConfigFiles(data), Origin(name="x", kind="folder", where="x"))
+
+
+def vision_of(rng, kind):
+    heads = rng.choice([1, 2, 4])
+    vision = {
+        "model_type": kind, "hidden_size": heads * 12, "num_hidden_layers": rng.randrange(1, 4),
+        "num_attention_heads": heads, "intermediate_size": rng.randrange(5, 99),
+        "image_size": 28 * rng.randrange(1, 4), "patch_size": rng.choice([7, 14]),
+    }  # fmt: skip
+    return vision | ({"vision_use_head": False} if "siglip" in kind else {})
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
+def test_a_checkpoint_is_explained_to_the_element(tmp_path, kind):
+    model = resolve_model(str(make_llava(tmp_path / "llava-7b", kind)))
+    assert model.weight_bytes == 2 * model.parameters
+    assert model.warnings == ()
+    assert not model.needs_remote_code
+    runs = {engine for engine in ENGINES if engine_problem(model, engine) is None}
+    assert runs == {"transformers"} | ({"pytorch"} if kind == "llava" else set())
+
+
+@pytest.mark.lmdeploy
+def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
+    """It tells the processor that PIL images have channels last, which Transformers 5 believes."""
+    pytest.importorskip("lmdeploy")
+    import torch
+    from lmdeploy.vl.model.builder import load_vl_model
+
+    folder = make_llava(tmp_path / "llava-1.5-7b-hf")
+    model = resolve_model(str(folder))
+    front = load_vl_model(str(folder), "pytorch")
+    front.set_mm_feature_dtype(torch.bfloat16)
+    image = [{"role": "user", "content": [{"type": "image", "data": picture(500, 300)}]}]
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        assert package_need(model, "pytorch") == ("transformers", "<5")
+        with pytest.raises(RuntimeError, match="must match the size of tensor"):
+            front.preprocess(list(image))
+        front.processor = transformers.CLIPImageProcessorPil.from_pretrained(str(folder))
+    part = front.preprocess(list(image))[-1]["content"][0]
+    assert part["image_tokens"] == image_tokens(model.image_rule, 500, 300) == 576
+    assert part["pixel_values"].shape == (1, 3, 336, 336)
+
+
+@pytest.mark.lmdeploy
+def test_lmdeploy_does_not_start_llava_next(transformers, tmp_path):
+    """It hands an argument to a class that takes none, whatever Transformers' version."""
+    pytest.importorskip("lmdeploy")
+    folder = make_llava(tmp_path / "llava-v1.6-7b-hf", "llava_next")
+    with pytest.raises(TypeError, match="trust_remote_code"):
+        tokens_of(folder, [(picture(500, 300), {})])
+    assert "front end" in engine_problem(resolve_model(str(folder)), "pytorch")
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("family", "tower"),
+    [
+        ("Llava", "clip"), ("Llava", "siglip"), ("LlavaNext", "clip"),
+        ("LlavaOnevision", "siglip"),
+    ],
+)  # fmt: skip
+def test_parameters_are_transformers(transformers, family, tower, seed):
+    rng = random.Random(f"{family}{seed}")
+    inner = rng.choice(["llama", "qwen2", "mistral"])
+    text = text_config(rng) | {"model_type": inner}
+    vision = vision_of(rng, f"{tower}_vision_model")
+    side = vision["image_size"]
+    keys = {"image_grid_pinpoints": [[side, side], [side, 2 * side]]} if family != "Llava" else {}
+    if tower == "siglip":
+        keys["vision_feature_select_strategy"] = "full"
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.3, **keys
+    )
+    config.architectures = [f"{family}ForConditionalGeneration"]
+    model = read(config)
+    assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
+    assert "names no architecture" in model.warnings[0]
+
+
+@pytest.mark.parametrize("family", ["Llava", "LlavaNext", "LlavaOnevision"])
+def test_defaults_are_transformers(transformers, family):
+    name = f"{family}ForConditionalGeneration"
+    config = getattr(transformers, f"{family}Config")()
+    model = read(f'{{"architectures": ["{name}"]}}')
+    assert model.parameters == count(transformers, name, config)
+    if family != "Llava":
+        assert list(map(list, model.image_rule.grids)) == config.image_grid_pinpoints

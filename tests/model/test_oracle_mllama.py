@@ -1,0 +1,87 @@
+"""Llama 3.2 Vision: Transformers' parameters, and its padding of every image to the most tiles."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.model.test_oracle_llava import read
+from tests.model.test_parameters import count, text_config
+from turbofit.core.errors import UsageError
+from turbofit.core.model import CrossRule
+from turbofit.model.families.support import engine_problem
+from turbofit.model.images import (
+    image_tokens,
+    largest_limit,
+    limits_down,
+    unit_tokens,
+    units,
+    units_within,
+    worst_units,
+)
+
+
+def config_of(transformers, rng):
+    text = text_config(rng)
+    del text["num_hidden_layers"]
+    heads = rng.choice([1, 2])
+    kept = sorted(rng.sample(range(3), rng.randrange(0, 3)))
+    shapes = [[1, 1], [1, 2], [2, 1]][: rng.randrange(1, 4)]
+    vision = {
+        "hidden_size": heads * 8, "attention_heads": heads, "num_hidden_layers": 3,
+        "num_global_layers": rng.randrange(1, 4), "intermediate_size": rng.randrange(5, 60),
+        "image_size": 28, "patch_size": 14, "max_num_tiles": 2, "supported_aspect_ratios": shapes,
+        "intermediate_layers_indices": kept or [0],
+        "vision_output_dim": heads * 8 * (len(kept or [0]) + 1),
+    }  # fmt: skip
+    text |= {
+        "num_hidden_layers": 5,
+        "pad_token_id": 0,
+        "cross_attention_layers": sorted(rng.sample(range(5), 2)),
+    }
+    config = transformers.MllamaConfig(text_config=text, vision_config=vision)
+    config.architectures = ["MllamaForConditionalGeneration"]
+    return config
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parameters_are_transformers(transformers, seed):
+    config = config_of(transformers, random.Random(seed))
+    model = read(config)
+    assert model.parameters == count(transformers, "MllamaForConditionalGeneration", config)
+    assert list(model.text.cross_layers) == config.text_config.cross_attention_layers
+
+
+def test_defaults_and_engines(transformers):
+    name = "MllamaForConditionalGeneration"
+    model = read(f'{{"architectures": ["{name}"]}}')
+    assert model.parameters == count(transformers, name, transformers.MllamaConfig())
+    assert "no engine" in engine_problem(model, "pytorch")
+    assert engine_problem(model, "turbomind")
+    assert engine_problem(model, "transformers") is None
+
+
+def test_what_contradicts_itself():
+    vision = '{"architectures": ["MllamaForConditionalGeneration"], "vision_config": {%s}}'
+    for part in ('"vision_output_dim": 7681', '"attention_heads": 7', '"max_num_tiles": 0'):
+        with pytest.raises(UsageError):
+            read(vision % part)
+
+
+def test_every_image_has_the_most_tiles(transformers):
+    import torch
+
+    processor = transformers.MllamaImageProcessor(
+        size={"height": 28, "width": 28}, max_image_tiles=4
+    )
+    rule = CrossRule(tile_size=28, tokens_per_tile=5, max_dynamic_patch=4, thumbnail=False)
+    rng = random.Random(5)
+    for _ in range(40):
+        width, height = rng.randrange(1, 200), rng.randrange(1, 200)
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        found = processor([image], return_tensors="pt")["pixel_values"].shape
+        assert found[2] == units(rule, width, height) == worst_units(rule) == 4
+        assert image_tokens(rule, width, height) == 1
+    assert (unit_tokens(rule, 4), unit_tokens(rule, 12), units_within(rule, 3)) == (1, 3, 12)
+    assert (limits_down(rule), largest_limit(rule, 4), largest_limit(rule, 3)) == ((4,), 4, None)

@@ -1,0 +1,167 @@
+"""Qwen3-VL and GLM-4.1V: Transformers' resizing over thousands of sizes, and its parameters."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from tests.model.test_oracle_llava import read
+from tests.model.test_oracle_qwen_vl import sizes
+from tests.model.test_parameters import count, text_config
+from turbofit.core.errors import UsageError
+from turbofit.core.model import PatchRule
+from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.model.families.support import engine_problem
+from turbofit.model.images import unit_tokens, units, worst_units
+
+BOUNDS = [(65536, 16_777_216), (12_544, 9_633_792), (2048, 4096), (900_000, 1_000_000), (2, 60_000)]
+
+
+@pytest.mark.parametrize(("smallest", "largest"), BOUNDS)
+def test_windows_of_32_are_transformers(transformers, smallest, largest):
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    rule = PatchRule(patch_size=16, merge=2, min_pixels=smallest, max_pixels=largest)
+    worst = 0
+    for width, height in sizes(largest, 130):
+        try:
+            rows, columns = smart_resize(
+                height, width, factor=32, min_pixels=smallest, max_pixels=largest
+            )
+        except ValueError:
+            with pytest.raises(UsageError):
+                units(rule, width, height)
+            continue
+        found = units(rule, width, height)
+        assert (found, unit_tokens(rule, found)) == (rows * columns // 256, rows * columns // 1024)
+        worst = max(worst, found)
+    assert worst <= worst_units(rule)
+
+
+@pytest.mark.parametrize(("smallest", "largest"), BOUNDS)
+def test_glm_is_transformers(transformers, smallest, largest):
+    from transformers.models.glm4v.image_processing_glm4v import smart_resize
+
+    rule = PatchRule(
+        patch_size=14, merge=2, min_pixels=smallest // 2, max_pixels=largest // 2, frames=2,
+        enlarge=True, client_knobs=False,
+    )  # fmt: skip
+    worst = 0
+    for width, height in sizes(largest, 130):
+        try:
+            rows, columns = smart_resize(
+                2, height, width, factor=28, min_pixels=smallest, max_pixels=largest
+            )
+        except ValueError:
+            with pytest.raises(UsageError):
+                units(rule, width, height)
+            continue
+        found = units(rule, width, height)
+        assert (found, unit_tokens(rule, found)) == (rows * columns // 196, rows * columns // 784)
+        worst = max(worst, found)
+    assert worst <= worst_units(rule)
+
+
+def qwen3_of(transformers, family, rng):
+    text = text_config(rng) | {"head_dim": 8, "attention_bias": rng.random() < 0.5}
+    if family == "Qwen3VLMoe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+        text |= {"decoder_sparse_step": 1, "tie_word_embeddings": False}
+    heads = rng.choice([1, 2])
+    vision = {
+        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
+        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
+        "patch_size": rng.choice([4, 16]), "num_position_embeddings": rng.choice([4, 9]),
+        "deepstack_visual_indexes": [0] * rng.randrange(0, 3),
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    )
+    config.architectures = [f"{family}ForConditionalGeneration"]
+    return config
+
+
+@pytest.mark.parametrize("family", ["Qwen3VL", "Qwen3VLMoe"])
+@pytest.mark.parametrize("seed", range(6))
+def test_qwen3_vl_parameters(transformers, family, seed):
+    config = qwen3_of(transformers, family, random.Random(f"{family}{seed}"))
+    model = read(config)
+    assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
+    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
+    assert "encoder" in engine_problem(model, "turbomind")
+
+
+def glm_of(transformers, rng):
+    text = text_config(rng) | {"pad_token_id": 0, "tie_word_embeddings": rng.random() < 0.3}
+    heads = rng.choice([1, 2])
+    vision = {
+        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
+        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
+        "patch_size": 14, "image_size": 28, "attention_bias": rng.random() < 0.5,
+    }  # fmt: skip
+    config = transformers.Glm4vConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    )
+    config.architectures = ["Glm4vForConditionalGeneration"]
+    return config
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_glm_parameters(transformers, seed):
+    config = glm_of(transformers, random.Random(seed))
+    model = read(config)
+    assert model.parameters == count(transformers, "Glm4vForConditionalGeneration", config)
+    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
+
+
+@pytest.mark.parametrize("family", ["Qwen3VL", "Glm4v", "Qwen3VLMoe"])
+def test_defaults_are_transformers(transformers, family):
+    name = f"{family}ForConditionalGeneration"
+    config = getattr(transformers, f"{family}Config")(
+        **({"vision_config": {"out_hidden_size": 4096}} if family == "Qwen3VL" else {}),
+        **({"vision_config": {"out_hidden_size": 2048}} if family == "Qwen3VLMoe" else {}),
+    )
+    wide = config.vision_config.out_hidden_size
+    text = f'{{"architectures": ["{name}"], "vision_config": {{"out_hidden_size": {wide}}}}}'
+    model = read(text)
+    assert model.parameters == count(transformers, name, config)
+    assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
+
+
+class Files:
+    """A config and a preprocessor's."""
+
+    def __init__(self, **files) -> None:
+        self.files = files
+
+    def read(self, name):
+        content = self.files.get(name.removesuffix(".json"))
+        return None if content is None else json.dumps(content).encode()
+
+    def weights(self):
+        return Weights(None)
+
+
+def test_bounds_are_the_preprocessors():
+    config = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "vision_config": {"out_hidden_size": 4096},
+    }
+    size = {"size": {"shortest_edge": 65536, "longest_edge": 16777216}}
+    origin = Origin(name="x", kind="folder", where="x")
+    files = Files(config=config, preprocessor_config=size | {"patch_size": 16})
+    rule = read_checkpoint(files, origin).image_rule
+    assert rule == PatchRule(
+        patch_size=16, merge=2, min_pixels=65536, max_pixels=16777216, client_knobs=False
+    )
+    assert worst_units(rule) == 65536
+    config = {"architectures": ["Glm4vForConditionalGeneration"]}
+    size = {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}
+    rule = read_checkpoint(Files(config=config, preprocessor_config=size), origin).image_rule
+    assert (rule.min_pixels, rule.max_pixels, rule.frames) == (6272, 4816896, 2)
+    assert worst_units(rule) == 24576
+    for wrong in ({"patch_size": 16}, {"merge_size": 4}, {"size": {"longest_edge": 0}}):
+        with pytest.raises(UsageError):
+            read_checkpoint(Files(config=config, preprocessor_config=wrong), origin)

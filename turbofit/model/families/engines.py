@@ -1,0 +1,127 @@
+"""Which engine runs which model: LMDeploy 0.18's two and Hugging Face Transformers.
+
+Facts are LMDeploy's own tables and loaders (`turbomind/supported_models.py` and `models/`,
+`pytorch/models/module_map.py`, `pytorch/nn/linear`, `vl/model/`). LMDeploy's choice of an engine
+looks at the outer architecture alone: where that is known to TurboMind and the rest is not, it
+fails at load instead of falling back.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.model import Model
+from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
+
+__all__ = ["TURBOMIND_VISION", "engine_problem", "package_need"]
+
+#: Vision models for which TurboMind has an encoder of its own.
+TURBOMIND_VISION: Final = frozenset(
+    {
+        "InternVLChatModel",
+        "InternVLForConditionalGeneration",
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+    }
+)
+
+#: Vision models that have an account and no class in LMDeploy's PyTorch engine.
+_NOT_PYTORCH: Final = frozenset(
+    {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+)
+
+#: Models that only the checkpoint's own code defines: `transformers serve` loads none of these.
+_REMOTE_CODE: Final = frozenset(
+    {
+        "InternVLChatModel",
+        "InternLM2ForCausalLM",
+        "InternLM3ForCausalLM",
+        "CogVLMForCausalLM",
+        "ChatGLMModel",
+        "ChatGLMForConditionalGeneration",
+        "Phi3VForCausalLM",
+    }
+)
+
+#: Group sizes that TurboMind's 4-bit kernels take, and channels of a head of its Qwen2-VL encoder.
+_TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {32, 128}}
+_TURBOMIND_QWEN_HEADS: Final = {64, 80}
+
+
+def engine_problem(model: Model, engine: str) -> str | None:
+    """Why an engine does not run a model, None where it does.
+
+    Args:
+        model: the checkpoint.
+        engine: ``turbomind``, ``pytorch`` (both LMDeploy's) or ``transformers``.
+
+    Raises:
+        ValueError: another engine.
+    """
+    checks = {"turbomind": _turbomind, "pytorch": _pytorch, "transformers": _transformers}
+    if engine not in checks:
+        raise ValueError(engine)
+    return checks[engine](model)
+
+
+def package_need(model: Model, engine: str) -> tuple[str, str] | None:
+    """A package and the versions of it with which alone an engine serves this model.
+
+    LMDeploy 0.18 says of LLaVA's images that their channels come last; Transformers 5 then turns
+    the axes of what it has turned before, and every image fails. Tried with 4.57.6 and 5.17.0.
+    """
+    if engine == "pytorch" and model.architecture == "LlavaForConditionalGeneration":
+        return "transformers", "<5"
+    return None
+
+
+def _turbomind(model: Model) -> str | None:
+    text, vision, quantization = model.text, model.vision, model.quantization
+    if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
+        if vision is None:
+            return f"TurboMind 0.18 does not run {model.architecture}"
+        return f"TurboMind 0.18 has no encoder for {model.name}'s vision tower"
+    if text.architecture not in TURBOMIND_TEXT:
+        inside = " inside; LMDeploy would not fall back" if vision else ""
+        return f"TurboMind 0.18 does not run {text.architecture}{inside}"
+    if text.moe and (
+        text.moe.step != 1
+        or (text.architecture == "Qwen2MoeForCausalLM" and text.moe.layers < text.layers)
+    ):
+        return "TurboMind 0.18 takes every layer as sparse, this model has dense ones"
+    if vision and vision.kind != "internvit" and vision.head_dim not in _TURBOMIND_QWEN_HEADS:
+        return f"TurboMind 0.18 runs vision heads of 64 or 80 channels, not {vision.head_dim}"
+    if quantization and quantization.group_size not in _TURBOMIND_GROUPS.get(
+        quantization.method, {quantization.group_size}
+    ):
+        return f"TurboMind 0.18 does not run {quantization.method} groups of " + str(
+            quantization.group_size
+        )
+    return None
+
+
+def _pytorch(model: Model) -> str | None:
+    vision, quantization = model.vision, model.quantization
+    if model.architecture in _NOT_PYTORCH:
+        return f"LMDeploy 0.18 runs {model.architecture} on no engine"
+    if model.architecture == "LlavaNextForConditionalGeneration":
+        # vl/model/llava_next.py passes trust_remote_code to a class of Transformers without it.
+        return "LMDeploy 0.18's own front end for LLaVA-NeXT fails at its start"
+    if vision and vision.kind == "siglip":
+        return f"LMDeploy 0.18 runs {model.architecture} with a CLIP tower only, not SigLIP"
+    if quantization is None:
+        return None
+    if quantization.method in {"gptq", "mxfp4"}:
+        return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"
+    if quantization.method == "compressed-tensors":
+        return "LMDeploy 0.18's PyTorch engine reads compressed-tensors for experts only"
+    return None
+
+
+def _transformers(model: Model) -> str | None:
+    for name in (model.architecture, model.text.architecture):
+        if name in _REMOTE_CODE:
+            return f"Transformers has no {name}: only the checkpoint's own code defines it"
+    if model.quantization is not None:
+        return f"Transformers runs {model.quantization.method} weights only with further packages"
+    return None

@@ -1,0 +1,58 @@
+"""EVA-CLIP, the tower of CogVLM, CogVLM2 and GLM-4V: an image is squeezed into one square.
+
+The preprocessor is the checkpoints' own code; LMDeploy 0.18 has it again in `vl/model/cogvlm.py`
+and `glm4_v.py`. A begin and an end token of the tower's own are part of an image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from turbofit.core.model import TileRule, VisionDims
+from turbofit.model.config import Section
+
+__all__ = ["read_eva_clip", "square_rule"]
+
+
+def read_eva_clip(
+    section: Section, kind: Literal["eva_clip", "eva_clip_glm"], *, merge: int, projector: int
+) -> VisionDims:
+    """The tower; ``projector`` is the width of the gated MLP behind it.
+
+    Raises:
+        UsageError: dims that contradict each other; the remote code has no defaults for them.
+    """
+    hidden, heads = section.integer("hidden_size"), section.integer("num_heads", high=1 << 12)
+    size, patch = section.integer("image_size", high=1 << 14), section.integer("patch_size")
+    if hidden % heads:
+        raise section.error("num_heads", f"{heads} does not divide {hidden} channels")
+    if size % patch or (size // patch) % merge:
+        raise section.error("image_size", f"{size} is not whole windows of {patch} x {merge}")
+    positions = (size // patch) ** 2 + 1
+    if section.integer("num_positions") != positions:
+        raise section.error("num_positions", f"is not the {positions} of the image's patches")
+    return VisionDims(
+        kind=kind,
+        layers=section.integer("num_hidden_layers", high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=section.integer("intermediate_size", high=1 << 20),
+        patch_size=patch,
+        image_size=size,
+        channels=section.integer("in_channels", 3, high=64),
+        merge=merge,
+        projector=projector,
+    )
+
+
+def square_rule(vision: VisionDims) -> TileRule:
+    """One tile, whatever the image's shape: its windows, and the two tokens around them."""
+    size = vision.image_size or 0
+    return TileRule(
+        tile_size=size,
+        tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2 + 2,
+        max_dynamic_patch=1,
+        thumbnail=False,
+        dynamic=False,
+        client_knobs=False,
+    )

@@ -1,0 +1,64 @@
+"""Gemma 3: an image is squeezed into one square of SigLIP, and pooled to a fixed count of tokens.
+
+Pan and scan, which adds crops of long images, is off in LMDeploy's front end and in Transformers'
+default; a preprocessor that turns it on is refused.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+from msgspec.structs import replace
+
+from turbofit.core.model import TileRule, VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.text import read_text
+
+__all__ = ["read"]
+
+
+def read(parts: Parts) -> Dims:
+    """A Gemma3ForConditionalGeneration; absent keys take Transformers' defaults."""
+    parts.warn_without_processor()
+    config = parts.config
+    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    tied = config.boolean("tie_word_embeddings", True)
+    text = replace(read_text(section, "Gemma3ForCausalLM"), tie_word_embeddings=tied)
+    if parts.processor and parts.processor.boolean("do_pan_and_scan", False):
+        raise parts.processor.error("do_pan_and_scan", "is true, which LMDeploy's front end is not")
+    vision = _vision(config)
+    tokens = config.integer("mm_tokens_per_image", 256)
+    side = (vision.image_size or 0) // vision.patch_size
+    if isqrt(tokens) ** 2 != tokens or side % isqrt(tokens):
+        raise config.error("mm_tokens_per_image", f"{tokens} does not pool {side} x {side} patches")
+    rule = TileRule(
+        tile_size=vision.image_size or 0,
+        tokens_per_tile=tokens,
+        max_dynamic_patch=1,
+        thumbnail=False,
+        dynamic=False,
+        client_knobs=False,
+    )
+    return Dims(text, replace(vision, merge=side // isqrt(tokens)), rule)
+
+
+def _vision(config: Section) -> VisionDims:
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    if vision.boolean("vision_use_head", False):
+        raise vision.error("vision_use_head", "is true: a pooling head is not accounted for")
+    hidden = vision.integer("hidden_size", 768, high=1 << 16)
+    heads = vision.integer("num_attention_heads", 12, high=1 << 12)
+    if hidden % heads:
+        raise vision.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    size = vision.integer("image_size", 224, high=1 << 14)
+    return VisionDims(
+        kind="gemma3",
+        layers=vision.integer("num_hidden_layers", 12, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=vision.integer("intermediate_size", 3072, high=1 << 20),
+        patch_size=vision.integer("patch_size", 16, low=1, high=size),
+        image_size=size,
+        channels=vision.integer("num_channels", 3, high=64),
+    )

@@ -1,0 +1,136 @@
+"""GLM-4V, GLM-4.1V and the GLM-4 of their authors' own format, whose keys are not Transformers'.
+
+GLM-4.1V resizes as Qwen2-VL does, but counts an image as two frames in its pixel bounds, and first
+enlarges one with a side below a window (Transformers 4 refuses that).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.model import PatchRule, TextDims, VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.eva_clip import read_eva_clip, square_rule
+from turbofit.model.families.text import read_text
+
+__all__ = ["read_chatglm", "read_glm4v"]
+
+#: Transformers' bounds on the pixels of an image's frames.
+_SMALLEST_PIXELS: Final = 112 * 112
+_LARGEST_PIXELS: Final = 28 * 28 * 15000
+
+
+def read_chatglm(parts: Parts) -> Dims:
+    """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; names and defaults are its remote code's.
+
+    Raises:
+        UsageError: a key is missing, or a variant that LMDeploy 0.18 does not run.
+    """
+    config = parts.config
+    text = _text(config)
+    section = config.section("vision_config")
+    if section is None:
+        return Dims(text)
+    vision = read_eva_clip(section, "eva_clip_glm", merge=2, projector=text.intermediate)
+    return Dims(text, vision, square_rule(vision))
+
+
+def _text(config: Section) -> TextDims:
+    hidden = config.integer("hidden_size", 4096, high=1 << 18)
+    heads = config.integer("num_attention_heads", 32, high=1 << 12)
+    if hidden % heads:
+        raise config.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    if config.integer("kv_channels", 128, high=1 << 10) != hidden // heads:
+        raise config.error("kv_channels", f"is not {hidden} / {heads}, as LMDeploy takes it")
+    if not config.boolean("rmsnorm", True) or not config.boolean("post_layer_norm", True):
+        raise config.error("rmsnorm", "or post_layer_norm is false, which LMDeploy does not run")
+    grouped = config.boolean("multi_query_attention", False)
+    kv_heads = config.integer("multi_query_group_num", 1, high=1 << 12) if grouped else heads
+    if heads % kv_heads:
+        raise config.error("multi_query_group_num", f"{kv_heads} does not divide {heads} heads")
+    bias = config.boolean("add_bias_linear", False)
+    return TextDims(
+        architecture="ChatGLMModel",
+        layers=config.integer("num_layers", 28, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        intermediate=config.integer("ffn_hidden_size", 13696, high=1 << 20),
+        vocab=config.integer("padded_vocab_size", 65024),
+        max_position_embeddings=config.integer("seq_length", 2048, high=1 << 30),
+        qkv_bias=bias or config.boolean("add_qkv_bias", False),
+        output_bias=bias,
+        mlp_bias=bias,
+    )
+
+
+def read_glm4v(parts: Parts) -> Dims:
+    """A Glm4vForConditionalGeneration (GLM-4.1V); absent keys take Transformers' defaults.
+
+    The language model's keys stand beside the others, or in a ``text_config`` of their own.
+    """
+    parts.warn_without_processor()
+    config = parts.config
+    section = config.section("text_config")
+    if section and "vocab_size" not in config:
+        parts.warnings.append(
+            "the language model's keys are in text_config: LMDeploy 0.18's PyTorch engine looks for"
+            " them beside it, and fails at its start"
+        )
+    # Checkpoints of before Transformers 5 say it in the inner part alone.
+    text = read_text(section or config, "Glm4vTextModel")
+    if config.boolean("tie_word_embeddings", False):
+        text = replace(text, tie_word_embeddings=True)
+    vision = _vision(config, text.hidden)
+    return Dims(text, vision, _rule(parts.processor, vision))
+
+
+def _vision(config: Section, text_hidden: int) -> VisionDims:
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    hidden = vision.integer("hidden_size", 1536, high=1 << 16)
+    heads = vision.integer("num_heads", 12, high=1 << 12)
+    if hidden % heads:
+        raise vision.error("num_heads", f"{heads} does not divide {hidden} channels")
+    if vision.integer("out_hidden_size", 4096, high=1 << 18) != text_hidden:
+        raise vision.error("out_hidden_size", f"is not the language model's {text_hidden}")
+    return VisionDims(
+        kind="glm4v",
+        layers=vision.integer("depth", 24, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=text_hidden,
+        patch_size=vision.integer("patch_size", 14, high=1 << 10),
+        image_size=vision.integer("image_size", 336, high=1 << 14),
+        channels=vision.integer("in_channels", 3, high=64),
+        temporal_patch=vision.integer("temporal_patch_size", 2, high=64),
+        merge=vision.integer("spatial_merge_size", 2, high=16),
+        norm="rms_norm",
+        qkv_bias=vision.boolean("attention_bias", False),
+        gated_mlp=True,
+        projector=vision.integer("intermediate_size", 13696, high=1 << 20),
+    )
+
+
+def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
+    """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
+    values = processor or Section({}, "preprocessor_config.json")
+    for key, own in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
+        if values.integer(key, own) != own:
+            raise values.error(key, f"is not the tower's {own}")
+    edges = values.section("size") or Section({}, f"{values.what}: size")
+    frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
+    least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)
+    most = edges.integer("longest_edge", _LARGEST_PIXELS, low=frames, high=1 << 32)
+    return PatchRule(
+        patch_size=vision.patch_size,
+        merge=vision.merge,
+        min_pixels=-(-least // frames),
+        max_pixels=most // frames,
+        client_knobs=False,
+        frames=frames,
+        enlarge=True,
+    )

@@ -1,0 +1,144 @@
+"""LLaVA in the Transformers format: 1.5 (one tile an image), NeXT and OneVision (grids of tiles).
+
+LLaVA-1.5 crops an image to the middle square of its tower, whatever its size. Checkpoints in their
+authors' own format (`liuhaotian/...`) are another matter: no engine of LMDeploy 0.18 runs them.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from turbofit.core.model import AnyresRule, TileRule, VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.anyres import read_grids
+from turbofit.model.families.dims import Dims, Parts, nested_text
+
+__all__ = ["read", "read_next", "read_onevision"]
+
+#: Transformers' defaults for LLaVA's own tower, and for a tower config that leaves keys out.
+_CLIP_LARGE: Final = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+}  # fmt: skip
+_CLIP: Final = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
+}  # fmt: skip
+_SIGLIP_SO400M: Final = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
+    "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
+}  # fmt: skip
+_SIGLIP: Final = {**_CLIP, "patch_size": 16}
+_TOWERS: Final[dict[str, Literal["clip", "siglip"]]] = {
+    "clip_vision_model": "clip",
+    "siglip_vision_model": "siglip",
+}
+_OV_GRIDS: Final = tuple((384 * high, 384 * wide) for high in range(1, 7) for wide in range(1, 7))
+_NEXT_GRIDS: Final = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+
+
+def read(parts: Parts) -> Dims:
+    """A LlavaForConditionalGeneration."""
+    text = nested_text(parts, "text_config", "llama")
+    vision = _vision(parts.config, "clip_vision_model", newline=False)
+    tokens = _tile_tokens(parts.config, vision)
+    rule = TileRule(
+        tile_size=vision.image_size or 0,
+        tokens_per_tile=tokens,
+        max_dynamic_patch=1,
+        thumbnail=False,
+        dynamic=False,
+        client_knobs=False,
+    )
+    return Dims(text, vision, rule)
+
+
+def read_next(parts: Parts) -> Dims:
+    """A LlavaNextForConditionalGeneration."""
+    text = nested_text(parts, "text_config", "llama")
+    vision = _vision(parts.config, "clip_vision_model", newline=True)
+    grids = read_grids(parts.config, parts.processor, vision) or _NEXT_GRIDS
+    return Dims(text, vision, _anyres(parts.config, vision, grids, None))
+
+
+def read_onevision(parts: Parts) -> Dims:
+    """A LlavaOnevisionForConditionalGeneration."""
+    config = parts.config
+    text = nested_text(parts, "text_config", "qwen2")
+    vision = _vision(config, "siglip_vision_model", newline=True)
+    grids = read_grids(config, parts.processor, vision) or _OV_GRIDS
+    aspect = config.string("vision_aspect_ratio", "anyres_max_9")
+    most = aspect.removeprefix("anyres_max_")
+    if not most.isdigit() or not 0 < int(most) < 1 << 10:
+        raise config.error(
+            "vision_aspect_ratio", f"{aspect[:40]!r} is not anyres_max_ and a number"
+        )
+    return Dims(text, vision, _anyres(config, vision, grids, int(most)))
+
+
+def _anyres(
+    config: Section, vision: VisionDims, grids: tuple[tuple[int, int], ...], most: int | None
+) -> AnyresRule:
+    tokens, side = _tile_tokens(config, vision), vision.image_size or 1
+    if tokens != (side // vision.patch_size) ** 2:
+        raise config.error("vision_feature_select_strategy", "leaves a tile no square of tokens")
+    if any(height % side or width % side for height, width in grids):
+        raise config.error("image_grid_pinpoints", f"are missing, and not whole tiles of {side}")
+    return AnyresRule(
+        tile_size=side,
+        tokens_per_tile=tokens,
+        max_dynamic_patch=max(rows * columns // side**2 for rows, columns in grids),
+        grids=grids,
+        most_tiles=most,
+    )
+
+
+def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
+    """The tower; the layers after ``vision_feature_layer`` are stored and built, never run."""
+    section = config.section("vision_config")
+    values = section or Section({}, f"{config.what}: vision_config")
+    named = values.string("model_type", default)
+    kind = _TOWERS.get(named)
+    if kind is None:
+        raise values.error("model_type", f"{named[:40]!r} is a tower that turbofit does not know")
+    if kind == "siglip" and values.boolean("vision_use_head", True) and section:
+        raise values.error("vision_use_head", "is not false: a pooling head is not accounted for")
+    layer = config.values.get("vision_feature_layer", -1)
+    if type(layer) is not int:
+        raise config.error("vision_feature_layer", "is not one layer")
+    if section:
+        defaults = _CLIP if kind == "clip" else _SIGLIP
+    else:
+        defaults = _CLIP_LARGE if kind == "clip" else _SIGLIP_SO400M
+    hidden = values.integer("hidden_size", defaults["hidden_size"], high=1 << 16)
+    heads = values.integer("num_attention_heads", defaults["num_attention_heads"], high=1 << 12)
+    if hidden % heads:
+        raise values.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    if not config.boolean("multimodal_projector_bias", True):
+        raise config.error("multimodal_projector_bias", "is false, which LMDeploy does not read")
+    return VisionDims(
+        kind=kind,
+        layers=values.integer("num_hidden_layers", defaults["num_hidden_layers"], high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=values.integer(
+            "intermediate_size", defaults["intermediate_size"], high=1 << 20
+        ),
+        patch_size=values.integer("patch_size", defaults["patch_size"], high=1 << 10),
+        image_size=values.integer("image_size", defaults["image_size"], high=1 << 14),
+        channels=values.integer("num_channels", 3, high=64),
+        merge=1,
+        newline=newline,
+    )
+
+
+def _tile_tokens(config: Section, vision: VisionDims) -> int:
+    """Tokens of a tile: its patches, and CLIP's class token where ``full`` keeps it."""
+    patches = ((vision.image_size or 0) // vision.patch_size) ** 2
+    default = "default" if vision.kind == "clip" else "full"
+    strategy = config.string("vision_feature_select_strategy", default)
+    if strategy not in {"default", "full"} or (vision.kind == "siglip" and strategy != "full"):
+        raise config.error("vision_feature_select_strategy", f"is {strategy[:40]!r}")
+    if not patches:
+        raise config.error("vision_config", "has patches that are larger than the image")
+    return patches + (1 if vision.kind == "clip" and strategy == "full" else 0)

@@ -1,0 +1,83 @@
+"""Llama 3.2 Vision: images are seen by a few cross-attention layers, not by the prompt.
+
+Every image is padded to the most tiles of the model before the tower, whatever its size, and its
+tokens fill the caches of the cross-attention layers alone. LMDeploy 0.18 has dropped it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.model import CrossRule, VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.text import read_text
+
+__all__ = ["read"]
+
+_CROSS: Final = (3, 8, 13, 18, 23, 28, 33, 38)
+#: Of the tower's layers, those whose output is part of an image beside the last one's.
+_INTERMEDIATE: Final = 5
+_SHAPES: Final = 8
+
+
+def read(parts: Parts) -> Dims:
+    """A MllamaForConditionalGeneration; absent keys take Transformers' defaults."""
+    config = parts.config
+    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    text = read_text(section, "MllamaForCausalLM")
+    cross = section.integers("cross_attention_layers") or _CROSS
+    if len(set(cross)) != len(cross) or not all(0 <= layer < text.layers for layer in cross):
+        raise section.error("cross_attention_layers", f"are not some of {text.layers} layers")
+    vision = _vision(config)
+    size = vision.image_size or 0
+    _check_processor(parts.processor, vision)
+    rule = CrossRule(
+        tile_size=size,
+        tokens_per_tile=(size // vision.patch_size) ** 2 + 1,
+        max_dynamic_patch=vision.max_tiles,
+        thumbnail=False,
+    )
+    return Dims(replace(text, cross_layers=tuple(sorted(cross))), vision, rule)
+
+
+def _vision(config: Section) -> VisionDims:
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    hidden = vision.integer("hidden_size", 1280, high=1 << 16)
+    key = "attention_heads" if "attention_heads" in vision else "num_attention_heads"
+    heads = vision.integer(key, 16, high=1 << 12)
+    if hidden % heads:
+        raise vision.error(key, f"{heads} does not divide {hidden} channels")
+    shapes = vision.values.get("supported_aspect_ratios")
+    layers = vision.integers("intermediate_layers_indices")
+    outputs = 1 + (len(layers) or _INTERMEDIATE)
+    if vision.integer("vision_output_dim", 7680) != outputs * hidden:
+        raise vision.error("vision_output_dim", f"is not {outputs} times {hidden} channels")
+    return VisionDims(
+        kind="mllama",
+        layers=vision.integer("num_hidden_layers", 32, high=1 << 10),
+        extra_layers=vision.integer("num_global_layers", 8, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=vision.integer("intermediate_size", 5120, high=1 << 20),
+        patch_size=vision.integer("patch_size", 14, high=1 << 10),
+        image_size=vision.integer("image_size", 448, high=1 << 14),
+        channels=vision.integer("num_channels", 3, high=64),
+        merge=1,
+        qkv_bias=False,
+        outputs=outputs,
+        shapes=len(shapes) if isinstance(shapes, list) else _SHAPES,
+        max_tiles=vision.integer("max_num_tiles", 4, high=1 << 8),
+    )
+
+
+def _check_processor(processor: Section | None, vision: VisionDims) -> None:
+    if processor is None:
+        return
+    if processor.integer("max_image_tiles", vision.max_tiles) != vision.max_tiles:
+        raise processor.error("max_image_tiles", f"is not the tower's {vision.max_tiles}")
+    edges = processor.section("size")
+    if edges and edges.integer("height", vision.image_size) != vision.image_size:
+        raise edges.error("height", f"is not the tower's {vision.image_size}")
