@@ -1,0 +1,112 @@
+"""What a forward of Transformers' model code holds besides weights and cache: upper bounds.
+
+Each bound follows the tensors that the code keeps alive at its fullest moment, and was laid beside
+rehearsals of the real code on pretend GPUs (docs/fallback.md): none was under. They hold for
+``sdpa`` with a kernel that does not write the attention matrix, which is asked for always; where a
+card has no such kernel for grouped heads, the matrix is charged.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from turbofit.core.model import Model, PatchRule, TextDims, TileRule
+from turbofit.memory.transformers.components import cross_tokens
+from turbofit.memory.transformers.layout import Layout
+
+__all__ = ["embedding_bytes", "prefill_bytes", "sampling_bytes", "vision_bytes"]
+
+#: Channels a token of a vision block: residual, norm, queries, keys and values, their rotation in
+#: 32 bits. Rehearsed with Qwen2-VL: 17.6.
+_VISION_BLOCK: Final = 20
+_VISION_BESIDE_MLP: Final = 6
+_FLOAT: Final = 4
+#: Channels a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
+#: norm, and rotary tables. Rehearsed with Qwen2: 4.2.
+_BESIDE_MLP: Final = 5
+#: Queries and keys before and after rotation, with their temporaries.
+_ROTATED: Final = 4
+#: Embeddings, their copy with the images' features in place, the features, the mask, and the sum
+#: over it in 64 bits that finds each feature's place.
+_SCATTER: Final = 12
+#: Bytes of one element of the attention matrix: three copies in 32 bits.
+_MATRIX: Final = 12
+#: Copies of a mask over all pairs of positions.
+_MASKS: Final = 4
+#: Bytes a word of the vocabulary: logits, their 32-bit copy, sorted values and indices, sums.
+_SAMPLING: Final = 64
+
+
+def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
+    """Bytes that the vision tower and its projector hold for so many units (tiles or patches).
+
+    Args:
+        model: what is served.
+        layout: of its class.
+        units: of one request, all images together.
+        width: bytes of an element.
+    """
+    vision, rule = model.vision, model.image_rule
+    if vision is None or rule is None or not units:
+        return 0
+    if isinstance(rule, PatchRule):
+        each, after = 1, 1 / rule.merge**2
+        values = vision.channels * vision.temporal_patch * rule.patch_size**2
+    else:
+        side = vision.image_size or rule.tile_size
+        each = (side // vision.patch_size) ** 2 + 1
+        after = 1.0
+        values = vision.channels * side**2
+    tokens = units * each
+    mlp = (3 if vision.gated_mlp else 2) * vision.intermediate
+    channels = max(_VISION_BLOCK * vision.hidden, mlp + _VISION_BESIDE_MLP * vision.hidden)
+    if layout.keeps_states:
+        channels += (vision.layers + 1) * vision.hidden
+    features = int(tokens * after) * model.text.hidden * _FLOAT
+    # Pixels arrive in 32 bits and are cast.
+    pixels = units * values * (_FLOAT + width)
+    mask = _MASKS * width * tokens**2 if cross_tokens(model) else 0
+    return pixels + (tokens * channels + features) * width + mask
+
+
+def prefill_bytes(
+    model: Model, tokens: int, images: int, width: int, *, writes_matrix: bool
+) -> int:
+    """Bytes that one decoder layer and what is kept around it hold for a prompt.
+
+    Args:
+        model: what is served.
+        tokens: of the prompt, images' tokens included.
+        images: of the request.
+        width: bytes of an element.
+        writes_matrix: whether attention writes the matrix of all pairs of tokens.
+    """
+    text = model.text
+    rotated = _ROTATED * (text.heads + text.kv_heads) * text.head_dim
+    channels = _BESIDE_MLP * text.hidden + max(_mlp_channels(text), rotated)
+    held = tokens * channels * width
+    if writes_matrix:
+        held += _MATRIX * text.heads * tokens**2
+    return held + _MASKS * width * tokens * cross_tokens(model) * images
+
+
+def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:
+    """Bytes of putting the images' features among the embeddings; 0 without images."""
+    if not images or not isinstance(model.image_rule, TileRule | PatchRule):
+        return 0
+    return _SCATTER * tokens * model.text.hidden * width
+
+
+def sampling_bytes(model: Model) -> int:
+    """Bytes of choosing one token out of the vocabulary."""
+    return _SAMPLING * model.text.vocab
+
+
+def _mlp_channels(text: TextDims) -> int:
+    """Channels a token inside the MLP: gate, up and their product; with experts, of all chosen."""
+    dense = 3 * text.intermediate
+    if text.moe is None:
+        return dense
+    moe = text.moe
+    chosen = moe.experts_per_token * (3 * moe.intermediate + 3 * text.hidden)
+    return max(dense, chosen + 3 * moe.shared_intermediate)
