@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.observe.forecast import cache_beside, tokens_beside
+from turbofit.observe.transformers_log import fallback_line
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CacheBudget,
@@ -47,6 +48,7 @@ class Watch:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._parse = fallback_line if plan.engine.name == "transformers" else parse_line
         self.phase: EnginePhase = "starting"
         self.budget: CacheBudget | None = None
         self.slab: Slab | None = None
@@ -66,7 +68,7 @@ class Watch:
             count: how often.
             now: a monotonic time in seconds.
         """
-        event = parse_line(text)
+        event = self._parse(text)
         if event is None:
             return []
         if isinstance(event, Backpressure):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["MODULE", "fallback_commands", "private_fallback_commands"]
+__all__ = ["MODULE", "fallback_commands", "private_fallback_commands", "refuse_options"]
 
 #: What is run, with ``python -m``.
 MODULE: Final = "turbofit.launch.fallback.server"
@@ -53,6 +53,24 @@ def private_fallback_commands(
         UsageError: the plan is another engine's.
     """
     return _commands(plan, "127.0.0.1", ports, folder, name)
+
+
+def refuse_options(options: Sequence[str], *, pretend: bool) -> None:
+    """What only LMDeploy can be started with.
+
+    Raises:
+        UsageError: one of it was asked for.
+    """
+    if options:
+        raise UsageError(
+            f"{options[0]} is an option of LMDeploy, which the plan does not run",
+            hint="leave out what follows --",
+        )
+    if pretend:
+        raise UsageError(
+            "the fallback engine is not served on pretend GPUs",
+            hint="turbofit rehearse --engine transformers runs it there",
+        )
 
 
 def _commands(

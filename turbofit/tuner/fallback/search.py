@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.model import ImageRule, PatchRule, TileRule
 from turbofit.core.struct import Struct, known
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.transformers.account import Account, Load, Placement
-from turbofit.model.images import limits_down
+from turbofit.model.images import largest_limit, limits_down
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
@@ -73,6 +75,7 @@ def search(ask: Ask) -> Chosen:
         UsageError: something asked for cannot be used with this engine.
     """
     _check(ask)
+    ask = _held(ask)
     limits: list[int | None] = list(_limits(ask))
     shapes = list(_shapes(ask))
     for limit in limits:
@@ -100,6 +103,32 @@ def _check(ask: Ask) -> None:
         )
 
 
+def _held(ask: Ask) -> Ask:
+    """A stated image size as an image limit.
+
+    This engine heeds no parameter of a request: what holds larger images down is the limit in the
+    model folder alone, so that the limit's own worst image is what must be paid for.
+    """
+    rule, size, own = ask.model.image_rule, ask.workload.image_size, ask.own_limit
+    if rule is None or size is None or own is None:
+        return ask
+    promised = exposure_of(ask, own).units_per_image
+    whole = replace(ask, workload=replace(ask.workload, image_size=None))
+    limit = largest_limit(rule, promised) if _lowered(rule) and promised else None
+    if limit is None or limit >= own:
+        return whole
+    name = "max_pixels" if isinstance(rule, PatchRule) else "max_dynamic_patch"
+    return replace(whole, **{name: limit})
+
+
+def _lowered(rule: ImageRule) -> bool:
+    """Whether a model folder can hold a lower limit.
+
+    Grids that are listed one by one (LLaVA-NeXT, OneVision) have none.
+    """
+    return type(rule) is PatchRule or (type(rule) is TileRule and rule.dynamic)
+
+
 def _limits(ask: Ask) -> Iterator[int | None]:
     """Image limits worth trying; one that the user set is not changed."""
     rule, own = ask.model.image_rule, ask.own_limit
@@ -109,9 +138,7 @@ def _limits(ask: Ask) -> Iterator[int | None]:
     if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
         yield own
         return
-    # Grids that are listed one by one (LLaVA-NeXT, OneVision) have no limit that could be lowered.
-    lowered = type(rule) in {PatchRule, TileRule}
-    steps = limits_down(rule, _HALVES) if lowered else (own,)
+    steps = limits_down(rule, _HALVES) if _lowered(rule) else (own,)
     seen = -1
     for limit in steps:
         units = exposure_of(ask, limit).units_per_image
