@@ -9,7 +9,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import DTYPE_BYTES, Model
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import NA, Struct, known
-from turbofit.core.units import GIB, MIB
+from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.transformers.activations import (
     embedding_bytes,
@@ -32,8 +32,8 @@ _HOPPER: Final = (9, 0)
 _WORKSPACE: Final = {False: 2 * 9 * MIB, True: 2 * 32 * MIB}
 #: Torch's allocator rounds: segments of weights, seen 8 to 57 MiB.
 _ROUNDING: Final = 64 * MIB
-#: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 7 %.
-_FRAGMENTS_PERCENT: Final = 8
+#: Reserved beyond what is allocated at the peak, with expandable segments: seen 1 to 8 %.
+_FRAGMENTS_PERCENT: Final = 10
 #: Tensors that the loader has in its hands at once while it casts.
 _LOADERS: Final = 4
 
@@ -104,13 +104,8 @@ class Account:
         fixed = self._contexts[place][0] + self._workspace(place) + _ROUNDING
         return usable - self.margins[place] - fixed
 
-    def layer_bytes(self, number: int, load: Load) -> int:
-        """What a layer takes on the device that holds it."""
-        layer = self.parts.layers[number]
-        return layer.weights + self._cached([layer], load)
-
-    def guest_bytes(self, number: int, load: Load) -> int:
-        """What an offloaded layer takes on the first device, which runs it: its cache."""
+    def cache_bytes(self, number: int, load: Load) -> int:
+        """The cache of a layer, on the device that holds it; of an offloaded one on the first."""
         return self._cached([self.parts.layers[number]], load)
 
     def resident_bytes(self, place: int, devices: int) -> int:
@@ -122,21 +117,22 @@ class Account:
             held += parts.norm + (0 if parts.tied else parts.head)
         return held
 
-    def transients(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
-        """The alternatives of activations on a device; ``block``: an offloaded layer's weights."""
+    def vision(self, place: int, load: Load) -> int:
+        """Bytes of the vision tower's forward on a device: the request's cache is empty then."""
+        if place:
+            return 0
+        return self._rounded(vision_bytes(self.model, self.layout, load.units, self._width))
+
+    def activations(self, place: int, load: Load, *, block: int = 0) -> dict[str, int]:
+        """The alternatives beside a full cache; ``block``: an offloaded layer's weights."""
         model, width = self.model, self._width
         prefill = prefill_bytes(
             model, load.tokens, load.images, width, writes_matrix=self.writes_matrix(place)
         )
         found = {"prefill": prefill + block, "sampling": sampling_bytes(model) + block}
         if place == 0:
-            found["vision"] = vision_bytes(model, self.layout, load.units, width)
             found["image_features"] = embedding_bytes(model, load.tokens, load.images, width)
         return {name: self._rounded(size) for name, size in found.items() if size}
-
-    def activations(self, place: int, load: Load, *, block: int = 0) -> int:
-        """The largest of the alternatives."""
-        return max(self.transients(place, load, block=block).values())
 
     def block(self, offloaded: Sequence[int]) -> int:
         """The weights that the largest offloaded layer brings to the first device."""
@@ -220,19 +216,27 @@ class Account:
                 term="workspace", phase="buffers", bytes=self._workspace(place), basis="estimate",
                 note="cuBLAS",
             ),
-            *self._alternatives(place, placement, load),
+            *self._alternatives(place, placement, load, self._cached([*mine, *guests], load)),
         ]  # fmt: skip
 
-    def _alternatives(self, place: int, placement: Placement, load: Load) -> list[Term]:
+    def _alternatives(self, place: int, placement: Placement, load: Load, cache: int) -> list[Term]:
         notes = {
             "prefill": "a whole prompt in one layer",
             "sampling": "one token",
-            "vision": "all images of a request in the tower",
             "image_features": "features put among the embeddings",
         }
         block = self.block(placement.offloaded) if place == 0 else 0
-        terms = []
-        for name, size in self.transients(place, load, block=block).items():
+        terms: list[Term] = []
+        vision = self.vision(place, load)
+        if vision:
+            terms.append(
+                Term(
+                    term="vision", phase="transient", bytes=max(0, vision - cache),
+                    basis="estimate", note="all images of a request in the tower take "
+                    f"{format_bytes(vision)}, fragments included; the cache's room is empty then",
+                )
+            )  # fmt: skip
+        for name, size in self.activations(place, load, block=block).items():
             note = notes[name] + ", fragments included"
             if block and name in ("prefill", "sampling"):
                 note += "; an offloaded layer's weights pass through"

@@ -16,14 +16,21 @@ from turbofit.memory.transformers.layout import Layout
 
 __all__ = ["embedding_bytes", "prefill_bytes", "sampling_bytes", "vision_bytes"]
 
-#: Channels a token of a vision block: residual, norm, queries, keys and values, their rotation in
-#: 32 bits. Rehearsed with Qwen2-VL: 17.6.
-_VISION_BLOCK: Final = 20
-_VISION_BESIDE_MLP: Final = 6
+#: Towers whose attention rotates nothing; the others do it in 32 bits.
+_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "gemma3"})
+#: Channels a token of a vision block's attention, in units of its width: residual, norm, queries,
+#: keys, values, output; with their rotation. Rehearsed with Qwen2-VL: 17.6.
+_VISION_PLAIN: Final = 10
+_VISION_ROTATED: Final = 20
+#: The same beside its MLP. Rehearsed with SigLIP: 2.5.
+_VISION_BESIDE_MLP: Final = 4
+#: The projector, in units of the language model's width.
+_PROJECTOR: Final = 4
 _FLOAT: Final = 4
 #: Channels a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
-#: norm, and rotary tables. Rehearsed with Qwen2: 4.2.
+#: norm, and rotary tables. Rehearsed with Qwen2 and Llama: 4.0 to 4.3; with images 1 more.
 _BESIDE_MLP: Final = 5
+_FEATURES: Final = 2
 #: Queries and keys before and after rotation, with their temporaries.
 _ROTATED: Final = 4
 #: Embeddings, their copy with the images' features in place, the features, the mask, and the sum
@@ -31,8 +38,10 @@ _ROTATED: Final = 4
 _SCATTER: Final = 12
 #: Bytes of one element of the attention matrix: three copies in 32 bits.
 _MATRIX: Final = 12
-#: Copies of a mask over all pairs of positions.
-_MASKS: Final = 4
+#: Copies of a mask over all pairs of positions in a tower; and of prompt and image in a decoder,
+#: rehearsed with Llama-3.2-Vision: 2.1.
+_TOWER_MASKS: Final = 4
+_CROSS_MASKS: Final = 3
 #: Bytes a word of the vocabulary: logits, their 32-bit copy, sorted values and indices, sums.
 _SAMPLING: Final = 64
 
@@ -59,14 +68,18 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
         values = vision.channels * side**2
     tokens = units * each
     mlp = (3 if vision.gated_mlp else 2) * vision.intermediate
-    channels = max(_VISION_BLOCK * vision.hidden, mlp + _VISION_BESIDE_MLP * vision.hidden)
+    attention = _VISION_PLAIN if vision.kind in _UNROTATED else _VISION_ROTATED
+    channels = max(
+        attention * vision.hidden,
+        mlp + _VISION_BESIDE_MLP * vision.hidden,
+        int(_PROJECTOR * after * model.text.hidden),
+    )
     if layout.keeps_states:
         channels += (vision.layers + 1) * vision.hidden
-    features = int(tokens * after) * model.text.hidden * _FLOAT
     # Pixels arrive in 32 bits and are cast.
     pixels = units * values * (_FLOAT + width)
-    mask = _MASKS * width * tokens**2 if cross_tokens(model) else 0
-    return pixels + (tokens * channels + features) * width + mask
+    mask = _TOWER_MASKS * width * tokens**2 if cross_tokens(model) else 0
+    return pixels + tokens * channels * width + mask
 
 
 def prefill_bytes(
@@ -83,11 +96,12 @@ def prefill_bytes(
     """
     text = model.text
     rotated = _ROTATED * (text.heads + text.kv_heads) * text.head_dim
-    channels = _BESIDE_MLP * text.hidden + max(_mlp_channels(text), rotated)
+    beside = _BESIDE_MLP + (_FEATURES if images else 0)
+    channels = beside * text.hidden + max(_mlp_channels(text), rotated)
     held = tokens * channels * width
     if writes_matrix:
         held += _MATRIX * text.heads * tokens**2
-    return held + _MASKS * width * tokens * cross_tokens(model) * images
+    return held + _CROSS_MASKS * width * tokens * cross_tokens(model) * images
 
 
 def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:

@@ -84,19 +84,21 @@ def _filled(account: Account, load: Load, offloaded: int, spare: int) -> Placeme
     """
     devices, count = len(account.gpus), len(account.parts.layers)
     resident: list[int | None] = []
-    guests = sum(account.guest_bytes(number, load) for number in range(offloaded))
+    guests = sum(account.cache_bytes(number, load) for number in range(offloaded))
     for place in range(devices):
         block = account.block(range(count)) if place == 0 and offloaded else 0
+        text = max(account.activations(place, load, block=block).values())
+        vision = account.vision(place, load)
         room = account.room(place) - account.resident_bytes(place, devices) - spare
-        room -= account.activations(place, load, block=block) + (guests if place == 0 else 0)
-        if room < 0:
+        weights, cache = 0, guests if place == 0 else 0
+        if max(vision, cache + text) > room:
             return None
-        held = 0
         while len(resident) < count - offloaded:
-            size = account.layer_bytes(len(resident), load)
-            if held + size > room:
+            number = len(resident)
+            weights += account.parts.layers[number].weights
+            cache += account.cache_bytes(number, load)
+            if weights + max(vision, cache + text) > room:
                 break
-            held += size
             resident.append(place)
     if len(resident) < count - offloaded:
         return None
