@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,14 +46,16 @@ def inner_app(inside: Inside, options: Options, work: Work) -> Any:
     state.get_manager = lambda model_id, use_cb=False: generating  # noqa: ARG005 - one for all
     chat = _handler(inside.chat)(model_manager=manager, generation_state=state)
     completions = _handler(inside.completions)(model_manager=manager, generation_state=state)
-    return inside.build_server(
-        model_manager=manager,
-        chat_handler=chat,
-        completion_handler=completions,
-        response_handler=None,
-        transcription_handler=None,
-        generation_state=state,
-    )
+    # Handlers of routes that are closed, of which releases have more and more.
+    parameters = inspect.signature(inside.build_server).parameters.values()
+    others = {one.name: None for one in parameters if one.default is one.empty}
+    given = {
+        "model_manager": manager,
+        "chat_handler": chat,
+        "completion_handler": completions,
+        "generation_state": state,
+    }
+    return inside.build_server(**{**others, **given})
 
 
 def _manager_class(inside: Inside, options: Options) -> Any:

@@ -40,8 +40,7 @@ _USED: Final = (
      {"body", "model_generation_config", "use_cb"}),
     ("completion", "CompletionHandler", "handle_request", {"body", "request_id"}),
     ("server", "build_server", None,
-     {"model_manager", "chat_handler", "completion_handler", "response_handler",
-      "transcription_handler", "generation_state"}),
+     {"model_manager", "chat_handler", "completion_handler", "generation_state"}),
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from turbofit.memory.transformers.layout import Layout
 __all__ = ["embedding_bytes", "prefill_bytes", "sampling_bytes", "vision_bytes"]
 
 #: Towers whose attention rotates nothing; the others do it in 32 bits.
-_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama", "gemma3"})
+_UNROTATED: Final = frozenset({"internvit", "clip", "siglip", "mllama"})
 #: Channels a token of a vision block's attention, in units of its width: residual, norm, queries,
 #: keys, values, output; with their rotation. Rehearsed with Qwen2-VL: 17.6.
 _VISION_PLAIN: Final = 10
@@ -96,7 +96,10 @@ def prefill_bytes(
     """
     text = model.text
     rotated = _ROTATED * (text.heads + text.kv_heads) * text.head_dim
-    beside = _BESIDE_MLP + (_FEATURES if images else 0)
+    beside = _BESIDE_MLP
+    if images:
+        # Qwen3-VL's tower hands features to several layers, and all wait for theirs.
+        beside += _FEATURES + getattr(model.vision, "deepstack", 0)
     channels = beside * text.hidden + max(_mlp_channels(text), rotated)
     held = tokens * channels * width
     if writes_matrix:

@@ -44,7 +44,6 @@ _LAYOUTS: Final[dict[str, Layout]] = {
         text=_INSIDE, first=("model.vision_model", "model.multi_modal_projector"), keeps_states=True
     ),
     "InternVLForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA, keeps_states=True),
-    "Gemma3ForConditionalGeneration": Layout(text=_INSIDE, first=_LLAVA),
     "Qwen2VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
     "Qwen2_5_VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),
     "Qwen3VLForConditionalGeneration": Layout(text=_INSIDE, first=("model.visual",)),

@@ -250,7 +250,7 @@ def _longest(ask: Ask, account: Account, exposure: Exposure, low: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     rounded = low // _ROUND * _ROUND
-    return rounded if rounded >= shortest else low
+    return rounded if rounded >= shortest else max(shortest, low // _STEP * _STEP)
 
 
 def _offloading(ask: Ask, shape: _Shape, exposure: Exposure, limit: int | None) -> Chosen | None:
