@@ -16,7 +16,7 @@ __all__ = ["Inside", "find_inside"]
 
 #: Releases that were tried.
 _TRIED: Final = "5.17 and 5.23"
-_HINT: Final = f'pip install "transformers[serving]>=5.17,<6" accelerate ({_TRIED} were tried)'
+_HINT: Final = f'pip install "turbofit[fallback]" (transformers {_TRIED} were tried)'
 _WHERE: Final = "transformers.cli.serving"
 
 #: (module, class or function, method, parameters that are given to it).

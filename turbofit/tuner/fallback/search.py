@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
-from turbofit.core.model import ImageRule, PatchRule, TileRule
+from turbofit.core.model import ImageRule, PatchRule
 from turbofit.core.struct import Struct, known
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.transformers.account import Account, Load, Placement
@@ -122,11 +122,8 @@ def _held(ask: Ask) -> Ask:
 
 
 def _lowered(rule: ImageRule) -> bool:
-    """Whether a model folder can hold a lower limit.
-
-    Grids that are listed one by one (LLaVA-NeXT, OneVision) have none.
-    """
-    return type(rule) is PatchRule or (type(rule) is TileRule and rule.dynamic)
+    """Whether a model folder can hold a lower limit."""
+    return isinstance(rule, PatchRule) or rule.dynamic
 
 
 def _limits(ask: Ask) -> Iterator[int | None]:
