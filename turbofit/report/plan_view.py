@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_view", "settings_of"]
 
+#: All that the fallback engine is told.
+_FALLBACK = ("dtype", "max_batch_size", "session_len")
+
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
 
@@ -50,6 +53,8 @@ def settings_of(plan: Plan) -> dict[str, str]:
     for name, value in to_builtins(plan.settings).items():
         if value is None or (value is False and name == "language_model_only"):
             continue
+        if plan.engine.name == "transformers" and name not in _FALLBACK:
+            continue
         if name == "cache_max_entry_count":
             out[name] = f"{value:.3f}"
         else:
@@ -72,7 +77,7 @@ def _facts(plan: Plan) -> Facts:
             f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
         ),
         ("machine", f"{_gpu_names(plan)} ({plan.machine.source})"),
-        ("engine", f"LMDeploy {plan.engine.version}, {plan.engine.name}"),
+        ("engine", _engine(plan)),
         (
             "workload",
             f"{images}context {asked}, {workload.concurrency} at once, for {workload.goal}",
@@ -94,6 +99,12 @@ def _facts(plan: Plan) -> Facts:
             )
         )
     return Facts(facts=tuple(facts))
+
+
+def _engine(plan: Plan) -> str:
+    if plan.engine.name == "transformers":
+        return f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
+    return f"LMDeploy {plan.engine.version}, {plan.engine.name}"
 
 
 def _gpu_names(plan: Plan) -> str:
