@@ -28,9 +28,8 @@ _VISION_BESIDE_MLP: Final = 4
 _PROJECTOR: Final = 4
 _FLOAT: Final = 4
 #: Channels a token beside the MLP: the prompt's embeddings, the layer's input, the residual, the
-#: norm, and rotary tables. Rehearsed with Qwen2 and Llama: 4.0 to 4.3; with images 1 more.
+#: norm, and rotary tables. Rehearsed with Qwen2, Llama and Mistral: 4.0 to 4.3.
 _BESIDE_MLP: Final = 5
-_FEATURES: Final = 2
 #: Queries and keys before and after rotation, with their temporaries.
 _ROTATED: Final = 4
 #: Embeddings, their copy with the images' features in place, the features, the mask, and the sum
@@ -58,15 +57,8 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     vision, rule = model.vision, model.image_rule
     if vision is None or rule is None or not units:
         return 0
-    if isinstance(rule, PatchRule):
-        each, after = 1, 1 / rule.merge**2
-        values = vision.channels * vision.temporal_patch * rule.patch_size**2
-    else:
-        side = vision.image_size or rule.tile_size
-        each = (side // vision.patch_size) ** 2 + 1
-        after = 1.0
-        values = vision.channels * side**2
-    tokens = units * each
+    tokens, pixels = _tower(model, units)
+    after = 1 / rule.merge**2 if isinstance(rule, PatchRule) else 1.0
     mlp = (3 if vision.gated_mlp else 2) * vision.intermediate
     attention = _VISION_PLAIN if vision.kind in _UNROTATED else _VISION_ROTATED
     channels = max(
@@ -76,14 +68,25 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     )
     if layout.keeps_states:
         channels += (vision.layers + 1) * vision.hidden
-    # Pixels arrive in 32 bits and are cast.
-    pixels = units * values * (_FLOAT + width)
     mask = _TOWER_MASKS * width * tokens**2 if cross_tokens(model) else 0
-    return pixels + tokens * channels * width + mask
+    # Pixels arrive in 32 bits and are cast.
+    return pixels * (_FLOAT + width) + tokens * channels * width + mask
+
+
+def _tower(model: Model, units: int) -> tuple[int, int]:
+    """Tokens within the tower for so many units, and the values of their pixels."""
+    vision, rule = model.vision, model.image_rule
+    if vision is None or rule is None:
+        return 0, 0
+    if isinstance(rule, PatchRule):
+        values = vision.channels * vision.temporal_patch * rule.patch_size**2
+        return units, units * values
+    side = vision.image_size or rule.tile_size
+    return units * ((side // vision.patch_size) ** 2 + 1), units * vision.channels * side**2
 
 
 def prefill_bytes(
-    model: Model, tokens: int, images: int, width: int, *, writes_matrix: bool
+    model: Model, tokens: int, images: int, units: int, width: int, *, writes_matrix: bool
 ) -> int:
     """Bytes that one decoder layer and what is kept around it hold for a prompt.
 
@@ -91,17 +94,21 @@ def prefill_bytes(
         model: what is served.
         tokens: of the prompt, images' tokens included.
         images: of the request.
+        units: of the request, where this device holds the tower too: its pixels, what the tower
+            made of them and their features stay until the end of the prefill.
         width: bytes of an element.
         writes_matrix: whether attention writes the matrix of all pairs of tokens.
     """
     text = model.text
     rotated = _ROTATED * (text.heads + text.kv_heads) * text.head_dim
-    beside = _BESIDE_MLP
+    channels = _BESIDE_MLP * text.hidden + max(_mlp_channels(text), rotated)
+    held = tokens * channels * width
     if images:
         # Qwen3-VL's tower hands features to several layers, and all wait for theirs.
-        beside += _FEATURES + getattr(model.vision, "deepstack", 0)
-    channels = beside * text.hidden + max(_mlp_channels(text), rotated)
-    held = tokens * channels * width
+        held += tokens * text.hidden * (1 + getattr(model.vision, "deepstack", 0)) * width
+    if model.vision is not None:
+        made, pixels = _tower(model, units)
+        held += pixels * _FLOAT + made * model.vision.hidden * width
     if writes_matrix:
         held += _MATRIX * text.heads * tokens**2
     return held + _CROSS_MASKS * width * tokens * cross_tokens(model) * images
@@ -120,10 +127,14 @@ def sampling_bytes(model: Model) -> int:
 
 
 def _mlp_channels(text: TextDims) -> int:
-    """Channels a token inside the MLP: gate, up and their product; with experts, of all chosen."""
+    """Channels a token inside the MLP: gate, up and their product; with experts, of all chosen.
+
+    The experts' inputs and outputs are copied for each that is chosen. Rehearsed with Mixtral and
+    Qwen3-MoE: 2.4 hidden widths for each chosen, and 3.4 once.
+    """
     dense = 3 * text.intermediate
     if text.moe is None:
         return dense
     moe = text.moe
-    chosen = moe.experts_per_token * (3 * moe.intermediate + 3 * text.hidden)
-    return max(dense, chosen + 3 * moe.shared_intermediate)
+    chosen = moe.experts_per_token * (6 * moe.intermediate + 5 * text.hidden) // 2
+    return max(dense, chosen + 4 * text.hidden + 3 * moe.shared_intermediate)

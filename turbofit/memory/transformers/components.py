@@ -29,7 +29,7 @@ class Components(Struct):
     """Weight bytes by component, in the dtype that is served.
 
     ``vision`` is tower, projector and bare parameters; ``head`` is 0 where it is ``tied`` to the
-    embeddings.
+    embeddings. ``experts`` are those of one layer, which `layers` have too.
     """
 
     vision: int
@@ -38,6 +38,7 @@ class Components(Struct):
     norm: int
     head: int
     tied: bool
+    experts: int = 0
 
     @property
     def weights(self) -> int:
@@ -67,6 +68,7 @@ def components(model: Model, dtype: str) -> Components:
         norm=norm,
         head=head,
         tied=text.tie_word_embeddings,
+        experts=_expert_elements(text) * width,
     )
 
 

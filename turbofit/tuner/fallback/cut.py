@@ -88,16 +88,17 @@ def _filled(account: Account, load: Load, offloaded: int, spare: int) -> Placeme
     for place in range(devices):
         block = account.block(range(count)) if place == 0 and offloaded else 0
         text = max(account.activations(place, load, block=block).values())
-        vision = account.vision(place, load)
+        # What loading holds for a while, and the tower, have the cache's room to themselves.
+        early = max(account.vision(place, load), account.staging())
         room = account.room(place) - account.resident_bytes(place, devices) - spare
         weights, cache = 0, guests if place == 0 else 0
-        if max(vision, cache + text) > room:
+        if max(early, cache + text) > room:
             return None
         while len(resident) < count - offloaded:
             number = len(resident)
             weights += account.parts.layers[number].weights
             cache += account.cache_bytes(number, load)
-            if weights + max(vision, cache + text) > room:
+            if weights + max(early, cache + text) > room:
                 break
             resident.append(place)
     if len(resident) < count - offloaded:
