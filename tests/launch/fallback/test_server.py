@@ -253,3 +253,18 @@ def test_a_device_mismatch_is_told_in_the_answer(served, monkeypatch):
         status, answer = ask(served, chat())
     assert status == 500
     assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_failure_before_the_model_leaves_the_engine_free(served, monkeypatch, stream):
+    from transformers.cli.serving.utils import InferenceThread
+
+    def broken(*_, **__):
+        raise RuntimeError("no thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InferenceThread, "submit", broken)
+        patch.setattr(InferenceThread, "async_submit", broken)
+        status, answer = ask(served, chat(stream=stream))
+    assert (status, "no thread" in answer["error"]["message"]) == (500, True)
+    assert ask(served, chat())[0] == 200

@@ -159,16 +159,24 @@ def _generating_class(inside: Inside, options: Options, work: Work) -> Any:
         ) -> Any:
             _cap(inputs, gen_config, options)
             guarded = _Guarded(model, work)
-            return super().generate_streaming(guarded, processor, inputs, gen_config, **more)
+            try:
+                return super().generate_streaming(guarded, processor, inputs, gen_config, **more)
+            except Exception:
+                work.done()  # nothing was begun
+                raise
 
         async def generate_non_streaming(
             self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any
         ) -> Any:
             _cap(inputs, gen_config, options)
             guarded = _Guarded(model, work)
-            return await super().generate_non_streaming(
-                guarded, processor, inputs, gen_config, **more
-            )
+            try:
+                return await super().generate_non_streaming(
+                    guarded, processor, inputs, gen_config, **more
+                )
+            except Exception:
+                work.done()  # by now it has ended, or was never begun
+                raise
 
     return Generating
 
