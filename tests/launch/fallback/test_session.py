@@ -24,9 +24,11 @@ from turbofit.launch.fallback.command import (
     private_fallback_commands,
     refuse_options,
 )
+from turbofit.launch.fallback.longest import longest_request
 from turbofit.launch.fallback.maps import read_map
 from turbofit.launch.launches import free_ports, port_of
 from turbofit.launch.phases import Watch
+from turbofit.launch.readiness import worst_request
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
@@ -78,6 +80,29 @@ def test_endings_of_torch(lines, phase, tmp_path):
     assert "LMDeploy" not in end.error.message + end.error.hint
 
 
+@pytest.mark.parametrize(("each", "template"), [(1, 3), (2, 0), (1.25, 10)])
+def test_the_longest_request_fills_the_context(each, template):
+    plan = planned()
+    asked = []
+
+    def count(question):
+        asked.append(question)
+        return int(len(question.request.body["prompt"]) // 2 * each) + template
+
+    text = longest_request(plan, "m", None, 0, count)
+    assert 0.97 * plan.settings.session_len < count(text) < plan.settings.session_len
+    worst = worst_request(plan, "m")
+    before = json.dumps(worst.request.body)
+    seen = longest_request(plan, "m", worst, 8300, count)
+    assert json.dumps(worst.request.body) == before
+    parts = seen.request.body["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["text", "image_url", "text"]
+    tokens = 8300 + len(parts[2]["text"]) // 2 * each
+    assert 0.97 * plan.settings.session_len < tokens < plan.settings.session_len
+    assert longest_request(plan, "m", None, 0, lambda _: 0) is None
+    assert longest_request(plan, "m", worst, plan.settings.session_len, count) is None
+
+
 def call(port, path, body=None, timeout=60):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     data = None if body is None else json.dumps(body).encode()
@@ -90,6 +115,7 @@ def call(port, path, body=None, timeout=60):
 
 
 @pytest.mark.lmdeploy
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
     reason="needs Transformers' server",
