@@ -272,7 +272,11 @@ class Rehearsal(Struct):
 
 
 class Plan(Struct):
-    """Everything that was decided, why, and what it rests on."""
+    """Everything that was decided, why, and what it rests on.
+
+    ``device_map`` is the fallback engine's: module names to a GPU's place in its group, ``cpu`` or
+    ``disk``; the same for every group.
+    """
 
     schema: str = PLAN_SCHEMA
     turbofit_version: str
@@ -296,6 +300,7 @@ class Plan(Struct):
     remedies: tuple[Remedy, ...] = ()
     commands: tuple[Command, ...] = ()
     rehearsal: Rehearsal | None = None
+    device_map: dict[str, int | str] | None = None
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -67,7 +67,7 @@ class Gateway:
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config.body_seconds)
         self._fetcher = fetcher or Fetcher(config.allowed_media_domains)
-        self._upstream = upstream or Upstream(config.upstream_key)
+        self._upstream = upstream or Upstream(config.upstream_key, serial=config.serial)
         self.admission = Admission(
             self.engines,
             gate=bounds.gate,

@@ -23,7 +23,8 @@ class GatewayConfig(Struct):
 
     ``api_keys`` empty means that everybody may. ``host_bytes`` is the host memory of images in
     flight to one engine, see `host_budget`. ``idle_seconds`` and ``stall_seconds`` say when an
-    engine is asked for a token, see `health.Monitor`. ``pretend`` says in every answer that the
+    engine is asked for a token, see `health.Monitor`. ``serial``: engines answer one request after
+    the other and are asked how they are instead. ``pretend`` says in every answer that the
     GPUs are pretend ones.
     """
 
@@ -45,6 +46,7 @@ class GatewayConfig(Struct):
     probe_seconds: float = 30.0
     drain_seconds: float = 30.0
     prefix_affinity: bool = False
+    serial: bool = False
     pretend: bool = False
 
 

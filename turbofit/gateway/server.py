@@ -70,7 +70,8 @@ def make_gateway(
     Args:
         plan: what requests are held to.
         upstreams: addresses of the engines, e.g. ``http://127.0.0.1:34567``.
-        config: everything else; its ``host_bytes`` and ``prefix_affinity`` come from the plan.
+        config: everything else; ``host_bytes``, ``prefix_affinity`` and ``serial`` come from the
+            plan.
         overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
 
@@ -91,6 +92,7 @@ def make_gateway(
         config,
         host_bytes=host_budget(plan, bounds),
         prefix_affinity=plan.settings.enable_prefix_caching,
+        serial=plan.engine.name == "transformers",
     )
     return Gateway(bounds, upstreams, settled, log)
 

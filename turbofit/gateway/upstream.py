@@ -18,6 +18,7 @@ _KEEP_ALIVE: Final = 3.0
 #: An answer that is silent for so long is given up, even where its engine answers others.
 _SILENCE: Final = 3600.0
 _READ_BUFFER: Final = 1 << 18
+_HEALTH_SECONDS: Final = 10.0
 
 
 class Unreachable(Exception):  # noqa: N818
@@ -33,10 +34,12 @@ class Upstream:
 
     Args:
         key: their API key.
+        serial: whether they answer one request after the other: a token would wait for whatever
+            is under way, while their own health tells whether tokens still come.
     """
 
-    def __init__(self, key: str | None) -> None:
-        self._key = key
+    def __init__(self, key: str | None, *, serial: bool = False) -> None:
+        self._key, self._serial = key, serial
         self._session: aiohttp.ClientSession | None = None
 
     async def open(
@@ -61,7 +64,9 @@ class Upstream:
             raise Died(str(exc)) from None
 
     async def probe(self, engine: Engine) -> bool:
-        """Ask for one token; whether it came."""
+        """Ask for one token; whether it came. A serial engine: ask how it is."""
+        if self._serial:
+            return bool(await self.page(engine, "/health", _HEALTH_SECONDS))
         try:
             if engine.model is None:
                 engine.model = await self._model(engine)

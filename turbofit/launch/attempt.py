@@ -10,7 +10,14 @@ from turbofit.core.plan import Command
 from turbofit.launch.beside import beside, lines
 from turbofit.launch.checks import check_before
 from turbofit.launch.command import commands, private_commands
+from turbofit.launch.fallback.command import (
+    MODULE,
+    fallback_commands,
+    private_fallback_commands,
+    refuse_options,
+)
 from turbofit.launch.launches import Launch, PretendLaunch, free_ports
+from turbofit.launch.runner import module_runner
 from turbofit.launch.sentinel import Sentinel, memory_back, used_now
 from turbofit.launch.serve import Server
 
@@ -88,8 +95,11 @@ class Attempt:
     def _launches(self, stack: ExitStack) -> list[Launch]:
         job, plan = self._job, self._plan
         key: str | None
+        fallback = plan.engine.name == "transformers"
+        if fallback:
+            refuse_options(job.options, pretend=job.pretend)
         if job.gateway is None:
-            made, key = commands(plan, port=job.port), None
+            made, key = (fallback_commands if fallback else commands)(plan, port=job.port), None
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -99,7 +109,8 @@ class Attempt:
             name = job.name or plan.model.hub_id or plan.model.name
             ports = free_ports(len(plan.parallel.groups))
             # Hexadecimal: a key that begins with a dash would be read as an option.
-            made, key = private_commands(plan, ports, str(folder), name), secrets.token_hex(32)
+            private = private_fallback_commands if fallback else private_commands
+            made, key = private(plan, ports, str(folder), name), secrets.token_hex(32)
         full = [
             Command(env=one.env, argv=(*one.argv, *job.options), group=one.group) for one in made
         ]
@@ -111,7 +122,8 @@ class Attempt:
             return [
                 PretendLaunch(plan, one, room, key, hidden=hidden, taken=job.taken) for one in full
             ]
-        return [Launch(one, job.runner, key, hidden=hidden) for one in full]
+        runner = module_runner(MODULE) if fallback else job.runner
+        return [Launch(one, runner, key, hidden=hidden) for one in full]
 
     def _open(self, urls: list[str]) -> None:
         """All engines are ready: tell, compare, open."""

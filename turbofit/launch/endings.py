@@ -182,6 +182,12 @@ def fallback(watch: Watch, log: Path) -> Ending:
 
 def _torch(fault: TorchOutOfMemory, watch: Watch, plan: Plan, log: Path) -> Ending:
     asked = f", asking {format_bytes(fault.asked)}" if fault.asked else ""
+    if plan.engine.name == "transformers":
+        short = OutOfMemoryError(
+            f"the fallback engine ran out of GPU memory {where(watch)}{asked}",
+            hint=advice(watch, plan, log),
+        )
+        return Ending("out_of_memory", short, phase=_memory_phase(watch), asked=fault.asked)
     error = OutOfMemoryError(
         f"the engine ran out of GPU memory {where(watch)}{asked}: torch stages the weights on the "
         "first GPU",
@@ -271,6 +277,8 @@ def where(watch: Watch, call: str = "") -> str:
 def advice(watch: Watch, plan: Plan, log: Path) -> str:
     """What to change for an out-of-memory of this phase."""
     if watch.phase in ("starting", "weights"):
+        if plan.engine.name == "transformers":
+            return f"split it over more GPUs (--tp) or free them; the log is {log}"
         return f"more --tp, an AWQ variant or freer GPUs; the log is {log}"
     margin = max(gpu.margin for gpu in plan.gpus)
     return (

@@ -209,7 +209,8 @@ class Engine:
                 self.state, self.was_ready = "ready", True
                 self._tell("phase: ready")
                 if self._timing.liveness:
-                    self._pulse = _Pulse(self.client, self._timing)
+                    serial = self._plan.engine.name == "transformers"
+                    self._pulse = _Pulse(self.client, self._timing, serial=serial)
                     self._pulse.start()
             elif probe.checks and probe.healthy.is_set() and self.watch.phase != "check":
                 self.watch.phase = "check"
@@ -253,11 +254,16 @@ class Engine:
 
 
 class _Pulse(threading.Thread):
-    """Asks a ready engine for one token from time to time; ``lost`` after three failures."""
+    """Asks a ready engine for one token from time to time; ``lost`` after three failures.
 
-    def __init__(self, client: Client, timing: Timing) -> None:
+    A serial engine is asked how it is instead: a token would wait for whatever is under way, and
+    its health tells whether tokens still come.
+    """
+
+    def __init__(self, client: Client, timing: Timing, *, serial: bool = False) -> None:
         super().__init__(name="pulse", daemon=True)
-        self._client, self._timing = client, timing
+        self._ask = client.is_healthy if serial else client.completes
+        self._timing = timing
         self._stopped = threading.Event()
         self.lost = False
 
@@ -269,7 +275,7 @@ class _Pulse(threading.Thread):
         """Until stopped."""
         failures = 0
         while not self._stopped.wait(self._timing.liveness if not failures else 1.0):
-            fine = self._client.completes(self._timing.patience)
+            fine = self._ask(self._timing.patience)
             failures = 0 if fine else failures + 1
             if failures >= _LIVENESS_FAILURES:
                 self.lost = True

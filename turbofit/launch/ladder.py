@@ -107,6 +107,8 @@ def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Run
     tokens = plan.settings.max_prefill_token_num // 2
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None
+    if plan.engine.name == "transformers":  # a prompt is one forward there
+        return None
     why = "the warm-up did not fit" if ended.phase == "warm-up" else "a forward did not fit"
     return Rung(
         changes={"max_prefill_token_num": tokens}, why=f"{why}: max_prefill_token_num {tokens}"
@@ -133,6 +135,6 @@ def _fewer_engines(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung 
     if "replicas" in fixed or replicas < 1:
         return None
     return Rung(
-        changes={"replicas": replicas, "tp": plan.parallel.tp},
+        changes={"replicas": replicas, "tp": len(plan.parallel.groups[0])},
         why=f"host memory ran out: {replicas} engines",
     )

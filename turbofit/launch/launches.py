@@ -134,7 +134,10 @@ class PretendLaunch(Launch):
 def port_of(command: Command) -> int:
     """The port that a command's engine will listen on."""
     argv = command.argv
-    return int(argv[argv.index("--server-port") + 1]) if "--server-port" in argv else DEFAULT_PORT
+    for option in ("--server-port", "--port"):  # LMDeploy's, the fallback engine's
+        if option in argv:
+            return int(argv[argv.index(option) + 1])
+    return DEFAULT_PORT
 
 
 def free_ports(count: int) -> list[int]:

@@ -15,6 +15,7 @@ from turbofit.observe.pytorch_log import (
     WarmingUp,
     parse_pytorch_line,
 )
+from turbofit.observe.transformers_log import fallback_line
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CacheBudget,
@@ -69,7 +70,8 @@ class Watch:
         self.no_cache = ""
         self.raced = False
         self.in_vision = False
-        self._parse = parse_pytorch_line if plan.engine.name == "pytorch" else parse_line
+        parsers = {"pytorch": parse_pytorch_line, "transformers": fallback_line}
+        self._parse = parsers.get(plan.engine.name, parse_line)
         self._waits = 0
         self._waiting_since: float | None = None
         self._loop_failed: float | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.launch.asking import FAILURES, Client
+from turbofit.launch.fallback.longest import longest_request
 from turbofit.launch.readiness import (
     Question,
     fullest_forward,
@@ -81,11 +82,17 @@ class Probe(threading.Thread):
             )
         if not self.checks:
             return
-        text = 0
+        text = tokens = 0
         worst = worst_request(self._plan, name)
         if worst is not None:
             images = worst_image_tokens(self._plan)
-            text = max(0, self._ask(worst) - images)
+            tokens = self._ask(worst)
+            text = max(0, tokens - images)
+        if self._plan.engine.name == "transformers":
+            longest = longest_request(self._plan, name, worst, tokens, self._ask)
+            if longest is not None:
+                self._ask(longest)
+            return
         fullest = fullest_forward(self._plan, name, text)
         if fullest is not None:
             self._ask(fullest)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["plan_view", "settings_of"]
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")
+#: All that the fallback engine is told.
+_FALLBACK = ("dtype", "max_batch_size", "session_len")
 
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
@@ -53,6 +55,8 @@ def settings_of(plan: Plan) -> dict[str, str]:
             continue
         if name == "num_gpu_blocks" and not value:
             continue
+        if plan.engine.name == "transformers" and name not in _FALLBACK:
+            continue
         if name == "cache_max_entry_count":
             out[name] = f"{value:.3f}"
         else:
@@ -75,7 +79,7 @@ def _facts(plan: Plan) -> Facts:
             f"{format_bytes(model.weight_bytes)} of weights ({model.source.kind}: {where})",
         ),
         ("machine", f"{_gpu_names(plan)} ({plan.machine.source})"),
-        ("engine", f"LMDeploy {plan.engine.version}, {plan.engine.name}"),
+        ("engine", _engine(plan)),
         (
             "workload",
             f"{images}context {asked}, {workload.concurrency} at once, for {workload.goal}",
@@ -97,6 +101,12 @@ def _facts(plan: Plan) -> Facts:
             )
         )
     return Facts(facts=tuple(facts))
+
+
+def _engine(plan: Plan) -> str:
+    if plan.engine.name == "transformers":
+        return f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
+    return f"LMDeploy {plan.engine.version}, {plan.engine.name}"
 
 
 def _gpu_names(plan: Plan) -> str:

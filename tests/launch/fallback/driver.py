@@ -1,0 +1,50 @@
+"""Runs a whole session of the fallback engine behind a gateway: ``driver.py PLAN PORT``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import Plan
+from turbofit.core.state import new_folder
+from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine import Timing
+from turbofit.launch.leases import Leases
+from turbofit.launch.record import Record
+from turbofit.launch.serve import Stop
+from turbofit.launch.session import Job, run_session
+
+
+def say(text: str) -> None:
+    """Progress, at once."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """The session; errors as the command line says them."""
+    plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
+    folder = new_folder("runs", "test")
+    try:
+        with Stop() as stop, Leases() as leases:
+            job = Job(
+                folder=folder,
+                record=Record(folder, model=plan.model.name, pretend=False, lmdeploy="none"),
+                say=say,
+                on_open=lambda urls: say("OPEN " + " ".join(urls)),
+                lmdeploy="none",
+                runner=("never-run",),
+                timing=Timing(liveness=0.3, backoff=0.1),
+                leases=leases,
+                gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
+                port=port,
+            )
+            say(f"ended {run_session(job, plan, stop).name}")
+    except TurbofitError as exc:
+        say(f"error: {exc.message} | {exc.hint}")
+        return exc.exit_code
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,109 @@
+"""A tiny Qwen2-VL with random weights, and the fallback's server around it in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from tests.checkpoints import make_qwen2_vl
+from tests.launch.standin.standin_engine import shim_torchvision
+from turbofit.launch.image import flat_png
+
+__all__ = ["KEY", "NAME", "Served", "picture", "tiny_map", "tiny_qwen2_vl"]
+
+NAME = "tiny/Qwen2-VL"
+KEY = "a-key"
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_qwen2_vl(folder: Path, *, layers: int = 4) -> Path:
+    """A checkpoint that Transformers itself made, with a chat template that takes images."""
+    shim_torchvision()
+    import torch
+    from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+
+    make_qwen2_vl(folder, max_pixels=200704)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": _TEMPLATE}))
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": layers}))
+    config = AutoConfig.from_pretrained(str(folder))
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = 258
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def tiny_map(layers: list[int | str]) -> dict[str, int | str]:
+    """A map of that model: everything on the CPU but for its layers."""
+    made: dict[str, int | str] = {
+        "model.visual": "cpu",
+        "model.language_model.embed_tokens": "cpu",
+        "model.language_model.rotary_emb": "cpu",
+    }
+    made |= {f"model.language_model.layers.{n}": where for n, where in enumerate(layers)}
+    return {**made, "model.language_model.norm": "cpu", "lm_head": "cpu"}
+
+
+def picture(width: int = 56, height: int = 56) -> dict[str, Any]:
+    """An image as a part of a message."""
+    url = "data:image/png;base64," + b64encode(flat_png(width, height)).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+class Served:
+    """The server on a port of its own; ``front`` and ``work`` are its parts."""
+
+    def __init__(self, folder: Path, *, session_len: int = 512) -> None:
+        import uvicorn
+
+        from turbofit.launch.fallback.front import Front
+        from turbofit.launch.fallback.generating import Options, inner_app
+        from turbofit.launch.fallback.private import find_inside
+        from turbofit.launch.fallback.work import Work
+        from turbofit.launch.launches import free_ports
+
+        shim_torchvision()
+        self.work = Work()
+        self.ended: list[str] = []
+        options = Options(str(folder), NAME, tiny_map(["cpu"] * 4), "float32", session_len, 2)
+        self.front = Front(
+            inner_app(find_inside(), options, self.work), self.work,
+            name=NAME, session_len=session_len, max_images=2, keys=[KEY],
+            on_fatal=self.ended.append,
+        )  # fmt: skip
+        (self.port,) = free_ports(1)
+        config = uvicorn.Config(
+            self.front, host="127.0.0.1", port=self.port, log_level="error", access_log=False
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._server.serve()), daemon=True
+        )
+        self._thread.start()
+        until = time.monotonic() + 20
+        while not self._server.started and time.monotonic() < until:
+            time.sleep(0.02)
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.should_exit = True
+        self._thread.join(20)

@@ -1,0 +1,270 @@
+"""The fallback's server, really serving a tiny model on the CPU."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from tests.launch.fallback.support import KEY, NAME, Served, picture, tiny_qwen2_vl
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(
+        any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
+        reason="needs Transformers' server",
+    ),
+]
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = Served(tiny_qwen2_vl(tmp_path_factory.mktemp("tiny") / "Qwen2-VL"))
+    yield server
+    server.stop()
+
+
+def ask(served, body, path=CHAT, key=KEY, method="POST"):
+    """Status and parsed body."""
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    connection.request(method, path, body=data, headers=headers)
+    response = connection.getresponse()
+    raw = response.read()
+    connection.close()
+    kind = response.headers["content-type"] or ""
+    return response.status, raw.decode() if "event-stream" in kind else json.loads(raw)
+
+
+def chat(*parts, **more):
+    content = [{"type": "text", "text": "What is this?"}, *parts]
+    return {
+        "model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 4,
+        "temperature": 0, **more,
+    }  # fmt: skip
+
+
+def test_health_and_models(served):
+    assert ask(served, None, "/health", method="GET") == (200, {"status": "ok"})
+    status, models = ask(served, None, "/v1/models", method="GET")
+    assert status == 200
+    assert [model["id"] for model in models["data"]] == [NAME]
+
+
+def test_a_key_is_needed(served):
+    status, answer = ask(served, chat(), key="another")
+    assert status == 401
+    assert answer["error"]["type"] == "authentication_error"
+    assert ask(served, None, "/health", key="another", method="GET")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses", "/docs", "/generate"])
+def test_other_routes_are_closed(served, path):
+    status, answer = ask(served, {"model": NAME}, path)
+    assert status == 404
+    assert path in answer["error"]["message"]
+
+
+def test_text_and_image(served):
+    status, text = ask(served, chat())
+    assert status == 200, text
+    assert text["model"] == NAME
+    status, seen = ask(served, chat(picture()))
+    assert status == 200, seen
+    # 56 x 56 pixels are 16 patches of 14, 4 tokens, and the two tokens around them.
+    assert seen["usage"]["prompt_tokens"] == text["usage"]["prompt_tokens"] + 4 + 2
+    assert 1 <= seen["usage"]["completion_tokens"] <= 4
+    status, two = ask(served, chat(picture(), picture(112, 56)))
+    assert two["usage"]["prompt_tokens"] == seen["usage"]["prompt_tokens"] + 8 + 2
+
+
+def test_completions(served):
+    body = {"model": NAME, "prompt": "a", "max_tokens": 1, "temperature": 0}
+    status, answer = ask(served, body, "/v1/completions")
+    assert status == 200
+    assert answer["usage"]["prompt_tokens"] == 1
+
+
+def test_streams_end_as_clients_expect(served):
+    status, body = ask(served, chat(picture(), stream=True))
+    assert status == 200
+    events = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+    said = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    plain = ask(served, chat(picture()))[1]["choices"][0]["message"]["content"]
+    # A character that the last token cut short is in one of them only.
+    assert said == plain.rstrip("\ufffd")[: len(said)]
+    assert len(said) >= len(plain.rstrip("\ufffd"))
+
+
+def test_unknown_keys_are_ignored(served):
+    body = chat(mm_processor_kwargs={"max_pixels": 1}, top_k=5, repetition_penalty=1.0, n=1)
+    assert ask(served, body)[0] == 200
+
+
+def test_answers_are_as_long_as_asked(served):
+    body = {**chat(), "max_completion_tokens": 3}
+    del body["max_tokens"]
+    assert ask(served, body)[1]["usage"]["completion_tokens"] <= 3
+
+
+def test_a_long_prompt_is_refused_and_an_answer_ends_with_the_context(served):
+    status, answer = ask(served, chat({"type": "text", "text": "a" * 600}))
+    assert status == 400
+    assert "512" in answer["error"]["message"]
+    status, streamed = ask(served, chat({"type": "text", "text": "a" * 600}, stream=True))
+    assert status == 400
+    assert streamed["error"]["message"] == answer["error"]["message"]
+    body = chat({"type": "text", "text": "a" * 440}, max_tokens=100_000)
+    usage = ask(served, body)[1]["usage"]
+    assert usage["total_tokens"] <= 512
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"{", 400, "JSON"),
+        (b"[]", 400, "object"),
+        ({"model": "another", "messages": []}, 404, "another"),
+        ({"model": NAME, "messages": []}, 400, "messages"),
+        ({"model": NAME, "messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+         400, "audio"),
+        (chat(n=2), 400, "one request"),
+        (chat(max_tokens=0), 400, "max_tokens"),
+        (chat(temperature=-1), 400, "temperature"),
+        (chat(picture(), picture(), picture()), 400, "3 images"),
+        (chat({"type": "image_url", "image_url": {"url": "/etc/passwd"}}), 400, "inline"),
+        (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}),
+         400, "cannot be read"),
+        (chat({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}),
+         400, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_bad_requests_have_a_clean_answer(served, body, status, word):
+    found, answer = ask(served, body)
+    assert (found, word in answer["error"]["message"]) == (status, True), answer
+    assert ask(served, chat())[0] == 200
+
+
+def test_two_requests_are_served_one_after_the_other(served):
+    within, most, lock = 0, 0, threading.Lock()
+    start, done = served.work.start, served.work.done
+
+    def begin():
+        nonlocal within, most
+        with lock:
+            within += 1
+            most = max(most, within)
+        start()
+
+    def end():
+        nonlocal within
+        with lock:
+            within -= 1
+        done()
+
+    served.work.start, served.work.done = begin, end
+    try:
+        answers = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(ask(served, chat(picture(), max_tokens=20)))
+            )
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        served.work.start, served.work.done = start, done
+    assert [status for status, _ in answers] == [200] * 3
+    assert len({answer["choices"][0]["message"]["content"] for _, answer in answers}) == 1
+    assert (most, within) == (1, 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_the_work(served, stream):
+    tokens = []
+    moved = served.work.moved
+    served.work.moved = lambda: (tokens.append(time.sleep(0.05)), moved())
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        body = json.dumps(chat(max_tokens=400, logit_bias={"258": -100}, stream=stream)).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        connection.request("POST", CHAT, body=body, headers=headers)
+        until = time.monotonic() + 20
+        while len(tokens) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert served.work.health == "ok"
+        connection.sock.close()
+        connection.close()
+        assert served.work.idle.wait(10)
+        assert 5 <= len(tokens) < 300
+    finally:
+        served.work.moved = moved
+    assert ask(served, chat())[0] == 200
+
+
+def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
+    import torch
+    from transformers import Qwen2VLForConditionalGeneration as Model
+
+    def short(*_, **__):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate "2.00 GiB".\nx')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "generate", short)
+        assert served.work.fatal == ""
+        status, answer = ask(served, chat())
+        assert status == 503
+        assert "Tried to allocate" in answer["error"]["message"]
+        _, streamed = ask(served, chat(stream=True))
+        assert "Tried to allocate" in streamed
+        assert streamed.endswith("data: [DONE]\n\n")
+        assert served.ended == []
+        ask(served, chat())
+        until = time.monotonic() + 5
+        while not served.ended and time.monotonic() < until:
+            time.sleep(0.01)
+        assert served.ended[0].startswith("torch.OutOfMemoryError: CUDA out of memory.")
+    served.work.fatal, served.ended[:] = "", []
+    assert ask(served, chat())[0] == 200
+
+
+def test_a_device_mismatch_is_told_in_the_answer(served, monkeypatch):
+    from transformers import Qwen2VLForConditionalGeneration as Model
+
+    words = "Expected all tensors to be on the same device, but found at least two devices"
+
+    def mixed(*_, **__):
+        raise RuntimeError(words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "generate", mixed)
+        status, answer = ask(served, chat())
+    assert status == 500
+    assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_failure_before_the_model_leaves_the_engine_free(served, monkeypatch, stream):
+    from transformers.cli.serving.utils import InferenceThread
+
+    def broken(*_, **__):
+        raise RuntimeError("no thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InferenceThread, "submit", broken)
+        patch.setattr(InferenceThread, "async_submit", broken)
+        status, answer = ask(served, chat(stream=stream))
+    assert (status, "no thread" in answer["error"]["message"]) == (500, True)
+    assert ask(served, chat())[0] == 200

@@ -1,0 +1,170 @@
+"""The fallback engine under the supervisor, behind the gateway: started, asked, killed, stopped."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.launch.conftest import Child
+from tests.launch.fallback.support import picture, tiny_qwen2_vl
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Workload
+from turbofit.launch.endings import ending
+from turbofit.launch.fallback.command import (
+    fallback_commands,
+    private_fallback_commands,
+    refuse_options,
+)
+from turbofit.launch.fallback.longest import longest_request
+from turbofit.launch.fallback.maps import read_map
+from turbofit.launch.launches import free_ports, port_of
+from turbofit.launch.phases import Watch
+from turbofit.launch.readiness import worst_request
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.fallback.plan import make_fallback_plan
+
+DRIVER = Path(__file__).with_name("driver.py")
+CHAT = "/v1/chat/completions"
+
+
+def planned(model="qwen2-vl-7b", on="2xrtx3060"):
+    ask = Ask(model=preset_model(model), machine=machine_from(on), workload=Workload())
+    return make_fallback_plan(ask, "as asked")
+
+
+def test_commands():
+    plan = planned()
+    (command,) = fallback_commands(plan, port=4000)
+    assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert port_of(command) == 4000
+    words = command.argv
+    assert read_map(words[words.index("--device-map") + 1]) == plan.device_map
+    assert words[words.index("--served-name") + 1] == "Qwen/Qwen2-VL-7B-Instruct"
+    (private,) = private_fallback_commands(plan, [5000], "/models/x", "name")
+    assert "/models/x" in private.argv
+    assert port_of(private) == 5000
+    with pytest.raises(UsageError, match="turbomind"):
+        fallback_commands(replace(plan, engine=replace(plan.engine, name="turbomind")))
+    with pytest.raises(UsageError, match="--x"):
+        refuse_options(["--x"], pretend=False)
+    with pytest.raises(UsageError, match="pretend"):
+        refuse_options([], pretend=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "phase"),
+    [
+        (["turbofit-fallback: loading weights"], "weights"),
+        (["turbofit-fallback: loading weights", "INFO:     Uvicorn running on http://x"], "text"),
+    ],
+)
+def test_endings_of_torch(lines, phase, tmp_path):
+    plan = planned()
+    watch = Watch(plan)
+    for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
+        watch.see(line, 1, 0.0)
+    end = ending(1, watch, plan, tmp_path / "log")
+    assert (end.kind, end.phase, end.asked) == ("out_of_memory", phase, 2 << 30)
+    assert "LMDeploy" not in end.error.message + end.error.hint
+
+
+@pytest.mark.parametrize(("each", "template"), [(1, 3), (2, 0), (1.25, 10)])
+def test_the_longest_request_fills_the_context(each, template):
+    plan = planned()
+    asked = []
+
+    def count(question):
+        asked.append(question)
+        return int(len(question.request.body["prompt"]) // 2 * each) + template
+
+    text = longest_request(plan, "m", None, 0, count)
+    assert 0.97 * plan.settings.session_len < count(text) < plan.settings.session_len
+    worst = worst_request(plan, "m")
+    before = json.dumps(worst.request.body)
+    seen = longest_request(plan, "m", worst, 8300, count)
+    assert json.dumps(worst.request.body) == before
+    parts = seen.request.body["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["text", "image_url", "text"]
+    tokens = 8300 + len(parts[2]["text"]) // 2 * each
+    assert 0.97 * plan.settings.session_len < tokens < plan.settings.session_len
+    assert longest_request(plan, "m", None, 0, lambda _: 0) is None
+    assert longest_request(plan, "m", worst, plan.settings.session_len, count) is None
+
+
+def call(port, path, body=None, timeout=60):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    connection.request("GET" if body is None else "POST", path, body=data, headers=headers)
+    response = connection.getresponse()
+    raw = response.read()
+    connection.close()
+    return response.status, raw
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.slow
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("transformers", "accelerate", "fastapi")),
+    reason="needs Transformers' server",
+)
+def test_a_session(tmp_path, children):
+    folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
+    ask = Ask(
+        model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
+        workload=Workload(context=1024), max_pixels=100352,
+    )  # fmt: skip
+    plan = make_fallback_plan(ask, "as asked")
+    assert plan.fits
+    assert plan.device_map is not None
+    plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    (port,) = free_ports(1)
+    child = Child(
+        [sys.executable, str(DRIVER), str(tmp_path / "plan.json"), str(port)],
+        XDG_STATE_HOME=str(tmp_path / "state"), TURBOFIT_LEASES=str(tmp_path / "leases"),
+    )  # fmt: skip
+    children.append(child)
+    child.wait_for("OPEN")
+    for phase in ("weights", "serving", "check", "ready"):
+        assert f"phase: {phase}" in child.stderr
+    name = json.loads(call(port, "/v1/models")[1])["data"][0]["id"]
+    parts = [{"type": "text", "text": "a"}, picture(448, 448)]
+    body = {
+        "model": name, "max_tokens": 3, "temperature": 0,
+        "messages": [{"role": "user", "content": parts}],
+    }  # fmt: skip
+    status, raw = call(port, CHAT, body)
+    assert status == 200, raw
+    # Lowered by the model folder: 100352 pixels are 512 patches, 128 tokens at most.
+    assert json.loads(raw)["usage"]["prompt_tokens"] < 128 + 32
+    status, raw = call(port, CHAT, {**body, "stream": True})
+    assert raw.endswith(b"data: [DONE]\n\n")
+    long = [{"role": "user", "content": "a" * 2000}]
+    status, raw = call(port, CHAT, {**body, "messages": long})
+    assert (status, b"error" in raw) == (400, True)
+    time.sleep(1.5)  # several looks of the pulse and of the gateway's monitor
+    assert call(port, "/health")[0] == 200
+    engine = int(child.wait_for("phase: starting").split("process ")[1].split(",")[0])
+    os.kill(engine, signal.SIGKILL)
+    child.wait_for("starting again")
+    child.wait_for_more("phase: ready", 2)
+    until = time.monotonic() + 20
+    while call(port, CHAT, body)[0] != 200 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert call(port, CHAT, body)[0] == 200
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finish() == 0
+    assert "ended SIGTERM" in child.stderr

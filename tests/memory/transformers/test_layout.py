@@ -1,0 +1,147 @@
+"""Module names and sizes, proved against Transformers' own classes on the meta device."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from tests.launch.standin.standin_engine import shim_torchvision
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
+from turbofit.core.model import Model, ModelSource, Quantization, TextDims
+from turbofit.memory.transformers.account import Account, Load
+from turbofit.memory.transformers.components import components
+from turbofit.memory.transformers.layout import _LAYOUTS, layout_of
+from turbofit.model.presets import preset_model
+from turbofit.tuner.fallback.cut import device_map, place_all
+
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="needs Transformers"
+)
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 512, "head_dim": 16, "pad_token_id": 0,
+}  # fmt: skip
+MOE = {
+    **TEXT, "num_experts": 4, "num_local_experts": 4, "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
+TOWER = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+VISION = {
+    "LlavaForConditionalGeneration": {"model_type": "clip_vision_model", **TOWER},
+    "LlavaNextForConditionalGeneration": {"model_type": "clip_vision_model", **TOWER},
+    "LlavaOnevisionForConditionalGeneration": {"model_type": "siglip_vision_model", **TOWER},
+    "Gemma3ForConditionalGeneration": {"model_type": "siglip_vision_model", **TOWER},
+    "InternVLForConditionalGeneration": {**TOWER, "image_size": [28, 28], "patch_size": [14, 14]},
+    "MllamaForConditionalGeneration": {
+        **TOWER, "num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 64,
+        "intermediate_layers_indices": [0],
+    },
+    "Qwen2VLForConditionalGeneration": {
+        "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2,
+    },
+    "Qwen2_5_VLForConditionalGeneration": {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
+        "intermediate_size": 64,
+    },
+    "Qwen3VLForConditionalGeneration": {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2,
+        "intermediate_size": 64, "deepstack_visual_indexes": [0],
+    },
+}  # fmt: skip
+INSIDE = {"LlavaOnevisionForConditionalGeneration": "qwen2", "InternVLForConditionalGeneration":
+          "qwen2"}  # fmt: skip
+
+
+def tiny(architecture):
+    """The class itself, without storage."""
+    shim_torchvision()
+    import torch
+    import transformers
+
+    kind = getattr(transformers, architecture)
+    vision = VISION.get(architecture)
+    if vision is None:
+        config = kind.config_class(**(MOE if "Mo" in architecture or "Mix" in architecture
+                                      else TEXT))  # fmt: skip
+    else:
+        text = dict(TEXT)
+        if "Llava" in architecture or "Intern" in architecture:
+            text["model_type"] = INSIDE.get(architecture, "llama")
+        if architecture.startswith("Mllama"):
+            text["cross_attention_layers"] = [1]
+        config = kind.config_class(text_config=text, vision_config=vision)
+    with torch.device("meta"):
+        return kind(config)
+
+
+def described(architecture):
+    """The same as turbofit would read it; only what a map needs."""
+    text = TextDims(
+        architecture=architecture, layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16,
+        intermediate=128, vocab=512, max_position_embeddings=2048,
+    )  # fmt: skip
+    return Model(
+        name=architecture, architecture=architecture, parameters=1, weight_bytes=2,
+        dtype="bfloat16", text=text,
+        source=ModelSource(kind="folder", where="x", sizes="formula"),
+    )  # fmt: skip
+
+
+@needs_transformers
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize("architecture", sorted(_LAYOUTS))
+def test_a_map_names_every_parameter_and_buffer_once(architecture):
+    card = Gpu(index=0, uuid="GPU-0", name="card", total=24 << 30, reserved=0, used=0, free=0)
+    account = Account(described(architecture), "bfloat16", [card], [0])
+    placement = place_all(account, Load(tokens=64, images=0, units=0))
+    assert placement is not None
+    placed = device_map(account, placement, None)
+    model = tiny(architecture)
+    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    covers = {name: [key for key in placed if name == key or name.startswith(f"{key}.")]
+              for name in names}  # fmt: skip
+    assert {name: keys for name, keys in covers.items() if len(keys) != 1} == {}
+    used = {keys[0] for keys in covers.values()}
+    idle = set(placed) - used
+    assert idle <= {"lm_head", "model.image_newline"} or not idle
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl-7b", "qwen2-vl-2b", "qwen2.5-7b", "mixtral-8x7b"])
+def test_components_are_the_whole_model(name):
+    model = preset_model(name)
+    parts = components(model, "bfloat16")
+    over = parts.weights - model.weight_bytes
+    # Each layer is rounded up to a whole element.
+    assert 0 <= over <= 2 * model.text.layers
+    assert parts.tied == model.text.tie_word_embeddings
+
+
+def test_published_sizes():
+    parts = components(preset_model("qwen2-vl-7b"), "bfloat16")
+    gib = 1 << 30
+    # 15.44 GiB: vision 1.26, embeddings and head 1.02 each, 28 layers of 0.434, read from the
+    # checkpoint's headers.
+    assert [round(size / gib, 2) for size in (parts.vision, parts.embeddings, parts.head)] == [
+        1.26, 1.02, 1.02,
+    ]  # fmt: skip
+    assert round(parts.layers[0].weights / gib, 3) == 0.434
+    # 2 x 4 heads x 128 channels x 2 bytes.
+    assert parts.layers[0].kv_per_token == 2048
+
+
+def test_what_it_does_not_run_is_refused():
+    with pytest.raises(UsageError, match="InternVLChatModel"):
+        layout_of(preset_model("internvl2-8b"))
+    quantized = described("LlamaForCausalLM")
+    import msgspec
+
+    quantized = msgspec.structs.replace(
+        quantized, quantization=Quantization(method="awq", bits=4, group_size=128)
+    )
+    with pytest.raises(UsageError, match="awq"):
+        layout_of(quantized)

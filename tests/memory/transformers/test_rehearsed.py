@@ -1,0 +1,72 @@
+"""The account beside the real model code on pretend GPUs: never under, and not far over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from turbofit.core.plan import Workload
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import preset_model
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.fallback.plan import make_fallback_plan
+
+pytestmark = [
+    pytest.mark.lmdeploy,
+    pytest.mark.slow,
+    pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch"),
+]
+MIB = 1 << 20
+PROGRAM = """
+import json, sys
+from turbofit import api
+print(json.dumps(api.rehearse_torch(**json.loads(sys.argv[1]))))
+"""
+
+
+def rehearsed(**asked):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(asked)],
+        env={
+            **os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}",
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        },
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# One card; two cards, whose cut the real hooks carry tensors across; layers in host memory.
+@pytest.mark.parametrize(
+    ("on", "more"), [("1xrtx3090", {}), ("2xrtx3060", {"tp": 2}), ("1xrtx3060:used=8600MiB", {})]
+)
+def test_qwen2_vl_2b(on, more):
+    ask = Ask(
+        model=preset_model("qwen2-vl-2b"), machine=machine_from(f"{on},ram=64GiB"),
+        workload=Workload(), max_pixels=1003520, **more,
+    )  # fmt: skip
+    plan = make_fallback_plan(ask, "as asked")
+    assert plan.fits
+    assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
+    # The longest prompt that a rehearsal sends is the model's own.
+    short = plan.settings.session_len < 32768
+    document = rehearsed(
+        model="qwen2-vl-2b", engine="transformers", on=on, max_pixels=1003520,
+        device_map=plan.device_map, dtype=plan.settings.dtype,
+    )  # fmt: skip
+    cases = [case for case in document["cases"] if not (short and case["name"] == "text_prefill")]
+    for place, gpu in enumerate(plan.gpus):
+        outside = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context"))
+        forecast = gpu.peak - outside
+        held = max(case["gpus"][place]["reserved_peak"] for case in cases)
+        assert held <= forecast, (gpu, cases)
+        if not short:
+            assert forecast <= 1.15 * held
+        weights = sum(t.bytes for t in gpu.ledger if t.phase == "weights")
+        assert document["gpus"][place]["weights"]["reserved"] <= weights

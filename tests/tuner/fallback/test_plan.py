@@ -1,0 +1,225 @@
+"""Plans for the fallback engine: what goes where, on how many cards, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model, ModelSource, TextDims
+from turbofit.core.plan import Plan, Workload
+from turbofit.core.units import GIB, MIB
+from turbofit.machine.source import machine_from
+from turbofit.model.presets import preset_model
+from turbofit.tuner.ask import Ask, Margin
+from turbofit.tuner.fallback.plan import make_fallback_plan
+
+
+def onevision_like() -> Model:
+    """LLaVA-OneVision-7B's language model; as a text model until its tower is read.
+
+    14.96 GiB in all: what the dims do not explain is the tower, charged on the first device.
+    """
+    text = TextDims(
+        architecture="Qwen2ForCausalLM", layers=28, hidden=3584, heads=28, kv_heads=4,
+        head_dim=128, intermediate=18944, vocab=152064, max_position_embeddings=32768,
+        qkv_bias=True,
+    )  # fmt: skip
+    return Model(
+        name="OneVision-7B", architecture="LlavaOnevisionForConditionalGeneration",
+        parameters=8_030_348_832, weight_bytes=int(14.96 * GIB), dtype="bfloat16", text=text,
+        source=ModelSource(kind="preset", where="x", sizes="formula"),
+    )  # fmt: skip
+
+
+def plan(model="onevision", on="1xrtx3090", **more) -> Plan:
+    workload = {k: more.pop(k) for k in ("images", "context", "image_size") if k in more}
+    ask = Ask(
+        model=onevision_like() if model == "onevision" else preset_model(model),
+        machine=on if isinstance(on, Machine) else machine_from(on),
+        workload=Workload(**workload),
+        **more,
+    )
+    return make_fallback_plan(ask, "LMDeploy 0.18 runs it on no engine")
+
+
+def layers_on(made: Plan) -> dict[int | str, list[int]]:
+    found: dict[int | str, list[int]] = {}
+    for name, where in (made.device_map or {}).items():
+        if ".layers." in name:
+            found.setdefault(where, []).append(int(name.rpartition(".")[2]))
+    return found
+
+
+def consistent(made: Plan) -> None:
+    """What every ledger must say of itself."""
+    for gpu in made.gpus:
+        transients = [term.bytes for term in gpu.ledger if term.phase == "transient"]
+        assert gpu.steady == sum(t.bytes for t in gpu.ledger if t.phase != "transient")
+        assert gpu.peak == gpu.steady + max(transients)
+        assert [t.bytes for t in gpu.ledger if t.worst] == [max(transients)]
+        assert gpu.headroom == gpu.total - gpu.reserved - max(gpu.peak, gpu.load_peak)
+        if made.fits:
+            assert gpu.fits
+
+
+def test_one_card_where_one_does():
+    for on in ("1xrtx3090", "4xrtx3090"):
+        made = plan(on=on)
+        consistent(made)
+        assert made.fits
+        assert made.engine.name == "transformers"
+        assert made.parallel.groups == ((0,),)
+        assert set((made.device_map or {}).values()) == {0}
+        assert made.settings.session_len == 32768
+        assert made.settings.max_batch_size == 1
+        assert made.limits.n == 1
+        assert "no engine" in made.reasons[0]
+        assert any("serial and slower" in text for text in made.warnings)
+    assert any("--replicas" in text for text in made.warnings)
+
+
+def test_two_small_cards_are_cut_once_and_in_order():
+    made = plan(on="4xrtx3060")
+    consistent(made)
+    assert made.fits
+    assert made.parallel.groups == ((0, 1),)
+    placed = made.device_map or {}
+    inside = "model.language_model"
+    for name in ("model.vision_tower", "model.multi_modal_projector", "model.image_newline",
+                 f"{inside}.embed_tokens", f"{inside}.rotary_emb"):  # fmt: skip
+        assert placed[name] == 0
+    assert placed[f"{inside}.norm"] == placed["lm_head"] == 1
+    on = layers_on(made)
+    assert on[0] + on[1] == list(range(28))
+    # Balanced: no card could take a layer of the other and be the better for it.
+    first, second = (gpu.headroom for gpu in made.gpus)
+    assert abs(first - second) < 2 * 478 * MIB
+    assert not {"cpu", "disk"} & set(placed.values())
+
+
+def test_layers_leave_the_cards_only_as_the_last_resort():
+    made = plan(on="1xrtx3060,ram=64GiB")
+    consistent(made)
+    assert made.fits
+    on = layers_on(made)
+    assert set(on) == {0, "cpu"}
+    off = on["cpu"]
+    assert off == list(range(off[0], off[-1] + 1))
+    assert off[0] > 0
+    assert off[-1] < 27
+    placed = made.device_map or {}
+    assert {where for name, where in placed.items() if ".layers." not in name} == {0}
+    assert made.host.pageable > len(off) * 400 * MIB
+    assert any("s a token at the best" in text for text in made.warnings)
+    one_less = replace(made.gpus[0])
+    assert one_less.headroom - one_less.margin < 600 * MIB  # another layer would not fit
+
+
+def test_disk_where_host_memory_does_not_do():
+    made = plan(on="1xrtx3060:used=6GiB,ram=8GiB")
+    on = layers_on(made)
+    assert made.fits
+    assert on["disk"]
+    assert any("read from disk" in text for text in made.warnings)
+    assert made.host.pageable <= 8 * GIB
+
+
+def test_nothing_helps_and_it_says_what():
+    made = plan(on="1xrtx3060:free=2GiB")
+    consistent(made)
+    assert not made.fits
+    assert "GPU 0 is" in made.verdict
+    assert made.remedies == ()
+    longer = plan(on="1xrtx3060:free=6GiB,ram=64GiB", context=32768)
+    assert not longer.fits
+    changes = [remedy.change for remedy in longer.remedies]
+    assert changes[0] == "leave --context to what fits"
+    assert "2 x NVIDIA GeForce RTX 3060" not in changes  # the first would still be too small
+
+
+def test_copies_and_splits_are_never_mixed_by_accident():
+    side_by_side = plan(on="2xrtx3090", replicas=2)
+    assert side_by_side.fits
+    assert side_by_side.parallel.groups == ((0,), (1,))
+    assert side_by_side.kv.total_tokens == 2 * side_by_side.kv.tokens
+    refused = plan(on="4xrtx3060:free=8GiB,ram=6GiB", replicas=2)
+    assert not refused.fits
+    both = plan(on="4xrtx3060", replicas=2, tp=2)
+    assert both.fits
+    assert sorted(index for group in both.parallel.groups for index in group) == [0, 1, 2, 3]
+    assert all(len(group) == 2 for group in both.parallel.groups)
+    split = plan(on="2xrtx3090", tp=2)
+    assert split.parallel.groups == ((0, 1),)
+    with pytest.raises(UsageError, match="4 GPUs are asked for"):
+        plan(on="2xrtx3090", replicas=2, tp=2)
+
+
+def test_tied_weights_are_on_one_device():
+    made = plan("qwen2-vl-2b", "2xrtx3060", tp=2)
+    placed = made.device_map or {}
+    assert placed["lm_head"] == placed["model.language_model.embed_tokens"] == 0
+    assert placed["model.language_model.norm"] == 1
+
+
+def test_an_unequal_pair_is_filled_by_what_is_free():
+    made = plan(on="rtx3060+rtx3090:free=9GiB", tp=2)
+    consistent(made)
+    assert made.fits
+    assert made.parallel.groups == ((0, 1),)
+    on = layers_on(made)
+    assert on[0] + on[1] == list(range(28))
+
+
+def test_v100_gets_float16_and_pays_for_the_matrix():
+    made = plan("qwen2-vl-7b", "1xv100-32g")
+    consistent(made)
+    assert made.fits
+    assert made.settings.dtype == "float16"
+    assert (made.limits.max_pixels_per_image or 0) < 12845056
+    assert any("before Ampere" in text for text in made.reasons)
+    with pytest.raises(UsageError, match="bfloat16"):
+        plan("qwen2-vl-7b", "1xv100-32g", fixed={"dtype": "bfloat16"})
+
+
+def test_what_the_user_sets_stays():
+    made = plan("qwen2-vl-7b", "1xrtx3090", context=4096, max_pixels=1003520)
+    assert made.settings.session_len == 4096
+    assert made.limits.max_pixels_per_image == 1003520
+    stated = plan("qwen2-vl-7b", "1xrtx3090", image_size=(448, 448))
+    # 1024 patches; the model folder's own limit holds larger images down to them.
+    assert stated.limits.units_per_image <= 1024
+    assert stated.limits.max_pixels_per_image == 200704
+    short = plan("qwen2-vl-7b", "1xrtx3060", fixed={"session_len": 32768}, max_pixels=1003520)
+    assert short.settings.session_len == 32768
+    with pytest.raises(UsageError, match="--cache-max-entry-count"):
+        plan(fixed={"cache_max_entry_count": 0.5})
+    with pytest.raises(UsageError, match="one request at a time"):
+        plan(fixed={"max_batch_size": 4})
+    with pytest.raises(UsageError, match="InternVLChatModel"):
+        plan("internvl2-8b")
+    with pytest.raises(UsageError, match="awq"):
+        plan("qwen2-vl-7b-awq")
+
+
+def test_less_free_memory_means_less_context_and_never_more():
+    longest = None
+    for used in range(0, 8 * GIB, GIB):
+        made = plan(on=f"1xrtx3090:used={used}")
+        consistent(made)
+        if longest is not None:
+            assert made.settings.session_len <= longest
+        longest = made.settings.session_len
+
+
+def test_a_margin_and_a_budget_are_kept():
+    made = plan(margin=Margin(bytes=4 * GIB))
+    assert all(gpu.headroom >= 4 * GIB for gpu in made.gpus)
+    capped = plan(budget=20 * GIB)
+    assert capped.gpus[0].peak <= 20 * GIB
+
+
+def test_it_survives_json():
+    made = plan(on="2xrtx3060")
+    assert Plan.from_json(made.to_json()) == made

@@ -1,0 +1,1 @@
+"""The fallback engine: ``transformers serve``'s own server with a device map, limits and a key."""

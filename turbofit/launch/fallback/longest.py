@@ -1,0 +1,64 @@
+"""The longest request, in words: this engine takes no token ids, and only it knows its tokenizer.
+
+What it counts for two short prompts says what a word more costs. The request has the worst images
+too, so that the peak is driven as the plan pays for it before a client can.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Final
+
+from turbofit.launch.readiness import Question, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["longest_request"]
+
+_WORD: Final = " a"
+_FEW: Final = 64
+_ANSWER: Final = 2
+#: Of the room: a tokenizer that joins words elsewhere than in a short prompt must not exceed it.
+_SHARE: Final = 0.99
+
+
+def longest_request(
+    plan: Plan,
+    model: str,
+    worst: Question | None,
+    tokens: int,
+    count: Callable[[Question], int],
+) -> Question | None:
+    """A request that fills the context.
+
+    Args:
+        plan: what was planned.
+        model: the name to ask for.
+        worst: the request with the worst images, None for a model without.
+        tokens: of its prompt.
+        count: asks the engine, and says how many tokens the prompt had; 0: it does not say.
+
+    Returns:
+        None where the engine does not count, or has no room left.
+    """
+    few, more = (count(Question("a short prompt", _words(model, n))) for n in (_FEW, 2 * _FEW))
+    each = (more - few) / _FEW
+    if each <= 0:
+        return None
+    taken = tokens if worst is not None else few - _FEW * each
+    words = int((plan.settings.session_len - _ANSWER - taken) / each * _SHARE)
+    if words < 1:
+        return None
+    if worst is None:
+        return Question("the longest prompt", _words(model, words))
+    body = copy.deepcopy(worst.request.body)
+    body["messages"][0]["content"].append({"type": "text", "text": _WORD * words})
+    return Question("the longest request", Request(worst.request.path, body))
+
+
+def _words(model: str, count: int) -> Request:
+    body = {"model": model, "prompt": _WORD * count, "max_tokens": 1, "temperature": 0}
+    return Request("/v1/completions", body)

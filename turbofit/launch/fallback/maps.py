@@ -1,0 +1,63 @@
+"""Device maps on a command line: runs of layers folded into one name."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["folded", "read_map"]
+
+_LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
+_RUN: Final = re.compile(r"(.+\.layers)\.(\d+)-(\d+)")
+
+
+def folded(placed: Mapping[str, int | str]) -> str:
+    """The map as JSON, ``model.layers.0-15`` for layers that lie side by side on one device."""
+    made: dict[str, int | str] = {}
+    entries = [(_LAYER.fullmatch(name), name, where) for name, where in placed.items()]
+    for (is_layer, where), run in groupby(entries, key=lambda one: (one[0] is not None, one[2])):
+        found = list(run)
+        first, last = found[0][0], found[-1][0]
+        if is_layer and first and last and len(found) > 1:
+            made[f"{first[1]}.{first[2]}-{last[2]}"] = where
+        else:
+            made.update({name: where for _, name, _ in found})
+    return json.dumps(made, separators=(",", ":"))
+
+
+def read_map(text: str) -> dict[str, int | str]:
+    """The map of a JSON text, or of a file that holds one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        data = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise UsageError(
+            f"the device map cannot be read: {exc}", hint="give JSON, or a file that holds it"
+        ) from None
+    if not isinstance(data, dict) or not all(
+        isinstance(where, int) or where in ("cpu", "disk") for where in data.values()
+    ):
+        raise UsageError(
+            "the device map is no object of modules and devices",
+            hint='write it as {"model.embed_tokens": 0, "model.layers.0-15": 0, ...}',
+        )
+    made: dict[str, int | str] = {}
+    for name, where in data.items():
+        match = _RUN.fullmatch(name)
+        if match is None:
+            made[name] = where
+            continue
+        for number in range(int(match[2]), int(match[3]) + 1):
+            made[f"{match[1]}.{number}"] = where
+    return made

@@ -1,0 +1,142 @@
+"""``python -m turbofit.launch.fallback.server``: one model, one map, one port, until it is stopped.
+
+Torch and Transformers are imported in here only: the supervisor runs it as a child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.units import format_bytes
+from turbofit.launch.fallback.maps import read_map
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.launch.fallback.generating import Options
+    from turbofit.launch.fallback.work import Work
+
+__all__ = ["main"]
+
+#: What the supervisor reads: see ``observe.transformers_log``.
+_SAYS = "turbofit-fallback:"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        _serve(args)
+    except TurbofitError as exc:
+        print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
+        return exc.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="turbofit-fallback", description=__doc__)
+    parser.add_argument("--model", required=True, help="a checkpoint's folder, or a hub id")
+    parser.add_argument("--served-name", help="what clients call it; default: --model")
+    parser.add_argument("--device-map", required=True, help="JSON, or a file that holds it")
+    parser.add_argument("--offload-folder", help="for what the map sends to disk")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32"))
+    parser.add_argument("--session-len", type=int, required=True, help="tokens of a request")
+    parser.add_argument("--max-images", type=int, default=1, help="of a request")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=23333)
+    parser.add_argument("--api-keys", nargs="*", default=[], help="who may ask; default: anybody")
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """Load and listen.
+
+    Raises:
+        PackageError: Transformers is missing, or another inside.
+        UsageError: the map cannot be read.
+        LaunchError: the model cannot be loaded.
+    """
+    from turbofit.launch.fallback.front import Front
+    from turbofit.launch.fallback.generating import Options, inner_app
+    from turbofit.launch.fallback.private import find_inside
+    from turbofit.launch.fallback.work import Work
+
+    placed = read_map(args.device_map)
+    began = time.monotonic()
+    inside = find_inside()
+    _say(f"transformers {inside.version} is there after {time.monotonic() - began:.1f} s")
+    with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
+        options = Options(
+            model=args.model,
+            name=args.served_name or args.model,
+            device_map=placed,
+            dtype=args.dtype,
+            session_len=args.session_len,
+            max_images=args.max_images,
+            offload=args.offload_folder or scratch,
+        )
+        work = Work()
+        inner = _loaded(inside, inner_app, options, work)
+        front = Front(
+            inner,
+            work,
+            name=options.name,
+            session_len=options.session_len,
+            max_images=options.max_images,
+            keys=args.api_keys,
+            on_fatal=_end,
+        )
+        _listen(front, args.host, args.port)
+
+
+def _loaded(inside: Any, inner_app: Any, options: Options, work: Work) -> Any:
+    """Transformers' application with the model in it.
+
+    Raises:
+        LaunchError: it cannot be loaded; torch's own lack of memory is left as it is.
+    """
+    import torch
+
+    _say("loading weights")
+    began = time.monotonic()
+    try:
+        inner = inner_app(inside, options, work)
+    except (OSError, ValueError) as exc:
+        raise LaunchError(
+            f"Transformers cannot load {options.model}: {exc}",
+            hint="see turbofit plan --engine transformers",
+        ) from None
+    cuda: Any = torch.cuda
+    held = [
+        f"device {number}: {format_bytes(cuda.memory_reserved(number))}"
+        for number in range(cuda.device_count())
+    ]
+    _say(f"weights loaded in {time.monotonic() - began:.1f} s {'; '.join(held)}")
+    return inner
+
+
+def _listen(front: Any, host: str, port: int) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(front, host=host, port=port, log_level="info", access_log=False)
+    uvicorn.Server(config).run()
+
+
+def _end(reason: str) -> None:
+    """End the process at once: its memory, or its CUDA context, is past mending."""
+    print(reason, file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(1)
+
+
+def _say(text: str) -> None:
+    print(f"{_SAYS} {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

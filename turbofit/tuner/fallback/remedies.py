@@ -1,0 +1,96 @@
+"""What would make a fallback plan fit, each computed by searching again with the change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.machine import Holder
+from turbofit.core.plan import Remedy
+from turbofit.core.struct import known
+from turbofit.core.units import format_bytes
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.fallback.search import search
+
+__all__ = ["fallback_remedies"]
+
+
+def fallback_remedies(ask: Ask) -> tuple[Remedy, ...]:
+    """Single changes that make it fit, cheapest first."""
+    found, bought = [], False
+    for change, changed, buys in _changes(ask):
+        if buys and bought:
+            continue  # fewer such cards do already
+        try:
+            chosen = search(changed)
+        except TurbofitError:
+            continue
+        if not chosen.fits:
+            continue
+        bought = bought or buys
+        off = len(chosen.placement.offloaded)
+        effect = f"fits: one request of {chosen.session_len:,} tokens at a time"
+        if off:
+            effect += f", {off} decoder layers in host memory (slow)"
+        found.append(Remedy(change=change, effect=effect))
+    return tuple(found)
+
+
+def _changes(ask: Ask) -> Iterator[tuple[str, Ask, bool]]:
+    """The change, what is asked then, and whether it buys GPUs."""
+    workload = ask.workload
+    for name in ask.fixed:
+        rest = {key: value for key, value in ask.fixed.items() if key != name}
+        yield f"leave --{name.replace('_', '-')} to turbofit", replace(ask, fixed=rest), False
+    if ask.budget is not None:
+        yield "leave --budget out", replace(ask, budget=None), False
+    if workload.context is not None:
+        shorter = replace(workload, context=None)
+        yield "leave --context to what fits", replace(ask, workload=shorter), False
+    if workload.images > 1:
+        yield "--images 1", replace(ask, workload=replace(workload, images=1)), False
+    if ask.max_pixels is not None:
+        half = ask.max_pixels // 2
+        yield f"--max-pixels {half}", replace(ask, max_pixels=half), False
+    if ask.max_dynamic_patch is not None and ask.max_dynamic_patch > 1:
+        half = ask.max_dynamic_patch // 2
+        yield f"--max-dynamic-patch {half}", replace(ask, max_dynamic_patch=half), False
+    if ask.replicas is not None and ask.replicas > 1:
+        yield "--replicas 1", replace(ask, replicas=None), False
+    if ask.tp is not None:
+        yield "leave --tp to turbofit", replace(ask, tp=None), False
+    yield from _stopped(ask)
+    gpu = max(ask.visible, key=lambda one: known(one.free, 0))
+    for count in (2, 4, 8):
+        if count <= len(ask.visible):
+            continue
+        machine = replace(
+            ask.machine,
+            gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
+            links=(),
+            visible=tuple(range(count)),
+        )
+        yield f"{count} x {gpu.name}", replace(ask, machine=machine, tp=None, replicas=None), True
+
+
+def _stopped(ask: Ask) -> Iterator[tuple[str, Ask, bool]]:
+    """The largest holder on any GPU, gone."""
+    held: list[tuple[int, int, Holder]] = [
+        (known(holder.bytes, 0), gpu.index, holder)
+        for gpu in ask.visible
+        for holder in gpu.holders
+        if known(holder.bytes, 0) > 0 and holder.pid != "NA"
+    ]
+    if not held:
+        return
+    freed, index, holder = max(held, key=lambda one: one[0])
+    gpus = tuple(
+        replace(gpu, used=known(gpu.used, 0) - freed, free=known(gpu.free, 0) + freed)
+        if gpu.index == index
+        else gpu
+        for gpu in ask.machine.gpus
+    )
+    change = f"stop {holder.name}[{holder.pid}] on GPU {index} ({format_bytes(freed)})"
+    yield change, replace(ask, machine=replace(ask.machine, gpus=gpus)), False

@@ -1,0 +1,268 @@
+"""How many GPUs, which image limit and how much context: the fewest, the largest, the most.
+
+The order of preference: the checkpoint's own image limit on the fewest GPUs; then lower limits;
+and decoder layers off the GPUs only where nothing else serves a request at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
+from turbofit.core.model import ImageRule, PatchRule
+from turbofit.core.struct import Struct, known
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.transformers.account import Account, Load, Placement
+from turbofit.model.images import largest_limit, limits_down
+from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.constraints import dtype_for, dtype_problem
+from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
+from turbofit.tuner.sizing import shortest_context
+
+__all__ = ["Chosen", "load_of", "search"]
+
+_STEP = 64
+_ROUND = 1024
+#: Pixels are halved so often before decoder layers are taken off the GPUs instead.
+_HALVES = 4
+
+
+class Chosen:
+    """What was found: groups of GPUs, a placement that is good for each, and the request.
+
+    ``fits`` False: the placement is the closest to fitting.
+    """
+
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        placement: Placement,
+        exposure: Exposure,
+        limit: int | None,
+        session_len: int,
+        *,
+        fits: bool,
+    ) -> None:
+        self.accounts, self.placement = tuple(accounts), placement
+        self.exposure, self.limit, self.session_len = exposure, limit, session_len
+        self.fits = fits
+
+    @property
+    def load(self) -> Load:
+        """The request that the account pays for."""
+        return load_of(self.exposure, self.session_len)
+
+
+class _Shape(Struct):
+    """GPUs of each copy; all groups have equally many."""
+
+    groups: tuple[tuple[int, ...], ...]
+
+
+def load_of(exposure: Exposure, tokens: int) -> Load:
+    """The worst request of so many tokens."""
+    return Load(tokens=tokens, images=exposure.images_per_request, units=exposure.units_per_request)
+
+
+def search(ask: Ask) -> Chosen:
+    """The placement to launch.
+
+    Raises:
+        UsageError: something asked for cannot be used with this engine.
+    """
+    _check(ask)
+    ask = _held(ask)
+    limits: list[int | None] = list(_limits(ask))
+    shapes = list(_shapes(ask))
+    for limit in limits:
+        exposure = exposure_of(ask, limit)
+        for shape in shapes:
+            found = _on_gpus(ask, shape, exposure, limit)
+            if found is not None:
+                return found
+    largest = shapes[-1]
+    for limit in limits:
+        found = _offloading(ask, largest, exposure_of(ask, limit), limit)
+        if found is not None:
+            return found
+    return _closest(ask, largest, limits[-1])
+
+
+def _check(ask: Ask) -> None:
+    if not ask.visible:
+        raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
+    wanted = (ask.tp or 1) * (ask.replicas or 1)
+    if wanted > len(ask.visible):
+        raise UsageError(
+            f"{wanted} GPUs are asked for, {len(ask.visible)} may be used",
+            hint="lower --tp (GPUs that one copy is split over) or --replicas",
+        )
+
+
+def _held(ask: Ask) -> Ask:
+    """A stated image size as an image limit.
+
+    This engine heeds no parameter of a request: what holds larger images down is the limit in the
+    model folder alone, so that the limit's own worst image is what must be paid for.
+    """
+    rule, size, own = ask.model.image_rule, ask.workload.image_size, ask.own_limit
+    if rule is None or size is None or own is None:
+        return ask
+    promised = exposure_of(ask, own).units_per_image
+    whole = replace(ask, workload=replace(ask.workload, image_size=None))
+    limit = largest_limit(rule, promised) if _lowered(rule) and promised else None
+    if limit is None or limit >= own:
+        return whole
+    name = "max_pixels" if isinstance(rule, PatchRule) else "max_dynamic_patch"
+    return replace(whole, **{name: limit})
+
+
+def _lowered(rule: ImageRule) -> bool:
+    """Whether a model folder can hold a lower limit."""
+    return isinstance(rule, PatchRule) or rule.dynamic
+
+
+def _limits(ask: Ask) -> Iterator[int | None]:
+    """Image limits worth trying; one that the user set is not changed."""
+    rule, own = ask.model.image_rule, ask.own_limit
+    if rule is None or own is None or exposure_of(ask, own).units_per_image == 0:
+        yield None
+        return
+    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+        yield own
+        return
+    steps = limits_down(rule, _HALVES) if _lowered(rule) else (own,)
+    seen = -1
+    for limit in steps:
+        units = exposure_of(ask, limit).units_per_image
+        if units != seen:
+            yield limit
+        seen = units
+
+
+def _shapes(ask: Ask) -> Iterator[_Shape]:
+    """Groups of GPUs, the fewest first; the freest cards first.
+
+    Copies side by side are split over several GPUs only where both are asked for.
+    """
+    freest = sorted(ask.visible, key=lambda gpu: (-_free(ask, gpu), gpu.index))
+    replicas = ask.replicas or 1
+    if ask.tp is not None:
+        sizes: Sequence[int] = (ask.tp,)
+    elif ask.replicas is not None and ask.replicas > 1:
+        sizes = (1,)
+    else:
+        sizes = range(1, len(freest) + 1)
+    for size in sizes:
+        chosen = freest[: size * replicas]
+        groups = [chosen[number::replicas] for number in range(replicas)]
+        yield _Shape(groups=tuple(tuple(gpu.index for gpu in group) for group in groups))
+
+
+def _free(ask: Ask, gpu: Gpu) -> int:
+    usable = known(gpu.total, 0) - known(gpu.reserved, 0) - known(gpu.used, 0)
+    return usable - ask.margin_of(gpu)
+
+
+def _accounts(ask: Ask, shape: _Shape) -> list[Account]:
+    gpus = [ask.machine.gpu(index) for group in shape.groups for index in group]
+    dtype = _dtype(ask, gpus)
+    made = []
+    for group in shape.groups:
+        cards = [ask.machine.gpu(index) for index in group]
+        made.append(Account(ask.model, dtype, cards, [ask.margin_of(gpu) for gpu in cards]))
+    return made
+
+
+def _dtype(ask: Ask, gpus: Sequence[Gpu]) -> str:
+    """The user's dtype, else what these GPUs can.
+
+    Raises:
+        UsageError: they cannot what the user set.
+    """
+    fixed = ask.fixed.get("dtype")
+    if fixed in (None, "auto"):
+        return dtype_for(ask.model, gpus)[0]
+    problem = dtype_problem(ask.model, fixed, gpus)
+    if problem is not None:
+        raise UsageError(problem, hint="leave --dtype out")
+    return cast("str", fixed)
+
+
+def _tightest(accounts: Sequence[Account]) -> Account:
+    """One account for all groups: place by place the card with the least room.
+
+    Over: a group with more room could hold more layers early.
+    """
+    if len(accounts) == 1:
+        return accounts[0]
+    first = accounts[0]
+    cards, margins = [], []
+    for place in range(len(first.gpus)):
+        worst = min(accounts, key=lambda account: account.room(place))
+        cards.append(worst.gpus[place])
+        margins.append(worst.margins[place])
+    return Account(first.model, first.dtype, cards, margins)
+
+
+def _wanted(ask: Ask) -> int | None:
+    """The context that the user fixed."""
+    fixed = ask.fixed.get("session_len", ask.workload.context)
+    return fixed if isinstance(fixed, int) else None
+
+
+def _shortest(ask: Ask, exposure: Exposure) -> int:
+    wanted = _wanted(ask)
+    if wanted is not None:
+        return wanted
+    return min(shortest_context(exposure), ask.model.text.max_position_embeddings)
+
+
+def _on_gpus(ask: Ask, shape: _Shape, exposure: Exposure, limit: int | None) -> Chosen | None:
+    accounts = _accounts(ask, shape)
+    tightest, tokens = _tightest(accounts), _shortest(ask, exposure)
+    if not holds(tightest, load_of(exposure, tokens)):
+        return None
+    if _wanted(ask) is None:
+        tokens = _longest(ask, tightest, exposure, tokens)
+    placement = place_all(tightest, load_of(exposure, tokens))
+    assert placement is not None
+    return Chosen(accounts, placement, exposure, limit, tokens, fits=True)
+
+
+def _longest(ask: Ask, account: Account, exposure: Exposure, low: int) -> int:
+    """The model's own context, lowered to what fits."""
+
+    def fits(tokens: int) -> bool:
+        return holds(account, load_of(exposure, tokens))
+
+    shortest, high = low, ask.model.text.max_position_embeddings
+    if fits(high):
+        return high
+    while high - low > _STEP:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    rounded = low // _ROUND * _ROUND
+    return rounded if rounded >= shortest else max(shortest, low // _STEP * _STEP)
+
+
+def _offloading(ask: Ask, shape: _Shape, exposure: Exposure, limit: int | None) -> Chosen | None:
+    """With decoder layers off the GPUs: the shortest context, so that as few as possible are."""
+    accounts = _accounts(ask, shape)
+    tokens = _shortest(ask, exposure)
+    placement = fewest_offloaded(_tightest(accounts), load_of(exposure, tokens))
+    if placement is None:
+        return None
+    return Chosen(accounts, placement, exposure, limit, tokens, fits=True)
+
+
+def _closest(ask: Ask, shape: _Shape, limit: int | None) -> Chosen:
+    """What does not fit: every layer off the GPUs, so that what is left is what is too large."""
+    accounts, exposure = _accounts(ask, shape), exposure_of(ask, limit)
+    count = len(accounts[0].parts.layers)
+    placement = Placement(devices=len(accounts[0].gpus), layers=(None,) * count)
+    return Chosen(accounts, placement, exposure, limit, _shortest(ask, exposure), fits=False)

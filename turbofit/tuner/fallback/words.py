@@ -1,0 +1,113 @@
+"""What people are told of a fallback plan: the verdict, and what is slow about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from turbofit.core.machine import Gpu
+from turbofit.core.units import format_bytes
+from turbofit.core.words import groups_of
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.fallback.search import Chosen
+
+__all__ = ["verdict", "warnings"]
+
+#: Bytes/s of one PCIe lane in one direction, by generation, before protocol overhead.
+_LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
+
+
+def verdict(ask: Ask, chosen: Chosen, host: str | None) -> str:
+    """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much."""
+    name = ask.model.name
+    ledgers = [
+        account.ledger(place, chosen.placement, chosen.load)
+        for account in chosen.accounts
+        for place in range(len(account.gpus))
+    ]
+    where = groups_of(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts)
+    if not chosen.fits:
+        tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
+        term = max(tightest.ledger, key=lambda one: one.bytes)
+        short = tightest.margin - tightest.headroom
+        split = ""
+        if (ask.replicas or 1) > 1 and ask.tp is None:
+            split = "; copies are split over GPUs only where --tp asks for it too"
+        return (
+            f"does not fit: {name} on Transformers: GPU {tightest.index} is "
+            f"{format_bytes(short)} short even with all decoder layers elsewhere, most of it "
+            f"{term.term} ({format_bytes(term.bytes)}){split}"
+        )
+    if host is not None:
+        return f"does not fit: {name}: {host}"
+    spare = min(one.headroom for one in ledgers)
+    off = len(chosen.placement.offloaded)
+    how = f", {off} decoder layers in host memory or on disk" if off else ""
+    return (
+        f"fits: {name} on GPU {where} with Transformers{how}: {_at_once(chosen)} "
+        f"{chosen.session_len:,} tokens at a time; {format_bytes(spare)} stay free on each GPU"
+    )
+
+
+def _at_once(chosen: Chosen) -> str:
+    copies = len(chosen.accounts)
+    return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
+
+
+def warnings(ask: Ask, chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
+    """What a person should know before choosing this engine."""
+    copies = len(chosen.accounts)
+    yield (
+        "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
+        "a time, without batching, paged cache or CUDA graphs"
+    )
+    if ask.workload.concurrency > copies:
+        yield (
+            f"of {ask.workload.concurrency} concurrent requests {copies} "
+            f"{'is' if copies == 1 else 'are'} served and the others wait"
+        )
+    if chosen.placement.devices > 1:
+        yield (
+            f"splitting over {chosen.placement.devices} GPUs adds memory, not speed: their layers "
+            "work one after the other"
+        )
+    yield from _slow(chosen, placed)
+    used = {gpu.index for one in chosen.accounts for gpu in one.gpus}
+    idle = [gpu for gpu in ask.visible if gpu.index not in used]
+    if idle and chosen.fits:
+        names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
+        yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"
+    if chosen.exposure.units_per_image and chosen.fits:
+        yield (
+            "requests beyond these limits are not planned for: turbofit serve holds them, "
+            "Transformers itself would not"
+        )
+
+
+def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
+    """What layers off the GPUs cost at every token."""
+    off = chosen.placement.offloaded
+    if not off or not chosen.fits:
+        return
+    account = chosen.accounts[0]
+    size = sum(account.parts.layers[number].weights for number in off)
+    disk = sum(1 for where in placed.values() if where == "disk")
+    said = (
+        f"{len(off)} of {len(account.parts.layers)} decoder layers ({format_bytes(size)}) do not "
+        "fit on the GPUs and pass through GPU "
+        f"{account.gpus[0].index} at every token"
+    )
+    rate = _bus(account.gpus[0])
+    if rate is not None:
+        said += f": {size / rate:.1f} s a token at the best that its PCIe link can do"
+    if disk:
+        said += f"; {disk} of them are read from disk each time, which is slower still"
+    yield said
+
+
+def _bus(gpu: Gpu) -> float | None:
+    """Bytes/s of a card's PCIe link at best."""
+    generation, width = gpu.pcie.generation, gpu.pcie.width
+    if not isinstance(generation, int) or not isinstance(width, int):
+        return None
+    return _LANE[generation] * width if generation in _LANE else None
