@@ -1,0 +1,188 @@
+"""TurboMind's generations before 0.18, read from `presets/engines/generations.yaml`.
+
+Data, never branches on a version: what an entry of the file does not say, the entry before it does.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from functools import cache
+from typing import Any, Final, Literal
+
+import msgspec
+
+from turbofit.core.errors import PackageError
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
+from turbofit.memory.turbomind.constants import REFERENCE
+
+__all__ = [
+    "Generation",
+    "LegacyConstants",
+    "generation_of",
+    "generations",
+    "is_legacy",
+    "legacy_constants",
+    "release_on",
+]
+
+_NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+Version = tuple[int, int, int]
+
+
+class CacheRule(Struct, forbid_unknown_fields=True):
+    """How the cache is sized.
+
+    ``of`` is what a ratio is taken of: ``free`` after the weights (the least of the group),
+    ``total``, or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of pages
+    as in 0.18, else blocks. ``after_buffers``: the persistent buffers come first.
+    ``online_scales``: quantised keys and values carry a scale and a zero for each token and head.
+    """
+
+    of: Literal["free", "total", "slots"]
+    default: float
+    block_tokens: int
+    online_scales: bool
+    after_buffers: bool
+    objects: bool
+    truncates_session: bool
+
+
+class VisionRule(Struct, forbid_unknown_fields=True):
+    """Who runs the vision tower, when it is loaded, and on which GPUs of the group."""
+
+    runs: Literal["none", "torch", "native"]
+    loaded: Literal["before_cache", "after_cache"]
+    placed: Literal["first", "balanced"]
+    pinned_pixels: bool = False
+
+
+class BatchRule(Struct, forbid_unknown_fields=True):
+    """``max_batch_size`` where none is given, by a part of the GPU's name."""
+
+    default: int
+    by_name: dict[str, int]
+
+
+class BufferRule(Struct, forbid_unknown_fields=True):
+    """Sizes of the persistent buffers; the meaning of each stands beside it in the file."""
+
+    hidden: int
+    kv_copies: int
+    token_ids: int
+    logits: int
+    log_probs: int
+    attention_tokens: int
+    attention_extra: int
+    split_rows: int
+
+
+class PoolRule(Struct, forbid_unknown_fields=True):
+    """``aliased``: attention and feed-forward share memory, else each keeps its own buffers."""
+
+    aliased: bool
+
+
+class Generation(Struct, forbid_unknown_fields=True):
+    """One generation; ``first`` is the version that began it. See the file for the sources."""
+
+    first: str
+    source: dict[str, str]
+    cache: CacheRule
+    embeddings: Literal["replicated", "sharded"]
+    vision: VisionRule
+    batch: BatchRule
+    session_extra: int
+    forward: Literal["session", "prefill"]
+    iteration: Literal["session", "prefill"]
+    prefill: int
+    buffers: BufferRule
+    gemm_before: tuple[int, ...]
+    pool: PoolRule
+    warmup: Literal["none", "tuning", "forward"]
+    load_staging: int
+    ffn_align_16bit: int = 1
+
+    def batch_size(self, gpu_name: str) -> int:
+        """``max_batch_size`` where none is given."""
+        name = gpu_name.lower()
+        given = self.batch.by_name.items()
+        return next((size for part, size in given if part in name), self.batch.default)
+
+
+class LegacyConstants(Struct):
+    """Figures that no version of LMDeploy fixes, the same for every generation."""
+
+    vision_attention: dict[str, int]
+    torch_block: dict[str, int]
+    tuning_tokens: tuple[int, ...]
+
+
+def generation_of(version: str) -> Generation:
+    """The generation of a version such as ``0.6`` or ``0.5.2.post1``.
+
+    Raises:
+        PackageError: not a version, or one that has an account of its own.
+    """
+    wanted = _parse(version)
+    if wanted is None or not is_legacy(version):
+        raise PackageError(
+            f"{version!r} is not a version of LMDeploy before {REFERENCE}",
+            hint="write it like 0.6.3",
+        )
+    return max(
+        (one for one in generations() if (_parse(one.first) or (0, 0, 0)) <= wanted),
+        key=lambda one: _parse(one.first) or (0, 0, 0),
+    )
+
+
+def is_legacy(version: str) -> bool:
+    """Whether a version is older than the reference, so that this account is meant."""
+    wanted, reference = _parse(version), _parse(REFERENCE)
+    return wanted is not None and reference is not None and wanted < reference
+
+
+@cache
+def generations() -> tuple[Generation, ...]:
+    """All of them, oldest first."""
+    found: list[Generation] = []
+    whole: dict[str, Any] = {}
+    for entry in _file()["generations"]:
+        whole = _merged(whole, entry)
+        found.append(msgspec.convert(whole, Generation, strict=False))
+    return tuple(found)
+
+
+@cache
+def legacy_constants() -> LegacyConstants:
+    """The figures under ``constants`` in the file."""
+    values = {key: entry["value"] for key, entry in _file()["constants"].items()}
+    return msgspec.convert(values, LegacyConstants, strict=False)
+
+
+def release_on(day: date) -> str | None:
+    """The newest version published on or before a day; None before the first."""
+    dated = [(when, version) for version, when in _file()["released"].items() if when <= day]
+    return max(dated, key=lambda one: (one[0], _parse(one[1])), default=(day, None))[1]
+
+
+def _parse(version: str) -> Version | None:
+    match = _NUMBERS.search(version)
+    if match is None:
+        return None
+    return int(match[1]), int(match[2]), int(match[3] or 0)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``new`` over ``old``, one mapping inside another alike."""
+    whole = dict(old)
+    for key, value in new.items():
+        deep = isinstance(value, dict) and isinstance(whole.get(key), dict) and key != "source"
+        whole[key] = _merged(whole[key], value) if deep else value
+    return whole
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return load_yaml(preset_path("engines", "generations"))
