@@ -1,4 +1,4 @@
-"""The account of TurboMind before 0.18: the same ledger, with the rules of the generation.
+"""The account of TurboMind before 0.18: the same ledger, with the rules of its generation.
 
 Others hold ``used``; then the context, the communicator and the GEMM workspace, the torch tower
 where it comes first, the weights, the cache, and the buffers. What torch keeps of the first image
@@ -9,7 +9,7 @@ warm-up of their own, so ``steady`` is a server that has answered one image at i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar
 
 from msgspec.structs import replace
 
@@ -18,25 +18,15 @@ from turbofit.core.model import Model
 from turbofit.core.plan import GpuLedger, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.memory.exposure import Exposure, engine_bound
-from turbofit.memory.legacy.buffers import legacy_buffers
+from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.cache import LegacyCache
-from turbofit.memory.legacy.forward import LegacyForward
-from turbofit.memory.legacy.generations import Generation, legacy_constants
-from turbofit.memory.legacy.tower import tower_activations, tower_bytes
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.legacy.generations import Generation
+from turbofit.memory.legacy.terms import LegacyTerms
+from turbofit.memory.turbomind.account import RATIO_STEPS, Account, Outcome
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.terms import before_terms, cache_terms
-from turbofit.memory.turbomind.weights import weight_classes
-from turbofit.model.images import unit_tokens, worst_units
+from turbofit.memory.turbomind.terms import cache_terms
 
 __all__ = ["LegacyAccount", "legacy_account"]
-
-#: Layouts of packed weights that depend on the card came with 0.18: the plain one everywhere.
-_PLAIN: Final = (8, 0)
-#: Text tokens of the first request around its image.
-_FIRST_PROMPT: Final = 64
-_HALF: Final = 2
 
 
 def legacy_account(
@@ -49,7 +39,7 @@ def legacy_account(
     margins: Sequence[int],
     generation: Generation,
     free_at_cache: int | None = None,
-) -> Account:
+) -> Account | LegacyAccount:
     """The account of one group under one generation; see :class:`LegacyAccount`.
 
     Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
@@ -68,7 +58,7 @@ def legacy_account(
     )
 
 
-class LegacyAccount(Account):
+class LegacyAccount:
     """One model under one set of settings on one group of GPUs, before 0.16.
 
     Args:
@@ -83,6 +73,10 @@ class LegacyAccount(Account):
         free_at_cache: free bytes when the cache was sized, as a log said; replaces all before it.
     """
 
+    starved: ClassVar[str] = "that it needs at least ({more} more), and LMDeploy stops"
+    dies: ClassVar[str] = "aborts"
+    allocator: ClassVar[str] = "the pools of TurboMind and torch"
+
     def __init__(
         self,
         model: Model,
@@ -95,36 +89,53 @@ class LegacyAccount(Account):
         generation: Generation,
         free_at_cache: int | None = None,
     ) -> None:
-        self.model, self.settings, self.generation = model, settings, generation
-        self.gpus, self.exposure = tuple(gpus), exposure
-        self.constants, self.margins = constants, tuple(margins)
-        self.units_per_forward = self._units()
-        self._forward = LegacyForward(model, settings, generation, constants, legacy_constants())
-        total = min(self._usable(i) for i in range(len(self.gpus)))
+        self.settings, self.generation = settings, generation
+        self.gpus, self.margins = tuple(gpus), tuple(margins)
+        self.exposure, self.constants = exposure, constants
+        self._terms = LegacyTerms(model, settings, gpus, exposure, constants, generation)
+        self.units_per_forward = self._terms.units_per_forward
+        total = min(self._usable(i) for i in self._ranks)
         self._cache = LegacyCache(model.text, settings, generation, constants, total)
         self.shape = self._cache.shape
-        self._warmup = self._first_request()
-        self.transients = self._cases()
+        self._pool = self._terms.first_request()
+        self.transients = self._terms.cases()
         self._worst = max(term.bytes for term in self.transients)
-        self._temporaries = 0
-        self._towers = self._tower_terms()
-        self._before = self._before_cache(machine, free_at_cache)
-        self._before_bytes = [_total(terms) for terms in self._before]
-        self._loading, self._staging = 0, self._staged() if free_at_cache is None else 0
-        self._buffers = [self._buffer_terms(i, settings.session_len) for i in self._ranks]
-        self._buffer_bytes = [_total(terms) for terms in self._buffers]
-        after = generation.cache.after_buffers and free_at_cache is None
-        held = [
-            before + (buffers if after else 0)
-            for before, buffers in zip(self._before_bytes, self._buffer_bytes, strict=True)
-        ]
+        if free_at_cache is None:
+            self._before = [self._terms.before(i, machine) for i in self._ranks]
+            self._staged = self._terms.staged()
+        else:
+            self._before = [(_given(gpu, free_at_cache),) for gpu in self.gpus]
+            self._staged = 0
+        held = [_total(terms) for terms in self._before]
+        if generation.cache.after_buffers and free_at_cache is None:
+            for i in self._ranks:
+                held[i] += _total(self._terms.buffers(i, settings.session_len))
         #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
         self.free = min(self._usable(i) - held[i] for i in self._ranks)
-        self._best = None
 
     @property
-    def blocks_for_warmup(self) -> int:
-        """KV blocks that start-up needs: these versions refuse to run with none at all."""
+    def sizable(self) -> int:
+        """Bytes of which the ratio takes its share; negative where nothing is left."""
+        return self.free
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one rank."""
+        return self.shape.block_bytes
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one KV block."""
+        return self.shape.block_tokens
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values on one rank."""
+        return self.block_bytes // self.block_tokens
+
+    @property
+    def least_blocks(self) -> int:
+        """KV blocks with fewer of which the engine stops."""
         return 1
 
     def region_at(self, ratio: float) -> int:
@@ -137,183 +148,67 @@ class LegacyAccount(Account):
 
     def blocks_at(self, ratio: float) -> int:
         """KV blocks, as these versions log them (``max_block_count``)."""
-        return self.region_at(ratio) // self.shape.block_bytes
+        return self.tokens_at(ratio) // self.block_tokens
 
-    def hangs_at(self, ratio: float) -> bool:
-        """Whether not even one block fits: these versions then stop with an error."""
-        return self.blocks_at(ratio) < self.blocks_for_warmup
+    def starved_at(self, ratio: float) -> bool:
+        """Whether not even one block fits."""
+        return self.blocks_at(ratio) < self.least_blocks
+
+    def fits_at(self, ratio: float) -> bool:
+        """Whether every GPU keeps its margin at this ratio."""
+        return self.missing_at(ratio) == 0
 
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
-        ledgers = self.at(ratio).ledgers
-        return max(0, *(ledger.margin - ledger.headroom for ledger in ledgers))
+        return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
+
+    def best_ratio(self) -> float | None:
+        """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""
+        low, high = 0, RATIO_STEPS - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.fits_at(middle / RATIO_STEPS):
+                low = middle
+            else:
+                high = middle - 1
+        return low / RATIO_STEPS or None
+
+    def at(self, ratio: float) -> Outcome:
+        """The whole account at one ratio."""
+        return Outcome(
+            ratio=ratio,
+            free=self.free,
+            region=self.region_at(ratio),
+            tokens=self.tokens_at(ratio),
+            ledgers=tuple(self._ledger(i, ratio) for i in self._ranks),
+        )
+
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002  alike on all GPUs
+        """The cache of one GPU as lines of its ledger."""
+        region = round_up(self.region_at(ratio), self.constants.pool_granularity)
+        return cache_terms(region, ratio, 0)
 
     @property
     def _ranks(self) -> range:
         return range(len(self.gpus))
 
-    def _units(self) -> int:
-        """Units of the vision tower in one forward: images are encoded one request at a time."""
-        rule, exposure = self.model.image_rule, self.exposure
-        if rule is None or not exposure.units_per_image or self.model.vision is None:
-            return 0
-        bound = min(exposure.units_per_image, engine_bound(rule, exposure, self.settings))
-        paid = exposure.units_per_forward
-        return bound if paid is None else min(bound, paid)
+    def _usable(self, i: int) -> int:
+        return known(self.gpus[i].total, 0) - known(self.gpus[i].reserved, 0)
 
-    def _tower(self, units: int, *, flash: bool) -> int:
-        """Bytes of torch's pool after a forward of so many units."""
-        if not units or self.model.vision is None or self.generation.vision.runs != "torch":
-            return 0
-        size = tower_activations(self.model.vision, units, legacy_constants(), flash=flash)
-        return round_up(size, self.constants.pool_granularity)
-
-    def _first_request(self) -> Term:
-        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
-        forward, rule = self._forward, self.model.image_rule
-        tokens, units = forward.warmup_tokens, 0
-        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
-        if rule is not None and self.exposure.units_per_image:
-            units = min(worst_units(rule), self.exposure.units_per_image)
-            prompt = min(unit_tokens(rule, units) + _FIRST_PROMPT, forward.tokens)
-            tokens = max(tokens, prompt)
-            note += f"; the first image, {units} units"
-        size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
-        return Term(term="pool_warmup", phase="buffers", bytes=size, basis="estimate", note=note)
-
-    def _cases(self) -> tuple[Term, ...]:
-        """The pools' full size in each worst case, torch's and TurboMind's together."""
-        forward, rows = self._forward, self.settings.max_batch_size
-        image = self._tower(self.units_per_forward, flash=False)
-        text = forward.pool(forward.tokens, max(forward.tokens, self.settings.session_len))
-        batch = text + forward.sampling(rows) + forward.decoding(rows)
-        cases = [
-            ("text_prefill", text, "longest prompts fill a forward"),
-            ("sampling", batch, f"{rows} rows with top_k=0"),
-        ]
-        if self.units_per_forward:
-            prompt = self.exposure.tokens_per_request + _FIRST_PROMPT
-            tokens = min(forward.tokens, prompt)
-            request = forward.pool(tokens, prompt) + image
-            cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
-            cases.append(("vision_forward", batch + image, "images beside the longest prompts"))
-        sizes = [size for _, size, _ in cases]
-        decides = sizes.index(max(sizes))
-        return tuple(
-            Term(
-                term=name,
-                phase="transient",
-                bytes=size,
-                basis="estimate" if name.startswith("vision") else "formula",
-                note=note,
-                worst=index == decides,
-            )
-            for index, (name, size, note) in enumerate(cases)
-        )
-
-    def _tower_terms(self) -> list[Term]:
-        """The torch tower on each GPU."""
-        shares = tower_bytes(self.model, len(self.gpus), self.generation.vision, legacy_constants())
-        note = f"float16 under torch, {self.generation.vision.placed}"
-        return [
-            Term(
-                term="weights.vision_tower",
-                phase="weights",
-                bytes=size,
-                basis="formula",
-                note=note,
-            )
-            for size in shares
-        ]
-
-    def _before_cache(self, machine: Machine, free_at_cache: int | None) -> list[list[Term]]:
-        """Everything that is not free when the cache is sized, by GPU."""
-        if free_at_cache is not None:
-            return [[_given(gpu, free_at_cache)] for gpu in self.gpus]
-        linked = all(
-            machine.link(a.index, b.index).nvlinked
-            for k, a in enumerate(self.gpus)
-            for b in self.gpus[:k]
-        )
-        weights = self._weight_terms()
-        first = self.generation.vision.loaded == "before_cache"
-        gemm = Term(
-            term="gemm_workspace",
-            phase="context",
-            bytes=sum(self.generation.gemm_before),
-            basis="formula",
-            note="made before the cache is sized",
-        )
-        return [
-            [
-                *before_terms(gpu, self.settings, False, linked, self.constants),
-                gemm,
-                *([self._towers[i]] if first else []),
-                *weights,
-            ]
-            for i, gpu in enumerate(self.gpus)
-        ]
-
-    def _weight_terms(self) -> list[Term]:
-        """The language model's weights on one rank."""
-        text, tp = self.model.text, self.settings.tp
-        classes = weight_classes(replace(self.model, vision=None), tp, self.constants, _PLAIN)
-        if self.generation.embeddings == "replicated":
-            whole = round_up(text.vocab, tp) * text.hidden * _HALF
-            classes |= {"embedding": whole, "lm_head": whole}
-        total = sum(classes.values())
-        rounding = round_up(total, self.constants.pool_granularity) - total
-        return [
-            Term(term=f"weights.{name}", phase="weights", bytes=size, basis="formula")
-            for name, size in (*classes.items(), ("rounding", rounding))
-        ]
-
-    def _staged(self) -> int:
-        """What torch holds on the first GPU while it moves the widest tensor."""
-        text = self.model.text
-        widest = max(text.vocab * text.hidden, text.hidden * 2 * text.intermediate) * _HALF
-        return round_up(self.generation.load_staging * widest, self.constants.pool_granularity)
-
-    def _buffer_terms(self, i: int, session_len: int) -> list[Term]:
-        """What lives after the cache on one GPU, without the pools."""
-        lines = legacy_buffers(
-            self.model, self.settings, self.generation, self._forward, session_len
-        )
-        terms = [
-            Term(
-                term=name,
-                phase="buffers",
-                bytes=round_up(size, self.constants.pool_granularity),
-                basis="formula",
-                note=note,
-            )
-            for name, size, note in lines
-        ]
-        if self.generation.vision.loaded == "after_cache":
-            terms.append(replace(self._towers[i], phase="buffers"))
-        return terms
-
-    def _session_at(self, region: int) -> int:
-        """``session_len`` as the engine truncates it to its cache."""
-        wanted = self.settings.session_len
-        if not self.generation.cache.truncates_session:
+    def _session_at(self, ratio: float) -> int:
+        """``session_len`` as the engine truncates it to its cache, where that comes first."""
+        rule, wanted = self.generation.cache, self.settings.session_len
+        if not rule.truncates_session or rule.after_buffers:
             return wanted
-        if self.generation.cache.after_buffers:
-            return wanted
-        return min(wanted, max(1, self._cache.tokens(region)))
+        return min(wanted, max(1, self.tokens_at(ratio)))
 
-    def _ledger(self, i: int, region: int, ratio: float) -> GpuLedger:
+    def _ledger(self, i: int, ratio: float) -> GpuLedger:
         gpu = self.gpus[i]
-        rounded = round_up(region, self.constants.pool_granularity)
-        kept = [
-            *self._before[i],
-            *cache_terms(rounded, ratio, 0),
-            *self._buffer_terms(i, self._session_at(region)),
-        ]
-        pool = max(self._warmup.bytes, self._worst)
-        steady = _total(kept) + self._warmup.bytes
-        peak = _total(kept) + pool
-        load_peak = self._before_bytes[i] + (self._staging if i == 0 else 0)
+        buffers = self._terms.buffers(i, self._session_at(ratio))
+        body = [*self._before[i], *self.cache_terms(i, ratio), *buffers, self._pool]
+        steady = _total(body)
+        peak = steady - self._pool.bytes + max(self._pool.bytes, self._worst)
+        load_peak = _total(self._before[i]) + (self._staged if i == 0 else 0)
         return GpuLedger(
             index=gpu.index,
             uuid=gpu.uuid,
@@ -322,7 +217,7 @@ class LegacyAccount(Account):
             reserved=known(gpu.reserved, 0),
             used=known(gpu.used, 0),
             free=known(gpu.free, 0),
-            ledger=(*kept, self._warmup, *self.transients),
+            ledger=(*body, *self.transients),
             steady=steady,
             load_peak=load_peak,
             peak=peak,

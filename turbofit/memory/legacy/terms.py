@@ -1,0 +1,178 @@
+"""The named lines of an older TurboMind's ledger, in the order in which it takes the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings, Term
+from turbofit.core.units import round_up
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.legacy.buffers import legacy_buffers
+from turbofit.memory.legacy.forward import LegacyForward
+from turbofit.memory.legacy.generations import Generation, legacy_constants
+from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.terms import before_terms
+from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.model.images import unit_tokens, worst_units
+
+__all__ = ["LegacyTerms"]
+
+#: Layouts of packed weights that depend on the card came with 0.18: the plain one everywhere.
+_PLAIN: Final = (8, 0)
+#: Text tokens of a request around its images.
+_PROMPT: Final = 64
+_HALF: Final = 2
+
+
+class LegacyTerms:
+    """Terms of one group under one generation; see :class:`~turbofit.memory.legacy.account`."""
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        exposure: Exposure,
+        constants: EngineConstants,
+        generation: Generation,
+    ) -> None:
+        self._model, self._settings, self._gpus = model, settings, tuple(gpus)
+        self._exposure, self._constants = exposure, constants
+        self._generation, self._legacy = generation, legacy_constants()
+        self._page = constants.pool_granularity
+        self._forward = LegacyForward(model, settings, generation, constants, self._legacy)
+        self._towers = [
+            Term(
+                term="weights.vision_tower",
+                phase="weights",
+                bytes=size,
+                basis="formula",
+                note=f"float16 under torch, {generation.vision.placed}",
+            )
+            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
+        ]
+
+    @property
+    def units_per_forward(self) -> int:
+        """Units of one torch forward: these servers encode one image at a time."""
+        if self._model.image_rule is None or self._model.vision is None:
+            return 0
+        paid = self._exposure.units_per_forward
+        units = self._exposure.units_per_image
+        return units if paid is None else min(units, paid)
+
+    def before(self, i: int, machine: Machine) -> tuple[Term, ...]:
+        """Everything of one GPU that is not free when the cache is sized."""
+        linked = all(
+            machine.link(a.index, b.index).nvlinked
+            for k, a in enumerate(self._gpus)
+            for b in self._gpus[:k]
+        )
+        gemm = Term(
+            term="gemm_workspace",
+            phase="context",
+            bytes=sum(self._generation.gemm_before),
+            basis="formula",
+            note="made before the cache is sized",
+        )
+        tower = self._towers[i : i + 1]
+        if self._generation.vision.loaded != "before_cache":
+            tower = []
+        context = before_terms(self._gpus[i], self._settings, False, linked, self._constants)
+        return (*context, gemm, *tower, *self._weights())
+
+    def _weights(self) -> list[Term]:
+        """The language model's weights on one rank."""
+        text, tp = self._model.text, self._settings.tp
+        plain = replace(self._model, vision=None)
+        classes = weight_classes(plain, tp, self._constants, _PLAIN)
+        if self._generation.embeddings == "replicated":
+            whole = round_up(text.vocab, tp) * text.hidden * _HALF
+            classes |= {"embedding": whole, "lm_head": whole}
+        total = sum(classes.values())
+        lines = [*classes.items(), ("rounding", round_up(total, self._page) - total)]
+        return [
+            Term(term=f"weights.{name}", phase="weights", bytes=size, basis="formula")
+            for name, size in lines
+        ]
+
+    def staged(self) -> int:
+        """What torch holds on the first GPU while it moves the widest tensor."""
+        text = self._model.text
+        widest = max(text.vocab, 2 * text.intermediate) * text.hidden * _HALF
+        return round_up(self._generation.load_staging * widest, self._page)
+
+    def buffers(self, i: int, session_len: int) -> tuple[Term, ...]:
+        """What lives after the cache on one GPU, without the pools."""
+        lines = legacy_buffers(
+            self._model, self._settings, self._generation, self._forward, session_len
+        )
+        terms = [
+            Term(
+                term=name,
+                phase="buffers",
+                bytes=round_up(size, self._page),
+                basis="formula",
+                note=note,
+            )
+            for name, size, note in lines
+        ]
+        if self._generation.vision.loaded == "after_cache":
+            terms.append(replace(self._towers[i], phase="buffers"))
+        return tuple(terms)
+
+    def first_request(self) -> Term:
+        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
+        forward, rule = self._forward, self._model.image_rule
+        tokens, units = forward.warmup_tokens, 0
+        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
+        if rule is not None and self.units_per_forward:
+            units = min(worst_units(rule), self.units_per_forward)
+            prompt = min(unit_tokens(rule, units) + _PROMPT, forward.tokens)
+            tokens = max(tokens, prompt)
+            note += f"; the first image, {units} units"
+        size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
+        return Term(term="pool_warmup", phase="buffers", bytes=size, basis="estimate", note=note)
+
+    def cases(self) -> tuple[Term, ...]:
+        """The pools' full size in each worst case, torch's and TurboMind's together."""
+        forward, rows = self._forward, self._settings.max_batch_size
+        image = self._tower(self.units_per_forward, flash=False)
+        context = max(forward.tokens, self._settings.session_len)
+        text = forward.pool(forward.tokens, context)
+        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), self._page)
+        cases = [
+            ("text_prefill", text, "longest prompts fill a forward"),
+            ("sampling", batch, f"{rows} rows with top_k=0"),
+        ]
+        if self.units_per_forward:
+            prompt = self._exposure.tokens_per_request + _PROMPT
+            request = forward.pool(min(forward.tokens, prompt), prompt) + image
+            cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
+            cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
+        sizes = [size for _, size, _ in cases]
+        decides = sizes.index(max(sizes))
+        return tuple(
+            Term(
+                term=name,
+                phase="transient",
+                bytes=size,
+                basis="estimate" if name.startswith("vision") else "formula",
+                note=note,
+                worst=index == decides,
+            )
+            for index, (name, size, note) in enumerate(cases)
+        )
+
+    def _tower(self, units: int, *, flash: bool) -> int:
+        """Bytes of torch's pool after a forward of so many units."""
+        vision = self._model.vision
+        if not units or vision is None or self._generation.vision.runs != "torch":
+            return 0
+        return round_up(tower_activations(vision, units, self._legacy, flash=flash), self._page)
