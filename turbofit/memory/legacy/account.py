@@ -202,13 +202,19 @@ class LegacyAccount:
             return wanted
         return min(wanted, max(1, self.tokens_at(ratio)))
 
+    def _loaded(self, i: int) -> int:
+        """The most that one GPU holds while loading; the first stages tensors through torch."""
+        phases = ("before", "context", "weights")
+        held = [t for t in self._before[i] if t.phase in phases and t.term != "torch_cache"]
+        return _total(held) + (self._staged if i == 0 else 0)
+
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
         gpu = self.gpus[i]
         buffers = self._terms.buffers(i, self._session_at(ratio))
         body = [*self._before[i], *self.cache_terms(i, ratio), *buffers, self._pool]
         steady = _total(body)
         peak = steady - self._pool.bytes + max(self._pool.bytes, self._worst)
-        load_peak = _total(self._before[i]) + (self._staged if i == 0 else 0)
+        load_peak = max(_total(self._before[i]), self._loaded(i))
         return GpuLedger(
             index=gpu.index,
             uuid=gpu.uuid,

@@ -84,6 +84,15 @@ class PoolRule(Struct, forbid_unknown_fields=True):
     aliased: bool
 
 
+class StagingRule(Struct, forbid_unknown_fields=True):
+    """What torch holds on the first GPU while tensors are moved; ``kept`` until free is read."""
+
+    embedding: int
+    gate: int
+    square: int
+    kept: bool
+
+
 class Generation(Struct, forbid_unknown_fields=True):
     """One generation; ``first`` is the version that began it. See the file for the sources."""
 
@@ -101,7 +110,8 @@ class Generation(Struct, forbid_unknown_fields=True):
     gemm_before: tuple[int, ...]
     pool: PoolRule
     warmup: Literal["none", "tuning", "forward"]
-    load_staging: int
+    first_layers: tuple[str, ...]
+    staging: StagingRule
     ffn_align_16bit: int = 1
 
     def batch_size(self, gpu_name: str) -> int:

@@ -85,7 +85,23 @@ class LegacyTerms:
         if self._generation.vision.loaded != "before_cache":
             tower = []
         context = before_terms(self._gpus[i], self._settings, False, linked, self._constants)
-        return (*context, gemm, *tower, *self._weights())
+        kept = [self._kept()] if i == 0 and self._generation.staging.kept else []
+        layers = [
+            term
+            for term in self._buffer_terms(self._settings.session_len)
+            if term.term in self._generation.first_layers
+        ]
+        return (*context, gemm, *tower, *self._weights(), *kept, *layers)
+
+    def _kept(self) -> Term:
+        """What torch does not give back: under where its blocks do not fit each other's."""
+        return Term(
+            term="torch_cache",
+            phase="weights",
+            bytes=self.staged(),
+            basis="formula",
+            note="torch's allocator keeps what moving tensors took",
+        )
 
     def _weights(self) -> list[Term]:
         """The language model's weights on one rank."""
@@ -103,17 +119,28 @@ class LegacyTerms:
         ]
 
     def staged(self) -> int:
-        """What torch holds on the first GPU while it moves the widest tensor."""
-        text = self._model.text
-        widest = max(text.vocab, 2 * text.intermediate) * text.hidden * _HALF
-        return round_up(self._generation.load_staging * widest, self._page)
+        """What torch holds on the first GPU while it moves tensors."""
+        text, rule = self._model.text, self._generation.staging
+        rows = rule.embedding * text.vocab + rule.gate * text.intermediate
+        rows += rule.square * text.hidden
+        return round_up(rows * text.hidden * _HALF, self._page)
 
     def buffers(self, i: int, session_len: int) -> tuple[Term, ...]:
         """What lives after the cache on one GPU, without the pools."""
+        terms = [
+            term
+            for term in self._buffer_terms(session_len)
+            if term.term not in self._generation.first_layers
+        ]
+        if self._generation.vision.loaded == "after_cache":
+            terms.append(replace(self._towers[i], phase="buffers"))
+        return tuple(terms)
+
+    def _buffer_terms(self, session_len: int) -> list[Term]:
         lines = legacy_buffers(
             self._model, self._settings, self._generation, self._forward, session_len
         )
-        terms = [
+        return [
             Term(
                 term=name,
                 phase="buffers",
@@ -123,9 +150,6 @@ class LegacyTerms:
             )
             for name, size, note in lines
         ]
-        if self._generation.vision.loaded == "after_cache":
-            terms.append(replace(self._towers[i], phase="buffers"))
-        return tuple(terms)
 
     def first_request(self) -> Term:
         """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
