@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import date
 from functools import cache
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -17,14 +17,20 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory.turbomind.constants import REFERENCE
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
     "Generation",
     "LegacyConstants",
+    "TorchGeneration",
     "generation_of",
     "generations",
     "is_legacy",
     "legacy_constants",
     "release_on",
+    "torch_generation_of",
+    "torch_generations",
 ]
 
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
@@ -63,6 +69,11 @@ class BatchRule(Struct, forbid_unknown_fields=True):
 
     default: int
     by_name: dict[str, int]
+
+    def size(self, gpu_name: str) -> int:
+        """The size for a GPU of this name."""
+        name = gpu_name.lower()
+        return next((size for part, size in self.by_name.items() if part in name), self.default)
 
 
 class BufferRule(Struct, forbid_unknown_fields=True):
@@ -116,9 +127,41 @@ class Generation(Struct, forbid_unknown_fields=True):
 
     def batch_size(self, gpu_name: str) -> int:
         """``max_batch_size`` where none is given."""
-        name = gpu_name.lower()
-        given = self.batch.by_name.items()
-        return next((size for part, size in given if part in name), self.batch.default)
+        return self.batch.size(gpu_name)
+
+
+class RuntimeRule(Struct, forbid_unknown_fields=True):
+    """Memory set aside before the ratio: ``bytes`` × vocabulary × (prefill + rows × batch)."""
+
+    bytes: int
+    batch_rows: int
+
+
+class LogitsRule(Struct, forbid_unknown_fields=True):
+    """Logits of a prefill: of which tokens, and bytes of an entry with its copies."""
+
+    tokens: Literal["all", "last"]
+    bytes: int
+
+
+class TorchGeneration(Struct, forbid_unknown_fields=True):
+    """One generation of the PyTorch engine; ``tower``: whose model the vision tower is part of."""
+
+    first: str
+    source: dict[str, str]
+    runtime: RuntimeRule
+    prefill: int
+    tower: Literal["front_end", "engine"]
+    logits: LogitsRule
+    block_tokens: int
+    batch: BatchRule
+
+    def batch_size(self, gpu_name: str) -> int:
+        """``max_batch_size`` where none is given."""
+        return self.batch.size(gpu_name)
+
+
+_Either = TypeVar("_Either", Generation, TorchGeneration)
 
 
 class LegacyConstants(Struct):
@@ -130,21 +173,32 @@ class LegacyConstants(Struct):
 
 
 def generation_of(version: str) -> Generation:
-    """The generation of a version such as ``0.6`` or ``0.5.2.post1``.
+    """TurboMind's generation of a version such as ``0.6`` or ``0.5.2.post1``.
 
     Raises:
         PackageError: not a version, or one that has an account of its own.
     """
+    return _nearest(version, generations())
+
+
+def torch_generation_of(version: str) -> TorchGeneration:
+    """The PyTorch engine's generation of a version.
+
+    Raises:
+        PackageError: not a version, or one that has an account of its own.
+    """
+    return _nearest(version, torch_generations())
+
+
+def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
     wanted = _parse(version)
     if wanted is None or not is_legacy(version):
         raise PackageError(
             f"{version!r} is not a version of LMDeploy before {REFERENCE}",
             hint="write it like 0.6.3",
         )
-    return max(
-        (one for one in generations() if (_parse(one.first) or (0, 0, 0)) <= wanted),
-        key=lambda one: _parse(one.first) or (0, 0, 0),
-    )
+    begun = [one for one in known if (_parse(one.first) or (0, 0, 0)) <= wanted]
+    return begun[-1] if begun else known[0]
 
 
 def is_legacy(version: str) -> bool:
@@ -155,13 +209,22 @@ def is_legacy(version: str) -> bool:
 
 @cache
 def generations() -> tuple[Generation, ...]:
-    """All of them, oldest first."""
-    found: list[Generation] = []
+    """TurboMind's, oldest first."""
+    return tuple(_read("generations", Generation))
+
+
+@cache
+def torch_generations() -> tuple[TorchGeneration, ...]:
+    """The PyTorch engine's, oldest first."""
+    return tuple(_read("pytorch", TorchGeneration))
+
+
+def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
+    """Entries of the file, each over the ones before it."""
     whole: dict[str, Any] = {}
-    for entry in _file()["generations"]:
+    for entry in _file()[key]:
         whole = _merged(whole, entry)
-        found.append(msgspec.convert(whole, Generation, strict=False))
-    return tuple(found)
+        yield msgspec.convert(whole, type_, strict=False)
 
 
 @cache
