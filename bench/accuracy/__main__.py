@@ -1,0 +1,83 @@
+"""``python -m bench.accuracy [--observations FILE] [--json] [--write]``.
+
+Without a file, the rows of `rows.jsonl`. ``--write`` renews `rows.jsonl` (the rows that were scored,
+in our own format) and `RESULTS.md` from what was read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.accuracy.report import report
+from bench.accuracy.rows import read_rows, write_rows
+from bench.accuracy.score import Scored, Unscored, score, summary
+
+HERE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; 2 where the file cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__)
+    parser.add_argument("--observations", type=Path, default=HERE / "rows.jsonl", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--write", action="store_true", help="renew rows.jsonl and RESULTS.md")
+    args = parser.parse_args(argv)
+    try:
+        rows = read_rows(args.observations)
+    except (OSError, ValueError) as exc:
+        print(f"error: {exc}\nhint: one JSON object a line, as in rows.jsonl", file=sys.stderr)
+        return 2
+    scored, unscored = score(rows)
+    if args.write:
+        write_rows(HERE / "rows.jsonl", [one.row for one in scored])
+        (HERE / "RESULTS.md").write_text(report(scored, unscored))
+    if args.json:
+        print(json.dumps(as_json(scored, unscored), indent=2))
+    elif not args.write:
+        print(report(scored, unscored), end="")
+    return 0
+
+
+def as_json(scored: list[Scored], unscored: list[Unscored]) -> dict[str, Any]:
+    """The document of ``--json``."""
+    rows = []
+    for one in scored:
+        outcomes = {
+            "outcome_forecast": one.forecast.outcome,
+            "outcome_observed": one.observed,
+        }
+        if not one.scores:
+            empty = dict.fromkeys(
+                ("unit", "forecast", "observed", "error_mib", "error_pct_of_card")
+            )
+            rows.append({"id": one.row.id, "figure": "outcome", **empty, **outcomes})
+        for s in one.scores:
+            rows.append(
+                {
+                    "id": one.row.id,
+                    "figure": s.figure,
+                    "unit": s.unit,
+                    "forecast": round(s.forecast, 3),
+                    "observed": s.observed,
+                    "error_mib": _rounded(s.error_mib),
+                    "error_pct_of_card": _rounded(s.percent_of_card),
+                    **outcomes,
+                }
+            )
+    return {
+        "rows": rows,
+        "unscored": [{"id": one.row.id, "missing": one.missing} for one in unscored],
+        "summary": summary(scored, unscored),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

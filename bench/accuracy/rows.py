@@ -1,0 +1,167 @@
+"""Rows of public measurements: read in the shared format or in our own, written in our own.
+
+A row's figures have names of ours: ``used_mib`` (whole GPU, a list where GPUs differ), ``blocks``,
+``block_mib``, ``weights_gb`` and so on, in the units that the name ends in; a reporter's GB is read
+as GiB, as nvidia-smi's MiB are commonly divided by 1024.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from turbofit.core.struct import Struct, to_builtins
+
+__all__ = ["Row", "read_rows", "write_rows"]
+
+#: Their key → our figure. Where a key has several meanings, `_own_figures` decides by the kind.
+_FIGURES = {
+    "used_mib_per_gpu": "used_mib",
+    "used_mib": "used_mib",
+    "gpu_used_gb": "used_gb",
+    "gpu0_total_gb": "used_gb",
+    "total_gb_min": "used_gb",
+    "others_total_gb": "used_gb_last",
+    "gpu1_used_gb": "used_gb_last",
+    "block_size_mb": "block_mib",
+    "max_block_count": "blocks",
+    "gpu_blocks": "blocks",
+    "kv_tokens": "kv_tokens",
+    "weights_gb": "weights_gb",
+    "weights_gib": "weights_gb",
+    "gpu0_weights_gb": "weights_gb",
+    "weights_gb_per_gpu": "weights_gb",
+    "others_weights_gb": "weights_gb_last",
+    "llm_per_gpu_gb": "llm_gb",
+    "vision_gb": "vision_gb",
+    "vit_gb": "vision_gb",
+    "vision_gb_expected": "vision_gb",
+    "kv_gb": "cache_gb",
+    "kv_gib": "cache_gb",
+    "kv_per_gpu_gb": "cache_gb",
+    "kv_mb": "cache_mib",
+    "files_gb": "files_gb",
+}
+_RAN = {"ok", "figure", "ci_expected_ok"}
+
+
+class Row(Struct):
+    """One measurement: what was run, on what, and what was seen.
+
+    ``outcome`` is ``ran``, ``oom``, ``other`` (failed for reasons that are not memory) or "".
+    """
+
+    id: str
+    source: str
+    date: str = ""
+    engine: str = ""
+    version: str = ""
+    model: str = ""
+    gpu: str = ""
+    total_mib: int | None = None
+    gpus: int = 1
+    tp: int = 1
+    quant: str = ""
+    settings: dict[str, float] = {}
+    images: int | None = None
+    tiles: int | None = None
+    figures: dict[str, float | list[float]] = {}
+    outcome: str = ""
+    phase: str = ""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file, in either format.
+
+    Raises:
+        ValueError: a line is neither.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            rows.append(Row(**data) if "figures" in data else _theirs(data))
+        except (KeyError, TypeError, json.JSONDecodeError) as exc:
+            raise ValueError(f"{path.name}:{number}: not a row: {exc}") from None
+    return rows
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows in our own format, one a line, empty fields left out."""
+    lines = []
+    for row in rows:
+        data = {k: v for k, v in to_builtins(row).items() if v not in (None, "", {}, [])}
+        data.setdefault("figures", {})
+        lines.append(json.dumps(data, ensure_ascii=False))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _theirs(data: dict[str, Any]) -> Row:
+    """A row of the shared format."""
+    observed = data["observed"]
+    gpus = data.get("gpus") or [{}]
+    count = data.get("n_gpus") or 1
+    given = {
+        "cache_max_entry_count": data.get("cache_max_entry_count"),
+        "session_len": data.get("session_len"),
+        "max_batch_size": data.get("max_batch_size"),
+        "max_prefill_token_num": data.get("max_prefill"),
+    }
+    figures = _own_figures(observed)
+    return Row(
+        id=data["id"],
+        source=data["source"],
+        date=data.get("date") or "",
+        engine=data.get("engine") or "",
+        version=data.get("engine_version") or "",
+        model=data.get("model") or "",
+        gpu=gpus[0].get("name") or "",
+        total_mib=gpus[0].get("total_mib"),
+        gpus=count,
+        tp=data.get("tp") or 1,
+        quant=data.get("quant") or "",
+        settings={k: v for k, v in given.items() if v is not None},
+        images=data.get("images_per_request"),
+        tiles=data.get("max_dynamic_patch"),
+        figures=figures,
+        outcome=_outcome(observed, figures),
+        phase=_phase(observed.get("phase") or ""),
+    )
+
+
+def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
+    figures: dict[str, float | list[float]] = {}
+    kind = observed.get("kind") or ""
+    for key, name in _FIGURES.items():
+        if observed.get(key) is not None:
+            figures[name] = observed[key]
+    if "gb" in observed and kind.startswith("gpu_memory"):
+        figures["used_gb"] = observed["gb"]
+    if "llm_gpu_mib" in observed:  # the GPU without a tower
+        figures["used_mib_last"] = observed["llm_gpu_mib"]
+    if "llm_gb" in observed and "llm_gb" not in figures and "llm_per_gpu_gb" not in observed:
+        figures["llm_gb"] = observed["llm_gb"]
+    return figures
+
+
+def _outcome(observed: dict[str, Any], figures: dict[str, Any]) -> str:
+    said = observed.get("outcome") or ""
+    if said == "oom":
+        return "oom"
+    if said == "figure" and not figures:
+        return ""
+    if said in _RAN:
+        return "ran"
+    return "other" if said else ""
+
+
+def _phase(text: str) -> str:
+    """The phase in a word of ours."""
+    lower = text.lower()
+    if re.search(r"weight|load|convert|startup|create", lower):
+        return "load" if not lower.startswith("startup") else "start"
+    return "request" if re.search(r"request|forward|image|vision", lower) else ""
