@@ -1,7 +1,7 @@
 """``python -m bench.accuracy [--observations FILE] [--json] [--write]``.
 
-Without a file, the rows of `rows.jsonl`. ``--write`` renews `rows.jsonl` (the rows that were scored,
-in our own format) and `RESULTS.md` from what was read.
+Without a file, the rows of `rows.jsonl`. ``--write`` renews `rows.jsonl` (the rows that were
+scored, in our own format) and `RESULTS.md` from what was read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +45,31 @@ def main(argv: list[str] | None = None) -> int:
 
 def as_json(scored: list[Scored], unscored: list[Unscored]) -> dict[str, Any]:
     """The document of ``--json``."""
-    rows = []
-    for one in scored:
-        outcomes = {
-            "outcome_forecast": one.forecast.outcome,
-            "outcome_observed": one.observed,
-        }
-        if not one.scores:
-            empty = dict.fromkeys(
-                ("unit", "forecast", "observed", "error_mib", "error_pct_of_card")
-            )
-            rows.append({"id": one.row.id, "figure": "outcome", **empty, **outcomes})
-        for s in one.scores:
-            rows.append(
-                {
-                    "id": one.row.id,
-                    "figure": s.figure,
-                    "unit": s.unit,
-                    "forecast": round(s.forecast, 3),
-                    "observed": s.observed,
-                    "error_mib": _rounded(s.error_mib),
-                    "error_pct_of_card": _rounded(s.percent_of_card),
-                    **outcomes,
-                }
-            )
+    rows = [line for one in scored for line in _lines(one)]
     return {
         "rows": rows,
         "unscored": [{"id": one.row.id, "missing": one.missing} for one in unscored],
         "summary": summary(scored, unscored),
     }
+
+
+def _lines(one: Scored) -> Iterator[dict[str, Any]]:
+    """One line a figure; a row without figures has one for its outcome."""
+    outcomes = {"outcome_forecast": one.forecast.outcome, "outcome_observed": one.observed}
+    if not one.scores:
+        keys = ("unit", "forecast", "observed", "error_mib", "error_pct_of_card")
+        yield {"id": one.row.id, "figure": "outcome", **dict.fromkeys(keys), **outcomes}
+    for s in one.scores:
+        yield {
+            "id": one.row.id,
+            "figure": s.figure,
+            "unit": s.unit,
+            "forecast": round(s.forecast, 3),
+            "observed": s.observed,
+            "error_mib": _rounded(s.error_mib),
+            "error_pct_of_card": _rounded(s.percent_of_card),
+            **outcomes,
+        }
 
 
 def _rounded(value: float | None) -> float | None:

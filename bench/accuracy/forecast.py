@@ -13,10 +13,11 @@ from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.legacy.account import legacy_account
 from turbofit.memory.legacy.generations import generation_of, is_legacy, torch_generation_of
+from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.turbomind.account import Account, Outcome
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.model.images import unit_tokens, worst_units
+from turbofit.model.images import unit_tokens, units, worst_units
 from turbofit.tuner.predict import default_batch_size
 
 __all__ = ["Forecast", "forecast"]
@@ -26,7 +27,10 @@ _PREFILL = 8192
 
 
 class Forecast(Struct):
-    """What the account says of a row: ledgers of its GPUs and the cache in blocks."""
+    """What the account says of a row: ledgers of its GPUs and the cache in blocks.
+
+    ``first_image`` are bytes of ``steady`` that only a request brings.
+    """
 
     generation: str
     ledgers: tuple[GpuLedger, ...]
@@ -35,13 +39,14 @@ class Forecast(Struct):
     block_bytes: int
     block_tokens: int
     starved: bool
+    first_image: int = 0
 
     @property
     def outcome(self) -> str:
         """``ok``, ``oom`` (it never serves), or ``oom_on_request`` (a worst case kills it)."""
         usable = [one.total - one.reserved for one in self.ledgers]
         starts = all(
-            max(one.steady, one.load_peak) <= room
+            max(one.steady - self.first_image, one.load_peak) <= room
             for one, room in zip(self.ledgers, usable, strict=True)
         )
         if self.free <= 0 or self.starved or not starts:
@@ -105,10 +110,10 @@ def _turbomind(inputs: Inputs) -> Forecast:
         inputs.model, settings, gpus, inputs.machine, exposure, constants, margins, rules
     )
     ratio = settings.cache_max_entry_count
-    starved = older.tokens_at(ratio) < older.shape.block_tokens
-    return _forecast(
-        rules.first, older.at(ratio), older.shape.block_bytes, older.shape.block_tokens, starved
-    )
+    if isinstance(older, Account):
+        shape = older.shape
+        return _forecast(rules.first, older.at(ratio), shape.block_bytes, 64, older.hangs_at(ratio))
+    return _grouped(rules.first, older, ratio)
 
 
 def _pytorch(inputs: Inputs) -> Forecast:
@@ -135,13 +140,22 @@ def _pytorch(inputs: Inputs) -> Forecast:
         [_margin(gpu) for gpu in gpus],
         rules,
     )
-    ratio = settings.cache_max_entry_count
-    return _forecast(
-        rules.first,
-        account.at(ratio),
-        account.block_bytes,
-        account.block_tokens,
-        account.starved_at(ratio),
+    return _grouped(rules.first, account, settings.cache_max_entry_count)
+
+
+def _grouped(generation: str, account: GroupAccount, ratio: float) -> Forecast:
+    """From an older engine's account."""
+    outcome = account.at(ratio)
+    warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == "pool_warmup")
+    return Forecast(
+        generation=generation,
+        ledgers=outcome.ledgers,
+        free=outcome.free,
+        region=outcome.region,
+        block_bytes=account.block_bytes,
+        block_tokens=account.block_tokens,
+        starved=account.starved_at(ratio),
+        first_image=max(0, warmup - account.own_warmup),
     )
 
 
@@ -179,12 +193,16 @@ def _settings(
 ) -> Settings:
     """The row's settings over the generation's defaults."""
     given, model = inputs.row.settings, inputs.model
+    session = int(given.get("session_len", model.text.max_position_embeddings + extra))
+    context = int(given.get("max_context_token_num", 0))
+    if prefill == 0:  # older than max_prefill_token_num; few of them count sessions
+        prefill = context if context >= session else context * session
     return Settings(
         tp=inputs.row.tp,
         cache_max_entry_count=given.get("cache_max_entry_count", ratio),
         max_batch_size=int(given.get("max_batch_size", batch)),
         max_prefill_token_num=int(given.get("max_prefill_token_num", prefill)),
-        session_len=int(given.get("session_len", model.text.max_position_embeddings + extra)),
+        session_len=session,
         quant_policy=inputs.quant_policy,
         cache_block_seq_len=block,
     )
@@ -195,10 +213,14 @@ def _exposure(inputs: Inputs) -> Exposure:
     model: Model = inputs.model
     if model.image_rule is None or model.vision is None:
         return NO_IMAGES
-    units = worst_units(model.image_rule, max_dynamic_patch=inputs.row.tiles)
-    images = inputs.row.images or 1
+    rule, row = model.image_rule, inputs.row
+    if row.size is not None:
+        found = units(rule, *row.size, max_dynamic_patch=row.tiles)
+    else:
+        found = worst_units(rule, max_dynamic_patch=row.tiles)
+    images = row.images or 1
     return Exposure(
-        units_per_image=units,
+        units_per_image=found,
         images_per_request=images,
-        tokens_per_request=unit_tokens(model.image_rule, units) * images,
+        tokens_per_request=unit_tokens(rule, found) * images,
     )

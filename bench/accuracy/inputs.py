@@ -18,23 +18,24 @@ from turbofit.core.model import Model, ModelSource, Quantization
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
-from turbofit.machine.presets import fill, find_preset
+from turbofit.machine.presets import fill, find_preset, load_preset
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.legacy.generations import is_legacy, release_on
 from turbofit.memory.turbomind.constants import REFERENCE
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.presets import Preset, preset_model
 from turbofit.model.presets import find_preset as find_model
-from turbofit.model.presets import load_preset as load_model
 
 __all__ = ["Inputs", "MissingError", "inputs_of"]
 
 HERE = Path(__file__).parent
 _AWQ = Quantization(method="awq", bits=4, group_size=128)
+#: Before it the cache counts sessions: a share of memory has no meaning.
+_FIRST_RATIO = "0.1.0"
 #: Names that leave the memory of a card open.
 _OPEN = {"a100", "v100", "h100", "h800", "a800"}
-#: The smallest common card that holds a figure whose card nobody named.
-_IMPLIED = ((24000, "rtx3090"), (48000, "l40s"), (81000, "a100-80g"))
+#: Common cards, smallest first: one of them where a figure's card is not named.
+_COMMON = ("rtx3090", "a100-40g", "a100-80g")
 
 
 class MissingError(Exception):
@@ -50,6 +51,7 @@ class Inputs(Struct):
     machine: Machine
     quant_policy: int
     not_empty: str
+    card_known: bool
     assumed: tuple[str, ...]
 
 
@@ -77,6 +79,7 @@ def inputs_of(row: Row) -> Inputs:
         machine=machine,
         quant_policy=_quant_policy(row.quant),
         not_empty=entry.get("not_empty", ""),
+        card_known=bool(row.gpu),
         assumed=tuple(assumed),
     )
 
@@ -99,16 +102,21 @@ def _version(row: Row, entry: dict[str, Any], assumed: list[str]) -> str:
         return str(entry["version"])
     stated = re.search(r"\d+\.\d+(?:\.\d+)?", row.version)
     if stated and (is_legacy(stated[0]) or stated[0].startswith(REFERENCE)):
-        if tuple(map(int, stated[0].split(".")[:2])) < (1, 0):
-            return stated[0]
+        return stated[0]
     day = re.match(r"(\d{4})(?:-(\d{2}))?(?:-(\d{2}))?", row.date)
     if day is None:
         raise MissingError("the engine's version, or a date")
     newest = release_on(date(int(day[1]), int(day[2] or 12), int(day[3] or 28)))
     if newest is None:
         raise MissingError("the engine's version: the date is before the first release")
+    if 0 < row.settings.get("cache_max_entry_count", 1) < 1:
+        newest = max(newest, _FIRST_RATIO, key=_numbers)
     assumed.append(f"version {newest} by the date")
     return newest
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _model(row: Row) -> Model:
@@ -116,7 +124,8 @@ def _model(row: Row) -> Model:
     name = re.sub(r"\s*\(.*\)", "", row.model).strip()
     if not name:
         raise MissingError("the model")
-    model = _known(name)
+    plain = re.sub(r"[-_](awq|4bit|int4|w4a16)$", "", name, flags=re.IGNORECASE)
+    model = _known(name) or _known(plain)
     if model is None:
         raise MissingError(f"the model's dims ({name})")
     if model.quantization is None and _packed(row):
@@ -197,7 +206,7 @@ def _machine(row: Row, assumed: list[str]) -> Machine:
             break
     plain = _plain(key or name)
     if key and plain in _OPEN and not row.total_mib:
-        key = _open_card(row, plain, assumed)
+        key = _open_card(row, plain)
     if key is None and not row.total_mib:
         key = _implied(row, assumed)
     if key is not None:
@@ -206,7 +215,7 @@ def _machine(row: Row, assumed: list[str]) -> Machine:
     return _unknown_card(row, assumed)
 
 
-def _open_card(row: Row, name: str, assumed: list[str]) -> str:
+def _open_card(row: Row, name: str) -> str:
     """A name that several memories have: the one of its 80 GB class where only that is common."""
     if name in ("h100", "h800"):
         return "h100"
@@ -218,8 +227,8 @@ def _implied(row: Row, assumed: list[str]) -> str:
     used = _largest_used(row)
     if row.gpu or used is None:
         raise MissingError(f"the card ({row.gpu})" if row.gpu else "the card")
-    for limit, card in _IMPLIED:
-        if used < limit:
+    for card in _COMMON:
+        if used * MIB < load_preset(card).total - load_preset(card).reserved:
             assumed.append(f"a card of the class of {card}, the smallest that holds the figure")
             return card
     raise MissingError("the card")

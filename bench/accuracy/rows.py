@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from turbofit.core.struct import Struct, to_builtins
 
 __all__ = ["Row", "read_rows", "write_rows"]
@@ -24,7 +26,7 @@ _FIGURES = {
     "gpu0_total_gb": "used_gb",
     "total_gb_min": "used_gb",
     "others_total_gb": "used_gb_last",
-    "gpu1_used_gb": "used_gb_last",
+    "gpu1_used_gb": "used_gb",  # counted from one: the GPU with the tower
     "block_size_mb": "block_mib",
     "max_block_count": "blocks",
     "gpu_blocks": "blocks",
@@ -64,10 +66,11 @@ class Row(Struct):
     gpus: int = 1
     tp: int = 1
     quant: str = ""
-    settings: dict[str, float] = {}
+    settings: dict[str, float] = msgspec.field(default_factory=dict)
     images: int | None = None
     tiles: int | None = None
-    figures: dict[str, float | list[float]] = {}
+    size: tuple[int, int] | None = None
+    figures: dict[str, float | list[float]] = msgspec.field(default_factory=dict)
     outcome: str = ""
     phase: str = ""
 
@@ -84,8 +87,8 @@ def read_rows(path: Path) -> list[Row]:
             continue
         try:
             data = json.loads(line)
-            rows.append(Row(**data) if "figures" in data else _theirs(data))
-        except (KeyError, TypeError, json.JSONDecodeError) as exc:
+            rows.append(msgspec.convert(data, Row) if "figures" in data else _theirs(data))
+        except (KeyError, TypeError, ValueError) as exc:
             raise ValueError(f"{path.name}:{number}: not a row: {exc}") from None
     return rows
 
@@ -110,6 +113,7 @@ def _theirs(data: dict[str, Any]) -> Row:
         "session_len": data.get("session_len"),
         "max_batch_size": data.get("max_batch_size"),
         "max_prefill_token_num": data.get("max_prefill"),
+        "max_context_token_num": _context(data.get("other_flags") or ""),
     }
     figures = _own_figures(observed)
     return Row(
@@ -127,14 +131,27 @@ def _theirs(data: dict[str, Any]) -> Row:
         settings={k: v for k, v in given.items() if v is not None},
         images=data.get("images_per_request"),
         tiles=data.get("max_dynamic_patch"),
+        size=_size(data.get("other_flags") or ""),
         figures=figures,
         outcome=_outcome(observed, figures),
         phase=_phase(observed.get("phase") or ""),
     )
 
 
+def _context(flags: str) -> int | None:
+    """``max_context_token_num``, where the flags say it: small numbers count sessions."""
+    match = re.search(r"max_context_token_num (\d+)", flags)
+    return int(match[1]) if match else None
+
+
+def _size(flags: str) -> tuple[int, int] | None:
+    """Pixels of the images, where the flags say them."""
+    match = re.search(r"\bimages? (\d{2,5})x(\d{2,5})", flags)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
-    figures: dict[str, float | list[float]] = {}
+    figures: dict[str, float | list[float]] = msgspec.field(default_factory=dict)
     kind = observed.get("kind") or ""
     for key, name in _FIGURES.items():
         if observed.get(key) is not None:
@@ -145,6 +162,8 @@ def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
         figures["used_mib_last"] = observed["llm_gpu_mib"]
     if "llm_gb" in observed and "llm_gb" not in figures and "llm_per_gpu_gb" not in observed:
         figures["llm_gb"] = observed["llm_gb"]
+    if kind == "maintainer_budget":  # said before anybody measured
+        return {name.replace("used", "budget"): value for name, value in figures.items()}
     return figures
 
 

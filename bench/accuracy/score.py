@@ -77,8 +77,11 @@ class Scored(Struct):
         """Whether the outcome contradicts the forecast.
 
         A row that ran must not be forecast to die at its start; one that ran out must not be
-        forecast to run with more than the margin to spare, unless its machine was not empty.
+        forecast to run with more than the margin to spare, unless its machine was not empty. A
+        card that nobody named is not judged.
         """
+        if not self.inputs.card_known:
+            return False
         if self.observed == "ok":
             return self.forecast.outcome == "oom" and not self.not_empty
         if self.observed == "oom":
@@ -147,7 +150,9 @@ def _figure(key: str, value: float | list[float], made: Forecast, card: int) -> 
     terms = ledger.ledger
     weights = sum(t.bytes for t in terms if t.phase == "weights" and t.term != "torch_cache")
     tower = sum(t.bytes for t in terms if t.term in _TOWER)
-    if name == "used" and isinstance(value, list):
+    if name == "budget":
+        yield _score("budget", "MiB", ledger.steady / MIB, _first(value) * scale, card)
+    elif name == "used" and isinstance(value, list):
         for one, seen in zip(made.ledgers, value, strict=False):
             yield _score("used", "MiB", one.steady / MIB, seen * scale, card)
     elif name == "used":

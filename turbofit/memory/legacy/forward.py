@@ -32,16 +32,24 @@ class LegacyForward:
 
     @property
     def buffer_tokens(self) -> int:
-        """Tokens that the persistent buffers of a whole forward are made for."""
+        """Tokens that the persistent buffers of a whole forward are made for.
+
+        Before 0.3 there is no ``max_prefill_token_num``: what stands there, where it is not 0, is
+        ``max_context_token_num``.
+        """
+        settings = self._settings
         if self._generation.forward == "session":
-            return self._settings.session_len
+            if self._generation.iteration == "session":
+                sessions = self._generation.context_sessions * settings.session_len
+                return settings.max_prefill_token_num or sessions
+            return settings.session_len
         return self._settings.max_prefill_token_num + self._settings.max_batch_size
 
     @property
     def tokens(self) -> int:
         """The most tokens that one forward takes."""
         if self._generation.iteration == "session":
-            return self._settings.session_len
+            return self.buffer_tokens
         return min(self.buffer_tokens, self._settings.max_prefill_token_num)
 
     @property

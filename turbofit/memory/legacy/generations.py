@@ -116,6 +116,7 @@ class Generation(Struct, forbid_unknown_fields=True):
     session_extra: int
     forward: Literal["session", "prefill"]
     iteration: Literal["session", "prefill"]
+    context_sessions: int
     prefill: int
     buffers: BufferRule
     gemm_before: tuple[int, ...]

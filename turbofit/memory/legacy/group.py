@@ -30,6 +30,7 @@ class GroupAccount(ABC):
         transients: the alternatives; the largest decides.
         staged: bytes that loading holds on the first GPU above its weights.
         units_per_forward: vision units that the largest transient pays for.
+        own_warmup: bytes of ``pool`` that the engine takes before any request.
     """
 
     dies: ClassVar[str] = "aborts"
@@ -46,10 +47,12 @@ class GroupAccount(ABC):
         transients: Sequence[Term],
         staged: int,
         units_per_forward: int,
+        own_warmup: int = 0,
     ) -> None:
         self.settings, self.gpus, self.margins = settings, tuple(gpus), tuple(margins)
         self.transients = tuple(transients)
         self.units_per_forward = units_per_forward
+        self.own_warmup = own_warmup
         self._before = [tuple(terms) for terms in before]
         self._pool, self._staged = pool, staged
         self._worst = max((term.bytes for term in transients), default=0)

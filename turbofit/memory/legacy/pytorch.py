@@ -74,6 +74,8 @@ class LegacyTorchAccount(GroupAccount):
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
         units = exposure.units_per_image if model.vision is not None else 0
+        if generation.tower == "engine":  # all images of a request meet in one forward
+            units *= exposure.images_per_request
         super().__init__(
             settings, gpus, margins, before, self._first(), self._cases(units), 0, units
         )
@@ -221,7 +223,7 @@ class LegacyTorchAccount(GroupAccount):
         if units:
             prompt = exposure.tokens_per_request + _PROMPT
             request = self._forward(prompt, 1) + self._tower(units, flash=True)
-            cases.append(("vision_request", request, f"{units} units, one image"))
+            cases.append(("vision_request", request, f"{units} units, one request"))
         sizes = [round_up(size, _PAGE) for _, size, _ in cases]
         decides = sizes.index(max(sizes))
         return tuple(

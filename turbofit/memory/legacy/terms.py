@@ -151,6 +151,11 @@ class LegacyTerms:
             for name, size, note in lines
         ]
 
+    def own_warmup(self) -> int:
+        """Bytes of the pool that the engine's own warm-up takes, before any request."""
+        tokens = self._forward.warmup_tokens
+        return self._forward.pool(tokens, tokens)
+
     def first_request(self) -> Term:
         """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
         forward, rule = self._forward, self._model.image_rule
