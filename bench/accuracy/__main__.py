@@ -1,7 +1,7 @@
 """``python -m bench.accuracy [--observations FILE] [--json] [--write]``.
 
-Without a file, the rows of `rows.jsonl`. ``--write`` renews `rows.jsonl` (the rows that were
-scored, in our own format) and `RESULTS.md` from what was read.
+Without a file, the rows of `rows.jsonl`. ``--write`` renews `rows.jsonl` (the rows of LMDeploy's
+engines, in our own format) and `RESULTS.md` from them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.accuracy.report import report
 from bench.accuracy.rows import read_rows, write_rows
-from bench.accuracy.score import Scored, Unscored, score, summary
+from bench.accuracy.score import ENGINES, Scored, Unscored, score, summary
 
 HERE = Path(__file__).parent
 
@@ -32,9 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as exc:
         print(f"error: {exc}\nhint: one JSON object a line, as in rows.jsonl", file=sys.stderr)
         return 2
+    if args.write:
+        rows = [row for row in rows if row.engine in ENGINES]
+        write_rows(HERE / "rows.jsonl", rows)
     scored, unscored = score(rows)
     if args.write:
-        write_rows(HERE / "rows.jsonl", [one.row for one in scored])
         (HERE / "RESULTS.md").write_text(report(scored, unscored))
     if args.json:
         print(json.dumps(as_json(scored, unscored), indent=2))

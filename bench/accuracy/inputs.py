@@ -20,8 +20,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 from turbofit.machine.presets import fill, find_preset, load_preset
 from turbofit.machine.spec import parse_spec
-from turbofit.memory.legacy.generations import is_legacy, release_on
-from turbofit.memory.turbomind.constants import REFERENCE
+from turbofit.memory.legacy.generations import release_on
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.presets import Preset, preset_model
 from turbofit.model.presets import find_preset as find_model
@@ -100,9 +99,8 @@ def _version(row: Row, entry: dict[str, Any], assumed: list[str]) -> str:
     """The version as stated, else the newest one of the day."""
     if "version" in entry:
         return str(entry["version"])
-    stated = re.search(r"\d+\.\d+(?:\.\d+)?", row.version)
-    if stated and (is_legacy(stated[0]) or stated[0].startswith(REFERENCE)):
-        return stated[0]
+    if row.version:
+        return row.version
     day = re.match(r"(\d{4})(?:-(\d{2}))?(?:-(\d{2}))?", row.date)
     if day is None:
         raise MissingError("the engine's version, or a date")
@@ -121,27 +119,22 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _model(row: Row) -> Model:
     """The model by name, packed where the row says so and the name does not."""
-    name = re.sub(r"\s*\(.*\)", "", row.model).strip()
+    name = row.model
     if not name:
         raise MissingError("the model")
     plain = re.sub(r"[-_](awq|4bit|int4|w4a16)$", "", name, flags=re.IGNORECASE)
     model = _known(name) or _known(plain)
     if model is None:
         raise MissingError(f"the model's dims ({name})")
-    if model.quantization is None and _packed(row):
+    if model.quantization is None and "awq" in row.quant:
         size = stored_bytes(model.text, model.vision, "float16", _AWQ)
         model = replace(model, quantization=_AWQ, dtype="float16", weight_bytes=size)
     return model
 
 
-def _packed(row: Row) -> bool:
-    weights = re.sub(r"kv[ _]?int\d|int8 kv", "", f"{row.quant} {row.model}".lower())
-    return bool(re.search(r"awq|w4a16|4-?bit|int4", weights))
-
-
 def _quant_policy(quant: str) -> int:
-    match = re.search(r"kv[ _]?int(4|8)|int(4|8) kv", quant.lower())
-    return int(match[1] or match[2]) if match else 0
+    match = re.search(r"kv([48])", quant)
+    return int(match[1]) if match else 0
 
 
 def _known(name: str) -> Model | None:

@@ -52,7 +52,8 @@ _RAN = {"ok", "figure", "ci_expected_ok"}
 class Row(Struct):
     """One measurement: what was run, on what, and what was seen.
 
-    ``outcome`` is ``ran``, ``oom``, ``other`` (failed for reasons that are not memory) or "".
+    ``quant`` is ``awq``, ``kv8``, ``kv4``, both joined by a plus, or "". ``date`` may end at the
+    month or the year; ``version`` is "" where none is stated. ``outcome`` is ``ran``, ``oom``, ``other`` (failed for reasons that are not memory) or "".
     """
 
     id: str
@@ -118,16 +119,16 @@ def _theirs(data: dict[str, Any]) -> Row:
     figures = _own_figures(observed)
     return Row(
         id=data["id"],
-        source=data["source"],
-        date=data.get("date") or "",
+        source=_bare(data["source"]),
+        date=_date(data.get("date") or ""),
         engine=data.get("engine") or "",
-        version=data.get("engine_version") or "",
-        model=data.get("model") or "",
+        version=_version(data.get("engine_version") or ""),
+        model=_bare(data.get("model") or ""),
         gpu=gpus[0].get("name") or "",
         total_mib=gpus[0].get("total_mib"),
         gpus=count,
         tp=data.get("tp") or 1,
-        quant=data.get("quant") or "",
+        quant=_quant(f"{data.get('quant') or ''} {data.get('model') or ''}"),
         settings={k: v for k, v in given.items() if v is not None},
         images=data.get("images_per_request"),
         tiles=data.get("max_dynamic_patch"),
@@ -136,6 +137,31 @@ def _theirs(data: dict[str, Any]) -> Row:
         outcome=_outcome(observed, figures),
         phase=_phase(observed.get("phase") or ""),
     )
+
+
+def _bare(text: str) -> str:
+    """A name without what stands in brackets."""
+    return re.sub(r"\s*\(.*?\)", "", text).strip()
+
+
+def _version(text: str) -> str:
+    """The first version of a text; "1.0" was never one of LMDeploy's."""
+    match = re.search(r"0\.\d+(?:\.\d+)?(?:\.post\d+)?", text)
+    return match[0] if match else ""
+
+
+def _date(text: str) -> str:
+    match = re.match(r"\d{4}(?:-\d{2}){0,2}", text)
+    return match[0] if match else ""
+
+
+def _quant(text: str) -> str:
+    """Packed weights and quantised keys and values."""
+    lower = text.lower()
+    kv = re.search(r"kv[ _]?int(4|8)|int(4|8) kv", lower)
+    weights = re.sub(r"kv[ _]?int\d|int\d kv", "", lower)
+    packed = re.search(r"awq|w4a16|4-?bit|int4", weights)
+    return "+".join(filter(None, ("awq" if packed else "", f"kv{kv[1] or kv[2]}" if kv else "")))
 
 
 def _context(flags: str) -> int | None:
@@ -151,7 +177,7 @@ def _size(flags: str) -> tuple[int, int] | None:
 
 
 def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
-    figures: dict[str, float | list[float]] = msgspec.field(default_factory=dict)
+    figures: dict[str, float | list[float]] = {}
     kind = observed.get("kind") or ""
     for key, name in _FIGURES.items():
         if observed.get(key) is not None:

@@ -13,8 +13,10 @@ from bench.accuracy.rows import Row
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
-__all__ = ["Score", "Scored", "Unscored", "score", "summary"]
+__all__ = ["ENGINES", "Score", "Scored", "Unscored", "score", "summary"]
 
+#: The engines of LMDeploy.
+ENGINES = ("turbomind", "pytorch")
 #: A machine whose cache shows this much less free memory than forecast was not empty.
 _OTHERS_MIB = 4096
 _OUTCOMES = {"ran": "ok", "oom": "oom"}
@@ -187,9 +189,8 @@ def summary(scored: Sequence[Scored], unscored: Sequence[Unscored]) -> dict[str,
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     for one in scored:
         confusion[one.observed][one.forecast.outcome] += 1
-    engines = ("turbomind", "pytorch")
     known = [one.row for one in scored if one.scores]
-    lacking = [one.row for one in unscored if one.row.engine in engines and one.row.figures]
+    lacking = [one.row for one in unscored if one.row.engine in ENGINES and one.row.figures]
     with_figure = len(known) + len(lacking)
     return {
         "rows": len(scored) + len(unscored),
