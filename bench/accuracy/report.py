@@ -41,8 +41,8 @@ _HEAD = """\
 Made by `python -m bench.accuracy --write`; every number is computed from `rows.jsonl`. Errors are
 forecast minus observed, so that a minus is memory that the forecast did not see. Percent is of one
 card. One set of constants for all rows of a generation (`presets/engines/generations.yaml`), read
-from LMDeploy's source or from published measurements of contexts and NCCL; none was fitted to a row.
-A figure in GB is read as GiB. Where a row has no version, it is the newest release of its day;
+from LMDeploy's source or from published measurements of contexts and NCCL; none was fitted to a
+row. A figure in GB is read as GiB. Where a row has no version, it is the newest release of its day;
 where it names no card, the smallest common one that holds the figure (its outcome is not judged).
 """
 
@@ -114,7 +114,7 @@ def _blocks(found: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> Iterator[str]:
     """The confusion, by source, and the machines that were not empty."""
-    yield "`oom_on_request`: it starts, and a worst case that the row's settings admit would kill it."
+    yield "`oom_on_request`: it starts, and a worst case that its settings admit would kill it."
     yield ""
     columns = ("ok", "oom_on_request", "oom")
     yield "| observed | forecast ok | on request | oom |"
@@ -168,7 +168,8 @@ def _worst(scored: Sequence[Scored]) -> Iterator[str]:
             continue
         errors = ", ".join(f"{s.error:+.0f} MiB ({s.percent_of_card:+.1f} %)" for s in far)
         what = errors or f"{one.observed}, forecast {one.forecast.outcome}"
-        why = known.get(one.row.id, "nothing more is known").strip()
+        keys = [key for key in known if one.row.id.startswith(key)]
+        why = known[max(keys, key=len)].strip() if keys else "Nothing more is known."
         yield f"- **{one.row.id}**: {what}. {why}"
 
 

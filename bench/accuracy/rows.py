@@ -53,7 +53,8 @@ class Row(Struct):
     """One measurement: what was run, on what, and what was seen.
 
     ``quant`` is ``awq``, ``kv8``, ``kv4``, both joined by a plus, or "". ``date`` may end at the
-    month or the year; ``version`` is "" where none is stated. ``outcome`` is ``ran``, ``oom``, ``other`` (failed for reasons that are not memory) or "".
+    month or the year; ``version`` is "" where none is stated. ``outcome`` is ``ran``, ``oom``,
+    ``other`` (failed for reasons that are not memory) or "".
     """
 
     id: str
