@@ -89,7 +89,7 @@ def read_rows(path: Path) -> list[Row]:
             continue
         try:
             data = json.loads(line)
-            rows.append(msgspec.convert(data, Row) if "figures" in data else _theirs(data))
+            rows.append(msgspec.convert(data if "figures" in data else _theirs(data), Row))
         except (KeyError, TypeError, ValueError) as exc:
             raise ValueError(f"{path.name}:{number}: not a row: {exc}") from None
     return rows
@@ -105,8 +105,8 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def _theirs(data: dict[str, Any]) -> Row:
-    """A row of the shared format."""
+def _theirs(data: dict[str, Any]) -> dict[str, Any]:
+    """A row of the shared format, in ours."""
     observed = data["observed"]
     gpus = data.get("gpus") or [{}]
     count = data.get("n_gpus") or 1
@@ -118,7 +118,7 @@ def _theirs(data: dict[str, Any]) -> Row:
         "max_context_token_num": _context(data.get("other_flags") or ""),
     }
     figures = _own_figures(observed)
-    return Row(
+    return dict(
         id=data["id"],
         source=_bare(data["source"]),
         date=_date(data.get("date") or ""),
