@@ -118,26 +118,26 @@ def _theirs(data: dict[str, Any]) -> dict[str, Any]:
         "max_context_token_num": _context(data.get("other_flags") or ""),
     }
     figures = _own_figures(observed)
-    return dict(
-        id=data["id"],
-        source=_bare(data["source"]),
-        date=_date(data.get("date") or ""),
-        engine=data.get("engine") or "",
-        version=_version(data.get("engine_version") or ""),
-        model=_bare(data.get("model") or ""),
-        gpu=gpus[0].get("name") or "",
-        total_mib=gpus[0].get("total_mib"),
-        gpus=count,
-        tp=data.get("tp") or 1,
-        quant=_quant(f"{data.get('quant') or ''} {data.get('model') or ''}"),
-        settings={k: v for k, v in given.items() if v is not None},
-        images=data.get("images_per_request"),
-        tiles=data.get("max_dynamic_patch"),
-        size=_size(data.get("other_flags") or ""),
-        figures=figures,
-        outcome=_outcome(observed, figures),
-        phase=_phase(observed.get("phase") or ""),
-    )
+    return {
+        "id": data["id"],
+        "source": _bare(data["source"]),
+        "date": _date(data.get("date") or ""),
+        "engine": data.get("engine") or "",
+        "version": _version(data.get("engine_version") or ""),
+        "model": _bare(data.get("model") or ""),
+        "gpu": gpus[0].get("name") or "",
+        "total_mib": gpus[0].get("total_mib"),
+        "gpus": count,
+        "tp": data.get("tp") or 1,
+        "quant": _quant(f"{data.get('quant') or ''} {data.get('model') or ''}"),
+        "settings": {k: v for k, v in given.items() if v is not None},
+        "images": data.get("images_per_request"),
+        "tiles": data.get("max_dynamic_patch"),
+        "size": _size(data.get("other_flags") or ""),
+        "figures": figures,
+        "outcome": _outcome(observed, figures),
+        "phase": _phase(observed.get("phase") or ""),
+    }
 
 
 def _bare(text: str) -> str:

@@ -61,7 +61,13 @@ class VisionRule(Struct, forbid_unknown_fields=True):
     runs: Literal["none", "torch", "native"]
     loaded: Literal["before_cache", "after_cache"]
     placed: Literal["first", "balanced"]
+    copies: dict[str, float] = msgspec.field(default_factory=lambda: {"default": 1.0})
     pinned_pixels: bool = False
+
+    def held(self, architecture: str) -> float:
+        """What torch's allocator holds after loading, in sizes of the float16 tower."""
+        named = (size for name, size in self.copies.items() if architecture.startswith(name))
+        return next(named, self.copies["default"])
 
 
 class BatchRule(Struct, forbid_unknown_fields=True):

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
@@ -27,8 +25,9 @@ from turbofit.memory.legacy.group import GroupAccount, given
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
-from turbofit.memory.turbomind.weights import kv_heads_held, weight_classes
+from turbofit.memory.turbomind.weights import kv_heads_held
 from turbofit.model.images import unit_tokens, worst_units
+from turbofit.model.parameters import stored_bytes
 
 __all__ = ["LegacyTorchAccount"]
 
@@ -151,10 +150,9 @@ class LegacyTorchAccount(GroupAccount):
         model, tp = self._model, self._settings.tp
         text = model.text
         whole = text.vocab * text.hidden * _HALF
-        classes = weight_classes(replace(model, vision=None), tp, self.constants, (8, 0))
-        tied = text.tie_word_embeddings
-        classes |= {"embedding": whole, "lm_head": 0 if tied else whole}
-        for name, size in classes.items():
+        heads = whole if text.tie_word_embeddings else 2 * whole
+        body = stored_bytes(text, None, "float16", model.quantization) - heads
+        for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
             yield Term(
                 term=f"weights.{name}",
                 phase="weights",
@@ -222,7 +220,9 @@ class LegacyTorchAccount(GroupAccount):
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
             prompt = exposure.tokens_per_request + _PROMPT
-            request = self._forward(prompt, 1) + self._tower(units, flash=True)
+            # The checkpoint's own code decides in the front end: an upper end without flash.
+            flash = self.generation.tower == "engine"
+            request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))
         sizes = [round_up(size, _PAGE) for _, size, _ in cases]
         decides = sizes.index(max(sizes))

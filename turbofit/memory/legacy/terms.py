@@ -47,13 +47,15 @@ class LegacyTerms:
         self._generation, self._legacy = generation, legacy_constants()
         self._page = constants.pool_granularity
         self._forward = LegacyForward(model, settings, generation, constants, self._legacy)
+        held = generation.vision.held(model.architecture)
         self._towers = [
             Term(
                 term="weights.vision_tower",
                 phase="weights",
-                bytes=size,
+                bytes=int(size * held),
                 basis="formula",
-                note=f"float16 under torch, {generation.vision.placed}",
+                note=f"float16 under torch, {generation.vision.placed}"
+                + (f"; loading left {held:g} times its size" if held > 1 else ""),
             )
             for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
         ]
