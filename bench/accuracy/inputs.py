@@ -29,6 +29,8 @@ __all__ = ["Inputs", "MissingError", "inputs_of"]
 
 HERE = Path(__file__).parent
 _AWQ = Quantization(method="awq", bits=4, group_size=128)
+#: Figures that do not depend on the card.
+_CARDLESS = frozenset({"weights_gb", "files_gb", "llm_gb", "vision_gb", "block_mib"})
 #: Before it the cache counts sessions: a share of memory has no meaning.
 _FIRST_RATIO = "0.1.0"
 #: Names that leave the memory of a card open.
@@ -218,6 +220,9 @@ def _open_card(row: Row, name: str) -> str:
 def _implied(row: Row, assumed: list[str]) -> str:
     """The smallest common card that holds the figure, where no card is named."""
     used = _largest_used(row)
+    if not row.gpu and row.figures and used is None and _CARDLESS.issuperset(row.figures):
+        assumed.append("any card: its weights are compared alone")
+        return _COMMON[-1]
     if row.gpu or used is None:
         raise MissingError(f"the card ({row.gpu})" if row.gpu else "the card")
     for card in _COMMON:
