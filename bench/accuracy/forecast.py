@@ -88,11 +88,11 @@ def _turbomind(inputs: Inputs) -> Forecast:
     """TurboMind of any generation."""
     gpus = _gpus(inputs)
     constants, margins = load_constants(), [_margin(gpu) for gpu in gpus]
-    exposure = _exposure(inputs)
+    exposure, free = _exposure(inputs), _free(inputs)
     if not is_legacy(inputs.version):
         settings = _settings(inputs, default_batch_size(gpus[0].name), _RATIO, _PREFILL, 64, 0)
         account = Account(
-            inputs.model, settings, gpus, inputs.machine, exposure, constants, margins
+            inputs.model, settings, gpus, inputs.machine, exposure, constants, margins, free
         )
         ratio = settings.cache_max_entry_count
         return _forecast("0.18", account.at(ratio), account.shape.block_bytes, 64, False)
@@ -107,7 +107,7 @@ def _turbomind(inputs: Inputs) -> Forecast:
         rules.session_extra,
     )
     older = legacy_account(
-        inputs.model, settings, gpus, inputs.machine, exposure, constants, margins, rules
+        inputs.model, settings, gpus, inputs.machine, exposure, constants, margins, rules, free
     )
     ratio = settings.cache_max_entry_count
     if isinstance(older, Account):
@@ -139,6 +139,7 @@ def _pytorch(inputs: Inputs) -> Forecast:
         load_constants(),
         [_margin(gpu) for gpu in gpus],
         rules,
+        _free(inputs),
     )
     return _grouped(rules.first, account, settings.cache_max_entry_count)
 
@@ -181,6 +182,12 @@ def _forecast(
 
 def _gpus(inputs: Inputs) -> Sequence[Gpu]:
     return [inputs.machine.gpu(index) for index in inputs.machine.visible[: inputs.row.tp]]
+
+
+def _free(inputs: Inputs) -> int | None:
+    """Bytes that were free when the cache was sized, where a log said so."""
+    free = inputs.row.free_mib
+    return None if free is None else int(free * MIB)
 
 
 def _margin(gpu: Gpu) -> int:

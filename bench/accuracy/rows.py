@@ -52,7 +52,8 @@ _RAN = {"ok", "figure", "ci_expected_ok"}
 class Row(Struct):
     """One measurement: what was run, on what, and what was seen.
 
-    ``quant`` is ``awq``, ``kv8``, ``kv4``, both joined by a plus, or "". ``date`` may end at the
+    ``free_mib`` was free when the cache was sized, where a log said so: the account then begins
+    there (``turbofit predict --free-at-cache``). ``quant`` is ``awq``, ``kv8``, ``kv4``, both joined by a plus, or "". ``date`` may end at the
     month or the year; ``version`` is "" where none is stated. ``outcome`` is ``ran``, ``oom``,
     ``other`` (failed for reasons that are not memory) or "".
     """
@@ -72,6 +73,7 @@ class Row(Struct):
     images: int | None = None
     tiles: int | None = None
     size: tuple[int, int] | None = None
+    free_mib: float | None = None
     figures: dict[str, float | list[float]] = msgspec.field(default_factory=dict)
     outcome: str = ""
     phase: str = ""
@@ -134,6 +136,7 @@ def _theirs(data: dict[str, Any]) -> dict[str, Any]:
         "images": data.get("images_per_request"),
         "tiles": data.get("max_dynamic_patch"),
         "size": _size(data.get("other_flags") or ""),
+        "free_mib": observed.get("free_at_kv_mb_derived"),
         "figures": figures,
         "outcome": _outcome(observed, figures),
         "phase": _phase(observed.get("phase") or ""),
@@ -181,9 +184,9 @@ def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
     figures: dict[str, float | list[float]] = {}
     kind = observed.get("kind") or ""
     for key, name in _FIGURES.items():
-        if observed.get(key) is not None:
+        if _is_figure(observed.get(key)):
             figures[name] = observed[key]
-    if "gb" in observed and kind.startswith("gpu_memory"):
+    if _is_figure(observed.get("gb")) and kind.startswith("gpu_memory"):
         figures["used_gb"] = observed["gb"]
     if "llm_gpu_mib" in observed:  # the GPU without a tower
         figures["used_mib_last"] = observed["llm_gpu_mib"]
@@ -192,6 +195,12 @@ def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
     if kind == "maintainer_budget":  # said before anybody measured
         return {name.replace("used", "budget"): value for name, value in figures.items()}
     return figures
+
+
+def _is_figure(value: Any) -> bool:
+    """Whether it is a number, or a list of them."""
+    values = value if isinstance(value, list) and value else [value]
+    return all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)
 
 
 def _outcome(observed: dict[str, Any], figures: dict[str, Any]) -> str:

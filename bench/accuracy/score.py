@@ -10,6 +10,7 @@ from typing import Any
 from bench.accuracy.forecast import Forecast, forecast
 from bench.accuracy.inputs import Inputs, MissingError, inputs_of
 from bench.accuracy.rows import Row
+from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
@@ -17,8 +18,6 @@ __all__ = ["ENGINES", "Score", "Scored", "Unscored", "score", "summary"]
 
 #: The engines of LMDeploy.
 ENGINES = ("turbomind", "pytorch")
-#: A machine whose cache shows this much less free memory than forecast was not empty.
-_OTHERS_MIB = 4096
 _OUTCOMES = {"ran": "ok", "oom": "oom"}
 
 
@@ -106,30 +105,13 @@ def score(rows: Sequence[Row]) -> tuple[list[Scored], list[Unscored]]:
         try:
             inputs = inputs_of(row)
             made = forecast(inputs)
-        except MissingError as exc:
+        except (MissingError, TurbofitError, ArithmeticError) as exc:
             unscored.append(Unscored(row=row, missing=str(exc)))
             continue
-        not_empty = inputs.not_empty or _others(row, made)
+        not_empty = "" if row.free_mib else inputs.not_empty
         scores = tuple(_scores(inputs.row, made, bool(not_empty)))
         scored.append(Scored(inputs=inputs, forecast=made, scores=scores, not_empty=not_empty))
     return scored, unscored
-
-
-def _others(row: Row, made: Forecast) -> str:
-    """Whether the logged blocks say that somebody else held the card."""
-    blocks, block = _number(row, "blocks"), _number(row, "block_mib")
-    ratio = row.settings.get("cache_max_entry_count", 0.8)
-    if blocks is None or block is None or not 0 < ratio < 1:
-        return ""
-    free = blocks * block / ratio
-    if made.free / MIB - free < _OTHERS_MIB:
-        return ""
-    return f"only {free:.0f} MiB were free when its cache was sized"
-
-
-def _number(row: Row, key: str) -> float | None:
-    value = row.figures.get(key)
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _scores(row: Row, made: Forecast, not_empty: bool) -> Iterator[Score]:
