@@ -53,9 +53,9 @@ class Row(Struct):
     """One measurement: what was run, on what, and what was seen.
 
     ``free_mib`` was free when the cache was sized, where a log said so: the account then begins
-    there (``turbofit predict --free-at-cache``). ``quant`` is ``awq``, ``kv8``, ``kv4``, both joined by a plus, or "". ``date`` may end at the
-    month or the year; ``version`` is "" where none is stated. ``outcome`` is ``ran``, ``oom``,
-    ``other`` (failed for reasons that are not memory) or "".
+    there (``turbofit predict --free-at-cache``). ``quant`` is ``awq``, ``kv8``, ``kv4``, both
+    joined by a plus, or "". ``date`` may end at the month or the year; ``version`` is "" where none
+    is stated. ``outcome`` is ``ran``, ``oom``, ``other`` (it failed, not for memory) or "".
     """
 
     id: str
