@@ -16,15 +16,13 @@ from turbofit.memory.legacy.buffers import legacy_buffers
 from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation, legacy_constants
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
-from turbofit.memory.turbomind.weights import weight_classes
 from turbofit.model.images import unit_tokens, worst_units
 
 __all__ = ["LegacyTerms"]
 
-#: Layouts of packed weights that depend on the card came with 0.18: the plain one everywhere.
-_PLAIN: Final = (8, 0)
 #: Text tokens of a request around its images.
 _PROMPT: Final = 64
 _HALF: Final = 2
@@ -107,12 +105,9 @@ class LegacyTerms:
 
     def _weights(self) -> list[Term]:
         """The language model's weights on one rank."""
-        text, tp = self._model.text, self._settings.tp
-        plain = replace(self._model, vision=None)
-        classes = weight_classes(plain, tp, self._constants, _PLAIN)
-        if self._generation.embeddings == "replicated":
-            whole = round_up(text.vocab, tp) * text.hidden * _HALF
-            classes |= {"embedding": whole, "lm_head": whole}
+        classes = legacy_weight_classes(
+            self._model, self._settings.tp, self._constants, self._generation
+        )
         total = sum(classes.values())
         lines = [*classes.items(), ("rounding", round_up(total, self._page) - total)]
         return [
