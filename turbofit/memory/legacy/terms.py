@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from turbofit.memory.legacy.generations import Generation, legacy_constants
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.terms import before_terms
+from turbofit.memory.turbomind.terms import before_terms, capability_of
 from turbofit.model.images import unit_tokens, worst_units
 
 __all__ = ["LegacyTerms"]
@@ -129,9 +129,22 @@ class LegacyTerms:
             for term in self._buffer_terms(session_len)
             if term.term not in self._generation.first_layers
         ]
+        terms += self._driver_terms(i)
         if self._generation.vision.loaded == "after_cache":
             terms.append(replace(self._towers[i], phase="buffers"))
         return tuple(terms)
+
+    def _driver_terms(self, i: int) -> Iterator[Term]:
+        """What the driver adds, as in 0.18's account: its figures for want of older ones."""
+        major, minor = capability_of(self._gpus[i])
+        images, wanted = self._constants.kernel_images, major * 10 + minor
+        image = images[max((key for key in images if key <= wanted), default=max(images))]
+        lines = (
+            ("kernel_modules", image, "TurboMind's kernels, as large as in the 0.18 wheel"),
+            ("pool_growth", self._constants.pool_growth, "steps of driver pools"),
+        )
+        for name, size, note in lines:
+            yield Term(term=name, phase="buffers", bytes=size, basis="estimate", note=note)
 
     def _buffer_terms(self, session_len: int) -> list[Term]:
         lines = legacy_buffers(
