@@ -160,8 +160,9 @@ def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
 
 
 def _worst(scored: Sequence[Scored]) -> Iterator[str]:
-    """Rows beyond 2 % of the card, and contradicted ones."""
+    """Rows beyond 2 % of the card, and contradicted ones, with what is known of them."""
     known = load_yaml(HERE / "known.yaml")
+    groups: dict[str, list[str]] = {}
     for one in scored:
         far = [s for s in _used(one) if abs(s.percent_of_card or 0) > 2]
         if not far and not one.wrong:
@@ -170,7 +171,9 @@ def _worst(scored: Sequence[Scored]) -> Iterator[str]:
         what = errors or f"{one.observed}, forecast {one.forecast.outcome}"
         keys = [key for key in known if one.row.id.startswith(key)]
         why = known[max(keys, key=len)].strip() if keys else "Nothing more is known."
-        yield f"- **{one.row.id}**: {what}. {why}"
+        groups.setdefault(why, []).append(f"**{one.row.id}** {what}")
+    for why, rows in groups.items():
+        yield f"- {'; '.join(rows)}. {why}"
 
 
 def _figures(scored: Sequence[Scored]) -> Iterator[str]:
