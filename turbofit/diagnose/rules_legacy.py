@@ -1,4 +1,4 @@
-"""LMDeploy 0.5 to 0.14: BlockManager lines, `CUDA runtime error`, the torch vision tower."""
+"""LMDeploy 0.2 to 0.14: BlockManager lines, `CUDA runtime error`, the torch vision tower."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import Case, usable
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
+from turbofit.memory.legacy.generations import generation_of, is_legacy
+from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.facts import Facts, Mark
+    from turbofit.memory.legacy.generations import Generation
 
 __all__ = ["Blocks", "blocks", "double_start", "legacy_rules"]
 
@@ -58,12 +61,14 @@ class Blocks(Struct):
 
 def blocks(case: Case) -> Blocks | None:
     """The BlockManager's figures, where both lines are there."""
+    rules = generation(case)
     size = count = None
     lines = []
     for mark, event in case.facts.every(KvBlocks):
         if event.field == "block_size" and size is None:
             size = event.value
-            lines.append(evidence(mark, "bytes of one KV block (64 tokens, all layers)"))
+            tokens = rules.cache.block_tokens if rules else 64
+            lines.append(evidence(mark, f"bytes of one KV block ({tokens} tokens, all layers)"))
         elif event.field == "max_block_count" and count is None:
             count = event.value
             lines.append(evidence(mark, "how many blocks the cache has"))
@@ -74,10 +79,23 @@ def blocks(case: Case) -> Blocks | None:
     return Blocks(
         block=size,
         count=count,
-        ratio=ratio if ratio is not None and fits else _DEFAULT_RATIO,
+        ratio=ratio if ratio is not None and fits else _default_ratio(rules),
         assumed=not fits,
         lines=tuple(lines),
     )
+
+
+def generation(case: Case) -> Generation | None:
+    """The rules of the version that the log names, where it is older than the reference."""
+    version = case.facts.subject.version
+    return generation_of(version) if version and is_legacy(version) else None
+
+
+def _default_ratio(rules: Generation | None) -> float:
+    """LMDeploy's own ratio; what it was of before 0.2.2 has no meaning for free memory."""
+    if rules is None or rules.cache.of != "free":
+        return _DEFAULT_RATIO
+    return rules.cache.default
 
 
 def legacy_rules(case: Case) -> Iterator[Draft]:
@@ -109,7 +127,7 @@ def _out_of_memory(case: Case, mark: Mark, event: LegacyCuda) -> Draft:
         lines[:0] = found.lines
         why.append(cache_story(found))
         if found.assumed:
-            unknown.append(f"the cache ratio: {_DEFAULT_RATIO} is LMDeploy's default")
+            unknown.append(f"the cache ratio: {found.ratio:g} is LMDeploy's default")
         held += cache_holders(case, found)
     others = _others(case, found)
     why += cards_story(case, found)
@@ -163,6 +181,11 @@ def rank_weights(case: Case) -> int | None:
     """Bytes of the language model's weights on one rank, by the account (the tower apart)."""
     if case.model is None:
         return None
+    rules = generation(case)
+    if rules is not None:
+        return sum(
+            legacy_weight_classes(case.model, case.tp or 1, load_constants(), rules).values()
+        )
     classes = weight_classes(case.model, case.tp or 1, load_constants())
     return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
 

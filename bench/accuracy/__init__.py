@@ -1,0 +1,1 @@
+"""How far off turbofit's forecasts are: public measurements against the accounts."""

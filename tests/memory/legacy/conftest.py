@@ -1,0 +1,61 @@
+"""Accounts of older engines on empty A100-80G cards."""
+
+from __future__ import annotations
+
+from turbofit.core.plan import Settings
+from turbofit.machine.spec import parse_spec
+from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.legacy.account import LegacyAccount, legacy_account
+from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.model.images import unit_tokens, worst_units
+from turbofit.model.source import resolve_model
+
+
+def exposure_of(model, images=1):
+    if model.image_rule is None:
+        return NO_IMAGES
+    units = worst_units(model.image_rule)
+    return Exposure(
+        units_per_image=units,
+        images_per_request=images,
+        tokens_per_request=unit_tokens(model.image_rule, units) * images,
+    )
+
+
+def account(
+    name: str,
+    version: str,
+    *,
+    tp: int = 1,
+    on: str = "a100-80g",
+    free: int | None = None,
+    **settings: object,
+) -> LegacyAccount:
+    model, rules = resolve_model(name), generation_of(version)
+    machine = parse_spec(f"{tp}x{on}")
+    gpus = [machine.gpu(i) for i in machine.visible]
+    base = {
+        "tp": tp,
+        "max_batch_size": rules.batch_size(gpus[0].name),
+        "max_prefill_token_num": rules.prefill,
+        "session_len": model.text.max_position_embeddings,
+        "cache_block_seq_len": rules.cache.block_tokens,
+    }
+    made = legacy_account(
+        model,
+        Settings(**{**base, **settings}),
+        gpus,
+        machine,
+        exposure_of(model),
+        load_constants(),
+        [0] * tp,
+        rules,
+        free,
+    )
+    assert isinstance(made, LegacyAccount)
+    return made
+
+
+def terms(made: LegacyAccount, ratio: float, gpu: int = 0) -> dict[str, int]:
+    return {t.term: t.bytes for t in made.at(ratio).ledgers[gpu].ledger}

@@ -1,0 +1,169 @@
+"""The account of older TurboMinds: order, sizes, and figures that were published."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.memory.legacy.conftest import account, terms
+from turbofit.core.units import GIB, MIB
+from turbofit.memory.legacy.account import LegacyAccount, legacy_account
+from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.model.source import resolve_model
+
+#: InternVL2 on A100-80G with LMDeploy 0.5.2, MiB as its documentation printed them.
+PUBLISHED = [
+    ("internvl2-2b", 1, 0.8, 67140),
+    ("internvl2-2b", 4, 0.05, 7916),
+    ("internvl2-8b", 1, 0.2, 30624),
+    ("internvl2-8b", 2, 0.05, 14570),
+    ("internvl2-26b", 1, 0.8, 77310),
+    ("internvl2-26b-awq", 1, 0.1, 31656),
+]
+
+
+@pytest.mark.parametrize(("name", "tp", "ratio", "seen"), PUBLISHED)
+def test_published_memory_within_one_percent_of_the_card(name, tp, ratio, seen):
+    made = account(name, "0.5.2", tp=tp).at(ratio).ledgers[0]
+    assert abs(made.steady / MIB - seen) < 0.01 * made.total / MIB
+
+
+@pytest.mark.parametrize("version", ["0.0.14", "0.2.0", "0.2.6", "0.4.1", "0.5.2", "0.9.2", "0.15"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_lines_add_up_and_no_line_is_negative(version, tp):
+    made = account("internvl2-8b", version, tp=tp)
+    outcome = made.at(0.5)
+    for ledger in outcome.ledgers:
+        body = [t for t in ledger.ledger if t.phase != "transient"]
+        assert sum(t.bytes for t in body) == ledger.steady
+        assert all(t.bytes >= 0 for t in ledger.ledger)
+        worst = [t for t in ledger.ledger if t.worst]
+        warmup = next(t.bytes for t in body if t.term == "pool_warmup")
+        assert len(worst) == 1
+        assert ledger.peak == ledger.steady - warmup + max(warmup, worst[0].bytes)
+
+
+def test_a_block_is_exact():
+    assert account("internvl2-8b", "0.6.0", tp=4).block_bytes == 2 * MIB
+    assert account("internvl2-8b", "0.6.0").block_bytes == 8 * MIB
+    assert account("internvl2-8b", "0.2.6").block_bytes == 16 * MIB  # 128 tokens
+    assert account("internvl2-8b", "0.6.0", quant_policy=8).block_bytes == 33 * MIB // 8
+    assert account("internvl2-8b", "0.2.6", quant_policy=8).block_bytes == 8 * MIB
+
+
+def test_blocks_of_a_log_follow_from_the_free_memory_that_it_implies():
+    made = account("internvl2-8b", "0.6.4", tp=4, on="rtx3090", free=2780 * MIB)
+    assert made.blocks_at(0.8) == 1112
+    assert made.at(0.8).ledgers[0].headroom < 0
+
+
+def test_a_count_is_a_count_where_it_was_one():
+    assert account("llama-2-7b", "0.1.0").blocks_at(1000) == 1000
+    assert account("llama-2-7b", "0.7.0").blocks_at(1000) == 1000
+
+
+def test_a_ratio_was_of_total_memory_until_0_2_1():
+    old, new = account("internlm2.5-7b", "0.2.1"), account("internlm2.5-7b", "0.2.2")
+    usable = old.gpus[0].total - old.gpus[0].reserved
+    assert old.region_at(0.5) == usable // 2 // old.block_bytes * old.block_bytes
+    assert new.region_at(0.5) < new.free / 2
+    assert old.region_at(0.5) > new.region_at(0.5)
+
+
+def test_sessions_are_taken_as_requests_come():
+    made = account("llama-2-7b", "0.0.14", max_batch_size=3, session_len=2048)
+    assert made.block_bytes == GIB
+    assert made.region_at(48) == 3 * GIB
+    assert made.region_at(2) == 2 * GIB
+
+
+def test_embeddings_were_whole_on_every_rank_until_0_6():
+    old, new = account("internvl2-8b", "0.5.3", tp=4), account("internvl2-8b", "0.6.0", tp=4)
+    whole = 92556 * 4096 * 2  # 92553 rows padded to a multiple of 4
+    assert terms(old, 0.2)["weights.embedding"] == whole
+    assert terms(new, 0.2)["weights.embedding"] < whole // 3
+
+
+def test_the_tower_is_before_the_cache_since_0_4():
+    late, early = account("internvl2-8b", "0.3.0"), account("internvl2-8b", "0.4.0")
+    tower = terms(early, 0.5)["weights.vision_tower"]
+    assert early.free < late.free
+    assert abs(late.free - early.free - tower) < 2 * MIB
+
+
+def test_the_tower_is_on_the_first_gpu_and_then_spread():
+    first, spread = account("internvl2-26b", "0.4.1", tp=4), account("internvl2-26b", "0.4.2", tp=4)
+    whole = terms(first, 0.2)["weights.vision_tower"]
+    assert [terms(first, 0.2, i)["weights.vision_tower"] for i in (1, 2, 3)] == [0, 0, 0]
+    shares = [terms(spread, 0.2, i)["weights.vision_tower"] for i in range(4)]
+    assert max(shares) < 0.3 * whole
+    assert abs(sum(shares) - whole) < 0.01 * whole
+    assert spread.free > first.free + GIB
+
+
+def test_what_torch_kept_of_loading_made_the_cache_smaller_from_0_6_2_to_0_8():
+    frees = {v: account("internvl2-8b", v).free for v in ("0.6.0", "0.7.2", "0.9.0")}
+    kept = terms(account("internvl2-8b", "0.7.2"), 0.5)["torch_cache"]
+    assert frees["0.6.0"] - frees["0.7.2"] == kept
+    assert frees["0.9.0"] > frees["0.7.2"]
+    # lmdeploy#3411: 6214 blocks on an A100-80G at 0.8.
+    assert account("internvl2-8b", "0.7.3").blocks_at(0.8) == pytest.approx(6214, rel=0.02)
+
+
+def test_session_is_cut_to_the_cache_and_its_buffers_with_it():
+    made = account("internvl2-26b", "0.5.2")
+    small, large = terms(made, 0.05), terms(made, 0.5)
+    assert small["token_ids"] < large["token_ids"]
+    assert large["token_ids"] == 6 * 128 * 32768 * 4
+    assert terms(account("internvl2-26b", "0.12.0"), 0.05)["token_ids"] == 128 * 3 * 32768 * 4
+
+
+def test_buffers_come_before_the_cache_in_0_12():
+    before, after = account("internvl2-8b", "0.12.0"), account("internvl2-8b", "0.15.0")
+    assert before.free < after.free
+
+
+def test_a_warm_up_of_its_own_since_0_6_2():
+    assert account("internvl2-8b", "0.5.3").own_warmup == 0
+    assert account("internvl2-8b", "0.6.2").own_warmup > 0
+    assert account("internlm2.5-7b", "0.5.3")._pool.bytes == 0
+
+
+def test_best_ratio_keeps_the_margin_and_no_more_would():
+    made = account("internvl2-8b", "0.6.0", on="rtx3090")
+    best = made.best_ratio()
+    assert best is not None
+    assert made.fits_at(best)
+    assert not made.fits_at(best + 0.001)
+    assert account("internvl2-26b", "0.6.0", on="rtx3090").best_ratio() is None
+
+
+def test_no_cache_where_nothing_is_free():
+    made = account("internvl2-26b", "0.5.2", on="rtx3090")
+    assert made.free < 0
+    assert made.starved_at(0.8)
+    assert not account("internvl2-2b", "0.5.2", on="rtx3090").starved_at(0.8)
+
+
+def test_native_towers_use_the_reference_account_with_older_figures():
+    model, rules = resolve_model("internvl2-8b"), generation_of("0.16.0")
+    sample = account("internvl2-8b", "0.15.0")
+    machine_gpus, constants = sample.gpus, load_constants()
+    from turbofit.machine.spec import parse_spec
+
+    made = legacy_account(
+        model,
+        sample.settings,
+        machine_gpus,
+        parse_spec("a100-80g"),
+        sample.exposure,
+        constants,
+        [0],
+        rules,
+    )
+    assert isinstance(made, Account)
+    assert not isinstance(made, LegacyAccount)
+    assert made.constants.ffn_align_16bit == 32
+    assert sum(weight_classes(model, 1, made.constants).values()) > 0

@@ -1,0 +1,91 @@
+"""The account of the PyTorch engine before 0.18."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.memory.legacy.conftest import exposure_of
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.machine.spec import parse_spec
+from turbofit.memory.legacy.generations import torch_generation_of
+from turbofit.memory.legacy.pytorch import LegacyTorchAccount
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.model.source import resolve_model
+
+
+def account(name, version, *, tp=1, on="a100-80g", free=None, images=1, **settings):
+    model, rules = resolve_model(name), torch_generation_of(version)
+    machine = parse_spec(f"{tp}x{on}")
+    gpus = [machine.gpu(i) for i in machine.visible]
+    base = {
+        "tp": tp,
+        "max_batch_size": rules.batch_size(gpus[0].name),
+        "max_prefill_token_num": rules.prefill,
+        "session_len": model.text.max_position_embeddings,
+    }
+    return LegacyTorchAccount(
+        model,
+        Settings(**{**base, **settings}),
+        gpus,
+        machine,
+        exposure_of(model, images),
+        load_constants(),
+        [0] * tp,
+        rules,
+        free,
+    )
+
+
+def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
+    free, vocab, block = 20000 * MIB, 152064, 64 * 28 * 4 * 2 * 128 * 2
+    old = account("qwen2-vl-7b", "0.7.2", free=free, max_batch_size=128)
+    assert old.block_bytes == block
+    assert old.runtime == 4096 * vocab * 7
+    assert old.blocks_at(0.8) == int((free - old.runtime) * 0.8) // block
+    new = account("qwen2-vl-7b", "0.10.2", free=free, max_batch_size=128)
+    assert new.runtime == (4096 + 256) * vocab * 2
+
+
+def test_the_reserve_is_halved_until_16_blocks_fit():
+    made = account("qwen2-vl-7b", "0.7.2", free=1400 * MIB, max_batch_size=128)
+    assert made.runtime == 1024 * 152064 * 7
+    assert made.blocks_at(0.8) >= 16
+
+
+def test_starved_below_three_blocks():
+    made = account("qwen2-vl-7b", "0.7.2", free=2 * MIB, max_batch_size=128)
+    assert made.starved_at(0.8)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_lines_add_up(tp):
+    made = account("qwen2-vl-7b", "0.5.2", tp=tp)
+    for ledger in made.at(0.5).ledgers:
+        body = [t.bytes for t in ledger.ledger if t.phase != "transient"]
+        assert sum(body) == ledger.steady <= ledger.peak
+
+
+def test_the_server_s_own_context_is_charged_where_ranks_are_processes():
+    one = {t.term for t in account("qwen2-vl-7b", "0.5.2").at(0.5).ledgers[0].ledger}
+    two = {t.term for t in account("qwen2-vl-7b", "0.5.2", tp=2).at(0.5).ledgers[0].ledger}
+    assert "server_context" not in one
+    assert "server_context" in two
+
+
+def test_the_tower_is_whole_on_every_rank_since_it_is_part_of_the_model():
+    def tower(version):
+        ledgers = account("qwen2-vl-7b", version, tp=2).at(0.5).ledgers
+        return [
+            next(t.bytes for t in one.ledger if t.term == "weights.vision_tower") for one in ledgers
+        ]
+
+    spread, whole = tower("0.5.2"), tower("0.7.0")
+    assert whole[0] == whole[1] > max(spread)
+
+
+def test_images_of_a_request_meet_in_one_forward_since_0_7():
+    one = account("qwen2-vl-7b", "0.7.2", images=1)
+    three = account("qwen2-vl-7b", "0.7.2", images=3)
+    assert three.units_per_forward == 3 * one.units_per_forward
+    assert account("qwen2-vl-7b", "0.5.2", images=3).units_per_forward == one.units_per_forward

@@ -1,0 +1,146 @@
+"""The account of TurboMind before 0.18: the same ledger, with the rules of its generation.
+
+Others hold ``used``; then the context, the communicator and the GEMM workspace, the torch tower
+where it comes first, the weights, the cache, and the buffers. What torch keeps of the first image
+and what the language model's pool keeps of it are ``pool_warmup``: most of these versions have no
+warm-up of their own, so ``steady`` is a server that has answered one image at its default limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings, Term
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.legacy.cache import LegacyCache
+from turbofit.memory.legacy.generations import Generation
+from turbofit.memory.legacy.group import GroupAccount, given, total_bytes, usable
+from turbofit.memory.legacy.terms import LegacyTerms
+from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.constants import EngineConstants
+
+__all__ = ["LegacyAccount", "legacy_account"]
+
+
+def legacy_account(
+    model: Model,
+    settings: Settings,
+    gpus: Sequence[Gpu],
+    machine: Machine,
+    exposure: Exposure,
+    constants: EngineConstants,
+    margins: Sequence[int],
+    generation: Generation,
+    free_at_cache: int | None = None,
+) -> Account | LegacyAccount:
+    """The account of one group under one generation; see :class:`LegacyAccount`.
+
+    Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
+    paddings and workspaces.
+    """
+    if generation.vision.runs == "native":
+        older = replace(
+            constants,
+            version=generation.first,
+            ffn_align_16bit=generation.ffn_align_16bit,
+            gemm_workspace=generation.gemm_before,
+        )
+        return Account(model, settings, gpus, machine, exposure, older, margins, free_at_cache)
+    return LegacyAccount(
+        model, settings, gpus, machine, exposure, constants, margins, generation, free_at_cache
+    )
+
+
+class LegacyAccount(GroupAccount):
+    """One model under one set of settings on one group of GPUs, before 0.16.
+
+    Args:
+        model: the checkpoint.
+        settings: the engine's options; a ``cache_max_entry_count`` of 1 or more counts blocks.
+        gpus: the group's GPUs, first the one that stages the load and holds an undivided tower.
+        machine: for the links inside the group.
+        exposure: what clients can ask of the vision tower.
+        constants: 0.18's figures, for what no generation changed (contexts, NCCL, pages).
+        margins: bytes to leave free, one for each GPU.
+        generation: the rules of the version.
+        free_at_cache: free bytes when the cache was sized, as a log said; replaces all before it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        constants: EngineConstants,
+        margins: Sequence[int],
+        generation: Generation,
+        free_at_cache: int | None = None,
+    ) -> None:
+        self.generation, self.exposure, self.constants = generation, exposure, constants
+        self._terms = terms = LegacyTerms(model, settings, gpus, exposure, constants, generation)
+        ranks = range(len(gpus))
+        if free_at_cache is None:
+            before = [terms.before(i, machine) for i in ranks]
+        else:
+            before = [(given(gpu, free_at_cache),) for gpu in gpus]
+        super().__init__(
+            settings,
+            gpus,
+            margins,
+            before,
+            terms.first_request(),
+            terms.cases(),
+            terms.staged() if free_at_cache is None else 0,
+            terms.units_per_forward,
+            terms.own_warmup(),
+        )
+        total = min(usable(gpu) for gpu in gpus)
+        self._cache = LegacyCache(model.text, settings, generation, constants, total)
+        self.shape = self._cache.shape
+        if generation.cache.after_buffers and free_at_cache is None:
+            self.free = min(
+                usable(gpu)
+                - total_bytes(before[i])
+                - total_bytes(terms.buffers(i, settings.session_len))
+                for i, gpu in enumerate(gpus)
+            )
+
+    @property
+    def sizable(self) -> int:
+        """All that is free."""
+        return self.free
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one rank."""
+        return self.shape.block_bytes
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one KV block."""
+        return self.shape.block_tokens
+
+    def region_at(self, ratio: float) -> int:
+        """Bytes of the cache on each rank; a ratio of 1 or more counts blocks."""
+        return self._cache.region(self.free, ratio)
+
+    def tokens_at(self, ratio: float) -> int:
+        """KV tokens that the cache holds."""
+        return self._cache.tokens(self.region_at(ratio))
+
+    def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:
+        """What one GPU holds for good after the cache, for the session that the cache admits."""
+        return self._terms.buffers(i, self._session_at(ratio))
+
+    def _session_at(self, ratio: float) -> int:
+        """``session_len`` as the engine truncates it to its cache, where that comes first."""
+        rule, wanted = self.generation.cache, self.settings.session_len
+        if not rule.truncates_session or rule.after_buffers:
+            return wanted
+        return min(wanted, max(1, self.tokens_at(ratio)))

@@ -1,0 +1,268 @@
+"""TurboMind's generations before 0.18, read from `presets/engines/generations.yaml`.
+
+Data, never branches on a version: what an entry of the file does not say, the entry before it does.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from turbofit.core.errors import PackageError
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
+from turbofit.memory.turbomind.constants import REFERENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Generation",
+    "LegacyConstants",
+    "TorchGeneration",
+    "generation_of",
+    "generations",
+    "is_legacy",
+    "legacy_constants",
+    "release_on",
+    "torch_generation_of",
+    "torch_generations",
+]
+
+_NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+Version = tuple[int, int, int]
+
+
+class CacheRule(Struct, forbid_unknown_fields=True):
+    """How the cache is sized.
+
+    ``of`` is what a ratio is taken of: ``free`` after the weights (the least of the group),
+    ``total``, or ``slots``: whole sessions, ``default`` of them. ``objects``: one region of pages
+    as in 0.18, else blocks. ``after_buffers``: the persistent buffers come first.
+    ``online_scales``: quantised keys and values carry a scale and a zero for each token and head.
+    """
+
+    of: Literal["free", "total", "slots"]
+    default: float
+    block_tokens: int
+    online_scales: bool
+    after_buffers: bool
+    objects: bool
+    truncates_session: bool
+
+
+class VisionRule(Struct, forbid_unknown_fields=True):
+    """Who runs the vision tower, when it is loaded, and on which GPUs of the group."""
+
+    runs: Literal["none", "torch", "native"]
+    loaded: Literal["before_cache", "after_cache"]
+    placed: Literal["first", "balanced"]
+    copies: dict[str, float] = msgspec.field(default_factory=lambda: {"default": 1.0})
+    pinned_pixels: bool = False
+
+    def held(self, architecture: str) -> float:
+        """What torch's allocator holds after loading, in sizes of the float16 tower."""
+        named = (size for name, size in self.copies.items() if architecture.startswith(name))
+        return next(named, self.copies["default"])
+
+
+class BatchRule(Struct, forbid_unknown_fields=True):
+    """``max_batch_size`` where none is given, by a part of the GPU's name."""
+
+    default: int
+    by_name: dict[str, int]
+
+    def size(self, gpu_name: str) -> int:
+        """The size for a GPU of this name."""
+        name = gpu_name.lower()
+        return next((size for part, size in self.by_name.items() if part in name), self.default)
+
+
+class BufferRule(Struct, forbid_unknown_fields=True):
+    """Sizes of the persistent buffers; the meaning of each stands beside it in the file."""
+
+    hidden: int
+    kv_copies: int
+    token_ids: int
+    logits: int
+    log_probs: int
+    attention_tokens: int
+    attention_extra: int
+    split_rows: int
+
+
+class PoolRule(Struct, forbid_unknown_fields=True):
+    """``aliased``: attention and feed-forward share memory, else each keeps its own buffers."""
+
+    aliased: bool
+
+
+class StagingRule(Struct, forbid_unknown_fields=True):
+    """What torch holds on the first GPU while tensors are moved; ``kept`` until free is read."""
+
+    embedding: int
+    gate: int
+    square: int
+    kept: bool
+
+
+class Generation(Struct, forbid_unknown_fields=True):
+    """One generation; ``first`` is the version that began it. See the file for the sources."""
+
+    first: str
+    source: dict[str, str]
+    cache: CacheRule
+    embeddings: Literal["replicated", "sharded"]
+    vision: VisionRule
+    batch: BatchRule
+    session_extra: int
+    forward: Literal["session", "prefill"]
+    iteration: Literal["session", "prefill"]
+    context_sessions: int
+    prefill: int
+    buffers: BufferRule
+    gemm_before: tuple[int, ...]
+    pool: PoolRule
+    warmup: Literal["none", "tuning", "forward"]
+    first_layers: tuple[str, ...]
+    staging: StagingRule
+    ffn_align_16bit: int = 1
+
+    def batch_size(self, gpu_name: str) -> int:
+        """``max_batch_size`` where none is given."""
+        return self.batch.size(gpu_name)
+
+
+class RuntimeRule(Struct, forbid_unknown_fields=True):
+    """Memory set aside before the ratio: ``bytes`` × vocabulary × (prefill + rows × batch)."""
+
+    bytes: int
+    batch_rows: int
+
+
+class LogitsRule(Struct, forbid_unknown_fields=True):
+    """Logits of a prefill: of which tokens, and bytes of an entry with its copies."""
+
+    tokens: Literal["all", "last"]
+    bytes: int
+
+
+class TorchGeneration(Struct, forbid_unknown_fields=True):
+    """One generation of the PyTorch engine; ``tower``: whose model the vision tower is part of."""
+
+    first: str
+    source: dict[str, str]
+    runtime: RuntimeRule
+    prefill: int
+    tower: Literal["front_end", "engine"]
+    logits: LogitsRule
+    block_tokens: int
+    batch: BatchRule
+
+    def batch_size(self, gpu_name: str) -> int:
+        """``max_batch_size`` where none is given."""
+        return self.batch.size(gpu_name)
+
+
+_Either = TypeVar("_Either", Generation, TorchGeneration)
+
+
+class LegacyConstants(Struct):
+    """Figures that no version of LMDeploy fixes, the same for every generation."""
+
+    vision_attention: dict[str, int]
+    torch_block: dict[str, int]
+    tuning_tokens: tuple[int, ...]
+
+
+def generation_of(version: str) -> Generation:
+    """TurboMind's generation of a version such as ``0.6`` or ``0.5.2.post1``.
+
+    Raises:
+        PackageError: not a version, or one that has an account of its own.
+    """
+    return _nearest(version, generations())
+
+
+def torch_generation_of(version: str) -> TorchGeneration:
+    """The PyTorch engine's generation of a version.
+
+    Raises:
+        PackageError: not a version, or one that has an account of its own.
+    """
+    return _nearest(version, torch_generations())
+
+
+def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
+    wanted = _parse(version)
+    if wanted is None or not is_legacy(version):
+        raise PackageError(
+            f"{version!r} is not a version of LMDeploy before {REFERENCE}",
+            hint="write it like 0.6.3",
+        )
+    begun = [one for one in known if (_parse(one.first) or (0, 0, 0)) <= wanted]
+    return begun[-1] if begun else known[0]
+
+
+def is_legacy(version: str) -> bool:
+    """Whether a version is older than the reference, so that this account is meant."""
+    wanted, reference = _parse(version), _parse(REFERENCE)
+    return wanted is not None and reference is not None and wanted < reference
+
+
+@cache
+def generations() -> tuple[Generation, ...]:
+    """TurboMind's, oldest first."""
+    return tuple(_read("generations", Generation))
+
+
+@cache
+def torch_generations() -> tuple[TorchGeneration, ...]:
+    """The PyTorch engine's, oldest first."""
+    return tuple(_read("pytorch", TorchGeneration))
+
+
+def _read(key: str, type_: type[_Either]) -> Iterator[_Either]:
+    """Entries of the file, each over the ones before it."""
+    whole: dict[str, Any] = {}
+    for entry in _file()[key]:
+        whole = _merged(whole, entry)
+        yield msgspec.convert(whole, type_, strict=False)
+
+
+@cache
+def legacy_constants() -> LegacyConstants:
+    """The figures under ``constants`` in the file."""
+    values = {key: entry["value"] for key, entry in _file()["constants"].items()}
+    return msgspec.convert(values, LegacyConstants, strict=False)
+
+
+def release_on(day: date) -> str | None:
+    """The newest version published on or before a day; None before the first."""
+    dated = [(when, version) for version, when in _file()["released"].items() if when <= day]
+    return max(dated, key=lambda one: (one[0], _parse(one[1])), default=(day, None))[1]
+
+
+def _parse(version: str) -> Version | None:
+    match = _NUMBERS.search(version)
+    if match is None:
+        return None
+    return int(match[1]), int(match[2]), int(match[3] or 0)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``new`` over ``old``, one mapping inside another alike."""
+    whole = dict(old)
+    for key, value in new.items():
+        deep = isinstance(value, dict) and isinstance(whole.get(key), dict) and key != "source"
+        whole[key] = _merged(whole[key], value) if deep else value
+    return whole
+
+
+@cache
+def _file() -> dict[str, Any]:
+    return load_yaml(preset_path("engines", "generations"))

@@ -1,0 +1,249 @@
+"""The account of LMDeploy's PyTorch engine before 0.18.
+
+Weights, then free memory without a reserve for one forward, a ratio of which becomes the cache.
+Nothing else is allocated ahead: torch's allocator keeps what forwards took. ``steady`` is a server
+that has answered one image at its default limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings, Term
+from turbofit.core.units import round_up
+from turbofit.machine.presets import context_bytes
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.legacy.generations import (
+    TorchGeneration,
+    VisionRule,
+    legacy_constants,
+)
+from turbofit.memory.legacy.group import GroupAccount, given
+from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.terms import before_terms
+from turbofit.memory.turbomind.weights import kv_heads_held
+from turbofit.model.images import unit_tokens, worst_units
+from turbofit.model.parameters import stored_bytes
+
+__all__ = ["LegacyTorchAccount"]
+
+_HALF: Final = 2
+_PAGE: Final = 2 << 20
+_PROMPT: Final = 64
+#: "No enough gpu memory for kv cache" is raised below it.
+_LEAST_BLOCKS: Final = 3
+
+
+class LegacyTorchAccount(GroupAccount):
+    """One model under one set of settings on one group of GPUs.
+
+    Args:
+        model: the checkpoint.
+        settings: the engine's options, under the names that TurboMind's have.
+        gpus: the group's GPUs.
+        machine: for the links inside the group.
+        exposure: what clients can ask of the vision tower.
+        constants: 0.18's figures, for what no generation changed (contexts, NCCL).
+        margins: bytes to leave free, one for each GPU.
+        generation: the rules of the version.
+        free_at_cache: free bytes when the cache was sized, as a log said; replaces all before it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        constants: EngineConstants,
+        margins: Sequence[int],
+        generation: TorchGeneration,
+        free_at_cache: int | None = None,
+    ) -> None:
+        self.generation, self.constants = generation, constants
+        self._model, self._exposure, self._settings = model, exposure, settings
+        self._block = _block_bytes(model, settings)
+        if free_at_cache is None:
+            before = [self._held(i, gpus, machine) for i in range(len(gpus))]
+        else:
+            before = [(given(gpu, free_at_cache),) for gpu in gpus]
+        units = exposure.units_per_image if model.vision is not None else 0
+        if generation.tower == "engine":  # all images of a request meet in one forward
+            units *= exposure.images_per_request
+        super().__init__(
+            settings, gpus, margins, before, self._first(), self._cases(units), 0, units
+        )
+
+    @property
+    def runtime(self) -> int:
+        """Bytes set aside for one forward, halved with the prefill until 16 blocks fit."""
+        rule, settings = self.generation.runtime, self.settings
+        rows = rule.batch_rows * settings.max_batch_size
+        prefill = settings.max_prefill_token_num
+        while prefill > 0:
+            size = rule.bytes * (prefill + rows) * self._model.text.vocab
+            left = (self.free - size) * settings.cache_max_entry_count
+            if left // self._block >= 16:
+                return size
+            prefill //= 2
+        return rule.bytes * rows * self._model.text.vocab
+
+    @property
+    def sizable(self) -> int:
+        """What is free without the reserve for one forward."""
+        return self.free - self.runtime
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block on one rank."""
+        return self._block
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one KV block."""
+        return self.settings.cache_block_seq_len
+
+    @property
+    def least_blocks(self) -> int:
+        """Blocks with fewer of which the engine stops."""
+        return _LEAST_BLOCKS
+
+    def region_at(self, ratio: float) -> int:
+        """Bytes of the cache on each rank."""
+        return int(max(0, self.sizable) * ratio) // self._block * self._block
+
+    def tokens_at(self, ratio: float) -> int:
+        """KV tokens that the cache holds."""
+        return self.region_at(ratio) // self._block * self.block_tokens
+
+    def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:  # noqa: ARG002
+        """Nothing is allocated ahead."""
+        return ()
+
+    def _held(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
+        linked = all(
+            machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
+        )
+        context = before_terms(gpus[i], self._settings, False, linked, self.constants)
+        return (*context, *self._front_end(i, gpus[i]), *self._weights(i))
+
+    def _front_end(self, i: int, gpu: Gpu) -> Iterator[Term]:
+        """The context of the server's own process, where ranks are processes of their own.
+
+        Over for ranks on which the server touches nothing.
+        """
+        tower = self.generation.tower == "front_end" and self._model.vision is not None
+        if self._settings.tp > 1 and (tower or i == 0):
+            size, _ = context_bytes(gpu)
+            note = "the server's process beside the rank's"
+            yield Term(
+                term="server_context", phase="context", bytes=size, basis="estimate", note=note
+            )
+
+    def _weights(self, i: int) -> Iterator[Term]:
+        """The language model divided by tp, embedding and lm_head whole, and the tower."""
+        model, tp = self._model, self._settings.tp
+        text = model.text
+        whole = text.vocab * text.hidden * _HALF
+        heads = whole if text.tie_word_embeddings else 2 * whole
+        body = stored_bytes(text, None, "float16", model.quantization) - heads
+        for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
+            yield Term(
+                term=f"weights.{name}",
+                phase="weights",
+                bytes=round_up(size, _PAGE),
+                basis="formula",
+            )
+        size = self._tower_share(i)
+        if size:
+            yield Term(
+                term="weights.vision_tower",
+                phase="weights",
+                bytes=size,
+                basis="formula",
+                note=f"part of the {self.generation.tower.replace('_', ' ')}",
+            )
+
+    def _tower_share(self, i: int) -> int:
+        """The tower on one GPU: spread by layers over the group, or whole in the engine's model.
+
+        Over in the engine, where attention and MLP of some families are divided.
+        """
+        tp = self._settings.tp
+        spread = self.generation.tower == "front_end"
+        rule = VisionRule(
+            runs="torch", loaded="before_cache", placed="balanced" if spread else "first"
+        )
+        shares = tower_bytes(self._model, tp, rule, legacy_constants())
+        return shares[i] if spread else shares[0]
+
+    def _forward(self, tokens: int, rows: int) -> int:
+        """Torch's pool after a prefill of so many tokens, ``rows`` of which are sampled."""
+        text, tp = self._model.text, self._settings.tp
+        heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
+        inner = 3 * text.intermediate // tp + 4 * text.hidden
+        wide = max(heads + 4 * text.hidden, inner) * tokens * _HALF
+        rule = self.generation.logits
+        logits = rule.bytes * text.vocab * (tokens if rule.tokens == "all" else rows)
+        return wide + logits
+
+    def _tower(self, units: int, *, flash: bool) -> int:
+        vision = self._model.vision
+        if vision is None or not units:
+            return 0
+        return tower_activations(vision, units, legacy_constants(), flash=flash)
+
+    def _first(self) -> Term:
+        """What the first image at the checkpoint's own limit leaves in torch's pool."""
+        rule, tokens, units = self._model.image_rule, 0, 0
+        if rule is not None and self._exposure.units_per_image and self._model.vision is not None:
+            units = min(worst_units(rule), self._exposure.units_per_image)
+            tokens = unit_tokens(rule, units) + _PROMPT
+        size = self._forward(tokens, 1) + self._tower(units, flash=True) if tokens else 0
+        return Term(
+            term="pool_warmup",
+            phase="buffers",
+            bytes=round_up(size, _PAGE),
+            basis="estimate",
+            note=f"the first image, {units} units",
+        )
+
+    def _cases(self, units: int) -> tuple[Term, ...]:
+        """Torch's pool in each worst case."""
+        settings, exposure = self._settings, self._exposure
+        text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
+        cases = [("text_prefill", text, "longest prompts fill a forward")]
+        if units:
+            prompt = exposure.tokens_per_request + _PROMPT
+            # The checkpoint's own code decides in the front end: an upper end without flash.
+            flash = self.generation.tower == "engine"
+            request = self._forward(prompt, 1) + self._tower(units, flash=flash)
+            cases.append(("vision_request", request, f"{units} units, one request"))
+        sizes = [round_up(size, _PAGE) for _, size, _ in cases]
+        decides = sizes.index(max(sizes))
+        return tuple(
+            Term(
+                term=name,
+                phase="transient",
+                bytes=size,
+                basis="estimate",
+                note=note,
+                worst=index == decides,
+            )
+            for index, ((name, _, note), size) in enumerate(zip(cases, sizes, strict=True))
+        )
+
+
+def _block_bytes(model: Model, settings: Settings) -> int:
+    """Bytes per rank of one block of keys and values."""
+    text, tp = model.text, settings.tp
+    heads = kv_heads_held(text.kv_heads, tp) // tp
+    bits = settings.quant_policy or 16
+    extra = 4 if bits < 16 else 0
+    token = text.layers * heads * 2 * (bits * text.head_dim // 8 + extra)
+    return token * settings.cache_block_seq_len

@@ -1,0 +1,217 @@
+"""The named lines of an older TurboMind's ledger, in the order in which it takes the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings, Term
+from turbofit.core.units import round_up
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.legacy.buffers import legacy_buffers
+from turbofit.memory.legacy.forward import LegacyForward
+from turbofit.memory.legacy.generations import Generation, legacy_constants
+from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.legacy.weights import legacy_weight_classes
+from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.terms import before_terms, capability_of
+from turbofit.model.images import unit_tokens, worst_units
+
+__all__ = ["LegacyTerms"]
+
+#: Text tokens of a request around its images.
+_PROMPT: Final = 64
+_HALF: Final = 2
+
+
+class LegacyTerms:
+    """Terms of one group under one generation; see :class:`~turbofit.memory.legacy.account`."""
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        exposure: Exposure,
+        constants: EngineConstants,
+        generation: Generation,
+    ) -> None:
+        self._model, self._settings, self._gpus = model, settings, tuple(gpus)
+        self._exposure, self._constants = exposure, constants
+        self._generation, self._legacy = generation, legacy_constants()
+        self._page = constants.pool_granularity
+        self._forward = LegacyForward(model, settings, generation, constants, self._legacy)
+        held = generation.vision.held(model.architecture)
+        self._towers = [
+            Term(
+                term="weights.vision_tower",
+                phase="weights",
+                bytes=int(size * held),
+                basis="formula",
+                note=f"float16 under torch, {generation.vision.placed}"
+                + (f"; loading left {held:g} times its size" if held > 1 else ""),
+            )
+            for size in tower_bytes(model, len(gpus), generation.vision, self._legacy)
+        ]
+
+    @property
+    def units_per_forward(self) -> int:
+        """Units of one torch forward: these servers encode one image at a time."""
+        if self._model.image_rule is None or self._model.vision is None:
+            return 0
+        paid = self._exposure.units_per_forward
+        units = self._exposure.units_per_image
+        return units if paid is None else min(units, paid)
+
+    def before(self, i: int, machine: Machine) -> tuple[Term, ...]:
+        """Everything of one GPU that is not free when the cache is sized."""
+        linked = all(
+            machine.link(a.index, b.index).nvlinked
+            for k, a in enumerate(self._gpus)
+            for b in self._gpus[:k]
+        )
+        gemm = Term(
+            term="gemm_workspace",
+            phase="context",
+            bytes=sum(self._generation.gemm_before),
+            basis="formula",
+            note="made before the cache is sized",
+        )
+        tower = self._towers[i : i + 1]
+        if self._generation.vision.loaded != "before_cache":
+            tower = []
+        context = before_terms(self._gpus[i], self._settings, False, linked, self._constants)
+        kept = [self._kept()] if i == 0 and self._generation.staging.kept else []
+        layers = [
+            term
+            for term in self._buffer_terms(self._settings.session_len)
+            if term.term in self._generation.first_layers
+        ]
+        return (*context, gemm, *tower, *self._weights(), *kept, *layers)
+
+    def _kept(self) -> Term:
+        """What torch does not give back: under where its blocks do not fit each other's."""
+        return Term(
+            term="torch_cache",
+            phase="weights",
+            bytes=self.staged(),
+            basis="formula",
+            note="torch's allocator keeps what moving tensors took",
+        )
+
+    def _weights(self) -> list[Term]:
+        """The language model's weights on one rank."""
+        classes = legacy_weight_classes(
+            self._model, self._settings.tp, self._constants, self._generation
+        )
+        total = sum(classes.values())
+        lines = [*classes.items(), ("rounding", round_up(total, self._page) - total)]
+        return [
+            Term(term=f"weights.{name}", phase="weights", bytes=size, basis="formula")
+            for name, size in lines
+        ]
+
+    def staged(self) -> int:
+        """What torch holds on the first GPU while it moves tensors."""
+        text, rule = self._model.text, self._generation.staging
+        rows = rule.embedding * text.vocab + rule.gate * text.intermediate
+        rows += rule.square * text.hidden
+        return round_up(rows * text.hidden * _HALF, self._page)
+
+    def buffers(self, i: int, session_len: int) -> tuple[Term, ...]:
+        """What lives after the cache on one GPU, without the pools."""
+        terms = [
+            term
+            for term in self._buffer_terms(session_len)
+            if term.term not in self._generation.first_layers
+        ]
+        terms += self._driver_terms(i)
+        if self._generation.vision.loaded == "after_cache":
+            terms.append(replace(self._towers[i], phase="buffers"))
+        return tuple(terms)
+
+    def _driver_terms(self, i: int) -> Iterator[Term]:
+        """What the driver adds, as in 0.18's account: its figures for want of older ones."""
+        major, minor = capability_of(self._gpus[i])
+        images, wanted = self._constants.kernel_images, major * 10 + minor
+        image = images[max((key for key in images if key <= wanted), default=max(images))]
+        lines = (
+            ("kernel_modules", image, "TurboMind's kernels, as large as in the 0.18 wheel"),
+            ("pool_growth", self._constants.pool_growth, "steps of driver pools"),
+        )
+        for name, size, note in lines:
+            yield Term(term=name, phase="buffers", bytes=size, basis="estimate", note=note)
+
+    def _buffer_terms(self, session_len: int) -> list[Term]:
+        lines = legacy_buffers(
+            self._model, self._settings, self._generation, self._forward, session_len
+        )
+        return [
+            Term(
+                term=name,
+                phase="buffers",
+                bytes=round_up(size, self._page),
+                basis="formula",
+                note=note,
+            )
+            for name, size, note in lines
+        ]
+
+    def own_warmup(self) -> int:
+        """Bytes of the pool that the engine's own warm-up takes, before any request."""
+        tokens = self._forward.warmup_tokens
+        return self._forward.pool(tokens, tokens)
+
+    def first_request(self) -> Term:
+        """The engine's warm-up, and what the first image at the checkpoint's own limit leaves."""
+        forward, rule = self._forward, self._model.image_rule
+        tokens, units = forward.warmup_tokens, 0
+        note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
+        if rule is not None and self.units_per_forward:
+            units = min(worst_units(rule), self.units_per_forward)
+            prompt = min(unit_tokens(rule, units) + _PROMPT, forward.tokens)
+            tokens = max(tokens, prompt)
+            note += f"; the first image, {units} units"
+        size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
+        return Term(term="pool_warmup", phase="buffers", bytes=size, basis="estimate", note=note)
+
+    def cases(self) -> tuple[Term, ...]:
+        """The pools' full size in each worst case, torch's and TurboMind's together."""
+        forward, rows = self._forward, self._settings.max_batch_size
+        image = self._tower(self.units_per_forward, flash=False)
+        context = max(forward.tokens, self._settings.session_len)
+        text = forward.pool(forward.tokens, context)
+        batch = text + round_up(forward.sampling(rows) + forward.decoding(rows), self._page)
+        cases = [
+            ("text_prefill", text, "longest prompts fill a forward"),
+            ("sampling", batch, f"{rows} rows with top_k=0"),
+        ]
+        if self.units_per_forward:
+            prompt = self._exposure.tokens_per_request + _PROMPT
+            request = forward.pool(min(forward.tokens, prompt), prompt) + image
+            cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
+            cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
+        sizes = [size for _, size, _ in cases]
+        decides = sizes.index(max(sizes))
+        return tuple(
+            Term(
+                term=name,
+                phase="transient",
+                bytes=size,
+                basis="estimate" if name.startswith("vision") else "formula",
+                note=note,
+                worst=index == decides,
+            )
+            for index, (name, size, note) in enumerate(cases)
+        )
+
+    def _tower(self, units: int, *, flash: bool) -> int:
+        """Bytes of torch's pool after a forward of so many units."""
+        vision = self._model.vision
+        if not units or vision is None or self._generation.vision.runs != "torch":
+            return 0
+        return round_up(tower_activations(vision, units, self._legacy, flash=flash), self._page)
