@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from bench.accuracy.inputs import Inputs, MissingError
+from bench.accuracy.inputs import Inputs
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import GpuLedger, Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
+from turbofit.memory.engine import Engine
+from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import NO_IMAGES, Exposure
-from turbofit.memory.legacy.account import legacy_account
-from turbofit.memory.legacy.generations import generation_of, is_legacy, torch_generation_of
+from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.legacy.group import GroupAccount
-from turbofit.memory.legacy.pytorch import LegacyTorchAccount
-from turbofit.memory.turbomind.account import Account, Outcome
-from turbofit.memory.turbomind.constants import load_constants
 from turbofit.model.images import unit_tokens, units, worst_units
-from turbofit.tuner.predict import default_batch_size
 
 __all__ = ["Forecast", "forecast"]
-
-_RATIO = 0.8
-_PREFILL = 8192
 
 
 class Forecast(Struct):
@@ -76,118 +68,45 @@ class Forecast(Struct):
 
 
 def forecast(inputs: Inputs) -> Forecast:
-    """The forecast of a row.
+    """The forecast of a row by the engine of its name and version.
 
     Raises:
-        MissingError: no account for its engine or model.
+        PackageError: no account of that engine in that version.
     """
-    return _ENGINES[inputs.row.engine](inputs)
-
-
-def _turbomind(inputs: Inputs) -> Forecast:
-    """TurboMind of any generation."""
-    gpus = _gpus(inputs)
-    constants, margins = load_constants(), [_margin(gpu) for gpu in gpus]
-    exposure, free = _exposure(inputs), _free(inputs)
-    if not is_legacy(inputs.version):
-        settings = _settings(inputs, default_batch_size(gpus[0].name), _RATIO, _PREFILL, 64, 0)
-        account = Account(
-            inputs.model, settings, gpus, inputs.machine, exposure, constants, margins, free
-        )
-        ratio = settings.cache_max_entry_count
-        return _forecast("0.18", account.at(ratio), account.shape.block_bytes, 64, False)
-    rules = generation_of(inputs.version)
-    batch = rules.batch_size(gpus[0].name)
-    settings = _settings(
-        inputs,
-        batch,
-        rules.cache.default,
-        rules.prefill,
-        rules.cache.block_tokens,
-        rules.session_extra,
-    )
-    older = legacy_account(
-        inputs.model, settings, gpus, inputs.machine, exposure, constants, margins, rules, free
-    )
-    ratio = settings.cache_max_entry_count
-    if isinstance(older, Account):
-        shape = older.shape
-        return _forecast(rules.first, older.at(ratio), shape.block_bytes, 64, older.hangs_at(ratio))
-    return _grouped(rules.first, older, ratio)
-
-
-def _pytorch(inputs: Inputs) -> Forecast:
-    """The PyTorch engine before 0.18; 0.18's own account belongs here too."""
-    if not is_legacy(inputs.version):
-        raise MissingError(f"an account of the PyTorch engine of {inputs.version}")
-    rules = torch_generation_of(inputs.version)
-    gpus = _gpus(inputs)
-    settings = _settings(
-        inputs,
-        rules.batch_size(gpus[0].name),
-        _RATIO,
-        rules.prefill,
-        rules.block_tokens,
-        0,
-    )
-    account = LegacyTorchAccount(
+    gpus = [inputs.machine.gpu(index) for index in inputs.machine.visible[: inputs.row.tp]]
+    engine = engine_named(inputs.row.engine, inputs.version)
+    settings = _settings(inputs, engine.defaults(gpus[0].name))
+    free = inputs.row.free_mib
+    account = engine.account(
         inputs.model,
         settings,
         gpus,
         inputs.machine,
         _exposure(inputs),
-        load_constants(),
         [_margin(gpu) for gpu in gpus],
-        rules,
-        _free(inputs),
+        None if free is None else int(free * MIB),
     )
-    return _grouped(rules.first, account, settings.cache_max_entry_count)
-
-
-def _grouped(generation: str, account: GroupAccount, ratio: float) -> Forecast:
-    """From an older engine's account."""
+    ratio = settings.cache_max_entry_count
     outcome = account.at(ratio)
     warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == "pool_warmup")
+    own = account.own_warmup if isinstance(account, GroupAccount) else warmup
     return Forecast(
-        generation=generation,
+        generation=_generation(engine, inputs.version),
         ledgers=outcome.ledgers,
         free=outcome.free,
         region=outcome.region,
         block_bytes=account.block_bytes,
         block_tokens=account.block_tokens,
         starved=account.starved_at(ratio),
-        first_image=max(0, warmup - account.own_warmup),
+        first_image=max(0, warmup - own),
     )
 
 
-_ENGINES: dict[str, Callable[[Inputs], Forecast]] = {
-    "turbomind": _turbomind,
-    "pytorch": _pytorch,
-}
-
-
-def _forecast(
-    generation: str, outcome: Outcome, block: int, tokens: int, starved: bool
-) -> Forecast:
-    return Forecast(
-        generation=generation,
-        ledgers=outcome.ledgers,
-        free=outcome.free,
-        region=outcome.region,
-        block_bytes=block,
-        block_tokens=tokens,
-        starved=starved,
-    )
-
-
-def _gpus(inputs: Inputs) -> Sequence[Gpu]:
-    return [inputs.machine.gpu(index) for index in inputs.machine.visible[: inputs.row.tp]]
-
-
-def _free(inputs: Inputs) -> int | None:
-    """Bytes that were free when the cache was sized, where a log said so."""
-    free = inputs.row.free_mib
-    return None if free is None else int(free * MIB)
+def _generation(engine: Engine, version: str) -> str:
+    """The version that began the generation."""
+    if isinstance(engine, LegacyTurbomind | LegacyPytorch):
+        return engine.generation.first
+    return ".".join(version.split(".")[:2])
 
 
 def _margin(gpu: Gpu) -> int:
@@ -195,23 +114,20 @@ def _margin(gpu: Gpu) -> int:
     return max(256 * MIB, total // 100)
 
 
-def _settings(
-    inputs: Inputs, batch: int, ratio: float, prefill: int, block: int, extra: int
-) -> Settings:
+def _settings(inputs: Inputs, defaults: dict[str, object]) -> Settings:
     """The row's settings over the generation's defaults."""
-    given, model = inputs.row.settings, inputs.model
-    session = int(given.get("session_len", model.text.max_position_embeddings + extra))
-    context = int(given.get("max_context_token_num", 0))
-    if prefill == 0:  # older than max_prefill_token_num; few of them count sessions
-        prefill = context if context >= session else context * session
+    given, longest = dict(inputs.row.settings), inputs.model.text.max_position_embeddings
+    session = int(given.setdefault("session_len", longest))
+    context = int(given.pop("max_context_token_num", 0))
+    values = {**defaults, **given}
+    if not values["max_prefill_token_num"]:  # older than it; few tokens of context are sessions
+        values["max_prefill_token_num"] = context if context >= session else context * session
+    ratio = values.pop("cache_max_entry_count")
     return Settings(
         tp=inputs.row.tp,
-        cache_max_entry_count=given.get("cache_max_entry_count", ratio),
-        max_batch_size=int(given.get("max_batch_size", batch)),
-        max_prefill_token_num=int(given.get("max_prefill_token_num", prefill)),
-        session_len=session,
         quant_policy=inputs.quant_policy,
-        cache_block_seq_len=block,
+        cache_max_entry_count=float(str(ratio)),
+        **{name: int(str(value).partition(".")[0]) for name, value in values.items()},
     )
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.diagnose.events import DefaultSession
+from turbofit.memory.engine import default_batch_size
 from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.observe.turbomind_log import CacheBudget, Slab, WarmupLengths
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.predict import default_batch_size
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu

@@ -73,6 +73,8 @@ class Account(ABC):
     dies: ClassVar[str]
     #: From what a request's memory comes.
     allocator: ClassVar[str]
+    #: When ``pool_warmup`` is taken.
+    warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 
     def __init__(
         self,

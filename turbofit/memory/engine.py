@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import ImageRule, Model
@@ -13,7 +13,21 @@ from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
 from turbofit.memory.exposure import Exposure
 
-__all__ = ["Engine", "Traffic"]
+__all__ = ["Engine", "Traffic", "default_batch_size"]
+
+#: LMDeploy's default batch by what is in the GPU's name (lmdeploy/utils.py).
+_BATCH_BY_NAME: Final = {
+    "a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024,
+}  # fmt: skip
+_BATCH: Final = 128
+_PREFILL: Final = 8192
+_RATIO: Final = 0.8
+
+
+def default_batch_size(gpu_name: str) -> int:
+    """LMDeploy's ``max_batch_size`` where none is given."""
+    name = gpu_name.lower()
+    return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _BATCH)
 
 
 class Traffic(Struct):
@@ -28,6 +42,14 @@ class Engine(ABC):
 
     name: ClassVar[Literal["turbomind", "pytorch"]]
     version: str
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:
+        """What LMDeploy takes where nothing is given, on a GPU of this name."""
+        return {
+            "cache_max_entry_count": _RATIO,
+            "max_batch_size": default_batch_size(gpu_name),
+            "max_prefill_token_num": _PREFILL,
+        }
 
     @abstractmethod
     def account(

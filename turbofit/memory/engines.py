@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model
 from turbofit.memory.engine import Engine
+from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
+from turbofit.memory.legacy.generations import generation_of, is_legacy
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind.constants import REFERENCE, load_constants
 from turbofit.memory.turbomind.engine import Turbomind
@@ -51,6 +55,8 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     Raises:
         PackageError: turbofit has no account for it.
     """
+    if version and is_legacy(version):
+        return LegacyTurbomind(version) if name == "turbomind" else LegacyPytorch(version)
     generation = ".".join((version or REFERENCE).split(".")[:2])
     if name == "turbomind":
         return Turbomind(load_constants(generation))
@@ -72,6 +78,14 @@ def engine_for(model: Model, asked: str = "auto", version: str | None = None) ->
         UsageError: the engine does not run the model, or none does.
         PackageError: turbofit has no account for the engine.
     """
+    if version and is_legacy(version):
+        if model.vision is not None and generation_of(version).vision.runs == "none":
+            raise UsageError(
+                f"LMDeploy {version} runs no vision tower, and {model.name} has one",
+                hint="towers came with 0.2.6",
+            )
+        # Towers ran under torch then: what decides is the language model alone.
+        model = replace(model, vision=None, architecture=model.text.architecture)
     wanted = ENGINES if asked == "auto" else (asked,)
     problems = [engine_problem(model, name) for name in wanted]
     for name, problem in zip(wanted, problems, strict=True):

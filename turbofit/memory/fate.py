@@ -131,7 +131,7 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
     for ledger in ledgers:
         missing = ledger.steady - _usable(ledger)
         if missing > 0:
-            yield _short("warmup", ledger, missing, "in LMDeploy's own warm-up")
+            yield _short("warmup", ledger, missing, account.warmup_words)
 
 
 def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:

@@ -23,19 +23,7 @@ from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import search
 from turbofit.tuner.sizing import Shape, shape_settings
 
-__all__ = ["default_batch_size", "make_prediction"]
-
-#: LMDeploy's default batch by what is in the GPU's name (lmdeploy/utils.py), else 128.
-_BATCH_BY_NAME = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024}
-_DEFAULT_BATCH = 128
-_DEFAULT_PREFILL = 8192
-_DEFAULT_RATIO = 0.8
-
-
-def default_batch_size(gpu_name: str) -> int:
-    """LMDeploy's ``max_batch_size`` where none is given."""
-    name = gpu_name.lower()
-    return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _DEFAULT_BATCH)
+__all__ = ["make_prediction"]
 
 
 def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) -> Plan:
@@ -135,16 +123,13 @@ def _settings(
     Raises:
         UsageError: values that TurboMind refuses.
     """
-    defaults: dict[str, object] = {
-        "cache_max_entry_count": _DEFAULT_RATIO,
-        "max_batch_size": default_batch_size(gpus[0].name),
-    }
+    defaults = engine.defaults(gpus[0].name)
     context = ask.workload.context or ask.model.text.max_position_embeddings
-    prefill = ask.fixed.get("max_prefill_token_num", _DEFAULT_PREFILL)
+    prefill = ask.fixed.get("max_prefill_token_num", defaults["max_prefill_token_num"])
     shape = Shape(
         tp=len(groups[0]),
         groups=groups,
-        max_prefill_token_num=prefill if isinstance(prefill, int) else _DEFAULT_PREFILL,
+        max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
         limit=None,
     )
     asked = replace(ask, fixed={**defaults, **ask.fixed})

@@ -15,10 +15,12 @@ from msgspec.structs import replace
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
+from turbofit.memory.account import Account as AnyAccount
+from turbofit.memory.account import given, total_bytes
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.cache import LegacyCache
 from turbofit.memory.legacy.generations import Generation
-from turbofit.memory.legacy.group import GroupAccount, given, total_bytes, usable
+from turbofit.memory.legacy.group import GroupAccount, usable
 from turbofit.memory.legacy.terms import LegacyTerms
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -36,7 +38,7 @@ def legacy_account(
     margins: Sequence[int],
     generation: Generation,
     free_at_cache: int | None = None,
-) -> Account | LegacyAccount:
+) -> AnyAccount:
     """The account of one group under one generation; see :class:`LegacyAccount`.
 
     Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
@@ -94,6 +96,7 @@ class LegacyAccount(GroupAccount):
             gpus,
             margins,
             before,
+            [terms.buffers(i, settings.session_len) for i in ranks],
             terms.first_request(),
             terms.cases(),
             terms.staged() if free_at_cache is None else 0,
@@ -105,10 +108,8 @@ class LegacyAccount(GroupAccount):
         self.shape = self._cache.shape
         if generation.cache.after_buffers and free_at_cache is None:
             self.free = min(
-                usable(gpu)
-                - total_bytes(before[i])
-                - total_bytes(terms.buffers(i, settings.session_len))
-                for i, gpu in enumerate(gpus)
+                usable(gpu) - total_bytes(one.before) - total_bytes(one.buffers)
+                for gpu, one in zip(gpus, self._held, strict=True)
             )
 
     @property

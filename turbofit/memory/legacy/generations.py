@@ -119,7 +119,6 @@ class Generation(Struct, forbid_unknown_fields=True):
     embeddings: Literal["replicated", "sharded"]
     vision: VisionRule
     batch: BatchRule
-    session_extra: int
     forward: Literal["session", "prefill"]
     iteration: Literal["session", "prefill"]
     context_sessions: int

@@ -1,24 +1,32 @@
-"""What the accounts of all older engines have in common: one group of GPUs at any cache ratio."""
+"""What the accounts of all older engines add to the common one.
+
+Buffers can depend on the cache, as these versions cut a session to it; and what the allocators keep
+of the first image is part of ``pool_warmup``, as most of them warm nothing up.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
+
+from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import GpuLedger, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.memory.turbomind.account import RATIO_STEPS, Outcome
+from turbofit.memory.account import Account, Held, total_bytes
 from turbofit.memory.turbomind.terms import cache_terms
 
-__all__ = ["GroupAccount", "given", "total_bytes", "usable"]
+__all__ = ["GroupAccount", "usable"]
 
 _PAGE = 2 << 20
+#: What torch keeps of loading: part of ``before``, and of its peak.
+_KEPT = "torch_cache"
 
 
-class GroupAccount(ABC):
+class GroupAccount(Account):
     """One model under one set of settings on one group of GPUs.
 
     Args:
@@ -26,6 +34,7 @@ class GroupAccount(ABC):
         gpus: the group's GPUs.
         margins: bytes to leave free, one for each GPU.
         before: each GPU's terms that are there when free memory is read.
+        buffers: each GPU's persistent terms after the cache, at their largest.
         pool: what the allocators keep of the warm-up and the first request.
         transients: the alternatives; the largest decides.
         staged: bytes that loading holds on the first GPU above its weights.
@@ -36,6 +45,7 @@ class GroupAccount(ABC):
     dies: ClassVar[str] = "aborts"
     starved: ClassVar[str] = "that it needs at least ({more} more), and LMDeploy stops"
     allocator: ClassVar[str] = "the pools of TurboMind and torch"
+    warmup_words: ClassVar[str] = "in LMDeploy's own warm-up or with its first image"
 
     def __init__(
         self,
@@ -43,47 +53,20 @@ class GroupAccount(ABC):
         gpus: Sequence[Gpu],
         margins: Sequence[int],
         before: Sequence[Sequence[Term]],
+        buffers: Sequence[Sequence[Term]],
         pool: Term,
         transients: Sequence[Term],
         staged: int,
         units_per_forward: int,
         own_warmup: int = 0,
     ) -> None:
-        self.settings, self.gpus, self.margins = settings, tuple(gpus), tuple(margins)
-        self.transients = tuple(transients)
-        self.units_per_forward = units_per_forward
+        held = []
+        for i, (early, late) in enumerate(zip(before, buffers, strict=True)):
+            kept = sum(term.bytes for term in early if term.term == _KEPT)
+            extra = max(0, staged - kept) if i == 0 else 0
+            held.append(Held(before=tuple(early), buffers=tuple(late), staged=extra))
+        super().__init__(settings, gpus, margins, held, pool, transients, units_per_forward)
         self.own_warmup = own_warmup
-        self._before = [tuple(terms) for terms in before]
-        self._pool, self._staged = pool, staged
-        self._worst = max((term.bytes for term in transients), default=0)
-        #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
-        self.free = min(
-            usable(gpu) - total_bytes(terms)
-            for gpu, terms in zip(self.gpus, self._before, strict=True)
-        )
-
-    @property
-    @abstractmethod
-    def sizable(self) -> int:
-        """Bytes of which the ratio takes its share; negative where nothing is left."""
-
-    @property
-    @abstractmethod
-    def block_bytes(self) -> int:
-        """Bytes of one KV block on one rank."""
-
-    @property
-    @abstractmethod
-    def block_tokens(self) -> int:
-        """Tokens of one KV block."""
-
-    @abstractmethod
-    def region_at(self, ratio: float) -> int:
-        """Bytes of the cache on each rank."""
-
-    @abstractmethod
-    def tokens_at(self, ratio: float) -> int:
-        """KV tokens that the cache holds."""
 
     @abstractmethod
     def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:
@@ -94,92 +77,35 @@ class GroupAccount(ABC):
         """KV blocks with fewer of which the engine stops."""
         return 1
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values on one rank."""
-        return self.block_bytes // self.block_tokens
-
     def blocks_at(self, ratio: float) -> int:
         """KV blocks of the cache."""
         return self.tokens_at(ratio) // self.block_tokens
 
-    def starved_at(self, ratio: float) -> bool:
-        """Whether the cache is too small for the engine to start."""
-        return self.blocks_at(ratio) < self.least_blocks
-
-    def fits_at(self, ratio: float) -> bool:
-        """Whether every GPU keeps its margin at this ratio."""
-        return self.missing_at(ratio) == 0
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
+        """The cache of one GPU as lines of its ledger."""
+        return cache_terms(round_up(self.region_at(ratio), _PAGE), ratio, 0)
 
     def missing_at(self, ratio: float) -> int:
         """Bytes by which the tightest GPU misses its margin at this ratio; 0 where none does."""
         return max(0, *(one.margin - one.headroom for one in self.at(ratio).ledgers))
 
-    def best_ratio(self) -> float | None:
-        """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""
-        low, high = 0, RATIO_STEPS - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.fits_at(middle / RATIO_STEPS):
-                low = middle
-            else:
-                high = middle - 1
-        return low / RATIO_STEPS or None
-
-    def at(self, ratio: float) -> Outcome:
-        """The whole account at one ratio."""
-        return Outcome(
-            ratio=ratio,
-            free=self.free,
-            region=self.region_at(ratio),
-            tokens=self.tokens_at(ratio),
-            ledgers=tuple(self._ledger(i, ratio) for i in range(len(self.gpus))),
-        )
-
-    def _load_peak(self, i: int) -> int:
-        """The most that one GPU holds while loading; the first stages tensors through torch."""
-        phases = ("before", "context", "weights")
-        held = [t for t in self._before[i] if t.phase in phases and t.term != "torch_cache"]
-        return max(
-            total_bytes(self._before[i]), total_bytes(held) + (self._staged if i == 0 else 0)
-        )
-
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
-        gpu = self.gpus[i]
-        cache = cache_terms(round_up(self.region_at(ratio), _PAGE), ratio, 0)
-        body = [*self._before[i], *cache, *self.buffers_at(i, ratio), self._pool]
-        steady = total_bytes(body)
-        peak = steady - self._pool.bytes + max(self._pool.bytes, self._worst)
-        load_peak = self._load_peak(i)
-        return GpuLedger(
-            index=gpu.index,
-            uuid=gpu.uuid,
-            name=gpu.name,
-            total=known(gpu.total, 0),
-            reserved=known(gpu.reserved, 0),
-            used=known(gpu.used, 0),
-            free=known(gpu.free, 0),
+        made = super()._ledger(i, ratio)
+        late = self.buffers_at(i, ratio)
+        less = total_bytes(self._held[i].buffers) - total_bytes(late)
+        if not less:
+            return made
+        body = (*self._held[i].before, *self.cache_terms(i, ratio), *late, self._pool)
+        peak = made.peak - less
+        return replace(
+            made,
             ledger=(*body, *self.transients),
-            steady=steady,
-            load_peak=load_peak,
+            steady=made.steady - less,
             peak=peak,
-            headroom=usable(gpu) - max(peak, load_peak),
-            margin=self.margins[i],
+            headroom=self._usable(i) - max(peak, made.load_peak),
         )
 
 
 def usable(gpu: Gpu) -> int:
     """Bytes of a card that CUDA can hand out."""
     return known(gpu.total, 0) - known(gpu.reserved, 0)
-
-
-def given(gpu: Gpu, free: int) -> Term:
-    """Everything before the cache as one line, from the free memory that a log told."""
-    note = "all that is not free when the cache is sized"
-    before = usable(gpu) - free
-    return Term(term="before_cache", phase="before", bytes=before, basis="measured", note=note)
-
-
-def total_bytes(terms: Sequence[Term]) -> int:
-    """The sum of a ledger's lines."""
-    return sum(term.bytes for term in terms)

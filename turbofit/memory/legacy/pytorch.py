@@ -15,13 +15,14 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
+from turbofit.memory.account import given
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.generations import (
     TorchGeneration,
     VisionRule,
     legacy_constants,
 )
-from turbofit.memory.legacy.group import GroupAccount, given
+from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
@@ -69,14 +70,22 @@ class LegacyTorchAccount(GroupAccount):
         self._model, self._exposure, self._settings = model, exposure, settings
         self._block = _block_bytes(model, settings)
         if free_at_cache is None:
-            before = [self._held(i, gpus, machine) for i in range(len(gpus))]
+            before = [self._terms_before(i, gpus, machine) for i in range(len(gpus))]
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
         units = exposure.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
             units *= exposure.images_per_request
         super().__init__(
-            settings, gpus, margins, before, self._first(), self._cases(units), 0, units
+            settings,
+            gpus,
+            margins,
+            before,
+            [()] * len(gpus),
+            self._first(),
+            self._cases(units),
+            0,
+            units,
         )
 
     @property
@@ -125,7 +134,7 @@ class LegacyTorchAccount(GroupAccount):
         """Nothing is allocated ahead."""
         return ()
 
-    def _held(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
+    def _terms_before(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
         linked = all(
             machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
         )

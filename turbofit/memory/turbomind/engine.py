@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import ImageRule, Model
 from turbofit.core.plan import HostMemory, Settings
+from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind import constraints
@@ -44,7 +45,7 @@ class Turbomind(Engine):
         exposure: Exposure,
         margins: Sequence[int],
         free_at_cache: int | None = None,
-    ) -> Account:
+    ) -> AnyAccount:
         """See :meth:`Engine.account`."""
         return Account(
             model, settings, gpus, machine, exposure, self.constants, margins, free_at_cache

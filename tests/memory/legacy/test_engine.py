@@ -1,0 +1,63 @@
+"""Older engines as planning asks them."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.units import MIB
+from turbofit.memory.engines import engine_for, engine_named
+from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
+from turbofit.model.source import resolve_model
+
+
+def test_a_version_chooses_the_account():
+    assert isinstance(engine_named("turbomind", "0.6.3"), LegacyTurbomind)
+    assert isinstance(engine_named("pytorch", "0.7"), LegacyPytorch)
+    assert engine_named("turbomind", "0.18.0").version == "0.18"
+    with pytest.raises(PackageError):
+        engine_named("turbomind", "0.19")
+
+
+def test_older_turbominds_ran_any_tower_under_torch_and_the_oldest_none():
+    plain = resolve_model("internvl2-8b")
+    model = replace(plain, vision=replace(plain.vision, kind="clip"))
+    assert isinstance(engine_for(model, version="0.6.0"), LegacyTurbomind)
+    assert engine_for(model).name == "pytorch"
+    with pytest.raises(UsageError):
+        engine_for(model, version="0.2.5")
+    assert isinstance(engine_for(resolve_model("llama-2-7b"), version="0.2.5"), LegacyTurbomind)
+
+
+def test_predict_with_the_defaults_of_the_version():
+    made = turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.5.3")
+    assert made.engine.version == "0.5.3"
+    assert (made.settings.max_batch_size, made.settings.cache_max_entry_count) == (128, 0.8)
+    assert (
+        turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.6").settings.max_batch_size
+        == 256
+    )
+    old = turbofit.predict("llama-2-7b", on="a100-80g", lmdeploy="0.2.0")
+    assert (old.settings.cache_block_seq_len, old.settings.cache_max_entry_count) == (128, 0.5)
+
+
+def test_predict_from_a_log_s_free_memory_says_what_the_user_saw():
+    made = turbofit.predict(
+        "internvl2-8b",
+        on="4xrtx3090",
+        tp=4,
+        max_dynamic_patch=6,
+        lmdeploy="0.6.4",
+        free_at_cache=2780 * MIB,
+    )
+    assert made.kv.region_bytes == 1112 * 2 * MIB
+    assert not made.fits
+
+
+def test_pixels_were_pinned_in_0_16():
+    old = turbofit.predict("internvl2-8b", on="a100-80g", lmdeploy="0.16.0")
+    new = turbofit.predict("internvl2-8b", on="a100-80g")
+    tokens = old.settings.max_prefill_token_num + old.settings.max_batch_size
+    assert old.host.pinned - new.host.pinned == pytest.approx(2 * tokens * 3 * 448**2 * 2, rel=0.05)

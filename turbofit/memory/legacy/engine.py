@@ -1,0 +1,164 @@
+"""Older engines of LMDeploy, as planning asks them: for `predict` and `bench/accuracy`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.plan import HostMemory, Settings
+from turbofit.memory.account import Account
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.legacy.account import legacy_account
+from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
+from turbofit.memory.legacy.pytorch import LegacyTorchAccount
+from turbofit.memory.pytorch.engine import Pytorch
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.engine import Turbomind
+
+__all__ = ["LegacyPytorch", "LegacyTurbomind"]
+
+_RATIO = 0.8
+_HALF = 2
+
+
+class LegacyTurbomind(Turbomind):
+    """TurboMind before 0.18.
+
+    Args:
+        version: LMDeploy's, e.g. ``0.6.3``.
+
+    Raises:
+        PackageError: not a version before 0.18.
+    """
+
+    def __init__(self, version: str) -> None:
+        super().__init__(load_constants())
+        self.version = version
+        self.generation: Generation = generation_of(version)
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:
+        """See :meth:`Engine.defaults`."""
+        rules = self.generation
+        return {
+            "cache_max_entry_count": rules.cache.default,
+            "max_batch_size": rules.batch_size(gpu_name),
+            "max_prefill_token_num": rules.prefill,
+            "cache_block_seq_len": rules.cache.block_tokens,
+        }
+
+    def account(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        margins: Sequence[int],
+        free_at_cache: int | None = None,
+    ) -> Account:
+        """See :meth:`Engine.account`."""
+        return legacy_account(
+            model,
+            settings,
+            gpus,
+            machine,
+            exposure,
+            self.constants,
+            margins,
+            self.generation,
+            free_at_cache,
+        )
+
+    def settings_problem(self, settings: Settings) -> str | None:
+        """Counts of blocks were allowed where the cache is not one region of pages."""
+        ratio = settings.cache_max_entry_count
+        if ratio >= 1 and not self.generation.cache.objects:
+            return None
+        return super().settings_problem(settings)
+
+    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+        """A tower under torch runs one image at a time."""
+        if self.generation.vision.runs == "native":
+            return super().units_bound(rule, exposure, settings)
+        return exposure.units_per_image
+
+    def host_memory(
+        self,
+        model: Model,
+        settings: Settings,
+        *,
+        units_per_forward: int,
+        replicas: int,
+        available: int | None,
+    ) -> HostMemory:
+        """0.18's, and the pinned pixels of two whole forwards a rank where they were pinned."""
+        made = super().host_memory(
+            model,
+            settings,
+            units_per_forward=units_per_forward,
+            replicas=replicas,
+            available=available,
+        )
+        rule = model.image_rule
+        if not self.generation.vision.pinned_pixels or not isinstance(rule, TileRule):
+            return made
+        tokens = settings.max_prefill_token_num + settings.max_batch_size
+        each = 2 * tokens * 3 * rule.tile_size**2 * _HALF
+        return replace(made, pinned=made.pinned + each * settings.tp * replicas)
+
+    def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
+        """See :meth:`Engine.prefill_words`."""
+        return f"as LMDeploy {self.version} takes it"
+
+
+class LegacyPytorch(Pytorch):
+    """The PyTorch engine before 0.18.
+
+    Args:
+        version: LMDeploy's, e.g. ``0.6.3``.
+
+    Raises:
+        PackageError: not a version before 0.18.
+    """
+
+    def __init__(self, version: str) -> None:
+        super().__init__()
+        self.version = version
+        self.generation = torch_generation_of(version)
+        self._turbomind = load_constants()
+
+    def defaults(self, gpu_name: str) -> dict[str, object]:
+        """See :meth:`Engine.defaults`."""
+        rules = self.generation
+        return {
+            "cache_max_entry_count": _RATIO,
+            "max_batch_size": rules.batch_size(gpu_name),
+            "max_prefill_token_num": rules.prefill,
+            "cache_block_seq_len": rules.block_tokens,
+        }
+
+    def account(
+        self,
+        model: Model,
+        settings: Settings,
+        gpus: Sequence[Gpu],
+        machine: Machine,
+        exposure: Exposure,
+        margins: Sequence[int],
+        free_at_cache: int | None = None,
+    ) -> Account:
+        """See :meth:`Engine.account`."""
+        return LegacyTorchAccount(
+            model,
+            settings,
+            gpus,
+            machine,
+            exposure,
+            self._turbomind,
+            margins,
+            self.generation,
+            free_at_cache,
+        )
