@@ -20,10 +20,19 @@ from turbofit.core.plan import Goal, Plan, Settings, Workload
 from turbofit.core.units import parse_bytes
 from turbofit.launch.command import commands
 from turbofit.launch.environment import rank_warning
+from turbofit.launch.fallback.command import fallback_commands
+from turbofit.launch.needs import need_warning
 from turbofit.machine.source import machine_from
-from turbofit.memory.engines import check_options, engine_for, engine_named
+from turbofit.memory.engines import (
+    FALLBACK,
+    check_options,
+    engine_for,
+    engine_named,
+    fallback_reason,
+)
 from turbofit.model.source import resolve_model
 from turbofit.tuner.ask import Ask, Margin
+from turbofit.tuner.fallback.plan import make_fallback_plan
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.predict import make_prediction
 
@@ -73,8 +82,8 @@ def plan(
         goal: what decides between shapes that serve.
         max_dynamic_patch: InternVL's tile limit; None keeps the model's own where it can be served.
         max_pixels: Qwen2-VL's pixel limit, likewise.
-        engine: ``auto``, ``turbomind`` or ``pytorch``; ``auto`` is the first of them that runs the
-            model.
+        engine: ``auto``, ``turbomind``, ``pytorch`` or ``transformers``; ``auto`` is the first of
+            them that runs the model.
         margin: bytes to leave free on each GPU, or a share such as ``"2%"``.
         budget: bytes that this turbofit may take of each GPU, margin included.
         revision: branch, tag or commit on the hub.
@@ -99,6 +108,9 @@ def plan(
         max_pixels=max_pixels,
     )
     ask = _checked(ask)
+    reason = fallback_reason(ask.model, engine)
+    if reason is not None:
+        return _finished(make_fallback_plan(ask, reason))
     chosen = engine_for(ask.model, engine)
     check_options(chosen, ask.fixed)
     made = make_plan(ask, chosen)
@@ -147,6 +159,11 @@ def predict(
         max_pixels=max_pixels,
     )
     free = parse_bytes(free_at_cache) if isinstance(free_at_cache, str) else free_at_cache
+    if lmdeploy is None and fallback_reason(ask.model, engine) is not None:
+        raise UsageError(
+            f"predict tells what LMDeploy does, and it does not run {ask.model.name}",
+            hint="turbofit plan finds settings for Hugging Face Transformers",
+        )
     account = engine_for(ask.model, engine, lmdeploy)
     check_options(account, ask.fixed)
     return _finished(make_prediction(_checked(ask), account, free))
@@ -352,7 +369,8 @@ def _checked(ask: Ask) -> Ask:
 
 
 def _finished(plan: Plan) -> Plan:
-    """Add the command lines, and what the environment says against them."""
-    warning = rank_warning(plan.parallel.tp, os.environ)
-    warnings = (*plan.warnings, warning) if warning else plan.warnings
-    return replace(plan, commands=commands(plan), warnings=warnings)
+    """Add the command lines, and what the environment and the packages say against them."""
+    made = commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
+    said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
+    warnings = (*plan.warnings, *(text for text in said if text))
+    return replace(plan, commands=made, warnings=warnings)

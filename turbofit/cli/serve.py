@@ -132,12 +132,13 @@ def _launch(
 ) -> int:
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import Fetcher
-    from turbofit.launch.environment import find_lmdeploy
+    from turbofit.launch.environment import lmdeploy_if_needed
+    from turbofit.launch.needs import check_needs
     from turbofit.launch.others import end_orphans
     from turbofit.launch.record import Record
     from turbofit.launch.session import Job, run_session
 
-    lmdeploy = find_lmdeploy()
+    lmdeploy, missing = lmdeploy_if_needed(args.engine)
     for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
         note(f"warning: {text}")
     if args.pretend:
@@ -148,6 +149,9 @@ def _launch(
         plan = planner.settle(plan, None if args.plan else changes)
     if not plan.fits:
         raise refusal(plan)
+    if missing is not None and plan.engine.name != "transformers":
+        raise missing
+    check_needs(plan)
     _refuse_ranks(plan)
     note(plan.verdict)
     for warning in (*plan.warnings, *_doubts(args, passed, lmdeploy.warning)):

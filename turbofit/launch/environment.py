@@ -12,7 +12,7 @@ from turbofit.launch.runner import module_runner
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "rank_warning"]
+__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed", "rank_warning"]
 
 _INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
 #: The oldest that `serve` launches, and the newest whose ledger is known.
@@ -74,6 +74,20 @@ def find_lmdeploy() -> Lmdeploy:
             hint=f"install a newer one with {_INSTALL}",
         )
     return found
+
+
+def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
+    """LMDeploy, or why there is none where the engine may turn out to be another one.
+
+    Raises:
+        PackageError: it is missing, and it was asked for.
+    """
+    try:
+        return find_lmdeploy(), None
+    except PackageError as exc:
+        if engine in ("turbomind", "pytorch"):
+            raise
+        return Lmdeploy(".".join(map(str, _NEWEST)), ()), exc
 
 
 def check_port(host: str, port: int) -> None:

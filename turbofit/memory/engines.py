@@ -17,11 +17,12 @@ from turbofit.memory.turbomind.constants import REFERENCE, load_constants
 from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.support import engine_problem
 
-__all__ = ["ENGINES", "check_options", "engine_for", "engine_named"]
+__all__ = ["ENGINES", "FALLBACK", "check_options", "engine_for", "engine_named", "fallback_reason"]
 
 #: In the order of preference: TurboMind decodes faster and sizes what it takes.
 ENGINES: Final = ("turbomind", "pytorch")
-
+#: What runs a model that LMDeploy does not, one request at a time.
+FALLBACK: Final = "transformers"
 
 #: Options that only one of them has.
 _ONLY: Final = {
@@ -66,6 +67,27 @@ def engine_named(name: str, version: str | None = None) -> Engine:
         f"turbofit has no memory account for the {name} engine of LMDeploy {generation}",
         hint=f"it has them for {' and '.join(ENGINES)} of {REFERENCE}",
     )
+
+
+def fallback_reason(model: Model, asked: str) -> str | None:
+    """Why a model is planned for Transformers instead of LMDeploy; None where LMDeploy runs it.
+
+    Raises:
+        UsageError: Transformers does not run it either.
+        PackageError: no engine of this name is known.
+    """
+    if asked not in ("auto", *ENGINES, FALLBACK):
+        raise PackageError(
+            f"turbofit has no memory account for the engine {asked}",
+            hint=f"it has them for {', '.join((*ENGINES, FALLBACK))}",
+        )
+    problems = [engine_problem(model, name) for name in ENGINES]
+    if asked in ENGINES or (asked == "auto" and None in problems):
+        return None
+    problem = engine_problem(model, FALLBACK)
+    if problem is not None:
+        raise UsageError(problem, hint="see docs/models.md for what runs where")
+    return "as asked" if asked == FALLBACK else str(problems[0])
 
 
 def engine_for(model: Model, asked: str = "auto", version: str | None = None) -> Engine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from msgspec.structs import replace
 
 import turbofit
 from turbofit.core.errors import PackageError, UsageError
@@ -22,8 +21,7 @@ def test_a_version_chooses_the_account():
 
 
 def test_older_turbominds_ran_any_tower_under_torch_and_the_oldest_none():
-    plain = resolve_model("internvl2-8b")
-    model = replace(plain, vision=replace(plain.vision, kind="clip"))
+    model = resolve_model("llava-1.5-7b")
     assert isinstance(engine_for(model, version="0.6.0"), LegacyTurbomind)
     assert engine_for(model).name == "pytorch"
     with pytest.raises(UsageError):
