@@ -58,7 +58,7 @@ class Activations:
         return rows * self._mlp_elements() * _HALF
 
     def _decoder(self, forward: Prefill) -> int:
-        held = self._features(forward.units)
+        held = self._features(forward.units) + self.constants.prefill_base
         mlp = forward.tokens * self._mlp_elements() * _HALF
         return held + max(mlp, self._attention(forward))
 

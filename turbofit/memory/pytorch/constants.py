@@ -30,6 +30,7 @@ class PytorchConstants(Struct):
     logit: int
     sampling_base: int
     token_elements: int
+    prefill_base: int
     hidden_copies: int
     vision_copies: dict[str, int]
     vision_base: int

@@ -1,0 +1,102 @@
+"""What the PyTorch engine refuses, before it is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.plan import Settings, Workload
+from turbofit.machine.source import machine_from
+from turbofit.memory.pytorch.bound import engine_bound
+from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
+from turbofit.memory.pytorch.environment import environment
+from turbofit.memory.pytorch.terms import capture_sizes
+from turbofit.model.source import resolve_model
+from turbofit.tuner.ask import Ask, exposure_of
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "problem"),
+    [
+        ("qwen2-vl-7b", 2, None),
+        ("qwen2-vl-7b", 4, None),
+        ("qwen2-vl-7b", 3, "attention heads"),
+        ("internvl2-8b", 8, None),
+        ("llava-1.5-7b", 4, None),
+        ("cogvlm-17b", 2, None),
+        ("qwen2-vl-2b", 4, None),  # two KV heads, each on two ranks
+    ],
+)
+def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
+    said = tp_problem(resolve_model(name), tp)
+    assert said is None if problem is None else said is not None and problem in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(cache_max_entry_count=1.5), "between 0 and 1"),
+        (Settings(quant_policy=42), "quant-policy"),
+        (Settings(quant_policy=16), None),
+    ],
+)
+def test_settings(settings: Settings, words: str | None) -> None:
+    said = settings_problem(settings)
+    assert said is None if words is None else said is not None and words in said
+
+
+@pytest.mark.parametrize(
+    ("batch", "own", "sizes"),
+    [
+        (8, None, [1, 2, 4, 8]),
+        (6, None, [1, 2, 4, 6]),
+        (384, None, [1, 2, 4, 8, 16, 32, 64, 128, 256, 384]),
+        (1024, None, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024]),
+        (8, (2,), [2, 8]),
+    ],
+)
+def test_graphs_are_captured_for_the_sizes_of_the_engine(
+    batch: int, own: tuple[int, ...] | None, sizes: list[int]
+) -> None:
+    settings = Settings(max_batch_size=batch, cudagraph_capture_batch_sizes=own)
+    assert capture_sizes(settings) == sizes
+    assert capture_sizes(Settings(max_batch_size=batch, eager_mode=True)) == []
+
+
+def test_the_engine_s_own_capture_sizes() -> None:
+    """The rule of LMDeploy's graph runner, read from its source where torch is no CUDA build."""
+    lmdeploy = pytest.importorskip("lmdeploy")
+    import ast
+    from pathlib import Path
+
+    path = Path(lmdeploy.__file__).parent / "pytorch/backends/cuda/graph_runner/runner.py"
+    wanted = "_get_capture_batch_size_impl"
+    (found,) = [
+        node for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == wanted
+    ]  # fmt: skip
+    found.decorator_list = []
+    scope: dict = {}
+    exec(compile(ast.Module([found], []), str(path), "exec"), scope)
+    for batch in (1, 2, 3, 7, 8, 100, 128, 255, 256, 257, 300, 512, 600, 1024):
+        assert scope[wanted](batch) == capture_sizes(Settings(max_batch_size=batch))
+
+
+def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
+    ask = Ask(
+        model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
+    )
+    rule, exposure = ask.model.image_rule, exposure_of(ask, ask.own_limit)
+    assert rule is not None
+    many = Settings(max_batch_size=8, max_prefill_token_num=8192)
+    assert engine_bound(rule, exposure, many) == 32  # 8192 tokens of 256 each
+    few = Settings(max_batch_size=8, max_prefill_token_num=1024)
+    assert engine_bound(rule, exposure, few) == 13  # a chunk grows for an image
+    one = Settings(max_batch_size=1, max_prefill_token_num=8192)
+    assert engine_bound(rule, exposure, one) == 13
+
+
+def test_ray_refuses_expandable_segments() -> None:
+    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(Settings(tp=1))
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(Settings(tp=2))
+    own = Settings(tp=2, distributed_executor_backend="mp")
+    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(own)
