@@ -136,7 +136,8 @@ def test_what_the_ledger_does_not_know_is_kept_and_said(pipeline: Any, internvl2
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"backend_config": "pytorch"}, "only TurboMind"),
+        ({"backend_config": "none"}, "no config of LMDeploy"),
+        ({"backend_config": "pytorch", "engine": "turbomind"}, "of the pytorch engine, and"),
         ({"replicas": 2}, "one engine"),
         ({"speculative_config": object()}, "speculative"),
         ({"backend_config": {"tp": 2}, "tp": 1}, "tp is 2 in backend_config and 1"),
@@ -145,8 +146,9 @@ def test_what_the_ledger_does_not_know_is_kept_and_said(pipeline: Any, internvl2
 def test_what_cannot_be_planned_is_refused(
     keywords: dict[str, Any], words: str, pipeline: Any, internvl2: Path
 ) -> None:
-    if keywords.get("backend_config") == "pytorch":
-        keywords = {"backend_config": lmdeploy.PytorchEngineConfig()}
+    own = {"none": object(), "pytorch": lmdeploy.PytorchEngineConfig()}
+    if isinstance(keywords.get("backend_config"), str):
+        keywords = {**keywords, "backend_config": own[keywords["backend_config"]]}
     elif "backend_config" in keywords:
         config = lmdeploy.TurbomindEngineConfig(**keywords["backend_config"])
         keywords = {**keywords, "backend_config": config}

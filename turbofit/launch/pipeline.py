@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
 from turbofit.launch.environment import find_lmdeploy, rank_warning
+from turbofit.launch.needs import check_needs
+from turbofit.launch.pipeline_config import engine_of, planned_config, with_config
+from turbofit.memory.pytorch.environment import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,21 +22,7 @@ __all__ = ["PLANNING", "open_pipeline"]
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
-    "max_dynamic_patch", "max_pixels", "margin", "budget",
-)  # fmt: skip
-
-#: Fields of `TurbomindEngineConfig` that are settings of a plan.
-_SETTINGS: Final = (
-    "cache_max_entry_count", "max_prefill_token_num", "max_batch_size", "session_len",
-    "communicator", "dtype", "quant_policy", "cache_block_seq_len", "model_format",
-    "enable_prefix_caching", "async_", "language_model_only",
-)  # fmt: skip
-
-#: Its fields that change memory in ways the ledger does not model.
-_UNPLANNED: Final = (
-    "dp", "cp", "ep", "nnodes", "device_num", "attn_tp_size", "attn_cp_size", "attn_dp_size",
-    "mlp_tp_size", "mlp_dp_size", "outer_dp_size", "num_tokens_per_iter", "max_prefill_iters",
-    "cache_chunk_size", "empty_init", "hf_overrides", "gemm_input_dtype",
+    "max_dynamic_patch", "max_pixels", "margin", "budget", "engine",
 )  # fmt: skip
 
 
@@ -54,14 +43,14 @@ def open_pipeline(
     Args:
         planner: `turbofit.api.plan`.
         model_path: as LMDeploy takes it, or a name that presets know.
-        backend_config: a `TurbomindEngineConfig`; each field that differs from LMDeploy's default
-            stays. It is not changed: a copy is used.
+        backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`; each field that
+            differs from LMDeploy's default stays. It is not changed: a copy is used.
         chat_template_config: LMDeploy's.
         log_level: LMDeploy's.
         max_log_len: LMDeploy's.
         trust_remote_code: LMDeploy's; None means where the model's tokenizer needs it, with a
             warning.
-        speculative_config: LMDeploy's; TurboMind has none.
+        speculative_config: LMDeploy's; it is not planned for.
         allowed_media_domains: LMDeploy's.
         **keywords: those of `PLANNING`, and LMDeploy's own.
 
@@ -84,13 +73,14 @@ def open_pipeline(
         )
     if speculative_config is not None:
         raise UsageError(
-            "speculative decoding is not planned for: TurboMind has none",
+            "speculative decoding is not planned for",
             hint="leave speculative_config out",
         )
-    planning = _with_config(planning, backend_config)
-    plan = planner(model_path, replicas=1, engine="turbomind", **planning)
+    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    planning = with_config(planning, backend_config, engine)
+    plan = planner(model_path, replicas=1, engine=engine, **planning)
     _refuse(plan)
-    config = _planned_config(plan, backend_config)
+    config = planned_config(plan, backend_config)
     _choose_gpus(plan, config)
 
     from turbofit.launch.command import model_path as checkpoint
@@ -109,62 +99,6 @@ def open_pipeline(
     )
 
 
-def _with_config(planning: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Planning keywords, and the config's fields that differ from their defaults.
-
-    Raises:
-        UsageError: another engine's config, or a contradiction.
-    """
-    if config is None:
-        return planning
-    changed = _changed(config)
-    out = dict(planning)
-    for name in (*_SETTINGS, "tp", "revision"):
-        if name not in changed:
-            continue
-        if out.setdefault(name, changed[name]) != changed[name]:
-            raise UsageError(
-                f"{name} is {changed[name]!r} in backend_config and {out[name]!r} as a keyword",
-                hint="give it once",
-            )
-    if "devices" in changed:
-        out.setdefault("gpus", _visible_gpus(changed["devices"]))
-    unplanned = [name for name in _UNPLANNED if name in changed]
-    if unplanned:
-        warnings.warn(
-            f"{', '.join(unplanned)} of backend_config may change memory: the plan does not count "
-            "it",
-            stacklevel=4,
-        )
-    return out
-
-
-def _changed(config: Any) -> dict[str, Any]:
-    """Fields of the caller's config that differ from LMDeploy's defaults."""
-    from lmdeploy import TurbomindEngineConfig
-
-    if not isinstance(config, TurbomindEngineConfig):
-        raise UsageError(
-            f"backend_config is a {type(config).__name__}; only TurboMind is planned for",
-            hint="give a TurbomindEngineConfig, or use lmdeploy.pipeline",
-        )
-    default = vars(TurbomindEngineConfig())
-    return {name: value for name, value in vars(config).items() if value != default.get(name)}
-
-
-def _visible_gpus(devices: list[int]) -> str:
-    """CUDA ordinals as the indices that planning speaks."""
-    from turbofit.machine.source import machine_from
-
-    visible = machine_from(None).visible
-    if any(not 0 <= device < len(visible) for device in devices):
-        raise UsageError(
-            f"devices {devices} of backend_config: only {len(visible)} GPUs are visible",
-            hint="count them from 0 inside CUDA_VISIBLE_DEVICES",
-        )
-    return ",".join(str(visible[device]) for device in devices)
-
-
 def _refuse(plan: Plan) -> None:
     ranks = rank_warning(plan.parallel.tp, os.environ)
     if ranks:
@@ -172,31 +106,24 @@ def _refuse(plan: Plan) -> None:
     # The plan's other warnings are about clients of a server: here images are held to it.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
+    if plan.engine.name == "transformers":
+        raise UsageError(
+            f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
+            hint="turbofit serve serves it with Transformers",
+        )
+    check_needs(plan)
     if not plan.fits:
         first = plan.remedies[0] if plan.remedies else None
         hint = f"{first.change}: {first.effect}" if first else "see turbofit plan MODEL"
         raise DoesNotFitError(plan.verdict, hint=hint)
 
 
-def _planned_config(plan: Plan, config: Any) -> Any:
-    """A deep copy of the caller's config with the planned settings in it."""
-    from copy import deepcopy
-
-    from lmdeploy import TurbomindEngineConfig
-
-    out = TurbomindEngineConfig() if config is None else deepcopy(config)
-    out.tp = plan.settings.tp
-    for name in _SETTINGS:
-        setattr(out, name, getattr(plan.settings, name))
-    return out
-
-
 def _choose_gpus(plan: Plan, config: Any) -> None:
-    """Let the engine see the planned group only.
+    """Let the engine see the planned group only, and tell torch what the account relies on.
 
     LMDeploy and torch ask the first GPUs for their memory whatever ``devices`` says, so the
     environment decides while CUDA is not yet in use in this process; after that only ``devices``
-    can.
+    can, which the PyTorch engine has not.
     """
     import torch
 
@@ -205,16 +132,28 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     group = plan.parallel.groups[0]
     if plan.machine.source == "preset":
         return
+    pytorch = plan.engine.name == "pytorch"
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if pytorch:
+            warnings.warn(
+                "CUDA is in use in this process already: torch's allocator cannot be told to use"
+                " expandable segments any more, and the engine takes the first visible GPUs;"
+                " open the pipeline first",
+                stacklevel=4,
+            )
+            return
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
+    if pytorch:
+        _set_environment(environment(plan.settings))
     _set_environment(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
         }
     )
-    config.devices = None
+    if not pytorch:
+        config.devices = None
 
 
 def _set_environment(variables: Mapping[str, str]) -> None:
