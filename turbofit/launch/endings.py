@@ -162,6 +162,8 @@ def stalled(what: str, log: Path) -> Ending:
 def silence(plan: Plan, phase: str, seconds: float) -> str:
     """What it may mean that a starting engine says nothing for so long."""
     said = f"silent for {seconds:.0f} s in phase {phase}"
+    if plan.settings.tp > 1 and plan.engine.name == "pytorch":
+        return f"{said}; Ray waits like this, up to half an hour, for GPUs that somebody has"
     if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
         return (
             f"{said}; NCCL waits like this where GPUs do not reach each other as the driver says "

@@ -117,6 +117,10 @@ class Engine(ABC):
     ) -> HostMemory:
         """Host memory of all replicas, in bytes."""
 
+    def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
+        """What a person should know before this engine runs with these settings."""
+        return ()
+
     @abstractmethod
     def prefill_words(self, settings: Settings) -> str:
         """What a person should know of ``max_prefill_token_num`` here."""

@@ -56,7 +56,7 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
         throughput=total(best.speeds) if best.speeds else None,
         considered=_considered(ask, found, engine),
         reasons=tuple(_reasons(ask, found, accounts[0], engine)),
-        warnings=tuple(_warnings(ask, found)),
+        warnings=tuple(_warnings(ask, found, engine)),
         remedies=() if best.fits else remedies(ask, found, engine),
     )
     return document(ask, parts, accounts, engine)
@@ -176,7 +176,7 @@ def _limit_reason(ask: Ask, best: Judged) -> str:
     return f"{name} {limit}: the largest that can be served; the model's own is {ask.own_limit}"
 
 
-def _warnings(ask: Ask, found: Found) -> Iterator[str]:
+def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
     shape = found.best.shape
     used = {index for group in shape.groups for index in group}
     idle = [gpu for gpu in ask.visible if gpu.index not in used]
@@ -194,5 +194,7 @@ def _warnings(ask: Ask, found: Found) -> Iterator[str]:
             "requests beyond these limits are not planned for: turbofit serve and"
             " turbofit.pipeline hold them, LMDeploy itself lets any client exceed them"
         )
+    if found.best.fits:
+        yield from engine.warnings(found.best.settings)
     if ask.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"

@@ -101,6 +101,19 @@ class Pytorch(Engine):
         each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
         return HostMemory(pinned=0, pageable=each * replicas, available=available)
 
+    def warnings(self, settings: Settings) -> tuple[str, ...]:
+        """See :meth:`Engine.warnings`."""
+        said = [
+            "torch keeps what it once reserved, so that nvidia-smi may show more than the peak, up"
+            " to the whole card; it uses it again, but other processes do not get it"
+        ]
+        if settings.tp > 1 and settings.distributed_executor_backend in (None, "ray"):
+            said.append(
+                "its ranks run on Ray, which keeps objects in /dev/shm (up to 30 % of host RAM as"
+                " it fills) and waits half an hour without a word where GPUs are taken"
+            )
+        return tuple(said)
+
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
         """See :meth:`Engine.prefill_words`."""
         return "it bounds activations and the images that meet; LMDeploy never warms up with it"
