@@ -13,7 +13,7 @@ from turbofit.cli.serve_plan import (
     refusal,
     show_commands,
 )
-from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.errors import LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -133,7 +133,6 @@ def _launch(
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import Fetcher
     from turbofit.launch.environment import lmdeploy_if_needed
-    from turbofit.launch.needs import check_needs
     from turbofit.launch.others import end_orphans
     from turbofit.launch.record import Record
     from turbofit.launch.session import Job, run_session
@@ -147,12 +146,7 @@ def _launch(
     plan, changes = first_plan(args, passed, planner, lmdeploy.version)
     if plan.fits:
         plan = planner.settle(plan, None if args.plan else changes)
-    if not plan.fits:
-        raise refusal(plan)
-    if missing is not None and plan.engine.name != "transformers":
-        raise missing
-    check_needs(plan)
-    _refuse_ranks(plan)
+    _refuse(plan, missing)
     note(plan.verdict)
     for warning in (*plan.warnings, *_doubts(args, passed, lmdeploy.warning)):
         note(f"warning: {warning}")
@@ -216,11 +210,18 @@ def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
     return gateway_config(args, upstream_key=None)
 
 
-def _refuse_ranks(plan: Plan) -> None:
+def _refuse(plan: Plan, missing: PackageError | None) -> None:
+    """Stop before anything is launched that would not serve."""
     import os
 
     from turbofit.launch.environment import rank_warning
+    from turbofit.launch.needs import check_needs
 
+    if not plan.fits:
+        raise refusal(plan)
+    if missing is not None and plan.engine.name != "transformers":
+        raise missing
+    check_needs(plan)
     ranks = rank_warning(plan.parallel.tp, os.environ)
     if ranks:
         raise LaunchError(
