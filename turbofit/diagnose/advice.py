@@ -49,7 +49,10 @@ def advice(case: Case, draft: Draft) -> Advice | None:
 
 def _planned(case: Case, plan: Plan, spec: str, verdict: str) -> Advice:
     settings = plan.settings
-    values: dict[str, object] = {name: getattr(settings, name) for name in _SHOWN}
+    values: dict[str, object] = {"engine": plan.engine.name}
+    values |= {name: getattr(settings, name) for name in _SHOWN}
+    if plan.engine.name != "turbomind":
+        del values["communicator"]
     values["replicas"] = plan.parallel.replicas
     limits = plan.limits
     for name in ("max_dynamic_patch", "max_pixels_per_image"):
