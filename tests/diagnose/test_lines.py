@@ -170,7 +170,7 @@ def test_broken_lines_never_fail(lines: list[str]) -> None:
     [
         ("lmdeploy serve api_server OpenGVLab/InternVL2-8B --tp 4", "internvl2-8b"),
         ("pipe = pipeline('/data/models/Qwen2-VL-7B-Instruct/')", "qwen2-vl-7b"),
-        ("--model-path liuhaotian/llava-v1.5-7b", "LLaVA-1.5-7B"),
+        ("--model-path liuhaotian/llava-v1.5-7b", "llava-1.5-7b"),
         ("running InternVL2_26B-AWQ today", "internvl2-26b-awq"),
         ("import modeling_llama", None),
     ],

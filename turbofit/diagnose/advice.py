@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
-from turbofit.core.units import GIB, format_bytes
+from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Advice
-from turbofit.diagnose.case import spec_with_used, usable
+from turbofit.diagnose.case import spec_with_used
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import awq_variant
 
@@ -22,16 +22,12 @@ __all__ = ["advice"]
 
 _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
                  "session_len", "dtype", "quant_policy", "communicator")  # fmt: skip
-#: Beside the weights of a 16-bit model on one card: context, KV and activations of one request.
-_ROOM: Final = 2 * GIB
 
 
 def advice(case: Case, draft: Draft) -> Advice | None:
-    """The plan, or how far the weights alone go; None where model or machine is not known."""
-    if case.machine is None or case.on is None:
+    """The plan; None where model or machine is not known."""
+    if case.machine is None or case.on is None or case.model is None:
         return None
-    if case.model is None:
-        return _by_weights(case, draft)
     spec = spec_with_used(case.on, draft.others) if draft.others else case.on
     machine = machine_from(spec)
     try:
@@ -87,52 +83,3 @@ def _smaller(case: Case) -> tuple[Remedy, ...]:
             effect=f"{format_bytes(saved)} less of weights, which the cache gets",
         ),
     )
-
-
-def _by_weights(case: Case, draft: Draft) -> Advice | None:
-    """Models without an account: on how many of the cards the weights fit at 16 bits."""
-    model, machine = case.unplanned, case.machine
-    if model is None or machine is None or case.on is None:
-        return None
-    found = [usable(machine.gpu(index)) for index in machine.visible]
-    sizes = [size for size in found if size is not None]
-    if not sizes:
-        return None
-    weights, card, count = model.weight_bytes, min(sizes), len(sizes)
-    need, shape = _shape(weights, card, count)
-    verdict = (
-        f"{model.name} has {format_bytes(weights)} of weights at 16 bits, a card here has"
-        f" {format_bytes(card)}: {shape}"
-    )
-    if draft.others:
-        beside, then = _shape(weights, card - draft.others, count)
-        verdict += f"; beside the {format_bytes(draft.others)} that others hold: {then}"
-        need = beside or need
-        if beside is None:
-            verdict += "; so end what holds the card"
-    return Advice(
-        model=model.name,
-        on=case.on,
-        fits=need is not None,
-        verdict=verdict,
-        settings={"dtype": "float16 or bfloat16", "cards": need} if need else {},
-        remedies=(
-            Remedy(change=f"run it with {model.engine}", effect=f"its size: {model.source}"),
-        ),
-    )
-
-
-def _shape(weights: int, card: int, count: int) -> tuple[int | None, str]:
-    """How many of the cards one model needs, and that in words."""
-    need = next((n for n in range(1, count + 1) if weights / n + _ROOM <= card), None)
-    if need is None:
-        return (
-            None,
-            f"it does not fit on {count} such card(s), but 8- or 4-bit weights may",
-        )
-    left = f"{format_bytes(int(card - weights / need))} stay for cache, activations and context"
-    if need == 1:
-        where = "one card holds it, so a whole model on each card and no sharding"
-        return 1, f"{where if count > 1 else 'the card holds it'}; {left} on each"
-    where = f"no card holds it whole; sharded over {need} it fits, as one model and not as replicas"
-    return need, f"{where}; {left} on each"

@@ -9,10 +9,10 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
 from turbofit.diagnose.events import PeerMissing, SmiGpu, TorchMemory
-from turbofit.diagnose.unplanned import Unplanned, find_unplanned
+from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.source import machine_from
-from turbofit.model.presets import find_preset, preset_model
+from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class Case:
     ) -> None:
         self.facts = facts
         self.tools = tools
-        self.unplanned: Unplanned | None = None
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
@@ -89,13 +88,12 @@ class Case:
 
     def _model(self, name: str | None) -> Model | None:
         if name is not None:
-            self.unplanned = find_unplanned(name)
-            return None if self.unplanned else resolve_model(name)
+            known = preset_of(name)
+            return preset_model(known) if known else resolve_model(name)
         found = self.facts.subject.model
         if found is None:
             return None
-        self.unplanned = find_unplanned(found[0])
-        preset = None if self.unplanned else find_preset(found[0])
+        preset = preset_of(found[0])
         if preset is None:
             return None
         try:

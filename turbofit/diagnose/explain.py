@@ -69,7 +69,7 @@ def _answer(case: Case, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     if draft.planned:
         found = advice(case, draft)
         if found is None:
-            if case.model is None and case.unplanned is None:
+            if case.model is None:
                 unknown.append("which model it was: name it with --model")
             if case.machine is None:
                 unknown.append("which machine it was: name it with --on")
@@ -119,7 +119,7 @@ def _unknown(case: Case) -> Diagnosis:
 
 def _read(case: Case) -> Read:
     facts, subject = case.facts, case.facts.subject
-    named = case.model.name if case.model else case.unplanned.name if case.unplanned else None
+    named = case.model.name if case.model else None
     return Read(
         lines=facts.lines,
         engine=_engine(facts),

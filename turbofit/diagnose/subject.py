@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from turbofit.diagnose.unplanned import find_unplanned
+from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
-from turbofit.model.presets import find_preset as find_model
 
 __all__ = ["Subject", "known_model"]
 
@@ -133,12 +132,9 @@ class Subject:
 
 
 def known_model(name: str) -> str | None:
-    """The name by which turbofit knows a model: a preset's id, or one without an account."""
-    other = find_unplanned(name)
-    if other is not None:
-        return other.name
+    """The preset by which turbofit knows a model."""
     last = name.rstrip("/").rpartition("/")[2]
-    return find_model(name) or find_model(last)
+    return preset_of(name) or preset_of(last)
 
 
 def _value(name: str, text: str) -> object:
