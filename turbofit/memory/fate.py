@@ -95,6 +95,7 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
             )
             before = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context"))
             staging = ledger.load_peak - before - weights
+            staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
             yield Fate(
                 kind="load",
                 gpu=ledger.index,
@@ -103,8 +104,7 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
                 text=(
                     f"runs out of memory while loading: GPU {ledger.index} is"
                     f" {format_bytes(missing)} short of a load peak of"
-                    f" {format_bytes(ledger.load_peak)} (weights {format_bytes(weights)}, torch's"
-                    f" staging of tensors {format_bytes(staging)})"
+                    f" {format_bytes(ledger.load_peak)} (weights {format_bytes(weights)}{staged})"
                 ),
             )
 

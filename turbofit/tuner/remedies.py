@@ -23,6 +23,8 @@ __all__ = ["remedies"]
 
 #: The name of a machine that a remedy makes up of more cards.
 _BOUGHT = "more of these GPUs"
+#: A change that closes less of the gap than one percent helps nobody.
+_WORTH_SAYING = 0.99
 _QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
 
 
@@ -46,7 +48,7 @@ def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
             if result.shape.limit is not None and result.shape.limit != changed.own_limit:
                 effect += f", images lowered to {_limit(changed, result.shape.limit)}"
             fitting.append(Remedy(change=change, effect=effect))
-        elif result.short < found.best.short:
+        elif result.short < found.best.short * _WORTH_SAYING:
             effect = f"not enough alone: {format_bytes(result.short)} short"
             effect += f" instead of {format_bytes(found.best.short)}"
             closer.append(Remedy(change=change, effect=effect))
@@ -71,6 +73,9 @@ def _released_options(ask: Ask) -> Iterator[tuple[str, Ask]]:
         yield f"leave --{name.replace('_', '-')} to turbofit", replace(ask, fixed=rest)
     if ask.budget is not None:
         yield "leave --budget out", replace(ask, budget=None)
+    if ask.replicas is not None and ask.replicas > 1:
+        # Copies need whole models on their cards; one model may be split over the same cards.
+        yield "leave --replicas to turbofit", replace(ask, replicas=None)
 
 
 def _smaller_workload(ask: Ask) -> Iterator[tuple[str, Ask]]:
