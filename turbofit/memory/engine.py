@@ -41,6 +41,8 @@ class Engine(ABC):
     """An engine of LMDeploy in one generation."""
 
     name: ClassVar[Literal["turbomind", "pytorch"]]
+    #: Whether an image that chunked prefill cuts is encoded again in every chunk.
+    encodes_again: ClassVar[bool]
     version: str
 
     def defaults(self, gpu_name: str) -> dict[str, object]:

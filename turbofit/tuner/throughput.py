@@ -1,8 +1,8 @@
 """A first forecast of speed: enough to rank replicas against shards, and said to be an estimate.
 
 Decoding reads the weights and the keys and values once a step; prefill and vision are FLOPs; every
-layer reduces twice over the group's slowest link. An image that chunked prefill cuts is encoded
-again in every chunk. Figures and their sources are in `presets/engines/throughput.yaml`.
+layer reduces twice over the group's slowest link. An image that TurboMind's chunked prefill cuts is
+encoded again in every chunk. Figures and their sources are in `presets/engines/throughput.yaml`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def group_speed(
 
     dense = _dense_parameters(model) * 2 / tp
     passes = -(-prompt // settings.max_prefill_token_num)
-    encodes = asked.images_per_request + passes - 1
+    encodes = asked.images_per_request + (passes - 1 if engine.encodes_again else 0)
     prefill = dense * prompt / flops
     if asked.units_per_image:
         each = traffic.vision / 2 * 2 * _vision_tokens(model, asked.units_per_image)

@@ -26,6 +26,7 @@ class Pytorch(Engine):
     """LMDeploy's engine in Python, on torch and Triton."""
 
     name: ClassVar[Literal["turbomind", "pytorch"]] = "pytorch"
+    encodes_again: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.constants = load_constants()

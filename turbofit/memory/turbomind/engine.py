@@ -31,6 +31,7 @@ class Turbomind(Engine):
     """
 
     name: ClassVar[Literal["turbomind", "pytorch"]] = "turbomind"
+    encodes_again: ClassVar[bool] = True
 
     def __init__(self, constants: EngineConstants) -> None:
         self.constants = constants
