@@ -89,7 +89,9 @@ def test_the_score_grows_with_free_memory(engine, seed, freed):
         return
     assert after.fits or not before.fits
     if before.fits:
-        assert after.score >= before.score - 1e-9
+        # A step of the ratio is the least that a cache can give up: memory freed on the card that
+        # sizes it makes it larger on the other one too, which may have no room for that.
+        assert after.score >= before.score * 0.995
 
 
 @given(engine=engines, seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))
