@@ -75,7 +75,10 @@ class Activations:
         width = 2 * text.intermediate / self.tp
         if text.moe is not None:
             moe = text.moe
-            routed = moe.experts_per_token * (2 * moe.intermediate / self.tp + text.hidden)
+            # Gate and up, their product, and the output of each chosen expert are alive together;
+            # logits of all experts and their softmax in 32 bits. Source: cuda/moe/fused_moe.py.
+            routed = moe.experts_per_token * (3 * moe.intermediate / self.tp + text.hidden)
+            routed += 3 * moe.experts
             width = max(
                 width if moe.layers < text.layers else 0.0,
                 routed + 2 * moe.shared_intermediate / self.tp,
