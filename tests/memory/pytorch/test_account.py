@@ -14,6 +14,8 @@ from turbofit.memory.exposure import NO_IMAGES
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import PytorchConstants, load_constants
+from turbofit.memory.pytorch.constraints import settings_problem
+from turbofit.memory.pytorch.environment import environment, segments
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
@@ -80,3 +82,49 @@ def test_features_of_several_depths_stay_until_the_forward_ends(constants):
         Activations(one, settings, constants)._decoder(forward) for one in (model, flat)
     )
     assert deep - without >= 3 * tokens * model.text.hidden * 2
+
+
+def test_a_chosen_expert_holds_gate_up_their_product_and_its_output(constants):
+    model = resolve_model("qwen3-30b-a3b")
+    text, moe = model.text, model.text.moe
+    assert moe is not None
+    work = Activations(model, Settings(max_batch_size=8, session_len=4096), constants)
+    routed = moe.experts_per_token * (3 * moe.intermediate + text.hidden)
+    assert work.decode(1) >= 2 * (routed + constants.hidden_copies * text.hidden)
+
+
+@pytest.mark.parametrize(
+    ("tp", "backend", "kind"),
+    [
+        (1, None, "expandable"), (1, "mp", "expandable"), (1, "ray", "fixed"),
+        (2, None, "fixed"), (2, "mp", "expandable"), (2, "ray", "fixed"),
+    ],
+)  # fmt: skip
+def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backend, kind):
+    settings = Settings(
+        tp=tp, max_batch_size=8, session_len=4096, distributed_executor_backend=backend
+    )
+    assert segments(settings) == kind
+    assert ("PYTORCH_CUDA_ALLOC_CONF" in environment(settings)) is (kind == "expandable")
+
+
+def test_one_rank_is_all_that_uni_runs():
+    settings = Settings(max_batch_size=8, session_len=4096, distributed_executor_backend="uni")
+    assert settings_problem(settings) is None
+    assert "uni" in (settings_problem(replace(settings, tp=2)) or "")
+
+
+def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
+    """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
+    made = account(resolve_model("internvl2.5-26b-awq"), card(), max_prefill_token_num=8192)
+    least = made.least_blocks * made.block_bytes
+    assert made.free > 0 > made.sizable
+    assert made.starved_at(0.8) == least - int(made.sizable * 0.8) > least
+
+
+def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
+    """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
+    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10)
+    assert made.tokens_at(0.8) == 8 * 64
+    assert not made.starved_at(0.8)
+    assert made.starved_at(1e-9)

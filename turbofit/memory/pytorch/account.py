@@ -111,6 +111,17 @@ class PytorchAccount(Account):
         """Blocks below which the engine changes ``max_prefill_token_num`` or stops."""
         return self.constants.least_blocks
 
+    def blocks_at(self, ratio: float) -> int:
+        """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
+        return max(0, int(self.sizable * ratio)) // self._block_bytes
+
+    def starved_at(self, ratio: float) -> int:
+        """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
+        share = int(self.sizable * ratio)
+        if share // self._block_bytes >= self.least_blocks:
+            return 0
+        return self.least_blocks * self._block_bytes - share
+
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
         return blocks_held(self.sizable, ratio, self._block_bytes, self.settings) * (
