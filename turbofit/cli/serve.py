@@ -133,7 +133,6 @@ def _launch(
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import Fetcher
     from turbofit.launch.environment import lmdeploy_if_needed
-    from turbofit.launch.needs import check_needs
     from turbofit.launch.others import end_orphans
     from turbofit.launch.record import Record
     from turbofit.launch.session import Job, run_session
@@ -151,8 +150,7 @@ def _launch(
         raise refusal(plan)
     if missing is not None and plan.engine.name != "transformers":
         raise missing
-    check_needs(plan)
-    _refuse_ranks(plan)
+    _refuse_environment(plan)
     note(plan.verdict)
     for warning in (*plan.warnings, *_doubts(args, passed, lmdeploy.warning)):
         note(f"warning: {warning}")
@@ -216,11 +214,13 @@ def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
     return gateway_config(args, upstream_key=None)
 
 
-def _refuse_ranks(plan: Plan) -> None:
+def _refuse_environment(plan: Plan) -> None:
     import os
 
     from turbofit.launch.environment import rank_warning
+    from turbofit.launch.needs import check_needs
 
+    check_needs(plan)
     ranks = rank_warning(plan.parallel.tp, os.environ)
     if ranks:
         raise LaunchError(
