@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.fixtures.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
@@ -147,3 +148,15 @@ def test_the_drivers_errors_are_said() -> None:
     note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
     ended = ending(-6, watch(START), plausible_plan(), LOG, notes=(note,))
     assert note in ended.error.message
+
+
+def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
+    plan = plausible_plan()
+    seen = Watch(replace(plan, engine=replace(plan.engine, name="pytorch")))
+    line = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
+    assert not seen.failing
+    seen.see(line, 1, 10.0)
+    assert seen.failing
+    assert not seen.loop_failed(11.0)
+    seen.see("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB.", 1, 11.0)
+    assert seen.loop_failed(11.0)

@@ -62,6 +62,15 @@ def test_quantised_weights(method, bits, group, turbomind, pytorch):
     assert "further packages" in engine_problem(model, "transformers")
 
 
+def test_packed_experts_have_no_kernel_in_the_pytorch_engine():
+    model = replace(
+        preset_model("qwen3-30b-a3b"),
+        quantization=Quantization(method="awq", bits=4, group_size=128),
+    )
+    assert "experts" in engine_problem(model, "pytorch")
+    assert engine_problem(model, "turbomind") is None
+
+
 def test_heads_that_turbominds_encoder_lacks():
     model = preset_model("qwen2-vl-7b")
     model = replace(model, vision=replace(model.vision, heads=10))

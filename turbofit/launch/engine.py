@@ -143,7 +143,8 @@ class Engine:
             return loop_ended(self.watch, self._plan, self.log, self.death())
         if self.watch.hangs(now):
             return hang(self.watch, self._plan, self.log)
-        if probe.error is not None:
+        # A loop that ends answers what it was asked at once: why it did comes by the log.
+        if probe.error is not None and not self.watch.failing:
             refused = probe.error
             error = LaunchError(refused.message, hint=f"{refused.hint} ({self.log})")
             return Ending("crash" if self.was_ready else "refused", error)

@@ -29,8 +29,9 @@ def main() -> None:
         if os.getppid() != parent:
             sys.exit(1)
         # A watcher in somebody else's group would kill that.
-        if os.getpgrp() == os.getpid() and os.fork() == 0:
-            _watch(prctl, os.getppid())
+        engine = os.getpid()
+        if os.getpgrp() == engine and os.fork() == 0:
+            _watch(prctl, engine)
     try:
         os.execvp(command[0], command)
     except OSError as exc:

@@ -109,6 +109,11 @@ class Watch:
             return False
         return self.fault is not None or now - self._loop_failed >= _WORDS_SECONDS
 
+    @property
+    def failing(self) -> bool:
+        """Whether the loop has ended and its last words may still come."""
+        return self._loop_failed is not None
+
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
         if self.budget is None or self.slab is None:

@@ -137,9 +137,13 @@ class Account(ABC):
         """Bytes of one token's keys and values on one rank."""
         return self.block_bytes // self.block_tokens
 
-    def starved_at(self, ratio: float) -> bool:
-        """Whether the cache is too small for the engine to start as it was asked to."""
-        return self.tokens_at(ratio) // self.block_tokens < self.least_blocks
+    def blocks_at(self, ratio: float) -> int:
+        """KV blocks that the engine counts against ``least_blocks``."""
+        return self.tokens_at(ratio) // self.block_tokens
+
+    def starved_at(self, ratio: float) -> int:
+        """Bytes of cache missing for the engine to start as it was asked to; 0 where it does."""
+        return max(0, self.least_blocks - self.blocks_at(ratio)) * self.block_bytes
 
     def best_ratio(self) -> float | None:
         """The largest multiple of 0.001 that leaves every margin; None where no cache fits."""

@@ -114,10 +114,9 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
         missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
             yield _short("buffers", ledger, missing, "while starting, right after the cache")
-    if account.starved_at(ratio):
-        blocks = account.tokens_at(ratio) // account.block_tokens
-        needed = account.least_blocks
-        missing = (needed - blocks) * account.block_bytes
+    missing = account.starved_at(ratio)
+    if missing:
+        blocks, needed = account.blocks_at(ratio), account.least_blocks
         yield Fate(
             kind="hang",
             gpu=ledgers[0].index,

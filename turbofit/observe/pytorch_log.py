@@ -20,6 +20,12 @@ __all__ = [
 ]  # fmt: skip
 
 _NO_CACHE: Final = re.compile(r".*No enough gpu memory for (kv cache|runtime)\.")
+#: The engine's own record, whole: an engine is killed for it, and a message of some request's error
+#: may quote what a client wrote.
+_LOOP_FAILED: Final = re.compile(
+    r".* - ERROR - (\[pid=[^\]]*\] - )?engine(_loop)?\.py:\d+"
+    r" - (Engine main loop|EngineLoop wait_tasks) failed\.\s*$"
+)
 #: A line of a traceback inside a vision tower, as the models' own code reads.
 _VISION: Final = re.compile(
     r"\s+.*(self\.(visual|vision\w*|extract_feature\w*|get_image_features|multi_modal_projector)\("
@@ -62,7 +68,7 @@ def parse_pytorch_line(line: str) -> Event | None:
         return LoadingWeights()
     if "Warming up " in line:
         return WarmingUp()
-    if "Engine main loop failed" in line or "EngineLoop wait_tasks failed" in line:
+    if _LOOP_FAILED.match(line):
         return LoopFailed()
     if match := _NO_CACHE.match(line):
         return NoCache(what=match[1])

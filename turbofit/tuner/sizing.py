@@ -169,9 +169,9 @@ class Sizer:
         if missing or ratio is None:
             return max(1, missing)
         first = accounts[0]
-        if any(account.starved_at(ratio) for account in accounts):
-            needed = first.least_blocks * first.block_tokens
-            return max(1, needed - kv_tokens) * first.bytes_per_token
+        starved = max(account.starved_at(ratio) for account in accounts)
+        if starved:
+            return starved
         return max(0, self.needed_tokens() - kv_tokens) * first.bytes_per_token
 
     def named(self, settings: Settings) -> list[Account]:

@@ -20,11 +20,12 @@ from turbofit.memory.pytorch.terms import (
     before_terms,
     buffer_terms,
     cache_term,
+    capability_of,
     pool_term,
     transient_terms,
     weight_terms,
 )
-from turbofit.memory.pytorch.weights import largest_loaded
+from turbofit.memory.pytorch.weights import largest_loaded, staged_copy
 
 __all__ = ["PytorchAccount"]
 
@@ -70,13 +71,18 @@ class PytorchAccount(Account):
         linked = all(
             machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
         )
-        weights = weight_terms(model, settings, constants)
-        staged = round_up(largest_loaded(model, settings.tp), constants.page)
+        capability = capability_of(gpus[0])
+        weights = weight_terms(model, settings, capability, constants)
+        largest = max(
+            largest_loaded(model, settings.tp),
+            staged_copy(model, settings.tp, capability, constants),
+        )
+        staged = round_up(largest, constants.page)
         held = []
         for i, gpu in enumerate(gpus):
             # At most as many as an empty card could hold: its tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
-            buffers = tuple(buffer_terms(settings, gpu, most, constants))
+            buffers = tuple(buffer_terms(model, settings, gpu, most, constants))
             if free_at_cache is None:
                 before = (*before_terms(gpu, settings, i == 0, linked, constants), *weights)
                 held.append(Held(before=before, buffers=buffers, staged=staged))
@@ -104,6 +110,17 @@ class PytorchAccount(Account):
     def least_blocks(self) -> int:
         """Blocks below which the engine changes ``max_prefill_token_num`` or stops."""
         return self.constants.least_blocks
+
+    def blocks_at(self, ratio: float) -> int:
+        """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
+        return max(0, int(self.sizable * ratio)) // self._block_bytes
+
+    def starved_at(self, ratio: float) -> int:
+        """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
+        share = int(self.sizable * ratio)
+        if share // self._block_bytes >= self.least_blocks:
+            return 0
+        return self.least_blocks * self._block_bytes - share
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""

@@ -16,6 +16,9 @@ from turbofit.memory.pytorch.weights import kv_heads_held
 __all__ = ["Activations", "Prefill"]
 
 _HALF = 2
+#: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
+#: features, their mask, and torch's running count of it in 64 bits. Source: models/qwen3_vl.py.
+_DEEPSTACK_COPIES = 9
 
 
 class Prefill(Struct):
@@ -60,7 +63,11 @@ class Activations:
     def _decoder(self, forward: Prefill) -> int:
         held = self._features(forward.units) + self.constants.prefill_base
         mlp = forward.tokens * self._mlp_elements() * _HALF
-        return held + max(mlp, self._attention(forward))
+        vision = self.model.vision
+        deep = 0
+        if forward.units and vision is not None and vision.deepstack:
+            deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * _HALF
+        return held + max(mlp, deep, self._attention(forward))
 
     def _mlp_elements(self) -> int:
         """Elements of a token in a layer's MLP: gate and up, and the hidden states alive."""
@@ -68,7 +75,10 @@ class Activations:
         width = 2 * text.intermediate / self.tp
         if text.moe is not None:
             moe = text.moe
-            routed = moe.experts_per_token * (2 * moe.intermediate / self.tp + text.hidden)
+            # Gate and up, their product, and the output of each chosen expert are alive together;
+            # logits of all experts and their softmax in 32 bits. Source: cuda/moe/fused_moe.py.
+            routed = moe.experts_per_token * (3 * moe.intermediate / self.tp + text.hidden)
+            routed += 3 * moe.experts
             width = max(
                 width if moe.layers < text.layers else 0.0,
                 routed + 2 * moe.shared_intermediate / self.tp,
@@ -115,7 +125,9 @@ class Activations:
             tokens = units // rule.merge**2
         else:
             tokens = 0
-        return 2 * self.pixels(units) + tokens * self.text.hidden * _HALF
+        vision = self.model.vision
+        depths = 1 + (vision.deepstack if vision else 0)
+        return 2 * self.pixels(units) + depths * tokens * self.text.hidden * _HALF
 
     def _vision(self, forward: Prefill) -> int:
         """All images of the forward in one call of the tower, whatever their number."""

@@ -27,6 +27,7 @@ class PytorchConstants(Struct):
     live_fragmentation: dict[str, float]
     kernel_modules: int
     nccl_buffers: dict[str, int]
+    packed_copy: dict[str, float]
     logit: int
     sampling_base: int
     token_elements: int

@@ -47,6 +47,8 @@ def settings_problem(settings: Settings) -> str | None:
     if settings.quant_policy not in BITS:
         known = ", ".join(map(str, BITS))
         return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+    if settings.distributed_executor_backend == "uni" and settings.tp > 1:
+        return f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
     if settings.quant_policy == 4 and settings.cache_block_seq_len < 16:
         return "--cache-block-seq-len below 16 does not run with a quantised cache"
     return None

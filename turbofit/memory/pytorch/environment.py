@@ -9,8 +9,8 @@ __all__ = ["environment", "segments"]
 
 def segments(settings: Settings) -> str:
     """How torch's allocator maps memory: LMDeploy's Ray workers refuse expandable segments."""
-    alone = settings.tp == 1 or settings.distributed_executor_backend == "mp"
-    return "expandable" if alone else "fixed"
+    default = "uni" if settings.tp == 1 else "ray"
+    return "fixed" if (settings.distributed_executor_backend or default) == "ray" else "expandable"
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -12,12 +12,13 @@ from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
-from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
 
 __all__ = [
     "before_terms",
     "buffer_terms",
     "cache_term",
+    "capability_of",
     "capture_sizes",
     "pool_term",
     "transient_terms",
@@ -49,23 +50,34 @@ def before_terms(
         why = "the HTTP server asks torch about the card; a pipeline has none of it"
         terms.append(_term("frontend_context", "context", context, "estimate", why))
     if settings.tp > 1:
-        hopper = gpu.compute_capability != "NA" and gpu.compute_capability >= _HOPPER
+        hopper = capability_of(gpu) >= _HOPPER
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
         size, note = constants.nccl_buffers[kind], f"NCCL, {settings.tp} ranks"
         terms.append(_term("communicator", "context", size, "estimate", note))
     return terms
 
 
-def weight_terms(model: Model, settings: Settings, constants: PytorchConstants) -> list[Term]:
+def weight_terms(
+    model: Model, settings: Settings, capability: tuple[int, int], constants: PytorchConstants
+) -> list[Term]:
     """The weights of one rank by class, and what loading leaves unusable between them."""
     basis: Basis = "file" if model.source.sizes == "file" else "formula"
     classes = weight_classes(model, settings.tp)
     terms = [_term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    copied = packed_copy(model, settings.tp, capability, constants)
+    if copied:
+        note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
+        terms.append(_term("weights.packed_copy", "weights", copied, "estimate", note))
     kind = segments(settings)
     lost = constants.load_fragmentation[kind]
     note = f"torch's {kind} segments, filled in part"
     terms.append(_term("load_fragmentation", "weights", lost, "estimate", note))
     return terms
+
+
+def capability_of(gpu: Gpu) -> tuple[int, int]:
+    """Compute capability; where it cannot be read Hopper's, which takes most. Over."""
+    return _HOPPER if gpu.compute_capability == "NA" else gpu.compute_capability
 
 
 def capture_sizes(settings: Settings) -> list[int]:
@@ -84,20 +96,25 @@ def capture_sizes(settings: Settings) -> list[int]:
 
 
 def buffer_terms(
-    settings: Settings, gpu: Gpu, most_blocks: int, constants: PytorchConstants
+    model: Model, settings: Settings, gpu: Gpu, most_blocks: int, constants: PytorchConstants
 ) -> list[Term]:
     """What one GPU holds for good after the cache.
 
     Args:
+        model: the checkpoint.
         settings: the engine's options.
         gpu: the card.
         most_blocks: KV blocks at most, which every graph has a table of.
         constants: the generation's figures.
     """
-    hopper = gpu.compute_capability != "NA" and gpu.compute_capability >= _HOPPER
+    hopper = capability_of(gpu) >= _HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]
     size = constants.cublas_workspaces * workspace
     terms = [_term("cublas", "buffers", size, "formula", "workspaces of torch's handles")]
+    if is_copied(model, capability_of(gpu)):
+        size = int(constants.packed_copy["kernels"])
+        note = "TurboMind's kernels and their workspaces"
+        terms.append(_term("packed_kernels", "buffers", size, "estimate", note))
     tables = sum(capture_sizes(settings)) * most_blocks * _INT
     if tables:
         note = "each CUDA graph's table of blocks"

@@ -8,17 +8,24 @@ Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``
 from __future__ import annotations
 
 from turbofit.core.model import DTYPE_BYTES, Model, VisionDims
+from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.model.parameters import (
     Linear,
     packed_bytes,
     text_linears,
     text_parameters,
+    unpacked_bytes,
     vision_parameters,
 )
 
-__all__ = ["kv_heads_held", "largest_loaded", "weight_classes"]
+__all__ = [
+    "is_copied", "kv_heads_held", "largest_loaded", "packed_copy", "staged_copy", "weight_classes",
+]  # fmt: skip
 
 _HALF = 2
+#: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
+_COPIED_ON = (9, 0)
+_COPIED_GROUP = 128
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
@@ -42,12 +49,15 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     }
     repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
     for one in linears:
-        kind = "attention" if one.name in ("q", "k", "v", "o") else "mlp"
-        share = (repeat if one.name in ("k", "v") else 1.0) / tp
+        # CogVLM's second set, for image tokens, is split as the first.
+        name = one.name.removeprefix("vision.")
+        kind = "attention" if name in ("q", "k", "v", "o") else "mlp"
+        share = (repeat if name in ("k", "v") else 1.0) / tp
         classes[kind] += int(_linear_bytes(model, one) * share)
         # A row-wise layer's bias is whole on every rank.
-        spread = 1.0 if one.name == "o" or one.name.endswith(".down") else share
+        spread = 1.0 if name == "o" or name.endswith(".down") else share
         classes[kind] += int(one.biases * spread) * _HALF
+    classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     if vision is not None:
         sharded = vision_linears(vision)
         total = vision_parameters(vision, text.hidden)
@@ -80,6 +90,44 @@ def largest_loaded(model: Model, tp: int) -> int:
         return tied
     down = text.hidden * max(text.intermediate, text.heads * text.head_dim) * _HALF
     return tied + down
+
+
+def is_copied(model: Model, capability: tuple[int, int]) -> bool:
+    """Whether TurboMind's kernels multiply what AWQ packed, from a copy of their own."""
+    one = model.quantization
+    return (
+        capability == _COPIED_ON
+        and one is not None
+        and (one.method, one.group_size) == ("awq", _COPIED_GROUP)
+    )
+
+
+def packed_copy(
+    model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
+) -> int:
+    """Bytes of one rank's second copy of what AWQ packed, in the form of TurboMind's kernels.
+
+    On Hopper the engine has them multiply, and keeps what the checkpoint held beside it. Over:
+    layers that those kernels do not take, of odd shapes, have none.
+    """
+    if not is_copied(model, capability):
+        return 0
+    repeat = kv_heads_held(model.text.kv_heads, tp) / model.text.kv_heads
+    elements = sum(
+        one.weights * (repeat if one.name.removeprefix("vision.") in ("k", "v") else 1.0)
+        for one in text_linears(model.text)
+    )
+    return int(elements / tp * (0.5 + constants.packed_copy["group"] / _COPIED_GROUP))
+
+
+def staged_copy(
+    model: Model, tp: int, capability: tuple[int, int], constants: PytorchConstants
+) -> int:
+    """Bytes that making the copy of the widest layer, gate and up joined, takes for a moment."""
+    if not is_copied(model, capability):
+        return 0
+    widest = 2 * model.text.hidden * model.text.intermediate // tp
+    return int(widest * constants.packed_copy["staged"])
 
 
 def _linear_bytes(model: Model, linear: Linear) -> int:

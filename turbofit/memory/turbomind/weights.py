@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from turbofit.core.model import DTYPE_BYTES, Model, Quantization, TextDims, VisionDims
 from turbofit.core.units import round_up
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.model.parameters import stored_bytes
+from turbofit.model.parameters import unpacked_bytes
 
 __all__ = [
     "ffn_width",
@@ -29,7 +29,6 @@ __all__ = [
     "weight_classes",
 ]
 
-_PAGE = 2 << 20
 #: Elements of a 16-byte vector of 16-bit values: what lm_head rows are padded to for each rank.
 _VECTOR = 8
 
@@ -56,26 +55,13 @@ def weight_classes(
         "norms": (2 * text.layers + 1) * text.hidden * width
         + (2 * text.layers * text.head_dim * width if text.qk_norm else 0),
     }
-    unpacked = _unpacked(model)
+    unpacked = unpacked_bytes(model)
     if unpacked:
         classes["unpacked"] = -(-unpacked // tp)
     if model.vision is not None:
         classes["vision"] = sum(_vision(model.vision, tp, constants))
         classes["projector"] = sum(_projector(model.vision, text.hidden, tp))
     return classes
-
-
-def _unpacked(model: Model) -> int:
-    """Bytes by which a quantised checkpoint's files exceed a wholly packed one.
-
-    Layers that its ``modules_to_not_convert`` left at 16 bits; their names differ by toolkit, the
-    bytes do not lie. Differences below a page are rounding of scales.
-    """
-    if model.quantization is None or model.source.sizes != "file":
-        return 0
-    packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization)
-    extra = model.weight_bytes - packed
-    return extra if extra > _PAGE else 0
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:

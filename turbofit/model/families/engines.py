@@ -115,6 +115,8 @@ def _pytorch(model: Model) -> str | None:
         return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"
     if quantization.method == "compressed-tensors":
         return "LMDeploy 0.18's PyTorch engine reads compressed-tensors for experts only"
+    if quantization.method == "awq" and model.text.moe:
+        return "LMDeploy 0.18's PyTorch engine has no experts in awq"
     return None
 
 

@@ -1,0 +1,130 @@
+"""The PyTorch engine's account: what its source says of weights, blocks and features."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from tests.memory.conftest import card, machine_of
+from turbofit.core.machine import Gpu
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.exposure import NO_IMAGES
+from turbofit.memory.pytorch.account import PytorchAccount
+from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.constants import PytorchConstants, load_constants
+from turbofit.memory.pytorch.constraints import settings_problem
+from turbofit.memory.pytorch.environment import environment, segments
+from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.model.parameters import stored_bytes
+from turbofit.model.source import resolve_model
+
+
+@pytest.fixture(scope="module")
+def constants() -> PytorchConstants:
+    return load_constants()
+
+
+def account(model: Model, gpu: Gpu, **changes: object) -> PytorchAccount:
+    settings = Settings(**{"max_batch_size": 8, "session_len": 4096, **changes})
+    return PytorchAccount(
+        model, settings, [gpu], machine_of(1), NO_IMAGES, load_constants(), [256 * MIB]
+    )
+
+
+def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:
+    gpu = replace(card(total=80000), compute_capability=capability)
+    ledger = account(model, gpu, **changes).at(0.5).ledgers[0].ledger
+    return {term.term: term.bytes for term in ledger}
+
+
+def test_awq_is_held_twice_on_hopper_alone():
+    model = resolve_model("qwen2.5-7b-awq")
+    classes = weight_classes(model, 1)
+    packed = classes["attention"] + classes["mlp"]
+    hopper = terms(model, (9, 0))
+    assert packed < hopper["weights.packed_copy"] < 1.12 * packed
+    assert "packed_kernels" in hopper
+    assert terms(model, "NA")["weights.packed_copy"] == hopper["weights.packed_copy"]
+    for other in ((8, 6), (10, 0)):
+        assert "weights.packed_copy" not in terms(model, other)
+        assert "packed_kernels" not in terms(model, other)
+    assert "weights.packed_copy" not in terms(resolve_model("qwen2.5-7b"), (9, 0))
+
+
+def test_layers_left_unpacked_are_counted_from_the_files():
+    model = resolve_model("internvl2-8b-awq")
+    packed = stored_bytes(model.text, model.vision, model.dtype, model.quantization)
+    source = replace(model.source, sizes="file")
+    extra = 300 * MIB
+    from_file = replace(model, weight_bytes=packed + extra, source=source)
+    assert weight_classes(from_file, 4)["unpacked"] == extra // 4
+    assert "unpacked" not in weight_classes(replace(from_file, weight_bytes=packed), 4)
+
+
+def test_cogvlms_second_set_of_layers_is_attention_and_mlp_as_the_first_is():
+    model = resolve_model("cogvlm2-19b")
+    one = replace(model, text=replace(model.text, vision_experts=False))
+    both, first = weight_classes(model, 2), weight_classes(one, 2)
+    assert both["mlp"] == 2 * first["mlp"]
+    assert 2 * first["attention"] <= both["attention"] < 2.01 * first["attention"]
+
+
+def test_features_of_several_depths_stay_until_the_forward_ends(constants):
+    model = resolve_model("qwen3-vl-32b")
+    assert model.vision is not None
+    flat = replace(model, vision=replace(model.vision, deepstack=0))
+    settings = Settings(tp=8, max_batch_size=8, session_len=32768)
+    tokens = 16384
+    forward = Prefill(tokens=tokens, context=32768, units=4 * tokens)
+    deep, without = (
+        Activations(one, settings, constants)._decoder(forward) for one in (model, flat)
+    )
+    assert deep - without >= 3 * tokens * model.text.hidden * 2
+
+
+def test_a_chosen_expert_holds_gate_up_their_product_and_its_output(constants):
+    model = resolve_model("qwen3-30b-a3b")
+    text, moe = model.text, model.text.moe
+    assert moe is not None
+    work = Activations(model, Settings(max_batch_size=8, session_len=4096), constants)
+    routed = moe.experts_per_token * (3 * moe.intermediate + text.hidden)
+    assert work.decode(1) >= 2 * (routed + constants.hidden_copies * text.hidden)
+
+
+@pytest.mark.parametrize(
+    ("tp", "backend", "kind"),
+    [
+        (1, None, "expandable"), (1, "mp", "expandable"), (1, "ray", "fixed"),
+        (2, None, "fixed"), (2, "mp", "expandable"), (2, "ray", "fixed"),
+    ],
+)  # fmt: skip
+def test_rays_workers_refuse_expandable_segments_whatever_their_number(tp, backend, kind):
+    settings = Settings(
+        tp=tp, max_batch_size=8, session_len=4096, distributed_executor_backend=backend
+    )
+    assert segments(settings) == kind
+    assert ("PYTORCH_CUDA_ALLOC_CONF" in environment(settings)) is (kind == "expandable")
+
+
+def test_one_rank_is_all_that_uni_runs():
+    settings = Settings(max_batch_size=8, session_len=4096, distributed_executor_backend="uni")
+    assert settings_problem(settings) is None
+    assert "uni" in (settings_problem(replace(settings, tp=2)) or "")
+
+
+def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
+    """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
+    made = account(resolve_model("internvl2.5-26b-awq"), card(), max_prefill_token_num=8192)
+    least = made.least_blocks * made.block_bytes
+    assert made.free > 0 > made.sizable
+    assert made.starved_at(0.8) == least - int(made.sizable * 0.8) > least
+
+
+def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
+    """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
+    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10)
+    assert made.tokens_at(0.8) == 8 * 64
+    assert not made.starved_at(0.8)
+    assert made.starved_at(1e-9)
