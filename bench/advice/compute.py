@@ -14,9 +14,9 @@ from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml
 from turbofit.core.struct import Struct
-from turbofit.core.units import MIB
+from turbofit.core.units import MIB, parse_bytes
 
-__all__ = ["CASES", "Case", "Line", "Said", "computed", "run"]
+__all__ = ["CASES", "Case", "Line", "Said", "computed", "progress", "run", "words"]
 
 HERE = Path(__file__).parent
 CASES = load_yaml(HERE / "cases.yaml")
@@ -63,12 +63,13 @@ class Line(Struct):
     short: bool
     ours: bool
     unused: str = ""
+    against: str = ""
 
 
 class Case(Struct):
     """A case: what was there before the advice, the advice, our plan."""
 
-    id: str
+    name: str
     title: str
     about: str
     version: str
@@ -89,13 +90,13 @@ def run(command: str) -> Said:
 
 def computed() -> Iterator[Case]:
     """Every case, each of its lines computed now."""
-    for name, entry in CASES.items():
+    for entry in CASES.values():
         version = entry.get("with", "")
         before = _line({"advice": "before", "command": entry["before"]}, version, ours=False)
         rows = [_line(row, version, ours=False) for row in entry["rows"]]
         rows += [_line(row, "", ours=True) for row in entry["ours"]]
         yield Case(
-            id=name,
+            name=entry["name"],
             title=entry["title"],
             about=entry["about"],
             version=version,
@@ -118,6 +119,7 @@ def _line(row: dict[str, str], version: str, *, ours: bool) -> Line:
         short=bool(row.get("short")),
         ours=ours,
         unused=row.get("unused", ""),
+        against=row.get("against", ""),
     )
 
 
@@ -139,38 +141,50 @@ def words(said: Said) -> str:
     """The end of the story, short."""
     if said.plan is None:
         return f"refused: {said.error}"
-    verdict = said.plan.verdict
-    if verdict.startswith("fits") or verdict.endswith(": serves"):
-        return f"lives, {said.tokens:,} tokens{_offloaded(said.plan)}"
     if said.serves:
-        return f"lives, {said.tokens:,} tokens, {said.spare} MiB to spare"
-    end = next(what for start, what in _ENDS if start in verdict)
-    short = re.search(r"([\d.,]+ [KMG]iB) short", verdict)
-    needs = re.search(r"the cache holds (\d+) tokens, one request needs (\d+)", verdict)
-    if needs:
-        return f"{end}: {needs[1]} tokens of the {needs[2]} of one request"
-    return end + (f", {short[1]} short" if short else "")
+        if said.plan.engine.name == "transformers":
+            return "lives, " + _one_by_one(said.plan)
+        spare = "" if said.plan.fits else f", {said.spare} MiB to spare"
+        return f"lives, {said.tokens:,} tokens{spare}"
+    verdict = said.plan.verdict
+    short = _SHORT.search(verdict)
+    return _ENDS[_stage(verdict)][1] + (f", {short[1]} short" if short else "")
 
 
+def progress(said: Said) -> tuple[int, int]:
+    """How far a start came that ended: the stage, and then how little was missing."""
+    assert said.plan is not None
+    short = _SHORT.search(said.plan.verdict)
+    return _stage(said.plan.verdict), -parse_bytes(short[1]) if short else 0
+
+
+_SHORT = re.compile(r"([\d.,]+ [KMG]?i?B) (?:short|more)")
+#: How verdicts say it, and we, in the order of a start.
 _ENDS = (
-    ("image requests that meet", "dies of images that meet"),
-    ("one image request at the limit", "dies of one image"),
-    ("the longest prompts", "dies of a long prompt"),
-    ("a full batch sampling", "dies of a full batch"),
-    ("with its first image", "dies in its warm-up or of the first image"),
-    ("warm-up", "dies in its warm-up"),
-    ("right after the cache", "dies while starting"),
-    ("never starts", "never starts"),
     ("while loading", "dies while loading"),
     ("no room for a cache", "no room for a cache"),
-    ("the cache holds", "cache too small"),
+    ("right after the cache", "dies while starting"),
+    ("never starts", "never starts"),
+    ("warm-up", "dies in its warm-up or of the first image"),
+    ("one image request at the limit", "dies of one image"),
+    ("an image beside the longest prompts", "dies of an image beside long prompts"),
+    ("image requests that meet", "dies of images that meet"),
+    ("the longest prompts", "dies of a long prompt"),
+    ("a full batch sampling", "dies of a full batch"),
 )
 
 
-def _offloaded(plan: Plan) -> str:
-    """What a plan for Transformers says of layers that are on no GPU."""
+def _stage(verdict: str) -> int:
+    return next(at for at, (said, _) in enumerate(_ENDS) if said in verdict)
+
+
+def _one_by_one(plan: Plan) -> str:
+    """What a plan for Transformers serves, and what it says of layers that are on no GPU."""
+    copies = plan.parallel.replicas
+    said = f"{copies} copies, each " if copies > 1 else ""
+    said += f"one request of {plan.settings.session_len:,} tokens at a time"
     for text in plan.warnings:
         found = re.search(r"(\d+) of (\d+) decoder layers.*?([\d.]+ s a token)", text)
         if found:
-            return f", {found[1]} of {found[2]} layers on no GPU: at best {found[3]}"
-    return ""
+            return f"{said}, {found[1]} of {found[2]} layers on no GPU: at best {found[3]}"
+    return said

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
-from bench.advice.compute import Case, Line, Said, words
+from bench.advice.compute import Case, Line, progress, words
 from turbofit.core.units import MIB
 
 __all__ = ["report", "short_rows"]
@@ -12,11 +13,13 @@ __all__ = ["report", "short_rows"]
 _HEAD = """\
 # The advice that people were given, judged
 
-Made by `python -m bench.advice --write`: every cell is what the command beside it says, for LMDeploy
-0.18 where no other version is named. Nothing here was run on a GPU: these are forecasts of the account
-([how far off it is](../accuracy/RESULTS.md)). "Lives" is: no request within the model's own image limit,
-and none that the engine lets meet in one forward pass, finds too little memory. Tokens are what the KV
-cache holds, over all engines.
+Made by `python -m bench.advice --write`: every cell is what the command beside it says, for
+LMDeploy 0.18 where no other version is named. Nothing here was run on a GPU: these are forecasts
+of the account ([how far off it is](../accuracy/RESULTS.md)). "Lives" is: no request within the
+model's own image limit, and none that the engine lets meet in one forward pass, finds too little
+memory; "below the margin" is with less to spare than turbofit leaves. Tokens are what the KV
+cache holds, over all engines. A plan has the batch that its workload asks for (8), LMDeploy's
+default is 128.
 """
 
 
@@ -32,7 +35,7 @@ def short_rows(cases: Sequence[Case]) -> list[str]:
     rows = []
     for case in cases:
         rows += [
-            f"| {case.title} | {line.advice} | {_now(line)} | {judged(case, line)} |"
+            f"| {case.name} | {line.advice} | {_now(line)} | {judged(case, line)} |"
             for line in case.lines
             if line.short
         ]
@@ -41,35 +44,36 @@ def short_rows(cases: Sequence[Case]) -> list[str]:
 
 def judged(case: Case, line: Line) -> str:
     """What it changed against what was there before, and against our plan."""
-    verdict = _verdict(case.before.said, line)
+    verdict = _verdict(case, line)
     said = [verdict, _older(case, line), line.note]
     return "; ".join(one for one in said if one)
 
 
-def _verdict(before: Said, line: Line) -> str:
-    after = line.said
+def _verdict(case: Case, line: Line) -> str:
+    before, after = case.before.said, line.said
     if after.plan is None:
         return "cannot be"
     if line.ours:
-        return "" if after.serves else "says so before anything starts"
+        other = next((one for one in case.lines if one.advice == line.against), None)
+        return _change(other.said.tokens, after.tokens, f' of "{line.against}"') if other else ""
     if line.unused:
         held = sum(t.bytes for g in after.plan.gpus for t in g.ledger if t.term == line.unused)
         return f"no help: torch has at most {held // MIB} MiB that it does not use"
     if after.serves and not before.serves:
         return "helps" if after.plan.fits else "helps, below the margin"
     if after.serves:
-        return _change(before.tokens, after.tokens)
+        return _change(before.tokens, after.tokens, " of before")
     if before.serves:
         return "harms"
-    if after.spare == before.spare:
+    if words(after) == words(before):
         return "no help"
-    return "not enough" if after.spare > before.spare else "worse"
+    return "not enough" if progress(after) > progress(before) else "worse"
 
 
-def _change(before: int, after: int) -> str:
+def _change(before: int, after: int, of_what: str) -> str:
     if before == after:
         return "changes nothing"
-    return f"{100 * (after - before) / before:+.0f} % tokens"
+    return f"{after / before:.2g} times the tokens{of_what}"
 
 
 def _older(case: Case, line: Line) -> str:
@@ -91,7 +95,7 @@ def _short(cases: Sequence[Case]) -> Iterator[str]:
 def _section(case: Case) -> Iterator[str]:
     yield f"## {case.title}"
     yield ""
-    yield case.about
+    yield textwrap.fill(case.about, width=100)
     yield ""
     yield "| advice | what it does | judged | computed by `turbofit` … |"
     yield "|---|---|---|---|"
