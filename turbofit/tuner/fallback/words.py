@@ -99,7 +99,7 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
     )
     rate = _bus(account.gpus[0])
     if rate is not None:
-        said += f": {size / rate:.1f} s a token at the best that its PCIe link can do"
+        said += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
     if disk:
         said += f"; {disk} of them are read from disk each time, which is slower still"
     yield said

@@ -1,0 +1,1 @@
+"""The advice that our users were given, computed."""

@@ -1,0 +1,32 @@
+"""``python -m bench.advice [--write]``: the advice of our users' cases, computed.
+
+Prints the page; ``--write`` renews `RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.advice.compute import computed
+from bench.advice.report import report
+
+HERE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program."""
+    parser = argparse.ArgumentParser(prog="python -m bench.advice", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="renew RESULTS.md")
+    args = parser.parse_args(argv)
+    page = report(list(computed()))
+    if args.write:
+        (HERE / "RESULTS.md").write_text(page)
+    else:
+        print(page, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

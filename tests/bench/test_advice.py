@@ -1,0 +1,77 @@
+"""`bench/advice`: the page is what its commands say now, and the README quotes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.advice.__main__ import HERE, main
+from bench.advice.compute import Case, Line, computed, run, words
+from bench.advice.report import judged, report, short_rows
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return list(computed())
+
+
+def line(cases: list[Case], advice: str, case: int) -> Line:
+    return next(one for one in cases[case].lines if one.advice == advice)
+
+
+def test_results_are_what_the_commands_say(cases):
+    assert (HERE / "RESULTS.md").read_text() == report(cases), "run python -m bench.advice --write"
+
+
+def test_it_prints_what_it_writes(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out == (HERE / "RESULTS.md").read_text()
+
+
+def test_the_readme_quotes_rows_of_it(cases):
+    text = README.read_text()
+    quoted = [row for row in short_rows(cases) if row in text]
+    head = text.index("| case | advice |")
+    table = text[head:].split("\n\n")[0].splitlines()[2:]
+    assert table == quoted
+    assert len(quoted) >= 10
+
+
+def test_what_others_hold_gives_the_log_of_the_report(cases):
+    typed = line(cases, "turbofit, cards as they were", 0).command.removeprefix("plan ")
+    cards = run(f"predict {typed} --max-dynamic-patch 12")
+    log = cases[0].before.said
+    assert cards.plan is not None
+    assert log.plan is not None
+    assert words(cards) == words(log)
+    assert cards.plan.kv.tokens == log.plan.kv.tokens
+
+
+def test_verdicts_follow_from_what_was_computed(cases):
+    for case in cases:
+        for one in case.lines:
+            said = judged(case, one)
+            lives = one.said.serves
+            assert lives == words(one.said).startswith("lives")
+            if "no help" in said or "not enough" in said:
+                assert not lives
+            if said.startswith("helps"):
+                assert lives
+                assert not case.before.said.serves
+            assert (one.said.code == 0) == (one.said.plan is not None and one.said.plan.fits)
+
+
+def test_our_plans_keep_their_margin_and_lose_to_no_ratio(cases):
+    for case in cases:
+        for one in case.lines:
+            if one.ours:
+                assert one.said.plan is not None
+                assert all(gpu.headroom >= gpu.margin for gpu in one.said.plan.gpus)
+            if one.against:
+                other = line(cases, one.against, cases.index(case))
+                assert one.said.tokens >= other.said.tokens
+    ratios = [line(cases, f"ratio {r}", 1).said for r in ("0.5", "0.4", "0.2")]
+    assert [one.tokens for one in ratios] == sorted((o.tokens for o in ratios), reverse=True)

@@ -1,0 +1,113 @@
+"""The README says what the commands in it say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from turbofit.cli.main import COMMANDS, main
+from turbofit.core.plan import Plan
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+TWO_COMMANDS = (
+    "    python3 -m venv .venv && .venv/bin/pip install --quiet . "
+    "&& .venv/bin/turbofit plan internvl2-8b --on 4xrtx3090\n",
+    "    ./scripts/check\n",
+)
+#: What a plan's verdict says of capacity and of what is left.
+FIGURES = re.compile(r"[\d,]+ KV tokens|[\d,]+ tokens at a time|[\d.]+ [MG]iB stay free")
+ENGINES = {"TurboMind": "turbomind", "PyTorch engine": "pytorch", "Transformers": "transformers"}
+
+
+def section(title: str) -> str:
+    """The text of one section."""
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(text: str, head: str) -> list[list[str]]:
+    """The cells of the table that begins with this head."""
+    table = text[text.index(head) :].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+
+
+CASES = [
+    (re.findall(r"`(plan [^`]*--on [^`]*)`", command)[0], answer)
+    for _, command, answer, _ in rows(section("Our users' cases"), "| case | `turbofit")
+]
+
+
+def plan_of(command: str, capsys: pytest.CaptureFixture[str]) -> Plan:
+    assert main([*shlex.split(command), "--json"]) == 0
+    return Plan.from_json(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("command", "answer"), CASES, ids=[command for command, _ in CASES])
+def test_a_recipe_gives_what_its_row_says(command: str, answer: str, capsys) -> None:
+    plan = plan_of(command, capsys)
+    figures = FIGURES.findall(answer)
+    assert figures
+    assert all(figure in plan.verdict for figure in figures)
+    named = [name for name in ENGINES if answer.startswith(name)]
+    assert all(plan.engine.name == ENGINES[name] for name in named)
+    dtypes = re.findall(r"\bb?float16\b", answer)
+    assert not dtypes or plan.settings.dtype == dtypes[0]
+
+
+def test_every_kind_of_case_has_its_row() -> None:
+    typed = " ".join(command for command, _ in CASES)
+    for name in (
+        "internvl2-8b", "llava-1.5-7b", "qwen2-vl-7b", "llava-onevision-7b",
+        "llama-3.2-11b-vision", "cogvlm-17b", "4xrtx3090", "1xl4", "1xv100-32g", "2xrtx4090",
+        "2xrtx3090",
+    ):  # fmt: skip
+        assert name in typed
+
+
+def test_the_example_at_the_top(capsys) -> None:
+    block = TEXT.split("```console\n$ turbofit ")[1].split("```")[0]
+    plan = plan_of(block.split("  #")[0], capsys)
+    said = " ".join(block.split())
+    assert plan.verdict in said
+    assert f"--cache-max-entry-count {plan.settings.cache_max_entry_count:.3f}" in said
+    assert f"--max-prefill-token-num {plan.settings.max_prefill_token_num}" in said
+
+
+def test_set_up_commands_and_every_command_are_there() -> None:
+    assert all(line in TEXT for line in TWO_COMMANDS)
+    table = section("What it does").split("\n\n`MODEL`")[0]
+    for name in COMMANDS:
+        assert re.search(rf"`(turbofit )?{name}[ `]", table), name
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_accuracy_is_quoted_as_it_was_reached() -> None:
+    results = (ROOT / "bench" / "accuracy" / "RESULTS.md").read_text()
+    bars = {cells[0]: cells[1] for cells in rows(results, "| bar | reached |")}
+    median = bars["InternVL2 table, TurboMind: median error 1 % of the card"].split(" of ")[0]
+    worst = bars["InternVL2 table, TurboMind: worst 3 %"]
+    said = " ".join(section("How it knows").split())
+    assert f"a median error of {median} of the card, worst {worst}" in said
+    assert f"counts within {bars['KV block count within 2 %']}" in said
+    assert bars["no row that ran is forecast to run out"] == "none"
+    missed = bars["no row that ran out is forecast to keep more than the margin"].split(", ")
+    assert all(f"`{name}`" in said for name in missed)
+
+
+def test_the_python_example_plans(capsys) -> None:
+    import turbofit
+
+    code = next(line for line in TEXT.splitlines() if line.startswith("plan = turbofit.plan("))
+    found: dict[str, Plan] = {}
+    exec(code, {"turbofit": turbofit}, found)
+    assert found["plan"].fits
+    assert json.loads(found["plan"].to_json())["engine"]["name"] == "pytorch"

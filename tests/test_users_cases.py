@@ -1,0 +1,334 @@
+"""Our users' cases: the one command that a person would type, and what must be said to it.
+
+Figures of the account are not repeated here: what is asserted are relations and bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.model.conftest import shim_torchvision
+from turbofit.cli.main import main
+from turbofit.core.plan import Plan
+from turbofit.core.units import GIB, MIB, format_bytes
+
+#: A start that fails exits with it.
+NOT_SERVED = 3
+
+
+class Said(NamedTuple):
+    """What a command line ended with: a plan, or an error with its hint."""
+
+    code: int
+    plan: Any
+    error: dict[str, Any]
+
+    @property
+    def spare(self) -> int:
+        return min(gpu.headroom for gpu in self.plan.gpus)
+
+    @property
+    def cards(self) -> list[int]:
+        return sorted(i for group in self.plan.parallel.groups for i in group)
+
+    def remedy(self, word: str) -> str:
+        """The effect of the first remedy that names the word."""
+        return next(one.effect for one in self.plan.remedies if word in one.change)
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Callable[[str], Said]:
+    def run(command: str) -> Said:
+        code = main([*shlex.split(command), "--json"])
+        text = capsys.readouterr().out
+        document = json.loads(text)
+        if "error" in document:
+            return Said(code, None, document["error"])
+        return Said(code, Plan.from_json(text), {})
+
+    return run
+
+
+def fits(said: Said, engine: str, cards: list[int]) -> Plan:
+    """It was planned for that engine on those cards, with the margin left on each, and says so."""
+    plan = said.plan
+    assert said.code == 0
+    assert plan.fits
+    assert plan.engine.name == engine
+    assert said.cards == cards
+    for gpu in plan.gpus:
+        assert gpu.headroom >= gpu.margin >= 256 * MIB
+        assert max(gpu.peak, gpu.load_peak) + gpu.headroom + gpu.reserved == gpu.total
+    assert f"{format_bytes(said.spare)} stay free on each GPU" in plan.verdict
+    assert plan.kv.tokens >= plan.kv.longest_request_tokens >= plan.settings.session_len > 0
+    assert len(plan.commands) == plan.parallel.replicas
+    return plan
+
+
+def refused(said: Said) -> Plan:
+    """It would not serve, and that is said with a change that would make it."""
+    assert said.code == NOT_SERVED
+    assert not said.plan.fits
+    assert said.plan.verdict.startswith("does not fit")
+    assert any(one.effect.startswith("fits") for one in said.plan.remedies)
+    return said.plan
+
+
+def flag(plan: Plan, name: str) -> str:
+    """An option of the first engine's command line."""
+    argv = plan.commands[0].argv
+    return argv[argv.index(name) + 1]
+
+
+# 1. InternVL2-8B on four RTX 3090 without peer access
+
+
+def test_1_internvl_with_the_tp_that_was_asked(typed) -> None:
+    said = typed("plan internvl2-8b --on 4xrtx3090 --tp 4")
+    plan = fits(said, "turbomind", [0, 1, 2, 3])
+    assert (plan.parallel.tp, plan.parallel.replicas) == (4, 1)
+    assert plan.settings.dtype == "bfloat16"
+    assert "no peer access" in plan.verdict
+    assert plan.limits.max_dynamic_patch == 12
+    assert flag(plan, "--tp") == "4"
+    assert float(flag(plan, "--cache-max-entry-count")) == plan.settings.cache_max_entry_count
+    # One thousandth more would not leave the margin.
+    more = plan.settings.cache_max_entry_count + 0.001
+    beyond = typed(
+        f"predict internvl2-8b --on 4xrtx3090 --tp 4 --cache-max-entry-count {more:.3f}"
+        f" --max-prefill-token-num {plan.settings.max_prefill_token_num}"
+        f" --max-batch-size {plan.settings.max_batch_size} --max-dynamic-patch 12"
+    )
+    assert beyond.spare < beyond.plan.gpus[0].margin
+    assert beyond.code == NOT_SERVED
+
+
+def test_1_internvl_where_turbofit_may_choose(typed) -> None:
+    asked = typed("plan internvl2-8b --on 4xrtx3090 --tp 4").plan
+    plan = fits(typed("plan internvl2-8b --on 4xrtx3090"), "turbomind", [0, 1, 2, 3])
+    assert plan.parallel.tp * plan.parallel.replicas == 4
+    assert plan.throughput is not None
+    assert asked.throughput is not None
+    assert plan.throughput.requests_per_second >= asked.throughput.requests_per_second
+
+
+def test_1_internvl_the_log_of_the_report(typed) -> None:
+    """1112 blocks of 2 MB at 0.8, and 556 MB for everything else."""
+    said = typed("predict internvl2-8b --on 4xrtx3090 --tp 4 --free-at-cache 2780MiB")
+    assert said.code == NOT_SERVED
+    assert said.plan.kv.region_bytes == 1112 * 2 * MIB
+    assert any("556 MiB stay" in reason for reason in said.plan.reasons)
+    assert "image requests that meet" in said.plan.verdict
+    less = typed(
+        "predict internvl2-8b --on 4xrtx3090 --tp 4 --free-at-cache 2780MiB"
+        " --cache-max-entry-count 0.5"
+    )
+    assert less.code == 0
+    assert less.plan.kv.tokens < said.plan.kv.tokens
+
+
+def test_1_internvl_under_torchrun(typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    plan = typed("plan internvl2-8b --on 4xrtx3090 --tp 4").plan
+    assert any("4 whole engines on the same cards" in text for text in plan.warnings)
+    plan = typed("plan internvl2-8b --on 4xrtx3090 --tp 1").plan
+    assert not any("whole engine" in text for text in plan.warnings)
+
+
+def test_1_internvl_on_cards_that_are_not_empty(typed) -> None:
+    less = typed("plan internvl2-8b --on 4xrtx3090:free=15GiB")
+    plan = fits(less, "turbomind", [0, 1, 2, 3])
+    assert plan.parallel.tp > 1
+    said = typed("plan internvl2-8b --on 4xrtx3090:free=6GiB --tp 4")
+    assert "while loading" in refused(said).verdict
+    assert said.remedy("InternVL2-8B-AWQ").startswith("fits")
+    awq = typed("plan internvl2-8b-awq --on 4xrtx3090:free=6GiB --tp 4")
+    fits(awq, "turbomind", [0, 1, 2, 3])
+
+
+# 2. LLaVA-v1.5-7B with a LoRA on four RTX 3090
+
+
+def test_2_llava_by_the_name_of_its_authors(typed) -> None:
+    said = typed("plan llava-v1.5-7b --on 4xrtx3090")
+    assert said.code == 2
+    assert "llava-hf/llava-1.5-7b-hf" in said.error["hint"]
+    assert "LoRA merged" in said.error["hint"]
+
+
+def test_2_llava_with_its_lora_merged(typed, tmp_path, capsys) -> None:
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    shim_torchvision()
+    from tests.model.merge.llava_cases import make_clip, make_llava_lora, make_vicuna
+
+    base, lora = make_vicuna(tmp_path / "vicuna-7b-v1.5"), make_llava_lora(tmp_path / "lora")
+    tower, out = make_clip(tmp_path / "clip", transformers), tmp_path / "llava-v1.5-7b-merged"
+    assert main(["merge", str(base), str(lora), str(out), "--vision-tower", str(tower)]) == 0
+    assert f"turbofit plan {out}" in " ".join(capsys.readouterr().out.split())
+    said = typed(f"plan {out} --on 4xrtx3090")
+    assert said.code == 0
+    assert said.plan.model.architecture == "LlavaForConditionalGeneration"
+    assert said.plan.engine.name == "pytorch"
+    assert said.plan.model.source.sizes == "file"
+
+
+def test_2_llava_on_four_cards_and_on_one(typed) -> None:
+    said = typed("plan llava-1.5-7b --on 4xrtx3090")
+    plan = fits(said, "pytorch", [0, 1, 2, 3])
+    assert plan.settings.dtype == "float16"
+    assert any("transformers<5" in text for text in plan.warnings)
+    one = fits(typed("plan llava-1.5-7b --on 4xrtx3090 --gpus 0"), "pytorch", [0])
+    assert one.kv.total_tokens < plan.kv.total_tokens
+
+
+def test_2_llava_where_fewer_cards_are_seen_than_believed(typed) -> None:
+    said = typed("plan llava-1.5-7b --on 1xrtx3090:free=12GiB")
+    assert "while loading" in refused(said).verdict
+    assert said.remedy("2 x NVIDIA").startswith("fits")
+    fits(typed("plan llava-1.5-7b --on 4xrtx3090:free=12GiB"), "pytorch", [0, 1, 2, 3])
+    # What `offload_dir` would have done, and its price.
+    offloaded = typed("plan llava-1.5-7b --on 1xrtx3090:free=12GiB,ram=64GiB --engine transformers")
+    assert offloaded.code == 0
+    assert "cpu" in (offloaded.plan.device_map or {}).values()
+    assert any("s a token at the best" in text for text in offloaded.plan.warnings)
+
+
+# 3. LLaVA on an L4 that others share
+
+
+def test_3_llava_on_what_is_free(typed) -> None:
+    plans = [
+        fits(typed(f"plan llava-1.5-7b --on 1xl4:free={free}"), "pytorch", [0])
+        for free in ("22GiB", "19GiB", "17GiB", "15.5GiB")
+    ]
+    tokens = [plan.kv.tokens for plan in plans]
+    assert tokens == sorted(tokens, reverse=True)
+    assert len(set(tokens)) == len(tokens)
+    sessions = [plan.settings.session_len for plan in plans]
+    assert sessions == sorted(sessions, reverse=True)
+    assert sessions[0] == 4096
+    assert all(plan.parallel.tp == 1 for plan in plans)
+
+
+def test_3_llava_on_less_than_it_needs(typed) -> None:
+    tight = typed("plan llava-1.5-7b --on 1xl4:free=15GiB")
+    assert "one request needs" in refused(tight).verdict
+    assert tight.remedy("--quant-policy 8").startswith("fits")
+    packed = typed("plan llava-1.5-7b --on 1xl4:free=15GiB --quant-policy 8")
+    assert (packed.code, packed.plan.settings.quant_policy) == (0, 8)
+    # As their message had it: 7.91 of 22.03 GiB were another process's.
+    full = typed("plan llava-1.5-7b --on 1xl4:free=14.12GiB")
+    assert "no room for a cache" in refused(full).verdict
+    assert full.remedy("2 x NVIDIA L4").startswith("fits")
+    weights = sum(t.bytes for t in full.plan.gpus[0].ledger if t.phase == "weights")
+    assert 13 * GIB < weights < 14.12 * GIB
+    fits(typed("plan llava-1.5-7b --on 1xl4"), "pytorch", [0])
+
+
+# 4. Qwen2-VL-7B on a V100 32 GB, then on two RTX 4090
+
+
+def test_4_qwen_on_a_v100(typed) -> None:
+    plan = fits(typed("plan qwen2-vl-7b --on 1xv100-32g"), "turbomind", [0])
+    assert plan.settings.dtype == "float16"
+    assert any("no bfloat16" in reason for reason in plan.reasons)
+    assert plan.limits.max_pixels_per_image is not None
+    said = typed("plan qwen2-vl-7b --on 1xv100-32g --dtype bfloat16")
+    assert said.code == 2
+    assert "no bfloat16" in said.error["message"]
+    less = typed("plan qwen2-vl-7b --on 1xv100-32g:free=18GiB")
+    assert "while loading" in refused(less).verdict
+    assert less.remedy("AWQ").startswith("fits")
+
+
+def test_4_qwen_on_two_4090_is_not_split(typed) -> None:
+    plan = fits(typed("plan qwen2-vl-7b --on 2xrtx4090"), "turbomind", [0, 1])
+    assert (plan.parallel.tp, plan.parallel.replicas) == (1, 2)
+    split = fits(typed("plan qwen2-vl-7b --on 2xrtx4090 --tp 2"), "turbomind", [0, 1])
+    assert (split.parallel.tp, split.parallel.replicas) == (2, 1)
+
+
+def test_4_qwen_is_split_where_one_card_does_not_do(typed) -> None:
+    plan = fits(typed("plan qwen2-vl-7b --on 2xrtx4090:free=16GiB"), "turbomind", [0, 1])
+    assert plan.parallel.tp == 2
+    one = typed("plan qwen2-vl-7b --on 2xrtx4090:free=16GiB --tp 1")
+    assert one.code == NOT_SERVED
+    assert one.remedy("leave --tp to turbofit").startswith("fits")
+
+
+# 4, wished for: LLaVA-OneVision and Llama-3.2-Vision
+
+WISHED = ("llava-onevision-7b", "llama-3.2-11b-vision")
+
+
+@pytest.mark.parametrize("model", WISHED)
+@pytest.mark.parametrize(("on", "visible"), [("1xv100-32g", 1), ("2xrtx4090", 2)])
+def test_4_what_lmdeploy_does_not_run(typed, model: str, on: str, visible: int) -> None:
+    plan = fits(typed(f"plan {model} --on {on}"), "transformers", [0])
+    assert plan.settings.dtype == ("float16" if "v100" in on else plan.model.dtype)
+    assert plan.settings.max_batch_size == 1
+    assert set((plan.device_map or {}).values()) == {0}
+    assert any("serial and slower" in text for text in plan.warnings)
+    idle = [text for text in plan.warnings if text.startswith("not used")]
+    assert len(idle) == visible - 1
+    assert plan.commands[0].argv[0] == "turbofit-fallback"
+
+
+@pytest.mark.parametrize("model", WISHED)
+def test_4_copies_and_a_split_are_asked_for_by_name(typed, model: str) -> None:
+    one = typed(f"plan {model} --on 2xrtx4090").plan
+    split = typed(f"plan {model} --on 2xrtx4090 --tp 2")
+    plan = fits(split, "transformers", [0, 1])
+    assert plan.parallel.replicas == 1
+    assert set((plan.device_map or {}).values()) == {0, 1}
+    assert plan.settings.session_len >= one.settings.session_len
+    copies = fits(typed(f"plan {model} --on 2xrtx4090 --replicas 2"), "transformers", [0, 1])
+    assert copies.parallel.groups == ((0,), (1,))
+    less = typed(f"plan {model} --on 2xrtx4090:free=16GiB")
+    fits(less, "transformers", [0, 1])
+    predicted = typed(f"predict {model} --on 2xrtx4090")
+    assert predicted.code == 2
+    assert "turbofit plan" in predicted.error["hint"]
+
+
+# 5. CogVLM on two RTX 3090
+
+
+@pytest.mark.parametrize("model", ["cogvlm-17b", "cogvlm2-19b"])
+def test_5_cogvlm_is_one_model_over_both_cards(typed, model: str) -> None:
+    plan = fits(typed(f"plan {model} --on 2xrtx3090"), "pytorch", [0, 1])
+    assert (plan.parallel.tp, plan.parallel.replicas) == (2, 1)
+    shards = [sum(t.bytes for t in g.ledger if t.phase == "weights") for g in plan.gpus]
+    assert all(size < 24 * GIB < plan.model.weight_bytes for size in shards)
+
+
+def test_5_cogvlm_in_copies_is_refused_with_the_reason(typed) -> None:
+    said = typed("plan cogvlm-17b --on 2xrtx3090 --replicas 2")
+    plan = refused(said)
+    assert (plan.parallel.tp, plan.parallel.replicas) == (1, 2)
+    assert "runs out of memory while loading: GPU 0 is" in plan.verdict
+    assert format_bytes(plan.model.weight_bytes) in plan.verdict
+    assert plan.model.weight_bytes > plan.gpus[0].total
+    assert said.remedy("4 x NVIDIA").startswith("fits")
+
+
+def test_5_cogvlm_never_both_at_once(typed) -> None:
+    said = typed("plan cogvlm-17b --on 2xrtx3090 --replicas 2 --tp 2")
+    assert said.code == 2
+    assert "needs 4 equal GPUs" in said.error["message"]
+    four = fits(
+        typed("plan cogvlm-17b --on 4xrtx3090 --replicas 2 --tp 2"), "pytorch", [0, 1, 2, 3]
+    )
+    assert four.parallel.groups == ((0, 1), (2, 3))
+
+
+def test_5_cogvlm_on_less(typed) -> None:
+    said = typed("plan cogvlm-17b --on 2xrtx3090:free=18GiB")
+    assert "while loading" in refused(said).verdict
+    assert said.remedy("4 x NVIDIA").startswith("fits")
