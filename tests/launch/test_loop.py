@@ -17,6 +17,7 @@ from turbofit.model.source import resolve_model
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
 LOG = Path("engine-0.log")
+FAILED = "2026-11-20 15:21:22,051 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
     watch = watched(
         plan,
         "INFO:     Uvicorn running on http://127.0.0.1:1",
-        "x - ERROR - engine.py:671 - Engine main loop failed.",
+        FAILED,
         "    image_embeds = self.visual(pixel_values)",
         OOM,
     )
@@ -47,7 +48,7 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
 
 
 def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
-    watch = watched(plan, "Engine main loop failed.", OOM)
+    watch = watched(plan, FAILED, OOM)
     death = {
         "gpu": 0, "where": "qwen2_vl.py:449 forward", "asked": 100, "left": 40, "short": 60,
         "phase": "start",
@@ -57,7 +58,7 @@ def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> 
 
 
 def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
-    watch = watched(plan, "Engine main loop failed.", "KeyError: 'x'")
+    watch = watched(plan, FAILED, "KeyError: 'x'")
     assert not watch.loop_failed(0.5)
     assert watch.loop_failed(2.5)
     end = loop_ended(watch, plan, LOG)
@@ -82,7 +83,7 @@ def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
 
 
 def test_a_turbomind_s_log_is_read_as_before() -> None:
-    watch = watched(plausible_plan(gpus=1, tp=1), "Engine main loop failed.", "EOFError")
+    watch = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
     assert not watch.raced
     assert not watch.loop_failed(10.0)
 
