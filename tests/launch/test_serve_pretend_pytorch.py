@@ -101,3 +101,16 @@ def test_a_card_without_room_ends_with_what_was_missing(
     served = serve(children, tmp_path, *QWEN, *words, "--pretend-taken", "7GiB")
     assert served.child.finish(180) in (3, 6)
     assert "GPU memory" in served.child.stderr
+
+
+@pytest.mark.slow
+def test_the_fallback_engine_is_served_on_pretend_cards_too(
+    children: list[Child], tmp_path: Path
+) -> None:
+    words = ("qwen2-vl-2b", "--on", "1xrtx3060", "--engine", "transformers")
+    served = serve(children, tmp_path, *words)
+    served.wait(180)
+    (engine,) = served.record["attempts"][0]["engines"]
+    (peak,) = [row for row in engine["beside"] if row["what"] == "in use at most"]
+    assert 0.85 <= peak["actual"] / peak["forecast"] <= 1.0
+    assert served.chat(image(448, 448))[0] == 200

@@ -97,7 +97,7 @@ class Attempt:
         key: str | None
         fallback = plan.engine.name == "transformers"
         if fallback:
-            refuse_options(job.options, pretend=job.pretend)
+            refuse_options(job.options)
         if job.gateway is None:
             made, key = (fallback_commands if fallback else commands)(plan, port=job.port), None
         else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.launch.command import DEFAULT_PORT
+from turbofit.launch.fallback.command import MODULE as FALLBACK_MODULE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,8 +102,9 @@ class PretendLaunch(Launch):
     ) -> None:
         from turbofit.launch.runner import module_runner
 
-        torch = plan.engine.name == "pytorch"
-        module = "lmdeploy" if torch else "turbofit.rehearse.server"
+        torch = plan.engine.name != "turbomind"
+        modules = {"pytorch": "lmdeploy", "transformers": FALLBACK_MODULE}
+        module = modules.get(plan.engine.name, "turbofit.rehearse.server")
         super().__init__(command, module_runner(module), key, hidden=hidden)
         self._torch = torch
         self._plan, self._folder, self._taken = plan, folder, taken

@@ -73,7 +73,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
     None where no allocation was refused, or the timeline cannot be read.
     """
-    if plan.engine.name == "pytorch":
+    if plan.engine.name != "turbomind":
         from turbofit.launch.pretended_torch import torch_death
 
         return torch_death(plan, group, timeline)
@@ -87,7 +87,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
 def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
     """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-    if plan.engine.name == "pytorch":
+    if plan.engine.name != "turbomind":
         from turbofit.launch.pretended_torch import torch_seen
 
         return torch_seen(plan, group, timeline)

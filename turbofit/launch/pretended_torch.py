@@ -34,7 +34,7 @@ def torch_environment(
     from turbofit.pretend.run import prepare
     from turbofit.rehearse.torch_run import need_packages
 
-    need_packages("pytorch", ray=plan.settings.tp > 1)
+    need_packages(plan.engine.name, ray=plan.settings.tp > 1)
     made = prepare(_scenario(plan, group, taken), folder, base, site=cuda_site())
     return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 

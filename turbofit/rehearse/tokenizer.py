@@ -24,10 +24,16 @@ _QWEN2 = {
     "<|video_pad|>": 151656,
 }
 _INTERNVL = {"<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
+#: ChatML; content is text, or parts of which an image becomes the family's own marker.
 _CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% elif p['type'] == 'text' %}"
+    "{{ p['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_INTERNVL_IMAGE = "<IMG_CONTEXT>"
 
 
 def special_tokens(model: Model) -> dict[str, int]:
@@ -96,7 +102,7 @@ def write_tokenizer(model: Model, folder: Path) -> None:
         "pad_token": "<|endoftext|>",
         "model_max_length": model.text.positions,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _CHATML,
+        "chat_template": _CHATML.replace("IMAGE", _QWEN_IMAGE if qwen else _INTERNVL_IMAGE),
     }
     if model.vision is not None and model.vision.kind == "internvit_hf":
         config["extra_special_tokens"] = {

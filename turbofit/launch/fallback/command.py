@@ -55,7 +55,7 @@ def private_fallback_commands(
     return _commands(plan, "127.0.0.1", ports, folder, name)
 
 
-def refuse_options(options: Sequence[str], *, pretend: bool) -> None:
+def refuse_options(options: Sequence[str]) -> None:
     """What only LMDeploy can be started with.
 
     Raises:
@@ -65,11 +65,6 @@ def refuse_options(options: Sequence[str], *, pretend: bool) -> None:
         raise UsageError(
             f"{options[0]} is an option of LMDeploy, which the plan does not run",
             hint="leave out what follows --",
-        )
-    if pretend:
-        raise UsageError(
-            "the fallback engine is not served on pretend GPUs",
-            hint="turbofit rehearse --engine transformers runs it there",
         )
 
 
