@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from bench.advice.compute import Case, Line, progress, words
 from turbofit.core.units import MIB
 
-__all__ = ["report", "short_rows"]
+__all__ = ["judged", "report", "short_rows"]
 
 _HEAD = """\
 # The advice that people were given, judged
