@@ -92,7 +92,7 @@ def computed() -> Iterator[Case]:
     """Every case, each of its lines computed now."""
     for entry in CASES.values():
         version = entry.get("with", "")
-        before = _line({"advice": "before", "command": entry["before"]}, version, ours=False)
+        before = _line({"advice": entry["was"], "command": entry["before"]}, version, ours=False)
         rows = [_line(row, version, ours=False) for row in entry["rows"]]
         rows += [_line(row, "", ours=True) for row in entry["ours"]]
         yield Case(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from bench.advice.compute import Case, Line, progress, words
 from turbofit.core.units import MIB
 
-__all__ = ["report", "short_rows"]
+__all__ = ["judged", "report", "short_rows"]
 
 _HEAD = """\
 # The advice that people were given, judged
@@ -34,6 +34,7 @@ def short_rows(cases: Sequence[Case]) -> list[str]:
     """The lines of the short table, without its head."""
     rows = []
     for case in cases:
+        rows.append(f"| {case.name} | *before: {case.before.advice}* | {_before(case)} |")
         rows += [
             f"| {case.name} | {line.advice} | {_now(line)} | {judged(case, line)} |"
             for line in case.lines
@@ -82,6 +83,11 @@ def _older(case: Case, line: Line) -> str:
     return f"on {case.version}: {words(line.older)}"
 
 
+def _before(case: Case) -> str:
+    """The two middle cells of what was there before."""
+    return f"{_now(case.before)} | {_older(case, case.before)}"
+
+
 def _now(line: Line) -> str:
     return words(line.said)
 
@@ -99,8 +105,8 @@ def _section(case: Case) -> Iterator[str]:
     yield ""
     yield "| advice | what it does | judged | computed by `turbofit` … |"
     yield "|---|---|---|---|"
-    older = f"on {case.version}: {words(case.before.older)}" if case.before.older else ""
-    yield f"| **before** | {_now(case.before)} | {older} | `{case.before.command}` |"
+    name = f"*before: {case.before.advice}*"
+    yield f"| {name} | {_before(case)} | `{case.before.command}` |"
     for line in case.lines:
         name = f"**{line.advice}**" if line.ours else line.advice
         yield f"| {name} | {_now(line)} | {judged(case, line)} | `{line.command}` |"

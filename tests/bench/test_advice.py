@@ -8,6 +8,7 @@ import pytest
 
 from bench.advice.__main__ import HERE, main
 from bench.advice.compute import Case, Line, computed, run, words
+from bench.advice.readme import recipes, renewed
 from bench.advice.report import judged, report, short_rows
 
 README = Path(__file__).parents[2] / "README.md"
@@ -31,13 +32,24 @@ def test_it_prints_what_it_writes(capsys):
     assert capsys.readouterr().out == (HERE / "RESULTS.md").read_text()
 
 
-def test_the_readme_quotes_rows_of_it(cases):
+def test_the_readme_says_the_same(cases):
     text = README.read_text()
-    quoted = [row for row in short_rows(cases) if row in text]
-    head = text.index("| case | advice |")
-    table = text[head:].split("\n\n")[0].splitlines()[2:]
-    assert table == quoted
-    assert len(quoted) >= 10
+    assert renewed(text, cases) == text, "run python -m bench.advice --write"
+    assert sum(row in text for row in short_rows(cases)) >= 10
+    assert len(recipes(text)) >= 8
+
+
+def test_figures_of_a_readme_that_lags_are_renewed(cases):
+    row = next(row for row in short_rows(cases) if "ratio 0.4" in row)
+    recipe = (
+        "| a | `plan cogvlm-17b --on 2xrtx3090` | one model: 1 KV tokens, 2 MiB stay free | x |"
+    )
+    said = run("plan cogvlm-17b --on 2xrtx3090").plan
+    lagging = f"words\n{row.replace('lives', 'dies')}\n{recipe}\n| other | row |\n"
+    words_, quoted, cooked, other = renewed(lagging, cases).splitlines()
+    assert (words_, quoted, other) == ("words", row, "| other | row |")
+    assert f"{said.kv.total_tokens:,} KV tokens, " in cooked
+    assert " 2 MiB stay free" not in cooked
 
 
 def test_what_others_hold_gives_the_log_of_the_report(cases):
