@@ -128,3 +128,17 @@ def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
     assert made.tokens_at(0.8) == 8 * 64
     assert not made.starved_at(0.8)
     assert made.starved_at(1e-9)
+
+
+def test_more_blocks_than_fit_are_told_at_once():
+    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10**6)
+    looks: list[float] = []
+    made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
+    assert made.best_ratio() is None
+    assert len(looks) == 1
+
+
+def test_blocks_that_the_engine_keeps_are_no_cache():
+    settings = Settings(max_batch_size=8, session_len=4096, num_gpu_blocks=2)
+    assert "keeps" in (settings_problem(settings) or "")
+    assert settings_problem(replace(settings, num_gpu_blocks=3)) is None
