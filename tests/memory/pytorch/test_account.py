@@ -153,3 +153,11 @@ def test_pages_that_meet_are_padded_to_the_planned_limit(crops):
     exposure = Exposure(units_per_image=crops + 1, images_per_request=1, tokens_per_request=2509)
     settings = Settings(max_batch_size=128, session_len=8192, max_prefill_token_num=8192)
     assert engine_bound(rule, exposure, settings) == 8192 // 313 * (crops + 1)
+
+
+def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
+    model = resolve_model("cogvlm2-19b")
+    one = replace(model, text=replace(model.text, vision_experts=False))
+    settings = Settings(max_batch_size=8, session_len=4096)
+    both, first = (Activations(each, settings, constants).decode(1) for each in (model, one))
+    assert both - first == 2 * 2 * model.text.hidden
