@@ -167,6 +167,26 @@ class TestPlan:
         assert caught.value.hint
         assert "\n" not in caught.value.message
 
+    @pytest.mark.parametrize(
+        ("model", "keywords", "hint"),
+        [
+            ("qwen2-vl-7b", {"max_dynamic_patch": 4}, "--max-pixels"),
+            ("internvl2-8b", {"max_pixels": 10**6}, "--max-dynamic-patch"),
+            ("llava-1.5-7b", {"max_dynamic_patch": 4}, "leave it out"),
+            ("llama-3.2-11b-vision", {"max_dynamic_patch": 2}, "leave it out"),
+            ("qwen2.5-7b", {"max_pixels": 10**6}, "leave it out"),
+        ],
+    )
+    def test_a_limit_that_these_images_have_not_is_refused(self, model, keywords, hint):
+        with pytest.raises(UsageError, match="limits") as caught:
+            turbofit.plan(model, on="4xrtx3090", **keywords)
+        assert hint in caught.value.hint
+
+    def test_a_plan_for_transformers_is_not_said_to_be_rehearsed(self):
+        for call in (turbofit.rehearse, lambda *a, **k: turbofit.plan(*a, rehearse=True, **k)):
+            with pytest.raises(UsageError, match="not rehearsed"):
+                call("llava-onevision-7b", on="1xrtx3090")
+
     def test_survives_json(self):
         plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
         assert turbofit.Plan.from_json(plan.to_json()) == plan

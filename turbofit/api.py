@@ -31,7 +31,7 @@ from turbofit.memory.engines import (
     fallback_reason,
 )
 from turbofit.model.source import resolve_model
-from turbofit.tuner.ask import Ask, Margin
+from turbofit.tuner.ask import Ask, Margin, check_limits
 from turbofit.tuner.fallback.plan import make_fallback_plan
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.predict import make_prediction
@@ -110,6 +110,8 @@ def plan(
     ask = _checked(ask)
     reason = fallback_reason(ask.model, engine)
     if reason is not None:
+        if rehearse:
+            raise _not_rehearsed(ask.model.name)
         return _finished(make_fallback_plan(ask, reason))
     chosen = engine_for(ask.model, engine)
     check_options(chosen, ask.fixed)
@@ -211,6 +213,8 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
     from turbofit.rehearse.confirm import rehearse_plan
 
     made = predict(model, **keywords) if defaults else plan(model, **keywords)
+    if made.engine.name == FALLBACK:
+        raise _not_rehearsed(made.model.name)
     return rehearse_plan(made)
 
 
@@ -270,6 +274,13 @@ def rehearse_torch(
     scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
     folder = Path(keep) if keep is not None else None
     return torch_ask.rehearse_torch(ask, scenario, machine, folder)
+
+
+def _not_rehearsed(name: str) -> UsageError:
+    return UsageError(
+        f"{name} is planned for Transformers, whose plans are not rehearsed",
+        hint="turbofit rehearse MODEL --engine transformers runs its worst case alone",
+    )
 
 
 #: Rehearsals of one plan at most: the first, and two after a correction.
@@ -357,6 +368,7 @@ def _margin(margin: int | str | None) -> Margin:
 def _checked(ask: Ask) -> Ask:
     """Refuse contradictions that no search can mend."""
     workload, fixed = ask.workload, ask.fixed
+    check_limits(ask)
     if workload.context is not None and "session_len" in fixed:
         raise UsageError("context and session_len are one setting", hint="give only one of the two")
     longest = ask.model.text.max_position_embeddings

@@ -36,9 +36,10 @@ def check_needs(plan: Plan) -> None:
         return
     name, wanted = need
     try:
+        version("lmdeploy")
         found = version(name)
     except PackageNotFoundError:
-        return  # LMDeploy has another interpreter
+        return  # LMDeploy has another interpreter, and packages of its own
     if not _satisfies(found, wanted):
         raise PackageError(
             f"{plan.model.name} needs {name}{wanted} with LMDeploy 0.18, and {found} is installed:"

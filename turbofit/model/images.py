@@ -129,17 +129,22 @@ def image_tokens(
     return unit_tokens(rule, count)
 
 
-def units_within(rule: ImageRule, tokens: int) -> int:
+def units_within(rule: ImageRule, tokens: int, *, padded: int | None = None) -> int:
     """The most units of any images whose tokens are at most so many in all.
 
     Never under. For grids and pages far over: an image that covers little has many tiles and few
     tokens, never fewer than the whole image's tile.
+
+    Args:
+        rule: the model's rule.
+        tokens: of all images together.
+        padded: units that a page (:class:`HdRule`) is padded to; None is the checkpoint's own.
     """
     if isinstance(rule, AnyresRule):
         most = anyres.worst_tiles(rule, rule.max_dynamic_patch)
         return tokens // anyres.least_tokens(rule) * most
     if isinstance(rule, HdRule):
-        return tokens // rule.tokens_per_tile * (rule.max_dynamic_patch + 1)
+        return tokens // phi3_v.least_tokens(rule) * (padded or rule.max_dynamic_patch + 1)
     if isinstance(rule, CrossRule):
         return tokens * rule.max_dynamic_patch
     if isinstance(rule, TileRule):

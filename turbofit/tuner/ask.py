@@ -6,14 +6,14 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import Model, PatchRule, TileRule
+from turbofit.core.model import CrossRule, Model, PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.model.images import unit_tokens, units, worst_units
 
-__all__ = ["Ask", "Margin", "exposure_of"]
+__all__ = ["Ask", "Margin", "check_limits", "exposure_of"]
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
@@ -110,3 +110,23 @@ def exposure_of(ask: Ask, limit: int | None) -> Exposure:
         images_per_request=workload.images,
         tokens_per_request=unit_tokens(rule, each) * workload.images,
     )
+
+
+def check_limits(ask: Ask) -> None:
+    """Refuse a limit that the model's images have no use for, rather than show it as kept.
+
+    Raises:
+        UsageError: it limits what this model's images have not.
+    """
+    name, rule = ask.model.name, ask.model.image_rule
+    varies = isinstance(rule, TileRule) and rule.dynamic and not isinstance(rule, CrossRule)
+    if ask.max_dynamic_patch is not None and not varies:
+        raise UsageError(
+            f"--max-dynamic-patch limits tiles, and no image of {name} has more or fewer of them",
+            hint="leave it out" + (", or give --max-pixels" if isinstance(rule, PatchRule) else ""),
+        )
+    if ask.max_pixels is not None and not isinstance(rule, PatchRule):
+        raise UsageError(
+            f"--max-pixels limits images that keep their size, and {name} has none of them",
+            hint="leave it out" + (", or give --max-dynamic-patch" if varies else ""),
+        )

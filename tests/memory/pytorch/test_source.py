@@ -10,9 +10,10 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.exposure import NO_IMAGES
+from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.constants import PytorchConstants, load_constants
 from turbofit.memory.pytorch.constraints import settings_problem
 from turbofit.memory.pytorch.environment import environment, segments
@@ -128,3 +129,35 @@ def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
     assert made.tokens_at(0.8) == 8 * 64
     assert not made.starved_at(0.8)
     assert made.starved_at(1e-9)
+
+
+def test_more_blocks_than_fit_are_told_at_once():
+    made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10**6)
+    looks: list[float] = []
+    made.fits_at = lambda ratio: bool(looks.append(ratio))  # type: ignore[method-assign]
+    assert made.best_ratio() is None
+    assert len(looks) == 1
+
+
+def test_blocks_that_the_engine_keeps_are_no_cache():
+    settings = Settings(max_batch_size=8, session_len=4096, num_gpu_blocks=2)
+    assert "keeps" in (settings_problem(settings) or "")
+    assert settings_problem(replace(settings, num_gpu_blocks=3)) is None
+
+
+@pytest.mark.parametrize("crops", [1, 4, 16])
+def test_pages_that_meet_are_padded_to_the_planned_limit(crops):
+    """Phi-3.5's smallest page is 313 tokens, and as many tiles as any."""
+    rule = resolve_model("phi-3.5-vision").image_rule
+    assert rule is not None
+    exposure = Exposure(units_per_image=crops + 1, images_per_request=1, tokens_per_request=2509)
+    settings = Settings(max_batch_size=128, session_len=8192, max_prefill_token_num=8192)
+    assert engine_bound(rule, exposure, settings) == 8192 // 313 * (crops + 1)
+
+
+def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
+    model = resolve_model("cogvlm2-19b")
+    one = replace(model, text=replace(model.text, vision_experts=False))
+    settings = Settings(max_batch_size=8, session_len=4096)
+    both, first = (Activations(each, settings, constants).decode(1) for each in (model, one))
+    assert both - first == 2 * 2 * model.text.hidden

@@ -14,7 +14,7 @@ from turbofit.memory.account import Account, Held, given
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations
 from turbofit.memory.pytorch.bound import engine_bound
-from turbofit.memory.pytorch.cache import block_bytes, blocks_held, runtime_bytes
+from turbofit.memory.pytorch.cache import RESERVED_BLOCKS, block_bytes, blocks_held, runtime_bytes
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.terms import (
     before_terms,
@@ -91,6 +91,12 @@ class PytorchAccount(Account):
         pool = pool_term(work, settings, constants)
         super().__init__(settings, gpus, margins, held, pool, transients, units)
 
+    def _find_ratio(self) -> float:
+        """Blocks that were asked for are as many at every ratio: one look tells that none fits."""
+        if self.settings.num_gpu_blocks and not self.fits_at(1.0):
+            return 0.0
+        return super()._find_ratio()
+
     @property
     def sizable(self) -> int:
         """What is free less the reserve for the runtime, which nothing else keeps."""
@@ -131,7 +137,7 @@ class PytorchAccount(Account):
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that requests can have: the engine keeps two blocks for itself."""
         blocks = blocks_held(self.sizable, ratio, self._block_bytes, self.settings)
-        return max(0, blocks - 2) * self.block_tokens
+        return max(0, blocks - RESERVED_BLOCKS) * self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all
         """The cache, one allocation."""

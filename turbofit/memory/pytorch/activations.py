@@ -19,6 +19,9 @@ _HALF = 2
 #: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
 #: features, their mask, and torch's running count of it in 64 bits. Source: models/qwen3_vl.py.
 _DEEPSTACK_COPIES = 9
+#: Hidden states more where text and image tokens go through layers of their own: those gathered for
+#: one of them, and the output of both. Source: models/cogvlm.py.
+_EXPERT_COPIES = 2
 
 
 class Prefill(Struct):
@@ -83,7 +86,8 @@ class Activations:
                 width if moe.layers < text.layers else 0.0,
                 routed + 2 * moe.shared_intermediate / self.tp,
             )
-        return int(width + constants.hidden_copies * text.hidden + constants.token_elements)
+        copies = constants.hidden_copies + (_EXPERT_COPIES if text.vision_experts else 0)
+        return int(width + copies * text.hidden + constants.token_elements)
 
     def _attention(self, forward: Prefill) -> int:
         """Projections and output of the tokens, and all keys and values they see, flattened."""

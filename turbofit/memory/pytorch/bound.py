@@ -18,6 +18,7 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     that is longer. So an image is encoded once, and images meet by their tokens only. Source:
     LMDeploy pytorch/paging/prefill_scheduler.py, long_context.py.
     """
-    by_tokens = units_within(rule, settings.max_prefill_token_num)
+    each = exposure.units_per_image
+    by_tokens = units_within(rule, settings.max_prefill_token_num, padded=each)
     by_batch = settings.max_batch_size * exposure.units_per_request
-    return min(max(exposure.units_per_image, by_tokens), by_batch)
+    return min(max(each, by_tokens), by_batch)

@@ -11,7 +11,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.pytorch.weights import kv_heads_held
 
-__all__ = ["BITS", "block_bytes", "blocks_held", "runtime_bytes"]
+__all__ = ["BITS", "RESERVED_BLOCKS", "block_bytes", "blocks_held", "runtime_bytes"]
 
 _ALIGN = 256
 _HALF = 2
@@ -19,6 +19,8 @@ _HALF = 2
 #: Bits of one key or value by ``quant_policy``; 16 and 17 are the two kinds of fp8.
 BITS = {0: 16, 4: 4, 8: 8, 16: 8, 17: 8}
 _SCALED = (4, 8)
+#: Blocks that no request gets: one for padding, and one over.
+RESERVED_BLOCKS = 2
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:

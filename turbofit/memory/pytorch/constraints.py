@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
-from turbofit.memory.pytorch.cache import BITS
+from turbofit.memory.pytorch.cache import BITS, RESERVED_BLOCKS
 
 __all__ = ["communicator_problem", "settings_problem", "tp_problem"]
 
@@ -47,6 +47,8 @@ def settings_problem(settings: Settings) -> str | None:
     if settings.quant_policy not in BITS:
         known = ", ".join(map(str, BITS))
         return f"--quant-policy {settings.quant_policy} is not planned for: {known} are"
+    if 0 < settings.num_gpu_blocks <= RESERVED_BLOCKS:
+        return f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
         return f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
     if settings.quant_policy == 4 and settings.cache_block_seq_len < 16:

@@ -17,7 +17,7 @@ from turbofit.core.model import HdRule, VisionDims
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.text import read_text
 
-__all__ = ["most_tokens", "read", "tokens"]
+__all__ = ["least_tokens", "most_tokens", "read", "tokens"]
 
 _TOWER: Final = "openai/clip-vit-large-patch14-336"
 _EMBEDDING: Final = {
@@ -41,6 +41,11 @@ def tokens(rule: HdRule, width: int, height: int, limit: int) -> int:
 def most_tokens(rule: HdRule, units: int) -> int:
     """Tokens of the worst image of so many tiles, exactly: a column, which has most lines."""
     return _page(rule, max(1, units - 1), 1)
+
+
+def least_tokens(rule: HdRule) -> int:
+    """Tokens that no image has fewer of, exactly: a page of one tile, and the whole image's."""
+    return _page(rule, 1, 1)
 
 
 def _page(rule: HdRule, rows: int, columns: int) -> int:
