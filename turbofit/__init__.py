@@ -9,6 +9,8 @@ Importing this package imports next to nothing; each name below is loaded when i
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.version import __version__
@@ -30,3 +32,14 @@ def __getattr__(name: str) -> Any:
     from turbofit import api
 
     return getattr(api, name)
+
+
+class _Package(ModuleType):
+    """Keeps ``turbofit.rehearse`` the function, whichever part of its room has been imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "rehearse" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
