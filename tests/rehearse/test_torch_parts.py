@@ -17,7 +17,7 @@ from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.model.images import units, worst_units
-from turbofit.rehearse import torch_run
+from turbofit.rehearse import torch_ask, torch_run
 from turbofit.rehearse.torch_ask import TorchAsk, rehearse_torch
 from turbofit.rehearse.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch_death import judge
@@ -261,7 +261,7 @@ def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
 ) -> None:
     config = {"architectures": ["StrangeForVision"], "model_type": "strange", "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("turbofit.rehearse.torch_ask.need_packages", lambda *_, **__: {})
+    monkeypatch.setattr(torch_ask, "need_packages", lambda *_, **__: {})
     scenario: Any = SimpleNamespace(gpus=(SimpleNamespace(name="x"),))
     with pytest.raises(UsageError, match="takes pictures") as error:
         rehearse_torch(TorchAsk(str(tmp_path), "pytorch"), scenario)
