@@ -161,3 +161,21 @@ def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
     settings = Settings(max_batch_size=8, session_len=4096)
     both, first = (Activations(each, settings, constants).decode(1) for each in (model, one))
     assert both - first == 2 * 2 * model.text.hidden
+
+
+def test_a_long_image_lets_as_many_small_ones_meet_in_its_chunks():
+    """A page of 16 tiles is 2509 tokens, and every chunk of its prompt as long: 8 small ones."""
+    rule = resolve_model("phi-3.5-vision").image_rule
+    assert rule is not None
+    settings = Settings(max_batch_size=4, session_len=8192, max_prefill_token_num=1024)
+    met = [
+        engine_bound(
+            rule,
+            Exposure(
+                units_per_image=17, images_per_request=images, tokens_per_request=2509 * images
+            ),
+            settings,
+        )
+        for images in (1, 5, 20)
+    ]
+    assert met == [1024 // 313 * 17, 5 * 17, 2509 // 313 * 17]

@@ -14,11 +14,15 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     """The units of all images that can meet, never under.
 
     Whole prompts join a prefill while their tokens stay within ``max_prefill_token_num``; a longer
-    prompt is cut into chunks of that size, never inside an image, and a chunk grows for an image
-    that is longer. So an image is encoded once, and images meet by their tokens only. Source:
-    LMDeploy pytorch/paging/prefill_scheduler.py, long_context.py.
+    prompt is cut into chunks of that size, never inside an image. Where one of its images is longer
+    all its chunks are as long as that one, and smaller images may meet in another. So an image is
+    encoded once, and images meet by their tokens only. Source: LMDeploy
+    pytorch/paging/prefill_scheduler.py, long_context.py.
     """
-    each = exposure.units_per_image
-    by_tokens = units_within(rule, settings.max_prefill_token_num, padded=each)
+    each, tokens = exposure.units_per_image, settings.max_prefill_token_num
+    longest = exposure.tokens_per_request // max(1, exposure.images_per_request)
+    joined = units_within(rule, tokens, padded=each)
+    chunk = units_within(rule, max(tokens, longest), padded=each)
+    alone = max(each, min(chunk, exposure.units_per_request))
     by_batch = settings.max_batch_size * exposure.units_per_request
-    return min(max(each, by_tokens), by_batch)
+    return min(max(alone, joined), by_batch)
