@@ -28,21 +28,21 @@ HEAD = """# Plans for LMDeploy's PyTorch engine on pretend GPUs
 
 `{command}`, {date}:
 {versions}.
-`turbofit plan MODEL --on CARD --engine pytorch`, then that engine with the plan's settings and its worst
-cases. Engine, torch's allocator and Triton are real, nothing was computed. MiB. Where several cards, the
-one with the least left.
+`turbofit plan MODEL --on CARD --engine pytorch`, then that engine with the plan's settings and its
+worst cases. Engine, torch's allocator and Triton are real, nothing was computed. MiB. Where several
+cards, the one with the least left.
 
-A forecast may be over by {share} of the card at most, and never under. What a rehearsal cannot see (kernel
-modules, NCCL, the HTTP server's own context) is charged to the pretend card as forecast, and is in both
-columns. *Live* is what tensors, contexts and that charge held at once at the worst moment; *reserved* is with
-what torch's allocator kept beside it, which it gives back when the card is full.
+A forecast may be over by {share} of the card at most, and never under. What a rehearsal cannot see
+(kernel modules, NCCL, the HTTP server's own context) is charged to the pretend card as forecast, and
+is in both columns. *Live* is what tensors, contexts and that charge held at once at the worst moment;
+*reserved* is with what torch's allocator kept beside it, which it gives back when the card is full.
 
 {told}
 
 ## Starts
 
-`margin 0` fills the card to its last MiB. `formula` is as in `PYTORCH.md`, with the free memory that the
-engine saw. `lost` is what torch reserved beyond the weights when it looked.
+`margin 0` fills the card to its last MiB. `formula` is as in `PYTORCH.md`, with the free memory that
+the engine saw. `lost` is what torch reserved beyond the weights when it looked.
 
 {starts}
 
@@ -79,6 +79,9 @@ ROWS = (
     *_both("internvl3-8b-hf", "1xrtx3090"),
     *_both("internvl3-8b", "1xrtx3090"),
     *_both("internvl2-1b", "1xrtx3060"),
+    Row("internvl2-1b", "1xt4"),
+    Row("qwen2-vl-2b", "1xrtx3060", None, {"image_size": (1344, 1568)}),
+    Row("qwen2.5-vl-7b", "1xl4", None, {"image_size": (1344, 1568)}),
     *_both("qwen2.5-7b", "1xrtx3090"),
     *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
     *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
@@ -156,15 +159,13 @@ def _start(
 def _peaks(plan: Plan, document: dict[str, Any], i: int) -> tuple[int, int]:
     """The most that was live on a card over all cases, and the most that was reserved."""
     gpu, late = document["gpus"][i], planned_scenario(plan).gpus[i].late
-    charged = gpu["used_by_others"] + late
+    used = gpu["used_by_others"]
     rows = [case["gpus"][i] for case in document["cases"]]
     live = max((case["allocated_peak"] or 0 for case in rows), default=0)
-    return charged + gpu["contexts"] + live, charged + gpu["peak"]
+    return used + late + gpu["contexts"] + live, used + gpu["peak"]
 
 
-def _cases(
-    row: Row, card: GpuLedger, say: Callable[[str], None]
-) -> list[tuple[str, ...]]:
+def _cases(row: Row, card: GpuLedger, say: Callable[[str], None]) -> list[tuple[str, ...]]:
     lines = []
     for term in card.ledger:
         if term.phase != "transient" or term.rehearsed is None:

@@ -28,7 +28,13 @@ from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch_worst import torch_cases, worst_size
 from turbofit.rehearse.twin import checkpoint_for
 
-__all__ = ["beside", "planned_document", "planned_scenario", "rehearse_pytorch_plan"]
+__all__ = [
+    "beside",
+    "planned_document",
+    "planned_scenario",
+    "planned_spec",
+    "rehearse_pytorch_plan",
+]
 
 #: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
 #: of the process that runs the engine is charged by the account itself.
@@ -58,13 +64,21 @@ def planned_document(plan: Plan) -> dict[str, Any]:
     ray = plan.settings.tp > 1 and plan.settings.distributed_executor_backend in (None, "ray")
     versions = need_packages("pytorch", ray=ray)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-        folder = checkpoint_for(_limited(plan), Path(scratch) / plan.model.name)
-        settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
-        environ = environment(plan.settings)
-        spec = TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
-        seen = run_torch(spec, planned_scenario(plan))
+        seen = run_torch(planned_spec(plan, Path(scratch)), planned_scenario(plan))
     return torch_report(seen, versions, {})
+
+
+def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
+    """What a rehearsal of the plan drives; a stand-in checkpoint is made in ``scratch``.
+
+    Raises:
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+    folder = checkpoint_for(_limited(plan), scratch / plan.model.name)
+    settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
+    environ = environment(plan.settings)
+    return TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
 
 
 def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
@@ -165,7 +179,8 @@ def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
         before, after = _torch(document, card, "cache"), _torch(document, card, "ready")
         if not before or not after:
             return None
-        return int(after["reserved"] - before["reserved"])
+        # Idle only: what the warm-up left allocated is cuBLAS's and the graphs'.
+        return _idle(after) - _idle(before)
     return _transient(document, card, name)
 
 
@@ -175,6 +190,10 @@ def _transient(document: Mapping[str, Any], card: int, case: str) -> int | None:
     if not during or steady is None:
         return None
     return int(during["allocated_peak"] - steady)
+
+
+def _idle(told: Mapping[str, int]) -> int:
+    return told["reserved"] - told["allocated"]
 
 
 def _steady(document: Mapping[str, Any], card: int) -> int | None:
