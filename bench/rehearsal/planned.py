@@ -32,17 +32,19 @@ HEAD = """# Plans for LMDeploy's PyTorch engine on pretend GPUs
 worst cases. Engine, torch's allocator and Triton are real, nothing was computed. MiB. Where several
 cards, the one with the least left.
 
-A forecast may be over by {share} of the card at most, and never under. What a rehearsal cannot see
-(kernel modules, NCCL, the HTTP server's own context) is charged to the pretend card as forecast, and
-is in both columns. *Live* is what tensors, contexts and that charge held at once at the worst moment;
-*reserved* is with what torch's allocator kept beside it, which it gives back when the card is full.
+A forecast may be over by {share} of the card at most, and never under. What a rehearsal cannot
+see (kernel modules, NCCL, the HTTP server's own context) is charged to the pretend card as
+forecast, and is in both columns. *Live* is what tensors, contexts and that charge held at once at
+the worst moment; *reserved* is with what torch's allocator kept beside it, which it gives back when
+the card is full.
 
 {told}
 
 ## Starts
 
-`margin 0` fills the card to its last MiB. `formula` is as in `PYTORCH.md`, with the free memory that
-the engine saw. `lost` is what torch reserved beyond the weights when it looked.
+`margin 0` fills the card to its last MiB, where the ratio does not end at 0.999 before. `formula` is
+as in `PYTORCH.md`, with the free memory that the engine saw. `lost` is what torch reserved beyond
+the weights when it looked, `warm-up` what it kept idle after it.
 
 {starts}
 

@@ -40,11 +40,11 @@ allocator gives them.
 
 Peaks of each case, as torch's allocator and the account saw them; `left` is what the card still
 had, `idle` what torch had reserved and did not use. Cases run one after another and torch keeps
-what it has reserved, so `left` falls. With several cards, the fullest. `allocated` and `reserved` are
-what `torch.cuda.max_memory_allocated` and `max_memory_reserved` say in that case; the account's own
-peak less the CUDA context is the latter to the byte in {agreed}.
-How the Transformers rows compare with turbofit's forecast is in `docs/fallback.md`, and plans for the
-PyTorch engine in `PLANNED.md`.
+what it has reserved, so `left` falls. With several cards, the fullest. `allocated` and `reserved`
+are what `torch.cuda.max_memory_allocated` and `max_memory_reserved` say in that case; the account's
+own peak less the CUDA context is the latter to the byte in {agreed}.
+How the Transformers rows compare with turbofit's forecast is in `docs/fallback.md`, and plans for
+the PyTorch engine in `PLANNED.md`.
 
 {cases}
 {deaths}"""

@@ -40,9 +40,9 @@ ROUNDS = {"first": 30, "second": 2}
 TEXT = """# Two engines on one card
 
 `{command}`, {date}: {versions}.
-{model} on a pretend {card}, {usable} MiB usable. MiB. The first plan has a budget of half of the card;
-the second was made with the first's peak as the memory of others, and started when the first had served
-its worst cases. Kernel modules and the HTTP servers' contexts are charged to the card for both.
+{model} on a pretend {card}, {usable} MiB usable. MiB. The first plan has a budget of half of the
+card; the second was made with the first's peak as the memory of others, and started when the first
+had served its worst cases. Kernel modules and the HTTP servers' contexts are charged for both.
 
 {rows}
 
@@ -66,12 +66,12 @@ def usable_of(plan: Plan) -> int:
 def drive(folder: Path) -> int:
     """On the pretend machine: the second starts once the first has served each of its cases."""
     children = []
-    for name in ROUNDS:
+    for name, rounds in ROUNDS.items():
         own = folder / name
         env = {**os.environ, "TURBOFIT_REHEARSAL": str(own)}
         command = [sys.executable, "-m", "turbofit.rehearse.torch_child", str(own)]
         children.append(subprocess.Popen(command, env=env))
-        each = len(json.loads((own / "spec.json").read_text())["cases"]) // ROUNDS[name]
+        each = len(json.loads((own / "spec.json").read_text())["cases"]) // rounds
         while len(read_notes(own).get("cases", [])) < each and children[-1].poll() is None:
             time.sleep(0.1)
     children[1].wait()

@@ -117,7 +117,6 @@ def _meeting(
     The largest seldom fills a forward: of 3328 tokens each a forward of 4096 takes one, of 1280
     three.
     """
-
     if not isinstance(rule, (TileRule, PatchRule)):
         return size
 
