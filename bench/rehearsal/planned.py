@@ -43,8 +43,8 @@ the card is full.
 ## Starts
 
 `margin 0` fills the card to its last MiB, where the ratio does not end at 0.999 before. `formula`
-is as in `PYTORCH.md`, with the free memory that the engine saw. `lost` is what torch reserved beyond
-the weights when it looked, `warm-up` what it kept idle after it.
+is as in `PYTORCH.md`, with the free memory that the engine saw. `lost` is what torch reserved
+beyond the weights when it looked, `warm-up` what it kept idle after it.
 
 {starts}
 

@@ -81,13 +81,14 @@ def drive(folder: Path) -> int:
 
 
 def charged(first: Plan, second: Plan) -> Scenario:
-    """The first's card; what no rehearsal sees of the second is gone before it looks.
+    """The first's card, on which the second's HTTP server has its context from the beginning.
 
-    So the second's cache is a little smaller than it was promised. The first's is not.
+    So the first's cache is a little smaller than it was promised. Each process pays by itself for
+    its own context and for what is loaded late.
     """
     scenario, other = planned_scenario(first), planned_scenario(second).gpus[0]
-    more = other.used - second.gpus[0].used + other.late
-    gpu = dataclasses.replace(scenario.gpus[0], late=scenario.gpus[0].late + more)
+    mine = scenario.gpus[0]
+    gpu = dataclasses.replace(mine, used=mine.used + other.used - second.gpus[0].used)
     return dataclasses.replace(scenario, gpus=(gpu,))
 
 
