@@ -212,7 +212,9 @@ def _qwen3_vl_config(model: Model) -> dict[str, Any]:
             "in_channels": 3,
             "hidden_act": "gelu_pytorch_tanh",
             "num_position_embeddings": (v.image // v.patch) ** 2,
-            "deepstack_visual_indexes": [8 * (i + 1) for i in range(v.deepstack)],
+            "deepstack_visual_indexes": [
+                (i + 1) * v.layers // (v.deepstack + 1) for i in range(v.deepstack)
+            ],
         },
     }
 
