@@ -23,7 +23,7 @@ def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
 
 
 def test_the_smallest_worst_case_still_loses_a_segment() -> None:
-    """Qwen2.5-7B's longest prompt: 116.8 MiB live on pretend GPUs, and a last page filled in part."""
+    """Qwen2.5-7B's longest prompt: 116.8 MiB live on pretend GPUs, and a page in part."""
     plan = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch")
     assert _terms(plan)["text_prefill"] >= 116.8 * (1 << 20) + SEGMENT
 
