@@ -78,10 +78,13 @@ with torch.inference_mode():
 out["argmax"] = torch.randn(8, 151936, device=d, dtype=torch.bfloat16).argmax(-1).tolist()
 def inside(): out["thread"] = torch.arange(5, device=d)[torch.tensor([0, 4], device=d)].tolist()
 thread = threading.Thread(target=inside); thread.start(); thread.join()
+rows, columns = torch.meshgrid(x[:2] * 1.0, x[:3] * 1.0, indexing="ij")
+out["grid"] = [rows.tolist(), columns.tolist()]
 result(out)
 """,
     )
     assert ran.result == {
+        "grid": [[[0, 0, 0], [1, 1, 1]], [[0, 1, 2], [0, 1, 2]]],
         "masked": [5, 6, 7, 8, 9],
         "nonzero": [[1, 0], [1, 1], [1, 2], [1, 3]],
         "item": [90, 4.5, True],

@@ -72,6 +72,19 @@ def test_the_cases_of_a_model_that_sees() -> None:
     assert small[0].request.images == ((448, 448), (448, 448))
 
 
+def test_pictures_that_fill_a_forward_meet() -> None:
+    """Of 13 tiles a forward of 4096 tokens takes one picture; of 5 it takes three."""
+    large = worst_size(TILES)
+    one, many = torch_cases(TILES, large, batch=8, prefill=4096)[:2]
+    assert units(TILES, *one.request.images[0]) == 13
+    assert units(TILES, *many.request.images[0]) == 5
+    assert many.count == 4096 // (5 * 256 + 32) + 2
+    # Never one larger than what the request may have.
+    small = worst_size(PATCHES, max_pixels=2000 * 28 * 28)
+    (picture,) = torch_cases(PATCHES, small, batch=8, prefill=4096)[1].request.images
+    assert 0.9 * 8000 < units(PATCHES, *picture) <= units(PATCHES, *small)
+
+
 def test_the_cases_of_what_serves_one_at_a_time() -> None:
     assert [c.name for c in torch_cases(None, None)] == ["text_prefill"]
     cases = torch_cases(TILES, (448, 448))

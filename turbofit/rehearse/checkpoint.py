@@ -185,6 +185,40 @@ def _qwen_config(model: Model) -> dict[str, Any]:
     }
 
 
+def _qwen3_vl_config(model: Model) -> dict[str, Any]:
+    v, t = model.vision, model.text
+    assert v is not None
+    mrope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}
+    text = _text_config(t, model.dtype)
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": t.tied,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "text_config": text | {"model_type": "qwen3_vl_text", "rope_scaling": mrope},
+        "vision_config": {
+            "model_type": "qwen3_vl",
+            "depth": v.layers,
+            "hidden_size": v.hidden,
+            "intermediate_size": v.inter,
+            "num_heads": v.heads,
+            "out_hidden_size": t.hidden,
+            "patch_size": v.patch,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_position_embeddings": (v.image // v.patch) ** 2,
+            "deepstack_visual_indexes": [
+                (i + 1) * v.layers // (v.deepstack + 1) for i in range(v.deepstack)
+            ],
+        },
+    }
+
+
 def config_of(model: Model) -> dict[str, Any]:
     """The ``config.json`` of a model."""
     if model.vision is None:
@@ -193,6 +227,8 @@ def config_of(model: Model) -> dict[str, Any]:
         config = _internvl_config(model)
     elif model.vision.kind == "internvit_hf":
         config = _internvl_hf_config(model)
+    elif model.vision.kind == "qwen3":
+        config = _qwen3_vl_config(model)
     else:
         config = _qwen_config(model)
     if model.awq:
@@ -228,6 +264,17 @@ def preprocessor_of(model: Model) -> dict[str, Any]:
             "image_std": std,
             "resample": 3,
         }
+    if model.vision.kind == "qwen3":
+        return {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+            "patch_size": model.vision.patch,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
         "min_pixels": 3136,
@@ -252,6 +299,11 @@ def write_model(model: Model, folder: Path) -> Path:
     if model.vision is not None and model.vision.kind == "internvit_hf":
         processor = {"image_seq_length": 256, "processor_class": "InternVLProcessor"}
         (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    if model.vision is not None and model.vision.kind == "qwen3":
+        video = preprocessor_of(model) | {"video_processor_type": "Qwen3VLVideoProcessor"}
+        video.pop("image_processor_type")
+        text = json.dumps(video, indent=1)
+        (folder / "video_preprocessor_config.json").write_text(text, encoding="utf-8")
     write_header(folder / "model.safetensors", tensors(model))
     write_tokenizer(model, folder)
     return folder

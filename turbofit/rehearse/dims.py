@@ -31,7 +31,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Vision:
-    """A vision tower: ``kind`` is internvit, internvit_hf, qwen2 or qwen2_5."""
+    """A vision tower: ``kind`` is internvit, internvit_hf, qwen2, qwen2_5 or qwen3.
+
+    ``deepstack``: projectors beside the last one (qwen3).
+    """
 
     kind: str
     hidden: int
@@ -43,6 +46,7 @@ class Vision:
     rms_norm: bool = False
     patch: int = 14
     image: int = 448
+    deepstack: int = 0
 
 
 @dataclass(frozen=True)

@@ -145,14 +145,43 @@ def _qwen_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
     yield from _linear("visual.merger.mlp.2", out, 4 * v.hidden, dtype, True)
 
 
+def _qwen3_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """Qwen3-VL's tower: learnt positions, and a merger for each layer that the decoder sees."""
+    pre, merged = "model.visual.", 4 * v.hidden
+    yield f"{pre}patch_embed.proj.weight", dtype, (v.hidden, 3, 2, v.patch, v.patch)
+    yield f"{pre}patch_embed.proj.bias", dtype, (v.hidden,)
+    yield f"{pre}pos_embed.weight", dtype, ((v.image // v.patch) ** 2, v.hidden)
+    for i in range(v.layers):
+        at = f"{pre}blocks.{i}."
+        yield from _norm(f"{at}norm1", v.hidden, dtype, True)
+        yield from _norm(f"{at}norm2", v.hidden, dtype, True)
+        yield from _linear(f"{at}attn.qkv", 3 * v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}attn.proj", v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.linear_fc1", v.inter, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.linear_fc2", v.hidden, v.inter, dtype, True)
+    for i in range(-1, v.deepstack):
+        at = f"{pre}merger." if i < 0 else f"{pre}deepstack_merger_list.{i}."
+        yield from _norm(f"{at}norm", v.hidden if i < 0 else merged, dtype, True)
+        yield from _linear(f"{at}linear_fc1", merged, merged, dtype, True)
+        yield from _linear(f"{at}linear_fc2", out, merged, dtype, True)
+
+
+def _qwen3_vl_names(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The decoder's tensors as Qwen3-VL's checkpoint names them."""
+    for name, dtype, shape in entries:
+        yield name.replace("model.", "model.language_model.", 1), dtype, shape
+
+
 def tensors(model: Model) -> Iterator[Entry]:
     """Yields name, safetensors type and shape of every tensor of a model."""
     dtype = _DTYPE[model.dtype]
     internvl = model.vision is not None and model.vision.kind in _TOWERS
     decoder = _internlm2 if model.text.arch == "internlm2" else _llama
-    yield from decoder(model.text, "language_model." if internvl else "", dtype, model.awq)
+    named = decoder(model.text, "language_model." if internvl else "", dtype, model.awq)
+    qwen3_vl = model.vision is not None and model.vision.kind == "qwen3"
+    yield from _qwen3_vl_names(named) if qwen3_vl else named
     if model.vision is not None:
-        tower = _TOWERS.get(model.vision.kind, _qwen_vit)
+        tower = _qwen3_vit if qwen3_vl else _TOWERS.get(model.vision.kind, _qwen_vit)
         yield from tower(model.vision, model.text.hidden, dtype)
 
 

@@ -28,7 +28,13 @@ from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch_worst import torch_cases, worst_size
 from turbofit.rehearse.twin import checkpoint_for
 
-__all__ = ["planned_scenario", "rehearse_pytorch_plan"]
+__all__ = [
+    "beside",
+    "planned_document",
+    "planned_scenario",
+    "planned_spec",
+    "rehearse_pytorch_plan",
+]
 
 #: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
 #: of the process that runs the engine is charged by the account itself.
@@ -44,17 +50,35 @@ def rehearse_pytorch_plan(plan: Plan) -> Plan:
         PackageError: torch is no CUDA build, or another package is missing.
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
+    document = planned_document(plan)
+    return replace(plan, gpus=beside(plan, document), rehearsal=_rehearsal(document))
+
+
+def planned_document(plan: Plan) -> dict[str, Any]:
+    """All that was seen of a plan's first group in its worst cases, as ``torch_report`` tells it.
+
+    Raises:
+        PackageError: torch is no CUDA build, or another package is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
     ray = plan.settings.tp > 1 and plan.settings.distributed_executor_backend in (None, "ray")
     versions = need_packages("pytorch", ray=ray)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        # Chat templates are chosen by the folder's name, so the twin keeps the model's.
-        folder = checkpoint_for(_limited(plan), Path(scratch) / plan.model.name)
-        settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
-        environ = environment(plan.settings)
-        spec = TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
-        seen = run_torch(spec, planned_scenario(plan))
-    document = torch_report(seen, versions, {})
-    return replace(plan, gpus=_beside(plan, document), rehearsal=_rehearsal(document, versions))
+        seen = run_torch(planned_spec(plan, Path(scratch)), planned_scenario(plan))
+    return torch_report(seen, versions, {})
+
+
+def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
+    """What a rehearsal of the plan drives; a stand-in checkpoint is made in ``scratch``.
+
+    Raises:
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+    folder = checkpoint_for(_limited(plan), scratch / plan.model.name)
+    settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
+    environ = environment(plan.settings)
+    return TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
 
 
 def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
@@ -95,13 +119,13 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
 
 
-def _rehearsal(document: Mapping[str, Any], versions: Mapping[str, str]) -> Rehearsal:
+def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
     cache, death = document["cache"] or {}, document["death"]
     cards = range(len(document["gpus"]))
     return Rehearsal(
         outcome=_OUTCOMES.get(document["outcome"], "failed"),  # type: ignore[arg-type]
         seconds=document["seconds"],
-        engine_version=versions.get("lmdeploy", ""),
+        engine_version=document["versions"].get("lmdeploy", ""),
         cases=tuple(
             RehearsedCase(
                 name=case["name"],
@@ -130,16 +154,16 @@ def _rehearsal(document: Mapping[str, Any], versions: Mapping[str, str]) -> Rehe
     )
 
 
-def _beside(plan: Plan, document: Mapping[str, Any]) -> tuple[GpuLedger, ...]:
+def beside(plan: Plan, document: Mapping[str, Any]) -> tuple[GpuLedger, ...]:
     """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's books tell."""
     place = {index: i for i, index in enumerate(plan.parallel.groups[0])}
 
-    def beside(gpu: GpuLedger) -> GpuLedger:
+    def one(gpu: GpuLedger) -> GpuLedger:
         card = place[gpu.index]
         terms = (replace(t, rehearsed=_seen(document, card, t.term)) for t in gpu.ledger)
         return replace(gpu, ledger=tuple(terms))
 
-    return tuple(beside(gpu) if gpu.index in place else gpu for gpu in plan.gpus)
+    return tuple(one(gpu) if gpu.index in place else gpu for gpu in plan.gpus)
 
 
 def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
@@ -155,16 +179,35 @@ def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
         before, after = _torch(document, card, "cache"), _torch(document, card, "ready")
         if not before or not after:
             return None
-        return int(after["reserved"] - before["reserved"])
+        # Idle only: what the warm-up left allocated is cuBLAS's and the graphs'.
+        return _idle(after) - _idle(before)
     return _transient(document, card, name)
 
 
 def _transient(document: Mapping[str, Any], card: int, case: str) -> int | None:
-    """The most that was live in a case above what was live when the engine was ready."""
-    during, ready = _torch(document, card, f"case {case}"), _torch(document, card, "ready")
-    if not during or not ready:
+    """The most that was live in a case above what the engine holds for good."""
+    during, steady = _torch(document, card, f"case {case}"), _steady(document, card)
+    if not during or steady is None:
         return None
-    return int(during["allocated_peak"] - ready["allocated"])
+    return int(during["allocated_peak"] - steady)
+
+
+def _idle(told: Mapping[str, int]) -> int:
+    return told["reserved"] - told["allocated"]
+
+
+def _steady(document: Mapping[str, Any], card: int) -> int | None:
+    """What stays: the first request adds a cuBLAS workspace, which the ledger names by itself.
+
+    The least that a served case left, so that what one of them forgot is never taken for it.
+    """
+    ready = _torch(document, card, "ready")
+    if not ready:
+        return None
+    served = [case["name"] for case in document["cases"] if set(case["statuses"]) == {"finished"}]
+    left = [_torch(document, card, f"case {name}") for name in served]
+    ends = [one["allocated"] for one in left if one]
+    return max(ready["allocated"], min(ends)) if ends else ready["allocated"]
 
 
 def _torch(document: Mapping[str, Any], card: int, phase: str) -> dict[str, int] | None:

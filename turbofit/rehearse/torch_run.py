@@ -26,7 +26,7 @@ from turbofit.rehearse.torch_clerk import read_books
 from turbofit.rehearse.torch_ledger import Held, held_by
 from turbofit.rehearse.torch_spec import TorchSpec, dump_spec
 
-__all__ = ["KEPT", "Seen", "need_packages", "run_torch"]
+__all__ = ["KEPT", "Seen", "need_packages", "run_torch", "torch_environment"]
 
 #: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
 _DROPPED: Final = (*CHANGING, "RAY_")
@@ -114,7 +114,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             keep=folder / "pretend",
             stdout=2,
             watch=watch,
-            base=_environment(folder, spec.environ),
+            base=torch_environment(folder, spec.environ),
         )
         report = read_notes(folder)
         if (report.get("error") or {}).get(
@@ -154,7 +154,13 @@ class _Deadline:
                     os.kill(process.pid, signal.SIGKILL)
 
 
-def _environment(folder: Path, own: Mapping[str, str]) -> dict[str, str]:
+def torch_environment(folder: Path, own: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a rehearsal's child, whose notes and books are in a folder.
+
+    Args:
+        folder: the child's; it finds it as ``TURBOFIT_REHEARSAL``.
+        own: the engine's own variables.
+    """
     env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
     env |= own
     put_first(env, "PYTHONPATH", str(_INSIDE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import AnyresRule, HdRule, ImageRule, TileRule
+from turbofit.core.model import AnyresRule, HdRule, ImageRule, PatchRule, TileRule
 from turbofit.model.families.anyres import widest
 from turbofit.model.images import image_tokens, units, worst_units
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
@@ -14,7 +14,9 @@ __all__ = ["torch_cases", "worst_size"]
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 4  # tokens to generate: one forward of prefill, three of decoding
+_FRAME = 32  # at most what a chat template adds to that
 _MOST_QUEUED = 32
+_SHARES = 8  # pictures that are tried in one forward
 #: Pixels of the longer side over the shorter: preprocessors refuse more than 200.
 _SLIM = 16
 
@@ -71,8 +73,9 @@ def torch_cases(
 ) -> tuple[TorchCase, ...]:
     """The cases, worst first to last as a server would meet them.
 
-    ``vision_request``: one request with ``images`` pictures. ``vision_forward``: so many of them
-    queued that one more than fits meets in a forward of ``prefill`` tokens. ``text_prefill``: the
+    ``vision_request``: one request with ``images`` pictures. ``vision_forward``: so many of them,
+    or of smaller ones that fill it better, queued that one more than fits meets in a forward of
+    ``prefill`` tokens. ``text_prefill``: the
     longest prompt. ``sampling``: a full batch with ``top_k=0``.
 
     Args:
@@ -88,9 +91,10 @@ def torch_cases(
         one = TorchRequest(_TEXT, (size,) * images, _NEW)
         cases.append(TorchCase("vision_request", one))
         if batch is not None:
-            cases.append(
-                TorchCase("vision_forward", one, _meet(rule, size, images, batch, prefill))
-            )
+            other = _meeting(rule, size, images, batch, prefill)
+            many = TorchRequest(_TEXT, (other,) * images, _NEW)
+            count = _meet(rule, other, images, batch, prefill)
+            cases.append(TorchCase("vision_forward", many, count))
     if text:
         cases.append(TorchCase("text_prefill", TorchRequest(LONGEST, (), _NEW)))
     if batch is not None:
@@ -103,3 +107,31 @@ def _meet(
 ) -> int:
     tokens = image_tokens(rule, *size) * images + _TEXT if rule else 576 * images
     return max(1, min(batch, _MOST_QUEUED, prefill // max(1, tokens) + 2))
+
+
+def _meeting(
+    rule: ImageRule | None, size: tuple[int, int], images: int, batch: int, prefill: int
+) -> tuple[int, int]:
+    """Of pictures up to this one, that of which a forward holds the most units.
+
+    The largest seldom fills a forward: of 3328 tokens each a forward of 4096 takes one, of 1280
+    three.
+    """
+    if not isinstance(rule, (TileRule, PatchRule)):
+        return size
+
+    def together(one: tuple[int, int]) -> int:
+        tokens = image_tokens(rule, *one) * images + _TEXT + _FRAME
+        return max(1, min(batch, _MOST_QUEUED, prefill // tokens)) * images * units(rule, *one)
+
+    most = units(rule, *size)
+    if isinstance(rule, TileRule):
+        limits = range(1, rule.max_dynamic_patch + 1) if rule.dynamic else ()
+        smaller = [worst_size(rule, max_dynamic_patch=n) for n in limits]
+    else:
+        shares = (prefill // n - _TEXT - _FRAME for n in range(1, min(batch, _SHARES) + 1))
+        cells = (share // images for share in shares)
+        edge = rule.patch_size * rule.merge
+        smaller = [worst_size(rule, max_pixels=n * edge**2) for n in cells
+                   if 0 < n * edge**2 <= rule.max_pixels]  # fmt: skip
+    return max((size, *(one for one in smaller if units(rule, *one) <= most)), key=together)

@@ -20,7 +20,12 @@ _DECODERS = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-_TOWERS = {"internvit": "internvit", "qwen2vit": "qwen2", "qwen2_5vit": "qwen2_5"}
+_TOWERS = {
+    "internvit": "internvit",
+    "qwen2vit": "qwen2",
+    "qwen2_5vit": "qwen2_5",
+    "qwen3vit": "qwen3",
+}
 
 
 def _text(text: TextDims) -> dims.Text:
@@ -62,6 +67,7 @@ def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
         rms_norm=vision.norm == "rms_norm",
         patch=vision.patch_size,
         image=vision.image_size or 448,
+        deepstack=vision.deepstack,
     )
 
 

@@ -82,7 +82,7 @@ class PytorchAccount(Account):
         for i, gpu in enumerate(gpus):
             # At most as many as an empty card could hold: its tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
-            buffers = tuple(buffer_terms(model, settings, gpu, most, constants))
+            buffers = tuple(buffer_terms(model, work, settings, gpu, most, constants))
             if free_at_cache is None:
                 before = (*before_terms(gpu, settings, i == 0, linked, constants), *weights)
                 held.append(Held(before=before, buffers=buffers, staged=staged))

@@ -122,16 +122,19 @@ class Activations:
         """Pixels and image features, alive until the forward ends."""
         if not units:
             return 0
+        embeddings = self._image_tokens(units) * self.text.hidden * _HALF
+        return 2 * self.pixels(units) + embeddings + self._deepstack(units)
+
+    def _image_tokens(self, units: int) -> int:
         rule = self.model.image_rule
         if isinstance(rule, TileRule):
-            tokens = units * rule.tokens_per_tile
-        elif isinstance(rule, PatchRule):
-            tokens = units // rule.merge**2
-        else:
-            tokens = 0
-        vision = self.model.vision
-        depths = 1 + (vision.deepstack if vision else 0)
-        return 2 * self.pixels(units) + depths * tokens * self.text.hidden * _HALF
+            return units * rule.tokens_per_tile
+        return units // rule.merge**2 if isinstance(rule, PatchRule) else 0
+
+    def _deepstack(self, units: int) -> int:
+        """What the tower's layers give the decoder's first ones, alive from there to the end."""
+        each = self.model.vision.deepstack if self.model.vision is not None else 0
+        return each * self._image_tokens(units) * self.text.hidden * _HALF
 
     def _vision(self, forward: Prefill) -> int:
         """All images of the forward in one call of the tower, whatever their number."""
@@ -142,4 +145,5 @@ class Activations:
         each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
         tower = self._tower_tokens(forward.units) * each * _HALF
         embeddings = forward.tokens * self.text.hidden * _HALF
-        return tower + embeddings + 2 * self.pixels(forward.units) + constants.vision_base
+        given = embeddings + 2 * self.pixels(forward.units) + self._deepstack(forward.units)
+        return tower + given + constants.vision_base

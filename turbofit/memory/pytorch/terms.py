@@ -96,12 +96,18 @@ def capture_sizes(settings: Settings) -> list[int]:
 
 
 def buffer_terms(
-    model: Model, settings: Settings, gpu: Gpu, most_blocks: int, constants: PytorchConstants
+    model: Model,
+    work: Activations,
+    settings: Settings,
+    gpu: Gpu,
+    most_blocks: int,
+    constants: PytorchConstants,
 ) -> list[Term]:
     """What one GPU holds for good after the cache.
 
     Args:
         model: the checkpoint.
+        work: the model's stages.
         settings: the engine's options.
         gpu: the card.
         most_blocks: KV blocks at most, which every graph has a table of.
@@ -115,22 +121,26 @@ def buffer_terms(
         size = int(constants.packed_copy["kernels"])
         note = "TurboMind's kernels and their workspaces"
         terms.append(_term("packed_kernels", "buffers", size, "estimate", note))
-    tables = sum(capture_sizes(settings)) * most_blocks * _INT
-    if tables:
-        note = "each CUDA graph's table of blocks"
-        terms.append(_term("cuda_graphs", "buffers", tables, "formula", note))
+    if captured := capture_sizes(settings):
+        tables = sum(captured) * most_blocks * _INT
+        # Torch keeps what graphs allocated apart: no prefill ever has room in it.
+        note = "each CUDA graph's table of blocks, and the graphs' own pool"
+        size = tables + _step_pool(work, settings, constants)
+        terms.append(_term("cuda_graphs", "buffers", size, "formula", note))
     note = "kernels loaded lazily"
     terms.append(_term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
     return terms
 
 
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
-    """What torch keeps after the warm-up: a prefill of one token a sequence, and the graphs."""
-    step = work.decode(settings.max_batch_size)
-    graphs = 2 if capture_sizes(settings) else 1
-    size = graphs * max(constants.segment, round_up(step, constants.page) + constants.page)
-    note = "an eager pass and the graphs' own pool"
+    """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
+    size, note = _step_pool(work, settings, constants), "an eager pass"
     return _term("pool_warmup", "buffers", size, "formula", note)
+
+
+def _step_pool(work: Activations, settings: Settings, constants: PytorchConstants) -> int:
+    step = work.decode(settings.max_batch_size)
+    return max(constants.segment, round_up(step, constants.page) + constants.page)
 
 
 def transient_terms(
@@ -144,7 +154,7 @@ def transient_terms(
     """The most that torch's allocator holds above what stays, in each worst case.
 
     The largest is marked as the one that decides. Each holds what lies unusable between live
-    blocks.
+    blocks, at least the last page of torch's large and of its small blocks.
     """
     context = settings.session_len
     prompt = min(settings.max_prefill_token_num, context)
@@ -163,8 +173,9 @@ def transient_terms(
         cases.append(
             ("vision_forward", work.prefill(forward), f"{units_per_forward} {name} in one forward")
         )
-    lost = 1 + constants.live_fragmentation[segments(settings)]
-    sizes = [round_up(int(size * lost), constants.page) for _, size, _ in cases]
+    share = constants.live_fragmentation[segments(settings)]
+    lost = [max(int(size * share), constants.segment) for _, size, _ in cases]
+    sizes = [round_up(case[1] + gap, constants.page) for case, gap in zip(cases, lost, strict=True)]
     decides = sizes.index(max(sizes))
     return [
         Term(

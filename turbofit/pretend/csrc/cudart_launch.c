@@ -191,13 +191,22 @@ API error_t_ __cudaLaunchKernel(const void *kernel, dim3_ grid, dim3_ block, voi
     return cudaLaunchKernel(kernel, grid, block, args, shared, stream);
 }
 
+/* The architecture whose kernels serve a card. CUB looks for it among those that its library was
+ * built for: wheels have the first of each generation and 7.5, and CUDA 13's have no 7.0. */
+static int kernels_of(const struct pretend_device *d)
+{
+    if (!d)
+        return 80;
+    return d->major == 7 && d->minor >= 5 ? 75 : d->major * 10;
+}
+
 API error_t_ cudaFuncGetAttributes(function_attributes_ *a, const void *f)
 {
     (void)f;
     memset(a, 0, sizeof *a);
     a->threads = 1024;
     a->registers = 128;
-    a->ptx = a->binary = pretend_device(here()) ? pretend_device(here())->major * 10 : 80;
+    a->ptx = a->binary = kernels_of(pretend_device(here()));
     a->dynamic_shared = 48 << 10;
     return success;
 }

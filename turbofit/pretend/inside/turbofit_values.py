@@ -126,9 +126,14 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
 
 
 def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> None:
-    """Do an operation again on the host; what it wrote in place is right by that alone."""
-    written = {id(one) for one in inputs}
-    fresh = [one for one in outputs if id(one) not in written]
+    """Do an operation again on the host.
+
+    What it wrote in place is right by that alone, and so are views that are not declared as such
+    (``meshgrid``).
+    """
+    held = {_memory(one) for one in inputs}
+    fresh = [one for one in outputs if _memory(one) not in held]
+    new = {id(one) for one in fresh}
     every = (*inputs, *fresh)
     limit = INTEGERS if all(_is_whole(one.dtype) for one in every) else SMALL
     if sum(one.numel() for one in every) <= limit and func not in _hopeless:
@@ -139,13 +144,17 @@ def _compute(func: Any, args: Any, kwargs: Any, inputs: Any, outputs: Any) -> No
         else:
             results = [one for one in tree_leaves(found) if isinstance(one, torch.Tensor)]
             for result, place in zip(results, outputs, strict=False):
-                if id(place) not in written and place.numel():
+                if id(place) in new and place.numel():
                     _alias(place).copy_(result)
             return
     for one in fresh:
         most = INTEGERS if _is_whole(one.dtype) else SMALL
         if _on_card(one) and 0 < one.numel() <= most:
             _alias(one).zero_()
+
+
+def _memory(value: Any) -> int:
+    return int(value.untyped_storage().data_ptr())
 
 
 def _on_card(value: Any) -> bool:

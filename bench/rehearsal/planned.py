@@ -1,0 +1,265 @@
+"""Plans for LMDeploy's PyTorch engine before that engine, on pretend GPUs; a bar on each figure.
+
+Needs a Python with a CUDA build of torch (no GPU), LMDeploy 0.18, and Ray for tp 2:
+
+    python bench/rehearsal/planned.py [--only WORD] [--out bench/rehearsal/PLANNED.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pytorch import formula, mib, table
+
+from turbofit import api
+from turbofit.core.plan import GpuLedger, Plan
+from turbofit.memory.pytorch.environment import segments
+from turbofit.rehearse.torch_planned import beside, planned_document, planned_scenario
+
+#: What a term or a peak may be over, as a share of the card. Under is never allowed.
+SHARE = 0.02
+
+HEAD = """# Plans for LMDeploy's PyTorch engine on pretend GPUs
+
+`{command}`, {date}:
+{versions}.
+`turbofit plan MODEL --on CARD --engine pytorch`, then that engine with the plan's settings and its
+worst cases. Engine, torch's allocator and Triton are real, nothing was computed. MiB. Where several
+cards, the one with the least left.
+
+A forecast may be over by {share} of the card at most, and never under. What a rehearsal cannot
+see (kernel modules, NCCL, the HTTP server's own context) is charged to the pretend card as
+forecast, and is in both columns. *Live* is what tensors, contexts and that charge held at once at
+the worst moment; *reserved* is with what torch's allocator kept beside it, which it gives back when
+the card is full. Ray's workers (tp 2) have fixed segments, of which much lies unusable between live
+blocks: there the ledger charges that too, and a peak is held against *reserved*, a case only from
+below.
+
+{told}
+
+## Starts
+
+`margin 0` fills the card to its last MiB, where the ratio does not end at 0.999 before. `formula`
+is as in `PYTORCH.md`, with the free memory that the engine saw. `lost` is what torch reserved
+beyond the weights when it looked, `warm-up` what it kept idle after it.
+
+{starts}
+
+## Worst cases
+
+What each held above the steady state, live, by torch's allocator. The ledger charges the largest.
+
+{cases}
+{missed}"""
+
+
+class Row(NamedTuple):
+    """One plan."""
+
+    model: str
+    on: str
+    margin: int | None = None
+    asked: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def name(self) -> str:
+        words = [self.model, self.on, *(f"{k} {v}" for k, v in self.asked.items())]
+        return " ".join([*words, *(["margin 0"] if self.margin == 0 else [])])
+
+
+def _both(model: str, on: str, **asked: Any) -> tuple[Row, Row]:
+    return Row(model, on, None, asked), Row(model, on, 0, asked)
+
+
+ROWS = (
+    *_both("qwen2-vl-2b", "1xrtx3060"),
+    *_both("qwen2-vl-7b", "1xrtx3090"),
+    *_both("qwen2.5-vl-7b", "1xl4"),
+    *_both("internvl3-8b-hf", "1xrtx3090"),
+    *_both("internvl3-8b", "1xrtx3090"),
+    *_both("qwen3-vl-8b", "1xrtx3090"),
+    Row("qwen3-vl-2b", "1xrtx3060"),
+    *_both("internvl2-1b", "1xrtx3060"),
+    Row("internvl2-1b", "1xt4"),
+    Row("qwen2-vl-2b", "1xrtx3060", None, {"image_size": (1344, 1568)}),
+    Row("qwen2.5-vl-7b", "1xl4", None, {"image_size": (1344, 1568)}),
+    *_both("qwen2.5-7b", "1xrtx3090"),
+    *_both("qwen2-vl-2b", "2xrtx3060", tp=2),
+    *_both("qwen2-vl-7b", "2xrtx3090", tp=2),
+    *_both("internvl3-8b-hf", "2xrtx3060", tp=2),
+)
+
+
+class Found(NamedTuple):
+    """What a row gave: cells of the two tables, and what missed its bar."""
+
+    start: tuple[str, ...]
+    cases: list[tuple[str, ...]]
+    missed: list[str]
+    versions: dict[str, str]
+
+
+def compare(row: Row) -> Found:
+    """Plan, rehearse, and hold each figure against its bar."""
+    plan = api.plan(row.model, on=row.on, engine="pytorch", margin=row.margin, **dict(row.asked))
+    if not plan.fits:
+        return Found((row.name, "no plan", *[""] * 9), [], [f"no plan: {plan.verdict}"], {})
+    document = planned_document(plan)
+    ledgers = {gpu.index: gpu for gpu in beside(plan, document)}
+    cards = [ledgers[index] for index in plan.parallel.groups[0]]
+    missed: list[str] = []
+    say = missed.append
+    if document["outcome"] != "served":
+        say(f"{document['outcome']}: {(document['death'] or {}).get('phase')}")
+    fixed = segments(plan.settings) == "fixed"
+    cases = _cases(row, cards[_fullest(document)], fixed, say)
+    start = (row.name, document["outcome"], *_start(row, plan, cards, document, say))
+    return Found(start, cases, missed, document["versions"])
+
+
+def _fullest(document: dict[str, Any]) -> int:
+    gpus = document["gpus"]
+    return min(range(len(gpus)), key=lambda i: gpus[i]["left_at_peak"])
+
+
+def _start(
+    row: Row,
+    plan: Plan,
+    cards: list[GpuLedger],
+    document: dict[str, Any],
+    say: Callable[[str], None],
+) -> tuple[str, ...]:
+    i = _fullest(document)
+    card, cache = cards[i], document["cache"] or {}
+    told = {term.term: term for term in card.ledger}
+    blocks = cache.get("num_gpu_blocks") or 0
+    wanted = formula(row.model, plan.settings.tp, cache) if cache.get("free") else 0
+    if blocks != wanted:
+        say(f"{blocks} blocks, {wanted} by the formula")
+    tokens = (blocks - 2) * plan.settings.cache_block_seq_len
+    if tokens < plan.kv.tokens:
+        say(f"{tokens} tokens, {plan.kv.tokens} promised")
+    weights = sum(t.bytes for t in card.ledger if t.term.startswith("weights."))
+    asked = (document["gpus"][i].get("weights") or {}).get("requested")
+    for name in ("load_fragmentation", "pool_warmup"):
+        _hold(name, told[name].bytes, told[name].rehearsed, card.total, say)
+    live, reserved = _peaks(plan, document, i)
+    fixed = segments(plan.settings) == "fixed"
+    _hold("peak", card.peak, live, card.total, say, upper=max(live, reserved) if fixed else None)
+    return (
+        f"{plan.kv.tokens:,} / {tokens:,}",
+        f"{blocks} / {wanted}",
+        f"{mib(weights)} / {mib(asked)}",
+        *(f"{mib(told[n].bytes)} / {mib(told[n].rehearsed)}" for n in
+          ("load_fragmentation", "pool_warmup")),
+        mib(card.peak),
+        mib(live),
+        mib(reserved),
+        f"{(card.peak - live) / card.total:.2%}",
+    )  # fmt: skip
+
+
+def _peaks(plan: Plan, document: dict[str, Any], i: int) -> tuple[int, int]:
+    """The most that was live on a card over all cases, and the most that was reserved."""
+    gpu, late = document["gpus"][i], planned_scenario(plan).gpus[i].late
+    used = gpu["used_by_others"]
+    rows = [case["gpus"][i] for case in document["cases"]]
+    live = max((case["allocated_peak"] or 0 for case in rows), default=0)
+    return used + late + gpu["contexts"] + live, used + gpu["peak"]
+
+
+def _cases(
+    row: Row, card: GpuLedger, fixed: bool, say: Callable[[str], None]
+) -> list[tuple[str, ...]]:
+    lines = []
+    for term in card.ledger:
+        if term.phase != "transient" or term.rehearsed is None:
+            continue
+        upper = term.bytes if fixed else None
+        _hold(term.term, term.bytes, term.rehearsed, card.total, say, upper=upper)
+        over = term.bytes - term.rehearsed
+        name = f"**{term.term}**" if term.worst else term.term
+        lines.append(
+            (row.name, name, mib(term.bytes), mib(term.rehearsed), mib(over),
+             f"{over / card.total:.2%}", term.note)
+        )  # fmt: skip
+    return lines
+
+
+def _hold(
+    what: str,
+    forecast: int,
+    seen: int | None,
+    card: int,
+    say: Callable[[str], None],
+    upper: int | None = None,
+) -> None:
+    """Says what is under, or over what was seen (or over ``upper``) by too much."""
+    if seen is None:
+        return
+    over = forecast - (seen if upper is None else upper)
+    told = f"{mib(forecast)} forecast, {mib(seen if upper is None else upper)} seen"
+    if seen > forecast:
+        say(f"{what} is under: {mib(forecast)} forecast, {mib(seen)} seen")
+    elif over > SHARE * card:
+        say(f"{what} is {over / card:.1%} of the card over: {told}")
+
+
+def text_of(found: Mapping[str, Found]) -> str:
+    """The document."""
+    versions: dict[str, str] = {}
+    for one in found.values():
+        versions |= one.versions
+    missed = [f"- {name}: {word}" for name, one in found.items() for word in one.missed]
+    kept = sum(not one.missed for one in found.values())
+    return HEAD.format(
+        command="python bench/rehearsal/planned.py",
+        date=dt.date.today().isoformat(),
+        versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        share=f"{SHARE:.0%}",
+        told=f"**{kept} of {len(found)} rows keep every bar.**",
+        starts=table(
+            ("row", "outcome", "tokens promised / held", "blocks / formula",
+             "weights forecast / seen", "lost forecast / seen", "warm-up forecast / seen",
+             "peak forecast", "live", "reserved", "over"),
+            [one.start for one in found.values()],
+        ),
+        cases=table(
+            ("row", "case", "forecast", "seen", "over", "of the card", "what meets"),
+            [case for one in found.values() for case in one.cases],
+        ),
+        missed="\n## Missed\n\n" + "\n".join(missed) + "\n" if missed else "",
+    )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", help="rows whose name has this word")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    found: dict[str, Found] = {}
+    for row in ROWS:
+        if args.only and args.only not in row.name:
+            continue
+        print(row.name, file=sys.stderr, flush=True)
+        one = found[row.name] = compare(row)
+        print("  " + " | ".join(one.start[1:]), file=sys.stderr, flush=True)
+        for case in one.cases:
+            print("    " + " | ".join(case[1:]), file=sys.stderr, flush=True)
+        for word in one.missed:
+            print(f"    MISSED {word}", file=sys.stderr, flush=True)
+        if args.out:
+            args.out.write_text(text_of(found), encoding="utf-8")
+    if not args.out:
+        print(text_of(found))
+    return 1 if any(one.missed for one in found.values()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

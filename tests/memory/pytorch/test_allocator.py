@@ -1,0 +1,36 @@
+"""What torch's allocator cannot give to a forward, in the PyTorch engine's account."""
+
+from __future__ import annotations
+
+from turbofit import api
+from turbofit.core.plan import Plan
+from turbofit.memory.pytorch.constants import load_constants
+
+SEGMENT = load_constants().segment
+
+
+def _terms(plan: Plan) -> dict[str, int]:
+    return {term.term: term.bytes for term in plan.gpus[0].ledger}
+
+
+def test_a_prefill_has_no_room_in_the_graphs_pool() -> None:
+    eager = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=True)
+    graphs = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch", eager_mode=False)
+    assert "cuda_graphs" not in _terms(eager)
+    assert _terms(graphs)["cuda_graphs"] >= SEGMENT
+    assert _terms(graphs)["pool_warmup"] == _terms(eager)["pool_warmup"] == SEGMENT
+    assert graphs.kv.tokens < eager.kv.tokens
+
+
+def test_the_smallest_worst_case_still_loses_a_segment() -> None:
+    """Qwen2.5-7B's longest prompt: 116.8 MiB live on pretend GPUs, and a page in part."""
+    plan = api.plan("qwen2.5-7b", on="1xrtx3090", engine="pytorch")
+    assert _terms(plan)["text_prefill"] >= 116.8 * (1 << 20) + SEGMENT
+
+
+def test_what_a_tower_gives_the_first_layers_is_held() -> None:
+    """Qwen3-VL-8B, 65,536 patches: 2,638.9 MiB live, 384 of them for three layers."""
+    plan = api.plan("qwen3-vl-8b", on="1xrtx3090", engine="pytorch")
+    seen, card = int(2638.9 * (1 << 20)), plan.gpus[0].total
+    assert plan.limits.units_per_forward == 65536
+    assert seen <= _terms(plan)["vision_forward"] <= seen + 0.02 * card
