@@ -444,7 +444,8 @@ VISION_PARTS = {
     "Qwen2VLForConditionalGeneration": {**QWEN["vision_config"], "hidden_size": 256},
     "Qwen2_5_VLForConditionalGeneration": {"out_hidden_size": 256, "hidden_size": 64},
     "Glm4vForConditionalGeneration": OUT, "Qwen3VLForConditionalGeneration": OUT,
-    "Qwen3VLMoeForConditionalGeneration": OUT,
+    "Qwen3VLMoeForConditionalGeneration": OUT, "Qwen3_5ForConditionalGeneration": OUT,
+    "Qwen3_5MoeForConditionalGeneration": OUT,
     "InternVLChatModel": {"hidden_size": 64, "num_attention_heads": 1, "image_size": 448},
 }  # fmt: skip
 

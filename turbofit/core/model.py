@@ -12,6 +12,7 @@ __all__ = [
     "DTYPE_BYTES",
     "AnyresRule",
     "CrossRule",
+    "DeltaDims",
     "HdRule",
     "ImageRule",
     "Model",
@@ -43,6 +44,31 @@ class MoeDims(Struct):
     step: int = 1
 
 
+class DeltaDims(Struct):
+    """Gated delta nets in place of attention: ``layers`` counts the layers that have one.
+
+    They keep no keys and values but a state of one size for each sequence: the last ``kernel``
+    inputs of a convolution, and ``key_dim`` x ``value_dim`` for each value head.
+    """
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def values(self) -> int:
+        """Channels of all value heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of queries, keys and values together, which the convolution runs over."""
+        return 2 * self.key_heads * self.key_dim + self.values
+
+
 class TextDims(Struct):
     """Dimensions of the language model; ``architecture`` is its own ``architectures[0]``.
 
@@ -50,6 +76,8 @@ class TextDims(Struct):
     CogVLM's: each layer has a second set of linear layers for image tokens, the one for queries,
     keys and values with biases where ``vision_expert_bias``. ``cross_layers`` are the layers
     (within ``layers``) that attend to the image alone: they cache its tokens, not the prompt's.
+    ``delta``: the layers of a hybrid model that have no attention. ``output_gate``: queries come
+    with as many channels more, which gate the attention's output.
     """
 
     architecture: str
@@ -71,6 +99,13 @@ class TextDims(Struct):
     vision_experts: bool = False
     vision_expert_bias: bool = False
     cross_layers: tuple[int, ...] = ()
+    delta: DeltaDims | None = None
+    output_gate: bool = False
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers with attention: all but those with a gated delta net."""
+        return self.layers - (self.delta.layers if self.delta else 0)
 
 
 VisionKind = Literal[

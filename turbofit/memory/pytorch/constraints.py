@@ -32,6 +32,8 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
     if text.intermediate % tp:
         yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+    if text.delta is not None and text.delta.key_heads % tp:
+        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
     if vision is None:
         return
     if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:

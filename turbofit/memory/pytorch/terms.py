@@ -10,6 +10,7 @@ from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import weight_classes
@@ -20,6 +21,7 @@ __all__ = [
     "cache_term",
     "capture_sizes",
     "pool_term",
+    "state_term",
     "transient_terms",
     "weight_terms",
 ]
@@ -112,6 +114,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     step = work.decode(settings.max_batch_size)
     graphs = 2 if capture_sizes(settings) else 1
     size = graphs * max(constants.segment, round_up(step, constants.page) + constants.page)
+    size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     note = "an eager pass and the graphs' own pool"
     return _term("pool_warmup", "buffers", size, "formula", note)
 
@@ -131,8 +134,9 @@ def transient_terms(
     """
     context = settings.session_len
     prompt = min(settings.max_prefill_token_num, context)
+    sequences = settings.max_batch_size
     cases: list[tuple[str, int, str]] = [
-        ("text_prefill", work.prefill(Prefill(tokens=prompt, context=context)),
+        ("text_prefill", work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences)),
          "longest prompts fill a forward"),
         ("sampling", work.sampling(settings.max_batch_size),
          f"{settings.max_batch_size} rows with top_k=0"),
@@ -142,7 +146,9 @@ def transient_terms(
         image = exposure.tokens_per_request // max(1, exposure.images_per_request)
         tokens = min(max(prompt, image), context)
         name = "tiles" if isinstance(model.image_rule, TileRule) else "patches"
-        forward = Prefill(tokens=tokens, context=context, units=units_per_forward)
+        forward = Prefill(
+            tokens=tokens, context=context, units=units_per_forward, sequences=sequences
+        )
         cases.append(
             ("vision_forward", work.prefill(forward), f"{units_per_forward} {name} in one forward")
         )
@@ -168,6 +174,12 @@ def cache_term(region: int, ratio: float, settings: Settings) -> Term:
     if settings.num_gpu_blocks:
         note = f"num_gpu_blocks {settings.num_gpu_blocks}"
     return _term("kv_cache", "cache", region, "formula", note)
+
+
+def state_term(region: int, settings: Settings) -> Term:
+    """The states of gated delta nets as one allocation, which no ratio sizes."""
+    note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+    return _term("state_cache", "cache", region, "formula", note)
 
 
 def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:

@@ -13,6 +13,7 @@ from turbofit.model.families import (
     llava,
     mllama,
     phi3_v,
+    qwen3_5,
     qwen3_vl,
     qwen_vl,
 )
@@ -40,6 +41,8 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
     "Qwen3VLForConditionalGeneration": qwen3_vl.read,
     "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
+    "Qwen3_5ForConditionalGeneration": qwen3_5.read,
+    "Qwen3_5MoeForConditionalGeneration": qwen3_5.read,
 }
 
 
