@@ -50,7 +50,7 @@ def rehearse_pytorch_plan(plan: Plan) -> Plan:
         # Chat templates are chosen by the folder's name, so the twin keeps the model's.
         folder = checkpoint_for(_limited(plan), Path(scratch) / plan.model.name)
         settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
-        environ = environment(plan.settings)
+        environ = environment(plan.settings, plan.model)
         spec = TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
         seen = run_torch(spec, planned_scenario(plan))
     document = torch_report(seen, versions, {})

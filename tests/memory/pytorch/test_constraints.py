@@ -96,7 +96,14 @@ def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
 
 
 def test_ray_refuses_expandable_segments() -> None:
-    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(Settings(tp=1))
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(Settings(tp=2))
+    model = resolve_model("qwen2-vl-7b")
+    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(Settings(tp=1), model)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(Settings(tp=2), model)
     own = Settings(tp=2, distributed_executor_backend="mp")
-    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(own)
+    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(own, model)
+
+
+def test_states_stay_at_the_bits_that_are_counted() -> None:
+    name, settings = "LMDEPLOY_FP32_MAMBA_SSM_DTYPE", Settings()
+    assert environment(settings, resolve_model("qwen3.5-9b"))[name] == "0"
+    assert name not in environment(settings, resolve_model("qwen3-vl-8b"))
