@@ -30,6 +30,7 @@ RUNS = {
     "glm-4.1v-9b": "pytorch transformers",
     "gemma-3-4b": "pytorch transformers",
     "phi-3.5-vision": "pytorch",
+    "llama-4-scout": "pytorch transformers",
     "internlm2.5-7b": "turbomind pytorch",
     "llama-3.1-8b": "turbomind pytorch transformers",
 }

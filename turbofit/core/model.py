@@ -11,6 +11,7 @@ from turbofit.core.struct import Struct
 __all__ = [
     "DTYPE_BYTES",
     "AnyresRule",
+    "CanvasRule",
     "CrossRule",
     "DeltaDims",
     "HdRule",
@@ -33,7 +34,8 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 class MoeDims(Struct):
     """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
 
-    ``step``: only every so manyth layer may have them.
+    ``step``: only every so manyth layer may have them. ``shared_gate``: a gate of one row weighs
+    the shared expert.
     """
 
     experts: int
@@ -42,6 +44,7 @@ class MoeDims(Struct):
     layers: int
     shared_intermediate: int = 0
     step: int = 1
+    shared_gate: bool = True
 
 
 class DeltaDims(Struct):
@@ -121,6 +124,7 @@ VisionKind = Literal[
     "mllama",
     "gemma3",
     "phi3v",
+    "llama4",
 ]
 
 
@@ -217,6 +221,16 @@ class HdRule(TileRule, tag="hd"):
     client_knobs: bool = False
 
 
+class CanvasRule(TileRule, tag="canvas"):
+    """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.
+
+    ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
+    the whole image's tile.
+    """
+
+    client_knobs: bool = False
+
+
 class PatchRule(Struct, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
@@ -235,7 +249,7 @@ class PatchRule(Struct, tag="patch"):
     enlarge: bool = False
 
 
-ImageRule = TileRule | AnyresRule | CrossRule | HdRule | PatchRule
+ImageRule = TileRule | AnyresRule | CanvasRule | CrossRule | HdRule | PatchRule
 
 
 def image_units(rule: ImageRule) -> Literal["tile", "patch"]:

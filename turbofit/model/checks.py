@@ -17,6 +17,8 @@ _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
 )
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
+#: Llama 4's projector, which is named as an MLP of the tower.
+_ADAPTER: Final = ".vision_adapter."
 #: A second stack of layers beside the first, numbered from 0 again.
 _SECOND: Final = ".global_transformer."
 _PATCH_EMBEDDINGS: Final = (
@@ -67,6 +69,8 @@ def _expected(
     if _VISION.search(name):
         if vision and name.endswith(_PATCH_EMBEDDINGS):
             yield 0, (vision.hidden, "vision channels")
+        elif vision and _ADAPTER in name:
+            return
         elif vision and name.endswith((".mlp.fc1.weight", ".mlp.gate_proj.weight")):
             yield 0, (vision.intermediate, "the vision MLP's width")
         return

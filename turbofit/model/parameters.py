@@ -144,7 +144,7 @@ def _routers(text: TextDims) -> int:
     """Elements of the expert gates, and of the gate of the shared expert."""
     if text.moe is None:
         return 0
-    rows = text.moe.experts + (1 if text.moe.shared_intermediate else 0)
+    rows = text.moe.experts + (1 if text.moe.shared_intermediate and text.moe.shared_gate else 0)
     return text.moe.layers * rows * text.hidden
 
 

@@ -20,6 +20,9 @@ _HALF = 2
 #: What a gate adds to attention, in queries' channels: the gate as projected, laid out anew and
 #: through its sigmoid, the normed queries, and the product. Counted in models/qwen3_5.py. Over.
 _GATED = 5
+_LLAMA4 = "Llama4ForCausalLM"
+#: Copies of queries and keys around Llama 4's rotation. Counted in models/llama4.py. Over.
+_TURNED = 3
 #: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
 _CHUNK = 64
 
@@ -92,6 +95,9 @@ class Activations:
                 width if moe.layers < text.layers else 0.0,
                 routed + 2 * moe.shared_intermediate / self.tp,
             )
+        if text.architecture == _LLAMA4:
+            # Weighed inputs of the experts, and their output beside the shared expert's.
+            width += (text.moe.experts_per_token + 1 if text.moe else 0) * text.hidden
         return int(width + constants.hidden_copies * text.hidden + constants.token_elements)
 
     def _attention(self, forward: Prefill) -> int:
@@ -102,6 +108,8 @@ class Activations:
         # Hidden states alive as in the MLP, less its own two, and the projections before them.
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
         gated = _GATED * heads if text.output_gate else 0
+        if text.architecture == _LLAMA4:
+            gated = _TURNED * (heads + kv)
         tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + gated)
         return (tokens + 2 * kv * forward.context) * _HALF
 

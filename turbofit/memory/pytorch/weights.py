@@ -95,11 +95,22 @@ def largest_loaded(model: Model, tp: int) -> int:
     """
     text = model.text
     tied = text.vocab * text.hidden * _HALF if text.tie_word_embeddings else 0
+    fused = _fused_experts(text)
     if tp == 1:
-        return tied
+        return max(tied, fused)
     delta = text.delta.values if text.delta else 0
     down = text.hidden * max(text.intermediate, text.heads * text.head_dim, delta) * _HALF
-    return tied + down
+    return max(tied + down, fused)
+
+
+def _fused_experts(text: TextDims) -> int:
+    """Llama 4's experts of a layer, gate and up, which go to the card as one before they are dealt.
+
+    Source: LMDeploy pytorch/models/llama4.py.
+    """
+    if text.moe is None or text.architecture != "Llama4ForCausalLM":
+        return 0
+    return text.moe.experts * text.hidden * 2 * text.moe.intermediate * _HALF
 
 
 def _linear_bytes(model: Model, linear: Linear) -> int:

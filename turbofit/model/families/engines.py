@@ -120,6 +120,9 @@ def _pytorch(model: Model) -> str | None:
         return f"LMDeploy 0.18 runs {model.architecture} with a CLIP tower only, not SigLIP"
     if quantization is None:
         return None
+    if model.architecture == "Llama4ForConditionalGeneration":
+        # models/llama4.py takes every quantisation for an fp8 of its own.
+        return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
     if quantization.method == "awq" and model.text.delta is not None:
         # models/qwen3_5.py packs its delta nets without asking what the config exempts.
         return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"

@@ -21,7 +21,6 @@ TURBOMIND_NOT_YET: Final = {
 #: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
 _PYTORCH_NOT_YET: Final = frozenset(
     {
-        "Llama4ForConditionalGeneration",
         "Qwen3NextForCausalLM",
         "Qwen3OmniMoeForConditionalGeneration",
         "InternS1ProForConditionalGeneration",

@@ -103,6 +103,11 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 2, "num_experts": 256, "num_experts_per_tok": 8,
         "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
     },
+    "Llama4TextModel": {
+        **_LLAMA, "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192,
+        "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
+        "head_dim": 128, "max_position_embeddings": 131072,
+    },
     "CogVLMForCausalLM": _LLAMA,
     "MllamaForCausalLM": {
         **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
@@ -118,6 +123,7 @@ _RUN_AS: Final = {
     "Qwen2VLTextModel": "Qwen2ForCausalLM",
     "Qwen3VLTextModel": "Qwen3ForCausalLM",
     "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
+    "Llama4TextModel": "Llama4ForCausalLM",
     "Qwen3_5TextModel": "Qwen3_5ForCausalLM",
     "Qwen3_5MoeTextModel": "Qwen3_5MoeForCausalLM",
     "Glm4vTextModel": "Glm4ForCausalLM",
