@@ -117,6 +117,34 @@ def test_shapes_that_could_carry_something_past_are_refused(kind, body) -> None:
     assert refused(kind, body).message
 
 
+VIDEO = {"url": "data:video/mp4;base64,QQ=="}
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system", "tool"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video_url", "video_url": VIDEO}, {"type": "video", "video": VIDEO["url"]},
+        {"type": "video", "source": {"type": "base64", "data": "QQ=="}},
+    ],
+)  # fmt: skip
+def test_videos_are_refused_on_every_route_whatever_the_model(role, part) -> None:
+    # Before any rule of a model is asked: bodies are read without one.
+    said = refused("chat", {"messages": [{"role": role, "content": [part]}]})
+    assert (said.status, said.param) == (400, "messages")
+    assert f"{part['type']!r}, which this model does not take" in said.message
+    nested = {"type": "tool_result", "tool_use_id": "1", "content": [part]}
+    for content in ([part], [nested]) if role in ("user", "assistant") else ():
+        body = {"messages": [{"role": role, "content": content}]}
+        for kind in ("messages", "count_tokens"):
+            said = refused(kind, body)
+            assert said.status == 400
+            assert f"block of type {part['type']!r}" in said.message
+    body = {"input": [{"role": role, "content": [part]}]}
+    assert refused("responses", body).status == 400
+    assert refused("completions", {"prompt": [{"role": role, "content": [part]}]}).status == 400
+
+
 def test_unknown_fields_and_session_ids_are_left_out() -> None:
     body = chat(session_id=7, migration_request={"a": 1}, with_cache=True, images=[1], seed=3)
     assert set(parsed("chat", body).body) == {"model", "messages", "seed"}

@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoints_llava import make_llava
 from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import limits_for, plan_for
-from turbofit.core.model import AnyresRule, CrossRule, HdRule, PatchRule, TileRule
+from turbofit.core.model import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
 from turbofit.gateway.limits import bounds_of, check_request, hold_image
@@ -36,13 +36,15 @@ FRAMES = PatchRule(
     enlarge=True,
 )  # fmt: skip
 PAGES = HdRule(tile_size=336, tokens_per_tile=144, max_dynamic_patch=16)
-RULES = [GRIDS, CROSS, SQUARE, FRAMES, PAGES]
+CANVAS = CanvasRule(tile_size=336, tokens_per_tile=145, max_dynamic_patch=16)
+RULES = [GRIDS, CROSS, SQUARE, FRAMES, PAGES, CANVAS]
 LIMITS = {
     GRIDS: [4, 3, 2, 1],
     CROSS: [4],
     SQUARE: [1],
     FRAMES: [4816896, 784 * 400],
     PAGES: [16, 4, 1],
+    CANVAS: [16, 7, 1],
 }
 
 
@@ -113,6 +115,13 @@ def test_fewer_crops_are_written_for_the_processor(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"num_crops": 16}')
     changed = edits(tmp_path, PAGES, limits_for(PAGES, limit=4))
     assert changed == {"preprocessor_config.json": {"num_crops": 4}}
+
+
+def test_a_smaller_canvas_is_written_for_the_processor(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"max_patches": 16}')
+    changed = edits(tmp_path, CANVAS, limits_for(CANVAS, limit=4))
+    assert changed == {"preprocessor_config.json": {"max_patches": 4}}
+    assert edits(tmp_path, CANVAS, limits_for(CANVAS, limit=16)) == {}
 
 
 def test_bounds_of_two_frames_are_written_as_two(tmp_path):

@@ -415,7 +415,9 @@ KEYS = sorted({*LLAMA, *QWEN, "tie_word_embeddings", "head_dim", "quantization_c
                "deepstack_visual_indexes", "num_position_embeddings", "out_hidden_size", "size",
                "temporal_patch_size", "mm_tokens_per_image", "img_processor", "embd_layer",
                "num_crops", "multi_query_group_num", "kv_channels", "num_layers",
-               "max_image_tiles", "longest_edge", "shortest_edge"})  # fmt: skip
+               "max_image_tiles", "longest_edge", "shortest_edge", "layer_types",
+               "full_attention_interval", "linear_num_key_heads", "moe_layers", "max_patches",
+               "interleave_moe_layer_step", "pixel_shuffle_ratio", "attn_output_gate"})  # fmt: skip
 ARCHITECTURES = sorted({*TEXT_ARCHITECTURES, *VISION_READERS})
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 300) | st.integers() | st.floats()
@@ -444,7 +446,12 @@ VISION_PARTS = {
     "Qwen2VLForConditionalGeneration": {**QWEN["vision_config"], "hidden_size": 256},
     "Qwen2_5_VLForConditionalGeneration": {"out_hidden_size": 256, "hidden_size": 64},
     "Glm4vForConditionalGeneration": OUT, "Qwen3VLForConditionalGeneration": OUT,
-    "Qwen3VLMoeForConditionalGeneration": OUT,
+    "Qwen3VLMoeForConditionalGeneration": OUT, "Qwen3_5ForConditionalGeneration": OUT,
+    "Qwen3_5MoeForConditionalGeneration": OUT,
+    "Llama4ForConditionalGeneration": {
+        "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256,
+        "vision_output_dim": 4096,
+    },
     "InternVLChatModel": {"hidden_size": 64, "num_attention_heads": 1, "image_size": 448},
 }  # fmt: skip
 

@@ -18,6 +18,8 @@ RUNS = {
     "qwen2-vl-7b-awq": "turbomind pytorch",
     "qwen3-vl-8b": "pytorch transformers",
     "qwen3-vl-30b-a3b": "pytorch transformers",
+    "qwen3.5-9b": "pytorch transformers",
+    "qwen3.5-35b-a3b": "pytorch transformers",
     "llava-1.5-7b": "pytorch transformers",
     "llava-v1.6-mistral-7b": "transformers",
     "llava-onevision-7b": "transformers",
@@ -28,6 +30,7 @@ RUNS = {
     "glm-4.1v-9b": "pytorch transformers",
     "gemma-3-4b": "pytorch transformers",
     "phi-3.5-vision": "pytorch",
+    "llama-4-scout": "pytorch transformers",
     "internlm2.5-7b": "turbomind pytorch",
     "llama-3.1-8b": "turbomind pytorch transformers",
 }

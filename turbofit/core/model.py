@@ -11,7 +11,9 @@ from turbofit.core.struct import Struct
 __all__ = [
     "DTYPE_BYTES",
     "AnyresRule",
+    "CanvasRule",
     "CrossRule",
+    "DeltaDims",
     "HdRule",
     "ImageRule",
     "Model",
@@ -32,7 +34,8 @@ Dtype = Literal["float16", "bfloat16", "float32"]
 class MoeDims(Struct):
     """Mixture of experts of a layer; ``layers`` counts the layers that have experts.
 
-    ``step``: only every so manyth layer may have them.
+    ``step``: only every so manyth layer may have them. ``shared_gate``: a gate of one row weighs
+    the shared expert.
     """
 
     experts: int
@@ -41,6 +44,32 @@ class MoeDims(Struct):
     layers: int
     shared_intermediate: int = 0
     step: int = 1
+    shared_gate: bool = True
+
+
+class DeltaDims(Struct):
+    """Gated delta nets in place of attention: ``layers`` counts the layers that have one.
+
+    They keep no keys and values but a state of one size for each sequence: the last ``kernel``
+    inputs of a convolution, and ``key_dim`` x ``value_dim`` for each value head.
+    """
+
+    layers: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def values(self) -> int:
+        """Channels of all value heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of queries, keys and values together, which the convolution runs over."""
+        return 2 * self.key_heads * self.key_dim + self.values
 
 
 class TextDims(Struct):
@@ -50,6 +79,8 @@ class TextDims(Struct):
     CogVLM's: each layer has a second set of linear layers for image tokens, the one for queries,
     keys and values with biases where ``vision_expert_bias``. ``cross_layers`` are the layers
     (within ``layers``) that attend to the image alone: they cache its tokens, not the prompt's.
+    ``delta``: the layers of a hybrid model that have no attention. ``output_gate``: queries come
+    with as many channels more, which gate the attention's output.
     """
 
     architecture: str
@@ -71,6 +102,13 @@ class TextDims(Struct):
     vision_experts: bool = False
     vision_expert_bias: bool = False
     cross_layers: tuple[int, ...] = ()
+    delta: DeltaDims | None = None
+    output_gate: bool = False
+
+    @property
+    def attention_layers(self) -> int:
+        """Layers with attention: all but those with a gated delta net."""
+        return self.layers - (self.delta.layers if self.delta else 0)
 
 
 VisionKind = Literal[
@@ -86,6 +124,7 @@ VisionKind = Literal[
     "mllama",
     "gemma3",
     "phi3v",
+    "llama4",
 ]
 
 
@@ -182,6 +221,16 @@ class HdRule(TileRule, tag="hd"):
     client_knobs: bool = False
 
 
+class CanvasRule(TileRule, tag="canvas"):
+    """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.
+
+    ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
+    the whole image's tile.
+    """
+
+    client_knobs: bool = False
+
+
 class PatchRule(Struct, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
@@ -200,7 +249,7 @@ class PatchRule(Struct, tag="patch"):
     enlarge: bool = False
 
 
-ImageRule = TileRule | AnyresRule | CrossRule | HdRule | PatchRule
+ImageRule = TileRule | AnyresRule | CanvasRule | CrossRule | HdRule | PatchRule
 
 
 def image_units(rule: ImageRule) -> Literal["tile", "patch"]:

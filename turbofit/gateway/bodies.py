@@ -24,7 +24,7 @@ _Shape = Literal["part", "data", "block", "count"]
 
 #: Types of a message part that LMDeploy's multimodal processor takes for an image.
 _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
-#: What it takes for something else; no model that turbofit plans for hears or watches.
+#: What it takes for something else. Some models watch videos, and no plan counts one.
 _OTHER_PARTS: Final = ("video_url", "video", "audio_url", "audio", "time_series_url", "time_series")
 #: LMDeploy's own intermediate messages travel under these roles.
 _INNER_ROLES: Final = ("preprocess", "forward")
@@ -250,6 +250,10 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
             if depth:
                 raise _bad("messages", "holds a tool result inside another")
             _blocks(parsed, block["content"], may, shape, depth + 1)
+        elif kind in _OTHER_PARTS:
+            raise _bad(
+                "messages", f"holds a block of type {kind!r}, which this model does not take"
+            )
 
 
 def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> Slot:

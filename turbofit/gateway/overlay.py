@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.model import AnyresRule, HdRule, PatchRule, TileRule
+from turbofit.core.model import AnyresRule, CanvasRule, HdRule, PatchRule, TileRule
 from turbofit.model.families.anyres import grids_within
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
             return {_CONFIG: config, **_processor_edits(folder, grids)}
         if isinstance(rule, HdRule):
             return _processor_edits(folder, {"num_crops": most})
+        if isinstance(rule, CanvasRule):
+            return _processor_edits(folder, {"max_patches": most})
         if rule.client_knobs:
             return {_CONFIG: {**_read(folder / _CONFIG), "max_dynamic_patch": most}}
         smallest = min(rule.min_dynamic_patch, most)

@@ -94,7 +94,7 @@ def _engine_environment(plan: Plan) -> dict[str, str]:
     if plan.engine.name == "turbomind":
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
         return {"TM_LOG_LEVEL": "INFO"}
-    return environment(plan.settings)
+    return environment(plan.settings, plan.model)
 
 
 def _argv(plan: Plan, host: str, port: int) -> tuple[str, ...]:

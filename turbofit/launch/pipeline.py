@@ -145,7 +145,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
         config.devices = [plan.machine.visible.index(index) for index in group]
         return
     if pytorch:
-        _set_environment(environment(plan.settings))
+        _set_environment(environment(plan.settings, plan.model))
     _set_environment(
         {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

@@ -101,6 +101,11 @@ def engine_for(model: Model, asked: str = "auto", version: str | None = None) ->
         PackageError: turbofit has no account for the engine.
     """
     if version and is_legacy(version):
+        if model.text.delta is not None:
+            raise UsageError(
+                f"turbofit has no account of gated delta nets with LMDeploy {version}",
+                hint=f"it has one for the PyTorch engine of {REFERENCE}",
+            )
         if model.vision is not None and generation_of(version).vision.runs == "none":
             raise UsageError(
                 f"LMDeploy {version} runs no vision tower, and {model.name} has one",

@@ -17,6 +17,8 @@ _VISION: Final = re.compile(
     r"(^|\.)(vision|vision_model|vision_tower|visual|vision_embed_tokens)\."
 )
 _LAYER: Final = re.compile(r"\.(?:layers|layer|blocks)\.(\d+)\.")
+#: Llama 4's projector, which is named as an MLP of the tower.
+_ADAPTER: Final = ".vision_adapter."
 #: A second stack of layers beside the first, numbered from 0 again.
 _SECOND: Final = ".global_transformer."
 _PATCH_EMBEDDINGS: Final = (
@@ -29,6 +31,8 @@ _HINT: Final = "config.json and the weights are of different models: download th
 _FLOATS: Final[dict[str, Dtype]] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 #: Buffers that old checkpoints store though no formula counts them.
 _BUFFERS: Final = (".inv_freq", "mask_token")
+#: A draft of further tokens, beside the model: no engine loads it unless it is asked to draft.
+_DRAFT: Final = "mtp."
 
 
 def cross_check(tensors: Mapping[str, Tensor], text: TextDims, vision: VisionDims | None) -> None:
@@ -65,6 +69,8 @@ def _expected(
     if _VISION.search(name):
         if vision and name.endswith(_PATCH_EMBEDDINGS):
             yield 0, (vision.hidden, "vision channels")
+        elif vision and _ADAPTER in name:
+            return
         elif vision and name.endswith((".mlp.fc1.weight", ".mlp.gate_proj.weight")):
             yield 0, (vision.intermediate, "the vision MLP's width")
         return
@@ -76,7 +82,8 @@ def _expected(
         yield 0, (text.vocab + more, "vocab_size" + (" and its extra rows" if more else ""))
         yield 1, (text.hidden, "hidden_size")
     elif name.endswith("self_attn.q_proj.weight"):
-        yield 0, (query, "heads x head_dim")
+        gated = 2 if text.output_gate else 1
+        yield 0, (gated * query, f"{'2 x ' if gated > 1 else ''}heads x head_dim")
     elif name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
         yield 0, (key, "kv heads x head_dim")
     elif name.endswith("attention.wqkv.weight"):
@@ -93,7 +100,7 @@ def _count_layers(tensors: Mapping[str, Tensor], what: str, expected: int, *, vi
     """Layers are numbered from 0 without a gap: the largest number tells how many there are."""
     found: set[int] = set()
     for name in tensors:
-        if _SECOND in name:
+        if _SECOND in name or name.startswith(_DRAFT):
             continue
         if bool(_VISION.search(name)) is vision and (match := _LAYER.search(name)):
             found.add(int(match[1][:9]))
@@ -126,5 +133,9 @@ def surplus(
     """Elements that the checkpoint has beyond its dims' (negative: lacks); None where packed."""
     if quantization is not None:
         return None
-    stored = sum(tensor.elements for name, tensor in tensors.items() if not name.endswith(_BUFFERS))
+    stored = sum(
+        tensor.elements
+        for name, tensor in tensors.items()
+        if not name.endswith(_BUFFERS) and not name.startswith(_DRAFT)
+    )
     return stored - parameters(text, vision)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from turbofit.core.errors import UsageError
 from turbofit.core.model import (
     AnyresRule,
+    CanvasRule,
     CrossRule,
     HdRule,
     ImageRule,
     PatchRule,
     TileRule,
 )
-from turbofit.model.families import anyres, internvl, phi3_v, qwen_vl
+from turbofit.model.families import anyres, internvl, llama4, phi3_v, qwen_vl
 
 __all__ = [
     "client_limit",
@@ -233,6 +234,8 @@ def limits_down(rule: ImageRule, steps: int = 16) -> tuple[int, ...]:
 def _tiles(rule: TileRule, width: int, height: int, limit: int) -> int:
     if isinstance(rule, AnyresRule):
         return anyres.tiles(rule, width, height, limit)
+    if isinstance(rule, CanvasRule):
+        return llama4.tiles(rule, width, height, limit)
     if isinstance(rule, CrossRule | HdRule):
         return _worst_tiles(rule, limit)
     return internvl.tiles(rule, width, height, limit)

@@ -16,6 +16,7 @@ from turbofit.model.towers import vision_parameters
 __all__ = [
     "CROSS_EMBEDDINGS",
     "Linear",
+    "delta_parameters",
     "packed_bytes",
     "parameters",
     "stored_bytes",
@@ -62,12 +63,19 @@ def text_linears(text: TextDims) -> tuple[Linear, ...]:
     """The linear layers that quantisation packs: attention and (expert) MLPs, unfused."""
     hidden, layers = text.hidden, text.layers
     query, key = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    attention, gated = text.attention_layers, 2 if text.output_gate else 1
     shapes = [
-        ("q", hidden, query, layers, text.qkv_bias),
-        ("k", hidden, key, layers, text.qkv_bias),
-        ("v", hidden, key, layers, text.qkv_bias),
-        ("o", query, hidden, layers, text.output_bias),
+        ("q", hidden, gated * query, attention, text.qkv_bias),
+        ("k", hidden, key, attention, text.qkv_bias),
+        ("v", hidden, key, attention, text.qkv_bias),
+        ("o", query, hidden, attention, text.output_bias),
     ]
+    if text.delta:
+        shapes += [
+            ("delta.qkv", hidden, text.delta.channels, text.delta.layers, False),
+            ("delta.z", hidden, text.delta.values, text.delta.layers, False),
+            ("delta.o", text.delta.values, hidden, text.delta.layers, False),
+        ]
     if text.vision_experts:
         bias = text.vision_expert_bias
         shapes += [
@@ -107,8 +115,21 @@ def text_parameters(text: TextDims) -> int:
     embeddings = text.vocab * text.hidden * (1 if text.tie_word_embeddings else 2)
     norms = (text.layer_norms * text.layers + 1) * text.hidden
     if text.qk_norm:
-        norms += 2 * text.layers * text.head_dim
-    return linears + embeddings + norms + _routers(text) + _cross(text)
+        norms += 2 * text.attention_layers * text.head_dim
+    return linears + embeddings + norms + _routers(text) + _cross(text) + delta_parameters(text)
+
+
+def delta_parameters(text: TextDims) -> int:
+    """Elements of gated delta nets that are never packed.
+
+    The projection to two gates a value head, their two biases, the convolution, and a norm of one
+    head.
+    """
+    delta = text.delta
+    if delta is None:
+        return 0
+    gates = 2 * delta.value_heads * (text.hidden + 1)
+    return delta.layers * (gates + delta.channels * delta.kernel + delta.value_dim)
 
 
 def _cross(text: TextDims) -> int:
@@ -125,7 +146,7 @@ def _routers(text: TextDims) -> int:
     """Elements of the expert gates, and of the gate of the shared expert."""
     if text.moe is None:
         return 0
-    rows = text.moe.experts + (1 if text.moe.shared_intermediate else 0)
+    rows = text.moe.experts + (1 if text.moe.shared_intermediate and text.moe.shared_gate else 0)
     return text.moe.layers * rows * text.hidden
 
 

@@ -147,6 +147,14 @@ def _mllama(vision: VisionDims, text_hidden: int) -> int:
     return embeddings + layers + _dense(hidden * vision.outputs, text_hidden)
 
 
+def _llama4(vision: VisionDims, text_hidden: int) -> int:
+    """Norms before and after the layers; an adapter of windows, then a matrix, without biases."""
+    hidden, adapter = vision.hidden, vision.projector
+    embeddings = _patch(vision) + hidden + (_tokens(vision) + 1) * hidden + 2 * _norm(vision)
+    projector = adapter * (vision.hidden * vision.merge**2 + adapter + text_hidden)
+    return embeddings + vision.layers * _block(vision) + projector
+
+
 _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "internvit": _internvit,
     "qwen2vit": _qwen_vit,
@@ -160,4 +168,5 @@ _KINDS: Final[dict[str, Callable[[VisionDims, int], int]]] = {
     "eva_clip": _eva_clip,
     "eva_clip_glm": _eva_clip,
     "mllama": _mllama,
+    "llama4": _llama4,
 }

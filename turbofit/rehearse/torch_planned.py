@@ -77,7 +77,7 @@ def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
     folder = checkpoint_for(_limited(plan), scratch / plan.model.name)
     settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
-    environ = environment(plan.settings)
+    environ = environment(plan.settings, plan.model)
     return TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
 
 

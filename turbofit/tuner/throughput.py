@@ -120,14 +120,19 @@ def total(speeds: Sequence[Speed]) -> Throughput:
 def _dense_parameters(model: Model) -> float:
     """Parameters that one token passes through, without the embedding."""
     text = model.text
-    attention = text.hidden * text.head_dim * (2 * text.heads + 2 * text.kv_heads)
+    gate = text.heads if text.output_gate else 0
+    attention = text.hidden * text.head_dim * (2 * text.heads + gate + 2 * text.kv_heads)
+    attention *= text.attention_layers
+    if text.delta is not None:
+        delta = text.delta
+        attention += delta.layers * text.hidden * (delta.channels + 2 * delta.values)
     mlp = 3 * text.hidden * text.intermediate
     if text.moe is not None:
         moe = text.moe
         routed = moe.experts_per_token * moe.intermediate + moe.shared_intermediate
         share = moe.layers / text.layers
         mlp = int(mlp * (1 - share) + 3 * text.hidden * routed * share)
-    return float(text.layers * (attention + mlp) + text.vocab * text.hidden)
+    return float(attention + text.layers * mlp + text.vocab * text.hidden)
 
 
 def _vision_tokens(model: Model, units: int) -> int:

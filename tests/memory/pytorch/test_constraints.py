@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
@@ -24,6 +25,9 @@ from turbofit.tuner.ask import Ask, exposure_of
         ("llava-1.5-7b", 4, None),
         ("cogvlm-17b", 2, None),
         ("qwen2-vl-2b", 4, None),  # two KV heads, each on two ranks
+        ("llama-4-scout", 8, None),
+        ("llama-4-scout", 16, "attention heads"),
+        ("qwen3.5-35b-a3b", 16, None),
     ],
 )
 def test_tensor_parallel_degrees(name: str, tp: int, problem: str | None) -> None:
@@ -96,7 +100,23 @@ def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
 
 
 def test_ray_refuses_expandable_segments() -> None:
-    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(Settings(tp=1))
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(Settings(tp=2))
+    model = resolve_model("qwen2-vl-7b")
+    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(Settings(tp=1), model)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment(Settings(tp=2), model)
     own = Settings(tp=2, distributed_executor_backend="mp")
-    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(own)
+    assert "PYTORCH_CUDA_ALLOC_CONF" in environment(own, model)
+
+
+def test_states_stay_at_the_bits_that_are_counted() -> None:
+    name, settings = "LMDEPLOY_FP32_MAMBA_SSM_DTYPE", Settings()
+    assert environment(settings, resolve_model("qwen3.5-9b"))[name] == "0"
+    assert name not in environment(settings, resolve_model("qwen3-vl-8b"))
+
+
+def test_llama_4_repeats_no_heads_and_deals_experts_evenly() -> None:
+    model = resolve_model("llama-4-scout")
+    wide = replace(model, text=replace(model.text, heads=48))
+    assert "8 KV heads" in str(tp_problem(wide, 16))
+    moe = replace(model.text.moe, intermediate=8190)
+    odd = replace(model, text=replace(model.text, moe=moe))
+    assert "the experts' 8190" in str(tp_problem(odd, 4))

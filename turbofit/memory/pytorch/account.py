@@ -14,7 +14,13 @@ from turbofit.memory.account import Account, Held, given
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations
 from turbofit.memory.pytorch.bound import engine_bound
-from turbofit.memory.pytorch.cache import RESERVED_BLOCKS, block_bytes, blocks_held, runtime_bytes
+from turbofit.memory.pytorch.cache import (
+    RESERVED_BLOCKS,
+    block_bytes,
+    blocks_held,
+    runtime_bytes,
+    state_bytes,
+)
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.terms import (
     before_terms,
@@ -22,6 +28,7 @@ from turbofit.memory.pytorch.terms import (
     cache_term,
     capability_of,
     pool_term,
+    state_term,
     transient_terms,
     weight_terms,
 )
@@ -65,6 +72,7 @@ class PytorchAccount(Account):
         self.constants = constants
         self._block_bytes = block_bytes(model.text, settings)
         self._runtime = runtime_bytes(model.text, settings)
+        self._state = state_bytes(model.text, settings)
         work = Activations(model, settings, constants)
         units = _units_per_forward(model, exposure, settings)
         transients = transient_terms(model, work, settings, exposure, units, constants)
@@ -83,6 +91,9 @@ class PytorchAccount(Account):
             # At most as many as an empty card could hold: its tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
             buffers = tuple(buffer_terms(model, work, settings, gpu, most, constants))
+            if self._state:
+                region = round_up(self._state, constants.page)
+                buffers = (state_term(region, settings), *buffers)
             if free_at_cache is None:
                 before = (*before_terms(gpu, settings, i == 0, linked, constants), *weights)
                 held.append(Held(before=before, buffers=buffers, staged=staged))
@@ -99,8 +110,11 @@ class PytorchAccount(Account):
 
     @property
     def sizable(self) -> int:
-        """What is free less the reserve for the runtime, which nothing else keeps."""
-        return self.free - self._runtime
+        """What is free less the states of delta nets and the runtime's reserve.
+
+        The former are allocated beside the cache; the latter nothing else keeps.
+        """
+        return self.free - self._state - self._runtime
 
     @property
     def block_bytes(self) -> int:

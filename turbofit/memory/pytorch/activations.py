@@ -1,7 +1,8 @@
 """What one forward of the PyTorch engine holds at once, by torch's own allocator.
 
 The engine runs the model's own code eagerly for every prefill, so that what counts is the largest
-sum of tensors alive at one moment: in a layer's MLP or its attention, of the decoder or the tower.
+sum of tensors alive at one moment: in a layer's MLP, its attention or its delta net, of the
+decoder or the tower.
 Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 """
 
@@ -22,14 +23,26 @@ _DEEPSTACK_COPIES = 9
 #: Hidden states more where text and image tokens go through layers of their own: those gathered for
 #: one of them, and the output of both. Source: models/cogvlm.py.
 _EXPERT_COPIES = 2
+#: What a gate adds to attention, in queries' channels: the gate as projected, laid out anew and
+#: through its sigmoid, the normed queries, and the product. Counted in models/qwen3_5.py. Over.
+_GATED = 5
+_LLAMA4 = "Llama4ForCausalLM"
+#: Copies of queries and keys around Llama 4's rotation. Counted in models/llama4.py. Over.
+_TURNED = 3
+#: Tokens of a chunk of the gated delta rule. Source: fla/ops/gated_delta_rule/chunk.py.
+_CHUNK = 64
 
 
 class Prefill(Struct):
-    """What meets in one prefill: ``tokens``, the whole ``context`` they see, vision ``units``."""
+    """What meets in one prefill: ``tokens``, the whole ``context`` they see, vision ``units``.
+
+    ``sequences``: whose tokens they are, at most.
+    """
 
     tokens: int
     context: int
     units: int = 0
+    sequences: int = 1
 
 
 class Activations:
@@ -61,7 +74,14 @@ class Activations:
 
     def decode(self, rows: int) -> int:
         """One decoding step of so many rows."""
-        return rows * self._mlp_elements() * _HALF
+        return rows * max(self._mlp_elements(), self._delta_elements()) * _HALF
+
+    def delta_warmup(self, rows: int) -> int:
+        """What the delta nets add to the warm-up: a prefill of one token for each of the rows."""
+        if self.text.delta is None:
+            return 0
+        one_each = Prefill(tokens=rows, context=rows, sequences=rows)
+        return self._delta(one_each) + self.constants.delta_tuning
 
     def _decoder(self, forward: Prefill) -> int:
         held = self._features(forward.units) + self.constants.prefill_base
@@ -70,7 +90,9 @@ class Activations:
         deep = 0
         if forward.units and vision is not None and vision.deepstack:
             deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * _HALF
-        return held + max(mlp, deep, self._attention(forward))
+        if self.text.delta is not None:
+            held += self.constants.delta_tuning
+        return held + max(mlp, deep, self._attention(forward), self._delta(forward))
 
     def _mlp_elements(self) -> int:
         """Elements of a token in a layer's MLP: gate and up, and the hidden states alive."""
@@ -86,6 +108,9 @@ class Activations:
                 width if moe.layers < text.layers else 0.0,
                 routed + 2 * moe.shared_intermediate / self.tp,
             )
+        if text.architecture == _LLAMA4:
+            # Weighed inputs of the experts, and their output beside the shared expert's.
+            width += (text.moe.experts_per_token + 1 if text.moe else 0) * text.hidden
         copies = constants.hidden_copies + (_EXPERT_COPIES if text.vision_experts else 0)
         return int(width + copies * text.hidden + constants.token_elements)
 
@@ -96,8 +121,43 @@ class Activations:
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
         # Hidden states alive as in the MLP, less its own two, and the projections before them.
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
-        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv)
+        gated = _GATED * heads if text.output_gate else 0
+        if text.architecture == _LLAMA4:
+            gated = _TURNED * (heads + kv)
+        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + gated)
         return (tokens + 2 * kv * forward.context) * _HALF
+
+    def _delta(self, forward: Prefill) -> int:
+        """The gated delta rule in chunks: a state for each chunk, and of each sequence before it.
+
+        Counted in LMDeploy's and fla's sources, with all that a forward makes as if it were alive
+        at once, the chunk matrices of older fla at 32 bits, and every sequence ending in a chunk of
+        its own: an upper end, not seen on any GPU. Over.
+        """
+        delta = self.text.delta
+        if delta is None:
+            return 0
+        heads = delta.value_heads // self.tp
+        state = heads * delta.key_dim * delta.value_dim
+        window = delta.channels // self.tp * 2 * delta.kernel
+        # Of a sequence: the state read, the one left at 32 bits, its copy at 16, a chunk's.
+        each = forward.tokens * (self._delta_elements() + -(-state // _CHUNK))
+        return (each + min(forward.sequences, forward.tokens) * (5 * state + window)) * _HALF
+
+    def _delta_elements(self) -> int:
+        """16-bit elements of a token in a delta net, without the states of its chunk; 0 without."""
+        text, constants = self.text, self.constants
+        delta = text.delta
+        if delta is None:
+            return 0
+        heads = delta.value_heads // self.tp
+        keys, values = heads * delta.key_dim, heads * delta.value_dim
+        alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
+        # Before and after the convolution; keys repeated for each value head, and w; the gate z,
+        # values laid out anew, u, the new values and the output.
+        wide = 2 * (delta.channels // self.tp) + 3 * keys + 5 * values
+        # Two gates, beta, the decay and its sum at 32 bits, three matrices of a chunk.
+        return alive + wide + heads * (7 + 3 * _CHUNK)
 
     def pixels(self, units: int) -> int:
         """Preprocessed pixels at 16 bits."""

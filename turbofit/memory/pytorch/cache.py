@@ -1,7 +1,11 @@
 """The KV cache of the PyTorch engine: blocks of one size in one allocation.
 
-Each layer's keys and values of a block start at a multiple of 256 bytes; quantised ones have a
-scale and a zero of 16 bits for every head and token. Source: LMDeploy pytorch/engine/cache_engine.
+Hybrid models have a second one beside it, of the states of their gated delta nets: a slot for each
+sequence that runs, whatever its length, two more, and no share of it by the ratio.
+
+Each attention layer's keys and values of a block start at a multiple of 256 bytes; quantised ones
+have a scale and a zero of 16 bits for every head and token. Source: LMDeploy
+pytorch/engine/cache_engine.
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.pytorch.weights import kv_heads_held
 
-__all__ = ["BITS", "RESERVED_BLOCKS", "block_bytes", "blocks_held", "runtime_bytes"]
+__all__ = [
+    "BITS", "RESERVED_BLOCKS", "block_bytes", "blocks_held", "runtime_bytes", "state_bytes",
+    "state_slots",
+]  # fmt: skip
 
 _ALIGN = 256
 _HALF = 2
@@ -24,13 +31,34 @@ RESERVED_BLOCKS = 2
 
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
-    """Bytes per rank of one KV block over all layers."""
+    """Bytes per rank of one KV block over all layers with attention."""
     heads = kv_heads_held(text.kv_heads, settings.tp) // settings.tp
     rows = settings.cache_block_seq_len * heads
     each = round_up(rows * text.head_dim * BITS[settings.quant_policy] // 8, _ALIGN)
     if settings.quant_policy in _SCALED:
         each += round_up(rows * 2 * _HALF, _ALIGN)
-    return 2 * each * text.layers
+    return 2 * each * text.attention_layers
+
+
+def state_slots(settings: Settings) -> int:
+    """Slots of the state cache: one is the system's, one spare. Source: executor/base.py."""
+    return settings.max_batch_size + 2
+
+
+def state_bytes(text: TextDims, settings: Settings) -> int:
+    """Bytes per rank of the state cache; 0 where every layer has attention.
+
+    A slot holds the convolution's last inputs, then the recurrent state, of all layers, each from a
+    multiple of 256 bytes on. Both are at 16 bits whatever the config's ``mamba_ssm_dtype`` says.
+    Source: LMDeploy pytorch/configurations/qwen3_5.py, cache_engine/layout.py.
+    """
+    delta, tp = text.delta, settings.tp
+    if delta is None:
+        return 0
+    window = delta.layers * delta.channels // tp * delta.kernel
+    state = delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
+    slot = round_up(window * _HALF, _ALIGN) + round_up(state * _HALF, _ALIGN)
+    return state_slots(settings) * slot
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:

@@ -10,8 +10,14 @@ from turbofit.memory.pytorch.cache import BITS, RESERVED_BLOCKS
 
 __all__ = ["communicator_problem", "settings_problem", "tp_problem"]
 
-#: Config builders that do not repeat KV heads. Source: configurations/llava_hf.py.
-_NO_REPEAT = frozenset({"LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"})
+#: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
+_NO_REPEAT = frozenset(
+    {
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+    }
+)
 #: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
 _UNEQUAL_HEADS = "internvit"
 
@@ -32,6 +38,10 @@ def _problems(model: Model, tp: int) -> Iterator[str]:
         yield f"{text.kv_heads} KV heads cannot be dealt to {tp} ranks"
     if text.intermediate % tp:
         yield f"the MLP's {text.intermediate} channels do not divide by {tp}"
+    if text.moe is not None and text.moe.intermediate % tp:
+        yield f"the experts' {text.moe.intermediate} channels do not divide by {tp}"
+    if text.delta is not None and text.delta.key_heads % tp:
+        yield f"the delta nets' {text.delta.key_heads} key heads do not divide by {tp}"
     if vision is None:
         return
     if vision.kind != _UNEQUAL_HEADS and vision.heads % tp:

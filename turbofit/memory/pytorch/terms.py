@@ -10,6 +10,7 @@ from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
@@ -21,6 +22,7 @@ __all__ = [
     "capability_of",
     "capture_sizes",
     "pool_term",
+    "state_term",
     "transient_terms",
     "weight_terms",
 ]
@@ -135,6 +137,7 @@ def buffer_terms(
 def pool_term(work: Activations, settings: Settings, constants: PytorchConstants) -> Term:
     """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
+    size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
     return _term("pool_warmup", "buffers", size, "formula", note)
 
 
@@ -158,8 +161,9 @@ def transient_terms(
     """
     context = settings.session_len
     prompt = min(settings.max_prefill_token_num, context)
+    sequences = settings.max_batch_size
     cases: list[tuple[str, int, str]] = [
-        ("text_prefill", work.prefill(Prefill(tokens=prompt, context=context)),
+        ("text_prefill", work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences)),
          "longest prompts fill a forward"),
         ("sampling", work.sampling(settings.max_batch_size),
          f"{settings.max_batch_size} rows with top_k=0"),
@@ -169,7 +173,9 @@ def transient_terms(
         image = exposure.tokens_per_request // max(1, exposure.images_per_request)
         tokens = min(max(prompt, image), context)
         name = "tiles" if isinstance(model.image_rule, TileRule) else "patches"
-        forward = Prefill(tokens=tokens, context=context, units=units_per_forward)
+        forward = Prefill(
+            tokens=tokens, context=context, units=units_per_forward, sequences=sequences
+        )
         cases.append(
             ("vision_forward", work.prefill(forward), f"{units_per_forward} {name} in one forward")
         )
@@ -196,6 +202,12 @@ def cache_term(region: int, ratio: float, settings: Settings) -> Term:
     if settings.num_gpu_blocks:
         note = f"num_gpu_blocks {settings.num_gpu_blocks}"
     return _term("kv_cache", "cache", region, "formula", note)
+
+
+def state_term(region: int, settings: Settings) -> Term:
+    """The states of gated delta nets as one allocation, which no ratio sizes."""
+    note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
+    return _term("state_cache", "cache", region, "formula", note)
 
 
 def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:

@@ -1,16 +1,17 @@
 """Weights of one rank of the PyTorch engine by class.
 
-Attention and MLPs are sharded, of the decoder and of the vision tower; embeddings, head, norms,
-patch embedding and projector are whole on every rank, and nothing is padded.
+Attention, delta nets and MLPs are sharded, of the decoder and of the vision tower; embeddings,
+head, norms, patch embedding and projector are whole on every rank, and nothing is padded.
 Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``), models/*.py.
 """
 
 from __future__ import annotations
 
-from turbofit.core.model import DTYPE_BYTES, Model, VisionDims
+from turbofit.core.model import DTYPE_BYTES, Model, TextDims, VisionDims
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.model.parameters import (
     Linear,
+    delta_parameters,
     packed_bytes,
     text_linears,
     text_parameters,
@@ -26,6 +27,7 @@ _HALF = 2
 #: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
+_FLOAT = 4
 
 
 def kv_heads_held(kv_heads: int, tp: int) -> int:
@@ -45,13 +47,15 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         "lm_head": (heads - 1) * embedding * _HALF,
         "attention": 0,
         "mlp": 0,
-        "norms": (whole - heads * embedding) * _HALF,
+        "norms": (whole - heads * embedding - delta_parameters(text)) * _HALF,
+        "delta": _delta_whole(text, tp),
     }
     repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
     for one in linears:
         # CogVLM's second set, for image tokens, is split as the first.
         name = one.name.removeprefix("vision.")
         kind = "attention" if name in ("q", "k", "v", "o") else "mlp"
+        kind = "delta" if name.startswith("delta.") else kind
         share = (repeat if name in ("k", "v") else 1.0) / tp
         classes[kind] += int(_linear_bytes(model, one) * share)
         # A row-wise layer's bias is whole on every rank.
@@ -64,6 +68,21 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         classes["vision"] = int(sharded * _vision_share(vision, tp)) * _HALF
         classes["vision.whole"] = (total - sharded) * _HALF
     return {name: size for name, size in classes.items() if size}
+
+
+def _delta_whole(text: TextDims, tp: int) -> int:
+    """Bytes of one rank's delta nets beside what quantisation packs.
+
+    Gates and convolution at 16 bits, the norm whole on every rank; two biases of a value head and
+    the decay that the first forward keeps, at 32 bits. Source: LMDeploy pytorch/models/qwen3_5.py.
+    """
+    delta = text.delta
+    if delta is None:
+        return 0
+    gates = 2 * delta.value_heads * text.hidden + delta.channels * delta.kernel
+    return delta.layers * (
+        gates * _HALF // tp + delta.value_dim * _HALF + 3 * delta.value_heads * _FLOAT // tp
+    )
 
 
 def vision_linears(vision: VisionDims) -> int:
@@ -86,10 +105,22 @@ def largest_loaded(model: Model, tp: int) -> int:
     """
     text = model.text
     tied = text.vocab * text.hidden * _HALF if text.tie_word_embeddings else 0
+    fused = _fused_experts(text)
     if tp == 1:
-        return tied
-    down = text.hidden * max(text.intermediate, text.heads * text.head_dim) * _HALF
-    return tied + down
+        return max(tied, fused)
+    delta = text.delta.values if text.delta else 0
+    down = text.hidden * max(text.intermediate, text.heads * text.head_dim, delta) * _HALF
+    return max(tied + down, fused)
+
+
+def _fused_experts(text: TextDims) -> int:
+    """Llama 4's experts of a layer, gate and up, which go to the card as one before they are dealt.
+
+    Source: LMDeploy pytorch/models/llama4.py.
+    """
+    if text.moe is None or text.architecture != "Llama4ForCausalLM":
+        return 0
+    return text.moe.experts * text.hidden * 2 * text.moe.intermediate * _HALF
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:

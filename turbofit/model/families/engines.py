@@ -13,7 +13,7 @@ from typing import Final
 from turbofit.core.model import Model
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 
-__all__ = ["TURBOMIND_VISION", "engine_problem", "package_need"]
+__all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem", "package_need"]
 
 #: Vision models for which TurboMind has an encoder of its own.
 TURBOMIND_VISION: Final = frozenset(
@@ -23,6 +23,11 @@ TURBOMIND_VISION: Final = frozenset(
         "Qwen2VLForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration",
     }
+)
+
+#: TurboMind runs these too; turbofit's account of them is of the PyTorch engine alone.
+TURBOMIND_UNPLANNED: Final = frozenset(
+    {"Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"}
 )
 
 #: Vision models that have an account and no class in LMDeploy's PyTorch engine.
@@ -77,6 +82,10 @@ def package_need(model: Model, engine: str) -> tuple[str, str] | None:
 
 def _turbomind(model: Model) -> str | None:
     text, vision, quantization = model.text, model.vision, model.quantization
+    if model.architecture in TURBOMIND_UNPLANNED:
+        return (
+            "turbofit has no account of TurboMind's gated delta nets, only of the PyTorch engine's"
+        )
     if model.architecture not in TEXT_ARCHITECTURES | TURBOMIND_VISION:
         if vision is None:
             return f"TurboMind 0.18 does not run {model.architecture}"
@@ -111,6 +120,12 @@ def _pytorch(model: Model) -> str | None:
         return f"LMDeploy 0.18 runs {model.architecture} with a CLIP tower only, not SigLIP"
     if quantization is None:
         return None
+    if model.architecture == "Llama4ForConditionalGeneration":
+        # models/llama4.py takes every quantisation for an fp8 of its own.
+        return f"turbofit has no account of Llama 4 in {quantization.method}: take 16 bits"
+    if quantization.method == "awq" and model.text.delta is not None:
+        # models/qwen3_5.py packs its delta nets without asking what the config exempts.
+        return "turbofit has no account of AWQ with gated delta nets: take fp8 or 16 bits"
     if quantization.method in {"gptq", "mxfp4"}:
         return f"LMDeploy 0.18's PyTorch engine does not read {quantization.method} weights"
     if quantization.method == "compressed-tensors":

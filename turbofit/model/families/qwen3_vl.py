@@ -17,7 +17,7 @@ from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.qwen_vl import read_rule
 from turbofit.model.families.text import read_text
 
-__all__ = ["read"]
+__all__ = ["read", "read_vision"]
 
 
 def read(parts: Parts) -> Dims:
@@ -28,12 +28,17 @@ def read(parts: Parts) -> Dims:
     section = config.section("text_config") or Section({}, f"{config.what}: text_config")
     tied = config.boolean("tie_word_embeddings", False)
     text = replace(read_text(section, inner), tie_word_embeddings=tied)
-    vision = _vision(config, text.hidden)
+    vision = read_vision(config, text.hidden)
     rule = replace(read_rule(parts.processor, vision), client_knobs=False)
     return Dims(text, vision, rule)
 
 
-def _vision(config: Section, text_hidden: int) -> VisionDims:
+def read_vision(config: Section, text_hidden: int) -> VisionDims:
+    """The tower, with Transformers' defaults.
+
+    Raises:
+        UsageError: dims that contradict each other.
+    """
     vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
     hidden = vision.integer("hidden_size", 1152, high=1 << 16)
     heads = vision.integer("num_heads", 16, high=1 << 12)

@@ -10,9 +10,11 @@ from turbofit.model.families import (
     gemma3,
     glm,
     internvl,
+    llama4,
     llava,
     mllama,
     phi3_v,
+    qwen3_5,
     qwen3_vl,
     qwen_vl,
 )
@@ -31,6 +33,7 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Glm4vForConditionalGeneration": glm.read_glm4v,
     "InternVLChatModel": internvl.read_chat,
     "InternVLForConditionalGeneration": internvl.read_hf,
+    "Llama4ForConditionalGeneration": llama4.read,
     "LlavaForConditionalGeneration": llava.read,
     "LlavaNextForConditionalGeneration": llava.read_next,
     "LlavaOnevisionForConditionalGeneration": llava.read_onevision,
@@ -40,6 +43,8 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Qwen2_5_VLForConditionalGeneration": qwen_vl.read,
     "Qwen3VLForConditionalGeneration": qwen3_vl.read,
     "Qwen3VLMoeForConditionalGeneration": qwen3_vl.read,
+    "Qwen3_5ForConditionalGeneration": qwen3_5.read,
+    "Qwen3_5MoeForConditionalGeneration": qwen3_5.read,
 }
 
 

@@ -11,8 +11,6 @@ __all__ = ["TURBOMIND_NOT_YET", "engine_problem", "inner_refusal", "refusal"]
 
 #: TurboMind 0.18 runs these, but their memory is of another kind.
 TURBOMIND_NOT_YET: Final = {
-    "Qwen3_5ForConditionalGeneration": "Qwen3.5 (gated delta net)",
-    "Qwen3_5MoeForConditionalGeneration": "Qwen3.5-MoE (gated delta net)",
     "InternS2PreviewForConditionalGeneration": "Intern-S2 (gated delta net)",
     "InternS2MobiusForConditionalGeneration": "Intern-S2 Mobius (gated delta net)",
     "InternS1ForConditionalGeneration": "Intern-S1",
@@ -23,7 +21,6 @@ TURBOMIND_NOT_YET: Final = {
 #: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
 _PYTORCH_NOT_YET: Final = frozenset(
     {
-        "Llama4ForConditionalGeneration",
         "Qwen3NextForCausalLM",
         "Qwen3OmniMoeForConditionalGeneration",
         "InternS1ProForConditionalGeneration",

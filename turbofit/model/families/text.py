@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.core.model import MoeDims, TextDims
 from turbofit.model.config import Section
+from turbofit.model.families.delta import read_delta
 
 __all__ = ["TEXT_ARCHITECTURES", "TURBOMIND_TEXT", "read_text"]
 
@@ -72,6 +73,10 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "norms": 4,
     },
 }  # fmt: skip
+_QWEN3_5: Final[dict[str, Any]] = {
+    "vocab_size": 248320, "num_attention_heads": 16, "head_dim": 256,
+    "max_position_embeddings": 32768, "hybrid": True,
+}  # fmt: skip
 #: Language models that exist only inside a vision model.
 _INNER: Final[dict[str, dict[str, Any]]] = {
     # Of Qwen2-VL and Qwen2.5-VL; engines run it as their Qwen2.
@@ -90,6 +95,19 @@ _INNER: Final[dict[str, dict[str, Any]]] = {
         **_LLAMA, "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40,
         "num_key_value_heads": 2, "max_position_embeddings": 32768, "norms": 4,
     },
+    "Qwen3_5TextModel": {**_QWEN3_5, "hidden_size": 4096, "intermediate_size": 12288,
+        "num_hidden_layers": 32, "num_key_value_heads": 4},
+    # There is no dense MLP; the shared expert's width stands in its place.
+    "Qwen3_5MoeTextModel": {
+        **_QWEN3_5, "hidden_size": 2048, "intermediate_size": 512, "num_hidden_layers": 40,
+        "num_key_value_heads": 2, "num_experts": 256, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+    },
+    "Llama4TextModel": {
+        **_LLAMA, "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192,
+        "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
+        "head_dim": 128, "max_position_embeddings": 131072,
+    },
     "CogVLMForCausalLM": _LLAMA,
     "MllamaForCausalLM": {
         **_LLAMA, "vocab_size": 128256, "intermediate_size": 14336, "num_hidden_layers": 40,
@@ -105,6 +123,9 @@ _RUN_AS: Final = {
     "Qwen2VLTextModel": "Qwen2ForCausalLM",
     "Qwen3VLTextModel": "Qwen3ForCausalLM",
     "Qwen3VLMoeTextModel": "Qwen3MoeForCausalLM",
+    "Llama4TextModel": "Llama4ForCausalLM",
+    "Qwen3_5TextModel": "Qwen3_5ForCausalLM",
+    "Qwen3_5MoeTextModel": "Qwen3_5MoeForCausalLM",
     "Glm4vTextModel": "Glm4ForCausalLM",
 }
 
@@ -168,6 +189,8 @@ def read_text(config: Section, architecture: str, *, tied: bool | None = None) -
         tie_word_embeddings=config.boolean(
             "tie_word_embeddings", defaults.get("tied", False) if tied is None else tied
         ),
+        delta=read_delta(config, layers) if "hybrid" in defaults else None,
+        output_gate="hybrid" in defaults,
         qk_norm=architecture.startswith(("Qwen3", "Gemma3")),
         layer_norms=defaults.get("norms", 2),
         moe=_moe(config, architecture, defaults, layers),

@@ -1,0 +1,258 @@
+"""Qwen3.5 against Transformers' classes and LMDeploy's own: parameters, states and image tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.util import find_spec
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+from msgspec.structs import replace
+
+from tests.model.test_oracle_front_ends import with_processor
+from tests.model.test_oracle_llava import read
+from tests.model.test_oracle_lmdeploy import picture
+from tests.model.test_oracle_names import written
+from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
+from tests.model.test_parameters import count, text_config
+from turbofit.core.errors import UsageError
+from turbofit.core.model import DeltaDims, PatchRule, Quantization
+from turbofit.core.plan import Settings
+from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
+from turbofit.model.families.support import engine_problem
+from turbofit.model.images import image_tokens
+from turbofit.model.presets import preset_model
+from turbofit.model.source import resolve_model
+
+FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]
+PRESETS = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
+BF16 = "lmdeploy.pytorch.configurations.qwen3_5.is_bf16_supported"
+lmdeploy = pytest.mark.lmdeploy
+needs_lmdeploy = pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+
+
+def qwen_of(transformers, family, rng):
+    text = text_config(rng) | {"head_dim": 8, "attn_output_gate": True, "pad_token_id": 0}
+    keys = rng.choice([2, 4])
+    text |= {
+        "num_hidden_layers": rng.randrange(4, 10), "full_attention_interval": rng.choice([2, 4]),
+        "linear_num_key_heads": keys, "linear_num_value_heads": keys * rng.choice([1, 3]),
+        "linear_key_head_dim": rng.choice([4, 8]), "linear_value_head_dim": rng.choice([4, 8]),
+        "linear_conv_kernel_dim": rng.choice([3, 4]),
+    }  # fmt: skip
+    if family == "Qwen3_5Moe":
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 7}
+        text |= {"shared_expert_intermediate_size": 9}
+    heads = rng.choice([1, 2])
+    vision = {
+        "depth": rng.randrange(1, 4), "num_heads": heads, "hidden_size": heads * 8,
+        "intermediate_size": rng.randrange(5, 60), "out_hidden_size": text["hidden_size"],
+        "patch_size": rng.choice([4, 16]), "num_position_embeddings": rng.choice([4, 9]),
+        "deepstack_visual_indexes": [],
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=rng.random() < 0.5
+    )
+    config.architectures = [f"{family}ForConditionalGeneration"]
+    return config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_parameters(transformers, family, seed):
+    config = qwen_of(transformers, family, random.Random(f"{family}{seed}"))
+    model = read(config)
+    assert model.parameters == count(transformers, f"{family}ForConditionalGeneration", config)
+    assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
+    assert "gated delta nets" in engine_problem(model, "turbomind")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_transformers(transformers, family):
+    name = f"{family}ForConditionalGeneration"
+    wide = {"Qwen3_5": 4096, "Qwen3_5Moe": 2048}[family]
+    config = getattr(transformers, f"{family}Config")(vision_config={"out_hidden_size": wide})
+    text = f'{{"architectures": ["{name}"], "vision_config": {{"out_hidden_size": {wide}}}}}'
+    model = read(text)
+    assert model.parameters == count(transformers, name, config)
+    assert model.text.max_position_embeddings == config.text_config.max_position_embeddings
+    assert "attn_output_gate" in " ".join(model.warnings)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_built_by_transformers(transformers, preset):
+    model = preset_model(preset)
+    text, vision, delta = model.text, model.vision, model.text.delta
+    values = {
+        "hidden_size": text.hidden, "intermediate_size": text.intermediate,
+        "num_hidden_layers": text.layers, "num_attention_heads": text.heads,
+        "num_key_value_heads": text.kv_heads, "head_dim": text.head_dim, "vocab_size": text.vocab,
+        "linear_num_key_heads": delta.key_heads, "linear_num_value_heads": delta.value_heads,
+        "linear_key_head_dim": delta.key_dim, "linear_value_head_dim": delta.value_dim,
+        "linear_conv_kernel_dim": delta.kernel, "full_attention_interval": 4,
+        "tie_word_embeddings": text.tie_word_embeddings,
+    }  # fmt: skip
+    family = "Qwen3_5Moe" if text.moe else "Qwen3_5"
+    if text.moe:
+        values |= {"num_experts": text.moe.experts, "moe_intermediate_size": text.moe.intermediate}
+        values |= {"shared_expert_intermediate_size": text.moe.shared_intermediate}
+    config = getattr(transformers, f"{family}Config")(
+        text_config=values,
+        vision_config={
+            "depth": vision.layers, "hidden_size": vision.hidden, "num_heads": vision.heads,
+            "intermediate_size": vision.intermediate, "out_hidden_size": text.hidden,
+        },
+        tie_word_embeddings=text.tie_word_embeddings,
+    )  # fmt: skip
+    config.architectures = [model.architecture]
+    assert count(transformers, model.architecture, config) == model.parameters
+    found = read(config)
+    assert replace(found.text, max_position_embeddings=262144) == text
+    assert found.vision == vision
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_of_further_tokens_is_no_surplus(transformers, tmp_path, family):
+    from tests.model.conftest import write_safetensors
+
+    config = qwen_of(transformers, family, random.Random(7))
+    tensors = written(transformers, config, tmp_path / "m")
+    plain = resolve_model(str(tmp_path / "m"))
+    assert plain.warnings == ()
+    draft = {"mtp.fc.weight": ("BF16", (32, 64)), "mtp.layers.0.norm.weight": ("BF16", (32,))}
+    write_safetensors(tmp_path / "m" / "model.safetensors", tensors | draft)
+    model = resolve_model(str(tmp_path / "m"))
+    assert (model.warnings, model.parameters) == ((), plain.parameters)
+    config.text_config.head_dim += 1
+    (tmp_path / "m" / "config.json").write_text(config.to_json_string(use_diff=False))
+    with pytest.raises(UsageError, match="2 x heads x head_dim"):
+        resolve_model(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layer_types": ["linear_attention"]}, "names 1 layers of 32"),
+        ({"layer_types": ["linear_attention"] * 32}, "no layer with attention"),
+        ({"layer_types": ["moving_average"] * 32}, "unknown kind: 'moving_average'"),
+        ({"linear_num_key_heads": 5}, "5 does not divide 32 value heads"),
+        ({"attn_output_gate": False}, "is false"),
+    ],
+)
+def test_contradictions_are_said(change, said):
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": change,
+        "vision_config": {"out_hidden_size": 4096},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=said):
+        read(json.dumps(config))
+
+
+def test_layer_types_win_over_the_interval():
+    kinds = ["full_attention", "linear_attention"] * 16
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "text_config": {"layer_types": kinds}, "vision_config": {"out_hidden_size": 4096},
+    }  # fmt: skip
+    delta = DeltaDims(
+        layers=16, key_heads=16, value_heads=32, key_dim=128, value_dim=128, kernel=4
+    )  # fmt: skip
+    assert read(json.dumps(config)).text.delta == delta
+    config["text_config"] = {"layer_types": ["full_attention"] * 32}
+    text = read(json.dumps(config)).text
+    assert text.delta is None
+    assert state_bytes(text, Settings()) == 0
+
+
+def test_awq_is_refused_and_fp8_is_not():
+    plain = preset_model("qwen3.5-9b")
+    for method, group, runs in (("awq", 128, False), ("fp8", 128, True)):
+        stored = Quantization(method=method, bits=8, group_size=group)
+        problem = engine_problem(replace(plain, quantization=stored), "pytorch")
+        assert (problem is None) is runs
+
+
+@lmdeploy
+@needs_lmdeploy
+class TestLmdeploy:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("seed", range(3))
+    def test_model_is_built_whole(
+        self, transformers, engine_parameters, tmp_path, monkeypatch, family, seed  # noqa: F811
+    ):  # fmt: skip
+        import torch
+        from lmdeploy.pytorch.backends.cuda.op_backend import CudaOpsBackend
+
+        def norm(hidden, eps=0.0, activation="", **kwargs):  # fla's is for a GPU alone
+            return torch.nn.RMSNorm(hidden, **kwargs)
+
+        def unbuilt(*_, **__):
+            op = MagicMock()
+            del op.build_expert_storage  # of expert parallelism alone
+            return op
+
+        monkeypatch.setattr("lmdeploy.pytorch.models.qwen3_5.build_rmsnorm_gated", norm)
+        monkeypatch.setattr(CudaOpsBackend, "build_op", classmethod(unbuilt))
+        monkeypatch.setattr(BF16, lambda *_: True)
+        config = qwen_of(transformers, family, random.Random(f"engine{family}{seed}"))
+        config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+        config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
+        written(transformers, config, tmp_path / "m")
+        assert engine_parameters(tmp_path / "m") == resolve_model(str(tmp_path / "m")).parameters
+
+    @pytest.mark.parametrize("tp", [1, 2])
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("seed", range(4))
+    def test_states_and_blocks_are_the_engines(self, transformers, monkeypatch, family, seed, tp):
+        from lmdeploy.pytorch.config import CacheConfig
+        from lmdeploy.pytorch.configurations.qwen3_5 import Qwen3_5ModelConfigBuilder
+        from lmdeploy.pytorch.engine.executor.base import ExecutorBase
+
+        monkeypatch.setattr(BF16, lambda *_: True)
+        config = qwen_of(transformers, family, random.Random(f"state{family}{seed}"))
+        config.text_config.update({"bos_token_id": 0, "eos_token_id": 1})
+        text = read(config).text
+        made = Qwen3_5ModelConfigBuilder.build(config, tp=tp)
+        assert made.num_layers == text.attention_layers
+        settings = Settings(tp=tp, max_batch_size=6)
+        cache = CacheConfig(
+            max_batches=6, block_size=64, num_cpu_blocks=0, num_gpu_blocks=0,
+            states_shapes=made.states_shapes,
+        )  # fmt: skip
+        executor = SimpleNamespace(cache_config=cache, model_config=made)
+        assert ExecutorBase._get_state_cache_mem(executor) == state_bytes(text, settings)
+        assert cache.num_state_caches == state_slots(settings)
+        one = replace(text, layers=1, delta=None)
+        each = block_bytes(one, settings)
+        assert block_bytes(text, settings) == made.num_layers * each
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path, family):
+        import torch
+        from lmdeploy.vl.model.builder import load_vl_model
+
+        config = qwen_of(transformers, family, random.Random(2))
+        config.vision_config.patch_size = 16
+        written(transformers, config, tmp_path / "m")
+        size = {"shortest_edge": 65_536, "longest_edge": 400_000}
+        with_processor(
+            tmp_path / "m", "Qwen3VL",
+            {"image_processor_type": "Qwen2VLImageProcessorFast", "size": size, "patch_size": 16,
+             "temporal_patch_size": 2, "merge_size": 2},
+        )  # fmt: skip
+        rule = resolve_model(str(tmp_path / "m")).image_rule
+        assert rule == PatchRule(
+            patch_size=16, merge=2, min_pixels=65_536, max_pixels=400_000, client_knobs=False
+        )
+        front = load_vl_model(str(tmp_path / "m"), "pytorch")
+        assert type(front).__name__ == "Qwen3_5Model"
+        front.set_mm_feature_dtype(torch.bfloat16)
+        rng = random.Random(6)
+        for _ in range(12):
+            wide, high = rng.randrange(10, 1200), rng.randrange(10, 1200)
+            item = {"type": "image", "data": picture(wide, high), "max_pixels": 784}
+            found = front.preprocess([{"role": "user", "content": [item]}], "a<|image_pad|>b")
+            tokens = found["input_ids"].count(front.image_token_id)
+            assert tokens == image_tokens(rule, wide, high)

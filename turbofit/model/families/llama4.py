@@ -1,0 +1,138 @@
+"""Llama 4: experts in every layer or every second one, and images on a canvas of tiles.
+
+A canvas is any grid of at most ``max_patches`` tiles. Of those that an image need not be shrunk
+for, the one that enlarges it least is taken, else the one that shrinks it least; of equally good
+ones the smallest. The whole image is one tile more where there is more than one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from struct import pack, unpack
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.model import CanvasRule, MoeDims, TextDims, VisionDims
+from turbofit.model.config import Section
+from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.text import read_text
+
+__all__ = ["read", "tiles"]
+
+_TILES: Final = 16
+_MOST_TILES: Final = 4096
+
+
+def read(parts: Parts) -> Dims:
+    """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
+    parts.warn_without_processor()
+    config = parts.config
+    section = config.section("text_config") or Section({}, f"{config.what}: text_config")
+    tied = config.boolean("tie_word_embeddings", False)
+    text = replace(_text(section), tie_word_embeddings=tied)
+    vision = _vision(config)
+    size = vision.image_size or 0
+    if parts.processor is not None:
+        edges = parts.processor.section("size")
+        if (edges.integer("height", 336) if edges else 336) != size:
+            raise parts.processor.error("size", f"is not the tower's {size}")
+        if parts.processor.boolean("resize_to_max_canvas", False):
+            raise parts.processor.error("resize_to_max_canvas", "is true, which no account is of")
+    most = _TILES
+    if parts.processor is not None:
+        most = parts.processor.integer("max_patches", _TILES, high=_MOST_TILES)
+    rule = CanvasRule(
+        tile_size=size,
+        tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2 + 1,
+        max_dynamic_patch=most,
+    )
+    return Dims(text, vision, rule)
+
+
+def tiles(rule: CanvasRule, width: int, height: int, limit: int) -> int:
+    """Tiles of one image, the whole image's own included; floating point as the preprocessor's."""
+    best, found = 0.0, 0
+    for rows, columns in _canvases(max(1, limit)):
+        scale = min(
+            _quotient(columns * rule.tile_size, width), _quotient(rows * rule.tile_size, height)
+        )
+        if not found or _rank(scale) > _rank(best):
+            best, found = scale, rows * columns
+        elif scale == best:
+            found = min(found, rows * columns)
+    return found + 1 if found > 1 else 1
+
+
+def _rank(scale: float) -> tuple[bool, float]:
+    """What enlarges comes before what shrinks, and of either the nearest to the image's own."""
+    return scale >= 1, -scale if scale >= 1 else scale
+
+
+@lru_cache(maxsize=32)
+def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of all canvases."""
+    return tuple(
+        (rows, columns) for rows in range(1, limit + 1) for columns in range(1, limit // rows + 1)
+    )
+
+
+def _quotient(first: int, second: int) -> float:
+    """Rounded to 32 bits, as torch divides integers."""
+    value: float = unpack("f", pack("f", first / second))[0]
+    return value
+
+
+def _text(section: Section) -> TextDims:
+    text = read_text(section, "Llama4TextModel")
+    step = section.integer("interleave_moe_layer_step", 1, high=1 << 10)
+    layers = text.layers // step
+    if "moe_layers" in section:
+        named = set(section.integers("moe_layers"))
+        layers = sum(1 for layer in range(text.layers) if layer in named)
+    per_token = section.integer("num_experts_per_tok", 1, high=1 << 10)
+    experts = section.integer("num_local_experts", _TILES, low=per_token, high=1 << 13)
+    moe = MoeDims(
+        experts=experts,
+        experts_per_token=per_token,
+        intermediate=text.intermediate,
+        layers=layers,
+        shared_intermediate=text.intermediate,
+        step=step,
+        shared_gate=False,
+    )
+    dense = section.integer("intermediate_size_mlp", 16384, high=1 << 20)
+    return replace(text, intermediate=dense, moe=moe if layers else None)
+
+
+def _vision(config: Section) -> VisionDims:
+    vision = config.section("vision_config") or Section({}, f"{config.what}: vision_config")
+    hidden = vision.integer("hidden_size", 768, high=1 << 16)
+    heads = vision.integer("num_attention_heads", 16, high=1 << 12)
+    if hidden % heads:
+        raise vision.error("num_attention_heads", f"{heads} does not divide {hidden} channels")
+    inter = vision.integer("intermediate_size", 5632, high=1 << 20)
+    ratio = vision.number("pixel_shuffle_ratio", 0.5, low=0.05, high=1)
+    merge = round(1 / ratio)
+    if merge * ratio != 1 or hidden * merge**2 != inter:
+        raise vision.error("pixel_shuffle_ratio", f"does not make {inter} channels of {hidden}")
+    adapter = vision.integer("projector_output_dim", 4096, high=1 << 18)
+    for key, default in (("projector_input_dim", 4096), ("vision_output_dim", 7680)):
+        if vision.integer(key, default, high=1 << 18) != adapter:
+            raise vision.error(key, f"is not projector_output_dim's {adapter}")
+    size = vision.integer("image_size", 448, high=1 << 14)
+    patch = vision.integer("patch_size", 14, high=1 << 10)
+    if size % (patch * merge):
+        raise vision.error("image_size", f"{size} is not whole windows of {patch * merge} pixels")
+    return VisionDims(
+        kind="llama4",
+        layers=vision.integer("num_hidden_layers", 34, high=1 << 10),
+        hidden=hidden,
+        heads=heads,
+        intermediate=inter,
+        patch_size=patch,
+        image_size=size,
+        channels=vision.integer("num_channels", 3, high=64),
+        merge=merge,
+        projector=adapter,
+    )
