@@ -98,7 +98,8 @@ class Pytorch(Engine):
         are preprocessed and in 16 in each process that they pass through.
         """
         pixels = Activations(model, settings, self.constants).pixels(units_per_forward)
-        ranks = settings.tp if settings.tp > 1 else 0
+        backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")
+        ranks = 0 if backend == "uni" else settings.tp
         each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
         return HostMemory(pinned=0, pageable=each * replicas, available=available)
 

@@ -93,11 +93,12 @@ class Account:
     def writes_matrix(self, place: int) -> bool:
         """Whether attention writes the matrix of all pairs there.
 
-        Torch's memory-efficient kernel takes no grouped heads, and the flash one needs Ampere.
+        Torch's memory-efficient kernel takes no grouped heads, and the flash one needs Ampere. A
+        card whose capability cannot be read counts as older. Over where it is not.
         """
         capability = self.gpus[place].compute_capability
         grouped = self.model.text.heads != self.model.text.kv_heads
-        return grouped and capability != NA and capability < _AMPERE
+        return grouped and (capability == NA or capability < _AMPERE)
 
     def room(self, place: int) -> int:
         """Bytes of a card for weights, cache and activations: without others, context, margin."""
