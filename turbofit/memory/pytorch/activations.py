@@ -82,7 +82,9 @@ class Activations:
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
         # Hidden states alive as in the MLP, less its own two, and the projections before them.
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
-        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv)
+        # Queries and keys that were normed lie beside those that were not.
+        normed = heads + kv if text.qk_norm else 0
+        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + normed)
         return (tokens + 2 * kv * forward.context) * _HALF
 
     def pixels(self, units: int) -> int:
