@@ -40,11 +40,11 @@ ROUNDS = {"first": 12, "second": 2}
 TEXT = """# Two engines on one card
 
 `{command}`, {date}: {versions}.
-{model} on a pretend {card}, {usable} MiB usable.
-MiB. The first plan has a budget of half of the card; the second was made with the first's peak as
-the memory of others, and started when the first had served its worst cases. Kernel modules and the
-HTTP servers' contexts are charged for both; the second's is there when the first looks, which makes
-its cache smaller than was promised.
+{model} on a pretend {card}, {usable} MiB usable. Sizes
+are in MiB. The first plan has a budget of half of the card; the second was made with the first's
+peak as the memory of others, and started when the first had served its worst cases. Kernel modules
+and the HTTP servers' contexts are charged for both; the second's is there when the first looks,
+which makes its cache smaller than was promised.
 
 {rows}
 

@@ -28,6 +28,13 @@ def test_the_smallest_worst_case_still_loses_a_segment() -> None:
     assert _terms(plan)["text_prefill"] >= 116.8 * (1 << 20) + SEGMENT
 
 
+def test_normed_queries_and_keys_are_counted() -> None:
+    """Qwen3-VL-2B, chunks of 4096 and a long context: 378.4 MiB live on pretend GPUs."""
+    plan = api.plan("qwen3-vl-2b", on="1xrtx3060", engine="pytorch", image_size=(1344, 1568))
+    assert plan.settings.max_prefill_token_num == 4096
+    assert _terms(plan)["text_prefill"] >= 378.4 * (1 << 20)
+
+
 def test_what_a_tower_gives_the_first_layers_is_held() -> None:
     """Qwen3-VL-8B, 65,536 patches: 2,638.9 MiB live, 384 of them for three layers."""
     plan = api.plan("qwen3-vl-8b", on="1xrtx3090", engine="pytorch")

@@ -121,10 +121,13 @@ class Activations:
         kv = kv_heads_held(text.kv_heads, self.tp) // self.tp * text.head_dim
         # Hidden states alive as in the MLP, less its own two, and the projections before them.
         alive = (constants.hidden_copies - 1) * text.hidden + constants.token_elements
-        gated = _GATED * heads if text.output_gate else 0
+        extra = _GATED * heads if text.output_gate else 0
         if text.architecture == _LLAMA4:
-            gated = _TURNED * (heads + kv)
-        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + gated)
+            extra = _TURNED * (heads + kv)
+        elif text.qk_norm and not text.output_gate:
+            # Queries and keys that were normed lie beside those that were not.
+            extra = heads + kv
+        tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + extra)
         return (tokens + 2 * kv * forward.context) * _HALF
 
     def _delta(self, forward: Prefill) -> int:
