@@ -77,10 +77,6 @@ class GroupAccount(Account):
         """KV blocks with fewer of which the engine stops."""
         return 1
 
-    def blocks_at(self, ratio: float) -> int:
-        """KV blocks of the cache."""
-        return self.tokens_at(ratio) // self.block_tokens
-
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - alike on all GPUs
         """The cache of one GPU as lines of its ledger."""
         return cache_terms(round_up(self.region_at(ratio), _PAGE), ratio, 0)
