@@ -172,3 +172,15 @@ def test_ray_s_workers_leave_more_between_their_blocks() -> None:
     assert max(t.bytes for t in own.transients) < max(t.bytes for t in two.transients)
     first, second = two.at(0.5).ledgers
     assert first.steady > second.steady  # the front end's context
+
+
+def test_short_sessions_meet_in_one_forward() -> None:
+    """LLaVA-1.5-7B, sessions of 4096 in prefills of 8192: eight images with 270 tokens of text each
+    held 606.2 MiB at once on pretend GPUs, where one session's longest prompt held 365.6."""
+    one = account("llava-1.5-7b", max_prefill_token_num=8192, session_len=4096)
+    sizes = {term.term: term.bytes / MIB for term in one.transients}
+    assert sizes["text_prefill"] >= 606.2
+    assert 606.2 <= sizes["vision_forward"] <= 606.2 + 0.02 * 24576
+    alone = account("llava-1.5-7b", max_prefill_token_num=8192, session_len=4096, max_batch_size=1)
+    (prefill,) = [term.bytes / MIB for term in alone.transients if term.term == "text_prefill"]
+    assert 365.6 <= prefill <= 365.6 * 1.1 + 24

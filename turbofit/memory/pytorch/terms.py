@@ -159,9 +159,12 @@ def transient_terms(
     The largest is marked as the one that decides. Each holds what lies unusable between live
     blocks, at least the last page of torch's large and of its small blocks.
     """
-    context = settings.session_len
-    prompt = min(settings.max_prefill_token_num, context)
     sequences = settings.max_batch_size
+    # Whole prompts join a forward, so that one may hold more tokens than a session; beside them the
+    # last chunk of a long one sees its whole context.
+    most = sequences * settings.session_len
+    prompt = min(settings.max_prefill_token_num, most)
+    context = min(settings.session_len + prompt, most)
     cases: list[tuple[str, int, str]] = [
         ("text_prefill", work.prefill(Prefill(tokens=prompt, context=context, sequences=sequences)),
          "longest prompts fill a forward"),
@@ -171,7 +174,7 @@ def transient_terms(
     if exposure.units_per_image:
         # An image is never cut: a chunk grows to hold the longest one.
         image = exposure.tokens_per_request // max(1, exposure.images_per_request)
-        tokens = min(max(prompt, image), context)
+        tokens = max(prompt, image)
         name = "tiles" if isinstance(model.image_rule, TileRule) else "patches"
         forward = Prefill(
             tokens=tokens, context=context, units=units_per_forward, sequences=sequences
