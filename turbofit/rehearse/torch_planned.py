@@ -38,7 +38,7 @@ __all__ = [
 
 #: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
 #: of the process that runs the engine is charged by the account itself.
-_BEFORE: Final = ("frontend_context", "communicator")
+_BEFORE: Final = ("communicator",)
 _AFTER: Final = ("kernel_modules",)
 _OUTCOMES: Final = {"served": "served", "out_of_memory": "out_of_memory", "hang": "hang"}
 

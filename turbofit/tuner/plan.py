@@ -71,10 +71,11 @@ def _verdict(ask: Ask, found: Found, account: Account, host: str | None, engine:
     ledgers = account.at(best.settings.cache_max_entry_count).ledgers
     spare = min(ledger.headroom for ledger in ledgers)
     together = best.kv_tokens * best.shape.replicas // request_tokens(best.exposure)
+    requests = "request" if together == 1 else "requests"
     where = " and ".join(group_words(ask, group) for group in best.shape.groups)
     return (
         f"fits: {name} on {where}: {best.kv_tokens * best.shape.replicas:,} KV tokens, enough for"
-        f" {together} such requests at once; {format_bytes(spare)} stay free on each GPU"
+        f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
     )
 
 

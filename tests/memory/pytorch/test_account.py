@@ -170,8 +170,6 @@ def test_ray_s_workers_leave_more_between_their_blocks() -> None:
         model, settings, machine.gpus, machine, exposure, CONSTANTS, [256 * MIB] * 2
     )
     assert max(t.bytes for t in own.transients) < max(t.bytes for t in two.transients)
-    first, second = two.at(0.5).ledgers
-    assert first.steady > second.steady  # the front end's context
 
 
 def test_short_sessions_meet_in_one_forward() -> None:

@@ -43,7 +43,7 @@ class PytorchAccount(Account):
     Args:
         model: the checkpoint.
         settings: the engine's options; the ratio comes later, in :meth:`at`.
-        gpus: the group's GPUs, first the one that the front end looks at.
+        gpus: the group's GPUs.
         machine: for the links inside the group.
         exposure: what clients can ask of the vision tower.
         constants: the engine generation's figures.
@@ -87,7 +87,7 @@ class PytorchAccount(Account):
         )
         staged = round_up(largest, constants.page)
         held = []
-        for i, gpu in enumerate(gpus):
+        for gpu in gpus:
             # At most as many as an empty card could hold: its tables are small. Over.
             most = settings.num_gpu_blocks or known(gpu.total, 0) // self._block_bytes
             buffers = tuple(buffer_terms(model, work, settings, gpu, most, constants))
@@ -95,7 +95,7 @@ class PytorchAccount(Account):
                 region = round_up(self._state, constants.page)
                 buffers = (state_term(region, settings), *buffers)
             if free_at_cache is None:
-                before = (*before_terms(gpu, settings, i == 0, linked, constants), *weights)
+                before = (*before_terms(gpu, settings, linked, constants), *weights)
                 held.append(Held(before=before, buffers=buffers, staged=staged))
             else:
                 held.append(Held(before=(given(gpu, free_at_cache),), buffers=buffers))

@@ -32,25 +32,23 @@ _HOPPER = (9, 0)
 
 
 def before_terms(
-    gpu: Gpu, settings: Settings, first: bool, linked: bool, constants: PytorchConstants
+    gpu: Gpu, settings: Settings, linked: bool, constants: PytorchConstants
 ) -> list[Term]:
     """What one GPU holds before the weights: others, contexts, the communicator.
 
     Args:
         gpu: the card.
         settings: the engine's options.
-        first: whether it is the group's first GPU, where the front end has a context of its own.
         linked: whether NVLink joins every pair of the group.
         constants: the generation's figures.
     """
+    # The front end only asks torch for the card's properties: no context on pretend GPUs. Under
+    # where it makes one on a real card, by what the ratio leaves of it: free memory is read later.
     context, note = context_bytes(gpu)
     terms = [
         _term("others", "before", known(gpu.used, 0), "measured", "held by others"),
         _term("cuda_context", "context", context, "estimate", note),
     ]
-    if first:
-        why = "the HTTP server asks torch about the card; a pipeline has none of it"
-        terms.append(_term("frontend_context", "context", context, "estimate", why))
     if settings.tp > 1:
         hopper = capability_of(gpu) >= _HOPPER
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
