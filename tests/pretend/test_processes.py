@@ -275,6 +275,29 @@ def test_fork_while_other_threads_allocate(libraries: Path, tmp_path: Path) -> N
     assert machine.run(code) == [0, 900]
 
 
+def test_fork_while_another_thread_begins(libraries: Path, tmp_path: Path) -> None:
+    machine = make(libraries, tmp_path)
+    code = """
+    def forks_at_once():
+        thread = threading.Thread(target=malloc, args=(1,))
+        thread.start()
+        child = os.fork()
+        if not child:
+            os._exit(0 if malloc(5) != 2 else 1)
+        code = os.waitpid(child, 0)[1]
+        thread.join()
+        return code
+    codes = []
+    for _ in range(60):
+        child = os.fork()
+        if not child:
+            os._exit(1 if forks_at_once() else 0)
+        codes.append(os.waitpid(child, 0)[1])
+    say([sum(codes), free()])
+    """
+    assert machine.run(code) == [0, 900]
+
+
 def test_exec_begins_anew_under_the_same_pid(libraries: Path, tmp_path: Path) -> None:
     machine = make(libraries, tmp_path)
     code = """

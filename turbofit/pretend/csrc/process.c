@@ -11,9 +11,12 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Taken in this order. fork waits for all three, so that no child inherits half a start: the
+ * reserved addresses fill more than half of a process, and a second start would not get them. */
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t reading = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_once_t machine_once = PTHREAD_ONCE_INIT, account_once = PTHREAD_ONCE_INIT;
-static _Atomic int begun, forked;
+static _Atomic int known, begun, forked;
 
 /* ------------------------------------------------------------------- words */
 
@@ -49,21 +52,34 @@ static void write_head(void)
 static void before_fork(void)
 {
     thread_busy();
+    pthread_mutex_lock(&starting);
+    pthread_mutex_lock(&reading);
     pthread_mutex_lock(&lock);
 }
 
 static void in_parent(void)
 {
     pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&reading);
+    pthread_mutex_unlock(&starting);
     thread_idle();
 }
 
 static void in_child(void)
 {
     pthread_mutex_init(&lock, NULL);
-    timeline_leave();
+    pthread_mutex_init(&reading, NULL);
+    pthread_mutex_init(&starting, NULL);
     threads_leave();
+    if (!begun)
+        return; /* it inherited nothing, and starts by itself */
+    timeline_leave();
     forked = 1;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    pthread_atfork(before_fork, in_parent, in_child);
 }
 
 static void join_after_fork(void)
@@ -80,13 +96,18 @@ static void join_after_fork(void)
 
 /* ------------------------------------------------------------- beginning */
 
-static void start_machine(void)
+void machine_start(void)
 {
-    scenario_read();
-    shared_open();
+    if (known)
+        return;
+    pthread_mutex_lock(&reading);
+    if (!known) {
+        scenario_read();
+        shared_open();
+        known = 1;
+    }
+    pthread_mutex_unlock(&reading);
 }
-
-void machine_start(void) { pthread_once(&machine_once, start_machine); }
 
 static void start_account(void)
 {
@@ -96,7 +117,6 @@ static void start_account(void)
     addresses_start();
     pools_start();
     timeline_open(machine.timeline, machine.timeline_limit);
-    pthread_atfork(before_fork, in_parent, in_child);
     pthread_mutex_lock(&lock); /* the head comes before any event of another thread */
     begun = 1;
     write_head();
@@ -107,8 +127,12 @@ void account_start(void)
 {
     if (begun && !forked)
         return;
-    if (!begun)
-        pthread_once(&account_once, start_account);
+    if (!begun) {
+        pthread_mutex_lock(&starting);
+        if (!begun)
+            start_account();
+        pthread_mutex_unlock(&starting);
+    }
     if (!forked)
         return;
     pthread_mutex_lock(&lock);
