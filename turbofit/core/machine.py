@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Final
 
 from turbofit.core.struct import NA, NaType, Struct
@@ -116,3 +118,8 @@ class Machine(Struct):
             if (link.a, link.b) == (low, high):
                 return link
         return Link(a=low, b=high)
+
+    def nvlinked(self, gpus: Sequence[Gpu]) -> bool:
+        """Whether NVLink joins every pair of these GPUs."""
+        pairs = combinations([gpu.index for gpu in gpus], 2)
+        return all(self.link(a, b).nvlinked for a, b in pairs)

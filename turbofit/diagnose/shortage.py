@@ -15,9 +15,10 @@ from turbofit.diagnose.padding import temporaries, weights_held
 from turbofit.diagnose.replay import Op, Replay, Shortfall
 from turbofit.diagnose.sequence import EXECUTOR, WEIGHTS, first_forward_ops, forward_ops, start_ops
 from turbofit.diagnose.settings import run_settings
+from turbofit.memory.terms import capability_of
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
-from turbofit.memory.turbomind.terms import FUSES_NOTHING, buffer_terms, capability_of
+from turbofit.memory.turbomind.terms import FUSES_NOTHING, buffer_terms
 from turbofit.observe.turbomind_log import (
     CacheBudget,
     VisionSetup,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Settings
     from turbofit.diagnose.facts import Facts
-    from turbofit.memory.turbomind.constants import EngineConstants
+    from turbofit.memory.terms import capability_of
+from turbofit.memory.turbomind.constants import EngineConstants
 
 __all__ = ["Shortage", "shortage"]
 

@@ -24,5 +24,9 @@ class Exposure(Struct):
         """Units of one request at its limit."""
         return self.units_per_image * self.images_per_request
 
+    def paid(self, bound: int) -> int:
+        """Units of a forward that the peak pays for: the engine's bound, or the plan's if less."""
+        return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
+
 
 NO_IMAGES = Exposure(units_per_image=0, images_per_request=0, tokens_per_request=0)

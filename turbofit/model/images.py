@@ -14,6 +14,7 @@ from turbofit.core.model import (
     CrossRule,
     HdRule,
     ImageRule,
+    Model,
     PatchRule,
     TileRule,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "image_tokens",
     "largest_limit",
     "limits_down",
+    "pixel_bytes",
     "unit_tokens",
     "units",
     "units_within",
@@ -95,6 +97,19 @@ def unit_tokens(rule: ImageRule, units: int) -> int:
     if isinstance(rule, TileRule):
         return units * rule.tokens_per_tile
     return units // rule.merge**2
+
+
+def pixel_bytes(model: Model, units: int) -> int:
+    """Bytes of the preprocessed pixels of so many units at 16 bits."""
+    rule, vision = model.image_rule, model.vision
+    if vision is None:
+        return 0
+    if isinstance(rule, TileRule):
+        return units * vision.channels * rule.tile_size**2 * 2
+    if isinstance(rule, PatchRule):
+        patch = vision.channels * vision.temporal_patch * rule.patch_size**2
+        return units * patch * 2
+    return 0
 
 
 def image_tokens(

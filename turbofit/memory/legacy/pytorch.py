@@ -24,6 +24,7 @@ from turbofit.memory.legacy.generations import (
 )
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
+from turbofit.memory.terms import transients
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -135,9 +136,7 @@ class LegacyTorchAccount(GroupAccount):
         return ()
 
     def _terms_before(self, i: int, gpus: Sequence[Gpu], machine: Machine) -> tuple[Term, ...]:
-        linked = all(
-            machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
-        )
+        linked = machine.nvlinked(gpus)
         context = before_terms(gpus[i], self._settings, False, linked, self.constants)
         return (*context, *self._front_end(i, gpus[i]), *self._weights(i))
 
@@ -233,18 +232,8 @@ class LegacyTorchAccount(GroupAccount):
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)
             cases.append(("vision_request", request, f"{units} units, one request"))
-        sizes = [round_up(size, _PAGE) for _, size, _ in cases]
-        decides = sizes.index(max(sizes))
-        return tuple(
-            Term(
-                term=name,
-                phase="transient",
-                bytes=size,
-                basis="estimate",
-                note=note,
-                worst=index == decides,
-            )
-            for index, ((name, _, note), size) in enumerate(zip(cases, sizes, strict=True))
+        return transients(
+            [(name, round_up(size, _PAGE), "estimate", note) for name, size, note in cases]
         )
 
 

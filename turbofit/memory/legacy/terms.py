@@ -17,8 +17,9 @@ from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation, legacy_constants
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.legacy.weights import legacy_weight_classes
+from turbofit.memory.terms import capability_of, transients
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.terms import before_terms, capability_of
+from turbofit.memory.turbomind.terms import before_terms
 from turbofit.model.images import unit_tokens, worst_units
 
 __all__ = ["LegacyTerms"]
@@ -63,17 +64,11 @@ class LegacyTerms:
         """Units of one torch forward: these servers encode one image at a time."""
         if self._model.image_rule is None or self._model.vision is None:
             return 0
-        paid = self._exposure.units_per_forward
-        units = self._exposure.units_per_image
-        return units if paid is None else min(units, paid)
+        return self._exposure.paid(self._exposure.units_per_image)
 
     def before(self, i: int, machine: Machine) -> tuple[Term, ...]:
         """Everything of one GPU that is not free when the cache is sized."""
-        linked = all(
-            machine.link(a.index, b.index).nvlinked
-            for k, a in enumerate(self._gpus)
-            for b in self._gpus[:k]
-        )
+        linked = machine.nvlinked(self._gpus)
         gemm = Term(
             term="gemm_workspace",
             phase="context",
@@ -195,18 +190,11 @@ class LegacyTerms:
             request = forward.pool(min(forward.tokens, prompt), prompt) + image
             cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
             cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))
-        sizes = [size for _, size, _ in cases]
-        decides = sizes.index(max(sizes))
-        return tuple(
-            Term(
-                term=name,
-                phase="transient",
-                bytes=size,
-                basis="estimate" if name.startswith("vision") else "formula",
-                note=note,
-                worst=index == decides,
-            )
-            for index, (name, size, note) in enumerate(cases)
+        return transients(
+            [
+                (name, size, "estimate" if name.startswith("vision") else "formula", note)
+                for name, size, note in cases
+            ]
         )
 
     def _tower(self, units: int, *, flash: bool) -> int:

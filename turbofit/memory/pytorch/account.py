@@ -26,13 +26,13 @@ from turbofit.memory.pytorch.terms import (
     before_terms,
     buffer_terms,
     cache_term,
-    capability_of,
     pool_term,
     state_term,
     transient_terms,
     weight_terms,
 )
 from turbofit.memory.pytorch.weights import largest_loaded, staged_copy
+from turbofit.memory.terms import capability_of
 
 __all__ = ["PytorchAccount"]
 
@@ -74,11 +74,11 @@ class PytorchAccount(Account):
         self._runtime = runtime_bytes(model.text, settings)
         self._state = state_bytes(model.text, settings)
         work = Activations(model, settings, constants)
-        units = _units_per_forward(model, exposure, settings)
+        units = 0
+        if model.image_rule is not None and exposure.units_per_image:
+            units = exposure.paid(engine_bound(model.image_rule, exposure, settings))
         transients = transient_terms(model, work, settings, exposure, units, constants)
-        linked = all(
-            machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
-        )
+        linked = machine.nvlinked(gpus)
         capability = capability_of(gpus[0])
         weights = weight_terms(model, settings, capability, constants)
         largest = max(
@@ -157,12 +157,3 @@ class PytorchAccount(Account):
         """The cache, one allocation."""
         region = round_up(self.region_at(ratio), self.constants.page)
         return [cache_term(region, ratio, self.settings)]
-
-
-def _units_per_forward(model: Model, exposure: Exposure, settings: Settings) -> int:
-    """The units that the peak pays for: the engine's own bound, or less where the plan says so."""
-    if model.image_rule is None or not exposure.units_per_image:
-        return 0
-    bound = engine_bound(model.image_rule, exposure, settings)
-    paid = exposure.units_per_forward
-    return bound if paid is None else min(bound, paid)

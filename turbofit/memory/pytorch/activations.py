@@ -13,6 +13,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import kv_heads_held
+from turbofit.model.images import pixel_bytes
 
 __all__ = ["Activations", "Prefill"]
 
@@ -162,18 +163,6 @@ class Activations:
         # Two gates, beta, the decay and its sum at 32 bits, three matrices of a chunk.
         return alive + wide + heads * (7 + 3 * _CHUNK)
 
-    def pixels(self, units: int) -> int:
-        """Preprocessed pixels at 16 bits."""
-        rule, vision = self.model.image_rule, self.model.vision
-        if vision is None:
-            return 0
-        if isinstance(rule, TileRule):
-            return units * vision.channels * rule.tile_size**2 * _HALF
-        if isinstance(rule, PatchRule):
-            patch = vision.channels * vision.temporal_patch * rule.patch_size**2
-            return units * patch * _HALF
-        return 0
-
     def _tower_tokens(self, units: int) -> int:
         """Tokens that the tower itself runs on."""
         rule, vision = self.model.image_rule, self.model.vision
@@ -186,7 +175,7 @@ class Activations:
         if not units:
             return 0
         embeddings = self._image_tokens(units) * self.text.hidden * _HALF
-        return 2 * self.pixels(units) + embeddings + self._deepstack(units)
+        return 2 * pixel_bytes(self.model, units) + embeddings + self._deepstack(units)
 
     def _image_tokens(self, units: int) -> int:
         rule = self.model.image_rule
@@ -208,5 +197,6 @@ class Activations:
         each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
         tower = self._tower_tokens(forward.units) * each * _HALF
         embeddings = forward.tokens * self.text.hidden * _HALF
-        given = embeddings + 2 * self.pixels(forward.units) + self._deepstack(forward.units)
+        pixels = pixel_bytes(self.model, forward.units)
+        given = embeddings + 2 * pixels + self._deepstack(forward.units)
         return tower + given + constants.vision_base

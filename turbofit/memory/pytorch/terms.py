@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, TileRule
-from turbofit.core.plan import Basis, Phase, Settings, Term
+from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
@@ -14,12 +14,12 @@ from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
+from turbofit.memory.terms import HOPPER, capability_of, term, transients
 
 __all__ = [
     "before_terms",
     "buffer_terms",
     "cache_term",
-    "capability_of",
     "capture_sizes",
     "pool_term",
     "state_term",
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 _INT = 4
-_HOPPER = (9, 0)
 
 
 def before_terms(
@@ -46,14 +45,14 @@ def before_terms(
     # where it makes one on a real card, by what the ratio leaves of it: free memory is read later.
     context, note = context_bytes(gpu)
     terms = [
-        _term("others", "before", known(gpu.used, 0), "measured", "held by others"),
-        _term("cuda_context", "context", context, "estimate", note),
+        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
+        term("cuda_context", "context", context, "estimate", note),
     ]
     if settings.tp > 1:
-        hopper = capability_of(gpu) >= _HOPPER
+        hopper = capability_of(gpu) >= HOPPER
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
         size, note = constants.nccl_buffers[kind], f"NCCL, {settings.tp} ranks"
-        terms.append(_term("communicator", "context", size, "estimate", note))
+        terms.append(term("communicator", "context", size, "estimate", note))
     return terms
 
 
@@ -63,21 +62,16 @@ def weight_terms(
     """The weights of one rank by class, and what loading leaves unusable between them."""
     basis: Basis = "file" if model.source.sizes == "file" else "formula"
     classes = weight_classes(model, settings.tp)
-    terms = [_term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     copied = packed_copy(model, settings.tp, capability, constants)
     if copied:
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
-        terms.append(_term("weights.packed_copy", "weights", copied, "estimate", note))
+        terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
     kind = segments(settings)
     lost = constants.load_fragmentation[kind]
     note = f"torch's {kind} segments, filled in part"
-    terms.append(_term("load_fragmentation", "weights", lost, "estimate", note))
+    terms.append(term("load_fragmentation", "weights", lost, "estimate", note))
     return terms
-
-
-def capability_of(gpu: Gpu) -> tuple[int, int]:
-    """Compute capability; where it cannot be read Hopper's, which takes most. Over."""
-    return _HOPPER if gpu.compute_capability == "NA" else gpu.compute_capability
 
 
 def capture_sizes(settings: Settings) -> list[int]:
@@ -113,22 +107,22 @@ def buffer_terms(
         most_blocks: KV blocks at most, which every graph has a table of.
         constants: the generation's figures.
     """
-    hopper = capability_of(gpu) >= _HOPPER
+    hopper = capability_of(gpu) >= HOPPER
     workspace = constants.cublas_workspace["hopper" if hopper else "default"]
     size = constants.cublas_workspaces * workspace
-    terms = [_term("cublas", "buffers", size, "formula", "workspaces of torch's handles")]
+    terms = [term("cublas", "buffers", size, "formula", "workspaces of torch's handles")]
     if is_copied(model, capability_of(gpu)):
         size = int(constants.packed_copy["kernels"])
         note = "TurboMind's kernels and their workspaces"
-        terms.append(_term("packed_kernels", "buffers", size, "estimate", note))
+        terms.append(term("packed_kernels", "buffers", size, "estimate", note))
     if captured := capture_sizes(settings):
         tables = sum(captured) * most_blocks * _INT
         # Torch keeps what graphs allocated apart: no prefill ever has room in it.
         note = "each CUDA graph's table of blocks, and the graphs' own pool"
         size = tables + _step_pool(work, settings, constants)
-        terms.append(_term("cuda_graphs", "buffers", size, "formula", note))
+        terms.append(term("cuda_graphs", "buffers", size, "formula", note))
     note = "kernels loaded lazily"
-    terms.append(_term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
+    terms.append(term("kernel_modules", "buffers", constants.kernel_modules, "estimate", note))
     return terms
 
 
@@ -136,7 +130,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
-    return _term("pool_warmup", "buffers", size, "formula", note)
+    return term("pool_warmup", "buffers", size, "formula", note)
 
 
 def _step_pool(work: Activations, settings: Settings, constants: PytorchConstants) -> int:
@@ -151,7 +145,7 @@ def transient_terms(
     exposure: Exposure,
     units_per_forward: int,
     constants: PytorchConstants,
-) -> list[Term]:
+) -> tuple[Term, ...]:
     """The most that torch's allocator holds above what stays, in each worst case.
 
     The largest is marked as the one that decides. Each holds what lies unusable between live
@@ -183,18 +177,9 @@ def transient_terms(
     share = constants.live_fragmentation[segments(settings)]
     lost = [max(int(size * share), constants.segment) for _, size, _ in cases]
     sizes = [round_up(case[1] + gap, constants.page) for case, gap in zip(cases, lost, strict=True)]
-    decides = sizes.index(max(sizes))
-    return [
-        Term(
-            term=name,
-            phase="transient",
-            bytes=size,
-            basis="estimate",
-            note=note,
-            worst=index == decides,
-        )
-        for index, ((name, _, note), size) in enumerate(zip(cases, sizes, strict=True))
-    ]
+    return transients(
+        [(name, size, "estimate", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+    )
 
 
 def cache_term(region: int, ratio: float, settings: Settings) -> Term:
@@ -202,14 +187,10 @@ def cache_term(region: int, ratio: float, settings: Settings) -> Term:
     note = f"{ratio:.3f} of free memory less the runtime's reserve"
     if settings.num_gpu_blocks:
         note = f"num_gpu_blocks {settings.num_gpu_blocks}"
-    return _term("kv_cache", "cache", region, "formula", note)
+    return term("kv_cache", "cache", region, "formula", note)
 
 
 def state_term(region: int, settings: Settings) -> Term:
     """The states of gated delta nets as one allocation, which no ratio sizes."""
     note = f"{state_slots(settings)} slots: one a sequence of max_batch_size, and two"
-    return _term("state_cache", "cache", region, "formula", note)
-
-
-def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
-    return Term(term=term, phase=phase, bytes=size, basis=basis, note=note)
+    return term("state_cache", "cache", region, "formula", note)

@@ -12,6 +12,7 @@ from turbofit.core.units import round_up
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.account import Held, given
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.terms import capability_of
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -22,7 +23,6 @@ from turbofit.memory.turbomind.terms import (
     before_terms,
     buffer_terms,
     cache_terms,
-    capability_of,
     transient_terms,
     warmup_term,
     warmup_tokens,
@@ -66,7 +66,9 @@ class Account(AnyAccount):
         self.constants = constants
         self.exposure = exposure
         self.shape = cache_shape(model.text, settings, constants)
-        units = _units_per_forward(model, exposure, settings)
+        units = 0
+        if model.image_rule is not None and exposure.units_per_image:
+            units = exposure.paid(engine_bound(model.image_rule, exposure, settings))
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         pool = PoolModel(model, settings, constants, fuses)
         transients = transient_terms(pool, model.image_rule, settings, exposure, units, constants)
@@ -96,7 +98,7 @@ class Account(AnyAccount):
         self._temporaries = round_up(temporaries, page)
         loading = round_up(loading_extra(model, settings, constants, capability), page)
         staging = staging_bytes(model, settings, constants)
-        linked = _nvlinked(machine, gpus)
+        linked = machine.nvlinked(gpus)
         weights = weight_terms(model, settings, self._temporaries, constants, capability)
         return [
             Held(
@@ -142,19 +144,3 @@ class Account(AnyAccount):
         """The cache in whole pages, with the doubt about the temporaries."""
         rounded = round_up(self.region_at(ratio), self.constants.pool_granularity)
         return cache_terms(rounded, ratio, self._temporaries)
-
-
-def _units_per_forward(model: Model, exposure: Exposure, settings: Settings) -> int:
-    """The units that the peak pays for: the engine's own bound, or less where the plan says so."""
-    if model.image_rule is None or not exposure.units_per_image:
-        return 0
-    bound = engine_bound(model.image_rule, exposure, settings)
-    paid = exposure.units_per_forward
-    return bound if paid is None else min(bound, paid)
-
-
-def _nvlinked(machine: Machine, gpus: Sequence[Gpu]) -> bool:
-    """Whether every pair of the group is joined by NVLink."""
-    return all(
-        machine.link(a.index, b.index).nvlinked for k, a in enumerate(gpus) for b in gpus[:k]
-    )

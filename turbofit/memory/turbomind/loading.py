@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import DTYPE_BYTES, Model, PatchRule, TileRule
+from turbofit.core.model import DTYPE_BYTES, Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.units import round_up
 from turbofit.memory.turbomind.buffers import pinned_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import ffn_width, lm_head_rows, packed_elements
+from turbofit.model.images import pixel_bytes
 
-__all__ = ["host_memory", "loading_extra", "pixel_bytes", "staging_bytes", "temporary_bytes"]
+__all__ = ["host_memory", "loading_extra", "staging_bytes", "temporary_bytes"]
 
 _HALF = 2
 
@@ -75,19 +76,6 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     if model.quantization is not None:
         layer = gate * copies["packed"]
     return embedding + max(lm_head, round_up(int(layer), page) + page)
-
-
-def pixel_bytes(model: Model, units: int) -> int:
-    """Bytes of the preprocessed pixels of so many units at 16 bits."""
-    rule, vision = model.image_rule, model.vision
-    if vision is None:
-        return 0
-    if isinstance(rule, TileRule):
-        return units * vision.channels * rule.tile_size**2 * _HALF
-    if isinstance(rule, PatchRule):
-        patch = vision.channels * vision.temporal_patch * rule.patch_size**2
-        return units * patch * _HALF
-    return 0
 
 
 def host_memory(

@@ -8,12 +8,13 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
 from turbofit.core.model import ImageRule, Model, TileRule
-from turbofit.core.plan import Basis, Phase, Settings, Term
+from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.terms import HOPPER, capability_of, term, transients
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
@@ -24,7 +25,6 @@ __all__ = [
     "before_terms",
     "buffer_terms",
     "cache_terms",
-    "capability_of",
     "transient_terms",
     "warmup_term",
     "warmup_tokens",
@@ -53,14 +53,14 @@ def before_terms(
         linked: whether NVLink joins every pair of the group.
         constants: the generation's figures.
     """
-    hopper = capability_of(gpu) >= (9, 0)
+    hopper = capability_of(gpu) >= HOPPER
     context, note = context_bytes(gpu)
     handles = constants.cublas_handles["first" if first else "other"]
     handle = constants.cublas_handle["hopper" if hopper else "default"]
     terms = [
-        _term("others", "before", known(gpu.used, 0), "measured", "held by others"),
-        _term("cuda_context", "context", context, "estimate", note),
-        _term("cublas", "context", handles * handle, "estimate", f"{handles} handles' workspaces"),
+        term("others", "before", known(gpu.used, 0), "measured", "held by others"),
+        term("cuda_context", "context", context, "estimate", note),
+        term("cublas", "context", handles * handle, "estimate", f"{handles} handles' workspaces"),
     ]
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
@@ -77,28 +77,26 @@ def weight_terms(
     """The weights of one rank by tensor class, and what loading has not given back yet."""
     basis: Basis = "file" if model.source.sizes == "file" else "formula"
     classes = weight_classes(model, settings.tp, constants, capability)
-    terms = [_term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
+    terms = [term(f"weights.{name}", "weights", size, basis) for name, size in classes.items()]
     total = sum(classes.values())
     rounding = round_up(total, constants.pool_granularity) - total
-    terms.append(_term("weights.rounding", "weights", rounding, "formula", "whole 2 MiB pages"))
+    terms.append(term("weights.rounding", "weights", rounding, "formula", "whole 2 MiB pages"))
     if temporaries:
         note = "freed, but not returned yet when free memory is read"
-        terms.append(_term(TEMPORARIES, "weights", temporaries, "formula", note))
+        terms.append(term(TEMPORARIES, "weights", temporaries, "formula", note))
     return terms
 
 
 def cache_terms(region: int, ratio: float, temporaries: int) -> list[Term]:
     """The cache, and what becomes of the temporaries that made it smaller."""
-    terms = [_term("kv_cache", "cache", region, "formula", f"{ratio:.3f} of free memory")]
+    terms = [term("kv_cache", "cache", region, "formula", f"{ratio:.3f} of free memory")]
     if temporaries:
         # Never seen on a real driver: were they returned before free memory is read, the cache
         # would be this much larger. Over where they are not.
         note = "the cache would be larger if the driver returned load_temporaries early"
-        terms.append(
-            _term("cache_uncertainty", "cache", int(temporaries * ratio), "estimate", note)
-        )
+        terms.append(term("cache_uncertainty", "cache", int(temporaries * ratio), "estimate", note))
         note = "returned at the next synchronisation"
-        terms.append(_term(f"{TEMPORARIES}.returned", "cache", -temporaries, "formula", note))
+        terms.append(term(f"{TEMPORARIES}.returned", "cache", -temporaries, "formula", note))
     return terms
 
 
@@ -107,7 +105,7 @@ def buffer_terms(
 ) -> list[Term]:
     """What one GPU holds for good after the cache, without the pool."""
     lines = list(device_buffers(model, settings, constants, known(gpu.l2, _LARGEST_L2)))
-    terms = [_term(name, "buffers", size, "formula", note) for name, size, note in lines]
+    terms = [term(name, "buffers", size, "formula", note) for name, size, note in lines]
     # Three of them are allocations of their own; the rest share the rank's pool.
     alone = [size for name, size, _ in lines if name in _ALONE]
     pooled = sum(size for name, size, _ in lines if name not in _ALONE)
@@ -118,9 +116,9 @@ def buffer_terms(
     image = images[max((key for key in images if key <= wanted), default=max(images))]
     return [
         *terms,
-        _term("buffers.rounding", "buffers", rounding, "formula", "whole 2 MiB pages"),
-        _term("kernel_modules", "buffers", image, "estimate", "every kernel of the engine loaded"),
-        _term("pool_growth", "buffers", constants.pool_growth, "estimate", "steps of driver pools"),
+        term("buffers.rounding", "buffers", rounding, "formula", "whole 2 MiB pages"),
+        term("kernel_modules", "buffers", image, "estimate", "every kernel of the engine loaded"),
+        term("pool_growth", "buffers", constants.pool_growth, "estimate", "steps of driver pools"),
     ]
 
 
@@ -142,7 +140,7 @@ def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants)
     tokens = warmup_tokens(settings, constants)
     size = pool.peak(Forward(tokens=tokens, context=tokens))
     size = round_up(size, constants.pool_granularity)
-    return _term("pool_warmup", "buffers", size, "formula", f"warm-up with {tokens} tokens")
+    return term("pool_warmup", "buffers", size, "formula", f"warm-up with {tokens} tokens")
 
 
 def transient_terms(
@@ -152,7 +150,7 @@ def transient_terms(
     exposure: Exposure,
     units_per_forward: int,
     constants: EngineConstants,
-) -> list[Term]:
+) -> tuple[Term, ...]:
     """The pool's full size in each worst case; the largest is marked as the one that decides.
 
     Every case but the single request assumes a full forward of the longest prompts.
@@ -175,18 +173,9 @@ def transient_terms(
         note = f"{units_per_forward} {name} meet in one forward"
         cases.append(("vision_forward", worst, note))
     sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
-    decides = sizes.index(max(sizes))
-    return [
-        Term(
-            term=name,
-            phase="transient",
-            bytes=size,
-            basis="formula",
-            note=note,
-            worst=index == decides,
-        )
-        for index, ((name, _, note), size) in enumerate(zip(cases, sizes, strict=True))
-    ]
+    return transients(
+        [(name, size, "formula", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
+    )
 
 
 def _communicator(
@@ -196,16 +185,7 @@ def _communicator(
     note = f"{settings.communicator}, {settings.tp} ranks"
     if settings.communicator == "nccl":
         kind = "host" if not linked else "nvlink_hopper" if hopper else "nvlink"
-        return _term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
+        return term("communicator", "context", constants.nccl_buffers[kind], "estimate", note)
     page = constants.pool_granularity
     size = round_up(constants.ipc_packet, page) + round_up(constants.ipc_scratch, page) + page
-    return _term("communicator", "context", size, "formula", note)
-
-
-def _term(term: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
-    return Term(term=term, phase=phase, bytes=size, basis=basis, note=note)
-
-
-def capability_of(gpu: Gpu, unknown: tuple[int, int] = (9, 0)) -> tuple[int, int]:
-    """Compute capability; where it cannot be read, by default Hopper's: the largest buffers."""
-    return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
+    return term("communicator", "context", size, "formula", note)

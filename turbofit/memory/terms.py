@@ -1,0 +1,33 @@
+"""What the ledgers of all engines make their terms with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import Basis, Phase, Term
+
+__all__ = ["HOPPER", "capability_of", "term", "transients"]
+
+#: Its compute capability.
+HOPPER = (9, 0)
+
+
+def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:
+    """One named line of a ledger, in bytes."""
+    return Term(term=name, phase=phase, bytes=size, basis=basis, note=note)
+
+
+def transients(cases: Sequence[tuple[str, int, Basis, str]]) -> tuple[Term, ...]:
+    """Alternatives that share one room, each a name, bytes, basis and note: the largest decides."""
+    sizes = [size for _, size, _, _ in cases]
+    worst = sizes.index(max(sizes))
+    return tuple(
+        Term(term=name, phase="transient", bytes=size, basis=basis, note=note, worst=i == worst)
+        for i, (name, size, basis, note) in enumerate(cases)
+    )
+
+
+def capability_of(gpu: Gpu, unknown: tuple[int, int] = HOPPER) -> tuple[int, int]:
+    """Compute capability; where it cannot be read by default Hopper's, which takes most. Over."""
+    return unknown if gpu.compute_capability == "NA" else gpu.compute_capability
