@@ -187,6 +187,18 @@ class TileRule(Struct, tag="tile"):
     dynamic: bool = True
     client_knobs: bool = True
 
+    @staticmethod
+    def square(size: int, tokens: int) -> TileRule:
+        """One tile of ``size`` pixels a side, whatever the image's shape."""
+        return TileRule(
+            tile_size=size,
+            tokens_per_tile=tokens,
+            max_dynamic_patch=1,
+            thumbnail=False,
+            dynamic=False,
+            client_knobs=False,
+        )
+
 
 class AnyresRule(TileRule, tag="anyres"):
     """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.

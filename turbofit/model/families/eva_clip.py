@@ -48,11 +48,4 @@ def read_eva_clip(
 def square_rule(vision: VisionDims) -> TileRule:
     """One tile, whatever the image's shape: its windows, and the two tokens around them."""
     size = vision.image_size or 0
-    return TileRule(
-        tile_size=size,
-        tokens_per_tile=(size // vision.patch_size // vision.merge) ** 2 + 2,
-        max_dynamic_patch=1,
-        thumbnail=False,
-        dynamic=False,
-        client_knobs=False,
-    )
+    return TileRule.square(size, (size // vision.patch_size // vision.merge) ** 2 + 2)

@@ -32,14 +32,7 @@ def read(parts: Parts) -> Dims:
     side = (vision.image_size or 0) // vision.patch_size
     if isqrt(tokens) ** 2 != tokens or side % isqrt(tokens):
         raise config.error("mm_tokens_per_image", f"{tokens} does not pool {side} x {side} patches")
-    rule = TileRule(
-        tile_size=vision.image_size or 0,
-        tokens_per_tile=tokens,
-        max_dynamic_patch=1,
-        thumbnail=False,
-        dynamic=False,
-        client_knobs=False,
-    )
+    rule = TileRule.square(vision.image_size or 0, tokens)
     return Dims(text, replace(vision, merge=side // isqrt(tokens)), rule)
 
 

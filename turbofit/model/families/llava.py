@@ -42,14 +42,7 @@ def read(parts: Parts) -> Dims:
     text = nested_text(parts, "text_config", "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=False)
     tokens = _tile_tokens(parts.config, vision)
-    rule = TileRule(
-        tile_size=vision.image_size or 0,
-        tokens_per_tile=tokens,
-        max_dynamic_patch=1,
-        thumbnail=False,
-        dynamic=False,
-        client_knobs=False,
-    )
+    rule = TileRule.square(vision.image_size or 0, tokens)
     return Dims(text, vision, rule)
 
 
