@@ -9,7 +9,7 @@ from pathlib import Path
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["write_atomic"]
+__all__ = ["sync_folder", "write_atomic"]
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes, *, mode: int = 0o644) -> None:
@@ -48,10 +48,10 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Make the rename itself durable; some file systems refuse, and then it is only atomic."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -6,9 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from turbofit.core.errors import UsageError
+from turbofit.core.files import sync_folder
 from turbofit.core.units import format_bytes
 
 __all__ = ["check_target", "copy_file", "staged", "write_text"]
@@ -71,9 +72,9 @@ def staged(target: str, needed: int) -> Iterator[str]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o777 & ~umask)
-        _sync(temporary)
+        sync_folder(temporary)
         _replace(temporary, target)
-        _sync(parent)
+        sync_folder(parent)
     except OSError as exc:
         raise _unwritable(target, exc) from None
     finally:
@@ -110,15 +111,6 @@ def _replace(temporary: str, target: str) -> None:
         os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: str) -> None:
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _unwritable(path: str, exc: OSError) -> UsageError:
