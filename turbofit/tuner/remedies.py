@@ -16,13 +16,12 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
 from turbofit.tuner.ask import Ask
+from turbofit.tuner.bought import BOUGHT, bought
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.sizing import MIN_TEXT_TOKENS
 
 __all__ = ["remedies"]
 
-#: The name of a machine that a remedy makes up of more cards.
-_BOUGHT = "more of these GPUs"
 #: A change that closes less of the gap than one percent helps nobody.
 _WORTH_SAYING = 0.99
 _QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
@@ -37,7 +36,7 @@ def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
     for change, changed in _changes(ask):
-        if fitting and changed.machine.name == _BOUGHT:
+        if fitting and changed.machine.name == BOUGHT:
             continue  # fewer such cards do already
         try:
             result = search(changed, engine).best
@@ -125,18 +124,7 @@ def _other_checkpoint(ask: Ask) -> Iterator[tuple[str, Ask]]:
 def _more_gpus(ask: Ask) -> Iterator[tuple[str, Ask]]:
     if ask.tp is not None and len(ask.visible) > ask.tp:
         yield "leave --tp to turbofit", replace(ask, tp=None, replicas=None)
-    gpu = max(ask.visible, key=lambda one: known(one.free, 0))
-    for count in (2, 4, 8):
-        if count <= len(ask.visible):
-            continue
-        machine = replace(
-            ask.machine,
-            name=_BOUGHT,
-            gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
-            links=(),
-            visible=tuple(range(count)),
-        )
-        yield f"{count} x {gpu.name}", replace(ask, machine=machine, tp=None, replicas=None)
+    yield from bought(ask)
 
 
 def _stopped_processes(ask: Ask) -> Iterator[tuple[str, Ask]]:

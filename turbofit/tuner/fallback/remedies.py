@@ -12,6 +12,7 @@ from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.tuner.ask import Ask
+from turbofit.tuner.bought import bought
 from turbofit.tuner.fallback.search import search
 
 __all__ = ["fallback_remedies"]
@@ -62,17 +63,8 @@ def _changes(ask: Ask) -> Iterator[tuple[str, Ask, bool]]:
     if ask.tp is not None:
         yield "leave --tp to turbofit", replace(ask, tp=None), False
     yield from _stopped(ask)
-    gpu = max(ask.visible, key=lambda one: known(one.free, 0))
-    for count in (2, 4, 8):
-        if count <= len(ask.visible):
-            continue
-        machine = replace(
-            ask.machine,
-            gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
-            links=(),
-            visible=tuple(range(count)),
-        )
-        yield f"{count} x {gpu.name}", replace(ask, machine=machine, tp=None, replicas=None), True
+    for change, more in bought(ask):
+        yield change, more, True
 
 
 def _stopped(ask: Ask) -> Iterator[tuple[str, Ask, bool]]:
