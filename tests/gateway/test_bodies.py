@@ -84,7 +84,7 @@ def test_anthropic_images_are_found_in_tool_results_too() -> None:
     ("kind", "body"),
     [
         ("chat", []),
-        ("chat", chat({"type": "video_url", "video_url": {"url": "x"}})),
+        ("chat", chat({"type": "video_url", "video_url": {"url": 5}})),
         ("chat", chat({"type": "audio", "audio": "x"})),
         ("chat", chat({"type": "hologram"})),
         ("chat", chat({"type": ["image_url"]})),
@@ -125,14 +125,17 @@ VIDEO = {"url": "data:video/mp4;base64,QQ=="}
     "part",
     [
         {"type": "video_url", "video_url": VIDEO}, {"type": "video", "video": VIDEO["url"]},
+        {"type": "video_url", "video_url": VIDEO["url"]},
         {"type": "video", "source": {"type": "base64", "data": "QQ=="}},
     ],
 )  # fmt: skip
-def test_videos_are_refused_on_every_route_whatever_the_model(role, part) -> None:
-    # Before any rule of a model is asked: bodies are read without one.
-    said = refused("chat", {"messages": [{"role": role, "content": [part]}]})
-    assert (said.status, said.param) == (400, "messages")
-    assert f"{part['type']!r}, which this model does not take" in said.message
+def test_videos_are_taken_from_chats_alone(role, part) -> None:
+    chats = {"messages": [{"role": role, "content": [part]}]}
+    if role in ("user", "tool") and "source" not in part:
+        (slot,) = parsed("chat", chats).slots
+        assert (slot.shape, slot.source, slot.carries) == ("clip", VIDEO["url"], False)
+    else:
+        assert refused("chat", chats).status == 400
     nested = {"type": "tool_result", "tool_use_id": "1", "content": [part]}
     for content in ([part], [nested]) if role in ("user", "assistant") else ():
         body = {"messages": [{"role": role, "content": content}]}

@@ -45,3 +45,47 @@ def test_the_card_is_measured_and_the_worst_image_lives(tmp_path: Path) -> None:
     assert seen["tokens"] > 16384
     assert seen["reserved"] < 12 << 30
     assert ran.report["refused"] is None or ran.report["refused"]["count"] < 20
+
+
+WATCH = """
+import base64, io, os
+os.environ["LMDEPLOY_ENABLE_CHECK_ENV"] = "0"
+import turbofit
+from PIL import Image
+pipe = turbofit.pipeline({folder!r}, engine="pytorch", concurrency=2)
+def jpeg(wide, high):
+    file = io.BytesIO()
+    Image.new("RGB", (wide, high)).save(file, "JPEG")
+    return base64.b64encode(file.getvalue()).decode()
+def ask(*parts, **keywords):
+    torch.cuda.reset_peak_memory_stats()
+    got = pipe([dict(role="user", content=[dict(type="text", text="what?"), *parts])], **keywords)
+    said = str(got.error_message or got.text)
+    return got.input_token_len, torch.cuda.max_memory_allocated(), said
+def video(frames, wide, high):
+    url = "data:video/jpeg;base64," + ",".join([jpeg(wide, high)] * frames)
+    return dict(type="video_url", video_url=dict(url=url))
+image = dict(type="image_url", image_url=dict(url="data:image/jpeg;base64," + jpeg(4096, 4096)))
+result(dict(
+    clips=[ask(video(*one)) for one in ((32, 1280, 720), (5, 2000, 1500), (2, 640, 480))],
+    image=ask(image), two=ask(video(2, 64, 64), image)[2], peak=pipe.plan.gpus[0].peak,
+    large=ask(image, mm_processor_kwargs=dict(image=dict(min_pixels=10**8, max_pixels=10**9)))[0],
+))
+pipe.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_video_lives_in_the_place_of_an_image(tmp_path: Path) -> None:
+    folder = write_checkpoint("qwen3-vl-2b", tmp_path / "Qwen3-VL-2B-Instruct")
+    ran = run(tmp_path / "run", WATCH.format(folder=str(folder)), on="1xrtx3060", seconds=200)
+    assert ran.code == 0, ran.text[-3000:]
+    seen = ran.result
+    tokens, peak, _ = seen["image"]
+    assert tokens > 16384
+    assert all(1 < clip[0] < tokens + 16 * 12 and clip[1] < peak for clip in seen["clips"])
+    # 32 frames at the model's own bound, 25,165,824 pixels of all, less what rounding down costs.
+    assert 7500 < seen["clips"][0][0] < 12_288 + 16 * 12
+    assert peak < seen["peak"]
+    assert "2 images in a request, 1 planned for" in seen["two"]
+    assert seen["large"] == tokens

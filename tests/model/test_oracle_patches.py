@@ -11,7 +11,7 @@ from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_qwen_vl import sizes
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule
+from turbofit.core.model import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import unit_tokens, units, worst_units
@@ -154,8 +154,19 @@ def test_bounds_are_the_preprocessors():
     files = Files(config=config, preprocessor_config=size | {"patch_size": 16})
     rule = read_checkpoint(files, origin).image_rule
     assert rule == PatchRule(
-        patch_size=16, merge=2, min_pixels=65536, max_pixels=16777216, client_knobs=False
-    )
+        patch_size=16, merge=2, min_pixels=65536, max_pixels=16777216, client_knobs=False,
+        video=VideoRule(merged_frames=2, min_pixels=65536, max_pixels=16777216),
+    )  # fmt: skip
+    own = {"size": {"shortest_edge": 4096, "longest_edge": 25165824}}
+    for more in (
+        {"video_preprocessor_config": own},
+        {"processor_config": {"video_processor": own}, "video_preprocessor_config": size},
+    ):
+        files = Files(config=config, preprocessor_config=size, **more)
+        video = read_checkpoint(files, origin).image_rule.video
+        assert (video.min_pixels, video.max_pixels) == (4096, 25165824)
+    video = read_checkpoint(Files(config=config), origin).image_rule.video
+    assert (video.min_pixels, video.max_pixels) == (131072, 786432)
     assert worst_units(rule) == 65536
     config = {"architectures": ["Glm4vForConditionalGeneration"]}
     size = {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}

@@ -18,13 +18,14 @@ from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import DeltaDims, PatchRule, Quantization
+from turbofit.core.model import DeltaDims, PatchRule, Quantization, VideoRule
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import image_tokens
+from turbofit.model.images import image_tokens, unit_tokens
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.model.videos import grids, video_units
 
 FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]
 PRESETS = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
@@ -230,6 +231,7 @@ class TestLmdeploy:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path, family):
+        import numpy as np
         import torch
         from lmdeploy.vl.model.builder import load_vl_model
 
@@ -244,8 +246,9 @@ class TestLmdeploy:
         )  # fmt: skip
         rule = resolve_model(str(tmp_path / "m")).image_rule
         assert rule == PatchRule(
-            patch_size=16, merge=2, min_pixels=65_536, max_pixels=400_000, client_knobs=False
-        )
+            patch_size=16, merge=2, min_pixels=65_536, max_pixels=400_000, client_knobs=False,
+            video=VideoRule(merged_frames=2, min_pixels=65_536, max_pixels=400_000),
+        )  # fmt: skip
         front = load_vl_model(str(tmp_path / "m"), "pytorch")
         assert type(front).__name__ == "Qwen3_5Model"
         front.set_mm_feature_dtype(torch.bfloat16)
@@ -256,3 +259,23 @@ class TestLmdeploy:
             found = front.preprocess([{"role": "user", "content": [item]}], "a<|image_pad|>b")
             tokens = found["input_ids"].count(front.image_token_id)
             assert tokens == image_tokens(rule, wide, high)
+        for _ in range(12):
+            frames, wide, high = (
+                rng.randrange(2, 12),
+                rng.randrange(33, 400),
+                rng.randrange(33, 400),
+            )
+            asked = {"max_pixels": rng.randrange(20_000, 500_000), "min_pixels": 1000}
+            video = np.zeros((frames, high, wide, 3), np.uint8)
+            seen = {
+                "fps": 10.0, "total_num_frames": frames, "duration": frames / 10,
+                "frames_indices": list(range(frames)),
+            }  # fmt: skip
+            item = {"type": "video", "data": video, "video_metadata": seen}
+            found = front.preprocess(
+                [{"role": "user", "content": [item]}], "a<|video_pad|>b", {"video": asked}
+            )
+            count = video_units(rule, frames, wide, high, **asked)
+            assert found["input_ids"].count(front.video_token_id) == unit_tokens(rule, count)
+            assert len(found["multimodal"]) == grids(rule, frames)
+            assert sum(one["pixel_values_videos"].shape[0] for one in found["multimodal"]) == count

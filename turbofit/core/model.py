@@ -243,13 +243,25 @@ class CanvasRule(TileRule, tag="canvas"):
     client_knobs: bool = False
 
 
+class VideoRule(Struct):
+    """Qwen3-VL: frames are resized together, so that all their pixels keep within bounds.
+
+    ``merged_frames`` of them become one grid of patches. The bounds are pixels of all frames.
+    """
+
+    merged_frames: int
+    min_pixels: int
+    max_pixels: int
+
+
 class PatchRule(Struct, tag="patch"):
     """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
 
     A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``client_knobs``:
     whether fields of an image in a request change the bounds. ``frames``: an image counts as so
     many in the bounds of the checkpoint's own file; those here are of one. ``enlarge``: an image
-    with a side below a window is enlarged before anything else.
+    with a side below a window is enlarged before anything else. ``video`` is None where LMDeploy
+    takes no videos of this model.
     """
 
     patch_size: int
@@ -259,6 +271,7 @@ class PatchRule(Struct, tag="patch"):
     client_knobs: bool = True
     frames: int = 1
     enlarge: bool = False
+    video: VideoRule | None = None
 
 
 ImageRule = TileRule | AnyresRule | CanvasRule | CrossRule | HdRule | PatchRule

@@ -13,6 +13,7 @@ from turbofit.gateway.body import Bodies
 from turbofit.gateway.call import Call, answer, entry, sent_headers
 from turbofit.gateway.engines import Affinity, Engine, least_busy
 from turbofit.gateway.fetch import Fetcher
+from turbofit.gateway.films import Films
 from turbofit.gateway.guard import Keys, Origins
 from turbofit.gateway.health import Monitor, healthy
 from turbofit.gateway.metrics import Metrics, merge
@@ -67,6 +68,7 @@ class Gateway:
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config.body_seconds)
         self._fetcher = fetcher or Fetcher(config.allowed_media_domains)
+        self._films = Films()
         self._upstream = upstream or Upstream(config.upstream_key, serial=config.serial)
         self.admission = Admission(
             self.engines,
@@ -187,7 +189,8 @@ class Gateway:
         parsed = start(self.bounds, route.kind, call.body)
         most = self.bounds.limits.bytes_per_image
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
-        call.body, call.prepared = finish(self.bounds, route.kind, parsed, fetched)
+        clip = await self._films.look(parsed, fetched, most)
+        call.body, call.prepared = finish(self.bounds, route.kind, parsed, fetched, clip)
         return least_busy if self._affinity is None else self._affinity.chooser(parsed.body)
 
     def _forget(self, call: Call) -> None:

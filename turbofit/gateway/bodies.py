@@ -15,24 +15,27 @@ from turbofit.gateway.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from turbofit.gateway.clips import Clip
     from turbofit.gateway.pictures import Picture
     from turbofit.gateway.routes import Kind
 
 __all__ = ["Parsed", "Slot", "read_body"]
 
-_Shape = Literal["part", "data", "block", "count"]
+_Shape = Literal["part", "data", "block", "count", "clip"]
 
 #: Types of a message part that LMDeploy's multimodal processor takes for an image.
 _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
-#: What it takes for something else. Some models watch videos, and no plan counts one.
-_OTHER_PARTS: Final = ("video_url", "video", "audio_url", "audio", "time_series_url", "time_series")
+#: Those that it takes for a video.
+_CLIP_PARTS: Final = ("video_url", "video")
+#: What it takes for something else, and no plan counts.
+_OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
 #: LMDeploy's own intermediate messages travel under these roles.
 _INNER_ROLES: Final = ("preprocess", "forward")
 _MOST_NUMBER: Final = 1 << 31
 
 
 class Slot:
-    """A place in a body where an image stands.
+    """A place in a body where an image stands, or a video (shape ``clip``).
 
     Args:
         source: what the client wrote: a URL, or base64 where ``inline``.
@@ -63,6 +66,10 @@ class Slot:
         """Whether parameters can be written here."""
         return self.shape in ("part", "data")
 
+    def show(self, clip: Clip) -> None:
+        """Write the video back inline."""
+        self.place[self.index] = {"type": "video_url", "video_url": {"url": clip.url}}
+
     def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
         """Write the image back inline, with the parameters it is held to."""
         if self.shape == "count":
@@ -80,10 +87,11 @@ class Parsed:
     """A body as it will be passed on, once its slots are filled.
 
     ``copies`` are the requests that the engine makes of it, ``max_tokens`` is None where the client
-    sets no limit, ``lowered`` says what was changed so far.
+    sets no limit, ``lowered`` says what was changed so far. ``watching`` is what
+    the client asked of the loader and the processor of its video.
     """
 
-    __slots__ = ("body", "copies", "lowered", "max_tokens", "slots")
+    __slots__ = ("body", "copies", "lowered", "max_tokens", "slots", "watching")
 
     def __init__(self, body: dict[str, Any]) -> None:
         self.body = body
@@ -91,6 +99,7 @@ class Parsed:
         self.copies = 1
         self.max_tokens: int | None = None
         self.lowered: list[str] = []
+        self.watching: dict[str, Any] = {}
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
@@ -145,10 +154,14 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         elif kind in _IMAGE_PARTS and role in ("user", "tool"):
             source, asked = _source(part, kind)
             parsed.slots.append(Slot(source, asked, "part", content, index))
+        elif kind in _CLIP_PARTS and role in ("user", "tool"):
+            parsed.slots.append(Slot(_source(part, kind)[0], {}, "clip", content, index))
         elif kind == "refusal" and role == "assistant":
             content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
         elif kind in _IMAGE_PARTS:
             raise _bad("messages", f"holds an image in a message of role {role[:20]!r}")
+        elif kind in _CLIP_PARTS:
+            raise _bad("messages", f"holds a video in a message of role {role[:20]!r}")
         elif kind in _OTHER_PARTS:
             raise _bad("messages", f"holds a part of type {kind!r}, which this model does not take")
         else:
@@ -250,9 +263,9 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
             if depth:
                 raise _bad("messages", "holds a tool result inside another")
             _blocks(parsed, block["content"], may, shape, depth + 1)
-        elif kind in _OTHER_PARTS:
+        elif kind in (*_CLIP_PARTS, *_OTHER_PARTS):
             raise _bad(
-                "messages", f"holds a block of type {kind!r}, which this model does not take"
+                "messages", f"holds a block of type {kind!r}, which this route does not take"
             )
 
 
@@ -279,16 +292,21 @@ def _no_images(values: Iterable[Any]) -> None:
         value = rest.pop()
         if isinstance(value, dict):
             kind = value.get("type")
-            if isinstance(kind, str) and ("image" in kind or kind in ("input_file", *_OTHER_PARTS)):
+            if isinstance(kind, str) and (
+                "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
+            ):
                 raise _bad("input", f"holds a part of type {kind[:20]!r}: this route is text only")
         inner = value.values() if isinstance(value, dict) else value
         rest.extend(one for one in inner if isinstance(one, dict | list))
 
 
 def _processor_fields(parsed: Parsed) -> None:
-    """Keywords for loaders and processors: the models planned for need none, and read some."""
+    """Keywords for loaders and processors: those of a video are kept aside, the rest is dropped."""
+    watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)
+        if watches and isinstance(value, dict) and isinstance(value.get("video"), dict):
+            parsed.watching.update(value.pop("video"))
         if value:
             inner = "+".join(sorted(value)) if isinstance(value, dict) else ""
             safe = "".join(c for c in inner[:40] if c.isascii() and (c.isalnum() or c in "_+"))

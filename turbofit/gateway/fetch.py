@@ -1,4 +1,4 @@
-"""Remote images: fetched once, by the gateway, from allowed domains only.
+"""Remote images and videos: fetched once, by the gateway, from allowed domains only.
 
 An address is judged where it is resolved, and the connection goes to the very address that was
 judged: between the two nothing is asked again.
@@ -15,7 +15,6 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from turbofit.gateway.pictures import Picture, from_bytes
 from turbofit.gateway.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class _PublicOnly(AbstractResolver):
 
 
 class Fetcher:
-    """Fetches the images of requests.
+    """Fetches the files of requests.
 
     Args:
         allowed: domains, see `allowed_host`; none means that remote images are refused.
@@ -106,12 +105,12 @@ class Fetcher:
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
-    async def fetch_all(self, urls: Sequence[str], most_bytes: int) -> dict[str, Picture]:
+    async def fetch_all(self, urls: Sequence[str], most_bytes: int) -> dict[str, bytes]:
         """Each address once, side by side.
 
         Raises:
             Refusal: a domain that is not allowed, an inner address, a server that does not answer
-                with an image in time.
+                in time, or with too much.
         """
         if not urls:
             return {}
@@ -127,15 +126,14 @@ class Fetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def _fetch(self, url: str, most_bytes: int) -> Picture:
+    async def _fetch(self, url: str, most_bytes: int) -> bytes:
         try:
             async with self._turn:
-                data = await asyncio.wait_for(self._bytes(url, most_bytes), _SECONDS)
+                return await asyncio.wait_for(self._bytes(url, most_bytes), _SECONDS)
         except (asyncio.TimeoutError, TimeoutError):
             raise _refusal(400, f"did not come within {_SECONDS:.0f} s") from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise _refusal(400, "could not be fetched") from None
-        return from_bytes(data, most_bytes)
 
     async def _bytes(self, url: str, most_bytes: int) -> bytes:
         session = self._open()
@@ -180,7 +178,7 @@ class Fetcher:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
-                headers={"Accept": "image/*", "Accept-Encoding": "identity"},
+                headers={"Accept": "image/*, video/*", "Accept-Encoding": "identity"},
             )
         return self._session
 

@@ -19,6 +19,7 @@ from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import Exposure
 from turbofit.model.families.internvl import DETAIL_PATCHES
 from turbofit.model.images import image_tokens, largest_limit, unit_tokens, units
+from turbofit.model.videos import takes_videos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KNOBS", "Bounds", "Held", "bounds_of", "check_images", "check_request", "hold_image",
-    "model_default",
+    "model_default", "number", "shown",
 ]  # fmt: skip
 
 #: What LMDeploy reads beside an image.
@@ -42,6 +43,7 @@ class Bounds(Struct):
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
     ``gate`` are the units that may be in flight to one engine, None where the plan paid for the
     engine's own bound. ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
+    ``watches``: the engine and its model take videos, each in the place of an image.
     """
 
     rule: ImageRule | None
@@ -50,6 +52,7 @@ class Bounds(Struct):
     overlay: bool = True
     gate: int | None = None
     bytes_per_unit: int = 0
+    watches: bool = False
 
     @property
     def beside_images(self) -> int:
@@ -59,15 +62,18 @@ class Bounds(Struct):
 
 
 class Held(Struct):
-    """One image within the plan: LMDeploy's parameters for it, and what it takes.
+    """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
-    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``.
+    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``. ``words`` are
+    text tokens that stand between the frames of a video, beside its ``tokens``.
     """
 
     knobs: dict[str, int]
     units: int
     tokens: int
     lowered: tuple[str, ...] = ()
+    frames: int = 1
+    words: int = 0
 
 
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
@@ -85,6 +91,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         overlay=overlay,
         gate=_gate(plan, rule),
         bytes_per_unit=_bytes_per_unit(plan, rule),
+        watches=takes_videos(plan.engine.name, rule),
     )
 
 
@@ -178,6 +185,7 @@ def check_request(
     _within("n", n, limits.n, "copies")
     _within("images", unit_count, limits.units_per_request, f"vision {unit}s in a request")
     _within("images", tokens, limits.image_tokens_per_request, "image tokens in a request")
+    tokens += sum(image.words for image in images)
     if bounds.gate is not None:
         _within("n", n * unit_count, bounds.gate, f"vision {unit}s in {n} copies")
     _within(
@@ -206,7 +214,7 @@ def _uncarried(
         else {"max_pixels": most, "min_pixels": min(rule.min_pixels, most)}
     )
     count, tokens = units(rule, *size, **bound), image_tokens(rule, *size, **bound)
-    dropped = tuple(f"{name}={_shown(asked[name])}->default" for name in KNOBS if name in asked)
+    dropped = tuple(f"{name}={shown(asked[name])}->default" for name in KNOBS if name in asked)
     return Held(knobs={}, units=count, tokens=tokens, lowered=dropped)
 
 
@@ -225,11 +233,11 @@ def _tiles(bounds: Bounds, rule: TileRule, size: tuple[int, int], asked: Mapping
         most = min(most, largest_limit(rule, bounds.limits.units_per_image) or 1)
         count = units(rule, *size, max_dynamic_patch=most)
     lowered = []
-    if _number(patch) > most:
-        lowered.append(f"max_dynamic_patch={_shown(patch)}->{most}")
+    if number(patch) > most:
+        lowered.append(f"max_dynamic_patch={shown(patch)}->{most}")
     elif not isinstance(patch, int) and wanted > most:
         name, value = ("detail", detail) if detail in DETAIL_PATCHES else (KNOBS[0], wanted)
-        lowered.append(f"{name}={_shown(value)}->{most}")
+        lowered.append(f"{name}={shown(value)}->{most}")
     return Held(
         knobs={"max_dynamic_patch": most},
         units=count,
@@ -243,7 +251,7 @@ def _patches(
 ) -> Held:
     """Both pixel bounds are given always: Transformers 5.17 ignores one alone."""
     planned = bounds.limits.max_pixels_per_image or rule.max_pixels
-    high, low = _number(asked.get("max_pixels")), _number(asked.get("min_pixels"))
+    high, low = number(asked.get("max_pixels")), number(asked.get("min_pixels"))
     most = min(high if high >= 1 else model_default(bounds), planned)
     least = min(low if low >= 1 else rule.min_pixels, most)
     fallback = largest_limit(rule, bounds.limits.units_per_image) or rule.min_pixels
@@ -260,7 +268,7 @@ def _patches(
         if count <= bounds.limits.units_per_image:
             break
     lowered = [
-        f"{name}={_shown(asked[name])}->{value}"
+        f"{name}={shown(asked[name])}->{value}"
         for name, value, number in (("max_pixels", most, high), ("min_pixels", least, low))
         if number > value
     ]
@@ -272,7 +280,7 @@ def _patches(
     )
 
 
-def _number(value: Any) -> int:
+def number(value: Any) -> int:
     """A client's value read generously, 0 where it is no number."""
     if isinstance(value, bool):
         return 0
@@ -286,7 +294,7 @@ def _number(value: Any) -> int:
     return int(value) if isinstance(value, float) and isfinite(value) else 0
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A client's value, safe in a header."""
     if isinstance(value, int) and abs(value) >= 1 << 64:
         return "huge"

@@ -16,7 +16,16 @@ from turbofit.gateway.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LARGEST_PIXELS", "LONGEST_SIDE", "Picture", "from_base64", "from_bytes", "from_url"]
+__all__ = [
+    "BYTES_OF_PIXEL",
+    "LARGEST_PIXELS",
+    "LONGEST_SIDE",
+    "Picture",
+    "decoded",
+    "from_base64",
+    "from_bytes",
+    "from_url",
+]  # fmt: skip
 
 #: Pixels of one image, about 256 MiB once decoded. It is Pillow's own threshold for a warning.
 LARGEST_PIXELS: Final = 89_478_485
@@ -29,7 +38,7 @@ _MIMES: Final = {
 }  # fmt: skip
 _TAKEN: Final = "PNG, JPEG, WebP, GIF (not animated) and BMP are taken"
 #: Up to four while it is decoded, and three of the RGB that stays.
-_BYTES_OF_PIXEL: Final = 7
+BYTES_OF_PIXEL: Final = 7
 
 
 class Picture(Struct):
@@ -50,9 +59,14 @@ class Picture(Struct):
         return self.url or f"data:{self.mime};base64,{self.base64}"
 
     @property
+    def payload(self) -> int:
+        """Characters of its base64."""
+        return len(self.base64)
+
+    @property
     def decoded_bytes(self) -> int:
         """Host memory once an engine has decoded it to RGB."""
-        return self.size[0] * self.size[1] * _BYTES_OF_PIXEL
+        return self.size[0] * self.size[1] * BYTES_OF_PIXEL
 
 
 def from_url(url: str, most_bytes: int) -> Picture:
@@ -88,13 +102,13 @@ def from_base64(text: str, most_bytes: int) -> Picture:
     if len(text) > most_bytes * 4 // 3 + (1 << 16):
         raise _too_big(len(text) * 3 // 4, most_bytes)
     try:
-        return from_bytes(_decode(text), most_bytes, text)
+        return from_bytes(decoded(text), most_bytes, text)
     except (ValueError, binascii.Error):
         pass
     plain = "".join(text.split()).rstrip("=")
     try:
         plain += "=" * (-len(plain) % 4)
-        return from_bytes(_decode(plain), most_bytes, plain)
+        return from_bytes(decoded(plain), most_bytes, plain)
     except (ValueError, binascii.Error):
         raise Refusal(400, "bad_image_base64", "an image's base64 is not valid") from None
 
@@ -228,4 +242,5 @@ def _decoder() -> Callable[[str], bytes]:
     return lambda text: bytes(b64decode(text, validate=True))
 
 
-_decode: Final = _decoder()
+#: Base64 to bytes; junk raises ``ValueError``.
+decoded: Final = _decoder()

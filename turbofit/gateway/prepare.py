@@ -9,17 +9,19 @@ import msgspec
 from turbofit.core.struct import Struct
 from turbofit.gateway.bodies import Parsed, read_body
 from turbofit.gateway.limits import Held, check_images, check_request, hold_image
-from turbofit.gateway.pictures import Picture, from_base64, from_url
+from turbofit.gateway.pictures import Picture, from_base64, from_bytes, from_url
 from turbofit.gateway.refusals import Refusal
+from turbofit.gateway.watch import check_clips, hold_clip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.gateway.bodies import Slot
+    from turbofit.gateway.clips import Clip
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.routes import Kind
 
-__all__ = ["Prepared", "finish", "remote_urls", "start"]
+__all__ = ["Prepared", "finish", "is_remote", "remote_urls", "start"]
 
 
 class Prepared(Struct):
@@ -41,9 +43,10 @@ def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
     """Decode a body, find its images and refuse what their number alone forbids.
 
     Raises:
-        Refusal: not JSON, not this API's shape, or too many images.
+        Refusal: not JSON, not this API's shape, too many images, or videos that nobody planned for.
     """
     parsed = read_body(kind, _decode(raw))
+    check_clips(bounds, sum(slot.shape == "clip" for slot in parsed.slots))
     check_images(bounds, len(parsed.slots))
     if kind != "count_tokens":
         check_request(bounds, (), n=parsed.copies, max_tokens=parsed.max_tokens)
@@ -62,7 +65,11 @@ def is_remote(slot: Slot) -> bool:
 
 
 def finish(
-    bounds: Bounds, kind: Kind, parsed: Parsed, fetched: Mapping[str, Picture] | None = None
+    bounds: Bounds,
+    kind: Kind,
+    parsed: Parsed,
+    fetched: Mapping[str, bytes] | None = None,
+    clip: Clip | None = None,
 ) -> tuple[bytes, Prepared]:
     """Hold every image, write it back inline, check the whole and encode it.
 
@@ -70,7 +77,8 @@ def finish(
         bounds: the plan's.
         kind: of route.
         parsed: what `start` gave.
-        fetched: the pictures of `remote_urls`.
+        fetched: the files of `remote_urls`.
+        clip: the request's video, as `films.Films` sees it.
 
     Returns:
         The body for the engine, and what it costs.
@@ -78,40 +86,48 @@ def finish(
     Raises:
         Refusal: what no lowering can bring within the plan.
     """
-    pictures = [_picture(bounds, slot, fetched or {}) for slot in parsed.slots]
+    media = [
+        clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched or {})
+        for slot in parsed.slots
+    ]
     held = [
-        hold_image(bounds, picture.size, slot.asked, carries=slot.carries)
-        for slot, picture in zip(parsed.slots, pictures, strict=True)
+        _held(bounds, parsed, slot, medium)
+        for slot, medium in zip(parsed.slots, media, strict=True)
     ]
     if kind != "count_tokens":
         check_request(bounds, held, n=parsed.copies, max_tokens=parsed.max_tokens)
-    for slot, picture, one in zip(parsed.slots, pictures, held, strict=True):
-        slot.fill(picture, one.knobs)
+    for slot, medium, one in zip(parsed.slots, media, held, strict=True):
+        if isinstance(medium, Picture):
+            slot.fill(medium, one.knobs)
+        else:
+            slot.show(medium)
     body = _encode(parsed.body)
-    beside = len(body) - sum(len(picture.base64) for picture in pictures)
+    beside = len(body) - sum(medium.payload for medium in media)
     if beside > bounds.beside_images:
         raise Refusal(
             413,
             "text_too_big",
             f"{beside} bytes beside the images, the limit is {bounds.beside_images}",
         )
-    return body, _prepared(bounds, kind, parsed, pictures, held)
+    return body, _prepared(bounds, kind, parsed, media, held)
 
 
 def _prepared(
     bounds: Bounds,
     kind: Kind,
     parsed: Parsed,
-    pictures: Sequence[Picture],
+    media: Sequence[Picture | Clip],
     held: Sequence[Held],
 ) -> Prepared:
     units = sum(one.units for one in held)
-    decoded = sum(picture.decoded_bytes for picture in pictures)
+    decoded = sum(
+        medium.decoded_bytes * one.frames for medium, one in zip(media, held, strict=True)
+    )
     lowered = [*parsed.lowered, *(word for one in held for word in one.lowered)]
     # Counting tokens encodes no image: only their text is passed on.
     copies = 0 if kind == "count_tokens" else parsed.copies
     return Prepared(
-        images=len(pictures),
+        images=len(media),
         copies=parsed.copies,
         units=units * copies,
         tokens=sum(one.tokens for one in held),
@@ -120,13 +136,22 @@ def _prepared(
     )
 
 
-def _picture(bounds: Bounds, slot: Slot, fetched: Mapping[str, Picture]) -> Picture:
+def _picture(bounds: Bounds, slot: Slot, fetched: Mapping[str, bytes]) -> Picture:
     most = bounds.limits.bytes_per_image
     if slot.inline:
         return from_base64(slot.source, most)
     if is_remote(slot):
-        return fetched[slot.source]
+        return from_bytes(fetched[slot.source], most)
     return from_url(slot.source, most)
+
+
+def _held(bounds: Bounds, parsed: Parsed, slot: Slot, medium: Picture | Clip) -> Held:
+    """One image or video within the plan; what holds a video goes into the body itself."""
+    if isinstance(medium, Picture):
+        return hold_image(bounds, medium.size, slot.asked, carries=slot.carries)
+    held, keywords = hold_clip(bounds, medium, parsed.watching)
+    parsed.body.update(keywords)
+    return held
 
 
 def _decode(raw: bytes) -> Any:

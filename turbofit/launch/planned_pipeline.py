@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from lmdeploy import Pipeline
 from lmdeploy.serve.processors import MultimodalProcessor
@@ -20,6 +21,7 @@ from turbofit.gateway.limits import (
     hold_image,
 )
 from turbofit.gateway.refusals import Refusal
+from turbofit.gateway.watch import check_clips, hold_frames
 from turbofit.launch.image_queue import queued
 from turbofit.model.images import largest_limit
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = ["PlannedPipeline", "PlannedProcessor"]
+
+#: LMDeploy's ``mm_processor_kwargs`` of the request in hand, which hold its video to the plan.
+_KEYWORDS: Final[ContextVar[dict[str, dict[str, int]]]] = ContextVar("keywords")
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
@@ -41,6 +46,19 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         self.__dict__.update(vars(base))
         self._bounds = bounds
 
+    async def get_prompt_input(
+        self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
+    ) -> Any:
+        """LMDeploy's, with keywords for the processor that are the plan's and not the caller's."""
+        held: dict[str, dict[str, int]] = {}
+        asked = (mm_processor_kwargs or {}).get("video") or {}
+        _KEYWORDS.set(held)
+        if isinstance(asked.get("max_pixels"), int):
+            held["video"] = {"max_pixels": asked["max_pixels"]}
+        return await super().get_prompt_input(
+            prompt, *arguments, mm_processor_kwargs=held, **keywords
+        )
+
     async def async_parse_multimodal_item(
         self, messages: Any, *arguments: Any, **keywords: Any
     ) -> Any:
@@ -50,7 +68,8 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             ValueError: more than planned; LMDeploy makes it the request's own error.
         """
         try:
-            check_images(self._bounds, _count_images(messages))
+            check_clips(self._bounds, _count(messages, _VIDEOS))
+            check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
             parsed = await MultimodalProcessor.async_parse_multimodal_item(
                 messages, *arguments, **keywords
             )
@@ -70,12 +89,28 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         Raises:
             Refusal: an image that no preprocessor takes.
         """
+        if item.get("type") == "video":
+            images.append(self._held_frames(item["data"]))
         if item.get("type") != "image" or "data" not in item:
             return item
         held = hold_image(self._bounds, item["data"].size, item)
         images.append(held)
         others = {name: value for name, value in item.items() if name not in KNOBS}
         return {**others, **held.knobs}
+
+    def _held_frames(self, frames: Any) -> Held:
+        """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
+
+        Raises:
+            Refusal: a video that no preprocessor takes.
+        """
+        count, *sides = (int(side) for side in frames.shape)
+        height, width = sides[:2] if sides[-1] == 3 else sides[1:]
+        keywords = _KEYWORDS.get()
+        asked = keywords.get("video", {}).get("max_pixels", 0)
+        held, least, most = hold_frames(self._bounds, count, (width, height), asked)
+        keywords["video"] = {"min_pixels": least, "max_pixels": most}
+        return held
 
 
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
@@ -108,15 +143,19 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
             self.async_engine.generate = queued(self.async_engine.generate, most)
 
 
-def _count_images(messages: Any) -> int:
-    """Images of all turns: each is encoded again with every request."""
+_IMAGES: Final = ("image", "image_url", "image_data")
+_VIDEOS: Final = ("video", "video_url")
+
+
+def _count(messages: Any, kinds: tuple[str, ...]) -> int:
+    """Images or videos of all turns: each is encoded again with every request."""
     listed = [messages] if isinstance(messages, dict) else messages
     return sum(
         1
         for message in listed
         if message.get("role") in ("user", "tool") and isinstance(message.get("content"), list)
         for item in message["content"]
-        if isinstance(item, dict) and item.get("type") in ("image", "image_url", "image_data")
+        if isinstance(item, dict) and item.get("type") in kinds
     )
 
 

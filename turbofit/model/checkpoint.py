@@ -9,22 +9,13 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Dtype, Model, ModelSource
 from turbofit.model.checks import cross_check, stored_dtype, surplus
 from turbofit.model.config import Section, dtype_of, parse_json
-from turbofit.model.families.registry import read_dims
+from turbofit.model.families.registry import WATCHING, read_dims
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import parameters, stored_bytes
 from turbofit.model.quantization import read_quantization
 from turbofit.model.safetensors import Tensor
 
-__all__ = ["CONFIG_FILES", "Files", "Origin", "Weights", "read_checkpoint"]
-
-#: The JSON files that are read besides the weights' headers.
-CONFIG_FILES: Final = (
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-)
-
+__all__ = ["Files", "Origin", "Weights", "read_checkpoint"]
 
 #: Architectures whose config class is the checkpoint's own code, and whose account needs it.
 _OWN_CONFIG: Final = frozenset(
@@ -79,8 +70,11 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
         )
     warnings: list[str] = []
     architecture = _architecture(config)
-    processor = _processor(files)
-    dims = read_dims(config, architecture, processor, warnings)
+    processor = _processor(files, "image_processor", "preprocessor_config.json")
+    video = None
+    if architecture in WATCHING:
+        video = _processor(files, "video_processor", "video_preprocessor_config.json")
+    dims = read_dims(config, architecture, processor, warnings, video)
     quantization = read_quantization(config)
     weights = files.weights()
     if weights.warning:
@@ -108,7 +102,7 @@ def read_checkpoint(files: Files, origin: Origin) -> Model:
         image_rule=dims.rule,
         quantization=quantization,
         tensor_bytes=_by_dtype(tensors or {}),
-        needs_remote_code=_remote_code(files, config, architecture),
+        needs_remote_code=_remote_code(files, config, architecture, processor),
         hub_id=origin.hub_id,
         source=ModelSource(
             kind=origin.kind,
@@ -137,11 +131,11 @@ def _architecture(config: Section) -> str:
     return model.rpartition(".")[2]
 
 
-def _processor(files: Files) -> Section | None:
-    """The image processor's settings; a nested one in processor_config.json wins."""
+def _processor(files: Files, key: str, name: str) -> Section | None:
+    """An image or video processor's settings; those nested in processor_config.json win."""
     outer = _section(files, "processor_config.json")
-    nested = outer.section("image_processor") if outer else None
-    return nested or _section(files, "preprocessor_config.json")
+    nested = outer.section(key) if outer else None
+    return nested or _section(files, name)
 
 
 def _dtype(config: Section, tensors: Mapping[str, Tensor] | None, warnings: list[str]) -> Dtype:
@@ -168,7 +162,7 @@ def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def _remote_code(files: Files, config: Section, architecture: str) -> bool:
+def _remote_code(files: Files, config: Section, architecture: str, images: Section | None) -> bool:
     """Whether LMDeploy needs ``--trust-remote-code`` for this checkpoint.
 
     The tokenizer's own class is one reason; the processor's another, for the families that load
@@ -188,6 +182,6 @@ def _remote_code(files: Files, config: Section, architecture: str) -> bool:
         return True
     if architecture in TEXT_ARCHITECTURES or architecture == "InternVLChatModel":
         return False
-    processors = (_section(files, "processor_config.json"), _processor(files))
+    processors = (_section(files, "processor_config.json"), images)
     maps = (part.section("auto_map") for part in processors if part)
     return any(part and ("AutoProcessor" in part or "AutoImageProcessor" in part) for part in maps)

@@ -24,11 +24,13 @@ _QWEN2 = {
     "<|video_pad|>": 151656,
 }
 _INTERNVL = {"<img>": 151665, "</img>": 151666, "<IMG_CONTEXT>": 151667}
-#: ChatML; content is text, or parts of which an image becomes the family's own marker.
+#: ChatML; content is text, or parts of which an image or video becomes the family's own marker.
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE{% elif p['type'] == 'text' %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}IMAGE"
+    "{% elif p['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif p['type'] == 'text' %}"
     "{{ p['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

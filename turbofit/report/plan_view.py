@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
+from turbofit.model.videos import takes_videos
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.rehearsal_view import rehearsal_blocks
@@ -155,6 +156,8 @@ def _capacity(plan: Plan) -> list[Block]:
             ),
             ("paid for", f"{limits.units_per_forward:,} {unit}(s) in one forward pass"),
         ]
+        if takes_videos(plan.engine.name, plan.model.image_rule):
+            facts.append(("videos", "1 a request, in the place of an image and held to its size"))
     host = plan.host
     have = "unknown" if host.available is None else format_bytes(host.available)
     facts.append(

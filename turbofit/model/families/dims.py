@@ -30,13 +30,15 @@ _MODEL_TYPES: Final = {
 class Parts(NamedTuple):
     """The JSON files of a checkpoint that say its dims; a reader adds to ``warnings``.
 
-    ``processor`` is the image processor's settings, None where the checkpoint has none.
+    ``processor`` is the image processor's settings, None where the checkpoint has none; ``video``
+    the video processor's.
     """
 
     config: Section
     architecture: str
     processor: Section | None
     warnings: list[str]
+    video: Section | None = None
 
     def warn_without_processor(self) -> None:
         """Say that image limits are assumed, where no file tells them."""

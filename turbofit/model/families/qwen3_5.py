@@ -11,8 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
-from turbofit.model.families.qwen3_vl import read_vision
-from turbofit.model.families.qwen_vl import read_rule
+from turbofit.model.families.qwen3_vl import read_images, read_vision
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -34,5 +33,4 @@ def read(parts: Parts) -> Dims:
             " PyTorch engine does not start"
         )
     vision = replace(read_vision(config, text.hidden), deepstack=0)
-    rule = replace(read_rule(parts.processor, vision), client_knobs=False)
-    return Dims(text, vision, rule)
+    return Dims(text, vision, read_images(parts, vision))

@@ -2,22 +2,27 @@
 
 ``deepstack`` mergers turn the hidden states of some layers into further features of each image
 token, which are added in the first layers of the language model. Pixel bounds are the checkpoint's
-own: LMDeploy reads none from the images of a request.
+own: LMDeploy reads none from the images of a request. Those of a video are of all its frames.
 """
 
 from __future__ import annotations
 
 from math import isqrt
+from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import VisionDims
+from turbofit.core.model import PatchRule, VideoRule, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.qwen_vl import read_rule
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "read_vision"]
+__all__ = ["read", "read_images", "read_vision"]
+
+#: Bounds of Transformers' class, where no file has any: pixels of all frames.
+_SMALLEST_VIDEO: Final = 128 * 32 * 32
+_LARGEST_VIDEO: Final = 768 * 32 * 32
 
 
 def read(parts: Parts) -> Dims:
@@ -29,8 +34,24 @@ def read(parts: Parts) -> Dims:
     tied = config.boolean("tie_word_embeddings", False)
     text = replace(read_text(section, inner), tie_word_embeddings=tied)
     vision = read_vision(config, text.hidden)
-    rule = replace(read_rule(parts.processor, vision), client_knobs=False)
-    return Dims(text, vision, rule)
+    return Dims(text, vision, read_images(parts, vision))
+
+
+def read_images(parts: Parts, vision: VisionDims) -> PatchRule:
+    """The rule of images, and with it that of videos.
+
+    A checkpoint without a video processor of its own lends it the image processor's settings, as
+    Transformers does.
+    """
+    settings = parts.video or parts.processor
+    size = settings.section("size") if settings else None
+    size = size or Section({}, "video_preprocessor_config.json: size")
+    video = VideoRule(
+        merged_frames=vision.temporal_patch,
+        min_pixels=size.integer("shortest_edge", _SMALLEST_VIDEO, high=1 << 32),
+        max_pixels=size.integer("longest_edge", _LARGEST_VIDEO, high=1 << 32),
+    )
+    return replace(read_rule(parts.processor, vision), client_knobs=False, video=video)
 
 
 def read_vision(config: Section, text_hidden: int) -> VisionDims:

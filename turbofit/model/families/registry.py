@@ -22,7 +22,7 @@ from turbofit.model.families.dims import Dims, Parts, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = ["VISION_READERS", "read_dims"]
+__all__ = ["VISION_READERS", "WATCHING", "read_dims"]
 
 #: By ``architectures[0]`` of config.json.
 VISION_READERS: Final[dict[str, Reader]] = {
@@ -47,9 +47,16 @@ VISION_READERS: Final[dict[str, Reader]] = {
     "Qwen3_5MoeForConditionalGeneration": qwen3_5.read,
 }
 
+#: Those whose videos LMDeploy takes: the front ends with a ``video_token`` that turbofit plans for.
+WATCHING: Final = frozenset(name for name in VISION_READERS if name.startswith("Qwen3"))
+
 
 def read_dims(
-    config: Section, architecture: str, processor: Section | None, warnings: list[str]
+    config: Section,
+    architecture: str,
+    processor: Section | None,
+    warnings: list[str],
+    video: Section | None = None,
 ) -> Dims:
     """Dims and image rule of a checkpoint.
 
@@ -58,6 +65,7 @@ def read_dims(
         architecture: its ``architectures[0]``.
         processor: the image processor's settings.
         warnings: takes what a person should know.
+        video: the video processor's settings.
 
     Raises:
         UsageError: a key is missing or absurd, or turbofit has no account of the architecture.
@@ -67,4 +75,4 @@ def read_dims(
     reader = VISION_READERS.get(architecture)
     if reader is None:
         raise refusal(architecture)
-    return reader(Parts(config, architecture, processor, warnings))
+    return reader(Parts(config, architecture, processor, warnings, video))

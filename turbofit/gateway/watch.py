@@ -1,0 +1,156 @@
+"""What a video may hold: it takes the place of one image, in the tower and in host memory."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import PatchRule
+from turbofit.gateway.limits import Held, number, shown
+from turbofit.gateway.pictures import LARGEST_PIXELS
+from turbofit.gateway.refusals import Refusal
+from turbofit.model.images import unit_tokens
+from turbofit.model.videos import (
+    GRID_TEXT_TOKENS,
+    LONGEST_SECONDS,
+    fitting_pixels,
+    grids,
+    least_pixels,
+    video_units,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.gateway.clips import Clip
+    from turbofit.gateway.limits import Bounds
+
+__all__ = ["check_clips", "hold_clip", "hold_frames"]
+
+#: What LMDeploy samples where a client says nothing.
+_FRAMES: Final = 32
+#: What Qwen's own sampler stops at.
+_MOST_FRAMES: Final = 768
+#: LMDeploy's rate of frames that the client sampled itself, and what else may be asked.
+_RATE: Final = 2.0
+_RATES: Final = (0.01, 1000.0)
+
+
+def check_clips(bounds: Bounds, count: int) -> None:
+    """Refuse videos before any of them is opened.
+
+    LMDeploy takes parameters for all videos of a request together, so one can be held and no more.
+
+    Raises:
+        Refusal: a video where none was planned for, or a second one.
+    """
+    if count and not bounds.watches:
+        raise Refusal(400, "no_videos", "this model takes no videos here", param="messages")
+    if count > 1:
+        raise Refusal(
+            400, "too_many_videos", f"{count} videos in a request, 1 is taken", param="messages"
+        )
+
+
+def hold_clip(
+    bounds: Bounds, clip: Clip, asked: Mapping[str, Any]
+) -> tuple[Held, dict[str, dict[str, dict[str, float]]]]:
+    """One video, lowered to the plan.
+
+    Args:
+        bounds: the plan's.
+        clip: the video.
+        asked: the client's ``num_frames`` and ``fps`` for the loader, ``max_pixels`` for the
+            processor; others are not passed on.
+
+    Returns:
+        What it takes, and LMDeploy's keywords for loader and processor of the request.
+
+    Raises:
+        Refusal: a video that no preprocessor takes, or that cannot be lowered enough.
+    """
+    wanted = _wanted(clip, asked)
+    frames = min(wanted, _MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
+    if clip.rate is None and frames < wanted:
+        raise Refusal(
+            400,
+            "too_many_frames",
+            f"{wanted} frames of {clip.size[0]}x{clip.size[1]} in a video, the limit is {frames}",
+        )
+    loader: dict[str, float] = {"num_frames": frames}
+    rate = clip.rate
+    if rate is None:
+        rate = loader["fps"] = _rate(asked)
+    if clip.frames / rate > LONGEST_SECONDS:
+        raise Refusal(400, "video_too_long", f"a video of {clip.frames / rate:.0f} seconds")
+    held, least, most = hold_frames(bounds, frames, clip.size, number(asked.get("max_pixels")))
+    lowered = [*held.lowered]
+    if number(asked.get("num_frames")) > frames and clip.rate is not None and frames < clip.frames:
+        lowered.insert(0, f"num_frames={shown(asked['num_frames'])}->{frames}")
+    return Held(
+        knobs={}, units=held.units, tokens=held.tokens, lowered=tuple(lowered), frames=frames,
+        words=held.words,
+    ), {
+        "media_io_kwargs": {"video": loader},
+        "mm_processor_kwargs": {"video": {"min_pixels": least, "max_pixels": most}},
+    }  # fmt: skip
+
+
+def hold_frames(
+    bounds: Bounds, frames: int, size: tuple[int, int], asked: int = 0
+) -> tuple[Held, int, int]:
+    """So many frames of one size, within what the plan paid for one image.
+
+    Args:
+        bounds: the plan's, which ``watches``.
+        frames: as they were sampled.
+        size: width and height in pixels.
+        asked: ``max_pixels`` of all frames; 0 asks for the model's own.
+
+    Returns:
+        What they take, and the ``min_pixels`` and ``max_pixels`` that hold them to it.
+
+    Raises:
+        Refusal: frames that no preprocessor takes, or too many.
+    """
+    rule, limits = bounds.rule, bounds.limits
+    assert isinstance(rule, PatchRule)
+    try:
+        most = fitting_pixels(rule, frames, *size, limits.units_per_image, most=asked or None)
+        if most is None:
+            raise Refusal(
+                400,
+                "too_many_frames",
+                f"{frames} frames of {size[0]}x{size[1]} take more than the "
+                f"{limits.units_per_image} {limits.vision_unit}es planned for",
+            )
+        least = least_pixels(rule, frames, most)
+        count = video_units(rule, frames, *size, max_pixels=most, min_pixels=least)
+        words = grids(rule, frames) * GRID_TEXT_TOKENS
+    except UsageError as exc:
+        raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
+    lowered = (f"max_pixels={asked}->{most}",) if asked > most else ()
+    held = Held(
+        knobs={}, units=count, tokens=unit_tokens(rule, count), lowered=lowered, frames=frames,
+        words=words,
+    )  # fmt: skip
+    return held, least, most
+
+
+def _wanted(clip: Clip, asked: Mapping[str, Any]) -> int:
+    """Frames that LMDeploy would sample: the fewer of a number and a rate, all of a sequence."""
+    if clip.rate is None:
+        return clip.frames
+    count = number(asked.get("num_frames")) or _FRAMES
+    wanted = min(count, clip.frames) if count > 0 else clip.frames
+    rate = asked.get("fps")
+    if isinstance(rate, int | float) and rate > 0:
+        wanted = min(wanted, floor(min(rate, _RATES[1]) * clip.frames / clip.rate))
+    return max(1, wanted)
+
+
+def _rate(asked: Mapping[str, Any]) -> float:
+    rate = asked.get("fps")
+    known = isinstance(rate, int | float) and _RATES[0] <= rate <= _RATES[1]
+    return float(rate) if known and rate is not None else _RATE
