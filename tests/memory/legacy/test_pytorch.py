@@ -41,10 +41,10 @@ def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():
     free, vocab, block = 20000 * MIB, 152064, 64 * 28 * 4 * 2 * 128 * 2
     old = account("qwen2-vl-7b", "0.7.2", free=free, max_batch_size=128)
     assert old.block_bytes == block
-    assert old.runtime == 4096 * vocab * 7
+    assert old.runtime == 8192 * vocab * 7
     assert old.blocks_at(0.8) == int((free - old.runtime) * 0.8) // block
     new = account("qwen2-vl-7b", "0.10.2", free=free, max_batch_size=128)
-    assert new.runtime == (4096 + 256) * vocab * 2
+    assert new.runtime == (8192 + 256) * vocab * 2
 
 
 def test_the_reserve_is_halved_until_16_blocks_fit():
