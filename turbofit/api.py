@@ -32,7 +32,7 @@ from turbofit.memory.engines import (
 )
 from turbofit.model.source import resolve_model
 from turbofit.tuner.ask import Ask, Margin, check_limits
-from turbofit.tuner.fallback.plan import make_fallback_plan
+from turbofit.tuner.choose import best_plan
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.predict import make_prediction
 
@@ -83,7 +83,7 @@ def plan(
         max_dynamic_patch: InternVL's tile limit; None keeps the model's own where it can be served.
         max_pixels: Qwen2-VL's pixel limit, likewise.
         engine: ``auto``, ``turbomind``, ``pytorch`` or ``transformers``; ``auto`` is the first of
-            them that runs the model.
+            them that runs the model, or the PyTorch engine where that serves more of what is asked.
         margin: bytes to leave free on each GPU, or a share such as ``"2%"``.
         budget: bytes that this turbofit may take of each GPU, margin included.
         revision: branch, tag or commit on the hub.
@@ -108,14 +108,9 @@ def plan(
         max_pixels=max_pixels,
     )
     ask = _checked(ask)
-    reason = fallback_reason(ask.model, engine)
-    if reason is not None:
-        if rehearse:
-            raise _not_rehearsed(ask.model.name)
-        return _finished(make_fallback_plan(ask, reason))
-    chosen = engine_for(ask.model, engine)
-    check_options(chosen, ask.fixed)
-    made = make_plan(ask, chosen)
+    if rehearse and fallback_reason(ask.model, engine) is not None:
+        raise _not_rehearsed(ask.model.name)
+    made = best_plan(ask, engine)
     return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
 
 

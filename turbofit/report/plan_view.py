@@ -13,7 +13,7 @@ from turbofit.report.rehearsal_view import rehearsal_blocks
 from turbofit.report.shell import shell_command
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import Candidate, Plan
     from turbofit.report.document import Block
 
 __all__ = ["plan_view", "settings_of"]
@@ -184,7 +184,7 @@ def _candidates(plan: Plan) -> list[Block]:
                 str(settings.get("max_batch_size", "")),
                 f"{c.kv_tokens:,}" if c.fits else "-",
                 f"{c.score:.3g}" if c.fits else "-",
-                c.why_not or "chosen",
+                _why(plan, c),
             )
         )
     columns = (
@@ -204,6 +204,13 @@ def _candidates(plan: Plan) -> list[Block]:
         more = len(plan.considered) - _SHOWN
         blocks.append(Line(text=f"and {more} more (--json has all of them)", tone="dim"))
     return blocks
+
+
+def _why(plan: Plan, candidate: Candidate) -> str:
+    if not candidate.why_not:
+        return "chosen"
+    own = candidate.engine == plan.engine.name
+    return candidate.why_not if own else f"{candidate.engine}: {candidate.why_not}"
 
 
 def _remedies(plan: Plan) -> list[Block]:

@@ -1,0 +1,73 @@
+"""The engine is the one that serves more of what was asked."""
+
+from __future__ import annotations
+
+import pytest
+
+import turbofit
+from turbofit.core.errors import UsageError
+
+
+def test_turbomind_stays_where_it_serves_all_that_was_asked() -> None:
+    plan = turbofit.plan("internvl2-8b", on="1xrtx3090")
+    assert plan.engine.name == "turbomind"
+    assert not any(reason.startswith("engine ") for reason in plan.reasons)
+    assert {one.engine for one in plan.considered} == {"turbomind"}
+
+
+def test_the_other_engine_is_taken_where_turbomind_does_not_start() -> None:
+    plan = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090")
+    alone = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", engine="turbomind")
+    assert not alone.fits
+    assert plan.fits
+    assert plan.engine.name == "pytorch"
+    assert plan.reasons[0] == f"engine pytorch: turbomind {alone.verdict}"
+    lost = plan.considered[1]
+    assert (lost.engine, lost.fits) == ("turbomind", False)
+    assert "short" in lost.why_not
+    same = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", engine="pytorch")
+    assert (plan.settings, plan.kv) == (same.settings, same.kv)
+
+
+def test_the_other_engine_is_taken_where_turbomind_lowers_images() -> None:
+    plan = turbofit.plan("qwen2-vl-7b", on="1xl4:free=18.5GiB")
+    alone = turbofit.plan("qwen2-vl-7b", on="1xl4:free=18.5GiB", engine="turbomind")
+    other = turbofit.plan("qwen2-vl-7b", on="1xl4:free=18.5GiB", engine="pytorch")
+    served = {one.engine.name: (one.fits, one.limits.units_per_image) for one in (alone, other)}
+    best = max(served, key=lambda name: served[name])
+    assert (plan.fits, plan.limits.units_per_image) == served[best]
+
+
+@pytest.mark.parametrize("model", ["qwen2-vl-7b", "internvl2-8b", "qwen2.5-7b"])
+@pytest.mark.parametrize("on", ["1xrtx3090", "1xv100-32g", "2xrtx4090"])
+def test_for_context_the_larger_cache_wins(model: str, on: str) -> None:
+    plan = turbofit.plan(model, on=on, goal="context")
+    held = {
+        name: turbofit.plan(model, on=on, goal="context", engine=name).kv.tokens
+        for name in ("turbomind", "pytorch")
+    }
+    # Volta is too old for an engine that compiles with Triton to be chosen unasked.
+    best = "turbomind" if "v100" in on else max(held, key=lambda name: held[name])
+    assert (plan.engine.name, plan.kv.tokens) == (best, held[best])
+
+
+def test_old_cards_are_told_of_the_engine_and_not_given_it() -> None:
+    plan = turbofit.plan("internvl3-14b", on="1xv100-32g")
+    assert (plan.fits, plan.engine.name) == (False, "turbomind")
+    said = {one.change: one.effect for one in plan.remedies}
+    assert "if its Triton still compiles" in said["--engine pytorch"]
+
+
+def test_transformers_is_a_remedy_where_it_fits() -> None:
+    said = {
+        one.change: one.effect for one in turbofit.plan("qwen2-vl-72b", on="1xa100-80g").remedies
+    }
+    fits = turbofit.plan("qwen2-vl-72b", on="1xa100-80g", engine="transformers").fits
+    assert fits == ("--engine transformers" in said)
+
+
+def test_options_of_one_engine_bind_to_it() -> None:
+    plan = turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", communicator="nccl")
+    assert (plan.fits, plan.engine.name) == (False, "turbomind")
+    with pytest.raises(UsageError, match="no option of the turbomind engine"):
+        turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", eager_mode=True)
