@@ -191,12 +191,16 @@ class HostMemory(Struct):
 
 
 class Throughput(Struct):
-    """A forecast of speed, never a promise; ``basis`` says what it rests on."""
+    """A forecast of speed, never a promise; ``basis`` says what it rests on.
+
+    ``seconds_to_first_token`` is of a request that comes while all others are there.
+    """
 
     basis: str
     requests_per_second: float
     output_tokens_per_second: float
     concurrent_requests: int
+    seconds_to_first_token: float = 0.0
 
 
 class Candidate(Struct):

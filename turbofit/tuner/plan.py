@@ -22,6 +22,7 @@ from turbofit.tuner.document import (
     host_of,
     host_problem,
 )
+from turbofit.tuner.lost import lost
 from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.throughput import request_tokens, total
@@ -86,21 +87,13 @@ def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]
     rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
     rows = [chosen.candidate(_why_not(ask, chosen, engine))]
     for one in rest[: _MOST_CANDIDATES - 1]:
-        why_not = _lost(chosen, one) if one.fits else _why_not(ask, one, engine)
+        why_not = lost(ask, chosen, one) if one.fits else _why_not(ask, one, engine)
         rows.append(one.candidate(why_not))
     return tuple(rows)
 
 
 def _why_not(ask: Ask, judged: Judged, engine: Engine) -> str:
     return explain(ask, judged, judged.settings.dtype, engine)
-
-
-def _lost(best: Judged, other: Judged) -> str:
-    if other.score < best.score:
-        return f"score {other.score:.3g} of {best.score:.3g}"
-    if other.kv_tokens < best.kv_tokens:
-        return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
-    return "equal; the larger prefill and fewer shards are preferred"
 
 
 def _parallel_reason(ask: Ask, found: Found) -> str:

@@ -1,0 +1,63 @@
+"""The constants of the speed forecast, and what they make of a card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import msgspec
+
+from turbofit.core.machine import Gpu
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct, known
+
+__all__ = ["Card", "Rates", "card_of", "rates"]
+
+#: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
+_UNKNOWN_BANDWIDTH = 200 * 10**9
+_UNKNOWN_FLOPS = 20 * 10**12
+
+
+class Rates(Struct):
+    """The constants, as `presets/engines/throughput.yaml` explains them with their sources.
+
+    Efficiencies and factors are shares, ``*_seconds`` and ``*_latency`` seconds, ``*_bandwidth``
+    bytes/s, ``*_tokens`` tokens.
+    """
+
+    memory_efficiency: float
+    compute_efficiency: float
+    layer_seconds: float
+    step_seconds: float
+    host_bandwidth: float
+    host_latency: float
+    across_factor: float
+    pcie_bandwidth: float
+    pcie_latency: float
+    nvlink_efficiency: float
+    nvlink_latency: float
+    text_tokens: int
+    output_tokens: int
+
+
+class Card(Struct):
+    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products."""
+
+    bandwidth: float
+    flops: float
+
+
+@cache
+def rates() -> Rates:
+    """The constants of the presets."""
+    entries = load_yaml(preset_path("engines", "throughput"))
+    return msgspec.convert({name: entry["value"] for name, entry in entries.items()}, Rates)
+
+
+def card_of(gpus: Sequence[Gpu], figures: Rates) -> Card:
+    """What the slowest of these cards sustains."""
+    bandwidth = min(known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH) for gpu in gpus)
+    flops = min(known(gpu.dense_flops, _UNKNOWN_FLOPS) for gpu in gpus)
+    return Card(
+        bandwidth=bandwidth * figures.memory_efficiency, flops=flops * figures.compute_efficiency
+    )
