@@ -30,8 +30,10 @@ class Rates(Struct):
     layer_seconds: float
     step_seconds: float
     host_bandwidth: float
+    host_factor: float
     host_latency: float
     across_factor: float
+    bridge_ranks: int
     pcie_bandwidth: float
     pcie_latency: float
     nvlink_efficiency: float
@@ -48,10 +50,11 @@ class Card(Struct):
 
 
 @cache
-def rates() -> Rates:
-    """The constants of the presets."""
+def rates(key: str = "value") -> Rates:
+    """The constants of the presets; ``prior`` are those of before `bench/topology` fitted them."""
     entries = load_yaml(preset_path("engines", "throughput"))
-    return msgspec.convert({name: entry["value"] for name, entry in entries.items()}, Rates)
+    found = {name: entry.get(key, entry["value"]) for name, entry in entries.items()}
+    return msgspec.convert(found, Rates)
 
 
 def card_of(gpus: Sequence[Gpu], figures: Rates) -> Card:

@@ -1,0 +1,1 @@
+"""Published measurements of shapes against each other, and how the speed forecast ranks them."""
