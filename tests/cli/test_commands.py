@@ -140,6 +140,8 @@ def test_machine_shown_saved_and_read_again(tmp_path: Path, capsys: Out) -> None
     assert decode(capsys.readouterr().out, Machine, what="machine").gpus == shown.gpus
     assert main(["machine", "--on", "2xl4", "--save", "/no/such/folder/x"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+    assert main(["machine", "--on", "2xl4", "--measure"]) == 2
+    assert "--measure measures this machine" in capsys.readouterr().err
 
 
 def test_models_and_gpus(capsys: Out) -> None:

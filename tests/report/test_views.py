@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.fixtures.plans import ledger, machine, model, plausible_plan
-from turbofit.core.machine import Holder, Link
+from turbofit.core.machine import CardSpeed, Holder, Link, Measured, PairSpeed, ReduceSpeed
 from turbofit.core.model import PatchRule
 from turbofit.core.plan import Command, Remedy
 from turbofit.core.struct import NA
@@ -117,6 +117,30 @@ def test_markdown_tables_are_whole_and_names_cannot_break_them() -> None:
 def test_a_fence_in_the_code_does_not_end_it() -> None:
     text = markdown.paint([Code(text="echo ```")])
     assert text.startswith("````sh")
+
+
+def test_a_measured_machine_shows_what_cards_and_links_reached() -> None:
+    pairs = tuple(
+        PairSpeed(
+            source=a, target=1 - a, peer=a == 0, right=a == 0, bandwidth=2.2e10, latency=9e-6,
+            host_bandwidth=8e9,
+        )
+        for a in (0, 1)
+    )  # fmt: skip
+    found = Measured(
+        torch="2.9",
+        cards=(CardSpeed(index=0, bandwidth=8.41e11, flops=6.1e13),),
+        pairs=pairs,
+        reduces=(ReduceSpeed(gpus=(0, 1), size=8192, seconds=2.1e-5, right=True),),
+        left_out=("pair of [1, 0]: no time left",),
+    )
+    text = terminal.paint(machine_view(msgspec.structs.replace(machine(2), measured=found)))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["0", "841", "61.0"] in lines
+    assert ["0-1", "22.0", "8.0", "9.0", "peer", "access"] in lines
+    assert ["1-0", "22.0", "8.0", "9.0", "wrong", "data"] in lines
+    assert ["0+1", "8,192", "21", "right"] in lines
+    assert "no time left" in text
 
 
 def test_the_machine() -> None:

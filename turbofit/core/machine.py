@@ -8,7 +8,10 @@ from typing import Final
 
 from turbofit.core.struct import NA, NaType, Struct
 
-__all__ = ["MACHINE_SCHEMA", "Gpu", "Holder", "Host", "Link", "Machine", "Pcie"]
+__all__ = [
+    "MACHINE_SCHEMA", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine", "Measured",
+    "PairSpeed", "Pcie", "ReduceSpeed",
+]  # fmt: skip
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
 
@@ -80,6 +83,52 @@ class Link(Struct):
         return isinstance(self.nvlinks, int) and self.nvlinks > 0
 
 
+class CardSpeed(Struct):
+    """What a card reached: bytes/s of a copy inside it, FLOP/s of 16-bit matrix products."""
+
+    index: int
+    bandwidth: float
+    flops: float
+
+
+class PairSpeed(Struct):
+    """A copy from GPU ``source`` to ``target``: bytes/s, and seconds of a small one.
+
+    ``peer``: by peer access, and every byte arrived. ``right`` False: some did not.
+    ``host_bandwidth`` is that of the same copy through pinned host memory.
+    """
+
+    source: int
+    target: int
+    peer: bool
+    right: bool
+    bandwidth: float
+    latency: float
+    host_bandwidth: float
+
+
+class ReduceSpeed(Struct):
+    """NCCL's all-reduce of ``size`` bytes over these GPUs, in seconds; ``right``: its sums were."""
+
+    gpus: tuple[int, ...]
+    size: int
+    seconds: float
+    right: bool
+
+
+class Measured(Struct):
+    """What ``turbofit machine --measure`` found, and with which torch. Indices are the machine's.
+
+    ``left_out`` says in words what was not measured, and why.
+    """
+
+    torch: str
+    cards: tuple[CardSpeed, ...] = ()
+    pairs: tuple[PairSpeed, ...] = ()
+    reduces: tuple[ReduceSpeed, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
 class Host(Struct):
     """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit."""
 
@@ -94,6 +143,7 @@ class Machine(Struct):
 
     ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
     the indices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only these.
+    ``measured`` is None where nobody measured its speed.
     """
 
     schema: str = MACHINE_SCHEMA
@@ -106,6 +156,7 @@ class Machine(Struct):
     cuda: str | NaType = NA
     visible: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    measured: Measured | None = None
 
     def gpu(self, index: int) -> Gpu:
         """The GPU with this index (PCI order)."""

@@ -42,8 +42,9 @@ def machine_from(
     chosen_by_user = gpus is not None
     if on is None:
         from turbofit.machine.measure import measure
+        from turbofit.machine.measured import recall
 
-        machine = measure(env)
+        machine = recall(measure(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None
     elif "/" in on or on.endswith(".json"):
         from turbofit.machine.snapshot import load_snapshot

@@ -9,7 +9,9 @@ from turbofit.core.units import format_bytes, mib
 from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Gpu, Link, Machine
+    from collections.abc import Sequence
+
+    from turbofit.core.machine import Gpu, Link, Machine, Measured
     from turbofit.core.struct import NaType
     from turbofit.report.document import Block
 
@@ -39,7 +41,48 @@ def machine_view(machine: Machine) -> list[Block]:
         blocks.append(Line(text="nobody that can be seen", tone="dim"))
     if len(machine.gpus) > 1:
         blocks += _links(machine)
+    if machine.measured is not None:
+        blocks += _measured(machine.measured)
     blocks += [Heading(text="Host"), _host(machine)]
+    return blocks
+
+
+def _measured(measured: Measured) -> list[Block]:
+    """What cards and links reached."""
+    cards = [
+        (str(one.index), f"{one.bandwidth / 1e9:,.0f}", f"{one.flops / 1e12:,.1f}")
+        for one in measured.cards
+    ]
+    pairs = [
+        (
+            f"{one.source}-{one.target}",
+            *(f"{value / 1e9:,.1f}" for value in (one.bandwidth, one.host_bandwidth)),
+            f"{one.latency * 1e6:,.1f}",
+            "wrong data" if not one.right else "peer access" if one.peer else "through host",
+        )
+        for one in measured.pairs
+    ]
+    reduces = [
+        (
+            "+".join(str(index) for index in one.gpus),
+            f"{one.size:,}",
+            f"{one.seconds * 1e6:,.0f}",
+            "right" if one.right else "wrong",
+        )
+        for one in measured.reduces
+    ]
+    tables: tuple[tuple[tuple[str, ...], Sequence[tuple[str, ...]]], ...] = (
+        (("GPU", "memory GB/s", "16-bit TFLOP/s"), cards),
+        (("copy", "GB/s", "GB/s by host", "small us", "how"), pairs),
+        (("all-reduce of", "bytes", "us", "sums"), reduces),
+    )
+    blocks: list[Block] = [Heading(text=f"Measured with torch {measured.torch}")]
+    for titles, rows in tables:
+        if rows:
+            columns = tuple(Column(title=title, right=title != "how") for title in titles)
+            blocks.append(Table(columns=columns, rows=tuple(rows)))
+    if measured.left_out:
+        blocks.append(Items(items=measured.left_out, tone="dim"))
     return blocks
 
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.struct import known
 from turbofit.tuner.links import LinkClass, group_class
+from turbofit.tuner.reduce import reduce_class
 
 __all__ = ["groupings", "kinds"]
 
@@ -19,7 +20,7 @@ __all__ = ["groupings", "kinds"]
 _EXHAUSTIVE = 8
 
 Group = tuple[int, ...]
-Signature = tuple[tuple[tuple[tuple[int, int, int], ...], LinkClass], ...]
+Signature = tuple[tuple[tuple[tuple[int, int, int], ...], LinkClass, int], ...]
 
 
 def kinds(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
@@ -86,11 +87,11 @@ def _in_order(
 
 def _signature(
     machine: Machine, group: Sequence[Gpu]
-) -> tuple[tuple[tuple[int, int, int], ...], LinkClass]:
+) -> tuple[tuple[tuple[int, int, int], ...], LinkClass, int]:
     cards = tuple(
         sorted((known(g.total, 0), known(g.reserved, 0), known(g.used, 0)) for g in group)
     )
-    return cards, group_class(machine, group)
+    return cards, group_class(machine, group), reduce_class(machine, group)
 
 
 def _ordered(group: Sequence[Gpu]) -> Group:

@@ -54,7 +54,7 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
         fits=fits,
         verdict=_verdict(ask, found, accounts[0], host, engine),
         parallel_reason=_parallel_reason(ask, found),
-        throughput=total(best.speeds) if best.speeds else None,
+        throughput=total(best.speeds, ask.machine.measured) if best.speeds else None,
         considered=_considered(ask, found, engine),
         reasons=tuple(_reasons(ask, found, accounts[0], engine)),
         warnings=tuple(_warnings(ask, found, engine)),

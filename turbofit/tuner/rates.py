@@ -7,7 +7,7 @@ from functools import cache
 
 import msgspec
 
-from turbofit.core.machine import Gpu
+from turbofit.core.machine import Gpu, Measured
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 
@@ -42,6 +42,12 @@ class Rates(Struct):
     output_tokens: int
 
 
+#: Shares of a card's own peak that a large copy and a large product reach: a measured card's
+#: figures are those, where the efficiencies are of the peak.
+_COPY_SHARE = 0.9
+_PRODUCT_SHARE = 0.75
+
+
 class Card(Struct):
     """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products."""
 
@@ -57,10 +63,21 @@ def rates(key: str = "value") -> Rates:
     return msgspec.convert(found, Rates)
 
 
-def card_of(gpus: Sequence[Gpu], figures: Rates) -> Card:
-    """What the slowest of these cards sustains."""
-    bandwidth = min(known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH) for gpu in gpus)
-    flops = min(known(gpu.dense_flops, _UNKNOWN_FLOPS) for gpu in gpus)
+def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> Card:
+    """What the slowest of these cards sustains; a measured card is taken at its own word."""
+    seen = {one.index: one for one in measured.cards} if measured else {}
+    bandwidth = min(
+        seen[gpu.index].bandwidth / _COPY_SHARE
+        if gpu.index in seen
+        else known(gpu.memory_bandwidth, _UNKNOWN_BANDWIDTH)
+        for gpu in gpus
+    )
+    flops = min(
+        seen[gpu.index].flops / _PRODUCT_SHARE
+        if gpu.index in seen
+        else known(gpu.dense_flops, _UNKNOWN_FLOPS)
+        for gpu in gpus
+    )
     return Card(
         bandwidth=bandwidth * figures.memory_efficiency, flops=flops * figures.compute_efficiency
     )

@@ -16,6 +16,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
+from turbofit.tuner.reduce import reduce_class
 from turbofit.tuner.throughput import Speed, group_speed
 
 __all__ = ["MIN_TEXT_TOKENS", "Memo", "Shape", "Sizer", "shape_settings", "shortest_context"]
@@ -222,4 +223,14 @@ class Sizer:
         fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
         bandwidth = nvlink_bandwidth(self.ask.machine, gpus)
         link = self.memo.link(self.ask, gpus)
-        return (first.name, first.total, first.reserved, first.used, fullest, link, bandwidth)
+        speed = reduce_class(self.ask.machine, gpus)
+        return (
+            first.name,
+            first.total,
+            first.reserved,
+            first.used,
+            fullest,
+            link,
+            bandwidth,
+            speed,
+        )

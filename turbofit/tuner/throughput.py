@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbofit.core.machine import Gpu, Machine
+from turbofit.core.machine import Gpu, Machine, Measured
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
@@ -68,7 +68,7 @@ def group_speed(
     tokens = request_tokens(asked)
     return speed_of(
         work_of(model, settings, engine),
-        card_of(gpus, figures),
+        card_of(gpus, figures, machine.measured),
         reduce_of(machine, gpus, figures),
         figures,
         prompt=tokens - figures.output_tokens,
@@ -134,14 +134,17 @@ def speed_of(
     )
 
 
-def total(speeds: Sequence[Speed]) -> Throughput:
-    """The forecast over all replicas."""
+def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughput:
+    """The forecast over all replicas; ``measured`` is what it rests on beside the constants."""
     figures = rates()
+    rests = "rates assumed, not measured"
+    if measured is not None:
+        rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
     rate = sum(speed.requests_per_second for speed in speeds)
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; rates assumed, not measured"
+            f"{figures.output_tokens} answered; {rests}"
         ),
         requests_per_second=round(rate, 4),
         output_tokens_per_second=round(rate * figures.output_tokens, 1),

@@ -1,0 +1,183 @@
+"""What a measurement says, what is believed of it, and what a later plan makes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.pretend.cuda_torch import CUDA_PATH, run
+from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.machine import Machine
+from turbofit.core.struct import decode, to_json
+from turbofit.machine import measured
+from turbofit.machine.measured import keep, measure_speed, recall, with_measured
+from turbofit.machine.spec import parse_spec
+from turbofit.tuner.links import LinkClass, group_class
+from turbofit.tuner.rates import card_of, rates
+from turbofit.tuner.reduce import reduce_of
+
+PROGRAM = Path(measured.__file__).with_name("meter.py")
+
+
+def machine(spec: str = "2xrtx3090") -> Machine:
+    made = parse_spec(spec)
+    return replace(made, gpus=tuple(replace(g, uuid=f"GPU-{g.index}") for g in made.gpus))
+
+
+def pair(source: int, target: int, **changes: Any) -> dict[str, Any]:
+    facts = {"peer": True, "right": True, "bandwidth": 2e10, "latency": 1e-5, "host_bandwidth": 8e9}
+    return {"pair": [source, target], **facts, **changes}
+
+
+def lines_of(*pairs: dict[str, Any], reduces: tuple[tuple[int, float], ...] = ()) -> list[Any]:
+    cards = [{"card": i, "bandwidth": 8.4e11, "flops": 5.6e13} for i in (0, 1)]
+    sums = [
+        {"reduce": [0, 1], "size": size, "seconds": seconds, "right": True}
+        for size, seconds in reduces
+    ]
+    return [{"torch": "2.9", "gpus": 2}, *cards, *pairs, *sums]
+
+
+def measure(tmp_path: Path, facts: list[Any], on: Machine, ending: str = "", **options: Any):
+    script = tmp_path / "program.py"
+    text = "\n".join(fact if isinstance(fact, str) else json.dumps(fact) for fact in facts)
+    script.write_text(f"import os, sys, time\nprint({text!r}, flush=True)\n{ending}\n")
+    return measure_speed(on, command=[sys.executable, str(script)], **options)
+
+
+def test_every_line_is_kept_under_the_machines_own_indices(tmp_path) -> None:
+    on = replace(machine("3xrtx3090"), visible=(2, 0))
+    said: list[str] = []
+    facts = [*lines_of(pair(0, 1), pair(1, 0)), "noise", {"failed": "reduce", "of": [[0, 1]]}]
+    found = measure(
+        tmp_path, facts, on, "print(os.environ['CUDA_VISIBLE_DEVICES'])", say=said.append
+    )
+    assert [one.index for one in found.cards] == [2, 0]
+    assert [(one.source, one.target) for one in found.pairs] == [(2, 0), (0, 2)]
+    assert found.torch == "2.9"
+    assert found.left_out == ("reduce of [[0, 1]]: no time left",)
+    assert any("peer access" in word for word in said)
+    assert decode(to_json(found), measured.Measured, what="x") == found
+
+
+def test_peers_are_those_that_a_checked_copy_proved(tmp_path) -> None:
+    promised = machine("2xrtx3090,p2p=all")
+    for second, peers in (
+        (pair(1, 0), True), (pair(1, 0, peer=False), False), (pair(1, 0, right=False), False),
+    ):  # fmt: skip
+        found = with_measured(promised, measure(tmp_path, lines_of(pair(0, 1), second), promised))
+        assert found.link(0, 1).peers is peers
+        assert ("wrong data" in " ".join(found.warnings)) is (second["right"] is False)
+    denied = machine("2xrtx3090,p2p=none")
+    found = with_measured(denied, measure(tmp_path, lines_of(pair(0, 1), pair(1, 0)), denied))
+    assert group_class(found, found.gpus) == LinkClass.PCIE_PEER
+    half = with_measured(denied, measure(tmp_path, lines_of(pair(0, 1)), denied))
+    assert not half.link(0, 1).peers
+
+
+def test_a_bridge_that_corrupts_is_no_bridge(tmp_path) -> None:
+    bridged = machine("2xrtx3090,nvlink=0-1")
+    facts = lines_of(pair(0, 1), pair(1, 0, right=False))
+    found = with_measured(bridged, measure(tmp_path, facts, bridged))
+    assert group_class(found, found.gpus) == LinkClass.HOST
+
+
+def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
+    on = machine()
+    times = ((8192, 2e-5), (1 << 20, 1.2e-4), (32 << 20, 3.2e-3))
+    found = with_measured(on, measure(tmp_path, lines_of(reduces=times), on))
+    own = reduce_of(found, found.gpus, rates())
+    for size, seconds in (times[0], times[2]):
+        assert own.seconds(size) == pytest.approx(seconds, rel=0.01)
+    card = card_of(found.gpus, rates(), found.measured)
+    assert card.bandwidth == pytest.approx(8.4e11 / 0.9 * rates().memory_efficiency)
+    assert card.flops == pytest.approx(5.6e13 / 0.75 * rates().compute_efficiency)
+    wrong = [
+        {**fact, "right": False} if "reduce" in fact else fact for fact in lines_of(reduces=times)
+    ]
+    unbelieved = with_measured(on, measure(tmp_path, wrong, on))
+    assert reduce_of(unbelieved, on.gpus, rates()) == reduce_of(on, on.gpus, rates())
+
+
+def test_a_group_that_nobody_measured_is_its_slowest_pair_shared(tmp_path) -> None:
+    on = machine("4xrtx3090")
+    facts = [
+        {"reduce": [a, b], "size": size, "right": True,
+         "seconds": 1e-5 + size * (2e-9 if (a, b) == (2, 3) else 1e-9)}
+        for a in range(4) for b in range(a + 1, 4) for size in (8192, 1 << 20)
+    ]  # fmt: skip
+    found = with_measured(on, measure(tmp_path, facts, on))
+    four = reduce_of(found, found.gpus, rates())
+    slow = reduce_of(found, found.gpus[2:], rates())
+    assert four.ranks == four.shared_by == 4
+    assert four.bandwidth == slow.bandwidth
+    assert (
+        four.seconds(1 << 20)
+        > slow.seconds(1 << 20)
+        > reduce_of(found, found.gpus[:2], rates()).seconds(1 << 20)
+    )
+
+
+def test_the_right_pair_is_chosen_where_links_differ(tmp_path) -> None:
+    import turbofit
+
+    on = machine("4xrtx3090")
+    fast = {(0, 2), (1, 3)}
+    facts = [
+        {"reduce": [a, b], "size": size, "right": True,
+         "seconds": 1e-5 + size * (5e-11 if (a, b) in fast else 2e-9)}
+        for a in range(4) for b in range(a + 1, 4) for size in (8192, 1 << 20)
+    ]  # fmt: skip
+    found = with_measured(on, measure(tmp_path, facts, on))
+    plan = turbofit.plan("qwen2.5-14b", on=found, tp=2, replicas=2)
+    assert {frozenset(group) for group in plan.parallel.groups} == {
+        frozenset(pair) for pair in fast
+    }
+    assert turbofit.plan("qwen2.5-14b", on=on, tp=2, replicas=2).parallel.groups == ((0, 1), (2, 3))
+
+
+def test_it_is_kept_for_these_gpus_and_this_driver(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    on = machine()
+    assert recall(on) == on
+    found = measure(tmp_path, lines_of(pair(0, 1), pair(1, 0)), on)
+    path = keep(on, found)
+    assert recall(on).measured == found
+    assert recall(replace(on, driver="1.2")).measured is None
+    assert recall(machine("1xrtx3090")).measured is None
+    path.write_text("{")
+    assert recall(on) == on
+
+
+def test_failures_are_plain(tmp_path) -> None:
+    on = machine()
+    with pytest.raises(PackageError, match="torch with CUDA"):
+        measure(tmp_path, [], on, "sys.exit(3)")
+    with pytest.raises(MachineError, match="exit code -9"):
+        measure(tmp_path, [{"torch": "2", "gpus": 2}], on, "os.kill(os.getpid(), 9)")
+    found = measure(tmp_path, lines_of(), on, "os._exit(7)")
+    assert len(found.cards) == 2
+    assert found.left_out == ("all after exit code 7",)
+
+
+def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(measured, "_GRACE", 0.5)
+    found = measure(tmp_path, lines_of(), machine(), "time.sleep(60)", seconds=0.5)
+    assert found.left_out == ("all after exit code -9",)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
+def test_the_program_itself_runs_on_pretend_gpus_and_is_not_deceived(tmp_path) -> None:
+    program = f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
+    ran = run(tmp_path / "run", program, on="2xrtx3090", seconds=100)
+    facts = [json.loads(line) for line in ran.text.splitlines() if line.startswith("{")]
+    kinds = [next(iter(fact)) for fact in facts]
+    assert kinds == ["torch", "card", "card", "pair", "pair", "reduce", "reduce", "reduce"]
+    # No kernel computes there, so no copy's bytes arrive: it must say so.
+    assert [fact["right"] for fact in facts if "pair" in fact] == [False, False]

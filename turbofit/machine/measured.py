@@ -1,0 +1,229 @@
+"""``turbofit machine --measure``: what this machine's cards and links reach, kept for later plans.
+
+A pair whose copies arrive wrong loses its peer access in every later plan: behind some IOMMUs the
+driver promises what the hardware does not do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.files import write_atomic
+from turbofit.core.machine import (
+    CardSpeed,
+    Link,
+    Machine,
+    Measured,
+    PairSpeed,
+    ReduceSpeed,
+)
+from turbofit.core.state import state_dir
+from turbofit.core.struct import decode, to_json
+
+__all__ = ["keep", "measure_speed", "recall", "with_measured"]
+
+_PROGRAM: Final = str(Path(__file__).with_name("meter.py"))
+_SECONDS: Final = 60.0
+#: How long the program may take beyond what it was given: one task, and making contexts.
+_GRACE: Final = 60.0
+_NO_CUDA: Final = 3
+
+
+def measure_speed(
+    machine: Machine,
+    *,
+    seconds: float = _SECONDS,
+    say: Callable[[str], None] = lambda _: None,
+    command: Sequence[str] = (sys.executable, "-I", _PROGRAM),
+    environ: Mapping[str, str] | None = None,
+) -> Measured:
+    """Measure the machine's visible GPUs in a process of its own.
+
+    Args:
+        machine: this machine, as NVML shows it.
+        seconds: after which no further task begins.
+        say: is told of each result.
+        command: the program, for tests.
+        environ: the environment, by default the process's own.
+
+    Raises:
+        PackageError: no torch with CUDA.
+        MachineError: nothing could be measured.
+    """
+    gpus = [machine.gpu(index) for index in machine.visible]
+    env = dict(os.environ if environ is None else environ)
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
+    process = subprocess.Popen(
+        [*command, str(seconds)],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    lines = []
+    try:
+        for fact in _facts(process, seconds + _GRACE):
+            lines.append(fact)
+            say(_told(fact))
+    finally:
+        if process.poll() is None:
+            process.kill()
+        code = process.wait()
+    if code == _NO_CUDA:
+        raise PackageError(
+            "torch with CUDA is not installed beside turbofit: --measure runs it",
+            hint="install torch for this machine's CUDA, or plan without --measure",
+        )
+    found = _measured(lines, [gpu.index for gpu in gpus])
+    if code and not found.cards:
+        raise MachineError(
+            f"the measurement died with exit code {code} before its first result",
+            hint="turbofit doctor says what is wrong with this machine's CUDA",
+        )
+    if code:
+        found = replace(found, left_out=(*found.left_out, f"all after exit code {code}"))
+    return found
+
+
+def with_measured(machine: Machine, measured: Measured) -> Machine:
+    """The machine with what was measured of it: peers are those that a checked copy proved."""
+    wrong = {tuple(sorted((one.source, one.target))) for one in measured.pairs if not one.right}
+    links = tuple(_proved(link, measured.pairs) for link in machine.links)
+    said = tuple(
+        f"GPU {a} and GPU {b} copy wrong data to each other: they are planned without peer access"
+        for a, b in sorted(wrong)
+    )
+    warnings = (*machine.warnings, *(word for word in said if word not in machine.warnings))
+    return replace(machine, links=links, warnings=warnings, measured=measured)
+
+
+def _proved(link: Link, pairs: Sequence[PairSpeed]) -> Link:
+    """The link with peer access as both directions' copies showed it; unmeasured ones stay."""
+    both = [one for one in pairs if {one.source, one.target} == {link.a, link.b}]
+    if len(both) < 2:
+        return link
+    peers = all(one.peer for one in both)
+    lanes = link.nvlinks if all(one.right for one in both) else 0
+    return replace(link, p2p_read=peers, p2p_write=peers, nvlinks=lanes)
+
+
+def keep(machine: Machine, measured: Measured) -> Path:
+    """Store what was measured for later plans on the same GPUs.
+
+    Raises:
+        OSError: the state folder cannot be written.
+    """
+    path = _path(machine)
+    write_atomic(path, to_json(measured))
+    return path
+
+
+def recall(machine: Machine) -> Machine:
+    """The machine with what was once measured of exactly these GPUs, or unchanged."""
+    try:
+        data = _path(machine).read_bytes()
+        return with_measured(machine, decode(data, Measured, what="the measurement"))
+    except Exception:  # noqa: BLE001 - a damaged file is as good as none
+        return machine
+
+
+def _path(machine: Machine) -> Path:
+    """By the UUIDs of all GPUs and the driver: another driver may have other peer access."""
+    text = "\n".join([*sorted(gpu.uuid for gpu in machine.gpus), str(machine.driver)])
+    name = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return state_dir("machines") / f"{name}.json"
+
+
+def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str, Any]]:
+    """The lines of the program, until it ends or its time is over."""
+    from threading import Timer
+
+    assert process.stdout is not None
+    timer = Timer(seconds, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            try:
+                fact = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fact, dict):
+                yield fact
+    finally:
+        timer.cancel()
+
+
+def _measured(lines: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Measured:
+    cards, pairs, reduces, left_out = [], [], [], []
+    version = ""
+    for fact in lines:
+        if "torch" in fact:
+            version = str(fact["torch"])
+        elif "card" in fact:
+            at = indices[fact["card"]]
+            cards.append(CardSpeed(index=at, bandwidth=fact["bandwidth"], flops=fact["flops"]))
+        elif "pair" in fact:
+            source, target = (indices[i] for i in fact["pair"])
+            right = bool(fact["right"])
+            pairs.append(
+                PairSpeed(
+                    source=source,
+                    target=target,
+                    peer=bool(fact["peer"]) and right,
+                    right=right,
+                    bandwidth=fact["bandwidth"],
+                    latency=fact["latency"],
+                    host_bandwidth=fact["host_bandwidth"],
+                )
+            )
+        elif "reduce" in fact:
+            gpus = tuple(indices[i] for i in fact["reduce"])
+            reduces.append(
+                ReduceSpeed(
+                    gpus=gpus, size=fact["size"], seconds=fact["seconds"], right=bool(fact["right"])
+                )
+            )
+        else:
+            left_out.append(_told(fact))
+    return Measured(
+        torch=version,
+        cards=tuple(cards),
+        pairs=tuple(pairs),
+        reduces=tuple(reduces),
+        left_out=tuple(left_out),
+    )
+
+
+def _told(fact: Mapping[str, Any]) -> str:
+    """One result in words."""
+    if "card" in fact:
+        return f"GPU {fact['card']}: {_giga(fact['bandwidth'])}B/s, {_giga(fact['flops'])}FLOP/s"
+    if "pair" in fact:
+        source, target = fact["pair"]
+        how = "peer access" if fact["peer"] else "no peer access"
+        how += "" if fact["right"] else ", WRONG DATA"
+        return f"GPU {source} to {target}: {_giga(fact['bandwidth'])}B/s, {how}"
+    if "reduce" in fact:
+        group = "+".join(str(i) for i in fact["reduce"])
+        spent = f"{fact['seconds'] * 1e6:.0f} us"
+        return f"all-reduce of {fact['size']:,} bytes over {group}: {spent}"
+    if "torch" in fact:
+        return f"torch {fact['torch']} on {fact['gpus']} GPUs"
+    name = fact.get("left_out") or fact.get("failed")
+    return f"{name} of {fact.get('of')}: {fact.get('why', 'no time left')}"
+
+
+def _giga(value: float) -> str:
+    return f"{value / 1e9:,.0f} G"
