@@ -92,7 +92,7 @@ def test_the_score_grows_with_free_memory(engine, seed, freed):
     if before.fits:
         # A step of the ratio is the least that a cache can give up: memory freed on the card that
         # sizes it makes it larger on the other one too, which may have no room for that.
-        assert after.score >= before.score * 0.995
+        assert after.score >= before.score - abs(before.score) * 0.005
 
 
 @given(engine=engines, seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))

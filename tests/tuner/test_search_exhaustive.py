@@ -65,7 +65,7 @@ def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
         "latency": 1 / max(s.seconds_per_request for s in speeds),
         "context": float(tokens),
     }[ask.workload.goal]
-    return value, tokens, prefill, -settings.tp
+    return value, True, tokens, prefill, -settings.tp
 
 
 def exhaustive(ask: Ask, engine: Engine, contexts):
@@ -113,7 +113,7 @@ def test_the_context_is_the_longest_that_the_cache_holds(seed):
     found = search(ask, TURBOMIND).best
     if not found.fits or found.shape.units_per_forward is not None:
         return
-    longest = ask.model.text.max_position_embeddings
+    longest = min(ask.model.text.max_position_embeddings, found.shape.longest or 1 << 30)
     exposure = exposure_of(ask, found.shape.limit)
     held = [
         context

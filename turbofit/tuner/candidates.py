@@ -38,9 +38,13 @@ class Judged(Struct):
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What is compared: the score, then tokens, then the larger prefill, then fewer shards."""
+        """What is compared: the score, then the longer context, then tokens.
+
+        Last the larger prefill, then fewer shards.
+        """
         shape = self.shape
-        return (self.score, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
+        whole = shape.longest is None
+        return (self.score, whole, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
 
     def candidate(self, why_not: str) -> Candidate:
         """The row of ``considered``."""

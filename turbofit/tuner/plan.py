@@ -137,6 +137,9 @@ def _reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterat
     longest = ask.model.text.max_position_embeddings
     if ask.workload.context is not None:
         why = "the context asked for"
+    elif best.shape.longest is not None and settings.session_len == best.shape.longest:
+        why = f"less than the cache would hold: with {longest} more images meet in a forward, and"
+        why += " the memory for them holds fewer requests at once; --context asks for more"
     elif settings.session_len >= longest:
         why = "the model's own context, which the cache holds"
     else:

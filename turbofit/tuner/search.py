@@ -8,6 +8,7 @@ which any shape serves decides; within it the best rank wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 from msgspec.structs import replace
 
@@ -20,11 +21,14 @@ from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.groups import groupings, kinds
-from turbofit.tuner.sizing import Memo, Shape, shape_settings
+from turbofit.tuner.sizing import Memo, Shape, shape_settings, shortest_context
 
 __all__ = ["PREFILL_SIZES", "Found", "search", "shapes"]
 
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
+#: A context that few miss. The longer ones of a cache let more images meet in TurboMind's forward,
+#: which costs cache: where that costs requests at once, the plan is content with this one.
+_ENOUGH_CONTEXT = 32768
 _LARGEST_TP = 8
 
 
@@ -62,6 +66,7 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
     """Every shape that LMDeploy could run here, at the asked limit."""
     fixed_prefill = ask.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
+    contexts = _contexts(ask)
     for gpus in kinds(ask.visible):
         for tp in _tps(ask, len(gpus)):
             # MIG instances have no peers, so NCCL cannot join them.
@@ -69,12 +74,13 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
                 continue
             for replicas in _replicas(ask, len(gpus) // tp):
                 for groups in groupings(ask.machine, gpus, tp, replicas):
-                    for prefill in prefills:
+                    for prefill, longest in product(prefills, contexts):
                         yield Shape(
                             tp=tp,
                             groups=groups,
                             max_prefill_token_num=prefill,
                             limit=ask.own_limit,
+                            longest=longest,
                         )
 
 
@@ -210,6 +216,17 @@ def _tps(ask: Ask, gpus: int) -> Sequence[int]:
     if ask.tp is not None:
         return (ask.tp,) if ask.tp <= gpus else ()
     return range(1, min(gpus, _LARGEST_TP) + 1)
+
+
+def _contexts(ask: Ask) -> tuple[int | None, ...]:
+    """The longest that the cache holds, and less where images and nobody's wish are at stake."""
+    asked = exposure_of(ask, ask.own_limit)
+    free = ask.workload.context is None and "session_len" not in ask.fixed
+    longer = ask.model.text.max_position_embeddings > _ENOUGH_CONTEXT
+    enough = shortest_context(asked) <= _ENOUGH_CONTEXT
+    if asked.units_per_image and free and longer and enough and ask.workload.goal != "context":
+        return (None, _ENOUGH_CONTEXT)
+    return (None,)
 
 
 def _replicas(ask: Ask, most: int) -> Sequence[int]:

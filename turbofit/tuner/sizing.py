@@ -28,13 +28,18 @@ _ROUND_CONTEXT = 1024
 
 
 class Shape(Struct):
-    """A point of the search space; ``units_per_forward`` None pays for the engine's own bound."""
+    """A point of the search space.
+
+    ``units_per_forward`` None pays for the engine's own bound; ``longest`` is the context that it
+    is content with where the cache would hold a longer one.
+    """
 
     tp: int
     groups: tuple[tuple[int, ...], ...]
     max_prefill_token_num: int
     limit: int | None
     units_per_forward: int | None = None
+    longest: int | None = None
 
     @property
     def replicas(self) -> int:
@@ -136,6 +141,8 @@ class Sizer:
         if isinstance(fixed, int):
             return fixed
         longest = self.ask.model.text.max_position_embeddings
+        if self.shape.longest is not None:
+            longest = min(longest, self.shape.longest)
         low = min(shortest_context(self.exposure), longest)
         if self._holds(longest):
             return longest
