@@ -1,0 +1,192 @@
+"""Every pair of a preset model and a preset card: the plan against LMDeploy on the same engine.
+
+``python bench/peers/every.py [--only MODEL] [--log FILE] [--results FILE]``. The engines cut their
+cache by a rule that turbofit's account has exactly (every rehearsed count of blocks was met), so
+that most pairs need no rehearsal: there the plan holds more tokens than each peer, whether that
+survives or not. The others are rehearsed: a peer that holds as many as the plan must die of what
+everybody is sent. Some ten minutes, and ten seconds for each peer in doubt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from grid import PLAN, SETTINGS, Pair, Setting
+from turbomind import turbomind_row
+
+import turbofit
+from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import Plan
+from turbofit.core.presets import preset_path
+from turbofit.memory.engines import engine_for
+
+HEAD = """# The plan against LMDeploy's own settings, on every pair
+
+Made by `python bench/peers/every.py --results FILE`.
+
+{pairs:,} pairs of a preset model and one preset card. On {judged:,} the plan fits, on the engine
+that LMDeploy takes itself ({rest}).
+
+On {clear:,} of these it holds more tokens than LMDeploy's defaults and each advice (0.5, 0.4, 0.2),
+whether those survive or not. On the other {doubtful:,} some peer holds as many or more; {rows:,}
+such peers were rehearsed ({fates}), those of {unknown:,} pairs on the PyTorch engine were not.
+**Met on {met:,}, missed on {missed:,}**, where a peer survived what everybody is sent:
+"""
+_NOT_CARDS = {"aliases", "context"}
+
+
+class Found(NamedTuple):
+    """One pair: what the plan holds, and the peers that hold as many."""
+
+    pair: Pair
+    engine: str
+    tokens: int
+    rivals: tuple[tuple[Setting, int], ...]
+
+
+def names(kind: str) -> list[str]:
+    """Presets of a kind."""
+    folder = preset_path(kind, "aliases").parent
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NOT_CARDS)
+
+
+def pairs() -> Iterator[Found | str]:
+    """Every pair that the plan fits; of the others why not, in a word."""
+    for model in names("models"):
+        for card in names("gpus"):
+            pair = Pair(model, f"1x{card}")
+            try:
+                yield found(pair)
+            except TurbofitError:
+                yield "no engine of LMDeploy"
+
+
+def found(pair: Pair) -> Found | str:
+    """The plan and its peers by the account, on the engine that LMDeploy takes itself."""
+    plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1)
+    engine = engine_for(plan.model).name
+    if plan.engine.name != engine:
+        return "on the other engine" if plan.fits else "does not fit"
+    if not plan.fits:
+        return "does not fit"
+    rivals = []
+    for setting in SETTINGS:
+        if setting.name == PLAN:
+            continue
+        told = turbofit.predict(pair.model, on=pair.on, tp=1, **(setting.changed or {}))
+        if told.kv.tokens >= plan.kv.tokens:
+            rivals.append((setting, told.kv.tokens))
+    return Found(pair, engine, plan.kv.tokens, tuple(rivals))
+
+
+def alike(plan: Plan) -> tuple[Any, ...]:
+    """What a rehearsal of a card depends on: cards that agree in it are rehearsed once."""
+    gpu = plan.machine.gpus[0]
+    return (gpu.total, gpu.reserved, gpu.compute_capability, plan.settings.max_batch_size)
+
+
+def rehearsed(doubtful: Sequence[Found], folder: Path, log: Path) -> Iterator[dict[str, Any]]:
+    """The fate of each rival; those already in the log are not run again."""
+    done = {}
+    if log.exists():
+        done = {line["key"]: line for line in map(json.loads, log.read_text().splitlines())}
+    for number, one in enumerate(doubtful, 1):
+        for setting, tokens in one.rivals:
+            told = turbofit.predict(one.pair.model, on=one.pair.on, tp=1, **(setting.changed or {}))
+            key = json.dumps([one.pair.model, setting.name, *map(str, alike(told))])
+            if key not in done:
+                done[key] = {"key": key, **fate(one.pair, setting, folder)}
+                with log.open("a") as file:
+                    file.write(json.dumps(done[key]) + "\n")
+                told_so_far = f"[{number}/{len(doubtful)}] {one.pair.name} {setting.name}"
+                said = f"{done[key]['fate']} {done[key]['of']}"
+                print(f"{told_so_far}: {said}", file=sys.stderr, flush=True)
+            yield {
+                "pair": one.pair.name, "ours": one.tokens, "who": setting.name,
+                "forecast": tokens, **done[key],
+            }  # fmt: skip
+
+
+def fate(pair: Pair, setting: Setting, folder: Path) -> dict[str, Any]:
+    """How a peer ended, and what it held."""
+    try:
+        row = turbomind_row(pair, setting, folder)
+    except TurbofitError as exc:
+        return {"fate": "not rehearsed", "of": exc.message, "tokens": None}
+    return {"fate": row.fate, "of": row.of, "tokens": row.tokens}
+
+
+def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
+    """The bar over all pairs, and each pair on which a peer lived with as many tokens."""
+    judged = [one for one in seen if isinstance(one, Found)]
+    doubtful = [one for one in judged if one.rivals]
+    lived = [row for row in rows if row["fate"] == "survived"]
+    words = sorted({one for one in seen if isinstance(one, str)})
+    rest = "; ".join(f"{word}: {sum(one == word for one in seen):,}" for word in words)
+    missed = len({row["pair"] for row in lived})
+    unknown = len({one.pair for one in doubtful}) - len({row["pair"] for row in rows})
+    clear = len(judged) - len(doubtful)
+    told = HEAD.format(
+        pairs=len(seen),
+        judged=len(judged),
+        rest=rest,
+        clear=clear,
+        doubtful=len(doubtful),
+        rows=len(rows),
+        fates=_fates(rows),
+        unknown=unknown,
+        met=len(judged) - missed - unknown,
+        missed=missed,
+    )
+    lines = [
+        told,
+        "| pair | our tokens | peer | its tokens | ours more by |",
+        "|---|--:|---|--:|--:|",
+    ]
+    lines += [
+        f"| {row['pair']} | {row['ours']:,} | {row['who']} | {row['tokens']:,}"
+        f" | {row['ours'] / row['tokens'] - 1:+.1%} |"
+        for row in lived
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fates(rows: Sequence[dict[str, Any]]) -> str:
+    """How many ended how."""
+    fates = [row["fate"] for row in rows]
+    return ", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates))
+
+
+def main() -> int:
+    """Sweep, rehearse what is in doubt, and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--log", type=Path, default=Path("every.jsonl"), help="fates, kept")
+    parser.add_argument("--results", type=Path, help="write the report here too")
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    args = parser.parse_args()
+    seen = (
+        list(pairs())
+        if not args.only
+        else [one for one in pairs() if isinstance(one, Found) and args.only in one.pair.model]
+    )
+    doubtful = [one for one in seen if isinstance(one, Found) and one.rivals]
+    with tempfile.TemporaryDirectory() as scratch:
+        tm = [one for one in doubtful if one.engine == "turbomind"]
+        rows = list(rehearsed(tm, Path(scratch), args.log))
+    text = report(seen, rows)
+    print(text)
+    if args.results:
+        args.results.write_text(text, encoding="utf-8")
+    return 1 if any(row["fate"] == "survived" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
