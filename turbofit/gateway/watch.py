@@ -17,7 +17,7 @@ from turbofit.model.videos import (
     fitting_pixels,
     grids,
     least_pixels,
-    video_units,
+    most_video_units,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def hold_frames(
                 f"{limits.units_per_image} {limits.vision_unit}es planned for",
             )
         least = least_pixels(rule, frames, most)
-        count = video_units(rule, frames, *size, max_pixels=most, min_pixels=least)
+        count = most_video_units(rule, frames, *size, most)
         words = grids(rule, frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
         raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None

@@ -15,7 +15,7 @@ from turbofit.model.families.qwen_vl import LARGEST_RATIO
 
 __all__ = [
     "GRID_TEXT_TOKENS", "LONGEST_SECONDS", "fitting_pixels", "grids", "least_pixels",
-    "takes_videos", "video_units",
+    "most_video_units", "takes_videos", "video_units",
 ]  # fmt: skip
 
 #: Tokens of one grid's words, ``<12345.6 seconds>`` and two marks. Never under, up to:
@@ -113,14 +113,19 @@ def fitting_pixels(
     low, high = 0, max(1, own // area)
     while low < high:
         middle = (low + high + 1) // 2
-        if _worst(rule, frames, width, height, middle * area) <= units:
+        if most_video_units(rule, frames, width, height, middle * area) <= units:
             low = middle
         else:
             high = middle - 1
     return low * area if low else None
 
 
-def _worst(rule: PatchRule, frames: int, width: int, height: int, largest: int) -> int:
+def most_video_units(rule: PatchRule, frames: int, width: int, height: int, largest: int) -> int:
+    """The most patches of so many frames or fewer, under a ``max_pixels`` and its `least_pixels`.
+
+    Raises:
+        UsageError: frames that the preprocessor refuses.
+    """
     smallest = least_pixels(rule, frames, largest)
     counts = range(_video(rule).merged_frames, frames + 1)
     return max(
