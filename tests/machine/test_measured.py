@@ -147,6 +147,7 @@ def test_it_is_kept_for_these_gpus_and_this_driver(tmp_path, monkeypatch) -> Non
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     on = machine()
     assert recall(on) == on
+    assert not (tmp_path / "state").exists()
     found = measure(tmp_path, lines_of(pair(0, 1), pair(1, 0)), on)
     path = keep(on, found)
     assert recall(on).measured == found

@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["new_file", "new_folder", "state_dir"]
 
 
-def state_dir(room: str) -> Path:
+def state_dir(room: str, *, make: bool = True) -> Path:
     """The state folder of one room, e.g. ``state_dir("runs")``; made where it is missing.
 
     Only the user can read it: logs of a server may hold what its clients sent.
@@ -19,7 +19,8 @@ def state_dir(room: str) -> Path:
     """
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     folder = Path(base) / "turbofit" / room
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if make:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

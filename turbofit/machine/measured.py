@@ -125,7 +125,7 @@ def keep(machine: Machine, measured: Measured) -> Path:
     Raises:
         OSError: the state folder cannot be written.
     """
-    path = _path(machine)
+    path = state_dir("machines") / _name(machine)
     write_atomic(path, to_json(measured))
     return path
 
@@ -133,17 +133,16 @@ def keep(machine: Machine, measured: Measured) -> Path:
 def recall(machine: Machine) -> Machine:
     """The machine with what was once measured of exactly these GPUs, or unchanged."""
     try:
-        data = _path(machine).read_bytes()
+        data = (state_dir("machines", make=False) / _name(machine)).read_bytes()
         return with_measured(machine, decode(data, Measured, what="the measurement"))
     except Exception:  # noqa: BLE001 - a damaged file is as good as none
         return machine
 
 
-def _path(machine: Machine) -> Path:
+def _name(machine: Machine) -> str:
     """By the UUIDs of all GPUs and the driver: another driver may have other peer access."""
     text = "\n".join([*sorted(gpu.uuid for gpu in machine.gpus), str(machine.driver)])
-    name = hashlib.sha256(text.encode()).hexdigest()[:24]
-    return state_dir("machines") / f"{name}.json"
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 
 def _facts(process: subprocess.Popen[str], seconds: float) -> Iterator[dict[str, Any]]:
