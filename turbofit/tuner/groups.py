@@ -7,17 +7,19 @@ forecast: only the one with the smallest indices is kept, so permuting equal GPU
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations, product
 
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.struct import known
 from turbofit.tuner.links import LinkClass, group_class
 from turbofit.tuner.reduce import reduce_class
 
-__all__ = ["groupings", "kinds"]
+__all__ = ["groupings", "kinds", "mixed_groupings"]
 
 #: Beyond this many equal GPUs every grouping is too many: they are cut in an order of their links.
 _EXHAUSTIVE = 8
+#: Ways to group one kind that are tried beside those of another.
+_MIXED = 4
 
 Group = tuple[int, ...]
 Signature = tuple[tuple[tuple[tuple[int, int, int], ...], LinkClass, int], ...]
@@ -50,6 +52,19 @@ def groupings(
         signature = tuple(sorted(_signature(machine, group) for group in way))
         distinct.setdefault(signature, tuple(_ordered(group) for group in way))
     return list(distinct.values())
+
+
+def mixed_groupings(
+    machine: Machine, parts: Sequence[Sequence[Gpu]], tp: int
+) -> list[tuple[Group, ...]]:
+    """As many groups of ``tp`` as each kind of card gives, of all kinds side by side.
+
+    Each group is of one kind. Empty where fewer than two kinds give any.
+    """
+    found = [groupings(machine, gpus, tp, len(gpus) // tp) for gpus in parts if len(gpus) >= tp]
+    if len(found) < 2:
+        return []
+    return [tuple(chain(*way)) for way in product(*(one[:_MIXED] for one in found))]
 
 
 def _partitions(

@@ -180,6 +180,8 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
     if idle and found.best.fits:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}"
+    if found.best.fits and len({ask.machine.gpu(index).name for index in used}) > 1:
+        yield "unequal cards run the same settings: the ratio is what the tightest of them allows"
     if found.best.fits and shape.units_per_forward is not None:
         yield (
             "this plan holds only where image requests are queued, as turbofit serve and"

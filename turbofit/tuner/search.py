@@ -20,7 +20,7 @@ from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for, dtype_problem
-from turbofit.tuner.groups import groupings, kinds
+from turbofit.tuner.groups import groupings, kinds, mixed_groupings
 from turbofit.tuner.sizing import Memo, Shape, shape_settings, shortest_context
 
 __all__ = ["PREFILL_SIZES", "Found", "search", "shapes"]
@@ -67,6 +67,15 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
     fixed_prefill = ask.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
     contexts = _contexts(ask)
+    for tp, groups in _mixed(ask, engine):
+        for prefill, longest in product(prefills, contexts):
+            yield Shape(
+                tp=tp,
+                groups=groups,
+                max_prefill_token_num=prefill,
+                limit=ask.own_limit,
+                longest=longest,
+            )
     for gpus in kinds(ask.visible):
         for tp in _tps(ask, len(gpus)):
             # MIG instances have no peers, so NCCL cannot join them.
@@ -82,6 +91,21 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
                             limit=ask.own_limit,
                             longest=longest,
                         )
+
+
+def _mixed(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
+    """Engines on unequal cards side by side, each on equal ones, all with the same settings."""
+    parts = [gpus for gpus in kinds(ask.visible) if not gpus[0].mig]
+    if len(parts) < 2:
+        return
+    first = dtype_for(ask.model, parts[0])[0]
+    parts = [gpus for gpus in parts if dtype_for(ask.model, gpus)[0] == first]
+    for tp in _tps(ask, max(len(gpus) for gpus in parts)):
+        if engine.tp_problem(ask.model, tp):
+            continue
+        for groups in mixed_groupings(ask.machine, parts, tp):
+            if ask.replicas in (None, len(groups)):
+                yield tp, groups
 
 
 class _Search:
