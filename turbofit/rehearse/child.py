@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from turbofit.core.errors import UsageError
 from turbofit.pretend.library import Account
 from turbofit.pretend.scenario import scenario_from_spec
-from turbofit.rehearse.notes import Notes, leave
+from turbofit.rehearse.notes import Notes, leave, peak_rss
 from turbofit.rehearse.spec import Spec, load_spec
 
 _STATUS = {
@@ -148,12 +148,8 @@ def main(arguments: list[str]) -> NoReturn:
             }
         )
         leave(1)
-    report.write(done=True, peak_rss=_peak_rss())
+    report.write(done=True, peak_rss=peak_rss())
     leave(0)
-
-
-def _peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from turbofit.rehearse.notes import leave
+from turbofit.rehearse.notes import leave, peak_rss
 from turbofit.rehearse.torch_notes import Report
 from turbofit.rehearse.torch_spec import TorchSpec, load_spec
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> NoReturn:
         report.error(error)
         report.enter("end")
         leave(1)
-    report.write(done=True, peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    report.write(done=True, peak_rss=peak_rss())
     report.enter("end")
     if close is not None:
         close()
