@@ -149,8 +149,10 @@ def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
     image = [{"role": "user", "content": [{"type": "image", "data": picture(500, 300)}]}]
     if int(transformers.__version__.split(".")[0]) >= 5:
         assert package_need(model, "pytorch") == ("transformers", "<5")
+        # Small: columns are taken for channels, and each is enlarged; 500 of them fill gigabytes.
+        small = [{"role": "user", "content": [{"type": "image", "data": picture(40, 30)}]}]
         with pytest.raises(RuntimeError, match="must match the size of tensor"):
-            front.preprocess(list(image))
+            front.preprocess(small)
         front.processor = transformers.CLIPImageProcessorPil.from_pretrained(str(folder))
     part = front.preprocess(list(image))[-1]["content"][0]
     assert part["image_tokens"] == image_tokens(model.image_rule, 500, 300) == 576
