@@ -23,7 +23,7 @@ from turbofit.rehearse.twin import checkpoint_for
 def plan_of(pair: Pair, setting: Setting) -> Plan:
     """The plan, or what turbofit tells of the given settings (for what a rehearsal cannot see)."""
     if setting.changed is None:
-        return turbofit.plan(pair.model, on=pair.on, tp=pair.tp, replicas=1)
+        return turbofit.plan(pair.model, on=pair.on, tp=pair.tp, replicas=1, engine="turbomind")
     return turbofit.predict(pair.model, on=pair.on, tp=pair.tp, **setting.changed)
 
 

@@ -71,3 +71,11 @@ def test_options_of_one_engine_bind_to_it() -> None:
     assert (plan.fits, plan.engine.name) == (False, "turbomind")
     with pytest.raises(UsageError, match="no option of the turbomind engine"):
         turbofit.plan("qwen2.5-32b-awq", on="1xrtx4090", eager_mode=True)
+
+
+def test_cards_that_turbomind_leaves_without_a_plan_get_one() -> None:
+    # Both were served by LMDeploy's PyTorch engine on pretend cards (bench/peers/RESULTS.md).
+    for model, on in (("internvl2-26b-awq", "1xrtx3090"), ("qwen2-vl-7b", "1xl4:free=19GiB")):
+        assert not turbofit.plan(model, on=on, engine="turbomind").fits
+        plan = turbofit.plan(model, on=on)
+        assert (plan.fits, plan.engine.name) == (True, "pytorch")

@@ -69,6 +69,8 @@ def _text_config(t: Text, dtype: str) -> dict[str, Any]:
     }
     if t.head_dim:
         config["head_dim"] = t.head_dim
+    if t.arch == "internlm2":
+        config["bias"] = False  # a key of its own class, as published checkpoints have it
     return config
 
 
