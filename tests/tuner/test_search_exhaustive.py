@@ -57,9 +57,12 @@ def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
     asked = exposure_of(ask, ask.own_limit)
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = [
-        group_speed(ask.model, settings, ask.machine, a.gpus, asked, tokens, engine)
+        group_speed(
+            ask.model, settings, ask.machine, a.gpus, asked, tokens, engine,
+            ask.workload.concurrency / len(groups),
+        )
         for a in accounts
-    ]
+    ]  # fmt: skip
     value = {
         "throughput": sum(s.requests_per_second for s in speeds),
         "latency": 1 / max(s.seconds_per_request for s in speeds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+import turbofit
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
@@ -122,3 +123,20 @@ def test_the_parts_make_the_whole() -> None:
     )  # fmt: skip
     cycle = 4 * found.prefill + 100 * found.step
     assert found.requests_per_second == pytest.approx(4 / cycle)
+
+
+def test_more_replicas_than_requests_are_idle_in_between() -> None:
+    machine = parse_spec("1xrtx4090")
+    model, given = resolve_model("llama-3.1-8b"), Settings(max_batch_size=1)
+
+    def rate(at_once: float) -> float:
+        return group_speed(
+            model, given, machine, machine.gpus, NO_IMAGES, 10**9, ENGINE, at_once
+        ).requests_per_second
+
+    assert rate(0.5) == pytest.approx(rate(1) / 2)
+    # Of eight requests a replica of seven has eight sevenths, not two.
+    seven = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=7, tp=2)
+    eight = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=8, tp=2)
+    assert seven.throughput.concurrent_requests == eight.throughput.concurrent_requests == 8
+    assert seven.throughput.requests_per_second < eight.throughput.requests_per_second

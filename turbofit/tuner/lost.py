@@ -45,8 +45,8 @@ def _because(ask: Ask, best: Judged, other: Judged) -> str:
         gpus = [ask.machine.gpu(index) for index in other.shape.groups[worst]]
         return f": {share:.0%} of a step waits for links ({group_class(ask.machine, gpus).words})"
     together, own = (sum(speed.concurrent for speed in each) for each in (speeds, ours))
-    if together < own:
-        return f": its cache holds {together} requests at once, not {own}"
+    if together < own - 0.5:
+        return f": its cache holds {together:.0f} requests at once, not {own:.0f}"
     if other.shape.replicas * other.shape.tp < best.shape.replicas * best.shape.tp:
         return ": GPUs stay idle"
     slow, fast = (max(speed.prefill for speed in each) for each in (speeds, ours))

@@ -128,11 +128,13 @@ class Sizer:
         self, settings: Settings, gpus: tuple[Gpu, ...], asked: Exposure, kv_tokens: int
     ) -> Speed:
         """The forecast of one group."""
-        key = (settings, self._key(gpus), asked, kv_tokens)
+        at_once = self.ask.workload.concurrency / self.shape.replicas
+        key = (settings, self._key(gpus), asked, kv_tokens, at_once)
         if key not in self.memo.speeds:
             self.memo.speeds[key] = group_speed(
-                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.engine
-            )
+                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.engine,
+                at_once,
+            )  # fmt: skip
         return self.memo.speeds[key]
 
     def session_len(self) -> int:

@@ -32,7 +32,7 @@ class Speed(Struct):
     requests_per_second: float
     seconds_per_request: float
     seconds_to_first_token: float
-    concurrent: int
+    concurrent: float
     prefill: float
     step: float
     reduce: float
@@ -52,20 +52,24 @@ def group_speed(
     asked: Exposure,
     kv_tokens: int,
     engine: Engine,
+    at_once: float | None = None,
 ) -> Speed:
     """The forecast of one group for the workload's request.
 
     Args:
         model: the checkpoint.
-        settings: the engine's options; ``max_batch_size`` requests are there at once.
+        settings: the engine's options.
         machine: for the links.
         gpus: the group.
         asked: the workload's own request, before any limit was lowered for it.
         kv_tokens: what the cache holds; bounds the requests that run together.
         engine: the engine generation's figures.
+        at_once: requests that are there at any time, on average: a replica of seven has eight
+            sevenths of eight. None is a full batch.
     """
     figures = rates()
     tokens = request_tokens(asked)
+    there = float(settings.max_batch_size if at_once is None else at_once)
     return speed_of(
         work_of(model, settings, engine),
         card_of(gpus, figures, machine.measured),
@@ -73,8 +77,8 @@ def group_speed(
         figures,
         prompt=tokens - figures.output_tokens,
         output=figures.output_tokens,
-        at_once=settings.max_batch_size,
-        concurrent=min(settings.max_batch_size, max(1, kv_tokens // tokens)),
+        at_once=there,
+        concurrent=min(there, settings.max_batch_size, max(1, kv_tokens // tokens)),
         chunk=settings.max_prefill_token_num,
         asked=asked,
     )
@@ -88,8 +92,8 @@ def speed_of(
     *,
     prompt: int,
     output: int,
-    at_once: int,
-    concurrent: int,
+    at_once: float,
+    concurrent: float,
     chunk: int,
     asked: Exposure,
 ) -> Speed:
@@ -103,7 +107,7 @@ def speed_of(
         prompt: tokens of a prompt, images included.
         output: tokens of an answer.
         at_once: requests that are there at any time.
-        concurrent: those of them that run together.
+        concurrent: those of them that run together; below one the engine is idle in between.
         chunk: tokens of one prefill pass.
         asked: images of a request.
     """
@@ -116,13 +120,13 @@ def speed_of(
     prefill += 2 * work.layers * reduce.seconds(prompt * work.hidden_bytes)
     prefill += work.layers * figures.layer_seconds + figures.step_seconds
 
-    context = prompt + output / 2
-    read = work.read_bytes(concurrent) + concurrent * context * work.kv_bytes
-    spent = 2 * work.layers * reduce.seconds(concurrent * work.hidden_bytes)
-    step = max(read / card.bandwidth, concurrent * work.token_flops / card.flops)
+    context, batch = prompt + output / 2, max(1.0, concurrent)
+    read = work.read_bytes(batch) + batch * context * work.kv_bytes
+    spent = 2 * work.layers * reduce.seconds(batch * work.hidden_bytes)
+    step = max(read / card.bandwidth, batch * work.token_flops / card.flops)
     step += spent + work.layers * figures.layer_seconds + figures.step_seconds
 
-    rate = concurrent / (concurrent * prefill + output * step)
+    rate = min(1.0, concurrent) * batch / (batch * prefill + output * step)
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
@@ -148,6 +152,6 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
         ),
         requests_per_second=round(rate, 4),
         output_tokens_per_second=round(rate * figures.output_tokens, 1),
-        concurrent_requests=sum(speed.concurrent for speed in speeds),
+        concurrent_requests=round(sum(speed.concurrent for speed in speeds)),
         seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
     )
