@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import turbofit
+from bench.gpu.constants import mark
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
 from turbofit.rehearse.twin import checkpoint_for
 
 __all__ = ["main"]
-
-
-def mark(name: str, **facts: Any) -> None:
-    """One line, with time for samples before it."""
-    time.sleep(0.2)
-    sys.stdout.write(json.dumps({"mark": name, "at": time.monotonic(), **facts}) + "\n")
-    sys.stdout.flush()
 
 
 def worst_image(plan: Plan) -> Any:

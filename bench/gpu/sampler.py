@@ -6,19 +6,27 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["Sampler", "used_bytes"]
+__all__ = ["Sampler", "free_bytes", "used_bytes"]
 
 
 def used_bytes(index: int) -> int:
     """Bytes that NVML counts as used on a GPU, by whomever; reserved ones apart."""
+    return int(_memory(index).used)
+
+
+def free_bytes(index: int) -> int:
+    """Bytes that NVML counts as free on a GPU."""
+    return int(_memory(index).free)
+
+
+def _memory(index: int) -> Any:
     import pynvml
 
     pynvml.nvmlInit()
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         version: Any = getattr(pynvml, "nvmlMemory_v2", None)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=version)
-        return int(memory.used)
+        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=version)
     finally:
         pynvml.nvmlShutdown()
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from bench.gpu.sampler import Sampler, used_bytes
+from bench.gpu.sampler import Sampler, free_bytes, used_bytes
+from turbofit.core.plan import Plan
+from turbofit.core.struct import to_builtins
 
 __all__ = ["Ballast", "constants", "engine", "run_stage"]
 
@@ -28,7 +30,7 @@ class Ballast(AbstractContextManager["Ballast"]):
         self._process: subprocess.Popen[str] | None = None
         if not left_mib:
             return
-        wanted = _free_mib(index) - left_mib
+        wanted = (free_bytes(index) >> 20) - left_mib
         if wanted <= 0:
             raise ValueError(f"{left_mib} MiB are not free on this GPU")
         self._process = subprocess.Popen(
@@ -44,17 +46,6 @@ class Ballast(AbstractContextManager["Ballast"]):
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.communicate()
-
-
-def _free_mib(index: int) -> int:
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-        return int(memory.free) >> 20
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def run_stage(
@@ -122,23 +113,21 @@ def engine(
     file = folder / "plan.json"
     if not file.exists():
         return seen
-    plan = json.loads(file.read_text())
-    ledger = plan["gpus"][0]
-    others = ledger["before"] if "before" in ledger else plan["machine"]["gpus"][0]["used"]
+    plan = Plan.from_json(file.read_bytes())
+    ledger = plan.gpus[0]
     peaks = [one["peak"] for one in seen["marks"] if one["peak"] is not None]
-    measured = max(peaks, default=None)
-    forecast = ledger["peak"] - (others if isinstance(others, int) else 0)
-    total = ledger["total"] if "total" in ledger else plan["machine"]["gpus"][0]["total"]
+    measured, forecast = max(peaks, default=None), ledger.peak - ledger.used
+    over = None if measured is None else forecast - measured
     return {
         **seen,
         "model": model,
-        "settings": plan["settings"],
-        "tokens": plan["kv"]["tokens"],
-        "margin": ledger["margin"],
+        "settings": to_builtins(plan.settings),
+        "tokens": plan.kv.tokens,
+        "margin": ledger.margin,
         "forecast_peak": forecast,
         "measured_peak": measured,
-        "over": None if measured is None else forecast - measured,
-        "over_share_of_card": None if measured is None else (forecast - measured) / total,
+        "over": over,
+        "over_share_of_card": None if over is None else over / ledger.total,
     }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
-from bench.topology.cases import HERE, read_cases
+from bench.topology.cases import HERE, Case, read_cases
 from bench.topology.fit import FITTED, fit, left_out_scores
-from bench.topology.score import score
+from bench.topology.score import Score, score
 from turbofit.tuner.rates import rates
 
 _MOST = 0.22
@@ -21,7 +21,7 @@ def report() -> tuple[str, bool]:
     judged = [case for case in cases if not case.left_out]
     own = {one.case.id: one for one in (score(case, figures) for case in cases)}
     others = {one.case.id: one for one in left_out_scores(judged, rates("prior"))}
-    errors = [abs(error) for one in others.values() for error in one.errors]
+    errors = _errors(others.values())
     clear = [one for name, one in others.items() if name not in against]
     won = sum(one.won for one in clear)
     met = won == len(clear) and median(errors) <= _MOST
@@ -58,15 +58,15 @@ def report() -> tuple[str, bool]:
     return "\n".join(lines) + "\n", met
 
 
-def _errors(scores: object) -> list[float]:
-    return [abs(error) for one in scores for error in one.errors]  # type: ignore[attr-defined]
+def _errors(scores: Iterable[Score]) -> list[float]:
+    return [abs(error) for one in scores for error in one.errors]
 
 
 def _ratios(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-def _notes(case: object) -> str:
+def _notes(case: Case) -> str:
     said = []
     for name, words in (
         ("host", "host: {}"), ("assumed", "assumed: {}"), ("left_out", "not judged: {}"),

@@ -15,13 +15,13 @@ from turbofit.gateway.pictures import (
 )
 from turbofit.gateway.refusals import Refusal
 
-__all__ = ["Clip", "check_film", "film_clip", "film_of", "frames_of"]
+__all__ = ["RATES", "Clip", "check_film", "film_clip", "film_of", "frames_of"]
 
 #: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
 _SEQUENCE: Final = "video/jpeg"
 _TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
 #: Frames a second that no clock of a film has, and above which none is needed.
-_RATES: Final = (0.01, 1000.0)
+RATES: Final = (0.01, 1000.0)
 
 
 class Clip(Struct):
@@ -98,7 +98,7 @@ def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> C
     Raises:
         Refusal: frames that cannot be.
     """
-    if not _RATES[0] <= rate <= _RATES[1]:
+    if not RATES[0] <= rate <= RATES[1]:
         raise Refusal(400, "broken_video", f"a video says that it has {rate:g} frames a second")
     width, height = size
     if not 1 <= min(size) <= max(size) <= LONGEST_SIDE or width * height > LARGEST_PIXELS:

@@ -269,8 +269,8 @@ def _patches(
             break
     lowered = [
         f"{name}={shown(asked[name])}->{value}"
-        for name, value, number in (("max_pixels", most, high), ("min_pixels", least, low))
-        if number > value
+        for name, value, wanted in (("max_pixels", most, high), ("min_pixels", least, low))
+        if wanted > value
     ]
     return Held(
         knobs={"min_pixels": least, "max_pixels": most},

@@ -5,8 +5,11 @@ from __future__ import annotations
 from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import UsageError
 from turbofit.core.model import PatchRule
+from turbofit.gateway.clips import RATES
 from turbofit.gateway.limits import Held, number, shown
 from turbofit.gateway.pictures import LARGEST_PIXELS
 from turbofit.gateway.refusals import Refusal
@@ -32,9 +35,8 @@ __all__ = ["check_clips", "hold_clip", "hold_frames"]
 _FRAMES: Final = 32
 #: What Qwen's own sampler stops at.
 _MOST_FRAMES: Final = 768
-#: LMDeploy's rate of frames that the client sampled itself, and what else may be asked.
+#: LMDeploy's rate of frames that the client sampled itself.
 _RATE: Final = 2.0
-_RATES: Final = (0.01, 1000.0)
 
 
 def check_clips(bounds: Bounds, count: int) -> None:
@@ -85,16 +87,13 @@ def hold_clip(
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal(400, "video_too_long", f"a video of {clip.frames / rate:.0f} seconds")
     held, least, most = hold_frames(bounds, frames, clip.size, number(asked.get("max_pixels")))
-    lowered = [*held.lowered]
     if number(asked.get("num_frames")) > frames and clip.rate is not None and frames < clip.frames:
-        lowered.insert(0, f"num_frames={shown(asked['num_frames'])}->{frames}")
-    return Held(
-        knobs={}, units=held.units, tokens=held.tokens, lowered=tuple(lowered), frames=frames,
-        words=held.words,
-    ), {
+        said = f"num_frames={shown(asked['num_frames'])}->{frames}"
+        held = replace(held, lowered=(said, *held.lowered))
+    return held, {
         "media_io_kwargs": {"video": loader},
         "mm_processor_kwargs": {"video": {"min_pixels": least, "max_pixels": most}},
-    }  # fmt: skip
+    }
 
 
 def hold_frames(
@@ -146,11 +145,11 @@ def _wanted(clip: Clip, asked: Mapping[str, Any]) -> int:
     wanted = min(count, clip.frames) if count > 0 else clip.frames
     rate = asked.get("fps")
     if isinstance(rate, int | float) and rate > 0:
-        wanted = min(wanted, floor(min(rate, _RATES[1]) * clip.frames / clip.rate))
+        wanted = min(wanted, floor(min(rate, RATES[1]) * clip.frames / clip.rate))
     return max(1, wanted)
 
 
 def _rate(asked: Mapping[str, Any]) -> float:
     rate = asked.get("fps")
-    known = isinstance(rate, int | float) and _RATES[0] <= rate <= _RATES[1]
+    known = isinstance(rate, int | float) and RATES[0] <= rate <= RATES[1]
     return float(rate) if known and rate is not None else _RATE

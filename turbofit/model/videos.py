@@ -6,12 +6,11 @@ grid stands in the prompt behind the seconds that it shows.
 
 from __future__ import annotations
 
-from math import ceil, floor, sqrt
 from typing import Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.model import ImageRule, PatchRule, VideoRule
-from turbofit.model.families.qwen_vl import LARGEST_RATIO
+from turbofit.model.families.qwen_vl import windows
 
 __all__ = [
     "GRID_TEXT_TOKENS", "LONGEST_SECONDS", "fitting_pixels", "grids", "least_pixels",
@@ -63,25 +62,12 @@ def video_units(
     largest = video.max_pixels if max_pixels is None else max_pixels
     smallest = video.min_pixels if min_pixels is None else min_pixels
     count, window = grids(rule, frames), rule.patch_size * rule.merge
-    if min(width, height) < window:
-        scale = max(window / height, window / width)
-        width, height = int(width * scale), int(height * scale)
-    if max(width, height) / min(width, height) > LARGEST_RATIO:
-        raise UsageError(
-            f"a video of {width}x{height} is longer than {LARGEST_RATIO}:1",
-            hint="the model's own preprocessor refuses such videos: crop it",
-        )
-    rows, columns = round(height / window), round(width / window)
     # Rounded where the grids are rounded up: five frames are judged as four, and become six.
     judged = round(frames / video.merged_frames) * video.merged_frames
-    pixels = judged * rows * columns * window * window
-    if pixels > largest:
-        shrink = sqrt((frames * height * width) / largest)
-        rows = max(1, floor(height / shrink / window))
-        columns = max(1, floor(width / shrink / window))
-    elif pixels < smallest:
-        grow = sqrt(smallest / (frames * height * width))
-        rows, columns = ceil(height * grow / window), ceil(width * grow / window)
+    rows, columns = windows(
+        width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
+        judged=judged,
+    )  # fmt: skip
     return count * rows * columns * rule.merge**2
 
 

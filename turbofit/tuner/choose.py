@@ -108,10 +108,11 @@ def _other_engines(ask: Ask, rival: Plan | None) -> Iterator[Remedy]:
             " as old as this",
         )
     try:
-        whole = make_fallback_plan(replace(ask, fixed={}), "as asked")
-    except TurbofitError:
+        reason = fallback_reason(ask.model, FALLBACK) or ""
+        whole = make_fallback_plan(replace(ask, fixed={}), reason)
+    except TurbofitError:  # Transformers does not run it, or not so
         return
-    if fallback_reason(ask.model, FALLBACK) == "as asked" and whole.fits:
+    if whole.fits:
         yield Remedy(
             change=f"--engine {FALLBACK}", effect="fits: one request at a time, and slower"
         )

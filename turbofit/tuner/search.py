@@ -66,9 +66,8 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
     """Every shape that LMDeploy could run here, at the asked limit."""
     fixed_prefill = ask.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
-    contexts = _contexts(ask)
-    for tp, groups in _mixed(ask, engine):
-        for prefill, longest in product(prefills, contexts):
+    for tp, groups in (*_mixed(ask, engine), *_equal(ask, engine)):
+        for prefill, longest in product(prefills, _contexts(ask)):
             yield Shape(
                 tp=tp,
                 groups=groups,
@@ -76,6 +75,10 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
                 limit=ask.own_limit,
                 longest=longest,
             )
+
+
+def _equal(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
+    """Engines on cards of one kind."""
     for gpus in kinds(ask.visible):
         for tp in _tps(ask, len(gpus)):
             # MIG instances have no peers, so NCCL cannot join them.
@@ -83,14 +86,7 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
                 continue
             for replicas in _replicas(ask, len(gpus) // tp):
                 for groups in groupings(ask.machine, gpus, tp, replicas):
-                    for prefill, longest in product(prefills, contexts):
-                        yield Shape(
-                            tp=tp,
-                            groups=groups,
-                            max_prefill_token_num=prefill,
-                            limit=ask.own_limit,
-                            longest=longest,
-                        )
+                    yield tp, groups
 
 
 def _mixed(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:

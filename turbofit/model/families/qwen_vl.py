@@ -15,7 +15,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.text import read_text
 
-__all__ = ["LARGEST_RATIO", "patches", "read", "read_rule", "read_vision", "worst_patches"]
+__all__ = ["patches", "read", "read_rule", "read_vision", "windows", "worst_patches"]
 
 #: Transformers' bounds where a checkpoint has no preprocessor config, in pixels.
 _SMALLEST_PIXELS: Final = 56 * 56
@@ -43,24 +43,51 @@ def patches(rule: PatchRule, width: int, height: int, largest: int, smallest: in
     GLM-4.1V's rule differs by ``enlarge`` alone, once its bounds are those of one frame.
     """
     window = rule.patch_size * rule.merge
-    if rule.enlarge and min(width, height) < window:
+    rows, columns = windows(
+        width, height, window, largest, smallest, enlarge=rule.enlarge, what="image"
+    )
+    return rows * columns * rule.merge**2
+
+
+def windows(
+    width: int, height: int, window: int, largest: int, smallest: int, *, enlarge: bool, what: str,
+    frames: int = 1, judged: int = 1,
+) -> tuple[int, int]:  # fmt: skip
+    """Rows and columns of windows that an image, or each frame of a video, is resized to.
+
+    Args:
+        width: pixels, at least 1.
+        height: pixels, at least 1.
+        window: pixels of a window's side.
+        largest: upper bound on the pixels after resizing, of all frames.
+        smallest: lower bound.
+        enlarge: whether a side below a window is enlarged before anything else.
+        what: ``image`` or ``video``, for words.
+        frames: that share the bounds.
+        judged: as how many of them the bounds are tried first.
+
+    Raises:
+        UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
+    """
+    if enlarge and min(width, height) < window:
         scale = max(window / height, window / width)
         width, height = int(width * scale), int(height * scale)
     if max(width, height) / min(width, height) > LARGEST_RATIO:
         raise UsageError(
-            f"an image of {width}x{height} is longer than {LARGEST_RATIO}:1",
-            hint="the model's own preprocessor refuses such images: crop it",
+            f"{'an' if what == 'image' else 'a'} {what} of {width}x{height} is longer than"
+            f" {LARGEST_RATIO}:1",
+            hint=f"the model's own preprocessor refuses such {what}s: crop it",
         )
     rows, columns = round(height / window), round(width / window)
-    pixels = rows * columns * window * window
+    pixels = judged * rows * columns * window * window
     if pixels > largest:
-        shrink = sqrt((height * width) / largest)
+        shrink = sqrt((frames * height * width) / largest)
         rows = max(1, floor(height / shrink / window))
         columns = max(1, floor(width / shrink / window))
     elif pixels < smallest:
-        grow = sqrt(smallest / (height * width))
+        grow = sqrt(smallest / (frames * height * width))
         rows, columns = ceil(height * grow / window), ceil(width * grow / window)
-    return rows * columns * rule.merge**2
+    return rows, columns
 
 
 def worst_patches(rule: PatchRule, largest: int, smallest: int) -> int:
