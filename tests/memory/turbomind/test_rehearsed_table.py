@@ -159,3 +159,24 @@ def test_hidden_states_of_a_forward_are_gone_when_its_rows_sample():
     pool = pool_of(account, "qwen2.5-0.5b", 1, **settings)
     forward = Forward(tokens=8192, context=8192, rows=128, top_k_0=True)
     assert 371.16 <= pool.peak(forward) / MIB <= 371.16 * 1.01
+
+
+def test_prompts_of_a_short_session_do_not_fill_a_forward():
+    """Llama-2-7B, session 4096, prefill 8192, 0.18.0 binary: 254 MiB whatever was queued."""
+    account = Case("llama-2-7b").account(session_len=4096)
+    (text,) = (t for t in account.transients if t.term == "text_prefill")
+    assert 254 <= text.bytes / MIB <= 254 * 1.1
+
+
+def test_a_prefix_cache_brings_pictures_back_for_a_few_tokens_each():
+    """InternVL2-8B, eight questions about a cached picture of 13 tiles: 1,873.6 MiB were seen."""
+    changes = {"max_batch_size": 8, "max_prefill_token_num": 4096}
+    plain = Case("internvl2-8b").account(units=13, **changes)
+    cached = Case("internvl2-8b").account(units=13, enable_prefix_caching=True, **changes)
+    assert plain.units_per_forward == 4102 // 256 + 2 * 13
+    assert cached.units_per_forward == 8 * 13
+    (worst,) = (t for t in cached.transients if t.term == "vision_forward")
+    assert 1873.6 <= worst.bytes / MIB <= 1873.6 * 1.01
+    # Beyond a batch's, what the context holds.
+    many = Case("internvl2-8b").account(units=13, enable_prefix_caching=True)
+    assert many.units_per_forward == 32768 // 256

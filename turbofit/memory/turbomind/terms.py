@@ -153,10 +153,12 @@ def transient_terms(
 ) -> tuple[Term, ...]:
     """The pool's full size in each worst case; the largest is marked as the one that decides.
 
-    Every case but the single request assumes a full forward of the longest prompts.
+    Every case but the single request assumes a full forward of the longest prompts: as many tokens
+    as a forward takes, or as prompts that meet may have in all (``session_len``) beside a batch of
+    rows that generate one each, where that is less.
     """
-    tokens, rows = pool.forward_tokens, settings.max_batch_size
-    context = settings.session_len
+    rows, context = settings.max_batch_size, settings.session_len
+    tokens = min(pool.forward_tokens, round_up(context + rows, settings.tp))
     text = Forward(tokens=tokens, context=context)
     sampling = Forward(tokens=tokens, context=context, rows=rows, top_k_0=True)
     cases = [
