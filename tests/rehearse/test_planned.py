@@ -36,7 +36,8 @@ def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
     assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
     assert cases["vision_request"][0]["units"] == [planned.limits.units_per_image]
     queued = sum(sum(r["units"]) for r in cases["vision_forward"])
-    assert queued >= planned.limits.units_per_forward
+    # One tile less: the chunk before it ends at a block's edge.
+    assert planned.limits.units_per_forward - 1 <= queued <= planned.limits.units_per_forward
     assert len(cases["sampling"]) == planned.settings.max_batch_size
     assert cases["sampling"][0]["top_k"] == 0
     longest = cases["text_prefill"][0]

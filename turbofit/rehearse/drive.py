@@ -61,6 +61,13 @@ def _image(engine: Any, unit: Unit, offset: int, number: int) -> tuple[dict[str,
 
 
 _numbers = iter(range(1, 2**31))
+#: Images that requests share are numbered above all others.
+_SHARED = 2**32
+
+
+def _number(request: Request, place: int) -> int:
+    """What tells an image from others, as LMDeploy's hash of its pixels does."""
+    return next(_numbers) if request.images is None else _SHARED * (1 + request.images) + place
 
 
 def submit(engine: Any, session: int, request: Request) -> Pending:
@@ -69,14 +76,16 @@ def submit(engine: Any, session: int, request: Request) -> Pending:
     from lmdeploy.messages import GenerationConfig
     from lmdeploy.turbomind import _tm
 
-    images, offset = [], request.text_tokens // 2
-    for unit in request.units:
-        image, tokens = _image(engine, unit, offset, next(_numbers))
+    lead = request.text_tokens // 2 if request.lead is None else request.lead
+    images, offset = [], lead
+    for place, unit in enumerate(request.units):
+        image, tokens = _image(engine, unit, offset, _number(request, place))
         images.append(image)
         offset += tokens
-    total = offset + request.text_tokens - request.text_tokens // 2
+    total = offset + request.text_tokens - lead
     pending = Pending(tokens=total)
     ids = torch.ones(total, dtype=torch.int32)
+    ids[offset:] = 2 + session % 999  # no two questions about a shared image are alike
     inputs = _tm.TensorMap()
     inputs["input_ids"] = _tm.from_dlpack(ids)
     generation = GenerationConfig(

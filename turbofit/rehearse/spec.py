@@ -23,6 +23,9 @@ class Request:
         max_new_tokens: tokens to generate.
         top_k: sampling; 0 samples over the whole vocabulary.
         output_logits: None, "all" or "generation".
+        lead: of ``text_tokens`` those before the images; None is half of them.
+        images: requests of one number have the same images (a prefix cache finds them again);
+            None: like no other's.
     """
 
     text_tokens: int = 20
@@ -30,6 +33,8 @@ class Request:
     max_new_tokens: int = 4
     top_k: int = 1
     output_logits: str | None = None
+    lead: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ def _request(data: Mapping[str, Any]) -> Request:
         max_new_tokens=int(data.get("max_new_tokens", 4)),
         top_k=int(data.get("top_k", 1)),
         output_logits=data.get("output_logits"),
+        lead=data.get("lead"),
+        images=data.get("images"),
     )
 
 

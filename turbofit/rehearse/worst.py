@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from turbofit.core.plan import Limits, Plan
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.turbomind.bound import engine_bound
+from turbofit.rehearse.meeting import grid, queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
-
-
-def grid(patches: int) -> list[int]:
-    """A grid (t, h, w) of about so many patches, as square as even sides allow."""
-    wanted = max(4, patches // 4 * 4)
-    for height in range(2 * (math.isqrt(wanted) // 2), 1, -2):
-        if wanted % height == 0 and wanted // height % 2 == 0:
-            return [1, height, wanted // height]
-    return [1, 2, wanted // 2]
 
 
 def _unit(limits: Limits, size: int) -> Any:
@@ -37,24 +30,42 @@ def _images(limits: Limits) -> list[Any]:
 def worst_cases(plan: Plan) -> list[dict[str, Any]]:
     """The cases of a rehearsal's specification, named as the ledger's transient terms.
 
-    ``vision_request``: one request at the limit. ``vision_forward``: so many of them queued, with
-    prompts of different lengths, that their images meet in forwards in many ways.
-    ``text_prefill``: the longest prompt that the cache and the session hold. ``sampling``: a full
-    batch with ``top_k=0``.
+    ``vision_request``: one request at the limit. ``vision_forward``: as many of them queued as the
+    gateway lets through at once, so that their images meet at their worst. ``text_prefill``: the
+    longest prompt that the cache and the session hold. ``sampling``: a full batch with ``top_k=0``.
     """
     limits, settings = plan.limits, plan.settings
     cases: list[dict[str, Any]] = []
     images = _images(limits) if limits.vision_unit and limits.units_per_request else []
     if images:
         one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": _NEW}
-        meet = -(-limits.units_per_forward // max(1, limits.units_per_request))
-        many = max(1, min(settings.max_batch_size, 3 * meet))
-        cases.append({"name": "vision_request", "requests": [one]})
-        queue = [one | {"text_tokens": 2 + 61 * i % 257} for i in range(many)]
-        cases.append({"name": "vision_forward", "requests": queue})
+        # What a prefix cache has seen is asked about again in the next case.
+        first = one | {"lead": 1, "images": 1} if settings.enable_prefix_caching else one
+        cases.append({"name": "vision_request", "requests": [first]})
+        cases.append({"name": "vision_forward", "requests": _meeting(plan, one)})
     longest = min(settings.session_len, plan.kv.longest_request_tokens) - _NEW
     text = {"text_tokens": max(1, longest), "max_new_tokens": _NEW}
     cases.append({"name": "text_prefill", "requests": [text]})
     row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
     cases.append({"name": "sampling", "requests": [row] * settings.max_batch_size})
     return cases
+
+
+def _meeting(plan: Plan, one: dict[str, Any]) -> list[dict[str, Any]]:
+    """What brings most units together, of what clients may send at once."""
+    rule, limits, batch = plan.model.image_rule, plan.limits, plan.settings.max_batch_size
+    assert rule is not None
+    exposure = Exposure(
+        units_per_image=limits.units_per_image,
+        images_per_request=limits.images_per_request,
+        tokens_per_request=limits.image_tokens_per_request,
+    )
+    if limits.units_per_forward < engine_bound(rule, exposure, plan.settings):
+        # The gateway lets no more through at once than the plan pays for.
+        count = limits.units_per_forward // max(1, limits.units_per_request)
+        return [one] * max(1, min(batch, count))
+    if limits.images_per_request == 1:
+        return queue(plan, rule, limits.units_per_image)
+    meet = -(-limits.units_per_forward // max(1, limits.units_per_request))
+    many = max(1, min(batch, 3 * meet))
+    return [one | {"text_tokens": 2 + 61 * i % 257} for i in range(many)]
