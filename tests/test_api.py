@@ -61,6 +61,21 @@ class TestStories:
         assert plan.limits.max_pixels_per_image == 12845056  # the model's own
         assert plan.kv.tokens >= plan.settings.session_len
 
+    def test_images_meet_only_where_the_cache_has_room_for_their_prompts(self):
+        """Two of 16,384 tokens never met in 24,768 (rehearsed on a pretend RTX 2080 Ti)."""
+        told = turbofit.predict("qwen2-vl-7b-awq", on="1xrtx2080ti", cache_max_entry_count=0.4)
+        assert told.kv.tokens < told.settings.session_len
+        assert 4 * told.kv.tokens <= told.limits.units_per_forward < 4 * 1.1 * told.kv.tokens
+        # Before 0.16 the tower was Python's, and images met whatever the cache held.
+        old = turbofit.predict(
+            "internvl2-8b", on="1xl4:free=19GiB", lmdeploy="0.6.4", context=30000
+        )
+        small = turbofit.predict(
+            "internvl2-8b", on="1xl4:free=19GiB", lmdeploy="0.6.4", context=30000,
+            cache_max_entry_count=0.1,
+        )  # fmt: skip
+        assert small.limits.units_per_forward == old.limits.units_per_forward
+
     def test_a_cache_below_one_warm_up_request_hangs(self):
         plan = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.1)
         assert "never starts" in plan.verdict

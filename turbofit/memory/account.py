@@ -73,6 +73,8 @@ class Account(ABC):
     dies: ClassVar[str]
     #: From what a request's memory comes.
     allocator: ClassVar[str]
+    #: Whether images are encoded only once the cache has blocks for their whole prompts.
+    admits_prompts: ClassVar[bool] = True
     #: When ``pool_warmup`` is taken.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 

@@ -17,6 +17,7 @@ __all__ = ["Prompt", "grid", "most_met", "queue"]
 _BLOCK = 64
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
 _LEAST = 2  # tokens of text of the shortest prompt: one on each side of its image
+_CUT = 4  # prompts that meet, nearly always: blocks of the cache that are filled in part
 _ALIKE = 3  # times the forwards' worth of equal images that are queued
 
 
@@ -52,7 +53,9 @@ def queue(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
     settings, tiles = plan.settings, isinstance(rule, TileRule)
     if settings.enable_prefix_caching:
         return _asked_again(plan, rule, units)
-    forward, context = forward_tokens(settings), settings.session_len
+    forward = forward_tokens(settings)
+    # Prompts meet whose blocks the cache has all at once, of each the last in part filled.
+    context = min(settings.session_len, plan.kv.tokens - _CUT * _BLOCK)
     best = max(
         _queues(rule, units, forward, context, settings.max_batch_size),
         key=lambda prompts: most_met(prompts, forward, context),
@@ -62,8 +65,6 @@ def queue(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
 
 def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:
     """The most units that one forward encodes; rows that generate are left out.
-
-    By TurboMind's scheduler.
 
     Source: LMDeploy's Scheduler::RunRequiredAdmission, ForwardTokenResource, ContextTokenResource.
 

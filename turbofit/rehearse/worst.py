@@ -7,6 +7,7 @@ from typing import Any
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.bound import engine_bound
+from turbofit.model.images import units_within
 from turbofit.rehearse.meeting import grid, queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
@@ -60,7 +61,8 @@ def _meeting(plan: Plan, one: dict[str, Any]) -> list[dict[str, Any]]:
         images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
     )
-    if limits.units_per_forward < engine_bound(rule, exposure, plan.settings):
+    bound = engine_bound(rule, exposure, plan.settings)
+    if limits.units_per_forward < min(bound, units_within(rule, plan.kv.tokens)):
         # The gateway lets no more through at once than the plan pays for.
         count = limits.units_per_forward // max(1, limits.units_per_request)
         return [one] * max(1, min(batch, count))

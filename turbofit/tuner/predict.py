@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
@@ -14,7 +14,7 @@ from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import Fate, fate_at, fates_at
-from turbofit.model.images import exposed_limit
+from turbofit.model.images import exposed_limit, units_within
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
@@ -43,6 +43,9 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     settings = _settings(ask, groups, gpus, exposure, engine)
     accounts = accounts_of(ask, settings, groups, exposure, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
+    held = _held(ask, exposure, accounts, ratio)
+    if held != exposure:
+        accounts = accounts_of(ask, settings, groups, held, engine, free_at_cache)
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
     units = max(account.units_per_forward for account in accounts)
@@ -63,6 +66,22 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     if serves or free_at_cache is not None:
         return plan
     return replace(plan, remedies=_remedies(ask, engine))
+
+
+def _held(ask: Ask, exposure: Exposure, accounts: Sequence[Account], ratio: float) -> Exposure:
+    """What can meet where the cache is smaller than the context: whole prompts have their blocks.
+
+    Never under: the whole region counts, without what its slabs leave over.
+    """
+    rule = ask.model.image_rule
+    if rule is None or not exposure.units_per_image or not accounts[0].admits_prompts:
+        return exposure
+    blocks = max(account.region_at(ratio) // account.block_bytes for account in accounts)
+    tokens = blocks * accounts[0].block_tokens
+    if tokens <= 0 or tokens >= accounts[0].settings.session_len:
+        return exposure
+    most = max(exposure.units_per_request, units_within(rule, tokens))
+    return replace(exposure, units_per_forward=most)
 
 
 def _remedies(ask: Ask, engine: Engine) -> tuple[Remedy, ...]:

@@ -46,6 +46,7 @@ class GroupAccount(Account):
     starved: ClassVar[str] = "that it needs at least ({more} more), and LMDeploy stops"
     allocator: ClassVar[str] = "the pools of TurboMind and torch"
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up or with its first image"
+    admits_prompts: ClassVar[bool] = False  # the tower is Python, before the engine
 
     def __init__(
         self,
