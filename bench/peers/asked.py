@@ -7,9 +7,9 @@ from typing import Any
 from turbofit.core.model import ImageRule, Model, TileRule
 from turbofit.core.plan import Plan
 from turbofit.model.images import unit_tokens, worst_units
-from turbofit.rehearse.worst import grid
+from turbofit.rehearse.meeting import grid, queue
 
-#: Requests that wait together, so that as many images meet as the engine lets.
+#: Equal images that wait together; vLLM's, at whose forwards nobody has aimed.
 QUEUED = 16
 ROWS = 8
 _TEXT = 32
@@ -39,17 +39,16 @@ def requests_of(plan: Plan) -> list[dict[str, Any]]:
     """The cases, as the gateway of a plan would let them through.
 
     Images are the model's worst. Where a plan's own limit is lower, the gateway would lower the
-    image, and so does this; ``lowered`` tells.
+    image, and so does this; ``lowered`` tells. Those that are queued are aimed at the forwards of
+    the settings that serve them: clients who send long enough meet them so, whatever they are.
     """
     model, cases = plan.model, list[dict[str, Any]]()
     rule = model.image_rule
     if rule is not None:
         one = _vision(rule, min(image_units(rule), plan.limits.units_per_image), _TEXT)
         cases.append({"name": "one image", "requests": [one]})
-        meet = meeting_units(rule, model.text.max_position_embeddings)
-        meet = min(meet, plan.limits.units_per_image)
-        queue = [_vision(rule, meet, 2 + 61 * i % 257) for i in range(QUEUED)]
-        cases.append({"name": f"{QUEUED} images queued", "requests": queue})
+        most = min(image_units(rule), plan.limits.units_per_image)
+        cases.append({"name": "images that meet", "requests": queue(plan, rule, most)})
     long = {"text_tokens": min(LONG, plan.settings.session_len - _NEW), "max_new_tokens": _NEW}
     cases.append({"name": "long prompt", "requests": [long]})
     row = {"text_tokens": 16, "max_new_tokens": _NEW, "top_k": 0}
