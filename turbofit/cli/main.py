@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, str]] = {
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",
     "report": "show a saved plan again",
+    "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
     "doctor": "check this machine and its environment, each finding with a fix",
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",

@@ -1,0 +1,1 @@
+"""Manifests of a plan: `turbofit serve` under systemd, Docker Compose and Kubernetes."""

@@ -1,0 +1,57 @@
+"""A plan as a Docker Compose file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.launch.export.containers import HEALTHY, HUB, STATE, dump, header, mounted
+
+if TYPE_CHECKING:
+    from turbofit.launch.export.service import Service
+
+__all__ = ["compose_file"]
+
+_INTERVAL: Final = "10s"
+
+
+def compose_file(service: Service, *, image: str) -> str:
+    """The file's text; the gateway is published on the host's loopback only.
+
+    Args:
+        service: what to run.
+        image: a container image that has turbofit and LMDeploy in it.
+    """
+    devices: dict[str, Any] = {"driver": "nvidia", "capabilities": ["gpu"]}
+    if service.uuids:
+        devices["device_ids"] = list(service.uuids)
+    else:
+        devices["count"] = service.gpus
+    reservations = {"memory": f"{-(-service.memory >> 20)}M", "devices": [devices]}
+    folder = mounted(service)
+    body: dict[str, Any] = {
+        "image": image,
+        "command": [word.replace("$", "$$") for word in service.argv],
+        "environment": {
+            "PYTHONUNBUFFERED": "1",
+            "TURBOFIT_API_KEYS": "${TURBOFIT_API_KEYS:?a key that clients must send}",
+            "XDG_STATE_HOME": STATE,
+        },
+        "ports": [f"127.0.0.1:{service.port}:{service.port}"],
+        "volumes": [f"hub:{HUB}", f"state:{STATE}", *([f"{folder}:{folder}:ro"] if folder else [])],
+        "deploy": {"resources": {"reservations": reservations}},
+        "ulimits": {"memlock": -1},
+        "healthcheck": {
+            "test": ["CMD", *HEALTHY, f"http://127.0.0.1:{service.port}/health"],
+            "interval": _INTERVAL,
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": f"{service.start}s",
+        },
+        "stop_grace_period": f"{service.stop}s",
+        "restart": "on-failure",
+    }
+    if service.shm:
+        body["shm_size"] = f"{-(-service.shm >> 20)}m"
+    document = {"services": {service.name: body}, "volumes": {"hub": {}, "state": {}}}
+    told = header(service, "compose", "TURBOFIT_API_KEYS=KEY docker compose up -d")
+    return told + dump(document)

@@ -1,0 +1,52 @@
+"""What Compose and Kubernetes have in common."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+if TYPE_CHECKING:
+    from turbofit.launch.export.service import Service
+
+__all__ = ["HEALTHY", "HUB", "STATE", "dump", "header", "mounted"]
+
+#: Where the hub's cache and turbofit's state lie in the container.
+HUB: Final = "/root/.cache/huggingface"
+STATE: Final = "/var/lib/turbofit"
+
+#: Ends with 0 where the URL that follows answers 200; images have Python and often no curl.
+HEALTHY: Final = (
+    "python3", "-c", "import sys,urllib.request as u;u.urlopen(sys.argv[1],timeout=4)",
+)  # fmt: skip
+
+
+def header(service: Service, kind: str, start: str) -> str:
+    """The comment at the top of a manifest."""
+    return (
+        f"# Written by `turbofit export {kind}`. Start it:\n"
+        f"#   {start}\n"
+        f"# Planned for {service.gpus} GPU(s): {service.card}. It measures and plans again at\n"
+        "# every start. The engine listens on the container's loopback, behind the gateway.\n"
+        "# The image needs turbofit with LMDeploy, and a C compiler for the rehearsal:\n"
+        '#   pip install "turbofit[lmdeploy]"\n'
+    )
+
+
+def dump(*documents: dict[str, Any]) -> str:
+    """YAML in the order given, every value written out."""
+    return yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=100)
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors: a manifest is read by people."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+def mounted(service: Service) -> str | None:
+    """The checkpoint's folder where the model is one; None where a hub has it."""
+    model = PurePosixPath(service.argv[2])
+    return str(model) if model.is_absolute() else None

@@ -1,0 +1,148 @@
+"""What every manifest says of a plan: the command, its GPUs, its memory, its deadlines."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.plan import Workload
+from turbofit.core.struct import Struct, known
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+
+__all__ = ["Service", "service_of"]
+
+#: The supervisor's own (`launch.engine.Timing.start`, drain, `launch.serve`), in seconds.
+_START: Final = 2 * 3600
+_DRAIN: Final = 30
+_AFTER_DRAIN: Final = 30
+#: For NCCL between cards that do not reach each other. Source: NCCL's user guide, Docker.
+_NCCL_SHM: Final = 1 << 30
+#: Ray's object store as LMDeploy starts it: this share of host RAM, at most so much. Source:
+#: LMDeploy pytorch/ray.py.
+_RAY_SHARE: Final = 0.3
+_RAY_MOST: Final = 80 * 10**9
+#: Of a cache, how many times the context for that to be promised at the next start as well.
+_SPARE: Final = 1.25
+_NAME: Final = re.compile(r"[^a-z0-9]+")
+
+
+class Service(Struct):
+    """A plan as something that is started again and again.
+
+    ``memory`` is host memory in bytes that the engines will take; ``shm`` what ``/dev/shm`` must
+    hold, 0 where nothing needs it. ``uuids`` are empty where the plan was made for a preset.
+    ``start``: seconds until it must answer; ``stop``: seconds from SIGTERM until it has ended.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    gpus: int
+    uuids: tuple[str, ...]
+    card: str
+    memory: int
+    shm: int
+    port: int
+    start: int = _START
+    stop: int = _DRAIN + _AFTER_DRAIN
+
+
+def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
+    """What to run for a plan.
+
+    The command measures and plans again at every start, with the plan's shape and promises: what
+    else holds memory may have changed, and GPUs may be others of the same kind.
+
+    Raises:
+        DoesNotFitError: the plan would not serve.
+        UsageError: the name has no letter or digit.
+    """
+    if not plan.fits:
+        raise DoesNotFitError(
+            f"this plan does not serve: {plan.verdict}",
+            hint="export a plan that fits; turbofit report shows what would",
+        )
+    label = _NAME.sub("-", (name or f"turbofit-{plan.model.name}").lower()).strip("-")[:53]
+    if not label:
+        raise UsageError(f"--name {name} has no letter or digit", hint="give a name like vlm")
+    groups = plan.parallel.groups
+    indices = [index for group in groups for index in group]
+    cards = [plan.machine.gpu(index) for index in indices]
+    measured = plan.machine.source != "preset"
+    return Service(
+        name=label.strip("-"),
+        argv=("turbofit", "serve", *_asked(plan), "--host", host, "--port", str(port)),
+        gpus=len(indices),
+        uuids=tuple(gpu.uuid for gpu in cards) if measured else (),
+        card=", ".join(dict.fromkeys(gpu.name for gpu in cards)),
+        memory=plan.host.pinned + plan.host.pageable,
+        shm=_shm(plan),
+        port=port,
+    )
+
+
+def _asked(plan: Plan) -> list[str]:
+    """The model, the shape and the promises, as options; what is the default is left out."""
+    work, settings, default = plan.workload, plan.settings, Workload()
+    words = [plan.model.source.checkpoint or plan.model.hub_id or plan.model.name]
+    if plan.model.revision:
+        words += ["--revision", plan.model.revision]
+    words += ["--engine", plan.engine.name, "--tp", str(settings.tp)]
+    words += ["--replicas", str(plan.parallel.replicas)]
+    if work.image_size is not None:
+        words += ["--image-size", "x".join(map(str, work.image_size))]
+    for option, value, usual in (
+        ("--images", work.images, default.images),
+        ("--context", _promised_context(plan), None),
+        ("--concurrency", work.concurrency, default.concurrency),
+        ("--goal", work.goal, default.goal),
+        *_limits(plan),
+        ("--quant-policy", settings.quant_policy, 0),
+    ):
+        if value != usual:
+            words += [option, str(value)]
+    if settings.enable_prefix_caching:
+        words.append("--enable-prefix-caching")
+    if _asked_margin(plan):
+        words += ["--margin", str(max(gpu.margin for gpu in plan.gpus))]
+    return words
+
+
+def _promised_context(plan: Plan) -> int | None:
+    """The context, where it is the plan's choice and holds with somewhat less free, too.
+
+    One that was lowered to what the cache held would not be met by a cache a page smaller: it is
+    left to the next start.
+    """
+    context = plan.settings.session_len
+    if context == plan.model.text.max_position_embeddings:
+        return None
+    return context if context * _SPARE <= plan.kv.tokens else None
+
+
+def _limits(plan: Plan) -> list[tuple[str, int | None, int | None]]:
+    """The limits on an image, where they are not the checkpoint's own."""
+    rule, limits = plan.model.image_rule, plan.limits
+    if isinstance(rule, TileRule):
+        return [("--max-dynamic-patch", limits.max_dynamic_patch, rule.max_dynamic_patch)]
+    if isinstance(rule, PatchRule):
+        return [("--max-pixels", limits.max_pixels_per_image, rule.max_pixels)]
+    return []
+
+
+def _asked_margin(plan: Plan) -> bool:
+    """Whether the margin is another than the default of DESIGN §2."""
+    usual = [max(256 << 20, known(gpu.total, 0) // 100) for gpu in plan.gpus]
+    return any(gpu.margin != one for gpu, one in zip(plan.gpus, usual, strict=True))
+
+
+def _shm(plan: Plan) -> int:
+    if plan.settings.tp == 1:
+        return 0
+    if plan.engine.name != "pytorch":
+        return _NCCL_SHM
+    total = known(plan.machine.host.ram_total, 0)
+    return _NCCL_SHM + (min(_RAY_MOST, int(total * _RAY_SHARE)) if total else _RAY_MOST)
