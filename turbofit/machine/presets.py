@@ -146,8 +146,8 @@ class ContextRule(Struct, forbid_unknown_fields=True):
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names of all GPU presets."""
-    return tuple(_names().presets)
+    """The names of all GPU presets: those that aliases.yaml lists, then what else is there."""
+    return (*_names().presets, *_unlisted())
 
 
 @cache
@@ -256,9 +256,17 @@ def _names() -> Names:
 
 
 @cache
+def _unlisted() -> tuple[str, ...]:
+    """Files without other spellings than their own name and the card's."""
+    found = {path.stem for path in (presets_dir() / "gpus").glob("*.yaml")}
+    return tuple(sorted(found - {"aliases", "context"} - set(_names().presets)))
+
+
+@cache
 def _index() -> dict[str, str]:
     index: dict[str, str] = {}
-    for key, names in _names().presets.items():
+    unlisted = {key: [load_preset(key).name] for key in _unlisted()}
+    for key, names in (_names().presets | unlisted).items():
         for name in (key, *names):
             index[_normal(name)] = key
     return index

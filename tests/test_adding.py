@@ -1,0 +1,80 @@
+"""Each recipe of docs/adding.md, followed in a copy of the tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import make_internvl_hf
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = {
+    part.splitlines()[0]: re.findall(r"```sh\n(.*?)```", part, re.DOTALL)
+    for part in (ROOT / "docs" / "adding.md").read_text().split("\n## ")[1:]
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("turbofit", "presets"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    return tmp_path
+
+
+def follow(tree: Path, recipe: str, **environment: str) -> str:
+    """What the recipe's last command says."""
+    python = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", recipe],
+        cwd=tree,
+        env=os.environ
+        | {"PYTHONPATH": str(tree), "PATH": f"{python}:{os.environ['PATH']}"}
+        | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    return done.stdout
+
+
+def test_every_section_has_its_recipe() -> None:
+    assert {name: len(recipes) for name, recipes in SECTIONS.items()} == {
+        "A GPU": 1, "A model by name": 1, "A family": 1, "An engine version": 1,
+    }  # fmt: skip
+
+
+def test_a_gpu(tree: Path) -> None:
+    told = follow(tree, SECTIONS["A GPU"][0])
+    assert "fits: InternVL2-1B" in told
+    assert "NVIDIA GeForce RTX 3060 8GB" in told
+
+
+def test_a_model(tree: Path) -> None:
+    told = follow(tree, SECTIONS["A model by name"][0])
+    assert "fits: My-InternVL on GPU 0" in told
+
+
+def test_a_family(tree: Path, tmp_path: Path) -> None:
+    folder = make_internvl_hf(tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["InternS1ForConditionalGeneration"]
+    (folder / "config.json").write_text(json.dumps(config))
+    told = follow(tree, SECTIONS["A family"][0], INTERN_S1=str(folder))
+    assert "InternS1ForConditionalGeneration" in told
+    assert "fits" in told
+
+
+def test_an_engine_version(tree: Path) -> None:
+    told = follow(tree, SECTIONS["An engine version"][0])
+    (line,) = (line for line in told.splitlines() if "gemm_workspace" in line)
+    assert "67.0" in line  # 35 MiB and the 32 that the recipe added
+    assert "LMDeploy 0.19.0" in told or "0.19" in told

@@ -1,0 +1,46 @@
+"""The accounts' documents name every term that a ledger can have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import turbofit.api
+
+DOCS = Path(__file__).parents[1] / "docs"
+LEDGERS: list[dict[str, Any]] = [
+    {"model": "internvl2-8b", "on": "1xrtx3090"},
+    {"model": "internvl2-8b", "on": "1xv100-32g"},
+    {"model": "internvl2-8b", "on": "4xrtx3090,nvlink=0-1+2-3", "tp": 4},
+    {"model": "qwen2-vl-7b-awq", "on": "1xl4:free=19GiB"},
+    {"model": "qwen2.5-7b", "on": "1xrtx4090"},
+    {"model": "internvl2-2b", "on": "1xrtx3090", "enable_prefix_caching": True},
+]
+
+
+def named() -> set[str]:
+    """Terms in back ticks; `.lm_head` beside `weights.embedding` is `weights.lm_head`."""
+    found = set[str]()
+    for line in (DOCS / "turbomind.md").read_text().splitlines():
+        words = re.findall(r"`([\w.]+)`", line)
+        head = next((word.split(".")[0] for word in words if "." in word[1:]), "")
+        found |= {head + word if word.startswith(".") else word for word in words}
+    return found
+
+
+@pytest.mark.parametrize("options", LEDGERS, ids=lambda options: f"{options['model']}")
+def test_every_term_of_turbominds_ledger_is_explained(options: dict[str, Any]) -> None:
+    plan = turbofit.api.plan(**{"engine": "turbomind", **options})
+    terms = {term.term for gpu in plan.gpus for term in gpu.ledger}
+    assert len(terms) > 20
+    assert terms <= named()
+
+
+def test_every_file_that_a_document_names_is_there() -> None:
+    root = DOCS.parent
+    for path in (root / "README.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
