@@ -9,14 +9,23 @@ from turbofit.core.words import groups_of
 from turbofit.model.videos import takes_videos
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
+from turbofit.report.memory_view import memory_blocks
 from turbofit.report.rehearsal_view import rehearsal_blocks
+from turbofit.report.run_view import run_blocks, sides_blocks
 from turbofit.report.shell import shell_command
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan
     from turbofit.report.document import Block
+    from turbofit.report.run import Run
 
-__all__ = ["plan_view", "settings_of"]
+__all__ = [
+    "capacity_blocks",
+    "fact_block",
+    "plan_view",
+    "settings_blocks",
+    "settings_of",
+]
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")
 #: All that the fallback engine is told.
@@ -26,8 +35,13 @@ _FALLBACK = ("dtype", "max_batch_size", "session_len")
 _SHOWN = 8
 
 
-def plan_view(plan: Plan) -> list[Block]:
-    """The whole plan; a prediction is one without candidates and shows as such."""
+def plan_view(plan: Plan, run: Run | None = None) -> list[Block]:
+    """The whole plan; a prediction is one without candidates and shows as such.
+
+    Args:
+        plan: what was planned.
+        run: what became of it, where it was launched.
+    """
     blocks: list[Block] = [
         Heading(text=f"{plan.model.name} on {plan.machine.name}"),
         Line(text=plan.verdict, tone="good" if plan.fits else "bad"),
@@ -36,11 +50,14 @@ def plan_view(plan: Plan) -> list[Block]:
         blocks += _remedies(plan)
     if plan.warnings:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
-    blocks += [Heading(text="What was asked, and the shape chosen"), _facts(plan)]
-    blocks += _settings(plan)
+    blocks += [Heading(text="What was asked, and the shape chosen"), fact_block(plan)]
+    blocks += settings_blocks(plan)
+    blocks += memory_blocks(plan)
     blocks += rehearsal_blocks(plan)
+    blocks += run_blocks(plan, run) if run else []
+    blocks += sides_blocks(plan, run)
     blocks += ledger_blocks(plan)
-    blocks += _capacity(plan)
+    blocks += capacity_blocks(plan)
     blocks += _candidates(plan)
     if plan.fits:
         blocks += _remedies(plan)
@@ -65,7 +82,8 @@ def settings_of(plan: Plan) -> dict[str, str]:
     return out
 
 
-def _facts(plan: Plan) -> Facts:
+def fact_block(plan: Plan) -> Facts:
+    """Model, machine, engine, workload, shape and forecast of speed."""
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
@@ -117,7 +135,7 @@ def _gpu_names(plan: Plan) -> str:
     return " + ".join(f"{n}x {name}" for name, n in counts.items())
 
 
-def _settings(plan: Plan) -> list[Block]:
+def settings_blocks(plan: Plan) -> list[Block]:
     """Each setting with the reason that begins with its name; the other reasons below."""
     rest = list(plan.reasons)
     rows = []
@@ -134,7 +152,8 @@ def _settings(plan: Plan) -> list[Block]:
     return blocks
 
 
-def _capacity(plan: Plan) -> list[Block]:
+def capacity_blocks(plan: Plan) -> list[Block]:
+    """What the cache holds, what a request may be, and host memory."""
     kv, limits = plan.kv, plan.limits
     per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
     requests = kv.tokens // kv.longest_request_tokens if kv.longest_request_tokens else 0

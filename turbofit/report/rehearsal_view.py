@@ -1,4 +1,4 @@
-"""What the engine did on pretend GPUs: the end, the cases, and forecast against engine."""
+"""What the engine did on pretend GPUs: the end, and the cases."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.document import Column, Heading, Items, Line, Table
-from turbofit.report.ledger_view import fold
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import GpuLedger, Plan, Rehearsal
+    from turbofit.core.plan import Plan, Rehearsal
     from turbofit.report.document import Block, Tone
 
 __all__ = ["rehearsal_blocks"]
@@ -30,7 +29,6 @@ def rehearsal_blocks(plan: Plan) -> list[Block]:
     blocks: list[Block] = [Heading(text="Rehearsal"), Line(text=text, tone=tone)]
     blocks += _death(rehearsal)
     blocks += _cases(rehearsal)
-    blocks += _compared(plan)
     if rehearsal.not_known:
         blocks.append(Line(text="not seen by it, charged from the forecast:", tone="dim"))
         blocks.append(Items(items=rehearsal.not_known, tone="dim"))
@@ -66,30 +64,3 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
         Column(title="pinned host", right=True),
     )
     return [Table(columns=columns, rows=rows)]
-
-
-def _compared(plan: Plan) -> list[Block]:
-    blocks: list[Block] = []
-    for title, ledger in fold(plan.gpus):
-        rows = _rows(ledger)
-        if rows:
-            columns = (
-                Column(title="term", wrap=True),
-                Column(title="forecast", right=True),
-                Column(title="engine", right=True),
-                Column(title="engine - forecast", right=True),
-            )
-            blocks += [
-                Heading(text=f"Forecast and engine on {title}, in MiB"),
-                Table(columns=columns, rows=rows),
-            ]
-    return blocks
-
-
-def _rows(ledger: GpuLedger) -> tuple[tuple[str, ...], ...]:
-    rows = []
-    for term in ledger.ledger:
-        if term.rehearsed is not None:
-            difference = f"{(term.rehearsed - term.bytes) / (1 << 20):+,.2f}"
-            rows.append((term.term, mib(term.bytes), mib(term.rehearsed), difference))
-    return tuple(rows)
