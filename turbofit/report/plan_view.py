@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.model.videos import takes_videos
+from turbofit.report.capacity import capacity
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.memory_view import memory_blocks
 from turbofit.report.rehearsal_view import rehearsal_blocks
 from turbofit.report.run_view import run_blocks, sides_blocks
 from turbofit.report.shell import shell_command
+from turbofit.report.ways import ways_text
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan
@@ -109,6 +111,8 @@ def fact_block(plan: Plan) -> Facts:
             f"{groups_of(plan.parallel.groups)}: {plan.parallel.reason}",
         ),
     ]
+    if len(plan.machine.gpus) > 1:
+        facts.append(("links", ways_text(plan.machine)))
     if plan.throughput:
         speed = plan.throughput
         facts.append(
@@ -161,6 +165,7 @@ def capacity_blocks(plan: Plan) -> list[Block]:
         ("KV cache", f"{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}"),
         ("longest request", f"{kv.longest_request_tokens:,} tokens; {requests} of them at once"),
     ]
+    found = capacity(plan)
     if limits.vision_unit:
         unit = limits.vision_unit
         if limits.max_dynamic_patch is not None:
@@ -173,10 +178,14 @@ def capacity_blocks(plan: Plan) -> list[Block]:
                 f"{limits.images_per_request} a request, {limits.units_per_image:,} {unit}(s) "
                 f"each, {limits.image_tokens_per_request:,} tokens a request",
             ),
+            ("images at once", f"{found.images:,} of the worst size, without any text"),
             ("paid for", f"{limits.units_per_forward:,} {unit}(s) in one forward pass"),
         ]
         if takes_videos(plan.engine.name, plan.model.image_rule):
             facts.append(("videos", "1 a request, in the place of an image and held to its size"))
+    for one in found.users[:1]:
+        text = f"{one.held:,} with {one.what} each; {one.running:,} of them run at once"
+        facts.append(("users", text))
     host = plan.host
     have = "unknown" if host.available is None else format_bytes(host.available)
     facts.append(

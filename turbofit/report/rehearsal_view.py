@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["rehearsal_blocks"]
 
 _MOST_CASES = 12
+#: Characters of a bar.
+_CELLS = 20
 
 
-def rehearsal_blocks(plan: Plan) -> list[Block]:
-    """Blocks for a rehearsed plan; none for one that was not."""
+def rehearsal_blocks(plan: Plan, *, timeline: bool = True) -> list[Block]:
+    """Blocks for a rehearsed plan, with its phases or without; none for one that was not."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
@@ -29,6 +31,7 @@ def rehearsal_blocks(plan: Plan) -> list[Block]:
     blocks: list[Block] = [Heading(text="Rehearsal"), Line(text=text, tone=tone)]
     blocks += _death(rehearsal)
     blocks += _cases(rehearsal)
+    blocks += _timeline(plan, rehearsal) if timeline else []
     if rehearsal.not_known:
         blocks.append(Line(text="not seen by it, charged from the forecast:", tone="dim"))
         blocks.append(Items(items=rehearsal.not_known, tone="dim"))
@@ -64,3 +67,37 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
         Column(title="pinned host", right=True),
     )
     return [Table(columns=columns, rows=rows)]
+
+
+def _timeline(plan: Plan, rehearsal: Rehearsal) -> list[Block]:
+    """What the fullest card had in use, phase by phase."""
+    if not rehearsal.timeline:
+        return []
+    places = range(len(rehearsal.timeline[0].peak))
+    fullest = max(places, key=lambda i: max(one.peak[i] for one in rehearsal.timeline))
+    card = plan.parallel.groups[0][fullest]
+    ledger = next(gpu for gpu in plan.gpus if gpu.index == card)
+    room = ledger.total - ledger.reserved
+    rows = tuple(
+        (
+            f"{one.phase}{' (images)' if one.image else ''}",
+            mib(one.peak[fullest]),
+            mib(one.end[fullest]),
+            _drawn(one.peak[fullest], one.end[fullest], room),
+        )
+        for one in rehearsal.timeline
+    )
+    columns = (
+        Column(title="phase", wrap=True),
+        Column(title="at most", right=True),
+        Column(title="at its end", right=True),
+        Column(title="of the card"),
+    )
+    title = f"In use on GPU {card}, phase by phase, in MiB"
+    return [Heading(text=title), Table(columns=columns, rows=rows)]
+
+
+def _drawn(peak: int, end: int, room: int) -> str:
+    """A bar: what stays, and what a phase took above it."""
+    most, stays = (min(_CELLS, round(_CELLS * size / room)) for size in (peak, end))
+    return f"[{'#' * stays}{'+' * (most - stays)}{'.' * (_CELLS - most)}]"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -43,13 +42,15 @@ def keep(plan: Plan, command: str) -> None:
     """Keep a plan as the command's newest; where nothing can be written it is not kept."""
     with suppress(OSError):
         folder = state_dir(_ROOM)
-        descriptor, name = tempfile.mkstemp(prefix=f".{command}.", dir=folder)
+        # Not `tempfile`: what a plan imports, every plan waits for.
+        half = folder / f".{command}.{os.getpid()}"
         try:
+            descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(plan.to_json())
-            os.replace(name, folder / f"{command}.json")
-        except OSError:
-            os.unlink(name)
+            os.replace(half, folder / f"{command}.json")
+        finally:
+            half.unlink(missing_ok=True)
 
 
 def saved_document(saved: Saved) -> Any:

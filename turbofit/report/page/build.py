@@ -32,6 +32,7 @@ def page(saved: Saved) -> str:
     """The report of a plan, and of its run where there was one, as HTML."""
     plan, run = saved.plan, saved.run
     style, script = _read("page.css"), _read("page.js")
+    parts = _parts(plan, run)
     return Template(_read("page.html")).substitute(
         title=tag("title", f"{plan.model.name} on {plan.machine.name} - turbofit"),
         policy=_policy(script),
@@ -39,7 +40,8 @@ def page(saved: Saved) -> str:
         script=script,
         head=sections.head(plan, run),
         figures=sections.figures(plan),
-        body=join(*(_section(*part) for part in _parts(plan, run))),
+        contents=_contents(parts),
+        body=join(*(_section(*part) for part in parts)),
         made=tag("p", f"turbofit {plan.turbofit_version}, planned {plan.created}. {_where(plan)}"),
         json=json_text(saved_document(saved)),
     )
@@ -63,6 +65,11 @@ def _parts(plan: Plan, run: Run | None) -> list[tuple[str, str, Markup]]:
     ]
     parts.insert(len(parts) - 1 if fits else 0, (*fix, sections.remedies(plan)))
     return [part for part in parts if part[2]]
+
+
+def _contents(parts: list[tuple[str, str, Markup]]) -> Markup:
+    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in parts]
+    return tag("ul", *links)
 
 
 def _capacity(plan: Plan) -> Markup:

@@ -122,7 +122,7 @@ def remedies(plan: Plan) -> Markup:
 
 def compared(plan: Plan, run: Run | None) -> Markup:
     """Forecast, rehearsed and measured; what to do where there is only the first."""
-    blocks = [*rehearsal_blocks(plan)[1:]]
+    blocks = [*rehearsal_blocks(plan, timeline=False)[1:]]
     blocks += run_blocks(plan, run)[1:] if run else []
     blocks += sides_blocks(plan, run)
     if not blocks:

@@ -10,6 +10,7 @@ from turbofit.core.units import format_bytes
 from turbofit.report.machine_view import link_blocks
 from turbofit.report.page.blocks import paint
 from turbofit.report.page.tag import Markup, join, tag
+from turbofit.report.ways import WAYS, way, ways
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Link, Machine
@@ -26,17 +27,6 @@ _WIDEST: Final = 1020
 _MANY: Final = 6
 _PAD: Final = 10
 _BRANDS: Final = ("NVIDIA GeForce ", "NVIDIA ", "Tesla ")
-
-
-#: Ways between two GPUs, the weakest first.
-_RANKS: Final = ("unread", "host", "peer", "nvlink")
-
-
-class _Kind(NamedTuple):
-    """A way between two GPUs: its class in the picture, and its words."""
-
-    cls: str
-    words: str
 
 
 def topology(plan: Plan) -> Markup:
@@ -168,17 +158,17 @@ def _lines(machine: Machine, places: dict[int, float], top: float) -> list[Marku
         arc = _arc(places[a], places[b], top, link, j - i)
         if j == i + 1 and len(machine.gpus) <= _MANY and link.nvlinked:
             arc = join(arc, _lanes(places[a], places[b], top, link))
-        found.append((_RANKS.index(_kind(link).cls), arc))
+        found.append((WAYS.index(way(link).kind), arc))
     return [markup for _, markup in sorted(found, key=lambda one: one[0])]
 
 
 def _arc(a: float, b: float, top: float, link: Link, apart: int) -> Markup:
-    kind = _kind(link)
+    found = way(link)
     left, right = a + _BOX / 2 + 4, b + _BOX / 2 - 4
     rise = _rise(apart)
     ends = f"{left:.0f} {top - rise:.0f} {right:.0f} {top - rise:.0f} {right:.0f} {top:.0f}"
-    parts = [tag("title", f"GPU {link.a} - GPU {link.b}: {kind.words}")]
-    parts.append(tag("path", d=f"M{left:.0f} {top:.0f}C{ends}", class_=f"way {kind.cls}"))
+    parts = [tag("title", f"GPU {link.a} - GPU {link.b}: {found.words}")]
+    parts.append(tag("path", d=f"M{left:.0f} {top:.0f}C{ends}", class_=f"way {found.kind}"))
     return tag("g", *parts)
 
 
@@ -188,36 +178,18 @@ def _lanes(a: float, b: float, top: float, link: Link) -> Markup:
     return tag("text", f"NV{link.nvlinks}", x=x, y=y, class_="small mid strong")
 
 
-def _kind(link: Link) -> _Kind:
-    if link.nvlinked:
-        speed = link.nvlink_bandwidth
-        words = f"NVLink, {link.nvlinks} lanes"
-        if isinstance(speed, int):
-            words += f", {speed / 1e9:.0f} GB/s each way"
-        return _Kind("nvlink", words)
-    if link.peers:
-        return _Kind("peer", "PCIe, peer access")
-    if NA in (link.p2p_read, link.p2p_write):
-        return _Kind("unread", "peer access could not be read")
-    return _Kind("host", "no peer access: through host memory")
-
-
 def _drawn(link: Link) -> bool:
-    return _kind(link).cls in ("peer", "nvlink")
+    return way(link).kind in ("peer", "nvlink")
 
 
 def _meanings(machine: Machine) -> Markup:
     """Each way that occurs, with a piece of its line and how many pairs have it."""
-    counts: dict[_Kind, int] = {}
-    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
-        kind = _kind(machine.link(a, b))
-        counts[kind] = counts.get(kind, 0) + 1
     entries = []
-    for kind, count in counts.items():
-        sample = tag("path", d="M1 6H33", class_=f"way {kind.cls}")
+    for found, count in ways(machine).items():
+        sample = tag("path", d="M1 6H33", class_=f"way {found.kind}")
         svg = tag("svg", sample, viewBox="0 0 34 12", width=34, height=12, aria_hidden="true")
         pairs = "pair" if count == 1 else "pairs"
-        if kind.cls in _RANKS[:2] and len(machine.gpus) > _MANY:
+        if found.kind in WAYS[:2] and len(machine.gpus) > _MANY:
             pairs += ", not drawn"
-        entries.append(tag("li", svg, f" {kind.words} ", tag("b", f"{count} {pairs}")))
+        entries.append(tag("li", svg, f" {found.words} ", tag("b", f"{count} {pairs}")))
     return tag("ul", *entries, class_="legend") if entries else Markup()
