@@ -57,9 +57,13 @@ def test_every_preset_is_in_the_wheel(installed: Path) -> None:
 def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(installed), "XDG_STATE_HOME": str(tmp_path)}
     run = [sys.executable, "-m", "turbofit"]
-    said = {"cwd": tmp_path, "env": env, "check": True, "capture_output": True, "text": True}
-    subprocess.run([*run, "plan", "internvl2-8b", "--on", "4xrtx3090"], **said)
-    subprocess.run([*run, "report", "latest", "--html", "report.html"], **said)
+
+    def said(*words: str) -> str:
+        return subprocess.run(
+            [*run, *words], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+        ).stdout
+
+    said("plan", "internvl2-8b", "--on", "4xrtx3090")
+    said("report", "latest", "--html", "report.html")
     assert "InternVL2-8B" in (tmp_path / "report.html").read_text()
-    printed = subprocess.run([*run, "report", "--schema"], **said).stdout
-    assert json.loads(printed)["$id"] == "urn:turbofit:plan:1"
+    assert json.loads(said("report", "--schema"))["$id"] == "urn:turbofit:plan:1"
