@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, str]] = {
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",
     "gpus": "GPUs that turbofit knows by name",
+    "completion": "what makes bash, zsh or fish complete commands, options and presets",
 }
 
 _FAILED: Final = 1
@@ -111,7 +112,7 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "turbofit COMMAND --help tells more.",
+            "turbofit COMMAND --help tells more: options, examples, exit codes, what it touches.",
             "",
         ]
     )
