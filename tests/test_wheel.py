@@ -52,3 +52,18 @@ def test_every_preset_is_in_the_wheel(installed: Path) -> None:
         for p in (installed / "turbofit" / "_presets").rglob("*.yaml")
     }
     assert wheel == repo
+
+
+def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(installed), "XDG_STATE_HOME": str(tmp_path)}
+    run = [sys.executable, "-m", "turbofit"]
+
+    def said(*words: str) -> str:
+        return subprocess.run(
+            [*run, *words], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+        ).stdout
+
+    said("plan", "internvl2-8b", "--on", "4xrtx3090")
+    said("report", "latest", "--html", "report.html")
+    assert "InternVL2-8B" in (tmp_path / "report.html").read_text()
+    assert json.loads(said("report", "--schema"))["$id"] == "urn:turbofit:plan:1"

@@ -38,13 +38,13 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the manifest to stdout."""
     from turbofit.cli.output import answer
-    from turbofit.cli.report import read_plan
     from turbofit.core.errors import UsageError
     from turbofit.core.struct import to_json
     from turbofit.launch.export.compose import compose_file
     from turbofit.launch.export.k8s import k8s_objects
     from turbofit.launch.export.service import service_of
     from turbofit.launch.export.systemd import systemd_unit
+    from turbofit.report.saved import read_plan
 
     if args.kind != "systemd" and args.host not in (None, _EVERYWHERE):
         raise UsageError(

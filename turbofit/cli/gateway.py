@@ -117,9 +117,9 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from turbofit.cli.output import answer, note
-    from turbofit.cli.report import read_plan
     from turbofit.gateway.accesslog import access_log
     from turbofit.gateway.server import make_gateway, run_gateway
+    from turbofit.report.saved import read_plan
 
     plan = read_plan(args.plan)
     key = args.upstream_key or os.environ.get("TURBOFIT_UPSTREAM_KEY") or None

@@ -26,12 +26,14 @@ COMMANDS: Final[dict[str, str]] = {
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",
-    "report": "show a saved plan again",
     "export": "a plan as a systemd unit, a Compose file or Kubernetes objects",
+    "report": "a plan, a rehearsal or a run again: text, Markdown, JSON, one HTML page",
+    "compare": "two plans side by side",
     "doctor": "check this machine and its environment, each finding with a fix",
     "diagnose": "explain a crash log: what, where, how many bytes, what would have worked",
     "models": "models that turbofit knows by name",
     "gpus": "GPUs that turbofit knows by name",
+    "completion": "what makes bash, zsh or fish complete commands, options and presets",
 }
 
 _FAILED: Final = 1
@@ -111,7 +113,7 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
-            "turbofit COMMAND --help tells more.",
+            "turbofit COMMAND --help tells more: options, examples, exit codes, what it touches.",
             "",
         ]
     )

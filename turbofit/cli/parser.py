@@ -21,6 +21,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": _formatter, **keywords})
 
+    def format_help(self) -> str:
+        """The options, then examples, exit codes and what the command touches."""
+        from turbofit.cli.manual import manual_text
+
+        return super().format_help() + manual_text(self.prog.rpartition(" ")[2])
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage.
 

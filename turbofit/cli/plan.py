@@ -32,14 +32,16 @@ def run(args: argparse.Namespace) -> int:
     from turbofit import api
 
     keywords = options.planning_keywords(args)
-    return show_plan(api.plan(args.model, rehearse=args.rehearse, **keywords), args)
+    return show_plan(api.plan(args.model, rehearse=args.rehearse, **keywords), args, "plan")
 
 
-def show_plan(plan: Plan, args: argparse.Namespace) -> int:
-    """Show a plan as asked and return its exit code."""
+def show_plan(plan: Plan, args: argparse.Namespace, command: str) -> int:
+    """Show a plan as asked, keep it as the newest of its command and return its exit code."""
     from turbofit.cli.output import answer, show
     from turbofit.core.errors import DoesNotFitError
+    from turbofit.report.saved import keep
 
+    keep(plan, command)
     if args.json:
         answer(plan.to_json())
     else:

@@ -39,4 +39,4 @@ def run(args: argparse.Namespace) -> int:
     for name in ("lmdeploy", "free_at_cache"):
         if getattr(args, name) is not None:
             keywords[name] = getattr(args, name)
-    return show_plan(api.predict(args.model, **keywords), args)
+    return show_plan(api.predict(args.model, **keywords), args, "predict")

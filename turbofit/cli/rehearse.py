@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     note("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     keywords = options.planning_keywords(args)
     plan = api.rehearse(args.model, defaults=args.defaults, **keywords)
-    code = show_plan(plan, args)
+    code = show_plan(plan, args, "rehearse")
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     return code if served or code else 3
 

@@ -1,62 +1,81 @@
-"""``turbofit report PLAN``: a saved plan again."""
+"""``turbofit report PLAN|RUN|latest``: what was planned, rehearsed or served, again."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.cli import options
+from turbofit.core.errors import DoesNotFitError, UsageError
 
 if TYPE_CHECKING:
     import argparse
 
     from turbofit.cli.parser import Parser
-    from turbofit.core.plan import Plan
+    from turbofit.report.saved import Saved
 
-__all__ = ["add_arguments", "read_plan", "run"]
-
-#: Far above any plan: guards against reading a device or a checkpoint by mistake.
-_LARGEST = 64 << 20
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: Parser) -> None:
-    """The file."""
-    parser.add_argument("plan", metavar="PLAN", help="what `plan --json` wrote, or - for stdin")
-    options.add_json(parser)
+    """What to show, and in which form."""
+    from turbofit.report.schema import NAMES
+
+    parser.add_argument(
+        "what",
+        metavar="PLAN|RUN|latest",
+        nargs="?",
+        help="what `plan --json` wrote (- for stdin), the folder of a run of `serve`, or `latest`: "
+        "the newest plan, prediction, rehearsal or run",
+    )
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    forms.add_argument("--md", action="store_true", help="Markdown on stdout, for issues")
+    forms.add_argument(
+        "--html", metavar="FILE", help="one page that needs no network; - for stdout"
+    )
+    forms.add_argument(
+        "--schema",
+        nargs="?",
+        choices=NAMES,
+        const=NAMES[0],
+        help=f"the JSON Schema of a document instead (default {NAMES[0]})",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Read and show; exit 3 where the plan does not fit."""
-    from turbofit.cli.plan import show_plan
+    from turbofit.cli.output import answer, show
 
-    return show_plan(read_plan(args.plan), args)
+    if args.schema:
+        from turbofit.report.schema import schema_text
+
+        answer(schema_text(args.schema))
+        return 0
+    if args.what is None:
+        raise UsageError("report needs a plan, a run or latest", hint="turbofit report latest")
+    from turbofit.report.saved import read_saved
+
+    saved = read_saved(args.what)
+    if args.html:
+        _page(saved, args.html)
+    elif args.json:
+        from turbofit.report.saved import saved_json
+
+        answer(saved_json(saved))
+    else:
+        from turbofit.report.plan_view import plan_view
+
+        show(plan_view(saved.plan, saved.run), markdown=args.md)
+    return 0 if saved.plan.fits else DoesNotFitError.exit_code
 
 
-def read_plan(path: str) -> Plan:
-    """A plan from a file, or from stdin for ``-``.
+def _page(saved: Saved, file: str) -> None:
+    from turbofit.cli.output import answer
+    from turbofit.core.files import write_atomic
+    from turbofit.report.page.build import page
 
-    Raises:
-        UsageError: it cannot be read or is not a plan.
-    """
-    import sys
-
-    from turbofit.core.errors import UsageError
-    from turbofit.core.plan import PLAN_SCHEMA, Plan
-
-    try:
-        if path == "-":
-            data = sys.stdin.buffer.read(_LARGEST)
-        else:
-            with open(path, "rb") as file:
-                data = file.read(_LARGEST)
-    except OSError as exc:
-        raise UsageError(
-            f"{path} cannot be read: {exc.strerror or exc}",
-            hint="write a plan with turbofit plan MODEL --json > plan.json",
-        ) from None
-    plan = Plan.from_json(data, what=f"plan {path}")
-    if plan.schema != PLAN_SCHEMA:
-        raise UsageError(
-            f"plan {path} has schema {plan.schema!r}, not {PLAN_SCHEMA!r}",
-            hint="plan again with this version of turbofit",
-        )
-    return plan
+    text = page(saved)
+    if file == "-":
+        answer(text)
+        return
+    write_atomic(file, text)
+    answer(f"{file}\n")

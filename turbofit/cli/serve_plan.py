@@ -79,7 +79,7 @@ def show_commands(args: argparse.Namespace, passed: Passed) -> int:
     plan = _read(args, passed) if args.plan else api.plan(args.model, **_keywords(args, passed))
     commands = _commands(plan, args, passed)
     if args.json or args.md:
-        return show_plan(msgspec.structs.replace(plan, commands=commands), args)
+        return show_plan(msgspec.structs.replace(plan, commands=commands), args, "serve")
     if not plan.fits:
         raise refusal(plan)
     answer("\n".join(shell_command(command) + "\n" for command in commands))
@@ -115,8 +115,8 @@ def _keywords(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
 
 def _read(args: argparse.Namespace, passed: Passed) -> Plan:
     """A saved plan: it is complete, so that nothing may be planned beside it."""
-    from turbofit.cli.report import read_plan
     from turbofit.core.struct import to_builtins
+    from turbofit.report.saved import read_plan
 
     given = options.planning_keywords(args)
     if args.model is not None or given:

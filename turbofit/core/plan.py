@@ -23,6 +23,7 @@ __all__ = [
     "HostMemory",
     "Kv",
     "Limits",
+    "Moment",
     "Parallel",
     "Phase",
     "Plan",
@@ -260,10 +261,24 @@ class Death(Struct):
     left: int | None
 
 
+class Moment(Struct):
+    """One phase of a rehearsal: bytes in use on each GPU of its group, at most and at its end.
+
+    What others hold and what was charged beforehand is in both. ``image``: a worst case with
+    images ran in it.
+    """
+
+    phase: str
+    peak: tuple[int, ...]
+    end: tuple[int, ...]
+    image: bool = False
+
+
 class Rehearsal(Struct):
     """What the real engine did on pretend GPUs; values and speed are not real.
 
     ``not_known`` lists what a rehearsal cannot see; it was charged from the forecast.
+    ``timeline`` has its phases in order, the last one where it died.
     """
 
     outcome: Literal["served", "out_of_memory", "hang", "failed"]
@@ -273,6 +288,7 @@ class Rehearsal(Struct):
     cache: RehearsedCache
     death: Death | None
     not_known: tuple[str, ...] = ()
+    timeline: tuple[Moment, ...] = ()
 
 
 class Plan(Struct):

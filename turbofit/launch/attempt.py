@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.plan import Command
 from turbofit.launch.beside import beside, lines
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt"]
 
+#: Phases of an attempt that are kept: restarts begin them again.
+_MOMENTS: Final = 100
+
 
 class Attempt:
     """A plan, once.
@@ -50,7 +54,8 @@ class Attempt:
         self._front: GatewayThread | None = None
         self._sentinel: Sentinel | None = None
         self._noted: tuple[list[int], bool] = ([], False)
-        self._phases: dict[str, dict[int, int]] = {}
+        self._began = time.monotonic()
+        self._moments: list[dict[str, Any]] = []
         self.was_ready = False
 
     def run(self, stop: Stop, stack: ExitStack) -> signal.Signals:
@@ -174,12 +179,19 @@ class Attempt:
             self._noted = noted
             name = self._plan.model.name
             self._job.leases.note(model=name, engines=noted[0], ready=noted[1])
-        if self._job.pretend or self._server is None:
+        if self._server is not None:
+            phases = dict.fromkeys(engine.watch.phase for engine in self._server.engines)
+            self._enter(", ".join(phases))
+
+    def _enter(self, phase: str) -> None:
+        """Note when a phase was first seen, and what the GPUs had in use then."""
+        if self._moments and self._moments[-1]["phase"] == phase:
             return
-        phase = " ".join(engine.watch.phase for engine in self._server.engines)
-        if phase not in self._phases:
-            self._phases[phase] = used_now(self._plan)
-            self._job.record.attempt(nvml=self._phases)
+        used = {} if self._job.pretend else used_now(self._plan)
+        at = round(time.monotonic() - self._began, 3)
+        self._moments.append({"phase": phase, "at": at, "used": used})
+        del self._moments[:-_MOMENTS]
+        self._job.record.attempt(moments=self._moments)
 
     def _drain(self, urgent: bool) -> None:
         if self._sentinel is not None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitError
+from turbofit.core.files import write_atomic
 from turbofit.core.units import format_bytes, mib
 from turbofit.launch import learned
 from turbofit.launch.attempt import Attempt
@@ -122,6 +123,8 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
     failed: list[tuple[Plan, Ending, str]] = []
     why, changes = "", dict(job.changes)
     while True:
+        if failed:
+            _keep(job, plan, len(failed))
         attempt = Attempt(job, plan, len(failed))
         job.record.begin(number=len(failed), changes=changes, why=why, **_facts(plan))
         try:
@@ -204,6 +207,12 @@ def _table(failed: list[tuple[Plan, Ending, str]]) -> list[str]:
             f"{f'  [{why}]' if why else ''}"
         )
     return lines
+
+
+def _keep(job: Job, plan: Plan, number: int) -> None:
+    """Another attempt's plan, beside that of the first; a full disk costs the file."""
+    with suppress(TurbofitError):
+        write_atomic(job.folder / f"plan-{number}.json", plan.to_json(), mode=0o600)
 
 
 def _facts(plan: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import (
     Death,
     GpuLedger,
+    Moment,
     Plan,
     Rehearsal,
     RehearsedCache,
@@ -144,6 +145,10 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
             phase=death["phase"], where=death["where"], asked=death["asked"], left=death["left"]
         ),
         not_known=tuple(document["not_known"]),
+        timeline=tuple(
+            Moment(**{**one, "peak": tuple(one["peak"]), "end": tuple(one["end"])})
+            for one in document["timeline"]
+        ),
     )
 
 

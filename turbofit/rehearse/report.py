@@ -6,8 +6,10 @@ import re
 import signal
 from typing import Any
 
+from turbofit.core.struct import to_builtins
 from turbofit.rehearse.engine import engine_version
 from turbofit.rehearse.ledger import Ledger
+from turbofit.rehearse.moments import moments
 from turbofit.rehearse.run import Outcome
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.terms import card_terms, executor_pool, load_peak
@@ -49,6 +51,7 @@ def report(spec: Spec, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
         "gpus": [_card(ledger, i) for i in range(len(ledger.cards))],
         "pinned": {"end": _pinned(ledger, "end"), "peak": _pinned(ledger, "peak")},
         "cases": [_case(ledger, c) for c in outcome.report.get("cases", [])],
+        "timeline": [to_builtins(one) for one in moments(ledger.cards, spec.machine["gpus"])],
         "load_peak": [load_peak(ledger, i) for i in range(len(ledger.cards))],
         "staging_peak": outcome.report.get("staging_peak"),
         "peer_refused": ledger.refused,

@@ -22,6 +22,7 @@ from turbofit.core.plan import (
 from turbofit.memory.pytorch.environment import environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
+from turbofit.rehearse.moments import torch_moments
 from turbofit.rehearse.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
@@ -51,7 +52,10 @@ def rehearse_pytorch_plan(plan: Plan) -> Plan:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
     document = planned_document(plan)
-    return replace(plan, gpus=beside(plan, document), rehearsal=_rehearsal(document))
+    rehearsal = replace(
+        _rehearsal(document), timeline=torch_moments(document, planned_scenario(plan).gpus)
+    )
+    return replace(plan, gpus=beside(plan, document), rehearsal=rehearsal)
 
 
 def planned_document(plan: Plan) -> dict[str, Any]:

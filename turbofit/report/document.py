@@ -6,7 +6,9 @@ from typing import Literal
 
 from turbofit.core.struct import Struct
 
-__all__ = ["Block", "Code", "Column", "Facts", "Heading", "Items", "Line", "Table", "Tone"]
+__all__ = [
+    "Bar", "Block", "Code", "Column", "Facts", "Heading", "Items", "Line", "Part", "Table", "Tone",
+]  # fmt: skip
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
 
@@ -64,4 +66,20 @@ class Code(Struct, tag="code"):
     text: str
 
 
-Block = Heading | Line | Items | Facts | Table | Code
+class Part(Struct):
+    """A piece of a bar: the letter that stands for it, what it is, its bytes."""
+
+    mark: str
+    name: str
+    bytes: int
+
+
+class Bar(Struct, tag="bar"):
+    """Memory from empty to full; what its parts have beyond ``room`` bytes is not there."""
+
+    title: str
+    room: int
+    parts: tuple[Part, ...]
+
+
+Block = Heading | Line | Items | Facts | Table | Code | Bar

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan, Term
     from turbofit.report.document import Block
 
-__all__ = ["fold", "ledger_blocks"]
+__all__ = ["fold", "fold_indices", "ledger_blocks"]
 
 #: Sets of GPUs beside each other; more start a new table, so that 80 columns hold it.
 _ABREAST: Final = 3
@@ -20,6 +20,11 @@ _ABREAST: Final = 3
 
 def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
     """Equal GPUs together, as ``("GPU 0-3", ledger of the first)``, in order of first index."""
+    return [(f"GPU {indices(members)}", first) for members, first in fold_indices(ledgers)]
+
+
+def fold_indices(ledgers: tuple[GpuLedger, ...]) -> list[tuple[list[int], GpuLedger]]:
+    """As `fold`, with the indices of each set."""
     sets: list[tuple[list[int], GpuLedger]] = []
     for ledger in ledgers:
         for members, first in sets:
@@ -28,7 +33,7 @@ def fold(ledgers: tuple[GpuLedger, ...]) -> list[tuple[str, GpuLedger]]:
                 break
         else:
             sets.append(([ledger.index], ledger))
-    return [(f"GPU {indices(members)}", first) for members, first in sets]
+    return sets
 
 
 def ledger_blocks(plan: Plan) -> list[Block]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import NaType
     from turbofit.report.document import Block
 
-__all__ = ["machine_view"]
+__all__ = ["link_blocks", "machine_view"]
 
 
 def machine_view(machine: Machine) -> list[Block]:
@@ -40,7 +40,7 @@ def machine_view(machine: Machine) -> list[Block]:
     else:
         blocks.append(Line(text="nobody that can be seen", tone="dim"))
     if len(machine.gpus) > 1:
-        blocks += _links(machine)
+        blocks += link_blocks(machine)
     if machine.measured is not None:
         blocks += _measured(machine.measured)
     blocks += [Heading(text="Host"), _host(machine)]
@@ -128,7 +128,7 @@ def _mib(value: int | NaType) -> str:
     return NA if value == NA else mib(value)
 
 
-def _links(machine: Machine) -> list[Block]:
+def link_blocks(machine: Machine) -> list[Block]:
     """The matrix of `nvidia-smi topo`: above the diagonal the path, below it peer access."""
     order = [gpu.index for gpu in machine.gpus]
     rows = []

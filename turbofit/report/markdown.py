@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.report.document import Code, Facts, Heading, Items, Line, Table
+from turbofit.report.bar import cells, legend
+from turbofit.report.document import Bar, Code, Facts, Heading, Items, Line, Table
 from turbofit.report.terminal import clean
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["paint"]
 
 _MARK: Final[dict[Tone, str]] = {"good": "**", "bad": "**", "warn": "", "plain": "", "dim": ""}
+#: Letters of a bar: as many as GitHub shows beside its margins.
+_BAR: Final = 76
 _SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}
 
 
@@ -35,6 +38,10 @@ def paint(blocks: Iterable[Block]) -> str:
             parts.append("\n".join(f"- {_text(n)}: {_text(v)}" for n, v in block.facts))
         elif isinstance(block, Table):
             parts.append(_table(block))
+        elif isinstance(block, Bar):
+            drawn = clean("".join(cells(block, _BAR)))
+            bar = f"```text\n[{drawn}]\n```"
+            parts += [_text(block.title), bar, _text(", ".join(legend(block)))]
         elif isinstance(block, Code):
             fence = "```"
             while fence in block.text:

@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.model.videos import takes_videos
+from turbofit.report.capacity import capacity
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
+from turbofit.report.memory_view import memory_blocks
 from turbofit.report.rehearsal_view import rehearsal_blocks
+from turbofit.report.run_view import run_blocks, sides_blocks
 from turbofit.report.shell import shell_command
+from turbofit.report.ways import ways_text
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan
     from turbofit.report.document import Block
+    from turbofit.report.run import Run
 
-__all__ = ["plan_view", "settings_of"]
+__all__ = [
+    "capacity_blocks",
+    "fact_block",
+    "plan_view",
+    "settings_blocks",
+    "settings_of",
+]
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")
 #: All that the fallback engine is told.
@@ -26,8 +37,13 @@ _FALLBACK = ("dtype", "max_batch_size", "session_len")
 _SHOWN = 8
 
 
-def plan_view(plan: Plan) -> list[Block]:
-    """The whole plan; a prediction is one without candidates and shows as such."""
+def plan_view(plan: Plan, run: Run | None = None) -> list[Block]:
+    """The whole plan; a prediction is one without candidates and shows as such.
+
+    Args:
+        plan: what was planned.
+        run: what became of it, where it was launched.
+    """
     blocks: list[Block] = [
         Heading(text=f"{plan.model.name} on {plan.machine.name}"),
         Line(text=plan.verdict, tone="good" if plan.fits else "bad"),
@@ -36,11 +52,14 @@ def plan_view(plan: Plan) -> list[Block]:
         blocks += _remedies(plan)
     if plan.warnings:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
-    blocks += [Heading(text="What was asked, and the shape chosen"), _facts(plan)]
-    blocks += _settings(plan)
+    blocks += [Heading(text="What was asked, and the shape chosen"), fact_block(plan)]
+    blocks += settings_blocks(plan)
+    blocks += memory_blocks(plan)
     blocks += rehearsal_blocks(plan)
+    blocks += run_blocks(plan, run) if run else []
+    blocks += sides_blocks(plan, run)
     blocks += ledger_blocks(plan)
-    blocks += _capacity(plan)
+    blocks += capacity_blocks(plan)
     blocks += _candidates(plan)
     if plan.fits:
         blocks += _remedies(plan)
@@ -65,7 +84,8 @@ def settings_of(plan: Plan) -> dict[str, str]:
     return out
 
 
-def _facts(plan: Plan) -> Facts:
+def fact_block(plan: Plan) -> Facts:
+    """Model, machine, engine, workload, shape and forecast of speed."""
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
@@ -91,6 +111,8 @@ def _facts(plan: Plan) -> Facts:
             f"{groups_of(plan.parallel.groups)}: {plan.parallel.reason}",
         ),
     ]
+    if len(plan.machine.gpus) > 1:
+        facts.append(("links", ways_text(plan.machine)))
     if plan.throughput:
         speed = plan.throughput
         facts.append(
@@ -117,7 +139,7 @@ def _gpu_names(plan: Plan) -> str:
     return " + ".join(f"{n}x {name}" for name, n in counts.items())
 
 
-def _settings(plan: Plan) -> list[Block]:
+def settings_blocks(plan: Plan) -> list[Block]:
     """Each setting with the reason that begins with its name; the other reasons below."""
     rest = list(plan.reasons)
     rows = []
@@ -134,7 +156,8 @@ def _settings(plan: Plan) -> list[Block]:
     return blocks
 
 
-def _capacity(plan: Plan) -> list[Block]:
+def capacity_blocks(plan: Plan) -> list[Block]:
+    """What the cache holds, what a request may be, and host memory."""
     kv, limits = plan.kv, plan.limits
     per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
     requests = kv.tokens // kv.longest_request_tokens if kv.longest_request_tokens else 0
@@ -142,6 +165,7 @@ def _capacity(plan: Plan) -> list[Block]:
         ("KV cache", f"{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}"),
         ("longest request", f"{kv.longest_request_tokens:,} tokens; {requests} of them at once"),
     ]
+    found = capacity(plan)
     if limits.vision_unit:
         unit = limits.vision_unit
         if limits.max_dynamic_patch is not None:
@@ -154,10 +178,14 @@ def _capacity(plan: Plan) -> list[Block]:
                 f"{limits.images_per_request} a request, {limits.units_per_image:,} {unit}(s) "
                 f"each, {limits.image_tokens_per_request:,} tokens a request",
             ),
+            ("images at once", f"{found.images:,} of the worst size, without any text"),
             ("paid for", f"{limits.units_per_forward:,} {unit}(s) in one forward pass"),
         ]
         if takes_videos(plan.engine.name, plan.model.image_rule):
             facts.append(("videos", "1 a request, in the place of an image and held to its size"))
+    for one in found.users[:1]:
+        text = f"{one.held:,} with {one.what} each; {one.running:,} of them run at once"
+        facts.append(("users", text))
     host = plan.host
     have = "unknown" if host.available is None else format_bytes(host.available)
     facts.append(

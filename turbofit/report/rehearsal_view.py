@@ -1,4 +1,4 @@
-"""What the engine did on pretend GPUs: the end, the cases, and forecast against engine."""
+"""What the engine did on pretend GPUs: the end, and the cases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.document import Column, Heading, Items, Line, Table
-from turbofit.report.ledger_view import fold
 
 if TYPE_CHECKING:
-    from turbofit.core.plan import GpuLedger, Plan, Rehearsal
+    from turbofit.core.plan import Plan, Rehearsal
     from turbofit.report.document import Block, Tone
 
 __all__ = ["rehearsal_blocks"]
 
 _MOST_CASES = 12
+#: Characters of a bar.
+_CELLS = 20
 
 
-def rehearsal_blocks(plan: Plan) -> list[Block]:
-    """Blocks for a rehearsed plan; none for one that was not."""
+def rehearsal_blocks(plan: Plan, *, timeline: bool = True) -> list[Block]:
+    """Blocks for a rehearsed plan, with its phases or without; none for one that was not."""
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
@@ -30,7 +31,7 @@ def rehearsal_blocks(plan: Plan) -> list[Block]:
     blocks: list[Block] = [Heading(text="Rehearsal"), Line(text=text, tone=tone)]
     blocks += _death(rehearsal)
     blocks += _cases(rehearsal)
-    blocks += _compared(plan)
+    blocks += _timeline(plan, rehearsal) if timeline else []
     if rehearsal.not_known:
         blocks.append(Line(text="not seen by it, charged from the forecast:", tone="dim"))
         blocks.append(Items(items=rehearsal.not_known, tone="dim"))
@@ -68,28 +69,35 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
     return [Table(columns=columns, rows=rows)]
 
 
-def _compared(plan: Plan) -> list[Block]:
-    blocks: list[Block] = []
-    for title, ledger in fold(plan.gpus):
-        rows = _rows(ledger)
-        if rows:
-            columns = (
-                Column(title="term", wrap=True),
-                Column(title="forecast", right=True),
-                Column(title="engine", right=True),
-                Column(title="engine - forecast", right=True),
-            )
-            blocks += [
-                Heading(text=f"Forecast and engine on {title}, in MiB"),
-                Table(columns=columns, rows=rows),
-            ]
-    return blocks
+def _timeline(plan: Plan, rehearsal: Rehearsal) -> list[Block]:
+    """What the fullest card had in use, phase by phase."""
+    if not rehearsal.timeline:
+        return []
+    places = range(len(rehearsal.timeline[0].peak))
+    fullest = max(places, key=lambda i: max(one.peak[i] for one in rehearsal.timeline))
+    card = plan.parallel.groups[0][fullest]
+    ledger = next(gpu for gpu in plan.gpus if gpu.index == card)
+    room = ledger.total - ledger.reserved
+    rows = tuple(
+        (
+            f"{one.phase}{' (images)' if one.image else ''}",
+            mib(one.peak[fullest]),
+            mib(one.end[fullest]),
+            _drawn(one.peak[fullest], one.end[fullest], room),
+        )
+        for one in rehearsal.timeline
+    )
+    columns = (
+        Column(title="phase", wrap=True),
+        Column(title="at most", right=True),
+        Column(title="at its end", right=True),
+        Column(title="of the card"),
+    )
+    title = f"In use on GPU {card}, phase by phase, in MiB"
+    return [Heading(text=title), Table(columns=columns, rows=rows)]
 
 
-def _rows(ledger: GpuLedger) -> tuple[tuple[str, ...], ...]:
-    rows = []
-    for term in ledger.ledger:
-        if term.rehearsed is not None:
-            difference = f"{(term.rehearsed - term.bytes) / (1 << 20):+,.2f}"
-            rows.append((term.term, mib(term.bytes), mib(term.rehearsed), difference))
-    return tuple(rows)
+def _drawn(peak: int, end: int, room: int) -> str:
+    """A bar: what stays, and what a phase took above it."""
+    most, stays = (min(_CELLS, round(_CELLS * size / room)) for size in (peak, end))
+    return f"[{'#' * stays}{'+' * (most - stays)}{'.' * (_CELLS - most)}]"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
 
-from turbofit.report.document import Code, Facts, Heading, Items, Line, Table, Tone
+from turbofit.report.bar import cells, legend
+from turbofit.report.document import Bar, Code, Facts, Heading, Items, Line, Table, Tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,6 +20,11 @@ _GAP: Final = 2
 _NARROWEST: Final = 10
 _ANSI: Final[dict[Tone | Literal["head"], str]] = {
     "plain": "", "good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1",
+}  # fmt: skip
+#: Colours of a bar's letters; the letters say the same without them.
+_LETTERS: Final = {
+    "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
+    ".": "2", "m": "37", "!": "1;31", "|": "1",
 }  # fmt: skip
 _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "?")
 _CONTROLS_BUT_NEWLINE: Final = {code: mark for code, mark in _CONTROLS.items() if code != 10}
@@ -46,6 +53,8 @@ def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> 
             parts.extend(_facts(block, width))
         elif isinstance(block, Table):
             parts.extend(_table(block, width, colour))
+        elif isinstance(block, Bar):
+            parts.extend(_bar(block, width, colour))
         elif isinstance(block, Code):
             code = block.text.translate(_CONTROLS_BUT_NEWLINE)
             before = "\n" if isinstance(last, Code) else ""
@@ -76,6 +85,25 @@ def _facts(block: Facts, width: int) -> list[str]:
         out.append(f"  {clean(name):<{left}}{' ' * _GAP}{lines[0]}".rstrip())
         out.extend(f"{' ' * (left + _GAP + 2)}{line}" for line in lines[1:])
     return out
+
+
+def _bar(block: Bar, width: int, colour: bool) -> list[str]:
+    """The title, a line of letters, and what each of them is."""
+    letters = cells(block, width - 4)
+    drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
+    lines = [""]
+    for text in map(clean, legend(block)):
+        if lines[-1] and len(lines[-1]) + len(text) + 2 > width - 4:
+            lines.append("")
+        lines[-1] += f"  {text}" if lines[-1] else text
+    title = _fold(clean(block.title), width - 2)
+    return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"    {line}" for line in lines)]
+
+
+def _letters(mark: str, run: list[str], colour: bool) -> str:
+    code = _LETTERS.get(mark, "")
+    text = clean("".join(run))
+    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 
 def _table(block: Table, width: int, colour: bool) -> list[str]:

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.documents import KINDS, planned
+from tests.report.page.pages import EVIL, evil_plan, page_of
+from turbofit.cli.main import main
+from turbofit.core.plan import Plan
+from turbofit.report.page import tag as tags
+from turbofit.report.page.build import page
+from turbofit.report.page.tag import Markup, join, json_text, tag
+from turbofit.report.saved import Saved
+
+ALL = (*KINDS, "served", "died", "run", "pretend run")
+VOID = {"meta", "link", "br", "line", "rect", "path", "circle"}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes; fails where they do not close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.data: dict[str, str] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            last = self.seen[-1][1]
+            self.data[last.get("id") or self.open[-1]] = data
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_page_is_whole_small_and_asks_nobody(kind: str) -> None:
+    text = page_of(kind)
+    assert len(text.encode()) < 300_000
+    reader = read(text)
+    for name, attributes in reader.seen:
+        assert name not in ("img", "iframe", "object", "embed", "video", "audio", "base", "form")
+        assert not set(attributes) & {"src", "srcset", "action", "ping"}
+        assert not [key for key in attributes if key.startswith("on")]
+        if "href" in attributes:
+            assert re.fullmatch(r"data:,|#[a-z]+", attributes["href"] or "")
+    assert "url(" not in reader.data["style"]
+    assert "@import" not in reader.data["style"]
+
+
+@pytest.mark.parametrize("kind", ["fits", "served", "run"])
+def test_the_json_is_inside(kind: str) -> None:
+    document = json.loads(read(page_of(kind)).data["turbofit-json"])
+    plan = document["plan"] if kind == "run" else document
+    name = "mixed cards" if kind == "run" else kind
+    assert Plan.from_json(json.dumps(plan)) == planned(name)
+
+
+def test_nothing_but_its_own_script_may_run() -> None:
+    reader = read(page_of("fits"))
+    policy = next(
+        attributes["content"]
+        for _, attributes in reader.seen
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    digest = base64.b64encode(hashlib.sha256(reader.data["script"].encode()).digest()).decode()
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_what_others_wrote_stays_text() -> None:
+    reader = read(page(Saved(evil_plan(), None, EVIL)))
+    names = {name for name, _ in reader.seen}
+    assert not names & {"img"}
+    assert sum(name == "script" for name, _ in reader.seen) == 2
+    document = json.loads(reader.data["turbofit-json"])
+    assert document["verdict"] == EVIL
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_id_is_once_and_every_label_is_there(kind: str) -> None:
+    reader = read(page_of(kind))
+    ids = [attributes["id"] for _, attributes in reader.seen if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in reader.seen:
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in ids
+        if attributes.get("role") == "img":
+            assert attributes.get("aria-label")
+
+
+def test_markup() -> None:
+    assert tag("a", "<&>", title='"') == '<a title="&quot;">&lt;&amp;&gt;</a>'
+    assert tag("b", tag("i", "x"), hidden=True, id=None) == "<b hidden><i>x</i></b>"
+    assert tag("rect", x=1, class_="c", stroke_dasharray="1 2") == (
+        '<rect x="1" class="c" stroke-dasharray="1 2"/>'
+    )
+    assert join("<", Markup("<hr>"), "a\x00\u202eb") == "&lt;<hr>a??b"
+    assert json.loads(json_text({"a": "</script>&\u2028"})) == {"a": "</script>&\u2028"}
+    assert "<" not in json_text("</script>")
+    assert tags.__doc__
+
+
+def luminance(colour: str) -> float:
+    """As WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_can_be_read_in_both_themes() -> None:
+    style = (Path(tags.__file__).parent / "page.css").read_text()
+    blocks = re.findall(r"--paper: (#\w{6}).*?--focus", style, re.DOTALL)
+    assert len(blocks) == 3
+    for found in re.finditer(r"--paper: #\w{6}[^}]*", style):
+        colours: dict[str, Any] = dict(re.findall(r"--(\w+): (#\w{6})", found[0]))
+        for ground in ("paper", "raised"):
+            for ink in ("ink", "dim", "good", "bad", "warn", "link"):
+                if ink not in colours:
+                    continue
+                light, dark = sorted(
+                    (luminance(colours[ground]), luminance(colours[ink])), reverse=True
+                )
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ground, ink, colours)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved, out = tmp_path / "plan.json", tmp_path / "report.html"
+    saved.write_text(planned("does not fit").to_json())
+    assert main(["report", str(saved), "--html", str(out)]) == 3
+    assert capsys.readouterr().out == f"{out}\n"
+    assert out.read_text().startswith("<!doctype html>")
+    assert main(["report", str(saved), "--html", "-"]) == 3
+    assert capsys.readouterr().out == out.read_text()
+    assert main(["report", str(saved), "--html", str(tmp_path / "no" / "x.html")]) == 2
+    assert main(["report", str(saved), "--html", str(out), "--json"]) == 2
+    assert main(["report"]) == 2

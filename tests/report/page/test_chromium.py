@@ -1,0 +1,217 @@
+"""The page in a real Chromium: what it does, and that it says and asks nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+
+import pytest
+
+from tests.report.documents import planned
+from tests.report.page.conftest import Browser
+from tests.report.page.pages import EVIL, evil_plan, page_of
+from tests.report.page.test_build import ALL
+from turbofit.core.plan import Plan
+from turbofit.report.page.build import page
+from turbofit.report.saved import Saved
+from turbofit.report.shell import shell_command
+
+
+def until(browser: Browser, script: str, seconds: float = 5) -> None:
+    """Wait until a script returns true."""
+    end = time.monotonic() + seconds
+    while not browser.run(script):
+        assert time.monotonic() < end, script
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_it_opens_in_silence(browser: Browser, kind: str) -> None:
+    for dark in (False, True):
+        browser.open(page_of(kind), dark=dark)
+        assert browser.said() == []
+        (own, *others) = browser.asked()
+        assert own.startswith("file://")
+        assert [url for url in others if url != "data:,"] == []
+    assert browser.one("h1").text.startswith(planned_name(kind))
+
+
+def planned_name(kind: str) -> str:
+    names = {"run": "mixed cards", "pretend run": "fits"}
+    return planned(names.get(kind, kind)).model.name
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("width", [360, 800])
+def test_it_never_scrolls_sideways(browser: Browser, kind: str, width: int) -> None:
+    browser.open(page_of(kind), width=width)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_arrow_keys_go_through_a_bar(browser: Browser) -> None:
+    browser.open(page_of("fits"))
+    bar, readout = browser.one(".bar"), browser.one(".readout")
+    idle = readout.text
+    browser.run("arguments[0].focus()", bar)
+    bar.send_keys("\ue014")  # right
+    assert readout.text.startswith("GPU 0: kept by the driver: 450.0 MiB, 1.8 % of the card")
+    bar.send_keys("\ue014")
+    assert "cuda_context" in readout.text
+    assert len(browser.all(".on")) == 1
+    bar.send_keys("\ue010")  # end
+    assert "margin" in readout.text
+    bar.send_keys("\ue012")  # left
+    assert "free above the margin" in readout.text
+    bar.send_keys("\ue00c")  # escape
+    assert readout.text == idle
+    assert browser.all(".on") == []
+    second = browser.all(".gpuset")[1]
+    bars = second.find_elements("css selector", ".bar")
+    browser.run("arguments[0].focus()", bars[2])
+    bars[2].send_keys("\ue011")  # home; what it is was told by the first of its set
+    assert second.find_element("css selector", ".readout").text.startswith("GPU 3: kept by the")
+
+
+def test_the_pointer_does_the_same(browser: Browser) -> None:
+    from selenium.webdriver import ActionChains
+
+    browser.open(page_of("fits"))
+    ActionChains(browser.driver).move_to_element(browser.one(".k-cache i")).perform()
+    assert "kv_cache (KV cache): 18,950.0 MiB" in browser.one(".readout").text
+
+
+def test_candidates_sort_by_number_and_back(browser: Browser) -> None:
+    browser.open(page_of("mixed cards"))
+    heads = browser.all("table.sortable th")
+    column = next(i for i, head in enumerate(heads) if head.text == "KV tokens")
+    button = heads[column].find_element("css selector", "button")
+
+    def shown() -> list[str]:
+        rows = browser.all("table.sortable tbody tr")
+        return [row.find_elements("css selector", "td")[column].text for row in rows]
+
+    before = shown()
+    button.click()
+    up = [int(text.replace(",", "")) for text in shown() if text != "-"]
+    assert up == sorted(up)
+    assert heads[column].get_attribute("aria-sort") == "ascending"
+    button.send_keys("\ue007")  # enter: by keyboard too
+    down = [int(text.replace(",", "")) for text in shown() if text != "-"]
+    assert down == up[::-1]
+    assert heads[column].get_attribute("aria-sort") == "descending"
+    assert sorted(shown()) == sorted(before)
+    assert browser.one("#status").text == "Sorted by KV tokens, down."
+
+
+def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
+    browser.open(page_of("fits"))
+    button = browser.one(".copy")
+    assert button.accessible_name == "Copy the command of group 0"
+    button.click()
+    until(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
+    copied = browser.driver.execute_async_script(
+        "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
+    )
+    assert copied == shell_command(planned("fits").commands[0])
+    assert browser.said() == []
+
+
+def test_a_browser_without_a_clipboard_copies_all_the_same(browser: Browser) -> None:
+    browser.open(page_of("fits"))
+    browser.run("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    browser.one(".copy").click()
+    until(browser, "return document.getElementById('status').textContent !== ''")
+    assert browser.one(".copy").text == "Copied"
+
+
+def test_the_json_is_copied_and_saved(browser: Browser) -> None:
+    browser.open(page_of("served"))
+    browser.one("#copy-json").click()
+    until(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
+    copied = browser.driver.execute_async_script(
+        "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
+    )
+    assert Plan.from_json(copied) == planned("served")
+    browser.one("#save-json").click()
+    assert browser.one("#status").text == "Saved as turbofit.json."
+    assert browser.said() == []
+
+
+def test_themes(browser: Browser) -> None:
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    browser.open(page_of("fits"), dark=True)
+    dark = browser.run(ground)
+    theme = browser.one("#theme")
+    theme.click()
+    assert theme.text == "Theme: light"
+    light = browser.run(ground)
+    assert light == "rgb(255, 255, 255)" != dark
+    theme.click()
+    assert browser.run(ground) == dark
+    theme.click()
+    assert theme.text == "Theme: system"
+    browser.media(dark=False)
+    assert browser.run(ground) == light
+
+
+def test_tab_reaches_everything_in_order_and_shows_where(browser: Browser) -> None:
+    from selenium.webdriver import ActionChains
+
+    browser.open(page_of("served"))
+    seen = []
+    for _ in range(90):
+        ActionChains(browser.driver).send_keys("\ue004").perform()
+        name, outline = browser.run(
+            "const e = document.activeElement;"
+            "return [e.id || e.className || e.tagName, getComputedStyle(e).outlineStyle]"
+        )
+        if name == "BODY" or (seen and name == seen[0]):
+            break
+        assert outline != "none", name
+        seen.append(name)
+    assert seen[:3] == ["theme", "print", "A"]
+    assert {"SUMMARY", "bar", "copy", "copy-json", "save-json"} <= set(seen)
+
+
+def test_paper(browser: Browser) -> None:
+    browser.open(page_of("served"), dark=True)
+    browser.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("return document.querySelectorAll('details:not([open])').length") == 0
+    browser.media(dark=True, paper=True)
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )
+    hidden = "return getComputedStyle(document.querySelector(arguments[0])).display"
+    assert browser.run(hidden, ".copy") == "none"
+    browser.run("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.run("return document.querySelectorAll('details[open]').length") == 0
+    printed = base64.b64decode(browser.driver.print_page())
+    assert printed.startswith(b"%PDF")
+    assert browser.said() == []
+
+
+def test_what_others_wrote_does_nothing(browser: Browser) -> None:
+    browser.open(page(Saved(evil_plan(), None, EVIL)))
+    time.sleep(0.2)
+    assert browser.driver.title != "hit"
+    assert browser.all("img") == []
+    data = browser.run("return document.getElementById('turbofit-json').textContent")
+    assert json.loads(data)["verdict"] == EVIL
+    assert browser.said() == []
+    # Were something to get in all the same, it would not run.
+    browser.run(
+        "const s = document.createElement('script'); s.textContent = 'document.title = \"hit\"';"
+        "document.body.append(s)"
+    )
+    assert browser.driver.title != "hit"
+    assert any("Content Security Policy" in text for text in browser.said())
+
+
+def test_the_bars_have_the_sizes_that_they_say(browser: Browser) -> None:
+    browser.open(page_of("mixed cards"))
+    for gpu, row in zip(planned("mixed cards").gpus, browser.all(".bar"), strict=True):
+        stack = row.find_element("css selector", ".stack").size["width"]
+        cache = row.find_element("css selector", ".k-cache").size["width"]
+        term = next(term for term in gpu.ledger if term.term == "kv_cache")
+        assert abs(cache / stack - term.bytes / gpu.total) < 0.02

@@ -1,0 +1,108 @@
+"""The published schemas describe what turbofit really prints, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from referencing import Registry, Resource
+
+from tests.fixtures.plans import plausible_plan
+from tests.report.documents import KINDS, planned, served_run
+from turbofit import api
+from turbofit.cli.main import main
+from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import Plan
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
+from turbofit.report.compare import compare
+from turbofit.report.saved import Saved, saved_json
+from turbofit.report.schema import NAMES, schema_text
+
+SCHEMAS: dict[str, Any] = {name: json.loads(schema_text(name)) for name in NAMES}
+REGISTRY: Any = Registry().with_resources(
+    (schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()
+)
+
+
+def check(name: str, text: str) -> None:
+    Draft202012Validator(SCHEMAS[name], registry=REGISTRY).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schema_is_one_and_is_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Draft202012Validator.check_schema(SCHEMAS[name])
+    assert main(["report", "--schema", name]) == 0
+    assert json.loads(capsys.readouterr().out) == SCHEMAS[name]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "served", "died"])
+def test_plans_predictions_and_rehearsals(kind: str) -> None:
+    check("plan", planned(kind).to_json())
+
+
+@pytest.mark.parametrize("name", list(load_yaml(preset_path("models", "aliases"))))
+def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
+    try:
+        check("plan", api.plan(name, on="2xrtx4090,p2p=none,ram=256GiB").to_json())
+    except TurbofitError:
+        pytest.skip(f"{name} has no account")
+    try:
+        check("plan", api.predict(name, on="1xl4:free=19GiB").to_json())
+    except TurbofitError:
+        return  # Transformers is planned for, never predicted
+
+
+def test_a_run_and_a_comparison() -> None:
+    plan = planned("fits")
+    for pretend in (False, True):
+        check("report", saved_json(Saved(plan, served_run(plan, pretend=pretend), "run")))
+    found = compare(Saved(plan, None, "a"), Saved(planned("fallback"), None, "b"))
+    check("compare", msgspec.json.encode(found).decode())
+
+
+@pytest.mark.parametrize("place", [(), ("gpus", 0), ("gpus", 0, "ledger", 0), ("settings",)])
+def test_a_field_that_nobody_described_fails(place: tuple[Any, ...]) -> None:
+    document = json.loads(plausible_plan().to_json())
+    at = document
+    for step in place:
+        at = at[step]
+    at["new_field"] = 1
+    with pytest.raises(ValidationError, match="new_field"):
+        check("plan", json.dumps(document))
+
+
+def structs(kind: Any, found: dict[str, type[Struct]]) -> dict[str, type[Struct]]:
+    """The struct and all that its fields hold."""
+    for info in msgspec.inspect.multi_type_info([kind]):
+        _walk(info, found)
+    return found
+
+
+def _walk(info: Any, found: dict[str, type[Struct]]) -> None:
+    if isinstance(info, msgspec.inspect.StructType):
+        if info.cls.__name__ in found:
+            return
+        found[info.cls.__name__] = info.cls
+        for field in info.fields:
+            _walk(field.type, found)
+    for name in ("types", "item_types"):
+        for one in getattr(info, name, ()):
+            _walk(one, found)
+    for name in ("item_type", "value_type"):
+        if getattr(info, name, None) is not None:
+            _walk(getattr(info, name), found)
+
+
+def test_every_field_of_every_type_is_described_and_no_other() -> None:
+    described = {**SCHEMAS["plan"]["$defs"], "Plan": SCHEMAS["plan"]}
+    found = structs(Plan, {})
+    assert set(found) == set(described)
+    for name, cls in found.items():
+        fields = {field.name for field in msgspec.structs.fields(cls)}
+        tagged = {"type"} if cls.__struct_config__.tag is not None else set()
+        assert fields | tagged == set(described[name]["properties"]), name
+        assert described[name]["additionalProperties"] is False, name

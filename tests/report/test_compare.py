@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.report.documents import planned
+from turbofit.cli.main import main
+from turbofit.report.compare import compare, compare_blocks
+from turbofit.report.document import Heading
+from turbofit.report.saved import Saved
+from turbofit.report.terminal import paint
+
+Out = pytest.CaptureFixture[str]
+
+
+def saved(kind: str) -> Saved:
+    return Saved(planned(kind), None, f"{kind}.json")
+
+
+def test_the_same_twice_differs_in_nothing() -> None:
+    found = compare(saved("fits"), saved("fits"))
+    assert all(row.same for row in found.rows)
+    text = paint(compare_blocks(found))
+    assert "the same in both: Shape, Settings, What it holds, Limits, GPU 0" in text
+
+
+def test_what_differs_is_side_by_side_with_the_difference() -> None:
+    a, b = saved("served"), saved("died")
+    found = compare(a, b)
+    rows = {(row.section, row.what): row for row in found.rows}
+    ratio = rows["Settings", "cache_max_entry_count"]
+    assert (ratio.a, ratio.b) == (f"{a.plan.settings.cache_max_entry_count:.3f}", "0.800")
+    tokens = rows["What it holds", "KV tokens"]
+    assert (tokens.a, tokens.b) == (a.plan.kv.total_tokens, b.plan.kv.total_tokens)
+    cache = rows["GPU 0", "kv_cache"]
+    assert cache.unit == "bytes"
+    assert rows["What it holds", "rehearsal"].b == "out_of_memory"
+    text = paint(compare_blocks(found))
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{b.plan.kv.total_tokens - a.plan.kv.total_tokens:+,}" in text
+
+
+def test_gpus_of_one_side_only_and_equal_ones_together() -> None:
+    blocks = compare_blocks(compare(saved("mixed cards"), saved("fits")))
+    heads = [block.text for block in blocks if isinstance(block, Heading)]
+    assert heads[-3:] == ["GPU 0", "GPU 1", "GPU 2-3"]
+
+
+@pytest.mark.parametrize("b", ["fallback", "text only", "many cards"])
+def test_unlike_things_compare(b: str) -> None:
+    text = paint(compare_blocks(compare(saved("shared"), saved(b))))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_command(tmp_path: Path, capsys: Out) -> None:
+    for kind in ("served", "died"):
+        (tmp_path / f"{kind}.json").write_text(planned(kind).to_json())
+    words = ["compare", str(tmp_path / "served.json"), str(tmp_path / "died.json")]
+    assert main(words) == 0
+    assert "A and B" in capsys.readouterr().out
+    assert main([*words, "--md"]) == 0
+    assert capsys.readouterr().out.startswith("# A and B")
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "turbofit.compare/1"
+    assert main(["compare", words[1], str(tmp_path / "none.json")]) == 2

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.fixtures.plans import plausible_plan
+from tests.report.documents import served_run
+from turbofit.cli.main import main
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+from turbofit.core.struct import to_json
+from turbofit.launch.record import Record
+from turbofit.report.saved import keep, read_saved, saved_json
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "turbofit"
+
+
+def run_folder(state: Path, name: str = "20261120-100000-m", plan: Plan | None = None) -> Path:
+    """A run's folder as `serve` leaves it."""
+    plan = plan or plausible_plan()
+    folder = state / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(plan.to_json())
+    (folder / "run.json").write_text(to_json(served_run(plan)))
+    return folder
+
+
+def test_nothing_yet(state: Path) -> None:
+    with pytest.raises(UsageError, match="nothing was planned"):
+        read_saved("latest")
+    assert not state.exists()
+
+
+def test_latest_is_the_newest_of_plans_and_runs(state: Path) -> None:
+    keep(plausible_plan(verdict="first"), "plan")
+    keep(plausible_plan(verdict="second"), "rehearse")
+    os.utime(state / "plans" / "plan.json", (1, 1))
+    assert read_saved("latest").plan.verdict == "second"
+    assert sorted(path.name for path in (state / "plans").iterdir()) == [
+        "plan.json", "rehearse.json",
+    ]  # fmt: skip
+    assert (state / "plans" / "plan.json").stat().st_mode & 0o077 == 0
+    folder = run_folder(state)
+    future = (state / "plans" / "rehearse.json").stat().st_mtime + 10
+    os.utime(folder / "run.json", (future, future))
+    saved = read_saved("latest")
+    assert saved.run is not None
+    assert saved.where == str(folder)
+
+
+def test_a_run_by_its_folder_its_record_or_its_name(state: Path) -> None:
+    folder = run_folder(state)
+    for word in (str(folder), str(folder / "run.json"), folder.name):
+        saved = read_saved(word)
+        assert saved.run is not None
+        assert saved.run.state == "ended"
+        assert saved.plan.verdict == "fits"
+    document = json.loads(saved_json(saved))
+    assert set(document) == {"schema", "plan", "run"}
+    assert document["run"]["attempts"][0]["moments"][3]["phase"] == "check"
+
+
+def test_the_plan_is_that_of_the_last_attempt(state: Path) -> None:
+    folder = run_folder(state)
+    (folder / "plan-2.json").write_text(plausible_plan(verdict="a rung down").to_json())
+    run = served_run(plausible_plan())
+    last = msgspec.structs.replace(run.attempts[0], number=2)
+    run = msgspec.structs.replace(run, attempts=(*run.attempts, last))
+    (folder / "run.json").write_text(to_json(run))
+    assert read_saved(str(folder)).plan.verdict == "a rung down"
+
+
+def test_what_serve_itself_records_is_read(state: Path) -> None:
+    folder = state / "runs" / "r"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(plausible_plan().to_json())
+    record = Record(folder, model="m", pretend=True, lmdeploy="0.18.0")
+    record.begin(number=0, changes={}, why="", settings={}, groups=((0, 1),))
+    record.attempt(moments=[{"phase": "starting", "at": 0.1, "used": {0: 5}}])
+    record.attempt(ended={"kind": "hang", "message": "it hangs"})
+    record.state("failed", ended={"message": "it hangs"})
+    run = read_saved(str(folder)).run
+    assert run is not None
+    assert run.attempts[0].moments[0].used == {"0": 5}
+    assert run.last is not None
+    assert run.last.ended == {"kind": "hang", "message": "it hangs"}
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": "turbofit.run/9"}'])
+def test_what_is_no_run(state: Path, text: str, capsys: Out) -> None:
+    folder = run_folder(state)
+    (folder / "run.json").write_text(text)
+    assert main(["report", str(folder)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_state_folder_that_cannot_be_written_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    assert main(["plan", "qwen2.5-7b", "--on", "1xrtx3090"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_each_command_keeps_its_newest(state: Path, capsys: Out) -> None:
+    assert main(["plan", "qwen2.5-7b", "--on", "1xrtx3090"]) == 0
+    assert main(["predict", "qwen2.5-7b", "--on", "1xrtx4090"]) in (0, 3)
+    assert {path.name for path in (state / "plans").iterdir()} == {"plan.json", "predict.json"}
+    capsys.readouterr()
+    assert main(["report", "latest"]) in (0, 3)
+    assert "1xrtx4090" in capsys.readouterr().out
+
+
+def test_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
+    data = io.BytesIO(plausible_plan().to_json().encode())
+    stdin: Any = type("Stdin", (), {"buffer": data})()
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert main(["report", "-", "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out) == plausible_plan()

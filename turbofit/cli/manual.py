@@ -1,0 +1,172 @@
+"""What `--help` says below a command's options: examples, exit codes, what the command touches."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Final, NamedTuple
+
+__all__ = ["EXIT_CODES", "MANUAL", "Manual", "manual_text"]
+
+_WIDTH: Final = 96
+
+#: What each exit code means.
+EXIT_CODES: Final[dict[int, str]] = {
+    0: "done",
+    1: "a bug in turbofit",
+    2: "wrong use",
+    3: "it would not serve: it does not fit, dies or hangs",
+    4: "the machine cannot be read or has no GPU",
+    5: "the engine could not be launched",
+    6: "out of memory after all retries",
+    7: "a needed package is missing or unsupported",
+    130: "Ctrl-C",
+}
+
+
+class Manual(NamedTuple):
+    """Of one command: example lines, exit codes besides 0, 1, 2 and 130, what it touches."""
+
+    examples: tuple[str, ...]
+    exits: tuple[int, ...]
+    touches: str
+
+
+_READS: Final = (
+    "reads the model's config and the headers of its weights (a folder, the hub's cache, "
+)
+_HUB: Final = "or the hub itself) and, without --on, the GPUs through NVML; "
+_KEEPS: Final = "keeps its answer for `report latest` in the state folder"
+
+MANUAL: Final[dict[str, Manual]] = {
+    "plan": Manual(
+        (
+            "turbofit plan internvl2-8b --on 4xrtx3090",
+            "turbofit plan qwen2-vl-7b --on 1xl4:free=19GiB --images 2 --context 8192",
+            "turbofit plan internvl2-8b --tp 4 --cache-max-entry-count 0.6 --json > plan.json",
+        ),
+        (3, 4, 7),
+        f"{_READS}{_HUB}{_KEEPS}; with --rehearse what `rehearse` touches",
+    ),
+    "predict": Manual(
+        (
+            "turbofit predict internvl2-8b --on 4xrtx3090 --tp 4",
+            "turbofit predict internvl2-8b --on 4xrtx3090 --tp 4 --free-at-cache 2780MiB",
+            "turbofit predict internvl2-8b --on 4xrtx3090 --tp 4 --lmdeploy 0.6.4",
+        ),
+        (3, 4, 7),
+        f"{_READS}{_HUB}{_KEEPS}",
+    ),
+    "rehearse": Manual(
+        (
+            "turbofit rehearse qwen2-vl-7b --on 1xrtx3090",
+            "turbofit rehearse qwen2-vl-7b --on 1xrtx3090 --defaults",
+            "turbofit rehearse qwen2-vl-2b --on 1xrtx3090 --engine pytorch --defaults --keep seen",
+        ),
+        (3, 4, 7),
+        f"{_READS}{_HUB}builds its pretend libraries once in the cache folder; runs the engine in "
+        f"a temporary folder; needs no GPU; {_KEEPS}",
+    ),
+    "pretend": Manual(
+        (
+            "turbofit pretend --on 2xrtx3090 -- python train.py",
+            "turbofit pretend --on 1xl4:free=19GiB --watch -- lmdeploy serve api_server m",
+        ),
+        (4, 7),
+        "builds its pretend libraries once in the cache folder; all else is what COMMAND does",
+    ),
+    "serve": Manual(
+        (
+            "turbofit serve internvl2-8b --tp 4",
+            "turbofit serve --plan plan.json --host 0.0.0.0 --api-key KEY",
+            "turbofit serve internvl2-8b --on 1xrtx3090 --pretend",
+            "turbofit serve internvl2-8b -- --tool-call-parser qwen",
+        ),
+        (3, 4, 5, 6, 7),
+        "takes memory of the GPUs, a public port and a private one an engine; downloads weights "
+        "that are missing; keeps plan, record and logs of the run in the state folder; notes in "
+        "/tmp/turbofit-leases which memory it counts on",
+    ),
+    "gateway": Manual(
+        (
+            "turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
+            "turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334 --port 8000",
+        ),
+        (5, 7),
+        "opens one port; sends requests to the engines; fetches remote images of allowed domains "
+        "only; never reads the local disk for a client",
+    ),
+    "merge": Manual(
+        (
+            "turbofit merge llava-hf/llava-1.5-7b-hf my-lora merged",
+            "turbofit merge liuhaotian/llava-v1.5-7b converted",
+        ),
+        (7,),
+        "reads BASE and ADAPTER (folders, or the hub's cache); writes OUT, whole or not at all",
+    ),
+    "machine": Manual(
+        ("turbofit machine", "turbofit machine --save box.json", "turbofit machine --measure"),
+        (4, 7),
+        "asks NVML and /proc; --save writes FILE; --measure takes memory of the GPUs for a minute "
+        "and keeps what it found in the state folder",
+    ),
+    "report": Manual(
+        (
+            "turbofit report latest",
+            "turbofit report plan.json --html report.html",
+            "turbofit report 20261120-101500-InternVL2-8B --md",
+            "turbofit report --schema",
+        ),
+        (3,),
+        "reads a plan, or the state folder; --html writes FILE",
+    ),
+    "compare": Manual(
+        ("turbofit compare before.json after.json", "turbofit compare plan.json latest --md"),
+        (),
+        "reads two plans, or the state folder",
+    ),
+    "export": Manual(
+        (
+            "turbofit export systemd plan.json > vlm.service",
+            "turbofit export compose plan.json --image turbofit:mine > compose.yaml",
+            "turbofit export k8s plan.json --claim hub-cache > vlm.yaml",
+        ),
+        (3,),
+        "reads the plan; prints, and starts nothing",
+    ),
+    "doctor": Manual(
+        ("turbofit doctor", "turbofit doctor --model internvl2-8b --port 23333 --json"),
+        (3, 4),
+        "reads: NVML, /proc, packages, disks, whether a port is free; changes nothing",
+    ),
+    "diagnose": Manual(
+        ("turbofit diagnose server.log", "turbofit diagnose - --model internvl2-8b --on 4xrtx3090"),
+        (3, 4, 7),
+        "reads the log, and the model as `plan` does; an unknown log exits with 3",
+    ),
+    "models": Manual(("turbofit models", "turbofit models --json"), (), "reads its own presets"),
+    "gpus": Manual(("turbofit gpus", "turbofit gpus --md"), (), "reads its own presets"),
+    "completion": Manual(
+        (
+            "turbofit completion bash > ~/.local/share/bash-completion/completions/turbofit",
+            "turbofit completion zsh > ~/.zfunc/_turbofit",
+            "turbofit completion fish > ~/.config/fish/completions/turbofit.fish",
+        ),
+        (),
+        "reads its own presets; prints, and changes no file of your shell",
+    ),
+}
+
+
+def manual_text(name: str) -> str:
+    """The lines below the options of a command; empty for one that has none."""
+    if name not in MANUAL:
+        return ""
+    found = MANUAL[name]
+    codes = sorted((0, 1, 2, *found.exits, 130))
+    exits = "; ".join(f"{code} {EXIT_CODES[code]}" for code in codes)
+    folded = [*_folded(f"exit codes: {exits}"), *_folded(f"touches: {found.touches}")]
+    return "\n".join(["", "examples:", *(f"  {one}" for one in found.examples), "", *folded, ""])
+
+
+def _folded(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -1,0 +1,228 @@
+"""Two plans side by side: every figure of either, and which of them differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB, mib
+from turbofit.core.words import groups_of, indices
+from turbofit.report.capacity import capacity
+from turbofit.report.document import Column, Heading, Line, Table
+from turbofit.report.plan_view import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.report.document import Block
+    from turbofit.report.saved import Saved
+
+__all__ = ["COMPARE_SCHEMA", "Comparison", "Row", "compare", "compare_blocks"]
+
+COMPARE_SCHEMA: Final = "turbofit.compare/1"
+
+_GPU: Final = "GPU "
+
+Unit = Literal["text", "number", "bytes"]
+
+
+class Row(Struct):
+    """One fact of both; None where one of them does not have it."""
+
+    section: str
+    what: str
+    a: str | float | None
+    b: str | float | None
+    unit: Unit = "text"
+
+    @property
+    def same(self) -> bool:
+        """Whether both say the same."""
+        return self.a == self.b
+
+
+class Side(Struct):
+    """One of the two: where it was read, and what it is of."""
+
+    where: str
+    model: str
+    machine: str
+    fits: bool
+    verdict: str
+
+
+class Comparison(Struct):
+    """Both, and all rows, those that are the same included."""
+
+    schema: str = COMPARE_SCHEMA
+    a: Side
+    b: Side
+    rows: tuple[Row, ...]
+
+
+class _Two(NamedTuple):
+    """Collects rows."""
+
+    a: Plan
+    b: Plan
+
+    def row(self, section: str, what: str, get: Any, unit: Unit = "number") -> Row:
+        """A row of what ``get`` takes from each."""
+        return Row(section=section, what=what, a=get(self.a), b=get(self.b), unit=unit)
+
+
+def compare(a: Saved, b: Saved) -> Comparison:
+    """All that two plans can be told apart by."""
+    two = _Two(a.plan, b.plan)
+    rows = (*_shape(two), *_settings(two), *_holds(two), *_limits(two), *_ledgers(two))
+    return Comparison(a=_side(a), b=_side(b), rows=rows)
+
+
+def compare_blocks(found: Comparison) -> list[Block]:
+    """What differs, as tables; a line for each section where nothing does."""
+    blocks: list[Block] = [Heading(text="A and B")]
+    for name, side in (("A", found.a), ("B", found.b)):
+        text = f"{name}: {side.model} on {side.machine} ({side.where}): {side.verdict}"
+        blocks.append(Line(text=text, tone="good" if side.fits else "bad"))
+    equal = []
+    for section, rows in _folded(found.rows):
+        differ = [row for row in rows if not row.same]
+        if differ:
+            blocks += [Heading(text=section), _table(differ)]
+        else:
+            equal.append(section)
+    if equal:
+        blocks.append(Line(text=f"the same in both: {', '.join(equal)}", tone="dim"))
+    return blocks
+
+
+def _table(rows: list[Row]) -> Table:
+    in_mib = any(row.unit == "bytes" for row in rows)
+    columns = (
+        Column(title="in MiB" if in_mib else "", wrap=True),
+        Column(title="A", right=True, wrap=True),
+        Column(title="B", right=True, wrap=True),
+        Column(title="B - A", right=True),
+    )
+    cells = tuple((row.what, _text(row.a, row), _text(row.b, row), _over(row)) for row in rows)
+    return Table(columns=columns, rows=cells)
+
+
+def _folded(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """The sections in order; GPUs that differ in the same way share one."""
+    sections: dict[str, list[Row]] = {}
+    for row in rows:
+        sections.setdefault(row.section, []).append(row)
+    found: list[tuple[list[str], list[Row]]] = []
+    for name, own in sections.items():
+        facts = [(row.what, row.a, row.b) for row in own]
+        for names, first in found:
+            if name.startswith(_GPU) and facts == [(row.what, row.a, row.b) for row in first]:
+                names.append(name)
+                break
+        else:
+            found.append(([name], own))
+    return [(_named(names), own) for names, own in found]
+
+
+def _named(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return _GPU + indices(int(name.removeprefix(_GPU)) for name in names)
+
+
+def _side(saved: Saved) -> Side:
+    plan = saved.plan
+    return Side(
+        where=saved.where,
+        model=plan.model.name,
+        machine=plan.machine.name,
+        fits=plan.fits,
+        verdict=plan.verdict,
+    )
+
+
+def _shape(two: _Two) -> Iterable[Row]:
+    text: Unit = "text"
+    yield two.row("Shape", "engine", lambda p: f"{p.engine.name} {p.engine.version}", text)
+    yield two.row("Shape", "tp", lambda p: p.parallel.tp)
+    yield two.row("Shape", "replicas", lambda p: p.parallel.replicas)
+    yield two.row("Shape", "groups", lambda p: groups_of(p.parallel.groups), text)
+    yield two.row("Shape", "goal", lambda p: p.workload.goal, text)
+    yield two.row("Shape", "images a request", lambda p: p.workload.images)
+    yield two.row("Shape", "concurrency", lambda p: p.workload.concurrency)
+
+
+def _settings(two: _Two) -> Iterable[Row]:
+    left, right = settings_of(two.a), settings_of(two.b)
+    for name in dict.fromkeys((*left, *right)):
+        yield Row(section="Settings", what=name, a=left.get(name), b=right.get(name))
+
+
+def _holds(two: _Two) -> Iterable[Row]:
+    section = "What it holds"
+    yield two.row(section, "KV tokens", lambda p: p.kv.total_tokens)
+    yield two.row(section, "KV tokens a group", lambda p: p.kv.tokens)
+    yield two.row(section, "longest request, tokens", lambda p: p.kv.longest_request_tokens)
+    yield two.row(section, "images of the worst size", lambda p: capacity(p).images)
+    yield two.row(section, "users, a worst request each", _first_users)
+    yield two.row(section, "output tokens/s (forecast)", _speed("output_tokens_per_second"))
+    yield two.row(section, "requests/s (forecast)", _speed("requests_per_second"))
+    yield two.row(section, "rehearsal", lambda p: p.rehearsal and p.rehearsal.outcome, "text")
+
+
+def _first_users(plan: Plan) -> int | None:
+    users = capacity(plan).users
+    return users[0].held if users else None
+
+
+def _speed(name: str) -> Any:
+    def get(plan: Plan) -> float | None:
+        return round(getattr(plan.throughput, name), 3) if plan.throughput else None
+
+    return get
+
+
+def _limits(two: _Two) -> Iterable[Row]:
+    for name in (
+        "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
+        "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
+    ):  # fmt: skip
+        yield two.row("Limits", name, lambda p, name=name: getattr(p.limits, name))
+
+
+def _ledgers(two: _Two) -> Iterable[Row]:
+    """Term by term of each GPU that either plan uses; GPUs of the same index face each other."""
+    left, right = ({gpu.index: gpu for gpu in plan.gpus} for plan in two)
+    for index in sorted({*left, *right}):
+        a, b = left.get(index), right.get(index)
+        one = _terms(a) if a else {}
+        other = _terms(b) if b else {}
+        section = f"{_GPU}{index}"
+        for name in dict.fromkeys((*one, *other)):
+            sizes = {"a": one.get(name), "b": other.get(name)}
+            yield Row(section=section, what=name, **sizes, unit="bytes")
+
+
+def _terms(gpu: GpuLedger) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for term in gpu.ledger:
+        found[term.term] = found.get(term.term, 0) + term.bytes
+    sums = ("total", "used", "steady", "load_peak", "peak", "headroom", "margin")
+    return {**found, **{f"= {name}": getattr(gpu, name) for name in sums}}
+
+
+def _text(value: str | float | None, row: Row) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return mib(int(value)) if row.unit == "bytes" else f"{value:,}"
+
+
+def _over(row: Row) -> str:
+    if not isinstance(row.a, int | float) or not isinstance(row.b, int | float):
+        return ""
+    over = row.b - row.a
+    return f"{over / MIB:+,.1f}" if row.unit == "bytes" else f"{round(over, 3):+,}"

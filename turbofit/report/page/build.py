@@ -1,0 +1,99 @@
+"""Puts the page together: one file, no network, nothing but its own script may run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Final
+
+from turbofit.report.ledger_view import ledger_blocks
+from turbofit.report.page import sections
+from turbofit.report.page.bars import bars
+from turbofit.report.page.blocks import paint
+from turbofit.report.page.tag import Markup, join, json_text, tag
+from turbofit.report.page.timeline import timeline
+from turbofit.report.page.topology import topology
+from turbofit.report.plan_view import capacity_blocks
+from turbofit.report.saved import saved_document
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.report.run import Run
+    from turbofit.report.saved import Saved
+
+__all__ = ["page"]
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def page(saved: Saved) -> str:
+    """The report of a plan, and of its run where there was one, as HTML."""
+    plan, run = saved.plan, saved.run
+    style, script = _read("page.css"), _read("page.js")
+    parts = _parts(plan, run)
+    return Template(_read("page.html")).substitute(
+        title=tag("title", f"{plan.model.name} on {plan.machine.name} - turbofit"),
+        policy=_policy(script),
+        style=style,
+        script=script,
+        head=sections.head(plan, run),
+        figures=sections.figures(plan),
+        contents=_contents(parts),
+        body=join(*(_section(*part) for part in parts)),
+        made=tag("p", f"turbofit {plan.turbofit_version}, planned {plan.created}. {_where(plan)}"),
+        json=json_text(saved_document(saved)),
+    )
+
+
+def _parts(plan: Plan, run: Run | None) -> list[tuple[str, str, Markup]]:
+    """The sections in order: id, title, content; empty ones are left out."""
+    ledger = tag("details", tag("summary", "Every term"), paint(ledger_blocks(plan)))
+    fits = plan.fits
+    fix = ("remedies", "What more would give" if fits else "What would fit, cheapest first")
+    parts = [
+        ("warnings", "Warnings", sections.warnings(plan)),
+        ("memory", "Memory of each GPU, from empty to full", join(bars(plan), ledger)),
+        ("capacity", "What the KV cache holds", _capacity(plan)),
+        ("compared", "Forecast, rehearsed, measured", sections.compared(plan, run)),
+        ("timeline", "From the start to the last image", timeline(plan, run)),
+        ("topology", "The GPUs and their groups", topology(plan)),
+        ("settings", "Settings, and why", sections.settings(plan)),
+        ("candidates", "Considered", sections.candidates(plan)),
+        ("commands", "Commands", sections.commands(plan)),
+    ]
+    parts.insert(len(parts) - 1 if fits else 0, (*fix, sections.remedies(plan)))
+    return [part for part in parts if part[2]]
+
+
+def _contents(parts: list[tuple[str, str, Markup]]) -> Markup:
+    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in parts]
+    return tag("ul", *links)
+
+
+def _capacity(plan: Plan) -> Markup:
+    return join(sections.users(plan), paint(capacity_blocks(plan)[1:]))
+
+
+def _section(name: str, title: str, content: Markup) -> Markup:
+    return tag("section", tag("h2", title, id=f"{name}-title"), content, id=name,
+               aria_labelledby=f"{name}-title")  # fmt: skip
+
+
+def _where(plan: Plan) -> str:
+    source = plan.machine.source
+    return "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
+
+
+def _policy(script: str) -> str:
+    """A page that loads nothing, and runs this script alone."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")

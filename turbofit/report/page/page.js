@@ -1,0 +1,130 @@
+'use strict';
+(() => {
+  const all = (query, from) => Array.from((from || document).querySelectorAll(query));
+  const status = document.getElementById('status');
+  const data = document.getElementById('turbofit-json').textContent;
+
+  // Light, dark, or as the system says.
+  const themes = ['system', 'light', 'dark'];
+  const theme = document.getElementById('theme');
+  let chosen = 0;
+  theme.hidden = false;
+  theme.addEventListener('click', () => {
+    chosen = (chosen + 1) % themes.length;
+    if (chosen) document.documentElement.dataset.theme = themes[chosen];
+    else delete document.documentElement.dataset.theme;
+    theme.textContent = 'Theme: ' + themes[chosen];
+  });
+
+  // Paper shows what is folded on the screen.
+  const print = document.getElementById('print');
+  print.hidden = false;
+  print.addEventListener('click', () => window.print());
+  let opened = [];
+  window.addEventListener('beforeprint', () => {
+    opened = all('details:not([open])');
+    opened.forEach((one) => { one.open = true; });
+  });
+  window.addEventListener('afterprint', () => opened.forEach((one) => { one.open = false; }));
+
+  // Copying: the clipboard where the browser lends it, else a selection.
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch (refused) {
+      const area = document.createElement('textarea');
+      area.value = text;
+      area.className = 'aside';
+      document.body.append(area);
+      area.select();
+      const done = document.execCommand('copy');
+      area.remove();
+      return done;
+    }
+  }
+  async function copied(button, text) {
+    const done = await copy(text);
+    const before = button.dataset.text || button.textContent;
+    button.dataset.text = before;
+    button.textContent = done ? 'Copied' : 'Press Ctrl+C';
+    status.textContent = done ? 'Copied to the clipboard.' : 'The browser refused the clipboard.';
+    button.focus();
+    window.setTimeout(() => { button.textContent = before; }, 2000);
+  }
+  all('.command').forEach((one) => {
+    const button = one.querySelector('.copy');
+    button.addEventListener('click', () => copied(button, one.querySelector('code').textContent));
+  });
+  const pretty = () => JSON.stringify(JSON.parse(data), null, 2) + '\n';
+  document.getElementById('json-buttons').hidden = false;
+  document.getElementById('copy-json').addEventListener('click', (event) => {
+    copied(event.currentTarget, pretty());
+  });
+  document.getElementById('save-json').addEventListener('click', () => {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([pretty()], { type: 'application/json' }));
+    link.download = 'turbofit.json';
+    link.click();
+    URL.revokeObjectURL(link.href);
+    status.textContent = 'Saved as turbofit.json.';
+  });
+
+  // Bars: the pointer or the arrow keys choose a part, and the line below says what it is.
+  all('.gpuset').forEach((set) => {
+    const readout = set.querySelector('.readout');
+    const idle = readout.textContent;
+    const says = all('[data-say]', set).map((part) => part.dataset.say);
+    all('.bar', set).forEach((bar) => {
+      const parts = all('.phase i', bar);
+      let at = -1;
+      const show = (number) => {
+        parts.forEach((part) => part.classList.remove('on'));
+        at = number;
+        if (at >= 0) parts[at].classList.add('on');
+        const gpu = bar.closest('.row').querySelector('.gpu').textContent;
+        readout.textContent = at < 0 ? idle : gpu + ': ' + says[at];
+      };
+      parts.forEach((part, number) => part.addEventListener('pointerenter', () => show(number)));
+      bar.addEventListener('pointerleave', () => show(-1));
+      bar.addEventListener('blur', () => show(-1));
+      bar.addEventListener('keydown', (event) => {
+        const last = parts.length - 1;
+        const to = {
+          ArrowRight: Math.min(at + 1, last), ArrowLeft: Math.max(at - 1, 0), Home: 0, End: last,
+          Escape: -1,
+        }[event.key];
+        if (to === undefined) return;
+        event.preventDefault();
+        show(to);
+      });
+    });
+  });
+
+  // Tables that sort: a heading's button, once up, once down.
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+  };
+  const order = (a, b) => {
+    if (typeof a === 'number' && typeof b === 'number') return a - b;
+    if (typeof a !== typeof b) return typeof a === 'number' ? -1 : 1;
+    return a.localeCompare(b, 'en', { numeric: true });
+  };
+  all('table.sortable').forEach((table) => {
+    const heads = all('thead th', table);
+    heads.forEach((head, column) => {
+      const button = head.querySelector('button');
+      if (!button) return;
+      button.addEventListener('click', () => {
+        const down = head.getAttribute('aria-sort') === 'ascending';
+        heads.forEach((other) => other.removeAttribute('aria-sort'));
+        head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+        const rows = Array.from(table.tBodies[0].rows);
+        rows.sort((a, b) => order(value(a, column), value(b, column)) * (down ? -1 : 1));
+        table.tBodies[0].append(...rows);
+        status.textContent = 'Sorted by ' + button.textContent + (down ? ', down.' : ', up.');
+      });
+    });
+  });
+})();

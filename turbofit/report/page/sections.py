@@ -1,0 +1,202 @@
+"""The parts of the page that are words and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.words import groups_of
+from turbofit.report.capacity import capacity
+from turbofit.report.document import Column, Heading, Items, Line, Table
+from turbofit.report.page.blocks import command, paint, table
+from turbofit.report.page.tag import Markup, join, tag
+from turbofit.report.plan_view import fact_block, settings_blocks
+from turbofit.report.rehearsal_view import rehearsal_blocks
+from turbofit.report.run_view import run_blocks, sides_blocks
+from turbofit.report.shell import shell_command
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.report.run import Run
+
+__all__ = [
+    "candidates",
+    "commands",
+    "compared",
+    "figures",
+    "head",
+    "remedies",
+    "settings",
+    "users",
+    "warnings",
+]
+
+_ENGINES: Final = {
+    "turbomind": "LMDeploy, TurboMind",
+    "pytorch": "LMDeploy, PyTorch engine",
+    "transformers": "Hugging Face Transformers",
+}
+
+
+def head(plan: Plan, run: Run | None) -> Markup:
+    """What it is, and whether it fits."""
+    mark, word = ("✔", "fits") if plan.fits else ("✖", "does not fit")
+    verdict = plan.verdict.removeprefix(f"{word}: ")
+    shape = plan.parallel
+    chips = [
+        f"{_ENGINES[plan.engine.name]} {plan.engine.version}",
+        f"tp {shape.tp} × {shape.replicas}",
+        f"for {plan.workload.goal}",
+        _kind(plan, run),
+    ]
+    badge = tag("strong", f"{mark} {word}", class_="badge " + ("good" if plan.fits else "bad"))
+    return join(
+        tag("h1", plan.model.name, tag("small", f" on {plan.machine.name}")),
+        tag("p", badge, " ", verdict, class_="verdict"),
+        tag("ul", *(tag("li", chip) for chip in chips if chip), class_="chips"),
+    )
+
+
+def _kind(plan: Plan, run: Run | None) -> str:
+    """What the figures rest on."""
+    if run is not None:
+        return f"run of {run.started}: {run.state}" + (" (pretend GPUs)" if run.pretend else "")
+    if plan.rehearsal is not None:
+        return f"rehearsed on pretend GPUs: {plan.rehearsal.outcome.replace('_', ' ')}"
+    return "forecast, not rehearsed"
+
+
+def figures(plan: Plan) -> Markup:
+    """The capacity in three figures, the forecast of speed as a fourth."""
+    found = capacity(plan)
+    per = "in one cache"
+    if found.groups > 1:
+        least = "" if found.tokens_per_group * found.groups == found.tokens else "at least "
+        per = f"{least}{found.tokens_per_group:,} in each of {found.groups} groups"
+    tiles = [("KV tokens", f"{found.tokens:,}", per)]
+    if found.images is not None:
+        text = f"of the worst size, {found.tokens_per_image:,} tokens each, at once"
+        tiles.append(("images", f"{found.images:,}", text))
+    if found.users:
+        first = found.users[0]
+        text = f"with {first.what} each"
+        if first.running < first.held:
+            text += f"; {first.running:,} run at once, by max_batch_size"
+        tiles.append(("concurrent users", f"{first.held:,}", text))
+    if plan.throughput is not None:
+        speed = plan.throughput
+        text = f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once"
+        number = f"{speed.output_tokens_per_second:,.0f}"
+        tiles.append(("tokens/s, forecast", number, f"{text}; ranks shapes, promises nothing"))
+    cells = [
+        tag("div", tag("span", name, class_="label"), tag("b", number), tag("small", text))
+        for name, number, text in tiles
+    ]
+    return tag("div", *cells, class_="tiles")
+
+
+def users(plan: Plan) -> Markup:
+    """How many conversations there can be."""
+    rows = tuple(
+        (one.what, f"{one.tokens:,}", f"{one.held:,}", f"{one.running:,}")
+        for one in capacity(plan).users
+    )
+    if not rows:
+        return tag("p", "The cache holds no request.", class_="bad")
+    columns = (
+        Column(title="a conversation of", wrap=True),
+        Column(title="tokens", right=True),
+        Column(title="the cache holds", right=True),
+        Column(title="run at once", right=True),
+    )
+    return table(Table(columns=columns, rows=rows))
+
+
+def remedies(plan: Plan) -> Markup:
+    """What would fit, or what more would give."""
+    if not plan.remedies:
+        return Markup()
+    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
+    rows = tuple((one.change, one.effect) for one in plan.remedies)
+    return table(Table(columns=columns, rows=rows))
+
+
+def compared(plan: Plan, run: Run | None) -> Markup:
+    """Forecast, rehearsed and measured; what to do where there is only the first."""
+    blocks = [*rehearsal_blocks(plan, timeline=False)[1:]]
+    blocks += run_blocks(plan, run)[1:] if run else []
+    blocks += sides_blocks(plan, run)
+    if not blocks:
+        text = (
+            "A forecast alone. With turbofit rehearse the engine itself runs on pretend GPUs, and "
+            "what it allocates stands beside the forecast here; turbofit serve measures."
+        )
+        blocks.append(Line(text=text, tone="dim"))
+    return paint(blocks)
+
+
+def settings(plan: Plan) -> Markup:
+    """What was asked, the shape chosen, each setting with its reason."""
+    return join(paint([fact_block(plan)]), paint(settings_blocks(plan)))
+
+
+#: Settings of a candidate that have a column.
+_OWN: Final = (
+    ("prefill", "max_prefill_token_num"), ("batch", "max_batch_size"), ("context", "session_len"),
+    ("image limit", "limit"), ("cache ratio", "cache_max_entry_count"),
+)  # fmt: skip
+
+
+def candidates(plan: Plan) -> Markup:
+    """All that were considered, in a table that sorts."""
+    if not plan.considered:
+        return Markup()
+    own = [(name, key) for name, key in _OWN if any(key in c.settings for c in plan.considered)]
+    columns = (
+        Column(title="engine"),
+        Column(title="tp x n"),
+        Column(title="GPUs", wrap=True),
+        *(Column(title=name, right=True) for name, _ in own),
+        Column(title="KV tokens", right=True),
+        Column(title="score", right=True),
+        Column(title="why not", wrap=True),
+    )
+    rows = tuple(
+        (
+            c.engine,
+            f"{c.tp}x{c.replicas}",
+            groups_of(c.groups),
+            *(_value(c.settings.get(key)) for _, key in own),
+            f"{c.kv_tokens:,}" if c.fits else "-",
+            f"{c.score:.3g}" if c.fits else "-",
+            c.why_not or "chosen",
+        )
+        for c in plan.considered
+    )
+    chosen = next((i for i, one in enumerate(plan.considered) if not one.why_not), None)
+    return table(Table(columns=columns, rows=rows), sortable=True, chosen=chosen)
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def commands(plan: Plan) -> Markup:
+    """The exact commands, each with its button."""
+    parts: list[Markup] = []
+    if not plan.fits:
+        parts.append(paint([Line(text="This would not serve.", tone="bad")]))
+    if plan.machine.source == "preset":
+        text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them."
+        parts.append(paint([Line(text=text, tone="dim")]))
+    for one in plan.commands:
+        if len(plan.commands) > 1:
+            parts.append(paint([Heading(text=f"Group {one.group}")]))
+        parts.append(command(shell_command(one), f"the command of group {one.group}"))
+    return join(*parts)
+
+
+def warnings(plan: Plan) -> Markup:
+    """The plan's warnings, and the machine's and model's that are not among them."""
+    return paint([Items(items=plan.warnings, tone="warn")]) if plan.warnings else Markup()

@@ -1,0 +1,93 @@
+"""What `serve` recorded of a run: a reader of ``run.json``, and its figures by GPU."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from turbofit.core.struct import Struct
+
+__all__ = ["RUN_SCHEMA", "Attempt", "Beside", "EngineRecord", "Event", "Run", "RunMoment"]
+
+RUN_SCHEMA: Final = "turbofit.run/1"
+
+
+class Beside(Struct):
+    """A figure: forecast and actual; ``gpu`` is the machine's index, or None for the engine's."""
+
+    what: str
+    forecast: int
+    actual: int
+    unit: Literal["bytes", "tokens"] = "bytes"
+    gpu: int | None = None
+
+
+class EngineRecord(Struct):
+    """One engine that became ready: seconds of each phase of its start, forecast and actual."""
+
+    group: int
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    beside: tuple[Beside, ...] = ()
+
+
+class RunMoment(Struct):
+    """A phase of the engines: ``at`` seconds after the start of the attempt.
+
+    ``used``: bytes in use on each GPU (its index as text) at that moment; empty on pretend GPUs.
+    """
+
+    phase: str
+    at: float
+    used: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Attempt(Struct):
+    """One start of one plan.
+
+    ``moments``: its phases in order. ``ended``: how, where it did not end by a signal.
+    """
+
+    started: str
+    number: int = 0
+    why: str = ""
+    changes: dict[str, Any] = msgspec.field(default_factory=dict)
+    engines: tuple[EngineRecord, ...] = ()
+    moments: tuple[RunMoment, ...] = ()
+    ended: dict[str, Any] | None = None
+    restarts: int = 0
+    memory_back: bool | None = None
+
+
+class Event(Struct):
+    """Something that happened while it ran."""
+
+    at: str
+    kind: str
+    text: str
+
+
+class Run(Struct):
+    """A run's record, as far as a report tells it."""
+
+    schema: str
+    turbofit_version: str
+    started: str
+    state: str
+    model: str = ""
+    pretend: bool = False
+    lmdeploy: str = ""
+    ended: str | dict[str, Any] | None = None
+    attempts: tuple[Attempt, ...] = ()
+    events: tuple[Event, ...] = ()
+
+    @property
+    def last(self) -> Attempt | None:
+        """The attempt that counts."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def rows(self) -> tuple[tuple[int, Beside], ...]:
+        """Figures of the last attempt, each with its engine's group."""
+        engines = self.last.engines if self.last else ()
+        return tuple((engine.group, row) for engine in engines for row in engine.beside)

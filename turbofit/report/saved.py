@@ -1,0 +1,149 @@
+"""Reads what a report is about: a saved plan, a run's folder, or the newest of either.
+
+The last plan, prediction and rehearsal of each command are kept in the state folder, one file a
+command; `serve` keeps a folder a run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import PLAN_SCHEMA, Plan
+from turbofit.core.state import state_dir
+from turbofit.core.struct import decode, to_json
+from turbofit.report.run import RUN_SCHEMA, Run
+
+__all__ = ["LATEST", "Saved", "keep", "read_plan", "read_saved", "saved_document", "saved_json"]
+
+REPORT_SCHEMA: Final = "turbofit.report/1"
+
+#: The word for the newest.
+LATEST: Final = "latest"
+#: Far above any plan: guards against reading a device or a checkpoint by mistake.
+_LARGEST: Final = 64 << 20
+_ROOM: Final = "plans"
+_RUNS: Final = "runs"
+
+
+class Saved(NamedTuple):
+    """A plan, what became of it where a run launched it, and where both were read."""
+
+    plan: Plan
+    run: Run | None
+    where: str
+
+
+def keep(plan: Plan, command: str) -> None:
+    """Keep a plan as the command's newest; where nothing can be written it is not kept."""
+    with suppress(OSError):
+        folder = state_dir(_ROOM)
+        # Not `tempfile`: what a plan imports, every plan waits for.
+        half = folder / f".{command}.{os.getpid()}"
+        try:
+            descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(plan.to_json())
+            os.replace(half, folder / f"{command}.json")
+        finally:
+            half.unlink(missing_ok=True)
+
+
+def saved_document(saved: Saved) -> Any:
+    """The plan; of a run ``{"schema": "turbofit.report/1", "plan", "run"}``."""
+    if saved.run is None:
+        return saved.plan
+    return {"schema": REPORT_SCHEMA, "plan": saved.plan, "run": saved.run}
+
+
+def saved_json(saved: Saved) -> str:
+    """`saved_document` as JSON."""
+    return to_json(saved_document(saved))
+
+
+def read_saved(path: str) -> Saved:
+    """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``.
+
+    Raises:
+        UsageError: it is none of these, or cannot be read.
+    """
+    if path == LATEST:
+        return read_saved(_newest())
+    folder = _run_folder(path)
+    return _read_run(folder) if folder else Saved(read_plan(path), None, path)
+
+
+def read_plan(path: str) -> Plan:
+    """A plan from a file, or from stdin for ``-``.
+
+    Raises:
+        UsageError: it cannot be read or is not a plan.
+    """
+    plan = Plan.from_json(_bytes(path), what=f"plan {path}")
+    if plan.schema != PLAN_SCHEMA:
+        raise UsageError(
+            f"plan {path} has schema {plan.schema!r}, not {PLAN_SCHEMA!r}",
+            hint="plan again with this version of turbofit",
+        )
+    return plan
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read(_LARGEST)
+        with open(path, "rb") as file:
+            return file.read(_LARGEST)
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be read: {exc.strerror or exc}",
+            hint="write a plan with turbofit plan MODEL --json > plan.json",
+        ) from None
+
+
+def _run_folder(path: str) -> Path | None:
+    """The folder of a run, by its path, its record's or its name in the state folder."""
+    given = Path(path)
+    places = [given, given.parent] if given.name == "run.json" else [given]
+    if given.name == path and not given.exists():
+        places.append(state_dir(_RUNS, make=False) / path)
+    return next((place for place in places if (place / "run.json").is_file()), None)
+
+
+def _read_run(folder: Path) -> Saved:
+    """A run with the plan of its last attempt."""
+    path = folder / "run.json"
+    run = decode(_bytes(str(path)), Run, what=f"run {path}")
+    if run.schema != RUN_SCHEMA:
+        raise UsageError(
+            f"run {path} has schema {run.schema!r}, not {RUN_SCHEMA!r}",
+            hint="serve again with this version of turbofit",
+        )
+    number = run.attempts[-1].number if run.attempts else 0
+    own = folder / f"plan-{number}.json"
+    plan = read_plan(str(own if own.is_file() else folder / "plan.json"))
+    return Saved(plan, run, str(folder))
+
+
+def _newest() -> str:
+    """The newest plan, prediction, rehearsal or run of this user.
+
+    Raises:
+        UsageError: there is none.
+    """
+    kept = list(state_dir(_ROOM, make=False).glob("*.json"))
+    kept += list(state_dir(_RUNS, make=False).glob("*/run.json"))
+    times = []
+    for path in kept:
+        with suppress(OSError):
+            times.append((path.stat().st_mtime_ns, str(path)))
+    if not times:
+        raise UsageError(
+            "nothing was planned, rehearsed or served yet",
+            hint="turbofit plan MODEL, then turbofit report latest",
+        )
+    return max(times)[1]

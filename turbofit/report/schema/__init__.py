@@ -1,0 +1,16 @@
+"""The JSON Schemas of what `--json` prints, as published files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+__all__ = ["NAMES", "schema_text"]
+
+#: The documents; ``plan`` is also a prediction and a rehearsal.
+NAMES: Final = ("plan", "report", "compare")
+
+
+def schema_text(name: str) -> str:
+    """The schema of one of ``NAMES``, as JSON."""
+    return (Path(__file__).parent / f"turbofit.{name}-1.json").read_text(encoding="utf-8")

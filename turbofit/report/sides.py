@@ -1,0 +1,123 @@
+"""Forecast, rehearsed and measured side by side: the figures that more than one of them tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.core.struct import Struct
+from turbofit.report.ledger_view import fold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.report.run import Run
+
+__all__ = ["Side", "sides"]
+
+#: Phases of a rehearsal that belong to loading: what comes before the cache is cut.
+_LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
+
+
+class Side(Struct):
+    """One figure, in bytes or tokens; None where nobody told it."""
+
+    what: str
+    forecast: int | None = None
+    rehearsed: int | None = None
+    measured: int | None = None
+    unit: Literal["bytes", "tokens"] = "bytes"
+
+
+def sides(plan: Plan, run: Run | None = None) -> list[tuple[str, tuple[Side, ...]]]:
+    """The figures of each set of equal GPUs, under its title; sets without any are left out.
+
+    What the first of a set shows stands for it; a rehearsal knows the first group's only.
+    """
+    found = []
+    for title, ledger in fold(plan.gpus):
+        rows = [*_whole(plan, ledger, run), *_terms(ledger)]
+        told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
+        if told:
+            found.append((title, told))
+    return found
+
+
+def _terms(ledger: GpuLedger) -> Iterable[Side]:
+    for term in ledger.ledger:
+        if term.rehearsed is not None and term.term != "kv_cache":
+            yield Side(what=term.term, forecast=term.bytes, rehearsed=term.rehearsed)
+
+
+def _whole(plan: Plan, ledger: GpuLedger, run: Run | None) -> list[Side]:
+    """Loading, rest and peak of a GPU; the cache of its group."""
+    ratio = plan.settings.cache_max_entry_count
+    cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
+    place = _place(plan, ledger.index)
+    timeline = plan.rehearsal.timeline if plan.rehearsal and place is not None else ()
+    kept = plan.rehearsal.cache if plan.rehearsal and place is not None else None
+    at = place or 0
+    loading = [one.peak[at] for one in timeline if one.phase in _LOADING]
+    ready = next((one.end[at] for one in timeline if one.phase == "ready"), None)
+    free = min((one for one in kept.free if one is not None), default=None) if kept else None
+    region = kept.region[at] if kept else None
+    rows = [
+        Side(
+            what="in use while loading, at most",
+            forecast=ledger.load_peak,
+            rehearsed=max(loading, default=None),
+        ),
+        Side(
+            what="free when the cache was sized, least of the group",
+            forecast=round(cache / ratio) if cache and ratio and _sized(plan) else None,
+            rehearsed=free,
+            measured=_actual(plan, run, ledger, "free when the cache was sized"),
+        ),
+        Side(
+            what="KV cache",
+            forecast=cache,
+            rehearsed=region,
+            measured=_actual(plan, run, ledger, "KV cache"),
+        ),
+        Side(
+            what="KV tokens",
+            forecast=plan.kv.tokens,
+            rehearsed=kept.tokens if kept else None,
+            measured=_actual(plan, run, ledger, "KV tokens"),
+            unit="tokens",
+        ),
+        Side(what="in use at rest", forecast=ledger.steady, rehearsed=ready),
+    ]
+    served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
+    cases = [one.peak[at] for one in timeline if served and one.phase.startswith("case ")]
+    most = max(cases, default=None)
+    measured = _actual(plan, run, ledger, "in use after the check", "in use at most")
+    rows.append(
+        Side(
+            what="in use in the worst case", forecast=ledger.peak, rehearsed=most,
+            measured=measured,
+        )
+    )  # fmt: skip
+    return rows
+
+
+def _sized(plan: Plan) -> bool:
+    """Whether the cache is a share of what is free."""
+    return plan.engine.name == "turbomind"
+
+
+def _place(plan: Plan, index: int) -> int | None:
+    """Where a GPU stands in the group that is rehearsed, the first."""
+    first = plan.parallel.groups[0] if plan.parallel.groups else ()
+    return first.index(index) if index in first else None
+
+
+def _actual(plan: Plan, run: Run | None, ledger: GpuLedger, *names: str) -> int | None:
+    """What a run showed of a GPU, or of the group that it belongs to."""
+    if run is None:
+        return None
+    for group, row in run.rows:
+        own = ledger.index == row.gpu if row.gpu is not None else True
+        if row.what in names and own and ledger.index in plan.parallel.groups[group]:
+            return row.actual
+    return None

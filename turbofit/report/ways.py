@@ -1,0 +1,55 @@
+"""How the GPUs of a machine reach each other, and how many pairs do so in each way."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from turbofit.core.struct import NA
+
+if TYPE_CHECKING:
+    from turbofit.core.machine import Link, Machine
+
+__all__ = ["WAYS", "Way", "way", "ways", "ways_text"]
+
+#: The kinds of ways, the weakest first.
+WAYS: Final = ("unread", "host", "peer", "nvlink")
+
+
+class Way(NamedTuple):
+    """One of ``WAYS``, and what it is."""
+
+    kind: str
+    words: str
+
+
+def way(link: Link) -> Way:
+    """How two GPUs reach each other."""
+    if link.nvlinked:
+        speed = link.nvlink_bandwidth
+        words = f"NVLink, {link.nvlinks} lanes"
+        if isinstance(speed, int):
+            words += f", {speed / 1e9:.0f} GB/s each way"
+        return Way("nvlink", words)
+    if link.peers:
+        return Way("peer", "PCIe, peer access")
+    if NA in (link.p2p_read, link.p2p_write):
+        return Way("unread", "peer access could not be read")
+    return Way("host", "no peer access: through host memory")
+
+
+def ways(machine: Machine) -> dict[Way, int]:
+    """How many pairs have each way."""
+    counts: dict[Way, int] = {}
+    for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
+        found = way(machine.link(a, b))
+        counts[found] = counts.get(found, 0) + 1
+    return counts
+
+
+def ways_text(machine: Machine) -> str:
+    """All pairs in a sentence; empty for one GPU."""
+    return "; ".join(
+        f"{count} {'pair' if count == 1 else 'pairs'} {one.words}"
+        for one, count in ways(machine).items()
+    )
