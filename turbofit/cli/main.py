@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, str]] = {
     "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
     "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
+    "watch": "a running server, live: memory against the forecast, queue, tokens a second",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",

@@ -95,6 +95,15 @@ MANUAL: Final[dict[str, Manual]] = {
         "opens one port; sends requests to the engines; fetches remote images of allowed domains "
         "only; never reads the local disk for a client",
     ),
+    "watch": Manual(
+        (
+            "turbofit watch",
+            "turbofit watch --once --json",
+            "turbofit watch 20261120-101500-InternVL2-8B --interval 5",
+        ),
+        (7,),
+        "reads the run's record; asks its gateway for /metrics, and NVML",
+    ),
     "merge": Manual(
         (
             "turbofit merge llava-hf/llava-1.5-7b-hf my-lora merged",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from turbofit.report.document import Block
 
-__all__ = ["answer", "complain", "note", "prepare_streams", "show"]
+__all__ = ["answer", "complain", "note", "painted", "prepare_streams", "show"]
 
 
 def prepare_streams() -> None:
@@ -53,11 +53,16 @@ def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
 
         answer(painter.paint(blocks))
         return
+    answer(painted(blocks))
+
+
+def painted(blocks: Iterable[Block]) -> str:
+    """A document as `show` paints it on stdout."""
     from turbofit.report.terminal import paint
 
     terminal = _is_terminal(sys.stdout)
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    answer(paint(blocks, width=_width() if terminal else 80, colour=colour))
+    return paint(blocks, width=_width() if terminal else 80, colour=colour)
 
 
 def _width() -> int:

@@ -68,7 +68,7 @@ class Event(Struct):
 
 
 class Run(Struct):
-    """A run's record, as far as a report tells it."""
+    """A run's record, as far as a report tells it; ``urls`` where it answers, once it does."""
 
     schema: str
     turbofit_version: str
@@ -78,6 +78,7 @@ class Run(Struct):
     pretend: bool = False
     lmdeploy: str = ""
     ended: str | dict[str, Any] | None = None
+    urls: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     events: tuple[Event, ...] = ()
 

@@ -18,7 +18,16 @@ from turbofit.core.state import state_dir
 from turbofit.core.struct import decode, to_json
 from turbofit.report.run import RUN_SCHEMA, Run
 
-__all__ = ["LATEST", "Saved", "keep", "read_plan", "read_saved", "saved_document", "saved_json"]
+__all__ = [
+    "LATEST",
+    "Saved",
+    "keep",
+    "newest_run",
+    "read_plan",
+    "read_saved",
+    "saved_document",
+    "saved_json",
+]
 
 REPORT_SCHEMA: Final = "turbofit.report/1"
 
@@ -129,6 +138,18 @@ def _read_run(folder: Path) -> Saved:
     return Saved(plan, run, str(folder))
 
 
+def newest_run() -> str:
+    """The record of this user's newest run.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = _newest_of(list(state_dir(_RUNS, make=False).glob("*/run.json")))
+    if found is None:
+        raise UsageError("nothing was served yet", hint="turbofit serve MODEL")
+    return found
+
+
 def _newest() -> str:
     """The newest plan, prediction, rehearsal or run of this user.
 
@@ -137,13 +158,18 @@ def _newest() -> str:
     """
     kept = list(state_dir(_ROOM, make=False).glob("*.json"))
     kept += list(state_dir(_RUNS, make=False).glob("*/run.json"))
-    times = []
-    for path in kept:
-        with suppress(OSError):
-            times.append((path.stat().st_mtime_ns, str(path)))
-    if not times:
+    found = _newest_of(kept)
+    if found is None:
         raise UsageError(
             "nothing was planned, rehearsed or served yet",
             hint="turbofit plan MODEL, then turbofit report latest",
         )
-    return max(times)[1]
+    return found
+
+
+def _newest_of(paths: list[Path]) -> str | None:
+    times = []
+    for path in paths:
+        with suppress(OSError):
+            times.append((path.stat().st_mtime_ns, str(path)))
+    return max(times)[1] if times else None

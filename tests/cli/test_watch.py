@@ -1,0 +1,76 @@
+"""``turbofit watch`` over a run's folder, with a gateway's page behind it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import turbofit.api
+from tests.observe.test_live import server  # noqa: F401 - a fixture
+from turbofit.cli.main import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    run = tmp_path / "turbofit" / "runs" / "20261120-101500-InternVL2-8B"
+    run.mkdir(parents=True)
+    (run / "plan.json").write_text(turbofit.api.plan("internvl2-8b", on="1xrtx3090").to_json())
+    return run
+
+
+def record(folder: Path, **facts: object) -> None:
+    document = {
+        "schema": "turbofit.run/1", "turbofit_version": "0", "started": "today", "pretend": True,
+        "attempts": [], "events": [], **facts,
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(document))
+
+
+def test_once(folder: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    record(folder, state="ready", urls=[server])
+    assert main(["watch", "--api-key", "right", "--interval", "0.2"]) == 0
+    told = capsys.readouterr().out
+    assert "3 request(s) wait" in told
+    assert "\x1b" not in told
+
+
+def test_json(folder: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    record(folder, state="ready", urls=[server])
+    assert main(["watch", folder.name, "--api-key", "right", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == "turbofit.watch/1"
+    assert told["now"]["waiting"] == 3
+    assert told["forecast"]["0"]["peak"] > told["forecast"]["0"]["steady"]
+
+
+def test_before_the_gateway_is_open(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(folder, state="starting")
+    assert main(["watch", "--once"]) == 0
+    assert "starting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--interval", "0"], "too short"),
+        (["--url", "http://127.0.0.1:9"], "nobody answers"),
+        (["no-such-run"], "cannot be read"),
+    ],
+)
+def test_errors(
+    folder: Path, arguments: list[str], cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(folder, state="ready")
+    assert main(["watch", "--once", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert cause in error
+    assert "hint:" in error
+
+
+def test_nothing_was_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["watch", "--once"]) == 2
+    assert "nothing was served yet" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.gateway.metrics import Metrics, merge
+from turbofit.observe.live import fetch_page, now_of
+
+ENGINES = {
+    0: 'lmdeploy:num_requests_running{model_name="m"} 2\n'
+    'lmdeploy:num_requests_waiting{model_name="m"} 1\n'
+    'lmdeploy:gpu_cache_usage_perc{model_name="m"} 0.25\n'
+    'lmdeploy:prompt_tokens_total{model_name="m"} 5000\n'
+    'lmdeploy:generation_tokens_total{model_name="m"} 300\n',
+    1: "",
+}
+
+
+def page() -> str:
+    """What the gateway itself writes."""
+    metrics = Metrics()
+    metrics.count("requests_total", "route=chat", "status=200", by=9)
+    metrics.count("limited_total", "what=max_dynamic_patch", by=4)
+    metrics.count("refused_total", "reason=images", by=2)
+    metrics.count("engine_failures_total", "engine=1")
+    labels = [("engine=0",), ("engine=1",)]
+    gauges = {
+        "waiting": [((), 3.0)],
+        "in_flight": [(labels[0], 2.0), (labels[1], 0.0)],
+        "units_in_flight": [(labels[0], 26.0), (labels[1], 0.0)],
+        "engine_up": [(labels[0], 1.0), (labels[1], 0.0)],
+    }
+    return merge(ENGINES) + metrics.text(gauges)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("Authorization") == "Bearer right"
+            self.send_response(200 if allowed and self.path == "/metrics" else 401)
+            self.end_headers()
+            if allowed:
+                self.wfile.write(page().encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def test_what_the_gateway_says() -> None:
+    now = now_of(page())
+    assert (now.waiting, now.requests, now.failures) == (3, 9, 1)
+    assert now.limited == {"max_dynamic_patch": 4}
+    assert now.refused == {"images": 2}
+    first, second = now.engines
+    assert (first.up, first.in_flight, first.units, first.running, first.queued) == (
+        True, 2, 26, 2, 1,
+    )  # fmt: skip
+    assert (first.cache_used, first.prompt_tokens, first.generated_tokens) == (0.25, 5000, 300)
+    assert (second.up, second.running, second.generated_tokens) == (False, None, None)
+
+
+def test_another_page_is_none() -> None:
+    with pytest.raises(UsageError, match="not of turbofit's gateway"):
+        now_of("process_cpu_seconds_total 3\n")
+
+
+def test_fetched_with_a_key(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody's business
+    assert now_of(fetch_page(server + "/", "right")).waiting == 3
+    with pytest.raises(UsageError, match="401"):
+        fetch_page(server, "wrong")
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(UsageError, match="nobody answers"):
+        fetch_page("http://127.0.0.1:9")

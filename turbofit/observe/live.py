@@ -1,0 +1,123 @@
+"""A look at a running server through its gateway's ``/metrics``."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from typing import Final
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.struct import Struct
+from turbofit.observe.prometheus import Page, parse_page
+
+__all__ = ["EngineNow", "Now", "fetch_page", "now_of"]
+
+_SECONDS: Final = 5.0
+_LARGEST: Final = 8 << 20
+_OURS: Final = "turbofit_gateway_"
+
+
+class EngineNow(Struct):
+    """One engine; None is what its page does not tell.
+
+    ``cache_used`` is a share of 1; tokens are totals since its start.
+    """
+
+    index: int
+    up: bool
+    in_flight: int
+    units: int
+    running: int | None = None
+    queued: int | None = None
+    cache_used: float | None = None
+    prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+
+
+class Now(Struct):
+    """The server at one moment; ``limited`` and ``refused`` are totals by what and why."""
+
+    waiting: int
+    engines: tuple[EngineNow, ...]
+    requests: int = 0
+    limited: dict[str, int] = msgspec.field(default_factory=dict)
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+    failures: int = 0
+
+
+def fetch_page(url: str, key: str | None = None) -> str:
+    """The text of a gateway's ``/metrics``.
+
+    Raises:
+        UsageError: nobody answers there, or not with numbers.
+    """
+    request = urllib.request.Request(f"{url.rstrip('/')}/metrics")
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        # Not through a proxy: the gateway is here.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=_SECONDS) as answer:
+            text: bytes = answer.read(_LARGEST)
+    except urllib.error.HTTPError as exc:
+        hint = "give a key that the server knows: --api-key, or TURBOFIT_API_KEYS"
+        if exc.code != 401:
+            hint = "is it turbofit's gateway? An LMDeploy without one has no such page"
+        raise UsageError(f"{url} answers {exc.code} to /metrics", hint=hint) from None
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", exc)
+        raise UsageError(
+            f"nobody answers at {url}: {reason}", hint="is the server still running?"
+        ) from None
+    return text.decode(errors="replace")
+
+
+def now_of(text: str) -> Now:
+    """What a page says.
+
+    Raises:
+        UsageError: it is not the gateway's.
+    """
+    page = parse_page(text)
+    waiting = page.total(f"{_OURS}waiting")
+    if waiting is None:
+        raise UsageError(
+            "that page is not of turbofit's gateway", hint="give the address that clients use"
+        )
+    indices = sorted({int(one.labels["engine"]) for one in page.of(f"{_OURS}engine_up")})
+    return Now(
+        waiting=int(waiting),
+        engines=tuple(_engine(page, index) for index in indices),
+        requests=int(page.total(f"{_OURS}requests_total") or 0),
+        limited=_by(page, "limited_total"),
+        refused=_by(page, "refused_total"),
+        failures=int(page.total(f"{_OURS}engine_failures_total") or 0),
+    )
+
+
+def _engine(page: Page, index: int) -> EngineNow:
+    label = {"engine": str(index)}
+    running = page.total("lmdeploy:num_requests_running", **label)
+    queued = page.total("lmdeploy:num_requests_waiting", **label)
+    return EngineNow(
+        index=index,
+        up=bool(page.total(f"{_OURS}engine_up", **label)),
+        in_flight=int(page.total(f"{_OURS}in_flight", **label) or 0),
+        units=int(page.total(f"{_OURS}units_in_flight", **label) or 0),
+        running=None if running is None else int(running),
+        queued=None if queued is None else int(queued),
+        cache_used=page.total("lmdeploy:gpu_cache_usage_perc", **label),
+        prompt_tokens=page.total("lmdeploy:prompt_tokens_total", **label),
+        generated_tokens=page.total("lmdeploy:generation_tokens_total", **label),
+    )
+
+
+def _by(page: Page, name: str) -> dict[str, int]:
+    """Totals by the metric's own label."""
+    found: dict[str, int] = {}
+    for one in page.of(f"{_OURS}{name}"):
+        what = ", ".join(one.labels.values())
+        found[what] = found.get(what, 0) + int(one.value)
+    return found

@@ -1,0 +1,55 @@
+"""Prometheus' text format, as the gateway and LMDeploy write it: a pure parser."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+__all__ = ["Page", "Sample", "parse_page"]
+
+_LINE: Final = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
+_LABEL: Final = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
+_ESCAPES: Final = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
+
+
+class Sample(NamedTuple):
+    """One number with its labels."""
+
+    labels: dict[str, str]
+    value: float
+
+
+class Page:
+    """Samples by name."""
+
+    def __init__(self, samples: dict[str, list[Sample]]) -> None:
+        self._samples = samples
+
+    def of(self, name: str) -> list[Sample]:
+        """All samples of a metric."""
+        return self._samples.get(name, [])
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """The sum over samples that have these labels; None where there is none."""
+        found = [one.value for one in self.of(name) if labels.items() <= one.labels.items()]
+        return sum(found) if found else None
+
+
+def parse_page(text: str) -> Page:
+    """The page's samples; comments and lines that are none are left out."""
+    samples: dict[str, list[Sample]] = {}
+    for line in text.splitlines():
+        found = None if line.startswith("#") else _LINE.match(line.strip())
+        if found is None:
+            continue
+        try:
+            value = float(found[3])
+        except ValueError:
+            continue
+        labels = {name: _plain(quoted) for name, quoted in _LABEL.findall(found[2] or "")}
+        samples.setdefault(found[1], []).append(Sample(labels, value))
+    return Page(samples)
+
+
+def _plain(quoted: str) -> str:
+    return re.sub(r'\\[n"\\]', lambda found: _ESCAPES[found[0]], quoted)
