@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
@@ -23,6 +25,7 @@ __all__ = [
     "HostMemory",
     "Kv",
     "Limits",
+    "Own",
     "Parallel",
     "Phase",
     "Plan",
@@ -147,7 +150,10 @@ class Engine(Struct):
 
 
 class Parallel(Struct):
-    """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices."""
+    """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices.
+
+    Groups of unequal cards may have other sizes: ``tp`` is then the largest.
+    """
 
     tp: int
     replicas: int
@@ -275,11 +281,27 @@ class Rehearsal(Struct):
     not_known: tuple[str, ...] = ()
 
 
+class Own(Struct):
+    """What one group has of its own where cards are unequal; all else is the whole plan's.
+
+    ``at_once`` are the requests of the workload that are there at any time, on average: the
+    gateway shares requests in this proportion.
+    """
+
+    settings: Settings
+    kv: Kv
+    units_per_forward: int
+    at_once: float
+    rehearsal: Rehearsal | None = None
+
+
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on.
 
     ``device_map`` is the fallback engine's: module names to a GPU's place in its group, ``cpu`` or
-    ``disk``; the same for every group.
+    ``disk``; the same for every group. ``by_group`` is empty where all groups run the same
+    settings; else ``settings`` and ``kv`` are those of the group with the smallest cache, whose
+    context is promised for all of them.
     """
 
     schema: str = PLAN_SCHEMA
@@ -305,6 +327,36 @@ class Plan(Struct):
     commands: tuple[Command, ...] = ()
     rehearsal: Rehearsal | None = None
     device_map: dict[str, int | str] | None = None
+    by_group: tuple[Own, ...] = ()
+
+    def of_group(self, number: int) -> Plan:
+        """The plan as one group's engine is started with it; itself where all run the same.
+
+        Numbers of groups stay valid in it; ``gpus`` are the group's alone.
+        """
+        if not self.by_group:
+            return self
+        own, members = self.by_group[number], self.parallel.groups[number]
+        return replace(
+            self,
+            settings=own.settings,
+            kv=own.kv,
+            limits=replace(self.limits, units_per_forward=own.units_per_forward),
+            gpus=tuple(gpu for gpu in self.gpus if gpu.index in members),
+            rehearsal=own.rehearsal,
+        )
+
+    def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The groups' numbers, those together whose equal cards run one set of settings."""
+        if not self.by_group:
+            return (tuple(range(len(self.parallel.groups))),)
+        found: dict[tuple[object, ...], list[int]] = {}
+        for number, own in enumerate(self.by_group):
+            cards = [self.machine.gpu(index) for index in self.parallel.groups[number]]
+            names = tuple((gpu.name, gpu.total) for gpu in cards)
+            key = (names, to_json(own.settings), own.kv.tokens, own.units_per_forward)
+            found.setdefault(key, []).append(number)
+        return tuple(tuple(numbers) for numbers in found.values())
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -13,6 +13,7 @@ from itertools import product
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
@@ -20,8 +21,9 @@ from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for, dtype_problem
-from turbofit.tuner.groups import groupings, kinds, mixed_groupings
+from turbofit.tuner.groups import groupings, kinds, like_groups, mixed_groupings
 from turbofit.tuner.sizing import Memo, Shape, shape_settings, shortest_context
+from turbofit.tuner.unequal import judge_unequal
 
 __all__ = ["PREFILL_SIZES", "Found", "search", "shapes"]
 
@@ -66,42 +68,63 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
     """Every shape that LMDeploy could run here, at the asked limit."""
     fixed_prefill = ask.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
-    for tp, groups in (*_mixed(ask, engine), *_equal(ask, engine)):
-        for prefill, longest in product(prefills, _contexts(ask)):
+    for groups in _groupings(ask, engine):
+        own = len(like_groups(ask.machine, groups)) > 1
+        for prefill, longest in product(prefills[:1] if own else prefills, _contexts(ask)):
             yield Shape(
-                tp=tp,
+                tp=max(map(len, groups)),
                 groups=groups,
                 max_prefill_token_num=prefill,
                 limit=ask.own_limit,
                 longest=longest,
+                prefills=prefills if own else (),
             )
 
 
-def _equal(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
+def _groupings(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Ways to cut the visible GPUs into groups; over unequal cards only where that was asked."""
+    if ask.groups is not None:
+        yield ask.groups
+        return
+    yield from _mixed(ask, engine)
+    yield from _equal(ask, engine)
+    yield from _asked(ask, engine)
+
+
+def _equal(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
     """Engines on cards of one kind."""
     for gpus in kinds(ask.visible):
-        for tp in _tps(ask, len(gpus)):
-            # MIG instances have no peers, so NCCL cannot join them.
-            if engine.tp_problem(ask.model, tp) or (tp > 1 and gpus[0].mig):
-                continue
+        for tp in _tps(ask, gpus, engine):
             for replicas in _replicas(ask, len(gpus) // tp):
-                for groups in groupings(ask.machine, gpus, tp, replicas):
-                    yield tp, groups
+                yield from groupings(ask.machine, gpus, tp, replicas)
 
 
-def _mixed(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
-    """Engines on unequal cards side by side, each on equal ones, all with the same settings."""
+def _mixed(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Engines on unequal cards side by side, each on equal ones, all with one dtype."""
     parts = [gpus for gpus in kinds(ask.visible) if not gpus[0].mig]
     if len(parts) < 2:
         return
-    first = dtype_for(ask.model, parts[0])[0]
-    parts = [gpus for gpus in parts if dtype_for(ask.model, gpus)[0] == first]
-    for tp in _tps(ask, max(len(gpus) for gpus in parts)):
-        if engine.tp_problem(ask.model, tp):
-            continue
-        for groups in mixed_groupings(ask.machine, parts, tp):
-            if ask.replicas in (None, len(groups)):
-                yield tp, groups
+    if "dtype" not in ask.fixed:
+        first = dtype_for(ask.model, parts[0])[0]
+        parts = [gpus for gpus in parts if dtype_for(ask.model, gpus)[0] == first]
+    tps = [_tps(ask, gpus, engine) for gpus in parts]
+    for groups in mixed_groupings(ask.machine, parts, tps):
+        if ask.replicas in (None, len(groups)):
+            yield groups
+
+
+def _asked(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Engines over unequal cards: for a degree that was asked for and that no kind has cards for.
+
+    Packed weights take another form on some cards, and an account knows one form in a group.
+    """
+    gpus, tp = [gpu for gpu in ask.visible if not gpu.mig], ask.tp
+    if tp is None or engine.tp_problem(ask.model, tp) or any(len(k) >= tp for k in kinds(gpus)):
+        return
+    if ask.model.quantization is not None and len({gpu.compute_capability for gpu in gpus}) > 1:
+        return
+    for replicas in _replicas(ask, len(gpus) // tp):
+        yield from groupings(ask.machine, gpus, tp, replicas)
 
 
 class _Search:
@@ -133,7 +156,8 @@ class _Search:
     def judge(self, shape: Shape, limit: int | None) -> Judged:
         """A shape under a limit."""
         exposure = self.asked if limit == self.ask.own_limit else exposure_of(self.ask, limit)
-        return judge(
+        judged = judge_unequal if shape.prefills else judge
+        return judged(
             self.ask,
             replace(shape, limit=limit),
             self._dtype(shape),
@@ -156,7 +180,9 @@ class _Search:
         low = self.asked.units_per_request
         best = at(low)
         if best.fits:
-            high = max(low, self.engine.units_bound(rule, self.asked, best.settings))
+            each = [part.settings for part in best.parts or (best,)]
+            bounds = [self.engine.units_bound(rule, self.asked, settings) for settings in each]
+            high = max(low, *bounds)
             best = _largest(best, low, high, step, at)
         yield best
 
@@ -187,7 +213,7 @@ class _Search:
         Raises:
             UsageError: a dtype that LMDeploy would change without a word.
         """
-        gpus = [self.ask.machine.gpu(index) for index in shape.groups[0]]
+        gpus = [self.ask.machine.gpu(index) for group in shape.groups for index in group]
         fixed = self.ask.fixed.get("dtype")
         if isinstance(fixed, str) and fixed != "auto":
             problem = dtype_problem(self.ask.model, fixed, gpus)
@@ -201,10 +227,11 @@ class _Search:
         """Why LMDeploy would refuse or abort on the user's options in this shape."""
         ask = self.ask
         longest = ask.model.text.max_position_embeddings
-        settings = shape_settings(ask, shape, longest, self._dtype(shape))
-        problem = self.engine.settings_problem(settings)
+        problem, dtype = None, self._dtype(shape)
         for group in shape.groups:
+            settings = shape_settings(ask, replace(shape, tp=len(group)), longest, dtype)
             gpus = [ask.machine.gpu(index) for index in group]
+            problem = problem or self.engine.settings_problem(settings)
             problem = problem or self.engine.communicator_problem(
                 ask.model, settings, self.asked, ask.machine, gpus
             )
@@ -232,10 +259,15 @@ def _order(judged: Judged) -> tuple[object, ...]:
     return (0, -judged.short, -judged.shape.tp, judged.shape.max_prefill_token_num, indices)
 
 
-def _tps(ask: Ask, gpus: int) -> Sequence[int]:
-    if ask.tp is not None:
-        return (ask.tp,) if ask.tp <= gpus else ()
-    return range(1, min(gpus, _LARGEST_TP) + 1)
+def _tps(ask: Ask, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
+    """Degrees that cards of one kind could run; MIG instances have no peers for NCCL to join."""
+    most = 1 if gpus[0].mig else min(len(gpus), _LARGEST_TP)
+    asked = range(1, most + 1) if ask.tp is None else range(ask.tp, ask.tp + 1)
+    return [
+        tp
+        for tp in asked
+        if tp <= len(gpus) and (tp == 1 or not gpus[0].mig) and not engine.tp_problem(ask.model, tp)
+    ]
 
 
 def _contexts(ask: Ask) -> tuple[int | None, ...]:
@@ -264,6 +296,11 @@ def _no_shape(ask: Ask, engine: Engine) -> str:
             return f"--tp {ask.tp} is not possible for {ask.model.name}: {problem}"
         need = ask.tp * (ask.replicas or 1)
         largest = max((len(kind) for kind in kinds(ask.visible)), default=0)
+        if need <= count and largest < ask.tp:
+            return (
+                f"--tp {ask.tp} would split over unequal GPUs, which MIG instances and 4-bit"
+                " weights on several generations of cards do not allow"
+            )
         return f"--tp {ask.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
     if ask.replicas is not None and ask.replicas > count:
         return f"--replicas {ask.replicas} needs as many GPUs; {count} are visible"
