@@ -1,0 +1,142 @@
+"""Settings of each card's own: what is common, what differs, and what the user set."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from turbofit.core.plan import Plan, Settings
+
+#: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
+GROWN = [
+    ("rtx3090+rtx4080", "internvl2-8b-awq", 190_976),
+    ("2xrtx3090+1xl4:free=12GiB", "internvl2-2b", 415_296),
+    ("a100-80g+rtx3090+l4", "qwen2-vl-7b", 437_760),
+    ("rtx3090:free=23GiB+rtx3090:free=18GiB", "internvl2-8b", 47_616),
+]
+
+
+@pytest.mark.parametrize(("on", "model", "before"), GROWN)
+def test_each_card_holds_more_than_under_common_settings(on: str, model: str, before: int) -> None:
+    plan = turbofit.plan(model, on=on)
+    assert plan.fits
+    assert plan.kv.total_tokens > before
+    assert plan.kv.total_tokens == sum(own.kv.tokens for own in plan.by_group)
+    weakest = min(plan.by_group, key=lambda own: own.kv.tokens)
+    assert (plan.settings, plan.kv) == (weakest.settings, weakest.kv)
+
+
+@pytest.mark.parametrize(("on", "model", "_before"), GROWN)
+def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int) -> None:
+    plan = turbofit.plan(model, on=on)
+    for own in plan.by_group:
+        same = replace(
+            own.settings,
+            cache_max_entry_count=plan.settings.cache_max_entry_count,
+            max_prefill_token_num=plan.settings.max_prefill_token_num,
+            max_batch_size=plan.settings.max_batch_size,
+            tp=plan.settings.tp,
+        )
+        assert same == plan.settings
+        assert own.kv.tokens >= plan.settings.session_len
+        assert own.settings.max_batch_size >= max(plan.limits.n, own.at_once)
+    assert plan.limits.n == min(own.settings.max_batch_size for own in plan.by_group)
+    assert plan.limits.units_per_forward == max(own.units_per_forward for own in plan.by_group)
+    assert sum(own.at_once for own in plan.by_group) == pytest.approx(8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache_max_entry_count", 0.5),
+        ("max_prefill_token_num", 2048),
+        ("max_batch_size", 12),
+        ("session_len", 9000),
+        ("quant_policy", 8),
+    ],
+)
+def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", **{name: value})
+    assert plan.fits
+    assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
+
+
+def test_equal_cards_have_nothing_of_their_own() -> None:
+    plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+    assert plan.by_group == ()
+    assert plan.of_group(3) is plan
+    assert plan.unlike_groups() == ((0, 1, 2, 3),)
+
+
+def test_equal_cards_of_which_one_is_fuller() -> None:
+    plan = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB")
+    assert len(plan.by_group) == 3
+    assert plan.unlike_groups() == ((0, 1), (2,))
+    assert plan.by_group[0].kv.tokens > plan.by_group[2].kv.tokens
+
+
+def test_the_plan_survives_json_and_an_older_one_is_read() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    assert Plan.from_json(plan.to_json()) == plan
+    older = turbofit.plan("internvl2-8b", on="1xrtx3090").to_json().replace('"by_group"', '"_"')
+    assert Plan.from_json(older).by_group == ()
+
+
+def test_a_group_sees_its_own_plan() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    for number, own in enumerate(plan.by_group):
+        view = plan.of_group(number)
+        assert (view.settings, view.kv) == (own.settings, own.kv)
+        assert [gpu.index for gpu in view.gpus] == list(plan.parallel.groups[number])
+        assert view.limits.units_per_forward == own.units_per_forward
+        assert view.of_group(number) == view
+    ratios = [
+        command.argv[command.argv.index("--cache-max-entry-count") + 1] for command in plan.commands
+    ]
+    assert ratios == [f"{own.settings.cache_max_entry_count:.3f}" for own in plan.by_group]
+
+
+def test_the_forecast_counts_each_engine_by_its_own_share() -> None:
+    mixed = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    assert mixed.throughput is not None
+    row = mixed.considered[0]
+    assert row.why_not == ""
+    assert [one["max_batch_size"] for one in row.settings["by_group"]] == [
+        own.settings.max_batch_size for own in mixed.by_group
+    ]
+    even = turbofit.plan(
+        "internvl2-8b-awq", on="rtx3090+rtx4080", max_batch_size=4, concurrency=8
+    ).throughput
+    assert even is not None
+    assert mixed.throughput.requests_per_second >= even.requests_per_second * 0.999
+
+
+def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="h100+t4", concurrency=1, dtype="float16")
+    assert plan.parallel.groups == ((0,),)
+    both = [one for one in plan.considered if len(one.groups) == 2]
+    assert both
+    assert all(one.why_not for one in both)
+
+
+def test_host_memory_is_that_of_all_engines() -> None:
+    both = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    alone = [
+        turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", gpus=str(i), concurrency=n)
+        for i, n in enumerate(own.settings.max_batch_size for own in both.by_group)
+    ]
+    assert [one.settings.max_prefill_token_num for one in alone] == [
+        own.settings.max_prefill_token_num for own in both.by_group
+    ]
+    assert both.host.pageable == sum(one.host.pageable for one in alone)
+    assert both.host.pinned == pytest.approx(sum(one.host.pinned for one in alone), rel=0.01)
+
+
+def test_settings_differ_only_in_what_a_card_decides() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    names = list(Settings.__struct_fields__)
+    differ = {
+        name for name in names if len({repr(getattr(o.settings, name)) for o in plan.by_group}) > 1
+    }
+    assert differ <= {"cache_max_entry_count", "max_prefill_token_num", "max_batch_size"}
