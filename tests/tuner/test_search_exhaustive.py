@@ -14,7 +14,8 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.search import PREFILL_SIZES, Found, search
+from turbofit.tuner.search import Found, search
+from turbofit.tuner.shapes import PREFILL_SIZES
 from turbofit.tuner.sizing import Shape, shape_settings, shortest_context
 from turbofit.tuner.throughput import group_speed
 

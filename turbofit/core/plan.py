@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
+from turbofit.core.rehearsal import Death, Rehearsal, RehearsedCache, RehearsedCase
 from turbofit.core.struct import Struct, decode, to_builtins, to_json
 
 __all__ = [
@@ -238,49 +239,6 @@ class Command(Struct):
     group: int
 
 
-class RehearsedCase(Struct):
-    """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
-
-    name: str
-    peak: tuple[int, ...]
-    transient: tuple[int, ...]
-    pinned: int
-
-
-class RehearsedCache(Struct):
-    """The cache as the engine cut it; ``free`` and ``region`` per GPU, None where not reached."""
-
-    free: tuple[int | None, ...]
-    region: tuple[int | None, ...]
-    object_size: int | None
-    slab_size: int | None
-    tokens: int | None
-
-
-class Death(Struct):
-    """How it ended: the phase, the engine's call, the bytes asked and left."""
-
-    phase: str
-    where: str
-    asked: int | None
-    left: int | None
-
-
-class Rehearsal(Struct):
-    """What the real engine did on pretend GPUs; values and speed are not real.
-
-    ``not_known`` lists what a rehearsal cannot see; it was charged from the forecast.
-    """
-
-    outcome: Literal["served", "out_of_memory", "hang", "failed"]
-    seconds: float
-    engine_version: str
-    cases: tuple[RehearsedCase, ...]
-    cache: RehearsedCache
-    death: Death | None
-    not_known: tuple[str, ...] = ()
-
-
 class Own(Struct):
     """What one group has of its own where cards are unequal; all else is the whole plan's.
 
@@ -364,6 +322,8 @@ class Plan(Struct):
 
     def engine_config(self) -> Any:
         """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
+
+        Where groups have settings of their own, take it ``of_group``.
 
         Raises:
             PackageError: LMDeploy is not installed.

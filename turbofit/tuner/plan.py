@@ -156,6 +156,7 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
             " turbofit.pipeline hold them, LMDeploy itself lets any client exceed them"
         )
     if found.best.fits:
-        yield from engine.warnings(found.best.settings)
+        each = [part.settings for part in found.best.parts or (found.best,)]
+        yield from dict.fromkeys(text for one in each for text in engine.warnings(one))
     if ask.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"

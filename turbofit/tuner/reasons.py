@@ -90,8 +90,10 @@ def _context(ask: Ask, best: Judged) -> str:
     elif settings.session_len >= longest:
         why = "the model's own context, which the cache holds"
     else:
-        cache = "smallest cache" if best.parts else "cache"
-        why = f"the model's {longest} lowered to what the {cache} holds"
+        why = f"the model's {longest} lowered to what the cache holds"
+        if best.parts:
+            why = f"the model's {longest} lowered to what the smallest cache holds; --context asks"
+            why += " for more, without the cards that cannot hold it"
     return _because(ask, "session_len", settings.session_len, why)
 
 
