@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from msgspec.structs import replace
 
 import turbofit
-from turbofit.core.plan import Plan, Settings
+from tests.tuner.conftest import MODELS, with_used
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan, Settings, Workload
+from turbofit.core.units import MIB
+from turbofit.machine.source import machine_from
+from turbofit.memory.engines import ENGINES, engine_named
+from turbofit.model.source import resolve_model
+from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.candidates import judge
+from turbofit.tuner.constraints import dtype_for
+from turbofit.tuner.plan import make_plan
+from turbofit.tuner.search import search
+from turbofit.tuner.shapes import PREFILL_SIZES
+from turbofit.tuner.sizing import Shape
 
 #: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
 GROWN = [
@@ -140,3 +155,76 @@ def test_settings_differ_only_in_what_a_card_decides() -> None:
         name for name in names if len({repr(getattr(o.settings, name)) for o in plan.by_group}) > 1
     }
     assert differ <= {"cache_max_entry_count", "max_prefill_token_num", "max_batch_size"}
+
+
+def random_mixed(seed: int) -> Ask:
+    """Two or three kinds of card, partly full."""
+    rng = random.Random(seed)
+    cards = rng.sample(
+        ["rtx3090", "rtx4090", "l4", "a100-40g", "rtx4080", "l40s"], rng.choice([2, 3])
+    )
+    machine = machine_from("+".join(f"{rng.choice([1, 1, 2])}x{card}" for card in cards))
+    used = [rng.choice([0, 0, 300, 1500, 4000]) * MIB for _ in machine.gpus]
+    model = resolve_model(rng.choice(MODELS))
+    longest = model.text.max_position_embeddings
+    return Ask(
+        model=model,
+        machine=with_used(machine, used),
+        workload=Workload(
+            images=rng.choice([0, 1, 2]) if model.image_rule else 1,
+            context=rng.choice([None, 4096, 8192, min(20000, longest)]),
+            concurrency=rng.choice([1, 3, 8, 32]),
+            goal=rng.choice(["throughput", "latency", "context"]),
+        ),
+    )
+
+
+CASES = [(name, seed) for name in ENGINES for seed in range(40)]
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
+    ask, engine = random_mixed(seed), engine_named(name)
+    if ask.workload.context is None:  # the longest that each shape holds is no one context
+        ask = replace(ask, workload=replace(ask.workload, context=4096))
+    try:
+        found = search(ask, engine)
+    except UsageError:
+        return
+    asked = exposure_of(ask, ask.own_limit)
+    for one in found.judged:
+        if not one.parts or not one.fits or one.shape.units_per_forward is not None:
+            continue
+        if one.shape.limit != ask.own_limit or len({len(g) for g in one.shape.groups}) > 1:
+            continue
+        gpus = [ask.machine.gpu(index) for group in one.shape.groups for index in group]
+        for prefill in PREFILL_SIZES:
+            shape = Shape(
+                tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
+                limit=ask.own_limit, longest=one.shape.longest,
+            )  # fmt: skip
+            common = judge(ask, shape, dtype_for(ask.model, gpus)[0], asked, asked, engine)
+            assert not common.fits or one.score >= common.score * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
+    ask = random_mixed(1000 + seed)
+    try:
+        plan = make_plan(ask, engine_named(name))
+    except UsageError:
+        return
+    if not plan.fits or not plan.by_group:
+        return
+    assert all(ledger.fits for ledger in plan.gpus)
+    for own, group in zip(plan.by_group, plan.parallel.groups, strict=True):
+        assert own.settings.tp == len(group)
+        assert plan.settings.session_len == own.settings.session_len <= own.kv.tokens
+        assert own.units_per_forward <= plan.limits.units_per_forward
+        ratio = own.settings.cache_max_entry_count
+        assert 0 < ratio < 1
+        assert round(ratio * 1000) == pytest.approx(ratio * 1000)
+    assert plan.kv.tokens == min(own.kv.tokens for own in plan.by_group)
+    there = sum(own.at_once for own in plan.by_group)
+    assert there == pytest.approx(ask.workload.concurrency, abs=0.01)
+    assert Plan.from_json(plan.to_json()) == plan
