@@ -57,6 +57,11 @@ def test_one_kind_has_nothing_to_mix() -> None:
     assert mixed_groupings(machine, parts, [[1, 2], [1]])[1] == ((0, 1), (2,))
 
 
+def test_kinds_that_cannot_hold_the_model_do_not_keep_the_others_idle() -> None:
+    plan = turbofit.plan("internvl2-8b", on="rtx3060+rtx3090+rtx4080+rtx4090")
+    assert plan.parallel.groups == ((1,), (3,))
+
+
 def test_of_three_kinds_one_may_be_left_out() -> None:
     machine = parse_spec("rtx3090+rtx4090+l4")
     ways = mixed_groupings(machine, kinds(machine.gpus), [[1], [1], [1]])
@@ -83,6 +88,11 @@ def test_unequal_cards_are_split_over_only_where_that_was_asked() -> None:
     assert sorted(asked.parallel.groups[0]) == [0, 1]
     assert all(ledger.fits for ledger in asked.gpus)
     assert any("split over unequal cards, as you asked" in text for text in asked.warnings)
+    twice = turbofit.plan("internvl2-8b", on="3xrtx3090+rtx4090", tp=2, replicas=2)
+    assert sorted(len({twice.machine.gpu(i).name for i in g}) for g in twice.parallel.groups) == [
+        1,
+        2,
+    ]
     equal = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx4090", tp=2)
     assert equal.parallel.groups == ((0, 1),)
     with pytest.raises(UsageError, match="4-bit weights"):

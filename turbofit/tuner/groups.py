@@ -59,24 +59,30 @@ def groupings(
 
 
 def mixed_groupings(
-    machine: Machine, parts: Sequence[Sequence[Gpu]], tps: Sequence[Sequence[int]]
+    machine: Machine,
+    parts: Sequence[Sequence[Gpu]],
+    tps: Sequence[Sequence[int]],
+    replicas: int | None = None,
 ) -> list[tuple[Group, ...]]:
-    """As many groups as each kind of card gives, of all kinds side by side, or of all but one.
+    """As many groups as each kind of card gives, of two or more kinds side by side.
 
-    Each group is of one kind; kinds may be split by unequal degrees, ``tps`` of each. Small
-    degrees come first, and what goes on beyond a bound is not looked at. Empty where fewer than
-    two kinds give any group.
+    Each group is of one kind; kinds may be split by unequal degrees, ``tps`` of each. All kinds
+    together and small degrees come first, and what goes on beyond a bound is not looked at. Empty
+    where fewer than two kinds give any group. ``replicas`` is how many groups there must be, where
+    that is known.
     """
     found = [
         [way for tp in degrees for way in groupings(machine, gpus, tp, len(gpus) // tp)[:_MIXED]]
         for gpus, degrees in zip(parts, tps, strict=True)
     ]
     found = [ways for ways in found if ways]
-    if len(found) < 2:
-        return []
-    without = [found[:i] + found[i + 1 :] for i in range(len(found))] if len(found) > 2 else []
-    mixed = chain.from_iterable(map(_side_by_side, (found, *without)))
-    return list(islice(mixed, _MOST_MIXED))
+    together = [some for k in range(len(found), 1, -1) for some in combinations(found, k)]
+    each = max(2, _MOST_MIXED // max(1, len(together)))
+    mixed = []
+    for some in together:
+        fitting = (way for way in _side_by_side(some) if replicas in (None, len(way)))
+        mixed += islice(fitting, each)
+    return mixed[: 2 * _MOST_MIXED]
 
 
 def like_groups(machine: Machine, groups: Sequence[Group]) -> tuple[tuple[Group, ...], ...]:

@@ -39,13 +39,15 @@ def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
 
 
 def _groupings(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Ways to cut the visible GPUs into groups; over unequal cards only where that was asked."""
+    """Ways to cut the visible GPUs into groups; over unequal cards only where that was asked.
+
+    And where what was asked is not possible over equal ones.
+    """
     if ask.groups is not None:
         yield ask.groups
         return
-    yield from _mixed(ask, engine)
-    yield from _equal(ask, engine)
-    yield from _asked(ask, engine)
+    equal = [*_mixed(ask, engine), *_equal(ask, engine)]
+    yield from equal or _asked(ask, engine)
 
 
 def _equal(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -65,18 +67,16 @@ def _mixed(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
         first = dtype_for(ask.model, parts[0])[0]
         parts = [gpus for gpus in parts if dtype_for(ask.model, gpus)[0] == first]
     tps = [_tps(ask, gpus, engine) for gpus in parts]
-    for groups in mixed_groupings(ask.machine, parts, tps):
-        if ask.replicas in (None, len(groups)):
-            yield groups
+    yield from mixed_groupings(ask.machine, parts, tps, ask.replicas)
 
 
 def _asked(ask: Ask, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Engines over unequal cards: for a degree that was asked for and that no kind has cards for.
+    """Engines over unequal cards, for a degree that was asked for.
 
     Packed weights take another form on some cards, and an account knows one form in a group.
     """
     gpus, tp = [gpu for gpu in ask.visible if not gpu.mig], ask.tp
-    if tp is None or engine.tp_problem(ask.model, tp) or any(len(k) >= tp for k in kinds(gpus)):
+    if tp is None or engine.tp_problem(ask.model, tp):
         return
     if ask.model.quantization is not None and len({gpu.compute_capability for gpu in gpus}) > 1:
         return
@@ -121,7 +121,7 @@ def no_shape(ask: Ask, engine: Engine) -> str:
             return f"--tp {ask.tp} is not possible for {ask.model.name}: {problem}"
         need = ask.tp * (ask.replicas or 1)
         largest = max((len(kind) for kind in kinds(ask.visible)), default=0)
-        if need <= count and largest < ask.tp:
+        if need <= count:
             return (
                 f"--tp {ask.tp} would split over unequal GPUs, which MIG instances and 4-bit"
                 " weights on several generations of cards do not allow"
