@@ -78,7 +78,7 @@ def mixed_groupings(
     found = [ways for ways in found if ways]
     together = [some for k in range(len(found), 1, -1) for some in combinations(found, k)]
     each = max(2, _MOST_MIXED // max(1, len(together)))
-    mixed = []
+    mixed: list[tuple[Group, ...]] = []
     for some in together:
         fitting = (way for way in _side_by_side(some) if replicas in (None, len(way)))
         mixed += islice(fitting, each)
