@@ -19,7 +19,8 @@ __all__ = ["groupings", "kinds", "like_groups", "mixed_groupings"]
 
 #: Beyond this many equal GPUs every grouping is too many: they are cut in an order of their links.
 _EXHAUSTIVE = 8
-#: Ways to group one kind by one degree that are tried beside those of another, and ways in all.
+#: Ways to group one kind by one degree that are tried beside those of another; about how many ways
+#: to put kinds side by side are tried.
 _MIXED = 4
 _MOST_MIXED = 48
 #: Cards whose used memory differs by less run one set of settings: it loses them no more than this.
@@ -76,7 +77,8 @@ def mixed_groupings(
         for gpus, degrees in zip(parts, tps, strict=True)
     ]
     found = [ways for ways in found if ways]
-    together = [some for k in range(len(found), 1, -1) for some in combinations(found, k)]
+    sets = (some for k in range(len(found), 1, -1) for some in combinations(found, k))
+    together = list(islice(sets, _MOST_MIXED))
     each = max(2, _MOST_MIXED // max(1, len(together)))
     mixed: list[tuple[Group, ...]] = []
     for some in together:

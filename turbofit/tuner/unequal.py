@@ -105,9 +105,7 @@ class _Unequal:
 
     def _curve(self, part: Judged) -> Callable[[float], Speed]:
         """One group's speed with so many requests there, at the cache that the part holds."""
-        sizer = Sizer(
-            self.ask, part.shape, self.dtype, self.exposure, self.engine, self.memo
-        )  # fmt: skip
+        sizer = Sizer(self.ask, part.shape, self.dtype, self.exposure, self.engine, self.memo)
         fixed = "max_batch_size" in self.ask.fixed
 
         def speed(there: float) -> Speed:
