@@ -284,15 +284,19 @@ _REHEARSALS = 3
 
 def _rehearsed(ask: Ask, made: Plan) -> Plan:
     """Rehearse, and plan again below the ratio that the engine left, a bounded number of times."""
-    from turbofit.rehearse.confirm import confirmed, corrected_ratio, rehearse_plan
+    from turbofit.rehearse.confirm import confirmed, corrected_ratios, rehearse_plan
 
+    caps: dict[int, float] = {}
     for _ in range(_REHEARSALS):
         seen = rehearse_plan(made)
-        ratio = corrected_ratio(seen)
-        if ratio is None:
+        ratios = corrected_ratios(seen)
+        if not ratios:
             return confirmed(seen)
-        shape = replace(ask, ratio_cap=ratio, tp=made.parallel.tp, replicas=made.parallel.replicas)
-        made = make_plan(shape, engine_named(made.engine.name))
+        caps |= ratios
+        shape = replace(ask, ratio_caps=dict(caps), groups=made.parallel.groups)
+        again = make_plan(shape, engine_named(made.engine.name))
+        reason = replace(again.parallel, reason=made.parallel.reason)
+        made = replace(again, parallel=reason)
         if not made.fits:
             return made
     return seen

@@ -75,7 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "no command", "--help"),
         (["plam"], "unknown command 'plam'", "did you mean plan?"),
-        (["wach"], "unknown command 'wach'", "did you mean watch?"),
+        (["wach"], "unknown command 'wach'", "did you mean watch"),
         (["qqqqqq"], "unknown command", "plan, predict"),
         (["--verbose"], "before the command", "COMMAND OPTIONS"),
         (["plan"], "required: MODEL", "--help"),

@@ -19,7 +19,8 @@ from turbofit.tuner.ask import Ask, Margin, exposure_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.plan import make_plan
-from turbofit.tuner.search import search, shapes
+from turbofit.tuner.search import search
+from turbofit.tuner.shapes import shapes
 from turbofit.tuner.sizing import Shape
 
 engines = st.sampled_from([engine_named(name) for name in ENGINES])

@@ -14,7 +14,8 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.search import PREFILL_SIZES, Found, search
+from turbofit.tuner.search import Found, search
+from turbofit.tuner.shapes import PREFILL_SIZES
 from turbofit.tuner.sizing import Shape, shape_settings, shortest_context
 from turbofit.tuner.throughput import group_speed
 
@@ -34,11 +35,11 @@ def every_grouping(indices: tuple[int, ...], tp: int, replicas: int):
             yield (group, *more)
 
 
-def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int):
+def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int, exposure=None):
     shape = Shape(tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None)
     dtype = dtype_for(ask.model, [ask.machine.gpu(i) for i in groups[0]])[0]
     settings = shape_settings(ask, shape, context, dtype)
-    exposure = exposure_of(ask, ask.own_limit)
+    exposure = exposure or exposure_of(ask, ask.own_limit)
     for group in groups:
         gpus = sorted((ask.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
         margins = [ask.margin_of(gpu) for gpu in gpus]
@@ -88,6 +89,26 @@ def exhaustive(ask: Ask, engine: Engine, contexts):
     return best
 
 
+@pytest.mark.parametrize(("engine", "seed"), ASKED[::3])
+def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
+    """Each set of groups as chosen: a thousandth more of the ratio does not leave the margin."""
+    ask = random_ask(random.Random(seed))
+    try:
+        best = search(ask, engine).best
+    except UsageError:
+        return
+    for part in best.parts if best.fits else ():
+        shape, context = part.shape, part.settings.session_len
+        asked = replace(ask, fixed={**ask.fixed, "max_batch_size": part.settings.max_batch_size})
+        exposure = replace(part.exposure, units_per_forward=shape.units_per_forward)
+        prefill = shape.max_prefill_token_num
+        accounts = list(accounts_for(asked, engine, shape.groups, prefill, context, exposure))
+        ratio = next(r for r in RATIOS if all(a.fits_at(r) for a in accounts))
+        assert part.settings.cache_max_entry_count == ratio
+        assert part.kv_tokens == min(a.tokens_at(ratio) for a in accounts)
+        assert context == best.settings.session_len
+
+
 def chosen(found: Found):
     best = found.best
     if not best.fits or best.shape.units_per_forward is not None:
@@ -106,7 +127,15 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
     if found.best.shape.limit != ask.own_limit:  # a later tier: the first has nothing
         assert exhaustive(ask, engine, [ask.workload.context]) is None
         return
-    assert chosen(found) == pytest.approx(exhaustive(ask, engine, [ask.workload.context]))
+    best = exhaustive(ask, engine, [ask.workload.context])
+    if not found.best.parts:
+        assert chosen(found) == pytest.approx(best)
+        return
+    # Settings of each card's own: never worse than the best that all cards can run together.
+    value, _, tokens, prefill, shards = chosen(found)
+    assert best is None or value >= best[0] * (1 - 1e-9)
+    if best is not None and value == pytest.approx(best[0]):
+        assert (tokens, prefill, shards) >= best[2:]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -123,11 +123,14 @@ def _read(args: argparse.Namespace, passed: Passed) -> Plan:
         what = "a model" if args.model is not None else f"{next(iter(given))}"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(args.plan)
-    settings = to_builtins(plan.settings)
+    groups = range(plan.parallel.replicas)
+    each = [to_builtins(plan.of_group(number).settings) for number in groups]
     for name, value in _modelled(passed).items():
-        if settings.get(name) != value:
+        planned = list(dict.fromkeys(settings.get(name) for settings in each))
+        if planned != [value]:
+            words = " and ".join(map(str, planned))
             raise UsageError(
-                f"{name} after -- is {value}, the plan was made for {settings.get(name)}",
+                f"{name} after -- is {value}, the plan was made for {words}",
                 hint="plan again with it before --",
             )
     return plan

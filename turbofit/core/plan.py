@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
+from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
 from turbofit.core.struct import Struct, decode, to_builtins, to_json
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "Kv",
     "Limits",
     "Moment",
+    "Own",
     "Parallel",
     "Phase",
     "Plan",
@@ -148,7 +152,10 @@ class Engine(Struct):
 
 
 class Parallel(Struct):
-    """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices."""
+    """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices.
+
+    Groups of unequal cards may have other sizes: ``tp`` is then the largest.
+    """
 
     tp: int
     replicas: int
@@ -233,69 +240,27 @@ class Command(Struct):
     group: int
 
 
-class RehearsedCase(Struct):
-    """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
+class Own(Struct):
+    """What one group has of its own where cards are unequal; all else is the whole plan's.
 
-    name: str
-    peak: tuple[int, ...]
-    transient: tuple[int, ...]
-    pinned: int
-
-
-class RehearsedCache(Struct):
-    """The cache as the engine cut it; ``free`` and ``region`` per GPU, None where not reached."""
-
-    free: tuple[int | None, ...]
-    region: tuple[int | None, ...]
-    object_size: int | None
-    slab_size: int | None
-    tokens: int | None
-
-
-class Death(Struct):
-    """How it ended: the phase, the engine's call, the bytes asked and left."""
-
-    phase: str
-    where: str
-    asked: int | None
-    left: int | None
-
-
-class Moment(Struct):
-    """One phase of a rehearsal: bytes in use on each GPU of its group, at most and at its end.
-
-    What others hold and what was charged beforehand is in both. ``image``: a worst case with
-    images ran in it.
+    ``at_once`` are the requests of the workload that are there at any time, on average: the
+    gateway shares requests in this proportion.
     """
 
-    phase: str
-    peak: tuple[int, ...]
-    end: tuple[int, ...]
-    image: bool = False
-
-
-class Rehearsal(Struct):
-    """What the real engine did on pretend GPUs; values and speed are not real.
-
-    ``not_known`` lists what a rehearsal cannot see; it was charged from the forecast.
-    ``timeline`` has its phases in order, the last one where it died.
-    """
-
-    outcome: Literal["served", "out_of_memory", "hang", "failed"]
-    seconds: float
-    engine_version: str
-    cases: tuple[RehearsedCase, ...]
-    cache: RehearsedCache
-    death: Death | None
-    not_known: tuple[str, ...] = ()
-    timeline: tuple[Moment, ...] = ()
+    settings: Settings
+    kv: Kv
+    units_per_forward: int
+    at_once: float
+    rehearsal: Rehearsal | None = None
 
 
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on.
 
     ``device_map`` is the fallback engine's: module names to a GPU's place in its group, ``cpu`` or
-    ``disk``; the same for every group.
+    ``disk``; the same for every group. ``by_group`` is empty where all groups run the same
+    settings; else ``settings`` and ``kv`` are those of the group with the smallest cache, whose
+    context is promised for all of them.
     """
 
     schema: str = PLAN_SCHEMA
@@ -321,6 +286,36 @@ class Plan(Struct):
     commands: tuple[Command, ...] = ()
     rehearsal: Rehearsal | None = None
     device_map: dict[str, int | str] | None = None
+    by_group: tuple[Own, ...] = ()
+
+    def of_group(self, number: int) -> Plan:
+        """The plan as one group's engine is started with it; itself where all run the same.
+
+        Numbers of groups stay valid in it; ``gpus`` are the group's alone.
+        """
+        if not self.by_group:
+            return self
+        own, members = self.by_group[number], self.parallel.groups[number]
+        return replace(
+            self,
+            settings=own.settings,
+            kv=own.kv,
+            limits=replace(self.limits, units_per_forward=own.units_per_forward),
+            gpus=tuple(gpu for gpu in self.gpus if gpu.index in members),
+            rehearsal=own.rehearsal,
+        )
+
+    def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The groups' numbers, those together whose equal cards run one set of settings."""
+        if not self.by_group:
+            return (tuple(range(len(self.parallel.groups))),)
+        found: dict[tuple[object, ...], list[int]] = {}
+        for number, own in enumerate(self.by_group):
+            cards = [self.machine.gpu(index) for index in self.parallel.groups[number]]
+            names = tuple((gpu.name, gpu.total) for gpu in cards)
+            key = (names, to_json(own.settings), own.kv.tokens, own.units_per_forward)
+            found.setdefault(key, []).append(number)
+        return tuple(tuple(numbers) for numbers in found.values())
 
     def to_json(self) -> str:
         """The plan as JSON."""
@@ -328,6 +323,8 @@ class Plan(Struct):
 
     def engine_config(self) -> Any:
         """The settings as LMDeploy's own ``TurbomindEngineConfig`` or ``PytorchEngineConfig``.
+
+        Where groups have settings of their own, take it ``of_group``.
 
         Raises:
             PackageError: LMDeploy is not installed.

@@ -44,9 +44,8 @@ def advice(case: Case, draft: Draft) -> Advice | None:
 
 
 def _planned(case: Case, plan: Plan, spec: str, verdict: str) -> Advice:
-    settings = plan.settings
     values: dict[str, object] = {"engine": plan.engine.name}
-    values |= {name: getattr(settings, name) for name in _SHOWN}
+    values |= {name: _value(plan, name) for name in _SHOWN}
     if plan.engine.name != "turbomind":
         del values["communicator"]
     values["replicas"] = plan.parallel.replicas
@@ -65,6 +64,13 @@ def _planned(case: Case, plan: Plan, spec: str, verdict: str) -> Advice:
         command=shlex.join(["turbofit", "serve", name]) if plan.fits else "",
         remedies=plan.remedies or _smaller(case),
     )
+
+
+def _value(plan: Plan, name: str) -> object:
+    """A setting; where engines on unequal cards differ, each one's in the order of the groups."""
+    groups = range(plan.parallel.replicas)
+    each = [getattr(plan.of_group(number).settings, name) for number in groups]
+    return each[0] if len(set(each)) == 1 else " | ".join(map(str, each))
 
 
 def _smaller(case: Case) -> tuple[Remedy, ...]:

@@ -62,7 +62,11 @@ class Gateway:
         upstream: Upstream | None = None,
     ) -> None:
         self.bounds, self.config = bounds, config
-        self.engines = tuple(Engine(i, url) for i, url in enumerate(upstreams))
+        shares = config.shares or (1.0,) * len(upstreams)
+        self.engines = tuple(
+            Engine(i, url, share)
+            for i, (url, share) in enumerate(zip(upstreams, shares, strict=True))
+        )
         self.metrics = Metrics()
         self._log = log or (lambda _: None)
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)

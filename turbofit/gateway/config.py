@@ -24,7 +24,8 @@ class GatewayConfig(Struct):
     ``api_keys`` empty means that everybody may. ``host_bytes`` is the host memory of images in
     flight to one engine, see `host_budget`. ``idle_seconds`` and ``stall_seconds`` say when an
     engine is asked for a token, see `health.Monitor`. ``serial``: engines answer one request after
-    the other and are asked how they are instead. ``pretend`` says in every answer that the
+    the other and are asked how they are instead. ``shares`` are the requests that the plan counts
+    on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones.
     """
 
@@ -47,6 +48,7 @@ class GatewayConfig(Struct):
     drain_seconds: float = 30.0
     prefix_affinity: bool = False
     serial: bool = False
+    shares: tuple[float, ...] = ()
     pretend: bool = False
 
 

@@ -27,10 +27,11 @@ class Engine:
     Args:
         index: its number, which metrics and logs show.
         url: its address, without a final slash.
+        share: how many requests it takes beside the others' shares.
     """
 
-    def __init__(self, index: int, url: str) -> None:
-        self.index, self.url = index, url.rstrip("/")
+    def __init__(self, index: int, url: str, share: float = 1.0) -> None:
+        self.index, self.url, self.share = index, url.rstrip("/"), share
         #: Whether requests go there; it starts in doubt's favour.
         self.up = True
         self.outstanding = 0
@@ -64,8 +65,14 @@ class Engine:
 
 
 def least_busy(engines: Sequence[Engine]) -> Engine:
-    """The one with the fewest requests, of equals the one with the fewest units, then the first."""
-    return min(engines, key=lambda engine: (engine.outstanding, engine.units, engine.index))
+    """The one that one more request fills least; of equals the one with the fewest units.
+
+    Full is relative to an engine's share: one of twice the share gets twice the requests.
+    """
+    return min(
+        engines,
+        key=lambda one: ((one.outstanding + 1) / one.share, one.units / one.share, one.index),
+    )
 
 
 class Affinity:

@@ -303,7 +303,7 @@ def shown(value: Any) -> str:
 
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
-    """Units in flight where the plan paid for fewer than the engine could bring together."""
+    """Units in flight where the plan paid for fewer than an engine could bring together."""
     if rule is None or plan.engine.name == "transformers":  # which brings nothing together
         return None
     limits = plan.limits
@@ -312,9 +312,12 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
         images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
     )
-    engine = engine_named(plan.engine.name)
-    bound = engine.units_bound(rule, exposure, plan.settings)
-    return limits.units_per_forward if limits.units_per_forward < bound else None
+    engine, gates = engine_named(plan.engine.name), []
+    for numbers in plan.unlike_groups():
+        own = plan.of_group(numbers[0])
+        if own.limits.units_per_forward < engine.units_bound(rule, exposure, own.settings):
+            gates.append(own.limits.units_per_forward)
+    return min(gates, default=None)
 
 
 def _bytes_per_unit(plan: Plan, rule: ImageRule | None) -> int:

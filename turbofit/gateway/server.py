@@ -69,9 +69,10 @@ def make_gateway(
 
     Args:
         plan: what requests are held to.
-        upstreams: addresses of the engines, e.g. ``http://127.0.0.1:34567``.
-        config: everything else; ``host_bytes``, ``prefix_affinity`` and ``serial`` come from the
-            plan.
+        upstreams: addresses of the engines, e.g. ``http://127.0.0.1:34567``, in the order of the
+            plan's groups.
+        config: everything else; ``host_bytes``, ``prefix_affinity``, ``serial`` and ``shares`` come
+            from the plan.
         overlay: whether the engines run on the folder of `gateway.overlay`.
         log: takes a record of each request.
 
@@ -93,8 +94,15 @@ def make_gateway(
         host_bytes=host_budget(plan, bounds),
         prefix_affinity=plan.settings.enable_prefix_caching,
         serial=plan.engine.name == "transformers",
+        shares=_shares(plan, len(upstreams)),
     )
     return Gateway(bounds, upstreams, settled, log)
+
+
+def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
+    """What each engine takes of the requests; nothing is known of engines that were not planned."""
+    shares = tuple(own.at_once for own in plan.by_group)
+    return shares if len(shares) == engines else ()
 
 
 async def serve_gateway(

@@ -125,7 +125,10 @@ class Attempt:
         if job.pretend:
             room = job.folder / f"pretend-{self._number}"
             return [
-                PretendLaunch(plan, one, room, key, hidden=hidden, taken=job.taken) for one in full
+                PretendLaunch(
+                    plan.of_group(one.group), one, room, key, hidden=hidden, taken=job.taken
+                )
+                for one in full
             ]
         runner = module_runner(MODULE) if fallback else job.runner
         return [Launch(one, runner, key, hidden=hidden) for one in full]
@@ -138,7 +141,7 @@ class Attempt:
         held = {} if job.pretend else used_now(plan)
         engines = []
         for engine in server.engines:
-            rows = beside(plan, engine, held)
+            rows = beside(plan.of_group(engine.group), engine, held)
             for line in lines([row for row in rows if "gpu" in row]):
                 job.say(f"{engine.name}: {line}")
             engines.append({"group": engine.group, "seconds": engine.spent(), "beside": rows})

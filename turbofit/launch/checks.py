@@ -52,7 +52,7 @@ def check_before(
         check_port(HOST, port)
     _disk(folder)
     warnings = _limits(plan, pretend=pretend)
-    if not pretend and plan.settings.tp > 1 and plan.settings.communicator == "nccl":
+    if not pretend and plan.parallel.tp > 1 and plan.settings.communicator == "nccl":
         warnings += _shm(host)
     return warnings
 
@@ -96,7 +96,8 @@ def _limits(plan: Plan, *, pretend: bool) -> list[str]:
             "it and would not start",
             hint="ulimit -v unlimited",
         )
-    need = _FILES + 4 * plan.settings.max_batch_size * plan.parallel.replicas
+    groups = range(plan.parallel.replicas)
+    need = _FILES + 4 * sum(plan.of_group(i).settings.max_batch_size for i in groups)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < need:
         raised = need if hard == resource.RLIM_INFINITY else min(need, hard)

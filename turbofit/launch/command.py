@@ -61,9 +61,9 @@ def _commands(
             env={
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
-                **_engine_environment(plan),
+                **_engine_environment(plan.of_group(number)),
             },
-            argv=(*_argv(plan, host, port), *more),
+            argv=(*_argv(plan.of_group(number), host, port), *more),
             group=number,
         )
         for number, (group, port) in enumerate(zip(plan.parallel.groups, ports, strict=True))

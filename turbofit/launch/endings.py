@@ -74,6 +74,8 @@ class Ending:
     ) -> None:
         self.kind, self.error, self.phase, self.where = kind, error, phase, where
         self.gpu, self.missing, self.asked, self.left = gpu, missing, asked, left
+        #: Which of the plan's groups it was, where that is known.
+        self.group: int | None = None
 
     @property
     def passing(self) -> bool:

@@ -41,7 +41,7 @@ def rungs(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[Rung]
 
     Args:
         ended: how the engine ended.
-        plan: what it was started with.
+        plan: what it was started with: of several unequal engines, this one's.
         fixed: the planner's keywords that the user gave.
     """
     steps = {
@@ -103,8 +103,12 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
 
 
 def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
-    """Half the tokens of a forward: the warm-up and every activation shrink with them."""
-    tokens = plan.settings.max_prefill_token_num // 2
+    """Half the tokens of a forward: the warm-up and every activation shrink with them.
+
+    What is planned with holds for all engines, so that none gets more than it had.
+    """
+    others = [own.settings.max_prefill_token_num for own in plan.by_group]
+    tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None
     if plan.engine.name == "transformers":  # a prompt is one forward there
@@ -134,7 +138,10 @@ def _fewer_engines(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung 
     replicas = plan.parallel.replicas - 1
     if "replicas" in fixed or replicas < 1:
         return None
+    changes: dict[str, Any] = {"replicas": replicas}
+    if len(set(map(len, plan.parallel.groups))) == 1:
+        changes["tp"] = plan.parallel.tp
     return Rung(
-        changes={"replicas": replicas, "tp": len(plan.parallel.groups[0])},
+        changes=changes,
         why=f"host memory ran out: {replicas} engines",
     )

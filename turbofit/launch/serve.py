@@ -104,7 +104,7 @@ class Server:
     def _engine(self, plan: Plan, launch: Launch, folder: Path, *, check: bool) -> Engine:
         name = f"engine {launch.group}" if len(self._launches) > 1 else "engine"
         return Engine(
-            plan, launch, folder, lambda text: self._tell(name, text),
+            plan.of_group(launch.group), launch, folder, lambda text: self._tell(name, text),
             check=check, timing=self._timing, name=name,
         )  # fmt: skip
 
@@ -177,6 +177,7 @@ class Server:
             EndedError: it would not help.
         """
         engine.end()
+        ended.group = engine.group
         if not ended.passing or not (engine.was_ready or ended.kind in ("killed", "raced")):
             raise EndedError(ended)
         self._on_end(engine, ended)

@@ -161,7 +161,8 @@ def _next(
     """The next rung that the planner can make a plan of, and that is another one."""
     if job.replan is None or not end.of_memory or failed > MOST_RUNGS:
         return None
-    for rung in rungs(end, plan, job.fixed):
+    started = plan if end.group is None else plan.of_group(end.group)
+    for rung in rungs(end, started, job.fixed):
         asked = merged(changes, rung)
         try:
             planned = job.replan(asked)
@@ -170,9 +171,15 @@ def _next(
             continue
         if not planned.fits:
             job.say(f"ladder: {rung.why}: {planned.verdict}")
-        elif (planned.settings, planned.limits) != (plan.settings, plan.limits):
+        elif _engines(planned) != _engines(plan):
             return planned, rung
     return None
+
+
+def _engines(plan: Plan) -> tuple[object, ...]:
+    """All that its engines are started with and held to."""
+    own = [(one.settings, one.units_per_forward) for one in plan.by_group]
+    return plan.settings, plan.limits, own
 
 
 def _final(job: Job, failed: list[tuple[Plan, Ending, str]]) -> TurbofitError:
@@ -196,8 +203,9 @@ def _table(failed: list[tuple[Plan, Ending, str]]) -> list[str]:
     """Forecast beside measured, a line a start."""
     lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
     for number, (plan, end, why) in enumerate(failed):
-        gpu = min(plan.gpus, key=lambda one: one.headroom)
-        settings = plan.settings
+        started = plan if end.group is None else plan.of_group(end.group)
+        gpu = min(started.gpus, key=lambda one: one.headroom)
+        settings = started.settings
         asked = "?" if end.asked is None else mib(end.asked)
         left = "?" if end.left is None else mib(end.left)
         lines.append(
@@ -220,6 +228,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
     return {
         "settings": to_builtins(plan.settings),
+        "by_group": [to_builtins(own.settings) for own in plan.by_group],
         "groups": plan.parallel.groups,
         "limits": to_builtins(plan.limits),
         "forecast": [

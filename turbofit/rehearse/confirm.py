@@ -24,32 +24,54 @@ from turbofit.rehearse.planned import plan_spec, rehearsed_ledgers
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.twin import checkpoint_for
 
-__all__ = ["confirmed", "corrected_ratio", "rehearse_plan"]
+__all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan"]
 
 _STEPS = 1000
 
 
 def rehearse_plan(plan: Plan) -> Plan:
-    """The plan with what the engine did in its worst cases, on the first group of GPUs.
+    """The plan with what the engine did in its worst cases.
 
-    ``fits`` and ``verdict`` are the rehearsal's where it contradicts the forecast.
+    It is the first group of GPUs that is rehearsed; where groups run settings of their own, the
+    first of each, one after the other. ``fits`` and ``verdict`` are the rehearsal's where it
+    contradicts the forecast.
 
     Raises:
         PackageError: LMDeploy or a C compiler is missing.
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
+    if not plan.by_group:
+        return _judged(plan, _rehearsed(plan, 0))
+    seen = {numbers: _rehearsed(plan, numbers[0]) for numbers in plan.unlike_groups()}
+    ledgers = {ledger.index: ledger for one in seen.values() for ledger in one.gpus}
+    ends = {number: one.rehearsal for numbers, one in seen.items() for number in numbers}
+    worst = next((one for one in ends.values() if one and one.outcome != "served"), ends[0])
+    whole = replace(
+        plan,
+        gpus=tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus),
+        rehearsal=worst,
+        by_group=tuple(
+            replace(own, rehearsal=ends[number]) for number, own in enumerate(plan.by_group)
+        ),
+    )
+    return _judged(plan, whole)
+
+
+def _rehearsed(plan: Plan, group: int) -> Plan:
+    """One group's view of the plan, with what its engine did."""
+    plan = plan.of_group(group)
     if plan.engine.name == "pytorch":
         from turbofit.rehearse.torch_planned import rehearse_pytorch_plan
 
-        return _judged(plan, rehearse_pytorch_plan(plan))
+        return rehearse_pytorch_plan(plan, group)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
         # Chat templates are chosen by the folder's name, so the twin keeps the model's.
         checkpoint = checkpoint_for(plan.model, Path(scratch) / plan.model.name)
-        document = rehearse(plan_spec(plan, checkpoint))
+        document = rehearse(plan_spec(plan, checkpoint, group))
     rehearsal = _rehearsal(document)
     served = rehearsal.outcome == "served"
-    gpus = rehearsed_ledgers(plan, document) if served else plan.gpus
-    return _judged(plan, replace(plan, gpus=gpus, rehearsal=rehearsal))
+    gpus = rehearsed_ledgers(plan, document, group) if served else plan.gpus
+    return replace(plan, gpus=gpus, rehearsal=rehearsal)
 
 
 def _judged(plan: Plan, seen: Plan) -> Plan:
@@ -58,6 +80,21 @@ def _judged(plan: Plan, seen: Plan) -> Plan:
     if rehearsal is None or rehearsal.outcome == "served" or not plan.fits:
         return seen
     return replace(seen, gpus=plan.gpus, fits=False, verdict=_contradiction(plan, rehearsal))
+
+
+def corrected_ratios(seen: Plan) -> dict[int, float]:
+    """The ratios that must be lowered, by the indices of their GPUs; empty where none must.
+
+    A group that was not rehearsed itself gets what the one like it gets.
+    """
+    found: dict[int, float] = {}
+    for numbers in seen.unlike_groups():
+        ratio = corrected_ratio(seen.of_group(numbers[0]))
+        if ratio is None:
+            continue
+        for number in numbers:
+            found |= dict.fromkeys(seen.parallel.groups[number], ratio)
+    return found
 
 
 def corrected_ratio(seen: Plan) -> float | None:

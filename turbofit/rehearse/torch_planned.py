@@ -44,22 +44,22 @@ _AFTER: Final = ("kernel_modules",)
 _OUTCOMES: Final = {"served": "served", "out_of_memory": "out_of_memory", "hang": "hang"}
 
 
-def rehearse_pytorch_plan(plan: Plan) -> Plan:
-    """The plan with what the engine did in its worst cases, on the first group of GPUs.
+def rehearse_pytorch_plan(plan: Plan, group: int = 0) -> Plan:
+    """The plan with what the engine did in its worst cases, on one group of GPUs.
 
     Raises:
         PackageError: torch is no CUDA build, or another package is missing.
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
-    document = planned_document(plan)
+    document = planned_document(plan, group)
     rehearsal = replace(
-        _rehearsal(document), timeline=torch_moments(document, planned_scenario(plan).gpus)
+        _rehearsal(document), timeline=torch_moments(document, planned_scenario(plan, group).gpus)
     )
-    return replace(plan, gpus=beside(plan, document), rehearsal=rehearsal)
+    return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
 
 
-def planned_document(plan: Plan) -> dict[str, Any]:
-    """All that was seen of a plan's first group in its worst cases, as ``torch_report`` tells it.
+def planned_document(plan: Plan, group: int = 0) -> dict[str, Any]:
+    """All that was seen of one of a plan's groups in its worst cases, as ``torch_report`` tells it.
 
     Raises:
         PackageError: torch is no CUDA build, or another package is missing.
@@ -68,7 +68,7 @@ def planned_document(plan: Plan) -> dict[str, Any]:
     ray = plan.settings.tp > 1 and plan.settings.distributed_executor_backend in (None, "ray")
     versions = need_packages("pytorch", ray=ray)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        seen = run_torch(planned_spec(plan, Path(scratch)), planned_scenario(plan))
+        seen = run_torch(planned_spec(plan, Path(scratch)), planned_scenario(plan, group))
     return torch_report(seen, versions, {})
 
 
@@ -158,9 +158,9 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
     )
 
 
-def beside(plan: Plan, document: Mapping[str, Any]) -> tuple[GpuLedger, ...]:
+def beside(plan: Plan, document: Mapping[str, Any], group: int = 0) -> tuple[GpuLedger, ...]:
     """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's books tell."""
-    place = {index: i for i, index in enumerate(plan.parallel.groups[0])}
+    place = {index: i for i, index in enumerate(plan.parallel.groups[group])}
 
     def one(gpu: GpuLedger) -> GpuLedger:
         card = place[gpu.index]

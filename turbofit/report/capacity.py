@@ -8,6 +8,8 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.plan import Plan
 
 __all__ = ["Capacity", "Users", "capacity"]
@@ -34,7 +36,7 @@ class Capacity(Struct):
 
     With Transformers, which answers one request at a time, those of one request a group.
 
-    Where groups differ, each is counted as the smallest: never more than there is.
+    ``tokens_per_group`` is the smallest's where groups differ; all else counts each by its own.
     """
 
     tokens: int
@@ -47,38 +49,41 @@ class Capacity(Struct):
 
 def capacity(plan: Plan) -> Capacity:
     """The capacity of a plan; all 0 where the cache holds nothing."""
-    kv, limits, groups = plan.kv, plan.limits, max(1, plan.parallel.replicas)
+    kv, limits = plan.kv, plan.limits
+    groups = [plan.of_group(number) for number in range(max(1, plan.parallel.replicas))]
     pictures = limits.image_tokens_per_request if limits.vision_unit else 0
     each = -(-pictures // max(1, limits.images_per_request)) if pictures else None
     images = limits.images_per_request
     beside = f"{images} worst {'image' if images == 1 else 'images'} and " if pictures else ""
     rows = [
-        _users(plan, f"{beside}{text:,} tokens of text", pictures + text)
+        _users(groups, f"{beside}{text:,} tokens of text", pictures + text)
         for text in _TEXT
         if pictures + text < kv.longest_request_tokens
     ]
     if kv.longest_request_tokens:
-        rows.append(_users(plan, "the longest request", kv.longest_request_tokens))
-    images_held = None if not each else kv.tokens // each
+        rows.append(_users(groups, "the longest request", kv.longest_request_tokens))
+    held = None if not each else sum(one.kv.tokens // each for one in groups)
     if each and _serial(plan):
-        images_held = images if kv.longest_request_tokens else 0
+        held = images * len(groups) if kv.longest_request_tokens else 0
     return Capacity(
         tokens=kv.total_tokens,
         tokens_per_group=kv.tokens,
-        groups=groups,
-        images=None if images_held is None else images_held * groups,
+        groups=len(groups),
+        images=held,
         tokens_per_image=each,
         users=tuple(rows),
     )
 
 
-def _users(plan: Plan, what: str, tokens: int) -> Users:
-    """A conversation takes whole blocks of the cache; Transformers answers one at a time."""
-    held = plan.kv.tokens // round_up(tokens, plan.settings.cache_block_seq_len)
-    held = min(1, plan.kv.tokens // tokens) if _serial(plan) else held
-    running = min(held, plan.settings.max_batch_size)
-    groups = max(1, plan.parallel.replicas)
-    return Users(what=what, tokens=tokens, held=held * groups, running=running * groups)
+def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
+    """A conversation takes whole blocks of one group's cache; Transformers answers one at a time."""
+    held = running = 0
+    for plan in groups:
+        most = plan.kv.tokens // round_up(tokens, plan.settings.cache_block_seq_len)
+        most = min(1, plan.kv.tokens // tokens) if _serial(plan) else most
+        held += most
+        running += min(most, plan.settings.max_batch_size)
+    return Users(what=what, tokens=tokens, held=held, running=running)
 
 
 def _serial(plan: Plan) -> bool:

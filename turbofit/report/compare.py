@@ -9,7 +9,7 @@ from turbofit.core.units import MIB, mib
 from turbofit.core.words import groups_of, indices
 from turbofit.report.capacity import capacity
 from turbofit.report.document import Column, Heading, Line, Table
-from turbofit.report.plan_view import settings_of
+from turbofit.report.own_view import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

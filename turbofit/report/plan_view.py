@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
@@ -11,6 +11,7 @@ from turbofit.report.capacity import capacity
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.memory_view import memory_blocks
+from turbofit.report.own_view import differing, own_blocks, settings_of
 from turbofit.report.rehearsal_view import rehearsal_blocks
 from turbofit.report.run_view import run_blocks, sides_blocks
 from turbofit.report.shell import shell_command
@@ -21,17 +22,7 @@ if TYPE_CHECKING:
     from turbofit.report.document import Block
     from turbofit.report.run import Run
 
-__all__ = [
-    "capacity_blocks",
-    "fact_block",
-    "plan_view",
-    "settings_blocks",
-    "settings_of",
-]
-
-_SAID_WHERE_SET = ("language_model_only", "eager_mode")
-#: All that the fallback engine is told.
-_FALLBACK = ("dtype", "max_batch_size", "session_len")
+__all__ = ["capacity_blocks", "fact_block", "plan_view", "settings_blocks"]
 
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
@@ -54,6 +45,7 @@ def plan_view(plan: Plan, run: Run | None = None) -> list[Block]:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     blocks += [Heading(text="What was asked, and the shape chosen"), fact_block(plan)]
     blocks += settings_blocks(plan)
+    blocks += own_blocks(plan)
     blocks += memory_blocks(plan)
     blocks += rehearsal_blocks(plan)
     blocks += run_blocks(plan, run) if run else []
@@ -65,23 +57,6 @@ def plan_view(plan: Plan, run: Run | None = None) -> list[Block]:
         blocks += _remedies(plan)
     blocks += _commands(plan)
     return blocks
-
-
-def settings_of(plan: Plan) -> dict[str, str]:
-    """The settings under LMDeploy's names, as text; what LMDeploy is not told is left out."""
-    out = {}
-    for name, value in plan.lmdeploy_settings().items():
-        if value is None or (value is False and name in _SAID_WHERE_SET):
-            continue
-        if name == "num_gpu_blocks" and not value:
-            continue
-        if plan.engine.name == "transformers" and name not in _FALLBACK:
-            continue
-        if name == "cache_max_entry_count":
-            out[name] = f"{value:.3f}"
-        else:
-            out[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    return out
 
 
 def fact_block(plan: Plan) -> Facts:
@@ -143,12 +118,13 @@ def settings_blocks(plan: Plan) -> list[Block]:
     """Each setting with the reason that begins with its name; the other reasons below."""
     rest = list(plan.reasons)
     rows = []
+    differ = differing(plan)
     for name, value in settings_of(plan).items():
         own = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
         rest = [reason for reason in rest if reason not in own]
         texts = [reason[len(name) :].lstrip(" :,=") for reason in own]
         why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
-        rows.append((name, value, why))
+        rows.append((name, "see below" if name in differ else value, why))
     columns = (Column(title="setting"), Column(title="value"), Column(title="why", wrap=True))
     blocks: list[Block] = [Heading(text="Settings"), Table(columns=columns, rows=tuple(rows))]
     if rest:
@@ -160,9 +136,13 @@ def capacity_blocks(plan: Plan) -> list[Block]:
     """What the cache holds, what a request may be, and host memory."""
     kv, limits = plan.kv, plan.limits
     per_group = "" if plan.parallel.replicas == 1 else f", {kv.total_tokens:,} over all groups"
+    least = "at least " if plan.by_group else ""
     requests = kv.tokens // kv.longest_request_tokens if kv.longest_request_tokens else 0
     facts = [
-        ("KV cache", f"{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}"),
+        (
+            "KV cache",
+            f"{least}{kv.tokens:,} tokens of {format_bytes(kv.bytes_per_token)}{per_group}",
+        ),
         ("longest request", f"{kv.longest_request_tokens:,} tokens; {requests} of them at once"),
     ]
     found = capacity(plan)
@@ -208,8 +188,8 @@ def _candidates(plan: Plan) -> list[Block]:
             (
                 f"{c.tp}x{c.replicas}",
                 groups_of(c.groups),
-                str(settings.get("max_prefill_token_num", "")),
-                str(settings.get("max_batch_size", "")),
+                _span(settings, "max_prefill_token_num"),
+                _span(settings, "max_batch_size"),
                 f"{c.kv_tokens:,}" if c.fits else "-",
                 f"{c.score:.3g}" if c.fits else "-",
                 _why(plan, c),
@@ -232,6 +212,14 @@ def _candidates(plan: Plan) -> list[Block]:
         more = len(plan.considered) - _SHOWN
         blocks.append(Line(text=f"and {more} more (--json has all of them)", tone="dim"))
     return blocks
+
+
+def _span(settings: dict[str, Any], name: str) -> str:
+    """A candidate's setting; where its engines differ, the least and the most."""
+    own = sorted({one[name] for one in settings.get("by_group", [])})
+    if len(own) > 1:
+        return f"{own[0]}-{own[-1]}"
+    return str(settings.get(name, ""))
 
 
 def _why(plan: Plan, candidate: Candidate) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes, mib
+from turbofit.core.words import indices
 from turbofit.report.document import Column, Heading, Items, Line, Table
 
 if TYPE_CHECKING:
@@ -23,19 +24,28 @@ def rehearsal_blocks(plan: Plan, *, timeline: bool = True) -> list[Block]:
     rehearsal = plan.rehearsal
     if rehearsal is None:
         return []
-    text = (
-        f"{rehearsal.outcome} in {rehearsal.seconds:.1f} s with LMDeploy {rehearsal.engine_version}"
-        " on pretend GPUs: memory is the engine's own, words and speed are not real"
-    )
-    tone: Tone = "good" if rehearsal.outcome == "served" else "bad"
-    blocks: list[Block] = [Heading(text="Rehearsal"), Line(text=text, tone=tone)]
-    blocks += _death(rehearsal)
-    blocks += _cases(rehearsal)
-    blocks += _timeline(plan, rehearsal) if timeline else []
+    blocks: list[Block] = [Heading(text="Rehearsal")]
+    for numbers in plan.unlike_groups():
+        own = plan.of_group(numbers[0]).rehearsal
+        if own is not None:
+            members = plan.parallel.groups[numbers[0]]
+            blocks += _end(own, f"GPU {indices(members)}: " if plan.by_group else "")
+            blocks += _timeline(plan, members, own) if timeline else []
     if rehearsal.not_known:
         blocks.append(Line(text="not seen by it, charged from the forecast:", tone="dim"))
         blocks.append(Items(items=rehearsal.not_known, tone="dim"))
     return blocks
+
+
+def _end(rehearsal: Rehearsal, where: str) -> list[Block]:
+    """How one group's rehearsal ended, and its cases."""
+    text = (
+        f"{where}{rehearsal.outcome} in {rehearsal.seconds:.1f} s with LMDeploy"
+        f" {rehearsal.engine_version} on pretend GPUs:"
+        " memory is the engine's own, words and speed are not real"
+    )
+    tone: Tone = "good" if rehearsal.outcome == "served" else "bad"
+    return [Line(text=text, tone=tone), *_death(rehearsal), *_cases(rehearsal)]
 
 
 def _death(rehearsal: Rehearsal) -> list[Block]:
@@ -69,13 +79,13 @@ def _cases(rehearsal: Rehearsal) -> list[Block]:
     return [Table(columns=columns, rows=rows)]
 
 
-def _timeline(plan: Plan, rehearsal: Rehearsal) -> list[Block]:
+def _timeline(plan: Plan, members: tuple[int, ...], rehearsal: Rehearsal) -> list[Block]:
     """What the fullest card had in use, phase by phase."""
     if not rehearsal.timeline:
         return []
     places = range(len(rehearsal.timeline[0].peak))
     fullest = max(places, key=lambda i: max(one.peak[i] for one in rehearsal.timeline))
-    card = plan.parallel.groups[0][fullest]
+    card = members[fullest]
     ledger = next(gpu for gpu in plan.gpus if gpu.index == card)
     room = ledger.total - ledger.reserved
     rows = tuple(

@@ -43,7 +43,8 @@ class Ask(Struct):
 
     ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
     ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
-    turbofit on each GPU, in bytes. ``ratio_cap`` is the largest ratio that a rehearsal left.
+    turbofit on each GPU, in bytes. ``groups`` is the only grouping looked at, where it is known;
+    ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index.
     """
 
     model: Model
@@ -56,7 +57,8 @@ class Ask(Struct):
     max_pixels: int | None = None
     margin: Margin = Margin()
     budget: int | None = None
-    ratio_cap: float | None = None
+    groups: tuple[tuple[int, ...], ...] | None = None
+    ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
 
     @property
     def visible(self) -> tuple[Gpu, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -16,14 +15,16 @@ from turbofit.tuner.ask import Ask
 from turbofit.tuner.sizing import Memo, Shape, Sizer
 from turbofit.tuner.throughput import Speed
 
-__all__ = ["Judged", "explain", "judge"]
+__all__ = ["Judged", "explain", "judge", "score_of"]
 
 
 class Judged(Struct):
     """A shape with its settings, and whether it serves.
 
     ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
-    does not is told by :func:`explain`, since a search needs the words of few shapes.
+    does not is told by :func:`explain`, since a search needs the words of few shapes. ``parts`` are
+    the sets of like groups where cards are unequal; ``settings`` and ``kv_tokens`` are then those
+    of the weakest, ``speeds`` are in the order of the shape's groups.
     """
 
     engine: str
@@ -35,6 +36,11 @@ class Judged(Struct):
     score: float = 0.0
     short: int = 0
     speeds: tuple[Speed, ...] = ()
+    parts: tuple[Judged, ...] = ()
+
+    def of_group(self, group: tuple[int, ...]) -> Judged:
+        """What one of the shape's groups runs."""
+        return next((part for part in self.parts if group in part.shape.groups), self)
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -50,6 +56,9 @@ class Judged(Struct):
         """The row of ``considered``."""
         kept = ("max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count")
         settings: dict[str, Any] = {name: getattr(self.settings, name) for name in kept}
+        if self.parts:
+            each = [self.of_group(group).settings for group in self.shape.groups]
+            settings["by_group"] = [{name: getattr(one, name) for name in kept} for one in each]
         if self.shape.limit is not None:
             settings["limit"] = self.shape.limit
         return Candidate(
@@ -96,13 +105,17 @@ def judge(
     if short:
         return judged
     speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
-    return replace(judged, speeds=speeds, score=_score(ask, judged, speeds, exposure, asked))
+    judged = replace(judged, speeds=speeds)
+    return replace(judged, score=score_of(ask, judged, asked))
 
 
 def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     """Why a shape does not serve, in words; empty where it does."""
     if judged.fits:
         return ""
+    if judged.parts:
+        worst = max(judged.parts, key=lambda part: part.short)
+        return explain(ask, worst, dtype, engine)
     sizer = Sizer(ask, judged.shape, dtype, judged.exposure, engine, Memo())
     accounts = sizer.named(judged.settings)
     ratio = sizer.ratio(accounts)
@@ -116,11 +129,9 @@ def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     return f"the cache holds {judged.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
 
 
-def _score(
-    ask: Ask, judged: Judged, speeds: Sequence[Speed], exposure: Exposure, asked: Exposure
-) -> float:
+def score_of(ask: Ask, judged: Judged, asked: Exposure) -> float:
     """The goal's value; a shape that serves less than was asked comes after all that serve it."""
-    goal = ask.workload.goal
+    goal, speeds, exposure = ask.workload.goal, judged.speeds, judged.exposure
     if goal == "throughput":
         value = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":

@@ -15,6 +15,7 @@ from turbofit.core.plan import (
     HostMemory,
     Kv,
     Limits,
+    Own,
     Parallel,
     Plan,
     Remedy,
@@ -25,7 +26,7 @@ from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
-from turbofit.memory.account import Account
+from turbofit.memory.account import Account, Outcome
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask
@@ -40,7 +41,11 @@ _BASE64 = 4 / 3
 
 
 class Parts(Struct):
-    """What a document is made of besides the accounts."""
+    """What a document is made of besides the accounts.
+
+    ``at_once`` are the requests that are counted on in each group where cards are unequal, empty
+    where all groups run ``settings``.
+    """
 
     groups: tuple[tuple[int, ...], ...]
     settings: Settings
@@ -54,38 +59,43 @@ class Parts(Struct):
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    at_once: tuple[float, ...] = ()
 
 
 def accounts_of(
     ask: Ask,
-    settings: Settings,
+    settings: Sequence[Settings],
     groups: Sequence[Sequence[int]],
     exposure: Exposure,
     engine: Engine,
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
-    """One account a group."""
+    """One account a group, each of its own settings."""
     return tuple(
         engine.account(
             ask.model,
-            settings,
+            own,
             [ask.machine.gpu(index) for index in group],
             ask.machine,
             exposure,
             [ask.margin_of(ask.machine.gpu(index)) for index in group],
             free_at_cache,
         )
-        for group in groups
+        for own, group in zip(settings, groups, strict=True)
     )
 
 
 def document(ask: Ask, parts: Parts, accounts: Sequence[Account], engine: Engine) -> Plan:
     """The whole plan, without the command lines."""
     settings = parts.settings
-    ratio = settings.cache_max_entry_count
-    outcomes = [account.at(ratio) for account in accounts]
+    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
     ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
-    tokens = min(outcome.tokens for outcome in outcomes)
+    total = sum(outcome.tokens for outcome in outcomes)
+    each = [
+        _kv(ask, account.settings, outcome, total, engine)
+        for account, outcome in zip(accounts, outcomes, strict=True)
+    ]
+    least = min(each, key=lambda kv: kv.tokens)
     units_per_forward = max(account.units_per_forward for account in accounts)
     return Plan(
         turbofit_version=__version__,
@@ -97,28 +107,47 @@ def document(ask: Ask, parts: Parts, accounts: Sequence[Account], engine: Engine
         workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
         engine=PlannedEngine(name=engine.name, version=engine.version),
         parallel=Parallel(
-            tp=settings.tp,
+            tp=max(account.settings.tp for account in accounts),
             replicas=len(parts.groups),
             groups=parts.groups,
             communicator=settings.communicator,
             reason=parts.parallel_reason,
         ),
         settings=settings,
-        limits=limits_of(ask, parts, units_per_forward),
-        kv=Kv(
-            bytes_per_token=engine.block_bytes(ask.model, settings) // settings.cache_block_seq_len,
-            tokens=tokens,
-            total_tokens=sum(outcome.tokens for outcome in outcomes),
-            region_bytes=min(outcome.region for outcome in outcomes),
-            longest_request_tokens=min(settings.session_len, tokens),
+        limits=replace(
+            limits_of(ask, parts, units_per_forward),
+            n=min(account.settings.max_batch_size for account in accounts),
         ),
+        kv=least
+        if parts.at_once
+        else replace(least, region_bytes=min(k.region_bytes for k in each)),
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
-        host=host_of(ask, settings, len(parts.groups), units_per_forward, engine),
+        host=host_of(ask, accounts, engine),
         throughput=parts.throughput,
         considered=parts.considered,
         reasons=parts.reasons,
         warnings=(*ask.model.warnings, *ask.machine.warnings, *parts.warnings),
         remedies=parts.remedies,
+        by_group=tuple(
+            Own(
+                settings=account.settings,
+                kv=kv,
+                units_per_forward=account.units_per_forward,
+                at_once=round(at_once, 3),
+            )
+            for account, kv, at_once in zip(accounts, each, parts.at_once, strict=False)
+        ),
+    )
+
+
+def _kv(ask: Ask, settings: Settings, outcome: Outcome, total: int, engine: Engine) -> Kv:
+    """The cache of one group."""
+    return Kv(
+        bytes_per_token=engine.block_bytes(ask.model, settings) // settings.cache_block_seq_len,
+        tokens=outcome.tokens,
+        total_tokens=total,
+        region_bytes=outcome.region,
+        longest_request_tokens=min(settings.session_len, outcome.tokens),
     )
 
 
@@ -142,16 +171,22 @@ def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
     )
 
 
-def host_of(
-    ask: Ask, settings: Settings, replicas: int, units_per_forward: int, engine: Engine
-) -> HostMemory:
-    """Host memory of the plan beside what the machine has."""
+def host_of(ask: Ask, accounts: Sequence[Account], engine: Engine) -> HostMemory:
+    """Host memory of all groups beside what the machine has."""
     available = ask.machine.host.ram_available
-    return engine.host_memory(
-        ask.model,
-        settings,
-        units_per_forward=units_per_forward,
-        replicas=replicas,
+    each = [
+        engine.host_memory(
+            ask.model,
+            account.settings,
+            units_per_forward=account.units_per_forward,
+            replicas=1,
+            available=None,
+        )
+        for account in accounts
+    ]
+    return HostMemory(
+        pinned=sum(one.pinned for one in each),
+        pageable=sum(one.pageable for one in each),
         available=None if available == "NA" else available,
     )
 

@@ -47,7 +47,7 @@ def _because(ask: Ask, best: Judged, other: Judged) -> str:
     together, own = (sum(speed.concurrent for speed in each) for each in (speeds, ours))
     if together < own - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {own:.0f}"
-    if other.shape.replicas * other.shape.tp < best.shape.replicas * best.shape.tp:
+    if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
         return ": GPUs stay idle"
     slow, fast = (max(speed.prefill for speed in each) for each in (speeds, ours))
     if slow > fast * (1 + _MUCH):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from turbofit.core.model import TileRule
 from turbofit.core.plan import Candidate, Plan
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import RATIO_STEPS, Account
+from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, explain
-from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import (
     Parts,
     accounts_of,
@@ -23,6 +22,7 @@ from turbofit.tuner.document import (
     host_problem,
 )
 from turbofit.tuner.lost import lost
+from turbofit.tuner.reasons import reasons
 from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.throughput import request_tokens, total
@@ -42,40 +42,59 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
     found = search(ask, engine)
     best = found.best
     exposure = replace(best.exposure, units_per_forward=best.shape.units_per_forward)
-    accounts = accounts_of(ask, best.settings, best.shape.groups, exposure, engine)
-    units = max(account.units_per_forward for account in accounts)
-    host = host_problem(host_of(ask, best.settings, best.shape.replicas, units, engine))
+    groups = best.shape.groups
+    settings = [best.of_group(group).settings for group in groups]
+    accounts = accounts_of(ask, settings, groups, exposure, engine)
+    host = host_problem(host_of(ask, accounts, engine))
     fits = best.fits and host is None
+    largest = max(accounts, key=lambda account: account.units_per_forward)
     parts = Parts(
-        groups=best.shape.groups,
+        groups=groups,
         settings=best.settings,
         exposure=exposure,
         limit=best.shape.limit,
         fits=fits,
-        verdict=_verdict(ask, found, accounts[0], host, engine),
+        verdict=_verdict(ask, found, accounts, host, engine),
         parallel_reason=_parallel_reason(ask, found),
         throughput=total(best.speeds, ask.machine.measured) if best.speeds else None,
         considered=_considered(ask, found, engine),
-        reasons=tuple(_reasons(ask, found, accounts[0], engine)),
+        reasons=tuple(reasons(ask, found, largest, engine)),
         warnings=tuple(_warnings(ask, found, engine)),
         remedies=() if best.fits else remedies(ask, found, engine),
+        at_once=_at_once(ask, best),
     )
     return document(ask, parts, accounts, engine)
 
 
-def _verdict(ask: Ask, found: Found, account: Account, host: str | None, engine: Engine) -> str:
+def _at_once(ask: Ask, best: Judged) -> tuple[float, ...]:
+    """Requests in each group where cards are unequal."""
+    if not best.parts:
+        return ()
+    requests = ask.workload.concurrency
+    return tuple(best.of_group(group).shape.requests(requests) for group in best.shape.groups)
+
+
+def _verdict(
+    ask: Ask, found: Found, accounts: Sequence[Account], host: str | None, engine: Engine
+) -> str:
     best, name = found.best, ask.model.name
     if not best.fits:
         return f"does not fit: {name}: {_why_not(ask, best, engine)}"
     if host is not None:
         return f"does not fit: {name}: {host}"
-    ledgers = account.at(best.settings.cache_max_entry_count).ledgers
-    spare = min(ledger.headroom for ledger in ledgers)
-    together = best.kv_tokens * best.shape.replicas // request_tokens(best.exposure)
+    groups = best.shape.groups
+    outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
+    shown = outcomes if best.parts else outcomes[:1]
+    spare = min(ledger.headroom for outcome in shown for ledger in outcome.ledgers)
+    each = [best.of_group(group).kv_tokens for group in groups]
+    request = request_tokens(best.exposure)
+    together = sum(each) // request
+    if best.parts:
+        together = sum(tokens // request for tokens in each)
     requests = "request" if together == 1 else "requests"
-    where = " and ".join(group_words(ask, group) for group in best.shape.groups)
+    where = " and ".join(group_words(ask, group) for group in groups)
     return (
-        f"fits: {name} on {where}: {best.kv_tokens * best.shape.replicas:,} KV tokens, enough for"
+        f"fits: {name} on {where}: {sum(each):,} KV tokens, enough for"
         f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
     )
 
@@ -107,70 +126,9 @@ def _parallel_reason(ask: Ask, found: Found) -> str:
         "latency": "the shortest answer by the stated model",
         "context": "the most KV tokens for one request",
     }[ask.workload.goal]
-    one = f"tp {shape.tp}" if shape.tp > 1 else "one GPU each"
-    return f"{shape.replicas} x {one}: {words} of {len(found.judged)} shapes"
-
-
-def _reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterator[str]:
-    best, settings = found.best, found.best.settings
-    fixed = ask.fixed
-    if best.fits:
-        ratio = settings.cache_max_entry_count
-        more = ratio + 1 / RATIO_STEPS
-        largest = f"the largest that leaves the margin; {more:.3f} does not"
-        if ask.ratio_cap is not None and ratio >= ask.ratio_cap:
-            largest = "lowered by what a rehearsal saw"
-        why = "as set by you" if "cache_max_entry_count" in fixed else largest
-        yield f"cache_max_entry_count {ratio:.3f}: {why}"
-    yield _because(
-        fixed,
-        "max_prefill_token_num",
-        settings.max_prefill_token_num,
-        f"best rank of the sizes tried; {engine.prefill_words(settings)}",
-    )
-    yield _because(
-        fixed,
-        "max_batch_size",
-        settings.max_batch_size,
-        f"{ask.workload.concurrency} concurrent requests over {best.shape.replicas} replicas",
-    )
-    longest = ask.model.text.max_position_embeddings
-    if ask.workload.context is not None:
-        why = "the context asked for"
-    elif best.shape.longest is not None and settings.session_len == best.shape.longest:
-        why = f"less than the cache would hold: with {longest} more images meet in a forward, and"
-        why += " the memory for them holds fewer requests at once; --context asks for more"
-    elif settings.session_len >= longest:
-        why = "the model's own context, which the cache holds"
-    else:
-        why = f"the model's {longest} lowered to what the cache holds"
-    yield _because(fixed, "session_len", settings.session_len, why)
-    gpus = [ask.machine.gpu(index) for index in best.shape.groups[0]]
-    yield _because(fixed, "dtype", settings.dtype, dtype_for(ask.model, gpus)[1])
-    if best.shape.limit is not None and best.exposure.units_per_image:
-        yield _limit_reason(ask, best)
-        yield (
-            f"the peak pays for {account.units_per_forward:,} vision units in one forward: "
-            + (
-                "the engine's own bound, so nothing queues"
-                if best.shape.units_per_forward is None
-                else "less than the engine could bring together, so the gateway must queue"
-            )
-        )
-
-
-def _because(fixed: dict[str, object], name: str, value: object, why: str) -> str:
-    return f"{name} {value}: {'as set by you' if name in fixed else why}"
-
-
-def _limit_reason(ask: Ask, best: Judged) -> str:
-    name = "max_dynamic_patch" if isinstance(ask.model.image_rule, TileRule) else "max_pixels"
-    limit = best.shape.limit
-    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
-        return f"{name} {limit}: as set by you"
-    if limit == ask.own_limit:
-        return f"{name} {limit}: the model's own"
-    return f"{name} {limit}: the largest that can be served; the model's own is {ask.own_limit}"
+    sizes = sorted(Counter(map(len, shape.groups)).items())
+    engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
+    return f"{engines}: {words} of {len(found.judged)} shapes"
 
 
 def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
@@ -180,8 +138,12 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
     if idle and found.best.fits:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}"
-    if found.best.fits and len({ask.machine.gpu(index).name for index in used}) > 1:
-        yield "unequal cards run the same settings: the ratio is what the tightest of them allows"
+    for group in shape.groups if found.best.fits else ():
+        if len({ask.machine.gpu(index).name for index in group}) > 1:
+            yield (
+                f"{group_words(ask, group)} is split over unequal cards, as you asked: the one with"
+                " the least free memory sizes the cache of all, the slowest one paces them"
+            )
     if found.best.fits and shape.units_per_forward is not None:
         yield (
             "this plan holds only where image requests are queued, as turbofit serve and"
@@ -194,6 +156,7 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
             " turbofit.pipeline hold them, LMDeploy itself lets any client exceed them"
         )
     if found.best.fits:
-        yield from engine.warnings(found.best.settings)
+        each = [part.settings for part in found.best.parts or (found.best,)]
+        yield from dict.fromkeys(text for one in each for text in engine.warnings(one))
     if ask.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"

@@ -41,15 +41,15 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     limit = _exposed(ask)
     exposure = exposure_of(ask, limit)
     settings = _settings(ask, groups, gpus, exposure, engine)
-    accounts = accounts_of(ask, settings, groups, exposure, engine, free_at_cache)
+    same = [settings] * len(groups)
+    accounts = accounts_of(ask, same, groups, exposure, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
     held = _held(ask, exposure, accounts, ratio)
     if held != exposure:
-        accounts = accounts_of(ask, settings, groups, held, engine, free_at_cache)
+        accounts = accounts_of(ask, same, groups, held, engine, free_at_cache)
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
-    units = max(account.units_per_forward for account in accounts)
-    host = host_problem(host_of(ask, settings, len(groups), units, engine))
+    host = host_problem(host_of(ask, accounts, engine))
     serves = fate.serves and host is None
     parts = Parts(
         groups=groups,
@@ -103,6 +103,10 @@ def _remedies(ask: Ask, engine: Engine) -> tuple[Remedy, ...]:
         f" --max-prefill-token-num {settings.max_prefill_token_num}"
         f" --max-batch-size {settings.max_batch_size} --session-len {settings.session_len}"
     )
+    if best.parts:
+        change = (
+            f"turbofit's plan: {best.shape.replicas} engines, each with its card's own settings"
+        )
     effect = f"lives, with {best.kv_tokens:,} KV tokens"
     return (Remedy(change=change, effect=effect),)
 

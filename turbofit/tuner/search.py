@@ -7,8 +7,7 @@ which any shape serves decides; within it the best rank wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
@@ -20,16 +19,11 @@ from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for, dtype_problem
-from turbofit.tuner.groups import groupings, kinds, mixed_groupings
-from turbofit.tuner.sizing import Memo, Shape, shape_settings, shortest_context
+from turbofit.tuner.shapes import no_shape, shapes
+from turbofit.tuner.sizing import Memo, Shape, shape_settings
+from turbofit.tuner.unequal import judge_unequal
 
-__all__ = ["PREFILL_SIZES", "Found", "search", "shapes"]
-
-PREFILL_SIZES = (8192, 4096, 2048, 1024)
-#: A context that few miss. The longer ones of a cache let more images meet in TurboMind's forward,
-#: which costs cache: where that costs requests at once, the plan is content with this one.
-_ENOUGH_CONTEXT = 32768
-_LARGEST_TP = 8
+__all__ = ["Found", "search"]
 
 
 class Found(Struct):
@@ -62,48 +56,6 @@ def search(ask: Ask, engine: Engine) -> Found:
     return Found(best=best, judged=tuple(judged), asked=one.asked)
 
 
-def shapes(ask: Ask, engine: Engine) -> Iterator[Shape]:
-    """Every shape that LMDeploy could run here, at the asked limit."""
-    fixed_prefill = ask.fixed.get("max_prefill_token_num")
-    prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
-    for tp, groups in (*_mixed(ask, engine), *_equal(ask, engine)):
-        for prefill, longest in product(prefills, _contexts(ask)):
-            yield Shape(
-                tp=tp,
-                groups=groups,
-                max_prefill_token_num=prefill,
-                limit=ask.own_limit,
-                longest=longest,
-            )
-
-
-def _equal(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
-    """Engines on cards of one kind."""
-    for gpus in kinds(ask.visible):
-        for tp in _tps(ask, len(gpus)):
-            # MIG instances have no peers, so NCCL cannot join them.
-            if engine.tp_problem(ask.model, tp) or (tp > 1 and gpus[0].mig):
-                continue
-            for replicas in _replicas(ask, len(gpus) // tp):
-                for groups in groupings(ask.machine, gpus, tp, replicas):
-                    yield tp, groups
-
-
-def _mixed(ask: Ask, engine: Engine) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
-    """Engines on unequal cards side by side, each on equal ones, all with the same settings."""
-    parts = [gpus for gpus in kinds(ask.visible) if not gpus[0].mig]
-    if len(parts) < 2:
-        return
-    first = dtype_for(ask.model, parts[0])[0]
-    parts = [gpus for gpus in parts if dtype_for(ask.model, gpus)[0] == first]
-    for tp in _tps(ask, max(len(gpus) for gpus in parts)):
-        if engine.tp_problem(ask.model, tp):
-            continue
-        for groups in mixed_groupings(ask.machine, parts, tp):
-            if ask.replicas in (None, len(groups)):
-                yield tp, groups
-
-
 class _Search:
     """What all shapes of one search share."""
 
@@ -122,7 +74,7 @@ class _Search:
         possible = list(shapes(self.ask, self.engine))
         if not possible:
             raise UsageError(
-                _no_shape(self.ask, self.engine), hint="let turbofit choose --tp and --replicas"
+                no_shape(self.ask, self.engine), hint="let turbofit choose --tp and --replicas"
             )
         problems = [(shape, self._problem(shape)) for shape in possible]
         legal = [shape for shape, problem in problems if problem is None]
@@ -133,7 +85,8 @@ class _Search:
     def judge(self, shape: Shape, limit: int | None) -> Judged:
         """A shape under a limit."""
         exposure = self.asked if limit == self.ask.own_limit else exposure_of(self.ask, limit)
-        return judge(
+        judged = judge_unequal if shape.prefills else judge
+        return judged(
             self.ask,
             replace(shape, limit=limit),
             self._dtype(shape),
@@ -156,7 +109,9 @@ class _Search:
         low = self.asked.units_per_request
         best = at(low)
         if best.fits:
-            high = max(low, self.engine.units_bound(rule, self.asked, best.settings))
+            each = [part.settings for part in best.parts or (best,)]
+            bounds = [self.engine.units_bound(rule, self.asked, settings) for settings in each]
+            high = max(low, *bounds)
             best = _largest(best, low, high, step, at)
         yield best
 
@@ -187,7 +142,7 @@ class _Search:
         Raises:
             UsageError: a dtype that LMDeploy would change without a word.
         """
-        gpus = [self.ask.machine.gpu(index) for index in shape.groups[0]]
+        gpus = [self.ask.machine.gpu(index) for group in shape.groups for index in group]
         fixed = self.ask.fixed.get("dtype")
         if isinstance(fixed, str) and fixed != "auto":
             problem = dtype_problem(self.ask.model, fixed, gpus)
@@ -201,10 +156,11 @@ class _Search:
         """Why LMDeploy would refuse or abort on the user's options in this shape."""
         ask = self.ask
         longest = ask.model.text.max_position_embeddings
-        settings = shape_settings(ask, shape, longest, self._dtype(shape))
-        problem = self.engine.settings_problem(settings)
+        problem, dtype = None, self._dtype(shape)
         for group in shape.groups:
+            settings = shape_settings(ask, replace(shape, tp=len(group)), longest, dtype)
             gpus = [ask.machine.gpu(index) for index in group]
+            problem = problem or self.engine.settings_problem(settings)
             problem = problem or self.engine.communicator_problem(
                 ask.model, settings, self.asked, ask.machine, gpus
             )
@@ -230,41 +186,3 @@ def _order(judged: Judged) -> tuple[object, ...]:
     if judged.fits:
         return (1, *judged.rank, indices)
     return (0, -judged.short, -judged.shape.tp, judged.shape.max_prefill_token_num, indices)
-
-
-def _tps(ask: Ask, gpus: int) -> Sequence[int]:
-    if ask.tp is not None:
-        return (ask.tp,) if ask.tp <= gpus else ()
-    return range(1, min(gpus, _LARGEST_TP) + 1)
-
-
-def _contexts(ask: Ask) -> tuple[int | None, ...]:
-    """The longest that the cache holds, and less where images and nobody's wish are at stake."""
-    asked = exposure_of(ask, ask.own_limit)
-    free = ask.workload.context is None and "session_len" not in ask.fixed
-    longer = ask.model.text.max_position_embeddings > _ENOUGH_CONTEXT
-    enough = shortest_context(asked) <= _ENOUGH_CONTEXT
-    if asked.units_per_image and free and longer and enough and ask.workload.goal != "context":
-        return (None, _ENOUGH_CONTEXT)
-    return (None,)
-
-
-def _replicas(ask: Ask, most: int) -> Sequence[int]:
-    if ask.replicas is not None:
-        return (ask.replicas,) if ask.replicas <= most else ()
-    return range(1, most + 1)
-
-
-def _no_shape(ask: Ask, engine: Engine) -> str:
-    """Why there is no shape at all."""
-    count = len(ask.visible)
-    if ask.tp is not None:
-        problem = engine.tp_problem(ask.model, ask.tp)
-        if problem:
-            return f"--tp {ask.tp} is not possible for {ask.model.name}: {problem}"
-        need = ask.tp * (ask.replicas or 1)
-        largest = max((len(kind) for kind in kinds(ask.visible)), default=0)
-        return f"--tp {ask.tp} needs {need} equal GPUs; there are {largest} of {count} visible"
-    if ask.replicas is not None and ask.replicas > count:
-        return f"--replicas {ask.replicas} needs as many GPUs; {count} are visible"
-    return f"no tensor-parallel degree suits {ask.model.name} on {count} GPUs"

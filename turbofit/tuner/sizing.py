@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import msgspec
 from msgspec.structs import replace
@@ -31,7 +32,10 @@ class Shape(Struct):
     """A point of the search space.
 
     ``units_per_forward`` None pays for the engine's own bound; ``longest`` is the context that it
-    is content with where the cache would hold a longer one.
+    is content with where the cache would hold a longer one, ``promised`` the one that engines on
+    other cards hold. ``at_once`` are the requests that are there in each group at any time, None
+    for an even share of the workload's. ``prefills`` are what groups on unequal cards may choose
+    from, each for itself; empty where all run the same settings.
     """
 
     tp: int
@@ -40,11 +44,18 @@ class Shape(Struct):
     limit: int | None
     units_per_forward: int | None = None
     longest: int | None = None
+    promised: int | None = None
+    at_once: float | None = None
+    prefills: tuple[int, ...] = ()
 
     @property
     def replicas(self) -> int:
         """Groups that serve side by side."""
         return len(self.groups)
+
+    def requests(self, concurrency: int) -> float:
+        """Requests that are there in each group at any time, of so many over all groups."""
+        return concurrency / self.replicas if self.at_once is None else self.at_once
 
 
 def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Settings:
@@ -55,7 +66,7 @@ def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Sett
     """
     chosen: dict[str, object] = {
         "dtype": dtype,
-        "max_batch_size": max(1, -(-ask.workload.concurrency // shape.replicas)),
+        "max_batch_size": max(1, ceil(shape.requests(ask.workload.concurrency))),
         "session_len": session_len,
         "model_format": ask.model.quantization.method if ask.model.quantization else None,
     }
@@ -125,10 +136,16 @@ class Sizer:
         return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
 
     def speed(
-        self, settings: Settings, gpus: tuple[Gpu, ...], asked: Exposure, kv_tokens: int
+        self,
+        settings: Settings,
+        gpus: tuple[Gpu, ...],
+        asked: Exposure,
+        kv_tokens: int,
+        at_once: float | None = None,
     ) -> Speed:
-        """The forecast of one group."""
-        at_once = self.ask.workload.concurrency / self.shape.replicas
+        """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
+        if at_once is None:
+            at_once = self.shape.requests(self.ask.workload.concurrency)
         key = (settings, self._key(gpus), asked, kv_tokens, at_once)
         if key not in self.memo.speeds:
             self.memo.speeds[key] = group_speed(
@@ -143,8 +160,8 @@ class Sizer:
         if isinstance(fixed, int):
             return fixed
         longest = self.ask.model.text.max_position_embeddings
-        if self.shape.longest is not None:
-            longest = min(longest, self.shape.longest)
+        for most in (self.shape.longest, self.shape.promised):
+            longest = longest if most is None else min(longest, most)
         low = min(shortest_context(self.exposure), longest)
         if self._holds(longest):
             return longest
@@ -170,8 +187,15 @@ class Sizer:
         found = [ratio for ratio in ratios if ratio is not None]
         if len(found) < len(ratios):
             return None
-        cap = self.ask.ratio_cap
-        return min(found) if cap is None else min(*found, cap)
+        return min(*found, *self._caps())
+
+    def _caps(self) -> list[float]:
+        """What rehearsals left of the ratios of these GPUs; 1 where there was none."""
+        caps = self.ask.ratio_caps
+        return [
+            1.0,
+            *(caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps),
+        ]
 
     def short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
@@ -227,8 +251,9 @@ class Sizer:
         return self.memo.accounts[whole]
 
     def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What of a group of equal cards an account and a speed depend on."""
+        """What of a group an account and a speed depend on; of equal cards two tell all."""
         first, rest = gpus[0], gpus[1:]
+        unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
         fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
         bandwidth = nvlink_bandwidth(self.ask.machine, gpus)
         link = self.memo.link(self.ask, gpus)
@@ -242,4 +267,5 @@ class Sizer:
             link,
             bandwidth,
             speed,
+            tuple(gpu.index for gpu in gpus) if unequal else (),
         )

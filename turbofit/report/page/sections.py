@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.words import groups_of
 from turbofit.report.capacity import capacity
 from turbofit.report.document import Column, Heading, Items, Line, Table
+from turbofit.report.own_view import own_blocks
 from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.plan_view import fact_block, settings_blocks
@@ -136,7 +137,7 @@ def compared(plan: Plan, run: Run | None) -> Markup:
 
 def settings(plan: Plan) -> Markup:
     """What was asked, the shape chosen, each setting with its reason."""
-    return join(paint([fact_block(plan)]), paint(settings_blocks(plan)))
+    return join(paint([fact_block(plan)]), paint([*settings_blocks(plan), *own_blocks(plan)]))
 
 
 #: Settings of a candidate that have a column.

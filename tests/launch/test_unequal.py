@@ -1,0 +1,125 @@
+"""Engines on unequal cards: each is launched, watched and mended with its own settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.launch.conftest import Child
+from tests.launch.pretend import image, serve_pretend
+from turbofit import api
+from turbofit.cli.main import main
+from turbofit.core.errors import OutOfMemoryError
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
+from turbofit.launch.endings import Ending
+from turbofit.launch.ladder import rungs
+from turbofit.launch.launches import Launch
+from turbofit.launch.serve import Server
+from turbofit.launch.session import _engines
+
+MODEL, ON = "internvl2-8b-awq", "rtx3090+rtx4080"
+FULLER = ("internvl2-8b", "rtx3090:free=23GiB+rtx3090:free=18GiB")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return api.plan(MODEL, on=ON)
+
+
+def died(phase: str, missing: int | None = None) -> Ending:
+    error = OutOfMemoryError("no memory", hint="none")
+    return Ending("out_of_memory", error, phase=phase, missing=missing)  # type: ignore[arg-type]
+
+
+def test_each_engine_is_watched_with_its_own_forecast(plan: Plan, tmp_path: Path) -> None:
+    launches = [Launch(command, ("true",)) for command in plan.commands]
+    server = Server(plan, launches, tmp_path, lambda _: None)
+    for engine, own in zip(server.engines, plan.by_group, strict=True):
+        assert engine._plan.settings == own.settings
+        assert engine._plan.kv == own.kv
+        assert [gpu.index for gpu in engine._plan.gpus] == list(plan.parallel.groups[engine.group])
+
+
+def test_the_margin_is_of_the_engine_that_died(plan: Plan) -> None:
+    for number in range(2):
+        view = plan.of_group(number)
+        (gpu,) = view.gpus
+        rung = next(r for r in rungs(died("vision", 100 * MIB), view, {}) if "margin" in r.changes)
+        left = gpu.total - gpu.reserved - gpu.peak
+        assert 0 <= rung.changes["margin"] - (gpu.margin + left + 100 * MIB) < MIB
+
+
+def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
+    plan = api.plan(FULLER[0], on=FULLER[1])
+    sizes = [own.settings.max_prefill_token_num for own in plan.by_group]
+    assert len(set(sizes)) == 2
+    for number in range(2):
+        steps = list(rungs(died("warm-up"), plan.of_group(number), {}))
+        rung = next(r for r in steps if "max_prefill_token_num" in r.changes)
+        assert rung.changes["max_prefill_token_num"] == min(sizes[number] // 2, *sizes)
+
+
+def test_another_ratio_of_one_engine_is_another_plan(plan: Plan) -> None:
+    own = plan.by_group[0]
+    less = replace(own, settings=replace(own.settings, cache_max_entry_count=0.5))
+    assert _engines(replace(plan, by_group=(less, plan.by_group[1]))) != _engines(plan)
+    assert _engines(api.plan(MODEL, on=ON)) == _engines(plan)
+
+
+def test_a_saved_plan_is_launched_with_the_settings_of_each(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(plan.to_json())
+    base = ["serve", "--plan", str(path), "--dry-run", "--", "--quant-policy"]
+    assert main([*base, "0"]) == 0
+    shown = capsys.readouterr().out
+    for own in plan.by_group:
+        assert f"--cache-max-entry-count {own.settings.cache_max_entry_count:.3f}" in shown
+    assert main([*base, "8"]) == 2
+    assert "the plan was made for 0\n" in capsys.readouterr().err
+
+
+needs_lmdeploy = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("lmdeploy", "fastapi", "torchvision")),
+    reason="no LMDeploy",
+)
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.slow
+@needs_lmdeploy
+def test_both_cards_serve_what_their_own_cache_holds(children: list[Child], tmp_path: Path) -> None:
+    served = serve_pretend(children, tmp_path, MODEL, "--on", ON)
+    served.wait(150)
+    record = served.record["attempts"][0]
+    assert len(record["by_group"]) == 2
+    tokens = []
+    for engine in record["engines"]:
+        rows = {row["what"]: row for row in engine["beside"]}
+        assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
+        assert 0.98 <= rows["in use at most"]["actual"] / rows["in use at most"]["forecast"] <= 1
+        tokens.append(rows["KV tokens"]["actual"])
+    assert tokens == [own.kv.tokens for own in api.plan(MODEL, on=ON).by_group]
+    for _ in range(4):
+        assert served.chat(image(4480, 4480))[0] == 200
+    served.child.process.send_signal(signal.SIGTERM)
+    assert served.child.finish() == 0
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.slow
+@needs_lmdeploy
+def test_the_ladder_plans_both_again(children: list[Child], tmp_path: Path) -> None:
+    served = serve_pretend(children, tmp_path, MODEL, "--on", ON, "--pretend-taken", "500MiB")
+    served.wait(300)
+    first, second = served.record["attempts"]
+    assert first["ended"]["kind"] == "out_of_memory"
+    pairs = zip(first["by_group"], second["by_group"], strict=True)
+    for before, after in pairs:
+        assert after["cache_max_entry_count"] < before["cache_max_entry_count"]

@@ -1,0 +1,114 @@
+"""Rehearsals of engines on unequal cards: each is seen, and each ratio is corrected by its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
+from turbofit.core.units import GIB, MIB
+from turbofit.rehearse import confirm
+
+ON = "rtx3090+rtx4080"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return turbofit.plan("internvl2-8b-awq", on=ON)
+
+
+def ended(outcome: Any, missing: int = 0) -> Rehearsal:
+    death = Death(phase="serving", where="a call", asked=missing, left=0) if missing else None
+    return Rehearsal(
+        outcome=outcome,
+        seconds=1.0,
+        engine_version="0.18.0",
+        cases=(),
+        cache=RehearsedCache(
+            free=(10 * GIB,), region=(None,), object_size=None, slab_size=None, tokens=None
+        ),
+        death=death,
+    )
+
+
+def seen_with(plan: Plan, *ends: Rehearsal) -> Plan:
+    pairs = zip(plan.by_group, ends, strict=True)
+    by_group = tuple(replace(own, rehearsal=end) for own, end in pairs)
+    return replace(plan, by_group=by_group, rehearsal=ends[0])
+
+
+def test_only_the_card_that_ran_out_is_corrected(plan: Plan) -> None:
+    seen = seen_with(plan, ended("served"), ended("out_of_memory", 100 * MIB))
+    ratio = plan.by_group[1].settings.cache_max_entry_count
+    assert confirm.corrected_ratios(seen) == {1: pytest.approx(ratio - 0.01)}
+    assert confirm.corrected_ratios(seen_with(plan, ended("served"), ended("served"))) == {}
+
+
+def test_like_groups_are_corrected_with_the_one_that_was_rehearsed() -> None:
+    plan = turbofit.plan("internvl2-2b", on="2xrtx3090+1xl4:free=12GiB")
+    assert plan.unlike_groups() == ((0, 1), (2,))
+    short = ended("out_of_memory", 100 * MIB)
+    seen = seen_with(plan, short, short, ended("served"))
+    assert set(confirm.corrected_ratios(seen)) == {0, 1}
+
+
+def test_equal_cards_are_corrected_together() -> None:
+    plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+    seen = replace(plan, rehearsal=ended("out_of_memory", 100 * MIB))
+    assert set(confirm.corrected_ratios(seen)) == {0, 1, 2, 3}
+
+
+def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Plan) -> None:
+    rehearsed: list[Plan] = []
+
+    def rehearse(made: Plan) -> Plan:
+        rehearsed.append(made)
+        first = ended("out_of_memory", 100 * MIB) if len(rehearsed) == 1 else ended("served")
+        return seen_with(made, first, ended("served"))
+
+    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
+    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    before, after = ([own.settings for own in one.by_group] for one in (plan, made))
+    assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
+    assert after[1] == before[1]
+    assert made.parallel == plan.parallel
+    assert len(rehearsed) == 2
+
+
+def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
+    ends = {0: ended("served"), 1: ended("hang")}
+    asked: list[int] = []
+
+    def one(whole: Plan, group: int) -> Plan:
+        asked.append(group)
+        return replace(whole.of_group(group), rehearsal=ends[group])
+
+    monkeypatch.setattr(confirm, "_rehearsed", one)
+    seen = confirm.rehearse_plan(plan)
+    assert asked == [0, 1]
+    assert not seen.fits
+    assert seen.rehearsal == ends[1]
+    assert [own.rehearsal for own in seen.by_group] == [ends[0], ends[1]]
+    assert [gpu.index for gpu in seen.gpus] == [0, 1]
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "on"), [("internvl2-8b-awq", ON), ("internvl2-8b", "2xrtx4080+rtx3090")]
+)
+def test_the_real_engine_serves_each_with_its_own(model: str, on: str) -> None:
+    pytest.importorskip("lmdeploy")
+    seen = turbofit.rehearse(model, on=on)
+    assert seen.fits
+    for own in seen.by_group:
+        assert own.rehearsal is not None
+        assert own.rehearsal.outcome == "served"
+        tokens = own.rehearsal.cache.tokens
+        assert tokens is not None
+        assert own.kv.tokens <= tokens <= own.kv.tokens * 1.01
+    assert all(any(t.rehearsed for t in gpu.ledger) for gpu in seen.gpus)
+    assert turbofit.Plan.from_json(seen.to_json()) == seen
