@@ -25,6 +25,7 @@ from turbofit.launch.export.systemd import systemd_unit
 CASES: dict[str, dict[str, Any]] = {
     "two copies": {"model": "internvl2-8b", "on": "2xrtx4090"},
     "tp 4": {"model": "internvl2-8b", "on": "4xrtx3090", "tp": 4},
+    "unequal": {"model": "internvl2-8b", "on": "2xrtx4080+rtx3090"},
     "ray": {"model": "cogvlm-17b", "on": "2xrtx3090,ram=64GiB"},
     "transformers": {"model": "llava-onevision-7b", "on": "1xrtx4090"},
     "promises": {
@@ -81,6 +82,8 @@ def test_the_next_start_plans_the_same(case: str, capsys: pytest.CaptureFixture[
     next_plan = Plan.from_json(capsys.readouterr().out)
     assert next_plan.settings == plan.settings
     assert next_plan.limits == plan.limits
+    assert next_plan.parallel.groups == plan.parallel.groups
+    assert next_plan.by_group == plan.by_group
 
 
 def test_a_context_lowered_to_the_cache_is_left_to_the_next_start() -> None:

@@ -90,8 +90,9 @@ def _asked(plan: Plan) -> list[str]:
     words = [plan.model.source.checkpoint or plan.model.hub_id or plan.model.name]
     if plan.model.revision:
         words += ["--revision", plan.model.revision]
-    words += ["--engine", plan.engine.name, "--tp", str(settings.tp)]
-    words += ["--replicas", str(plan.parallel.replicas)]
+    words += ["--engine", plan.engine.name]
+    if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
+        words += ["--tp", str(settings.tp), "--replicas", str(plan.parallel.replicas)]
     if work.image_size is not None:
         words += ["--image-size", "x".join(map(str, work.image_size))]
     for option, value, usual in (
@@ -140,7 +141,7 @@ def _asked_margin(plan: Plan) -> bool:
 
 
 def _shm(plan: Plan) -> int:
-    if plan.settings.tp == 1:
+    if plan.parallel.tp == 1:
         return 0
     if plan.engine.name != "pytorch":
         return _NCCL_SHM
