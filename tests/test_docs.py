@@ -37,10 +37,3 @@ def test_every_term_of_turbominds_ledger_is_explained(options: dict[str, Any]) -
     terms = {term.term for gpu in plan.gpus for term in gpu.ledger}
     assert len(terms) > 20
     assert terms <= named()
-
-
-def test_every_file_that_a_document_names_is_there() -> None:
-    root = DOCS.parent
-    for path in (root / "README.md", *DOCS.glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
