@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from turbofit.core.units import format_bytes, mib
 from turbofit.core.words import indices
 from turbofit.report.document import Column, Table
-from turbofit.report.page.blocks import table
+from turbofit.report.page.blocks import scrolled, table
 from turbofit.report.page.chart import DASHES, Lane, Slot, chart
 from turbofit.report.page.tag import Markup, join, tag
 
@@ -75,7 +75,7 @@ def _shown(
         parts.append(tag("p", f"✖ {death}", class_="bad"))
     cards = [ledgers[index] for index in members]
     picture = chart(cards, lanes[: len(DASHES)], slots, death is not None)
-    parts.append(tag("div", picture, class_="scroll", tabindex="0", role="group"))
+    parts.append(scrolled(picture, "Picture"))
     parts.append(_phases(slots))
     if len(lanes) > len(DASHES):
         parts.append(tag("p", f"{len(lanes) - len(DASHES)} more lines are in the list."))
