@@ -18,6 +18,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.state import state_dir
 from turbofit.core.struct import Struct, decode, to_json
+from turbofit.report.consistent import check_consistent
 from turbofit.report.run import RUN_SCHEMA, Run
 
 __all__ = ["LATEST", "Saved", "keep", "read_plan", "read_saved", "saved_document", "saved_json"]
@@ -93,6 +94,7 @@ def read_saved(path: str) -> Saved:
     data = _bytes(path)
     if _schema(data) == REPORT_SCHEMA:
         both = decode(data, _Both, what=f"report {path}")
+        check_consistent(both.plan, f"report {path}")
         return Saved(both.plan, both.run, path)
     return Saved(_plan(data, path), None, path)
 
@@ -113,7 +115,9 @@ def _plan(data: bytes, path: str) -> Plan:
             f"{path} cannot be read as a plan: its schema is {schema!r}, not {PLAN_SCHEMA!r}",
             hint="name what plan, predict or rehearse wrote with --json, by this version",
         )
-    return Plan.from_json(data, what=f"plan {path}")
+    plan = Plan.from_json(data, what=f"plan {path}")
+    check_consistent(plan, f"plan {path}")
+    return plan
 
 
 def _schema(data: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.units import GIB
+from turbofit.report.page.bars import tick_step
 from turbofit.report.page.tag import Markup, tag
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class _Axis:
 
 
 def _grid(axis: _Axis, room: int) -> list[Markup]:
-    step = next((s for s in (1, 2, 4, 8, 16, 32) if room / (s * GIB) <= 7), 64)
+    step = tick_step(room)
     parts = []
     for number in range(0, room // GIB + 1, step):
         y = f"{axis.y(number * GIB):.1f}"
