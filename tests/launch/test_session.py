@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.launch.conftest import Child, gone, pids
+from turbofit.report.saved import read_saved
 
 DRIVER = Path(__file__).with_name("session_driver.py")
 
@@ -53,6 +54,13 @@ def test_one_rung_helps_and_the_next_start_begins_with_it(session, tmp_path: Pat
     assert second == first // 2
     assert attempts[0]["ended"]["phase"] == "warm-up"
     assert attempts[1]["changes"] == {"max_prefill_token_num": second}
+    folder = max((tmp_path / "state" / "turbofit" / "runs").iterdir())
+    saved = read_saved(str(folder))
+    assert saved.plan.settings.max_prefill_token_num == second
+    assert saved.run is not None
+    phases = [moment.phase for moment in saved.run.attempts[1].moments]
+    assert phases[0] == "starting"
+    assert phases[-1] == "ready"
     again = session("serve")
     again.wait_for("OPEN")
     assert f'learned {{"max_prefill_token_num": {second}}}' in again.stderr

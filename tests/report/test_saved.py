@@ -129,3 +129,18 @@ def test_from_stdin(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     monkeypatch.setattr("sys.stdin", stdin)
     assert main(["report", "-", "--json"]) == 0
     assert Plan.from_json(capsys.readouterr().out) == plausible_plan()
+
+
+def test_what_report_wrote_of_a_run_is_read_again(state: Path, tmp_path: Path) -> None:
+    saved = read_saved(str(run_folder(state)))
+    path = tmp_path / "run-report.json"
+    path.write_text(saved_json(saved))
+    again = read_saved(str(path))
+    assert (again.plan, again.run) == (saved.plan, saved.run)
+
+
+def test_another_document_is_told_by_its_name(tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "torch.json"
+    path.write_text('{"schema": "turbofit.rehearsal-torch/1", "outcome": "served"}')
+    assert main(["report", str(path)]) == 2
+    assert "its schema is 'turbofit.rehearsal-torch/1'" in capsys.readouterr().err

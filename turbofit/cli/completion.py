@@ -81,13 +81,14 @@ def _tell(action: Any, shtab: Any, models: Any, specs: Any) -> None:
 def _words(name: str, words: list[str]) -> dict[str, Any]:
     """Words, or a path: for shtab, in each shell's own way."""
     function, joined = f"_turbofit_{name}", " ".join(words)
+    both = f"_alternative '{name}:{name}:({joined})' 'files:file:_files'"
     return {
         "bash": function,
         "zsh": function,
         "fish": f"({function})",
         "preamble": {
             "bash": f'{function}() {{ compgen -W "{joined}" -- "$1"; compgen -f -- "$1"; }}',
-            "zsh": f"{function}() {{\n  _alternative '{name}:{name}:({joined})' 'files:file:_files'\n}}",
+            "zsh": f"{function}() {{ {both} }}",
             "fish": f"function {function}\n  printf '%s\\n' {joined}\n"
             "  __fish_complete_path (commandline -ct)\nend",
         },

@@ -158,7 +158,7 @@ def capacity_blocks(plan: Plan) -> list[Block]:
                 f"{limits.images_per_request} a request, {limits.units_per_image:,} {unit}(s) "
                 f"each, {limits.image_tokens_per_request:,} tokens a request",
             ),
-            ("images at once", f"{found.images:,} of the worst size, without any text"),
+            ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
             ("paid for", f"{limits.units_per_forward:,} {unit}(s) in one forward pass"),
         ]
         if takes_videos(plan.engine.name, plan.model.image_rule):

@@ -12,10 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.state import state_dir
-from turbofit.core.struct import decode, to_json
+from turbofit.core.struct import Struct, decode, to_json
+from turbofit.report.consistent import check_consistent
 from turbofit.report.run import RUN_SCHEMA, Run
 
 __all__ = [
@@ -45,6 +48,18 @@ class Saved(NamedTuple):
     plan: Plan
     run: Run | None
     where: str
+
+
+class _Named(Struct):
+    schema: str = ""
+
+
+class _Both(Struct):
+    """What ``report RUN --json`` wrote."""
+
+    schema: str
+    plan: Plan
+    run: Run
 
 
 def keep(plan: Plan, command: str) -> None:
@@ -83,7 +98,14 @@ def read_saved(path: str) -> Saved:
     if path == LATEST:
         return read_saved(_newest())
     folder = _run_folder(path)
-    return _read_run(folder) if folder else Saved(read_plan(path), None, path)
+    if folder:
+        return _read_run(folder)
+    data = _bytes(path)
+    if _schema(data) == REPORT_SCHEMA:
+        both = decode(data, _Both, what=f"report {path}")
+        check_consistent(both.plan, f"report {path}")
+        return Saved(both.plan, both.run, path)
+    return Saved(_plan(data, path), None, path)
 
 
 def read_plan(path: str) -> Plan:
@@ -92,13 +114,27 @@ def read_plan(path: str) -> Plan:
     Raises:
         UsageError: it cannot be read or is not a plan.
     """
-    plan = Plan.from_json(_bytes(path), what=f"plan {path}")
-    if plan.schema != PLAN_SCHEMA:
+    return _plan(_bytes(path), path)
+
+
+def _plan(data: bytes, path: str) -> Plan:
+    schema = _schema(data)
+    if schema and schema != PLAN_SCHEMA:
         raise UsageError(
-            f"plan {path} has schema {plan.schema!r}, not {PLAN_SCHEMA!r}",
-            hint="plan again with this version of turbofit",
+            f"{path} cannot be read as a plan: its schema is {schema!r}, not {PLAN_SCHEMA!r}",
+            hint="name what plan, predict or rehearse wrote with --json, by this version",
         )
+    plan = Plan.from_json(data, what=f"plan {path}")
+    check_consistent(plan, f"plan {path}")
     return plan
+
+
+def _schema(data: bytes) -> str:
+    """What a document says that it is; empty where it does not."""
+    try:
+        return msgspec.json.decode(data, type=_Named).schema
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _bytes(path: str) -> bytes:

@@ -118,6 +118,8 @@ def _actual(plan: Plan, run: Run | None, ledger: GpuLedger, *names: str) -> int 
         return None
     for group, row in run.rows:
         own = ledger.index == row.gpu if row.gpu is not None else True
-        if row.what in names and own and ledger.index in plan.parallel.groups[group]:
+        groups = plan.parallel.groups
+        mine = group < len(groups) and ledger.index in groups[group]
+        if row.what in names and own and mine:
             return row.actual
     return None

@@ -215,3 +215,23 @@ def test_the_bars_have_the_sizes_that_they_say(browser: Browser) -> None:
         cache = row.find_element("css selector", ".k-cache").size["width"]
         term = next(term for term in gpu.ledger if term.term == "kv_cache")
         assert abs(cache / stack - term.bytes / gpu.total) < 0.02
+
+
+def test_without_its_script_all_is_there_but_the_buttons(browser: Browser) -> None:
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(page_of("served"))
+        shown = [button.text for button in browser.all("button") if button.is_displayed()]
+        heads = [head.text for head in browser.all("table.sortable th")]
+        assert shown == heads
+        assert browser.one("svg.timeline").is_displayed()
+        assert browser.one(".legend b").text == "450 MiB"
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_everything_that_takes_the_focus_has_a_name(browser: Browser) -> None:
+    browser.open(page_of("mixed cards"))
+    for one in browser.all("button, summary, a, [tabindex='0']"):
+        if one.is_displayed() and one.tag_name != "pre":
+            assert one.accessible_name, one.get_attribute("outerHTML")[:80]

@@ -19,6 +19,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.report.compare import compare
+from turbofit.report.consistent import check_consistent
 from turbofit.report.saved import Saved, saved_json
 from turbofit.report.schema import NAMES, schema_text
 
@@ -47,9 +48,11 @@ def test_plans_predictions_and_rehearsals(kind: str) -> None:
 @pytest.mark.parametrize("name", list(load_yaml(preset_path("models", "aliases"))))
 def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
     try:
-        check("plan", api.plan(name, on="2xrtx4090,p2p=none,ram=256GiB").to_json())
+        plan = api.plan(name, on="2xrtx4090,p2p=none,ram=256GiB")
     except TurbofitError:
         pytest.skip(f"{name} has no account")
+    check("plan", plan.to_json())
+    check_consistent(plan, name)
     try:
         check("plan", api.predict(name, on="1xl4:free=19GiB").to_json())
     except TurbofitError:

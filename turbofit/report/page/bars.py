@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.stack import Kind, Piece
 
-__all__ = ["bars"]
+__all__ = ["bars", "tick_step"]
 
-_TICKS: Final = (1, 2, 4, 8, 16, 32, 64)
 _MOST_TICKS: Final = 8
 #: A tick nearer to the end than this part of the scale gives way to that of the end.
 _CLOSE: Final = 7
@@ -146,8 +145,13 @@ def _holders(plan: Plan, members: list[int]) -> Markup:
     return tag("ul", *(tag("li", text) for text in texts), class_="dim") if texts else Markup()
 
 
+def tick_step(scale: int) -> int:
+    """GiB between ticks: a power of two, so that there are few."""
+    return int(1 << max(0, (scale // (GIB * _MOST_TICKS)).bit_length()))
+
+
 def _ticks(scale: int) -> Markup:
-    step = next((one for one in _TICKS if scale / (one * GIB) <= _MOST_TICKS), _TICKS[-1])
+    step = tick_step(scale)
     whole = [n for n in range(0, scale // GIB + 1, step) if scale - n * GIB > scale / _CLOSE]
     marks = [
         tag("span", f"{number} GiB", style=f"left:{100 * number * GIB / scale:.3f}%")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from turbofit.report.document import Block
 
-__all__ = ["command", "paint", "table"]
+__all__ = ["command", "paint", "scrolled", "table"]
 
 #: What a cell must look like to sort as a number.
 _NUMBER: Final = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?")
@@ -50,13 +50,20 @@ def table(block: Table, *, sortable: bool = False, chosen: int | None = None) ->
     inner = [tag("thead", tag("tr", *heads)), tag("tbody", *body)]
     inner += [tag("tfoot", *foot)] if foot else []
     cls = "sortable" if sortable else None
-    return tag("div", tag("table", *inner, class_=cls), class_="scroll", tabindex="0", role="group")
+    return scrolled(tag("table", *inner, class_=cls), "Table")
 
 
 def command(text: str, name: str) -> Markup:
     """A command with a button that copies it."""
-    button = tag("button", "Copy", type="button", class_="copy", aria_label=f"Copy {name}")
+    label = f"Copy {name}"  # the script shows the button: without it nothing would happen
+    button = tag("button", "Copy", type="button", class_="copy", aria_label=label, hidden=True)
     return tag("div", tag("pre", tag("code", text), tabindex="0"), button, class_="command")
+
+
+def scrolled(content: Markup, what: str) -> Markup:
+    """A box for what may be wider than the page; by keyboard too."""
+    label = f"{what}; scrolls where it is wider than the page"
+    return tag("div", content, class_="scroll", tabindex="0", role="group", aria_label=label)
 
 
 def _one(block: Block) -> Markup:

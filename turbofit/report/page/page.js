@@ -54,6 +54,7 @@
   }
   all('.command').forEach((one) => {
     const button = one.querySelector('.copy');
+    button.hidden = false;
     button.addEventListener('click', () => copied(button, one.querySelector('code').textContent));
   });
   const pretty = () => JSON.stringify(JSON.parse(data), null, 2) + '\n';

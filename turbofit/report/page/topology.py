@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
 from turbofit.report.machine_view import link_blocks
-from turbofit.report.page.blocks import paint
+from turbofit.report.page.blocks import paint, scrolled
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.ways import WAYS, way, ways
 
@@ -82,7 +82,7 @@ def _picture(plan: Plan, groups: list[tuple[int, ...]], idle: tuple[int, ...]) -
         "svg", *frames, *lines, *boxes, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img",
         class_=cls, style=f"width:{width:.0f}px", aria_label=words,
     )  # fmt: skip
-    return tag("div", svg, class_="scroll", tabindex="0", role="group")
+    return scrolled(svg, "Picture")
 
 
 def _rooms(groups: list[tuple[int, ...]], idle: tuple[int, ...]) -> list[_Room]:

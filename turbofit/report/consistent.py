@@ -1,0 +1,62 @@
+"""Whether a plan from a file hangs together: what reports, the gateway and a launch rely on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.core.plan import Plan, Rehearsal
+
+__all__ = ["check_consistent"]
+
+
+def check_consistent(plan: Plan, what: str) -> None:
+    """Refuse a plan whose parts contradict each other.
+
+    Args:
+        plan: as it was read.
+        what: how the message names it.
+
+    Raises:
+        UsageError: with the first contradiction.
+    """
+    wrong = next(_wrong(plan), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{what} cannot be read: {wrong}",
+            hint="was it edited by hand? plan again, and change settings by options instead",
+        )
+
+
+def _wrong(plan: Plan) -> Iterator[str]:
+    groups, block = plan.parallel.groups, plan.settings.cache_block_seq_len
+    ledgers = {gpu.index for gpu in plan.gpus}
+    machine = {gpu.index for gpu in plan.machine.gpus}
+    used = {index for group in groups for index in group}
+    if not groups or not all(groups):
+        yield "it has no group of GPUs"
+    if used != ledgers:
+        yield f"its groups are of GPUs {sorted(used)}, its ledgers of {sorted(ledgers)}"
+    if not used <= machine:
+        yield f"its groups are of GPUs {sorted(used)}, its machine has {sorted(machine)}"
+    if any(gpu.total <= 0 for gpu in plan.gpus):
+        yield "a GPU has no memory"
+    if block < 1:
+        yield f"cache_block_seq_len is {block}"
+    if min(plan.kv.tokens, plan.kv.longest_request_tokens) < 0:
+        yield "its cache holds less than no tokens"
+    if plan.rehearsal is not None:
+        yield from _rehearsed(plan.rehearsal, len(groups[0]))
+
+
+def _rehearsed(rehearsal: Rehearsal, cards: int) -> Iterator[str]:
+    """A rehearsal tells of each GPU of the first group."""
+    counts = [(one.phase, len(own)) for one in rehearsal.timeline for own in (one.peak, one.end)]
+    counts += [("cache", len(own)) for own in (rehearsal.cache.free, rehearsal.cache.region)]
+    for name, count in counts:
+        if count != cards:
+            yield f"its rehearsal tells of {count} GPUs in {name}, not of {cards}"
