@@ -43,18 +43,33 @@ def _wrong(plan: Plan) -> Iterator[str]:
         yield f"its groups are of GPUs {sorted(used)}, its ledgers of {sorted(ledgers)}"
     if not used <= machine:
         yield f"its groups are of GPUs {sorted(used)}, its machine has {sorted(machine)}"
+    if plan.parallel.replicas != len(groups):
+        yield f"it has {plan.parallel.replicas} replicas in {len(groups)} groups"
+    if len(plan.by_group) not in (0, len(groups)):
+        yield f"{len(plan.by_group)} of its {len(groups)} groups have settings of their own"
     if any(gpu.total <= 0 for gpu in plan.gpus):
         yield "a GPU has no memory"
     if block < 1:
         yield f"cache_block_seq_len is {block}"
     if min(plan.kv.tokens, plan.kv.longest_request_tokens) < 0:
         yield "its cache holds less than no tokens"
-    if plan.rehearsal is not None:
-        yield from _rehearsed(plan.rehearsal, len(groups[0]))
+    yield from _rehearsals(plan)
+
+
+def _rehearsals(plan: Plan) -> Iterator[str]:
+    """The first group's; of groups that differ each one's, and the plan's is one of these."""
+    own = [one.rehearsal for one in plan.by_group]
+    if not own:
+        own = [plan.rehearsal]
+    elif plan.rehearsal is not None and plan.rehearsal not in own:
+        yield "its rehearsal is none of its groups'"
+    for rehearsal, group in zip(own, plan.parallel.groups, strict=False):
+        if rehearsal is not None:
+            yield from _rehearsed(rehearsal, len(group))
 
 
 def _rehearsed(rehearsal: Rehearsal, cards: int) -> Iterator[str]:
-    """A rehearsal tells of each GPU of the first group."""
+    """A rehearsal tells of each GPU of its group."""
     counts = [(one.phase, len(own)) for one in rehearsal.timeline for own in (one.peak, one.end)]
     counts += [("cache", len(own)) for own in (rehearsal.cache.free, rehearsal.cache.region)]
     for name, count in counts:

@@ -32,7 +32,7 @@ def timeline(plan: Plan, run: Run | None) -> Markup:
     rehearsal = plan.rehearsal
     if rehearsal is None or not rehearsal.timeline:
         return Markup()
-    members = list(plan.parallel.groups[0])
+    members = list(plan.parallel.groups[_group(plan)])
     slots = [
         Slot(one.phase, tuple(zip(one.peak, one.end, strict=True)), one.image)
         for one in rehearsal.timeline
@@ -49,6 +49,12 @@ def timeline(plan: Plan, run: Run | None) -> Markup:
         "it what a phase took at most."
     )
     return _shown(plan, members, slots, text, words)
+
+
+def _group(plan: Plan) -> int:
+    """Whose rehearsal the plan's own is: where groups differ, that of the one that ended worst."""
+    own = [one.rehearsal for one in plan.by_group]
+    return own.index(plan.rehearsal) if plan.rehearsal in own else 0
 
 
 def _measured(plan: Plan, run: Run | None) -> list[Slot] | None:
