@@ -88,9 +88,7 @@ def _verdict(
     spare = min(ledger.headroom for outcome in shown for ledger in outcome.ledgers)
     each = [best.of_group(group).kv_tokens for group in groups]
     request = request_tokens(best.exposure)
-    together = sum(each) // request
-    if best.parts:
-        together = sum(tokens // request for tokens in each)
+    together = sum(tokens // request for tokens in each)  # none lies in two caches
     requests = "request" if together == 1 else "requests"
     where = " and ".join(group_words(ask, group) for group in groups)
     return (
