@@ -115,10 +115,10 @@ def _tokens(row: Row) -> str:
     return "" if row.tokens is None else f"{row.tokens:,}"
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], bar: str = "Bar met") -> str:
     """The bar in one line, and where it was missed."""
     seen = [verdict(found) for found in of_pairs(rows)]
     judged = [v for v in seen if v.met is not None]
     missed = [v.pair for v in judged if not v.met]
-    told = f"Bar met on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
+    told = f"{bar} on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
     return f"{told}; missed: {', '.join(missed)}." if missed else f"{told}."

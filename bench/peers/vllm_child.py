@@ -1,6 +1,7 @@
-"""vLLM's own part, run by vLLM's Python on a pretend machine: MODEL FLAVOUR CASES (JSON).
+"""vLLM's own part, run by vLLM's Python on a pretend machine: MODEL OPTIONS CASES (both JSON).
 
-Needs nothing of turbofit. Each case is queued whole. Says ``PEERS`` on stderr as it goes.
+OPTIONS are vLLM's own, beside the defaults of ``vllm serve``. Each case is queued whole. Says
+``PEERS`` on stderr as it goes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -39,10 +41,29 @@ def mend_partial_prefill() -> None:
     Scheduler.update_from_output = update_from_output
 
 
-def prompts_of(case: dict[str, Any]) -> list[dict[str, Any]]:
+def serve_defaults() -> None:
+    """The offline class sizes its batches as ``vllm serve`` does: 2,048 tokens, not 8,192."""
+    from vllm.entrypoints import llm
+    from vllm.usage.usage_lib import UsageContext
+
+    llm.UsageContext = SimpleNamespace(LLM_CLASS=UsageContext.OPENAI_API_SERVER)
+
+
+def know_internvl(model: str) -> None:
+    """InternVL's chat models bring a config class of their own, which a stand-in does not."""
+    with open(f"{model}/config.json", encoding="utf-8") as file:
+        if json.load(file)["model_type"] != "internvl_chat":
+            return
+    from turbofit.rehearse.hfconfig import register_internvl
+
+    register_internvl(whole=True)
+
+
+def prompts_of(case: dict[str, Any], longest: int) -> list[dict[str, Any]]:
     """A case as vLLM's prompts; every picture differs, so that no cache answers for it."""
     if "size" not in case:
-        return [{"prompt_token_ids": [10] * case["tokens"]}] * case["count"]
+        tokens = min(case["tokens"], longest)
+        return [{"prompt_token_ids": [10] * tokens}] * case["count"]
     from PIL import Image
 
     return [
@@ -59,17 +80,26 @@ def say(what: str) -> None:
 
 
 def main() -> None:
-    model, flavour, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    model, options, cases = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     begun = time.monotonic()
     import vllm
 
     mend_partial_prefill()
-    llm = vllm.LLM(model=model, enforce_eager=flavour == "eager")
+    serve_defaults()
+    know_internvl(model)
+    llm = vllm.LLM(model=model, **options)
     say(f"ready {time.monotonic() - begun:.1f}")
-    parameters = vllm.SamplingParams(max_tokens=2, ignore_eos=True, temperature=0.0)
+    length, new = llm.model_config.max_model_len, 2
+    say(f"session {length}")
     for case in cases:
         say(f"case {case['name']}")
-        out = llm.generate(prompts_of(case), parameters, use_tqdm=False)
+        hot = 1.0 if case.get("sampled") else 0.0
+        parameters = vllm.SamplingParams(max_tokens=new, ignore_eos=True, temperature=hot, top_k=0)
+        try:
+            out = llm.generate(prompts_of(case, length - new), parameters, use_tqdm=False)
+        except ValueError as error:  # turned away; the engine lives on
+            say(f"away {case['name']}: {' '.join(str(error).split())[:160]}")
+            continue
         say(f"answered {len(out)}, prompts of {len(out[0].prompt_token_ids or ())} tokens")
     say("survived")
 
