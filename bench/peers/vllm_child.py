@@ -7,6 +7,7 @@ OPTIONS are vLLM's own, beside the defaults of ``vllm serve``. Each case is queu
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -59,6 +60,40 @@ def know_internvl(model: str) -> None:
     register_internvl(whole=True)
 
 
+def need_kernels() -> None:
+    """A pretend card runs without kernels, a real one does not.
+
+    A fork asks, since vLLM forks its engine, which a process with a CUDA context of its own cannot.
+
+    Raises:
+        ValueError: torch was built for later cards only.
+    """
+    asked = os.fork()
+    if asked:
+        if os.waitpid(asked, 0)[1]:
+            raise SystemExit(1)
+        return
+    code = 1
+    try:
+        _compare_card()
+        code = 0
+    except ValueError as error:
+        print(f"ValueError: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
+
+
+def _compare_card() -> None:
+    import torch
+    from vllm.platforms import current_platform
+
+    card = current_platform.get_device_capability()
+    built = [int(word[3:]) for word in torch._C._cuda_getArchFlags().split() if word[:3] == "sm_"]
+    if card is not None and built and card.to_int() < min(built):
+        told = f"compute capability {card.as_version_str()} is not supported: "
+        raise ValueError(f"{told}torch {torch.__version__} has code from sm_{min(built)} on")
+
+
 def prompts_of(case: dict[str, Any], longest: int) -> list[dict[str, Any]]:
     """A case as vLLM's prompts; every picture differs, so that no cache answers for it."""
     if "size" not in case:
@@ -87,6 +122,7 @@ def main() -> None:
     mend_partial_prefill()
     serve_defaults()
     know_internvl(model)
+    need_kernels()
     llm = vllm.LLM(model=model, **options)
     say(f"ready {time.monotonic() - begun:.1f}")
     length, new = llm.model_config.max_model_len, 2

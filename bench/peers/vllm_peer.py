@@ -117,6 +117,7 @@ def _run(
     with tempfile.TemporaryDirectory(dir=checkpoint.parent) as scratch:
         path = Path(scratch) / "log"
         environment = os.environ | _ENVIRONMENT | {"VLLM_CACHE_ROOT": f"{scratch}/cache"}
+        environment["PYTHONPATH"] = _without_torch(environment.get("PYTHONPATH", ""))
         with path.open("wb") as log:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -129,6 +130,12 @@ def _run(
         name = re.sub(r"[:/ ]", "_", f"{pair.name} {flavour.name}.log")
         (Path(keep) / name).write_text(text, encoding="utf-8")
     return text
+
+
+def _without_torch(path: str) -> str:
+    """Folders to import from, less those that hold a torch: LMDeploy's is not vLLM's."""
+    folders = path.split(os.pathsep)
+    return os.pathsep.join(one for one in folders if one and not (Path(one) / "torch").exists())
 
 
 def _await(process: subprocess.Popen[bytes], log: Path) -> None:

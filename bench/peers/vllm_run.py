@@ -1,7 +1,8 @@
 """vLLM beside the plan: ``vllm_run.py --python PYTHON [--only PART] [--log F] [--results F]``.
 
-Two or three minutes a pair. Rows that the log has already are not run again, so that a run that
-was broken off goes on. Exit 1: a surviving vLLM holds more tokens than the plan on some pair.
+Two to five minutes a pair, most of it vLLM's compiling (``--skip defaults``). Rows that the log has
+are not run again, so that a run that was broken off goes on. Exit 1: a surviving vLLM of the bar
+holds more tokens than the plan on some pair.
 """
 
 from __future__ import annotations
@@ -53,11 +54,18 @@ promises too; and that with `--gpu-memory-utilization 0.97`. {hand_told}
 """
 
 
-def rows_of(pair: Pair, folder: Path, python: str, log: Path) -> list[Row]:
-    """All rows of a pair: those of the log, and what was still to be run, told as they come."""
+def rows_of(
+    pair: Pair, folder: Path, python: str, log: Path, left: Callable[[str], bool]
+) -> list[Row]:
+    """All rows of a pair: those of the log, and what was still to be run, told as they come.
+
+    ``left`` says of a setting whether it is left out where the log has it not.
+    """
     done = kept(log)
 
-    def row(who: str, run: Callable[[], Row]) -> Row:
+    def row(who: str, run: Callable[[], Row]) -> Row | None:
+        if (pair.name, who) not in done and left(who):
+            return None
         if (pair.name, who) not in done:
             found = done[pair.name, who] = run()
             with log.open("a", encoding="utf-8") as file:
@@ -66,11 +74,11 @@ def rows_of(pair: Pair, folder: Path, python: str, log: Path) -> list[Row]:
             print(told, file=sys.stderr, flush=True)
         return done[pair.name, who]
 
-    ours = row(PLAN, lambda: plan_row(pair, folder))
-    return [
-        ours,
+    found = [
+        row(PLAN, lambda: plan_row(pair, folder)),
         *(row(one.name, lambda one=one: vllm_row(pair, one, folder, python)) for one in FLAVOURS),
     ]
+    return [] if found[0] is None else [one for one in found if one is not None]
 
 
 def kept(log: Path) -> dict[tuple[str, str], Row]:
@@ -109,14 +117,20 @@ def main() -> int:
     parser.add_argument("--python", required=True, help="a Python that has vLLM")
     parser.add_argument("--only", default="", help="pairs whose name contains this")
     parser.add_argument("--log", type=Path, default=Path("vllm.jsonl"), help="rows, kept")
+    parser.add_argument("--skip", nargs="*", default=[], help="settings with these in their names")
+    parser.add_argument("--kept", action="store_true", help="run nothing: tables of the log")
     parser.add_argument("--results", type=Path, help="write the tables here too")
     args = parser.parse_args()
     pairs = [pair for pair in VLLM_PAIRS if args.only in pair.name]
     rows: list[Row] = []
+
+    def left(who: str) -> bool:
+        return args.kept or any(part in who for part in args.skip)
+
     for number, pair in enumerate(pairs, 1):
         print(f"[{number}/{len(pairs)}] {pair.name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as scratch:
-            rows += rows_of(pair, Path(scratch), args.python, args.log)
+            rows += rows_of(pair, Path(scratch), args.python, args.log, left)
     text = report(rows, versions_text(args.python))
     print(text)
     if args.results:
