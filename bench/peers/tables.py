@@ -36,16 +36,18 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     return Verdict(ours.pair, ours, best, best is None or (ours.tokens or 0) > (best.tokens or 0))
 
 
-def verdict_table(rows: Sequence[Row]) -> str:
-    """One line a pair: the bar."""
+def verdict_table(
+    rows: Sequence[Row], head: str = "bar", words: tuple[str, str] = ("met", "**missed**")
+) -> str:
+    """One line a pair: the bar, or what ``head`` and ``words`` call it."""
     lines = [
-        "| pair | our tokens | best peer that survives | its tokens | ours more by | bar |",
+        f"| pair | our tokens | best peer that survives | its tokens | ours more by | {head} |",
         "|---|--:|---|--:|--:|---|",
     ]
     for found in of_pairs(rows):
         seen = verdict(found)
         best, ours = seen.best, seen.ours
-        bar = {True: "met", False: "**missed**", None: "neither runs"}[seen.met]
+        bar = {True: words[0], False: words[1], None: "neither runs"}[seen.met]
         if best is None:
             lines.append(f"| {seen.pair} | {_tokens(ours)} | none | | | {bar} |")
             continue

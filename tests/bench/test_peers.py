@@ -102,3 +102,29 @@ def test_a_broken_off_run_goes_on_from_its_log(tmp_path):
     log.write_text(json.dumps(row._asdict()) + "\n")
     assert vllm_run.kept(log) == {("m 1xl4", "turbofit's plan"): row}
     assert vllm_run.kept(tmp_path / "none") == {}
+
+
+def test_what_is_set_by_hand_is_no_peer_of_the_bar():
+    import vllm_run
+    from row import Row
+
+    def row(who: str, tokens: int, fate: str = "survived") -> Row:
+        return Row("m 1xl4", who, "", tokens, fate, "", 0, None, None)
+
+    rows = [row("turbofit's plan", 100), row("vLLM, enforce_eager", 90), row("vLLM by hand", 110)]
+    text = vllm_run.report(rows, "")
+    bar, hand = text.split("## vLLM set by hand")
+    assert "Bar met on 1 of 1" in bar
+    assert "110" not in bar
+    assert "| vLLM by hand | 110 | -9.1% | **no** |" in hand
+    assert "**more tokens**" in hand
+
+
+def test_a_pair_of_which_vllm_told_nothing_is_not_judged():
+    import vllm_run
+    from row import Row
+
+    ours = Row("m 1xl4", "turbofit's plan", "", 100, "survived", "", 0, None, None)
+    stalled = ours._replace(who="vLLM's defaults", tokens=None, fate="stalled")
+    assert vllm_run.against([ours, stalled]) == []
+    assert vllm_run.against([ours, stalled._replace(fate="died")]) != []
