@@ -2,7 +2,7 @@
 # An environment with vLLM for the bench, without NVIDIA's compute wheels: install_vllm.sh FOLDER
 #
 # FOLDER becomes a virtual environment of $PYTHON (default: python3, 3.10 to 3.13); give it a place
-# outside the repository. 6 GB of disk. vLLM, torch and the packages that they pin are installed
+# outside the repository. 4.2 GB of disk. vLLM, torch and the packages that they pin are installed
 # without what they require; then all else that vLLM's own metadata names, less its GPU kernels and
 # media. `===` keeps an index's CPU build of torch away.
 set -eu

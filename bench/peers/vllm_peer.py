@@ -159,11 +159,18 @@ def _fate(log: str, said: list[tuple[str, str]]) -> tuple[Fate, str]:
         return "survived", ""
     errors = [line for line in _ERROR.findall(log) if "Engine core init" not in line]
     meant = [line for line in errors if _MEANT.search(line)]
-    of = (meant or errors or ["nothing more was said in time"])[0][:200]
+    of = _short((meant or errors or ["nothing more was said in time"])[0])
     if "ready" not in words:
         return ("refused" if meant else "stalled"), of
     case = next((rest for word, rest in reversed(said) if word == "case"), "none")
     return ("died" if meant else "stalled"), f"case {case}: {of}"
+
+
+def _short(told: str) -> str:
+    """What was missing, without the advice after it."""
+    for rest in (" GPU 0 has a total", " Based on the available", " Decrease GPU memory"):
+        told = told.partition(rest)[0]
+    return told[:200]
 
 
 def _note(said: list[tuple[str, str]]) -> str:
