@@ -1,4 +1,4 @@
-"""The same card, model and worst images for LMDeploy, vLLM and turbofit. See RESULTS.md."""
+"""The same card, model and worst images for LMDeploy and turbofit. See RESULTS.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from grid import PAIRS, SETTINGS, Pair
 from row import Row
 from tables import of_pairs, row_table, summary, verdict, verdict_table
 from turbomind import cores, turbomind_row
-from vllm_peer import FLAVOURS, vllm_row, vllm_version
 
 import turbofit
 from turbofit.model.presets import find_preset, preset_model
@@ -52,21 +51,17 @@ def asked_table(pairs: Sequence[Pair]) -> str:
     return "\n".join(lines)
 
 
-def versions_text(seconds: float, python: str | None) -> str:
+def versions_text(seconds: float) -> str:
     """What ran, and how to run it again."""
-    lines = [
+    return (
         f"turbofit {turbofit.__version__}, LMDeploy {version('lmdeploy')},"
         f" torch {version('torch')}, Python {sys.version.split()[0]}, {cores()} shared cores,"
-        f" {time.strftime('%Y-%m-%d')}, {seconds:.0f} s in all.",
-        "",
-        f"    python bench/peers/run.py {'--vllm PYTHON ' if python else ''}--results FILE",
-    ]
-    if python:
-        lines += ["", f"vLLM: {vllm_version(python)}."]
-    return "\n".join(lines)
+        f" {time.strftime('%Y-%m-%d')}, {seconds:.0f} s in all.\n\n"
+        "    python bench/peers/run.py --results FILE"
+    )
 
 
-def rows_of(pair: Pair, folder: Path, python: str | None) -> list[Row]:
+def rows_of(pair: Pair, folder: Path) -> list[Row]:
     """All rows of a pair, told as they come."""
     rows: list[Row] = []
 
@@ -75,11 +70,8 @@ def rows_of(pair: Pair, folder: Path, python: str | None) -> list[Row]:
         print(f"  {row.who}: {row.tokens} tokens, {row.fate} {row.of} {row.note}",
               file=sys.stderr, flush=True)  # fmt: skip
 
-    for setting in SETTINGS[:1] if python else SETTINGS:
+    for setting in SETTINGS:
         add(turbomind_row(pair, setting, folder))
-    if python:
-        for flavour in FLAVOURS:
-            add(vllm_row(pair, flavour, folder, python))
     return rows
 
 
@@ -87,23 +79,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three pairs")
     parser.add_argument("--only", help="pairs whose name contains this")
-    parser.add_argument("--vllm", metavar="PYTHON", help="compare with this Python's vLLM only")
     parser.add_argument("--results", type=Path, help="write the tables here too")
     args = parser.parse_args()
     pairs = [p for p in PAIRS if (p.quick or not args.quick) and (args.only or "") in p.name]
-    pairs = [p for p in pairs if p.vllm or not args.vllm]
     rows: list[Row] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         for number, pair in enumerate(pairs, 1):
             print(f"[{number}/{len(pairs)}] {pair.name}", file=sys.stderr, flush=True)
-            rows += rows_of(pair, Path(scratch), args.vllm)
+            rows += rows_of(pair, Path(scratch))
     text = HEAD.format(
         told=summary(rows),
         bars=verdict_table(rows),
         asked=asked_table(pairs),
         table=row_table(rows),
-        versions=versions_text(time.monotonic() - begun, args.vllm),
+        versions=versions_text(time.monotonic() - begun),
     )
     print(text)
     if args.results:

@@ -36,16 +36,18 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     return Verdict(ours.pair, ours, best, best is None or (ours.tokens or 0) > (best.tokens or 0))
 
 
-def verdict_table(rows: Sequence[Row]) -> str:
-    """One line a pair: the bar."""
+def verdict_table(
+    rows: Sequence[Row], head: str = "bar", words: tuple[str, str] = ("met", "**missed**")
+) -> str:
+    """One line a pair: the bar, or what ``head`` and ``words`` call it."""
     lines = [
-        "| pair | our tokens | best peer that survives | its tokens | ours more by | bar |",
+        f"| pair | our tokens | best peer that survives | its tokens | ours more by | {head} |",
         "|---|--:|---|--:|--:|---|",
     ]
     for found in of_pairs(rows):
         seen = verdict(found)
         best, ours = seen.best, seen.ours
-        bar = {True: "met", False: "**missed**", None: "neither runs"}[seen.met]
+        bar = {True: words[0], False: words[1], None: "neither runs"}[seen.met]
         if best is None:
             lines.append(f"| {seen.pair} | {_tokens(ours)} | none | | | {bar} |")
             continue
@@ -115,10 +117,10 @@ def _tokens(row: Row) -> str:
     return "" if row.tokens is None else f"{row.tokens:,}"
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], bar: str = "Bar met") -> str:
     """The bar in one line, and where it was missed."""
     seen = [verdict(found) for found in of_pairs(rows)]
     judged = [v for v in seen if v.met is not None]
     missed = [v.pair for v in judged if not v.met]
-    told = f"Bar met on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
+    told = f"{bar} on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"
     return f"{told}; missed: {', '.join(missed)}." if missed else f"{told}."

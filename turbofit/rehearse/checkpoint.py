@@ -107,6 +107,7 @@ def _internvl_config(model: Model) -> dict[str, Any]:
             "num_channels": 3,
             "hidden_act": "gelu",
             "layer_norm_eps": 1e-6,
+            "initializer_factor": 1.0,  # published ones name it, and vLLM reads it
             "norm_type": "rms_norm" if v.rms_norm else "layer_norm",
             "qk_normalization": v.qk_norm,
             "qkv_bias": v.qkv_bias,

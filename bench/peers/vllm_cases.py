@@ -1,0 +1,36 @@
+"""What vLLM is sent: the same requests as everybody, as pictures."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from asked import LONG, QUEUED, ROWS, meeting_units
+
+from turbofit.core.model import Model, PatchRule
+from turbofit.rehearse.torch_worst import worst_size
+
+_QWEN: Final = "<|vision_start|><|image_pad|><|vision_end|>"
+#: What stands for a picture in a prompt, by the model's class.
+_MARKERS: Final = {
+    "InternVLChatModel": "<image>\n",
+    "InternVLForConditionalGeneration": "<IMG_CONTEXT>\n",
+    "Qwen2VLForConditionalGeneration": _QWEN,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN,
+    "Qwen3VLForConditionalGeneration": _QWEN,
+}
+
+
+def cases_of(model: Model) -> list[dict[str, Any]]:
+    """One worst image, ``QUEUED`` of which two have room in a context, a long prompt, sampling."""
+    rule, cases = model.image_rule, list[dict[str, Any]]()
+    if rule is not None:
+        prompt = {"prompt": _MARKERS[model.architecture]}
+        one, less = worst_size(rule), worst_size(rule)
+        if isinstance(rule, PatchRule):
+            meet = meeting_units(rule, model.text.max_position_embeddings)
+            less = worst_size(rule, max_pixels=meet * rule.patch_size**2)
+        cases.append({"name": "one image", "count": 1, "size": one} | prompt)
+        cases.append({"name": f"{QUEUED} images queued", "count": QUEUED, "size": less} | prompt)
+    cases.append({"name": "long prompt", "count": 1, "tokens": LONG})
+    cases.append({"name": "sampling", "count": ROWS, "tokens": 16, "sampled": True})
+    return cases

@@ -1,0 +1,153 @@
+"""vLLM beside the plan: ``vllm_run.py --python PYTHON [--only PART] [--log F] [--results F]``.
+
+Two to five minutes a pair, most of it vLLM's compiling (``--skip defaults``). Rows that the log has
+are not run again, so that a run that was broken off goes on. Exit 1: a surviving vLLM of the bar
+holds more tokens than the plan on some pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from grid import PLAN, VLLM_PAIRS, Pair
+from ours import plan_row
+from row import Row
+from tables import of_pairs, row_table, summary, verdict, verdict_table
+from vllm_peer import FLAVOURS, vllm_row, vllm_version
+
+import turbofit
+
+HEAD = """# turbofit's plan against vLLM
+
+Made by `python bench/peers/vllm_run.py --python PYTHON --log FILE --results FILE`; simulated cards,
+the engines' own code. README.md tells what the columns mean, RESULTS.md what the losses are of.
+
+## The bar: vLLM's defaults, and eager
+
+{told}
+
+{bars}
+
+## vLLM set by hand
+
+`--enforce-eager --max-model-len auto --limit-mm-per-prompt '{{"image":1,"video":0}}'`: what a plan
+promises too; and that with `--gpu-memory-utilization 0.97`, where it was run. No peer of the bar.
+{hand_told}
+
+{hand}
+
+## Every start
+
+{table}
+
+## Versions
+
+{versions}
+"""
+
+
+def rows_of(
+    pair: Pair, folder: Path, python: str, log: Path, left: Callable[[str], bool]
+) -> list[Row]:
+    """All rows of a pair: those of the log, and what was still to be run, told as they come.
+
+    ``left`` says of a setting whether it is left out where the log has it not.
+    """
+    done = kept(log)
+
+    def row(who: str, run: Callable[[], Row]) -> Row | None:
+        if (pair.name, who) not in done and left(who):
+            return None
+        if (pair.name, who) not in done:
+            found = done[pair.name, who] = run()
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found._asdict()) + "\n")
+            told = f"  {who}: {found.tokens} tokens, {found.fate} {found.of} {found.note}"
+            print(told, file=sys.stderr, flush=True)
+        return done[pair.name, who]
+
+    found = [
+        row(PLAN, lambda: plan_row(pair, folder)),
+        *(row(one.name, lambda one=one: vllm_row(pair, one, folder, python)) for one in FLAVOURS),
+    ]
+    return [] if found[0] is None else [one for one in found if one is not None]
+
+
+def kept(log: Path) -> dict[tuple[str, str], Row]:
+    """The rows of a log, by pair and setting."""
+    if not log.exists():
+        return {}
+    rows = [Row(**json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
+    return {(row.pair, row.who): row for row in rows}
+
+
+def versions_text(python: str) -> str:
+    """What ran."""
+    return (
+        f"turbofit {turbofit.__version__}, LMDeploy {version('lmdeploy')}; vLLM"
+        f" {vllm_version(python)}; Python {sys.version.split()[0]}; {time.strftime('%Y-%m-%d')}."
+    )
+
+
+def against(rows: Sequence[Row]) -> list[Row]:
+    """The rows of pairs on which something is known of both, the plan and vLLM."""
+    known = [row for row in rows if row.fate != "stalled"]
+    both = [one for one in of_pairs(known) if one[0].who == PLAN and len(one) > 1]
+    return [row for found in both for row in found]
+
+
+def report(rows: Sequence[Row], versions: str) -> str:
+    """The page of results."""
+    hand = {flavour.name for flavour in FLAVOURS if flavour.by_hand}
+    of_bar = against([row for row in rows if row.who not in hand])
+    by_hand = against([row for row in rows if row.who == PLAN or row.who in hand])
+    started = {row.pair for row in rows if row.who != PLAN}
+    return HEAD.format(
+        told=summary(of_bar),
+        bars=verdict_table(of_bar),
+        hand_told=summary(by_hand, "The plan holds more"),
+        hand=verdict_table(by_hand, "the plan holds more", ("yes", "**no**")),
+        table=row_table([row for row in rows if row.pair in started]),
+        versions=versions,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", required=True, help="a Python that has vLLM")
+    parser.add_argument("--only", default="", help="pairs whose name contains this")
+    parser.add_argument("--log", type=Path, default=Path("vllm.jsonl"), help="rows, kept")
+    parser.add_argument("--skip", nargs="*", default=[], help="settings with these in their names")
+    parser.add_argument("--kept", action="store_true", help="run nothing: tables of the log")
+    parser.add_argument("--results", type=Path, help="write the tables here too")
+    args = parser.parse_args()
+    pairs = [pair for pair in VLLM_PAIRS if args.only in pair.name]
+    rows: list[Row] = []
+
+    def left(who: str) -> bool:
+        return args.kept or any(part in who for part in args.skip)
+
+    for number, pair in enumerate(pairs, 1):
+        print(f"[{number}/{len(pairs)}] {pair.name}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            rows += rows_of(pair, Path(scratch), args.python, args.log, left)
+    text = report(rows, versions_text(args.python))
+    print(text)
+    if args.results:
+        args.results.write_text(text, encoding="utf-8")
+    hand = {flavour.name for flavour in FLAVOURS if flavour.by_hand}
+    judged = of_pairs(against([row for row in rows if row.who not in hand]))
+    return 1 if any(verdict(found).met is False for found in judged) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
