@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from bench.gpu import constants, stages
 from bench.gpu.__main__ import main
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from turbofit.observe.sampler import Memory, Sampler
 
 cuda = pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 
@@ -59,12 +60,10 @@ def test_the_pool_tells_what_it_rounds_to_and_when_it_gives_back(capsys, monkeyp
 
 
 def stub(monkeypatch, samples: list[tuple[float, int]]) -> None:
-    monkeypatch.setattr(stages, "used_bytes", lambda _: 100)
-    whole = SimpleNamespace(
-        between=stages.Sampler.between.__get__(SimpleNamespace(_samples=samples))
-    )
-    context = SimpleNamespace(__enter__=lambda _: whole, __exit__=lambda *_: None)
-    monkeypatch.setattr(stages, "Sampler", lambda _: type("S", (), vars(context))())
+    monkeypatch.setattr(stages, "memory_now", lambda _: Memory(total=0, used=100, free=0))
+    whole = Sampler([0])
+    whole._samples[0] = samples
+    monkeypatch.setattr(stages, "Sampler", lambda _: nullcontext(whole))
 
 
 def test_marks_are_read_beside_nvml(monkeypatch) -> None:
