@@ -10,6 +10,7 @@ from turbofit.core.model import TileRule
 from turbofit.core.plan import Candidate, Plan
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import RATIO_STEPS, Account
+from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged, explain
@@ -122,6 +123,8 @@ def _reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterat
             largest = "lowered by what a rehearsal saw"
         why = "as set by you" if "cache_max_entry_count" in fixed else largest
         yield f"cache_max_entry_count {ratio:.3f}: {why}"
+    if account.calibration is not None:
+        yield words(account.calibration)
     yield _because(
         fixed,
         "max_prefill_token_num",
