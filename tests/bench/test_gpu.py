@@ -93,16 +93,20 @@ def test_a_stage_that_fails_says_its_last_words_and_one_that_hangs_is_ended(monk
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, str(tmp_path))  # main sets them; they come back after the test
     for name in ("machine", "a-constants"):
         (tmp_path / f"{name}.json").write_text("{}")
-    assert main(["--out", str(tmp_path), "--stages", "a"]) == 0
-    assert capsys.readouterr().out == "machine: there already\na-constants: there already\n"
+    words = ["--out", str(tmp_path), "--stages", "a", "--only", "a-constants"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "a-constants: there already\n"
     (tmp_path / "a-constants.json").unlink()
     monkeypatch.setattr(
         "bench.gpu.__main__.constants", lambda *_: (_ for _ in ()).throw(OSError("x"))
     )
-    assert main(["--out", str(tmp_path), "--stages", "a"]) == 1
-    assert json.loads((tmp_path / "a-constants.json").read_text())["not_run"] == "x"
+    assert main(words) == 1
+    assert "OSError: x" in json.loads((tmp_path / "a-constants.json").read_text())["not_run"]
+    assert "`a-constants`: OSError: x" in (tmp_path / "SUMMARY.md").read_text()
 
 
 def pretend(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +121,7 @@ def pretend(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @cuda
 def test_constants_run_to_their_end(tmp_path: Path) -> None:
-    done = pretend(tmp_path, "--stages", "a")
+    done = pretend(tmp_path, "--stages", "a", "--only", "constants")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "out" / "a-constants.json").read_text())
     took = {one["mark"]: one.get("took") for one in found["marks"]}
@@ -133,10 +137,10 @@ def test_constants_run_to_their_end(tmp_path: Path) -> None:
 @cuda
 def test_an_engine_is_measured_beside_its_plan_on_a_card_held_small(tmp_path: Path) -> None:
     done = pretend(
-        tmp_path, "--stages", "b", "--only", "qwen2-vl-2b", "--left", "12000", "--seconds", "100"
+        tmp_path, "--stages", "p", "--only", "p-qwen2-vl-2b", "--left", "12000", "--seconds", "100"
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "out" / "b-qwen2-vl-2b-pytorch-11g.json").read_text())
+    found = json.loads((tmp_path / "out" / "p-qwen2-vl-2b-pytorch-11g.json").read_text())
     assert found["held_back"] > 10 << 30
     assert [one["mark"] for one in found["marks"]] == [
         "begin", "ready", "one_image", "many_images", "end",
