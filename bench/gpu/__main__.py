@@ -55,7 +55,7 @@ def _version(name: str) -> str | None:
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", default="a,b,c", help="letters; p: pipelines")
+    parser.add_argument("--stages", default="a,b,c,p", help="letters; p: pipelines")
     parser.add_argument("--left", type=int, default=0, metavar="MIB", help="hold the rest back")
     parser.add_argument("--gpu", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=240.0, help="a stage's program may take")

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
+from turbofit.launch import learned as ladder
 from turbofit.launch.calibrator import Calibrator
-from turbofit.launch.learning import calibration_of, learned, stored
+from turbofit.launch.learning import calibration_of, learned, relieve, stored
 from turbofit.launch.progress import Progress
 from turbofit.observe import calibrations
 from turbofit.observe.sampler import Span
@@ -130,6 +131,21 @@ def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     text = str(calibration_view(again))
     assert "later plans on NVIDIA GeForce RTX 3090" in text
     assert "PRETEND" not in text
+
+
+def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> None:
+    def known() -> dict[str, Any]:
+        return ladder.recall(PLAN, "0.18.0", pretend=False)
+
+    ladder.remember(PLAN, "0.18.0", pretend=False, changes={"margin": 7}, why=["x"])
+    less = {"calibrations": [{"context": -5, "buffers": 3}], "kept": ["file"]}
+    assert not relieve(PLAN, less, "0.18.0", pretend=False)
+    more = {"calibrations": [{"context": -5, "buffers": 9}], "kept": ["file"]}
+    assert not relieve(PLAN, {**more, "kept": []}, "0.18.0", pretend=False)
+    assert not relieve(PLAN, more, "0.18.0", pretend=True)
+    assert known() == {"margin": 7}
+    assert relieve(PLAN, more, "0.18.0", pretend=False)
+    assert known() == {}
 
 
 def test_nothing_is_learned_where_somebody_elses_memory_moved(monkeypatch) -> None:

@@ -37,11 +37,15 @@ def add_arguments(parser: Parser) -> None:
     add("--forget", action="store_true", help="drop what was learned of this model, and end")
     add("--no-rehearse", action="store_true", help="do not run the plan on pretend GPUs first")
     add("--minutes", type=float, default=_MINUTES, metavar="N", help="give up after these (60)")
+    add(
+        "--pretend-taken", type=options.size, metavar="BYTES", default=0,
+        help="with --pretend: somebody takes so much of each card after the plan was made",
+    )  # fmt: skip
     options.add_machine(parser)
     options.add_planning(parser)
     options.add_settings(parser)
     options.add_json(parser)
-    parser.set_defaults(plan=None, pretend_taken=0)
+    parser.set_defaults(plan=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
             "calibrate measures the machine here, so --on does not go with it",
             hint="leave --on out, or add --pretend",
         )
+    if args.pretend_taken and not args.pretend:
+        raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
     if not args.minutes > 0:
         raise UsageError(f"--minutes {args.minutes} is no time", hint="give some minutes")
     if args.forget:
@@ -178,6 +184,7 @@ def _job(
         gateway=None,
         port=0,
         pretend=args.pretend,
+        taken=args.pretend_taken,
         fetch=None if args.pretend else Fetcher(note),
         replan=planner.make,
         fixed=fixed,
@@ -191,18 +198,18 @@ def _learn(
 ) -> int:
     """Correct what later plans estimate, keep it, and show it."""
     from turbofit.cli.output import note
-    from turbofit.launch.learning import learned
+    from turbofit.launch.learning import learned, relieve
 
     assert progress.plan is not None
     before = {} if args.pretend else calibrator.before
     result = learned(
         progress.plan, progress.seen, before, lmdeploy=lmdeploy.version, pretend=_kept_apart(args)
     )
-    if result["kept"]:
-        progress.forget()
-    else:
+    progress.forget()
+    if not result["kept"]:
         note(f"warning: nothing was learned: {result['why_not']}")
-        progress.forget()
+    if relieve(progress.plan, result, lmdeploy.version, pretend=args.pretend):
+        note("what restarts had learned is dropped: this measurement says what was missing")
     _show(result, args)
     return 0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
+from turbofit.launch.learned import forget
 from turbofit.memory.calibrated import calibration_for
 from turbofit.observe import calibrations
 from turbofit.observe.calibration import document, learn
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.observe.calibration import Observation
 
-__all__ = ["calibration_of", "learned", "stored"]
+__all__ = ["calibration_of", "learned", "relieve", "stored"]
 
 #: Bytes by which others may have moved while a launch was measured.
 _MOVED: Final = 32 * MIB
@@ -62,6 +63,19 @@ def learned(
         "why_not": why_not,
         **beside,
     }
+
+
+def relieve(plan: Plan, result: Mapping[str, Any], lmdeploy: str, *, pretend: bool) -> bool:
+    """Drop what restarts had learned of such launches, where the measurement now says it better.
+
+    A margin that the ladder made larger would else be paid for beside what was measured to be
+    missing. Where nothing was measured to be missing, what helped the start stays.
+
+    Returns:
+        Whether anything was dropped.
+    """
+    more = any(one["context"] + one["buffers"] > 0 for one in result["calibrations"])
+    return bool(result["kept"]) and more and forget(plan, lmdeploy, pretend=pretend)
 
 
 def calibration_of(plan: Plan, group: int = 0) -> Calibration | None:
