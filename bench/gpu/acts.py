@@ -86,7 +86,8 @@ def beside(plan: Plan, found: dict[str, Any], seen: Mapping[str, Any] | None) ->
     """A trial's document with the forecast, and the rehearsal where there is one.
 
     ``over`` of the whole is forecast peak minus measured peak: a minus is memory that the plan did
-    not see. ``as_forecast``: it lived or died as was said.
+    not see. ``as_forecast``: it lived or died as was said; where it lived against the forecast,
+    ``forecast_headroom`` tells by how little it was to die.
     """
     ledger = plan.gpus[0]
     rows = [dict(row) for row in found.get("phases", [])]
@@ -113,6 +114,7 @@ def beside(plan: Plan, found: dict[str, Any], seen: Mapping[str, Any] | None) ->
         "over": over,
         "over_share_of_card": None if over is None else over / ledger.total,
         "forecast_lives": lives,
+        "forecast_headroom": ledger.headroom,
         "as_forecast": lives == lived,
     }
 

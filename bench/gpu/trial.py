@@ -38,6 +38,7 @@ from turbofit.launch.meter import NvmlMeter
 from turbofit.launch.progress import Progress
 from turbofit.launch.readiness import Question
 from turbofit.launch.record import Record
+from turbofit.launch.runner import module_runner
 from turbofit.launch.serve import Stop, StoppedError
 from turbofit.launch.session import Job
 from turbofit.observe.calibration import phase_rows
@@ -106,9 +107,11 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
             thread[0].start()
 
         lmdeploy = find_lmdeploy()
+        chat = plan.model.architecture == "InternVLChatModel"
+        runner = module_runner("bench.gpu.chat") if chat else lmdeploy.argv
         job = Job(
             folder=folder, record=Record(folder, model=plan.model.name), say=say, on_open=opened,
-            lmdeploy=lmdeploy.version, runner=lmdeploy.argv,
+            lmdeploy=lmdeploy.version, runner=runner,
             timing=Timing(drain=5.0, liveness=0.0, restarts=0), leases=leases,
             gateway=gateway, port=0, name=plan.model.name, examiner=examiner,
         )  # fmt: skip
