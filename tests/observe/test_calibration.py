@@ -12,7 +12,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.core.units import MIB, round_up
 from turbofit.machine.source import machine_from
-from turbofit.memory.calibrated import BUFFERS, CONTEXT
+from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import Exposure
 from turbofit.observe.calibration import Card, Observation, learn, phase_rows
@@ -135,6 +135,9 @@ def test_it_is_for_nothing_but_what_was_measured() -> None:
     plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
     machine = learned(plan, launched(plan, -60 * MIB, 0))
     (one,) = machine.calibrations
+    assert one.model.startswith("InternVL2-8B (")
+    here = replace(plan.model, hub_id=None, name="InternVL2-8B")  # as from a folder of that name
+    assert identity(here) == one.model
     names = {t.term for t in planned("qwen2-vl-2b", machine, "turbomind").gpus[0].ledger}
     assert CONTEXT not in names
     for other in (

@@ -28,8 +28,9 @@ BUFFERS: Final = "calibration.buffers"
 
 
 def identity(model: Model) -> str:
-    """Which checkpoint a calibration is of."""
-    return f"{model.hub_id or model.name} ({model.architecture}, {model.parameters})"
+    """Which checkpoint a calibration is of: the same for a folder, a preset and the hub's."""
+    name = (model.hub_id or model.name).rpartition("/")[2]
+    return f"{name} ({model.architecture}, {model.parameters})"
 
 
 def calibration_for(
