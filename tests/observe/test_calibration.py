@@ -174,6 +174,16 @@ def test_phases_are_told_beside_the_forecast() -> None:
     assert rows["cache"]["measured"] == round_up(plan.kv.region_bytes, 2 * MIB)
 
 
+def test_cases_after_a_restart_are_told_with_what_was_seen_before_it() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    seen = launched(plan, 0, 0)
+    (card,) = seen.cards
+    later = replace(card, used={**card.used, "sampling": plan.gpus[0].steady})
+    rows = {row["phase"]: row for row in phase_rows(plan, [replace(seen, cards=(later,))])}
+    assert rows["sampling"]["over"] == 0
+    assert rows["sampling"]["measured"] == plan.gpus[0].peak
+
+
 def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache() -> None:
     plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
     machine = learned(plan, launched(plan, -60 * MIB, 30 * MIB))

@@ -112,11 +112,13 @@ def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[dict[str, Any]]:
             ledger = ledgers[0]
             rows.append(_row(one, ledger.index, "cache", _cache(ledger), _pages(one.region)))
         for card, ledger in zip(one.cards, ledgers, strict=True):
-            forecast = 0
+            forecast = most = 0
             for name, used in card.used.items():
-                # Pools keep their most, so that a case stands on the one before it.
+                # Pools keep their most, so that a case stands on those before it. After a restart
+                # they begin anew: what a run before it has shown still counts.
                 forecast = max(forecast, _forecast(ledger, name))
-                rows.append(_row(one, card.index, name, forecast, _ours(card, ledger, used)))
+                most = max(most, _ours(card, ledger, used))
+                rows.append(_row(one, card.index, name, forecast, most))
     return rows
 
 
