@@ -31,6 +31,7 @@ from turbofit.memory.engines import (
     fallback_reason,
 )
 from turbofit.model.source import resolve_model
+from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.tuner.ask import Ask, Margin, check_limits
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.plan import make_plan
@@ -322,6 +323,8 @@ def _ask(
     if revision is not None:
         resolved = replace(resolved, revision=revision)
     machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
+    if machine.source == "nvml":
+        machine = with_calibrations(machine, pretend=pretends())
     return Ask(
         model=resolved,
         machine=machine,

@@ -1,26 +1,28 @@
-"""``python -m bench.gpu --out DIR [--stages a,b] [--left MIB] [--gpu N] [--seconds S]``.
+"""``python -m bench.gpu --out DIR [--stages a,b,c] [--left MIB] [--gpu N] [--limit SECONDS]``.
 
 The smallest and scarcest first. Each stage is a file in DIR and is not run again while the file is
-there; what could not be run says why. Needs a GPU, torch with CUDA, nvidia-ml-py and, from b on,
-LMDeploy. Commit DIR under ``bench/gpu/results``.
+there; what was not run is listed in ``not-run.json``, and why. Needs a GPU, torch with CUDA,
+nvidia-ml-py and, from b on, LMDeploy. Commit DIR under ``bench/gpu/results``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import platform
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.run import Run, write
 from bench.gpu.stages import Ballast, constants, engine, environment
+from bench.gpu.stages_bc import Stages
+from bench.gpu.summary import summary
 
-#: Stage b: what is planned and started. TurboMind first, then the PyTorch engine.
-ENGINES: tuple[tuple[str, dict[str, Any]], ...] = (
+#: Stage b's pipelines: what is planned and started in one process, as `turbofit.pipeline` does.
+PIPELINES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("qwen2-vl-2b", {}),
     ("internvl3-8b-hf", {}),
     ("qwen2-vl-7b", {}),
@@ -50,62 +52,65 @@ def _version(name: str) -> str | None:
         return None
 
 
-def main(words: list[str] | None = None) -> int:
-    """Exit 1: a stage failed."""
+def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", default="a,b")
+    parser.add_argument("--stages", default="a,b,c,p", help="letters; p: pipelines")
     parser.add_argument("--left", type=int, default=0, metavar="MIB", help="hold the rest back")
     parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=240.0, help="a stage may take")
-    parser.add_argument("--only", default="", help="of stage b, models whose name contains this")
-    args = parser.parse_args(words)
+    parser.add_argument("--seconds", type=float, default=240.0, help="a stage's program may take")
+    parser.add_argument("--limit", type=float, default=1e6, help="no stage begins after these")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="stages whose name has it")
+    parser.add_argument("--requests", type=int, default=200, help="of a load of stage c")
+    parser.add_argument("--step", type=int, default=4, help="of the oracle, in thousandths")
+    parser.add_argument("--no-rehearse", action="store_true", help="no rehearsals beside trials")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit 1: a stage failed; 130: Ctrl-C, and the same command goes on from there."""
+    args = _arguments(words)
     args.out.mkdir(parents=True, exist_ok=True)
-    environ, failed = environment(args.gpu), False
-
-    def stage(name: str, act: Callable[[], dict[str, Any]]) -> None:
-        nonlocal failed
-        file = args.out / f"{name}.json"
-        if file.exists():
-            print(f"{name}: there already")
-            return
-        begun = time.monotonic()
-        try:
-            found: dict[str, Any] = act()
-        except (OSError, RuntimeError, ValueError) as exc:
-            found = {"code": None, "not_run": str(exc)}
-        found["seconds"] = round(time.monotonic() - begun, 1)
-        failed = failed or found.get("code") != 0
-        file.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
-        file.with_suffix(".part").rename(file)
-        print(f"{name}: {_told(found)} in {found['seconds']:.0f} s", flush=True)
-
-    stage("machine", lambda: {"code": 0, **machine()})
-    with Ballast(args.left, args.gpu, environ) as ballast, tempfile.TemporaryDirectory() as scratch:
-        label = f"-{args.left >> 10}g" if args.left else ""
-        if "a" in args.stages.split(","):
-            stage("a-constants", lambda: constants(args.gpu, args.seconds, environ))
-        if "b" in args.stages.split(","):
-            for model, settings in ENGINES:
-                if args.only not in model:
-                    continue
-                folder = Path(scratch) / f"{model}-{settings.get('engine', 'auto')}"
-                stage(
-                    f"b-{model}-{settings.get('engine', 'auto')}{label}",
-                    lambda m=model, f=folder, s=settings: {
-                        "held_back": ballast.held,
-                        **engine(m, f, args.gpu, args.seconds, environ, s),
-                    },
-                )
-    return 1 if failed else 0
+    run = Run(args.out, args.limit, args.stages, args.only)
+    try:
+        with tempfile.TemporaryDirectory(prefix="turbofit-bench-") as folder:
+            _stages(args, run, Path(folder))
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from there", file=sys.stderr)
+        return 130
+    finally:
+        run.close()
+        (args.out / "SUMMARY.md").write_text(summary(args.out))
+    return 1 if run.failed else 0
 
 
-def _told(found: dict[str, Any]) -> str:
-    if found.get("code") != 0:
-        return f"failed ({found.get('not_run') or found.get('code')})"
-    if found.get("over") is not None:
-        return f"forecast {found['over'] / 2**20:+,.0f} MiB over what NVML saw"
-    return "done"
+def _stages(args: argparse.Namespace, run: Run, scratch: Path) -> None:
+    # What this machine has learned before must not help the forecast that is judged here.
+    own = {"XDG_STATE_HOME": str(scratch / "state"), "TURBOFIT_LEASES": str(scratch / "leases")}
+    environ = {**environment(args.gpu), **own}
+    os.environ.update(environ)
+    if not (args.out / "machine.json").exists():
+        write(args.out / "machine.json", {"code": 0, **machine()})
+    label = f"-{args.left >> 10}g" if args.left else ""
+    with Ballast(args.left, args.gpu, environ) as ballast:
+        if run.wants("a"):
+            run.stage("a-constants", lambda: constants(args.gpu, args.seconds, environ))
+        stages = Stages(
+            run, scratch, args.seconds, environ, label, args.requests,
+            rehearse=not args.no_rehearse, step=args.step,
+        )  # fmt: skip
+        stages.all()
+        for model, settings in PIPELINES:
+            if not run.wants("p"):
+                continue
+            name = f"{model}-{settings.get('engine', 'auto')}"
+            run.stage(
+                f"p-{name}{label}",
+                lambda m=model, n=name, s=settings: {
+                    "held_back": ballast.held,
+                    **engine(m, scratch / n, args.gpu, args.seconds, environ, s),
+                },
+            )
 
 
 if __name__ == "__main__":

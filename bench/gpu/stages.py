@@ -12,9 +12,9 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from bench.gpu.sampler import Sampler, free_bytes, used_bytes
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
+from turbofit.observe.sampler import Sampler, memory_now
 
 __all__ = ["Ballast", "constants", "engine", "run_stage"]
 
@@ -30,7 +30,7 @@ class Ballast(AbstractContextManager["Ballast"]):
         self._process: subprocess.Popen[str] | None = None
         if not left_mib:
             return
-        wanted = (free_bytes(index) >> 20) - left_mib
+        wanted = (memory_now(index).free >> 20) - left_mib
         if wanted <= 0:
             raise ValueError(f"{left_mib} MiB are not free on this GPU")
         self._process = subprocess.Popen(
@@ -57,8 +57,8 @@ def run_stage(
         ``marks``: each with its own facts, the ``used`` bytes at it above those before the program,
         and the ``peak`` since the mark before; ``code`` and the end of what it said otherwise.
     """
-    before = used_bytes(index)
-    with Sampler(index) as sampler:
+    before = memory_now(index).used
+    with Sampler([index]) as sampler:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(environ)
         )
@@ -69,10 +69,10 @@ def run_stage(
         marks = [json.loads(line) for line in out.splitlines() if line.startswith('{"mark"')]
         last: float | None = None
         for one in marks:
-            seen = sampler.between(last if last is not None else one["at"] - 1.0, one["at"])
-            around = sampler.between(one["at"] - _SETTLE, one["at"])
-            one["peak"] = None if seen is None else seen["peak"] - before
-            one["used"] = None if around is None else around["last"] - before
+            seen = sampler.between(index, last if last is not None else one["at"] - 1.0, one["at"])
+            around = sampler.between(index, one["at"] - _SETTLE, one["at"])
+            one["peak"] = None if seen is None else seen.peak - before
+            one["used"] = None if around is None else around.last - before
             last = one["at"]
     return {
         "code": process.returncode,

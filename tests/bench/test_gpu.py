@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from bench.gpu import constants, stages
 from bench.gpu.__main__ import main
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from turbofit.observe.sampler import Memory, Sampler
 
 cuda = pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 
@@ -59,12 +60,10 @@ def test_the_pool_tells_what_it_rounds_to_and_when_it_gives_back(capsys, monkeyp
 
 
 def stub(monkeypatch, samples: list[tuple[float, int]]) -> None:
-    monkeypatch.setattr(stages, "used_bytes", lambda _: 100)
-    whole = SimpleNamespace(
-        between=stages.Sampler.between.__get__(SimpleNamespace(_samples=samples))
-    )
-    context = SimpleNamespace(__enter__=lambda _: whole, __exit__=lambda *_: None)
-    monkeypatch.setattr(stages, "Sampler", lambda _: type("S", (), vars(context))())
+    monkeypatch.setattr(stages, "memory_now", lambda _: Memory(total=0, used=100, free=0))
+    whole = Sampler([0])
+    whole._samples[0] = samples
+    monkeypatch.setattr(stages, "Sampler", lambda _: nullcontext(whole))
 
 
 def test_marks_are_read_beside_nvml(monkeypatch) -> None:
@@ -94,16 +93,20 @@ def test_a_stage_that_fails_says_its_last_words_and_one_that_hangs_is_ended(monk
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, str(tmp_path))  # main sets them; they come back after the test
     for name in ("machine", "a-constants"):
         (tmp_path / f"{name}.json").write_text("{}")
-    assert main(["--out", str(tmp_path), "--stages", "a"]) == 0
-    assert capsys.readouterr().out == "machine: there already\na-constants: there already\n"
+    words = ["--out", str(tmp_path), "--stages", "a", "--only", "a-constants"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "a-constants: there already\n"
     (tmp_path / "a-constants.json").unlink()
     monkeypatch.setattr(
         "bench.gpu.__main__.constants", lambda *_: (_ for _ in ()).throw(OSError("x"))
     )
-    assert main(["--out", str(tmp_path), "--stages", "a"]) == 1
-    assert json.loads((tmp_path / "a-constants.json").read_text())["not_run"] == "x"
+    assert main(words) == 1
+    assert "OSError: x" in json.loads((tmp_path / "a-constants.json").read_text())["not_run"]
+    assert "`a-constants`: OSError: x" in (tmp_path / "SUMMARY.md").read_text()
 
 
 def pretend(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +121,7 @@ def pretend(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @cuda
 def test_constants_run_to_their_end(tmp_path: Path) -> None:
-    done = pretend(tmp_path, "--stages", "a")
+    done = pretend(tmp_path, "--stages", "a", "--only", "constants")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "out" / "a-constants.json").read_text())
     took = {one["mark"]: one.get("took") for one in found["marks"]}
@@ -134,10 +137,10 @@ def test_constants_run_to_their_end(tmp_path: Path) -> None:
 @cuda
 def test_an_engine_is_measured_beside_its_plan_on_a_card_held_small(tmp_path: Path) -> None:
     done = pretend(
-        tmp_path, "--stages", "b", "--only", "qwen2-vl-2b", "--left", "12000", "--seconds", "100"
+        tmp_path, "--stages", "p", "--only", "p-qwen2-vl-2b", "--left", "12000", "--seconds", "100"
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "out" / "b-qwen2-vl-2b-pytorch-11g.json").read_text())
+    found = json.loads((tmp_path / "out" / "p-qwen2-vl-2b-pytorch-11g.json").read_text())
     assert found["held_back"] > 10 << 30
     assert [one["mark"] for one in found["marks"]] == [
         "begin", "ready", "one_image", "many_images", "end",

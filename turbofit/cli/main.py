@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, str]] = {
     "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
     "watch": "a running server, live: memory against the forecast, queue, tokens a second",
+    "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",
@@ -128,7 +129,7 @@ def _unknown(name: str) -> UsageError:
             f"unknown option {name!r} before the command",
             hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
         )
-    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
     return UsageError(f"unknown command {name!r}", hint=hint)
 

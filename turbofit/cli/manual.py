@@ -95,6 +95,17 @@ MANUAL: Final[dict[str, Manual]] = {
         "opens one port; sends requests to the engines; fetches remote images of allowed domains "
         "only; never reads the local disk for a client",
     ),
+    "calibrate": Manual(
+        (
+            "turbofit calibrate internvl2-8b",
+            "turbofit calibrate qwen2-vl-7b --tp 2 --minutes 20",
+            "turbofit calibrate internvl2-2b --on 1xrtx3090 --pretend",
+            "turbofit calibrate internvl2-8b --forget",
+        ),
+        (3, 4, 5, 6, 7),
+        "starts the engines for minutes, on private ports, and ends them; keeps its steps and what "
+        "it learned in the state folder",
+    ),
     "watch": Manual(
         (
             "turbofit watch",

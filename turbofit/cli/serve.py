@@ -10,18 +10,17 @@ from turbofit.cli.serve_plan import (
     first_plan,
     planner_of,
     public_port,
-    refusal,
+    refuse,
+    run_folder,
     show_commands,
 )
-from turbofit.core.errors import LaunchError, PackageError, UsageError
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
     from turbofit.cli.parser import Parser
-    from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
@@ -146,11 +145,11 @@ def _launch(
     plan, changes = first_plan(args, passed, planner, lmdeploy.version)
     if plan.fits:
         plan = planner.settle(plan, None if args.plan else changes)
-    _refuse(plan, missing)
+    refuse(plan, missing)
     note(plan.verdict)
     for warning in (*plan.warnings, *_doubts(args, passed, lmdeploy.warning)):
         note(f"warning: {warning}")
-    folder = _folder(plan)
+    folder = run_folder(plan)
     record = Record(folder, model=plan.model.name, pretend=args.pretend, lmdeploy=lmdeploy.version)
     job = Job(
         folder=folder,
@@ -210,25 +209,6 @@ def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
     return gateway_config(args, upstream_key=None)
 
 
-def _refuse(plan: Plan, missing: PackageError | None) -> None:
-    """Stop before anything is launched that would not serve."""
-    import os
-
-    from turbofit.launch.environment import rank_warning
-    from turbofit.launch.needs import check_needs
-
-    if not plan.fits:
-        raise refusal(plan)
-    if missing is not None and plan.engine.name != "transformers":
-        raise missing
-    check_needs(plan)
-    ranks = rank_warning(plan.parallel.tp, os.environ)
-    if ranks:
-        raise LaunchError(
-            ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
-        )
-
-
 def _timing(args: argparse.Namespace) -> Any:
     from turbofit.launch.engine import Timing
 
@@ -262,18 +242,3 @@ def _seconds(text: str) -> float:
     if not 0 <= value < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return value
-
-
-def _folder(plan: Plan) -> Path:
-    """A folder of the state folder for this run, with its plan."""
-    from turbofit.core.state import new_folder
-
-    try:
-        folder = new_folder("runs", "".join(c if c.isalnum() else "-" for c in plan.model.name))
-        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    except OSError as exc:
-        raise LaunchError(
-            f"the state folder cannot be written: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can",
-        ) from None
-    return folder

@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.cli import options
-from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from turbofit.core.plan import Command, Plan
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.planner import Planner
 
-__all__ = ["first_plan", "planner_of", "public_port", "refusal", "show_commands"]
+__all__ = [
+    "first_plan", "planner_of", "public_port", "refusal", "refuse", "run_folder", "show_commands",
+]  # fmt: skip
 
 
 def planner_of(
@@ -29,11 +32,27 @@ def planner_of(
     from turbofit.launch.planner import Planner, can_rehearse
 
     keywords = _keywords(args, passed)
+    if args.pretend:
+        _pretended(keywords)
     # A server on pretend GPUs is its own rehearsal.
     rehearse = not args.no_rehearse and not args.pretend and can_rehearse()
     leased = None if args.pretend else leases
     bound = partial(api.plan, args.model)
     return Planner(bound, keywords, leased, note, rehearse=rehearse, doubled=doubled), keywords
+
+
+def _pretended(keywords: dict[str, Any]) -> None:
+    """The machine of a pretend run, with what pretend runs have learned; never that of real ones.
+
+    A twin of the machine here has the real card's, as its plan has.
+    """
+    from turbofit.machine.source import machine_from
+    from turbofit.observe.calibrations import with_calibrations
+
+    machine = machine_from(keywords.pop("on", None), gpus=keywords.pop("gpus", None))
+    if machine.source != "nvml":
+        machine = with_calibrations(machine, pretend=True)
+    keywords["on"] = machine
 
 
 def first_plan(
@@ -93,6 +112,40 @@ def refusal(plan: Plan) -> DoesNotFitError:
         first = plan.remedies[0]
         hint = f"{first.change}: {first.effect}"
     return DoesNotFitError(plan.verdict, hint=hint)
+
+
+def refuse(plan: Plan, missing: PackageError | None) -> None:
+    """Stop before anything is launched that would not serve."""
+    import os
+
+    from turbofit.launch.environment import rank_warning
+    from turbofit.launch.needs import check_needs
+
+    if not plan.fits:
+        raise refusal(plan)
+    if missing is not None and plan.engine.name != "transformers":
+        raise missing
+    check_needs(plan)
+    ranks = rank_warning(plan.parallel.tp, os.environ)
+    if ranks:
+        raise LaunchError(
+            ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
+        )
+
+
+def run_folder(plan: Plan) -> Path:
+    """A folder of the state folder for this run, with its plan."""
+    from turbofit.core.state import new_folder
+
+    try:
+        folder = new_folder("runs", "".join(c if c.isalnum() else "-" for c in plan.model.name))
+        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    except OSError as exc:
+        raise LaunchError(
+            f"the state folder cannot be written: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that can",
+        ) from None
+    return folder
 
 
 def public_port(args: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from typing import Final
 from turbofit.core.struct import NA, NaType, Struct
 
 __all__ = [
-    "MACHINE_SCHEMA", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine", "Measured",
-    "PairSpeed", "Pcie", "ReduceSpeed",
+    "MACHINE_SCHEMA", "Calibration", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine",
+    "Measured", "PairSpeed", "Pcie", "ReduceSpeed",
 ]  # fmt: skip
 
 MACHINE_SCHEMA: Final = "turbofit.machine/1"
@@ -129,6 +129,29 @@ class Measured(Struct):
     left_out: tuple[str, ...] = ()
 
 
+class Calibration(Struct):
+    """What ``turbofit calibrate`` learned of one model under one engine on cards of one kind.
+
+    ``context`` and ``buffers`` are bytes a GPU that correct the account's estimates, below zero
+    where these were too large: the first of what is there before the cache is sized, the second of
+    what comes after it. ``model`` says which checkpoint (name, architecture, parameters); ``gpus``
+    are the names of one group's cards, sorted. ``engine_version`` is the account's generation,
+    ``lmdeploy`` the version that ran. ``pretend``: on pretend GPUs, so of no real card.
+    """
+
+    model: str
+    engine: str
+    engine_version: str
+    lmdeploy: str
+    gpus: tuple[str, ...]
+    driver: str
+    communicator: str
+    when: str
+    context: int
+    buffers: int
+    pretend: bool = False
+
+
 class Host(Struct):
     """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit."""
 
@@ -143,7 +166,8 @@ class Machine(Struct):
 
     ``source`` says where it comes from: ``nvml``, ``preset`` or ``snapshot FILE``. ``visible`` are
     the indices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; planning uses only these.
-    ``measured`` is None where nobody measured its speed.
+    ``measured`` is None where nobody measured its speed; ``calibrations`` are what real launches on
+    such cards have shown of memory that no formula knows.
     """
 
     schema: str = MACHINE_SCHEMA
@@ -157,6 +181,7 @@ class Machine(Struct):
     visible: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     measured: Measured | None = None
+    calibrations: tuple[Calibration, ...] = ()
 
     def gpu(self, index: int) -> Gpu:
         """The GPU with this index (PCI order)."""

@@ -23,7 +23,7 @@ class Client:
     """
 
     def __init__(self, port: int, key: str | None) -> None:
-        self._port, self._key = port, key
+        self._port, self.key = port, key
         self.model: str | None = None
 
     def call(
@@ -36,8 +36,8 @@ class Client:
             http.client.HTTPException: it answers something else than HTTP.
         """
         headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         connection = http.client.HTTPConnection(HOST, self._port, timeout=timeout)
         try:
             data = None if body is None else json.dumps(body).encode()

@@ -88,9 +88,11 @@ class Attempt:
         for warning in warnings:
             job.say(f"warning: {warning}")
         before = {} if job.pretend else used_now(self._plan)
+        if job.examiner is not None:
+            job.examiner.begin(self._plan)
         self._server = Server(
             self._plan, launches, job.folder, job.say,
-            check=job.check, timing=job.timing, on_end=self._ended,
+            check=job.check, timing=job.timing, on_end=self._ended, examiner=job.examiner,
         )  # fmt: skip
         try:
             return self._server.run(stop, self._open, self._tick, self._drain)
@@ -103,7 +105,7 @@ class Attempt:
         fallback = plan.engine.name == "transformers"
         if fallback:
             refuse_options(job.options)
-        if job.gateway is None:
+        if job.gateway is None and job.examiner is None:
             made, key = (fallback_commands if fallback else commands)(plan, port=job.port), None
         else:
             from turbofit.gateway.overlay import overlay

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.struct import Struct
@@ -26,8 +27,23 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.launches import Launch, Words
+    from turbofit.launch.readiness import Question
 
-__all__ = ["Engine", "Timing"]
+__all__ = ["Engine", "Examiner", "Timing"]
+
+
+class Examiner(Protocol):
+    """Looks closer at engines than their readiness needs."""
+
+    def begin(self, plan: Plan) -> None:
+        """The engines of this plan are about to be started."""
+
+    def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
+        """One of them is up: ask it, in a thread of its own, before it counts as ready.
+
+        Raises:
+            LaunchError: it does not answer as it should.
+        """
 
 
 class Timing(Struct):
@@ -63,6 +79,7 @@ class Engine:
         check: whether it must answer worst-case requests before it counts as ready.
         timing: deadlines.
         name: how people read of it.
+        examiner: asks it other questions instead of these.
     """
 
     def __init__(
@@ -75,7 +92,9 @@ class Engine:
         check: bool,
         timing: Timing,
         name: str,
+        examiner: Examiner | None = None,
     ) -> None:
+        self._examiner = examiner
         self._plan, self._launch, self._tell = plan, launch, tell
         self._check, self._timing, self.name = check, timing, name
         self.log = folder / f"engine-{launch.group}.log"
@@ -119,7 +138,8 @@ class Engine:
         # Once it serves, clients may reach it at any moment: a worst case beside them would be more
         # than the plan pays for. The same plan was checked before.
         check = self._check and not self.was_ready
-        self._probe = Probe(self._plan, self.client, check=check)
+        exam = None if self._examiner is None else partial(self._examiner.examine, self)
+        self._probe = Probe(self._plan, self.client, check=check, exam=exam)
         self._probe.start()
 
     def look(self, now: float) -> Ending | None:

@@ -19,9 +19,14 @@ from turbofit.launch.readiness import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.core.plan import Plan
 
-__all__ = ["Probe"]
+    #: Takes the model's name, and what asks a question and returns its prompt's tokens.
+    Exam = Callable[[str, Callable[[Question], int]], None]
+
+__all__ = ["Exam", "Probe"]
 
 _PAUSE: Final = 0.2
 _HEALTH_TIMEOUT: Final = 5.0
@@ -38,11 +43,15 @@ class Probe(threading.Thread):
         plan: what the worst case is.
         client: the engine.
         check: whether requests as bad as the plan allows must be answered too.
+        exam: asks other questions instead of these.
     """
 
-    def __init__(self, plan: Plan, client: Client, *, check: bool) -> None:
+    def __init__(
+        self, plan: Plan, client: Client, *, check: bool, exam: Exam | None = None
+    ) -> None:
         super().__init__(name="probe", daemon=True)
         self._plan, self._client, self.checks = plan, client, check
+        self._exam = exam
         self._stopped = threading.Event()
         self.healthy = threading.Event()
         self.ready = threading.Event()
@@ -81,6 +90,9 @@ class Probe(threading.Thread):
                 f"the engine answered {status} when asked for its models", hint="see its log"
             )
         if not self.checks:
+            return
+        if self._exam is not None:
+            self._exam(name, self._ask)
             return
         text = tokens = 0
         worst = worst_request(self._plan, name)

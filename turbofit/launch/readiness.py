@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Question",
     "Request",
+    "chat",
+    "every_worst",
     "fullest_forward",
+    "image_part",
+    "small_requests",
     "worst_image_tokens",
     "worst_request",
 ]
@@ -40,6 +44,9 @@ _SLACK: Final = 15
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
+#: Pixels a side of a small image, and tokens of a small answer.
+_SMALL: Final = 112
+_SMALL_ANSWER: Final = 8
 #: Any token but a special one.
 _TOKEN: Final = 100
 
@@ -66,8 +73,8 @@ def worst_request(plan: Plan, model: str) -> Question | None:
     size = worst_size(plan)
     if size is None:
         return None
-    parts = [_image(size, knobs(plan))] * plan.limits.images_per_request
-    return Question("a worst-case request", _chat(model, parts))
+    parts = [image_part(size, knobs(plan))] * plan.limits.images_per_request
+    return Question("a worst-case request", chat(model, parts))
 
 
 def worst_image_tokens(plan: Plan) -> int:
@@ -106,6 +113,34 @@ def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
     return None if request is None else Question("the fullest forward", request)
 
 
+def every_worst(plan: Plan, model: str, text: int) -> tuple[Question, ...]:
+    """Each worst case beside `worst_request`, by the name of its term of the ledger.
+
+    Args as for `fullest_forward`.
+    """
+    made = {
+        "vision_forward": _images_that_meet(plan, model, text),
+        "text_prefill": _longest(plan),
+        "sampling": _full_batch(plan, model),
+    }
+    return tuple(Question(name, request) for name, request in made.items() if request is not None)
+
+
+def small_requests(plan: Plan, model: str) -> tuple[Question, ...]:
+    """A small request of each kind: they load the kernels that the warm-up had no use for."""
+    rule, found = plan.model.image_rule, []
+    if rule is not None and plan.limits.vision_unit is not None:
+        tiles = isinstance(rule, TileRule)
+        side = rule.tile_size if isinstance(rule, TileRule) else _SMALL
+        knob = {"max_dynamic_patch": 1} if tiles and rule.client_knobs else {}
+        found.append(Question("a small image", chat(model, [image_part((side, side), knob)])))
+    body = {
+        "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
+        "temperature": 1.0, "ignore_eos": True,
+    }  # fmt: skip
+    return (*found, Question("a small text", Request("/v1/completions", body)))
+
+
 def _longest(plan: Plan) -> Request:
     """The longest prompt that the session and the cache hold."""
     tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
@@ -141,19 +176,19 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     shaped = isinstance(rule, AnyresRule | CrossRule | HdRule)
     if plan.engine.name == "pytorch" or fixed or shaped:
         parts = _largest_that_meet(plan, room)
-        return _chat(model, parts) if len(parts) > plan.limits.images_per_request else None
+        return chat(model, parts) if len(parts) > plan.limits.images_per_request else None
     if isinstance(rule, TileRule):
         if not rule.client_knobs:
-            return _chat(model, _tiles_that_meet(plan, rule, text))
+            return chat(model, _tiles_that_meet(plan, rule, text))
         tiles = _tiles(min(most, room // max(1, rule.tokens_per_tile)), rule)
-        return _chat(model, [_image(_grid(tiles, rule.tile_size), {"max_dynamic_patch": tiles})])
+        return chat(model, [image_part(_grid(tiles, rule.tile_size), {"max_dynamic_patch": tiles})])
     assert isinstance(rule, PatchRule)
     windows = min(most // rule.merge**2, room)
     side = rule.patch_size * rule.merge
     rows = isqrt(windows)
     size = (side * (windows // rows), side * rows)
     pixels = {"min_pixels": rule.min_pixels, "max_pixels": size[0] * size[1]}
-    return _chat(model, [_image(size, pixels)])
+    return chat(model, [image_part(size, pixels)])
 
 
 def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
@@ -161,7 +196,7 @@ def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
     size, limits = worst_size(plan), plan.limits
     tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
     count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
-    return [_image(size, {})] * max(1, count) if size else []
+    return [image_part(size, {})] * max(1, count) if size else []
 
 
 def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:
@@ -185,7 +220,7 @@ def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, An
             places = (before - _SLACK, before, before + _SLACK)
             met = min(_met(sizes, place, each, forward) for place in places)
             best = max(best, (met, sizes), key=lambda found: found[0])
-    return [_image(_grid(_tiles(size, rule), rule.tile_size), {}) for size in best[1]]
+    return [image_part(_grid(_tiles(size, rule), rule.tile_size), {}) for size in best[1]]
 
 
 def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
@@ -226,12 +261,14 @@ def _grid(tiles: int, side: int) -> tuple[int, int]:
     return side * (tiles // columns), side * columns
 
 
-def _image(size: tuple[int, int], fields: dict[str, int]) -> dict[str, Any]:
+def image_part(size: tuple[int, int], fields: dict[str, int]) -> dict[str, Any]:
+    """A flat image of (width, height) as a part of a chat message, with fields beside its URL."""
     url = "data:image/png;base64," + b64encode(flat_png(*size)).decode()
     return {"type": "image_url", "image_url": {"url": url, **fields}}
 
 
-def _chat(model: str, parts: list[dict[str, Any]]) -> Request:
+def chat(model: str, parts: list[dict[str, Any]]) -> Request:
+    """A short question about images."""
     text = {"type": "text", "text": "What is this?"}
     body = {
         "model": model,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.launch.engine import Examiner
     from turbofit.launch.launches import Launch
 
 __all__ = ["Server", "Stop", "StoppedError"]
@@ -56,6 +57,10 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def end(self) -> None:
+        """End the run in order, as SIGTERM would."""
+        self.signal = self.signal or signal.SIGTERM
+
     def on_second(self, strike: Callable[[], None]) -> None:
         """Have something done at once by the second signal; it must take no lock."""
         self._strikes.append(strike)
@@ -81,6 +86,7 @@ class Server:
         check: whether worst-case requests must be answered before an engine counts as ready.
         timing: deadlines.
         on_end: told of each end that is mended by another start.
+        examiner: asks engines other questions than the worst-case requests.
     """
 
     def __init__(
@@ -93,7 +99,9 @@ class Server:
         check: bool = True,
         timing: Timing | None = None,
         on_end: Callable[[Engine, Ending], None] = lambda _engine, _ending: None,
+        examiner: Examiner | None = None,
     ) -> None:
+        self._examiner = examiner
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
         self._launches = tuple(launches)
         self._began = time.monotonic()
@@ -105,7 +113,7 @@ class Server:
         name = f"engine {launch.group}" if len(self._launches) > 1 else "engine"
         return Engine(
             plan.of_group(launch.group), launch, folder, lambda text: self._tell(name, text),
-            check=check, timing=self._timing, name=name,
+            check=check, timing=self._timing, name=name, examiner=self._examiner,
         )  # fmt: skip
 
     def run(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.endings import Ending
-    from turbofit.launch.engine import Timing
+    from turbofit.launch.engine import Examiner, Timing
     from turbofit.launch.ladder import Rung
     from turbofit.launch.leases import Leases
     from turbofit.launch.record import Record
@@ -59,6 +59,8 @@ class Job:
         replan: plans again with changes; None where the plan was given.
         fixed: the planner's keywords that the user gave.
         changes: what the first plan was made with, as learned before.
+        examiner: looks closer at the engines; they are on private ports then, with a key and
+            without a gateway.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Job:
         replan: Callable[[dict[str, Any]], Plan] | None = None,
         fixed: Mapping[str, Any] | None = None,
         changes: Mapping[str, Any] | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
+        self.examiner = examiner
         self.folder, self.record, self.on_open = folder, record, on_open
         self._say = say
         self.lmdeploy, self.runner, self.timing, self.leases = lmdeploy, runner, timing, leases

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-from turbofit.core.machine import Gpu
+from turbofit.core.machine import Calibration, Gpu
 from turbofit.core.plan import GpuLedger, Settings, Term
 from turbofit.core.struct import Struct, known
 
@@ -65,6 +65,8 @@ class Account(ABC):
             warm-up.
         transients: the alternatives; the largest decides.
         units_per_forward: vision units that the largest of them pays for.
+        calibration: what was measured of such a launch, where it was; its corrections are in
+            ``held`` already.
     """
 
     #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
@@ -87,7 +89,9 @@ class Account(ABC):
         pool: Term,
         transients: Sequence[Term],
         units_per_forward: int,
+        calibration: Calibration | None = None,
     ) -> None:
+        self.calibration = calibration
         self.settings = settings
         self.gpus = tuple(gpus)
         self.margins = tuple(margins)

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from turbofit.core.plan import GpuLedger, Plan, Term
+from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.pretend.from_machine import machine_part
 from turbofit.rehearse.spec import Spec, parse_spec
 from turbofit.rehearse.worst import worst_cases
 
 # Terms of the ledger that exist on a real card only: charged to the pretend one beforehand.
-_BEFORE_CACHE = ("cuda_context", "cublas")
-_AFTER_CACHE = ("kernel_modules", "pool_growth")
+_BEFORE_CACHE = ("cuda_context", "cublas", CONTEXT)
+_AFTER_CACHE = ("kernel_modules", "pool_growth", BUFFERS)
 
 # A term of the ledger, and the call of the engine (and its phase) that allocates it.
 _SITES = {
@@ -53,8 +54,9 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
         hidden.append("communicator")
     ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
     for gpu, index in zip(machine["gpus"], indices, strict=True):
-        gpu["used"] += _sum(ledgers[index], hidden)
-        gpu["late"] = _sum(ledgers[index], _AFTER_CACHE)
+        # A correction may take back more than these: then of what the engine itself takes.
+        gpu["used"] += max(0, _sum(ledgers[index], hidden))
+        gpu["late"] = max(0, _sum(ledgers[index], _AFTER_CACHE))
     settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
     return parse_spec(
         {

@@ -19,6 +19,7 @@ from turbofit.core.plan import (
     RehearsedCase,
     Term,
 )
+from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.pytorch.environment import environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
@@ -40,7 +41,7 @@ __all__ = [
 #: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
 #: of the process that runs the engine is charged by the account itself.
 _BEFORE: Final = ("communicator",)
-_AFTER: Final = ("kernel_modules",)
+_AFTER: Final = ("kernel_modules", BUFFERS)
 _OUTCOMES: Final = {"served": "served", "out_of_memory": "out_of_memory", "hang": "hang"}
 
 
@@ -92,7 +93,7 @@ def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
     ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
     for gpu, index in zip(machine["gpus"], indices, strict=True):
         gpu["used"] += _sum(ledgers[index], _BEFORE)
-        gpu["late"] = _sum(ledgers[index], _AFTER)
+        gpu["late"] = max(0, _sum(ledgers[index], _AFTER))
     machine["context"] = max(_sum(ledgers[index], ("cuda_context",)) for index in indices)
     return scenario_from_spec(machine)
 

@@ -11,6 +11,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
+from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import Fate, fate_at, fates_at
@@ -181,6 +182,8 @@ def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None
         return
     yield f"free when the cache is sized: {format_bytes(free)} on the fullest GPU ({source})"
     left = format_bytes(free - region)
+    if account.calibration is not None:
+        yield words(account.calibration)
     yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
     ledger = outcome.ledgers[0]
     buffers = sum(

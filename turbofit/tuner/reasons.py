@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from turbofit.core.model import TileRule
 from turbofit.core.words import indices
 from turbofit.memory.account import RATIO_STEPS, Account
+from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.candidates import Judged
@@ -28,6 +29,8 @@ def reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterato
     best, settings = found.best, found.best.settings
     if best.fits:
         yield _ratio(ask, best)
+    if account.calibration is not None:
+        yield words(account.calibration)
     prefill = f"best rank of the sizes tried; {engine.prefill_words(settings)}"
     if _differs(best, "max_prefill_token_num"):
         yield "max_prefill_token_num: on each card the best rank of the sizes tried"

@@ -11,6 +11,7 @@ from turbofit.core.plan import Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.memory.account import Account, Held, given
+from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations
 from turbofit.memory.pytorch.bound import engine_bound
@@ -100,7 +101,9 @@ class PytorchAccount(Account):
             else:
                 held.append(Held(before=(given(gpu, free_at_cache),), buffers=buffers))
         pool = pool_term(work, settings, constants)
-        super().__init__(settings, gpus, margins, held, pool, transients, units)
+        seen = calibration_for(machine, gpus, model, settings, "pytorch", constants.version)
+        held = [corrected(one, seen) for one in held]
+        super().__init__(settings, gpus, margins, held, pool, transients, units, seen)
 
     def _find_ratio(self) -> float:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""

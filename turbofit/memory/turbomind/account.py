@@ -11,6 +11,7 @@ from turbofit.core.plan import Settings, Term
 from turbofit.core.units import round_up
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.account import Held, given
+from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.terms import capability_of
 from turbofit.memory.turbomind.bound import engine_bound
@@ -82,7 +83,9 @@ class Account(AnyAccount):
         else:
             held = self._held_by(model, settings, gpus, machine, buffers)
         warmup = warmup_term(pool, settings, constants)
-        super().__init__(settings, gpus, margins, held, warmup, transients, units)
+        seen = calibration_for(machine, gpus, model, settings, "turbomind", constants.version)
+        held = [corrected(one, seen) for one in held]
+        super().__init__(settings, gpus, margins, held, warmup, transients, units, seen)
 
     def _held_by(
         self,

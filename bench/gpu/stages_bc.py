@@ -1,0 +1,223 @@
+"""Stages b and c, and the one of a that needs an engine: what is tried, of which model, in order.
+
+A stage that needs another's result says so where that is missing. Each is one document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.acts import beside, bisect, free_seen, rehearsed, trial
+from bench.gpu.load import Load
+from bench.gpu.run import NotRunError, Run
+from bench.gpu.shapes import Shape, defaults, fixed, planned, with_ratio
+from turbofit.core.errors import DoesNotFitError, PackageError, TurbofitError
+from turbofit.core.plan import Plan
+from turbofit.launch.needs import check_needs
+
+__all__ = ["ADVICE", "B", "C", "Stages"]
+
+#: TurboMind first, then the PyTorch engine; the smallest first.
+B = (
+    Shape("qwen2-vl-2b"), Shape("qwen2-vl-7b"), Shape("internvl2-8b"),
+    Shape("qwen2-vl-2b", "pytorch"), Shape("llava-1.5-7b", "pytorch"),
+)  # fmt: skip
+C = (Shape("qwen2-vl-7b"), Shape("internvl2-8b"))
+#: Ratios that people are told to take.
+ADVICE = (0.5, 0.4, 0.2)
+PREFILLS = (1024, 4096, 8192)
+#: Tiles, or pixels, that variants hold images to.
+TILES, PIXELS = (1, 6), (200704, 1003520)
+#: What somebody who tries settings through would try.
+GRID = tuple((ratio, prefill) for ratio in (0.6, 0.7, 0.8, 0.9) for prefill in (2048, 8192))
+#: Of the last stage, where loads have as many requests as they have by default.
+_WORST, _REQUESTS = 1000, 200
+
+
+class Stages:
+    """All of them.
+
+    Args:
+        run: where documents go.
+        scratch: for checkpoints and logs.
+        seconds: a trial may take.
+        environ: of the programs.
+        label: how much of the card was left, in names of documents.
+        requests: of a load.
+        rehearse: whether trials stand beside rehearsals too.
+        step: thousandths of the ratio at which the oracle's bisection ends.
+    """
+
+    def __init__(
+        self, run: Run, scratch: Path, seconds: float, environ: Mapping[str, str], label: str,
+        requests: int = _REQUESTS, rehearse: bool = True, step: int = 4,
+    ) -> None:  # fmt: skip
+        self.run, self.scratch, self.seconds = run, scratch, seconds
+        self.environ, self.label, self.requests = environ, label, requests
+        self.rehearses, self.step = rehearse, step
+
+    def all(self) -> None:
+        """In order: a's free memory, b by models, c."""
+        if self.run.wants("a"):
+            self._stage("a-free-" + B[0].name, lambda: self._free(B[0]))
+        for shape in B:
+            if self.run.wants("b"):
+                self._b(shape)
+        for shape in C:
+            if self.run.wants("c"):
+                self._c(shape)
+
+    def _stage(self, name: str, act: Callable[[], dict[str, Any]]) -> None:
+        def guarded() -> dict[str, Any]:
+            try:
+                return act()
+            except (PackageError, DoesNotFitError) as exc:
+                raise NotRunError(exc.message) from None
+            except TurbofitError as exc:
+                raise RuntimeError(exc.message) from None
+
+        self.run.stage(f"{name}{self.label}", guarded)
+
+    def _trial(self, plan: Plan, name: str, load: Load | None = None) -> dict[str, Any]:
+        check_needs(plan)
+        whole = self.seconds + (len(load.ways) * load.seconds if load is not None else 0)
+        seconds = min(whole, self.run.left)
+        found = trial(plan, name, self.scratch, seconds, self.environ, load)
+        if found["outcome"] == "out_of_time" and seconds < whole:
+            raise NotRunError("time was over")
+        return found
+
+    def _measured(self, plan: Plan, name: str) -> dict[str, Any]:
+        """A trial with its rehearsal and its forecast."""
+        if not plan.fits:
+            raise NotRunError(plan.verdict)
+        found = self._trial(plan, name)
+        return beside(plan, found, rehearsed(plan) if self.rehearses else None)
+
+    def _free(self, shape: Shape) -> dict[str, Any]:
+        """What the card took before the cache that no rehearsal sees, beside its estimates."""
+        plan = planned(shape, self.scratch)
+        if not plan.fits:
+            raise NotRunError(plan.verdict)
+        seen = rehearsed(plan)
+        if "not_rehearsed" in seen:
+            raise NotRunError(seen["not_rehearsed"])
+        found = self._trial(plan, "a-free")
+        return {**found, **free_seen(plan, found, seen)}
+
+    def _b(self, shape: Shape) -> None:
+        name, scratch = f"b-{shape.name}", self.scratch
+
+        def variant(ending: str, make: Callable[[], Plan]) -> None:
+            self._stage(f"{name}-{ending}", lambda: self._measured(make(), f"{name}-{ending}"))
+
+        variant("plan", lambda: planned(shape, scratch))
+        self._stage(f"{name}-defaults", lambda: self._defaults(shape))
+        for ratio in ADVICE:
+            variant(
+                f"ratio-{ratio}",
+                lambda r=ratio: planned(
+                    shape, scratch, cache_max_entry_count=r, **fixed(planned(shape, scratch))
+                ),
+            )
+        for prefill in PREFILLS:
+            variant(
+                f"prefill-{prefill}",
+                lambda n=prefill: planned(shape, scratch, max_prefill_token_num=n),
+            )
+        for limit in self._limits(shape):
+            value = next(iter(limit.values()))
+            variant(f"units-{value}", lambda one=limit: planned(shape, scratch, **one))
+        self._stage(f"{name}-oracle", lambda: self._oracle(shape, f"{name}-oracle{self.label}"))
+
+    def _limits(self, shape: Shape) -> list[dict[str, int]]:
+        if shape.model.startswith("internvl"):
+            return [{"max_dynamic_patch": n} for n in TILES]
+        return [{"max_pixels": n} for n in PIXELS] if shape.model.startswith("qwen") else []
+
+    def _defaults(self, shape: Shape) -> dict[str, Any]:
+        """LMDeploy's own settings, with the worst image that an ordinary client can send."""
+        plan = defaults(shape, self.scratch)
+        return beside(plan, self._trial(plan, f"b-{shape.name}-defaults"), None)
+
+    def _oracle(self, shape: Shape, name: str) -> dict[str, Any]:
+        """The highest ratio that survives the plan's worst requests, all else being the plan's."""
+        first = self.run.read(f"b-{shape.name}-plan{self.label}")
+        if first is None or first["outcome"] != "survived":
+            raise NotRunError("the plan itself did not survive, or was not run")
+        plan = planned(shape, self.scratch)
+        low = round(1000 * first["settings"]["cache_max_entry_count"])
+        steps = self.run.steps(name)
+
+        def try_at(thousandths: int) -> str:
+            if not self.run.left:
+                raise NotRunError("time was over; what is known is kept")
+            found = self._trial(with_ratio(plan, thousandths / 1000), f"{name}-{thousandths}")
+            outcome = str(found["outcome"])
+            if outcome not in ("survived", "died"):
+                raise RuntimeError(f"at {thousandths / 1000}: {outcome}: {found.get('said')}")
+            self.run.keep(name, {**steps, str(thousandths): outcome})
+            print(f"{name}: {thousandths / 1000:.3f} {outcome}", flush=True)
+            return outcome
+
+        best = bisect(low, 999, try_at, steps, self.step)
+        return {
+            "code": 0, "plan": low / 1000, "oracle": best / 1000, "share": low / best,
+            "steps": steps,
+        }  # fmt: skip
+
+    def _c(self, shape: Shape) -> None:
+        name, scratch = f"c-{shape.name}", self.scratch
+        ways = ("direct", "gateway") if _has_gateway() else ("direct",)
+        load = Load(
+            requests=self.requests, concurrency=16, seconds=self.seconds / 2, ways=ways
+        )  # fmt: skip
+
+        def speed(ending: str, make: Callable[[], Plan], one: Load = load) -> None:
+            def act() -> dict[str, Any]:
+                plan = make()
+                found = self._trial(plan, f"{name}-{ending}", one)
+                return {**found, "verdict": plan.verdict, "tokens": plan.kv.tokens}
+
+            self._stage(f"{name}-{ending}", act)
+
+        def plan() -> Plan:
+            made = planned(shape, scratch, concurrency=16)
+            if not made.fits:
+                raise NotRunError(made.verdict)
+            return made
+
+        speed("plan", plan)
+        speed("defaults", lambda: defaults(shape, scratch))
+        for ratio in ADVICE:
+            speed(
+                f"ratio-{ratio}",
+                lambda r=ratio: defaults(shape, scratch, cache_max_entry_count=r),
+            )
+        for ratio, prefill in GRID:
+            speed(
+                f"grid-{ratio}-{prefill}",
+                lambda r=ratio, n=prefill: defaults(
+                    shape, scratch, cache_max_entry_count=r, max_prefill_token_num=n
+                ),
+            )
+        worst = Load(
+            requests=_WORST * self.requests // _REQUESTS, concurrency=16, seconds=5 * self.seconds,
+            tokens=4, worst=True, ways=("gateway",),
+        )  # fmt: skip
+
+        def thousand() -> Plan:
+            if not _has_gateway():
+                raise NotRunError(
+                    "the gateway's packages are not here: pip install turbofit[gateway]"
+                )
+            return plan()
+
+        speed("thousand", thousand, worst)
+
+
+def _has_gateway() -> bool:
+    return all(find_spec(name) is not None for name in ("aiohttp", "httptools", "PIL"))

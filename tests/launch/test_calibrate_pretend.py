@@ -1,0 +1,122 @@
+"""``turbofit calibrate`` end to end: LMDeploy's real server and engine on pretend GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import Child
+from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from turbofit.model.source import resolve_model
+from turbofit.rehearse.twin import checkpoint_for
+
+pytestmark = [pytest.mark.lmdeploy]
+for needed in ("lmdeploy", "fastapi", "torchvision"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"no {needed}", allow_module_level=True)
+
+EIGHT = ("internvl2-8b", "--on", "1xrtx3090", "--pretend")
+
+
+def calibrate(children: list[Child], state: Path, *words: str) -> Child:
+    child = Child(
+        [sys.executable, "-m", "turbofit", "calibrate", *words],
+        standin=False,
+        XDG_STATE_HOME=str(state),
+        TURBOFIT_LEASES=str(state / "leases"),
+    )
+    children.append(child)
+    return child
+
+
+def said(child: Child) -> str:
+    assert child.process.stdout is not None
+    return child.process.stdout.read()
+
+
+@pytest.mark.slow
+def test_it_measures_stops_goes_on_and_the_next_plan_knows(
+    children: list[Child], tmp_path: Path
+) -> None:
+    first = calibrate(children, tmp_path, *EIGHT)
+    first.wait_for("engine: kernels: GPU 0", 120)
+    first.process.send_signal(signal.SIGINT)
+    assert first.finish() == 130
+    assert "goes on from there" in first.stderr
+    second = calibrate(children, tmp_path, *EIGHT, "--json")
+    assert second.finish() == 0, second.stderr
+    assert "going on where an earlier calibration was cut short" in second.stderr
+    result = json.loads(said(second))
+    (learned,) = result["calibrations"]
+    assert learned["pretend"] is True
+    # The pretend card is charged with the estimates, so that nothing is left to learn but rounding.
+    assert abs(learned["context"]) <= 2 << 20
+    assert abs(learned["buffers"]) <= 4 << 20
+    phases = {row["phase"]: row for row in result["phases"]}
+    assert {"context and weights", "cache", "steady", "kernels", "sampling"} <= set(phases)
+    over = {row["phase"]: row["over"] / (1 << 20) for row in result["phases"]}
+    assert all(0 <= size <= 4 for size in over.values()), over
+    assert not list((tmp_path / "turbofit" / "calibrating-pretend").iterdir())
+    third = calibrate(children, tmp_path, *EIGHT, "--json")
+    assert third.finish() == 0
+    assert "calibrated before" in third.stderr
+    assert json.loads(said(third))["phases"] == result["phases"]
+    gone = calibrate(children, tmp_path, *EIGHT, "--forget")
+    assert gone.finish() == 0
+    assert "forgot 1 calibrations" in gone.stderr
+
+
+def test_wrong_use_is_said(children: list[Child], tmp_path: Path) -> None:
+    for words, code, text in (
+        (("internvl2-8b", "--on", "1xrtx3090"), 2, "calibrate measures the machine here"),
+        (("internvl2-8b", "--on", "1xrtx3090", "--pretend", "--minutes", "0"), 2, "no time"),
+        (("llava-onevision-7b", "--on", "1xrtx3090", "--pretend"), 2, "planned for Transformers"),
+        (("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend"), 3, "does not fit"),
+    ):
+        child = calibrate(children, tmp_path, *words)
+        assert child.finish() == code
+        assert text in child.stderr
+        assert "Traceback" not in child.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
+def test_under_a_pretend_driver_it_runs_as_on_a_real_one_and_is_kept_apart(tmp_path: Path) -> None:
+    """NVML, fetch, leases and the memory that comes back, as on a real card."""
+    model = resolve_model("qwen2-vl-2b")
+    checkpoint = checkpoint_for(model, tmp_path / model.name)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "turbofit", "pretend", "--on", "1xrtx3090", "--",
+             sys.executable, "-m", "turbofit", *words],
+            env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}", "XDG_STATE_HOME": str(tmp_path),
+                 "TURBOFIT_LEASES": str(tmp_path / "leases")},
+            cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False,
+        )  # fmt: skip
+
+    done = run("calibrate", str(checkpoint), "--engine", "turbomind", "--no-rehearse")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the GPUs' memory is back" in done.stderr
+    folder = tmp_path / "turbofit"
+    assert not (folder / "calibrations").exists()
+    (kept,) = (folder / "calibrations-pretend").iterdir()
+    body = json.loads(kept.read_text())
+    # No cuBLAS handle takes anything here, which the estimate pays 60 MiB for.
+    assert body["calibration"]["context"] == -60 << 20
+    planned = run("plan", str(checkpoint), "--engine", "turbomind", "--json")
+    assert planned.returncode == 0, planned.stderr[-2000:]
+    plan = json.loads(planned.stdout[: planned.stdout.rindex("}") + 1])
+    terms = {term["term"]: term for term in plan["gpus"][0]["ledger"]}
+    assert terms["calibration.context"]["bytes"] == -60 << 20
+    assert terms["calibration.context"]["basis"] == "measured"
+    assert any("on PRETEND GPUs" in reason for reason in plan["reasons"])
+    assert plan["kv"]["tokens"] > json.loads((next((folder / "runs").iterdir()) / "plan.json")
+                                             .read_text())["kv"]["tokens"]  # fmt: skip

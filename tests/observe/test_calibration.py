@@ -1,0 +1,193 @@
+"""What is learned of a launch: never under what was measured, never more than was estimated."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from msgspec.structs import replace
+
+from turbofit import api
+from turbofit.core.machine import Machine
+from turbofit.core.plan import GpuLedger, Plan
+from turbofit.core.units import MIB, round_up
+from turbofit.machine.source import machine_from
+from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
+from turbofit.memory.engines import engine_named
+from turbofit.memory.exposure import Exposure
+from turbofit.observe.calibration import Card, Observation, learn, phase_rows
+
+CASES = (
+    ("internvl2-8b", "1xrtx3090", "turbomind"),
+    ("internvl2-8b", "2xrtx3090", "turbomind"),
+    ("internvl2-26b-awq", "2xrtx3090", "turbomind"),
+    ("qwen2-vl-2b", "1xrtx3090", "pytorch"),
+)
+BEFORE = ("before", "context", "weights")
+ERRORS = (-90, -17, 0, 33, 200)
+
+
+def planned(model: str, machine: Machine, engine: str, **more: object) -> Plan:
+    tp = len(machine.visible)
+    return api.plan(model, on=machine, engine=engine, tp=tp, replicas=1, **more)
+
+
+def launched(plan: Plan, context: int, buffers: int, moved: int = 0) -> Observation:
+    """A launch that took so much more than forecast, while others held ``moved`` more."""
+    ratio = plan.settings.cache_max_entry_count
+    pytorch = plan.engine.name == "pytorch"
+    cards = []
+    free = min(free_of(one) for one in plan.gpus) - context - moved
+    for one in plan.gpus:
+        region = sum(term.bytes for term in one.ledger if term.term == "kv_cache")
+        grown = round(-ratio * (context + moved))
+        region += grown
+        more = context + buffers + grown + moved
+        used = {"steady": one.steady + more, "kernels": one.steady + more}
+        used["vision_forward"] = one.peak + more
+        cards.append(Card(index=one.index, before=one.used + moved, used=used))
+    return Observation(
+        group=0, free=None if pytorch else free, region=None if pytorch else region,
+        cards=tuple(cards),
+    )  # fmt: skip
+
+
+def free_of(one: GpuLedger) -> int:
+    held = sum(term.bytes for term in one.ledger if term.phase in BEFORE)
+    return one.total - one.reserved - held
+
+
+def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
+    """The same launch on the machine with what was learned."""
+    limits, gpus = plan.limits, [machine.gpu(index) for index in plan.parallel.groups[0]]
+    exposure = Exposure(
+        units_per_image=limits.units_per_image,
+        images_per_request=limits.images_per_request,
+        tokens_per_request=limits.image_tokens_per_request,
+        units_per_forward=limits.units_per_forward,
+    )
+    account = engine_named(plan.engine.name).account(
+        plan.model, plan.settings, gpus, machine, exposure, [one.margin for one in plan.gpus]
+    )
+    return account.at(plan.settings.cache_max_entry_count).ledgers
+
+
+def learned(plan: Plan, seen: Observation) -> Machine:
+    found = learn(plan, [seen], lmdeploy="0.18.0", when="2026-11-20T00:00:00+00:00", pretend=False)
+    assert len(found) == 1
+    return replace(plan.machine, calibrations=found)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_the_corrected_forecast_of_a_launch_is_what_it_took_and_no_less(case) -> None:
+    model, on, engine = case
+    plan = planned(model, machine_from(on), engine)
+    assert plan.fits
+    for context, buffers in itertools.product(ERRORS, ERRORS):
+        seen = launched(plan, context * MIB, buffers * MIB)
+        machine = learned(plan, seen)
+        for card, one in zip(seen.cards, counted(plan, machine), strict=True):
+            assert one.steady >= card.used["steady"]
+            assert one.peak >= card.used["vision_forward"]
+            # Over by what rounding costs, where the estimates had so much to give back.
+            if min(context, buffers) >= -17:
+                assert one.peak <= card.used["vision_forward"] + 8 * MIB
+
+
+def test_no_correction_takes_more_than_was_estimated_or_learned_before() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    estimates = {
+        phases: sum(
+            t.bytes for t in plan.gpus[0].ledger if t.basis == "estimate" and t.phase in phases
+        )
+        for phases in (BEFORE, ("cache", "buffers"))
+    }
+    machine = learned(plan, launched(plan, -4000 * MIB, -4000 * MIB))
+    (one,) = machine.calibrations
+    assert one.context == -estimates[BEFORE]
+    assert one.buffers == -estimates["cache", "buffers"]
+    again = planned("internvl2-8b", machine, "turbomind")
+    (twice,) = learned(again, launched(again, -4000 * MIB, -4000 * MIB)).calibrations
+    assert (twice.context, twice.buffers) == (one.context, one.buffers)
+
+
+def test_the_next_plan_uses_it_and_says_so() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    machine = learned(plan, launched(plan, -60 * MIB, -40 * MIB))
+    again = planned("internvl2-8b", machine, "turbomind")
+    assert again.kv.tokens > plan.kv.tokens
+    assert again.gpus[0].headroom >= again.gpus[0].margin
+    terms = {t.term: t for t in again.gpus[0].ledger}
+    assert (terms[CONTEXT].bytes, terms[BUFFERS].bytes) == (
+        -60 * MIB,
+        -38 * MIB,
+    )  # a page of the cache on top
+    assert terms[CONTEXT].basis == terms[BUFFERS].basis == "measured"
+    assert "RTX 3090" in terms[CONTEXT].note
+    assert "2026-11-20" in terms[CONTEXT].note
+    said = [r for r in again.reasons if "98.0 MiB less than estimated" in r]
+    assert said
+    assert "turbofit calibrate" in said[0]
+    assert Plan.from_json(again.to_json()) == again
+
+
+def test_it_is_for_nothing_but_what_was_measured() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    machine = learned(plan, launched(plan, -60 * MIB, 0))
+    (one,) = machine.calibrations
+    assert one.model.startswith("InternVL2-8B (")
+    here = replace(plan.model, hub_id=None, name="InternVL2-8B")  # as from a folder of that name
+    assert identity(here) == one.model
+    names = {t.term for t in planned("qwen2-vl-2b", machine, "turbomind").gpus[0].ledger}
+    assert CONTEXT not in names
+    for other in (
+        replace(one, driver="570"), replace(one, engine="pytorch"),
+        replace(one, engine_version="0.19"), replace(one, gpus=("NVIDIA L4",)),
+        replace(one, gpus=(one.gpus[0], one.gpus[0])), replace(one, communicator="cuda-ipc"),
+    ):  # fmt: skip
+        changed = planned("internvl2-8b", replace(machine, calibrations=(other,)), "turbomind")
+        assert changed.gpus[0].ledger == plan.gpus[0].ledger
+
+
+def test_what_others_took_meanwhile_is_not_the_engines() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    (alone,) = learned(plan, launched(plan, 40 * MIB, 20 * MIB)).calibrations
+    (moved,) = learned(plan, launched(plan, 40 * MIB, 20 * MIB, moved=100 * MIB)).calibrations
+    assert abs(moved.context - alone.context) <= MIB
+    assert abs(moved.buffers - alone.buffers) <= MIB
+
+
+def test_more_than_the_forecast_makes_the_next_plan_smaller() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    again = planned("internvl2-8b", learned(plan, launched(plan, 0, 150 * MIB)), "turbomind")
+    assert again.kv.tokens < plan.kv.tokens
+    assert any("152 MiB more than estimated" in reason for reason in again.reasons)
+
+
+def test_phases_are_told_beside_the_forecast() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    rows = {row["phase"]: row for row in phase_rows(plan, [launched(plan, 0, 5 * MIB)])}
+    assert list(rows) == ["context and weights", "cache", "steady", "kernels", "vision_forward"]
+    assert rows["context and weights"]["over"] == 0
+    assert rows["vision_forward"]["over"] == -5 * MIB
+    assert rows["vision_forward"]["forecast"] == plan.gpus[0].peak
+    assert rows["cache"]["measured"] == round_up(plan.kv.region_bytes, 2 * MIB)
+
+
+def test_cases_after_a_restart_are_told_with_what_was_seen_before_it() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    seen = launched(plan, 0, 0)
+    (card,) = seen.cards
+    later = replace(card, used={**card.used, "sampling": plan.gpus[0].steady})
+    rows = {row["phase"]: row for row in phase_rows(plan, [replace(seen, cards=(later,))])}
+    assert rows["sampling"]["over"] == 0
+    assert rows["sampling"]["measured"] == plan.gpus[0].peak
+
+
+def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache() -> None:
+    plan = planned("internvl2-8b", machine_from("1xrtx3090"), "turbomind")
+    machine = learned(plan, launched(plan, -60 * MIB, 30 * MIB))
+    told = api.predict("internvl2-8b", on=machine, free_at_cache="8GiB", engine="turbomind")
+    terms = {t.term: t.bytes for t in told.gpus[0].ledger}
+    assert CONTEXT not in terms
+    assert terms[BUFFERS] == 32 * MIB

@@ -1,0 +1,81 @@
+"""Calibrations on disk: real and pretend apart, for the same cards, driver and LMDeploy only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.fixtures.plans import machine
+from turbofit.core.machine import Calibration
+from turbofit.observe import calibrations
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibrations, "_installed", lambda: "0.18.0")
+    return tmp_path / "turbofit"
+
+
+ONE = Calibration(
+    model="m (A, 1)", engine="turbomind", engine_version="0.18", lmdeploy="0.18.0",
+    gpus=("NVIDIA GeForce RTX 3090",), driver="570.1", communicator="nccl",
+    when="2026-11-20T00:00:00+00:00", context=-5, buffers=7,
+)  # fmt: skip
+
+
+def test_what_is_kept_comes_back_on_such_a_machine_and_no_other() -> None:
+    here = machine(1, driver="570.1")
+    assert calibrations.with_calibrations(here, pretend=False) == here
+    path = calibrations.keep(ONE, {"phases": [1]})
+    assert calibrations.with_calibrations(here, pretend=False).calibrations == (ONE,)
+    assert calibrations.read(ONE)["phases"] == [1]
+    assert path == calibrations.path_of(ONE)
+    assert calibrations.with_calibrations(replace(here, driver="1"), pretend=False).driver == "1"
+    assert not calibrations.with_calibrations(replace(here, driver="1"), pretend=False).calibrations
+    other = replace(here, gpus=(replace(here.gpus[0], name="NVIDIA L4"),))
+    assert not calibrations.with_calibrations(other, pretend=False).calibrations
+    newer = replace(ONE, when="2026-11-21T00:00:00+00:00", context=1)
+    assert calibrations.keep(newer, {}) == path
+    assert calibrations.recall(pretend=False) == (newer,)
+
+
+def test_another_lmdeploy_has_learned_nothing(monkeypatch) -> None:
+    calibrations.keep(ONE, {})
+    monkeypatch.setattr(calibrations, "_installed", lambda: "0.18.1")
+    assert not calibrations.with_calibrations(
+        machine(1, driver="570.1"), pretend=False
+    ).calibrations
+    monkeypatch.setattr(calibrations, "_installed", lambda: None)
+    assert calibrations.with_calibrations(machine(1, driver="570.1"), pretend=False).calibrations
+
+
+def test_pretend_ones_never_reach_a_real_plan(state: Path) -> None:
+    pretend = replace(ONE, pretend=True)
+    path = calibrations.keep(pretend, {})
+    assert calibrations.recall(pretend=False) == ()
+    assert calibrations.recall(pretend=True) == (pretend,)
+    # Even where somebody moves the file.
+    real = state / "calibrations"
+    real.mkdir()
+    (real / path.name).write_bytes(path.read_bytes())
+    assert calibrations.recall(pretend=False) == ()
+
+
+def test_damaged_files_are_as_good_as_none_and_forgotten_ones_are_gone(state: Path) -> None:
+    calibrations.keep(ONE, {})
+    (state / "calibrations" / "x.json").write_text("{")
+    (state / "calibrations" / "y.json").write_text('{"schema": "turbofit.calibration/1"}')
+    assert calibrations.recall(pretend=False) == (ONE,)
+    assert calibrations.forget("another", pretend=False) == 0
+    assert calibrations.forget(ONE.model, pretend=False) == 1
+    assert calibrations.recall(pretend=False) == ()
+
+
+def test_a_process_knows_that_its_gpus_are_pretended(monkeypatch) -> None:
+    monkeypatch.delenv("TURBOFIT_PRETEND_SCENARIO", raising=False)
+    assert not calibrations.pretends()
+    monkeypatch.setenv("TURBOFIT_PRETEND_SCENARIO", "x")
+    assert calibrations.pretends()

@@ -1,0 +1,47 @@
+"""NVML over time, on a machine that changes under it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.nvml.standin import LOST, Scenario, gpu_3090, in_process, nvml_library
+from turbofit.core.errors import MachineError
+from turbofit.core.units import MIB
+from turbofit.observe.sampler import Memory, Sampler, Span, memory_now
+
+__all__ = ["nvml_library"]
+
+
+def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: Path) -> None:
+    scenario = Scenario([gpu_3090(used=100 * MIB), gpu_3090(1, used=5 * MIB)])
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        uuid = scenario.gpus[1].uuid
+        with Sampler([0, uuid], seconds=0.001) as sampler:
+            begun = time.monotonic()
+            for used in (900, 300):
+                time.sleep(0.2)
+                scenario.gpus[0].used = used * MIB
+                scenario.write(path)
+            time.sleep(0.2)
+            now = time.monotonic()
+        assert sampler.between(0, begun, now) == Span(peak=900 * MIB, last=300 * MIB)
+        assert sampler.between(uuid, begun, now) == Span(peak=5 * MIB, last=5 * MIB)
+        assert sampler.between(0, now + 1, now + 2) is None
+        card = gpu_3090()
+        assert memory_now(0) == Memory(
+            total=24576 * MIB, used=300 * MIB, free=24576 * MIB - card.reserved - 300 * MIB
+        )
+
+
+def test_a_gpu_that_cannot_be_read_is_said(nvml_library: Path, tmp_path: Path) -> None:
+    scenario = Scenario([gpu_3090()])
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        with pytest.raises(MachineError, match="no GPU 7"):
+            memory_now(7)
+        scenario.gpus[0].error = LOST
+        scenario.write(path)
+        with pytest.raises(MachineError):
+            memory_now(0)

@@ -1,0 +1,103 @@
+"""What a calibration changes of an account: two lines of a ledger, each a measured correction.
+
+The formulas stay. What they cannot know (contexts, cuBLAS, NCCL, kernel images, steps of driver
+pools) enters as estimates, at their upper ends; a calibration adds what a real launch showed beside
+them, more or less. The cache can so get what was estimated too high, and nothing else: the largest
+worst case that was measured, and the margin on top, stay paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Calibration, Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
+from turbofit.core.units import format_bytes
+from turbofit.memory.account import Held
+from turbofit.memory.terms import term
+
+__all__ = ["BUFFERS", "CONTEXT", "calibration_for", "corrected", "identity", "words"]
+
+#: Names of the two lines.
+CONTEXT: Final = "calibration.context"
+BUFFERS: Final = "calibration.buffers"
+
+
+def identity(model: Model) -> str:
+    """Which checkpoint a calibration is of: the same for a folder, a preset and the hub's."""
+    name = (model.hub_id or model.name).rpartition("/")[2]
+    return f"{name} ({model.architecture}, {model.parameters})"
+
+
+def calibration_for(
+    machine: Machine,
+    gpus: Sequence[Gpu],
+    model: Model,
+    settings: Settings,
+    engine: str,
+    version: str,
+) -> Calibration | None:
+    """The newest calibration that was made of just this, None where there is none.
+
+    Args:
+        machine: with its calibrations, and the driver.
+        gpus: one group's.
+        model: the checkpoint.
+        settings: the number of GPUs and, for TurboMind, their communicator must be the same.
+        engine: ``turbomind`` or ``pytorch``.
+        version: the account's generation.
+    """
+    names = tuple(sorted(gpu.name for gpu in gpus))
+    wanted = (identity(model), engine, version, names, str(machine.driver), settings.communicator)
+    found = [
+        one
+        for one in machine.calibrations
+        if (one.model, one.engine, one.engine_version, one.gpus, one.driver, one.communicator)
+        == wanted
+    ]
+    return max(found, key=lambda one: one.when, default=None)
+
+
+def corrected(held: Held, calibration: Calibration | None) -> Held:
+    """What a GPU holds, with the corrections as lines of their own.
+
+    Where a log told what was free at the cache, only what comes later is corrected.
+    """
+    if calibration is None:
+        return held
+    given = any(one.term == "before_cache" for one in held.before)
+    before, buffers = held.before, held.buffers
+    if calibration.context and not given:
+        note = _note(calibration, "CUDA context, cuBLAS and communicator")
+        line = term(CONTEXT, "context", calibration.context, "measured", note)
+        at = next((i for i, one in enumerate(before) if one.phase == "weights"), len(before))
+        before = (*before[:at], line, *before[at:])
+    if calibration.buffers:
+        note = _note(calibration, "kernels, pools and what else comes after the cache")
+        buffers = (*buffers, term(BUFFERS, "buffers", calibration.buffers, "measured", note))
+    return replace(held, before=before, buffers=buffers)
+
+
+def words(calibration: Calibration) -> str:
+    """Why a plan counts more or less than its estimates, for people."""
+    less = -(calibration.context + calibration.buffers)
+    size = format_bytes(abs(less))
+    said = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"
+    where = "on PRETEND GPUs" if calibration.pretend else "here"
+    return (
+        f"contexts, libraries and kernels took {said} on each GPU, as measured {where} on"
+        f" {calibration.when[:10]} with LMDeploy {calibration.lmdeploy} (turbofit calibrate MODEL"
+        " --forget drops it)"
+    )
+
+
+def _note(calibration: Calibration, what: str) -> str:
+    where = "PRETEND GPUs" if calibration.pretend else f"driver {calibration.driver}"
+    return (
+        f"{what}: measured beside the estimates on {calibration.gpus[0]}, {where}, LMDeploy"
+        f" {calibration.lmdeploy}, {calibration.when[:10]}"
+    )

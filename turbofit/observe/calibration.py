@@ -1,0 +1,224 @@
+"""What a launch took of each GPU beside its plan, and what the next plan learns of it.
+
+Two corrections come of it, in bytes a GPU (`turbofit.memory.calibrated` puts them into ledgers):
+
+- ``context``: what was in use when the engine sized its cache, by its own log, less the forecast.
+- ``buffers``: the most that was ever over the forecast after that, with the first correction made:
+  after the warm-up, after one small request of each kind (which loads the kernels that only images
+  or sampling need), and under each worst case.
+
+Their sign: too much is counted rather than too little. No correction takes away more than the
+estimates that it corrects, so that formulas and worst cases stay whole; and none brings the
+forecast of the measured launch under anything that was measured in it. The margin is on top.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.machine import Calibration
+from turbofit.core.struct import Struct, to_builtins
+from turbofit.core.units import MIB, round_up
+from turbofit.memory.account import TEMPORARIES
+from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.plan import GpuLedger, Plan, Term
+
+__all__ = ["KERNELS", "STEADY", "Card", "Observation", "document", "learn", "phase_rows"]
+
+#: Names of what is read before the worst cases.
+STEADY: Final = "steady"
+KERNELS: Final = "kernels"
+
+_BEFORE: Final = ("before", "context", "weights")
+#: TurboMind takes its cache in pages of this size (bytes).
+_PAGE: Final = 2 * MIB
+
+
+class Card(Struct):
+    """Bytes in use on one GPU, everybody's: before the launch, and at most in each part of it."""
+
+    index: int
+    before: int
+    used: dict[str, int]
+
+
+class Observation(Struct):
+    """What one group showed. ``free`` and ``region`` are the engine's own figures for its cache.
+
+    ``free`` is of its fullest GPU, in bytes; both are None where an engine does not tell them.
+    """
+
+    group: int
+    free: int | None
+    region: int | None
+    cards: tuple[Card, ...]
+
+
+def learn(
+    plan: Plan, seen: Sequence[Observation], *, lmdeploy: str, when: str, pretend: bool
+) -> tuple[Calibration, ...]:
+    """The corrections for later plans, one for each kind of group: the larger of equal ones.
+
+    Args:
+        plan: what was launched.
+        seen: what each group showed.
+        lmdeploy: the version that ran.
+        when: now, as ISO 8601.
+        pretend: whether the GPUs were.
+    """
+    found: dict[tuple[str, ...], Calibration] = {}
+    for one in seen:
+        ledgers = [_ledger(plan, card.index) for card in one.cards]
+        names = tuple(sorted(ledger.name for ledger in ledgers))
+        context = _context(one, ledgers)
+        buffers = _buffers(plan, one, ledgers, context)
+        had = found.get(names)
+        found[names] = Calibration(
+            model=identity(plan.model),
+            engine=plan.engine.name,
+            engine_version=plan.engine.version,
+            lmdeploy=lmdeploy,
+            gpus=names,
+            driver=str(plan.machine.driver),
+            communicator=plan.settings.communicator,
+            when=when,
+            context=max(context + _sum(ledgers[0], CONTEXT), had.context if had else -(1 << 62)),
+            buffers=max(buffers + _sum(ledgers[0], BUFFERS), had.buffers if had else -(1 << 62)),
+            pretend=pretend,
+        )
+    return tuple(found.values())
+
+
+def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[dict[str, Any]]:
+    """Forecast beside measured, a row a phase and GPU: ``{group, gpu, phase, forecast, measured}``.
+
+    Bytes in use of the card. A plus of ``over`` is memory that was paid for and not taken.
+    """
+    rows: list[dict[str, Any]] = []
+    for one in seen:
+        ledgers = [_ledger(plan, card.index) for card in one.cards]
+        if one.free is not None:
+            tightest = min(ledgers, key=_free)
+            usable = tightest.total - tightest.reserved
+            rows.append(
+                _row(one, tightest.index, "context and weights", usable - _free(tightest),
+                     usable - one.free - _drift(one, tightest))
+            )  # fmt: skip
+        if one.region is not None:
+            ledger = ledgers[0]
+            rows.append(_row(one, ledger.index, "cache", _cache(ledger), _pages(one.region)))
+        for card, ledger in zip(one.cards, ledgers, strict=True):
+            forecast = most = 0
+            for name, used in card.used.items():
+                # Pools keep their most, so that a case stands on those before it. After a restart
+                # they begin anew: what a run before it has shown still counts.
+                forecast = max(forecast, _forecast(ledger, name))
+                most = max(most, _ours(card, ledger, used))
+                rows.append(_row(one, card.index, name, forecast, most))
+    return rows
+
+
+def document(plan: Plan, seen: Sequence[Observation]) -> dict[str, Any]:
+    """What is kept beside the corrections: the settings, and everything that was read."""
+    return {
+        "model": identity(plan.model),
+        "settings": to_builtins(plan.settings),
+        "limits": to_builtins(plan.limits),
+        "groups": plan.parallel.groups,
+        "seen": to_builtins(tuple(seen)),
+        "phases": phase_rows(plan, seen),
+    }
+
+
+def _row(one: Observation, gpu: int, phase: str, forecast: int, measured: int) -> dict[str, Any]:
+    return {
+        "group": one.group, "gpu": gpu, "phase": phase, "forecast": forecast, "measured": measured,
+        "over": forecast - measured,
+    }  # fmt: skip
+
+
+def _context(one: Observation, ledgers: Sequence[GpuLedger]) -> int:
+    """Bytes that were in use before the cache beyond the forecast, of the fullest GPU."""
+    if one.free is None:
+        return 0
+    tightest = min(ledgers, key=_free)
+    more = _free(tightest) - (one.free + _drift(one, tightest))
+    # The log's figures are rounded; a whole MiB is over by less than the next ratio costs.
+    return max(round_up(more, MIB), -_estimated(tightest, _BEFORE) - _sum(tightest, TEMPORARIES))
+
+
+def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context: int) -> int:
+    """The most that was over the forecast later, the first correction being made."""
+    more, least = [], []
+    for card, ledger in zip(one.cards, ledgers, strict=True):
+        grown = 0 if one.region is None else _pages(one.region) - _cache(ledger)
+        for name, used in card.used.items():
+            whole = ledger.steady if name in (STEADY, KERNELS) else ledger.peak
+            more.append(_ours(card, ledger, used) - (whole + context + grown))
+        least.append(-_estimated(ledger, ("cache", "buffers")))
+        if one.free is None:
+            # Nobody saw what came before the cache: of its estimates, what the ratio left shows.
+            left = 1 - plan.settings.cache_max_entry_count
+            least[-1] -= int(left * _estimated(ledger, _BEFORE))
+    if not more:
+        return 0
+    # The next cache may be a page more than this one at the same ratio.
+    page = 0 if one.region is None else _PAGE
+    return max(round_up(max(more) + page, MIB), *least)
+
+
+def _ours(card: Card, ledger: GpuLedger, used: int) -> int:
+    """What was in use, with others as the plan counted them: their growth is not the engine's."""
+    return used - card.before + ledger.used
+
+
+def _drift(one: Observation, ledger: GpuLedger) -> int:
+    """Bytes that others held before the launch beyond what the plan counted."""
+    card = next(card for card in one.cards if card.index == ledger.index)
+    return card.before - ledger.used
+
+
+def _forecast(ledger: GpuLedger, name: str) -> int:
+    """Bytes in use after the warm-up, or under one worst case, by the name of its term."""
+    if name in (STEADY, KERNELS):
+        return ledger.steady
+    pool = _sum(ledger, "pool_warmup")
+    case = next((one for one in ledger.ledger if one.term == name), None)
+    return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
+
+
+def _free(ledger: GpuLedger) -> int:
+    """What the account says is free when the cache is sized."""
+    held = sum(term.bytes for term in ledger.ledger if term.phase in _BEFORE)
+    return ledger.total - ledger.reserved - held
+
+
+def _cache(ledger: GpuLedger) -> int:
+    return _sum(ledger, "kv_cache")
+
+
+def _pages(region: int) -> int:
+    return round_up(region, _PAGE)
+
+
+def _estimated(ledger: GpuLedger, phases: Sequence[str]) -> int:
+    """Bytes of what is only estimated, in some phases: no correction takes away more."""
+    return sum(
+        term.bytes for term in ledger.ledger if term.basis == "estimate" and term.phase in phases
+    ) + sum(term.bytes for term in ledger.ledger if _corrects(term, phases))
+
+
+def _corrects(term: Term, phases: Sequence[str]) -> bool:
+    return term.phase in phases and term.term in (CONTEXT, BUFFERS)
+
+
+def _sum(ledger: GpuLedger, name: str) -> int:
+    return sum(term.bytes for term in ledger.ledger if term.term == name)
+
+
+def _ledger(plan: Plan, index: int) -> GpuLedger:
+    return next(gpu for gpu in plan.gpus if gpu.index == index)

@@ -1,0 +1,124 @@
+"""Calibrations on disk, in the user's state folder: one file a model, engine and kind of cards.
+
+Those of pretend GPUs are kept apart: a real plan never reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.files import write_atomic
+from turbofit.core.machine import Calibration
+from turbofit.core.state import state_dir
+from turbofit.core.struct import to_builtins
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.core.machine import Machine
+
+__all__ = ["forget", "keep", "path_of", "pretends", "read", "recall", "with_calibrations"]
+
+_SCHEMA: Final = "turbofit.calibration/1"
+
+
+def pretends() -> bool:
+    """Whether this process itself runs on pretend GPUs (``turbofit pretend -- COMMAND``)."""
+    return bool(os.environ.get("TURBOFIT_PRETEND_SCENARIO"))
+
+
+def keep(calibration: Calibration, beside: Mapping[str, Any]) -> Path:
+    """Store one for later plans, with what it rests on; an older one of the same kind is replaced.
+
+    Raises:
+        OSError: the state folder cannot be written.
+    """
+    path = _folder(pretend=calibration.pretend) / _name(calibration)
+    body = {"schema": _SCHEMA, "calibration": to_builtins(calibration), **beside}
+    write_atomic(path, json.dumps(body, indent=2) + "\n", mode=0o600)
+    return path
+
+
+def recall(*, pretend: bool) -> tuple[Calibration, ...]:
+    """All that are kept, of real GPUs or of pretend ones; what cannot be read is left out."""
+    found = []
+    for path in sorted(_folder(pretend=pretend, make=False).glob("*.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            body = json.loads(path.read_bytes())
+            if body["schema"] == _SCHEMA:
+                found.append(msgspec.convert(body["calibration"], Calibration))
+    return tuple(one for one in found if one.pretend == pretend)
+
+
+def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
+    """The machine with those that were made on such cards with the LMDeploy that is installed."""
+    kept = recall(pretend=pretend)
+    if not kept:
+        return machine
+    names, installed = {gpu.name for gpu in machine.gpus}, _installed()
+    found = tuple(
+        one
+        for one in kept
+        if names.issuperset(one.gpus)
+        and one.driver == str(machine.driver)
+        and installed in (None, one.lmdeploy)
+    )
+    return msgspec.structs.replace(machine, calibrations=found) if found else machine
+
+
+def path_of(one: Calibration) -> Path:
+    """The file of one."""
+    return _folder(pretend=one.pretend, make=False) / _name(one)
+
+
+def read(one: Calibration) -> dict[str, Any]:
+    """What was kept beside one.
+
+    Raises:
+        UsageError: it cannot be read any more.
+    """
+    try:
+        body: dict[str, Any] = json.loads(path_of(one).read_bytes())
+    except (OSError, ValueError) as exc:
+        raise UsageError(
+            f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
+        ) from None
+    return body
+
+
+def forget(model: str, *, pretend: bool) -> int:
+    """Drop all of a model (`turbofit.memory.calibrated.identity`); how many there were."""
+    gone = 0
+    for one in recall(pretend=pretend):
+        if one.model == model:
+            with suppress(OSError):
+                path_of(one).unlink()
+                gone += 1
+    return gone
+
+
+def _name(one: Calibration) -> str:
+    key = (one.model, one.engine, one.engine_version, *one.gpus, one.driver, one.communicator)
+    return f"{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:24]}.json"
+
+
+def _folder(*, pretend: bool, make: bool = True) -> Path:
+    return state_dir("calibrations-pretend" if pretend else "calibrations", make=make)
+
+
+def _installed() -> str | None:
+    """LMDeploy's version beside us, None where it is elsewhere or nowhere."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lmdeploy")
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,109 @@
+"""NVML's view of GPUs while something runs on them: used bytes, at every moment and at most."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.core.errors import MachineError
+from turbofit.machine.nvml import GpuLostError, Nvml, answered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+__all__ = ["Memory", "Sampler", "Span", "memory_now"]
+
+_SECONDS: Final = 0.01
+
+
+class Memory(NamedTuple):
+    """Bytes of one GPU as NVML counts them; ``used`` without what the driver keeps for itself."""
+
+    total: int
+    used: int
+    free: int
+
+
+class Span(NamedTuple):
+    """Used bytes of one GPU over some time: the most, and the last."""
+
+    peak: int
+    last: int
+
+
+def memory_now(gpu: int | str) -> Memory:
+    """One look at a GPU.
+
+    Args:
+        gpu: NVML's index, or a UUID.
+
+    Raises:
+        MachineError: it cannot be read.
+        PackageError: nvidia-ml-py is not installed.
+    """
+    with Nvml() as nvml:
+        return _memory(nvml, _handle(nvml, gpu), gpu)
+
+
+class Sampler:
+    """Samples GPUs every few milliseconds until it is closed. A context manager.
+
+    A peak that is shorter than a step may be missed; allocators that keep what they took (the
+    pools of TurboMind, torch's segments) show theirs for long.
+
+    Args:
+        gpus: NVML's indices, or UUIDs.
+        seconds: between samples.
+    """
+
+    def __init__(self, gpus: Sequence[int | str], seconds: float = _SECONDS) -> None:
+        self._gpus, self._seconds = tuple(gpus), seconds
+        self._samples: dict[int | str, list[tuple[float, int]]] = {gpu: [] for gpu in self._gpus}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def between(self, gpu: int | str, begin: float, end: float) -> Span | None:
+        """The most and the last between two times of `time.monotonic`; None without a sample."""
+        inside = [used for at, used in self._samples[gpu] if begin <= at <= end]
+        return Span(peak=max(inside), last=inside[-1]) if inside else None
+
+    def _run(self) -> None:
+        with Nvml() as nvml:
+            handles = {gpu: _handle(nvml, gpu) for gpu in self._gpus}
+            while not self._over.is_set():
+                for gpu, handle in handles.items():
+                    try:
+                        used = _memory(nvml, handle, gpu).used
+                    except MachineError:
+                        continue
+                    self._samples[gpu].append((time.monotonic(), used))
+                self._over.wait(self._seconds)
+
+
+def _handle(nvml: Nvml, gpu: int | str) -> Any:
+    name = "nvmlDeviceGetHandleByUUID" if isinstance(gpu, str) else "nvmlDeviceGetHandleByIndex"
+    handle = nvml.query(name, gpu)
+    if not answered(handle):
+        raise MachineError(f"NVML knows no GPU {gpu}", hint="check nvidia-smi -L")
+    return handle
+
+
+def _memory(nvml: Nvml, handle: Any, gpu: int | str) -> Memory:
+    try:
+        info, _ = nvml.memory(handle)
+    except GpuLostError as exc:
+        raise MachineError(f"GPU {gpu} is lost: {exc}", hint="check nvidia-smi") from None
+    if not answered(info):
+        raise MachineError(f"the memory of GPU {gpu} cannot be read", hint="check nvidia-smi")
+    return Memory(total=int(info.total), used=int(info.used), free=int(info.free))
