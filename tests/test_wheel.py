@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,49 @@ def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
     said("report", "latest", "--html", "report.html")
     assert "InternVL2-8B" in (tmp_path / "report.html").read_text()
     assert json.loads(said("report", "--schema"))["$id"] == "urn:turbofit:plan:1"
+
+
+def _interpreters() -> list[str]:
+    """Every Python from 3.10 on that is at hand beside this one, one a minor version."""
+    found = []
+    for minor in range(10, 15):
+        if minor == sys.version_info.minor:
+            continue
+        places = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python"))
+        on_path = shutil.which(f"python3.{minor}")
+        for place in [*map(str, places), *([on_path] if on_path else [])]:
+            if subprocess.run([place, "--version"], capture_output=True, check=False).returncode:
+                continue  # a shim of a version that is not installed
+            found.append(place)
+            break
+    return found
+
+
+@pytest.mark.parametrize("python", _interpreters())
+def test_other_interpreters_install_and_run_the_sdist(
+    python: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Built, installed with its dependencies and run in an environment of its own."""
+    folder = tmp_path_factory.mktemp("sdist")
+    build = "import sys; from hatchling.build import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, capture_output=True
+    )
+    sdist = next(folder.glob("turbofit-*.tar.gz"))
+    subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True, capture_output=True)
+    own = folder / "venv" / "bin"
+    pip = [str(own / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, str(sdist)], check=True, capture_output=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    env["XDG_STATE_HOME"] = str(folder)
+    turbofit = str(own / "turbofit")
+    plan = [turbofit, "plan", "internvl2-8b", "--on", "rtx3090+rtx4090", "--json"]
+    done = subprocess.run(plan, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["fits"]
+    shown = [turbofit, "report", "latest", "--html", str(folder / "report.html")]
+    subprocess.run(shown, cwd=folder, env=env, check=True, capture_output=True)
+    assert "InternVL2-8B" in (folder / "report.html").read_text(encoding="utf-8")
+    done = subprocess.run(
+        [turbofit, "completion", "bash"], env=env, capture_output=True, text=True, check=True
+    )
+    assert "internvl2-8b" in done.stdout

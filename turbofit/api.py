@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import fields, replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Goal, Plan, Settings, Workload
+from turbofit.core.plan import Goal, Plan, Settings, Workload, paint_with
 from turbofit.core.units import parse_bytes
 from turbofit.launch.command import commands
 from turbofit.launch.environment import rank_warning
@@ -44,6 +44,15 @@ if TYPE_CHECKING:
 __all__ = ["pipeline", "plan", "predict", "rehearse", "rehearse_torch"]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
+
+
+def _framed(plan: Plan) -> str:
+    from turbofit.report.page.notebook import frame
+
+    return frame(plan)
+
+
+paint_with(_framed)
 
 
 def plan(

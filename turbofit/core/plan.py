@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from msgspec.structs import replace
@@ -39,6 +40,7 @@ __all__ = [
     "Term",
     "Throughput",
     "Workload",
+    "paint_with",
 ]
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
@@ -58,6 +60,9 @@ PYTORCH_NAMES: Final = (
         "distributed_executor_backend",
     )),
 )  # fmt: skip
+
+#: How a notebook shows a plan: set by `turbofit.api`, since reports are below this room.
+_PAINTERS: Final[dict[str, Callable[[Any], str]]] = {}
 
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
@@ -254,6 +259,11 @@ class Own(Struct):
     rehearsal: Rehearsal | None = None
 
 
+def paint_with(painter: Callable[[Plan], str]) -> None:
+    """Let notebooks show plans as the HTML that this makes of them."""
+    _PAINTERS["html"] = painter
+
+
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on.
 
@@ -316,6 +326,10 @@ class Plan(Struct):
             key = (names, to_json(own.settings), own.kv.tokens, own.units_per_forward)
             found.setdefault(key, []).append(number)
         return tuple(tuple(numbers) for numbers in found.values())
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows, where `turbofit.api` has said how."""
+        return None if _PAINTERS.get("html") is None else _PAINTERS["html"](self)
 
     def to_json(self) -> str:
         """The plan as JSON."""
