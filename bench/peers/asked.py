@@ -81,8 +81,7 @@ def sent(model: Model) -> str:
         return text
     name = "tiles" if isinstance(rule, TileRule) else "patches"
     one = image_units(rule)
-    meet = meeting_units(rule, model.text.max_position_embeddings)
     return (
-        f"an image of {one} {name} ({unit_tokens(rule, one)} tokens) alone, {QUEUED} of {meet}"
-        f" {name} queued whole, {text}"
+        f"an image of {one} {name} ({unit_tokens(rule, one)} tokens) alone, such images aimed at"
+        f" the forwards of whoever serves, {text}"
     )
