@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.document import Block
 
-__all__ = ["memory_blocks", "memory_words"]
+__all__ = ["memory_bar", "memory_blocks", "memory_words"]
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
     """The bars, each with what it means in a sentence."""
     blocks: list[Block] = [Heading(text="Memory from empty to full")]
     for title, ledger in fold(plan.gpus):
-        parts = tuple(
-            Part(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
-            for kind, size in sums(stack(ledger)).items()
-        )
-        words = f"{title}: {memory_words(ledger)}"
-        blocks.append(Bar(title=words, room=ledger.total, parts=parts))
+        blocks.append(memory_bar(ledger, f"{title}: {memory_words(ledger)}"))
     return blocks
+
+
+def memory_bar(ledger: GpuLedger, title: str) -> Bar:
+    """One card's forecast from empty to full."""
+    parts = tuple(
+        Part(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
+        for kind, size in sums(stack(ledger)).items()
+    )
+    return Bar(title=title, room=ledger.total, parts=parts)
 
 
 def memory_words(ledger: GpuLedger) -> str:

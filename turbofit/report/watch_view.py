@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
-from turbofit.report.document import Bar, Column, Facts, Heading, Items, Line, Part, Table
+from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import fold
-from turbofit.report.stack import KINDS, stack, sums
+from turbofit.report.memory_view import memory_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,12 +105,8 @@ def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
     blocks: list[Block] = [Heading(text="Memory against the forecast")]
     ledgers = [(f"GPU {one.index}", one) for one in plan.gpus] if used else fold(plan.gpus)
     for title, ledger in ledgers:
-        parts = tuple(
-            Part(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
-            for kind, size in sums(stack(ledger)).items()
-        )
         words = _words(ledger, used.get(ledger.index))
-        blocks.append(Bar(title=f"{title}: {words}", room=ledger.total, parts=parts))
+        blocks.append(memory_bar(ledger, f"{title}: {words}"))
     return blocks
 
 
