@@ -16,13 +16,13 @@ PEERS = Path(__file__).parents[2] / "bench" / "peers"
 
 @pytest.fixture(autouse=True)
 def bench(monkeypatch):
-    """The bench's modules import each other by their bare names."""
+    """The bench's modules import each other by their bare names, which other benches have too."""
     monkeypatch.syspath_prepend(str(PEERS))
-    before = set(sys.modules)
+    for name in [path.stem for path in PEERS.glob("*.py")]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield
-    for name in set(sys.modules) - before:
-        if str(PEERS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    for name in [path.stem for path in PEERS.glob("*.py")]:
+        sys.modules.pop(name, None)
 
 
 def fate(log: str) -> tuple[str, str]:
