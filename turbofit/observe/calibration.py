@@ -75,7 +75,7 @@ def learn(
         ledgers = [_ledger(plan, card.index) for card in one.cards]
         names = tuple(sorted(ledger.name for ledger in ledgers))
         context = _context(one, ledgers)
-        buffers = _buffers(plan, one, ledgers, context)
+        buffers = _buffers(plan.of_group(one.group), one, ledgers, context)
         had = found.get(names)
         found[names] = Calibration(
             model=identity(plan.model),
