@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from contextlib import contextmanager
+from threading import Timer
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from turbofit.report.document import Block
 
-__all__ = ["answer", "complain", "note", "painted", "prepare_streams", "show"]
+__all__ = ["answer", "complain", "note", "painted", "patience", "prepare_streams", "show"]
+
+#: Seconds after which a person wonders.
+_PATIENCE: Final = 1.0
 
 
 def prepare_streams() -> None:
@@ -30,6 +35,21 @@ def answer(text: str) -> None:
 def note(text: str) -> None:
     """Write one line of progress to stderr."""
     _write(sys.stderr, f"{text}\n")
+
+
+@contextmanager
+def patience(doing: str) -> Iterator[None]:
+    """Say on a terminal what is going on, where it takes more than a second."""
+    if not _is_terminal(sys.stderr):
+        yield
+        return
+    timer = Timer(_PATIENCE, note, [f"{doing} …"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def complain(document: dict[str, Any], *, as_json: bool) -> None:

@@ -30,9 +30,13 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan and show; exit 3 where nothing fits."""
     from turbofit import api
+    from turbofit.cli.output import patience
 
     keywords = options.planning_keywords(args)
-    return show_plan(api.plan(args.model, rehearse=args.rehearse, **keywords), args, "plan")
+    doing = "planning, and rehearsing on pretend GPUs" if args.rehearse else "planning"
+    with patience(doing):
+        plan = api.plan(args.model, rehearse=args.rehearse, **keywords)
+    return show_plan(plan, args, "plan")
 
 
 def show_plan(plan: Plan, args: argparse.Namespace, command: str) -> int:

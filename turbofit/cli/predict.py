@@ -33,10 +33,13 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and show; exit 3 where the settings would not serve."""
     from turbofit import api
+    from turbofit.cli.output import patience
     from turbofit.cli.plan import show_plan
 
     keywords = options.planning_keywords(args)
     for name in ("lmdeploy", "free_at_cache"):
         if getattr(args, name) is not None:
             keywords[name] = getattr(args, name)
-    return show_plan(api.predict(args.model, **keywords), args, "predict")
+    with patience("predicting"):
+        plan = api.predict(args.model, **keywords)
+    return show_plan(plan, args, "predict")
