@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -68,6 +70,19 @@ def test_without_a_drain_it_ends_at_once() -> None:
         one.stop(drain=False)
         assert time.monotonic() - began < 5
     assert not one.alive
+
+
+def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
+    """A second Ctrl-C used to end with uvicorn's traceback and aiohttp's open sessions."""
+    one = thread(drain_seconds=60.0)
+    one.start()
+    with suppress(urllib.error.HTTPError):  # 503: no engine; the gateway looked for one
+        urllib.request.urlopen(f"{one.url}/metrics", timeout=5).read()
+    one.stop(drain=False)
+    assert not one.alive
+    gc.collect()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> None:

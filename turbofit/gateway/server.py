@@ -41,6 +41,8 @@ __all__ = [
 
 _BACKLOG: Final = 2048
 _KEEP_ALIVE: Final = 65
+#: Seconds that breaking off may take.
+_AT_ONCE: Final = 2.0
 
 
 def check_bind(config: GatewayConfig, *, no_auth: bool = False) -> None:
@@ -139,11 +141,26 @@ async def serve_gateway(
             server.should_exit = True
 
     follower = asyncio.ensure_future(follow())
+    serving = asyncio.ensure_future(server.serve([listener]))
     try:
-        await server.serve([listener])
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        await _break_off(server, serving)
+        raise
     finally:
         follower.cancel()
         listener.close()
+
+
+async def _break_off(server: uvicorn.Server, serving: asyncio.Future[None]) -> None:
+    """End at once, and in order: uvicorn's own way out leaves what the lifespan opened open."""
+    server.should_exit = server.force_exit = True
+    for task in list(server.server_state.tasks):
+        task.cancel()
+    # From Python 3.12 on a listener is closed only once its last connection is.
+    await asyncio.wait({serving}, timeout=_AT_ONCE)
+    if server.started:
+        await server.lifespan.shutdown()
 
 
 def run_gateway(gateway: Gateway, *, on_ready: Callable[[str], None] | None = None) -> None:
