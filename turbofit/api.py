@@ -67,6 +67,7 @@ def plan(
     context: int | None = None,
     concurrency: int = 8,
     goal: Goal = "throughput",
+    queue_images: bool = False,
     max_dynamic_patch: int | None = None,
     max_pixels: int | None = None,
     engine: str = "auto",
@@ -89,6 +90,8 @@ def plan(
         image_size: their (width, height); None is the worst that the model's rule admits.
         context: tokens that one request may have; None is the model's own, lowered to the cache.
         concurrency: requests at once over all replicas.
+        queue_images: image requests wait for each other's prefill in turbofit's gateway, so that
+            the peak pays for one of them and the cache gets the rest.
         goal: what decides between shapes that serve.
         max_dynamic_patch: InternVL's tile limit; None keeps the model's own where it can be served.
         max_pixels: Qwen2-VL's pixel limit, likewise.
@@ -111,7 +114,7 @@ def plan(
     ask = _ask(model, on, gpus, revision, margin, budget, settings)
     ask = replace(
         ask,
-        workload=_workload(images, image_size, context, concurrency, goal),
+        workload=_workload(images, image_size, context, concurrency, goal, queue_images),
         tp=tp,
         replicas=replicas,
         max_dynamic_patch=max_dynamic_patch,
@@ -136,6 +139,7 @@ def predict(
     context: int | None = None,
     concurrency: int = 8,
     goal: Goal = "throughput",
+    queue_images: bool = False,
     max_dynamic_patch: int | None = None,
     max_pixels: int | None = None,
     engine: str = "auto",
@@ -159,7 +163,7 @@ def predict(
     ask = _ask(model, on, gpus, revision, margin, budget, settings)
     ask = replace(
         ask,
-        workload=_workload(images, image_size, context, concurrency, goal),
+        workload=_workload(images, image_size, context, concurrency, goal, queue_images),
         tp=tp,
         replicas=replicas,
         max_dynamic_patch=max_dynamic_patch,
@@ -350,6 +354,7 @@ def _workload(
     context: int | None,
     concurrency: int,
     goal: Goal,
+    queue_images: bool,
 ) -> Workload:
     if images < 0 or concurrency < 1 or (context is not None and context < 1):
         raise UsageError(
@@ -362,6 +367,7 @@ def _workload(
         context=context,
         concurrency=concurrency,
         goal=goal,
+        queue_images=queue_images,
     )
 
 

@@ -77,6 +77,12 @@ def add_planning(parser: Parser) -> None:
     work.add_argument("--context", type=_positive, metavar="TOKENS", help="prompt and answer")
     work.add_argument("--concurrency", type=_positive, help="requests at once (default 8)")
     work.add_argument("--goal", choices=("throughput", "latency", "context"))
+    work.add_argument(
+        "--queue-images",
+        action="store_true",
+        default=None,
+        help="image requests wait for each other in the gateway; the cache gets their memory",
+    )
     limits = parser.add_argument_group("limits and budgets")
     limits.add_argument("--max-dynamic-patch", type=_positive, help="InternVL: tiles an image")
     limits.add_argument("--max-pixels", type=_positive, help="Qwen2-VL: pixels an image")
@@ -137,7 +143,7 @@ def planning_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `turbofit.api.plan` for what was given; defaults stay with the API."""
     names = (
         "on", "tp", "replicas", "gpus", "images", "image_size", "context", "concurrency", "goal",
-        "max_dynamic_patch", "max_pixels", "engine", "margin", "budget", "revision",
+        "queue_images", "max_dynamic_patch", "max_pixels", "engine", "margin", "budget", "revision",
     )  # fmt: skip
     given = {name: getattr(args, name, None) for name in (*names, *SETTINGS)}
     if given["dtype"] == "auto":  # LMDeploy's word for "choose"

@@ -19,7 +19,9 @@ _TORCH: Final = ("pytorch", "transformers")
 #: The PyTorch engine's alone.
 _EAGER: Final = ("eager_mode", "num_gpu_blocks", "distributed_executor_backend")
 #: What only a plan or another engine can use.
-_PLANNED: Final = ("replicas", "context", "concurrency", "goal", "margin", "budget")
+_PLANNED: Final = (
+    "replicas", "context", "concurrency", "goal", "queue_images", "margin", "budget",
+)  # fmt: skip
 _TURBOMIND: Final = ("communicator", "async_")
 
 

@@ -74,7 +74,8 @@ class Workload(Struct):
 
     ``image_size`` is (width, height), or None for the worst image that the model's rule admits;
     ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
-    ``concurrency`` counts requests over all replicas.
+    ``concurrency`` counts requests over all replicas. ``queue_images``: image requests wait for
+    each other's prefill in the gateway, so that the peak pays for one at a time.
     """
 
     images: int = 1
@@ -82,6 +83,7 @@ class Workload(Struct):
     context: int | None = None
     concurrency: int = 8
     goal: Goal = "throughput"
+    queue_images: bool = False
 
 
 class Settings(Struct):

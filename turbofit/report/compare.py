@@ -152,6 +152,7 @@ def _shape(two: _Two) -> Iterable[Row]:
     yield two.row("Shape", "goal", lambda p: p.workload.goal, text)
     yield two.row("Shape", "images a request", lambda p: p.workload.images)
     yield two.row("Shape", "concurrency", lambda p: p.workload.concurrency)
+    yield two.row("Shape", "images queued", lambda p: "yes" if p.workload.queue_images else "no")
 
 
 def _settings(two: _Two) -> Iterable[Row]:

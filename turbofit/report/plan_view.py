@@ -78,7 +78,8 @@ def fact_block(plan: Plan) -> Facts:
         ("engine", _engine(plan)),
         (
             "workload",
-            f"{images}context {asked}, {workload.concurrency} at once, for {workload.goal}",
+            f"{images}context {asked}, {workload.concurrency} at once, for {workload.goal}"
+            + (", images queued" if workload.queue_images else ""),
         ),
         (
             "shape",

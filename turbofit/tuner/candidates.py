@@ -141,5 +141,6 @@ def score_of(ask: Ask, judged: Judged, asked: Exposure) -> float:
     served = (
         exposure.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
     )
-    queued = 0.0 if judged.shape.units_per_forward is None else 1e-6
+    unasked = judged.shape.units_per_forward is not None and not ask.workload.queue_images
+    queued = 1e-6 if unasked else 0.0
     return value - (1.0 - served + queued) * 1e12

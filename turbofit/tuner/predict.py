@@ -41,6 +41,8 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     gpus = [ask.machine.gpu(index) for index in groups[0]]
     limit = _exposed(ask)
     exposure = exposure_of(ask, limit)
+    if ask.workload.queue_images:
+        exposure = replace(exposure, units_per_forward=exposure.units_per_request)
     settings = _settings(ask, groups, gpus, exposure, engine)
     same = [settings] * len(groups)
     accounts = accounts_of(ask, same, groups, exposure, engine, free_at_cache)
@@ -81,7 +83,7 @@ def _held(ask: Ask, exposure: Exposure, accounts: Sequence[Account], ratio: floa
     tokens = blocks * accounts[0].block_tokens
     if tokens <= 0 or tokens >= accounts[0].settings.session_len:
         return exposure
-    most = max(exposure.units_per_request, units_within(rule, tokens))
+    most = exposure.paid(max(exposure.units_per_request, units_within(rule, tokens)))
     return replace(exposure, units_per_forward=most)
 
 

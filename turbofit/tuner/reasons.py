@@ -53,6 +53,7 @@ def reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterato
                 "the engine's own bound, so nothing queues"
                 if best.shape.units_per_forward is None
                 else "less than the engine could bring together, so the gateway must queue"
+                + (", as you asked" if ask.workload.queue_images else "")
             )
         )
 

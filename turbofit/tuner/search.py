@@ -85,6 +85,8 @@ class _Search:
     def judge(self, shape: Shape, limit: int | None) -> Judged:
         """A shape under a limit."""
         exposure = self.asked if limit == self.ask.own_limit else exposure_of(self.ask, limit)
+        if self.ask.workload.queue_images and exposure.units_per_image:
+            shape = replace(shape, units_per_forward=exposure.units_per_request)
         judged = judge_unequal if shape.prefills else judge
         return judged(
             self.ask,

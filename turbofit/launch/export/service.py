@@ -105,6 +105,8 @@ def _asked(plan: Plan) -> list[str]:
     ):
         if value != usual:
             words += [option, str(value)]
+    if work.queue_images:
+        words.append("--queue-images")
     if settings.enable_prefix_caching:
         words.append("--enable-prefix-caching")
     if _asked_margin(plan):

@@ -1,0 +1,74 @@
+"""``--queue-images``: image requests wait for each other, and the cache gets their memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import turbofit.api
+from turbofit.core.plan import Plan
+from turbofit.gateway.limits import bounds_of
+from turbofit.rehearse.planned import plan_spec
+from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.twin import checkpoint_for
+
+PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
+
+
+def both(model: str, on: str, **options: object) -> tuple[Plan, Plan]:
+    made = [
+        turbofit.api.plan(model, on=on, tp=1, replicas=1, queue_images=queued, **options)
+        for queued in (False, True)
+    ]
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize(("model", "on"), PAIRS)
+def test_one_request_is_paid_for_and_the_cache_gets_the_rest(model: str, on: str) -> None:
+    meeting, queued = both(model, on)
+    limits = queued.limits
+    assert limits.units_per_forward == limits.units_per_request
+    assert limits.units_per_image == meeting.limits.units_per_image  # clients lose nothing
+    assert queued.settings.session_len == meeting.settings.session_len
+    if meeting.limits.units_per_forward > limits.units_per_forward:
+        assert queued.kv.tokens > meeting.kv.tokens
+    assert queued.workload.queue_images
+    assert any("as you asked" in reason for reason in queued.reasons)
+    assert max(one.score for one in queued.considered) > 0
+
+
+def test_the_gateway_holds_it() -> None:
+    meeting, queued = both("qwen2-vl-7b", "1xrtx3090")
+    assert bounds_of(queued).gate == queued.limits.units_per_request
+    assert bounds_of(meeting).gate is None
+
+
+def test_several_images_a_request_are_one_requests() -> None:
+    _, queued = both("internvl2-8b", "1xrtx3090", images=3)
+    assert queued.limits.units_per_forward == 3 * 13
+
+
+def test_text_has_nothing_to_queue() -> None:
+    meeting, queued = both("qwen2.5-7b", "1xrtx3090")
+    assert queued.kv == meeting.kv
+    assert not any("queue" in warning for warning in queued.warnings)
+
+
+def test_a_prediction_pays_for_one_too() -> None:
+    told = turbofit.api.predict("qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5)
+    assert not told.fits
+    held = turbofit.api.predict(
+        "qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5, queue_images=True
+    )
+    assert held.fits
+
+
+@pytest.mark.lmdeploy
+def test_the_engine_serves_it(tmp_path: Path) -> None:
+    _, queued = both("qwen2-vl-7b", "1xrtx3090")
+    document = rehearse(plan_spec(queued, checkpoint_for(queued.model, tmp_path)))
+    assert document["outcome"] == "served"
+    cases = {case["name"]: case["executor"][0]["live_peak"] for case in document["cases"]}
+    (paid,) = (term.bytes for term in queued.gpus[0].ledger if term.worst)
+    assert 0.97 * paid <= max(cases.values()) <= paid
