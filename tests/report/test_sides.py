@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tests.report.documents import planned, served_run
+from turbofit.core.rehearsal import Moment, Rehearsal, RehearsedCache
 from turbofit.core.units import MIB
 from turbofit.report.document import Table
 from turbofit.report.plan_view import plan_view
@@ -54,3 +57,22 @@ def test_a_run_at_eighty_columns() -> None:
         assert word in run
     assert "pretend" not in run
     assert "on pretend GPUs" in paint(plan_view(plan, served_run(plan, pretend=True)))
+
+
+def test_groups_that_differ_are_told_by_their_own() -> None:
+    plan = planned("mixed cards")
+    kept = RehearsedCache(free=(1,), region=(2,), object_size=None, slab_size=None, tokens=7)
+    moment = Moment(phase="ready", peak=(5,), end=(4,))
+    seen = Rehearsal(
+        outcome="served", seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=None,
+        timeline=(moment,),
+    )  # fmt: skip
+    own = tuple(replace(one, rehearsal=seen) for one in plan.by_group)
+    told = sides(replace(plan, rehearsal=seen, by_group=own))
+    assert len(told) == 2
+    tokens = [row.forecast for _, rows in told for row in rows if row.what == "KV tokens"]
+    assert tokens == [one.kv.tokens for one in plan.by_group]
+    assert len(set(tokens)) == 2
+    assert [row.rehearsed for _, rows in told for row in rows if row.what == "in use at rest"] == [
+        4, 4,
+    ]  # fmt: skip

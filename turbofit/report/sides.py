@@ -32,11 +32,13 @@ class Side(Struct):
 def sides(plan: Plan, run: Run | None = None) -> list[tuple[str, tuple[Side, ...]]]:
     """The figures of each set of equal GPUs, under its title; sets without any are left out.
 
-    What the first of a set shows stands for it; a rehearsal knows the first group's only.
+    What the first of a set shows stands for it. A rehearsal knows the first group's only; where
+    groups have settings of their own, each one's.
     """
     found = []
     for title, ledger in fold(plan.gpus):
-        rows = [*_whole(plan, ledger, run), *_terms(ledger)]
+        group = _group(plan, ledger.index)
+        rows = [*_whole(plan.of_group(group), group, ledger, run), *_terms(ledger)]
         told = tuple(row for row in rows if row.rehearsed is not None or row.measured is not None)
         if told:
             found.append((title, told))
@@ -49,11 +51,11 @@ def _terms(ledger: GpuLedger) -> Iterable[Side]:
             yield Side(what=term.term, forecast=term.bytes, rehearsed=term.rehearsed)
 
 
-def _whole(plan: Plan, ledger: GpuLedger, run: Run | None) -> list[Side]:
-    """Loading, rest and peak of a GPU; the cache of its group."""
+def _whole(plan: Plan, group: int, ledger: GpuLedger, run: Run | None) -> list[Side]:
+    """Loading, rest and peak of a GPU; the cache of its group, whose plan this is."""
     ratio = plan.settings.cache_max_entry_count
     cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
-    place = _place(plan, ledger.index)
+    place = _place(plan, group, ledger.index)
     timeline = plan.rehearsal.timeline if plan.rehearsal and place is not None else ()
     kept = plan.rehearsal.cache if plan.rehearsal and place is not None else None
     at = place or 0
@@ -106,10 +108,17 @@ def _sized(plan: Plan) -> bool:
     return plan.engine.name == "turbomind"
 
 
-def _place(plan: Plan, index: int) -> int | None:
-    """Where a GPU stands in the group that is rehearsed, the first."""
-    first = plan.parallel.groups[0] if plan.parallel.groups else ()
-    return first.index(index) if index in first else None
+def _group(plan: Plan, index: int) -> int:
+    """The number of the group that a GPU belongs to; 0 where it is in none."""
+    members = enumerate(plan.parallel.groups)
+    return next((number for number, group in members if index in group), 0)
+
+
+def _place(plan: Plan, group: int, index: int) -> int | None:
+    """Where a GPU stands in its group, if that was rehearsed; else only the first one was."""
+    members = plan.parallel.groups[group] if plan.parallel.groups else ()
+    rehearsed = group == 0 or bool(plan.by_group)
+    return members.index(index) if rehearsed and index in members else None
 
 
 def _actual(plan: Plan, run: Run | None, ledger: GpuLedger, *names: str) -> int | None:
