@@ -67,6 +67,12 @@ class TestStories:
         assert told.kv.tokens < told.settings.session_len
         assert 4 * told.kv.tokens <= told.limits.units_per_forward < 4 * 1.1 * told.kv.tokens
 
+        shared = turbofit.predict(
+            "qwen2-vl-7b-awq", on="1xrtx2080ti", cache_max_entry_count=0.4,
+            enable_prefix_caching=True,
+        )  # fmt: skip
+        assert shared.limits.units_per_forward == 2 * 65536  # of one picture's blocks
+
     def test_a_cache_below_one_warm_up_request_hangs(self):
         plan = turbofit.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.1)
         assert "never starts" in plan.verdict

@@ -74,6 +74,9 @@ def test_without_a_drain_it_ends_at_once() -> None:
 
 def test_breaking_off_is_quiet_and_leaves_nothing_open(caplog, capfd) -> None:
     """A second Ctrl-C used to end with uvicorn's traceback and aiohttp's open sessions."""
+    gc.collect()  # what other tests left
+    caplog.clear()
+    capfd.readouterr()
     one = thread(drain_seconds=60.0)
     one.start()
     with suppress(urllib.error.HTTPError):  # 503: no engine; the gateway looked for one

@@ -101,6 +101,13 @@ def test_the_gateway_lets_no_more_through_than_was_paid_for() -> None:
     assert [request["units"] for request in cases["vision_forward"]] == [[13], [13]]
 
 
+def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
+    told = turbofit.api.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.004)
+    assert told.model.image_rule is not None
+    (one,) = queue(told, told.model.image_rule, 13)
+    assert one["units"] == [13]
+
+
 @pytest.mark.lmdeploy
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_engine_brings_them_together(run: Rehearse, tmp_path: Path, cached: bool) -> None:

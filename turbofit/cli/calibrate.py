@@ -123,7 +123,10 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> int:
     calibrator = _calibrator(args, progress)
     if not progress.complete:
         job = _job(args, plan, lmdeploy, stop, leases, calibrator, planner, fixed, changes)
-        code = _drive(job, plan, stop, progress)
+        try:
+            code = _drive(job, plan, stop, progress)
+        finally:
+            calibrator.end()
         if code is not None:
             return code
     return _learn(args, calibrator, progress, lmdeploy)

@@ -333,6 +333,16 @@ class Plan(Struct):
         """What a notebook shows, where `turbofit.api` has said how."""
         return None if _PAINTERS.get("html") is None else _PAINTERS["html"](self)
 
+    def may_evict(self) -> bool:
+        """Whether some engine's cache may run out while requests generate.
+
+        It then evicts the youngest, which later begins again, images included.
+        """
+        groups = (self.of_group(numbers[0]) for numbers in self.unlike_groups())
+        return any(
+            one.settings.max_batch_size * one.settings.session_len > one.kv.tokens for one in groups
+        )
+
     def to_json(self) -> str:
         """The plan as JSON."""
         return to_json(self)

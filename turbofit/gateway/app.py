@@ -216,7 +216,8 @@ class Gateway:
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            if call.prepared.copies == 1:
+            to_end = self.bounds.gate is not None and self.bounds.gate_to_end
+            if call.prepared.copies == 1 and not (to_end and cost.units):
                 let_go()
 
         relay = Relay(

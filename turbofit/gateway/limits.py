@@ -42,7 +42,10 @@ class Bounds(Struct):
 
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
     ``gate`` are the units that may be in flight to one engine, None where the plan paid for the
-    engine's own bound. ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
+    engine's own bound. ``gate_to_end``: they stay so until the answer has ended, not only until it
+    begins: where the cache does not hold a whole batch of the longest requests, an engine evicts
+    one that generates and encodes its images again, beside whatever was let through meanwhile.
+    ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
     ``watches``: the engine and its model take videos, each in the place of an image.
     """
 
@@ -51,6 +54,7 @@ class Bounds(Struct):
     longest_request_tokens: int
     overlay: bool = True
     gate: int | None = None
+    gate_to_end: bool = False
     bytes_per_unit: int = 0
     watches: bool = False
 
@@ -90,6 +94,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         longest_request_tokens=plan.kv.longest_request_tokens,
         overlay=overlay,
         gate=_gate(plan, rule),
+        gate_to_end=plan.may_evict(),
         bytes_per_unit=_bytes_per_unit(plan, rule),
         watches=takes_videos(plan.engine.name, rule),
     )

@@ -62,6 +62,10 @@ class Calibrator:
         self.before = self._meter.begin(plan)
         self._progress.begin(plan, self.before)
 
+    def end(self) -> None:
+        """No GPU is read any more."""
+        self._meter.end()
+
     def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
         """See :class:`turbofit.launch.engine.Examiner`."""
         try:
@@ -72,7 +76,7 @@ class Calibrator:
             raise LaunchError(exc.message, hint=exc.hint) from None
 
     def _examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
-        plan = self.plan
+        plan = self.plan.of_group(engine.group)
         budget = engine.watch.budget
         self._take(
             engine, STEADY, self._meter.read(engine),

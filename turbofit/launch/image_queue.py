@@ -12,7 +12,7 @@ __all__ = ["queued"]
 
 
 def queued(
-    generate: Callable[..., AsyncIterator[Any]], most: int
+    generate: Callable[..., AsyncIterator[Any]], most: int, *, to_end: bool = False
 ) -> Callable[..., AsyncIterator[Any]]:
     """``AsyncEngine.generate`` with at most ``most`` image requests before their first answer.
 
@@ -22,6 +22,7 @@ def queued(
     Args:
         generate: LMDeploy's, of one engine; its first argument is the preprocessed request.
         most: requests, at least 1.
+        to_end: each counts until its last answer, see ``Bounds.gate_to_end``.
     """
     room = asyncio.Semaphore(most)
 
@@ -32,7 +33,7 @@ def queued(
             await room.acquire()
         try:
             async for item in generate(request, *arguments, **keywords):
-                if waits:
+                if waits and not to_end:
                     room.release()
                     waits = False
                 yield item

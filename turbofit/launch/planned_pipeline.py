@@ -140,7 +140,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
             most = max(1, bounds.gate // max(1, bounds.limits.units_per_request))
-            self.async_engine.generate = queued(self.async_engine.generate, most)
+            self.async_engine.generate = queued(
+                self.async_engine.generate, most, to_end=bounds.gate_to_end
+            )
 
 
 _IMAGES: Final = ("image", "image_url", "image_data")

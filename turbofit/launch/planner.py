@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.launch.match import check_machine
 from turbofit.launch.others import counted
@@ -130,7 +132,16 @@ class Planner:
         # It says nothing about memory: the rehearsal itself could not be held.
         why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
         self._say(f"not rehearsed: it failed: {why[:_SHOWN]}")
-        return plan
+        if _ratios(seen) == _ratios(plan):
+            return plan
+        # Before it failed, another rehearsal had lowered a ratio: that holds.
+        told = f"fits: {seen.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
+        return replace(seen, fits=True, verdict=told)
+
+
+def _ratios(plan: Plan) -> list[float]:
+    groups = range(len(plan.parallel.groups))
+    return [plan.of_group(number).settings.cache_max_entry_count for number in groups]
 
 
 def measured(leases: Leases, gpus: str | None) -> Machine:

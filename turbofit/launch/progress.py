@@ -69,7 +69,10 @@ class Progress:
             before: bytes in use on each GPU.
         """
         cards = [card for one in self._seen.values() for card in one.cards]
-        moved = any(abs(card.before - before[card.index]) > _MOVED for card in cards)
+        moved = any(
+            card.index not in before or abs(card.before - before[card.index]) > _MOVED
+            for card in cards
+        )
         if self.plan is None or _kind(plan) != _kind(self.plan) or moved:
             self._seen, self._finished, self.texts = {}, set(), {}
             self.plan = plan

@@ -76,6 +76,9 @@ def learn(
         names = tuple(sorted(ledger.name for ledger in ledgers))
         context = _context(one, ledgers)
         buffers = _buffers(plan.of_group(one.group), one, ledgers, context)
+        if plan.model.image_rule is not None and plan.limits.vision_unit is None:
+            # Without images the tower's kernels were not loaded: more is learned, less is not.
+            context, buffers = max(0, context), max(0, buffers)
         had = found.get(names)
         found[names] = Calibration(
             model=identity(plan.model),

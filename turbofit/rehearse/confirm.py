@@ -27,6 +27,8 @@ from turbofit.rehearse.twin import checkpoint_for
 __all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan"]
 
 _STEPS = 1000
+#: Outcomes, the one that a plan goes by first.
+_GRAVE = ("out_of_memory", "hang", "failed", "served")
 
 
 def rehearse_plan(plan: Plan) -> Plan:
@@ -45,7 +47,9 @@ def rehearse_plan(plan: Plan) -> Plan:
     seen = {numbers: _rehearsed(plan, numbers[0]) for numbers in plan.unlike_groups()}
     ledgers = {ledger.index: ledger for one in seen.values() for ledger in one.gpus}
     ends = {number: one.rehearsal for numbers, one in seen.items() for number in numbers}
-    worst = next((one for one in ends.values() if one and one.outcome != "served"), ends[0])
+    # What tells of memory comes before a rehearsal that could not be held.
+    found = [one for one in ends.values() if one is not None]
+    worst = min(found, key=lambda one: _GRAVE.index(one.outcome), default=None)
     whole = replace(
         plan,
         gpus=tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus),

@@ -56,6 +56,8 @@ def queue(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
     forward = forward_tokens(settings)
     # Prompts meet whose blocks the cache has all at once, of each the last in part filled.
     context = min(settings.session_len, plan.kv.tokens - _CUT * _BLOCK)
+    if not _fits(rule, units, context):
+        return [_request(_prompt(rule, units, 1, 1), tiles)]  # which the engine refuses
     best = max(
         _queues(rule, units, forward, context, settings.max_batch_size),
         key=lambda prompts: most_met(prompts, forward, context),
@@ -154,7 +156,7 @@ def _prompt(rule: ImageRule, units: int, lead: int, rest: int) -> Prompt:
 def _asked_again(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
     """Different questions about the image that was seen before: each brings it back whole."""
     settings, prompt = plan.settings, _prompt(rule, units, 1, _LEAST)
-    count = min(settings.session_len, plan.kv.tokens) // (prompt.length + _NEW)
+    count = settings.session_len // (prompt.length + _NEW)  # they share the picture's blocks
     one = _request(prompt, isinstance(rule, TileRule)) | {"images": 1}
     return [one] * max(1, min(count, settings.max_batch_size))
 

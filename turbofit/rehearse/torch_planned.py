@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from turbofit.core.plan import (
     Term,
 )
 from turbofit.memory.calibrated import BUFFERS
+from turbofit.memory.exposure import Exposure
+from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.environment import environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
@@ -111,13 +113,34 @@ def _cases(plan: Plan) -> tuple[TorchCase, ...]:
     size = None
     if limits.vision_unit is not None and limits.images_per_request:
         size = plan.workload.image_size or worst_size(rule, max_pixels=limits.max_pixels_per_image)
-    return torch_cases(
+    cases = torch_cases(
         rule,
         size,
         images=limits.images_per_request,
         batch=settings.max_batch_size,
         prefill=settings.max_prefill_token_num,
     )
+    return tuple(_let_through(plan, cases))
+
+
+def _let_through(plan: Plan, cases: Sequence[TorchCase]) -> Iterator[TorchCase]:
+    """The cases as the gateway lets them through, where the plan pays for fewer units than meet."""
+    limits, rule = plan.limits, plan.model.image_rule
+    exposure = Exposure(
+        units_per_image=limits.units_per_image,
+        images_per_request=limits.images_per_request,
+        tokens_per_request=limits.image_tokens_per_request,
+    )
+    gated = rule is not None and limits.units_per_forward < engine_bound(
+        rule, exposure, plan.settings
+    )
+    one = next((case.request for case in cases if case.name == "vision_request"), None)
+    for case in cases:
+        if gated and one is not None and case.name == "vision_forward":
+            count = limits.units_per_forward // max(1, limits.units_per_request)
+            yield TorchCase(case.name, one, max(1, count))
+        else:
+            yield case
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:

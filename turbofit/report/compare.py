@@ -156,9 +156,21 @@ def _shape(two: _Two) -> Iterable[Row]:
 
 
 def _settings(two: _Two) -> Iterable[Row]:
-    left, right = settings_of(two.a), settings_of(two.b)
-    for name in dict.fromkeys((*left, *right)):
-        yield Row(section="Settings", what=name, a=left.get(name), b=right.get(name))
+    own = bool(two.a.by_group or two.b.by_group)
+    groups = max(len(two.a.parallel.groups), len(two.b.parallel.groups)) if own else 1
+    for number in range(groups):
+        left, right = _own_settings(two.a, number), _own_settings(two.b, number)
+        engine = f", engine {number}" if own else ""
+        for name in dict.fromkeys((*left, *right)):
+            what = f"{name}{engine}"
+            yield Row(section="Settings", what=what, a=left.get(name), b=right.get(name))
+
+
+def _own_settings(plan: Plan, number: int) -> dict[str, str]:
+    """The settings of one engine; none of one that is not there."""
+    if number >= max(1, len(plan.parallel.groups)):
+        return {}
+    return settings_of(plan.of_group(number))
 
 
 def _holds(two: _Two) -> Iterable[Row]:

@@ -147,6 +147,16 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
             "this plan holds only where image requests are queued, as turbofit serve and"
             " turbofit.pipeline do"
         )
+        if any(
+            one.settings.max_batch_size * one.settings.session_len > one.kv_tokens
+            for one in found.best.parts or (found.best,)
+        ):
+            yield (
+                "an image request waits until the one before has ended: the cache does not hold"
+                " max_batch_size requests of session_len tokens, so that one could be evicted and"
+                " encoded again; with a smaller --max-batch-size or --context it waits for the"
+                " first token only"
+            )
     asked = exposure_of(ask, ask.own_limit)
     if asked.units_per_image and found.best.fits:
         yield (

@@ -79,6 +79,8 @@ def _held(ask: Ask, exposure: Exposure, accounts: Sequence[Account], ratio: floa
     rule = ask.model.image_rule
     if rule is None or not exposure.units_per_image or not accounts[0].admits_prompts:
         return exposure
+    if accounts[0].settings.enable_prefix_caching:
+        return exposure  # prompts share the blocks of one picture
     blocks = max(account.region_at(ratio) // account.block_bytes for account in accounts)
     tokens = blocks * accounts[0].block_tokens
     if tokens <= 0 or tokens >= accounts[0].settings.session_len:

@@ -86,6 +86,28 @@ def test_the_next_start_plans_the_same(case: str, capsys: pytest.CaptureFixture[
     assert next_plan.by_group == plan.by_group
 
 
+def test_what_has_no_limit_asks_for_none() -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", images=0)
+    words = service_of(plan, port=1, host="127.0.0.1").argv
+    assert "None" not in words
+    assert "--images" in words
+    text = turbofit.api.plan("internvl2-8b", on="1xrtx3090", language_model_only=True)
+    assert "--language-model-only" in service_of(text, port=1, host="127.0.0.1").argv
+
+
+def test_a_copy_of_transformers_over_two_cards() -> None:
+    plan = turbofit.api.plan("qwen2-vl-7b", on="2xl4:free=10GiB", engine="transformers")
+    assert len(plan.parallel.groups[0]) == 2
+    assert again(service_of(plan, port=1, host="127.0.0.1"))["--tp"] == "2"
+
+
+def test_margins_of_their_own_are_not_one_option() -> None:
+    plan = turbofit.api.plan("internvl2-2b", on="rtx3090+l40s", budget="20GiB")
+    assert plan.fits
+    with pytest.raises(UsageError, match="margins of their own"):
+        service_of(plan, port=1, host="127.0.0.1")
+
+
 def test_a_context_lowered_to_the_cache_is_left_to_the_next_start() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xl4:free=19GiB")
     assert plan.settings.session_len < plan.model.text.max_position_embeddings

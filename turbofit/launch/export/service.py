@@ -60,6 +60,11 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
         DoesNotFitError: the plan would not serve.
         UsageError: the name has no letter or digit.
     """
+    if len({gpu.margin for gpu in plan.gpus}) > 1 and _asked_margin(plan):
+        raise UsageError(
+            "this plan's GPUs have margins of their own, from --budget or a share of each card",
+            hint="plan with one --margin in bytes, then export",
+        )
     if not plan.fits:
         raise DoesNotFitError(
             f"this plan does not serve: {plan.verdict}",
@@ -92,7 +97,9 @@ def _asked(plan: Plan) -> list[str]:
         words += ["--revision", plan.model.revision]
     words += ["--engine", plan.engine.name]
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
-        words += ["--tp", str(settings.tp), "--replicas", str(plan.parallel.replicas)]
+        # Transformers' settings have no tp: there it is the GPUs of one copy.
+        tp = max(settings.tp, *map(len, plan.parallel.groups))
+        words += ["--tp", str(tp), "--replicas", str(plan.parallel.replicas)]
     if work.image_size is not None:
         words += ["--image-size", "x".join(map(str, work.image_size))]
     for option, value, usual in (
@@ -100,7 +107,7 @@ def _asked(plan: Plan) -> list[str]:
         ("--context", _promised_context(plan), None),
         ("--concurrency", work.concurrency, default.concurrency),
         ("--goal", work.goal, default.goal),
-        *_limits(plan),
+        *((name, value, own) for name, value, own in _limits(plan) if value is not None),
         ("--quant-policy", settings.quant_policy, 0),
     ):
         if value != usual:
@@ -109,6 +116,8 @@ def _asked(plan: Plan) -> list[str]:
         words.append("--queue-images")
     if settings.enable_prefix_caching:
         words.append("--enable-prefix-caching")
+    if settings.language_model_only:
+        words.append("--language-model-only")
     if _asked_margin(plan):
         words += ["--margin", str(max(gpu.margin for gpu in plan.gpus))]
     return words
