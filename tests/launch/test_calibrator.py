@@ -115,6 +115,42 @@ def test_another_plan_or_other_neighbours_begin_again() -> None:
     assert begun.seen == ()
 
 
+def test_a_plan_on_fewer_gpus_begins_again() -> None:
+    going = progress()
+    both = api.plan("internvl2-8b", on="2xrtx3090", engine="turbomind", tp=1, replicas=2)
+    going.begin(both, {0: 0, 1: 0})
+    going.begin(PLAN, {0: 0})
+    assert going.plan == PLAN
+    assert not going.has(0, "steady")
+
+
+class OneCard(Meter):
+    """Reads one GPU of several."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def read(self, _: Any) -> dict[int, Span]:
+        return {self.index: Span(peak=MIB, last=MIB)}
+
+
+def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
+    plan = api.plan("internvl2.5-8b", on="rtx3090+l40s", engine="turbomind")
+    paid = [plan.of_group(group).limits.units_per_forward for group in (0, 1)]
+    assert paid[0] != paid[1]
+    bodies = []
+    for group in (0, 1):
+        asked: list[Any] = []
+        calibrator = Calibrator(OneCard(plan.parallel.groups[group][0]), progress(), print)
+        calibrator.begin(plan)
+        driven = engine()
+        driven.group = group
+        calibrator.examine(driven, "m", lambda question, to=asked: to.append(question) or 3400)
+        bodies.append({one.name: str(one.request.body) for one in asked})
+    assert bodies[0]["sampling"] != bodies[1]["sampling"]
+
+
 def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     done = progress()
     drive(done, Meter(*[PLAN.gpus[0].steady // MIB] * 6))

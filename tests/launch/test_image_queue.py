@@ -58,6 +58,20 @@ def test_no_more_images_meet_than_planned(most: int) -> None:
     assert engine.most_open > most  # the next begins at the first answer, not at the last
 
 
+def test_where_engines_evict_the_next_waits_for_the_end() -> None:
+    async def run() -> Engine:
+        engine = Engine()
+        generate = queued(engine.generate, 2, to_end=True)
+
+        async def ask(request: Any) -> list[int]:
+            return [word async for word in generate(request)]
+
+        await asyncio.gather(*(ask(image()) for _ in range(10)))
+        return engine
+
+    assert asyncio.run(run()).most_open == 2
+
+
 def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
     async def run() -> None:
         engine = Engine()

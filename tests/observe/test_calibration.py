@@ -191,3 +191,25 @@ def test_a_log_that_tells_what_is_free_is_not_corrected_before_the_cache() -> No
     terms = {t.term: t.bytes for t in told.gpus[0].ledger}
     assert CONTEXT not in terms
     assert terms[BUFFERS] == 32 * MIB
+
+
+def test_without_images_nothing_is_learned_to_be_less() -> None:
+    """The tower's kernels were not loaded: a plan with images would count on their room."""
+    machine = machine_from("1xrtx3090")
+    text = planned("internvl2-8b", machine, "turbomind", images=0)
+    (less,) = learn(
+        text, [launched(text, -40 * MIB, -60 * MIB)], lmdeploy="0.18.0", when="now", pretend=False
+    )
+    assert (less.context, less.buffers) == (0, 0)
+    (more,) = learn(
+        text, [launched(text, 40 * MIB, 60 * MIB)], lmdeploy="0.18.0", when="now", pretend=False
+    )
+    assert more.context + more.buffers >= 100 * MIB
+    (never,) = learn(
+        planned("qwen2.5-7b", machine, "turbomind"),
+        [launched(planned("qwen2.5-7b", machine, "turbomind"), -40 * MIB, -20 * MIB)],
+        lmdeploy="0.18.0",
+        when="now",
+        pretend=False,
+    )
+    assert never.context < 0

@@ -95,6 +95,18 @@ def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
     assert [gpu.index for gpu in seen.gpus] == [0, 1]
 
 
+def test_a_lack_of_memory_counts_before_a_rehearsal_that_could_not_be_held(
+    monkeypatch, plan: Plan
+) -> None:
+    ends = {0: ended("failed"), 1: ended("out_of_memory", 100 * MIB)}
+    monkeypatch.setattr(
+        confirm, "_rehearsed", lambda whole, i: replace(whole.of_group(i), rehearsal=ends[i])
+    )
+    seen = confirm.rehearse_plan(plan)
+    assert seen.rehearsal == ends[1]
+    assert set(confirm.corrected_ratios(seen)) == {1}
+
+
 @pytest.mark.lmdeploy
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.report.documents import planned
 from turbofit.cli.main import main
@@ -24,6 +25,15 @@ def test_the_same_twice_differs_in_nothing() -> None:
     assert all(row.same for row in found.rows)
     text = paint(compare_blocks(found))
     assert "the same in both: Shape, Settings, What it holds, Limits, GPU 0" in text
+
+
+def test_settings_of_each_unequal_engine_are_compared() -> None:
+    a = saved("mixed cards")
+    own = list(a.plan.by_group)
+    own[1] = replace(own[1], settings=replace(own[1].settings, max_batch_size=77))
+    found = compare(a, a._replace(plan=replace(a.plan, by_group=tuple(own))))
+    differing = {row.what: row.b for row in found.rows if not row.same}
+    assert differing == {"max_batch_size, engine 1": "77"}
 
 
 def test_what_differs_is_side_by_side_with_the_difference() -> None:

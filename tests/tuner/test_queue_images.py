@@ -11,6 +11,7 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.limits import bounds_of
 from turbofit.rehearse.planned import plan_spec
 from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.torch_planned import planned_spec
 from turbofit.rehearse.twin import checkpoint_for
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
@@ -73,6 +74,17 @@ def test_a_prediction_pays_for_one_too() -> None:
         "qwen2-vl-7b", on="1xrtx3090", cache_max_entry_count=0.5, queue_images=True
     )
     assert held.fits
+
+
+def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_path: Path) -> None:
+    options = {"engine": "pytorch", "max_prefill_token_num": 8192}
+    meeting, queued = both("internvl3-8b-hf", "1xrtx3090", **options)
+    counts = []
+    for plan in (meeting, queued):
+        cases = {case.name: case for case in planned_spec(plan, tmp_path).cases}
+        counts.append(cases["vision_forward"].count)
+    assert counts[0] > 1
+    assert counts[1] == 1
 
 
 @pytest.mark.lmdeploy
