@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from tests.gateway.support import (
     CHAT,
@@ -347,6 +348,26 @@ def test_a_client_that_goes_away_stops_the_engine() -> None:
     assert answer.closed
     assert (app.engines[0].outstanding, app.engines[0].units) == (0, 0)
     assert records[0]["refused"] == "disconnected"
+
+
+@pytest.mark.parametrize(("batch", "meanwhile"), [(1, 2), (10**6, 1)])
+def test_the_next_image_goes_on_at_the_first_token_unless_the_engine_may_evict(
+    batch: int, meanwhile: int
+) -> None:
+    async def run() -> int:
+        plan = plan_for(units_per_forward=13)
+        plan = replace(plan, settings=replace(plan.settings, max_batch_size=batch))
+        assert plan.may_evict() == (batch > 1)
+        app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(EVENT, 0.3, EVENT)))
+        big = chat(image_part(448, 5376), stream=True)
+        asked = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
+        await asyncio.sleep(0.15)  # the first has begun to answer, and has not ended
+        begun = len(recorder.seen)
+        await asyncio.gather(*asked)
+        assert len(recorder.seen) == 2
+        return begun
+
+    assert asyncio.run(run()) == meanwhile
 
 
 def test_clients_that_wait_in_line_may_leave() -> None:
