@@ -23,6 +23,8 @@ from turbofit.model.images import unit_tokens, worst_units
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
 CHAT = "/v1/chat/completions"
+EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
 
 
 def limits_for(rule, *, limit=None, images=2, units_per_forward=10**9, n=4, **changes) -> Limits:

@@ -4,10 +4,11 @@ import asyncio
 import json
 
 import pytest
-from msgspec.structs import replace
 
 from tests.gateway.support import (
     CHAT,
+    DONE,
+    EVENT,
     Answer,
     Recorder,
     ask,
@@ -21,8 +22,6 @@ from tests.gateway.support import (
     stream,
 )
 
-EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
-DONE = b"data: [DONE]\n\n"
 ANTHROPIC = {
     "max_tokens": 5,
     "messages": [
@@ -348,91 +347,6 @@ def test_a_client_that_goes_away_stops_the_engine() -> None:
     assert answer.closed
     assert (app.engines[0].outstanding, app.engines[0].units) == (0, 0)
     assert records[0]["refused"] == "disconnected"
-
-
-@pytest.mark.parametrize(("batch", "meanwhile"), [(1, 2), (10**6, 1)])
-def test_the_next_image_goes_on_at_the_first_token_unless_the_engine_may_evict(
-    batch: int, meanwhile: int
-) -> None:
-    async def run() -> int:
-        plan = plan_for(units_per_forward=13)
-        plan = replace(plan, settings=replace(plan.settings, max_batch_size=batch))
-        assert plan.may_evict() == (batch > 1)
-        app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(EVENT, 0.3, EVENT)))
-        big = chat(image_part(448, 5376), stream=True)
-        asked = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
-        await asyncio.sleep(0.15)  # the first has begun to answer, and has not ended
-        begun = len(recorder.seen)
-        await asyncio.gather(*asked)
-        assert len(recorder.seen) == 2
-        return begun
-
-    assert asyncio.run(run()) == meanwhile
-
-
-def test_clients_that_wait_in_line_may_leave() -> None:
-    async def run():
-        plan = plan_for(units_per_forward=13)
-        app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
-        big, gone = chat(image_part(448, 5376)), asyncio.Event()
-        first = asyncio.ensure_future(call(app, body=big))
-        await asyncio.sleep(0.02)
-        second = asyncio.ensure_future(call(app, body=big, leave=gone))
-        await asyncio.sleep(0.02)
-        waiting = app.admission.waiting
-        gone.set()
-        await second
-        await first
-        return waiting, app, recorder
-
-    waiting, app, recorder = asyncio.run(run())
-    assert waiting == 1
-    assert app.admission.waiting == 0
-    assert len(recorder.seen) == 1
-
-
-def test_units_are_given_back_at_the_first_byte_of_a_stream_and_at_the_end_otherwise() -> None:
-    async def run(answer, **fields):
-        plan = plan_for(units_per_forward=13)
-        app, recorder = gateway(plan, recorder=Recorder(lambda *_: answer()))
-        big = chat(image_part(448, 5376), **fields)
-        calls = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
-        await asyncio.sleep(0.1)
-        early = len(recorder.seen)
-        await asyncio.gather(*calls)
-        return early
-
-    assert asyncio.run(run(lambda: stream(EVENT, 0.3, DONE), stream=True)) == 2
-    assert asyncio.run(run(lambda: stream(0.3, EVENT, DONE), stream=True)) == 1
-    assert asyncio.run(run(lambda: Answer(0.3, b"{}"))) == 1
-
-
-def test_a_long_wait_ends_with_429() -> None:
-    async def run():
-        plan = plan_for(units_per_forward=13)
-        slow = Recorder(lambda *_: Answer(0.4, b"{}"))
-        app, _ = gateway(plan, recorder=slow, queue_seconds=0.1)
-        big = chat(image_part(448, 5376))
-        return await asyncio.gather(*(call(app, body=big) for _ in range(2)))
-
-    good, busy = asyncio.run(run())
-    assert (good.status, busy.status) == (200, 429)
-    assert int(busy.headers["retry-after"]) >= 1
-    assert busy.json["error"]["type"] == "rate_limit_error"
-
-
-def test_text_never_waits_behind_images() -> None:
-    async def run():
-        plan = plan_for(units_per_forward=13)
-        app, recorder = gateway(plan, recorder=Recorder(lambda *_: Answer(0.2, b"{}")))
-        bodies = [chat(image_part(448, 5376)), chat(image_part(448, 5376)), chat(), chat()]
-        calls = [asyncio.ensure_future(call(app, body=body)) for body in bodies]
-        await asyncio.sleep(0.05)
-        early = len(recorder.seen)
-        await asyncio.gather(*calls)
-        return early
-
-    assert asyncio.run(run()) == 3
 
 
 def test_a_bug_of_ours_is_a_500_that_says_nothing() -> None:

@@ -176,8 +176,7 @@ def _read(args: argparse.Namespace, passed: Passed) -> Plan:
         what = "a model" if args.model is not None else f"{next(iter(given))}"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(args.plan)
-    groups = range(plan.parallel.replicas)
-    each = [to_builtins(plan.of_group(number).settings) for number in groups]
+    each = [to_builtins(one.settings) for one in plan.each()]
     for name, value in _modelled(passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in each))
         if planned != [value]:

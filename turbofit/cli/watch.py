@@ -18,7 +18,7 @@ __all__ = ["add_arguments", "run"]
 _EVERY: Final = 2.0
 _LEAST: Final = 0.2
 #: States of a run that is over.
-_OVER: Final = ("ended", "stopped", "failed")
+_OVER: Final = ("ended", "failed")
 #: To the terminal's first cell, and nothing below what is painted.
 _HOME: Final = "\x1b[H"
 _BELOW: Final = "\x1b[J"

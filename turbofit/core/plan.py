@@ -40,6 +40,7 @@ __all__ = [
     "Term",
     "Throughput",
     "Workload",
+    "may_evict",
     "paint_with",
 ]
 
@@ -261,6 +262,11 @@ class Own(Struct):
     rehearsal: Rehearsal | None = None
 
 
+def may_evict(settings: Settings, tokens: int) -> bool:
+    """Whether a cache of so many tokens may run out while a full batch generates."""
+    return settings.max_batch_size * settings.session_len > tokens
+
+
 def paint_with(painter: Callable[[Plan], str]) -> None:
     """Let notebooks show plans as the HTML that this makes of them."""
     _PAINTERS["html"] = painter
@@ -317,6 +323,10 @@ class Plan(Struct):
             rehearsal=own.rehearsal,
         )
 
+    def each(self) -> tuple[Plan, ...]:
+        """The plan of each group, in their order."""
+        return tuple(self.of_group(number) for number in range(len(self.parallel.groups)))
+
     def unlike_groups(self) -> tuple[tuple[int, ...], ...]:
         """The groups' numbers, those together whose equal cards run one set of settings."""
         if not self.by_group:
@@ -338,10 +348,7 @@ class Plan(Struct):
 
         It then evicts the youngest, which later begins again, images included.
         """
-        groups = (self.of_group(numbers[0]) for numbers in self.unlike_groups())
-        return any(
-            one.settings.max_batch_size * one.settings.session_len > one.kv.tokens for one in groups
-        )
+        return any(may_evict(one.settings, one.kv.tokens) for one in self.each())
 
     def to_json(self) -> str:
         """The plan as JSON."""

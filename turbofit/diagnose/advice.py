@@ -68,8 +68,7 @@ def _planned(case: Case, plan: Plan, spec: str, verdict: str) -> Advice:
 
 def _value(plan: Plan, name: str) -> object:
     """A setting; where engines on unequal cards differ, each one's in the order of the groups."""
-    groups = range(plan.parallel.replicas)
-    each = [getattr(plan.of_group(number).settings, name) for number in groups]
+    each = [getattr(one.settings, name) for one in plan.each()]
     return each[0] if len(set(each)) == 1 else " | ".join(map(str, each))
 
 

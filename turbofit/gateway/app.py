@@ -216,8 +216,8 @@ class Gateway:
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            to_end = self.bounds.gate is not None and self.bounds.gate_to_end
-            if call.prepared.copies == 1 and not (to_end and cost.units):
+            to_end = self.bounds.gate_to_end and cost.units
+            if call.prepared.copies == 1 and not to_end:
                 let_go()
 
         relay = Relay(

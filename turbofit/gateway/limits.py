@@ -16,7 +16,7 @@ from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.refusals import Refusal
 from turbofit.memory.engines import engine_named
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.exposure import exposure_within
 from turbofit.model.families.internvl import DETAIL_PATCHES
 from turbofit.model.images import image_tokens, largest_limit, unit_tokens, units
 from turbofit.model.videos import takes_videos
@@ -88,13 +88,14 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         overlay: whether the engines run on `gateway.overlay`'s folder.
     """
     rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
+    gate = _gate(plan, rule)
     return Bounds(
         rule=rule,
         limits=plan.limits,
         longest_request_tokens=plan.kv.longest_request_tokens,
         overlay=overlay,
-        gate=_gate(plan, rule),
-        gate_to_end=plan.may_evict(),
+        gate=gate,
+        gate_to_end=gate is not None and plan.may_evict(),
         bytes_per_unit=_bytes_per_unit(plan, rule),
         watches=takes_videos(plan.engine.name, rule),
     )
@@ -311,12 +312,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """Units in flight where the plan paid for fewer than an engine could bring together."""
     if rule is None or plan.engine.name == "transformers":  # which brings nothing together
         return None
-    limits = plan.limits
-    exposure = Exposure(
-        units_per_image=limits.units_per_image,
-        images_per_request=limits.images_per_request,
-        tokens_per_request=limits.image_tokens_per_request,
-    )
+    exposure = exposure_within(plan.limits)
     engine, gates = engine_named(plan.engine.name), []
     for numbers in plan.unlike_groups():
         own = plan.of_group(numbers[0])

@@ -96,8 +96,7 @@ def _limits(plan: Plan, *, pretend: bool) -> list[str]:
             "it and would not start",
             hint="ulimit -v unlimited",
         )
-    groups = range(plan.parallel.replicas)
-    need = _FILES + 4 * sum(plan.of_group(i).settings.max_batch_size for i in groups)
+    need = _FILES + 4 * sum(one.settings.max_batch_size for one in plan.each())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < need:
         raised = need if hard == resource.RLIM_INFINITY else min(need, hard)

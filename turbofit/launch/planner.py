@@ -140,8 +140,7 @@ class Planner:
 
 
 def _ratios(plan: Plan) -> list[float]:
-    groups = range(len(plan.parallel.groups))
-    return [plan.of_group(number).settings.cache_max_entry_count for number in groups]
+    return [one.settings.cache_max_entry_count for one in plan.each()]
 
 
 def measured(leases: Leases, gpus: str | None) -> Machine:

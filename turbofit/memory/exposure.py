@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 
-__all__ = ["NO_IMAGES", "Exposure"]
+__all__ = ["NO_IMAGES", "Exposure", "exposure_within"]
 
 
 class Exposure(Struct):
@@ -27,6 +28,15 @@ class Exposure(Struct):
     def paid(self, bound: int) -> int:
         """Units of a forward that the peak pays for: the engine's bound, or the plan's if less."""
         return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
+
+
+def exposure_within(limits: Limits) -> Exposure:
+    """What clients can ask of a plan's engines, whatever its peak pays for."""
+    return Exposure(
+        units_per_image=limits.units_per_image,
+        images_per_request=limits.images_per_request,
+        tokens_per_request=limits.image_tokens_per_request,
+    )
 
 
 NO_IMAGES = Exposure(units_per_image=0, images_per_request=0, tokens_per_request=0)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from turbofit.core.model import ImageRule, TileRule
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.pool import forward_tokens
 from turbofit.model.images import unit_tokens, units_within
 
-__all__ = ["Prompt", "grid", "most_met", "queue"]
+__all__ = ["Prompt", "grid", "let_through", "most_met", "queue"]
 
 #: A chunk that does not end a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
 _BLOCK = 64
@@ -63,6 +63,16 @@ def queue(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
         key=lambda prompts: most_met(prompts, forward, context),
     )
     return [_request(prompt, tiles) for prompt in best]
+
+
+def let_through(limits: Limits, bound: int) -> int | None:
+    """The worst requests that the gateway lets through at once, at least one.
+
+    None where the plan pays for all units that can meet (``bound``), so that nothing waits.
+    """
+    if limits.units_per_forward >= bound:
+        return None
+    return max(1, limits.units_per_forward // max(1, limits.units_per_request))
 
 
 def most_met(prompts: Sequence[Prompt], forward: int, context: int) -> int:

@@ -20,11 +20,12 @@ from turbofit.core.plan import (
     Term,
 )
 from turbofit.memory.calibrated import BUFFERS
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.exposure import exposure_within
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.environment import environment
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
+from turbofit.rehearse.meeting import let_through
 from turbofit.rehearse.moments import torch_moments
 from turbofit.rehearse.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch_run import need_packages, run_torch
@@ -120,25 +121,20 @@ def _cases(plan: Plan) -> tuple[TorchCase, ...]:
         batch=settings.max_batch_size,
         prefill=settings.max_prefill_token_num,
     )
-    return tuple(_let_through(plan, cases))
+    return tuple(_gated(plan, cases))
 
 
-def _let_through(plan: Plan, cases: Sequence[TorchCase]) -> Iterator[TorchCase]:
+def _gated(plan: Plan, cases: Sequence[TorchCase]) -> Iterator[TorchCase]:
     """The cases as the gateway lets them through, where the plan pays for fewer units than meet."""
     limits, rule = plan.limits, plan.model.image_rule
-    exposure = Exposure(
-        units_per_image=limits.units_per_image,
-        images_per_request=limits.images_per_request,
-        tokens_per_request=limits.image_tokens_per_request,
-    )
-    gated = rule is not None and limits.units_per_forward < engine_bound(
-        rule, exposure, plan.settings
-    )
+    count = None
+    if rule is not None:
+        bound = engine_bound(rule, exposure_within(limits), plan.settings)
+        count = let_through(limits, bound)
     one = next((case.request for case in cases if case.name == "vision_request"), None)
     for case in cases:
-        if gated and one is not None and case.name == "vision_forward":
-            count = limits.units_per_forward // max(1, limits.units_per_request)
-            yield TorchCase(case.name, one, max(1, count))
+        if count is not None and one is not None and case.name == "vision_forward":
+            yield TorchCase(case.name, one, count)
         else:
             yield case
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.core.plan import Limits, Plan
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.exposure import exposure_within
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.model.images import units_within
-from turbofit.rehearse.meeting import grid, queue
+from turbofit.rehearse.meeting import grid, let_through, queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
@@ -56,16 +56,10 @@ def _meeting(plan: Plan, one: dict[str, Any]) -> list[dict[str, Any]]:
     """What brings most units together, of what clients may send at once."""
     rule, limits, batch = plan.model.image_rule, plan.limits, plan.settings.max_batch_size
     assert rule is not None
-    exposure = Exposure(
-        units_per_image=limits.units_per_image,
-        images_per_request=limits.images_per_request,
-        tokens_per_request=limits.image_tokens_per_request,
-    )
-    bound = engine_bound(rule, exposure, plan.settings)
-    if limits.units_per_forward < min(bound, units_within(rule, plan.kv.tokens)):
-        # The gateway lets no more through at once than the plan pays for.
-        count = limits.units_per_forward // max(1, limits.units_per_request)
-        return [one] * max(1, min(batch, count))
+    bound = engine_bound(rule, exposure_within(limits), plan.settings)
+    count = let_through(limits, min(bound, units_within(rule, plan.kv.tokens)))
+    if count is not None:
+        return [one] * min(batch, count)
     if limits.images_per_request == 1:
         return queue(plan, rule, limits.units_per_image)
     meet = -(-limits.units_per_forward // max(1, limits.units_per_request))

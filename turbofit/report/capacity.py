@@ -50,7 +50,7 @@ class Capacity(Struct):
 def capacity(plan: Plan) -> Capacity:
     """The capacity of a plan; all 0 where the cache holds nothing."""
     kv, limits = plan.kv, plan.limits
-    groups = [plan.of_group(number) for number in range(len(plan.parallel.groups))]
+    groups = plan.each()
     pictures = limits.image_tokens_per_request if limits.vision_unit else 0
     each = -(-pictures // max(1, limits.images_per_request)) if pictures else None
     images = limits.images_per_request

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from turbofit.core.plan import Candidate, Plan
+from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
@@ -147,10 +147,8 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
             "this plan holds only where image requests are queued, as turbofit serve and"
             " turbofit.pipeline do"
         )
-        if any(
-            one.settings.max_batch_size * one.settings.session_len > one.kv_tokens
-            for one in found.best.parts or (found.best,)
-        ):
+        sets = found.best.parts or (found.best,)
+        if any(may_evict(one.settings, one.kv_tokens) for one in sets):
             yield (
                 "an image request waits until the one before has ended: the cache does not hold"
                 " max_batch_size requests of session_len tokens, so that one could be evicted and"

@@ -101,8 +101,8 @@ class _Search:
     def queued(self, shape: Shape) -> Iterator[Judged]:
         """The asked limit, paying for as many units in one forward as fit."""
         rule = self.ask.model.image_rule
-        if rule is None or not self.asked.units_per_image:
-            return
+        if rule is None or not self.asked.units_per_image or self.ask.workload.queue_images:
+            return  # with `queue_images` every shape pays for one request's already
         step = 1 if isinstance(rule, TileRule) else rule.merge**2
 
         def at(units: int) -> Judged:

@@ -9,15 +9,15 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
+from turbofit.launch.engine import Timing
+from turbofit.tuner.ask import Margin
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = ["Service", "service_of"]
 
-#: The supervisor's own (`launch.engine.Timing.start`, drain, `launch.serve`), in seconds.
-_START: Final = 2 * 3600
-_DRAIN: Final = 30
+#: Seconds after the drain in which engines end and their memory comes back.
 _AFTER_DRAIN: Final = 30
 #: For NCCL between cards that do not reach each other. Source: NCCL's user guide, Docker.
 _NCCL_SHM: Final = 1 << 30
@@ -46,8 +46,8 @@ class Service(Struct):
     memory: int
     shm: int
     port: int
-    start: int = _START
-    stop: int = _DRAIN + _AFTER_DRAIN
+    start: int = int(Timing().start)
+    stop: int = int(Timing().drain) + _AFTER_DRAIN
 
 
 def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> Service:
@@ -146,9 +146,9 @@ def _limits(plan: Plan) -> list[tuple[str, int | None, int | None]]:
 
 
 def _asked_margin(plan: Plan) -> bool:
-    """Whether the margin is another than the default of DESIGN §2."""
-    usual = [max(256 << 20, known(gpu.total, 0) // 100) for gpu in plan.gpus]
-    return any(gpu.margin != one for gpu, one in zip(plan.gpus, usual, strict=True))
+    """Whether the margin is another than the default."""
+    usual = Margin()
+    return any(gpu.margin != usual.of(plan.machine.gpu(gpu.index)) for gpu in plan.gpus)
 
 
 def _shm(plan: Plan) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service
 
 __all__ = ["systemd_unit"]
 
-#: Exit codes that another start would not mend: wrong use, does not fit, a package is missing.
-_FINAL_CODES: Final = "2 3 7"
+#: What another start would not mend.
+_FINAL: Final = (UsageError, DoesNotFitError, PackageError)
 _BACKOFF: Final = 10
 
 _UNIT: Final = """\
@@ -67,7 +69,7 @@ def systemd_unit(service: Service, *, executable: str) -> str:
         command=_command((executable, *service.argv[1:])),
         visible=visible,
         backoff=_BACKOFF,
-        final=_FINAL_CODES,
+        final=" ".join(str(error.exit_code) for error in _FINAL),
         stop=service.stop,
     )
 
