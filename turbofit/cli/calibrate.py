@@ -165,10 +165,9 @@ def _job(
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""
     from turbofit.cli.output import note
-    from turbofit.cli.serve_plan import run_folder
     from turbofit.launch.download import Fetcher
     from turbofit.launch.engine import Timing
-    from turbofit.launch.record import Record
+    from turbofit.launch.record import Record, run_folder
     from turbofit.launch.session import Job
 
     folder = run_folder(plan)

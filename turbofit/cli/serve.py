@@ -11,7 +11,6 @@ from turbofit.cli.serve_plan import (
     planner_of,
     public_port,
     refuse,
-    run_folder,
     show_commands,
 )
 from turbofit.core.errors import UsageError
@@ -133,7 +132,7 @@ def _launch(
     from turbofit.launch.download import Fetcher
     from turbofit.launch.environment import lmdeploy_if_needed
     from turbofit.launch.others import end_orphans
-    from turbofit.launch.record import Record
+    from turbofit.launch.record import Record, run_folder
     from turbofit.launch.session import Job, run_session
 
     lmdeploy, missing = lmdeploy_if_needed(args.engine)

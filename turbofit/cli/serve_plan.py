@@ -9,7 +9,6 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, Usa
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from turbofit.core.plan import Command, Plan
     from turbofit.launch.leases import Leases
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from turbofit.launch.planner import Planner
 
 __all__ = [
-    "first_plan", "planner_of", "public_port", "refusal", "refuse", "run_folder", "show_commands",
+    "first_plan", "planner_of", "public_port", "refusal", "refuse", "show_commands",
 ]  # fmt: skip
 
 
@@ -131,21 +130,6 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
         raise LaunchError(
             ranks, hint="unset WORLD_SIZE and LOCAL_RANK, or start it without torchrun"
         )
-
-
-def run_folder(plan: Plan) -> Path:
-    """A folder of the state folder for this run, with its plan."""
-    from turbofit.core.state import new_folder
-
-    try:
-        folder = new_folder("runs", "".join(c if c.isalnum() else "-" for c in plan.model.name))
-        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    except OSError as exc:
-        raise LaunchError(
-            f"the state folder cannot be written: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can",
-        ) from None
-    return folder
 
 
 def public_port(args: argparse.Namespace) -> int:

@@ -105,7 +105,7 @@ class Attempt:
         fallback = plan.engine.name == "transformers"
         if fallback:
             refuse_options(job.options)
-        if job.gateway is None and job.examiner is None:
+        if job.gateway is None and job.examiner is None and job.door is None:
             made, key = (fallback_commands if fallback else commands)(plan, port=job.port), None
         else:
             from turbofit.gateway.overlay import overlay
@@ -117,7 +117,8 @@ class Attempt:
             ports = free_ports(len(plan.parallel.groups))
             # Hexadecimal: a key that begins with a dash would be read as an option.
             private = private_fallback_commands if fallback else private_commands
-            made, key = private(plan, ports, str(folder), name), secrets.token_hex(32)
+            made = private(plan, ports, str(folder), name)
+            key = secrets.token_hex(32) if job.door is None else job.door.key
         full = [
             Command(env=one.env, argv=(*one.argv, *job.options), group=one.group) for one in made
         ]
@@ -150,6 +151,8 @@ class Attempt:
         if job.gateway is not None:
             self._front = self._gateway(urls)
             urls = [self._front.url]
+        elif job.door is not None:
+            urls = job.door.open(plan, urls)
         if not job.pretend:
             self._sentinel = Sentinel(plan, self._pids, self._warn)
             self._sentinel.start()
@@ -199,6 +202,8 @@ class Attempt:
         self._job.record.attempt(moments=self._moments)
 
     def _drain(self, urgent: bool) -> None:
+        if self._job.door is not None:
+            self._job.door.close()
         if self._sentinel is not None:
             self._sentinel.stop()
         if self._front is not None:

@@ -7,14 +7,16 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.files import write_atomic
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Record"]
+    from turbofit.core.plan import Plan
+
+__all__ = ["Record", "run_folder"]
 
 _SCHEMA: Final = "turbofit.run/1"
 
@@ -70,6 +72,25 @@ class Record:
             write_atomic(self.folder / "run.json", text, mode=0o600)
         except (UsageError, OSError):
             return
+
+
+def run_folder(plan: Plan) -> Path:
+    """A folder of the state folder for this run, with its plan.
+
+    Raises:
+        LaunchError: it cannot be made.
+    """
+    from turbofit.core.state import new_folder
+
+    try:
+        folder = new_folder("runs", "".join(c if c.isalnum() else "-" for c in plan.model.name))
+        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    except OSError as exc:
+        raise LaunchError(
+            f"the state folder cannot be written: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that can",
+        ) from None
+    return folder
 
 
 def _now() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitError
 from turbofit.core.files import write_atomic
@@ -30,7 +30,19 @@ if TYPE_CHECKING:
     from turbofit.launch.record import Record
     from turbofit.launch.serve import Stop
 
-__all__ = ["Job", "run_session"]
+__all__ = ["Door", "Job", "run_session"]
+
+
+class Door(Protocol):
+    """What lets a gateway on another machine reach engines, which are on private ports here."""
+
+    key: str
+
+    def open(self, plan: Plan, urls: list[str]) -> list[str]:
+        """The engines of this plan are ready: where the gateway reaches them."""
+
+    def close(self) -> None:
+        """They are about to end."""
 
 
 class Job:
@@ -61,6 +73,7 @@ class Job:
         changes: what the first plan was made with, as learned before.
         examiner: looks closer at the engines; they are on private ports then, with a key and
             without a gateway.
+        door: stands where the gateway would, which is on another machine.
     """
 
     def __init__(
@@ -88,8 +101,9 @@ class Job:
         fixed: Mapping[str, Any] | None = None,
         changes: Mapping[str, Any] | None = None,
         examiner: Examiner | None = None,
+        door: Door | None = None,
     ) -> None:
-        self.examiner = examiner
+        self.examiner, self.door = examiner, door
         self.folder, self.record, self.on_open = folder, record, on_open
         self._say = say
         self.lmdeploy, self.runner, self.timing, self.leases = lmdeploy, runner, timing, leases

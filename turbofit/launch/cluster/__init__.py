@@ -1,0 +1,1 @@
+"""Engines on several machines, placed and kept by Ray."""

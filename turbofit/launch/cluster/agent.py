@@ -1,0 +1,62 @@
+"""The Ray actor of one engine. Ray keeps it alive; it keeps the engine alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.launch.cluster.host import Hosted, prepare_environment
+
+if TYPE_CHECKING:
+    from turbofit.launch.cluster.order import Order, Standing
+
+__all__ = ["Agent", "start_agent"]
+
+#: Times that Ray starts an actor again whose process died; beyond it is something to be told of.
+_RESTARTS: Final = 10
+#: Calls at once: one that waits for news, and others that must not wait for it.
+_CALLS: Final = 4
+
+
+class Agent:
+    """Hosts one engine; see `host.Hosted`.
+
+    Args:
+        order: what to launch. After a restart by Ray it is the same one.
+    """
+
+    def __init__(self, order: Order) -> None:
+        prepare_environment(order.plan)
+        self._hosted = Hosted(order)
+        self._hosted.start()
+
+    def follow(self, since: int, seconds: float) -> Standing:
+        """See `Hosted.follow`."""
+        return self._hosted.follow(since, seconds)
+
+    def allow(self, peers: tuple[str, ...]) -> None:
+        """See `Hosted.allow`."""
+        self._hosted.allow(peers)
+
+    def stop(self, seconds: float) -> bool:
+        """See `Hosted.stop`."""
+        return self._hosted.stop(seconds)
+
+
+def start_agent(order: Order, group: Any) -> Any:
+    """Start an engine's actor in a placement group of one GPU; its handle.
+
+    The engine's other GPUs are held by their own placement groups; which ones it sees is the
+    plan's to say, by UUID.
+
+    Args:
+        order: what to launch.
+        group: of the engine's first GPU.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    actor = ray.remote(
+        num_cpus=0, num_gpus=1, max_restarts=_RESTARTS, max_concurrency=_CALLS
+    )(Agent)  # fmt: skip
+    there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    return actor.options(scheduling_strategy=there).remote(order)

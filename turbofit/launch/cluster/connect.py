@@ -1,0 +1,123 @@
+"""The connection to a Ray cluster, and who is in it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.struct import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["NAMESPACE", "Alive", "Connection", "connected"]
+
+#: Of Ray: names of actors are unique in it.
+NAMESPACE: Final = "turbofit"
+
+
+class Alive(Struct):
+    """A node that Ray has; ``gpus`` as Ray counts them; ``leaving``: it is being drained."""
+
+    id: str
+    name: str
+    address: str
+    gpus: int
+    leaving: bool = False
+
+
+class Connection:
+    """A cluster that this process is connected to.
+
+    ``address`` is the cluster's, ``here`` this node's id and ``here_address`` its address.
+    """
+
+    def __init__(self) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        self.address = str(context.gcs_address)
+        self.here = str(context.get_node_id())
+        self.here_address = str(ray.util.get_node_ip_address())
+
+    def alive(self) -> dict[str, Alive]:
+        """The nodes that are there now, by id.
+
+        Raises:
+            MachineError: the cluster's head does not answer.
+        """
+        import ray
+
+        try:
+            nodes = ray.nodes()
+        except Exception as exc:  # noqa: BLE001 - Ray raises what it likes when its head is gone
+            raise MachineError(
+                f"the Ray cluster at {self.address} does not answer: {_line(exc)}",
+                hint="see ray status; engines end with the cluster",
+            ) from None
+        leaving = _leaving()
+        return {
+            node["NodeID"]: Alive(
+                id=node["NodeID"],
+                name=node.get("NodeManagerHostname") or node["NodeName"],
+                address=node["NodeManagerAddress"],
+                gpus=int(node["Resources"].get("GPU", 0)),
+                leaving=node["NodeID"] in leaving,
+            )
+            for node in nodes
+            if node["Alive"]
+        }
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Connection]:
+    """Be connected to a cluster; what this process started there ends with the connection.
+
+    Args:
+        address: as ``ray start`` prints it; None is ``RAY_ADDRESS``, or the cluster of this host.
+
+    Raises:
+        PackageError: Ray is not installed.
+        MachineError: no cluster answers there.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise PackageError(
+            "Ray is not installed here", hint='install it with pip install "turbofit[ray]"'
+        ) from None
+    where = address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        ray.init(
+            address=where,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        raise MachineError(
+            f"no Ray cluster answers{f' at {where}' if where != 'auto' else ' here'}: {_line(exc)}",
+            hint="start one with ray start --head, or write --cluster ray:HOST:6379",
+        ) from None
+    try:
+        yield Connection()
+    finally:
+        ray.shutdown()
+
+
+def _leaving() -> frozenset[str]:
+    """Nodes that Ray drains, e.g. before a spot instance ends; Ray Serve asks in the same way."""
+    try:
+        from ray._private import state
+
+        found: Any = state.state.get_draining_nodes()
+    except Exception:  # noqa: BLE001 - it is no public call: without it they just die
+        return frozenset()
+    return frozenset(found)
+
+
+def _line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:200]

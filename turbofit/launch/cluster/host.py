@@ -1,0 +1,235 @@
+"""One engine on this node, launched and watched as `turbofit serve` does, in a thread of its own.
+
+All that is one machine's stays as it is there: the reservation, the last look at the GPUs, the
+overlay, the worst-case requests, restarts, and the ladder where memory runs out. Only the gateway
+is elsewhere: a `Forwarder` stands in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import DoesNotFitError, TurbofitError
+from turbofit.launch.cluster.forward import Forwarder
+from turbofit.launch.cluster.order import Standing
+from turbofit.launch.cluster.tls import server_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.cluster.order import Order
+    from turbofit.launch.leases import Leases
+    from turbofit.launch.serve import Stop
+
+__all__ = ["Hosted", "prepare_environment"]
+
+_WARNINGS: Final = 20
+#: How Ray's own traffic is kept private, whichever Ray it is.
+_KEPT: Final = ("RAY_AUTH", "RAY_TLS_", "RAY_USE_TLS")
+
+
+def prepare_environment(plan: Plan) -> None:
+    """Make this process's environment one that an engine can be started from.
+
+    Ray shows an actor one GPU where the engine has several. And an engine that finds Ray's own
+    variables, or a cluster on this host, would join that cluster and wait there for GPUs that are
+    reserved for itself: LMDeploy's PyTorch engine begins a Ray of its own instead, as it does on a
+    machine without a cluster.
+    """
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        if not name.startswith(_KEPT):
+            del os.environ[name]
+    os.environ["RAY_ADDRESS"] = "local"
+    for command in plan.commands:
+        os.environ.update(command.env)
+
+
+class Hosted:
+    """An engine, from its order to its end.
+
+    Args:
+        order: what to launch.
+    """
+
+    def __init__(self, order: Order) -> None:
+        from turbofit.launch.serve import Stop
+
+        self._order, self.key = order, order.key
+        self._peers = order.peers
+        self._standing = Standing(pid=os.getpid(), tokens=order.plan.kv.tokens)
+        self._changed = threading.Condition()
+        self._forwarder: Forwarder | None = None
+        self._warnings: deque[str] = deque(maxlen=_WARNINGS)
+        self._stop: Stop = Stop()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin; `follow` tells what becomes of it."""
+        self._thread.start()
+
+    def follow(self, since: int, seconds: float) -> Standing:
+        """Where it stands, as soon as that is newer than ``since``, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while self._standing.number <= since:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return self._standing
+
+    def allow(self, peers: Iterable[str]) -> None:
+        """From now on gateways at these addresses may reach the engine."""
+        self._peers = tuple(peers)
+        if self._forwarder is not None:
+            self._forwarder.allow(self._peers)
+
+    def stop(self, seconds: float) -> bool:
+        """End it in order, within so many seconds; whether it has ended."""
+        self._stop.end()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    # The door of `session.Job`.
+
+    def open(self, plan: Plan, urls: list[str]) -> list[str]:
+        """The engine is ready."""
+        from turbofit.gateway.limits import bounds_of
+
+        (url,) = urls
+        if self._order.listen:
+            forwarder = Forwarder(
+                self._order.listen,
+                int(url.rpartition(":")[2]),
+                self._peers,
+                server_context(os.environ),
+            )
+            forwarder.start()
+            self._forwarder, url = forwarder, forwarder.url
+        self._tell(state="ready", url=url, tokens=plan.kv.tokens, gate=bounds_of(plan).gate)
+        return [url]
+
+    def close(self) -> None:
+        """The engine is about to end."""
+        if self._forwarder is not None:
+            self._forwarder.stop()
+            self._forwarder = None
+        self._tell(state="starting", url="")
+
+    def _run(self) -> None:
+        from turbofit.launch.leases import Leases
+
+        try:
+            with Leases() as leases:
+                self._serve(leases)
+            self._tell(state="ended")
+        except TurbofitError as exc:
+            self._tell(state="failed", error=exc.to_dict()["error"])
+        except BaseException as exc:  # noqa: BLE001 - a bug of ours must not look like a silence
+            error = {"kind": "bug", "message": f"a bug in turbofit: {type(exc).__name__}: {exc}"}
+            self._tell(state="failed", error={**error, "hint": "please report it", "exit_code": 1})
+
+    def _serve(self, leases: Leases) -> None:
+        """What `turbofit serve --plan` does, from the last look at the machine on."""
+        from turbofit.launch.download import Fetcher
+        from turbofit.launch.environment import lmdeploy_if_needed
+        from turbofit.launch.needs import check_needs
+        from turbofit.launch.others import end_orphans
+        from turbofit.launch.planner import Planner
+        from turbofit.launch.record import Record, run_folder
+        from turbofit.launch.session import Job, run_session
+
+        order = self._order
+        plan = order.plan
+        lmdeploy, missing = lmdeploy_if_needed(plan.engine.name)
+        if missing is not None and plan.engine.name != "transformers":
+            raise missing
+        check_needs(plan)
+        for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
+            self._say(f"warning: {text}")
+        planner = Planner(
+            order.plan_with, _fixed(order), None if order.pretend else leases, self._say,
+            rehearse=False, doubled=False,
+        )  # fmt: skip
+        planner.take(plan)
+        folder = run_folder(plan)
+        self._tell(folder=str(folder))
+        record = Record(
+            folder, model=plan.model.name, pretend=order.pretend, lmdeploy=lmdeploy.version,
+            member=order.name,
+        )  # fmt: skip
+        job = Job(
+            folder=folder,
+            record=record,
+            say=self._say,
+            on_open=lambda _urls: None,
+            lmdeploy=lmdeploy.version,
+            runner=lmdeploy.argv,
+            timing=order.timing,
+            leases=leases,
+            gateway=None,
+            port=0,
+            options=order.options,
+            name=order.served,
+            check=order.check,
+            pretend=order.pretend,
+            taken=order.taken,
+            fetch=None if order.pretend else Fetcher(self._say),
+            replan=lambda changes: self._kept(planner.make(changes)),
+            fixed=order.keywords,
+            door=self,
+        )
+        run_session(job, plan, self._stop)
+
+    def _kept(self, plan: Plan) -> Plan:
+        """A plan made after a lack of memory, if it still keeps what clients were promised.
+
+        Raises:
+            DoesNotFitError: it does not.
+        """
+        promised = self._order.plan.kv.longest_request_tokens
+        if not plan.fits:
+            return plan
+        if plan.kv.longest_request_tokens < promised:
+            raise DoesNotFitError(
+                f"it would hold {plan.kv.longest_request_tokens:,} tokens a request, "
+                f"{promised:,} are promised",
+                hint="turbofit cluster change --context promises less on all nodes",
+            )
+        # The gateway holds requests to the promise; what meets in a forward is this plan's own.
+        own = replace(self._order.plan.limits, units_per_forward=plan.limits.units_per_forward)
+        return replace(plan, limits=own)
+
+    def _say(self, text: str) -> None:
+        if text.startswith("warning: "):
+            self._warnings.append(text.removeprefix("warning: "))
+        self._tell(said=text)
+
+    def _tell(self, **facts: Any) -> None:
+        with self._changed:
+            forwarder = self._forwarder
+            refused: Sequence[str] = () if forwarder is None else sorted(forwarder.refused)
+            warnings = (
+                *self._warnings,
+                *(f"a connection from {one} was refused" for one in refused),
+            )
+            number = self._standing.number + 1
+            self._standing = replace(self._standing, number=number, warnings=warnings, **facts)
+            self._changed.notify_all()
+
+
+def _fixed(order: Order) -> dict[str, Any]:
+    """What a plan after a lack of memory is made with: these cards, and the promise."""
+    plan = order.plan
+    members = plan.parallel.groups[0]
+    keywords = {**order.keywords, "tp": len(members), "replicas": 1, "engine": plan.engine.name}
+    if order.pretend:
+        return {**keywords, "on": plan.machine}
+    return {**keywords, "gpus": ",".join(gpu.uuid for gpu in plan.gpus)}

@@ -1,0 +1,142 @@
+"""What each node of a Ray cluster is: one short task a node measures it as `turbofit machine` does.
+
+A node that cannot be measured is a node with a reason, never an error.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.cluster import Cluster, Node
+from turbofit.core.errors import TurbofitError
+from turbofit.core.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from turbofit.core.machine import Machine
+    from turbofit.launch.cluster.connect import Alive
+
+__all__ = ["PRETEND_ON", "measure_here", "measure_nodes", "only", "tell_nodes"]
+
+#: With ``--pretend``, the SPEC of the machine that a node pretends to be; set where Ray is started.
+PRETEND_ON: Final = "TURBOFIT_PRETEND_ON"
+
+_SECONDS: Final = 120.0
+
+
+def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
+    """The nodes of a Ray cluster, measured.
+
+    Args:
+        address: the cluster's, as ``ray start`` prints it; None is the one of this host.
+        pretend: nodes may pretend to be another machine.
+
+    Raises:
+        PackageError: Ray is not installed.
+        MachineError: no cluster answers there.
+    """
+    from turbofit.launch.cluster.connect import connected
+
+    with connected(address) as ray:
+        return Cluster(
+            source=f"ray {ray.address}", nodes=tell_nodes(ray.alive().values(), pretend=pretend)
+        )
+
+
+def tell_nodes(nodes: Iterable[Alive], *, pretend: bool) -> tuple[Node, ...]:
+    """Measure nodes of the cluster that this process is connected to, all at once."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(measure_here)
+    asked = {}
+    for node in nodes:
+        if not node.gpus:
+            continue
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        asked[task.options(scheduling_strategy=there).remote(pretend)] = node
+    if asked:
+        ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
+    return tuple(_told(ref, node) for ref, node in asked.items())
+
+
+def measure_here(pretend: bool) -> bytes:
+    """What this node is, as JSON; runs on the node."""
+    return msgspec.json.encode(_here(pretend=pretend))
+
+
+def only(machine: Machine, gpus: Iterable[str]) -> Machine:
+    """The machine with none but these GPUs to plan for.
+
+    Args:
+        machine: a node's.
+        gpus: Ray's ids: entries of the node's ``CUDA_VISIBLE_DEVICES``, or indices.
+
+    Raises:
+        UsageError: Ray names a GPU that the node has not.
+    """
+    from turbofit.machine.visible import select
+
+    if machine.source == "nvml":
+        chosen = set(select(",".join(gpus), machine.gpus, [gpu.index for gpu in machine.gpus]))
+    else:
+        chosen = {machine.visible[int(one)] for one in gpus if int(one) < len(machine.visible)}
+    return replace(machine, visible=tuple(i for i in machine.visible if i in chosen))
+
+
+def _told(ref: object, node: Alive) -> Node:
+    import ray
+
+    try:
+        found = msgspec.json.decode(ray.get(ref, timeout=0.1), type=Node)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is one node's
+        why = _why(exc)
+        return Node(id=node.id, name=node.name, address=node.address, why_not=why)
+    return replace(found, id=node.id, address=node.address)
+
+
+def _why(exc: BaseException) -> str:
+    """Why a task did not tell, in a line."""
+    import ray
+
+    cause = getattr(exc, "cause", None) or exc
+    text = str(exc)
+    if isinstance(cause, ModuleNotFoundError) or "No module named 'turbofit" in text:
+        return "turbofit is not installed there"
+    if isinstance(exc, ray.exceptions.GetTimeoutError):
+        return f"it did not answer within {_SECONDS:.0f} s"
+    if isinstance(exc, ray.exceptions.TaskUnschedulableError | ray.exceptions.NodeDiedError):
+        return "it left the cluster"
+    return f"it could not be measured: {' '.join(text.split())[-200:]}"
+
+
+def _here(*, pretend: bool) -> Node:
+    from turbofit.launch.environment import find_lmdeploy
+    from turbofit.machine.source import machine_from
+
+    node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
+    with suppress(TurbofitError):  # the engine may be another one; planning tells
+        node = replace(node, lmdeploy=find_lmdeploy().version)
+    spec = os.environ.get(PRETEND_ON) if pretend else None
+    try:
+        machine = machine_from(spec, environ=_environment())
+    except TurbofitError as exc:
+        return replace(node, why_not=exc.message)
+    return replace(node, machine=machine, pretend=pretend)
+
+
+def _environment() -> Mapping[str, str]:
+    """The environment that Ray was started with on this node: a task may see fewer GPUs."""
+    try:
+        with open(f"/proc/{os.getppid()}/environ", encoding="utf-8", errors="replace") as file:
+            pairs = (entry.partition("=") for entry in file.read().split("\0"))
+            return {name: value for name, _, value in pairs}
+    except OSError:
+        return os.environ

@@ -1,0 +1,60 @@
+"""What an engine's actor is told, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Struct
+from turbofit.launch.engine import Timing
+
+__all__ = ["Order", "Standing"]
+
+
+class Order(Struct):
+    """One engine of one node; everything that its actor needs, so that Ray can start it again.
+
+    ``name`` is the engine's for good. ``plan`` is `alone.alone`'s. ``key`` is what the engine's API
+    asks for. ``listen`` is the node's address, empty where the gateway is on the node itself.
+    ``peers`` are the gateways' addresses. ``plan_with`` is the planner, e.g. `api.plan` with the
+    model bound, and ``keywords`` what it must keep when the engine runs out of memory: the promise
+    to clients. ``options`` are LMDeploy's own, ``served`` the model's name to clients, ``taken``
+    bytes that somebody takes of each pretend card once the cache is sized.
+    """
+
+    name: str
+    plan: Plan
+    key: str
+    listen: str
+    peers: tuple[str, ...]
+    plan_with: Callable[..., Plan]
+    keywords: dict[str, Any]
+    timing: Timing = Timing()
+    options: tuple[str, ...] = ()
+    served: str | None = None
+    check: bool = True
+    pretend: bool = False
+    taken: int = 0
+
+
+class Standing(Struct):
+    """Where an engine stands; ``number`` grows with each change.
+
+    ``url`` is where gateways reach it. ``said`` is its last line of progress, ``folder`` its run's
+    on the node. ``tokens`` is what its cache holds, ``gate`` the vision units that may be in flight
+    to it, None for any number. ``error`` is the document of why it failed.
+    """
+
+    number: int = 0
+    state: Literal["starting", "ready", "failed", "ended"] = "starting"
+    url: str = ""
+    said: str = ""
+    folder: str = ""
+    pid: int = 0
+    tokens: int = 0
+    gate: int | None = None
+    warnings: tuple[str, ...] = ()
+    error: dict[str, Any] = msgspec.field(default_factory=dict)
