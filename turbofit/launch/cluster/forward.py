@@ -169,6 +169,7 @@ class _Front(_Side):
         super().__init__(ends)
         self._forwarder = forwarder
         self._connecting: asyncio.Task[None] | None = None
+        self._early = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -177,8 +178,14 @@ class _Front(_Side):
         if not peer or not self._forwarder.admits(peer[0]):
             self.transport.abort()
             return
-        self.transport.pause_reading()
         self._connecting = asyncio.ensure_future(self._connect())
+
+    def data_received(self, data: bytes) -> None:
+        # A connection to loopback is made at once: what comes before is one read or two.
+        if self.other is None:
+            self._early += data
+        else:
+            super().data_received(data)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -189,12 +196,12 @@ class _Front(_Side):
         except OSError:
             self.abort()
             return
-        assert self.transport is not None
-        if self.transport.is_closing():
+        if self.transport is None or self.transport.is_closing():
             back.abort()
             return
         self.other = back
-        self.transport.resume_reading()
+        super().data_received(bytes(self._early))
+        self._early.clear()
 
 
 class _Back(_Side):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -86,7 +87,7 @@ class Places:
         import ray
 
         return ray.util.placement_group(
-            [{"GPU": 1.0}], strategy="STRICT_PACK", name="turbofit",
+            [{"GPU": 1.0}], strategy="STRICT_PACK", name=f"turbofit-{uuid4().hex}",
             bundle_label_selector=[{"ray.io/node-id": node}],
         )  # fmt: skip
 
