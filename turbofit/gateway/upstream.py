@@ -30,16 +30,15 @@ class Died(Exception):  # noqa: N818
 
 
 class Upstream:
-    """A client of all engines.
+    """A client of all engines, each of which is told its own API key.
 
     Args:
-        key: their API key.
         serial: whether they answer one request after the other: a token would wait for whatever
             is under way, while their own health tells whether tokens still come.
     """
 
-    def __init__(self, key: str | None, *, serial: bool = False) -> None:
-        self._key, self._serial = key, serial
+    def __init__(self, *, serial: bool = False) -> None:
+        self._serial = serial
         self._session: aiohttp.ClientSession | None = None
 
     async def open(
@@ -51,6 +50,8 @@ class Upstream:
             Unreachable: it was never sent.
             Died: the engine broke off.
         """
+        if engine.key:
+            headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
             # In one piece, though aiohttp would rather have megabytes as a file: that is slower.
             return await self._opened().request(
@@ -122,7 +123,6 @@ class Upstream:
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE
                 ),
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
                 skip_auto_headers=("User-Agent", "Accept-Encoding"),
                 auto_decompress=False,
                 trust_env=False,
