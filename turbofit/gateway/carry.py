@@ -131,4 +131,6 @@ class Carrier:
             let_go()
             if relay.outcome.broken or relay.outcome.failed:
                 self._monitor.suspect(engine)
+                if relay.outcome.vanished:
+                    self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")

@@ -88,6 +88,17 @@ class Monitor:
             self._take_out(engine)
         self._poke.set()
 
+    def doubt(self, engine: Engine) -> None:
+        """Its machine is not heard of: it gets nothing new until it answers.
+
+        What it has is not ended: each of its connections finds out for itself, and some may live.
+        """
+        engine.suspect = True
+        if engine.up:
+            engine.up = False
+            self._changed()
+        self._poke.set()
+
     def look(self) -> None:
         """Engines came or went: look at them now."""
         self._poke.set()
@@ -151,7 +162,7 @@ class Monitor:
             self._bring_back(engine)
             return
         engine.failures += 1
-        if engine.failures >= _FAILURES and engine.up:
+        if engine.failures >= _FAILURES and (engine.up or engine.aborts):
             self._take_out(engine)
 
     def _bring_back(self, engine: Engine) -> None:

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from turbofit.gateway.refusals import Refusal, refusal_event
+from turbofit.gateway.sockets import vanished
 from turbofit.gateway.tasks import uncancel
 from turbofit.gateway.upstream import Died
 
@@ -49,7 +50,7 @@ class EngineDied(Refusal):
 class Outcome:
     """What became of it, for the log."""
 
-    __slots__ = ("broken", "bytes_out", "failed", "first_byte", "started", "status")
+    __slots__ = ("broken", "bytes_out", "failed", "first_byte", "started", "status", "vanished")
 
     def __init__(self) -> None:
         self.status = 0
@@ -58,6 +59,8 @@ class Outcome:
         self.started = False
         #: The engine broke off.
         self.broken = False
+        #: And so, it seems, did its machine.
+        self.vanished = False
         #: It answered that it cannot.
         self.failed = False
 
@@ -116,7 +119,8 @@ class Relay:
             response = await self._open(body, sent_headers)
             del body
             await self._answer(response)
-        except (Died, aiohttp.ClientError, OSError):
+        except (Died, aiohttp.ClientError, OSError) as exc:
+            self.outcome.vanished = vanished(exc)
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
+from turbofit.gateway.sockets import engine_socket
+
 if TYPE_CHECKING:
     from turbofit.gateway.engines import Engine
 
@@ -62,7 +64,7 @@ class Upstream:
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc)) from None
         except (aiohttp.ClientError, OSError) as exc:
-            raise Died(str(exc)) from None
+            raise Died(str(exc)) from exc
 
     async def probe(self, engine: Engine) -> bool:
         """Ask for one token; whether it came. A serial engine: ask how it is."""
@@ -118,7 +120,9 @@ class Upstream:
         if self._session is None:
             # No limit of connections: how many there are is admission's to say.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEEP_ALIVE, socket_factory=engine_socket
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE
