@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 from tests.gateway.support import CHAT, Answer, Recorder, call, chat, gateway, stream
 from turbofit.gateway.admission import Admission, Cost
 from turbofit.gateway.engines import Affinity, Engine, least_busy
+from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.health import Monitor, healthy
 from turbofit.gateway.metrics import merge
 from turbofit.gateway.refusals import Refusal
 
 
-def engines(count: int = 1) -> list[Engine]:
-    return [Engine(index, f"http://e{index}") for index in range(count)]
-
-
-def admission(found, gate=10, host_bytes=10**9, **keywords) -> Admission:
-    return Admission(found, gate=gate, host_bytes=host_bytes, **keywords)
+def engines(count: int = 1, gate=10, host_limit=10**9) -> list[Engine]:
+    return [
+        Engine(index, f"http://e{index}", gate=gate, host_limit=host_limit)
+        for index in range(count)
+    ]
 
 
 def test_turns_go_round_the_clients() -> None:
     async def run():
         found = engines()
-        door, order = admission(found), []
+        door, order = Admission(found), []
 
         async def one(client: str, number: int):
             cost = Cost(units=10)
-            engine = await door.admit(client, cost, least_busy)
+            engine = await door.admit(client, cost)
             order.append(f"{client}{number}")
             await asyncio.sleep(0)
             door.release(engine, cost)
@@ -50,11 +50,11 @@ def test_turns_go_round_the_clients() -> None:
 def test_a_large_request_is_not_starved_by_small_ones() -> None:
     async def run():
         found = engines()
-        door, order = admission(found), []
+        door, order = Admission(found), []
 
         async def one(client, units):
             cost = Cost(units=units)
-            engine = await door.admit(client, cost, least_busy)
+            engine = await door.admit(client, cost)
             order.append((client, units))
             await asyncio.sleep(0.001)
             door.release(engine, cost)
@@ -70,19 +70,19 @@ def test_a_large_request_is_not_starved_by_small_ones() -> None:
 
 def test_the_line_has_an_end_and_a_deadline() -> None:
     async def run():
-        door = admission(engines(), longest=1, seconds=0.05)
-        held = await door.admit("a", Cost(units=10), least_busy)
-        late = asyncio.ensure_future(door.admit("b", Cost(units=1), least_busy))
+        door = Admission(engines(), longest=1, seconds=0.05)
+        held = await door.admit("a", Cost(units=10))
+        late = asyncio.ensure_future(door.admit("b", Cost(units=1)))
         await asyncio.sleep(0)
         for _ in range(2):
             with pytest.raises(Refusal) as full:
-                await door.admit("c", Cost(units=1), least_busy)
+                await door.admit("c", Cost(units=1))
             assert full.value.status == 429
         with pytest.raises(Refusal) as waited:
             await late
         assert (waited.value.status, door.waiting) == (429, 0)
         door.release(held, Cost(units=10))
-        assert (await door.admit("d", Cost(units=10), least_busy)).units == 10
+        assert (await door.admit("d", Cost(units=10))).units == 10
 
     asyncio.run(run())
 
@@ -90,7 +90,7 @@ def test_the_line_has_an_end_and_a_deadline() -> None:
 def test_what_no_engine_could_hold_is_refused_at_once() -> None:
     async def run(cost):
         with pytest.raises(Refusal) as caught:
-            await admission(engines(), host_bytes=50).admit("a", cost, least_busy)
+            await Admission(engines(host_limit=50)).admit("a", cost)
         return caught.value.status
 
     assert asyncio.run(run(Cost(units=11))) == 400
@@ -105,12 +105,12 @@ def test_what_no_engine_could_hold_is_refused_at_once() -> None:
 def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
     async def run():
         found = engines(count)
-        door, most = admission(found, seconds=5.0), 0
+        door, most = Admission(found, seconds=5.0), 0
 
         async def one(units, client, leaves):
             nonlocal most
             cost = Cost(units=units, host_bytes=units)
-            engine = await door.admit(str(client), cost, least_busy)
+            engine = await door.admit(str(client), cost)
             engine.outstanding += 1
             most = max(most, *(e.units for e in found))
             try:
@@ -136,9 +136,9 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
 def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
     async def run():
         found = engines()
-        door = admission(found)
-        await door.admit("a", Cost(units=10), least_busy)
-        waiting = asyncio.ensure_future(door.admit("b", Cost(units=5), least_busy))
+        door = Admission(found)
+        await door.admit("a", Cost(units=10))
+        waiting = asyncio.ensure_future(door.admit("b", Cost(units=5)))
         await asyncio.sleep(0)
         found[0].up = False
         door.pump()
@@ -164,15 +164,19 @@ def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
     found, memory = engines(3), Affinity()
     long = "x" * 3000
     found[0].outstanding = 1
-    home = memory.chooser(conversation(long))(found)
+    Fleet(found)
+
+    def chosen(*texts: str) -> Engine:
+        return memory.chooser(conversation(*texts))(least_busy(found), lambda engine: True)
+
+    home = chosen(long)
     assert home.index == 1
     home.outstanding = 3
-    again = memory.chooser(conversation(long, "and then?"))(found)
+    again = chosen(long, "and then?")
     assert again.index == 1
     home.outstanding = 9
-    assert memory.chooser(conversation(long, "and then?"))(found).index == 2
-    short = memory.chooser(conversation("hi"))
-    assert short(found).index == 2
+    assert chosen(long, "and then?").index == 2
+    assert chosen("hi").index == 2
 
 
 def watched(found, probe, **keywords):

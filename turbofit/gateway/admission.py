@@ -11,19 +11,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
+from turbofit.gateway.engines import least_busy
+from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.refusals import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Collection, Sequence
 
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.engines import Chooser, Engine
 
-__all__ = ["Admission", "Cost", "dead"]
+__all__ = ["RETRY_DEAD", "Admission", "Cost", "dead"]
 
-_RETRY_DEAD: Final = 5
+#: Seconds after which to try again where no engine is up.
+RETRY_DEAD: Final = 5
+#: Ends the name of the line of a client's requests that an engine failed; no client's own name.
+_AGAIN: Final = "\n"
 
 
 class Cost(Struct):
@@ -41,94 +47,119 @@ class Cost(Struct):
 class _Waiter:
     """A request in line."""
 
-    __slots__ = ("choose", "cost", "future")
+    __slots__ = ("avoid", "choose", "cost", "future")
 
-    def __init__(self, cost: Cost, choose: Chooser, future: asyncio.Future[Engine]) -> None:
-        self.cost, self.choose, self.future = cost, choose, future
-
-
-if TYPE_CHECKING:
-    Chooser = Callable[[Sequence[Engine]], Engine]
+    def __init__(
+        self,
+        cost: Cost,
+        choose: Chooser | None,
+        avoid: Collection[Engine],
+        future: asyncio.Future[Engine],
+    ) -> None:
+        self.cost, self.choose, self.avoid, self.future = cost, choose, avoid, future
 
 
 class Admission:
     """Lets requests through to engines.
 
     Args:
-        engines: all of them.
-        gate: units in flight to one engine, None for any number.
-        host_bytes: host memory of decoded images in flight to one engine.
+        engines: all of them, each with its own gate and host limit.
         longest: how many may wait.
         seconds: how long one may wait.
     """
 
     def __init__(
-        self,
-        engines: Sequence[Engine],
-        *,
-        gate: int | None,
-        host_bytes: int,
-        longest: int = 256,
-        seconds: float = 30.0,
+        self, engines: Fleet | Sequence[Engine], *, longest: int = 256, seconds: float = 30.0
     ) -> None:
-        self._engines, self._gate, self._host_bytes = tuple(engines), gate, host_bytes
+        self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
         self._longest, self._seconds = longest, seconds
         self._lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self.waiting = 0
+        # As long as the fleet has this version, only these engines may have room for so much.
+        self._full: Cost | None = None
+        self._freed: set[Engine] = set()
+        self._version = -1
 
-    async def admit(self, client: str, cost: Cost, choose: Chooser) -> Engine:
+    async def admit(
+        self,
+        client: str,
+        cost: Cost,
+        choose: Chooser | None = None,
+        avoid: Collection[Engine] = (),
+    ) -> Engine:
         """Wait for a place, and take it.
 
         Args:
             client: whose turn it is.
             cost: what it will hold; give it back with `release`.
-            choose: the best of several engines that have room.
+            choose: prefers another engine that has room to the least busy one.
+            avoid: engines that had this request already. It was let in once: it goes to the head
+                of the line, however long that is.
 
         Raises:
             Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 400
                 for what no engine could ever hold.
         """
+        if not self._fleet.others(avoid):
+            raise dead()
         self._refuse_impossible(cost)
         if cost.free or not self._lines:
-            room = self._with_room(cost)
-            if room:
-                return self._take(choose(room), cost)
-        if not any(engine.up for engine in self._engines):
-            raise dead()
-        if self.waiting >= self._longest:
+            engine = self._find(cost, choose, avoid)
+            if engine is not None:
+                return self._take(engine, cost)
+        if self.waiting >= self._longest and not avoid:
             raise self._busy(f"{self.waiting} requests wait already")
-        return await self._wait(client, cost, choose)
+        while True:
+            engine = await self._wait(client, cost, choose, avoid)
+            if engine.takes and engine.fleet is self._fleet:
+                return engine
+            # It went out, or began to drain, before this task had its turn.
+            self.release(engine, cost)
 
     def release(self, engine: Engine, cost: Cost) -> None:
         """Give back what `admit` took, and let the next in."""
         engine.units -= cost.units
         engine.host_bytes -= cost.host_bytes
+        if self._full is not None and engine.fleet is self._fleet:
+            self._freed.add(engine)
         if self._lines:
             self.pump()
 
     def pump(self) -> None:
         """Let in whoever has room now; call it too when an engine has come back or gone."""
-        while self._lines:
-            client, line = next(iter(self._lines.items()))
+        passed = 0
+        while len(self._lines) > passed:
+            client, line = next(islice(self._lines.items(), passed, None))
             waiter = line[0]
             if waiter.future.done():
                 self._drop(client, waiter)
                 continue
-            if not any(engine.up for engine in self._engines):
-                waiter.future.set_exception(dead())
+            refusal = self._hopeless(waiter)
+            if refusal is not None:
+                waiter.future.set_exception(refusal)
                 self._drop(client, waiter)
                 continue
-            room = self._with_room(waiter.cost)
-            if not room:
-                return
-            waiter.future.set_result(self._take(waiter.choose(room), waiter.cost))
+            engine = self._find(waiter.cost, waiter.choose, waiter.avoid)
+            if engine is None:
+                if not waiter.avoid:
+                    return
+                # Others may go where it must not: it holds nobody up.
+                passed += 1
+                continue
+            waiter.future.set_result(self._take(engine, waiter.cost))
             self._drop(client, waiter)
             if client in self._lines:
                 self._lines.move_to_end(client)
 
-    async def _wait(self, client: str, cost: Cost, choose: Chooser) -> Engine:
-        waiter = _Waiter(cost, choose, asyncio.get_running_loop().create_future())
+    async def _wait(
+        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[Engine]
+    ) -> Engine:
+        waiter = _Waiter(cost, choose, avoid, asyncio.get_running_loop().create_future())
+        if avoid:
+            client += _AGAIN
         self._lines.setdefault(client, deque()).append(waiter)
+        if avoid:
+            self._lines.move_to_end(client, last=False)
         self.waiting += 1
         try:
             # Not wait_for: it may swallow a cancellation that meets the result.
@@ -160,33 +191,67 @@ class Admission:
         if not line:
             del self._lines[client]
 
-    def _with_room(self, cost: Cost) -> list[Engine]:
-        return [
-            engine
-            for engine in self._engines
-            if engine.up
-            and (self._gate is None or engine.units + cost.units <= self._gate)
-            and engine.host_bytes + cost.host_bytes <= self._host_bytes
-        ]
+    def _find(self, cost: Cost, choose: Chooser | None, avoid: Collection[Engine]) -> Engine | None:
+        best = self._best(cost, avoid)
+        if best is None or choose is None:
+            return best
+        return choose(best, lambda other: other.fits(cost) and other not in avoid)
+
+    def _best(self, cost: Cost, avoid: Collection[Engine]) -> Engine | None:
+        """The least busy engine with room.
+
+        Where all are full, each request that ends would have the next in line look at every engine:
+        what fitted nowhere fits only where something was given back since.
+        """
+        full = self._full
+        if full is not None and self._version != self._fleet.version:
+            full = self._full = None
+        if full is None or cost.units < full.units or cost.host_bytes < full.host_bytes:
+            best = self._fleet.best(cost, avoid)
+            if best is None and not avoid:
+                self._full, self._version = cost, self._fleet.version
+                self._freed.clear()
+            return best
+        self._freed = {engine for engine in self._freed if engine.fits(full)}
+        fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
+        return least_busy(fitting) if fitting else None
 
     def _take(self, engine: Engine, cost: Cost) -> Engine:
         engine.units += cost.units
         engine.host_bytes += cost.host_bytes
         return engine
 
+    def _hopeless(self, waiter: _Waiter) -> Refusal | None:
+        """Why it need not wait any longer, since the engines changed."""
+        if not self._fleet.others(waiter.avoid):
+            return dead()
+        try:
+            self._refuse_impossible(waiter.cost)
+        except Refusal as refusal:
+            return refusal
+        return None
+
     def _refuse_impossible(self, cost: Cost) -> None:
-        if self._gate is not None and cost.units > self._gate:
+        if self._fleet.holds(cost):
+            return
+        gates = [gate for gate, _ in self._fleet.sizes]
+        widest = None if None in gates else max(gate for gate in gates if gate is not None)
+        if widest is not None and cost.units > widest:
             raise Refusal(
                 400,
                 "units_over_limit",
-                f"{cost.units} vision units at once, the limit is {self._gate}",
+                f"{cost.units} vision units at once, the limit is {widest}",
             )
-        if cost.host_bytes > self._host_bytes:
-            raise Refusal(
-                400,
-                "images_over_limit",
-                f"images of {cost.host_bytes} bytes once decoded, the limit is {self._host_bytes}",
-            )
+        most = max(
+            most
+            for gate, most in self._fleet.sizes
+            if most is not None and (gate is None or cost.units <= gate)
+        )
+        raise Refusal(
+            400,
+            "images_over_limit",
+            f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
+        )
 
     def _busy(self, why: str) -> Refusal:
         return Refusal(
@@ -197,5 +262,5 @@ class Admission:
 def dead() -> Refusal:
     """No engine is up."""
     return Refusal(
-        503, "engine_unavailable", "the inference engine is unavailable", retry_after=_RETRY_DEAD
+        503, "engine_unavailable", "the inference engine is unavailable", retry_after=RETRY_DEAD
     )

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from turbofit.gateway.admission import Admission, Cost, dead
+from turbofit.gateway.admission import Admission
 from turbofit.gateway.body import Bodies
-from turbofit.gateway.call import Call, answer, entry, sent_headers
-from turbofit.gateway.engines import Affinity, Engine, least_busy
+from turbofit.gateway.call import Call, answer, entry
+from turbofit.gateway.carry import Carrier
+from turbofit.gateway.engines import Affinity, Engine
 from turbofit.gateway.fetch import Fetcher
 from turbofit.gateway.films import Films
+from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.guard import Keys, Origins
-from turbofit.gateway.health import Monitor, healthy
-from turbofit.gateway.metrics import Metrics, merge
+from turbofit.gateway.health import Monitor
+from turbofit.gateway.metrics import Metrics
+from turbofit.gateway.pages import health_page, metrics_page
 from turbofit.gateway.prepare import finish, remote_urls, start
 from turbofit.gateway.refusals import Refusal, refusal_body
-from turbofit.gateway.relay import Relay
+from turbofit.gateway.roster import Roster
 from turbofit.gateway.routes import api_of, find_route
-from turbofit.gateway.upstream import Unreachable, Upstream
+from turbofit.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.engines import Chooser
     from turbofit.gateway.limits import Bounds
-    from turbofit.gateway.routes import Route
+    from turbofit.gateway.roll import Roll
+    from turbofit.gateway.routes import Kind, Route
 
-    Chooser = Callable[[Sequence[Engine]], Engine]
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
 __all__ = ["Gateway"]
-
-_PAGE_SECONDS: Final = 3.0
 
 
 class Gateway:
@@ -45,7 +45,7 @@ class Gateway:
 
     Args:
         bounds: what requests are held to.
-        upstreams: addresses of the engines.
+        upstreams: addresses of the engines; none where `follow` will tell.
         config: everything else.
         log: takes one record a request; it holds no prompt and no image.
         fetcher: for tests.
@@ -62,27 +62,20 @@ class Gateway:
         upstream: Upstream | None = None,
     ) -> None:
         self.bounds, self.config = bounds, config
-        shares = config.shares or (1.0,) * len(upstreams)
-        self.engines = tuple(
-            Engine(i, url, share)
-            for i, (url, share) in enumerate(zip(upstreams, shares, strict=True))
-        )
+        self.fleet = Fleet(_engines(bounds, upstreams, config))
+        self._roster = Roster(self.fleet)
         self.metrics = Metrics()
         self._log = log or (lambda _: None)
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config.body_seconds)
         self._fetcher = fetcher or Fetcher(config.allowed_media_domains)
         self._films = Films()
-        self._upstream = upstream or Upstream(config.upstream_key, serial=config.serial)
+        self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
-            self.engines,
-            gate=bounds.gate,
-            host_bytes=config.host_bytes,
-            longest=config.queue_length,
-            seconds=config.queue_seconds,
+            self.fleet, longest=config.queue_length, seconds=config.queue_seconds
         )
         self.monitor = Monitor(
-            self.engines,
+            self.fleet,
             self._upstream.probe,
             self.admission.pump,
             idle=config.idle_seconds,
@@ -90,7 +83,41 @@ class Gateway:
             retry=config.retry_seconds,
             patience=config.probe_seconds,
         )
-        self._affinity = Affinity() if config.prefix_affinity and len(upstreams) > 1 else None
+        self._carrier = Carrier(
+            self.fleet, self.admission, self._upstream, self.monitor, self._bodies, self.metrics
+        )
+        self._affinity = Affinity() if config.prefix_affinity else None
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """All engines, in order."""
+        return self.fleet.engines
+
+    def follow(self, roll: Roll) -> None:
+        """Send to these engines and no others from now on; to be called in the gateway's loop.
+
+        Requests at engines that went are aborted, and go to others where nothing was passed on yet.
+        Requests that began before are held to the bounds that were in force then. A roll that is
+        not newer than the one in force changes nothing.
+        """
+        ended = self._roster.apply(roll)
+        if ended is None:
+            return
+        self.bounds = roll.bounds
+        self._bodies.limit(roll.bounds.limits.bytes_per_body)
+        for engine in ended:
+            self.monitor.forget(engine)
+            engine.abort_all()
+        self.admission.pump()
+        self.monitor.look()
+
+    def outstanding(self) -> dict[str, int]:
+        """Requests at each engine by its name; one that drains has drained at 0."""
+        return {engine.name: engine.outstanding for engine in self.fleet}
+
+    def health(self) -> dict[str, bool]:
+        """Whether each engine is up, by its name."""
+        return {engine.name: engine.up for engine in self.fleet}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -124,7 +151,7 @@ class Gateway:
                 return
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        call = Call(scope)
+        call = Call(scope, self.bounds)
         watch: asyncio.Task[None] | None = None
         try:
             raw_path = _raw_path(scope)
@@ -140,7 +167,7 @@ class Gateway:
             call.route = find_route(call.method, raw_path)
             call.api = call.route.api
             if call.route.kind in ("health", "metrics"):
-                await self._own(call, send)
+                await self._own(call, send, call.route.kind)
                 return
             if call.route.method == "POST":
                 call.body = await self._bodies.read(call.headers, receive)
@@ -150,7 +177,7 @@ class Gateway:
             try:
                 await self._pass_on(call, send)
             finally:
-                self._forget(call)
+                self._carrier.forget(call)
         except Refusal as refusal:
             await self._refuse(call, refusal, send)
         except asyncio.CancelledError:
@@ -169,103 +196,31 @@ class Gateway:
 
     async def _pass_on(self, call: Call, send: Send) -> None:
         """Hold it to the plan, wait for room, and carry it to an engine."""
-        choose: Chooser = least_busy
+        choose: Chooser | None = None
         assert call.route is not None
         if call.route.method == "POST":
             choose = await self._prepare(call, call.route)
-        prepared = call.prepared
-        if prepared.lowered:
-            call.out.append((b"x-turbofit-limited", _joined(prepared.lowered)))
-        cost = Cost(units=prepared.units, host_bytes=prepared.host_bytes)
-        for _ in range(len(self.engines) + 1):
-            engine = await self.admission.admit(call.key or call.client, cost, choose)
-            try:
-                await self._carry(call, engine, cost, send)
-            except Unreachable:
-                self.monitor.suspect(engine, gone=True)
-                self.metrics.count("engine_failures_total", f"engine={engine.index}")
-            else:
-                return
-        raise dead()
+        if call.prepared.lowered:
+            call.out.append((b"x-turbofit-limited", _joined(call.prepared.lowered)))
+        await self._carrier.carry(call, choose, send)
 
-    async def _prepare(self, call: Call, route: Route) -> Chooser:
+    async def _prepare(self, call: Call, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
-        parsed = start(self.bounds, route.kind, call.body)
-        most = self.bounds.limits.bytes_per_image
+        bounds = call.bounds
+        parsed = start(bounds, route.kind, call.body)
+        most = bounds.limits.bytes_per_image
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
         clip = await self._films.look(parsed, fetched, most)
-        call.body, call.prepared = finish(self.bounds, route.kind, parsed, fetched, clip)
-        return least_busy if self._affinity is None else self._affinity.chooser(parsed.body)
+        call.body, call.prepared = finish(bounds, route.kind, parsed, fetched, clip)
+        several = self._affinity is not None and len(self.fleet) > 1
+        return self._affinity.chooser(parsed.body) if self._affinity and several else None
 
-    def _forget(self, call: Call) -> None:
-        """The body was sent: a stream may last for minutes, and need not hold megabytes."""
-        if call.bytes_in and call.counted:
-            call.counted = False
-            self._bodies.keep(-call.bytes_in)
-        call.body = b""
-
-    async def _carry(self, call: Call, engine: Engine, cost: Cost, send: Send) -> None:
-        """To one engine; the room taken there is given back exactly once."""
-        route = call.route
-        assert route is not None
-        held = [cost]
-
-        def let_go() -> None:
-            if held:
-                self.admission.release(engine, held.pop())
-
-        def first() -> None:
-            # Of several copies the first byte tells only about one.
-            to_end = self.bounds.gate_to_end and cost.units
-            if call.prepared.copies == 1 and not to_end:
-                let_go()
-
-        relay = Relay(
-            self._upstream,
-            engine,
-            route,
-            call.prepared,
-            send,
-            call.out,
-            lambda: self._forget(call),
-            first,
-        )
-        call.engine, call.outcome = engine, relay.outcome
-        try:
-            await relay.run(call.body, sent_headers(call))
-        finally:
-            let_go()
-            if relay.outcome.broken or relay.outcome.failed:
-                self.monitor.suspect(engine)
-                self.metrics.count("engine_failures_total", f"engine={engine.index}")
-
-    async def _own(self, call: Call, send: Send) -> None:
+    async def _own(self, call: Call, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""
-        assert call.route is not None
-        if call.route.kind == "health":
-            fine = healthy(self.engines)
-            up = sum(engine.up for engine in self.engines)
-            word = "healthy" if fine else "unavailable"
-            counts = {"status": word, "engines": len(self.engines), "up": up}
-            body = msgspec.json.encode(counts)
-            await answer(call, send, 200 if fine else 503, body, "application/json")
-            return
-        pages = await asyncio.gather(
-            *(self._upstream.page(engine, "/metrics", _PAGE_SECONDS) for engine in self.engines)
-        )
-        text = merge({engine.index: page for engine, page in zip(self.engines, pages, strict=True)})
-        kind = "text/plain; version=0.0.4; charset=utf-8"
-        await answer(call, send, 200, (text + self.metrics.text(self._gauges())).encode(), kind)
-
-    def _gauges(self) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-        labelled = [((f"engine={engine.index}",), engine) for engine in self.engines]
-        return {
-            "waiting": [((), self.admission.waiting)],
-            "in_flight": [(label, engine.outstanding) for label, engine in labelled],
-            "units_in_flight": [(label, engine.units) for label, engine in labelled],
-            "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
-            "engine_up": [(label, int(engine.up)) for label, engine in labelled],
-        }
+        if kind == "health":
+            await health_page(call, send, self.fleet)
+        else:
+            await metrics_page(call, send, self.fleet, self._upstream, self.metrics, self.admission)
 
     async def _refuse(self, call: Call, refusal: Refusal, send: Send) -> None:
         call.reason = call.reason or refusal.reason
@@ -301,6 +256,22 @@ class Gateway:
         """Hand a bug of ours to the loop's handler, which shows a traceback."""
         loop = asyncio.get_running_loop()
         loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})
+
+
+def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[Engine]:
+    """Engines that share one key, one gate and one host limit; their numbers are their names."""
+    shares = config.shares or (1.0,) * len(upstreams)
+    return [
+        Engine(
+            number,
+            url,
+            share,
+            key=config.upstream_key,
+            gate=bounds.gate,
+            host_limit=config.host_bytes,
+        )
+        for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
+    ]
 
 
 async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any] | None) -> None:

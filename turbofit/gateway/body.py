@@ -29,9 +29,19 @@ class Bodies:
     """
 
     def __init__(self, most: int, seconds: float) -> None:
-        self._most, self._seconds = most, seconds
-        self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
+        self._seconds = seconds
         self.in_memory = 0
+        self.limit(most)
+
+    def limit(self, most: int) -> None:
+        """So many bytes at most, of bodies that are read from now on."""
+        self._most = most
+        self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is room to hold bodies that were sent already, in case they fail there."""
+        return self.in_memory <= self._room // 2
 
     async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """A whole body.
@@ -46,17 +56,18 @@ class Bodies:
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             raise Refusal(415, "content_encoding", "compressed bodies are not taken")
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._most:
-            raise self._too_big(int(length))
+        most = self._most  # another one may be in force before this body is here
+        if length.isdigit() and int(length) > most:
+            raise _too_big(int(length), most)
         if self.in_memory > self._room:
             raise Refusal(503, "busy", "the gateway holds too many bodies", retry_after=1)
-        return await self._in_time(receive)
+        return await self._in_time(receive, most)
 
     def keep(self, size: int) -> None:
         """Count a body that stays in memory; give the same number back, negative, at the end."""
         self.in_memory += size
 
-    async def _in_time(self, receive: Receive) -> bytes:
+    async def _in_time(self, receive: Receive, most: int) -> bytes:
         """All of it, or a refusal; `asyncio.wait_for` would cost a task a request."""
         task, late = asyncio.current_task(), False
 
@@ -68,7 +79,7 @@ class Bodies:
 
         timer = asyncio.get_running_loop().call_later(self._seconds, expire)
         try:
-            return await self._all(receive)
+            return await self._all(receive, most)
         except asyncio.CancelledError:
             if not late:
                 raise
@@ -79,7 +90,7 @@ class Bodies:
         finally:
             timer.cancel()
 
-    async def _all(self, receive: Receive) -> bytes:
+    async def _all(self, receive: Receive, most: int) -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
         try:
@@ -92,13 +103,12 @@ class Bodies:
                 parts.append(part)
                 size += len(part)
                 self.in_memory += len(part)
-                if size > self._most:
-                    raise self._too_big(size)
+                if size > most:
+                    raise _too_big(size, most)
         finally:
             self.in_memory -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _too_big(self, size: int) -> Refusal:
-        return Refusal(
-            413, "body_too_big", f"a body of {size} bytes or more, the limit is {self._most}"
-        )
+
+def _too_big(size: int, most: int) -> Refusal:
+    return Refusal(413, "body_too_big", f"a body of {size} bytes or more, the limit is {most}")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from turbofit.gateway.engines import Engine
+    from turbofit.gateway.limits import Bounds
     from turbofit.gateway.refusals import Api
     from turbofit.gateway.relay import Outcome
     from turbofit.gateway.routes import Route
@@ -28,11 +29,14 @@ class Call:
     """One request on its way, and what the log will say of it."""
 
     __slots__ = (
-        "api", "body", "bytes_in", "client", "counted", "engine", "gone", "headers", "id", "key",
-        "method", "out", "outcome", "prepared", "read", "reason", "route", "status", "t0",
+        "api", "body", "bounds", "bytes_in", "client", "engine", "forgotten", "gone", "headers",
+        "id", "key", "method", "out", "outcome", "prepared", "read", "reason", "route", "status",
+        "t0",
     )  # fmt: skip
 
-    def __init__(self, scope: Message) -> None:
+    def __init__(self, scope: Message, bounds: Bounds) -> None:
+        #: What it is held to, from its beginning to its end.
+        self.bounds = bounds
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
@@ -49,7 +53,7 @@ class Call:
         self.gone = False
         #: As it came, then as it goes on, then nothing.
         self.body = b""
-        self.counted = True
+        self.forgotten = False
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
@@ -86,7 +90,7 @@ def entry(call: Call, path: str, first: float | None) -> dict[str, Any]:
         "status": call.status,
         "client": call.client,
         "key": call.key,
-        "engine": call.engine.index if call.engine is not None else None,
+        "engine": call.engine.label if call.engine is not None else None,
         "images": prepared.images,
         "units": prepared.units,
         "copies": prepared.copies,

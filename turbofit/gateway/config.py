@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits import Bounds
 
-__all__ = ["GatewayConfig", "host_budget"]
+__all__ = ["GatewayConfig", "host_budget", "host_of_one"]
 
 _LEAST_HOST: Final = 2 * GIB
 _UNKNOWN_HOST: Final = 4 * GIB
@@ -27,6 +27,9 @@ class GatewayConfig(Struct):
     the other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones.
+
+    A gateway that follows a `roll.Roll` is told ``upstream_key``, ``host_bytes`` and ``shares`` of
+    each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of them.
     """
 
     host: str = "127.0.0.1"
@@ -52,15 +55,19 @@ class GatewayConfig(Struct):
     pretend: bool = False
 
 
+def host_of_one(bounds: Bounds) -> int:
+    """Host memory of one request at its limits while its images are decoded, in bytes."""
+    pixels = _MOST_PIXELS_BYTES * max(1, bounds.limits.images_per_request)
+    return pixels + bounds.limits.units_per_request * bounds.bytes_per_unit
+
+
 def host_budget(plan: Plan, bounds: Bounds) -> int:
     """Host memory that images in flight to one engine may take, in bytes.
 
     A quarter of what the plan leaves free, shared by the replicas; never less than one request at
     its limits needs, since the plan promises that one.
     """
-    limits = bounds.limits
-    pixels = _MOST_PIXELS_BYTES * max(1, limits.images_per_request)
-    one = pixels + limits.units_per_request * bounds.bytes_per_unit
+    one = host_of_one(bounds)
     available = plan.host.available
     if available is None:
         return max(one, _UNKNOWN_HOST)

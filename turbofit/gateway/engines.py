@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
+
+    from turbofit.gateway.admission import Cost
+    from turbofit.gateway.fleet import Entry, Fleet
+
+    #: From the least busy engine that has room, and whether another one has it too.
+    Chooser = Callable[["Engine", Callable[["Engine"], bool]], "Engine"]
 
 __all__ = ["Affinity", "Engine", "least_busy"]
 
@@ -24,19 +30,40 @@ _DETOUR: Final = 4
 class Engine:
     """One engine.
 
+    Where it stands in the fleet's order follows from what is written here, at once.
+
     Args:
-        index: its number, which metrics and logs show.
+        index: its number, unlike that of any other.
         url: its address, without a final slash.
         share: how many requests it takes beside the others' shares.
+        name: what metrics and logs call it, None for its number.
+        key: its API key.
+        gate: vision units that may be in flight to it, None for any number.
+        host_limit: bytes of host memory of images in flight to it, None for any number.
     """
 
-    def __init__(self, index: int, url: str, share: float = 1.0) -> None:
-        self.index, self.url, self.share = index, url.rstrip("/"), share
-        #: Whether requests go there; it starts in doubt's favour.
-        self.up = True
-        self.outstanding = 0
-        self.units = 0
+    def __init__(
+        self,
+        index: int,
+        url: str,
+        share: float = 1.0,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        gate: int | None = None,
+        host_limit: int | None = None,
+    ) -> None:
+        self.index, self.url, self.key = index, url.rstrip("/"), key
+        self.label: int | str = index if name is None else name
+        self.gate, self.host_limit = gate, host_limit
+        self.fleet: Fleet | None = None
+        #: The fleet's newest note of where it stands.
+        self.entry: Entry | None = None
         self.host_bytes = 0
+        self._share, self._outstanding, self._units = share, 0, 0
+        self._up, self._draining = True, False
+        #: Whether it gets requests.
+        self.takes = True
         #: Failed probes in a row.
         self.failures = 0
         self.model: str | None = None
@@ -44,9 +71,99 @@ class Engine:
         #: When a completion last brought a byte, and when anything last did.
         self.last_success = float("-inf")
         self.last_byte = now
+        #: When it was last asked for a token.
+        self.last_asked = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
         self.aborts: set[Callable[[], None]] = set()
+
+    @property
+    def name(self) -> str:
+        """Its label as text."""
+        return str(self.label)
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers; it starts in doubt's favour."""
+        return self._up
+
+    @up.setter
+    def up(self, up: bool) -> None:
+        self._up = up
+        self._turn()
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is to end what it has, and get nothing new."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self._turn()
+
+    @property
+    def share(self) -> float:
+        """How many requests it takes beside the others' shares."""
+        return self._share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._share = share
+        self._rise()
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that it has."""
+        return self._outstanding
+
+    @outstanding.setter
+    def outstanding(self, outstanding: int) -> None:
+        fewer, self._outstanding = outstanding < self._outstanding, outstanding
+        if fewer:
+            self._rise()
+
+    @property
+    def units(self) -> int:
+        """Vision units that it has."""
+        return self._units
+
+    @units.setter
+    def units(self, units: int) -> None:
+        fewer, self._units = units < self._units, units
+        if fewer:
+            self._rise()
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """How full one more request would make it, the smaller the better; no two have the same.
+
+        Full is relative to its share: an engine of twice the share gets twice the requests. Of
+        equals the one with the fewest units is next.
+        """
+        share = self._share
+        return ((self._outstanding + 1) / share, self._units / share, self.index)
+
+    def fits(self, cost: Cost) -> bool:
+        """Whether it takes requests, and has room for this one beside those it has."""
+        return (
+            self.takes
+            and (not cost.units or self.gate is None or self._units + cost.units <= self.gate)
+            and (
+                not cost.host_bytes
+                or self.host_limit is None
+                or self.host_bytes + cost.host_bytes <= self.host_limit
+            )
+        )
+
+    def _rise(self) -> None:
+        if self.fleet is not None:
+            self.fleet.risen(self)
+
+    def _turn(self) -> None:
+        before, self.takes = self.takes, self._up and not self._draining
+        if self.fleet is not None and before is not self.takes:
+            self.fleet.turned(self)
 
     def succeeded(self) -> None:
         """A completion brought its first byte."""
@@ -64,15 +181,9 @@ class Engine:
             abort()
 
 
-def least_busy(engines: Sequence[Engine]) -> Engine:
-    """The one that one more request fills least; of equals the one with the fewest units.
-
-    Full is relative to an engine's share: one of twice the share gets twice the requests.
-    """
-    return min(
-        engines,
-        key=lambda one: ((one.outstanding + 1) / one.share, one.units / one.share, one.index),
-    )
+def least_busy(engines: Iterable[Engine]) -> Engine:
+    """The one that one more request fills least, see `Engine.rank`."""
+    return min(engines, key=lambda one: one.rank)
 
 
 class Affinity:
@@ -82,22 +193,25 @@ class Affinity:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, int] = OrderedDict()
+        self._known: OrderedDict[bytes, Engine] = OrderedDict()
 
-    def chooser(self, body: dict[str, Any]) -> Callable[[Sequence[Engine]], Engine]:
+    def chooser(self, body: dict[str, Any]) -> Chooser:
         """How to choose an engine for a request with this body."""
         prefixes = _prefixes(body)
 
-        def choose(engines: Sequence[Engine]) -> Engine:
-            best = least_busy(engines)
+        def choose(best: Engine, fits: Callable[[Engine], bool]) -> Engine:
             for prefix in reversed(prefixes):
                 home = self._known.get(prefix)
-                near = next((engine for engine in engines if engine.index == home), None)
-                if near is not None and near.outstanding <= best.outstanding + _DETOUR:
-                    best = near
+                if (
+                    home is not None
+                    and home.fleet is best.fleet
+                    and home.outstanding <= best.outstanding + _DETOUR
+                    and fits(home)
+                ):
+                    best = home
                     break
             for prefix in prefixes:
-                self._known[prefix] = best.index
+                self._known[prefix] = best
                 self._known.move_to_end(prefix)
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable
 
     from turbofit.gateway.engines import Engine
 
@@ -19,11 +19,16 @@ __all__ = ["Monitor", "healthy"]
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
+#: Probes at once to engines that are up, and to others.
+_AT_ONCE: Final = 256
+#: Part of the idle time by which the last of many engines is asked before the first.
+_SPREAD: Final = 0.25
+_GOLDEN: Final = 0.6180339887
 
 
-def healthy(engines: Sequence[Engine]) -> bool:
-    """Whether at least one engine answers completions."""
-    return any(engine.up and engine.last_success > float("-inf") for engine in engines)
+def healthy(engines: Iterable[Engine]) -> bool:
+    """Whether at least one engine answers completions, and takes more."""
+    return any(engine.takes and engine.last_success > float("-inf") for engine in engines)
 
 
 class Monitor:
@@ -34,7 +39,7 @@ class Monitor:
     out, and end what still waits for it; one success brings it back.
 
     Args:
-        engines: all of them.
+        engines: all of them, looked through anew each time.
         probe: asks one engine; False or an exception is a failure.
         changed: called when an engine was taken out or brought back.
         idle: seconds without a success after which to ask.
@@ -45,7 +50,7 @@ class Monitor:
 
     def __init__(
         self,
-        engines: Sequence[Engine],
+        engines: Iterable[Engine],
         probe: Callable[[Engine], Awaitable[bool]],
         changed: Callable[[], None],
         *,
@@ -54,10 +59,9 @@ class Monitor:
         retry: float = 5.0,
         patience: float = 30.0,
     ) -> None:
-        self._engines, self._probe, self._changed = tuple(engines), probe, changed
+        self._engines, self._probe, self._changed = engines, probe, changed
         self._idle, self._stall, self._retry, self._patience = idle, stall, retry, patience
-        self._asked: dict[int, float] = {}
-        self._asking: dict[int, asyncio.Task[None]] = {}
+        self._asking: dict[Engine, asyncio.Task[None]] = {}
         self._poke = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -84,23 +88,62 @@ class Monitor:
             self._take_out(engine)
         self._poke.set()
 
+    def doubt(self, engine: Engine) -> None:
+        """Its machine is not heard of: it gets nothing new until it answers.
+
+        What it has is not ended: each of its connections finds out for itself, and some may live.
+        """
+        engine.suspect = True
+        if engine.up:
+            engine.up = False
+            self._changed()
+        self._poke.set()
+
+    def look(self) -> None:
+        """Engines came or went: look at them now."""
+        self._poke.set()
+
+    def forget(self, engine: Engine) -> None:
+        """An engine is gone, or another process now: what it was asked is of no interest."""
+        task = self._asking.pop(engine, None)
+        if task is not None:
+            task.cancel()
+
     async def _run(self) -> None:
         while not self._stopped:
-            for engine in self._engines:
-                if engine.index not in self._asking and self._due(engine):
-                    self._asked[engine.index] = time.monotonic()
-                    self._asking[engine.index] = asyncio.ensure_future(self._ask(engine))
+            began = time.perf_counter()
+            self._ask_those_due()
+            # However many engines there are and fail, this takes a fifth of the time at most.
+            await asyncio.sleep(4 * (time.perf_counter() - began))
             with suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._poke.wait(), _TICK)
             self._poke.clear()
 
-    def _due(self, engine: Engine) -> bool:
+    def _ask_those_due(self) -> None:
+        """Begin to ask, no more at once than a gateway has time for.
+
+        Dead engines answer late or never: they have places of their own, so that the others never
+        wait for them.
+        """
         now = time.monotonic()
-        since = now - self._asked.get(engine.index, float("-inf"))
+        due = [one for one in self._engines if one not in self._asking and self._due(one, now)]
+        for up in (True, False):
+            places = _AT_ONCE - sum(engine.up is up for engine in self._asking)
+            waiting = [engine for engine in due if engine.up is up]
+            if len(waiting) > places:
+                waiting.sort(key=lambda engine: engine.last_asked)
+            for engine in waiting[: max(0, places)]:
+                engine.last_asked = now
+                self._asking[engine] = asyncio.ensure_future(self._ask(engine))
+
+    def _due(self, engine: Engine, now: float) -> bool:
+        since = now - engine.last_asked
         if since < (self._retry if engine.failures else min(1.0, self._retry)):
             return False
         stalled = engine.outstanding > 0 and now - engine.last_byte > self._stall
-        idle = now - engine.last_success > self._idle
+        # Those which began together are not asked together: some a little early.
+        early = 1 - _SPREAD * (engine.index * _GOLDEN % 1.0)
+        idle = now - engine.last_success > self._idle * early
         return engine.suspect or stalled or idle or not engine.up
 
     async def _ask(self, engine: Engine) -> None:
@@ -110,12 +153,16 @@ class Monitor:
         except (asyncio.TimeoutError, TimeoutError):
             works = False
         finally:
-            self._asking.pop(engine.index, None)
+            mine = self._asking.get(engine) is asyncio.current_task()
+            if mine:
+                del self._asking[engine]
+        if not mine:
+            return  # forgotten meanwhile
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
         engine.failures += 1
-        if engine.failures >= _FAILURES and engine.up:
+        if engine.failures >= _FAILURES and (engine.up or engine.aborts):
             self._take_out(engine)
 
     def _bring_back(self, engine: Engine) -> None:

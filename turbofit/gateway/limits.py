@@ -46,7 +46,8 @@ class Bounds(Struct):
     begins: where the cache does not hold a whole batch of the longest requests, an engine evicts
     one that generates and encodes its images again, beside whatever was let through meanwhile.
     ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
-    ``watches``: the engine and its model take videos, each in the place of an image.
+    ``watches``: the engine and its model take videos, each in the place of an image. ``default`` is
+    the limit of an image without parameters, None where it follows from ``overlay``.
     """
 
     rule: ImageRule | None
@@ -57,6 +58,7 @@ class Bounds(Struct):
     gate_to_end: bool = False
     bytes_per_unit: int = 0
     watches: bool = False
+    default: int | None = None
 
     @property
     def beside_images(self) -> int:
@@ -104,6 +106,8 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
 def model_default(bounds: Bounds) -> int:
     """The limit of an image without parameters: the plan's on an overlay, else the checkpoint's."""
     rule, limits = bounds.rule, bounds.limits
+    if bounds.default is not None:
+        return bounds.default
     if isinstance(rule, TileRule):
         own, planned = rule.max_dynamic_patch, limits.max_dynamic_patch
     else:

@@ -18,6 +18,7 @@ _HELP: Final = {
     "limited_total": ("counter", "Requests lowered to the plan, by what was lowered."),
     "disconnected_total": ("counter", "Requests whose client went away."),
     "engine_failures_total": ("counter", "Requests that an engine did not finish."),
+    "retried_total": ("counter", "Requests sent to another engine after one had broken off."),
     "images_total": ("counter", "Images passed on."),
     "units_total": ("counter", "Vision units passed on."),
     "waiting": ("gauge", "Requests that wait for room."),
@@ -73,15 +74,15 @@ class Metrics:
         ]
 
 
-def merge(pages: Mapping[int, str]) -> str:
+def merge(pages: Mapping[int | str, str]) -> str:
     """The engines' pages as one: each sample gets a label ``engine``, each family stays together.
 
     Args:
-        pages: by the engine's number.
+        pages: by the engine's number or name.
     """
     families: dict[str, tuple[list[str], list[str]]] = {}
     for engine, page in pages.items():
-        family, fresh = "", False
+        family, fresh, label = "", False, _escaped(str(engine))
         for line in page.splitlines():
             if line.startswith(("# HELP ", "# TYPE ")):
                 name = line.split(" ", 3)[2]
@@ -92,7 +93,7 @@ def merge(pages: Mapping[int, str]) -> str:
                     families[name][0].append(line)
             elif line and not line.startswith("#"):
                 name = family if family and line.startswith(family) else _name(line)
-                families.setdefault(name, ([], []))[1].append(_labelled(line, engine))
+                families.setdefault(name, ([], []))[1].append(_labelled(line, label))
     return "".join(
         f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples)
     )
@@ -102,7 +103,7 @@ def _name(line: str) -> str:
     return line.split("{", 1)[0].split(" ", 1)[0]
 
 
-def _labelled(line: str, engine: int) -> str:
+def _labelled(line: str, engine: str) -> str:
     brace, space = line.find("{"), line.find(" ")
     if 0 <= brace < space or space < 0:
         inner = "" if line[brace + 1 : brace + 2] == "}" else ","

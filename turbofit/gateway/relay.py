@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from turbofit.gateway.refusals import Refusal, refusal_event
+from turbofit.gateway.sockets import vanished
 from turbofit.gateway.tasks import uncancel
 from turbofit.gateway.upstream import Died
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["Outcome", "Relay"]
+__all__ = ["EngineDied", "Outcome", "Relay"]
 
 _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
@@ -34,10 +35,22 @@ _RETRY_DIED: Final = 5
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 
 
+class EngineDied(Refusal):
+    """The engine broke off before anything was passed on: another one may be asked."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "engine_died",
+            "the inference engine broke off; try again",
+            retry_after=_RETRY_DIED,
+        )
+
+
 class Outcome:
     """What became of it, for the log."""
 
-    __slots__ = ("broken", "bytes_out", "failed", "first_byte", "started", "status")
+    __slots__ = ("broken", "bytes_out", "failed", "first_byte", "started", "status", "vanished")
 
     def __init__(self) -> None:
         self.status = 0
@@ -46,6 +59,8 @@ class Outcome:
         self.started = False
         #: The engine broke off.
         self.broken = False
+        #: And so, it seems, did its machine.
+        self.vanished = False
         #: It answered that it cannot.
         self.failed = False
 
@@ -60,7 +75,8 @@ class Relay:
         prepared: the request's cost.
         send: the client, as ASGI has it.
         headers: response headers that the gateway adds.
-        sent: called once the engine has the request: its body may be forgotten.
+        sent: called once the engine has the request.
+        begins: called before anything is passed to the client; nobody else is asked from then on.
         first: called at the answer's first byte, where the engine has all images behind it.
     """
 
@@ -73,11 +89,12 @@ class Relay:
         send: Send,
         headers: HeaderList,
         sent: Callable[[], None],
+        begins: Callable[[], None],
         first: Callable[[], None],
     ) -> None:
         self._upstream, self._engine, self._route = upstream, engine, route
         self._prepared, self._send, self._headers = prepared, send, headers
-        self._sent, self._first = sent, first
+        self._sent, self._begins, self._first = sent, begins, first
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
         self.outcome = Outcome()
@@ -90,7 +107,7 @@ class Relay:
             sent_headers: for the engine.
 
         Raises:
-            Refusal: the engine died before anything was passed on.
+            EngineDied: it broke off, or was taken out, before anything was passed on.
             Unreachable: the request was never sent.
         """
         engine, self._task = self._engine, asyncio.current_task()
@@ -102,7 +119,8 @@ class Relay:
             response = await self._open(body, sent_headers)
             del body
             await self._answer(response)
-        except (Died, aiohttp.ClientError, OSError):
+        except (Died, aiohttp.ClientError, OSError) as exc:
+            self.outcome.vanished = vanished(exc)
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
@@ -207,18 +225,14 @@ class Relay:
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
         self.outcome.started = True
+        self._begins()
         head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._headers]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _end_broken(self) -> None:
-        """An error event where the stream had begun, else an ordinary refusal."""
+        """An error event where the stream had begun, else `EngineDied`."""
         self.outcome.broken = True
-        refusal = Refusal(
-            503,
-            "engine_died",
-            "the inference engine broke off; try again",
-            retry_after=_RETRY_DIED,
-        )
+        refusal = EngineDied()
         if not self.outcome.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)

@@ -19,6 +19,7 @@ from turbofit.core.errors import LaunchError, PackageError, UsageError
 from turbofit.gateway.announce import Announce
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.roster import check_gateways
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.accesslog import Log
     from turbofit.gateway.app import Gateway
+    from turbofit.gateway.roll import Roll
 
 __all__ = [
     "bind",
     "check_bind",
     "make_gateway",
+    "make_roll_gateway",
     "run_gateway",
     "run_loop",
     "serve_gateway",
@@ -99,6 +102,28 @@ def make_gateway(
         shares=_shares(plan, len(upstreams)),
     )
     return Gateway(bounds, upstreams, settled, log)
+
+
+def make_roll_gateway(roll: Roll, config: GatewayConfig, *, log: Log | None = None) -> Gateway:
+    """The ASGI app of a cluster: engines come and go by `Gateway.follow`.
+
+    Args:
+        roll: to begin with; it may have no members yet.
+        config: ``prefix_affinity`` and ``serial`` as the plan has them; ``upstream_key``,
+            ``host_bytes`` and ``shares`` are not looked at, each member has its own.
+        log: takes a record of each request.
+
+    Raises:
+        PackageError: aiohttp or Pillow is missing.
+        UsageError: there are more gateways than one request leaves room for.
+    """
+    _need("aiohttp", "PIL")
+    from turbofit.gateway.app import Gateway
+
+    check_gateways(roll)
+    gateway = Gateway(roll.bounds, (), msgspec.structs.replace(config, shares=()), log)
+    gateway.follow(roll)
+    return gateway
 
 
 def _shares(plan: Plan, engines: int) -> tuple[float, ...]:

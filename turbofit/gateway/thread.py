@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.gateway.server import run_loop, serve_gateway
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from turbofit.gateway.app import Gateway
@@ -19,6 +21,8 @@ __all__ = ["GatewayThread"]
 
 _START_SECONDS: Final = 30.0
 _BEYOND: Final = 5.0
+
+_Answer = TypeVar("_Answer")
 
 
 class GatewayThread:
@@ -67,6 +71,40 @@ class GatewayThread:
             with suppress(RuntimeError):  # it has ended by itself
                 self._loop.call_soon_threadsafe(end)
         self._thread.join((self._gateway.config.drain_seconds if drain else 0) + _BEYOND)
+
+    def call(self, ask: Callable[[Gateway], _Answer], seconds: float = 10.0) -> _Answer:
+        """Run ``ask(gateway)`` in the gateway's loop, and return what it returns.
+
+        Args:
+            ask: e.g. ``lambda gateway: gateway.follow(roll)``; what it raises is raised here.
+            seconds: how long to wait for it.
+
+        Raises:
+            LaunchError: the gateway does not serve, or is too busy.
+        """
+        answer: Future[_Answer] = Future()
+
+        def run() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(ask(self._gateway))
+            except BaseException as exc:  # noqa: BLE001 - it is raised where it was asked
+                answer.set_exception(exc)
+
+        silent = LaunchError("the gateway does not serve", hint="start it first")
+        if self._loop is None or not self.alive:
+            raise silent
+        try:
+            self._loop.call_soon_threadsafe(run)
+        except RuntimeError:  # the loop was closed
+            raise silent from None
+        done, _ = wait((answer,), seconds)
+        if not done and answer.cancel():
+            raise LaunchError(
+                f"the gateway did not answer within {seconds:.0f} s", hint="try again"
+            )
+        return answer.result()
 
     @property
     def alive(self) -> bool:

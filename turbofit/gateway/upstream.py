@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
+from turbofit.gateway.sockets import engine_socket
+
 if TYPE_CHECKING:
     from turbofit.gateway.engines import Engine
 
@@ -30,16 +32,15 @@ class Died(Exception):  # noqa: N818
 
 
 class Upstream:
-    """A client of all engines.
+    """A client of all engines, each of which is told its own API key.
 
     Args:
-        key: their API key.
         serial: whether they answer one request after the other: a token would wait for whatever
             is under way, while their own health tells whether tokens still come.
     """
 
-    def __init__(self, key: str | None, *, serial: bool = False) -> None:
-        self._key, self._serial = key, serial
+    def __init__(self, *, serial: bool = False) -> None:
+        self._serial = serial
         self._session: aiohttp.ClientSession | None = None
 
     async def open(
@@ -51,6 +52,8 @@ class Upstream:
             Unreachable: it was never sent.
             Died: the engine broke off.
         """
+        if engine.key:
+            headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
             # In one piece, though aiohttp would rather have megabytes as a file: that is slower.
             return await self._opened().request(
@@ -61,7 +64,7 @@ class Upstream:
         except aiohttp.ConnectionTimeoutError as exc:
             raise Unreachable(str(exc)) from None
         except (aiohttp.ClientError, OSError) as exc:
-            raise Died(str(exc)) from None
+            raise Died(str(exc)) from exc
 
     async def probe(self, engine: Engine) -> bool:
         """Ask for one token; whether it came. A serial engine: ask how it is."""
@@ -117,12 +120,13 @@ class Upstream:
         if self._session is None:
             # No limit of connections: how many there are is admission's to say.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_KEEP_ALIVE, socket_factory=engine_socket
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE
                 ),
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
                 skip_auto_headers=("User-Agent", "Accept-Encoding"),
                 auto_decompress=False,
                 trust_env=False,

@@ -1,0 +1,177 @@
+"""A machine that vanishes without a farewell: noticed within seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+from aiohttp import web
+
+from tests.gateway.support import CHAT, call, chat, plan_for
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.engines import Engine
+from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.roll import Member, Roll
+from turbofit.gateway.server import make_roll_gateway
+from turbofit.gateway.sockets import engine_socket
+from turbofit.gateway.upstream import Upstream
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")
+BODY = b'{"choices":[{}]}'
+#: An engine in a namespace of its own, which has nothing but Python there; it never answers.
+SILENT = """
+import asyncio
+async def one(reader, writer):
+    while await reader.read(1 << 16):
+        print("read", flush=True)
+async def main():
+    server = await asyncio.start_server(one, "10.213.77.2", 8000)
+    print("ready", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+async def whole(request: web.Request) -> web.Response:
+    return web.Response(body=BODY)
+
+
+def options(made: socket.socket) -> tuple[int, ...]:
+    read = made.getsockopt
+    names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    numbers = [read(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+    return (int(bool(read(socket.SOL_SOCKET, socket.SO_KEEPALIVE))), *numbers)
+
+
+@linux
+def test_the_options_are_on_every_connection_to_an_engine() -> None:
+    kind = socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
+    for family, where, patience in (
+        (socket.AF_INET, ("192.0.2.1", 1), 5000), (socket.AF_INET, ("127.0.0.1", 1), 0),
+        (socket.AF_INET6, ("2001:db8::1", 1, 0, 0), 5000), (socket.AF_INET6, ("::1", 1, 0, 0), 0),
+    ):  # fmt: skip
+        try:
+            made = engine_socket((family, *kind, where))
+        except OSError:
+            assert family == socket.AF_INET6  # a machine without it
+            continue
+        with made:
+            assert options(made) == (1, 2, 1, 3, patience)
+
+
+@linux
+def test_aiohttp_connects_with_them() -> None:
+    async def run():
+        app = web.Application()
+        app.router.add_get("/x", whole)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        await web.SockSite(runner, listener).start()
+        upstream = Upstream()
+        engine = Engine(0, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        response = await upstream.open(engine, "GET", "/x", None, {})
+        await response.read()
+        (pooled,) = upstream._session.connector._conns.values()
+        found = pooled[0][0].transport.get_extra_info("socket")
+        read = options(found)
+        await upstream.close()
+        await runner.cleanup()
+        return read
+
+    assert asyncio.run(run()) == (1, 2, 1, 3, 0)
+
+
+async def connected(host: str, port: int) -> None:
+    """A virtual card takes a moment until it carries something."""
+    for _ in range(100):
+        with suppress(OSError, asyncio.TimeoutError):
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 0.5)
+            writer.close()
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{host} is not reached")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def namespace():
+    """A network namespace behind a pair of virtual cards: its name, and that of the near card."""
+    name = f"tf{os.getpid()}"
+    near, far = f"{name}a", f"{name}b"
+    if sys.platform != "linux" or shutil.which("ip") is None:
+        pytest.skip("needs ip netns")
+    try:
+        ip("netns", "add", name)
+        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
+        ip("addr", "add", "10.213.77.1/24", "dev", near)
+        ip("link", "set", near, "up")
+        ip("-n", name, "addr", "add", "10.213.77.2/24", "dev", far)
+        ip("-n", name, "link", "set", far, "up")
+    except (subprocess.CalledProcessError, OSError):
+        _remove(name, near)
+        pytest.skip("network namespaces cannot be made here")
+    yield name, far
+    _remove(name, near)
+
+
+def _remove(name: str, near: str) -> None:
+    # The card first: sockets that still end keep a namespace, and with it the route there.
+    for words in (("link", "del", near), ("netns", "del", name)):
+        with suppress(subprocess.CalledProcessError, OSError):
+            ip(*words)
+
+
+@linux
+def test_a_request_that_waits_there_is_sent_to_another_within_ten_seconds(namespace) -> None:
+    name, far = namespace
+    command = ["ip", "netns", "exec", name, sys.executable, "-c", SILENT]
+
+    async def run():
+        app = web.Application()
+        app.router.add_post(CHAT, whole)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        await web.SockSite(runner, listener).start()
+        near = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        silent = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert await asyncio.wait_for(silent.stdout.readline(), 20) == b"ready\n"
+        await connected("10.213.77.2", 8000)
+        members = (
+            Member(name="far", url="http://10.213.77.2:8000", share=2.0, host_bytes=1 << 40),
+            Member(name="near", url=near, host_bytes=1 << 40),
+        )
+        roll = Roll(number=1, bounds=bounds_of(plan_for()), members=members)
+        gateway = make_roll_gateway(roll, GatewayConfig())
+        try:
+            asked = asyncio.ensure_future(call(gateway, body=chat()))
+            assert await asyncio.wait_for(silent.stdout.readline(), 20) == b"read\n"
+            assert gateway.outstanding() == {"far": 1, "near": 0}
+            await asyncio.sleep(0.5)
+            ip("-n", name, "link", "set", far, "down")
+            began = time.monotonic()
+            reply = await asyncio.wait_for(asked, 30)
+            return reply, time.monotonic() - began, gateway.health()
+        finally:
+            silent.kill()
+            await silent.wait()
+            await gateway.shutdown()
+            await runner.cleanup()
+
+    reply, seconds, up = asyncio.run(run())
+    assert (reply.status, reply.body) == (200, BODY)
+    assert seconds < 10
+    assert up == {"far": False, "near": True}

@@ -1,0 +1,136 @@
+"""From a prepared request to its answer: a place at an engine, and another one where that dies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.gateway.admission import Cost, dead
+from turbofit.gateway.call import sent_headers
+from turbofit.gateway.relay import EngineDied, Relay
+from turbofit.gateway.upstream import Unreachable
+
+if TYPE_CHECKING:
+    from turbofit.gateway.admission import Admission
+    from turbofit.gateway.body import Bodies
+    from turbofit.gateway.call import Call, Send
+    from turbofit.gateway.engines import Chooser, Engine
+    from turbofit.gateway.fleet import Fleet
+    from turbofit.gateway.health import Monitor
+    from turbofit.gateway.metrics import Metrics
+    from turbofit.gateway.upstream import Upstream
+
+__all__ = ["Carrier"]
+
+#: Engines that may break off over one request before its client is told. Each of them had it, and
+#: may have died of it: a request that kills engines must not go through the whole cluster.
+_MOST_TRIES: Final = 3
+
+
+class Carrier:
+    """Carries requests to engines.
+
+    A request of whose answer nothing was passed on yet is sent again, to an engine that did not
+    have it, where one breaks off or is taken out; what the client sees is a longer wait. An engine
+    that answers, with an error too, has answered. One that cannot be reached never had the request,
+    and does not count as a try: it is taken out at once, so that none is met twice.
+
+    Args:
+        fleet: the engines.
+        admission: their doors.
+        upstream: the connections to them.
+        monitor: told of failures.
+        bodies: which count the bodies that are kept.
+        metrics: which count failures and retries.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        upstream: Upstream,
+        monitor: Monitor,
+        bodies: Bodies,
+        metrics: Metrics,
+    ) -> None:
+        self._fleet, self._admission, self._upstream = fleet, admission, upstream
+        self._monitor, self._bodies, self._metrics = monitor, bodies, metrics
+
+    async def carry(self, call: Call, choose: Chooser | None, send: Send) -> None:
+        """Wait for room, carry it to an engine, and pass its answer on.
+
+        Raises:
+            Refusal: no room, no engine, or none that did not break off.
+        """
+        prepared = call.prepared
+        cost = Cost(units=prepared.units, host_bytes=prepared.host_bytes)
+        avoid: list[Engine] = []
+        tries = 0
+        while True:
+            if avoid and not self._fleet.others(avoid):
+                raise dead()
+            engine = await self._admission.admit(call.key or call.client, cost, choose, avoid)
+            avoid.append(engine)
+            last = tries + 1 == _MOST_TRIES
+            try:
+                await self._to(call, engine, cost, avoid, send, last=last)
+            except Unreachable:
+                self._monitor.suspect(engine, gone=True)
+                self._metrics.count("engine_failures_total", f"engine={engine.label}")
+            except EngineDied:
+                tries += 1
+                if last or call.gone or call.forgotten or not self._fleet.others(avoid):
+                    raise
+                self._metrics.count("retried_total")
+            else:
+                return
+
+    def forget(self, call: Call) -> None:
+        """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
+        if call.bytes_in and not call.forgotten:
+            self._bodies.keep(-call.bytes_in)
+        call.forgotten, call.body = True, b""
+
+    async def _to(
+        self, call: Call, engine: Engine, cost: Cost, avoid: list[Engine], send: Send, *, last: bool
+    ) -> None:
+        """To one engine; the room taken there is given back exactly once."""
+        route = call.route
+        assert route is not None
+        held = [cost]
+
+        def let_go() -> None:
+            if held:
+                self._admission.release(engine, held.pop())
+
+        def sent() -> None:
+            # Kept only where another engine could be given it, and while bodies leave room.
+            if last or not self._fleet.others(avoid) or not self._bodies.roomy:
+                self.forget(call)
+
+        def first() -> None:
+            # Of several copies the first byte tells only about one.
+            to_end = call.bounds.gate_to_end and cost.units
+            if call.prepared.copies == 1 and not to_end:
+                let_go()
+
+        relay = Relay(
+            self._upstream,
+            engine,
+            route,
+            call.prepared,
+            send,
+            call.out,
+            sent,
+            lambda: self.forget(call),
+            first,
+        )
+        call.engine, call.outcome = engine, relay.outcome
+        try:
+            await relay.run(call.body, sent_headers(call))
+        finally:
+            let_go()
+            if relay.outcome.broken or relay.outcome.failed:
+                self._monitor.suspect(engine)
+                if relay.outcome.vanished:
+                    self._monitor.doubt(engine)
+                self._metrics.count("engine_failures_total", f"engine={engine.label}")

@@ -1,0 +1,78 @@
+"""Held to two plans at once: while engines of an old plan and of a new one serve together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.plan import Limits
+from turbofit.gateway.limits import Bounds, model_default
+
+if TYPE_CHECKING:
+    from turbofit.core.model import ImageRule
+
+__all__ = ["meet"]
+
+
+def meet(a: Bounds, b: Bounds) -> Bounds:
+    """Bounds that admit only what both admit: of each limit the lower.
+
+    Images that can carry no limit of their own are counted at the higher of the two defaults, which
+    is what one of the engines will make of them. Over-counted for the other: such images are
+    refused more often than by either plan alone, and neither engine gets more than it paid for.
+
+    Raises:
+        UsageError: they are of different models.
+    """
+    if a.rule is not None and b.rule is not None and a.rule != b.rule:
+        raise UsageError(
+            "two plans of different models cannot be served together",
+            hint="stop the one before the other is started",
+        )
+    rule = a.rule if b.rule is not None else None
+    gates = [gate for gate in (a.gate, b.gate) if gate is not None]
+    limits = _limits(a, b, rule)
+    # What a body may hold beside its images follows from three limits, and may be no more either.
+    beside = min(a.beside_images, b.beside_images)
+    images = int(limits.images_per_request * limits.bytes_per_image * 4 / 3)
+    body = min(limits.bytes_per_body, beside + images)
+    return Bounds(
+        rule=rule,
+        limits=msgspec.structs.replace(limits, bytes_per_body=body),
+        longest_request_tokens=min(a.longest_request_tokens, b.longest_request_tokens),
+        overlay=a.overlay and b.overlay,
+        gate=min(gates, default=None),
+        gate_to_end=a.gate_to_end or b.gate_to_end,
+        bytes_per_unit=max(a.bytes_per_unit, b.bytes_per_unit),
+        watches=a.watches and b.watches,
+        default=max(model_default(a), model_default(b)) if rule is not None else None,
+    )
+
+
+def _limits(a: Bounds, b: Bounds, rule: ImageRule | None) -> Limits:
+    one, other = a.limits, b.limits
+    tile, patch = isinstance(rule, TileRule), isinstance(rule, PatchRule)
+    return Limits(
+        vision_unit=one.vision_unit if rule is not None else None,
+        max_dynamic_patch=min(_most(a), _most(b)) if tile else None,
+        max_pixels_per_image=min(_most(a), _most(b)) if patch else None,
+        images_per_request=min(one.images_per_request, other.images_per_request),
+        units_per_image=min(one.units_per_image, other.units_per_image),
+        units_per_request=min(one.units_per_request, other.units_per_request),
+        units_per_forward=min(one.units_per_forward, other.units_per_forward),
+        image_tokens_per_request=min(one.image_tokens_per_request, other.image_tokens_per_request),
+        n=min(one.n, other.n),
+        bytes_per_image=min(one.bytes_per_image, other.bytes_per_image),
+        bytes_per_body=min(one.bytes_per_body, other.bytes_per_body),
+    )
+
+
+def _most(bounds: Bounds) -> int:
+    """The planned limit of an image, the checkpoint's own where none was planned."""
+    if isinstance(bounds.rule, TileRule):
+        return bounds.limits.max_dynamic_patch or bounds.rule.max_dynamic_patch
+    assert isinstance(bounds.rule, PatchRule)
+    return bounds.limits.max_pixels_per_image or bounds.rule.max_pixels

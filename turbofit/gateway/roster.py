@@ -1,0 +1,105 @@
+"""From what a gateway was told to the engines it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turbofit.core.errors import UsageError
+from turbofit.gateway.config import host_of_one
+from turbofit.gateway.engines import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.gateway.fleet import Fleet
+    from turbofit.gateway.roll import Member, Roll
+
+__all__ = ["Roster", "check_gateways"]
+
+
+def check_gateways(roll: Roll) -> None:
+    """Refuse more gateways than one request leaves room for.
+
+    Each takes its part of an engine's gate and host memory, and that part must hold a request at
+    its limits: one that the bounds admit could otherwise never pass.
+
+    Raises:
+        UsageError: with how many are possible.
+    """
+    if roll.gateways < 1:
+        raise UsageError(f"{roll.gateways} gateways serve nobody", hint="at least 1 is needed")
+    if roll.bounds.rule is None:
+        return
+    units, host = roll.bounds.limits.units_per_request, host_of_one(roll.bounds)
+    for member in roll.members:
+        if member.draining:
+            continue
+        parts = [(member.host_bytes // host, f"{member.host_bytes} bytes of host memory", host)]
+        if member.gate is not None:
+            parts.append((member.gate // max(1, units), f"{member.gate} vision units", units))
+        most, what, one = min(parts)
+        if roll.gateways > most:
+            raise UsageError(
+                f"{roll.gateways} gateways share {what} in flight to engine {member.name}, and one "
+                f"request may take {one} of them",
+                hint=f"at most {most} gateway{'s' * (most != 1)} can share it"
+                if most
+                else "plan for smaller requests",
+            )
+
+
+class Roster:
+    """Applies rolls to a fleet; the same name stays the same engine.
+
+    Args:
+        fleet: whose engines they become.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._index = max((engine.index for engine in fleet), default=-1) + 1
+        self._number: int | None = None
+
+    def apply(self, roll: Roll) -> tuple[Engine, ...] | None:
+        """Make the fleet what the roll says.
+
+        Returns:
+            Engines whose requests must end: those that went, and those that are another process
+            now, at another address. None where this roll, or a newer one, is in force.
+        """
+        if self._number is not None and roll.number <= self._number:
+            return None
+        self._number = roll.number
+        known = {engine.name: engine for engine in self._fleet}
+        engines: list[Engine] = []
+        ended: list[Engine] = []
+        for member, limits in _parts(roll):
+            engine = known.pop(member.name, None)
+            if engine is None:
+                engine = Engine(self._index, member.url, name=member.name)
+                self._index += 1
+            elif engine.url != member.url.rstrip("/"):
+                ended.append(engine)
+                _begin_anew(engine, member.url)
+            elif not engine.up:
+                engine.last_asked = float("-inf")  # whoever wrote the roll may know better
+            engine.share, engine.key = member.share, member.key
+            engine.gate, engine.host_limit = limits["gate"], limits["host_limit"]
+            engine.draining = member.draining
+            engines.append(engine)
+        self._fleet.set(engines)
+        return (*ended, *known.values())
+
+
+def _parts(roll: Roll) -> Iterator[tuple[Member, dict[str, Any]]]:
+    """Each member once, with this gateway's part of its limits."""
+    for member in {member.name: member for member in roll.members}.values():
+        gate = None if member.gate is None else member.gate // roll.gateways
+        yield member, {"gate": gate, "host_limit": member.host_bytes // roll.gateways}
+
+
+def _begin_anew(engine: Engine, url: str) -> None:
+    """It was started again elsewhere: nothing is known of it but its name."""
+    engine.url, engine.model = url.rstrip("/"), None
+    engine.failures, engine.suspect, engine.up = 0, True, True
+    engine.last_success = engine.last_asked = float("-inf")
