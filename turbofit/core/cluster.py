@@ -91,7 +91,7 @@ class ClusterPlan(Struct):
     """One promise over all nodes, and what each serves under it.
 
     ``limits`` and ``longest_request_tokens`` are what every node holds, so that a request may go to
-    any of them. ``total_tokens`` counts the KV caches of all engines.
+    any of them. ``total_tokens`` counts the KV caches of all engines. ``source`` is the cluster's.
     """
 
     schema: str = CLUSTER_PLAN_SCHEMA
@@ -111,6 +111,7 @@ class ClusterPlan(Struct):
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    source: str = ""
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""
