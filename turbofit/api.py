@@ -38,12 +38,12 @@ from turbofit.tuner.plan import make_plan
 from turbofit.tuner.predict import make_prediction
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import Cluster, ClusterPlan, NodePlan
+    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Command
 
-__all__ = ["pipeline", "plan", "plan_cluster", "predict", "rehearse", "rehearse_torch"]
+__all__ = ["pipeline", "plan", "plan_cluster", "plan_joining", "predict", "rehearse", "rehearse_torch"]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
@@ -177,6 +177,41 @@ def plan_cluster(
     made = make_cluster_plan(_checked(ask), cluster, engine)
     nodes = tuple(_commanded(node) for node in made.nodes)
     return replace(made, nodes=nodes)
+
+
+def plan_joining(
+    plan: ClusterPlan,
+    node: Node,
+    *,
+    tp: int | None = None,
+    replicas: int | None = None,
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    engine: str = "auto",
+    margin: int | str | None = None,
+    budget: int | str | None = None,
+    **settings: Any,
+) -> NodePlan:
+    """The plan of a node that joins a cluster later; what is promised, and all others, stay.
+
+    Args:
+        plan: what is served; its model, workload and promise are kept.
+        node: as it was measured.
+        tp, replicas and so on: those that :func:`plan_cluster` was given.
+
+    Returns:
+        Its plan, or why it cannot serve what is promised.
+
+    Raises:
+        UsageError: a setting that turbofit does not know.
+    """
+    from turbofit.tuner.cluster.joining import plan_joining_node
+
+    ask = _ask(plan.model, _nowhere(), None, None, margin, budget, settings)
+    ask = replace(
+        ask, tp=tp, replicas=replicas, max_dynamic_patch=max_dynamic_patch, max_pixels=max_pixels
+    )
+    return _commanded(plan_joining_node(ask, plan, node, engine))
 
 
 def predict(
