@@ -43,7 +43,15 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Command
 
-__all__ = ["pipeline", "plan", "plan_cluster", "plan_joining", "predict", "rehearse", "rehearse_torch"]
+__all__ = [
+    "pipeline",
+    "plan",
+    "plan_cluster",
+    "plan_joining",
+    "predict",
+    "rehearse",
+    "rehearse_torch",
+]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
@@ -194,10 +202,9 @@ def plan_joining(
 ) -> NodePlan:
     """The plan of a node that joins a cluster later; what is promised, and all others, stay.
 
-    Args:
+    Args as :func:`plan_cluster` was given them, and:
         plan: what is served; its model, workload and promise are kept.
         node: as it was measured.
-        tp, replicas and so on: those that :func:`plan_cluster` was given.
 
     Returns:
         Its plan, or why it cannot serve what is promised.

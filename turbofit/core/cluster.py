@@ -61,7 +61,7 @@ class NodePlan(Struct):
 
     ``plan`` is complete for this node's own cards, but for ``considered``, which only the first
     node of each kind has. ``at_once`` are the workload's requests that are there at any time, on
-    average.
+    average. ``cards`` are the node's visible GPUs in words.
     """
 
     node: str
@@ -70,6 +70,7 @@ class NodePlan(Struct):
     plan: Plan | None = None
     why_not: str = ""
     at_once: float = 0.0
+    cards: str = ""
 
 
 class Span(Struct):

@@ -37,8 +37,11 @@ _ROUNDINGS: Final = (
     Rounding(step=GIB, span=4 * GIB),
 )
 _EXACT: Final = Rounding(step=1)
-#: More kinds than these, and the next coarser rounding is tried.
+#: Searches that are few enough; for more the next coarser rounding is tried. A search over many
+#: cards that are all differently full takes as long as so many others.
 _FEW: Final = 24
+_ODD: Final = 20
+_ODD_CARDS: Final = 4
 _HOST_STEP: Final = 8 * GIB
 _HOST_FINE: Final = 64 * GIB
 #: Measured speeds that differ by less than a fifth or so are alike.
@@ -63,7 +66,8 @@ def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind,
     least = len(set(hardware))
     for rounding in (_EXACT,) if exact else _ROUNDINGS:
         found = _fold(nodes, hardware, rounding)
-        if len(found) <= max(_FEW, least):
+        cost = sum(_cost(_machine(members[0]), rounding) for members in found)
+        if cost <= max(_FEW, least):
             break
     return tuple(_kind(members, rounding) for members in found), rounding
 
@@ -77,6 +81,12 @@ def _fold(
         key = (same, _fullness(machine, rounding), _room(machine, fine=not rounding.span))
         found.setdefault(key, []).append(node)
     return list(found.values())
+
+
+def _cost(machine: Machine, rounding: Rounding) -> int:
+    """How long a kind takes to plan: one, or more where many cards are differently full."""
+    levels = len(set(_fullness(machine, rounding)))
+    return _ODD if levels > _ODD_CARDS else 1
 
 
 def _kind(members: list[Node], rounding: Rounding) -> Kind:

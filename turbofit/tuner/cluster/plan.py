@@ -101,7 +101,7 @@ def _planned(
     node: Node, tried: Tried, share: float, speed: Throughput | None, *, keep: bool
 ) -> NodePlan:
     """What one node serves; ``keep`` its table of what was considered."""
-    made = NodePlan(node=node.id, name=node.name, address=node.address)
+    made = _named(node)
     if tried.why_not:
         return replace(made, why_not=tried.why_not)
     plan = replace(tried.serves, throughput=speed)
@@ -123,7 +123,12 @@ def _node(
         why = alone[number].why_not
         if not why and served is not None:
             why = words.left_out(fleet, alone[number].serves, served.choice)
-    return NodePlan(node=node.id, name=node.name, address=node.address, why_not=why)
+    return replace(_named(node), why_not=why)
+
+
+def _named(node: Node) -> NodePlan:
+    cards = words.cards_of(node.machine)
+    return NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
 
 
 def common_limits(plans: list[Plan]) -> Limits:

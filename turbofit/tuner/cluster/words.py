@@ -58,24 +58,38 @@ def reasons(fleet: Fleet, plan: ClusterPlan, choice: Choice, rounding: Rounding)
     requests = base.workload.concurrency
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
     yield f"shares: {count(requests, 'request')} at once, {shares} on a node{how}"
-    kinds = len(choice.shares)
-    if kinds < len(used):
-        sign = (
-            f"planned as {count(kinds, 'kind')}, each for the least free memory of its members:"
-            " the others get less cache than they could have, never more"
-        )
-        if rounding.span:
-            sign += (
-                f"; so many are differently full that cards of a node count as full as its fullest"
-                f" within {format_bytes(rounding.span)}, and nodes within"
-                f" {format_bytes(rounding.step)}"
-            )
-        yield sign
+    if _unequally_full(fleet, choice):
+        yield _sign(len(choice.shares), rounding)
     if plan.engines > requests:
         yield (
             f"{plan.engines:,} engines for {count(requests, 'request')} at once: most of them wait"
             " for requests; --concurrency says how many there will be over all nodes"
         )
+
+
+def _sign(kinds: int, rounding: Rounding) -> str:
+    """What is lost by planning differently full nodes as one."""
+    text = (
+        f"planned as {count(kinds, 'kind')}, each for the least free memory of its members: the"
+        " others get less cache than they could have, never more"
+    )
+    if not rounding.span:
+        return f"{text}; within {format_bytes(rounding.step)} a card"
+    return (
+        f"{text}; so many are differently full that nodes within {format_bytes(rounding.step)} a"
+        " card are of one kind, and cards of a node as full as its fullest within"
+        f" {format_bytes(rounding.span)}"
+    )
+
+
+def _unequally_full(fleet: Fleet, choice: Choice) -> bool:
+    """Whether some node is planned for less than it has."""
+    kinds = [fleet.kinds[k] for k in choice.shares]
+    return any(_used(kind.machine) != _used(n.machine) for kind in kinds for n in kind.nodes)
+
+
+def _used(machine: Machine | None) -> tuple[object, ...]:
+    return () if machine is None else tuple(machine.gpu(i).used for i in machine.visible)
 
 
 def _limit_reason(fleet: Fleet, choice: Choice) -> str:
@@ -194,8 +208,10 @@ def remedies(tried: Iterable[Tried], kinds: Sequence[Kind]) -> Iterator[Remedy]:
     return iter(list(found.values())[:_MOST_REMEDIES])
 
 
-def cards_of(machine: Machine) -> str:
-    """Visible cards as people say them."""
+def cards_of(machine: Machine | None) -> str:
+    """Visible cards as people say them; empty where nothing was measured."""
+    if machine is None:
+        return ""
     names = Counter(machine.gpu(index).name for index in machine.visible)
     return " + ".join(f"{n}x {name}" for name, n in names.items())
 
