@@ -171,6 +171,7 @@ def plan_cluster(
     Raises:
         As :func:`plan`, where it is so on every node.
     """
+    from turbofit.launch.cluster.span import span_commands
     from turbofit.tuner.cluster.plan import make_cluster_plan
 
     ask = _ask(model, _nowhere(), None, revision, margin, budget, settings)
@@ -184,7 +185,8 @@ def plan_cluster(
     )
     made = make_cluster_plan(_checked(ask), cluster, engine)
     nodes = tuple(_commanded(node) for node in made.nodes)
-    return replace(made, nodes=nodes)
+    spans = tuple(replace(span, commands=span_commands(span, cluster)) for span in made.spans)
+    return replace(made, nodes=nodes, spans=spans)
 
 
 def plan_joining(

@@ -78,7 +78,7 @@ def _promise(plan: ClusterPlan) -> Facts:
     facts += [
         ("answers a request", f"{limits.n} at most (n)"),
         ("workload", f"{workload.concurrency:,} at once over all nodes, for {workload.goal}"),
-        ("KV caches", f"{plan.total_tokens:,} tokens in {plan.engines:,} engines"),
+        ("KV caches", _caches(plan)),
     ]
     if plan.throughput:
         speed = plan.throughput
@@ -91,6 +91,11 @@ def _promise(plan: ClusterPlan) -> Facts:
             )
         )
     return Facts(facts=tuple(facts))
+
+
+def _caches(plan: ClusterPlan) -> str:
+    engines = "engine" if plan.engines == 1 else "engines"
+    return f"{plan.total_tokens:,} tokens in {plan.engines:,} {engines}"
 
 
 def _folded(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import fields, replace
 
-from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
 from turbofit.core.plan import Limits, Plan, Throughput
 from turbofit.core.struct import Struct
 from turbofit.core.version import __version__
@@ -17,6 +17,7 @@ from turbofit.tuner.cluster.fitness import why_unusable
 from turbofit.tuner.cluster.fleet import Fleet, Tried
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
+from turbofit.tuner.cluster.spans import Team, span_ask, teams
 from turbofit.tuner.throughput import Speed, total
 
 __all__ = ["common_limits", "make_cluster_plan"]
@@ -29,6 +30,20 @@ class _Served(Struct):
     weighed: tuple[Choice, ...]
     plans: dict[str, NodePlan]
     throughput: Throughput | None
+
+
+class _Spanned:
+    """Engines over several nodes: teams, and how they were planned."""
+
+    def __init__(
+        self, teams: tuple[Team, ...], served: _Served, fleet: Fleet, rounding: Rounding
+    ) -> None:
+        self.teams, self.served, self.fleet, self.rounding = teams, served, fleet, rounding
+
+    @property
+    def worth(self) -> tuple[float, float]:
+        """What is compared between kinds of cards."""
+        return (self.served.choice.served, self.served.choice.value)
 
 
 def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
@@ -49,10 +64,13 @@ def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> Clus
     kinds, rounding = kinds_of(usable, exact=base.budget is not None)
     fleet = Fleet(base, kinds, engine)
     alone = _alone(fleet)
-    if alone and all(tried.plan is None for tried in alone.values()):
-        raise fleet.errors[0]
     served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
+    spanned = _spanned(base, usable, engine) if served is None else None
+    if spanned is None and alone and all(tried.plan is None for tried in alone.values()):
+        raise fleet.errors[0]
     nodes = tuple(_node(fleet, node, unusable, alone, served) for node in cluster.nodes)
+    if spanned is not None:
+        return _over_nodes(cluster, nodes, spanned)
     return _document(fleet, cluster, nodes, served, alone, rounding)
 
 
@@ -142,6 +160,48 @@ def common_limits(plans: list[Plan]) -> Limits:
     return Limits(**least)
 
 
+def _spanned(base: Ask, usable: list[Node], engine: str) -> _Spanned | None:
+    """The teams of nodes that serve most; None where none does."""
+    best: _Spanned | None = None
+    tried_cards: set[str] = set()
+    for some in teams(base, usable, engine):
+        card = f"{len(some[0].groups[0])} {some[0].machine.gpus[0].name}"
+        if card in tried_cards:
+            continue  # fewer nodes an engine do already
+        kinds, rounding = kinds_of([team.as_node() for team in some])
+        fleet = Fleet(span_ask(base, some[0]), kinds, "turbomind")
+        alone = _alone(fleet)
+        served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
+        if served is None:
+            continue
+        tried_cards.add(card)
+        made = _Spanned(teams=some, served=served, fleet=fleet, rounding=rounding)
+        if best is None or made.worth > best.worth:
+            best = made
+    return best
+
+
+def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned) -> ClusterPlan:
+    """The document of engines over several nodes."""
+    fleet, served = spanned.fleet, spanned.served
+    spans = []
+    for team in spanned.teams:
+        own = served.plans.get(team.id)
+        if own is not None and own.plan is not None:
+            spans.append(
+                Span(
+                    nodes=tuple(node.id for node in team.nodes),
+                    plan=words.over_network(own.plan),
+                    groups=team.groups,
+                    commands=(),
+                    at_once=own.at_once,
+                )
+            )
+    taken = {identity for span in spans for identity in span.nodes}
+    nodes = tuple(replace(one, why_not="") if one.node in taken else one for one in nodes)
+    return _document(fleet, cluster, nodes, served, {}, spanned.rounding, tuple(spans))
+
+
 def _document(
     fleet: Fleet,
     cluster: Cluster,
@@ -149,9 +209,11 @@ def _document(
     served: _Served | None,
     alone: dict[int, Tried],
     rounding: Rounding,
+    spans: tuple[Span, ...] = (),
 ) -> ClusterPlan:
     base = fleet.base
     plans = [node.plan for node in nodes if node.plan is not None]
+    plans += [span.plan for span in spans]
     longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
     context = base.workload.context or longest or None
     made = ClusterPlan(
@@ -167,6 +229,7 @@ def _document(
         total_tokens=sum(plan.kv.total_tokens for plan in plans),
         engines=sum(plan.parallel.replicas for plan in plans),
         nodes=nodes,
+        spans=spans,
         throughput=served.throughput if served else None,
     )
     chosen = served.choice if served else None

@@ -16,10 +16,13 @@ from turbofit.core.units import format_bytes
 from turbofit.tuner.cluster.fleet import Fleet, Promise, Tried, limit_of
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
+from turbofit.tuner.cluster.spans import NETWORK
+from turbofit.tuner.links import LinkClass
+from turbofit.tuner.rates import rates
 
 __all__ = [
-    "cards_of", "count", "gains", "left_out", "reasons", "remedies", "too_short", "too_small",
-    "verdict", "warnings",
+    "cards_of", "count", "gains", "left_out", "over_network", "reasons", "remedies", "too_short",
+    "too_small", "verdict", "warnings",
 ]  # fmt: skip
 
 #: Reasons of nodes that do not serve which the verdict names, and remedies shown.
@@ -37,8 +40,11 @@ def verdict(plan: ClusterPlan) -> str:
         told = "; ".join(f"{count(n, 'node')}: {text}" for text, n in why)
         return f"does not fit: {name} on none of {count(len(nodes), 'node')}: {told}"
     used = [node.plan for node in nodes if node.plan is not None]
-    gpus = sum(len(one.gpus) for one in used)
-    of = f"{len(used):,} of {count(len(nodes), 'node')}"
+    together = sum(len(span.nodes) for span in plan.spans)
+    gpus = sum(len(one.gpus) for one in (*used, *(span.plan for span in plan.spans)))
+    of = f"{len(used) + together:,} of {count(len(nodes), 'node')}"
+    if together:
+        of = f"{of}, {len(plan.spans[0].nodes)} to an engine"
     return (
         f"fits: {name} on {of}, {count(gpus, 'GPU')}, {count(plan.engines, 'engine')}:"
         f" {plan.total_tokens:,} KV tokens; a request of up to"
@@ -49,15 +55,18 @@ def verdict(plan: ClusterPlan) -> str:
 def reasons(fleet: Fleet, plan: ClusterPlan, choice: Choice, rounding: Rounding) -> Iterator[str]:
     """Why this promise, who bounds it, how requests are shared, how nodes were put together."""
     base = fleet.base
+    yield from _span_reasons(plan)
     if choice.promise.limit is not None and plan.limits and plan.limits.vision_unit:
         yield _limit_reason(fleet, choice)
     yield _context_reason(fleet, plan)
-    used = [node for node in plan.nodes if node.plan is not None]
-    least, most = min(n.at_once for n in used), max(n.at_once for n in used)
+    used = [node.at_once for node in plan.nodes if node.plan is not None]
+    used += [span.at_once for span in plan.spans]
+    least, most = min(used), max(used)
     shares = f"{least:.3g}" if most - least < 1e-6 else f"{least:.3g} to {most:.3g}"
+    where = "an engine" if plan.spans else "a node"
     requests = base.workload.concurrency
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
-    yield f"shares: {count(requests, 'request')} at once, {shares} on a node{how}"
+    yield f"shares: {count(requests, 'request')} at once, {shares} on {where}{how}"
     if _unequally_full(fleet, choice):
         yield _sign(len(choice.shares), rounding)
     if plan.engines > requests:
@@ -65,6 +74,42 @@ def reasons(fleet: Fleet, plan: ClusterPlan, choice: Choice, rounding: Rounding)
             f"{plan.engines:,} engines for {count(requests, 'request')} at once: most of them wait"
             " for requests; --concurrency says how many there will be over all nodes"
         )
+
+
+def _span_reasons(plan: ClusterPlan) -> Iterator[str]:
+    """What an engine over several nodes rests on."""
+    if not plan.spans:
+        return
+    tp = plan.spans[0].plan.parallel.tp
+    yield (
+        f"tp {tp} over {len(plan.spans[0].nodes)} nodes: no node alone serves what is asked; this"
+        " is slower, since every layer's two all-reduces cross the network"
+    )
+    yield (
+        "the network's speed is not known: all-reduces are forecast as through host memory across"
+        f" NUMA nodes, {_network_rate() / 1e9:.2g} GB/s a GPU; a slower network serves less"
+    )
+    yield (
+        f"NCCL's buffers for the network are an estimate: {format_bytes(NETWORK)} a GPU are counted"
+        f" as held, and {format_bytes(NETWORK)} more stay free, since they may come late; every"
+        " card counts as full as the fullest of its engine. Over: it costs cache"
+    )
+    yield (
+        "LMDeploy's own multi-node options, which turbofit has not seen run: start all commands of"
+        " an engine within a minute or so, rank 0's node answers"
+    )
+
+
+def over_network(plan: Plan) -> Plan:
+    """A plan over several nodes in words that say so."""
+    across = f"({LinkClass.ACROSS_HOST.words})"
+    return replace(plan, verdict=plan.verdict.replace(across, "(over the network)"))
+
+
+def _network_rate() -> float:
+    """Bytes/s that the forecast assumes one GPU to send between nodes."""
+    figures = rates()
+    return figures.host_bandwidth * figures.across_factor
 
 
 def _sign(kinds: int, rounding: Rounding) -> str:
@@ -123,7 +168,7 @@ def _context_reason(fleet: Fleet, plan: ClusterPlan) -> str:
 
 def warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
     """What a person should know: who is left out, and where nodes differ in what they answer."""
-    left = Counter(node.why_not for node in plan.nodes if node.plan is None)
+    left = Counter(node.why_not for node in plan.nodes if node.why_not)
     if plan.fits:
         for why, n in left.most_common():
             yield f"{count(n, 'node')} left out: {why}"
@@ -131,6 +176,7 @@ def warnings(cluster: Cluster, plan: ClusterPlan) -> Iterator[str]:
     if pretend:
         yield f"{count(pretend, 'node')} of {len(cluster.nodes):,} with pretend GPUs"
     used = [node.plan for node in plan.nodes if node.plan is not None]
+    used += [span.plan for span in plan.spans]
     dtypes = sorted({one.settings.dtype for one in used})
     if len(dtypes) > 1:
         yield (
