@@ -38,10 +38,20 @@ from turbofit.tuner.plan import make_plan
 from turbofit.tuner.predict import make_prediction
 
 if TYPE_CHECKING:
+    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
+    from turbofit.core.plan import Command
 
-__all__ = ["pipeline", "plan", "predict", "rehearse", "rehearse_torch"]
+__all__ = [
+    "pipeline",
+    "plan",
+    "plan_cluster",
+    "plan_joining",
+    "predict",
+    "rehearse",
+    "rehearse_torch",
+]
 
 _SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
@@ -125,6 +135,92 @@ def plan(
         raise _not_rehearsed(ask.model.name)
     made = best_plan(ask, engine)
     return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
+
+
+def plan_cluster(
+    model: str | Model,
+    cluster: Cluster,
+    *,
+    tp: int | None = None,
+    replicas: int | None = None,
+    images: int = 1,
+    image_size: tuple[int, int] | None = None,
+    context: int | None = None,
+    concurrency: int = 8,
+    goal: Goal = "throughput",
+    queue_images: bool = False,
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    engine: str = "auto",
+    margin: int | str | None = None,
+    budget: int | str | None = None,
+    revision: str | None = None,
+    **settings: Any,
+) -> ClusterPlan:
+    """One promise over several machines, and the best plan of each under it.
+
+    Args as for :func:`plan`, and:
+        cluster: the nodes as they were measured; each is planned for its own cards.
+        tp: GPUs of one engine, on every node.
+        replicas: engines side by side, on each node.
+        concurrency: requests at once over all nodes.
+
+    Returns:
+        The plan, whether any node serves or not.
+
+    Raises:
+        As :func:`plan`, where it is so on every node.
+    """
+    from turbofit.launch.cluster.span import span_commands
+    from turbofit.tuner.cluster.plan import make_cluster_plan
+
+    ask = _ask(model, _nowhere(), None, revision, margin, budget, settings)
+    ask = replace(
+        ask,
+        workload=_workload(images, image_size, context, concurrency, goal, queue_images),
+        tp=tp,
+        replicas=replicas,
+        max_dynamic_patch=max_dynamic_patch,
+        max_pixels=max_pixels,
+    )
+    made = make_cluster_plan(_checked(ask), cluster, engine)
+    nodes = tuple(_commanded(node) for node in made.nodes)
+    spans = tuple(replace(span, commands=span_commands(span, cluster)) for span in made.spans)
+    return replace(made, nodes=nodes, spans=spans)
+
+
+def plan_joining(
+    plan: ClusterPlan,
+    node: Node,
+    *,
+    tp: int | None = None,
+    replicas: int | None = None,
+    max_dynamic_patch: int | None = None,
+    max_pixels: int | None = None,
+    engine: str = "auto",
+    margin: int | str | None = None,
+    budget: int | str | None = None,
+    **settings: Any,
+) -> NodePlan:
+    """The plan of a node that joins a cluster later; what is promised, and all others, stay.
+
+    Args as :func:`plan_cluster` was given them, and:
+        plan: what is served; its model, workload and promise are kept.
+        node: as it was measured.
+
+    Returns:
+        Its plan, or why it cannot serve what is promised.
+
+    Raises:
+        UsageError: a setting that turbofit does not know.
+    """
+    from turbofit.tuner.cluster.joining import plan_joining_node
+
+    ask = _ask(plan.model, _nowhere(), None, None, margin, budget, settings)
+    ask = replace(
+        ask, tp=tp, replicas=replicas, max_dynamic_patch=max_dynamic_patch, max_pixels=max_pixels
+    )
+    return _commanded(plan_joining_node(ask, plan, node, engine))
 
 
 def predict(
@@ -399,7 +495,27 @@ def _checked(ask: Ask) -> Ask:
 
 def _finished(plan: Plan) -> Plan:
     """Add the command lines, and what the environment and the packages say against them."""
-    made = commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
     said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
     warnings = (*plan.warnings, *(text for text in said if text))
-    return replace(plan, commands=made, warnings=warnings)
+    return replace(plan, commands=_command_lines(plan), warnings=warnings)
+
+
+def _command_lines(plan: Plan) -> tuple[Command, ...]:
+    return commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
+
+
+def _commanded(node: NodePlan) -> NodePlan:
+    """A node's plan with its command lines; this process's environment says nothing of it."""
+    if node.plan is None:
+        return node
+    need = need_warning(node.plan)
+    warnings = (*node.plan.warnings, need) if need else node.plan.warnings
+    made = replace(node.plan, commands=_command_lines(node.plan), warnings=warnings)
+    return replace(node, plan=made)
+
+
+def _nowhere() -> Machine:
+    """What an ask has in the machine's place until it is asked of a node."""
+    from turbofit.core.machine import Machine
+
+    return Machine(name="cluster", source="cluster", gpus=())

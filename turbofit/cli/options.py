@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LAST_PORT",
     "SETTINGS",
+    "add_cluster",
     "add_json",
     "add_machine",
     "add_model",
@@ -60,6 +61,16 @@ def add_machine(parser: Parser) -> None:
         "--gpus",
         metavar="LIST",
         help="only these GPUs: PCI indices or UUIDs, inside CUDA_VISIBLE_DEVICES",
+    )
+
+
+def add_cluster(parser: Parser) -> None:
+    """Several machines instead of one."""
+    parser.add_argument(
+        "--cluster",
+        metavar="CLUSTER",
+        help="plan for all machines of a cluster: ray, ray:ADDRESS, a cluster's file, or "
+        "sim:4xrtx3090@100/8xh100@2, which simulates 100 machines and 2",
     )
 
 

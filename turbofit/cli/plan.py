@@ -19,6 +19,7 @@ def add_arguments(parser: Parser) -> None:
     """Everything that narrows the search."""
     options.add_model(parser)
     options.add_machine(parser)
+    options.add_cluster(parser)
     options.add_planning(parser)
     options.add_settings(parser)
     parser.add_argument(
@@ -32,11 +33,42 @@ def run(args: argparse.Namespace) -> int:
     from turbofit import api
     from turbofit.cli.output import patience
 
+    if args.cluster is not None:
+        return _cluster(args)
     keywords = options.planning_keywords(args)
     doing = "planning, and rehearsing on pretend GPUs" if args.rehearse else "planning"
     with patience(doing):
         plan = api.plan(args.model, rehearse=args.rehearse, **keywords)
     return show_plan(plan, args, "plan")
+
+
+def _cluster(args: argparse.Namespace) -> int:
+    """Plan for a cluster and show; exit 3 where no node serves.
+
+    Raises:
+        UsageError: an option of one machine is given beside it.
+    """
+    from turbofit import api
+    from turbofit.cli.output import answer, patience, show
+    from turbofit.core.errors import DoesNotFitError, UsageError
+    from turbofit.launch.cluster.source import cluster_from
+
+    for name in ("on", "gpus", "rehearse"):
+        if getattr(args, name):
+            raise UsageError(
+                f"--{name} is of one machine, and --cluster names several",
+                hint=f"leave --{name} out, or plan for that machine alone",
+            )
+    keywords = options.planning_keywords(args)
+    with patience("measuring the nodes, and planning"):
+        plan = api.plan_cluster(args.model, cluster_from(args.cluster), **keywords)
+    if args.json:
+        answer(plan.to_json())
+    else:
+        from turbofit.report.cluster_view import cluster_view
+
+        show(cluster_view(plan), markdown=args.md)
+    return 0 if plan.fits else DoesNotFitError.exit_code
 
 
 def show_plan(plan: Plan, args: argparse.Namespace, command: str) -> int:

@@ -61,7 +61,7 @@ class NodePlan(Struct):
 
     ``plan`` is complete for this node's own cards, but for ``considered``, which only the first
     node of each kind has. ``at_once`` are the workload's requests that are there at any time, on
-    average.
+    average. ``cards`` are the node's visible GPUs in words.
     """
 
     node: str
@@ -70,6 +70,7 @@ class NodePlan(Struct):
     plan: Plan | None = None
     why_not: str = ""
     at_once: float = 0.0
+    cards: str = ""
 
 
 class Span(Struct):
@@ -91,7 +92,7 @@ class ClusterPlan(Struct):
     """One promise over all nodes, and what each serves under it.
 
     ``limits`` and ``longest_request_tokens`` are what every node holds, so that a request may go to
-    any of them. ``total_tokens`` counts the KV caches of all engines.
+    any of them. ``total_tokens`` counts the KV caches of all engines. ``source`` is the cluster's.
     """
 
     schema: str = CLUSTER_PLAN_SCHEMA
@@ -111,6 +112,7 @@ class ClusterPlan(Struct):
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    source: str = ""
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""

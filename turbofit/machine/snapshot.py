@@ -13,7 +13,7 @@ from turbofit.core.files import write_atomic
 from turbofit.core.machine import MACHINE_SCHEMA, Gpu, Machine
 from turbofit.core.struct import NA, Struct, decode, to_json
 
-__all__ = ["load_snapshot", "save_snapshot"]
+__all__ = ["check_possible", "load_snapshot", "save_snapshot"]
 
 #: A machine with 64 GPUs and all its links is below 1 MiB; more is not a snapshot.
 _LARGEST: Final = 16 << 20
@@ -49,11 +49,20 @@ def load_snapshot(path: str | os.PathLike[str]) -> Machine:
             f"{what} has schema {found[:60]!r}; this turbofit reads {MACHINE_SCHEMA!r}", hint=_HINT
         )
     machine = decode(data, Machine, what=what)
+    check_possible(machine, what)
+    visible = machine.visible or tuple(gpu.index for gpu in machine.gpus)
+    return msgspec.structs.replace(machine, source=f"snapshot {name}", visible=visible)
+
+
+def check_possible(machine: Machine, what: str) -> None:
+    """Refuse a machine from a file that no machine can be like; ``what`` names it.
+
+    Raises:
+        UsageError: with what is impossible.
+    """
     cause = _impossible(machine)
     if cause:
         raise UsageError(f"{what} is not a possible machine: {cause}", hint=_HINT)
-    visible = machine.visible or tuple(gpu.index for gpu in machine.gpus)
-    return msgspec.structs.replace(machine, source=f"snapshot {name}", visible=visible)
 
 
 def _bytes(name: str) -> bytes:

@@ -22,20 +22,21 @@ _DEFAULT_SHARE = 0.01
 class Margin(Struct):
     """What must stay free on each GPU: bytes, a share of the total, or the default of both None.
 
-    The default is the larger of 256 MiB and 1 % of the total.
+    The default is the larger of 256 MiB and 1 % of the total. ``more`` bytes come on top of any.
     """
 
     bytes: int | None = None
     share: float | None = None
+    more: int = 0
 
     def of(self, gpu: Gpu) -> int:
         """Bytes for one GPU."""
         total = known(gpu.total, 0)
         if self.bytes is not None:
-            return self.bytes
+            return self.bytes + self.more
         if self.share is not None:
-            return int(total * self.share)
-        return max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE))
+            return int(total * self.share) + self.more
+        return max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE)) + self.more
 
 
 class Ask(Struct):

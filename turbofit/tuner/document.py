@@ -31,8 +31,9 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.links import group_class
+from turbofit.tuner.throughput import request_tokens
 
-__all__ = ["Parts", "accounts_of", "document", "host_problem", "limits_of"]
+__all__ = ["Parts", "accounts_of", "document", "host_problem", "limits_of", "verdict_of"]
 
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
@@ -199,6 +200,34 @@ def host_problem(host: HostMemory) -> str | None:
     return (
         f"host RAM is {format_bytes(need - host.available)} short: {format_bytes(host.pinned)}"
         f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
+    )
+
+
+def verdict_of(
+    ask: Ask,
+    groups: Sequence[Sequence[int]],
+    accounts: Sequence[Account],
+    tokens: Sequence[int],
+    exposure: Exposure,
+) -> str:
+    """The words of a plan that fits.
+
+    Args:
+        ask: for the model and the cards.
+        groups: of all engines.
+        accounts: of those engines whose cards may be the tightest.
+        tokens: what each engine's cache holds.
+        exposure: of the request that is counted.
+    """
+    outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
+    spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
+    request = request_tokens(exposure)
+    together = sum(held // request for held in tokens)  # none lies in two caches
+    requests = "request" if together == 1 else "requests"
+    where = " and ".join(group_words(ask, group) for group in groups)
+    return (
+        f"fits: {ask.model.name} on {where}: {sum(tokens):,} KV tokens, enough for"
+        f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from turbofit.core.plan import Candidate, Plan, may_evict
-from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, exposure_of
@@ -20,12 +19,13 @@ from turbofit.tuner.document import (
     group_words,
     host_of,
     host_problem,
+    verdict_of,
 )
 from turbofit.tuner.lost import lost
 from turbofit.tuner.reasons import reasons
 from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import Found, search
-from turbofit.tuner.throughput import request_tokens, total
+from turbofit.tuner.throughput import total
 
 __all__ = ["make_plan"]
 
@@ -83,18 +83,9 @@ def _verdict(
     if host is not None:
         return f"does not fit: {name}: {host}"
     groups = best.shape.groups
-    outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
-    shown = outcomes if best.parts else outcomes[:1]
-    spare = min(ledger.headroom for outcome in shown for ledger in outcome.ledgers)
     each = [best.of_group(group).kv_tokens for group in groups]
-    request = request_tokens(best.exposure)
-    together = sum(tokens // request for tokens in each)  # none lies in two caches
-    requests = "request" if together == 1 else "requests"
-    where = " and ".join(group_words(ask, group) for group in groups)
-    return (
-        f"fits: {name} on {where}: {sum(each):,} KV tokens, enough for"
-        f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
-    )
+    shown = accounts if best.parts else accounts[:1]
+    return verdict_of(ask, groups, shown, each, best.exposure)
 
 
 def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]:

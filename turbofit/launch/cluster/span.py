@@ -1,0 +1,54 @@
+"""The command lines of one engine over several nodes: LMDeploy's own multi-node options.
+
+Every node runs the same command with its own GPUs and rank; rank 0's node holds the store at which
+they meet, and answers requests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.launch.command import commands, visible_devices
+
+if TYPE_CHECKING:
+    from turbofit.core.cluster import Cluster, Node, Span
+    from turbofit.core.plan import Command
+
+__all__ = ["MEETING_PORT", "span_commands"]
+
+#: Where the ranks meet on rank 0's node: the port that torch's launchers use.
+MEETING_PORT: Final = 29500
+_NO_ADDRESS: Final = "ADDRESS-OF-RANK-0"
+
+
+def span_commands(span: Span, cluster: Cluster, *, port: int = MEETING_PORT) -> tuple[Command, ...]:
+    """One command a node, in the span's order.
+
+    Args:
+        span: as planned.
+        cluster: the nodes that it was planned for.
+        port: a free one on rank 0's node.
+    """
+    nodes = {node.id: node for node in cluster.nodes}
+    members = [nodes[identity] for identity in span.nodes]
+    (whole,) = commands(span.plan)
+    address = members[0].address or _NO_ADDRESS
+    made = []
+    for rank, (node, group) in enumerate(zip(members, span.groups, strict=True)):
+        options = (
+            "--nnodes", str(len(members)), "--node-rank", str(rank),
+            "--dist-init-addr", f"{address}:{port}",
+        )  # fmt: skip
+        env = {**whole.env, "CUDA_VISIBLE_DEVICES": _devices(span, node, group)}
+        made.append(replace(whole, env=env, argv=(*whole.argv, *options)))
+    return tuple(made)
+
+
+def _devices(span: Span, node: Node, group: tuple[int, ...]) -> str:
+    """The node's own GPUs of the engine."""
+    assert node.machine is not None
+    wanted = {span.plan.machine.gpu(index).uuid for index in group}
+    own = tuple(gpu.index for gpu in node.machine.gpus if gpu.uuid in wanted)
+    return visible_devices(node.machine, own)

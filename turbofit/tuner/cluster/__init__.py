@@ -1,0 +1,1 @@
+"""Planning for several machines: kinds of nodes, one promise over all, what each serves."""

@@ -1,0 +1,167 @@
+"""Each kind of node planned by itself, freely or under a promise, and each such plan only once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from msgspec.structs import replace
+
+from turbofit.core.cluster import Node
+from turbofit.core.errors import TurbofitError
+from turbofit.core.model import PatchRule
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Struct
+from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.choose import best_plan
+from turbofit.tuner.cluster.kinds import Kind
+from turbofit.tuner.cluster.rebase import Rebase
+from turbofit.tuner.cluster.speeds import ALMOST, NodeSpeed
+
+__all__ = ["Fleet", "Promise", "Tried", "limit_of"]
+
+
+class Promise(Struct):
+    """What clients are told: image limit (tiles or pixels) and context; None: as each node can."""
+
+    limit: int | None = None
+    context: int | None = None
+
+
+class Tried(Struct):
+    """A kind's plan, or the error that there is none; ``why_not`` is empty where it serves."""
+
+    plan: Plan | None
+    why_not: str
+    error: str = ""
+
+    @property
+    def serves(self) -> Plan:
+        """The plan of a kind that serves."""
+        assert self.plan is not None
+        return self.plan
+
+
+def limit_of(plan: Plan) -> int | None:
+    """Tiles or pixels an image may have; None where the model takes no images."""
+    return plan.limits.max_dynamic_patch or plan.limits.max_pixels_per_image
+
+
+class Fleet:
+    """The kinds of one cluster, and what was planned for them.
+
+    Args:
+        base: what was asked; its machine is not read.
+        kinds: of the nodes.
+        engine: as for :func:`best_plan`.
+    """
+
+    def __init__(self, base: Ask, kinds: Sequence[Kind], engine: str) -> None:
+        self.base, self.kinds, self.engine = base, tuple(kinds), engine
+        self.asked = exposure_of(base, base.own_limit)
+        self.errors: list[TurbofitError] = []
+        self._made: dict[tuple[int, int, Promise], Tried] = {}
+        self._speeds: dict[int, tuple[Plan, NodeSpeed]] = {}
+
+    @property
+    def context_free(self) -> bool:
+        """Whether nobody asked for a context."""
+        return self.base.workload.context is None and "session_len" not in self.base.fixed
+
+    @property
+    def limit_free(self) -> bool:
+        """Whether an image limit may be lowered."""
+        base = self.base
+        set_by_user = base.max_dynamic_patch is not None or base.max_pixels is not None
+        return not set_by_user and base.workload.image_size is None
+
+    def plan(self, number: int, share: float, promise: Promise | None = None) -> Tried:
+        """One kind with a share of the requests; what it does alone where that is the promise."""
+        requests = max(1, ceil(share - ALMOST))
+        alone = self._once(number, requests, Promise())
+        if promise is None or (alone.plan is not None and _meets(alone.plan, promise)):
+            return alone
+        return self._once(number, requests, promise)
+
+    def ask(self, number: int, requests: int, promise: Promise) -> Ask:
+        """What is asked of one kind."""
+        return self.ask_of(self.kinds[number].nodes[0], requests, promise, number)
+
+    def ask_of(self, node: Node, requests: int, promise: Promise, number: int | None) -> Ask:
+        """What is asked of one node, or of the kind of this number."""
+        base = self.base
+        machine = node.machine if number is None else self.kinds[number].machine
+        assert machine is not None
+        workload = replace(base.workload, concurrency=requests)
+        if promise.context is not None and self.context_free:
+            workload = replace(workload, context=promise.context)
+        ask = replace(base, machine=machine, workload=workload)
+        if promise.limit is None or not self.limit_free:
+            return ask
+        if isinstance(base.model.image_rule, PatchRule):
+            return replace(ask, max_pixels=promise.limit)
+        return replace(ask, max_dynamic_patch=promise.limit)
+
+    def on_nodes(self, number: int, share: float, promise: Promise) -> list[Tried]:
+        """The kind's plan on each of its nodes; it serves on the kind's machine."""
+        requests = max(1, ceil(share - ALMOST))
+        tried = self.plan(number, share, promise)
+        rebase = Rebase(self.ask(number, requests, promise), tried.serves)
+        found = []
+        for node in self.kinds[number].nodes:
+            plan = rebase.on(node)
+            if plan is None:  # not the same settings: by itself
+                found.append(self._tried(self.ask_of(node, requests, promise, None)))
+            else:
+                found.append(Tried(plan=plan, why_not=""))
+        return found
+
+    def speed(self, plan: Plan) -> NodeSpeed:
+        """The forecast of a node that runs this plan."""
+        if id(plan) not in self._speeds:
+            fixed = "max_batch_size" in self.base.fixed
+            self._speeds[id(plan)] = (plan, NodeSpeed(plan, self.asked, fixed_batch=fixed))
+        return self._speeds[id(plan)][1]
+
+    def _once(self, number: int, requests: int, promise: Promise) -> Tried:
+        key = (number, requests, promise)
+        if key not in self._made:
+            self._made[key] = self._tried(self.ask(number, requests, promise))
+        return self._made[key]
+
+    def _tried(self, ask: Ask) -> Tried:
+        try:
+            plan = best_plan(ask, self.engine)
+        except TurbofitError as error:
+            self.errors.append(error)
+            return Tried(plan=None, why_not=error.message)
+        said = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
+        return Tried(plan=self._promised(plan, ask), why_not="" if plan.fits else said)
+
+    def _promised(self, plan: Plan, ask: Ask) -> Plan:
+        """The plan with the promise as the reason of what it fixed."""
+        base, swaps = self.base, {}
+        if ask.workload.context is not None and base.workload.context is None:
+            own = base.model.text.max_position_embeddings
+            swaps["session_len"] = f"what every node holds of the model's {own}, promised for all"
+        for name in ("max_dynamic_patch", "max_pixels"):
+            if getattr(ask, name) is not None and getattr(base, name) is None:
+                limit = getattr(ask, name)
+                lowered = f"promised for all nodes; the model's own is {base.own_limit}"
+                swaps[name] = "the model's own" if limit == base.own_limit else lowered
+        return replace(plan, reasons=tuple(_swapped(line, swaps) for line in plan.reasons))
+
+
+def _swapped(line: str, swaps: dict[str, str]) -> str:
+    head, _, _ = line.partition(": ")
+    why = swaps.get(head.split(" ", 1)[0])
+    return line if why is None else f"{head}: {why}"
+
+
+def _meets(plan: Plan, promise: Promise) -> bool:
+    """Whether a plan that was made freely is what the promise would make of it."""
+    if not plan.fits:
+        return False
+    limit = promise.limit is None or limit_of(plan) == promise.limit
+    context = promise.context is None or plan.kv.longest_request_tokens == promise.context
+    return limit and context

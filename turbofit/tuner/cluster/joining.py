@@ -1,0 +1,120 @@
+"""A node that joins a cluster which already serves: planned under the promise that clients know."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from msgspec.structs import fields, replace
+
+from turbofit.core.cluster import ClusterPlan, Node, NodePlan
+from turbofit.core.plan import Limits, Plan
+from turbofit.memory.engines import FALLBACK
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.cluster import words
+from turbofit.tuner.cluster.fitness import why_unusable
+from turbofit.tuner.cluster.fleet import Fleet, Promise, limit_of
+from turbofit.tuner.cluster.kinds import kinds_of
+from turbofit.tuner.throughput import total
+
+__all__ = ["plan_joining_node"]
+
+
+def plan_joining_node(base: Ask, plan: ClusterPlan, node: Node, engine: str = "auto") -> NodePlan:
+    """What a node serves under a plan's promise, without the command lines; no other node changes.
+
+    Args:
+        base: as the plan was asked for; its machine and workload are not read.
+        plan: what is promised.
+        node: as it was measured.
+        engine: as the plan was asked for.
+
+    Returns:
+        Its plan, or why it cannot serve.
+    """
+    cards = words.cards_of(node.machine)
+    made = NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
+    why = why_unusable(node)
+    if not why and plan.limits is None:
+        why = "nothing is promised: no node served"
+    if why:
+        return replace(made, why_not=why)
+    base = _asked(base, plan)
+    fleet = Fleet(base, kinds_of([node], exact=True)[0], engine)
+    share = _share(plan, node)
+    for requests in (share, share * _batches(fleet, plan, share)):
+        tried = fleet.plan(0, requests, _promise(base, plan))
+        why = tried.why_not or _breaks(fleet, plan, tried.serves)
+        if not why:
+            own = tried.serves
+            each = fleet.speed(own).engines(requests)
+            if each:
+                own = replace(own, throughput=total(each, own.machine.measured))
+            return replace(made, plan=own, at_once=share)
+    return replace(made, why_not=_plainly(fleet, plan, share) or why)
+
+
+def _asked(base: Ask, plan: ClusterPlan) -> Ask:
+    """The plan's workload; its context is asked for only where the session's length is not set."""
+    context = None if "session_len" in base.fixed else plan.longest_request_tokens
+    return replace(base, workload=replace(plan.workload, context=context))
+
+
+def _promise(base: Ask, plan: ClusterPlan) -> Promise:
+    assert plan.limits is not None
+    limit = plan.limits.max_dynamic_patch or plan.limits.max_pixels_per_image
+    return Promise(limit=limit, context=base.workload.context)
+
+
+def _share(plan: ClusterPlan, node: Node) -> float:
+    """The requests that a node with as many cards has on average, were it there from the start."""
+    machine = node.machine
+    assert machine is not None
+    used = [one for one in plan.nodes if one.plan is not None]
+    cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
+    own = len(machine.visible)
+    return plan.workload.concurrency * own / (cards + own)
+
+
+def _batches(fleet: Fleet, plan: ClusterPlan, share: float) -> float:
+    """How many times the share the node must be planned for to take the promised ``n``."""
+    tried = fleet.plan(0, share, _promise(fleet.base, plan))
+    if tried.why_not or plan.limits is None:
+        return 1.0
+    least = tried.serves.limits.n
+    whole = max(1, ceil(share)) / share
+    return whole * ceil(plan.limits.n / least) if least < plan.limits.n else 1.0
+
+
+def _breaks(fleet: Fleet, plan: ClusterPlan, own: Plan) -> str:
+    """What of the promise a plan does not hold."""
+    held, promised = own.kv.longest_request_tokens, plan.longest_request_tokens
+    if held < promised:
+        return words.too_short(held, promised)
+    assert plan.limits is not None
+    limit, wanted = limit_of(own), _promise(fleet.base, plan).limit
+    if limit is not None and wanted is not None and limit < wanted:
+        return words.too_small(fleet, limit, wanted)
+    for field in fields(Limits):
+        least, have = getattr(plan.limits, field.name), getattr(own.limits, field.name)
+        queues = field.name == "units_per_forward"  # its own gateway queue keeps it
+        if isinstance(least, int) and isinstance(have, int) and have < least and not queues:
+            return f"{field.name} is {have:,} on it, {least:,} are promised"
+    served = {one.plan.engine.name for one in plan.nodes if one.plan is not None}
+    if served and (own.engine.name == FALLBACK) != (FALLBACK in served):
+        return f"only {own.engine.name} serves on it, which is not mixed with LMDeploy's engines"
+    return ""
+
+
+def _plainly(fleet: Fleet, plan: ClusterPlan, share: float) -> str:
+    """What the node would hold if it were free to promise less."""
+    wanted = _promise(fleet.base, plan)
+    free = Fleet(
+        replace(fleet.base, workload=replace(fleet.base.workload, context=None)),
+        fleet.kinds,
+        fleet.engine,
+    )
+    for promise in (Promise(limit=wanted.limit), Promise()):
+        tried = free.plan(0, share, promise)
+        if not tried.why_not:
+            return _breaks(fleet, plan, tried.serves)
+    return ""

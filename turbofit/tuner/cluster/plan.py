@@ -1,0 +1,245 @@
+"""The plan of a cluster: kinds alone, one promise, and every node's own plan under it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from msgspec.structs import fields, replace
+
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
+from turbofit.core.plan import Limits, Plan, Throughput
+from turbofit.core.struct import Struct
+from turbofit.core.version import __version__
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.cluster import words
+from turbofit.tuner.cluster.fitness import why_unusable
+from turbofit.tuner.cluster.fleet import Fleet, Tried
+from turbofit.tuner.cluster.kinds import Rounding, kinds_of
+from turbofit.tuner.cluster.promise import Choice, choose, even_shares
+from turbofit.tuner.cluster.spans import Team, span_ask, teams
+from turbofit.tuner.throughput import Speed, total
+
+__all__ = ["common_limits", "make_cluster_plan"]
+
+
+class _Served(Struct):
+    """What was chosen, each node's plan by its id, and each engine's forecast."""
+
+    choice: Choice
+    weighed: tuple[Choice, ...]
+    plans: dict[str, NodePlan]
+    throughput: Throughput | None
+
+
+class _Spanned:
+    """Engines over several nodes: teams, and how they were planned."""
+
+    def __init__(
+        self, teams: tuple[Team, ...], served: _Served, fleet: Fleet, rounding: Rounding
+    ) -> None:
+        self.teams, self.served, self.fleet, self.rounding = teams, served, fleet, rounding
+
+    @property
+    def worth(self) -> tuple[float, float]:
+        """What is compared between kinds of cards."""
+        return (self.served.choice.served, self.served.choice.value)
+
+
+def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
+    """Plan every node for itself and all under one promise, without the command lines.
+
+    Args:
+        base: what is asked; ``tp`` and ``replicas`` are of each node, ``concurrency`` is shared by
+            all. Its machine is not read.
+        cluster: the nodes as they were measured.
+        engine: as for :func:`turbofit.tuner.choose.best_plan`.
+
+    Raises:
+        UsageError: something asked for cannot be used on any node.
+        PackageError: turbofit has no account for the engine.
+    """
+    unusable = {node.id: why_unusable(node) for node in cluster.nodes}
+    usable = [node for node in cluster.nodes if not unusable[node.id]]
+    kinds, rounding = kinds_of(usable, exact=base.budget is not None)
+    fleet = Fleet(base, kinds, engine)
+    alone = _alone(fleet)
+    served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
+    spanned = _spanned(base, usable, engine) if served is None else None
+    if spanned is None and alone and all(tried.plan is None for tried in alone.values()):
+        raise fleet.errors[0]
+    nodes = tuple(_node(fleet, node, unusable, alone, served) for node in cluster.nodes)
+    if spanned is not None:
+        return _over_nodes(cluster, nodes, spanned)
+    return _document(fleet, cluster, nodes, served, alone, rounding)
+
+
+def _alone(fleet: Fleet) -> dict[int, Tried]:
+    """Each kind by itself, with an even share of the requests among those that serve."""
+    members = list(range(len(fleet.kinds)))
+    if not members:
+        return {}
+    shares = even_shares(fleet, members)
+    tried = {k: fleet.plan(k, shares[k]) for k in members}
+    serving = [k for k in members if not tried[k].why_not]
+    if serving and len(serving) < len(members):
+        shares = even_shares(fleet, serving)
+        tried |= {k: fleet.plan(k, shares[k]) for k in serving}
+    return tried
+
+
+def _served(fleet: Fleet, alone: dict[int, Plan]) -> _Served | None:
+    """The best promise on all its nodes; None where no node serves."""
+    if not alone:
+        return None
+    choice, weighed = choose(fleet, alone)
+    plans: dict[str, NodePlan] = {}
+    speeds: list[Speed] = []
+    measured = []
+    for k, share in choice.shares.items():
+        kind = fleet.kinds[k]
+        first = fleet.plan(k, share, choice.promise).serves
+        each = fleet.speed(first).engines(share)
+        own = total(each, kind.machine.measured) if each else None
+        for place, (node, tried) in enumerate(
+            zip(kind.nodes, fleet.on_nodes(k, share, choice.promise), strict=True)
+        ):
+            plans[node.id] = _planned(node, tried, share, own, keep=place == 0)
+            if plans[node.id].plan is not None:
+                speeds += each
+                measured.append(kind.machine.measured)
+    if not any(one.plan is not None for one in plans.values()):
+        return None
+    known = measured[0] if None not in measured else None
+    whole = total(speeds, known) if speeds else None
+    return _Served(choice=choice, weighed=weighed, plans=plans, throughput=whole)
+
+
+def _planned(
+    node: Node, tried: Tried, share: float, speed: Throughput | None, *, keep: bool
+) -> NodePlan:
+    """What one node serves; ``keep`` its table of what was considered."""
+    made = _named(node)
+    if tried.why_not:
+        return replace(made, why_not=tried.why_not)
+    plan = replace(tried.serves, throughput=speed)
+    return replace(made, plan=plan if keep else replace(plan, considered=()), at_once=share)
+
+
+def _node(
+    fleet: Fleet,
+    node: Node,
+    unusable: dict[str, str],
+    alone: dict[int, Tried],
+    served: _Served | None,
+) -> NodePlan:
+    if served is not None and node.id in served.plans:
+        return served.plans[node.id]
+    why = unusable[node.id]
+    if not why:
+        number = next(k for k, kind in enumerate(fleet.kinds) if node in kind.nodes)
+        why = alone[number].why_not
+        if not why and served is not None:
+            why = words.left_out(fleet, alone[number].serves, served.choice)
+    return replace(_named(node), why_not=why)
+
+
+def _named(node: Node) -> NodePlan:
+    cards = words.cards_of(node.machine)
+    return NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
+
+
+def common_limits(plans: list[Plan]) -> Limits:
+    """What every one of these holds: field by field the least; None where it has no meaning."""
+    first, *rest = [plan.limits for plan in plans]
+    least: dict[str, Any] = {}
+    for field in fields(Limits):
+        values = [getattr(one, field.name) for one in (first, *rest)]
+        known = [value for value in values if isinstance(value, int)]
+        least[field.name] = min(known) if known else values[0]
+    return Limits(**least)
+
+
+def _spanned(base: Ask, usable: list[Node], engine: str) -> _Spanned | None:
+    """The teams of nodes that serve most; None where none does."""
+    best: _Spanned | None = None
+    tried_cards: set[str] = set()
+    for some in teams(base, usable, engine):
+        card = f"{len(some[0].groups[0])} {some[0].machine.gpus[0].name}"
+        if card in tried_cards:
+            continue  # fewer nodes an engine do already
+        kinds, rounding = kinds_of([team.as_node() for team in some])
+        fleet = Fleet(span_ask(base, some[0]), kinds, "turbomind")
+        alone = _alone(fleet)
+        served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
+        if served is None:
+            continue
+        tried_cards.add(card)
+        made = _Spanned(teams=some, served=served, fleet=fleet, rounding=rounding)
+        if best is None or made.worth > best.worth:
+            best = made
+    return best
+
+
+def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned) -> ClusterPlan:
+    """The document of engines over several nodes."""
+    fleet, served = spanned.fleet, spanned.served
+    spans = []
+    for team in spanned.teams:
+        own = served.plans.get(team.id)
+        if own is not None and own.plan is not None:
+            spans.append(
+                Span(
+                    nodes=tuple(node.id for node in team.nodes),
+                    plan=words.over_network(own.plan),
+                    groups=team.groups,
+                    commands=(),
+                    at_once=own.at_once,
+                )
+            )
+    taken = {identity for span in spans for identity in span.nodes}
+    nodes = tuple(replace(one, why_not="") if one.node in taken else one for one in nodes)
+    return _document(fleet, cluster, nodes, served, {}, spanned.rounding, tuple(spans))
+
+
+def _document(
+    fleet: Fleet,
+    cluster: Cluster,
+    nodes: tuple[NodePlan, ...],
+    served: _Served | None,
+    alone: dict[int, Tried],
+    rounding: Rounding,
+    spans: tuple[Span, ...] = (),
+) -> ClusterPlan:
+    base = fleet.base
+    plans = [node.plan for node in nodes if node.plan is not None]
+    plans += [span.plan for span in spans]
+    longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
+    context = base.workload.context or longest or None
+    made = ClusterPlan(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        source=cluster.source,
+        fits=bool(plans),
+        verdict="",
+        model=base.model,
+        workload=replace(base.workload, context=context),
+        limits=common_limits(plans) if plans else None,
+        longest_request_tokens=longest,
+        total_tokens=sum(plan.kv.total_tokens for plan in plans),
+        engines=sum(plan.parallel.replicas for plan in plans),
+        nodes=nodes,
+        spans=spans,
+        throughput=served.throughput if served else None,
+    )
+    chosen = served.choice if served else None
+    return replace(
+        made,
+        verdict=words.verdict(made),
+        reasons=tuple(words.reasons(fleet, made, chosen, rounding)) if chosen else (),
+        warnings=tuple(words.warnings(cluster, made)),
+        remedies=tuple(
+            words.gains(fleet, chosen, served.weighed) if served and chosen
+            else words.remedies(alone.values(), fleet.kinds)
+        ),
+    )  # fmt: skip

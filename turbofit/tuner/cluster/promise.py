@@ -1,0 +1,212 @@
+"""What a cluster promises, and which kinds of nodes keep it.
+
+The rules are the search's own. Images as large as were asked come first, whatever they leave out;
+then the goal's value decides; then the longer context. Two things are of clusters alone: rates that
+differ by less than the forecast knows count as equal, so that one weak node does not take context
+from all for nothing; and where no node serves the asked images the share of them that is served
+weighs against the rate. That an engine must queue images is its own affair, and promises nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Struct
+from turbofit.memory.engines import FALLBACK
+from turbofit.tuner.ask import exposure_of
+from turbofit.tuner.cluster.fleet import Fleet, Promise, limit_of
+from turbofit.tuner.share import share_out
+
+__all__ = ["Choice", "choose", "even_shares", "shares_of"]
+
+#: Rates that differ by less are the same to a forecast that is off by more.
+_KNOWS: Final = 0.02
+#: Limits and contexts that are tried, spread over what the kinds have.
+_MOST_LIMITS: Final = 6
+_MOST_CONTEXTS: Final = 8
+_MOST_SUBSETS: Final = 8
+
+
+class Choice(Struct):
+    """A promise, the kinds that keep it with a node's share of requests each, and its worth.
+
+    ``value`` is the goal's, ``served`` the share of the asked image that is admitted.
+    """
+
+    promise: Promise
+    shares: dict[int, float]
+    nodes: int
+    value: float = 0.0
+    served: float = 1.0
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest request."""
+        return self.promise.context or 0
+
+
+def even_shares(fleet: Fleet, members: Iterable[int]) -> dict[int, float]:
+    """Requests of one node of each kind where every GPU gets as many."""
+    found = list(members)
+    cards = {k: len(fleet.kinds[k].machine.visible) for k in found}
+    total = sum(cards[k] * len(fleet.kinds[k].nodes) for k in found)
+    return {k: fleet.base.workload.concurrency * cards[k] / total for k in found}
+
+
+def shares_of(fleet: Fleet, plans: dict[int, Plan]) -> dict[int, float]:
+    """Requests of one node of each kind as the goal gives them; by GPUs without a forecast."""
+    if len(plans) == 1 or any(plan.engine.name == FALLBACK for plan in plans.values()):
+        return even_shares(fleet, plans)
+    workload = fleet.base.workload
+    sets = [(len(fleet.kinds[k].nodes), fleet.speed(plan)) for k, plan in plans.items()]
+    shared = share_out(sets, workload.concurrency, workload.goal)
+    return dict(zip(plans, shared, strict=True))
+
+
+def choose(fleet: Fleet, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, ...]]:
+    """The best promise, and all that were weighed.
+
+    Args:
+        fleet: the kinds.
+        alone: the plans of those that serve by themselves, with their even shares.
+    """
+    found = [one for limit in _limits(fleet, alone) for one in _with_limit(fleet, alone, limit)]
+    best = max(one.served * one.value for one in found)
+    knows = _KNOWS if fleet.base.workload.goal == "throughput" else 0.0
+    equal = [one for one in found if one.served * one.value >= best * (1 - knows)]
+    chosen = max(equal, key=lambda one: (one.served, one.context, one.nodes, one.value))
+    return _agreed(fleet, chosen), tuple(found)
+
+
+def _limits(fleet: Fleet, alone: dict[int, Plan]) -> list[int | None]:
+    """The asked limit where any kind serves it; else what kinds reach, the largest first."""
+    found = {limit_of(plan) for plan in alone.values()}
+    reached = sorted((limit for limit in found if limit is not None), reverse=True)
+    if not reached:
+        return [None]
+    if fleet.base.own_limit in reached or not fleet.limit_free:
+        return [reached[0]]
+    return list(_spread(reached, _MOST_LIMITS))
+
+
+def _with_limit(fleet: Fleet, alone: dict[int, Plan], limit: int | None) -> list[Choice]:
+    """Promises with one limit: each context that some kind ends at."""
+    shares = even_shares(fleet, alone)
+    plans: dict[int, Plan] = {}
+    for k, plan in alone.items():
+        own = limit_of(plan)
+        if limit is None or (own is not None and own >= limit):
+            tried = fleet.plan(k, shares[k], Promise(limit=limit))
+            if not tried.why_not:
+                plans[k] = tried.serves
+    longest = {k: plan.kv.longest_request_tokens for k, plan in plans.items()}
+    asked = fleet.base.workload.context
+    contexts = [asked] if asked else _spread(sorted(set(longest.values())), _MOST_CONTEXTS)
+    found = []
+    for context in contexts:
+        members = {k: plan for k, plan in plans.items() if longest[k] >= context}
+        found += [_weighed(fleet, some, limit, context) for some in _subsets(fleet, members)]
+    return found
+
+
+def _subsets(fleet: Fleet, members: dict[int, Plan]) -> list[dict[int, Plan]]:
+    """All of them; for the shortest answer also without the slowest ones."""
+    if fleet.base.workload.goal != "latency" or len(members) < 2:
+        return [members]
+    shares = even_shares(fleet, members)
+    if any(plan.engine.name == FALLBACK for plan in members.values()):
+        return [members]
+    order = sorted(members, key=lambda k: fleet.speed(members[k])(shares[k]).seconds_per_request)
+    sizes = _spread(range(1, len(order) + 1), _MOST_SUBSETS)
+    return [{k: members[k] for k in order[:size]} for size in sizes]
+
+
+def _weighed(fleet: Fleet, plans: dict[int, Plan], limit: int | None, context: int) -> Choice:
+    choice = Choice(
+        promise=Promise(limit=limit, context=context),
+        shares=shares_of(fleet, plans),
+        nodes=sum(len(fleet.kinds[k].nodes) for k in plans),
+        served=_served(fleet, limit),
+    )
+    return replace(choice, value=_value(fleet, plans, choice.shares))
+
+
+def _served(fleet: Fleet, limit: int | None) -> float:
+    """The share of the asked image's units that is admitted."""
+    asked = fleet.asked.units_per_request
+    if limit is None or not asked:
+        return 1.0
+    return exposure_of(fleet.base, limit).units_per_request / asked
+
+
+def _value(fleet: Fleet, plans: dict[int, Plan], shares: dict[int, float]) -> float:
+    """The goal's value of kinds side by side."""
+    goal = fleet.base.workload.goal
+    if goal == "context":
+        return float(min(plan.kv.tokens for plan in plans.values()))
+    if any(plan.engine.name == FALLBACK for plan in plans.values()):
+        engines = sum(p.parallel.replicas * len(fleet.kinds[k].nodes) for k, p in plans.items())
+        return float(engines)
+    speeds = {k: fleet.speed(plan)(shares[k]) for k, plan in plans.items()}
+    if goal == "latency":
+        return 1 / max(speed.seconds_per_request for speed in speeds.values())
+    return sum(s.requests_per_second * len(fleet.kinds[k].nodes) for k, s in speeds.items())
+
+
+def _agreed(fleet: Fleet, choice: Choice) -> Choice:
+    """The choice as its own plans keep it; without shares where none does.
+
+    A larger share makes a larger batch, and that leaves a little less cache: the context is lowered
+    to what all hold where nobody asked for it, else who does not hold it is left out.
+    """
+    promise, shares = choice.promise, choice.shares
+    while shares:
+        tried = {k: fleet.plan(k, share, promise) for k, share in shares.items()}
+        short = {k for k, one in tried.items() if one.why_not or not _holds(one.serves, promise)}
+        if not short:
+            return _final(fleet, promise, {k: one.serves for k, one in tried.items()}, shares)
+        held = _held(fleet, promise, shares, short) if fleet.context_free else {}
+        if held and min(held.values()) < (promise.context or 0):
+            promise = replace(promise, context=min(held.values()))
+            short -= set(held)
+        rest = {k: one.serves for k, one in tried.items() if k not in short and one.plan}
+        if short:
+            shares = shares_of(fleet, rest) if rest else {}
+    return replace(choice, shares={})
+
+
+def _held(
+    fleet: Fleet, promise: Promise, shares: dict[int, float], short: set[int]
+) -> dict[int, int]:
+    """The longest context of each kind that does not hold the promised one."""
+    free = {k: fleet.plan(k, shares[k], Promise(limit=promise.limit)) for k in short}
+    return {k: one.serves.kv.longest_request_tokens for k, one in free.items() if not one.why_not}
+
+
+def _holds(plan: Plan, promise: Promise) -> bool:
+    return plan.kv.longest_request_tokens >= (promise.context or 0)
+
+
+def _final(
+    fleet: Fleet, promise: Promise, plans: dict[int, Plan], shares: dict[int, float]
+) -> Choice:
+    own = {k: shares[k] for k in plans}
+    return Choice(
+        promise=promise,
+        shares=own,
+        nodes=sum(len(fleet.kinds[k].nodes) for k in plans),
+        value=_value(fleet, plans, own),
+        served=_served(fleet, promise.limit),
+    )
+
+
+def _spread(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of sorted values, both ends among them."""
+    if len(values) <= most:
+        return list(values)
+    step = (len(values) - 1) / (most - 1)
+    return [values[round(k * step)] for k in range(most)]

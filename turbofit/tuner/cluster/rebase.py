@@ -1,0 +1,106 @@
+"""A kind's plan on one of its members: the same settings, the member's own cards and bytes.
+
+The kind was planned for cards at least as full, so that the member's cache is as large or larger
+and as much or more stays free.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from turbofit.core.cluster import Node
+from turbofit.core.machine import Machine
+from turbofit.core.plan import Plan
+from turbofit.core.struct import known
+from turbofit.memory.engines import FALLBACK, engine_named
+from turbofit.memory.exposure import exposure_within
+from turbofit.memory.fate import fate_at
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.document import (
+    Parts,
+    accounts_of,
+    document,
+    host_of,
+    host_problem,
+    verdict_of,
+)
+
+__all__ = ["Rebase"]
+
+
+class Rebase:
+    """One kind's plan, for its members. Equally full ones are accounted for once.
+
+    Args:
+        ask: what the kind was planned for.
+        plan: what came out, and fits.
+    """
+
+    def __init__(self, ask: Ask, plan: Plan) -> None:
+        self._ask, self._plan = ask, plan
+        self._own: dict[tuple[object, ...], Plan | None] = {_fullness(plan.machine): plan}
+
+    def on(self, node: Node) -> Plan | None:
+        """The plan with the node's own machine, without the command lines.
+
+        None where it does not fit after all, which only a member that is fuller than the kind has.
+        Of the fallback engine, whose layers lie where memory is, also for a member that is freer.
+        """
+        machine = node.machine
+        assert machine is not None
+        key = _fullness(machine)
+        if key not in self._own:
+            self._own[key] = self._accounted(machine)
+        plan = self._own[key]
+        return None if plan is None else _renamed(plan, machine)
+
+    def _accounted(self, machine: Machine) -> Plan | None:
+        plan = self._plan
+        if plan.engine.name == FALLBACK:
+            return None
+        ask, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
+        groups, limits = plan.parallel.groups, plan.limits
+        own = [one.settings for one in plan.by_group] or [plan.settings] * len(groups)
+        exposure = exposure_within(limits)
+        forward = replace(exposure, units_per_forward=limits.units_per_forward)
+        accounts = accounts_of(ask, own, groups, forward, engine)
+        ratios = [one.settings.cache_max_entry_count for one in accounts]
+        pairs = list(zip(accounts, ratios, strict=True))
+        if host_problem(host_of(ask, accounts, engine)) is not None:
+            return None
+        if not all(fate_at(account, ratio).kind == "serves" for account, ratio in pairs):
+            return None
+        tokens = [account.tokens_at(ratio) for account, ratio in pairs]
+        if not plan.by_group:
+            tokens = [min(tokens)] * len(tokens)
+        parts = Parts(
+            groups=groups,
+            settings=plan.settings,
+            exposure=forward,
+            limit=limits.max_dynamic_patch or limits.max_pixels_per_image,
+            fits=True,
+            verdict=verdict_of(ask, groups, accounts, tokens, exposure),
+            parallel_reason=plan.parallel.reason,
+            at_once=tuple(one.at_once for one in plan.by_group),
+        )
+        made = document(ask, parts, accounts, engine)
+        return replace(
+            plan, verdict=made.verdict, kv=made.kv, gpus=made.gpus, host=made.host,
+            limits=made.limits, by_group=made.by_group,
+        )  # fmt: skip
+
+
+def _renamed(plan: Plan, machine: Machine) -> Plan:
+    """The same bytes under the machine's own names."""
+    uuids = {gpu.index: gpu.uuid for gpu in machine.gpus}
+    return replace(
+        plan,
+        machine=machine,
+        gpus=tuple(replace(ledger, uuid=uuids[ledger.index]) for ledger in plan.gpus),
+    )
+
+
+def _fullness(machine: Machine) -> tuple[object, ...]:
+    """What differs between members of a kind."""
+    used = tuple(known(machine.gpu(index).used, 0) for index in machine.visible)
+    return (*used, machine.host.ram_available)

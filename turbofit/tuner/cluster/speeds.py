@@ -1,0 +1,111 @@
+"""How fast a planned node is with so many requests there: the sum over its engines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from math import ceil
+
+from msgspec.structs import replace
+
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Struct
+from turbofit.memory.engines import FALLBACK, engine_named
+from turbofit.memory.exposure import Exposure
+from turbofit.tuner.rates import Card, card_of, rates
+from turbofit.tuner.reduce import Reduce, reduce_of
+from turbofit.tuner.throughput import Speed, request_tokens, speed_of
+from turbofit.tuner.work import Work, work_of
+
+__all__ = ["ALMOST", "NodeSpeed"]
+
+#: Shares that lie above a whole number by less than this are that number.
+ALMOST = 1e-6
+
+
+class _Like(Struct):
+    """Engines of a node that are the same to the forecast; ``part`` is one's share of requests."""
+
+    work: Work
+    card: Card
+    reduce: Reduce
+    tokens: int
+    batch: int
+    chunk: int
+    part: float
+
+
+class NodeSpeed:
+    """The forecast of one planned node.
+
+    Args:
+        plan: what it runs.
+        asked: the workload's own request, before any limit was lowered for it.
+        fixed_batch: ``max_batch_size`` is the user's, else it follows the requests.
+    """
+
+    def __init__(self, plan: Plan, asked: Exposure, *, fixed_batch: bool) -> None:
+        self._asked, self._fixed = asked, fixed_batch
+        known = plan.engine.name != FALLBACK
+        self._likes: Counter[_Like] = Counter(_likes(plan) if known else ())
+
+    def __call__(self, there: float) -> Speed:
+        """The node as one engine with so many requests; its batch follows them."""
+        speeds = self._speeds(there, follow=not self._fixed)
+        return _whole(speeds)
+
+    def engines(self, there: float) -> list[Speed]:
+        """Each engine's forecast with the planned batch; empty where there is no forecast."""
+        return [
+            speed
+            for speed, count in self._speeds(there, follow=False)
+            for _ in range(count)
+        ]  # fmt: skip
+
+    def _speeds(self, there: float, *, follow: bool) -> list[tuple[Speed, int]]:
+        return [(self._one(like, there * like.part, follow), n) for like, n in self._likes.items()]
+
+    def _one(self, like: _Like, there: float, follow: bool) -> Speed:
+        figures, tokens = rates(), request_tokens(self._asked)
+        batch = max(1, ceil(there - ALMOST)) if follow else like.batch
+        return speed_of(
+            like.work,
+            like.card,
+            like.reduce,
+            figures,
+            prompt=tokens - figures.output_tokens,
+            output=figures.output_tokens,
+            at_once=there,
+            concurrent=min(there, batch, max(1, like.tokens // tokens)),
+            chunk=like.chunk,
+            asked=self._asked,
+        )
+
+
+def _likes(plan: Plan) -> Iterator[_Like]:
+    engine, figures = engine_named(plan.engine.name), rates()
+    groups, measured = plan.parallel.groups, plan.machine.measured
+    total = sum(own.at_once for own in plan.by_group)
+    for number, group in enumerate(groups):
+        own = plan.by_group[number] if plan.by_group else None
+        settings = own.settings if own else plan.settings
+        gpus = [plan.machine.gpu(index) for index in group]
+        yield _Like(
+            work=work_of(plan.model, settings, engine),
+            card=card_of(gpus, figures, measured),
+            reduce=reduce_of(plan.machine, gpus, figures),
+            tokens=own.kv.tokens if own else plan.kv.tokens,
+            batch=settings.max_batch_size,
+            chunk=settings.max_prefill_token_num,
+            part=own.at_once / total if own and total else 1 / len(groups),
+        )
+
+
+def _whole(speeds: list[tuple[Speed, int]]) -> Speed:
+    """Engines side by side as one: rates add up, the slowest answer counts."""
+    first = max((speed for speed, _ in speeds), key=lambda one: one.seconds_per_request)
+    return replace(
+        first,
+        requests_per_second=sum(speed.requests_per_second * count for speed, count in speeds),
+        concurrent=sum(speed.concurrent * count for speed, count in speeds),
+    )
