@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, str]] = {
     "rehearse": "LMDeploy's real engine on pretend GPUs with the plan's settings",
     "pretend": "any command on pretend GPUs: memory by process, card and phase, peak, death",
     "serve": "measure, plan, launch LMDeploy and watch it",
+    "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
     "watch": "a running server, live: memory against the forecast, queue, tokens a second",
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "gateway": "hold every request to a plan, in front of any LMDeploy",

@@ -79,6 +79,7 @@ MANUAL: Final[dict[str, Manual]] = {
             "turbofit serve internvl2-8b --tp 4",
             "turbofit serve --plan plan.json --host 0.0.0.0 --api-key KEY",
             "turbofit serve internvl2-8b --on 1xrtx3090 --pretend",
+            "turbofit serve internvl2-8b --cluster ray",
             "turbofit serve internvl2-8b -- --tool-call-parser qwen",
         ),
         (3, 4, 5, 6, 7),
@@ -105,6 +106,17 @@ MANUAL: Final[dict[str, Manual]] = {
         (3, 4, 5, 6, 7),
         "starts the engines for minutes, on private ports, and ends them; keeps its steps and what "
         "it learned in the state folder",
+    ),
+    "cluster": Manual(
+        (
+            "turbofit cluster status",
+            "turbofit cluster nodes --json > nodes.json",
+            "turbofit cluster change --context 16384",
+            "turbofit cluster drain gpu-node-7 --cluster ray:10.0.0.1:6379",
+        ),
+        (4, 5, 7),
+        "connects to Ray; `nodes` runs one short task on each node; `change` and `drain` ask the "
+        "process of `turbofit serve --cluster`, which does it",
     ),
     "watch": Manual(
         (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.cli import options
 from turbofit.cli.gateway import add_gateway, gateway_config
+from turbofit.cli.serve_cluster import add_cluster, serve_on_cluster
 from turbofit.cli.serve_plan import (
     first_plan,
+    given_keywords,
     planner_of,
     public_port,
     refuse,
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 
     from turbofit.cli.parser import Parser
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.engine import Timing
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.serve import Stop
 
-__all__ = ["TAKES_REST", "add_arguments", "run"]
+__all__ = ["TAKES_REST", "add_arguments", "run", "timing_of"]
 
 #: LMDeploy's own options may follow ``--``.
 TAKES_REST: Final = True
@@ -47,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
     # The run's folder keeps the access log where nothing else is said.
     parser.set_defaults(port=None, access_log=None)
     options.add_machine(parser)
+    add_cluster(parser)
     options.add_planning(parser)
     options.add_settings(parser)
     options.add_json(parser)
@@ -92,6 +96,7 @@ def _add_launch(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
+    from turbofit.cli.output import note
     from turbofit.launch.passthrough import sort_options
 
     passed = sort_options(args.after, unplanned=args.unplanned)
@@ -102,8 +107,14 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.pretend_taken and not args.pretend:
         raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
+    if args.cluster is not None and args.model is None:
+        raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
     if args.model is None and not args.plan:
         raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
+    if args.cluster is not None:
+        if args.pretend:
+            note(_PRETEND)
+        return serve_on_cluster(args, passed, _gateway(args, passed), given_keywords(args, passed))
     if args.dry_run:
         return show_commands(args, passed)
     config = None if args.no_gateway else _gateway(args, passed)
@@ -157,7 +168,7 @@ def _launch(
         on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
         lmdeploy=lmdeploy.version,
         runner=lmdeploy.argv,
-        timing=_timing(args),
+        timing=timing_of(args),
         leases=leases,
         gateway=config,
         port=public_port(args),
@@ -208,7 +219,8 @@ def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
     return gateway_config(args, upstream_key=None)
 
 
-def _timing(args: argparse.Namespace) -> Any:
+def timing_of(args: argparse.Namespace) -> Timing:
+    """The deadlines that were given, the others as they are."""
     from turbofit.launch.engine import Timing
 
     given = {"drain": args.drain, "liveness": args.liveness}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from turbofit.launch.planner import Planner
 
 __all__ = [
-    "first_plan", "planner_of", "public_port", "refusal", "refuse", "show_commands",
+    "first_plan", "given_keywords", "planner_of", "public_port", "refusal", "refuse",
+    "show_commands",
 ]  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def planner_of(
     from turbofit.cli.output import note
     from turbofit.launch.planner import Planner, can_rehearse
 
-    keywords = _keywords(args, passed)
+    keywords = given_keywords(args, passed)
     if args.pretend:
         _pretended(keywords)
     # A server on pretend GPUs is its own rehearsal.
@@ -94,7 +95,9 @@ def show_commands(args: argparse.Namespace, passed: Passed) -> int:
     from turbofit.cli.plan import show_plan
     from turbofit.report.shell import shell_command
 
-    plan = _read(args, passed) if args.plan else api.plan(args.model, **_keywords(args, passed))
+    plan = (
+        _read(args, passed) if args.plan else api.plan(args.model, **given_keywords(args, passed))
+    )
     commands = _commands(plan, args, passed)
     if args.json or args.md:
         return show_plan(msgspec.structs.replace(plan, commands=commands), args, "serve")
@@ -139,7 +142,7 @@ def public_port(args: argparse.Namespace) -> int:
     return args.port or DEFAULT_PORT
 
 
-def _keywords(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
+def given_keywords(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
     """The planner's keywords, those after ``--`` among them."""
     keywords = options.planning_keywords(args)
     for name, value in _modelled(passed).items():

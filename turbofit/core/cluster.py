@@ -10,11 +10,13 @@ from turbofit.core.plan import Command, Limits, Plan, Remedy, Throughput, Worklo
 from turbofit.core.struct import Struct, decode, to_json
 
 __all__ = [
-    "CLUSTER_PLAN_SCHEMA", "CLUSTER_SCHEMA", "Cluster", "ClusterPlan", "Node", "NodePlan", "Span",
+    "CLUSTER_PLAN_SCHEMA", "CLUSTER_SCHEMA", "CLUSTER_STATUS_SCHEMA", "Cluster", "ClusterPlan",
+    "ClusterStatus", "EngineStatus", "Node", "NodePlan", "NodeStatus", "Span",
 ]  # fmt: skip
 
 CLUSTER_SCHEMA: Final = "turbofit.cluster/1"
 CLUSTER_PLAN_SCHEMA: Final = "turbofit.cluster-plan/1"
+CLUSTER_STATUS_SCHEMA: Final = "turbofit.cluster-status/1"
 
 
 class Node(Struct):
@@ -130,3 +132,57 @@ class ClusterPlan(Struct):
             UsageError: not a cluster's plan of this schema.
         """
         return decode(data, ClusterPlan, what=what)
+
+
+class EngineStatus(Struct):
+    """One engine of a cluster that serves; ``up`` and ``outstanding`` as its gateways see it.
+
+    ``restarts`` are those of its Ray actor, ``folder`` is its run's, on its node. ``tokens`` is
+    what its cache holds. ``error`` is empty where it has not failed.
+    """
+
+    name: str
+    gpus: tuple[int, ...]
+    state: str
+    said: str = ""
+    url: str = ""
+    up: bool = False
+    draining: bool = False
+    outstanding: int = 0
+    tokens: int = 0
+    restarts: int = 0
+    folder: str = ""
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class NodeStatus(Struct):
+    """One node; ``state`` is ``joining``, ``serving``, ``changing``, ``drained`` or ``unfit``."""
+
+    id: str
+    name: str
+    address: str
+    state: str
+    cards: str = ""
+    why_not: str = ""
+    engines: tuple[EngineStatus, ...] = ()
+
+
+class ClusterStatus(Struct):
+    """A model that a cluster serves, at one moment.
+
+    ``urls`` are its gateways'. ``change`` says how far a change of plan has come, empty where none
+    is under way or was asked for; ``events`` are the last things that happened.
+    """
+
+    schema: str = CLUSTER_STATUS_SCHEMA
+    name: str
+    model: str
+    source: str
+    pretend: bool
+    at: str
+    urls: tuple[str, ...]
+    promise: str
+    nodes: tuple[NodeStatus, ...]
+    change: str = ""
+    events: tuple[str, ...] = ()

@@ -57,6 +57,11 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def rearm(self) -> None:
+        """Hear signals again, where a library has taken them since."""
+        for number in self._before:
+            signal.signal(number, self._caught)
+
     def end(self) -> None:
         """End the run in order, as SIGTERM would."""
         self.signal = self.signal or signal.SIGTERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, PackageError
@@ -82,6 +83,7 @@ def connected(address: str | None) -> Iterator[Connection]:
         PackageError: Ray is not installed.
         MachineError: no cluster answers there.
     """
+    _token()
     try:
         import ray
     except ImportError:
@@ -97,6 +99,11 @@ def connected(address: str | None) -> Iterator[Connection]:
             configure_logging=True,
             logging_level="ERROR",
         )
+    except ray.exceptions.AuthenticationError:
+        raise MachineError(
+            "the Ray cluster wants a token, and the one here is none or another",
+            hint="copy its ~/.ray/auth_token to this host; RAY_AUTH_TOKEN_PATH names another file",
+        ) from None
     except (ConnectionError, ValueError, RuntimeError) as exc:
         raise MachineError(
             f"no Ray cluster answers{f' at {where}' if where != 'auto' else ' here'}: {_line(exc)}",
@@ -106,6 +113,15 @@ def connected(address: str | None) -> Iterator[Connection]:
         yield Connection()
     finally:
         ray.shutdown()
+
+
+def _token() -> None:
+    """What Ray reads from the environment before it is imported: that there is a token."""
+    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    # `ray start` asks for a token by default, and a client sends one only where it is told to. A
+    # cluster without tokens takes no offence.
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _leaving() -> frozenset[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.launch.cluster.connect import Alive
 
-__all__ = ["PRETEND_ON", "measure_here", "measure_nodes", "only", "tell_nodes"]
+__all__ = ["PRETEND_ON", "index_of", "measure_here", "measure_nodes", "only", "tell_nodes"]
 
 #: With ``--pretend``, the SPEC of the machine that a node pretends to be; set where Ray is started.
 PRETEND_ON: Final = "TURBOFIT_PRETEND_ON"
@@ -56,15 +56,17 @@ def tell_nodes(nodes: Iterable[Alive], *, pretend: bool) -> tuple[Node, ...]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(measure_here)
-    asked = {}
+    asked, bare = {}, []
     for node in nodes:
         if not node.gpus:
+            why = "Ray counts no GPU there"
+            bare.append(Node(id=node.id, name=node.name, address=node.address, why_not=why))
             continue
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         asked[task.options(scheduling_strategy=there).remote(pretend)] = node
     if asked:
         ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
-    return tuple(_told(ref, node) for ref, node in asked.items())
+    return (*(_told(ref, node) for ref, node in asked.items()), *bare)
 
 
 def measure_here(pretend: bool) -> bytes:
@@ -82,13 +84,26 @@ def only(machine: Machine, gpus: Iterable[str]) -> Machine:
     Raises:
         UsageError: Ray names a GPU that the node has not.
     """
+    chosen = set(index_of(machine, gpus).values())
+    return replace(machine, visible=tuple(i for i in machine.visible if i in chosen))
+
+
+def index_of(machine: Machine, gpus: Iterable[str]) -> dict[str, int]:
+    """Which GPU of a machine is meant by each of Ray's ids; those it does not show are left out.
+
+    Raises:
+        UsageError: Ray names a GPU that the node has not.
+    """
     from turbofit.machine.visible import select
 
-    if machine.source == "nvml":
-        chosen = set(select(",".join(gpus), machine.gpus, [gpu.index for gpu in machine.gpus]))
-    else:
-        chosen = {machine.visible[int(one)] for one in gpus if int(one) < len(machine.visible)}
-    return replace(machine, visible=tuple(i for i in machine.visible if i in chosen))
+    known = [gpu.index for gpu in machine.gpus]
+    found = {one: select(one, machine.gpus, known)[0] for one in gpus if _has(machine, one)}
+    return {one: index for one, index in found.items() if index in machine.visible}
+
+
+def _has(machine: Machine, gpu: str) -> bool:
+    """Pretend machines may have fewer GPUs than Ray was told."""
+    return machine.source == "nvml" or not gpu.isdigit() or int(gpu) < len(machine.gpus)
 
 
 def _told(ref: object, node: Alive) -> Node:

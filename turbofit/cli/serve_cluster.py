@@ -1,0 +1,168 @@
+"""``turbofit serve MODEL --cluster ray``: the machines of a Ray cluster instead of this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli import options
+from turbofit.core.errors import LaunchError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.cli.parser import Parser
+    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.cluster.promise import Terms
+    from turbofit.launch.cluster.run import Wish
+    from turbofit.launch.passthrough import Passed
+
+__all__ = ["add_cluster", "ray_address", "serve_on_cluster"]
+
+#: Options of one machine; the value that means nothing was given.
+_ONE_MACHINE: Final = {
+    "on": None, "gpus": None, "plan": None, "dry_run": False, "no_gateway": False, "forget": False,
+}  # fmt: skip
+#: What `api.plan_joining` takes from the plan that is served.
+_PROMISED: Final = (
+    "images", "image_size", "context", "concurrency", "goal", "queue_images", "revision",
+)  # fmt: skip
+
+
+def add_cluster(parser: Parser) -> None:
+    """Where the cluster is, what people call what is served, and how many gateways there may be."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--cluster", metavar="RAY", help="serve on all machines of a Ray cluster: ray, ray:ADDRESS"
+    )
+    group.add_argument("--name", help="what the cluster calls it (default: the model's name)")
+    group.add_argument(
+        "--gateways",
+        type=_gateways,
+        metavar="N",
+        default=1,
+        help="gateways that share the limits: this one, and turbofit gateway --cluster (1)",
+    )
+
+
+def ray_address(text: str) -> str | None:
+    """Ray's address in ``ray`` or ``ray:ADDRESS``; None is the cluster of this host.
+
+    Raises:
+        UsageError: something else.
+    """
+    kind, _, address = text.partition(":")
+    if kind != "ray":
+        raise UsageError(f"--cluster {text[:60]!r} is no Ray cluster", hint="ray, or ray:HOST:6379")
+    return address or None
+
+
+def serve_on_cluster(
+    args: argparse.Namespace, passed: Passed, config: GatewayConfig, keywords: dict[str, Any]
+) -> int:
+    """Serve until a signal; 0 once one ended it in order.
+
+    Raises:
+        UsageError: an option of one machine.
+    """
+    from turbofit.cli.output import answer, note
+    from turbofit.launch.cluster.run import serve_cluster
+    from turbofit.launch.serve import Stop, StoppedError
+
+    for name, nothing in _ONE_MACHINE.items():
+        if getattr(args, name) != nothing:
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"--{option} is of one machine, and --cluster names several",
+                hint=f"leave --{option} out; turbofit plan --cluster shows what would be served",
+            )
+    wish = _wish(args, passed, config, keywords)
+    with Stop() as stop:
+        try:
+            ended = serve_cluster(wish, stop).name
+        except StoppedError as exc:
+            ended = exc.signal.name
+    if args.json:
+        import json
+
+        answer(json.dumps({"ended": ended}, indent=2) + "\n")
+    note("nothing of it is left on the cluster")
+    return 130 if ended == "SIGINT" else 0
+
+
+def _wish(
+    args: argparse.Namespace, passed: Passed, config: GatewayConfig, keywords: dict[str, Any]
+) -> Wish:
+    from turbofit import api
+    from turbofit.cli.output import answer, note
+    from turbofit.launch.cluster.run import Wish
+    from turbofit.model.source import resolve_model
+
+    model = resolve_model(args.model, revision=keywords.get("revision"))
+
+    def whole(cluster: Cluster, given: Mapping[str, Any]) -> ClusterPlan:
+        return api.plan_cluster(model, cluster, **given)
+
+    def joining(plan: ClusterPlan, node: Node, given: Mapping[str, Any]) -> NodePlan:
+        kept = {name: value for name, value in given.items() if name not in _PROMISED}
+        return api.plan_joining(plan, node, **kept)
+
+    return Wish(
+        address=ray_address(args.cluster),
+        name=args.name,
+        terms=_terms(args, passed, model, keywords),
+        whole=whole,
+        joining=joining,
+        config=config,
+        gateways=args.gateways,
+        access=args.access_log,
+        folder=_folder,
+        say=note,
+        on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
+    )
+
+
+def _terms(args: argparse.Namespace, passed: Passed, model: Any, keywords: dict[str, Any]) -> Terms:
+    from functools import partial
+
+    from turbofit import api
+    from turbofit.cli.serve import timing_of
+    from turbofit.launch.cluster.promise import Terms
+
+    return Terms(
+        given=keywords,
+        plan_with=partial(api.plan, model),
+        timing=timing_of(args),
+        options=tuple(passed.argv),
+        check=not args.no_check,
+        pretend=args.pretend,
+        taken=args.pretend_taken,
+        alone=args.gateways == 1,
+    )
+
+
+def _folder(name: str) -> Path:
+    """A folder of the state folder for this run.
+
+    Raises:
+        LaunchError: it cannot be made.
+    """
+    from turbofit.core.state import new_folder
+
+    try:
+        return new_folder("clusters", "".join(c if c.isalnum() else "-" for c in name))
+    except OSError as exc:
+        raise LaunchError(
+            f"the state folder cannot be written: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that can",
+        ) from None
+
+
+def _gateways(text: str) -> int:
+    import argparse
+
+    if not text.isdecimal() or not 1 <= int(text) <= options.LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of gateways")
+    return int(text)

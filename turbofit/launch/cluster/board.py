@@ -1,0 +1,173 @@
+"""The Ray actor through which other commands reach a cluster that serves.
+
+It holds nothing that matters: the process of `turbofit serve --cluster` writes what there is, and
+takes what is asked. It ends with that process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.struct import Struct
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.roll import Roll
+from turbofit.launch.cluster.connect import NAMESPACE
+
+if TYPE_CHECKING:
+    from turbofit.core.cluster import ClusterStatus
+
+__all__ = ["Board", "Inbox", "Seen", "Told", "find_boards", "pin_board"]
+
+_PREFIX: Final = "turbofit-board-"
+_CALLS: Final = 64
+#: A gateway that was silent for so long is gone.
+_SILENT: Final = 10.0
+
+
+class Seen(Struct):
+    """What one more gateway tells: its address, and by engine the requests there and whether up."""
+
+    address: str
+    url: str = ""
+    outstanding: dict[str, int] = msgspec.field(default_factory=dict)
+    up: dict[str, bool] = msgspec.field(default_factory=dict)
+
+
+class Inbox(Struct):
+    """What came since the last look: questions by number, and the gateways that are there."""
+
+    asked: tuple[tuple[int, dict[str, Any]], ...]
+    gateways: dict[str, Seen]
+
+
+class Told(Struct):
+    """What one more gateway is told; ``refused`` says why it may not be one."""
+
+    refused: str = ""
+    roll: Roll | None = None
+    config: GatewayConfig | None = None
+
+
+class Board:
+    """Holds the newest of everything; every method returns at once, but those with ``seconds``."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._status: ClusterStatus | None = None
+        self._roll: tuple[Roll, GatewayConfig] | None = None
+        self._places = 0
+        self._gateways: dict[str, tuple[Seen, float]] = {}
+        self._asked: list[tuple[int, dict[str, Any]]] = []
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._number = 0
+
+    def write(self, status: ClusterStatus, roll: Roll, config: GatewayConfig, places: int) -> Inbox:
+        """From the process that serves: what there is, and how many more gateways may come."""
+        with self._changed:
+            self._status, self._roll, self._places = status, (roll, config), places
+            now = time.monotonic()
+            self._gateways = {
+                name: (seen, at)
+                for name, (seen, at) in self._gateways.items()
+                if now - at < _SILENT
+            }
+            asked, self._asked = tuple(self._asked), []
+            self._changed.notify_all()
+            return Inbox(asked=asked, gateways={n: seen for n, (seen, _) in self._gateways.items()})
+
+    def answer(self, number: int, document: dict[str, Any]) -> None:
+        """To a question: ``error`` in it where it was refused."""
+        with self._changed:
+            self._answers[number] = document
+            self._changed.notify_all()
+
+    def status(self) -> ClusterStatus | None:
+        """The newest, None before the first."""
+        return self._status
+
+    def ask(self, document: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """A question to the process that serves, and its answer; None where none came in time."""
+        with self._changed:
+            self._number += 1
+            number = self._number
+            self._asked.append((number, document))
+            self._changed.wait_for(lambda: number in self._answers, seconds)
+            return self._answers.pop(number, None)
+
+    def attend(self, name: str, seen: Seen, since: int, seconds: float) -> Told:
+        """From one more gateway: that it is there; the roll, once it is newer than ``since``."""
+        with self._changed:
+            others = [one for one in self._gateways if one != name]
+            if self._roll is not None and len(others) >= self._places:
+                return Told(
+                    refused=f"{self._places + 1} gateways are there, as many as were planned for"
+                )
+            self._gateways[name] = (seen, time.monotonic())
+            self._changed.wait_for(
+                lambda: self._roll is not None and self._roll[0].number > since, seconds
+            )
+            roll, config = self._roll or (None, None)
+            return Told(roll=roll, config=config)
+
+    def leave(self, name: str) -> None:
+        """A gateway ends."""
+        with self._changed:
+            self._gateways.pop(name, None)
+
+
+def pin_board(name: str, node: str) -> Any:
+    """Put up the board of a model that is served; a handle.
+
+    Args:
+        name: what people call it.
+        node: the id of the node of the process that serves.
+
+    Raises:
+        LaunchError: another process serves under this name.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    actor = ray.remote(num_cpus=0, max_concurrency=_CALLS)(Board).options(
+        name=_PREFIX + name,
+        namespace=NAMESPACE,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )
+    try:
+        return actor.remote()
+    except ValueError:
+        raise LaunchError(
+            f"{name} is served on this cluster already",
+            hint="see turbofit cluster status, or choose another --name",
+        ) from None
+
+
+def find_boards(name: str | None = None) -> dict[str, Any]:
+    """The boards on the cluster that this process is connected to, by what people call them.
+
+    Raises:
+        UsageError: none of this name.
+    """
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = sorted(
+        one["name"].removeprefix(_PREFIX)
+        for one in named
+        if one["namespace"] == NAMESPACE and one["name"].startswith(_PREFIX)
+    )
+    if name is not None:
+        if name not in names:
+            raise UsageError(
+                f"nothing is served as {name} on this cluster",
+                hint=f"there is {', '.join(names)}"
+                if names
+                else "turbofit serve MODEL --cluster ray",
+            )
+        names = [name]
+    return {one: ray.get_actor(_PREFIX + one, namespace=NAMESPACE) for one in names}

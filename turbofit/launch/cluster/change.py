@@ -1,0 +1,92 @@
+"""A change of plan while clients are served: node by node, and back again where it fails.
+
+While engines of both plans serve, requests are held to what both keep. A node's engines finish what
+they have, end, and start with the new plan; the next node is touched once they are ready. So a
+cluster of one node pauses, and one of many is short of one node at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turbofit.gateway.meet import meet
+from turbofit.launch.cluster.keeper import outcome
+from turbofit.launch.cluster.promise import bounds_of_cluster, in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from turbofit.core.cluster import ClusterPlan, NodePlan
+    from turbofit.launch.cluster.keeper import Keeper
+    from turbofit.launch.cluster.site import Site
+
+__all__ = ["changed"]
+
+
+def changed(
+    keeper: Keeper, target: ClusterPlan, given: Mapping[str, Any]
+) -> Generator[None, None, None]:
+    """The steps from what is served to another plan of the same model.
+
+    Args:
+        keeper: what is served.
+        target: the plan to come.
+        given: the planner's keywords that it was made with.
+    """
+    before, terms = keeper.plan, keeper.terms
+    keeper.bounds = meet(keeper.bounds, bounds_of_cluster(target))
+    keeper.plan, keeper.terms = target, terms.with_given(given)
+    keeper.say(f"a change of plan begins: {in_words(before)} -> {in_words(target)}")
+    moved: list[tuple[Site, NodePlan]] = []
+    sites = [site for site in keeper.sites.values() if site.state in ("serving", "unfit")]
+    for number, site in enumerate(sites):
+        keeper.change = f"{number} of {len(sites)} nodes have the new plan"
+        if site.node.id not in keeper.sites or site.state not in ("serving", "unfit"):
+            continue
+        moved.append((site, site.plan))
+        why = yield from _moved(keeper, site)
+        if why:
+            keeper.plan, keeper.terms = before, terms
+            yield from _undone(keeper, moved, why)
+            return
+    keeper.bounds = bounds_of_cluster(target)
+    keeper.change = ""
+    keeper.say(f"the plan has changed: {in_words(target)}")
+
+
+def _undone(
+    keeper: Keeper, moved: list[tuple[Site, NodePlan]], why: str
+) -> Generator[None, None, None]:
+    """Back to the plan before, on every node that was touched."""
+    keeper.say(f"the new plan does not hold, going back: {why}")
+    keeper.change = f"going back: {why}"
+    for site, plan in reversed(moved):
+        if site.node.id in keeper.sites:
+            yield from _moved(keeper, site, plan)
+    keeper.bounds = bounds_of_cluster(keeper.plan)
+    keeper.change = f"given up: {why}"
+    keeper.say("the plan before is served again")
+
+
+def _moved(keeper: Keeper, site: Site, known: NodePlan | None = None) -> Generator[None, None, str]:
+    """One node to the keeper's plan, or a known one; why its engines failed, or nothing."""
+    site.state = "changing"
+    keeper.empty(site)
+    keeper.say(f"node {site.node.name}: its engines finish what they have")
+    while site.node.id in keeper.sites and not keeper.idle(site):
+        yield
+    while site.node.id in keeper.sites and not keeper.closed(site):
+        yield
+    if site.node.id not in keeper.sites:
+        return ""
+    work = keeper.measure(site, known)
+    while not work.done():
+        yield
+    if site.node.id not in keeper.sites:
+        return ""
+    keeper.settle(site, outcome(work, site))
+    while site.node.id in keeper.sites and site.posts and not site.ready:
+        if site.failed:
+            return site.failed
+        yield
+    return ""

@@ -1,0 +1,379 @@
+"""Keeps a cluster serving: nodes that join, leave or die, engines that fail, the gateways' roll.
+
+Everything happens in `Keeper.tick`, which never waits: what takes time (measuring a node, planning
+for it) is done by a worker, what engines do comes as news of their actors, and a change of plan is
+a generator that goes one step a tick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.cluster import ClusterStatus, Node, NodePlan
+from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.gateway.config import host_budget
+from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.roll import Roll
+from turbofit.launch.cluster.agent import start_agent
+from turbofit.launch.cluster.nodes import index_of, only, tell_nodes
+from turbofit.launch.cluster.post import Post
+from turbofit.launch.cluster.promise import bounds_of_cluster, in_words, orders_of, share_of
+from turbofit.launch.cluster.site import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from turbofit.core.cluster import ClusterPlan
+    from turbofit.launch.cluster.connect import Alive, Connection
+    from turbofit.launch.cluster.places import Places
+    from turbofit.launch.cluster.promise import Terms
+
+__all__ = ["Keeper", "held_only", "outcome", "raised"]
+
+_LOOK_SECONDS: Final = 1.0
+#: A node that cannot serve, or whose engine failed for good, is tried again after so long.
+_AGAIN_SECONDS: Final = 600.0
+_EVENTS: Final = 50
+
+
+class Keeper:
+    """A model on a cluster.
+
+    Args:
+        connection: to Ray.
+        places: the GPUs that are held.
+        plan: what is served.
+        sites: the nodes that were measured for it.
+        terms: what every engine is started with.
+        joining: plans a node under a cluster's plan with the user's keywords; see
+            `api.plan_joining`.
+        say: takes lines of progress.
+        name: what people call it.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        places: Places,
+        plan: ClusterPlan,
+        sites: list[Site],
+        terms: Terms,
+        joining: Callable[[ClusterPlan, Node, Mapping[str, Any]], NodePlan],
+        say: Callable[[str], None],
+        *,
+        name: str,
+    ) -> None:
+        self.connection, self.places, self.plan, self.terms = connection, places, plan, terms
+        self.name = name
+        self._joining, self._say = joining, say
+        self.sites = {site.node.id: site for site in sites}
+        self.bounds = bounds_of_cluster(plan)
+        self.gateways = 1
+        self.peers: tuple[str, ...] = (connection.here_address,)
+        #: Requests at each engine, and whether it is up, as the gateways told last.
+        self.outstanding: Mapping[str, int] = {}
+        self.up: Mapping[str, bool] = {}
+        self.change = ""
+        self.events: deque[str] = deque(maxlen=_EVENTS)
+        self._steps: Iterator[None] | None = None
+        self._number, self._told = 0, Roll(number=0, bounds=self.bounds, members=())
+        self._looked = float("-inf")
+        self._worker = ThreadPoolExecutor(1, "nodes")
+
+    def say(self, text: str) -> None:
+        """Progress, which `status` shows too."""
+        self.events.append(f"{time.strftime('%H:%M:%S')} {text}")
+        self._say(text)
+
+    def begin(self) -> None:
+        """Start what is planned."""
+        for node in self.plan.nodes:
+            site = self.sites.get(node.node)
+            if site is not None:
+                self.settle(site, node)
+
+    def tick(self, seconds: float) -> None:
+        """One look at everything, after news or so many seconds.
+
+        Raises:
+            TurbofitError: nothing serves any more, and nothing will; or Ray is gone.
+        """
+        self._hear(seconds)
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            self._look(self.connection.alive())
+        for site in tuple(self.sites.values()):
+            self._mind(site, now)
+        if self._steps is not None and next(self._steps, self) is self:
+            self._steps = None
+        self._refuse_nothing()
+
+    def roll(self) -> Roll:
+        """What gateways are to be told now."""
+        members = tuple(member for site in self.sites.values() for member in site.members())
+        told = self._told
+        if (members, self.bounds, self.gateways) != (told.members, told.bounds, told.gateways):
+            self._number += 1
+            self._told = Roll(
+                number=self._number, bounds=self.bounds, members=members, gateways=self.gateways
+            )
+        return self._told
+
+    def status(self, urls: tuple[str, ...]) -> ClusterStatus:
+        """For people and scripts."""
+        return ClusterStatus(
+            name=self.name,
+            model=self.plan.model.name,
+            source=f"ray {self.connection.address}",
+            pretend=self.terms.pretend,
+            at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            urls=urls,
+            promise=in_words(self.plan),
+            nodes=tuple(site.status(self.up, self.outstanding) for site in self.sites.values()),
+            change=self.change,
+            events=tuple(self.events),
+        )
+
+    def let(self, peers: tuple[str, ...]) -> None:
+        """Gateways at these addresses may reach the engines from now on, and no others."""
+        self.peers = peers
+        for site in self.sites.values():
+            for post in site.posts:
+                post.allow(peers)
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes as they were measured before anything was started there."""
+        return tuple(site.node for site in self.sites.values())
+
+    def later(self, work: Callable[[], Any]) -> Any:
+        """Have something done by the worker; a future."""
+        return self._worker.submit(work)
+
+    @property
+    def changing(self) -> bool:
+        """Whether a change of plan is under way."""
+        return self._steps is not None
+
+    def follow(self, steps: Iterator[None]) -> None:
+        """Go through these steps, one a tick.
+
+        Raises:
+            LaunchError: others are under way.
+        """
+        if self._steps is not None:
+            raise LaunchError(
+                "a change is under way already", hint="see turbofit cluster status, and wait"
+            )
+        self._steps = steps
+
+    def settle(self, site: Site, plan: NodePlan) -> None:
+        """Start on a node what is planned for it, and give back the GPUs that it does not use."""
+        site.plan, site.posts = plan, []
+        if plan.plan is None:
+            self.places.drop(site.node.id)
+            site.state, site.again_at = "unfit", time.monotonic() + _AGAIN_SECONDS
+            self.say(f"node {site.node.name} does not serve: {site.why_not}")
+            return
+        site.state, site.again_at = "serving", float("inf")
+        here = site.node.id == self.connection.here
+        orders = orders_of(plan, self.plan, self.terms, here=here, peers=self.peers)
+        held = index_of(plan.plan.machine, self.places.on(site.node.id))
+        used = {index for group in plan.plan.parallel.groups for index in group}
+        self.places.keep(site.node.id, [one for one, index in held.items() if index in used])
+        of = {index: one for one, index in held.items()}
+        host = host_budget(plan.plan, bounds_of(plan.plan))
+        for group, order in enumerate(orders):
+            first = plan.plan.parallel.groups[group][0]
+            place = self.places.place(site.node.id, of[first])
+            site.posts.append(
+                Post(order, place, share=share_of(plan, group), host_bytes=host, start=start_agent)
+            )
+            site.posts[-1].begin()
+
+    def measure(self, site: Site, known: NodePlan | None = None) -> Any:
+        """Begin to measure a node and to plan for it; a future of its `NodePlan`.
+
+        With a plan that is known, only to take its GPUs again.
+        """
+        plan, terms = self.plan, self.terms
+        alive = self.connection.alive().get(site.node.id)
+
+        def work() -> NodePlan:
+            if alive is None:
+                return NodePlan(
+                    node=site.node.id, name=site.node.name, address=site.node.address,
+                    why_not="it left the cluster",
+                )  # fmt: skip
+            self.places.take([alive.id])
+            if known is not None:
+                return known
+            (site.node,) = tell_nodes([alive], pretend=terms.pretend)
+            site.node = held_only(site.node, self.places.on(alive.id))
+            return self._joining(plan, site.node, terms.given)
+
+        return self.later(work)
+
+    def stop(self, seconds: float, *, urgent: bool) -> None:
+        """End everything; nothing is left when it returns."""
+        self._worker.shutdown(wait=not urgent, cancel_futures=True)
+        posts = [post for site in self.sites.values() for post in site.posts]
+        deadline = time.monotonic() + seconds
+        for post in posts if not urgent else ():
+            post.stop(seconds)
+        while not all(post.ended() for post in posts) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for post in posts:
+            post.end()
+        for node in tuple(self.sites):
+            self.places.drop(node)
+
+    def _hear(self, seconds: float) -> None:
+        """Wait for news of any engine, and take all that there is."""
+        import ray
+
+        posts = [post for site in self.sites.values() for post in site.posts]
+        asked = [post.news for post in posts if post.news is not None]
+        if asked:
+            ray.wait(asked, timeout=seconds)
+        else:
+            time.sleep(seconds)
+        for post in posts:
+            before = post.standing
+            if post.hear():
+                self._tell(post, before.state, before.said)
+
+    def _tell(self, post: Post, state: str, said: str) -> None:
+        """Say what is new of an engine."""
+        now = post.standing
+        if now.said != said and now.said:
+            self._say(f"{post.order.name}: {now.said}")
+        if now.state == state:
+            return
+        if now.state == "ready":
+            self.say(f"{post.order.name}: ready")
+        elif now.state == "failed":
+            self.say(f"{post.order.name}: failed: {now.error.get('message', '')}")
+
+    def _look(self, alive: Mapping[str, Alive]) -> None:
+        """Nodes that came, went, or are going."""
+        for identity in [one for one in self.sites if one not in alive]:
+            site = self.sites.pop(identity)
+            self.say(f"node {site.node.name} is gone")
+            for post in site.posts:
+                post.end()
+            self.places.drop(identity)
+        for node in alive.values():
+            known = self.sites.get(node.id)
+            if known is None and node.gpus and not node.leaving:
+                self.say(f"node {node.name} joined")
+                site = Site(Node(id=node.id, name=node.name, address=node.address))
+                self.sites[node.id] = site
+                site.work = self.measure(site)
+            elif known is not None and node.leaving and known.state == "serving":
+                self.drain(known)
+
+    def drain(self, site: Site) -> None:
+        """Let what a node has under way end, then stop its engines and give back its GPUs."""
+        site.state, site.again_at = "drained", float("inf")
+        self.say(f"node {site.node.name} is drained")
+        self.empty(site)
+
+    def empty(self, site: Site) -> None:
+        """Send nothing more to a node's engines."""
+        for post in site.posts:
+            post.draining = True
+            post.drained_by = time.monotonic() + self.terms.timing.drain
+
+    def idle(self, site: Site) -> bool:
+        """Whether a draining node has nothing under way any more, or no more time."""
+        now = time.monotonic()
+        return all(
+            not self.outstanding.get(post.order.name, 0) or now >= post.drained_by
+            for post in site.posts
+        )
+
+    def _mind(self, site: Site, now: float) -> None:
+        """What one node needs."""
+        if site.work is not None and site.work.done():
+            work, site.work = site.work, None
+            if site.node.id in self.sites and site.state == "joining":
+                self.settle(site, outcome(work, site))
+        elif site.state == "drained" and site.posts and self.idle(site):
+            if self.closed(site):
+                self.places.drop(site.node.id)
+                self.say(f"node {site.node.name}: its engines have ended, its GPUs are given back")
+        elif site.state == "unfit" and now >= site.again_at:
+            site.state, site.again_at = "joining", float("inf")
+            site.work = self.measure(site)
+        elif site.state == "serving" and site.failed and site.again_at > now + _AGAIN_SECONDS:
+            site.again_at = now + _AGAIN_SECONDS
+        elif site.state == "serving" and site.failed and now >= site.again_at:
+            site.again_at = float("inf")
+            for post in site.posts:
+                if post.standing.state == "failed":
+                    post.end()
+                    post.lost = False
+                    post.begin()
+
+    def closed(self, site: Site) -> bool:
+        """Stop a node's engines without waiting for them here; whether they have ended."""
+        for post in site.posts:
+            post.stop(self.terms.timing.drain)
+        if not all(post.ended() for post in site.posts):
+            return False
+        for post in site.posts:
+            post.end()
+        site.posts = []
+        return True
+
+    def _refuse_nothing(self) -> None:
+        """End where nothing serves, nothing starts, and nothing is about to.
+
+        Raises:
+            TurbofitError: the first engine's failure.
+        """
+        if self._steps is not None or any(s.state == "joining" for s in self.sites.values()):
+            return
+        posts = [post for site in self.sites.values() for post in site.posts]
+        if any(post.standing.state in ("starting", "ready") and not post.lost for post in posts):
+            return
+        errors = [post.standing.error for post in posts if post.standing.error]
+        if errors:
+            raise raised(errors[0])
+
+
+def held_only(node: Node, gpus: tuple[str, ...]) -> Node:
+    """The node with none but the GPUs that are held there."""
+    from msgspec.structs import replace
+
+    if node.machine is None:
+        return node
+    if not gpus:
+        why = "all its GPUs are in use by other jobs of Ray"
+        return replace(node, machine=None, why_not=why)
+    return replace(node, machine=only(node.machine, gpus))
+
+
+def outcome(work: Any, site: Site) -> NodePlan:
+    """What a worker planned; a node that it failed for is a node with a reason."""
+    try:
+        planned: NodePlan = work.result()
+    except TurbofitError as exc:
+        why = exc.message
+    except Exception as exc:  # noqa: BLE001 - one node must not end the others
+        why = f"it could not be planned: {type(exc).__name__}: {exc}"
+    else:
+        return planned
+    node = site.node
+    return NodePlan(node=node.id, name=node.name, address=node.address, why_not=why)
+
+
+def raised(error: dict[str, Any]) -> TurbofitError:
+    """An error from its document, e.g. an engine's."""
+    kinds = {one.exit_code: one for one in TurbofitError.__subclasses__()}
+    kind = kinds.get(int(error.get("exit_code", 5)), LaunchError)
+    return kind(str(error.get("message", "")), hint=str(error.get("hint", "")))

@@ -1,0 +1,169 @@
+"""What a cluster's plan means for its gateways and for each engine."""
+
+from __future__ import annotations
+
+import secrets
+from copy import copy
+from functools import reduce
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from turbofit.launch.cluster.alone import alone
+from turbofit.launch.cluster.order import Order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from turbofit.core.cluster import ClusterPlan, NodePlan
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.limits import Bounds
+    from turbofit.gateway.roll import Roll
+    from turbofit.launch.engine import Timing
+
+__all__ = ["Terms", "bounds_of_cluster", "expected_roll", "in_words", "orders_of", "share_of"]
+
+
+class Terms:
+    """What every engine of a run is started with beside its plan.
+
+    Args:
+        given: the planner's keywords that the user gave.
+        plan_with: the planner of one machine, e.g. `api.plan`.
+        timing: deadlines.
+        options: LMDeploy's own, passed on.
+        served: what clients call the model, where the user says it.
+        check: whether worst-case requests must be answered first.
+        pretend: on pretend GPUs.
+        taken: bytes that somebody takes of each pretend card once the cache is sized.
+        alone: whether the only gateway is in this process, so that engines here stay on loopback.
+    """
+
+    def __init__(
+        self,
+        *,
+        given: Mapping[str, Any],
+        plan_with: Callable[..., Plan],
+        timing: Timing,
+        options: tuple[str, ...] = (),
+        served: str | None = None,
+        check: bool = True,
+        pretend: bool = False,
+        taken: int = 0,
+        alone: bool = True,
+    ) -> None:
+        self.given, self.plan_with, self.timing = dict(given), plan_with, timing
+        self.options, self.served, self.check = options, served, check
+        self.pretend, self.taken, self.alone = pretend, taken, alone
+
+    def with_given(self, given: Mapping[str, Any]) -> Terms:
+        """The same with other keywords of the planner."""
+        other = copy(self)
+        other.given = dict(given)
+        return other
+
+
+def bounds_of_cluster(plan: ClusterPlan) -> Bounds:
+    """What requests are held to, so that each may go to any engine."""
+    from turbofit.gateway.limits import bounds_of
+    from turbofit.gateway.meet import meet
+
+    plans = [node.plan for node in plan.nodes if node.plan is not None]
+    # Nodes of one kind have one set of bounds: a thousand of them are a few.
+    distinct = {(p.limits, p.kv.longest_request_tokens, p.engine.name): p for p in plans}
+    bounds = reduce(meet, [bounds_of(one) for one in distinct.values()])
+    longest = min(bounds.longest_request_tokens, plan.longest_request_tokens)
+    return replace(bounds, longest_request_tokens=longest)
+
+
+def expected_roll(plan: ClusterPlan, gateways: int) -> Roll:
+    """What gateways would be told of a plan: whether that many can share its limits."""
+    from turbofit.gateway.config import host_budget
+    from turbofit.gateway.limits import bounds_of
+    from turbofit.gateway.roll import Member, Roll
+
+    members = [
+        Member(
+            name=f"{node.name}/{group}",
+            url="",
+            gate=bounds_of(own).gate,
+            host_bytes=host_budget(node.plan, bounds_of(node.plan)),
+        )
+        for node in plan.nodes
+        if node.plan is not None
+        for group, own in enumerate(node.plan.each())
+    ]
+    bounds = bounds_of_cluster(plan)
+    return Roll(number=0, bounds=bounds, members=tuple(members), gateways=gateways)
+
+
+def orders_of(
+    node: NodePlan, plan: ClusterPlan, terms: Terms, *, here: bool, peers: tuple[str, ...]
+) -> list[Order]:
+    """The engines of a node.
+
+    Args:
+        node: what it serves.
+        plan: whose promise an engine keeps when it must be planned again.
+        terms: of the run.
+        here: whether the node is the gateway's own.
+        peers: the gateways' addresses.
+    """
+    assert node.plan is not None
+    return [
+        Order(
+            name=f"{node.name}-{node.node[:8]}/{group}",
+            plan=alone(node.plan, group),
+            key=secrets.token_hex(32),
+            listen="" if here and terms.alone else node.address,
+            peers=peers,
+            plan_with=terms.plan_with,
+            keywords=_kept(node.plan, plan, terms, share_of(node, group)),
+            timing=terms.timing,
+            options=terms.options,
+            served=terms.served,
+            check=terms.check,
+            pretend=terms.pretend,
+            taken=terms.taken,
+        )
+        for group in range(len(node.plan.parallel.groups))
+    ]
+
+
+def share_of(node: NodePlan, group: int) -> float:
+    """The workload's requests that are at one engine at any time, on average."""
+    assert node.plan is not None
+    count = len(node.plan.parallel.groups)
+    own = [one.at_once for one in node.plan.by_group]
+    if len(own) != count or not sum(own):
+        return max(node.at_once, 1e-6) / count
+    return max(node.at_once, 1e-6) * own[group] / sum(own)
+
+
+def in_words(plan: ClusterPlan) -> str:
+    """The promise, in a line."""
+    limits = plan.limits
+    text = f"{plan.longest_request_tokens:,} tokens a request"
+    if limits is None or limits.vision_unit is None:
+        return text
+    images = f"{limits.images_per_request} image{'s' * (limits.images_per_request != 1)}"
+    return f"{text}, {images} of {limits.units_per_image:,} {limits.vision_unit}s at most"
+
+
+def _kept(own: Plan, plan: ClusterPlan, terms: Terms, share: float) -> dict[str, Any]:
+    """The planner's keywords for one engine that must be planned again: the promise stays."""
+    given = {
+        name: value
+        for name, value in terms.given.items()
+        if name not in ("tp", "replicas", "on", "gpus", "engine", "concurrency")
+    }
+    if "session_len" not in given:
+        given["context"] = plan.longest_request_tokens
+    limits = own.limits
+    if limits.max_dynamic_patch is not None:
+        given["max_dynamic_patch"] = limits.max_dynamic_patch
+    if limits.max_pixels_per_image is not None:
+        given["max_pixels"] = limits.max_pixels_per_image
+    given["concurrency"] = max(1, ceil(share))
+    return given

@@ -1,0 +1,262 @@
+"""One `turbofit serve --cluster` from its first look at the nodes to its end."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.cluster import Cluster
+from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError
+from turbofit.core.files import write_atomic
+from turbofit.core.struct import to_json
+from turbofit.launch.cluster.board import pin_board
+from turbofit.launch.cluster.connect import connected
+from turbofit.launch.cluster.desk import Desk
+from turbofit.launch.cluster.keeper import Keeper, held_only
+from turbofit.launch.cluster.nodes import tell_nodes
+from turbofit.launch.cluster.places import Places
+from turbofit.launch.cluster.promise import expected_roll
+from turbofit.launch.cluster.site import Site
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from turbofit.core.cluster import ClusterPlan, Node, NodePlan
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.thread import GatewayThread
+    from turbofit.launch.cluster.board import Seen
+    from turbofit.launch.cluster.connect import Connection
+    from turbofit.launch.cluster.promise import Terms
+    from turbofit.launch.serve import Stop
+
+__all__ = ["Wish", "serve_cluster"]
+
+_TICK: Final = 0.2
+_WRITE_SECONDS: Final = 1.0
+#: Beside the drain, before engines are killed.
+_LAST_SECONDS: Final = 15.0
+
+
+class Wish:
+    """What `serve --cluster` was asked for.
+
+    Args:
+        address: Ray's, None for the cluster of this host.
+        name: what people call it; None is the model's name.
+        terms: what every engine is started with.
+        whole: plans for all nodes; see `api.plan_cluster`.
+        joining: plans for one more node; see `api.plan_joining`.
+        config: the gateway's.
+        gateways: how many there may be, the one here among them.
+        access: where records of requests go, None for the run's folder.
+        folder: makes the run's folder for a plan.
+        say: takes lines of progress.
+        on_open: called with the public address once requests are answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str | None,
+        name: str | None,
+        terms: Terms,
+        whole: Callable[[Cluster, Mapping[str, Any]], ClusterPlan],
+        joining: Callable[[ClusterPlan, Node, Mapping[str, Any]], NodePlan],
+        config: GatewayConfig,
+        gateways: int,
+        access: str | None,
+        folder: Callable[[str], Path],
+        say: Callable[[str], None],
+        on_open: Callable[[list[str]], None],
+    ) -> None:
+        self.address, self.name, self.terms = address, name, terms
+        self.whole, self.joining, self.config = whole, joining, config
+        self.gateways, self.access, self.folder = gateways, access, folder
+        self._say, self.on_open = say, on_open
+
+    def say(self, text: str) -> None:
+        """Progress; a terminal that takes none costs the line, never the server."""
+        with suppress(OSError, ValueError):
+            self._say(text)
+
+
+def serve_cluster(wish: Wish, stop: Stop) -> signal.Signals:
+    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread.
+
+    Raises:
+        DoesNotFitError: no node can serve what is asked.
+        LaunchError: nothing serves any more, or the name is taken.
+        MachineError: Ray is not there, or not there any more.
+        PackageError: Ray is not installed.
+        UsageError: more gateways than the limits can be shared by.
+    """
+    with connected(wish.address) as connection:
+        stop.rearm()  # Ray takes SIGTERM
+        places = Places()
+        plan, sites = _planned(wish, connection, places)
+        name = wish.name or plan.model.name
+        board = pin_board(name, connection.here)
+        folder = wish.folder(plan.model.name)
+        write_atomic(folder / "cluster-plan.json", plan.to_json(), mode=0o600)
+        keeper = Keeper(
+            connection, places, plan, sites, wish.terms, wish.joining, wish.say, name=name
+        )
+        keeper.gateways = wish.gateways
+        stop.abrupt = False
+        try:
+            return _Run(wish, keeper, board, folder).follow(stop)
+        finally:
+            stop.abrupt = stop.signal is None
+
+
+def _planned(wish: Wish, connection: Connection, places: Places) -> tuple[ClusterPlan, list[Site]]:
+    """Take what is free, measure it, and plan for it.
+
+    Raises:
+        DoesNotFitError: no node can serve.
+    """
+    alive = connection.alive()
+    wish.say(f"{len(alive)} nodes of Ray at {connection.address}: taking their free GPUs")
+    places.take([node.id for node in alive.values() if node.gpus and not node.leaving])
+    told = tell_nodes(alive.values(), pretend=wish.terms.pretend)
+    nodes = tuple(held_only(node, places.on(node.id)) for node in told)
+    cluster = Cluster(source=f"ray {connection.address}", nodes=nodes)
+    plan = wish.whole(cluster, wish.terms.given)
+    wish.say(plan.verdict)
+    for warning in plan.warnings:
+        wish.say(f"warning: {warning}")
+    if not plan.fits:
+        first = plan.remedies[0] if plan.remedies else None
+        hint = f"{first.change}: {first.effect}" if first else "see turbofit plan --cluster"
+        raise DoesNotFitError(plan.verdict, hint=hint)
+    if plan.spans:
+        raise DoesNotFitError(
+            f"no node holds {plan.model.name} alone, and engines over several nodes are not "
+            "supervised",
+            hint="turbofit plan --cluster prints the command of each node, to be run by hand",
+        )
+    from turbofit.gateway.roster import check_gateways
+
+    check_gateways(expected_roll(plan, wish.gateways))
+    return plan, [Site(node) for node in nodes if alive[node.id].gpus]
+
+
+class _Run:
+    """The gateway here, the keeper, and the board, until the end."""
+
+    def __init__(self, wish: Wish, keeper: Keeper, board: Any, folder: Path) -> None:
+        self._wish, self._keeper, self._board, self._folder = wish, keeper, board, folder
+        self._desk = Desk(keeper, wish.whole, board.answer.remote)
+        self._config = self._settled()
+        self._front: GatewayThread | None = None
+        self._told = 0
+        self._wrote = float("-inf")
+        self._inbox: Any = None
+        self._others: dict[str, Seen] = {}
+        self._opened = False
+
+    def follow(self, stop: Stop) -> signal.Signals:
+        """Until a signal comes, or nothing is left to serve with."""
+        keeper = self._keeper
+        failed = True
+        try:
+            self._front = self._gateway()
+            keeper.begin()
+            while stop.signal is None:
+                keeper.tick(_TICK)
+                self._publish()
+                if time.monotonic() - self._wrote >= _WRITE_SECONDS:
+                    self._wrote = time.monotonic()
+                    self._exchange()
+                self._desk.tick()
+            failed = False
+            return stop.signal
+        finally:
+            self._end(stop, failed=failed)
+
+    def _settled(self) -> GatewayConfig:
+        """The gateway's settings, with what the plan decides."""
+        plans = [node.plan for node in self._keeper.plan.nodes if node.plan is not None]
+        return replace(
+            self._wish.config,
+            prefix_affinity=any(plan.settings.enable_prefix_caching for plan in plans),
+            serial=any(plan.engine.name == "transformers" for plan in plans),
+            drain_seconds=self._wish.terms.timing.drain,
+            pretend=self._wish.terms.pretend,
+        )
+
+    def _gateway(self) -> GatewayThread:
+        from turbofit.gateway.accesslog import access_log
+        from turbofit.gateway.server import make_roll_gateway
+        from turbofit.gateway.thread import GatewayThread
+
+        log = access_log(self._wish.access or str(self._folder / "access.log"))
+        front = GatewayThread(make_roll_gateway(self._keeper.roll(), self._config, log=log))
+        front.start()
+        return front
+
+    def _publish(self) -> None:
+        """Tell the gateway here what has changed."""
+        front, roll = self._front, self._keeper.roll()
+        assert front is not None
+        if roll.number != self._told:
+            front.call(lambda gateway: gateway.follow(roll))
+            self._told = roll.number
+        if not self._opened and any(not member.draining for member in roll.members):
+            self._opened = True
+            self._wish.on_open([front.url])
+
+    def _exchange(self) -> None:
+        """Ask the gateways, write the board, take what is asked."""
+        import ray
+
+        front, keeper = self._front, self._keeper
+        assert front is not None
+        own, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
+        tellers = [own, *(seen.outstanding for seen in self._others.values())]
+        names = {name for told in tellers for name in told}
+        keeper.outstanding = {name: sum(told.get(name, 0) for told in tellers) for name in names}
+        keeper.up = up
+        if self._inbox is not None:
+            try:
+                inbox = ray.get(self._inbox, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                return
+            except ray.exceptions.RayError as exc:
+                raise LaunchError(
+                    f"the board of {keeper.name} is gone: {' '.join(str(exc).split())[:200]}",
+                    hint="see ray status and this node's ray logs",
+                ) from None
+            self._take(inbox.asked, inbox.gateways)
+        status = keeper.status((front.url, *(seen.url for seen in self._others.values())))
+        with suppress(TurbofitError, OSError):  # a full disk costs the file
+            write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
+        places = self._wish.gateways - 1
+        self._inbox = self._board.write.remote(status, keeper.roll(), self._config, places)
+
+    def _take(self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, Seen]) -> None:
+        for number, document in asked:
+            self._desk.take(number, document)
+        if set(others) != set(self._others):
+            here = self._keeper.connection.here_address
+            self._keeper.let(tuple(dict.fromkeys((here, *(s.address for s in others.values())))))
+            self._keeper.say(f"{1 + len(others)} gateways")
+        self._others = others
+
+    def _end(self, stop: Stop, *, failed: bool) -> None:
+        """Drain, stop, and leave nothing."""
+        urgent = failed or stop.urgent
+        if self._front is not None:
+            if not urgent:
+                self._wish.say("draining: what is under way may end")
+            self._front.stop(drain=not urgent)
+        if stop.signal is not None:
+            self._wish.say(f"stopping: {stop.signal.name}")
+        seconds = self._wish.terms.timing.drain + _LAST_SECONDS
+        with suppress(Exception):  # Ray may be gone: what was there is gone with it
+            self._keeper.stop(seconds, urgent=urgent or stop.urgent)
