@@ -237,13 +237,15 @@ class Keeper:
 
         posts = [post for site in self.sites.values() for post in site.posts]
         asked = [post.news for post in posts if post.news is not None]
+        told: set[Any] = set()
         if asked:
             ray.wait(asked, timeout=seconds)
+            told.update(ray.wait(asked, num_returns=len(asked), timeout=0)[0])
         else:
             time.sleep(seconds)
         for post in posts:
             before = post.standing
-            if post.hear():
+            if (post.news is None or post.news in told) and post.hear():
                 self._tell(post, before.state, before.said)
 
     def _tell(self, post: Post, state: str, said: str) -> None:

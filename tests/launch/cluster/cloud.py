@@ -1,0 +1,258 @@
+"""A Ray cluster on this host whose nodes pretend to be machines, what it serves, and clients."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ray.cluster_utils import Cluster
+
+from tests.launch.conftest import Child, free_port
+
+__all__ = ["Clients", "Cloud", "Serving", "cloud_of", "until"]
+
+#: The driver and Ray's own processes find each other by these; no token, no dashboard.
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+
+
+class Cloud:
+    """Nodes of one Ray cluster, each with pretend GPUs."""
+
+    def __init__(self) -> None:
+        os.environ.update(ENVIRONMENT)
+        #: In the environment of all that runs on its nodes.
+        self.mark = f"turbofit-test-{uuid4().hex}"
+        args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=args)
+        self.nodes: dict[str, Any] = {}
+
+    @property
+    def address(self) -> str:
+        """For ``--cluster``."""
+        return f"ray:{self._cluster.address}"
+
+    def add(self, name: str, spec: str, gpus: int) -> None:
+        """A node with pretend GPUs; ``name`` is ours."""
+        self.nodes[name] = self._cluster.add_node(
+            num_cpus=2,
+            num_gpus=gpus,
+            env_vars={"TURBOFIT_PRETEND_ON": spec, "CLOUD": self.mark, **ENVIRONMENT},
+        )
+
+    def identity(self, name: str) -> str:
+        """Ray's id of a node."""
+        return str(self.nodes[name].node_id)
+
+    def engine_pids(self) -> list[int]:
+        """The engines that run on its nodes."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line, environ = path.read_bytes(), path.with_name("environ").read_bytes()
+            except OSError:
+                continue
+            is_engine = b"turbofit.rehearse.server" in line and b"guard.py" not in line
+            if is_engine and self.mark.encode() in environ:
+                found.append(int(path.parent.name))
+        return sorted(found)
+
+    def kill(self, name: str) -> None:
+        """The node dies with everything on it, at once."""
+        node = self.nodes.pop(name)
+        raylet = node.all_processes["raylet"][0].process.pid
+        for pid in [*_descendants(raylet), raylet]:
+            _kill(pid)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """All of it."""
+        self._cluster.shutdown()
+
+
+class Serving:
+    """``turbofit serve --cluster --pretend`` in a process."""
+
+    def __init__(
+        self, children: list[Child], cloud: Cloud, state: Path, *words: str, model: str
+    ) -> None:
+        self.cloud, self.state, self.port = cloud, state, free_port()
+        self._environ = {"XDG_STATE_HOME": str(state), "TURBOFIT_LEASES": str(state / "leases")}
+        self.child = Child(
+            [
+                sys.executable, "-m", "turbofit", "serve", model, "--cluster", cloud.address,
+                "--pretend", "--port", str(self.port), "--drain", "10", *words,
+            ],
+            standin=False, **self._environ,
+        )  # fmt: skip
+        children.append(self.child)
+
+    def cli(self, *words: str) -> tuple[int, Any]:
+        """`turbofit cluster …`: its exit code and JSON."""
+        import subprocess
+
+        done = subprocess.run(
+            [sys.executable, "-m", "turbofit", "cluster", *words, "--cluster", self.cloud.address,
+             "--json"],
+            env={**os.environ, **self._environ}, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+    def status(self) -> dict[str, Any]:
+        """What `cluster status` tells; waits for the first one."""
+        path = until(lambda: next(iter(self.state.glob("turbofit/clusters/*/*status.json")), None))
+        document: dict[str, Any] = json.loads(path.read_text())
+        return document
+
+    def engines(self, name: str | None = None) -> list[dict[str, Any]]:
+        """All engines, or one node's."""
+        return [
+            engine
+            for node in self.status()["nodes"]
+            if name is None or node["id"] == self.cloud.identity(name)
+            for engine in node["engines"]
+        ]
+
+    def wait(self, engines: int, seconds: float = 120.0) -> None:
+        """Until so many engines serve, no more and no fewer."""
+
+        def settled() -> bool:
+            assert self.child.process.poll() is None, self.child.stderr
+            found = self.engines()
+            return len(found) == engines and all(
+                one["up"] and one["state"] == "ready" for one in found
+            )
+
+        until(settled, seconds, lambda: self.child.stderr[-3000:])
+
+    def end(self) -> int:
+        """SIGTERM; the exit code."""
+        self.child.process.send_signal(signal.SIGTERM)
+        return self.child.finish()
+
+
+class Clients:
+    """Threads that ask all the time, half of them for streams, and count what becomes of it.
+
+    ``kept``: answered in full. ``broken``: an answer that had begun and ended with an error.
+    ``failed``: never begun, by status.
+    """
+
+    def __init__(self, port: int, count: int = 4, tokens: int = 24) -> None:
+        self._port, self._tokens = port, tokens
+        self._stopped = threading.Event()
+        self.outcomes: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._run, args=(n % 2,)) for n in range(count)]
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Requests that were never begun to be answered."""
+        return {what: n for what, n in self.outcomes.items() if what.startswith("failed")}
+
+    def more(self, count: int, seconds: float = 60.0) -> None:
+        """Until so many more were answered in full."""
+        aim = self.outcomes["kept"] + count
+        until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
+
+    def _run(self, stream: int) -> None:
+        name = _ask(self._port, "/v1/models")[1]["data"][0]["id"]
+        body = {
+            "model": name,
+            "messages": [{"role": "user", "content": "Count."}],
+            "max_tokens": self._tokens,
+            "ignore_eos": True,
+            "stream": bool(stream),
+        }
+        while not self._stopped.is_set():
+            self.outcomes[_outcome(self._port, body)] += 1
+
+
+def _outcome(port: int, body: dict[str, Any]) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    begun = False
+    try:
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return f"failed {answer.status} {answer.read()[:200]!r}"
+        begun = True
+        text = answer.read()
+    except (OSError, http.client.HTTPException) as exc:
+        return "broken" if begun else f"failed {type(exc).__name__}"
+    else:
+        whole = text.rstrip().endswith(b"[DONE]") if body["stream"] else b'"usage"' in text
+        return "kept" if whole else "broken"
+    finally:
+        connection.close()
+
+
+def _ask(port: int, path: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def until(
+    found: Callable[[], Any], seconds: float = 30.0, why: Callable[[], str] = lambda: ""
+) -> Any:
+    """What it finds, once that is something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds:.0f} s\n{why()}")
+
+
+@contextmanager
+def cloud_of(*nodes: tuple[str, str, int]) -> Iterator[Cloud]:
+    """A cluster with these nodes: our name, SPEC, GPUs."""
+    cloud = Cloud()
+    try:
+        for node in nodes:
+            cloud.add(*node)
+        yield cloud
+    finally:
+        cloud.stop()
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        children += [int(word) for word in task.read_text().split()]
+    return [one for child in children for one in (*_descendants(child), child)]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,151 @@
+"""``turbofit serve --cluster`` on a Ray cluster of pretend machines: all that may happen to one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
+for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"no {needed}", allow_module_level=True)
+
+from tests.launch.cluster.cloud import (  # noqa: E402
+    Clients,
+    Cloud,
+    Serving,
+    cloud_of,
+    until,
+)
+from tests.launch.conftest import Child  # noqa: E402
+
+MODEL = "internvl2-2b"
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[Cloud]:
+    """Four bridged cards, two that reach each other, and one alone."""
+    with cloud_of(
+        ("four", "4xrtx3090,nvlink=0-2+1-3", 4), ("two", "2xrtx3090", 2), ("one", "1xl4", 1)
+    ) as made:
+        yield made
+
+
+def nothing_left(cloud: Cloud, serving: Serving) -> bool:
+    """No engine, no actor, no placement group."""
+    import ray
+    from ray.util import placement_group_table
+
+    if cloud.engine_pids():
+        return False
+    ray.init(address=cloud.address.removeprefix("ray:"), logging_level="ERROR")
+    try:
+        groups = {one["state"] for one in placement_group_table().values()}
+        gpus = ray.available_resources().get("GPU", 0)
+        return groups <= {"REMOVED"} and gpus == ray.cluster_resources().get("GPU", 0)
+    finally:
+        ray.shutdown()
+
+
+def test_the_life_of_a_cluster(cloud: Cloud, children: list[Child], tmp_path: Path) -> None:
+    """Placed, killed piece by piece under load, joined, changed, drained; nothing is left of it."""
+    serving = Serving(children, cloud, tmp_path, "--tp", "2", model=MODEL)
+    serving.wait(3)
+    # By topology: the bridges decide, not the order; a node of one card cannot.
+    assert [one["gpus"] for one in serving.engines("four")] == [[0, 2], [1, 3]]
+    assert [one["gpus"] for one in serving.engines("two")] == [[0, 1]]
+    left_out = {node["id"]: node["why_not"] for node in serving.status()["nodes"]}
+    assert "1" in left_out[cloud.identity("one")]
+
+    with Clients(serving.port) as clients:
+        clients.more(5)
+
+        # An engine dies: its own supervisor starts it again.
+        victim = cloud.engine_pids()[0]
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(cloud.engine_pids()) == 3 and victim not in cloud.engine_pids(), 60)
+        serving.wait(3)
+        clients.more(5)
+        assert not clients.failed
+
+        # An actor dies, and its engine with it: Ray starts it again.
+        name = serving.engines("two")[0]["name"]
+        (pid,) = _actors(serving, cloud.identity("two"))
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: _named(serving, name)["restarts"] == 1)
+        serving.wait(3)
+        clients.more(5)
+        assert not clients.failed
+
+        # A node joins: it is measured, planned and used.
+        cloud.add("more", "2xrtx4090", 2)
+        serving.wait(4)
+        clients.more(5)
+
+        # A node dies under load.
+        cloud.kill("two")
+        until(lambda: len(serving.engines()) == 3, 30)
+        clients.more(5)
+        assert not clients.failed
+
+        # Another plan, node by node.
+        code, told = serving.cli("change", "--context", "16384")
+        assert code == 0, told
+        until(lambda: "the plan has changed" in serving.child.stderr, 120)
+        serving.wait(3)
+        assert "16,384 tokens" in serving.status()["promise"]
+        clients.more(5)
+        assert not clients.failed
+
+        # One that cannot be is refused, and changes nothing.
+        code, told = serving.cli("change", "--margin", "23GiB")
+        assert code == 5, told
+        assert told["error"]["hint"].startswith("nothing has changed")
+
+        # A node is emptied before it leaves.
+        code, told = serving.cli("drain", cloud.identity("more"))
+        assert code == 0, told
+        until(lambda: "its GPUs are given back" in serving.child.stderr, 60)
+        serving.wait(2)
+        clients.more(5)
+        assert not clients.failed
+        # Only what a dying engine had begun to answer may have broken off.
+        assert clients.outcomes["broken"] <= 3 * 4
+
+    code, told = serving.cli("status")
+    assert code == 0
+    assert told[0]["model"].endswith("InternVL2-2B")
+    assert serving.end() == 0
+    until(lambda: nothing_left(cloud, serving), 30)
+
+
+def test_an_engine_that_runs_out_of_memory(
+    cloud: Cloud, children: list[Child], tmp_path: Path
+) -> None:
+    """Somebody takes memory after the plan was made: the ladder, on the node itself."""
+    serving = Serving(
+        children, cloud, tmp_path, "--pretend-taken", "900MiB", "--replicas", "1", model=MODEL
+    )
+    until(lambda: "ladder 1/3" in serving.child.stderr, 120, lambda: serving.child.stderr)
+    serving.wait(len(serving.engines()))
+    # Killed outright, it takes its engines with it, on every node.
+    serving.child.process.kill()
+    until(lambda: nothing_left(cloud, serving), 60)
+
+
+def _named(serving: Serving, name: str) -> dict[str, object]:
+    return next(one for one in serving.engines() if one["name"] == name)
+
+
+def _actors(serving: Serving, node: str) -> list[int]:
+    """The processes of a node's actors: their engines' parents' parents."""
+    (found,) = [one for one in serving.status()["nodes"] if one["id"] == node]
+    folders = [Path(engine["folder"]) for engine in found["engines"]]
+    import json
+
+    return [json.loads((folder / "run.json").read_text())["pid"] for folder in folders]
