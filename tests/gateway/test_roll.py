@@ -114,15 +114,15 @@ def test_an_engine_alone_has_none_to_retry_at() -> None:
         def answer(engine, *_):
             return stream(5.0, EVENT) if engine.name == "a" else stream(EVENT, DONE)
 
-        app, recorder = following(roll(1, "a"), Recorder(answer))
+        app, _ = following(roll(1, "a"), Recorder(answer))
         waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
         await begun(1)
         app.follow(roll(2, "b"))
         reply = await asyncio.wait_for(waiting, 2)
         text = (await call(app, "/metrics")).body.decode()
-        return app, recorder, reply, text
+        return app, reply, text
 
-    app, recorder, reply, text = asyncio.run(run())
+    app, reply, text = asyncio.run(run())
     # Its body was forgotten once it was sent, as on every server of one engine.
     assert reply.status == 503
     assert reply.json["error"]["code"] == "engine_died"
