@@ -21,6 +21,7 @@ from tests.gateway.support import (
     stream,
 )
 from turbofit.core.errors import UsageError
+from turbofit.gateway.admission import Cost
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.config import GatewayConfig, host_of_one
 from turbofit.gateway.limits import bounds_of
@@ -294,3 +295,14 @@ def test_a_cluster_s_gateway_is_made_of_a_roll() -> None:
     (a,) = app.engines
     assert (a.key, a.gate, a.host_limit, a.label) == ("k", 26, ROOM // 2, "a")
     assert app.health() == {"a": True}
+
+
+def test_several_gateways_do_not_all_begin_with_the_same_engine() -> None:
+    names = [f"e{number}" for number in range(50)]
+
+    def first(gateways: int) -> set[str]:
+        found = [following(roll(1, *names, gateways=gateways))[0].fleet for _ in range(8)]
+        return {fleet.best(Cost()).name for fleet in found}
+
+    assert first(1) == {"e0"}
+    assert len(first(8)) > 1

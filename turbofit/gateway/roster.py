@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import random
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.errors import UsageError
@@ -77,6 +78,10 @@ class Roster:
             engine = known.pop(member.name, None)
             if engine is None:
                 engine = Engine(self._index, member.url, name=member.name)
+                if roll.gateways > 1:
+                    # LMDeploy's proxy looks at its engines in a random order: several gateways
+                    # that know nothing of each other must not begin with the same engine.
+                    engine.turn = random()
                 self._index += 1
             elif engine.url != member.url.rstrip("/"):
                 ended.append(engine)
