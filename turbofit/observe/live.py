@@ -87,11 +87,11 @@ def now_of(text: str) -> Now:
             "that page is not of turbofit's gateway", hint="give the address that clients use"
         )
     labels = {one.labels["engine"] for one in page.of(f"{_OURS}engine_up")}
-    numbers = sorted(int(label) for label in labels if label.isdecimal())
-    names = sorted(label for label in labels if not label.isdecimal())
+    known: list[int | str] = sorted(int(label) for label in labels if label.isdecimal())
+    known += sorted(label for label in labels if not label.isdecimal())
     return Now(
         waiting=int(waiting),
-        engines=tuple(_engine(page, index) for index in (*numbers, *names)),
+        engines=tuple(_engine(page, index) for index in known),
         requests=int(page.total(f"{_OURS}requests_total") or 0),
         limited=_by(page, "limited_total"),
         refused=_by(page, "refused_total"),
