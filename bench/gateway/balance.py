@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from run import ROOT, Way, cpu_seconds, machine, median, p99  # type: ignore[imp
 from slotted import EVENTS, SLOTS  # type: ignore[import-not-found]
 
 MEAN = 0.5
+#: Seconds to the first byte and to the end, and when that was; -1 where it failed.
+Times = tuple[float, float, float]
 STRATEGIES = ("random", "min_expected_latency", "min_observed_latency")
 HEAD = (
     "| engines | load | router | requests a second | first byte p50 / p99, ms | "
@@ -77,7 +80,7 @@ class Router:
         self.port, self.engines, self.gateways = port, port + 10, 1
         urls = [f"http://127.0.0.1:{self.engines + i}" for i in range(len(speeds))]
         words = ["bench/gateway/slotted.py", "--port", str(self.engines), "--mean", str(mean)]
-        self.children = [self.begin([*words, "--speeds", *map(str, speeds)])]
+        self.children = [self.begin([*words, "--speeds", *map(str, speeds)], subprocess.PIPE)]
         assert self.children[0].stdout is not None
         assert self.children[0].stdout.readline() == b"ready\n"
         known = [speed * 2 for speed in speeds] if told else [1.0] * len(speeds)
@@ -100,9 +103,11 @@ class Router:
         self.pid = self.children[-1].pid
 
     @staticmethod
-    def begin(words: list[str]) -> subprocess.Popen[bytes]:
+    def begin(words: list[str], told: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        # Neither writes a log of requests.
+        quiet = {**os.environ, "UVICORN_LOG_LEVEL": "warning"}
         return subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, *words], cwd=ROOT, stdout=told, stderr=subprocess.DEVNULL, env=quiet
         )
 
     def ways(self) -> list[Way]:
@@ -125,44 +130,43 @@ class Router:
             child.wait()
 
 
-async def one(ways: list[Way], number: int, found: list[tuple[float, float]]) -> None:
+async def one(ways: list[Way], number: int, found: list[Times]) -> None:
     try:
         first, end, events = await asyncio.wait_for(
             ways[number % len(ways)].ask(body_of(number)), 60
         )
     except Exception:  # noqa: BLE001 - whatever it was, the client has no answer
-        found.append((-1.0, -1.0))
+        found.append((-1.0, -1.0, 0.0))
         return
-    found.append((first, end) if events == EVENTS + 1 else (-1.0, -1.0))
+    fine = events == EVENTS + 1
+    found.append((first, end, time.perf_counter()) if fine else (-1.0, -1.0, 0.0))
 
 
-async def closed(
-    ways: list[Way], clients: int, count: int
-) -> tuple[list[tuple[float, float]], float]:
-    found: list[tuple[float, float]] = []
-    numbers = iter(range(count))
+async def closed(ways: list[Way], clients: int, count: int) -> tuple[list[Times], float, float]:
+    found: list[Times] = []
+    numbers, last = iter(range(count)), [0.0]
 
     async def client() -> None:
         for number in numbers:
+            last[0] = time.perf_counter()
             await one(ways, number, found)
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return found, time.perf_counter() - began
+    return found, began, last[0]
 
 
-async def opened(
-    ways: list[Way], rate: float, count: int
-) -> tuple[list[tuple[float, float]], float]:
-    found: list[tuple[float, float]] = []
+async def opened(ways: list[Way], rate: float, count: int) -> tuple[list[Times], float, float]:
+    found: list[Times] = []
     dice, tasks = random.Random(7), []
     began = at = time.perf_counter()
     for number in range(count):
         at += dice.expovariate(rate)
         await asyncio.sleep(max(0.0, at - time.perf_counter()))
         tasks.append(asyncio.ensure_future(one(ways, number, found)))
+    last = time.perf_counter()
     await asyncio.gather(*tasks)
-    return found, time.perf_counter() - began
+    return found, began, last
 
 
 async def run_one(name: str, count: int, load: str, told: bool, args: argparse.Namespace) -> str:
@@ -172,17 +176,20 @@ async def run_one(name: str, count: int, load: str, told: bool, args: argparse.N
     try:
         ways, asked = router.ways(), max(80, int(args.seconds * capacity * 0.9))
         if load == "closed":
-            found, took = await closed(ways, 6 * count, asked)
+            found, began, last = await closed(ways, 6 * count, asked)
         else:
-            found, took = await opened(ways, 0.7 * capacity, int(asked * 0.75))
+            found, began, last = await opened(ways, 0.7 * capacity, int(asked * 0.75))
+        took = time.perf_counter() - began
         stats = router.stats()
     finally:
         router.end()
     good = [times for times in found if times[1] >= 0]
+    # What ended before the last was asked: at the end some engines have nothing left to do.
+    steady = sum(times[2] <= last for times in good) / (last - began)
     firsts, ends = ([t[i] * 1e3 for t in good] or [-1.0] for i in (0, 1))
     busy = [row[1] / took / SLOTS for row in stats]
     return (
-        f"| {count} | {load} | {name}{', told' if told else ''} | {len(good) / took:.1f} | "
+        f"| {count} | {load} | {name}{', told' if told else ''} | {steady:.1f} | "
         f"{median(firsts):.0f} / {p99(firsts):.0f} | {median(ends):.0f} / {p99(ends):.0f} | "
         f"{max(busy):.0%} | {min(busy):.0%} | {len(found) - len(good)} |"
     )
@@ -195,11 +202,11 @@ async def overhead(name: str, args: argparse.Namespace) -> str:
         ways = router.ways()
         await closed(ways, 1, 50)
         before = cpu_seconds(router.pid)
-        found, _ = await closed(ways, 1, 500)
+        found, _, _ = await closed(ways, 1, 500)
         used = cpu_seconds(router.pid) - before
     finally:
         router.end()
-    ends = [end * 1e3 for _, end in found]
+    ends = [times[1] * 1e3 for times in found]
     own = "" if name == "direct" else f"{used / 500 * 1e3:.2f}"
     return f"| {name} | {median(ends):.2f} / {p99(ends):.2f} | {own} |"
 
