@@ -21,6 +21,7 @@ from tests.gateway.support import (
     stream,
 )
 from turbofit.core.errors import UsageError
+from turbofit.gateway.admission import Cost
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.config import GatewayConfig, host_of_one
 from turbofit.gateway.limits import bounds_of
@@ -114,15 +115,15 @@ def test_an_engine_alone_has_none_to_retry_at() -> None:
         def answer(engine, *_):
             return stream(5.0, EVENT) if engine.name == "a" else stream(EVENT, DONE)
 
-        app, recorder = following(roll(1, "a"), Recorder(answer))
+        app, _ = following(roll(1, "a"), Recorder(answer))
         waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
         await begun(1)
         app.follow(roll(2, "b"))
         reply = await asyncio.wait_for(waiting, 2)
         text = (await call(app, "/metrics")).body.decode()
-        return app, recorder, reply, text
+        return app, reply, text
 
-    app, recorder, reply, text = asyncio.run(run())
+    app, reply, text = asyncio.run(run())
     # Its body was forgotten once it was sent, as on every server of one engine.
     assert reply.status == 503
     assert reply.json["error"]["code"] == "engine_died"
@@ -294,3 +295,14 @@ def test_a_cluster_s_gateway_is_made_of_a_roll() -> None:
     (a,) = app.engines
     assert (a.key, a.gate, a.host_limit, a.label) == ("k", 26, ROOM // 2, "a")
     assert app.health() == {"a": True}
+
+
+def test_several_gateways_do_not_all_begin_with_the_same_engine() -> None:
+    names = [f"e{number}" for number in range(50)]
+
+    def first(gateways: int) -> set[str]:
+        found = [following(roll(1, *names, gateways=gateways))[0].fleet for _ in range(8)]
+        return {fleet.best(Cost()).name for fleet in found}
+
+    assert first(1) == {"e0"}
+    assert len(first(8)) > 1

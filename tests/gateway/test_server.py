@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from turbofit.cli import gateway as command
 from turbofit.cli.parser import Parser
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.server import bind, check_bind, make_gateway
+from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.roll import Member, Roll
+from turbofit.gateway.server import bind, check_bind, make_gateway, make_roll_gateway
 from turbofit.gateway.thread import GatewayThread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -264,3 +267,54 @@ def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:
     assert "counted at the model's own default" in err
     (record,) = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
     assert record["route"] == CHAT
+
+
+def test_each_member_has_its_own_key_and_its_name_for_a_label(engine) -> None:
+    other, records = Engine(), []
+    other.start()
+    assert other.ready.wait(5)
+
+    def roll(number: int, *names: str) -> Roll:
+        urls = {"a": engine.url, "b": other.url}
+        members = tuple(
+            Member(name=name, url=urls[name], key=f"key of {name}", host_bytes=1 << 40)
+            for name in names
+        )
+        return Roll(number=number, bounds=bounds_of(plan_for()), members=members)
+
+    with GatewayThread(make_roll_gateway(roll(1), config(), log=records.append)) as gateway:
+        assert asked(gateway.url, path="/health")[0] == 503
+        assert asked(gateway.url, chat())[0] == 503
+        gateway.call(lambda one: one.follow(roll(2, "a", "b")))
+        assert asked(gateway.url, chat())[0] == 200
+        gateway.call(lambda one: one.follow(roll(3, "b")))
+        assert asked(gateway.url, chat(stream=True))[2].endswith(b"[DONE]\n\n")
+        assert b'turbofit_gateway_engine_up{engine="b"} 1' in asked(gateway.url, path="/metrics")[2]
+        assert gateway.call(lambda one: one.health()) == {"b": True}
+    other.stop()
+    for one, name in ((engine, "a"), (other, "b")):
+        assert {headers["Authorization"] for headers in one.headers} == {f"Bearer key of {name}"}
+    answered = [record["engine"] for record in records if record["status"] == 200]
+    assert answered[0] in ("a", "b")
+    assert "b" in answered
+
+
+def test_a_request_survives_the_engine_that_had_it(engine) -> None:
+    """On real sockets: one that breaks off each request, and one that answers."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def refuse() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                client.recv(1 << 16)
+                client.close()
+
+    threading.Thread(target=refuse, daemon=True).start()
+    bad = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    made = make_gateway(plan_for(), [bad, engine.url], config(idle_seconds=1000.0))
+    with GatewayThread(made) as gateway:
+        for stream in (True, False):
+            answer = asked(gateway.url, chat(image_part(640, 480), stream=stream))
+            assert answer[0] == 200, answer
+    listener.close()

@@ -22,6 +22,8 @@ from tests.gateway.support import plan_for
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.accesslog import AccessLog
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.roll import Member, Roll
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -104,3 +106,27 @@ def test_what_is_in_the_way_is_raised_where_it_was_started(tmp_path: Path) -> No
 def test_one_that_never_started_stops() -> None:
     thread().stop()
     assert "gateway" not in {t.name for t in threading.enumerate()}
+
+
+def test_it_is_told_of_engines_from_another_thread() -> None:
+    one = thread()
+    with pytest.raises(LaunchError, match="does not serve"):
+        one.call(lambda gateway: gateway.health())
+    one.start()
+    try:
+        roll = Roll(
+            number=1,
+            bounds=bounds_of(plan_for()),
+            members=(Member(name="a", url="http://127.0.0.1:9"),),
+        )
+        assert one.call(lambda gateway: gateway.follow(roll)) is None
+        assert one.call(lambda gateway: gateway.outstanding()) == {"a": 0}
+        assert one.call(lambda _: threading.current_thread().name) == "gateway"
+        with pytest.raises(ZeroDivisionError):
+            one.call(lambda _: 1 // 0)
+        with pytest.raises(LaunchError, match="did not answer"):
+            one.call(lambda _: time.sleep(0.3) or one.call(lambda _: None, 0.1))
+    finally:
+        one.stop(drain=False)
+    with pytest.raises(LaunchError, match="does not serve"):
+        one.call(lambda gateway: gateway.health())

@@ -69,6 +69,17 @@ def test_what_the_gateway_says() -> None:
     assert (second.up, second.running, second.generated_tokens) == (False, None, None)
 
 
+def test_engines_of_a_cluster_have_names() -> None:
+    ours = "turbofit_gateway_"
+    lines = [f"{ours}waiting 0"]
+    for label, up in (("10", 1), ("2", 1), ("n1-b", 0), ("n1-a", 1)):
+        lines.append(f'{ours}engine_up{{engine="{label}"}} {up}')
+    found = now_of("\n".join(lines) + "\n").engines
+    assert [(one.index, one.up) for one in found] == [
+        (2, True), (10, True), ("n1-a", True), ("n1-b", False),
+    ]  # fmt: skip
+
+
 def test_another_page_is_none() -> None:
     with pytest.raises(UsageError, match="not of turbofit's gateway"):
         now_of("process_cpu_seconds_total 3\n")

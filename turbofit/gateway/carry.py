@@ -24,6 +24,9 @@ __all__ = ["Carrier"]
 #: Engines that may break off over one request before its client is told. Each of them had it, and
 #: may have died of it: a request that kills engines must not go through the whole cluster.
 _MOST_TRIES: Final = 3
+#: Engines that may not be reached, one after the other: with the gateway's own network gone each
+#: would cost its client a timeout.
+_MOST_ASKED: Final = 16
 
 
 class Carrier:
@@ -66,7 +69,7 @@ class Carrier:
         avoid: list[Engine] = []
         tries = 0
         while True:
-            if avoid and not self._fleet.others(avoid):
+            if len(avoid) == _MOST_ASKED:
                 raise dead()
             engine = await self._admission.admit(call.key or call.client, cost, choose, avoid)
             avoid.append(engine)

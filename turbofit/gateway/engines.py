@@ -54,6 +54,8 @@ class Engine:
         host_limit: int | None = None,
     ) -> None:
         self.index, self.url, self.key = index, url.rstrip("/"), key
+        #: Of engines that are as full as each other the one with the lowest is next.
+        self.turn: float = index
         self.label: int | str = index if name is None else name
         self.gate, self.host_limit = gate, host_limit
         self.fleet: Fleet | None = None
@@ -135,14 +137,14 @@ class Engine:
             self._rise()
 
     @property
-    def rank(self) -> tuple[float, float, int]:
-        """How full one more request would make it, the smaller the better; no two have the same.
+    def rank(self) -> tuple[float, float, float]:
+        """How full one more request would make it, the smaller the better.
 
         Full is relative to its share: an engine of twice the share gets twice the requests. Of
         equals the one with the fewest units is next.
         """
         share = self._share
-        return ((self._outstanding + 1) / share, self._units / share, self.index)
+        return ((self._outstanding + 1) / share, self._units / share, self.turn)
 
     def fits(self, cost: Cost) -> bool:
         """Whether it takes requests, and has room for this one beside those it has."""

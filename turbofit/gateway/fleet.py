@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.engines import Engine
 
     #: Rank, a number of its own, engine.
-    Entry = tuple[tuple[float, float, int], int, Engine]
+    Entry = tuple[tuple[float, float, float], int, Engine]
 
 __all__ = ["Fleet"]
 

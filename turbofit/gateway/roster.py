@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from random import random
+from typing import TYPE_CHECKING
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import host_of_one
 from turbofit.gateway.engines import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from turbofit.gateway.fleet import Fleet
-    from turbofit.gateway.roll import Member, Roll
+    from turbofit.gateway.roll import Roll
 
 __all__ = ["Roster", "check_gateways"]
 
@@ -73,10 +72,14 @@ class Roster:
         known = {engine.name: engine for engine in self._fleet}
         engines: list[Engine] = []
         ended: list[Engine] = []
-        for member, limits in _parts(roll):
+        for member in {member.name: member for member in roll.members}.values():
             engine = known.pop(member.name, None)
             if engine is None:
                 engine = Engine(self._index, member.url, name=member.name)
+                if roll.gateways > 1:
+                    # LMDeploy's proxy looks at its engines in a random order: several gateways
+                    # that know nothing of each other must not begin with the same engine.
+                    engine.turn = random()
                 self._index += 1
             elif engine.url != member.url.rstrip("/"):
                 ended.append(engine)
@@ -84,18 +87,12 @@ class Roster:
             elif not engine.up:
                 engine.last_asked = float("-inf")  # whoever wrote the roll may know better
             engine.share, engine.key = member.share, member.key
-            engine.gate, engine.host_limit = limits["gate"], limits["host_limit"]
+            engine.gate = None if member.gate is None else member.gate // roll.gateways
+            engine.host_limit = member.host_bytes // roll.gateways
             engine.draining = member.draining
             engines.append(engine)
         self._fleet.set(engines)
         return (*ended, *known.values())
-
-
-def _parts(roll: Roll) -> Iterator[tuple[Member, dict[str, Any]]]:
-    """Each member once, with this gateway's part of its limits."""
-    for member in {member.name: member for member in roll.members}.values():
-        gate = None if member.gate is None else member.gate // roll.gateways
-        yield member, {"gate": gate, "host_limit": member.host_bytes // roll.gateways}
 
 
 def _begin_anew(engine: Engine, url: str) -> None:

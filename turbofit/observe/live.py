@@ -20,12 +20,12 @@ _OURS: Final = "turbofit_gateway_"
 
 
 class EngineNow(Struct):
-    """One engine; None is what its page does not tell.
+    """One engine; None is what its page does not tell. ``index`` is its name in a cluster.
 
     ``cache_used`` is a share of 1; tokens are totals since its start.
     """
 
-    index: int
+    index: int | str
     up: bool
     in_flight: int
     units: int
@@ -86,10 +86,12 @@ def now_of(text: str) -> Now:
         raise UsageError(
             "that page is not of turbofit's gateway", hint="give the address that clients use"
         )
-    indices = sorted({int(one.labels["engine"]) for one in page.of(f"{_OURS}engine_up")})
+    labels = {one.labels["engine"] for one in page.of(f"{_OURS}engine_up")}
+    known: list[int | str] = sorted(int(label) for label in labels if label.isdecimal())
+    known += sorted(label for label in labels if not label.isdecimal())
     return Now(
         waiting=int(waiting),
-        engines=tuple(_engine(page, index) for index in indices),
+        engines=tuple(_engine(page, index) for index in known),
         requests=int(page.total(f"{_OURS}requests_total") or 0),
         limited=_by(page, "limited_total"),
         refused=_by(page, "refused_total"),
@@ -97,7 +99,7 @@ def now_of(text: str) -> Now:
     )
 
 
-def _engine(page: Page, index: int) -> EngineNow:
+def _engine(page: Page, index: int | str) -> EngineNow:
     label = {"engine": str(index)}
     running = page.total("lmdeploy:num_requests_running", **label)
     queued = page.total("lmdeploy:num_requests_waiting", **label)

@@ -1,0 +1,114 @@
+"""What is done engine by engine, with very many of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import pairwise
+
+from tests.gateway.support import Recorder, ask, chat
+from tests.gateway.test_roll import following, roll
+from turbofit.gateway.engines import Engine
+from turbofit.gateway.health import Monitor
+
+
+def engines(count: int) -> list[Engine]:
+    return [Engine(number, "http://x") for number in range(count)]
+
+
+def test_not_all_are_asked_at_once_and_all_are_asked() -> None:
+    async def run():
+        found, asking, most, asked = engines(700), set(), 0, []
+
+        async def probe(engine):
+            nonlocal most
+            asking.add(engine)
+            asked.append(engine)
+            most = max(most, len(asking))
+            await asyncio.sleep(0.02)
+            asking.discard(engine)
+            return True
+
+        monitor = Monitor(found, probe, lambda: None)
+        monitor.start()
+        for _ in range(200):
+            await asyncio.sleep(0.02)
+            monitor.look()
+            if len(asked) >= len(found):
+                break
+        await monitor.stop()
+        return most, len(asked), len(set(asked))
+
+    assert asyncio.run(run()) == (256, 700, 700)
+
+
+def test_dead_engines_keep_nobody_waiting() -> None:
+    async def run():
+        found, asked = engines(1000), []
+        for engine in found[:600]:
+            engine.up = False
+
+        async def probe(engine):
+            asked.append(engine.index)
+            if engine.index < 600:
+                await asyncio.sleep(60)
+            return True
+
+        monitor = Monitor(found, probe, lambda: None, retry=0.0, patience=0.05)
+        monitor.start()
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            monitor.look()
+            if len(set(asked)) == 1000:
+                break
+        await monitor.stop()
+        return asked
+
+    asked = asyncio.run(run())
+    assert set(asked) == set(range(1000))
+    assert {index for index in asked[:512] if index >= 600} == set(range(600, 856))
+
+
+def test_those_which_began_together_are_not_asked_together() -> None:
+    found, now = engines(1000), time.monotonic()
+    monitor = Monitor(found, lambda _: asyncio.sleep(0), lambda: None, idle=60.0)
+    for engine in found:
+        engine.suspect, engine.last_success, engine.last_asked = False, now, now - 100
+    due = [sum(monitor._due(e, now + at) for e in found) for at in (44.9, 48.9, 52.6, 56.3, 60.1)]
+    assert due[0] == 0
+    assert due[-1] == 1000
+    assert all(200 < later - before < 300 for before, later in pairwise(due))
+    # An engine alone is asked when it was said.
+    assert not monitor._due(found[0], now + 59.9)
+
+
+def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long(monkeypatch) -> None:
+    monkeypatch.setattr("turbofit.gateway.pages._ALL_SECONDS", 0.3)
+    app, recorder = following(roll(1, *(f"e{n}" for n in range(100))))
+    reading = most = 0
+
+    async def page(engine, path, seconds):
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        try:
+            await asyncio.sleep(60 if engine.name == "e7" else 0.01)
+        finally:
+            reading -= 1
+        return f"# TYPE a gauge\na {engine.index}\n"
+
+    recorder.page = page
+    lines = ask(app, "/metrics").body.decode().splitlines()
+    assert most == 32
+    assert sum(line.startswith("a{") for line in lines) == 99
+    assert 'a{engine="e99"} 99' in lines
+    assert 'turbofit_gateway_engine_up{engine="e7"} 1' in lines
+
+
+def test_a_gateway_without_a_network_gives_up_soon() -> None:
+    recorder = Recorder()
+    recorder.down = set(range(100))
+    app, _ = following(roll(1, *(f"e{n}" for n in range(100))), recorder)
+    reply = ask(app, body=chat())
+    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
+    assert sum(not engine.up for engine in app.engines) == 16
