@@ -13,11 +13,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Goal, Plan, Settings, Workload, paint_with
+from turbofit.core.plan import Goal, Plan, paint_with
 from turbofit.core.units import parse_bytes
+from turbofit.launch.asked import asked_of, checked, workload_of
+from turbofit.launch.cluster.planning import plan_cluster, plan_joining
 from turbofit.launch.command import commands
 from turbofit.launch.environment import rank_warning
 from turbofit.launch.fallback.command import fallback_commands
@@ -30,18 +32,14 @@ from turbofit.memory.engines import (
     engine_named,
     fallback_reason,
 )
-from turbofit.model.source import resolve_model
-from turbofit.observe.calibrations import pretends, with_calibrations
-from turbofit.tuner.ask import Ask, Margin, check_limits
+from turbofit.tuner.ask import Ask
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.predict import make_prediction
 
 if TYPE_CHECKING:
-    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
-    from turbofit.core.plan import Command
 
 __all__ = [
     "pipeline",
@@ -52,8 +50,6 @@ __all__ = [
     "rehearse",
     "rehearse_torch",
 ]
-
-_SETTINGS = frozenset(field.name for field in fields(Settings)) - {"tp"}
 
 
 def _framed(plan: Plan) -> str:
@@ -121,106 +117,20 @@ def plan(
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    ask = _ask(model, on, gpus, revision, margin, budget, settings)
+    ask = asked_of(model, on, gpus, revision, margin, budget, settings)
     ask = replace(
         ask,
-        workload=_workload(images, image_size, context, concurrency, goal, queue_images),
+        workload=workload_of(images, image_size, context, concurrency, goal, queue_images),
         tp=tp,
         replicas=replicas,
         max_dynamic_patch=max_dynamic_patch,
         max_pixels=max_pixels,
     )
-    ask = _checked(ask)
+    ask = checked(ask)
     if rehearse and fallback_reason(ask.model, engine) is not None:
         raise _not_rehearsed(ask.model.name)
     made = best_plan(ask, engine)
     return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
-
-
-def plan_cluster(
-    model: str | Model,
-    cluster: Cluster,
-    *,
-    tp: int | None = None,
-    replicas: int | None = None,
-    images: int = 1,
-    image_size: tuple[int, int] | None = None,
-    context: int | None = None,
-    concurrency: int = 8,
-    goal: Goal = "throughput",
-    queue_images: bool = False,
-    max_dynamic_patch: int | None = None,
-    max_pixels: int | None = None,
-    engine: str = "auto",
-    margin: int | str | None = None,
-    budget: int | str | None = None,
-    revision: str | None = None,
-    **settings: Any,
-) -> ClusterPlan:
-    """One promise over several machines, and the best plan of each under it.
-
-    Args as for :func:`plan`, and:
-        cluster: the nodes as they were measured; each is planned for its own cards.
-        tp: GPUs of one engine, on every node.
-        replicas: engines side by side, on each node.
-        concurrency: requests at once over all nodes.
-
-    Returns:
-        The plan, whether any node serves or not.
-
-    Raises:
-        As :func:`plan`, where it is so on every node.
-    """
-    from turbofit.launch.cluster.span import span_commands
-    from turbofit.tuner.cluster.plan import make_cluster_plan
-
-    ask = _ask(model, _nowhere(), None, revision, margin, budget, settings)
-    ask = replace(
-        ask,
-        workload=_workload(images, image_size, context, concurrency, goal, queue_images),
-        tp=tp,
-        replicas=replicas,
-        max_dynamic_patch=max_dynamic_patch,
-        max_pixels=max_pixels,
-    )
-    made = make_cluster_plan(_checked(ask), cluster, engine)
-    nodes = tuple(_commanded(node) for node in made.nodes)
-    spans = tuple(replace(span, commands=span_commands(span, cluster)) for span in made.spans)
-    return replace(made, nodes=nodes, spans=spans)
-
-
-def plan_joining(
-    plan: ClusterPlan,
-    node: Node,
-    *,
-    tp: int | None = None,
-    replicas: int | None = None,
-    max_dynamic_patch: int | None = None,
-    max_pixels: int | None = None,
-    engine: str = "auto",
-    margin: int | str | None = None,
-    budget: int | str | None = None,
-    **settings: Any,
-) -> NodePlan:
-    """The plan of a node that joins a cluster later; what is promised, and all others, stay.
-
-    Args as :func:`plan_cluster` was given them, and:
-        plan: what is served; its model, workload and promise are kept.
-        node: as it was measured.
-
-    Returns:
-        Its plan, or why it cannot serve what is promised.
-
-    Raises:
-        UsageError: a setting that turbofit does not know.
-    """
-    from turbofit.tuner.cluster.joining import plan_joining_node
-
-    ask = _ask(plan.model, _nowhere(), None, None, margin, budget, settings)
-    ask = replace(
-        ask, tp=tp, replicas=replicas, max_dynamic_patch=max_dynamic_patch, max_pixels=max_pixels
-    )
-    return _commanded(plan_joining_node(ask, plan, node, engine))
 
 
 def predict(
@@ -256,10 +166,10 @@ def predict(
     Raises:
         As :func:`plan`; PackageError for a generation without an account.
     """
-    ask = _ask(model, on, gpus, revision, margin, budget, settings)
+    ask = asked_of(model, on, gpus, revision, margin, budget, settings)
     ask = replace(
         ask,
-        workload=_workload(images, image_size, context, concurrency, goal, queue_images),
+        workload=workload_of(images, image_size, context, concurrency, goal, queue_images),
         tp=tp,
         replicas=replicas,
         max_dynamic_patch=max_dynamic_patch,
@@ -273,7 +183,7 @@ def predict(
         )
     account = engine_for(ask.model, engine, lmdeploy)
     check_options(account, ask.fixed)
-    return _finished(make_prediction(_checked(ask), account, free))
+    return _finished(make_prediction(checked(ask), account, free))
 
 
 def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
@@ -412,110 +322,9 @@ def _rehearsed(ask: Ask, made: Plan) -> Plan:
     return seen
 
 
-def _ask(
-    model: str | Model,
-    on: str | Machine | None,
-    gpus: str | None,
-    revision: str | None,
-    margin: int | str | None,
-    budget: int | str | None,
-    settings: dict[str, Any],
-) -> Ask:
-    unknown = sorted(set(settings) - _SETTINGS)
-    if unknown:
-        raise UsageError(
-            f"{unknown[0]} is not an option that turbofit sets",
-            hint=f"it sets {', '.join(sorted(_SETTINGS))}",
-        )
-    fixed = {name: value for name, value in settings.items() if value is not None}
-    resolved = resolve_model(model, revision=revision) if isinstance(model, str) else model
-    if revision is not None:
-        resolved = replace(resolved, revision=revision)
-    machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
-    if machine.source == "nvml":
-        machine = with_calibrations(machine, pretend=pretends())
-    return Ask(
-        model=resolved,
-        machine=machine,
-        workload=Workload(),
-        fixed=fixed,
-        margin=_margin(margin),
-        budget=parse_bytes(budget, what="--budget") if isinstance(budget, str) else budget,
-    )
-
-
-def _workload(
-    images: int,
-    image_size: tuple[int, int] | None,
-    context: int | None,
-    concurrency: int,
-    goal: Goal,
-    queue_images: bool,
-) -> Workload:
-    if images < 0 or concurrency < 1 or (context is not None and context < 1):
-        raise UsageError(
-            f"a workload of {images} images, {concurrency} requests and {context} tokens is none",
-            hint="images from 0, concurrency and context from 1",
-        )
-    return Workload(
-        images=images,
-        image_size=image_size,
-        context=context,
-        concurrency=concurrency,
-        goal=goal,
-        queue_images=queue_images,
-    )
-
-
-def _margin(margin: int | str | None) -> Margin:
-    if isinstance(margin, str):
-        if not margin.endswith("%"):
-            return Margin(bytes=parse_bytes(margin, what="--margin"))
-        try:
-            return Margin(share=float(margin[:-1]) / 100)
-        except ValueError:
-            raise UsageError(f"margin {margin!r} is no share", hint="write it as 2%") from None
-    return Margin(bytes=margin)
-
-
-def _checked(ask: Ask) -> Ask:
-    """Refuse contradictions that no search can mend."""
-    workload, fixed = ask.workload, ask.fixed
-    check_limits(ask)
-    if workload.context is not None and "session_len" in fixed:
-        raise UsageError("context and session_len are one setting", hint="give only one of the two")
-    longest = ask.model.text.max_position_embeddings
-    if workload.context is not None and workload.context > longest:
-        raise UsageError(
-            f"{ask.model.name} reads {longest} tokens, not {workload.context}",
-            hint=f"--context {longest} at most",
-        )
-    return ask
-
-
 def _finished(plan: Plan) -> Plan:
     """Add the command lines, and what the environment and the packages say against them."""
     said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
     warnings = (*plan.warnings, *(text for text in said if text))
-    return replace(plan, commands=_command_lines(plan), warnings=warnings)
-
-
-def _command_lines(plan: Plan) -> tuple[Command, ...]:
-    return commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
-
-
-def _commanded(node: NodePlan) -> NodePlan:
-    """A node's plan with its command lines; this process's environment says nothing of it."""
-    if node.plan is None:
-        return node
-    need = need_warning(node.plan)
-    warnings = (*node.plan.warnings, need) if need else node.plan.warnings
-    made = replace(node.plan, commands=_command_lines(node.plan), warnings=warnings)
-    return replace(node, plan=made)
-
-
-def _nowhere() -> Machine:
-    """What an ask has in the machine's place until it is asked of a node."""
-    from turbofit.core.machine import Machine
-
-    return Machine(name="cluster", source="cluster", gpus=())
+    made = commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
+    return replace(plan, commands=made, warnings=warnings)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan, Remedy
+from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, FALLBACK, check_options, engine_for, fallback_reason
 from turbofit.memory.terms import capability_of
 from turbofit.tuner.ask import Ask
@@ -37,7 +38,7 @@ def best_plan(ask: Ask, asked: str = "auto") -> Plan:
         return make_fallback_plan(ask, reason)
     first = engine_for(ask.model, asked)
     check_options(first, ask.fixed)
-    made = make_plan(ask, first)
+    made = _planned(ask, first)
     if asked != "auto" or (_served(ask, made) == (True, True) and ask.workload.goal != "context"):
         return made
     rival = _rival(ask, made)
@@ -48,13 +49,36 @@ def best_plan(ask: Ask, asked: str = "auto") -> Plan:
     return replace(made, remedies=(*made.remedies, *_other_engines(ask, rival)))
 
 
+def _planned(ask: Ask, engine: Engine) -> Plan:
+    """The plan, with fewer engines where host memory does not do for as many as the GPUs hold."""
+    made = make_plan(ask, engine)
+    if not _host_short(made) or ask.replicas is not None or ask.groups is not None:
+        return made
+    for replicas in range(made.parallel.replicas - 1, 0, -1):
+        try:
+            fewer = make_plan(replace(ask, replicas=replicas), engine)
+        except TurbofitError:
+            continue
+        if fewer.fits:
+            why = f"replicas {replicas}: host memory does not do for {made.parallel.replicas}"
+            reason = f"{fewer.parallel.reason}; {why}"
+            parallel = replace(fewer.parallel, reason=reason)
+            return replace(fewer, parallel=parallel, reasons=(why, *fewer.reasons))
+    return made
+
+
+def _host_short(plan: Plan) -> bool:
+    host = plan.host
+    return host.available is not None and host.pinned + host.pageable > host.available
+
+
 def _rival(ask: Ask, made: Plan) -> Plan | None:
     """The plan on LMDeploy's other engine, None where that does not run the model or not fit."""
     for name in ENGINES[ENGINES.index(made.engine.name) + 1 :]:
         try:
             other = engine_for(ask.model, name)
             check_options(other, ask.fixed)
-            plan = make_plan(ask, other)
+            plan = _planned(ask, other)
         except TurbofitError:
             continue
         return plan if plan.fits else None

@@ -87,13 +87,13 @@ def _batches(fleet: Fleet, plan: ClusterPlan, share: float) -> float:
 
 def _breaks(fleet: Fleet, plan: ClusterPlan, own: Plan) -> str:
     """What of the promise a plan does not hold."""
-    held, promised = own.kv.longest_request_tokens, plan.longest_request_tokens
-    if held < promised:
-        return words.too_short(held, promised)
     assert plan.limits is not None
     limit, wanted = limit_of(own), _promise(fleet.base, plan).limit
     if limit is not None and wanted is not None and limit < wanted:
         return words.too_small(fleet, limit, wanted)
+    held, promised = own.kv.longest_request_tokens, plan.longest_request_tokens
+    if held < promised:
+        return words.too_short(held, promised)
     for field in fields(Limits):
         least, have = getattr(plan.limits, field.name), getattr(own.limits, field.name)
         queues = field.name == "units_per_forward"  # its own gateway queue keeps it

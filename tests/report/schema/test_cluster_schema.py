@@ -1,0 +1,58 @@
+"""The schemas of clusters and their plans describe what is printed, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from jsonschema import ValidationError
+from msgspec.structs import fields
+
+from tests.fixtures.clusters import cluster
+from tests.report.schema.test_schema import SCHEMAS, check
+from turbofit import api
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
+
+
+def test_clusters() -> None:
+    bare = Node(id="x", name="x", address="", why_not="no GPU")
+    found = cluster("4xrtx3090", "1xl4,ram=64GiB")
+    check("cluster", Cluster(source="", nodes=(*found.nodes, bare)).to_json())
+
+
+@pytest.mark.parametrize(
+    ("model", "specs"),
+    [
+        ("internvl2-8b", ("4xrtx3090", "2xrtx2080ti", "1xt4")),
+        ("internvl2-76b", ("4xrtx3090",) * 4),
+        ("internvl2-8b", ("1xt4",)),
+        ("llava-onevision-7b", ("1xa100",)),
+    ],
+)
+def test_plans(model: str, specs: tuple[str, ...]) -> None:
+    text = api.plan_cluster(model, cluster(*specs)).to_json()
+    check("cluster-plan", text)
+    document = json.loads(text)
+    document["nodes"][0]["new_field"] = 1
+    with pytest.raises(ValidationError, match="new_field"):
+        check("cluster-plan", json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "cls"),
+    [
+        ("cluster", None, Cluster),
+        ("cluster", "Node", Node),
+        ("cluster-plan", None, ClusterPlan),
+        ("cluster-plan", "NodePlan", NodePlan),
+        ("cluster-plan", "Span", Span),
+    ],
+)
+def test_every_field_is_described_and_no_other(
+    schema: str, name: str | None, cls: type[Cluster]
+) -> None:
+    described = SCHEMAS[schema] if name is None else SCHEMAS[schema]["$defs"][name]
+    assert set(described["properties"]) == {field.name for field in fields(cls)}
+    required = {field.name for field in fields(cls) if field.required}
+    assert set(described["required"]) == required
+    assert described["additionalProperties"] is False

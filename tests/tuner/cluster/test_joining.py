@@ -1,0 +1,73 @@
+"""A node that comes later is planned under the promise, or told in plain words why it is not."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from tests.fixtures.clusters import cluster, node
+from turbofit import api
+from turbofit.core.cluster import Cluster
+
+
+def test_a_like_node_gets_the_same_settings() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "4xrtx3090"), concurrency=24)
+    joined = api.plan_joining(plan, node(3, "4xrtx3090"))
+    first = plan.nodes[0].plan
+    assert joined.plan is not None
+    assert first is not None
+    assert joined.at_once == 8
+    assert joined.plan.settings.session_len == plan.longest_request_tokens
+    assert joined.plan.limits.max_dynamic_patch == first.limits.max_dynamic_patch
+    assert joined.plan.limits.n >= (plan.limits.n if plan.limits else 0)
+    assert len(joined.plan.commands) == joined.plan.parallel.replicas
+    assert joined.cards == "4x NVIDIA GeForce RTX 3090"
+    assert joined.plan.throughput is not None
+
+
+def test_a_context_that_is_too_short_is_told() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("8xh100"))
+    joined = api.plan_joining(plan, node(2, "2xrtx2080ti"))
+    assert joined.plan is None
+    assert joined.why_not == "holds 26,624 tokens under the promised images, 32,768 are promised"
+
+
+def test_images_that_are_too_small_are_told() -> None:
+    plan = api.plan_cluster("qwen2-vl-7b", cluster("8xh100"), context=17408)
+    joined = api.plan_joining(plan, node(2, "1xl4:free=19GiB"))
+    assert joined.plan is None
+    assert "pixels at most, 12,845,056 are promised" in joined.why_not
+
+
+def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
+    plan = api.plan_cluster("qwen2-vl-7b", cluster("1xl4:free=19GiB"))
+    joined = api.plan_joining(plan, node(2, "2xa100"))
+    assert plan.limits is not None
+    assert joined.plan is not None
+    assert joined.plan.limits.max_pixels_per_image == plan.limits.max_pixels_per_image
+    assert joined.plan.settings.session_len == plan.longest_request_tokens
+
+
+def test_answers_a_request_are_part_of_the_promise() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("1xrtx4090"), concurrency=12)
+    assert plan.limits is not None
+    assert plan.limits.n == 12
+    joined = api.plan_joining(plan, node(2, "1xrtx4090"))
+    assert joined.plan is not None
+    assert joined.plan.limits.n >= 12
+
+
+def test_settings_of_the_cluster_are_kept() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
+    joined = api.plan_joining(plan, node(2, "2xrtx3090"), session_len=8192)
+    assert joined.plan is not None
+    assert joined.plan.settings.session_len == 8192
+
+
+def test_who_cannot_join_at_all() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"))
+    assert "turbofit 9" in api.plan_joining(plan, node(2, "2xrtx3090", turbofit="9")).why_not
+    assert "runs out of memory" in api.plan_joining(plan, node(2, "1xt4")).why_not
+    nothing = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=()))
+    assert "nothing is promised" in api.plan_joining(nothing, node(2, "2xrtx3090")).why_not
+    gone = replace(node(2, "2xrtx3090"), machine=None, why_not="no GPU")
+    assert api.plan_joining(plan, gone).why_not == "no GPU"

@@ -1,0 +1,104 @@
+"""Nodes are folded where they are alike, and planned for the fullest of them."""
+
+from __future__ import annotations
+
+import random
+
+from msgspec.structs import replace
+
+from tests.fixtures.clusters import node
+from turbofit.core.machine import Calibration, CardSpeed, Measured
+from turbofit.core.struct import known
+from turbofit.core.units import GIB, MIB
+from turbofit.tuner.cluster.kinds import kinds_of
+
+
+def used_of(machine: object) -> list[int]:
+    return [known(gpu.used, 0) for gpu in machine.gpus]  # type: ignore[attr-defined]
+
+
+def test_like_nodes_are_one_kind_planned_for_the_fullest_card_by_card() -> None:
+    nodes = [
+        node(1, "2xrtx3090", [3 * MIB, 10 * MIB]),
+        node(2, "2xrtx3090", [9 * MIB, 2 * MIB]),
+        node(3, "2xrtx4090"),
+    ]
+    kinds, rounding = kinds_of(nodes)
+    assert [[one.id for one in kind.nodes] for kind in kinds] == [["0001", "0002"], ["0003"]]
+    assert used_of(kinds[0].machine) == [9 * MIB, 10 * MIB]
+    assert rounding.step == 16 * MIB
+    for gpu in kinds[0].machine.gpus:
+        assert known(gpu.free, 0) == known(gpu.total, 0) - known(gpu.reserved, 0) - gpu.used
+
+
+def test_a_node_alone_is_planned_for_itself() -> None:
+    one = node(1, "4xrtx3090", [1, 200 * MIB, 5 * GIB, 0])
+    kinds, _ = kinds_of([one])
+    assert kinds[0].machine == one.machine
+
+
+def test_a_step_further_is_another_kind_and_exactly_is_by_the_byte() -> None:
+    nodes = [node(1, "1xl4", [16 * MIB]), node(2, "1xl4", [16 * MIB + 1]), node(3, "1xl4", [1])]
+    assert len(kinds_of(nodes)[0]) == 2
+    assert len(kinds_of(nodes, exact=True)[0]) == 3
+
+
+def test_links_calibrations_and_measured_speeds_tell_nodes_apart() -> None:
+    first = node(1, "2xrtx3090")
+    machine = first.machine
+    assert machine is not None
+    learned = Calibration(
+        model="m", engine="turbomind", engine_version="0.18", lmdeploy="0.18.0", gpus=("a", "a"),
+        driver="1", communicator="nccl", when="today", context=1, buffers=2,
+    )  # fmt: skip
+    again = replace(learned, when="tomorrow")
+    speed = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=8e11, flops=6e13),))
+    jitter = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=8.05e11, flops=6e13),))
+    slow = Measured(torch="2", cards=(CardSpeed(index=0, bandwidth=4e11, flops=6e13),))
+    machines = [
+        machine,
+        replace(machine, calibrations=(learned,)),
+        replace(machine, calibrations=(again,)),
+        replace(machine, measured=speed),
+        replace(machine, measured=jitter),
+        replace(machine, measured=slow),
+    ]
+    nodes = [replace(first, id=str(k), machine=one) for k, one in enumerate(machines)]
+    nodes.append(node(7, "2xrtx3090,nvlink=0-1"))
+    found = [[one.id for one in kind.nodes] for kind in kinds_of(nodes)[0]]
+    assert found == [["0"], ["1", "2"], ["3", "4"], ["5"], ["0007"]]
+
+
+def test_host_memory_is_that_of_the_least() -> None:
+    nodes = [node(1, "1xl4,ram=60GiB"), node(2, "1xl4,ram=57GiB"), node(3, "1xl4,ram=20GiB")]
+    kinds, _ = kinds_of(nodes)
+    assert [len(kind.nodes) for kind in kinds] == [2, 1]
+    assert kinds[0].machine.host.ram_available == 57 * GIB
+
+
+def test_many_differently_full_nodes_are_few_kinds_and_none_is_planned_for_more_than_it_has() -> (
+    None
+):
+    chance = random.Random(7)
+    nodes = [
+        node(k, "8xrtx3090", [chance.randrange(2 * GIB) for _ in range(8)]) for k in range(200)
+    ]
+    kinds, rounding = kinds_of(nodes)
+    assert len(kinds) <= 24
+    assert rounding.span
+    assert sum(len(kind.nodes) for kind in kinds) == 200
+    for kind in kinds:
+        for one in kind.nodes:
+            assert one.machine is not None
+            pairs = zip(used_of(kind.machine), used_of(one.machine), strict=True)
+            assert all(planned >= held for planned, held in pairs)
+
+
+def test_one_very_full_card_does_not_fill_its_neighbours() -> None:
+    chance = random.Random(7)
+    nodes = [
+        node(k, "8xrtx3090", [20 * GIB, *(chance.randrange(GIB) for _ in range(7))])
+        for k in range(40)
+    ]
+    for kind in kinds_of(nodes)[0]:
+        assert max(used_of(kind.machine)[1:]) <= GIB

@@ -1,0 +1,203 @@
+"""One promise over unequal nodes: what outranks what, and what the document says."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import fields, replace
+
+from tests.fixtures.clusters import cluster, node
+from turbofit import api
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Limits, Plan
+from turbofit.core.units import GIB, MIB
+from turbofit.core.version import __version__
+
+
+def serving(plan: ClusterPlan) -> list[str]:
+    return [one.name for one in plan.nodes if one.plan is not None]
+
+
+def why(plan: ClusterPlan, name: str) -> str:
+    return next(one.why_not for one in plan.nodes if one.name == name)
+
+
+def own(one: NodePlan) -> Plan:
+    assert one.plan is not None
+    return one.plan
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "asked"),
+    [
+        ("internvl2-8b", "4xrtx3090", {}),
+        ("internvl2-8b", "rtx3090+rtx4090", {"concurrency": 20}),
+        ("qwen2-vl-7b", "1xl4:free=19GiB", {}),  # images are lowered
+        ("gemma-3-12b", "2xrtx3090", {"goal": "context"}),  # the PyTorch engine
+        ("internvl2-8b", "2xrtx2080ti", {"session_len": 8192, "max_batch_size": 4}),
+        ("llava-onevision-7b", "2xa100", {}),  # Transformers
+    ],
+)
+def test_one_node_is_planned_as_the_machine_that_it_is(
+    model: str, spec: str, asked: dict[str, object]
+) -> None:
+    one = node(1, spec)
+    plan = api.plan_cluster(model, Cluster(source="", nodes=(one,)), **asked)  # type: ignore[arg-type]
+    alone = api.plan(model, on=one.machine, **asked)  # type: ignore[arg-type]
+    assert alone.fits
+    assert replace(own(plan.nodes[0]), created="") == replace(alone, created="")
+    assert plan.throughput == alone.throughput
+    assert plan.limits == alone.limits
+
+
+def test_sums_least_and_shares() -> None:
+    plan = api.plan_cluster(
+        "internvl2-8b", cluster("8xh100", "2xrtx3090", "2xrtx3090"), concurrency=64
+    )
+    plans = [own(one) for one in plan.nodes]
+    assert plan.fits
+    assert plan.engines == sum(one.parallel.replicas for one in plans)
+    assert plan.total_tokens == sum(one.kv.total_tokens for one in plans)
+    assert plan.longest_request_tokens == min(one.kv.longest_request_tokens for one in plans)
+    assert plan.limits is not None
+    for field in fields(Limits):
+        values = [getattr(one.limits, field.name) for one in plans]
+        least = getattr(plan.limits, field.name)
+        assert least == (min(values) if isinstance(least, int) else values[0])
+    assert sum(one.at_once for one in plan.nodes) == pytest.approx(64)
+    assert plan.nodes[0].at_once > 4 * plan.nodes[1].at_once
+    assert plan.throughput is not None
+    each = [one.throughput.requests_per_second for one in plans if one.throughput]
+    assert plan.throughput.requests_per_second == pytest.approx(sum(each), abs=1e-3)
+
+
+def test_asked_images_come_before_more_nodes() -> None:
+    nodes = cluster("1xrtx4090", "1xl4:free=19GiB", "1xl4:free=19GiB")
+    plan = api.plan_cluster("qwen2-vl-7b", nodes, concurrency=100)
+    assert plan.limits is not None
+    assert serving(plan) == ["host-1"]
+    assert plan.limits.max_pixels_per_image == 12845056
+    assert "12,845,056 are promised" in why(plan, "host-2")
+    asked = api.plan_cluster("qwen2-vl-7b", nodes, concurrency=100, max_pixels=4_000_000)
+    assert serving(asked) == ["host-1", "host-2", "host-3"]
+    assert asked.limits is not None
+    assert asked.limits.max_pixels_per_image == 4_000_000
+
+
+def test_where_no_node_serves_the_asked_images_the_share_weighs_against_the_rate() -> None:
+    lone = api.plan("qwen2-vl-7b", on="1xl4:free=19GiB")
+    less = api.plan("qwen2-vl-7b", on="1xl4:free=18.9GiB")
+    limits = [lone.limits.max_pixels_per_image, less.limits.max_pixels_per_image]
+    assert limits[0] is not None
+    assert limits[1] is not None
+    assert limits[1] < limits[0] < 12845056
+    many = cluster("1xl4:free=19GiB", *["1xl4:free=18.9GiB"] * 9)
+    plan = api.plan_cluster("qwen2-vl-7b", many, concurrency=100)
+    assert len(serving(plan)) == 10
+    assert plan.limits is not None
+    assert plan.limits.max_pixels_per_image == limits[1]
+    assert any("no node serves the model's own" in text for text in plan.reasons)
+
+
+def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("8xh100", "2xrtx2080ti"), concurrency=64)
+    assert plan.longest_request_tokens == 32768
+    assert why(plan, "host-2") == (
+        "holds 26,624 tokens under the promised images, 32,768 are promised"
+    )
+    equal = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"), concurrency=64)
+    assert serving(equal) == ["host-1", "host-2"]
+    assert {own(one).settings.session_len for one in equal.nodes} == {equal.longest_request_tokens}
+    assert "host-2 bounds it" in " ".join(equal.reasons)
+    assert any("float16" in text for text in equal.warnings)
+    longer = [one for one in equal.remedies if "--context 32768" in one.change]
+    assert longer
+    assert "1 node serve" in longer[0].effect
+
+
+def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:
+    nodes = cluster("2xrtx3090", "2xrtx2080ti")
+    plan = api.plan_cluster("internvl2-8b", nodes, context=30000, concurrency=64)
+    assert serving(plan) == ["host-1"]
+    assert plan.longest_request_tokens == 30000
+    assert "30000" in why(plan, "host-2")
+
+
+def test_the_shortest_answer_leaves_slow_nodes_out() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("8xh100", "2xrtx3090"), goal="latency")
+    assert serving(plan) == ["host-1"]
+    assert "slowest" in why(plan, "host-2")
+
+
+def test_nodes_that_cannot_be_planned_for_say_why() -> None:
+    nodes = (
+        node(1, "4xrtx3090", turbofit=__version__, lmdeploy="0.18.3"),
+        Node(id="2", name="bare", address="", why_not="it has no GPU"),
+        node(3, "4xrtx3090", turbofit="0.0.1"),
+        node(4, "4xrtx3090", lmdeploy="0.12.1"),
+        node(5, "1xt4"),
+    )
+    plan = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=nodes))
+    assert serving(plan) == ["host-1"]
+    assert why(plan, "bare") == "it has no GPU"
+    assert "turbofit 0.0.1" in why(plan, "host-3")
+    assert "LMDeploy 0.12.1" in why(plan, "host-4")
+    assert "runs out of memory" in why(plan, "host-5")
+    assert sum("left out" in text for text in plan.warnings) == 4
+
+
+def test_nothing_fits_and_what_would() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("1xt4"))
+    assert not plan.fits
+    assert plan.limits is None
+    assert plan.engines == 0
+    assert plan.throughput is None
+    assert "on none of 1 node" in plan.verdict
+    assert any("AWQ" in one.change and one.effect.startswith("1 node of") for one in plan.remedies)
+    assert not api.plan_cluster("internvl2-8b", Cluster(source="", nodes=())).fits
+
+
+def test_what_no_node_can_be_asked_is_an_error() -> None:
+    with pytest.raises(UsageError, match="--tp 3"):
+        api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "2xrtx3090"), tp=3)
+    plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "1xrtx4090"), tp=2)
+    assert serving(plan) == ["host-1"]
+    assert "--tp 2" in why(plan, "host-2")
+
+
+def test_transformers_is_never_mixed_with_lmdeploy() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "1xt4"))
+    assert {own(one).engine.name for one in plan.nodes if one.plan} == {"turbomind"}
+    alone = api.plan_cluster("llava-onevision-7b", cluster("2xa100", "1xa100-80g"))
+    assert {own(one).engine.name for one in alone.nodes} == {"transformers"}
+    assert alone.throughput is None
+    assert sum(one.at_once for one in alone.nodes) == pytest.approx(8)
+
+
+def test_every_node_of_a_kind_has_its_own_bytes_and_the_first_alone_the_candidates() -> None:
+    nodes = tuple(node(k, "2xrtx3090", [k * MIB, 3 * MIB]) for k in range(1, 6))
+    plan = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=nodes))
+    assert len({own(one).settings for one in plan.nodes}) == 1
+    assert [bool(own(one).considered) for one in plan.nodes] == [True, False, False, False, False]
+    for given, one in zip(nodes, plan.nodes, strict=True):
+        made = own(one)
+        assert made.machine == given.machine
+        for ledger in made.gpus:
+            gpu = made.machine.gpu(ledger.index)
+            assert (ledger.uuid, ledger.used, ledger.free) == (gpu.uuid, gpu.used, gpu.free)
+            assert ledger.fits
+        devices = {command.env["CUDA_VISIBLE_DEVICES"] for command in made.commands}
+        assert all(text.startswith(f"GPU-{one.name[-1]}-") for text in devices)
+    assert any("never more" in text for text in plan.reasons)
+
+
+def test_few_requests_for_many_engines_are_said() -> None:
+    plan = api.plan_cluster("internvl2-8b", cluster(*["4xrtx3090"] * 5), concurrency=2)
+    assert any("5 engines for 2 requests" in text for text in plan.reasons)
+
+
+def test_host_memory_lowers_the_engines_instead_of_refusing_the_node() -> None:
+    plan = api.plan("glm-4v-9b", on="8xh100,ram=34GiB", concurrency=8)
+    assert plan.fits
+    assert plan.host.available == 34 * GIB
+    assert any("host memory does not do" in text for text in plan.reasons)
