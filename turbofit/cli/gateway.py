@@ -18,12 +18,11 @@ __all__ = ["add_arguments", "add_gateway", "gateway_config", "run"]
 
 def add_arguments(parser: Parser) -> None:
     """The plan, the engines, and `add_gateway`'s."""
-    parser.add_argument("--plan", metavar="FILE", required=True, help="what `plan --json` wrote")
+    parser.add_argument("--plan", metavar="FILE", help="what `plan --json` wrote")
     parser.add_argument(
         "--upstream",
         metavar="URL",
         action="append",
-        required=True,
         help="address of an engine, e.g. http://127.0.0.1:23334 (repeatable)",
     )
     parser.add_argument(
@@ -36,6 +35,12 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="the engines run on a model folder whose default is the plan's limit",
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="RAY",
+        help="one more gateway of what a Ray cluster serves: ray, ray:ADDRESS",
+    )
+    parser.add_argument("--name", help="with --cluster: what is served (default: the only one)")
     add_gateway(parser)
     parser.add_argument(
         "--json", action="store_true", help="one JSON document on stdout at the end"
@@ -117,10 +122,18 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from turbofit.cli.output import answer, note
+    from turbofit.core.errors import UsageError
     from turbofit.gateway.accesslog import access_log
     from turbofit.gateway.server import make_gateway, run_gateway
     from turbofit.report.saved import read_plan
 
+    if args.cluster is not None:
+        return _attend(args)
+    if not args.plan or not args.upstream:
+        raise UsageError(
+            "gateway needs --plan and --upstream, or --cluster",
+            hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
+        )
     plan = read_plan(args.plan)
     key = args.upstream_key or os.environ.get("TURBOFIT_UPSTREAM_KEY") or None
     config = gateway_config(args, upstream_key=key)
@@ -138,3 +151,32 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         answer('{"ended": "drained"}\n')
     return 0
+
+
+def _attend(args: argparse.Namespace) -> int:
+    """In front of a cluster; 0 after a drain."""
+    from turbofit.cli.output import answer
+    from turbofit.cli.serve_cluster import ray_address
+    from turbofit.core.errors import UsageError
+    from turbofit.gateway.accesslog import access_log
+    from turbofit.launch.cluster.attend import attend
+    from turbofit.launch.serve import Stop, StoppedError
+
+    for name in ("plan", "upstream", "upstream_key", "overlay"):
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"--{option} and --cluster do not go together", hint=f"leave --{option} out"
+            )
+    config = gateway_config(args, upstream_key=None)
+    with Stop() as stop:
+        try:
+            ended = attend(
+                ray_address(args.cluster), args.name, config, access_log(args.access_log), stop,
+                lambda url: None if args.json else answer(f"{url}\n"),
+            ).name  # fmt: skip
+        except StoppedError as exc:
+            ended = exc.signal.name
+    if args.json:
+        answer('{"ended": "drained"}\n')
+    return 130 if ended == "SIGINT" else 0

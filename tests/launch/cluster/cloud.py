@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from tests.launch.conftest import Child, free_port
 
-__all__ = ["Clients", "Cloud", "Serving", "cloud_of", "until"]
+__all__ = ["Attending", "Clients", "Cloud", "Serving", "cloud_of", "until"]
 
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
@@ -80,6 +80,21 @@ class Cloud:
         self._cluster.shutdown()
 
 
+class Attending:
+    """``turbofit gateway --cluster`` in a process."""
+
+    def __init__(self, child: Child, port: int) -> None:
+        self.child, self.port = child, port
+
+    def health(self) -> tuple[int, int, int] | None:
+        """Status, engines and how many are up; None while nothing listens."""
+        try:
+            status, document = _ask(self.port, "/health")
+        except OSError:
+            return None
+        return status, document["engines"], document["up"]
+
+
 class Serving:
     """``turbofit serve --cluster --pretend`` in a process."""
 
@@ -96,6 +111,19 @@ class Serving:
             standin=False, **self._environ,
         )  # fmt: skip
         children.append(self.child)
+
+    def gateway(self, children: list[Child]) -> Attending:
+        """One more gateway."""
+        port = free_port()
+        child = Child(
+            [
+                sys.executable, "-m", "turbofit", "gateway", "--cluster", self.cloud.address,
+                "--port", str(port), "--access-log", "none",
+            ],
+            standin=False, **self._environ,
+        )  # fmt: skip
+        children.append(child)
+        return Attending(child, port)
 
     def cli(self, *words: str) -> tuple[int, Any]:
         """`turbofit cluster …`: its exit code and JSON."""

@@ -149,3 +149,31 @@ def _actors(serving: Serving, node: str) -> list[int]:
     import json
 
     return [json.loads((folder / "run.json").read_text())["pid"] for folder in folders]
+
+
+def test_two_gateways(cloud: Cloud, children: list[Child], tmp_path: Path) -> None:
+    """A second one is told of engines as they come and go, and there is no place for a third."""
+    serving = Serving(
+        children, cloud, tmp_path, "--replicas", "1", "--tp", "1", "--gateways", "2", model=MODEL
+    )
+    serving.wait(3)
+    second = serving.gateway(children)
+    until(lambda: len(serving.status()["urls"]) == 2)
+    third = serving.gateway(children)
+    assert third.child.finish() == 2
+    assert "hint: serve with a larger --gateways" in third.child.stderr
+    until(lambda: second.health() == (200, 3, 3), 30)
+    with Clients(serving.port, 2) as one, Clients(second.port, 2) as other:
+        one.more(3)
+        other.more(3)
+        code, told = serving.cli("drain", cloud.identity("one"))
+        assert code == 0, told
+        until(lambda: "its GPUs are given back" in serving.child.stderr, 60)
+        until(lambda: second.health() == (200, 2, 2), 30)
+        one.more(3)
+        other.more(3)
+    assert set(one.outcomes) == set(other.outcomes) == {"kept"}
+    # What was served ends: so does a gateway that has nothing behind it any more.
+    assert serving.end() == 0
+    assert second.child.finish() == 5
+    until(lambda: nothing_left(cloud, serving), 30)

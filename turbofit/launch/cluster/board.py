@@ -30,10 +30,14 @@ _SILENT: Final = 10.0
 
 
 class Seen(Struct):
-    """What one more gateway tells: its address, and by engine the requests there and whether up."""
+    """What one more gateway tells: its address, and by engine the requests there and whether up.
+
+    ``number`` is the roll's that it follows.
+    """
 
     address: str
     url: str = ""
+    number: int = -1
     outstanding: dict[str, int] = msgspec.field(default_factory=dict)
     up: dict[str, bool] = msgspec.field(default_factory=dict)
 

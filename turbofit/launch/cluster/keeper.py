@@ -75,6 +75,8 @@ class Keeper:
         self.peers: tuple[str, ...] = (connection.here_address,)
         #: Requests at each engine, and whether it is up, as the gateways told last.
         self.outstanding: Mapping[str, int] = {}
+        #: The roll that all gateways followed when they told it.
+        self.followed = -1
         self.up: Mapping[str, bool] = {}
         self.change = ""
         self.events: deque[str] = deque(maxlen=_EVENTS)
@@ -289,12 +291,19 @@ class Keeper:
         for post in site.posts:
             post.draining = True
             post.drained_by = time.monotonic() + self.terms.timing.drain
+        number = self.roll().number
+        for post in site.posts:
+            post.drained_in = number
 
     def idle(self, site: Site) -> bool:
-        """Whether a draining node has nothing under way any more, or no more time."""
+        """Whether a draining node has nothing under way any more, or no more time.
+
+        What a gateway told before it knew of the draining does not count.
+        """
         now = time.monotonic()
         return all(
-            not self.outstanding.get(post.order.name, 0) or now >= post.drained_by
+            now >= post.drained_by
+            or (self.followed >= post.drained_in and not self.outstanding.get(post.order.name, 0))
             for post in site.posts
         )
 

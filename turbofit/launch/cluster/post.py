@@ -45,8 +45,8 @@ class Post:
         self.order, self.share, self.host_bytes = order, share, host_bytes
         self.standing = Standing(tokens=order.plan.kv.tokens)
         self.draining = self.lost = False
-        #: When a draining engine is stopped whatever it has.
-        self.drained_by = float("inf")
+        #: When a draining engine is stopped whatever it has, and the first roll that says so.
+        self.drained_by, self.drained_in = float("inf"), 0
         self.restarts = 0
         self._place, self._start = place, start
         self._actor: Any = None

@@ -222,6 +222,7 @@ class _Run:
         names = {name for told in tellers for name in told}
         keeper.outstanding = {name: sum(told.get(name, 0) for told in tellers) for name in names}
         keeper.up = up
+        keeper.followed = min([self._told, *(seen.number for seen in self._others.values())])
         if self._inbox is not None:
             try:
                 inbox = ray.get(self._inbox, timeout=0)

@@ -1,0 +1,176 @@
+"""One more gateway in front of a cluster that serves, on any node: behind the user's own balancer.
+
+It is told by the board which engines there are, and tells it how many requests it has at each.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.launch.cluster.board import Seen, find_boards
+from turbofit.launch.cluster.connect import connected
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+
+    from turbofit.gateway.accesslog import Log
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.thread import GatewayThread
+    from turbofit.launch.cluster.board import Told
+    from turbofit.launch.serve import Stop
+
+__all__ = ["attend"]
+
+_TICK: Final = 0.2
+_SECONDS: Final = 1.0
+#: A board that is silent for so long belongs to nobody any more.
+_SILENT: Final = 15.0
+
+
+def attend(
+    address: str | None,
+    name: str | None,
+    config: GatewayConfig,
+    log: Log | None,
+    stop: Stop,
+    on_ready: Callable[[str], None],
+) -> signal.Signals:
+    """Serve until a signal, or until what is behind it ends. Call it in the main thread.
+
+    Args:
+        address: Ray's, None for the cluster of this host.
+        name: what is served; None where there is only one.
+        config: the public side; what the plan decides is told by the board.
+        log: takes a record of each request.
+        stop: tells of signals.
+        on_ready: told the gateway's own address.
+
+    Raises:
+        LaunchError: the address cannot be bound, or what was served has ended.
+        MachineError: no Ray cluster answers.
+        UsageError: nothing is served, or as many gateways are there as were planned for.
+    """
+    with connected(address) as connection:
+        stop.rearm()  # Ray takes SIGTERM
+        boards = find_boards(name)
+        if len(boards) != 1:
+            raise UsageError(
+                f"{len(boards) or 'no'} models are served on this cluster",
+                hint=f"--name is one of {', '.join(boards)}"
+                if boards
+                else "turbofit serve MODEL --cluster ray --gateways 2",
+            )
+        (board,) = boards.values()
+        gateway = _Attending(board, connection.here_address, config, log)
+        stop.abrupt = False
+        try:
+            gateway.open()
+            on_ready(gateway.url)
+            while stop.signal is None:
+                gateway.tick()
+                time.sleep(_TICK)
+            return stop.signal
+        finally:
+            gateway.close(drain=stop.signal is not None and not stop.urgent)
+            stop.abrupt = stop.signal is None
+
+
+class _Attending:
+    """A gateway, and its place at the board."""
+
+    def __init__(self, board: Any, address: str, config: GatewayConfig, log: Log | None) -> None:
+        self._board, self._address, self._config, self._log = board, address, config, log
+        self._name = uuid4().hex
+        self._front: GatewayThread | None = None
+        self._told = -1
+        self._asked: Any = None
+        self._heard = time.monotonic()
+        self.url = ""
+
+    def open(self) -> None:
+        """Take a place, and listen.
+
+        Raises:
+            LaunchError: the address cannot be bound.
+            UsageError: there is no place left.
+        """
+        import ray
+
+        from turbofit.gateway.server import make_roll_gateway
+        from turbofit.gateway.thread import GatewayThread
+
+        told: Told = ray.get(self._attend(Seen(address=self._address)), timeout=_SILENT)
+        _check(told)
+        if told.roll is None or told.config is None:
+            raise LaunchError("it is not served yet", hint="wait until turbofit serve has begun")
+        config = replace(
+            self._config,
+            prefix_affinity=told.config.prefix_affinity,
+            serial=told.config.serial,
+            pretend=told.config.pretend,
+        )
+        self._front = GatewayThread(make_roll_gateway(told.roll, config, log=self._log))
+        self._front.start()
+        self._told, self.url = told.roll.number, self._front.url
+
+    def tick(self) -> None:
+        """Follow what the board tells, and tell it what there is.
+
+        Raises:
+            LaunchError: what was served has ended.
+            UsageError: others have taken the place meanwhile.
+        """
+        import ray
+
+        front = self._front
+        assert front is not None
+        if self._asked is None:
+            outstanding, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
+            seen = Seen(
+                address=self._address, url=self.url, number=self._told,
+                outstanding=outstanding, up=up,
+            )  # fmt: skip
+            self._asked = self._attend(seen)
+            return
+        try:
+            told: Told = ray.get(self._asked, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            if time.monotonic() - self._heard > _SILENT:
+                raise _ended() from None
+            return
+        except ray.exceptions.RayError:
+            raise _ended() from None
+        self._asked, self._heard = None, time.monotonic()
+        _check(told)
+        roll = told.roll
+        if roll is not None and roll.number != self._told:
+            front.call(lambda gateway: gateway.follow(roll))
+            self._told = roll.number
+
+    def close(self, *, drain: bool) -> None:
+        """End what is under way, in order or at once, and give the place back."""
+        if self._front is not None:
+            self._front.stop(drain=drain)
+        with suppress(Exception):  # the board may be gone: so is the place
+            self._board.leave.remote(self._name)
+
+    def _attend(self, seen: Seen) -> Any:
+        return self._board.attend.remote(self._name, seen, self._told, _SECONDS)
+
+
+def _check(told: Told) -> None:
+    if told.refused:
+        raise UsageError(
+            told.refused, hint="serve with a larger --gateways: each takes its part of the limits"
+        )
+
+
+def _ended() -> LaunchError:
+    return LaunchError("what was served has ended", hint="start turbofit serve --cluster again")
