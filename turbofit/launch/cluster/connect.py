@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def connected(address: str | None) -> Iterator[Connection]:
     Raises:
         PackageError: Ray is not installed.
         MachineError: no cluster answers there.
+        UsageError: an address of Ray Client.
     """
     _token()
     try:
@@ -91,6 +92,11 @@ def connected(address: str | None) -> Iterator[Connection]:
             "Ray is not installed here", hint='install it with pip install "turbofit[ray]"'
         ) from None
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if where.startswith("ray://"):
+        raise UsageError(
+            "Ray Client does not do: what serves must be on a node of the cluster",
+            hint="run turbofit on a node, with --cluster ray",
+        )
     try:
         ray.init(
             address=where,

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.change import changed
+from turbofit.launch.cluster.promise import expected_roll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,6 +83,7 @@ class Desk:
         if not target.fits or target.spans:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise LaunchError(target.verdict, hint=hint)
+        check_gateways(expected_roll(target, self._keeper.gateways))
         self._keeper.follow(changed(self._keeper, target, given))
         self._answer(number, {"said": f"{target.verdict}; node by node from here on"})
 

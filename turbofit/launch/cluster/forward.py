@@ -169,7 +169,8 @@ class _Front(_Side):
         super().__init__(ends)
         self._forwarder = forwarder
         self._connecting: asyncio.Task[None] | None = None
-        self._early = bytearray()
+        #: What came before the engine's end was there, and whether that was all.
+        self._early, self._ended = bytearray(), False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -187,6 +188,12 @@ class _Front(_Side):
         else:
             super().data_received(data)
 
+    def eof_received(self) -> bool:
+        if self.other is None:
+            self._ended = True
+            return True
+        return super().eof_received()
+
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -202,6 +209,8 @@ class _Front(_Side):
         self.other = back
         super().data_received(bytes(self._early))
         self._early.clear()
+        if self._ended:
+            super().eof_received()
 
 
 class _Back(_Side):

@@ -12,15 +12,21 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.cluster import ClusterStatus, Node, NodePlan
-from turbofit.core.errors import LaunchError, TurbofitError
-from turbofit.gateway.config import host_budget
-from turbofit.gateway.limits import bounds_of
+from turbofit.core.errors import LaunchError, TurbofitError, UsageError
 from turbofit.gateway.roll import Roll
+from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.agent import start_agent
 from turbofit.launch.cluster.nodes import index_of, only, tell_nodes
 from turbofit.launch.cluster.post import Post
-from turbofit.launch.cluster.promise import bounds_of_cluster, in_words, orders_of, share_of
+from turbofit.launch.cluster.promise import (
+    bounds_of_cluster,
+    expected_members,
+    in_words,
+    orders_of,
+)
 from turbofit.launch.cluster.site import Site
 
 if TYPE_CHECKING:
@@ -174,6 +180,12 @@ class Keeper:
 
     def settle(self, site: Site, plan: NodePlan) -> None:
         """Start on a node what is planned for it, and give back the GPUs that it does not use."""
+        held: dict[int, str] = {}
+        if plan.plan is not None:
+            found = index_of(plan.plan.machine, self.places.on(site.node.id))
+            held = {index: one for one, index in found.items()}
+            why = self._in_the_way(plan, held)
+            plan = replace(plan, plan=None, why_not=why) if why else plan
         site.plan, site.posts = plan, []
         if plan.plan is None:
             self.places.drop(site.node.id)
@@ -183,18 +195,25 @@ class Keeper:
         site.state, site.again_at = "serving", float("inf")
         here = site.node.id == self.connection.here
         orders = orders_of(plan, self.plan, self.terms, here=here, peers=self.peers)
-        held = index_of(plan.plan.machine, self.places.on(site.node.id))
-        used = {index for group in plan.plan.parallel.groups for index in group}
-        self.places.keep(site.node.id, [one for one, index in held.items() if index in used])
-        of = {index: one for one, index in held.items()}
-        host = host_budget(plan.plan, bounds_of(plan.plan))
-        for group, order in enumerate(orders):
-            first = plan.plan.parallel.groups[group][0]
-            place = self.places.place(site.node.id, of[first])
-            site.posts.append(
-                Post(order, place, share=share_of(plan, group), host_bytes=host, start=start_agent)
+        self.places.keep(site.node.id, [held[index] for index in _used(plan)])
+        for order, member in zip(orders, expected_members(plan), strict=True):
+            place = self.places.place(site.node.id, held[order.plan.parallel.groups[0][0]])
+            post = Post(
+                order, place, share=member.share, host_bytes=member.host_bytes, start=start_agent
             )
-            site.posts[-1].begin()
+            site.posts.append(post)
+            post.begin()
+
+    def _in_the_way(self, plan: NodePlan, held: Mapping[int, str]) -> str:
+        """Why a plan cannot be started on its node, or nothing."""
+        if not _used(plan) <= held.keys():
+            return "other jobs of Ray have taken its GPUs"
+        roll = self.roll()
+        try:
+            check_gateways(replace(roll, members=tuple(expected_members(plan))))
+        except UsageError as exc:
+            return exc.message
+        return ""
 
     def measure(self, site: Site, known: NodePlan | None = None) -> Any:
         """Begin to measure a node and to plan for it; a future of its `NodePlan`.
@@ -357,10 +376,14 @@ class Keeper:
             raise raised(errors[0])
 
 
+def _used(plan: NodePlan) -> set[int]:
+    """The GPUs of a node's engines."""
+    assert plan.plan is not None
+    return {index for group in plan.plan.parallel.groups for index in group}
+
+
 def held_only(node: Node, gpus: tuple[str, ...]) -> Node:
     """The node with none but the GPUs that are held there."""
-    from msgspec.structs import replace
-
     if node.machine is None:
         return node
     if not gpus:

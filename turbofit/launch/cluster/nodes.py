@@ -135,6 +135,7 @@ def _why(exc: BaseException) -> str:
 def _here(*, pretend: bool) -> Node:
     from turbofit.launch.environment import find_lmdeploy
     from turbofit.machine.source import machine_from
+    from turbofit.observe.calibrations import pretends, with_calibrations
 
     node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
     with suppress(TurbofitError):  # the engine may be another one; planning tells
@@ -142,6 +143,11 @@ def _here(*, pretend: bool) -> Node:
     spec = os.environ.get(PRETEND_ON) if pretend else None
     try:
         machine = machine_from(spec, environ=_environment())
+        # What was learned on this node: it is not the one that plans.
+        if pretend and machine.source != "nvml":
+            machine = with_calibrations(machine, pretend=True)
+        elif machine.source == "nvml":
+            machine = with_calibrations(machine, pretend=pretends())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
     return replace(node, machine=machine, pretend=pretend)

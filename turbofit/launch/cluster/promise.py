@@ -19,10 +19,18 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan, NodePlan
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits import Bounds
-    from turbofit.gateway.roll import Roll
+    from turbofit.gateway.roll import Member, Roll
     from turbofit.launch.engine import Timing
 
-__all__ = ["Terms", "bounds_of_cluster", "expected_roll", "in_words", "orders_of", "share_of"]
+__all__ = [
+    "Terms",
+    "bounds_of_cluster",
+    "expected_members",
+    "expected_roll",
+    "in_words",
+    "orders_of",
+    "share_of",
+]
 
 
 class Terms:
@@ -77,25 +85,34 @@ def bounds_of_cluster(plan: ClusterPlan) -> Bounds:
     return replace(bounds, longest_request_tokens=longest)
 
 
-def expected_roll(plan: ClusterPlan, gateways: int) -> Roll:
-    """What gateways would be told of a plan: whether that many can share its limits."""
+def expected_members(node: NodePlan) -> list[Member]:
+    """What gateways would be told of a node's engines, but for where they are."""
     from turbofit.gateway.config import host_budget
     from turbofit.gateway.limits import bounds_of
-    from turbofit.gateway.roll import Member, Roll
+    from turbofit.gateway.roll import Member
 
-    members = [
+    if node.plan is None:
+        return []
+    host = host_budget(node.plan, bounds_of(node.plan))
+    return [
         Member(
-            name=f"{node.name}/{group}",
+            name=f"{node.name}-{node.node[:8]}/{group}",
             url="",
+            share=share_of(node, group),
             gate=bounds_of(own).gate,
-            host_bytes=host_budget(node.plan, bounds_of(node.plan)),
+            host_bytes=host,
         )
-        for node in plan.nodes
-        if node.plan is not None
         for group, own in enumerate(node.plan.each())
     ]
+
+
+def expected_roll(plan: ClusterPlan, gateways: int) -> Roll:
+    """What gateways would be told of a plan: whether that many can share its limits."""
+    from turbofit.gateway.roll import Roll
+
+    members = tuple(member for node in plan.nodes for member in expected_members(node))
     bounds = bounds_of_cluster(plan)
-    return Roll(number=0, bounds=bounds, members=tuple(members), gateways=gateways)
+    return Roll(number=0, bounds=bounds, members=members, gateways=gateways)
 
 
 def orders_of(
@@ -113,13 +130,13 @@ def orders_of(
     assert node.plan is not None
     return [
         Order(
-            name=f"{node.name}-{node.node[:8]}/{group}",
+            name=member.name,
             plan=alone(node.plan, group),
             key=secrets.token_hex(32),
             listen="" if here and terms.alone else node.address,
             peers=peers,
             plan_with=terms.plan_with,
-            keywords=_kept(node.plan, plan, terms, share_of(node, group)),
+            keywords=_kept(node.plan, plan, terms, member.share),
             timing=terms.timing,
             options=terms.options,
             served=terms.served,
@@ -127,7 +144,7 @@ def orders_of(
             pretend=terms.pretend,
             taken=terms.taken,
         )
-        for group in range(len(node.plan.parallel.groups))
+        for group, member in enumerate(expected_members(node))
     ]
 
 

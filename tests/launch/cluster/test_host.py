@@ -1,0 +1,55 @@
+"""An engine's order: the environment it is started in, and the promise it keeps when it is not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from msgspec.structs import replace
+
+from tests.launch.cluster.test_promise import planned, terms
+from turbofit.core.errors import DoesNotFitError
+from turbofit.launch.cluster.host import Hosted, prepare_environment
+from turbofit.launch.cluster.promise import orders_of
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Hosted:
+    """Made, and not started."""
+    plan = planned("2xrtx3090", tp=2)
+    (order,) = orders_of(plan.nodes[0], plan, terms(), here=False, peers=("10.0.0.9",))
+    return Hosted(order)
+
+
+def test_an_engine_sees_its_cards_and_no_cluster(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray shows its actor one GPU; LMDeploy would join the cluster and wait there for ever."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.update(
+        {"CUDA_VISIBLE_DEVICES": "1", "RAY_JOB_ID": "7", "RAY_ADDRESS": "x", "RAY_USE_TLS": "1"}
+    )
+    prepare_environment(hosted._order.plan)
+    assert os.environ["CUDA_VISIBLE_DEVICES"].count(",") == 1
+    assert os.environ["RAY_ADDRESS"] == "local"
+    assert os.environ["RAY_USE_TLS"] == "1"
+    assert "RAY_JOB_ID" not in os.environ
+
+
+def test_a_plan_after_a_lack_of_memory_keeps_the_promise(hosted: Hosted) -> None:
+    """Less cache is fine, a shorter request is not."""
+    plan = hosted._order.plan
+    kept = hosted._kept(replace(plan, kv=replace(plan.kv, tokens=plan.kv.tokens // 2)))
+    assert kept.limits == plan.limits
+    shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
+    with pytest.raises(DoesNotFitError, match="are promised"):
+        hosted._kept(replace(plan, kv=shorter))
+
+
+def test_news_come_once(hosted: Hosted) -> None:
+    """`follow` waits for what is newer than what was told."""
+    hosted._say("warning: it is warm")
+    first = hosted.follow(0, 1)
+    assert first.said == "warning: it is warm"
+    assert first.warnings == ("it is warm",)
+    assert hosted.follow(first.number, 0.05) == first

@@ -1,0 +1,106 @@
+"""What a cluster's plan means for gateways and engines."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from turbofit import api
+from turbofit.core.cluster import Cluster, ClusterPlan, Node
+from turbofit.core.errors import UsageError
+from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.roster import check_gateways
+from turbofit.launch.cluster.promise import (
+    Terms,
+    bounds_of_cluster,
+    expected_roll,
+    in_words,
+    orders_of,
+    share_of,
+)
+from turbofit.launch.engine import Timing
+from turbofit.machine.spec import parse_spec
+
+
+def planned(*specs: str, model: str = "internvl2-2b", **keywords: object) -> ClusterPlan:
+    """A plan over nodes with these machines."""
+    nodes = tuple(
+        Node(id=f"{n:08x}", name=f"n{n}", address=f"10.0.0.{n}", machine=parse_spec(spec))
+        for n, spec in enumerate(specs)
+    )
+    return api.plan_cluster(model, Cluster(source="test", nodes=nodes), **keywords)
+
+
+def terms(**given: object) -> Terms:
+    """As `serve` makes them."""
+    return Terms(given=given, plan_with=partial(api.plan, "internvl2-2b"), timing=Timing())
+
+
+@pytest.fixture(scope="module")
+def plan() -> ClusterPlan:
+    """Two kinds of nodes."""
+    return planned("2xrtx3090", "1xrtx4090", context=16384)
+
+
+def test_bounds_admit_only_what_every_node_does(plan: ClusterPlan) -> None:
+    """Of every limit the lowest."""
+    bounds = bounds_of_cluster(plan)
+    for node in plan.nodes:
+        assert node.plan is not None
+        own = bounds_of(node.plan)
+        assert bounds.longest_request_tokens <= own.longest_request_tokens
+        assert bounds.limits.units_per_request <= own.limits.units_per_request
+        assert bounds.limits.units_per_image <= own.limits.units_per_image
+
+
+def test_orders_keep_the_promise(plan: ClusterPlan) -> None:
+    """Each engine has a key of its own, its cards, and what it must keep when planned again."""
+    node = plan.nodes[0]
+    given = terms(goal="latency", tp=1, concurrency=80)
+    orders = orders_of(node, plan, given, here=False, peers=("10.0.0.9",))
+    assert [order.name for order in orders] == ["n0-00000000/0", "n0-00000000/1"]
+    assert len({order.key for order in orders}) == 2
+    assert all(len(order.key) == 64 for order in orders)
+    assert {order.listen for order in orders} == {"10.0.0.0"}
+    kept = orders[0].keywords
+    assert kept["context"] == plan.longest_request_tokens
+    assert kept["max_dynamic_patch"] == plan.limits.max_dynamic_patch  # type: ignore[union-attr]
+    assert kept["goal"] == "latency"
+    assert "tp" not in kept
+    # The same planner holds what it is given: the engine alone fits again.
+    again = orders[0].plan_with(on=orders[0].plan.machine, **kept)
+    assert again.fits
+    assert again.kv.longest_request_tokens >= plan.longest_request_tokens
+
+
+def test_the_gateways_own_node_stays_on_loopback(plan: ClusterPlan) -> None:
+    """Unless there are gateways elsewhere."""
+    (order,) = orders_of(plan.nodes[1], plan, terms(), here=True, peers=())
+    assert order.listen == ""
+    several = terms()
+    several.alone = False
+    (order,) = orders_of(plan.nodes[1], plan, several, here=True, peers=())
+    assert order.listen == "10.0.0.1"
+
+
+def test_shares_add_up(plan: ClusterPlan) -> None:
+    """A node's engines have its requests among them."""
+    for node in plan.nodes:
+        assert node.plan is not None
+        shares = [share_of(node, group) for group in range(len(node.plan.parallel.groups))]
+        assert sum(shares) == pytest.approx(node.at_once)
+
+
+def test_how_many_gateways_can_share(plan: ClusterPlan) -> None:
+    """As many as leave each a request at its limits."""
+    check_gateways(expected_roll(plan, 1))
+    with pytest.raises(UsageError, match="gateways share"):
+        check_gateways(expected_roll(plan, 100_000))
+
+
+def test_the_promise_in_words(plan: ClusterPlan) -> None:
+    """A line."""
+    assert in_words(plan) == "16,384 tokens a request, 1 image of 13 tiles at most"
+    text = planned("1xrtx3090", images=0)
+    assert in_words(text).endswith("tokens a request")
