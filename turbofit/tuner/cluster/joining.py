@@ -80,6 +80,7 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     assert machine is not None
     used = [one for one in plan.nodes if one.plan is not None]
     cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
+    cards += sum(len(span.plan.gpus) for span in plan.spans)
     own = len(machine.visible)
     return plan.workload.concurrency * own / (cards + own)
 

@@ -160,7 +160,7 @@ def _node(
         return served.plans[node.id]
     why = unusable[node.id]
     if not why:
-        number = next(k for k, kind in enumerate(fleet.kinds) if node in kind.nodes)
+        number = fleet.kind_of[node.id]
         why = alone[number].why_not
         if not why and served is not None:
             why = words.left_out(fleet, alone[number].serves, served.choice)
