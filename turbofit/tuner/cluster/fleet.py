@@ -59,6 +59,7 @@ class Fleet:
     def __init__(self, base: Ask, kinds: Sequence[Kind], engine: str) -> None:
         self.base, self.kinds, self.engine = base, tuple(kinds), engine
         self.asked = exposure_of(base, base.own_limit)
+        self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
         self.errors: list[TurbofitError] = []
         self._made: dict[tuple[int, int, Promise], Tried] = {}
         self._speeds: dict[int, tuple[Plan, NodeSpeed]] = {}

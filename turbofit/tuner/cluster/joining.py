@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Final
 
 from msgspec.structs import fields, replace
 
@@ -17,6 +18,9 @@ from turbofit.tuner.cluster.kinds import kinds_of
 from turbofit.tuner.throughput import total
 
 __all__ = ["plan_joining_node"]
+
+#: Batches that are tried until one holds the promised answers a request.
+_TRIES: Final = 4
 
 
 def plan_joining_node(base: Ask, plan: ClusterPlan, node: Node, engine: str = "auto") -> NodePlan:
@@ -41,15 +45,20 @@ def plan_joining_node(base: Ask, plan: ClusterPlan, node: Node, engine: str = "a
     base = _asked(base, plan)
     fleet = Fleet(base, kinds_of([node], exact=True)[0], engine)
     share = _share(plan, node)
-    for requests in (share, share * _batches(fleet, plan, share)):
+    requests = share
+    for _ in range(_TRIES):
         tried = fleet.plan(0, requests, _promise(base, plan))
         why = tried.why_not or _breaks(fleet, plan, tried.serves)
         if not why:
             own = tried.serves
-            each = fleet.speed(own).engines(requests)
+            each = fleet.speed(own).engines(share)
             if each:
                 own = replace(own, throughput=total(each, own.machine.measured))
             return replace(made, plan=own, at_once=share)
+        if tried.why_not or plan.limits is None or tried.serves.limits.n >= plan.limits.n:
+            break
+        # Answers a request come from the batch: it is planned for more requests than will come.
+        requests = ceil(requests) * (1 + plan.limits.n // tried.serves.limits.n)
     return replace(made, why_not=_plainly(fleet, plan, share) or why)
 
 
@@ -71,18 +80,9 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     assert machine is not None
     used = [one for one in plan.nodes if one.plan is not None]
     cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
+    cards += sum(len(span.plan.gpus) for span in plan.spans)
     own = len(machine.visible)
     return plan.workload.concurrency * own / (cards + own)
-
-
-def _batches(fleet: Fleet, plan: ClusterPlan, share: float) -> float:
-    """How many times the share the node must be planned for to take the promised ``n``."""
-    tried = fleet.plan(0, share, _promise(fleet.base, plan))
-    if tried.why_not or plan.limits is None:
-        return 1.0
-    least = tried.serves.limits.n
-    whole = max(1, ceil(share)) / share
-    return whole * ceil(plan.limits.n / least) if least < plan.limits.n else 1.0
 
 
 def _breaks(fleet: Fleet, plan: ClusterPlan, own: Plan) -> str:

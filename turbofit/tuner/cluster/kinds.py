@@ -35,6 +35,8 @@ _ROUNDINGS: Final = (
     Rounding(step=64 * MIB, span=256 * MIB),
     Rounding(step=256 * MIB, span=2 * GIB),
     Rounding(step=GIB, span=4 * GIB),
+    Rounding(step=2 * GIB, span=8 * GIB),
+    Rounding(step=4 * GIB, span=16 * GIB),
 )
 _EXACT: Final = Rounding(step=1)
 #: Searches that are few enough; for more the next coarser rounding is tried. A search over many

@@ -61,17 +61,40 @@ def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> Clus
     """
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
-    kinds, rounding = kinds_of(usable, exact=base.budget is not None)
-    fleet = Fleet(base, kinds, engine)
-    alone = _alone(fleet)
+    fleet, alone, rounding = _kinds_alone(base, usable, engine)
     served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
     spanned = _spanned(base, usable, engine) if served is None else None
     if spanned is None and alone and all(tried.plan is None for tried in alone.values()):
         raise fleet.errors[0]
     nodes = tuple(_node(fleet, node, unusable, alone, served) for node in cluster.nodes)
+    if rounding.span:
+        nodes = tuple(_judged_by_others(one, unusable) for one in nodes)
     if spanned is not None:
         return _over_nodes(cluster, nodes, spanned)
     return _document(fleet, cluster, nodes, served, alone, rounding)
+
+
+def _kinds_alone(
+    base: Ask, nodes: list[Node], engine: str
+) -> tuple[Fleet, dict[int, Tried], Rounding]:
+    """The nodes by kind, and each kind by itself.
+
+    Nodes that serve nothing when they are counted as full as others are folded again among
+    themselves, where fewer of them allow a finer rounding.
+    """
+    exact = base.budget is not None
+    kinds, rounding = kinds_of(nodes, exact=exact)
+    fleet = Fleet(base, kinds, engine)
+    alone = _alone(fleet)
+    lost = [n for k, one in alone.items() if one.why_not for n in fleet.kinds[k].nodes]
+    if not rounding.span or not lost:
+        return fleet, alone, rounding
+    again, finer = kinds_of(lost, exact=exact)
+    if finer.step >= rounding.step:
+        return fleet, alone, rounding
+    serving = [kind for k, kind in enumerate(fleet.kinds) if not alone[k].why_not]
+    fleet = Fleet(base, (*serving, *again), engine)
+    return fleet, _alone(fleet), rounding
 
 
 def _alone(fleet: Fleet) -> dict[int, Tried]:
@@ -137,7 +160,7 @@ def _node(
         return served.plans[node.id]
     why = unusable[node.id]
     if not why:
-        number = next(k for k, kind in enumerate(fleet.kinds) if node in kind.nodes)
+        number = fleet.kind_of[node.id]
         why = alone[number].why_not
         if not why and served is not None:
             why = words.left_out(fleet, alone[number].serves, served.choice)
@@ -147,6 +170,13 @@ def _node(
 def _named(node: Node) -> NodePlan:
     cards = words.cards_of(node.machine)
     return NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
+
+
+def _judged_by_others(one: NodePlan, unusable: dict[str, str]) -> NodePlan:
+    """The node with a word on whose bytes its reason tells."""
+    if not one.why_not or unusable[one.node]:
+        return one
+    return replace(one, why_not=f"{one.why_not} (counted as full as the fullest of its kind)")
 
 
 def common_limits(plans: list[Plan]) -> Limits:
