@@ -174,3 +174,46 @@ def test_without_rays_tls_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="RAY_USE_TLS is set") as caught:
         server_context({"RAY_USE_TLS": "1", "RAY_TLS_SERVER_CERT": str(tmp_path / "none")})
     assert "RAY_TLS_CA_CERT" in caught.value.hint
+
+
+def test_a_gateway_reaches_engines_under_rays_certificates(certificates: dict[str, str]) -> None:
+    """The whole way: gateway, forwarder, engine."""
+    import asyncio
+    import http.server
+
+    from tests.gateway.test_roll import member, roll
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.server import make_roll_gateway
+    from turbofit.gateway.upstream import Upstream
+
+    class Models(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.headers["Authorization"].encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    engine = http.server.ThreadingHTTPServer((HOME, 0), Models)
+    threading.Thread(target=engine.serve_forever, daemon=True).start()
+    forwarder = Forwarder(HOME, engine.server_port, [HOME], server_context(certificates))
+    forwarder.start()
+
+    async def page(tls: ssl.SSLContext | None) -> str:
+        told = roll(1, member("a", url=forwarder.url, key="the-key"))
+        app = make_roll_gateway(told, GatewayConfig(), tls=tls)
+        upstream: Upstream = app._upstream
+        try:
+            return await upstream.page(app.engines[0], "/v1/models", 5)
+        finally:
+            await upstream.close()
+
+    try:
+        assert asyncio.run(page(client_context(certificates))) == "Bearer the-key"
+        assert asyncio.run(page(None)) == ""
+    finally:
+        forwarder.stop()
+        engine.shutdown()
