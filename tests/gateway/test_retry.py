@@ -69,7 +69,7 @@ def test_engines_that_are_not_reached_do_not_count() -> None:
     recorder.down = {1, 2, 3, 4}
     app, _ = gateway(engines=6, recorder=recorder)
     assert ask(app, body=chat()).body == EVENT
-    assert [engine.up for engine in app.engines] == [True, False, False, False, False, True]
+    assert [engine.up for engine in app.engines] == [False] * 5 + [True]
 
 
 def test_an_engine_s_own_error_is_its_answer() -> None:
@@ -145,11 +145,37 @@ def test_a_retry_goes_before_those_who_wait_and_holds_nobody_up() -> None:
 
     order, statuses = asyncio.run(run())
     assert statuses == [200] * 4
-    # Engine 0 broke the first off, and took another at once; engine 1 had the first next of all.
-    assert order[:2] == [(0, True), (1, False)]
-    assert [index for index, first in order if first] == [0, 1]
-    assert order[2] == (0, False)
-    assert order[3] == (1, True)
+    # Engine 0 broke the first off, and gets nothing new; engine 1 had the first next of all.
+    assert order == [(0, True), (1, False), (1, True), (1, False), (1, False)]
+
+
+def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
+    """It has nothing to do, so that it would be chosen first, again and again."""
+
+    async def run():
+        working = False
+
+        def answer(engine, path, body):
+            return broken() if engine.index == 0 and not working else stream(EVENT, DONE)
+
+        app, recorder = gateway(engines=2, recorder=Recorder(answer), retry_seconds=0.0)
+        await app.startup()
+        try:
+            replies = [await call(app, body=chat(stream=True)) for _ in range(20)]
+            asked = [seen[0] for seen in recorder.seen]
+            working = True
+            for _ in range(100):
+                if app.engines[0].up:
+                    break
+                await asyncio.sleep(0.02)
+            return [reply.status for reply in replies], asked, app.engines[0].up
+        finally:
+            await app.shutdown()
+
+    statuses, asked, up = asyncio.run(run())
+    assert statuses == [200] * 20
+    assert asked.count(0) <= 2
+    assert up
 
 
 def test_a_client_that_left_is_not_sent_on() -> None:

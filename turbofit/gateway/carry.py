@@ -134,6 +134,9 @@ class Carrier:
             let_go()
             if relay.outcome.broken or relay.outcome.failed:
                 self._monitor.suspect(engine)
-                if relay.outcome.vanished:
+                # One that broke off before a byte came is starting again, or about to: where others
+                # are up, it would be asked first, having nothing, and break off every request.
+                unbegun = relay.outcome.broken and not relay.outcome.started
+                if relay.outcome.vanished or (unbegun and self._fleet.others(avoid)):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")

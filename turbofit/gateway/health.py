@@ -89,7 +89,7 @@ class Monitor:
         self._poke.set()
 
     def doubt(self, engine: Engine) -> None:
-        """Its machine is not heard of: it gets nothing new until it answers.
+        """It broke off, or its machine is not heard of: it gets nothing new until it answers.
 
         What it has is not ended: each of its connections finds out for itself, and some may live.
         """

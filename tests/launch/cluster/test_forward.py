@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.conftest import free_port
 from turbofit.core.errors import LaunchError
 from turbofit.launch.cluster.forward import Forwarder
 from turbofit.launch.cluster.tls import client_context, server_context
@@ -98,9 +99,7 @@ def test_strangers_are_turned_away_and_counted() -> None:
 
 def test_a_dead_engine_ends_the_connection_and_not_the_port() -> None:
     """Its gateway learns at once."""
-    with echo() as port:
-        pass
-    forwarder = Forwarder(HOME, port, [HOME])
+    forwarder = Forwarder(HOME, free_port(), [HOME])
     forwarder.start()
     try:
         for _ in range(2):
