@@ -70,10 +70,17 @@ class Board:
         self._answers: dict[int, dict[str, Any]] = {}
         self._number = 0
 
-    def write(self, status: ClusterStatus, roll: Roll, config: GatewayConfig, places: int) -> Inbox:
-        """From the process that serves: what there is, and how many more gateways may come."""
+    def write(
+        self, status: ClusterStatus, roll: Roll | None, config: GatewayConfig, places: int
+    ) -> Inbox:
+        """From the process that serves: what there is, and how many more gateways may come.
+
+        ``roll`` is None where it is the one that was written last: it may be megabytes.
+        """
         with self._changed:
-            self._status, self._roll, self._places = status, (roll, config), places
+            self._status, self._places = status, places
+            if roll is not None:
+                self._roll = roll, config
             now = time.monotonic()
             self._gateways = {
                 name: (seen, at)

@@ -156,7 +156,8 @@ class _Run:
         self._desk = Desk(keeper, wish.whole, board.answer.remote)
         self._config = self._settled()
         self._front: GatewayThread | None = None
-        self._told = 0
+        #: The rolls that the gateway here, and the board, were given last.
+        self._told, self._posted = 0, -1
         self._wrote = float("-inf")
         self._inbox: Any = None
         self._others: dict[str, Seen] = {}
@@ -243,7 +244,10 @@ class _Run:
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
         places = self._wish.gateways - 1
-        self._inbox = self._board.write.remote(status, keeper.roll(), self._config, places)
+        roll = keeper.roll()
+        fresh = roll if roll.number != self._posted else None
+        self._inbox = self._board.write.remote(status, fresh, self._config, places)
+        self._posted = roll.number
 
     def _take(self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, Seen]) -> None:
         for number, document in asked:
