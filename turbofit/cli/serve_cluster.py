@@ -139,6 +139,7 @@ def _terms(args: argparse.Namespace, passed: Passed, model: Any, keywords: dict[
         check=not args.no_check,
         pretend=args.pretend,
         taken=args.pretend_taken,
+        rehearse=not args.no_rehearse,
         alone=args.gateways == 1,
     )
 

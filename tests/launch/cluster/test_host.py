@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from tests.launch.cluster.test_promise import planned, terms
 from turbofit.core.errors import DoesNotFitError
+from turbofit.core.plan import Plan
 from turbofit.launch.cluster.host import Hosted, prepare_environment
 from turbofit.launch.cluster.promise import orders_of
 
@@ -53,3 +54,41 @@ def test_news_come_once(hosted: Hosted) -> None:
     assert first.said == "warning: it is warm"
     assert first.warnings == ("it is warm",)
     assert hosted.follow(first.number, 0.05) == first
+
+
+class Planning:
+    """A planner that says what it was asked."""
+
+    def __init__(self, plan: Plan, *, changed: bool = False) -> None:
+        self.plan, self.changed = plan, changed
+        self.asked: list[str] = []
+
+    def take(self, plan: Plan) -> None:
+        self.asked.append("take")
+        if self.changed:
+            raise DoesNotFitError("somebody took memory", hint="")
+
+    def make(self, changes: dict[str, object]) -> Plan:
+        self.asked.append("make")
+        return self.plan
+
+
+@pytest.mark.parametrize(
+    ("rehearse", "changed", "asked"),
+    [(False, False, ["take"]), (False, True, ["take", "make"]), (True, False, ["make"])],
+)
+def test_the_node_plans_once_more_where_it_must(
+    hosted: Hosted, rehearse: bool, changed: bool, asked: list[str]
+) -> None:
+    """To rehearse, or since somebody took memory meanwhile."""
+    order = replace(hosted._order, rehearse=rehearse)
+    planner = Planning(order.plan, changed=changed)
+    assert Hosted(order)._settled(planner) == order.plan  # type: ignore[arg-type]
+    assert planner.asked == asked
+
+
+def test_nothing_fits_any_more(hosted: Hosted) -> None:
+    """Said, and not launched."""
+    planner = Planning(replace(hosted._order.plan, fits=False), changed=True)
+    with pytest.raises(DoesNotFitError):
+        Hosted(hosted._order)._settled(planner)  # type: ignore[arg-type]

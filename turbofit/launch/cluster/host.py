@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.cluster.order import Order
     from turbofit.launch.leases import Leases
+    from turbofit.launch.planner import Planner
     from turbofit.launch.serve import Stop
 
 __all__ = ["Hosted", "prepare_environment"]
@@ -142,7 +143,7 @@ class Hosted:
         from turbofit.launch.environment import lmdeploy_if_needed
         from turbofit.launch.needs import check_needs
         from turbofit.launch.others import end_orphans
-        from turbofit.launch.planner import Planner
+        from turbofit.launch.planner import Planner, can_rehearse
         from turbofit.launch.record import Record, run_folder
         from turbofit.launch.session import Job, run_session
 
@@ -156,9 +157,9 @@ class Hosted:
             self._say(f"warning: {text}")
         planner = Planner(
             order.plan_with, _fixed(order), None if order.pretend else leases, self._say,
-            rehearse=False, doubled=False,
+            rehearse=order.rehearse and not order.pretend and can_rehearse(),
         )  # fmt: skip
-        planner.take(plan)
+        plan = self._settled(planner)
         folder = run_folder(plan)
         self._tell(folder=str(folder))
         record = Record(
@@ -187,6 +188,26 @@ class Hosted:
             door=self,
         )
         run_session(job, plan, self._stop)
+
+    def _settled(self, planner: Planner) -> Plan:
+        """The plan to begin with, reserved: the order's, or one of the node's own.
+
+        Raises:
+            DoesNotFitError: somebody took memory, and nothing else keeps the promise.
+            MachineError: a GPU is gone.
+        """
+        ordered = self._order.plan
+        if not self._order.rehearse or self._order.pretend:
+            try:
+                planner.take(ordered)
+            except DoesNotFitError as exc:
+                self._say(f"the machine changed: {exc.message}; planning again")
+            else:
+                return ordered
+        plan = self._kept(planner.make({}))
+        if not plan.fits:
+            raise DoesNotFitError(plan.verdict, hint="see turbofit machine on the node")
+        return plan
 
     def _kept(self, plan: Plan) -> Plan:
         """A plan made after a lack of memory, if it still keeps what clients were promised.

@@ -22,7 +22,8 @@ class Order(Struct):
     ``peers`` are the gateways' addresses. ``plan_with`` is the planner, e.g. `api.plan` with the
     model bound, and ``keywords`` what it must keep when the engine runs out of memory: the promise
     to clients. ``options`` are LMDeploy's own, ``served`` the model's name to clients, ``taken``
-    bytes that somebody takes of each pretend card once the cache is sized.
+    bytes that somebody takes of each pretend card once the cache is sized. ``rehearse``: the node
+    plans once more and runs that on pretend GPUs before it believes it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Order(Struct):
     check: bool = True
     pretend: bool = False
     taken: int = 0
+    rehearse: bool = False
 
 
 class Standing(Struct):

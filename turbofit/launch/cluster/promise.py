@@ -45,6 +45,7 @@ class Terms:
         check: whether worst-case requests must be answered first.
         pretend: on pretend GPUs.
         taken: bytes that somebody takes of each pretend card once the cache is sized.
+        rehearse: whether each node rehearses its plan before it is launched.
         alone: whether the only gateway is in this process, so that engines here stay on loopback.
     """
 
@@ -59,11 +60,13 @@ class Terms:
         check: bool = True,
         pretend: bool = False,
         taken: int = 0,
+        rehearse: bool = False,
         alone: bool = True,
     ) -> None:
         self.given, self.plan_with, self.timing = dict(given), plan_with, timing
         self.options, self.served, self.check = options, served, check
         self.pretend, self.taken, self.alone = pretend, taken, alone
+        self.rehearse = rehearse
 
     def with_given(self, given: Mapping[str, Any]) -> Terms:
         """The same with other keywords of the planner."""
@@ -143,6 +146,7 @@ def orders_of(
             check=terms.check,
             pretend=terms.pretend,
             taken=terms.taken,
+            rehearse=terms.rehearse,
         )
         for group, member in enumerate(expected_members(node))
     ]
