@@ -22,6 +22,7 @@ from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.roster import check_gateways
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
@@ -104,7 +105,13 @@ def make_gateway(
     return Gateway(bounds, upstreams, settled, log)
 
 
-def make_roll_gateway(roll: Roll, config: GatewayConfig, *, log: Log | None = None) -> Gateway:
+def make_roll_gateway(
+    roll: Roll,
+    config: GatewayConfig,
+    *,
+    log: Log | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Gateway:
     """The ASGI app of a cluster: engines come and go by `Gateway.follow`.
 
     Args:
@@ -112,6 +119,7 @@ def make_roll_gateway(roll: Roll, config: GatewayConfig, *, log: Log | None = No
         config: ``prefix_affinity`` and ``serial`` as the plan has them; ``upstream_key``,
             ``host_bytes`` and ``shares`` are not looked at, each member has its own.
         log: takes a record of each request.
+        tls: for engines at https addresses.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -119,9 +127,12 @@ def make_roll_gateway(roll: Roll, config: GatewayConfig, *, log: Log | None = No
     """
     _need("aiohttp", "PIL")
     from turbofit.gateway.app import Gateway
+    from turbofit.gateway.upstream import Upstream
 
     check_gateways(roll)
-    gateway = Gateway(roll.bounds, (), msgspec.structs.replace(config, shares=()), log)
+    config = msgspec.structs.replace(config, shares=())
+    upstream = Upstream(serial=config.serial, tls=tls)
+    gateway = Gateway(roll.bounds, (), config, log, upstream=upstream)
     gateway.follow(roll)
     return gateway
 

@@ -10,6 +10,8 @@ import msgspec
 from turbofit.gateway.sockets import engine_socket
 
 if TYPE_CHECKING:
+    import ssl
+
     from turbofit.gateway.engines import Engine
 
 __all__ = ["Died", "Unreachable", "Upstream"]
@@ -37,10 +39,11 @@ class Upstream:
     Args:
         serial: whether they answer one request after the other: a token would wait for whatever
             is under way, while their own health tells whether tokens still come.
+        tls: what is shown to engines at https addresses, and asked of them; None is aiohttp's own.
     """
 
-    def __init__(self, *, serial: bool = False) -> None:
-        self._serial = serial
+    def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:
+        self._serial, self._tls = serial, tls
         self._session: aiohttp.ClientSession | None = None
 
     async def open(
@@ -121,7 +124,10 @@ class Upstream:
             # No limit of connections: how many there are is admission's to say.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, keepalive_timeout=_KEEP_ALIVE, socket_factory=engine_socket
+                    limit=0,
+                    keepalive_timeout=_KEEP_ALIVE,
+                    socket_factory=engine_socket,
+                    ssl=True if self._tls is None else self._tls,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(

@@ -5,6 +5,7 @@ It is told by the board which engines there are, and tells it how many requests 
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.launch.cluster.board import Seen, find_boards, heard
 from turbofit.launch.cluster.connect import connected
+from turbofit.launch.cluster.tls import client_context
 
 if TYPE_CHECKING:
     import signal
@@ -114,7 +116,9 @@ class _Attending:
             serial=told.config.serial,
             pretend=told.config.pretend,
         )
-        self._front = GatewayThread(make_roll_gateway(told.roll, config, log=self._log))
+        tls = client_context(os.environ)
+        gateway = make_roll_gateway(told.roll, config, log=self._log, tls=tls)
+        self._front = GatewayThread(gateway)
         self._front.start()
         self._told, self.url = told.roll.number, self._front.url
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from turbofit.launch.cluster.nodes import tell_nodes
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import expected_roll
 from turbofit.launch.cluster.site import Site
+from turbofit.launch.cluster.tls import client_context
 
 if TYPE_CHECKING:
     import signal
@@ -196,7 +198,9 @@ class _Run:
         from turbofit.gateway.thread import GatewayThread
 
         log = access_log(self._wish.access or str(self._folder / "access.log"))
-        front = GatewayThread(make_roll_gateway(self._keeper.roll(), self._config, log=log))
+        tls = client_context(os.environ)
+        roll = self._keeper.roll()
+        front = GatewayThread(make_roll_gateway(roll, self._config, log=log, tls=tls))
         front.start()
         return front
 
