@@ -73,6 +73,9 @@ class Carrier:
                 raise dead()
             engine = await self._admission.admit(call.key or call.client, cost, choose, avoid)
             avoid.append(engine)
+            if not self._fleet.knew(engine, call.roll):
+                self._admission.release(engine, cost)
+                continue
             last = tries + 1 == _MOST_TRIES
             try:
                 await self._to(call, engine, cost, avoid, send, last=last)

@@ -68,6 +68,8 @@ class Engine:
         self.takes = True
         #: Failed probes in a row.
         self.failures = 0
+        #: The roll that first had it, as the process that it is.
+        self.since = 0
         self.model: str | None = None
         now = time.monotonic()
         #: When a completion last brought a byte, and when anything last did.
