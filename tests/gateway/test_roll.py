@@ -294,6 +294,26 @@ def test_a_request_goes_to_no_engine_that_was_planned_for_less() -> None:
     assert asyncio.run(run(less)) == [0, 1, 2, 2]
 
 
+@pytest.mark.parametrize("to_end", [False, True])
+def test_an_engine_of_its_own_plan_may_hold_units_to_the_end(to_end: bool) -> None:
+    """One that was planned again after a lack of memory may evict, whatever the others do."""
+
+    async def run():
+        app, _ = following(
+            roll(1, member("a", gate_to_end=to_end)), Recorder(lambda *_: stream(EVENT, 0.3, DONE))
+        )
+        waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+        await begun(5)
+        (engine,) = app.engines
+        during = engine.units
+        await waiting
+        return during, engine.units
+
+    during, after = asyncio.run(run())
+    assert (during > 0) == to_end
+    assert after == 0
+
+
 def test_gateways_share_the_gate_as_far_as_one_request_leaves_room() -> None:
     units, host = BOUNDS.limits.units_per_request, host_of_one(BOUNDS)
     assert units == 26

@@ -115,7 +115,7 @@ class Carrier:
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            to_end = call.bounds.gate_to_end and cost.units
+            to_end = (call.bounds.gate_to_end or engine.gate_to_end) and cost.units
             if call.prepared.copies == 1 and not to_end:
                 let_go()
 

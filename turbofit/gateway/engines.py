@@ -58,6 +58,8 @@ class Engine:
         self.turn: float = index
         self.label: int | str = index if name is None else name
         self.gate, self.host_limit = gate, host_limit
+        #: Whether units stay in flight until the answer has ended, whatever the bounds say.
+        self.gate_to_end = False
         self.fleet: Fleet | None = None
         #: The fleet's newest note of where it stands.
         self.entry: Entry | None = None

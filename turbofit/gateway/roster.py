@@ -95,6 +95,7 @@ class Roster:
                 engine.last_asked = float("-inf")  # whoever wrote the roll may know better
             engine.share, engine.key = member.share, member.key
             engine.gate = None if member.gate is None else member.gate // roll.gateways
+            engine.gate_to_end = member.gate_to_end
             engine.host_limit = member.host_bytes // roll.gateways
             engine.draining = member.draining
             engines.append(engine)
