@@ -27,9 +27,14 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
 
 
 class Cloud:
-    """Nodes of one Ray cluster, each with pretend GPUs."""
+    """Nodes of one Ray cluster, each with pretend GPUs.
 
-    def __init__(self) -> None:
+    Args:
+        environ: of everything on its nodes.
+    """
+
+    def __init__(self, **environ: str) -> None:
+        self.environ = environ
         os.environ.update(ENVIRONMENT)
         #: In the environment of all that runs on its nodes.
         self.mark = f"turbofit-test-{uuid4().hex}"
@@ -47,7 +52,12 @@ class Cloud:
         self.nodes[name] = self._cluster.add_node(
             num_cpus=2,
             num_gpus=gpus,
-            env_vars={"TURBOFIT_PRETEND_ON": spec, "CLOUD": self.mark, **ENVIRONMENT},
+            env_vars={
+                "TURBOFIT_PRETEND_ON": spec,
+                "CLOUD": self.mark,
+                **ENVIRONMENT,
+                **self.environ,
+            },
         )
 
     def identity(self, name: str) -> str:
@@ -102,7 +112,11 @@ class Serving:
         self, children: list[Child], cloud: Cloud, state: Path, *words: str, model: str
     ) -> None:
         self.cloud, self.state, self.port = cloud, state, free_port()
-        self._environ = {"XDG_STATE_HOME": str(state), "TURBOFIT_LEASES": str(state / "leases")}
+        self._environ = {
+            "XDG_STATE_HOME": str(state),
+            "TURBOFIT_LEASES": str(state / "leases"),
+            **cloud.environ,
+        }
         self.child = Child(
             [
                 sys.executable, "-m", "turbofit", "serve", model, "--cluster", cloud.address,
@@ -261,9 +275,9 @@ def until(
 
 
 @contextmanager
-def cloud_of(*nodes: tuple[str, str, int]) -> Iterator[Cloud]:
+def cloud_of(*nodes: tuple[str, str, int], **environ: str) -> Iterator[Cloud]:
     """A cluster with these nodes: our name, SPEC, GPUs."""
-    cloud = Cloud()
+    cloud = Cloud(**environ)
     try:
         for node in nodes:
             cloud.add(*node)

@@ -23,6 +23,7 @@ from tests.launch.cluster.cloud import (  # noqa: E402
     until,
 )
 from tests.launch.conftest import Child  # noqa: E402
+from tests.pretend.cuda_torch import CUDA_PATH, ROOT  # noqa: E402
 
 MODEL = "internvl2-2b"
 
@@ -136,6 +137,26 @@ def test_an_engine_that_runs_out_of_memory(
     # Killed outright, it takes its engines with it, on every node.
     serving.child.process.kill()
     until(lambda: nothing_left(cloud, serving), 60)
+
+
+@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
+def test_an_engine_that_has_a_ray_of_its_own(children: list[Child], tmp_path: Path) -> None:
+    """LMDeploy's PyTorch engine on two cards does not join the cluster that it is placed by."""
+    path = f"{CUDA_PATH}:{ROOT}"
+    with cloud_of(("two", "2xrtx3090", 2), PYTHONPATH=path, XDG_STATE_HOME=str(tmp_path)) as cloud:
+        serving = Serving(
+            children, cloud, tmp_path, "--tp", "2", "--engine", "pytorch", "--max-pixels",
+            "1003520", model="qwen2-vl-2b",
+        )  # fmt: skip
+        serving.wait(1)
+        with Clients(serving.port, 2) as clients:
+            clients.more(3)
+        assert not clients.failed
+        (engine,) = serving.engines()
+        log = (Path(engine["folder"]) / "engine-0.log").read_text()
+        assert "Started a local Ray instance" in log
+        assert serving.end() == 0
+        until(lambda: nothing_left(cloud, serving), 30)
 
 
 def _named(serving: Serving, name: str) -> dict[str, object]:
