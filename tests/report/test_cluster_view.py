@@ -44,7 +44,8 @@ def test_one_command_a_kind_and_how_many_more() -> None:
 
 
 def test_an_engine_over_nodes_shows_all_its_commands() -> None:
-    blocks = cluster_view(planned("sim:4xrtx3090@4", "internvl2-76b"))
+    text_only = planned("sim:4xrtx3090@4", "internvl2-76b", language_model_only=True, images=0)
+    blocks = cluster_view(text_only)
     assert sum(isinstance(block, Code) for block in blocks) == 4
     headings = [block.text for block in blocks if isinstance(block, Heading)]
     assert "One engine over sim-1 + sim-2 + sim-3 + sim-4" in headings

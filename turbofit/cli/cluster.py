@@ -105,9 +105,7 @@ def _served(args: argparse.Namespace) -> list[ClusterStatus]:
     Raises:
         UsageError: nothing.
     """
-    import ray
-
-    from turbofit.launch.cluster.board import find_boards
+    from turbofit.launch.cluster.board import find_boards, heard
     from turbofit.launch.cluster.connect import connected
 
     with connected(ray_address(args.cluster)):
@@ -116,7 +114,7 @@ def _served(args: argparse.Namespace) -> list[ClusterStatus]:
             raise UsageError(
                 "nothing is served on this cluster", hint="turbofit serve MODEL --cluster ray"
             )
-        told = [ray.get(board.status.remote(), timeout=_LOOK_SECONDS) for board in boards.values()]
+        told = [heard(board.status.remote(), _LOOK_SECONDS) for board in boards.values()]
     return [one for one in told if one is not None]
 
 
@@ -128,10 +126,8 @@ def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> 
     """
     import json
 
-    import ray
-
     from turbofit.cli.output import answer
-    from turbofit.launch.cluster.board import find_boards
+    from turbofit.launch.cluster.board import find_boards, heard
     from turbofit.launch.cluster.connect import connected
 
     with connected(ray_address(args.cluster)):
@@ -142,8 +138,8 @@ def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> 
                 hint=f"--name is one of {', '.join(boards)}" if boards else "turbofit serve MODEL",
             )
         (board,) = boards.values()
-        told: dict[str, Any] | None = ray.get(
-            board.ask.remote(question, seconds), timeout=seconds + _LOOK_SECONDS
+        told: dict[str, Any] | None = heard(
+            board.ask.remote(question, seconds), seconds + _LOOK_SECONDS
         )
     if told is None:
         raise LaunchError(

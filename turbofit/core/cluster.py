@@ -79,8 +79,8 @@ class Span(Struct):
     """One engine over several nodes, where no single one holds the model.
 
     ``plan`` is of the nodes' cards as if they were one machine without peer access between nodes;
-    ``groups`` are its GPUs' indices node by node, in the order of ``nodes``. ``commands`` are one a
-    node, in their order, with LMDeploy's own multi-node options.
+    ``groups`` are its GPUs' indices node by node, in the order of ``nodes``. ``commands`` are
+    TurboMind's one a node, in their order, or the PyTorch engine's one on the first node.
     """
 
     nodes: tuple[str, ...]

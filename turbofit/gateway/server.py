@@ -119,7 +119,7 @@ def make_roll_gateway(
         config: ``prefix_affinity`` and ``serial`` as the plan has them; ``upstream_key``,
             ``host_bytes`` and ``shares`` are not looked at, each member has its own.
         log: takes a record of each request.
-        tls: what is shown to engines on other machines, and asked of them; None is plain TCP.
+        tls: for engines at https addresses.
 
     Raises:
         PackageError: aiohttp or Pillow is missing.
@@ -130,8 +130,8 @@ def make_roll_gateway(
     from turbofit.gateway.upstream import Upstream
 
     check_gateways(roll)
-    upstream = Upstream(serial=config.serial, tls=tls)
     config = msgspec.structs.replace(config, shares=())
+    upstream = Upstream(serial=config.serial, tls=tls)
     gateway = Gateway(roll.bounds, (), config, log, upstream=upstream)
     gateway.follow(roll)
     return gateway

@@ -39,7 +39,7 @@ class Upstream:
     Args:
         serial: whether they answer one request after the other: a token would wait for whatever
             is under way, while their own health tells whether tokens still come.
-        tls: what is shown to engines on other machines, and asked of them.
+        tls: what is shown to engines at https addresses, and asked of them; None is aiohttp's own.
     """
 
     def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:
@@ -127,7 +127,7 @@ class Upstream:
                     limit=0,
                     keepalive_timeout=_KEEP_ALIVE,
                     socket_factory=engine_socket,
-                    ssl=self._tls or True,
+                    ssl=True if self._tls is None else self._tls,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(

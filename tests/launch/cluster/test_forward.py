@@ -166,6 +166,42 @@ def test_under_rays_certificates(certificates: dict[str, str]) -> None:
         forwarder.stop()
 
 
+def test_a_gateway_shows_rays_certificates(certificates: dict[str, str]) -> None:
+    """To the engines that it is told of; without them none would ever be up."""
+    pytest.importorskip("aiohttp")
+    import asyncio
+
+    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.upstream import Upstream
+
+    listener = socket.create_server((HOME, 0))
+
+    def answer() -> None:
+        while True:
+            one, _ = listener.accept()
+            with one:
+                one.recv(1000)
+                one.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    threading.Thread(target=answer, daemon=True).start()
+    port = listener.getsockname()[1]
+    forwarder = Forwarder(HOME, port, [HOME], server_context(certificates))
+    forwarder.start()
+
+    async def asked(tls: ssl.SSLContext | None) -> str:
+        upstream = Upstream(tls=tls)
+        try:
+            return await upstream.page(Engine(0, forwarder.url), "/health", 5)
+        finally:
+            await upstream.close()
+
+    try:
+        assert asyncio.run(asked(client_context(certificates))) == "ok"
+        assert asyncio.run(asked(None)) == ""
+    finally:
+        forwarder.stop()
+
+
 def test_without_rays_tls_there_is_none(tmp_path: Path) -> None:
     """And certificates that cannot be read are said."""
     assert server_context({}) is None

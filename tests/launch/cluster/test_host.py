@@ -45,6 +45,9 @@ def test_a_plan_after_a_lack_of_memory_keeps_the_promise(hosted: Hosted) -> None
     shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
     with pytest.raises(DoesNotFitError, match="are promised"):
         hosted._kept(replace(plan, kv=shorter))
+    smaller = replace(plan.limits, units_per_image=plan.limits.units_per_image - 1)
+    with pytest.raises(DoesNotFitError, match="units_per_image would be"):
+        hosted._kept(replace(plan, limits=smaller))
 
 
 def test_news_come_once(hosted: Hosted) -> None:

@@ -71,3 +71,11 @@ def test_who_cannot_join_at_all() -> None:
     assert "nothing is promised" in api.plan_joining(nothing, node(2, "2xrtx3090")).why_not
     gone = replace(node(2, "2xrtx3090"), machine=None, why_not="no GPU")
     assert api.plan_joining(plan, gone).why_not == "no GPU"
+
+
+def test_a_node_of_the_plan_has_the_share_that_it_has_there() -> None:
+    """It is planned again where the plan changes, and is no node more."""
+    plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "4xrtx3090"), concurrency=24)
+    again = api.plan_joining(plan, node(1, "4xrtx3090"))
+    assert again.node == plan.nodes[0].node
+    assert again.at_once == plan.nodes[0].at_once == 12

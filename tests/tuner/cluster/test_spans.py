@@ -21,7 +21,8 @@ def test_nodes_are_joined_only_where_none_holds_the_model() -> None:
     assert plan.fits
     (span,) = plan.spans
     assert len(span.nodes) * 4 == span.plan.parallel.tp == len(span.plan.gpus)
-    assert span.plan.parallel.communicator == "nccl"
+    assert span.plan.engine.name == "pytorch"
+    assert span.plan.settings.distributed_executor_backend == "ray"
     assert plan.engines == 1
     assert plan.total_tokens == span.plan.kv.total_tokens
     assert span.at_once == 8
@@ -54,8 +55,24 @@ def test_every_card_is_counted_as_full_as_the_fullest_with_an_allowance_on_both_
             assert not link.nvlinked
 
 
-def test_one_command_a_node_with_its_own_cards_and_rank() -> None:
+def test_one_command_where_ray_finds_the_gpus() -> None:
+    """TurboMind would look for all ranks' GPUs on each node, for a model that sees images."""
     plan = api.plan_cluster("internvl2-76b", cluster(*["4xrtx3090"] * 4))
+    (span,) = plan.spans
+    (command,) = span.commands
+    assert command.env["RAY_ADDRESS"] == "auto"
+    assert "CUDA_VISIBLE_DEVICES" not in command.env
+    words = dict(zip(command.argv, command.argv[1:], strict=False))
+    assert (words["--backend"], words["--tp"]) == ("pytorch", "16")
+    assert words["--distributed-executor-backend"] == "ray"
+    assert "--nnodes" not in words
+    assert any("engine pytorch: TurboMind" in reason for reason in plan.reasons)
+
+
+def test_one_command_a_node_with_its_own_cards_and_rank() -> None:
+    plan = api.plan_cluster(
+        "internvl2-76b", cluster(*["4xrtx3090"] * 4), language_model_only=True, images=0
+    )
     (span,) = plan.spans
     names = {one.id: one for one in cluster(*["4xrtx3090"] * 4).nodes}
     first = names[span.nodes[0]]
@@ -84,7 +101,13 @@ def test_many_nodes_make_many_engines_under_one_promise() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"engine": "pytorch"}, {"communicator": "native"}, {"replicas": 2}]
+    "asked",
+    [
+        {"engine": "turbomind"},
+        {"communicator": "native", "language_model_only": True, "images": 0},
+        {"distributed_executor_backend": "mp", "engine": "pytorch"},
+        {"replicas": 2},
+    ],
 )
 def test_what_lmdeploy_cannot_do_over_nodes_is_not_planned(asked: dict[str, object]) -> None:
     nodes = cluster(*["4xrtx3090"] * 4)

@@ -14,7 +14,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.launch.cluster.board import Seen, find_boards
+from turbofit.launch.cluster.board import Seen, find_boards, heard
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.tls import client_context
 
@@ -103,12 +103,10 @@ class _Attending:
             LaunchError: the address cannot be bound.
             UsageError: there is no place left.
         """
-        import ray
-
         from turbofit.gateway.server import make_roll_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        told: Told = ray.get(self._attend(Seen(address=self._address)), timeout=_SILENT)
+        told: Told = heard(self._attend(Seen(address=self._address)), _SILENT)
         _check(told)
         if told.roll is None or told.config is None:
             raise LaunchError("it is not served yet", hint="wait until turbofit serve has begun")
@@ -119,7 +117,8 @@ class _Attending:
             pretend=told.config.pretend,
         )
         tls = client_context(os.environ)
-        self._front = GatewayThread(make_roll_gateway(told.roll, config, log=self._log, tls=tls))
+        gateway = make_roll_gateway(told.roll, config, log=self._log, tls=tls)
+        self._front = GatewayThread(gateway)
         self._front.start()
         self._told, self.url = told.roll.number, self._front.url
 
@@ -148,8 +147,13 @@ class _Attending:
             if time.monotonic() - self._heard > _SILENT:
                 raise _ended() from None
             return
-        except ray.exceptions.RayError:
+        except ray.exceptions.ActorDiedError:
             raise _ended() from None
+        except ray.exceptions.RayError:  # Ray starts the board again
+            self._asked = None
+            if time.monotonic() - self._heard > _SILENT:
+                raise _ended() from None
+            return
         self._asked, self._heard = None, time.monotonic()
         _check(told)
         roll = told.roll

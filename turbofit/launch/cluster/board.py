@@ -1,13 +1,14 @@
 """The Ray actor through which other commands reach a cluster that serves.
 
 It holds nothing that matters: the process of `turbofit serve --cluster` writes what there is, and
-takes what is asked. It ends with that process.
+takes what is asked. Ray starts it again where its process dies. It ends with that process.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -21,7 +22,7 @@ from turbofit.launch.cluster.connect import NAMESPACE
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
 
-__all__ = ["Board", "Inbox", "Seen", "Told", "find_boards", "pin_board"]
+__all__ = ["Board", "Inbox", "Seen", "Told", "find_boards", "heard", "pin_board"]
 
 _PREFIX: Final = "turbofit-board-"
 _CALLS: Final = 64
@@ -144,7 +145,7 @@ def pin_board(name: str, node: str) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    actor = ray.remote(num_cpus=0, max_concurrency=_CALLS)(Board).options(
+    actor = ray.remote(num_cpus=0, max_concurrency=_CALLS, max_restarts=-1)(Board).options(
         name=_PREFIX + name,
         namespace=NAMESPACE,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
@@ -181,4 +182,25 @@ def find_boards(name: str | None = None) -> dict[str, Any]:
                 else "turbofit serve MODEL --cluster ray",
             )
         names = [name]
-    return {one: ray.get_actor(_PREFIX + one, namespace=NAMESPACE) for one in names}
+    boards = {}
+    for one in names:
+        with suppress(ValueError):  # it has just ended
+            boards[one] = ray.get_actor(_PREFIX + one, namespace=NAMESPACE)
+    return boards
+
+
+def heard(ref: Any, seconds: float) -> Any:
+    """What a board answers.
+
+    Raises:
+        LaunchError: it does not, or what serves has ended.
+    """
+    import ray
+
+    try:
+        return ray.get(ref, timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        why = f"no answer within {seconds:.0f} s"
+    except ray.exceptions.RayError as exc:
+        why = f"what was served has ended: {' '.join(str(exc).split())[:200]}"
+    raise LaunchError(why, hint="see the output of turbofit serve --cluster")

@@ -37,33 +37,41 @@ def changed(
     keeper.bounds = meet(keeper.bounds, bounds_of_cluster(target))
     keeper.plan, keeper.terms = target, terms.with_given(given)
     keeper.say(f"a change of plan begins: {in_words(before)} -> {in_words(target)}")
-    moved: list[tuple[Site, NodePlan]] = []
-    sites = [site for site in keeper.sites.values() if site.state in ("serving", "unfit")]
-    for number, site in enumerate(sites):
-        keeper.change = f"{number} of {len(sites)} nodes have the new plan"
-        if site.node.id not in keeper.sites or site.state not in ("serving", "unfit"):
-            continue
-        moved.append((site, site.plan))
+    moved: dict[str, NodePlan] = {}
+    while sites := _behind(keeper):
+        done = sum(one.promised is target for one in keeper.sites.values())
+        keeper.change = f"{done} of {done + len(sites)} nodes have the new plan"
+        site = sites[0]
+        moved[site.node.id] = site.plan
         why = yield from _moved(keeper, site)
         if why:
             keeper.plan, keeper.terms = before, terms
             yield from _undone(keeper, moved, why)
             return
-    keeper.bounds = bounds_of_cluster(target)
+    keeper.widen()
     keeper.change = ""
     keeper.say(f"the plan has changed: {in_words(target)}")
 
 
-def _undone(
-    keeper: Keeper, moved: list[tuple[Site, NodePlan]], why: str
-) -> Generator[None, None, None]:
-    """Back to the plan before, on every node that was touched."""
+def _behind(keeper: Keeper) -> list[Site]:
+    """Nodes that were planned for another promise than the keeper's, those that came since too.
+
+    One that joins is not among them: what was planned for it is looked at when it is done.
+    """
+    return [
+        site
+        for site in keeper.sites.values()
+        if site.state in ("serving", "unfit") and site.promised is not keeper.plan
+    ]
+
+
+def _undone(keeper: Keeper, moved: Mapping[str, NodePlan], why: str) -> Generator[None, None, None]:
+    """Back to the plan before, on every node that has the new one."""
     keeper.say(f"the new plan does not hold, going back: {why}")
     keeper.change = f"going back: {why}"
-    for site, plan in reversed(moved):
-        if site.node.id in keeper.sites:
-            yield from _moved(keeper, site, plan)
-    keeper.bounds = bounds_of_cluster(keeper.plan)
+    while sites := _behind(keeper):
+        yield from _moved(keeper, sites[-1], moved.get(sites[-1].node.id))
+    keeper.widen()
     keeper.change = f"given up: {why}"
     keeper.say("the plan before is served again")
 
@@ -73,20 +81,28 @@ def _moved(keeper: Keeper, site: Site, known: NodePlan | None = None) -> Generat
     site.state = "changing"
     keeper.empty(site)
     keeper.say(f"node {site.node.name}: its engines finish what they have")
-    while site.node.id in keeper.sites and not keeper.idle(site):
+    while _stays(keeper, site) and not keeper.idle(site):
         yield
-    while site.node.id in keeper.sites and not keeper.closed(site):
+    while _stays(keeper, site) and not keeper.closed(site):
         yield
-    if site.node.id not in keeper.sites:
+    if not _stays(keeper, site):
         return ""
     work = keeper.measure(site, known)
-    while not work.done():
+    while _stays(keeper, site) and not work.done():
         yield
-    if site.node.id not in keeper.sites:
+    if not _stays(keeper, site):
         return ""
     keeper.settle(site, outcome(work, site))
+    planned = keeper.plan.node(site.node.id)
+    if not site.posts and planned is not None and planned.plan is not None:
+        return f"node {site.node.name} does not serve: {site.why_not}"
     while site.node.id in keeper.sites and site.posts and not site.ready:
         if site.failed:
             return site.failed
         yield
     return ""
+
+
+def _stays(keeper: Keeper, site: Site) -> bool:
+    """Whether a node is still there, and nobody drains it meanwhile."""
+    return site.node.id in keeper.sites and site.state == "changing"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,12 +13,17 @@ from turbofit.core.errors import MachineError, PackageError, UsageError
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["NAMESPACE", "Alive", "Connection", "connected"]
 
 #: Of Ray: names of actors are unique in it.
 NAMESPACE: Final = "turbofit"
+
+
+#: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
+_SILENT: Final = 45.0
+_LOOK_SECONDS: Final = 1.0
 
 
 class Alive(Struct):
@@ -42,6 +49,18 @@ class Connection:
         self.address = str(context.gcs_address)
         self.here = str(context.get_node_id())
         self.here_address = str(ray.util.get_node_ip_address())
+        self._watch: _Watch | None = None
+
+    def watched(self) -> dict[str, Alive]:
+        """The nodes that were there when the head was last heard of, a second ago; never waits.
+
+        Raises:
+            MachineError: the cluster's head does not answer any more.
+        """
+        if self._watch is None:
+            self._watch = _Watch(self.alive)
+            self._watch.start()
+        return self._watch.seen()
 
     def alive(self) -> dict[str, Alive]:
         """The nodes that are there now, by id.
@@ -72,6 +91,40 @@ class Connection:
         }
 
 
+class _Watch(threading.Thread):
+    """Looks at the nodes in a thread of its own: while the head is gone, Ray does not return."""
+
+    def __init__(self, look: Callable[[], dict[str, Alive]]) -> None:
+        super().__init__(name="alive", daemon=True)
+        self._look = look
+        self._seen, self._at = look(), time.monotonic()
+        self._error: MachineError | None = None
+
+    def seen(self) -> dict[str, Alive]:
+        """The last answer.
+
+        Raises:
+            MachineError: there was none for long.
+        """
+        silent = time.monotonic() - self._at
+        if silent > _SILENT:
+            raise self._error or MachineError(
+                f"the head of the Ray cluster has been silent for {silent:.0f} s",
+                hint="see ray status; engines end with the cluster",
+            )
+        return self._seen
+
+    def run(self) -> None:
+        """As long as the process."""
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            try:
+                self._seen, self._error = self._look(), None
+                self._at = time.monotonic()
+            except MachineError as exc:
+                self._error = exc
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Connection]:
     """Be connected to a cluster; what this process started there ends with the connection.
@@ -85,6 +138,8 @@ def connected(address: str | None) -> Iterator[Connection]:
         UsageError: an address of Ray Client.
     """
     _token()
+    # What still runs in a thread when the connection ends must not begin another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
     except ImportError:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.gateway.meet import meet
 from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.change import changed
-from turbofit.launch.cluster.promise import expected_roll
+from turbofit.launch.cluster.promise import bounds_of_cluster, expected_roll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +85,7 @@ class Desk:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise LaunchError(target.verdict, hint=hint)
         check_gateways(expected_roll(target, self._keeper.gateways))
+        meet(self._keeper.bounds, bounds_of_cluster(target))  # refused here, not on the way
         self._keeper.follow(changed(self._keeper, target, given))
         self._answer(number, {"said": f"{target.verdict}; node by node from here on"})
 

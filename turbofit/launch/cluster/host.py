@@ -224,6 +224,13 @@ class Hosted:
                 f"{promised:,} are promised",
                 hint="turbofit cluster change --context promises less on all nodes",
             )
+        for name in ("units_per_image", "units_per_request", "image_tokens_per_request"):
+            if getattr(plan.limits, name) < getattr(self._order.plan.limits, name):
+                raise DoesNotFitError(
+                    f"{name} would be {getattr(plan.limits, name):,}, "
+                    f"{getattr(self._order.plan.limits, name):,} are promised",
+                    hint="turbofit cluster change promises smaller images on all nodes",
+                )
         # The gateway holds requests to the promise; what meets in a forward is this plan's own.
         own = replace(self._order.plan.limits, units_per_forward=plan.limits.units_per_forward)
         return replace(plan, limits=own)

@@ -7,6 +7,7 @@ a generator that goes one step a tick.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import ClusterStatus, Node, NodePlan
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.gateway.meet import meet
 from turbofit.gateway.roll import Roll
 from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.agent import start_agent
@@ -43,6 +45,9 @@ _LOOK_SECONDS: Final = 1.0
 #: A node that cannot serve, or whose engine failed for good, is tried again after so long.
 _AGAIN_SECONDS: Final = 600.0
 _EVENTS: Final = 50
+_GIVE_SECONDS: Final = 10.0
+#: Where a node's death ended its engines, Ray tells of the node a moment later.
+_SURE_SECONDS: Final = 3.0
 
 
 class Keeper:
@@ -89,6 +94,7 @@ class Keeper:
         self._steps: Iterator[None] | None = None
         self._number, self._told = 0, Roll(number=0, bounds=self.bounds, members=())
         self._looked = float("-inf")
+        self._hopeless: float | None = None
         self._worker = ThreadPoolExecutor(1, "nodes")
 
     def say(self, text: str) -> None:
@@ -101,6 +107,7 @@ class Keeper:
         for node in self.plan.nodes:
             site = self.sites.get(node.node)
             if site is not None:
+                site.promised = self.plan
                 self.settle(site, node)
 
     def tick(self, seconds: float) -> None:
@@ -113,7 +120,7 @@ class Keeper:
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            self._look(self.connection.alive())
+            self._look(self.connection.watched())
         for site in tuple(self.sites.values()):
             self._mind(site, now)
         if self._steps is not None and next(self._steps, self) is self:
@@ -154,8 +161,8 @@ class Keeper:
                 post.allow(peers)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes as they were measured before anything was started there."""
-        return tuple(site.node for site in self.sites.values())
+        """The nodes that stay, as they were measured before anything was started there."""
+        return tuple(site.node for site in self.sites.values() if site.state != "drained")
 
     def later(self, work: Callable[[], Any]) -> Any:
         """Have something done by the worker; a future."""
@@ -178,6 +185,11 @@ class Keeper:
             )
         self._steps = steps
 
+    def widen(self) -> None:
+        """Hold requests to no more than the plan and what serves under it ask for."""
+        own = [s.plan for s in self.sites.values() if s.plan.plan and s.promised is self.plan]
+        self.bounds = bounds_of_cluster(replace(self.plan, nodes=(*self.plan.nodes, *own)))
+
     def settle(self, site: Site, plan: NodePlan) -> None:
         """Start on a node what is planned for it, and give back the GPUs that it does not use."""
         held: dict[int, str] = {}
@@ -193,6 +205,7 @@ class Keeper:
             self.say(f"node {site.node.name} does not serve: {site.why_not}")
             return
         site.state, site.again_at = "serving", float("inf")
+        self.bounds = meet(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
         here = site.node.id == self.connection.here
         orders = orders_of(plan, self.plan, self.terms, here=here, peers=self.peers)
         self.places.keep(site.node.id, [held[index] for index in _used(plan)])
@@ -221,7 +234,8 @@ class Keeper:
         With a plan that is known, only to take its GPUs again.
         """
         plan, terms = self.plan, self.terms
-        alive = self.connection.alive().get(site.node.id)
+        site.promised = plan
+        alive = self.connection.watched().get(site.node.id)
 
         def work() -> NodePlan:
             if alive is None:
@@ -240,17 +254,28 @@ class Keeper:
 
     def stop(self, seconds: float, *, urgent: bool) -> None:
         """End everything; nothing is left when it returns."""
-        self._worker.shutdown(wait=not urgent, cancel_futures=True)
+        # What the worker waits for may take minutes, and ends with the connection.
+        self._worker.shutdown(wait=False, cancel_futures=True)
         posts = [post for site in self.sites.values() for post in site.posts]
         deadline = time.monotonic() + seconds
-        for post in posts if not urgent else ():
+        # Asked always: where Ray's head is gone, nothing else ends them.
+        for post in posts:
             post.stop(seconds)
-        while not all(post.ended() for post in posts) and time.monotonic() < deadline:
+        while not urgent and time.monotonic() < deadline:
+            if all(post.ended() for post in posts):
+                break
             time.sleep(0.05)
         for post in posts:
             post.end()
-        for node in tuple(self.sites):
-            self.places.drop(node)
+
+        def give_back() -> None:
+            for node in tuple(self.sites):
+                self.places.leave(node)
+
+        # Without a head Ray does not return. What is not given back here ends with the connection.
+        giving = threading.Thread(target=give_back, name="places", daemon=True)
+        giving.start()
+        giving.join(_GIVE_SECONDS)
 
     def _hear(self, seconds: float) -> None:
         """Wait for news of any engine, and take all that there is."""
@@ -288,7 +313,7 @@ class Keeper:
             self.say(f"node {site.node.name} is gone")
             for post in site.posts:
                 post.end()
-            self.places.drop(identity)
+            self.places.leave(identity)
         for node in alive.values():
             known = self.sites.get(node.id)
             if known is None and node.gpus and not node.leaving:
@@ -296,7 +321,7 @@ class Keeper:
                 site = Site(Node(id=node.id, name=node.name, address=node.address))
                 self.sites[node.id] = site
                 site.work = self.measure(site)
-            elif known is not None and node.leaving and known.state == "serving":
+            elif known is not None and node.leaving and known.state not in ("drained", "unfit"):
                 self.drain(known)
 
     def drain(self, site: Site) -> None:
@@ -304,6 +329,8 @@ class Keeper:
         site.state, site.again_at = "drained", float("inf")
         self.say(f"node {site.node.name} is drained")
         self.empty(site)
+        if not site.posts:
+            self.places.leave(site.node.id)
 
     def empty(self, site: Site) -> None:
         """Send nothing more to a node's engines."""
@@ -330,11 +357,15 @@ class Keeper:
         """What one node needs."""
         if site.work is not None and site.work.done():
             work, site.work = site.work, None
-            if site.node.id in self.sites and site.state == "joining":
-                self.settle(site, outcome(work, site))
+            if site.state != "joining":
+                return
+            if site.promised is not self.plan:  # the plan has changed meanwhile
+                site.work = self.measure(site)
+                return
+            self.settle(site, outcome(work, site))
         elif site.state == "drained" and site.posts and self.idle(site):
             if self.closed(site):
-                self.places.drop(site.node.id)
+                self.places.leave(site.node.id)
                 self.say(f"node {site.node.name}: its engines have ended, its GPUs are given back")
         elif site.state == "unfit" and now >= site.again_at:
             site.state, site.again_at = "joining", float("inf")
@@ -369,10 +400,16 @@ class Keeper:
         if self._steps is not None or any(s.state == "joining" for s in self.sites.values()):
             return
         posts = [post for site in self.sites.values() for post in site.posts]
-        if any(post.standing.state in ("starting", "ready") and not post.lost for post in posts):
-            return
+        alive = any(
+            post.standing.state in ("starting", "ready") and not post.lost for post in posts
+        )
         errors = [post.standing.error for post in posts if post.standing.error]
-        if errors:
+        if alive or not errors:
+            self._hopeless = None
+            return
+        now = time.monotonic()
+        self._hopeless = now if self._hopeless is None else self._hopeless
+        if now - self._hopeless >= _SURE_SECONDS:
             raise raised(errors[0])
 
 

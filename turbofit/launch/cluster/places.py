@@ -7,6 +7,7 @@ is held. They are gone with this process, however it ends.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -31,6 +32,9 @@ class Places:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[str, Any]] = {}
+        #: Nodes that are done with; a worker may still be taking theirs.
+        self._left: set[str] = set()
+        self._lock = threading.Lock()
 
     def take(self, nodes: Iterable[str]) -> None:
         """Take every GPU that is free on these nodes, beside those that are held already."""
@@ -57,14 +61,17 @@ class Places:
             ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
         for ref, (node, group) in asked.items():
             gpu = _told(ref)
-            if gpu is None:
+            with self._lock:
+                held = gpu is not None and node not in self._left
+                if gpu is not None and held:
+                    self._held.setdefault(node, {})[gpu] = group
+            if not held:
                 ray.util.remove_placement_group(group)
-            else:
-                self._held.setdefault(node, {})[gpu] = group
 
     def on(self, node: str) -> tuple[str, ...]:
         """Ray's ids of the GPUs that are held on a node."""
-        return tuple(self._held.get(node, {}))
+        with self._lock:
+            return tuple(self._held.get(node, {}))
 
     def place(self, node: str, gpu: str) -> Any:
         """The placement group of a GPU."""
@@ -74,13 +81,21 @@ class Places:
         """Give back all of a node's but these."""
         import ray
 
-        for gpu in set(self.on(node)) - set(gpus):
-            ray.util.remove_placement_group(self._held[node].pop(gpu))
+        with self._lock:
+            held = self._held.get(node, {})
+            given = [held.pop(gpu) for gpu in set(held) - set(gpus)]
+        for group in given:
+            ray.util.remove_placement_group(group)
 
     def drop(self, node: str) -> None:
         """Give back all of a node's."""
         self.keep(node, ())
-        self._held.pop(node, None)
+
+    def leave(self, node: str) -> None:
+        """Give back all of a node's for good, what is being taken there too."""
+        with self._lock:
+            self._left.add(node)
+        self.drop(node)
 
     @staticmethod
     def _group(node: str) -> Any:

@@ -49,6 +49,7 @@ class Post:
         self.drained_by, self.drained_in = float("inf"), 0
         self.restarts = 0
         self._place, self._start = place, start
+        self._peers = order.peers
         self._actor: Any = None
         self._again = 0.0
         #: The question for news that is under way, and that for its end.
@@ -77,7 +78,11 @@ class Post:
             return self._died(exc)
         except ray.exceptions.RayActorError:
             return self._restarted()
+        except ray.exceptions.RayError as exc:  # whatever it is, it is one engine's
+            return self._died(exc)
         changed = told.number != self.standing.number
+        if told.pid != self.standing.pid and self._peers != self.order.peers:
+            self._actor.allow.remote(self._peers)  # another process: it has the order alone
         self.standing = told
         self._ask(told.number)
         return changed
@@ -99,6 +104,7 @@ class Post:
 
     def allow(self, peers: tuple[str, ...]) -> None:
         """From now on these gateways may reach it."""
+        self._peers = peers
         if self._actor is not None and not self.lost:
             self._actor.allow.remote(peers)
 

@@ -200,9 +200,8 @@ class _Run:
 
         log = access_log(self._wish.access or str(self._folder / "access.log"))
         tls = client_context(os.environ)
-        front = GatewayThread(
-            make_roll_gateway(self._keeper.roll(), self._config, log=log, tls=tls)
-        )
+        roll = self._keeper.roll()
+        front = GatewayThread(make_roll_gateway(roll, self._config, log=log, tls=tls))
         front.start()
         return front
 
@@ -211,7 +210,12 @@ class _Run:
         front, roll = self._front, self._keeper.roll()
         assert front is not None
         if roll.number != self._told:
-            front.call(lambda gateway: gateway.follow(roll))
+            try:
+                front.call(lambda gateway: gateway.follow(roll))
+            except LaunchError:
+                if not front.alive:
+                    raise
+                return  # it is busy: it is told at the next look
             self._told = roll.number
         if not self._opened and any(not member.draining for member in roll.members):
             self._opened = True
@@ -223,23 +227,32 @@ class _Run:
 
         front, keeper = self._front, self._keeper
         assert front is not None
-        own, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
+        try:
+            own, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
+        except LaunchError:
+            if not front.alive:
+                raise
+            return
         tellers = [own, *(seen.outstanding for seen in self._others.values())]
         names = {name for told in tellers for name in told}
         keeper.outstanding = {name: sum(told.get(name, 0) for told in tellers) for name in names}
         keeper.up = up
         keeper.followed = min([self._told, *(seen.number for seen in self._others.values())])
         if self._inbox is not None:
+            inbox = None
             try:
                 inbox = ray.get(self._inbox, timeout=0)
             except ray.exceptions.GetTimeoutError:
                 return
-            except ray.exceptions.RayError as exc:
+            except ray.exceptions.ActorDiedError as exc:
                 raise LaunchError(
                     f"the board of {keeper.name} is gone: {' '.join(str(exc).split())[:200]}",
                     hint="see ray status and this node's ray logs",
                 ) from None
-            self._take(inbox.asked, inbox.gateways)
+            except ray.exceptions.RayError:
+                pass  # Ray starts it again: what there is is written anew
+            if inbox is not None:
+                self._take(inbox.asked, inbox.gateways)
         status = keeper.status((front.url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)

@@ -9,7 +9,7 @@ from turbofit.core.cluster import NodePlan, NodeStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.core.cluster import Node
+    from turbofit.core.cluster import ClusterPlan, Node
     from turbofit.gateway.roll import Member
     from turbofit.launch.cluster.post import Post
 
@@ -34,6 +34,8 @@ class Site:
         self.again_at = float("inf")
         #: Work on it that is under way elsewhere.
         self.work: Any = None
+        #: The cluster's plan whose promise it was planned for last.
+        self.promised: ClusterPlan | None = None
 
     @property
     def why_not(self) -> str:

@@ -1,7 +1,8 @@
 """The command lines of one engine over several nodes: LMDeploy's own multi-node options.
 
-Every node runs the same command with its own GPUs and rank; rank 0's node holds the store at which
-they meet, and answers requests.
+For TurboMind every node runs the same command with its own GPUs and rank; rank 0's node holds the
+store at which they meet, and answers requests. The PyTorch engine is one command on one node of
+Ray's cluster, and Ray gives it GPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NO_ADDRESS: Final = "ADDRESS-OF-RANK-0"
 
 
 def span_commands(span: Span, cluster: Cluster, *, port: int = MEETING_PORT) -> tuple[Command, ...]:
-    """One command a node, in the span's order.
+    """One command a node, in the span's order; for the PyTorch engine that of the first node.
 
     Args:
         span: as planned.
@@ -34,6 +35,10 @@ def span_commands(span: Span, cluster: Cluster, *, port: int = MEETING_PORT) -> 
     nodes = {node.id: node for node in cluster.nodes}
     members = [nodes[identity] for identity in span.nodes]
     (whole,) = commands(span.plan)
+    if span.plan.engine.name == "pytorch":
+        # The engine's own process is no rank: CUDA_VISIBLE_DEVICES would hide nothing but its node.
+        env = {n: value for n, value in whole.env.items() if n != "CUDA_VISIBLE_DEVICES"}
+        return (replace(whole, env={**env, "RAY_ADDRESS": "auto"}),)
     address = members[0].address or _NO_ADDRESS
     made = []
     for rank, (node, group) in enumerate(zip(members, span.groups, strict=True)):

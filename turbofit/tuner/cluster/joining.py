@@ -75,10 +75,13 @@ def _promise(base: Ask, plan: ClusterPlan) -> Promise:
 
 
 def _share(plan: ClusterPlan, node: Node) -> float:
-    """The requests that a node with as many cards has on average, were it there from the start."""
+    """The requests that a node with as many cards has on average, were it there from the start.
+
+    One that the plan has already is not counted twice.
+    """
     machine = node.machine
     assert machine is not None
-    used = [one for one in plan.nodes if one.plan is not None]
+    used = [one for one in plan.nodes if one.plan is not None and one.node != node.id]
     cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
     cards += sum(len(span.plan.gpus) for span in plan.spans)
     own = len(machine.visible)

@@ -17,7 +17,7 @@ from turbofit.tuner.cluster.fitness import why_unusable
 from turbofit.tuner.cluster.fleet import Fleet, Tried
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
-from turbofit.tuner.cluster.spans import Team, span_ask, teams
+from turbofit.tuner.cluster.spans import Team, span_ask, span_engine, teams
 from turbofit.tuner.throughput import Speed, total
 
 __all__ = ["common_limits", "make_cluster_plan"]
@@ -193,13 +193,16 @@ def common_limits(plans: list[Plan]) -> Limits:
 def _spanned(base: Ask, usable: list[Node], engine: str) -> _Spanned | None:
     """The teams of nodes that serve most; None where none does."""
     best: _Spanned | None = None
+    runner = span_engine(base, engine)
+    if runner is None:
+        return None
     tried_cards: set[str] = set()
     for some in teams(base, usable, engine):
         card = f"{len(some[0].groups[0])} {some[0].machine.gpus[0].name}"
         if card in tried_cards:
             continue  # fewer nodes an engine do already
         kinds, rounding = kinds_of([team.as_node() for team in some])
-        fleet = Fleet(span_ask(base, some[0]), kinds, "turbomind")
+        fleet = Fleet(span_ask(base, some[0], runner), kinds, runner.name)
         alone = _alone(fleet)
         served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
         if served is None:

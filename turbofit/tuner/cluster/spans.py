@@ -1,11 +1,13 @@
 """One engine over several nodes, only where no node holds the model: the nodes as one machine.
 
-TurboMind joins nodes by NCCL alone (``--nnodes``, ``--node-rank``, ``--dist-init-addr``); its ranks
-must be as many on every node. Their cards are planned as one machine without peer access between
-nodes, every card as full as the fullest: each node stages its load on its own first card, and the
-account knows one such card. What NCCL takes for the network nobody has measured here: an allowance
-is counted as held before the cache is sized and kept free after it as well, since NCCL may connect
-early or late. Both are over: they cost cache.
+LMDeploy has two ways. TurboMind joins nodes by NCCL (``--nnodes``, ``--node-rank``,
+``--dist-init-addr``), its ranks as many on every node; but for a model that sees images LMDeploy
+0.18 asks each node about GPUs 0 to tp - 1 as it loads (``vl/model/builder.py``), and dies where a
+node has fewer. The PyTorch engine asks Ray for its GPUs, wherever they are. The nodes' cards are
+planned as one machine without peer access between nodes, every card as full as the fullest: each
+node stages its load on its own first card, and the account knows one such card. What NCCL takes for
+the network nobody has measured here: an allowance is counted as held before the cache is sized and
+kept free after it as well, since NCCL may connect early or late. Both are over: they cost cache.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from turbofit.core.machine import Gpu, Holder, Host, Link, Machine
 from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
-from turbofit.memory.engines import engine_for
+from turbofit.memory.engines import check_options, engine_for
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.groups import kinds as card_kinds
 
-__all__ = ["NETWORK", "Team", "span_ask", "teams"]
+__all__ = ["NETWORK", "Team", "span_ask", "span_engine", "teams"]
 
 #: Bytes a GPU that NCCL may take to reach other nodes: as much again as its largest figure of one
 #: PCIe host that the account knows. An assumption.
@@ -57,9 +59,9 @@ def teams(base: Ask, nodes: Sequence[Node], engine: str) -> Iterator[tuple[Team,
     Args:
         base: what is asked; a ``tp`` that was asked for is the only one.
         nodes: those that were measured.
-        engine: as asked; only TurboMind spans nodes.
+        engine: as asked.
     """
-    runner = _turbomind(base, engine)
+    runner = span_engine(base, engine)
     if runner is None:
         return
     eligible: dict[tuple[object, ...], list[tuple[Node, tuple[Gpu, ...]]]] = {}
@@ -80,8 +82,10 @@ def teams(base: Ask, nodes: Sequence[Node], engine: str) -> Iterator[tuple[Team,
             count *= 2
 
 
-def span_ask(base: Ask, team: Team) -> Ask:
+def span_ask(base: Ask, team: Team, engine: Engine) -> Ask:
     """What is asked of teams like this one."""
+    turbomind = engine.name == "turbomind"
+    joined = {"communicator": "nccl"} if turbomind else {"distributed_executor_backend": "ray"}
     whole = tuple(gpu.index for gpu in team.machine.gpus)
     return replace(
         base,
@@ -89,20 +93,30 @@ def span_ask(base: Ask, team: Team) -> Ask:
         replicas=1,
         groups=(whole,),
         margin=replace(base.margin, more=NETWORK),
-        fixed={**base.fixed, "communicator": "nccl"},
+        fixed={**base.fixed, **joined},
     )
 
 
-def _turbomind(base: Ask, engine: str) -> Engine | None:
-    """The engine that spans nodes, None where it is not asked for or does not run the model."""
-    if engine not in ("auto", "turbomind") or base.replicas not in (None, 1):
+def span_engine(base: Ask, engine: str) -> Engine | None:
+    """The engine that spans nodes for this model, None where none that is asked for does."""
+    name = "pytorch" if _sees(base) else "turbomind"
+    if engine not in ("auto", name) or base.replicas not in (None, 1):
         return None
     if base.fixed.get("communicator", "nccl") != "nccl":
         return None
+    if base.fixed.get("distributed_executor_backend", "ray") != "ray":
+        return None
     try:
-        return engine_for(base.model, "turbomind")
+        found = engine_for(base.model, name)
+        check_options(found, base.fixed)
     except TurbofitError:
         return None
+    return found
+
+
+def _sees(base: Ask) -> bool:
+    """Whether LMDeploy loads the model as one that takes images."""
+    return base.model.vision is not None and not base.fixed.get("language_model_only")
 
 
 def _cards(node: Node) -> tuple[Gpu, ...]:

@@ -94,9 +94,20 @@ def _span_reasons(plan: ClusterPlan) -> Iterator[str]:
         f" as held, and {format_bytes(NETWORK)} more stay free, since they may come late; every"
         " card counts as full as the fullest of its engine. Over: it costs cache"
     )
+    if plan.spans[0].plan.engine.name == "turbomind":
+        yield (
+            "LMDeploy's own multi-node options, which turbofit has not seen run: start all commands"
+            " of an engine within a minute or so, rank 0's node answers"
+        )
+        return
     yield (
-        "LMDeploy's own multi-node options, which turbofit has not seen run: start all commands of"
-        " an engine within a minute or so, rank 0's node answers"
+        "engine pytorch: TurboMind of LMDeploy 0.18 does not load a model that sees images over"
+        " nodes, since it looks for the GPUs of all ranks on each of them"
+    )
+    yield (
+        "LMDeploy's PyTorch engine takes its GPUs from Ray, which turbofit has not seen it do over"
+        " nodes: one command, on a node of Ray's cluster; Ray chooses among all free GPUs, so let"
+        " none be free that are smaller or fuller than those planned for"
     )
 
 

@@ -1,0 +1,361 @@
+"""Nodes that join, leave and change, as the keeper sees them: no Ray, engines that just stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.launch.cluster.test_promise import planned, terms
+from turbofit import api
+from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+from turbofit.core.errors import LaunchError
+from turbofit.launch.cluster import keeper as module
+from turbofit.launch.cluster.change import changed
+from turbofit.launch.cluster.connect import Alive
+from turbofit.launch.cluster.keeper import Keeper
+from turbofit.launch.cluster.order import Order, Standing
+from turbofit.launch.cluster.post import Post
+from turbofit.launch.cluster.site import Site
+from turbofit.machine.spec import parse_spec
+
+SPEC = "1xrtx3090"
+
+
+class Connection:
+    """Nodes that come and go."""
+
+    address, here, here_address = "10.0.0.1:6379", "ff", "10.0.0.1"
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Alive] = {}
+
+    def add(self, number: int) -> str:
+        identity = f"{number:08x}"
+        self.nodes[identity] = Alive(id=identity, name=f"n{number}", address="10.0.0.7", gpus=1)
+        return identity
+
+    def watched(self) -> dict[str, Alive]:
+        return dict(self.nodes)
+
+
+class Places:
+    """One GPU a node."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, dict[str, str]] = {}
+        self.left: set[str] = set()
+
+    def take(self, nodes: list[str]) -> None:
+        self.held.update({node: {"0": node} for node in nodes if node not in self.left})
+
+    def on(self, node: str) -> tuple[str, ...]:
+        return tuple(self.held.get(node, ()))
+
+    def place(self, node: str, gpu: str) -> str:
+        return self.held[node][gpu]
+
+    def keep(self, node: str, gpus: list[str]) -> None:
+        self.held[node] = dict.fromkeys(gpus, node)
+
+    def drop(self, node: str) -> None:
+        self.held.pop(node, None)
+
+    def leave(self, node: str) -> None:
+        self.left.add(node)
+        self.drop(node)
+
+
+class Standin(Post):
+    """An engine that is ready at once, or fails."""
+
+    fails: Callable[[Order], bool] = staticmethod(lambda _order: False)
+
+    def begin(self) -> None:
+        self._actor = self.order
+        self.lost = False
+        self.standing = Standing(state="ready", number=1, url=f"http://{self.order.name}")
+        if type(self).fails(self.order):
+            self.standing = Standing(state="failed", error={"message": "no luck", "exit_code": 5})
+
+    def hear(self) -> bool:
+        return False
+
+    def stop(self, seconds: float) -> None:
+        self.standing = Standing(state="ended", number=2)
+
+    def ended(self) -> bool:
+        return True
+
+    def end(self) -> None:
+        self.lost = True
+
+
+class World:
+    """A keeper of some nodes, and a worker whose work is done when it is told."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.connection, self.places = Connection(), Places()
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.joining: Callable[..., NodePlan] = _joining
+        monkeypatch.setattr(module, "Post", Standin)
+        monkeypatch.setattr(Standin, "fails", lambda _order: False)
+        monkeypatch.setattr(module, "tell_nodes", _told)
+        ids = [self.connection.add(number) for number in range(count)]
+        self.places.take(ids)
+        self.plan = planned(*[SPEC] * count, context=8192)
+        nodes = _told(self.connection.nodes.values())
+        self.keeper = Keeper(
+            self.connection,  # type: ignore[arg-type]
+            self.places,  # type: ignore[arg-type]
+            self.plan,
+            [Site(node) for node in nodes],
+            terms(context=8192),
+            self._joined,
+            lambda _text: None,
+            name="it",
+        )
+        monkeypatch.setattr(self.keeper, "later", self._later)
+        self.keeper.begin()
+
+    def _later(self, work: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, work))
+        return future
+
+    def _joined(self, *args: Any) -> NodePlan:
+        return self.joining(*args)
+
+    def work(self) -> None:
+        """The worker does all that waits."""
+        while self.waiting:
+            future, work = self.waiting.pop(0)
+            future.set_result(work())
+
+    def tick(self, times: int = 1, *, work: bool = False) -> None:
+        for _ in range(times):
+            self.keeper._looked = float("-inf")
+            self.keeper.followed = self.keeper.roll().number
+            self.keeper.tick(0)
+            if work:
+                self.work()
+
+    def target(self, **keywords: Any) -> ClusterPlan:
+        """Another plan of the same nodes."""
+        nodes = self.keeper.nodes()
+        return api.plan_cluster("internvl2-2b", Cluster(source="test", nodes=nodes), **keywords)
+
+    def promises(self) -> list[int]:
+        """What the engines that stand hold, node by node."""
+        return [
+            post.order.plan.kv.longest_request_tokens
+            for site in self.keeper.sites.values()
+            for post in site.posts
+        ]
+
+
+def _joining(plan: ClusterPlan, node: Node, given: Mapping[str, Any]) -> NodePlan:
+    own = {"margin": given["margin"]} if "margin" in given else {}
+    return api.plan_joining(plan, node, **own)
+
+
+def _told(nodes: Any, *, pretend: bool = False) -> tuple[Node, ...]:
+    assert not pretend
+    return tuple(
+        Node(id=one.id, name=one.name, address=one.address, machine=parse_spec(SPEC))
+        for one in nodes
+    )
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], World]:
+    """Makes one."""
+    return lambda count: World(count, monkeypatch)
+
+
+def test_a_node_that_joins_while_the_plan_changes_gets_the_new_one(
+    world: Callable[[int], World],
+) -> None:
+    """What was planned for it under the old promise is too little for the new one."""
+    here = world(1)
+    late = here.connection.add(5)
+    here.tick()
+    assert here.keeper.sites[late].state == "joining"
+    future, old = here.waiting.pop()
+    future_plan = old()
+    here.keeper.follow(changed(here.keeper, here.target(context=16384), {"context": 16384}))
+    here.tick(4, work=True)
+    assert not here.keeper.changing
+    future.set_result(future_plan)  # the worker was slow
+    here.tick(3, work=True)
+    assert here.keeper.sites[late].state == "serving"
+    assert here.keeper.bounds.longest_request_tokens == 16384
+    assert min(here.promises()) >= 16384
+
+
+def test_a_node_that_joins_under_a_plan_that_is_given_up_goes_back_too(
+    world: Callable[[int], World],
+) -> None:
+    """Its engines were planned for a promise that nobody makes any more."""
+    here = world(2)
+    target = here.target(context=4096)
+    here.keeper.follow(changed(here.keeper, target, {"context": 4096}))
+    here.tick()
+    late = here.connection.add(5)
+    here.tick()
+    assert here.keeper.sites[late].promised is target
+    Standin.fails = lambda order: (
+        order.name.startswith("n1-") and order.plan.kv.longest_request_tokens < 8192
+    )
+    here.tick(20, work=True)
+    assert here.keeper.change == "given up: no luck"
+    assert here.keeper.bounds.longest_request_tokens == 8192
+    assert len(here.promises()) == 3
+    assert min(here.promises()) >= 8192
+
+
+def test_a_change_goes_back_where_a_node_that_should_serve_does_not(
+    world: Callable[[int], World],
+) -> None:
+    """It would empty one node after the other."""
+    here = world(2)
+    target = here.target(context=16384)
+
+    def none(plan: ClusterPlan, node: Node, _given: Mapping[str, Any]) -> NodePlan:
+        return NodePlan(node=node.id, name=node.name, address=node.address, why_not="too full")
+
+    here.joining = none
+    here.keeper.follow(changed(here.keeper, target, {"context": 16384}))
+    here.tick(20, work=True)
+    assert "too full" in here.keeper.change
+    assert [site.state for site in here.keeper.sites.values()] == ["serving"] * 2
+    assert here.keeper.bounds.longest_request_tokens == 8192
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 3])
+def test_a_node_that_is_drained_within_a_change_stays_drained(
+    world: Callable[[int], World], ticks: int
+) -> None:
+    """However far it had come; its GPU is given back."""
+    here = world(2)
+    here.keeper.follow(changed(here.keeper, here.target(context=16384), {"context": 16384}))
+    here.tick(ticks)
+    here.keeper.drain(here.keeper.sites["00000000"])
+    here.tick(10, work=True)
+    assert not here.keeper.changing
+    assert here.keeper.sites["00000000"].state == "drained"
+    assert not here.keeper.sites["00000000"].posts
+    assert here.places.on("00000000") == ()
+    assert here.keeper.sites["00000001"].state == "serving"
+    assert min(here.promises()) >= 16384
+
+
+def test_a_node_that_leaves_while_it_joins_holds_nothing(world: Callable[[int], World]) -> None:
+    """Neither drained nor dead: the worker takes its GPUs afterwards."""
+    here = world(1)
+    drained, dead = here.connection.add(5), here.connection.add(6)
+    here.tick()
+    here.keeper.drain(here.keeper.sites[drained])
+    del here.connection.nodes[dead]
+    here.tick()
+    here.work()
+    here.tick()
+    assert here.keeper.sites[drained].state == "drained"
+    assert dead not in here.keeper.sites
+    assert here.places.on(drained) == here.places.on(dead) == ()
+
+
+def test_a_cluster_waits_for_its_only_node_and_not_for_its_only_engine(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray tells of a dead node's actors first; it may come back. An engine that fails will not."""
+    here = world(1)
+    (post,) = here.keeper.sites["00000000"].posts
+    post.standing = Standing(state="failed", error={"message": "no luck", "exit_code": 5})
+    here.tick()
+    here.connection.nodes.clear()
+    here.tick()
+    assert not here.keeper.sites
+    again = here.connection.add(7)
+    here.tick(3, work=True)
+    assert here.keeper.sites[again].state == "serving"
+    (post,) = here.keeper.sites[again].posts
+    post.standing = Standing(state="failed", error={"message": "no luck", "exit_code": 5})
+    monkeypatch.setattr(module, "_SURE_SECONDS", 0.0)
+    with pytest.raises(LaunchError, match="no luck"):
+        here.tick()
+
+
+def test_what_a_node_that_joins_asks_for_holds_for_all(world: Callable[[int], World]) -> None:
+    """A request may go to any node, so that each is held to the one which takes the least."""
+    here = world(1)
+    least = here.keeper.bounds.limits.bytes_per_body - 1
+
+    def narrower(plan: ClusterPlan, node: Node, given: Mapping[str, Any]) -> NodePlan:
+        made = _joining(plan, node, given)
+        assert made.plan is not None
+        limits = replace(made.plan.limits, bytes_per_body=least)
+        return replace(made, plan=replace(made.plan, limits=limits))
+
+    here.joining = narrower
+    here.connection.add(5)
+    here.tick(3, work=True)
+    assert len(here.promises()) == 2
+    assert here.keeper.bounds.limits.bytes_per_body == least
+
+
+def test_stopping_waits_for_no_measurement(world: Callable[[int], World]) -> None:
+    """A node that does not answer is waited for two minutes; a stop is not."""
+    from threading import Event
+    from time import monotonic
+
+    here = world(1)
+    hold = Event()
+    here.keeper._worker.submit(partial(hold.wait, 20))
+    began = monotonic()
+    here.keeper.stop(1, urgent=False)
+    assert monotonic() - began < 5
+    hold.set()
+
+
+def test_an_actors_next_process_is_told_of_gateways_that_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its order knows only those that were there when it was made."""
+    ray = pytest.importorskip("ray")
+    told: list[Any] = []
+
+    class Remote:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def remote(self, *args: Any) -> Any:
+            told.append((self.name, *args))
+            return Standing(number=len(told), pid=pids[0])
+
+    class Actor:
+        def __getattr__(self, name: str) -> Remote:
+            return Remote(name)
+
+    pids = [1]
+    monkeypatch.setattr(ray, "get", lambda ref, timeout: ref)
+    post = Post(_order(), None, share=1.0, host_bytes=0, start=lambda *_: Actor())
+    post.begin()
+    post.hear()
+    assert not [one for one in told if one[0] == "allow"]
+    post.allow(("10.0.0.9", "10.0.0.8"))
+    pids[0] = 2
+    post.hear()
+    post.hear()
+    assert [one for one in told if one[0] == "allow"] == [("allow", ("10.0.0.9", "10.0.0.8"))] * 2
+
+
+def _order() -> Order:
+    from turbofit.launch.cluster.promise import orders_of
+
+    plan = planned(SPEC)
+    return orders_of(plan.nodes[0], plan, terms(), here=False, peers=("10.0.0.9",))[0]
