@@ -95,6 +95,18 @@ def test_figures_of_benches_are_theirs() -> None:
     assert "one node in twenty" in BENCHES
 
 
+def test_links_to_sections_lead_somewhere() -> None:
+    found = 0
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for target, anchor in re.findall(r"\]\((\w+\.md)#([\w-]+)\)", text):
+            heads = re.findall(r"^#+ (.+)$", (ROOT / page).with_name(target).read_text(), re.M)
+            named = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+            assert anchor in named, (page, target, anchor)
+            found += 1
+    assert found >= 2
+
+
 def test_names_are_the_codes() -> None:
     from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
 
