@@ -268,6 +268,52 @@ def test_a_request_is_held_to_one_plan_from_its_beginning_to_its_end() -> None:
     assert (late.status, late.json["error"]["code"]) == (400, "too_many_images")
 
 
+def test_a_request_goes_to_no_engine_that_was_planned_for_less() -> None:
+    """It was let through by bounds that were in force before the engine was there."""
+    less = replace(BOUNDS, longest_request_tokens=BOUNDS.longest_request_tokens // 2)
+
+    async def run(bounds):
+        def answer(engine, *_):
+            return stream(5.0, EVENT) if engine.name == "a" else stream(EVENT, DONE)
+
+        slow = member("c", share=0.1)
+        app, recorder = following(roll(1, "a", slow), Recorder(answer))
+        waiting = asyncio.ensure_future(call(app, body=chat(stream=True)))
+        await begun(1)
+        app.follow(roll(2, slow, "b", bounds=bounds))
+        reply = await asyncio.wait_for(waiting, 2)
+        await call(app, body=chat(stream=True))
+        app.follow(roll(3, slow, "b", bounds=BOUNDS))
+        await call(app, body=chat(stream=True))
+        assert reply.status == 200
+        assert not any(engine.units or engine.host_bytes for engine in app.engines)
+        return [seen[0] for seen in recorder.seen]
+
+    # By index: a is 0, c is 1, b is 2 and the least busy.
+    assert asyncio.run(run(BOUNDS)) == [0, 2, 2, 2]
+    assert asyncio.run(run(less)) == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("to_end", [False, True])
+def test_an_engine_of_its_own_plan_may_hold_units_to_the_end(to_end: bool) -> None:
+    """One that was planned again after a lack of memory may evict, whatever the others do."""
+
+    async def run():
+        app, _ = following(
+            roll(1, member("a", gate_to_end=to_end)), Recorder(lambda *_: stream(EVENT, 0.3, DONE))
+        )
+        waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+        await begun(5)
+        (engine,) = app.engines
+        during = engine.units
+        await waiting
+        return during, engine.units
+
+    during, after = asyncio.run(run())
+    assert (during > 0) == to_end
+    assert after == 0
+
+
 def test_gateways_share_the_gate_as_far_as_one_request_leaves_room() -> None:
     units, host = BOUNDS.limits.units_per_request, host_of_one(BOUNDS)
     assert units == 26

@@ -151,7 +151,7 @@ class Gateway:
                 return
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        call = Call(scope, self.bounds)
+        call = Call(scope, self.bounds, self.fleet.roll)
         watch: asyncio.Task[None] | None = None
         try:
             raw_path = _raw_path(scope)

@@ -30,13 +30,13 @@ class Call:
 
     __slots__ = (
         "api", "body", "bounds", "bytes_in", "client", "engine", "forgotten", "gone", "headers",
-        "id", "key", "method", "out", "outcome", "prepared", "read", "reason", "route", "status",
-        "t0",
+        "id", "key", "method", "out", "outcome", "prepared", "read", "reason", "roll", "route",
+        "status", "t0",
     )  # fmt: skip
 
-    def __init__(self, scope: Message, bounds: Bounds) -> None:
-        #: What it is held to, from its beginning to its end.
-        self.bounds = bounds
+    def __init__(self, scope: Message, bounds: Bounds, roll: int = 0) -> None:
+        #: What it is held to, from its beginning to its end, and the roll that said so.
+        self.bounds, self.roll = bounds, roll
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]

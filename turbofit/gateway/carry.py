@@ -73,6 +73,9 @@ class Carrier:
                 raise dead()
             engine = await self._admission.admit(call.key or call.client, cost, choose, avoid)
             avoid.append(engine)
+            if not self._fleet.knew(engine, call.roll):
+                self._admission.release(engine, cost)
+                continue
             last = tries + 1 == _MOST_TRIES
             try:
                 await self._to(call, engine, cost, avoid, send, last=last)
@@ -112,7 +115,7 @@ class Carrier:
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            to_end = call.bounds.gate_to_end and cost.units
+            to_end = (call.bounds.gate_to_end or engine.gate_to_end) and cost.units
             if call.prepared.copies == 1 and not to_end:
                 let_go()
 

@@ -58,6 +58,8 @@ class Engine:
         self.turn: float = index
         self.label: int | str = index if name is None else name
         self.gate, self.host_limit = gate, host_limit
+        #: Whether units stay in flight until the answer has ended, whatever the bounds say.
+        self.gate_to_end = False
         self.fleet: Fleet | None = None
         #: The fleet's newest note of where it stands.
         self.entry: Entry | None = None
@@ -68,6 +70,8 @@ class Engine:
         self.takes = True
         #: Failed probes in a row.
         self.failures = 0
+        #: The roll that first had it, as the process that it is.
+        self.since = 0
         self.model: str | None = None
         now = time.monotonic()
         #: When a completion last brought a byte, and when anything last did.

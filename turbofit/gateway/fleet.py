@@ -7,6 +7,7 @@ promises too much is corrected when it comes up. The choice is exact at any numb
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -40,6 +41,9 @@ class Fleet:
         self._all: tuple[Engine, ...] = ()
         self._notes: list[Entry] = []
         self._number = count()
+        #: The roll that is in force, and those that brought other bounds.
+        self.roll = 0
+        self.turns: list[int] = []
         #: How many take requests.
         self.open = 0
         #: Grows whenever there may be more room than what was given back.
@@ -90,6 +94,14 @@ class Fleet:
     def others(self, avoid: Collection[Engine]) -> bool:
         """Whether any engine takes requests beside these, each of which is named once."""
         return self.open > sum(one.takes and one.fleet is self for one in avoid)
+
+    def knew(self, engine: Engine, roll: int) -> bool:
+        """Whether an engine was there while the bounds that a roll brought were in force.
+
+        One that came later may have been planned for less than they let through.
+        """
+        later = bisect_right(self.turns, roll)
+        return later == len(self.turns) or engine.since < self.turns[later]
 
     def holds(self, cost: Cost) -> bool:
         """Whether any engine could hold this if it were alone there."""

@@ -17,8 +17,9 @@ class Member(Struct):
 
     ``name`` is its own for good: an engine that is started again has it again, another never.
     ``key`` is its API key. ``share`` are its requests beside the others' shares. ``gate`` are the
-    vision units that may be in flight to it, None for any number; ``host_bytes`` the host memory of
-    images in flight. ``draining``: what it has may end there, and nothing new goes to it.
+    vision units that may be in flight to it, None for any number; ``gate_to_end``: they stay so
+    until the answer has ended, whatever the bounds say; ``host_bytes`` the host memory of images in
+    flight. ``draining``: what it has may end there, and nothing new goes to it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Member(Struct):
     key: str | None = None
     share: float = 1.0
     gate: int | None = None
+    gate_to_end: bool = False
     host_bytes: int = 0
     draining: bool = False
 

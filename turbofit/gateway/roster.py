@@ -11,6 +11,7 @@ from turbofit.gateway.engines import Engine
 
 if TYPE_CHECKING:
     from turbofit.gateway.fleet import Fleet
+    from turbofit.gateway.limits import Bounds
     from turbofit.gateway.roll import Roll
 
 __all__ = ["Roster", "check_gateways"]
@@ -58,6 +59,7 @@ class Roster:
         self._fleet = fleet
         self._index = max((engine.index for engine in fleet), default=-1) + 1
         self._number: int | None = None
+        self._bounds: Bounds | None = None
 
     def apply(self, roll: Roll) -> tuple[Engine, ...] | None:
         """Make the fleet what the roll says.
@@ -68,7 +70,10 @@ class Roster:
         """
         if self._number is not None and roll.number <= self._number:
             return None
-        self._number = roll.number
+        self._number = self._fleet.roll = roll.number
+        if roll.bounds != self._bounds:
+            self._bounds = roll.bounds
+            self._fleet.turns.append(roll.number)
         known = {engine.name: engine for engine in self._fleet}
         engines: list[Engine] = []
         ended: list[Engine] = []
@@ -76,6 +81,7 @@ class Roster:
             engine = known.pop(member.name, None)
             if engine is None:
                 engine = Engine(self._index, member.url, name=member.name)
+                engine.since = roll.number
                 if roll.gateways > 1:
                     # LMDeploy's proxy looks at its engines in a random order: several gateways
                     # that know nothing of each other must not begin with the same engine.
@@ -84,10 +90,12 @@ class Roster:
             elif engine.url != member.url.rstrip("/"):
                 ended.append(engine)
                 _begin_anew(engine, member.url)
+                engine.since = roll.number
             elif not engine.up:
                 engine.last_asked = float("-inf")  # whoever wrote the roll may know better
             engine.share, engine.key = member.share, member.key
             engine.gate = None if member.gate is None else member.gate // roll.gateways
+            engine.gate_to_end = member.gate_to_end
             engine.host_limit = member.host_bytes // roll.gateways
             engine.draining = member.draining
             engines.append(engine)

@@ -317,7 +317,7 @@ def test_stopping_waits_for_no_measurement(world: Callable[[int], World]) -> Non
     hold = Event()
     here.keeper._worker.submit(partial(hold.wait, 20))
     began = monotonic()
-    here.keeper.stop(1, urgent=False)
+    here.keeper.stop(1, lambda: False)
     assert monotonic() - began < 5
     hold.set()
 

@@ -114,7 +114,11 @@ class Hosted:
             )
             forwarder.start()
             self._forwarder, url = forwarder, forwarder.url
-        self._tell(state="ready", url=url, tokens=plan.kv.tokens, gate=bounds_of(plan).gate)
+        own = bounds_of(plan)
+        self._tell(
+            state="ready", url=url, tokens=plan.kv.tokens, gate=own.gate,
+            gate_to_end=own.gate_to_end,
+        )  # fmt: skip
         return [url]
 
     def close(self) -> None:

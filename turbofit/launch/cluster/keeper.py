@@ -252,8 +252,13 @@ class Keeper:
 
         return self.later(work)
 
-    def stop(self, seconds: float, *, urgent: bool) -> None:
-        """End everything; nothing is left when it returns."""
+    def stop(self, seconds: float, urgent: Callable[[], bool]) -> None:
+        """End everything; nothing is left when it returns.
+
+        Args:
+            seconds: how long engines may take to end in order.
+            urgent: whether there is no time, looked at again and again.
+        """
         # What the worker waits for may take minutes, and ends with the connection.
         self._worker.shutdown(wait=False, cancel_futures=True)
         posts = [post for site in self.sites.values() for post in site.posts]
@@ -261,7 +266,7 @@ class Keeper:
         # Asked always: where Ray's head is gone, nothing else ends them.
         for post in posts:
             post.stop(seconds)
-        while not urgent and time.monotonic() < deadline:
+        while not urgent() and time.monotonic() < deadline:
             if all(post.ended() for post in posts):
                 break
             time.sleep(0.05)

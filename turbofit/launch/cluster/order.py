@@ -47,7 +47,8 @@ class Standing(Struct):
 
     ``url`` is where gateways reach it. ``said`` is its last line of progress, ``folder`` its run's
     on the node. ``tokens`` is what its cache holds, ``gate`` the vision units that may be in flight
-    to it, None for any number. ``error`` is the document of why it failed.
+    to it, None for any number; ``gate_to_end``: until its answers have ended. ``error`` is the
+    document of why it failed.
     """
 
     number: int = 0
@@ -58,5 +59,6 @@ class Standing(Struct):
     pid: int = 0
     tokens: int = 0
     gate: int | None = None
+    gate_to_end: bool = False
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] = msgspec.field(default_factory=dict)

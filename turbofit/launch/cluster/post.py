@@ -98,6 +98,7 @@ class Post:
             key=self.order.key,
             share=self.share,
             gate=standing.gate,
+            gate_to_end=standing.gate_to_end,
             host_bytes=self.host_bytes,
             draining=self.draining,
         )

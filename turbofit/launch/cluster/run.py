@@ -250,7 +250,7 @@ class _Run:
                     hint="see ray status and this node's ray logs",
                 ) from None
             except ray.exceptions.RayError:
-                pass  # Ray starts it again: what there is is written anew
+                self._posted = -1  # Ray starts it again: what there is is written anew
             if inbox is not None:
                 self._take(inbox.asked, inbox.gateways)
         status = keeper.status((front.url, *(seen.url for seen in self._others.values())))
@@ -275,6 +275,7 @@ class _Run:
         """Drain, stop, and leave nothing."""
         urgent = failed or stop.urgent
         if self._front is not None:
+            stop.on_second(self._front.strike)
             if not urgent:
                 self._wish.say("draining: what is under way may end")
             self._front.stop(drain=not urgent)
@@ -282,4 +283,4 @@ class _Run:
             self._wish.say(f"stopping: {stop.signal.name}")
         seconds = self._wish.terms.timing.drain + _LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: what was there is gone with it
-            self._keeper.stop(seconds, urgent=urgent or stop.urgent)
+            self._keeper.stop(seconds, lambda: urgent or stop.urgent)
