@@ -100,7 +100,9 @@ def test_links_to_sections_lead_somewhere() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text()
         for target, anchor in re.findall(r"\]\((\w+\.md)#([\w-]+)\)", text):
-            heads = re.findall(r"^#+ (.+)$", (ROOT / page).with_name(target).read_text(), re.MULTILINE)
+            heads = re.findall(
+                r"^#+ (.+)$", (ROOT / page).with_name(target).read_text(), re.MULTILINE
+            )
             named = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
             assert anchor in named, (page, target, anchor)
             found += 1
