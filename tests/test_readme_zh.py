@@ -40,6 +40,14 @@ def test_the_same_two_commands_and_example() -> None:
     assert verdict[0] in CHINESE
 
 
+def test_several_machines_have_the_same_commands() -> None:
+    own = CHINESE.split("## 多台机器(Ray)")[1].split("\n## ")[0]
+    section = ENGLISH.split("## On several machines")[1].split("\n## ")[0]
+    both = [re.findall(r"^    (\S.*?)(?:\s+#.*)?$", text, re.MULTILINE) for text in (own, section)]
+    assert both[0] == both[1]
+    assert len(both[0]) == 6
+
+
 def test_accuracy_is_the_english_ones() -> None:
     for figure in re.findall(r"(0\.\d\d) ?%", CHINESE):
         assert f"{figure} %" in ENGLISH

@@ -1,0 +1,123 @@
+"""docs/cluster.md: its commands parse, its figures are what they say, its names are the code's."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from turbofit.cli.main import COMMANDS, main
+from turbofit.cli.parser import Parser
+from turbofit.launch.cluster.nodes import PRETEND_ON
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "cluster.md").read_text()
+PAGES = (
+    "docs/cluster.md",
+    "README.md",
+    "README.zh-CN.md",
+    "docs/operations.md",
+    "docs/security.md",
+)
+BENCHES = "\n".join(
+    (ROOT / "bench" / name).read_text() for name in ("gateway/BALANCE.md", "cluster/PLANNING.md")
+)
+
+
+def lines(page: str) -> list[str]:
+    """Command lines about clusters: indented ones, and whole ones between back ticks."""
+    text = (ROOT / page).read_text()
+    found = re.findall(r"^    (turbofit .+)$|`(turbofit [^`]+)`", text, re.MULTILINE)
+    typed = [(block or inline).split("  #")[0].split(" > ")[0] for block, inline in found]
+    return [one for one in typed if "cluster" in one and "…" not in one]
+
+
+COMMAND_LINES = sorted({(page, line) for page in PAGES for line in lines(page)})
+
+
+@pytest.mark.parametrize(("page", "line"), COMMAND_LINES, ids=[line for _, line in COMMAND_LINES])
+def test_a_command_line_parses(page: str, line: str) -> None:
+    words = shlex.split(line.replace("[", "").replace("]", "").replace("\\|", "|"))
+    for _, name, *rest in product(*(word.split("|") for word in words)):
+        assert name in COMMANDS, page
+        parser = Parser(prog=name)
+        importlib.import_module(f"turbofit.cli.{name}").add_arguments(parser)
+        parser.parse_args(rest)
+
+
+def test_every_page_has_its_commands() -> None:
+    assert len([line for page, line in COMMAND_LINES if page == "docs/cluster.md"]) >= 12
+    for action in ("status", "nodes", "change", "drain"):
+        assert f"turbofit cluster {action}" in PAGE
+
+
+@pytest.mark.parametrize("nodes", ["4xrtx3090@4/1xl4@2/1xrtx2080ti", "4xrtx3090@4/1xl4:free=19GiB"])
+def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = planned(nodes, capsys)
+    said = " ".join(PAGE.split())
+    (why,) = re.findall(
+        r"1 node left out: ((?:runs|holds) .*?(?:peak of \S+ GiB|are promised))", told
+    )
+    assert f"`{why}`" in said
+    if "/1xl4@2/" in nodes:
+        assert re.findall(r"fits: .*? to any of them", told)[0] in said
+        for row in ("1x4 225,280 1.13 14.5 sim-1,", "1x1 44,544 0.142 3 sim-5, sim-6"):
+            assert row in said
+            assert row in told
+
+
+def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (spec,) = re.findall(r"with `sim:(\S+)` requests end at 12,288", " ".join(PAGE.split()))
+    told = planned(spec, capsys)
+    assert "a request of up to 12,288 tokens" in told
+    (effect,) = re.findall(r"--context 32768 (4 nodes serve: .*? on 5 nodes)", told)
+    assert effect in " ".join(PAGE.split())
+
+
+def planned(nodes: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `plan` prints, on one line."""
+    assert main(["plan", "internvl2-8b", "--cluster", f"sim:{nodes}", "--concurrency", "64"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_figures_of_benches_are_theirs() -> None:
+    section = PAGE.split("## What was tested")[1]
+    rates = re.findall(r"\b(\d+\.\d)\b(?! s)", section.split("Of 16 stand-ins")[1].split("\n- ")[0])
+    assert len(rates) == 5
+    assert all(f"| {rate} |" in BENCHES for rate in rates)
+    assert "5.1 s later" in BENCHES
+    assert "1 to 3 seconds" in BENCHES
+    assert "50 to 65 kB a node" in BENCHES
+    assert "one node in twenty" in BENCHES
+
+
+def test_links_to_sections_lead_somewhere() -> None:
+    found = 0
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for target, anchor in re.findall(r"\]\((\w+\.md)#([\w-]+)\)", text):
+            heads = re.findall(
+                r"^#+ (.+)$", (ROOT / page).with_name(target).read_text(), re.MULTILINE
+            )
+            named = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+            assert anchor in named, (page, target, anchor)
+            found += 1
+    assert found >= 2
+
+
+def test_names_are_the_codes() -> None:
+    from turbofit.core.cluster import CLUSTER_STATUS_SCHEMA
+
+    for name in (
+        PRETEND_ON,
+        CLUSTER_STATUS_SCHEMA,
+        "RAY_USE_TLS",
+        "turbofit_gateway_retried_total",
+    ):
+        assert name in PAGE
+    for section in ("## Without a GPU", "## Several gateways", "## Who may do what"):
+        assert section in PAGE
