@@ -92,6 +92,7 @@ def gateway_config(args: argparse.Namespace, *, upstream_key: str | None) -> Gat
     """
     import os
 
+    from turbofit.cli.output import note
     from turbofit.core.errors import UsageError
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.server import check_bind
@@ -114,6 +115,8 @@ def gateway_config(args: argparse.Namespace, *, upstream_key: str | None) -> Gat
         ssl_keyfile=args.ssl_keyfile,
     )
     check_bind(config, no_auth=args.no_auth)
+    if not config.ssl_certfile and config.host not in ("127.0.0.1", "::1", "localhost"):
+        note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
     return config
 
 
@@ -137,8 +140,6 @@ def run(args: argparse.Namespace) -> int:
     plan = read_plan(args.plan)
     key = args.upstream_key or os.environ.get("TURBOFIT_UPSTREAM_KEY") or None
     config = gateway_config(args, upstream_key=key)
-    if not config.ssl_certfile and config.host not in ("127.0.0.1", "::1", "localhost"):
-        note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
     if not args.overlay and plan.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
@@ -90,7 +91,7 @@ def _engines(nodes: tuple[NodeStatus, ...]) -> Table:
             f"{engine.outstanding:,}",
             f"{engine.tokens:,}",
             f"{engine.restarts:,}",
-            engine.said[-60:],
+            shorten(engine.said, 60, placeholder=" …"),
         )
         for node in nodes
         for engine in node.engines

@@ -58,7 +58,7 @@ def test_as_many_gateways_as_were_planned_for(roll: Roll) -> None:
     assert told.roll == roll
     assert told.config is not None
     assert told.config.serial
-    assert "2 gateways are there" in board.attend("second", one, -1, 0).refused
+    assert "were planned for: 2" in board.attend("second", one, -1, 0).refused
     assert board.write(status(), roll, GatewayConfig(), 1).gateways == {"first": one}
     board.leave("first")
     assert not board.attend("second", one, -1, 0).refused

@@ -54,7 +54,7 @@ def test_a_node_whose_gpus_others_hold() -> None:
     """It is left out, with the reason."""
     node = Node(id="a", name="a", address="", machine=parse_spec("2xrtx3090"))
     assert held_only(node, ()).machine is None
-    assert "other jobs of Ray" in held_only(node, ()).why_not
+    assert "jobs of Ray hold them all" in held_only(node, ()).why_not
     kept = held_only(node, ("1",)).machine
     assert kept is not None
     assert kept.visible == (1,)

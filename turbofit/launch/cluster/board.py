@@ -117,7 +117,7 @@ class Board:
             others = [one for one in self._gateways if one != name]
             if self._roll is not None and len(others) >= self._places:
                 return Told(
-                    refused=f"{self._places + 1} gateways are there, as many as were planned for"
+                    refused=f"as many gateways are there as were planned for: {self._places + 1}"
                 )
             self._gateways[name] = (seen, time.monotonic())
             self._changed.wait_for(

@@ -168,7 +168,8 @@ def connected(address: str | None) -> Iterator[Connection]:
     except (ConnectionError, ValueError, RuntimeError) as exc:
         raise MachineError(
             f"no Ray cluster answers{f' at {where}' if where != 'auto' else ' here'}: {_line(exc)}",
-            hint="start one with ray start --head, or write --cluster ray:HOST:6379",
+            hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
+            "for a token wants its ~/.ray/auth_token here",
         ) from None
     try:
         yield Connection()
@@ -179,7 +180,7 @@ def connected(address: str | None) -> Iterator[Connection]:
 def _token() -> None:
     """What Ray reads from the environment before it is imported: that there is a token."""
     named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    # `ray start` asks for a token by default, and a client sends one only where it is told to. A
+    # `ray start` asks for a token where there is one, a client sends it only where it is told to. A
     # cluster without tokens takes no offence.
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -16,7 +16,7 @@ from turbofit.core.errors import LaunchError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Forwarder"]
 
@@ -34,12 +34,18 @@ class Forwarder:
         target: the engine's port on loopback.
         peers: the addresses that may connect.
         tls: the certificate to show, and what clients must show; None is plain TCP.
+        on_refused: called when an address is turned away for the first time.
     """
 
     def __init__(
-        self, host: str, target: int, peers: Iterable[str], tls: ssl.SSLContext | None = None
+        self,
+        host: str,
+        target: int,
+        peers: Iterable[str],
+        tls: ssl.SSLContext | None = None,
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
-        self._host, self.target, self._tls = host, target, tls
+        self._host, self.target, self._tls, self._on_refused = host, target, tls, on_refused
         self._peers = frozenset(peers)
         self.port = 0
         #: Addresses that were turned away, and how often.
@@ -88,6 +94,8 @@ class Forwarder:
         if address in self._peers:
             return True
         self.refused[address] = self.refused.get(address, 0) + 1
+        if self.refused[address] == 1:
+            self._on_refused()
         return False
 
     def _run(self) -> None:

@@ -111,6 +111,7 @@ class Hosted:
                 int(url.rpartition(":")[2]),
                 self._peers,
                 server_context(os.environ),
+                self._tell,
             )
             forwarder.start()
             self._forwarder, url = forwarder, forwarder.url

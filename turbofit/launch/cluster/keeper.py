@@ -429,7 +429,7 @@ def held_only(node: Node, gpus: tuple[str, ...]) -> Node:
     if node.machine is None:
         return node
     if not gpus:
-        why = "all its GPUs are in use by other jobs of Ray"
+        why = "no GPU of it is free: jobs of Ray hold them all, another turbofit serve perhaps"
         return replace(node, machine=None, why_not=why)
     return replace(node, machine=only(node.machine, gpus))
 

@@ -13,6 +13,7 @@ from turbofit.core.cluster import Cluster
 from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError
 from turbofit.core.files import write_atomic
 from turbofit.core.struct import to_json
+from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.desk import Desk
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.cluster import ClusterPlan, Node, NodePlan
-    from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.board import Seen
     from turbofit.launch.cluster.connect import Connection
@@ -155,6 +155,12 @@ class _Run:
         self._wish, self._keeper, self._board, self._folder = wish, keeper, board, folder
         self._desk = Desk(keeper, wish.whole, board.answer.remote)
         self._config = self._settled()
+        #: What other gateways need of it: the plan's part, and none of the clients' keys.
+        self._shared = GatewayConfig(
+            prefix_affinity=self._config.prefix_affinity,
+            serial=self._config.serial,
+            pretend=self._config.pretend,
+        )
         self._front: GatewayThread | None = None
         #: The rolls that the gateway here, and the board, were given last.
         self._told, self._posted = 0, -1
@@ -259,7 +265,7 @@ class _Run:
         places = self._wish.gateways - 1
         roll = keeper.roll()
         fresh = roll if roll.number != self._posted else None
-        self._inbox = self._board.write.remote(status, fresh, self._config, places)
+        self._inbox = self._board.write.remote(status, fresh, self._shared, places)
         self._posted = roll.number
 
     def _take(self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, Seen]) -> None:
