@@ -11,7 +11,17 @@ from msgspec.structs import fields
 from tests.fixtures.clusters import cluster
 from tests.report.schema.test_schema import SCHEMAS, check
 from turbofit import api
-from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
+from turbofit.core.cluster import (
+    Cluster,
+    ClusterPlan,
+    ClusterStatus,
+    EngineStatus,
+    Node,
+    NodePlan,
+    NodeStatus,
+    Span,
+)
+from turbofit.core.struct import to_json
 
 
 def test_clusters() -> None:
@@ -46,6 +56,9 @@ def test_plans(model: str, specs: tuple[str, ...]) -> None:
         ("cluster-plan", None, ClusterPlan),
         ("cluster-plan", "NodePlan", NodePlan),
         ("cluster-plan", "Span", Span),
+        ("cluster-status", None, ClusterStatus),
+        ("cluster-status", "NodeStatus", NodeStatus),
+        ("cluster-status", "EngineStatus", EngineStatus),
     ],
 )
 def test_every_field_is_described_and_no_other(
@@ -56,3 +69,16 @@ def test_every_field_is_described_and_no_other(
     required = {field.name for field in fields(cls) if field.required}
     assert set(described["required"]) == required
     assert described["additionalProperties"] is False
+
+
+def test_what_is_served() -> None:
+    engine = EngineStatus(name="a/0", gpus=(0, 1), state="ready", url="http://10.0.0.1:1", up=True)
+    nodes = (
+        NodeStatus(id="a", name="a", address="10.0.0.1", state="serving", engines=(engine,)),
+        NodeStatus(id="b", name="b", address="10.0.0.2", state="unfit", why_not="no GPU"),
+    )
+    status = ClusterStatus(
+        name="m", model="m", source="ray", pretend=False, at="2026-11-21T00:00:00+0000",
+        urls=("http://127.0.0.1:23333",), promise="4,096 tokens a request", nodes=nodes,
+    )  # fmt: skip
+    check("cluster-status", to_json(status))

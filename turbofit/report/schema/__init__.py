@@ -8,7 +8,7 @@ from typing import Final
 __all__ = ["NAMES", "schema_text"]
 
 #: The documents; ``plan`` is also a prediction and a rehearsal.
-NAMES: Final = ("plan", "report", "compare", "cluster", "cluster-plan")
+NAMES: Final = ("plan", "report", "compare", "cluster", "cluster-plan", "cluster-status")
 
 
 def schema_text(name: str) -> str:
