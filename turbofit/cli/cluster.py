@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli import options
 from turbofit.cli.serve_cluster import ray_address
-from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.core.errors import LaunchError, UsageError, error_from
 
 if TYPE_CHECKING:
     import argparse
@@ -146,12 +146,6 @@ def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> 
             f"no answer within {seconds:.0f} s", hint="see the output of turbofit serve"
         )
     if "error" in told:
-        raise _refused(told["error"])
+        raise error_from(told["error"])
     answer(json.dumps(told, indent=2) + "\n" if args.json else f"{told['said']}\n")
     return 0
-
-
-def _refused(error: dict[str, Any]) -> TurbofitError:
-    from turbofit.launch.cluster.keeper import raised
-
-    return raised(error)

@@ -74,6 +74,11 @@ class NodePlan(Struct):
     at_once: float = 0.0
     cards: str = ""
 
+    def gpus(self) -> set[int]:
+        """The node's GPUs that its engines use; none where it serves nothing."""
+        groups = () if self.plan is None else self.plan.parallel.groups
+        return {index for group in groups for index in group}
+
 
 class Span(Struct):
     """One engine over several nodes, where no single one holds the model.

@@ -15,6 +15,7 @@ __all__ = [
     "PackageError",
     "TurbofitError",
     "UsageError",
+    "error_from",
 ]
 
 
@@ -86,6 +87,13 @@ class PackageError(TurbofitError):
 
     exit_code = 7
     kind = "package"
+
+
+def error_from(document: dict[str, Any]) -> TurbofitError:
+    """An error from what `TurbofitError.to_dict` put under ``error``, e.g. on another machine."""
+    kinds = {one.exit_code: one for one in TurbofitError.__subclasses__()}
+    kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)
+    return kind(str(document.get("message", "")), hint=str(document.get("hint", "")))
 
 
 def _one_line(text: str) -> str:

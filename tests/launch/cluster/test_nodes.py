@@ -9,8 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Node
 from turbofit.core.errors import UsageError
 from turbofit.core.version import __version__
-from turbofit.launch.cluster.keeper import held_only
-from turbofit.launch.cluster.nodes import PRETEND_ON, index_of, measure_here, only
+from turbofit.launch.cluster.nodes import PRETEND_ON, held_only, index_of, measure_here, only
 from turbofit.machine.spec import parse_spec
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.gateway.meet import meet
-from turbofit.launch.cluster.keeper import outcome
 from turbofit.launch.cluster.promise import bounds_of_cluster, in_words
+from turbofit.launch.cluster.site import outcome
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.cluster import ClusterStatus, Node, NodePlan
-from turbofit.core.errors import LaunchError, TurbofitError, UsageError
+from turbofit.core.errors import LaunchError, UsageError, error_from
 from turbofit.gateway.meet import meet
 from turbofit.gateway.roll import Roll
 from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.agent import start_agent
-from turbofit.launch.cluster.nodes import index_of, only, tell_nodes
+from turbofit.launch.cluster.nodes import held_only, index_of, tell_nodes
 from turbofit.launch.cluster.post import Post
 from turbofit.launch.cluster.promise import (
     bounds_of_cluster,
@@ -29,7 +29,7 @@ from turbofit.launch.cluster.promise import (
     in_words,
     orders_of,
 )
-from turbofit.launch.cluster.site import Site
+from turbofit.launch.cluster.site import Site, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from turbofit.launch.cluster.places import Places
     from turbofit.launch.cluster.promise import Terms
 
-__all__ = ["Keeper", "held_only", "outcome", "raised"]
+__all__ = ["Keeper"]
 
 _LOOK_SECONDS: Final = 1.0
 #: A node that cannot serve, or whose engine failed for good, is tried again after so long.
@@ -208,7 +208,7 @@ class Keeper:
         self.bounds = meet(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
         here = site.node.id == self.connection.here
         orders = orders_of(plan, self.plan, self.terms, here=here, peers=self.peers)
-        self.places.keep(site.node.id, [held[index] for index in _used(plan)])
+        self.places.keep(site.node.id, [held[index] for index in plan.gpus()])
         for order, member in zip(orders, expected_members(plan), strict=True):
             place = self.places.place(site.node.id, held[order.plan.parallel.groups[0][0]])
             post = Post(
@@ -219,7 +219,7 @@ class Keeper:
 
     def _in_the_way(self, plan: NodePlan, held: Mapping[int, str]) -> str:
         """Why a plan cannot be started on its node, or nothing."""
-        if not _used(plan) <= held.keys():
+        if not plan.gpus() <= held.keys():
             return "other jobs of Ray have taken its GPUs"
         roll = self.roll()
         try:
@@ -415,41 +415,4 @@ class Keeper:
         now = time.monotonic()
         self._hopeless = now if self._hopeless is None else self._hopeless
         if now - self._hopeless >= _SURE_SECONDS:
-            raise raised(errors[0])
-
-
-def _used(plan: NodePlan) -> set[int]:
-    """The GPUs of a node's engines."""
-    assert plan.plan is not None
-    return {index for group in plan.plan.parallel.groups for index in group}
-
-
-def held_only(node: Node, gpus: tuple[str, ...]) -> Node:
-    """The node with none but the GPUs that are held there."""
-    if node.machine is None:
-        return node
-    if not gpus:
-        why = "no GPU of it is free: jobs of Ray hold them all, another turbofit serve perhaps"
-        return replace(node, machine=None, why_not=why)
-    return replace(node, machine=only(node.machine, gpus))
-
-
-def outcome(work: Any, site: Site) -> NodePlan:
-    """What a worker planned; a node that it failed for is a node with a reason."""
-    try:
-        planned: NodePlan = work.result()
-    except TurbofitError as exc:
-        why = exc.message
-    except Exception as exc:  # noqa: BLE001 - one node must not end the others
-        why = f"it could not be planned: {type(exc).__name__}: {exc}"
-    else:
-        return planned
-    node = site.node
-    return NodePlan(node=node.id, name=node.name, address=node.address, why_not=why)
-
-
-def raised(error: dict[str, Any]) -> TurbofitError:
-    """An error from its document, e.g. an engine's."""
-    kinds = {one.exit_code: one for one in TurbofitError.__subclasses__()}
-    kind = kinds.get(int(error.get("exit_code", 5)), LaunchError)
-    return kind(str(error.get("message", "")), hint=str(error.get("hint", "")))
+            raise error_from(errors[0])

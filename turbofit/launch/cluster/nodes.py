@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.launch.cluster.connect import Alive
 
-__all__ = ["PRETEND_ON", "index_of", "measure_here", "measure_nodes", "only", "tell_nodes"]
+__all__ = [
+    "PRETEND_ON",
+    "held_only",
+    "index_of",
+    "measure_here",
+    "measure_nodes",
+    "only",
+    "tell_nodes",
+]
 
 #: With ``--pretend``, the SPEC of the machine that a node pretends to be; set where Ray is started.
 PRETEND_ON: Final = "TURBOFIT_PRETEND_ON"
@@ -86,6 +94,16 @@ def only(machine: Machine, gpus: Iterable[str]) -> Machine:
     """
     chosen = set(index_of(machine, gpus).values())
     return replace(machine, visible=tuple(i for i in machine.visible if i in chosen))
+
+
+def held_only(node: Node, gpus: tuple[str, ...]) -> Node:
+    """The node with none but the GPUs that are held there."""
+    if node.machine is None:
+        return node
+    if not gpus:
+        why = "no GPU of it is free: jobs of Ray hold them all, another turbofit serve perhaps"
+        return replace(node, machine=None, why_not=why)
+    return replace(node, machine=only(node.machine, gpus))
 
 
 def index_of(machine: Machine, gpus: Iterable[str]) -> dict[str, int]:

@@ -17,8 +17,8 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.desk import Desk
-from turbofit.launch.cluster.keeper import Keeper, held_only
-from turbofit.launch.cluster.nodes import tell_nodes
+from turbofit.launch.cluster.keeper import Keeper
+from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import expected_roll
 from turbofit.launch.cluster.site import Site

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from turbofit.core.cluster import NodePlan, NodeStatus
+from turbofit.core.errors import TurbofitError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.roll import Member
     from turbofit.launch.cluster.post import Post
 
-__all__ = ["Site"]
+__all__ = ["Site", "outcome"]
 
 State = Literal["joining", "serving", "changing", "drained", "unfit"]
 
@@ -74,3 +75,17 @@ class Site:
                 for post in self.posts
             ),
         )
+
+
+def outcome(work: Any, site: Site) -> NodePlan:
+    """What a worker planned; a node that it failed for is a node with a reason."""
+    try:
+        planned: NodePlan = work.result()
+    except TurbofitError as exc:
+        why = exc.message
+    except Exception as exc:  # noqa: BLE001 - one node must not end the others
+        why = f"it could not be planned: {type(exc).__name__}: {exc}"
+    else:
+        return planned
+    node = site.node
+    return NodePlan(node=node.id, name=node.name, address=node.address, why_not=why)
