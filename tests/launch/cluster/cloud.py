@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from tests.launch.conftest import Child, free_port
 
-__all__ = ["Attending", "Clients", "Cloud", "Serving", "cloud_of", "until"]
+__all__ = ["Attending", "Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
@@ -141,15 +142,7 @@ class Serving:
 
     def cli(self, *words: str) -> tuple[int, Any]:
         """`turbofit cluster …`: its exit code and JSON."""
-        import subprocess
-
-        done = subprocess.run(
-            [sys.executable, "-m", "turbofit", "cluster", *words, "--cluster", self.cloud.address,
-             "--json"],
-            env={**os.environ, **self._environ}, capture_output=True, text=True, timeout=120,
-            check=False,
-        )  # fmt: skip
-        return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+        return cli(self.state, "cluster", *words, "--cluster", self.cloud.address)
 
     def status(self) -> dict[str, Any]:
         """What `cluster status` tells; waits for the first one."""
@@ -228,6 +221,16 @@ class Clients:
         }
         while not self._stopped.is_set():
             self.outcomes[_outcome(self._port, body)] += 1
+
+
+def cli(state: Path, *words: str) -> tuple[int, Any]:
+    """`turbofit … --json`: its exit code and document."""
+    done = subprocess.run(
+        [sys.executable, "-m", "turbofit", *words, "--json"],
+        env={**os.environ, "XDG_STATE_HOME": str(state)}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
 
 def _outcome(port: int, body: dict[str, Any]) -> str:

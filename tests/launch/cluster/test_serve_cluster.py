@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.launch.cluster.cloud import (  # noqa: E402
     Clients,
     Cloud,
     Serving,
+    cli,
     cloud_of,
     until,
 )
@@ -125,6 +127,26 @@ def test_the_life_of_a_cluster(cloud: Cloud, children: list[Child], tmp_path: Pa
     until(lambda: nothing_left(cloud, serving), 30)
 
 
+def test_what_is_measured_can_be_planned_for_elsewhere(
+    cloud: Cloud, children: list[Child], tmp_path: Path
+) -> None:
+    """Nodes as a file, and a plan of it; nothing is taken by either."""
+    code, found = cli(tmp_path, "cluster", "nodes", "--pretend", "--cluster", cloud.address)
+    assert code == 0, found
+    named = {node["id"]: node for node in found["nodes"]}
+    assert len(named[cloud.identity("one")]["machine"]["gpus"]) == 1
+    assert "no GPU" in next(node["why_not"] for node in found["nodes"] if not node["machine"])
+    (tmp_path / "nodes.json").write_text(json.dumps(found))
+    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", str(tmp_path / "nodes.json"))
+    assert code == 0, plan
+    assert plan["engines"] >= 3
+    # As they are, and not as they pretend to be: there is no GPU on this host.
+    code, plan = cli(tmp_path, "plan", MODEL, "--cluster", cloud.address)
+    assert code in (3, 4), plan
+    code, told = cli(tmp_path, "cluster", "status", "--cluster", cloud.address)
+    assert (code, told["error"]["kind"]) == (2, "usage")
+
+
 def test_an_engine_that_runs_out_of_memory(
     cloud: Cloud, children: list[Child], tmp_path: Path
 ) -> None:
@@ -167,8 +189,6 @@ def _actors(serving: Serving, node: str) -> list[int]:
     """The processes of a node's actors: their engines' parents' parents."""
     (found,) = [one for one in serving.status()["nodes"] if one["id"] == node]
     folders = [Path(engine["folder"]) for engine in found["engines"]]
-    import json
-
     return [json.loads((folder / "run.json").read_text())["pid"] for folder in folders]
 
 
