@@ -24,7 +24,8 @@ PAGES = (
     "docs/security.md",
 )
 BENCHES = "\n".join(
-    (ROOT / "bench" / name).read_text() for name in ("gateway/BALANCE.md", "cluster/PLANNING.md")
+    (ROOT / "bench" / name).read_text()
+    for name in ("gateway/BALANCE.md", "cluster/FAULTS.md", "cluster/PLANNING.md")
 )
 
 
@@ -89,7 +90,11 @@ def test_figures_of_benches_are_theirs() -> None:
     rates = re.findall(r"\b(\d+\.\d)\b(?! s)", section.split("Of 16 stand-ins")[1].split("\n- ")[0])
     assert len(rates) == 5
     assert all(f"| {rate} |" in BENCHES for rate in rates)
-    assert "5.1 s later" in BENCHES
+    pulled, told = re.findall(r"after (\d+\.\d) s", section)
+    assert f"taken out by the gateway | {pulled} |" in BENCHES
+    assert f"Ray tells of the node | {told} |" in BENCHES
+    assert "11,333 requests answered" in BENCHES
+    assert "11,333 requests" in " ".join(section.split())
     assert "1 to 3 seconds" in BENCHES
     assert "50 to 65 kB a node" in BENCHES
     assert "one node in twenty" in BENCHES
