@@ -20,9 +20,8 @@ from turbofit.core.plan import Goal, Plan, paint_with
 from turbofit.core.units import parse_bytes
 from turbofit.launch.asked import asked_of, checked, workload_of
 from turbofit.launch.cluster.planning import plan_cluster, plan_joining
-from turbofit.launch.command import commands
 from turbofit.launch.environment import rank_warning
-from turbofit.launch.fallback.command import fallback_commands
+from turbofit.launch.fallback.command import any_commands
 from turbofit.launch.needs import need_warning
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import (
@@ -326,5 +325,4 @@ def _finished(plan: Plan) -> Plan:
     """Add the command lines, and what the environment and the packages say against them."""
     said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
     warnings = (*plan.warnings, *(text for text in said if text))
-    made = commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
-    return replace(plan, commands=made, warnings=warnings)
+    return replace(plan, commands=any_commands(plan), warnings=warnings)

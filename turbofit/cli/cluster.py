@@ -127,17 +127,11 @@ def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> 
     import json
 
     from turbofit.cli.output import answer
-    from turbofit.launch.cluster.board import find_boards, heard
+    from turbofit.launch.cluster.board import heard, one_board
     from turbofit.launch.cluster.connect import connected
 
     with connected(ray_address(args.cluster)):
-        boards = find_boards(args.name)
-        if len(boards) != 1:
-            raise UsageError(
-                f"{len(boards) or 'no'} models are served on this cluster",
-                hint=f"--name is one of {', '.join(boards)}" if boards else "turbofit serve MODEL",
-            )
-        (board,) = boards.values()
+        board = one_board(args.name, "turbofit serve MODEL")
         told: dict[str, Any] | None = heard(
             board.ask.remote(question, seconds), seconds + _LOOK_SECONDS
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli import options
-from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
-    from pathlib import Path
 
     from turbofit.cli.parser import Parser
     from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
@@ -95,9 +94,12 @@ def serve_on_cluster(
 def _wish(
     args: argparse.Namespace, passed: Passed, config: GatewayConfig, keywords: dict[str, Any]
 ) -> Wish:
+    from functools import partial
+
     from turbofit import api
     from turbofit.cli.output import answer, note
     from turbofit.launch.cluster.run import Wish
+    from turbofit.launch.record import state_folder
     from turbofit.model.source import resolve_model
 
     model = resolve_model(args.model, revision=keywords.get("revision"))
@@ -118,7 +120,7 @@ def _wish(
         config=config,
         gateways=args.gateways,
         access=args.access_log,
-        folder=_folder,
+        folder=partial(state_folder, "clusters"),
         say=note,
         on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
     )
@@ -142,23 +144,6 @@ def _terms(args: argparse.Namespace, passed: Passed, model: Any, keywords: dict[
         rehearse=not args.no_rehearse,
         alone=args.gateways == 1,
     )
-
-
-def _folder(name: str) -> Path:
-    """A folder of the state folder for this run.
-
-    Raises:
-        LaunchError: it cannot be made.
-    """
-    from turbofit.core.state import new_folder
-
-    try:
-        return new_folder("clusters", "".join(c if c.isalnum() else "-" for c in name))
-    except OSError as exc:
-        raise LaunchError(
-            f"the state folder cannot be written: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can",
-        ) from None
 
 
 def _gateways(text: str) -> int:

@@ -186,13 +186,10 @@ def _modelled(passed: Passed) -> dict[str, Any]:
 
 def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
-    from turbofit.launch.command import commands
-    from turbofit.launch.fallback.command import fallback_commands, refuse_options
+    from turbofit.launch.fallback.command import any_commands, refuse_options
 
-    made = commands
     if plan.engine.name == "transformers":
         refuse_options(passed.argv)
-        made = fallback_commands
     port = public_port(args)
     if port + plan.parallel.replicas - 1 > options.LAST_PORT:
         raise UsageError(
@@ -201,5 +198,5 @@ def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Com
         )
     return tuple(
         Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in made(plan, port=port)
+        for command in any_commands(plan, port=port)
     )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.plan import Command
 from turbofit.launch.beside import beside, lines
 from turbofit.launch.checks import check_before
-from turbofit.launch.command import commands, private_commands
+from turbofit.launch.command import private_commands
 from turbofit.launch.fallback.command import (
     MODULE,
-    fallback_commands,
+    any_commands,
     private_fallback_commands,
     refuse_options,
 )
@@ -106,7 +106,7 @@ class Attempt:
         if fallback:
             refuse_options(job.options)
         if job.gateway is None and job.examiner is None and job.door is None:
-            made, key = (fallback_commands if fallback else commands)(plan, port=job.port), None
+            made, key = any_commands(plan, port=job.port), None
         else:
             from turbofit.gateway.overlay import overlay
 

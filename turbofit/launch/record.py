@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["Record", "run_folder"]
+__all__ = ["Record", "run_folder", "state_folder"]
 
 _SCHEMA: Final = "turbofit.run/1"
 
@@ -74,8 +74,8 @@ class Record:
             return
 
 
-def run_folder(plan: Plan) -> Path:
-    """A folder of the state folder for this run, with its plan.
+def state_folder(room: str, name: str) -> Path:
+    """A new folder in a room of the state folder, named after a model.
 
     Raises:
         LaunchError: it cannot be made.
@@ -83,14 +83,30 @@ def run_folder(plan: Plan) -> Path:
     from turbofit.core.state import new_folder
 
     try:
-        folder = new_folder("runs", "".join(c if c.isalnum() else "-" for c in plan.model.name))
+        return new_folder(room, "".join(c if c.isalnum() else "-" for c in name))
+    except OSError as exc:
+        raise _unwritable(exc) from None
+
+
+def run_folder(plan: Plan) -> Path:
+    """A folder of the state folder for this run, with its plan.
+
+    Raises:
+        LaunchError: it cannot be made.
+    """
+    folder = state_folder("runs", plan.model.name)
+    try:
         (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     except OSError as exc:
-        raise LaunchError(
-            f"the state folder cannot be written: {exc.strerror or exc}",
-            hint="set XDG_STATE_HOME to a folder that can",
-        ) from None
+        raise _unwritable(exc) from None
     return folder
+
+
+def _unwritable(exc: OSError) -> LaunchError:
+    return LaunchError(
+        f"the state folder cannot be written: {exc.strerror or exc}",
+        hint="set XDG_STATE_HOME to a folder that can",
+    )
 
 
 def _now() -> str:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.launch.cluster.board import Seen, find_boards, heard
+from turbofit.launch.cluster.board import Seen, heard, one_board
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.tls import client_context
 
@@ -61,15 +61,7 @@ def attend(
     """
     with connected(address) as connection:
         stop.rearm()  # Ray takes SIGTERM
-        boards = find_boards(name)
-        if len(boards) != 1:
-            raise UsageError(
-                f"{len(boards) or 'no'} models are served on this cluster",
-                hint=f"--name is one of {', '.join(boards)}"
-                if boards
-                else "turbofit serve MODEL --cluster ray --gateways 2",
-            )
-        (board,) = boards.values()
+        board = one_board(name, "turbofit serve MODEL --cluster ray --gateways 2")
         gateway = _Attending(board, connection.here_address, config, log)
         stop.abrupt = False
         try:
@@ -143,14 +135,11 @@ class _Attending:
             return
         try:
             told: Told = ray.get(self._asked, timeout=0)
-        except ray.exceptions.GetTimeoutError:
-            if time.monotonic() - self._heard > _SILENT:
-                raise _ended() from None
-            return
         except ray.exceptions.ActorDiedError:
             raise _ended() from None
-        except ray.exceptions.RayError:  # Ray starts the board again
-            self._asked = None
+        except ray.exceptions.RayError as exc:
+            if not isinstance(exc, ray.exceptions.GetTimeoutError):
+                self._asked = None  # Ray starts the board again
             if time.monotonic() - self._heard > _SILENT:
                 raise _ended() from None
             return

@@ -22,7 +22,7 @@ from turbofit.launch.cluster.connect import NAMESPACE
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
 
-__all__ = ["Board", "Inbox", "Seen", "Told", "find_boards", "heard", "pin_board"]
+__all__ = ["Board", "Inbox", "Seen", "Told", "find_boards", "heard", "one_board", "pin_board"]
 
 _PREFIX: Final = "turbofit-board-"
 _CALLS: Final = 64
@@ -187,6 +187,26 @@ def find_boards(name: str | None = None) -> dict[str, Any]:
         with suppress(ValueError):  # it has just ended
             boards[one] = ray.get_actor(_PREFIX + one, namespace=NAMESPACE)
     return boards
+
+
+def one_board(name: str | None, hint: str) -> Any:
+    """The board of this name, or the only one.
+
+    Args:
+        name: what people call it.
+        hint: what to do where nothing is served.
+
+    Raises:
+        UsageError: there is none, or which one is meant is not said.
+    """
+    boards = find_boards(name)
+    if len(boards) != 1:
+        raise UsageError(
+            f"{len(boards) or 'no'} models are served on this cluster",
+            hint=f"--name is one of {', '.join(boards)}" if boards else hint,
+        )
+    (board,) = boards.values()
+    return board
 
 
 def heard(ref: Any, seconds: float) -> Any:

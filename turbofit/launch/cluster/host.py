@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,13 +76,8 @@ class Hosted:
 
     def follow(self, since: int, seconds: float) -> Standing:
         """Where it stands, as soon as that is newer than ``since``, or after so many seconds."""
-        deadline = time.monotonic() + seconds
         with self._changed:
-            while self._standing.number <= since:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: self._standing.number > since, seconds)
             return self._standing
 
     def allow(self, peers: Iterable[str]) -> None:

@@ -162,10 +162,7 @@ def _here(*, pretend: bool) -> Node:
     try:
         machine = machine_from(spec, environ=_environment())
         # What was learned on this node: it is not the one that plans.
-        if pretend and machine.source != "nvml":
-            machine = with_calibrations(machine, pretend=True)
-        elif machine.source == "nvml":
-            machine = with_calibrations(machine, pretend=pretends())
+        machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())
     except TurbofitError as exc:
         return replace(node, why_not=exc.message)
     return replace(node, machine=machine, pretend=pretend)

@@ -11,17 +11,15 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Machine
 from turbofit.launch.asked import asked_of, checked, workload_of
-from turbofit.launch.command import commands
-from turbofit.launch.fallback.command import fallback_commands
+from turbofit.launch.fallback.command import any_commands
 from turbofit.launch.needs import need_warning
-from turbofit.memory.engines import FALLBACK
 
 if TYPE_CHECKING:
     from typing import Any
 
     from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
     from turbofit.core.model import Model
-    from turbofit.core.plan import Command, Goal, Plan
+    from turbofit.core.plan import Goal
 
 __all__ = ["plan_cluster", "plan_joining"]
 
@@ -118,12 +116,8 @@ def _commanded(node: NodePlan) -> NodePlan:
         return node
     need = need_warning(node.plan)
     warnings = (*node.plan.warnings, need) if need else node.plan.warnings
-    made = replace(node.plan, commands=_lines(node.plan), warnings=warnings)
+    made = replace(node.plan, commands=any_commands(node.plan), warnings=warnings)
     return replace(node, plan=made)
-
-
-def _lines(plan: Plan) -> tuple[Command, ...]:
-    return commands(plan) if plan.engine.name != FALLBACK else fallback_commands(plan)
 
 
 def _nowhere() -> Machine:

@@ -6,21 +6,34 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
-from turbofit.launch.command import DEFAULT_PORT, model_path, visible_devices
+from turbofit.launch.command import DEFAULT_PORT, commands, model_path, visible_devices
 from turbofit.launch.fallback.maps import folded
+from turbofit.memory.engines import FALLBACK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.plan import Plan
 
-__all__ = ["MODULE", "fallback_commands", "private_fallback_commands", "refuse_options"]
+__all__ = [
+    "MODULE",
+    "any_commands",
+    "fallback_commands",
+    "private_fallback_commands",
+    "refuse_options",
+]
 
 #: What is run, with ``python -m``.
 MODULE: Final = "turbofit.launch.fallback.server"
 #: Torch grows its segments in place: without it the cache, which grows by a token at a time, and
 #: the loader leave holes.
 _ALLOCATOR: Final = "expandable_segments:True"
+
+
+def any_commands(plan: Plan, *, port: int = DEFAULT_PORT) -> tuple[Command, ...]:
+    """The plan's commands on loopback, LMDeploy's or the fallback engine's as it is planned for."""
+    made = fallback_commands if plan.engine.name == FALLBACK else commands
+    return made(plan, port=port)
 
 
 def fallback_commands(
