@@ -1,8 +1,9 @@
-"""What all tests share: Hypothesis without deadlines, since a loaded machine is no defect."""
+"""What all tests share: their order, Hypothesis without deadlines, a state folder, signals."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,25 @@ from hypothesis import settings
 
 settings.register_profile("turbofit", deadline=None)
 settings.load_profile("turbofit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: at the end all workers have something short to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> None:
+    """Children of tests start as from a terminal, whatever the shell in front of pytest ignored.
+
+    A script's ``./scripts/check &`` runs with SIGINT ignored, and children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @pytest.fixture(scope="session", autouse=True)

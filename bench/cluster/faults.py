@@ -64,7 +64,7 @@ def round_of(cloud: Cloud, serving: Serving, number: int) -> None:
             took = time.monotonic() - began
             clients.more(20)
             seen = clients.outcomes - before
-            failed = sum(n for what, n in seen.items() if what.startswith("failed"))
+            failed = sum(n for what, n in seen.items() if what.startswith(("failed", "lost")))
             cells = (f"{name} ({number + 1})", gone, f"{took:.1f}", seen["kept"],
                      _retried(serving) - retried, seen["broken"], failed)  # fmt: skip
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)

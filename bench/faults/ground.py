@@ -42,12 +42,12 @@ class Server:
         """Until it has opened."""
         out = self.process.stdout
         assert out is not None
-        self._child.wait_for("phase: ready", seconds)
+        self._child.wait_for("phase: ready", limit=seconds)
         if not out.readline():
             raise AssertionError(f"it did not open:\n{self._child.stderr}")
 
     def wait_for(self, text: str, seconds: float = 60.0, *, count: int = 1) -> None:
-        self._child.wait_for_more(text, count, seconds)
+        self._child.wait_for(text, count, seconds)
 
     def engines(self) -> list[int]:
         return pids(self._child)

@@ -7,7 +7,11 @@
     # twenty minutes of everything, and at least 1,000 requests that reach the engine:
     python bench/gateway/hostile.py URL --minutes 20 --reach 1000 --seed 1 --markdown
 
-Exits with 1 when the server is gone, when its health is lost, or on a 5xx other than 503.
+    # what clients without a key send before a request is whole (`strangers.py`)
+    python bench/gateway/hostile.py URL --strangers all --pid PID --markdown
+
+Exits with 1 when the server is gone, when its health is lost, or on a 5xx other than 503; with
+``--strangers`` when one /health in a hundred took 100 ms or more, or another client was not served.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ from typing import Any
 import aiohttp
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from strangers import TABLE, WAYS, Strangers  # type: ignore[import-not-found]  # noqa: E402
 
 from tests.gateway.mutations import Mutator  # noqa: E402
 from tests.gateway.support import data_url, picture  # noqa: E402
@@ -33,7 +39,7 @@ from tests.gateway.support import data_url, picture  # noqa: E402
 CHAT = "/v1/chat/completions"
 _PATHS = (
     "/update_weights", "//update_weights", "/v1/%2e%2e/get_ppl", "/GET_PPL", "/sleep?level=2",
-    "/distserve/free_cache", "/terminate", "/v1/encode", "/docs", "/../../etc/passwd",
+    "/distserve/free_cache", "/terminate", "/v1/embeddings", "/docs", "/../../etc/passwd",
 )  # fmt: skip
 _SIZES = (
     (448, 448), (448, 5376), (5376, 448), (1792, 1344), (3584, 3584), (4096, 4096), (1000, 5),
@@ -204,8 +210,17 @@ def main() -> int:
     parser.add_argument("--api-key")
     parser.add_argument("--bare", action="store_true", help="there is no gateway")
     parser.add_argument("--single", metavar="tiles:N|image:WxH")
+    parser.add_argument("--strangers", nargs="+", choices=("all", *WAYS), metavar="WAY")
+    parser.add_argument("--pid", type=int, default=0, help="the gateway's, to see its memory")
+    parser.add_argument("--body-bytes", type=int, default=48_900_000, help="of unfinished bodies")
     parser.add_argument("--markdown", action="store_true", help="with the head of the table")
     args = parser.parse_args()
+    if args.strangers:
+        strangers = Strangers(args)
+        if args.markdown:
+            print(TABLE, flush=True)
+        asyncio.run(strangers.run())
+        return int(bool(strangers.offences))
     hostile, began = Hostile(args), time.monotonic()
     if args.single:
         asyncio.run(hostile.single(args.single))

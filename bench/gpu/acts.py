@@ -11,54 +11,70 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.gpu.kept import keep
 from bench.gpu.load import Load
-from turbofit.core.errors import TurbofitError
-from turbofit.core.plan import Plan
-from turbofit.core.struct import to_builtins
+from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["beside", "bisect", "free_seen", "rehearsed", "trial"]
+__all__ = ["RESULTS", "beside", "bisect", "free_seen", "of_rehearsal", "rehearsed", "trial"]
 
 _GRACE = 20.0
+#: Outcomes that say something of the settings; any other is no result.
+RESULTS = ("survived", "died")
 
 
 def trial(
     plan: Plan, name: str, scratch: Path, seconds: float, environ: Mapping[str, str],
-    load: Load | None = None,
+    load: Load | None = None, out: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Start a plan's settings in a process of its own and drive them; its document.
 
-    ``outcome``: ``survived``, ``died`` (of memory), ``out_of_time``, or how else it ended.
+    ``outcome``: ``survived``, ``died`` (of memory); anything else is no result, and ``code`` is not
+    0: ``out_of_time``, ``failed`` where it wrote nothing, or how it ended. ``out`` is where its
+    plan and logs are kept.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    file, out = scratch / f"{name}.plan.json", scratch / f"{name}.out.json"
+    file, wrote = scratch / f"{name}.plan.json", scratch / f"{name}.out.json"
     file.write_text(plan.to_json())
-    out.unlink(missing_ok=True)
-    words = [sys.executable, "-m", "bench.gpu.trial", str(file), str(out)]
+    wrote.unlink(missing_ok=True)
+    words = ["bench.gpu.trial", str(file), str(wrote)]
     words += ["--load", json.dumps(asdict(load))] if load is not None else []
-    log = scratch / f"{name}.log"
+    log, folder = scratch / f"{name}.log", scratch / f"{name}.out.run"
+    code, late = _run(words, log, seconds, environ)
+    if out is not None:
+        logs = {"engine-0.log": folder / "engine-0.log", "run.json": folder / "run.json"}
+        keep(out, name, file, {**logs, "trial.log": log, "trial.json": wrote}, scratch)
+    found: dict[str, Any] = json.loads(wrote.read_text()) if wrote.exists() else {}
+    if found.get("outcome") in RESULTS:
+        return {**found, "code": 0}
+    # What it wrote last is of no weight: it was on its way, or never began.
+    told = found.get("outcome")
+    outcome = "out_of_time" if late else "failed" if told in (None, "running") else told
+    said = log.read_text(errors="replace").splitlines()[-15:]
+    return {**found, "outcome": outcome, "said": said, "code": code or 1}
+
+
+def _run(
+    words: list[str], log: Path, seconds: float, environ: Mapping[str, str]
+) -> tuple[int, bool]:
+    """A module's program: its code, and whether its time was over. It ends in order, or at once."""
     with log.open("w") as said:
         process = subprocess.Popen(
-            words, env=dict(environ), stdout=said, stderr=said, cwd=Path.cwd()
-        )
+            [sys.executable, "-m", *words], env=dict(environ), stdout=said, stderr=said,
+            cwd=Path.cwd(),
+        )  # fmt: skip
+        late = False
         try:
             process.wait(seconds)
-            late = False
         except subprocess.TimeoutExpired:
             late = True
             process.send_signal(signal.SIGTERM)
         finally:
             _ended(process)
-    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    if late and found.get("outcome") in (None, "running"):
-        found["outcome"] = "out_of_time"
-    if found.get("outcome") not in ("survived", "died"):
-        found["said"] = log.read_text(errors="replace").splitlines()[-15:]
-    found["code"] = 0 if found.get("outcome") in ("survived", "died") else process.returncode or 1
-    return found
+    return process.returncode, late
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:
-    """It ends in order, or at once: its engines end with it."""
+    """Its engines end with it."""
     try:
         process.wait(_GRACE)
     except subprocess.TimeoutExpired:
@@ -66,40 +82,41 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def rehearsed(plan: Plan) -> dict[str, Any]:
-    """What the engine did with the plan on pretend GPUs, or why that could not be seen."""
-    from turbofit.rehearse.confirm import rehearse_plan
-
-    try:
-        seen = rehearse_plan(plan).rehearsal
-    except (TurbofitError, OSError) as exc:
-        return {"not_rehearsed": str(exc)}
-    assert seen is not None
-    return {
-        "outcome": seen.outcome, "free": seen.cache.free[0], "region": seen.cache.region[0],
-        "cases": {case.name: case.peak[0] for case in seen.cases},
-        "death": to_builtins(seen.death),
-    }  # fmt: skip
+def rehearsed(
+    plan: Plan, name: str, scratch: Path, seconds: float, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the engine did with the plan on pretend GPUs within so many seconds, or why not."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    file, out = scratch / f"{name}.rehearse.json", scratch / f"{name}.rehearsed.json"
+    log = scratch / f"{name}.rehearsal.log"
+    file.write_text(plan.to_json())
+    out.unlink(missing_ok=True)
+    _, late = _run(["bench.gpu.rehearsal", str(file), str(out)], log, seconds, environ)
+    if out.exists():
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+    last = log.read_text(errors="replace").splitlines()[-1:]
+    return {"not_rehearsed": "its time was over" if late else " ".join(last) or "it ended"}
 
 
 def beside(plan: Plan, found: dict[str, Any], seen: Mapping[str, Any] | None) -> dict[str, Any]:
     """A trial's document with the forecast, and the rehearsal where there is one.
 
     ``over`` of the whole is forecast peak minus measured peak: a minus is memory that the plan did
-    not see. ``as_forecast``: it lived or died as was said; where it lived against the forecast,
-    ``forecast_headroom`` tells by how little it was to die.
+    not see. ``as_forecast``: it lived or died as was said, None where it did neither; where it
+    lived against the forecast, ``forecast_headroom`` tells by how little it was to die.
     """
     ledger = plan.gpus[0]
     rows = [dict(row) for row in found.get("phases", [])]
     for row in rows:
-        row["rehearsed"] = None if seen is None else _of_rehearsal(ledger, row["phase"], seen)
+        row["rehearsed"] = None if seen is None else of_rehearsal(ledger, row["phase"], seen)
     peaks = [
         row["measured"] for row in rows if row["phase"] not in ("context and weights", "cache")
     ]
     measured = max(peaks, default=None)
     lives = plan.fits or f"{plan.model.name}: serves" in plan.verdict
     # Of one that died before its worst request nothing is left to compare.
-    lived = found.get("outcome") == "survived"
+    ended, lived = found.get("outcome") in RESULTS, found.get("outcome") == "survived"
     over = ledger.peak - measured if lived and measured is not None else None
     return {
         **found,
@@ -115,42 +132,45 @@ def beside(plan: Plan, found: dict[str, Any], seen: Mapping[str, Any] | None) ->
         "over_share_of_card": None if over is None else over / ledger.total,
         "forecast_lives": lives,
         "forecast_headroom": ledger.headroom,
-        "as_forecast": lives == lived,
+        "as_forecast": lives == lived if ended else None,
     }
 
 
-def _of_rehearsal(ledger: Any, phase: str, seen: Mapping[str, Any]) -> int | None:
+def of_rehearsal(ledger: GpuLedger, phase: str, seen: Mapping[str, Any]) -> int | None:
+    """What a rehearsal says of one phase of `beside`, where it says anything."""
     if phase == "context and weights":
         free = seen.get("free")
         return None if free is None else ledger.total - ledger.reserved - int(free)
     if phase == "cache":
         region = seen.get("region")
         return None if region is None else int(region)
-    peak = seen.get("cases", {}).get(phase)
+    peak = seen.get("steady") if phase == "steady" else seen.get("cases", {}).get(phase)
     return None if peak is None else int(peak)
 
 
 def free_seen(plan: Plan, found: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
-    """free(rehearsed) - free(real): what a real card took before the cache that no rehearsal sees.
+    """Free memory right before the cache: the engine's own figure beside forecast and rehearsal.
 
-    The rehearsal was charged with the plan's estimates of it, which are given back here.
+    ``estimated`` are the plan's terms up to then that no rehearsal sees, ``unseen`` what they took
+    on the card: what the rehearsal (where there is none: the plan's other terms) left free, less
+    the engine's figure. ``over`` is what was charged beyond it; a minus was not seen.
     """
-    hidden = [
-        term for term in plan.gpus[0].ledger
-        if term.phase == "context" and term.basis == "estimate"
-    ]  # fmt: skip
-    charged = sum(term.bytes for term in hidden)
+    ledger = plan.gpus[0]
+    early = [t for t in ledger.ledger if t.phase in ("before", "context", "weights")]
+    hidden = {t.term: t.bytes for t in early if t.phase == "context" and t.basis == "estimate"}
+    charged = sum(hidden.values())
+    forecast = ledger.total - ledger.reserved - sum(t.bytes for t in early)
     real = next((one["free"] for one in found.get("seen", [])), None)
     free = seen.get("free")
-    if real is None or free is None:
-        return {"unseen": None}
+    if real is None:
+        return {"unseen": None, "free_forecast": forecast, "estimated": hidden}
+    base = forecast if free is None else int(free)
     return {
-        "free_real": real,
-        "free_rehearsed": free + charged,
-        "unseen": free + charged - real,
-        "estimated": {term.term: term.bytes for term in hidden},
-        "over": charged - (free + charged - real),
-    }
+        "free_real": real, "free_forecast": forecast,
+        "free_rehearsed": None if free is None else base + charged,
+        "unseen": base + charged - real, "estimated": hidden, "over": real - base,
+        "terms": {t.term: t.bytes for t in early},
+    }  # fmt: skip
 
 
 def bisect(

@@ -1,4 +1,8 @@
-"""A closed loop of requests to a server: so many at once, each answered before the next."""
+"""A closed loop of requests to a server: so many at once, each answered before the next.
+
+Two ways to the same engine are driven in turns, after requests that warm both up and do not count;
+so neither is the one that finds the engine cold.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,15 +22,18 @@ from turbofit.launch.readiness import chat, image_part, worst_request
 __all__ = ["Load", "drive", "question"]
 
 _SIZE = (896, 896)
+#: Connections that break in a row before nothing more is asked.
+_BROKEN = 3
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked. ``seconds`` bounds it: no request begins later.
+    """What is asked, of each way. ``seconds`` bounds a way: no request begins later.
 
     ``worst``: the plan's worst image in each request, else one of 896 x 896. ``tokens``: words
     that each answer has, whatever the model says. ``ways``: straight at the engine, and through the
-    gateway.
+    gateway. ``warm``: requests of a way that come before and do not count. ``turns``: into how many
+    parts the requests of a way are cut.
     """
 
     requests: int
@@ -34,6 +42,53 @@ class Load:
     tokens: int = 64
     worst: bool = False
     ways: tuple[str, ...] = ("direct", "gateway")
+    warm: int = 16
+    turns: int = 4
+
+
+#: Where a way goes: the server, and its key.
+Way = tuple[str, str | None]
+
+
+class Part:
+    """Requests of one way, and what came of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.took: list[float] = []
+        self.tokens: list[int] = []
+        self.statuses: dict[int, int] = {}
+        #: Answers that said when to try again, by status.
+        self.refused: dict[int, int] = {}
+        self.seconds, self.broken, self.begun = 0.0, 0, 0
+        #: Requests a second of each turn.
+        self.rates: list[float] = []
+
+    def answered(self, status: int, took: float, tokens: int) -> None:
+        """One request came to its end."""
+        with self.lock:
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            self.broken = 0 if status else self.broken + 1
+            if status == http.client.OK:
+                self.took.append(took)
+                self.tokens.append(tokens)
+
+    def document(self, load: Load) -> dict[str, Any]:
+        """What came of it: statuses that requests ended with, rates, times in seconds."""
+        seconds, count = self.seconds or 1.0, len(self.took)
+        missing = {f"status {k}": v for k, v in self.statuses.items() if k != http.client.OK}
+        if load.requests > self.begun:
+            missing["not asked"] = load.requests - self.begun
+        return {
+            "load": asdict(load), "statuses": {str(k): v for k, v in sorted(self.statuses.items())},
+            "answered": count, "unanswered": missing,
+            "refused": {str(k): v for k, v in sorted(self.refused.items())},
+            "seconds": round(self.seconds, 3), "turns": self.rates,
+            "requests_per_second": count / seconds,
+            "tokens_per_second": sum(self.tokens) / seconds,
+            "median_seconds": statistics.median(self.took) if self.took else None,
+            "longest_seconds": max(self.took, default=None),
+        }  # fmt: skip
 
 
 def question(plan: Plan, model: str, load: Load) -> dict[str, Any]:
@@ -49,50 +104,67 @@ def question(plan: Plan, model: str, load: Load) -> dict[str, Any]:
     return {**made.body, "max_tokens": load.tokens, "ignore_eos": True}
 
 
-def drive(plan: Plan, model: str, url: str, key: str | None, load: Load) -> dict[str, Any]:
-    """Ask; what came of it: answers by status, requests and tokens a second, times in seconds.
+def drive(plan: Plan, model: str, ways: Mapping[str, Way], load: Load) -> dict[str, Any]:
+    """Ask each way of the load in turns; its document by the way's name.
 
-    A connection that breaks counts as status 0, and after three in a row nothing more is asked.
+    A request that is told when to try again (Retry-After) is asked again then, as a client would;
+    its time is from its first try. A connection that breaks counts as status 0, and after three in
+    a row nothing more is asked of that way. ``unanswered`` counts what was not answered, and why.
     """
     body = json.dumps(question(plan, model, load)).encode()
-    lock, left, broken = threading.Lock(), [load.requests], [0]
-    took: list[float] = []
-    tokens: list[int] = []
-    statuses: dict[int, int] = {}
-    begun = time.monotonic()
+    parts = {name: Part() for name in load.ways if name in ways}
+    for name in parts:
+        _turn(ways[name], body, Part(), load.warm, load.concurrency, load.seconds / load.turns)
+    for number in range(load.turns):
+        count = load.requests * (number + 1) // load.turns - load.requests * number // load.turns
+        # There and back: what drifts (clocks, heat) falls on both alike.
+        for name in parts if number % 2 == 0 else reversed(parts):
+            part, room = parts[name], load.seconds * (number + 1) / load.turns
+            _turn(ways[name], body, part, count, load.concurrency, room - part.seconds)
+    return {name: part.document(load) for name, part in parts.items()}
+
+
+def _turn(
+    way: Way, body: bytes, part: Part, count: int, concurrency: int, seconds: float
+) -> None:  # fmt: skip
+    """So many requests, none of which begins after so many seconds."""
+    begun, answered, left = time.monotonic(), len(part.took), [count]
 
     def work() -> None:
-        while time.monotonic() - begun < load.seconds:
-            with lock:
-                if left[0] <= 0 or broken[0] >= 3:
+        while time.monotonic() - begun < seconds:
+            with part.lock:
+                if left[0] <= 0 or part.broken >= _BROKEN:
                     return
                 left[0] -= 1
+                part.begun += 1
             at = time.monotonic()
-            status, count = _ask(url, key, body)
-            with lock:
-                statuses[status] = statuses.get(status, 0) + 1
-                broken[0] = 0 if status else broken[0] + 1
-                if status == http.client.OK:
-                    took.append(time.monotonic() - at)
-                    tokens.append(count)
+            status, tokens = _until(way, body, part, begun + seconds)
+            part.answered(status, time.monotonic() - at, tokens)
 
-    threads = [threading.Thread(target=work) for _ in range(load.concurrency)]
+    threads = [threading.Thread(target=work) for _ in range(concurrency)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
-    seconds = time.monotonic() - begun
-    return {
-        "load": asdict(load), "statuses": {str(k): v for k, v in sorted(statuses.items())},
-        "answered": len(took), "seconds": round(seconds, 3),
-        "requests_per_second": len(took) / seconds, "tokens_per_second": sum(tokens) / seconds,
-        "median_seconds": statistics.median(took) if took else None,
-        "longest_seconds": max(took, default=None),
-    }  # fmt: skip
+    spent = time.monotonic() - begun
+    part.seconds += spent
+    if count:
+        part.rates.append((len(part.took) - answered) / spent)
 
 
-def _ask(url: str, key: str | None, body: bytes) -> tuple[int, int]:
-    """Status (0: the connection broke) and the answer's tokens."""
+def _until(way: Way, body: bytes, part: Part, end: float) -> tuple[int, int]:
+    """Ask, and again as long as the server says when to."""
+    while True:
+        status, tokens, again = _ask(*way, body)
+        if again is None or time.monotonic() + again > end:
+            return status, tokens
+        with part.lock:
+            part.refused[status] = part.refused.get(status, 0) + 1
+        time.sleep(again)
+
+
+def _ask(url: str, key: str | None, body: bytes) -> tuple[int, int, float | None]:
+    """Status (0: the connection broke), the answer's tokens, seconds after which to try again."""
     parts = urlsplit(url)
     headers = {"Content-Type": "application/json"}
     if key:
@@ -103,9 +175,10 @@ def _ask(url: str, key: str | None, body: bytes) -> tuple[int, int]:
         answer = connection.getresponse()
         raw = answer.read()
         if answer.status != http.client.OK:
-            return answer.status, 0
-        return answer.status, int(json.loads(raw)["usage"]["completion_tokens"])
+            again = answer.headers.get("Retry-After", "")
+            return answer.status, 0, float(again) if again.isdigit() else None
+        return answer.status, int(json.loads(raw)["usage"]["completion_tokens"]), None
     except (OSError, http.client.HTTPException, ValueError, LookupError):
-        return 0, 0
+        return 0, 0, None
     finally:
         connection.close()

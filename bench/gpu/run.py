@@ -20,7 +20,7 @@ class NotRunError(Exception):
 
 
 class Run:
-    """Runs stages in order, each once, into a folder.
+    """Runs stages in order, each until it went well, into a folder.
 
     Args:
         out: where their documents go.
@@ -47,11 +47,14 @@ class Run:
         return letter in self._letters
 
     def stage(self, name: str, act: Callable[[], Found]) -> None:
-        """Run one, unless it is not asked for or its document is there."""
+        """Run one, unless it is not asked for or went well before.
+
+        Whatever it raises is written down, and the next stage is run.
+        """
         if not self._only.search(name):
             return
         file = self.out / f"{name}.json"
-        if file.exists():
+        if self.read(name) is not None:
             print(f"{name}: there already", flush=True)
             return
         if not self.left:
@@ -65,7 +68,7 @@ class Run:
             self.not_run[name] = str(exc)
             print(f"{name}: not run: {exc}", flush=True)
             return
-        except (OSError, RuntimeError, ValueError, AssertionError) as exc:
+        except Exception as exc:  # noqa: BLE001 - it must not end the stages after it
             found = {"code": None, "not_run": f"{type(exc).__name__}: {exc}"}
         found["seconds"] = round(time.monotonic() - begun, 1)
         if found.get("code") != 0:
@@ -86,8 +89,11 @@ class Run:
     def read(self, name: str) -> Found | None:
         """The document of a stage that went well, None where there is none."""
         file = self.out / f"{name}.json"
-        found: Found | None = json.loads(file.read_text()) if file.exists() else None
-        return found if found is not None and found.get("code") == 0 else None
+        try:
+            found: Found = json.loads(file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if found.get("code") == 0 else None
 
     def close(self) -> None:
         """Write which stages were not run, and why."""
@@ -110,6 +116,8 @@ def told(found: Found) -> str:
     if found.get("code") != 0:
         return f"failed ({found.get('not_run') or found.get('outcome') or found.get('code')})"
     said = [str(found["outcome"])] if found.get("outcome") else []
+    if found.get("restarts"):
+        said.append(f"{len(found['restarts'])} restarts")
     if found.get("over") is not None:
         said.append(f"forecast {found['over'] / 2**20:+,.0f} MiB over what NVML saw")
     if found.get("oracle") is not None:

@@ -71,7 +71,8 @@ def fixed(plan: Plan) -> dict[str, Any]:
         "max_batch_size": settings.max_batch_size,
         "session_len": settings.session_len,
     }
-    if limits.max_dynamic_patch is not None:
+    # A family whose images are one tile each has nothing to hold to it.
+    if limits.max_dynamic_patch is not None and limits.units_per_image > 1:
         kept["max_dynamic_patch"] = limits.max_dynamic_patch
     if limits.max_pixels_per_image is not None:
         kept["max_pixels"] = limits.max_pixels_per_image

@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 from turbofit.observe.sampler import Sampler, memory_now
 
-__all__ = ["Ballast", "constants", "engine", "run_stage"]
+__all__ = ["CONTEXTS", "Ballast", "constants", "engine", "run_stage", "runtime", "speed"]
 
 HERE = Path(__file__).resolve().parent
 _SETTLE = 0.1
+#: Parts of a context's stage; the last two show what all kernels of a library take.
+CONTEXTS = ("plain", "turbomind", "torch_eager", "turbomind_eager")
 
 
 class Ballast(AbstractContextManager["Ballast"]):
-    """Memory held back in another process, so that so many MiB of a GPU are left; 0 holds none."""
+    """Memory held back in another process, so that so many MiB of a GPU are left; 0 holds none.
+
+    ``held`` are the bytes taken, ``left`` those that are free then, both None where none is held.
+
+    Raises:
+        ValueError: so many MiB are not free.
+    """
 
     def __init__(self, left_mib: int, index: int, environ: Mapping[str, str]) -> None:
-        self.held = 0
+        self.held, self.left = 0, memory_now(index).free if left_mib else None
         self._process: subprocess.Popen[str] | None = None
         if not left_mib:
             return
-        wanted = (memory_now(index).free >> 20) - left_mib
-        if wanted <= 0:
-            raise ValueError(f"{left_mib} MiB are not free on this GPU")
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "ballast.py"), str(wanted)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environ),
+            [sys.executable, str(HERE / "ballast.py"), str(left_mib)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=dict(environ),
         )  # fmt: skip
         assert self._process.stdout is not None
         word = self._process.stdout.readline()
         if not word.startswith("held "):
-            raise RuntimeError("the ballast could not be taken")
-        self.held = int(word.split()[1])
+            said = self._process.communicate()[1].splitlines()
+            raise ValueError(said[-1] if said else "the memory could not be taken")
+        self.held, self.left = (int(figure) for figure in word.split()[1:])
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
@@ -55,18 +63,29 @@ def run_stage(
 
     Returns:
         ``marks``: each with its own facts, the ``used`` bytes at it above those before the program,
-        and the ``peak`` since the mark before; ``code`` and the end of what it said otherwise.
+        and the ``peak`` since the mark before; ``code`` and the end of what it said otherwise;
+        ``outcome`` is ``out_of_time`` where it was ended, with its children.
     """
     before = memory_now(index).used
     with Sampler([index]) as sampler:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(environ)
-        )
-        timer = Timer(seconds, process.kill)
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(environ),
+            start_new_session=True,
+        )  # fmt: skip
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _kill(process)
+
+        timer = threading.Timer(seconds, end)
         timer.start()
-        out, err = process.communicate()
-        timer.cancel()
-        marks = [json.loads(line) for line in out.splitlines() if line.startswith('{"mark"')]
+        try:
+            out, err = process.communicate()
+        finally:
+            timer.cancel()
+            _kill(process)
+        marks = [json.loads(line) for line in out.splitlines() if _is_mark(line)]
         last: float | None = None
         for one in marks:
             seen = sampler.between(index, last if last is not None else one["at"] - 1.0, one["at"])
@@ -74,12 +93,24 @@ def run_stage(
             one["peak"] = None if seen is None else seen.peak - before
             one["used"] = None if around is None else around.last - before
             last = one["at"]
-    return {
+    found = {
         "code": process.returncode,
         "before": before,
         "marks": [{k: v for k, v in one.items() if k != "at"} for one in marks],
         "said": err.splitlines()[-12:] if process.returncode else [],
     }
+    return {**found, "outcome": "out_of_time"} if process.returncode and late.is_set() else found
+
+
+def _is_mark(line: str) -> bool:
+    """A whole one: who is killed may leave half of a line."""
+    return line.startswith('{"mark"') and line.endswith("}")
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With all that it has started: a child may hold its output open."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def constants(index: int, seconds: float, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -93,6 +124,40 @@ def constants(index: int, seconds: float, environ: Mapping[str, str]) -> dict[st
             beyond = one["used"] - one["reserved"]
             one["took"], last = beyond - last, beyond
     return seen
+
+
+def runtime(
+    parts: Sequence[str], index: int, seconds: Callable[[], float], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """Parts of `bench.gpu.runtime`, each in a process of its own; the document, by part.
+
+    ``NAME_eager`` is NAME with all kernels loaded at once. It went well where the first did and no
+    time was over; what failed says so in its part.
+    """
+    found: dict[str, Any] = {}
+    for part in parts:
+        name = part.removesuffix("_eager")
+        more = {"CUDA_MODULE_LOADING": "EAGER"} if part != name else {}
+        found[part] = run_stage(
+            [sys.executable, "-m", "bench.gpu.runtime", name],
+            index=index, seconds=seconds(), environ={**environ, **more},
+        )  # fmt: skip
+    late = any(one.get("outcome") == "out_of_time" for one in found.values())
+    return {"code": found[parts[0]]["code"] or int(late), **found}
+
+
+def speed(
+    model: str, folder: Path, index: int, seconds: float, environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """Prefill, decode steps and images of one start, by `bench.gpu.speed`; its document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = run_stage(
+        [sys.executable, "-m", "bench.gpu.speed", model, str(folder)],
+        index=index, seconds=seconds, environ=environ,
+    )  # fmt: skip
+    # What was measured before its time was over is as good.
+    whole = any(one["mark"].startswith("decode_") for one in seen["marks"])
+    return {**seen, "model": model, "code": 0 if whole else seen["code"] or 1}
 
 
 def engine(

@@ -6,6 +6,7 @@ A stage that needs another's result says so where that is missing. Each is one d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bench.gpu.acts import beside, bisect, free_seen, rehearsed, trial
 from bench.gpu.load import Load
 from bench.gpu.run import NotRunError, Run
 from bench.gpu.shapes import Shape, defaults, fixed, planned, with_ratio
+from bench.gpu.worst import SECONDS, sized, sizes, told
 from turbofit.core.errors import DoesNotFitError, PackageError, TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.launch.needs import check_needs
@@ -83,29 +85,38 @@ class Stages:
 
     def _trial(self, plan: Plan, name: str, load: Load | None = None) -> dict[str, Any]:
         check_needs(plan)
-        whole = self.seconds + (len(load.ways) * load.seconds if load is not None else 0)
+        whole = self.seconds
+        if load is not None:  # and what warms each way up
+            whole += len(load.ways) * load.seconds * (1 + 1 / load.turns)
         seconds = min(whole, self.run.left)
-        found = trial(plan, name, self.scratch, seconds, self.environ, load)
+        if self.label not in name:
+            name += self.label
+        found = trial(plan, name, self.scratch, seconds, self.environ, load, self.run.out)
         if found["outcome"] == "out_of_time" and seconds < whole:
             raise NotRunError("time was over")
         return found
+
+    def _rehearsed(self, plan: Plan, name: str) -> dict[str, Any]:
+        seconds = min(self.seconds, self.run.left)
+        if not seconds:
+            return {"not_rehearsed": "time was over"}
+        return rehearsed(plan, name, self.scratch, seconds, self.environ)
 
     def _measured(self, plan: Plan, name: str) -> dict[str, Any]:
         """A trial with its rehearsal and its forecast."""
         if not plan.fits:
             raise NotRunError(plan.verdict)
         found = self._trial(plan, name)
-        return beside(plan, found, rehearsed(plan) if self.rehearses else None)
+        return beside(plan, found, self._rehearsed(plan, name) if self.rehearses else None)
 
     def _free(self, shape: Shape) -> dict[str, Any]:
         """What the card took before the cache that no rehearsal sees, beside its estimates."""
         plan = planned(shape, self.scratch)
         if not plan.fits:
             raise NotRunError(plan.verdict)
-        seen = rehearsed(plan)
-        if "not_rehearsed" in seen:
-            raise NotRunError(seen["not_rehearsed"])
-        found = self._trial(plan, "a-free")
+        name = f"a-free-{shape.name}"
+        found = self._trial(plan, name)
+        seen = self._rehearsed(plan, name) if self.rehearses else {"not_rehearsed": "not asked for"}
         return {**found, **free_seen(plan, found, seen)}
 
     def _b(self, shape: Shape) -> None:
@@ -184,13 +195,7 @@ class Stages:
 
             self._stage(f"{name}-{ending}", act)
 
-        def plan() -> Plan:
-            made = planned(shape, scratch, concurrency=16)
-            if not made.fits:
-                raise NotRunError(made.verdict)
-            return made
-
-        speed("plan", plan)
+        speed("plan", lambda: self._speedy(shape))
         speed("defaults", lambda: defaults(shape, scratch))
         for ratio in ADVICE:
             speed(
@@ -204,19 +209,29 @@ class Stages:
                     shape, scratch, cache_max_entry_count=r, max_prefill_token_num=n
                 ),
             )
-        worst = Load(
-            requests=_WORST * self.requests // _REQUESTS, concurrency=16, seconds=5 * self.seconds,
-            tokens=4, worst=True, ways=("gateway",),
+        self._stage(f"{name}-thousand", lambda: self._thousand(shape))
+
+    def _thousand(self, shape: Shape) -> dict[str, Any]:
+        """Worst-case requests through the gateway, of a size at which they end in four minutes."""
+        if not _has_gateway():
+            raise NotRunError("the gateway's packages are not here: pip install turbofit[gateway]")
+        wanted = _WORST * self.requests // _REQUESTS
+        one = sized(partial(self._speedy, shape), sizes(shape.model), wanted)
+        load = Load(
+            requests=one.requests, concurrency=16, seconds=2 * SECONDS, tokens=4, worst=True,
+            ways=("gateway",), warm=4, turns=1,
         )  # fmt: skip
+        found = self._trial(one.plan, f"c-{shape.name}-thousand", load)
+        return {
+            **found, "size": told(one, wanted), "verdict": one.plan.verdict,
+            "tokens": one.plan.kv.tokens,
+        }  # fmt: skip
 
-        def thousand() -> Plan:
-            if not _has_gateway():
-                raise NotRunError(
-                    "the gateway's packages are not here: pip install turbofit[gateway]"
-                )
-            return plan()
-
-        speed("thousand", thousand, worst)
+    def _speedy(self, shape: Shape, **limits: Any) -> Plan:
+        made = planned(shape, self.scratch, concurrency=16, **limits)
+        if not made.fits:
+            raise NotRunError(made.verdict)
+        return made
 
 
 def _has_gateway() -> bool:

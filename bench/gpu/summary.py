@@ -37,10 +37,15 @@ def _forecasts(found: dict[str, Any]) -> list[str]:
         measured = one["measured_peak"]
         cells = (
             name, f"{one['settings']['cache_max_entry_count']:.3f}", _mib(one["forecast_peak"]),
-            _mib(measured), _mib(one["over"]), one.get("outcome", ""), one.get("as_forecast", ""),
+            _mib(measured), _mib(one["over"]), _outcome(one), one.get("as_forecast", ""),
         )  # fmt: skip
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return ["## Memory", "", *rows, ""] if len(rows) > 2 else []
+
+
+def _outcome(one: dict[str, Any]) -> str:
+    restarts = len(one.get("restarts") or ())
+    return str(one.get("outcome", "")) + (f", {restarts} restarts" if restarts else "")
 
 
 def _speeds(found: dict[str, Any]) -> list[str]:
@@ -52,10 +57,12 @@ def _speeds(found: dict[str, Any]) -> list[str]:
         for way in ("direct", "gateway"):
             if isinstance(one.get(way), dict):
                 load = one[way]
+                missing = "".join(f", {n} {why}" for why, n in load.get("unanswered", {}).items())
+                answered = f"{load['answered']} of {load['load']['requests']}{missing}"
                 rows.append(
-                    f"| {name} | {way} | {load['answered']} of {load['load']['requests']} |"
+                    f"| {name} | {way} | {answered} |"
                     f" {load['requests_per_second']:.2f} | {load['tokens_per_second']:.1f} |"
-                    f" {one['outcome']} |"
+                    f" {_outcome(one)} |"
                 )
     return ["## Speed", "", *rows, ""] if len(rows) > 2 else []
 
@@ -70,7 +77,7 @@ def bars(found: dict[str, Any]) -> list[str]:
         lines.append(_bar(f"peak within 2 % of the card: at most {worst:.2%} off", worst <= _PEAK))
         under = max(-one["over"] - one["margin"] for one in lived)
         lines.append(_bar("never under by more than the margin", under <= 0))
-    deaths = [one for one in plans if "as_forecast" in one]
+    deaths = [one for one in found.values() if one.get("as_forecast") is not None]
     if deaths:
         right = sum(bool(one["as_forecast"]) for one in deaths)
         said = f"lives or dies as forecast: {right} of {len(deaths)}"

@@ -3,8 +3,9 @@
 ``python -m bench.gpu.trial PLAN OUT [--load SPEC]``: PLAN is a turbofit plan, whose settings are
 started as they are, fitting or not. Every worst case of its limits is driven as
 `turbofit calibrate` does, or a load as ``bench.gpu.load`` says. OUT gets a document after every
-step, so that a trial that is ended from outside leaves what it saw. An engine dies with this
-process.
+step, so that a trial that is ended from outside leaves what it saw; its outcome is ``out_of_time``.
+LMDeploy is started again as often as `turbofit serve` does, and ``restarts`` tells why; one that
+ended under a load did not survive it. An engine dies with this process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from bench.gpu.load import Load, drive
 from turbofit.core.errors import TurbofitError
 from turbofit.core.files import write_atomic
 from turbofit.core.plan import Plan
-from turbofit.core.state import new_folder
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.attempt import Attempt
@@ -50,21 +50,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class Loaded:
-    """An examiner that drives a load straight at the engine."""
-
-    def __init__(self, load: Load, done: Callable[[dict[str, Any]], None]) -> None:
-        self.load, self.done = load, done
-
-    def begin(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
-        del ask
-        if "direct" in self.load.ways:
-            self.done(drive(self.plan, model, engine.url, engine.client.key, self.load))
-
-
 class Out:
     """The document, on disk after every change."""
 
@@ -76,56 +61,113 @@ class Out:
         write_atomic(self.path, json.dumps(self.facts, indent=1) + "\n")
 
 
+class Restarts(Record):
+    """A run's record that also tells which of its engine's ends were mended by another start."""
+
+    def __init__(self, folder: Path, out: Out, **facts: Any) -> None:
+        self.out, self.mended = out, list[str]()
+        super().__init__(folder, **facts)
+
+    def event(self, kind: str, text: str) -> None:
+        super().event(kind, text)
+        if kind == "ended":
+            self.mended.append(text)
+            self.out.add(restarts=self.mended)
+
+
+class Loaded:
+    """An examiner that keeps where the engine is, for a load that goes straight at it."""
+
+    def __init__(self) -> None:
+        self.direct: tuple[str, str | None] | None = None
+
+    def begin(self, plan: Plan) -> None:
+        """Nothing is read before it starts."""
+
+    def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
+        """It is up."""
+        del model, ask
+        self.direct = engine.url, engine.client.key
+
+
+class Trial:
+    """What is done once the engine is ready, and what became of it."""
+
+    def __init__(self, plan: Plan, out: Out, load: Load | None, stop: Stop, begun: float) -> None:
+        self.plan, self.out, self.load, self.stop, self.begun = plan, out, load, stop, begun
+        folder = out.path.with_suffix(".run")
+        folder.mkdir(exist_ok=True)
+        self.record = Restarts(folder, out, model=plan.model.name)
+        self.loaded = Loaded()
+        #: How often it had been started again when it was ready, and when all was asked.
+        self.ready, self.done = list[int](), list[int]()
+
+    def opened(self, urls: list[str]) -> None:
+        """It is ready: without a load it has been driven, and that was it."""
+        self.out.add(ready=time.monotonic() - self.begun)
+        self.ready.append(len(self.record.mended))
+        if self.load is None:
+            self.finish()
+        elif len(self.ready) == 1:
+            threading.Thread(target=self.through, args=(urls, self.load), daemon=True).start()
+
+    def through(self, urls: list[str], load: Load) -> None:
+        """The load, each way in turn."""
+        ways: dict[str, tuple[str, str | None]] = {"gateway": (urls[0], None)}
+        if self.loaded.direct is not None:
+            ways["direct"] = self.loaded.direct
+        try:
+            self.out.add(**drive(self.plan, self.plan.model.name, ways, load))
+        finally:
+            self.finish()
+
+    def finish(self) -> None:
+        """All was asked, unless somebody ended it before."""
+        if self.stop.signal is None:
+            self.done.append(len(self.record.mended))
+        self.stop.end()
+
+    @property
+    def outcome(self) -> str:
+        """Of one that came back in order; what ended under a load did not survive it."""
+        if not self.done:
+            return "out_of_time"
+        return "crash" if self.done[-1] > self.ready[0] else "survived"
+
+
 def run(plan: Plan, out: Out, load: Load | None) -> str:
     """Start, drive, end; the outcome in a word."""
     begun = time.monotonic()
-    folder = new_folder("runs", "trial")
-    progress = Progress(plan.model.name, {"at": begun}, pretend=False)
-    meter, thread = NvmlMeter(), list[threading.Thread]()
-    examiner: Any = Calibrator(meter, progress, say)
+    progress, meter = Progress(plan.model.name, {"at": begun}, pretend=False), NvmlMeter()
     gateway = None
-    if load is not None:
-        examiner = Loaded(load, lambda found: out.add(direct=found))
-        if "gateway" in load.ways:
-            gateway = GatewayConfig(port=free_ports(1)[0])
+    if load is not None and "gateway" in load.ways:
+        gateway = GatewayConfig(port=free_ports(1)[0])
     with Stop() as stop, Leases() as leases, ExitStack() as stack:
-
-        def opened(urls: list[str]) -> None:
-            out.add(ready=time.monotonic() - begun)
-            if load is None or gateway is None:
-                stop.end()
-                return
-
-            def through() -> None:
-                assert load is not None
-                try:
-                    out.add(gateway=drive(plan, plan.model.name, urls[0], None, load))
-                finally:
-                    stop.end()
-
-            thread.append(threading.Thread(target=through, daemon=True))
-            thread[0].start()
-
+        trial = Trial(plan, out, load, stop, begun)
         lmdeploy = find_lmdeploy()
         chat = plan.model.architecture == "InternVLChatModel"
-        runner = module_runner("bench.gpu.chat") if chat else lmdeploy.argv
         job = Job(
-            folder=folder, record=Record(folder, model=plan.model.name), say=say, on_open=opened,
-            lmdeploy=lmdeploy.version, runner=runner,
-            timing=Timing(drain=5.0, liveness=0.0, restarts=0), leases=leases,
-            gateway=gateway, port=0, name=plan.model.name, examiner=examiner,
+            folder=trial.record.folder, record=trial.record, say=say, on_open=trial.opened,
+            lmdeploy=lmdeploy.version,
+            runner=module_runner("bench.gpu.chat") if chat else lmdeploy.argv,
+            timing=Timing(drain=5.0, liveness=0.0), leases=leases,
+            gateway=gateway, port=0, name=plan.model.name,
+            examiner=Calibrator(meter, progress, say) if load is None else trial.loaded,
         )  # fmt: skip
         job.record.begin(number=0)
-        out.add(outcome="running", settings=to_builtins(plan.settings))
+        out.add(outcome="running", settings=to_builtins(plan.settings), restarts=[])
         try:
             Attempt(job, plan, 0).run(stop, stack)
-            outcome = "survived"
+            outcome = trial.outcome
         except EndedError as exc:
             outcome = "died" if exc.ending.of_memory else exc.ending.kind
             out.add(ending=exc.ending.record())
         finally:
             meter.end()
-            out.add(phases=phase_rows(plan, progress.seen), seen=to_builtins(progress.seen))
+            out.add(
+                phases=phase_rows(plan, progress.seen), seen=to_builtins(progress.seen),
+                moments=job.record.document["attempts"][-1].get("moments", []),
+            )  # fmt: skip
     out.add(outcome=outcome, seconds=round(time.monotonic() - begun, 1))
     return outcome
 

@@ -38,7 +38,7 @@ ROWS: tuple[Row, ...] = (
     # InternVL2, all sizes and degrees
     Row("internvl2-1b", "1xrtx3090", units=TILES, queued=(8,), long_prompt=True, sampling=True),
     Row("internvl2-1b", "2xrtx3090", tp=2, units=TILES, queued=(8,)),
-    Row("internvl2-2b", "1xrtx3060", units=TILES, queued=(8,), sampling=True, quick=True,
+    Row("internvl2-2b", "1xrtx3060", units=TILES, queued=(8,), sampling=True,
         settings={"cache_max_entry_count": 0.5}),
     Row("internvl2-2b", "2xrtx3060", tp=2, units=TILES, queued=(8,), long_prompt=True),
     Row("internvl2-8b", "1xrtx3090", units=(1, 6, 13, 25), queued=(4, 8), long_prompt=True,
@@ -73,7 +73,7 @@ ROWS: tuple[Row, ...] = (
     # prefill, batch, session, KV quantisation, phases, dtype
     Row("internvl2-8b", "1xrtx3090", units=(13, 25),
         settings={"max_prefill_token_num": 1024, "max_batch_size": 8}),
-    Row("internvl2-8b", "1xrtx3090", units=(13, 25), queued=(8,), quick=True,
+    Row("internvl2-8b", "1xrtx3090", units=(13, 25), queued=(8,),
         settings={"max_prefill_token_num": 2048, "max_batch_size": 32}),
     Row("internvl2-8b", "1xa100-40g", units=(13, 40), queued=(8,),
         settings={"max_prefill_token_num": 16384}),
@@ -119,9 +119,9 @@ ROWS: tuple[Row, ...] = (
     Row("qwen2.5-7b", "2xrtx3090", tp=2, long_prompt=True),
     Row("qwen3-8b", "1xrtx3090", long_prompt=True, settings={"cache_max_entry_count": 0.6}),
     # deaths and hangs
-    Row("internvl2-8b", "1xrtx3090:free=15GiB", quick=True),
-    Row("internvl2-8b", "1xrtx3090", settings={"cache_max_entry_count": 0.1}, quick=True),
-    Row("internvl2-8b", "1xrtx3090", settings={"cache_max_entry_count": 0.95}, quick=True),
+    Row("internvl2-8b", "1xrtx3090:free=15GiB"),
+    Row("internvl2-8b", "1xrtx3090", settings={"cache_max_entry_count": 0.1}),
+    Row("internvl2-8b", "1xrtx3090", settings={"cache_max_entry_count": 0.95}),
     Row("internvl2-8b", "1xrtx3090", units=(13,), settings={"cache_max_entry_count": 0.9}),
     Row("internvl2-26b-awq", "1xrtx3090"),
     Row("internvl2-40b-awq", "1xrtx3090"),

@@ -47,6 +47,7 @@ def forecast(case: Case, shape: Shape, figures: Rates) -> float:
     return rate
 
 
+@cache
 def _machine(shape: Shape) -> Machine:
     machine = parse_spec(shape.cards)
     if shape.pcie is None:
@@ -62,6 +63,7 @@ def _model(name: str) -> Model:
     return resolve_model(name)
 
 
+@cache
 def _work(case: Case, tp: int) -> Work:
     """A step of a drafted case runs its drafts too: more tokens through the same weights."""
     model = _model(case.model)

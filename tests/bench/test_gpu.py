@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu import constants, stages
+from bench.gpu import ballast, constants, stages
 from bench.gpu.__main__ import main
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from turbofit.observe.sampler import Memory, Sampler
@@ -88,15 +88,48 @@ def test_a_stage_that_fails_says_its_last_words_and_one_that_hangs_is_ended(monk
     words = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
     seen = stages.run_stage(words, index=0, seconds=30, environ=os.environ)
     assert (seen["code"], seen["said"]) == (1, ["no such thing"])
-    words = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert stages.run_stage(words, index=0, seconds=0.5, environ=os.environ)["code"] == -9
+    # What it started holds its output open, and ends with it.
+    hangs = "import subprocess, sys, threading; subprocess.Popen([sys.executable, '-c',"
+    hangs += " 'import threading; threading.Event().wait()']); threading.Event().wait()"
+    words = [sys.executable, "-c", hangs]
+    late = stages.run_stage(words, index=0, seconds=0.5, environ=os.environ)
+    assert (late["code"], late["outcome"]) == (-9, "out_of_time")
+
+
+def test_stages_of_one_program_heed_the_limit_of_the_whole_run(tmp_path, monkeypatch) -> None:
+    for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, str(tmp_path))
+    (tmp_path / "machine.json").write_text('{"code": 0}')
+    given: list[float] = []
+    stand_in = {"code": -9, "outcome": "out_of_time"}
+    monkeypatch.setattr(
+        "bench.gpu.__main__.constants", lambda _, seconds, __: given.append(seconds) or stand_in
+    )
+    monkeypatch.setattr(
+        "bench.gpu.__main__.engine", lambda *a: given.append(a[3]) or {"code": 0, "marks": []}
+    )
+    words = ["--stages", "a,p", "--only", "a-constants|p-qwen2-vl-2b-auto", "--seconds", "9999"]
+    assert main(["--out", str(tmp_path), "--limit", "50", *words]) == 1
+    assert len(given) == 2
+    assert all(0 < seconds <= 50 for seconds in given)
+    assert json.loads((tmp_path / "not-run.json").read_text()) == {"a-constants": "out_of_time"}
+
+
+def test_what_is_held_back_leaves_what_was_promised() -> None:
+    taken: list[int] = []
+    mib = 1 << 20
+    held = ballast.hold(24000 * mib, 143157 * mib - 560 * mib + 12345, taken.append)
+    assert sum(taken) == held
+    left = 143157 * mib - 560 * mib + 12345 - held
+    assert 24000 * mib <= left < 24002 * mib
+    assert ballast.hold(24000 * mib, 24000 * mib, taken.append) == 0
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch, capsys) -> None:
     for name in ("XDG_STATE_HOME", "TURBOFIT_LEASES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, str(tmp_path))  # main sets them; they come back after the test
     for name in ("machine", "a-constants"):
-        (tmp_path / f"{name}.json").write_text("{}")
+        (tmp_path / f"{name}.json").write_text('{"code": 0}')
     words = ["--out", str(tmp_path), "--stages", "a", "--only", "a-constants"]
     assert main(words) == 0
     assert capsys.readouterr().out == "a-constants: there already\n"
@@ -109,19 +142,23 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch, capsys) -> 
     assert "`a-constants`: OSError: x" in (tmp_path / "SUMMARY.md").read_text()
 
 
+#: A machine may be ten times slower than the one that this was written on.
+PATIENT = ("--seconds", "1500")
+
+
 def pretend(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "turbofit", "pretend", "--on", "1xrtx3090", "--", sys.executable,
          "-m", "bench.gpu", "--out", str(tmp_path / "out"), *words],
         env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.slow
 @cuda
 def test_constants_run_to_their_end(tmp_path: Path) -> None:
-    done = pretend(tmp_path, "--stages", "a", "--only", "constants")
+    done = pretend(tmp_path, "--stages", "a", "--only", "constants", *PATIENT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "out" / "a-constants.json").read_text())
     took = {one["mark"]: one.get("took") for one in found["marks"]}
@@ -130,22 +167,3 @@ def test_constants_run_to_their_end(tmp_path: Path) -> None:
     machine = json.loads((tmp_path / "out" / "machine.json").read_text())
     assert machine["machine"]["gpus"][0]["name"] == "NVIDIA GeForce RTX 3090"
     assert "uuid" not in machine["machine"]["gpus"][0]
-
-
-@pytest.mark.slow
-@pytest.mark.lmdeploy
-@cuda
-def test_an_engine_is_measured_beside_its_plan_on_a_card_held_small(tmp_path: Path) -> None:
-    done = pretend(
-        tmp_path, "--stages", "p", "--only", "p-qwen2-vl-2b", "--left", "12000", "--seconds", "100"
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "out" / "p-qwen2-vl-2b-pytorch-11g.json").read_text())
-    assert found["held_back"] > 10 << 30
-    assert [one["mark"] for one in found["marks"]] == [
-        "begin", "ready", "one_image", "many_images", "end",
-    ]  # fmt: skip
-    assert found["marks"][3]["answered"] == 8
-    assert 0 < found["measured_peak"] <= found["forecast_peak"]
-    assert found["over"] == found["forecast_peak"] - found["measured_peak"]
-    assert found["measured_peak"] + found["held_back"] < 24126 << 20

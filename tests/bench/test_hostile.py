@@ -1,4 +1,4 @@
-"""Two hundred hostile requests of `bench/gateway` against LMDeploy on a pretend GPU, in CI."""
+"""Some hostile requests against LMDeploy on a pretend GPU; thousands are `bench/gateway`'s."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from tests.launch.conftest import Child, children  # noqa: F401 - a fixture
 from tests.launch.pretend import serve_pretend
+from tests.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.lmdeploy, pytest.mark.slow]
@@ -28,7 +29,7 @@ def test_no_client_takes_the_server_past_the_plan(
     served.wait()
     url = f"http://127.0.0.1:{served.port}"
     argv = [sys.executable, str(ROOT / "bench" / "gateway" / "hostile.py"), url]
-    argv += ["--requests", "450", "--reach", "200", "--minutes", "15", "--seed", "4"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    argv += ["--requests", "60", "--reach", "20", "--minutes", "60", "--seed", "4"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert served.ask("/health")[0] == 200

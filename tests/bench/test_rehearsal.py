@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "rehearsal"))
 
-pytest.importorskip("lmdeploy")
+if importlib.util.find_spec("lmdeploy") is None:
+    pytest.skip("needs LMDeploy", allow_module_level=True)
 if shutil.which("cc") is None:
     pytest.skip("needs a C compiler", allow_module_level=True)
 

@@ -14,6 +14,8 @@ from bench.topology.forecast import forecast
 from bench.topology.score import loss, score
 from turbofit.tuner.rates import rates
 
+pytestmark = pytest.mark.slow
+
 CASES = {case.id: case for case in read_cases()}
 
 

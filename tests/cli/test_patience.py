@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-import time
+import threading
 
 import pytest
 
+from tests.waiting import HANG
 from turbofit.cli import output
 
 
@@ -17,19 +18,30 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_said_on_a_terminal(hurried: None, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    said, note = threading.Event(), output.note
+
+    def heard(text: str) -> None:
+        note(text)
+        said.set()
+
+    monkeypatch.setattr(output, "note", heard)
     with output.patience("planning"):
-        time.sleep(0.2)
+        assert said.wait(HANG)
     assert capsys.readouterr().err == "planning …\n"
 
 
 def test_not_where_it_was_quick(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(output, "_PATIENCE", HANG)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with output.patience("planning"):
         pass
     assert capsys.readouterr().err == ""
 
 
-def test_not_into_a_file(hurried: None, capsys) -> None:
+def test_not_into_a_file(monkeypatch, capsys) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(output, "Timer", lambda *words: begun.append(words))
     with output.patience("planning"):
-        time.sleep(0.05)
+        pass
+    assert begun == []
     assert capsys.readouterr().err == ""

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.launch.conftest import gone
+from tests.waiting import HANG
 from turbofit.core.units import GIB, MIB
 
 pytestmark = pytest.mark.skipif(
@@ -39,7 +40,7 @@ def free():
 def again(*words):
     return [sys.executable, sys.argv[0], *words]
 def rest():
-    for _ in range(600):  # a signal just before one long sleep would be looked at after it
+    while True:  # a signal just before one long sleep would be looked at after it
         time.sleep(0.1)
 words = sys.argv[1:]
 """
@@ -63,7 +64,7 @@ def words_of(*words: str) -> list[str]:
 
 def pretend(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words_of(*words), capture_output=True, text=True, check=False, timeout=90,
+        words_of(*words), capture_output=True, text=True, check=False, timeout=HANG,
         env={**os.environ, **environ},
     )  # fmt: skip
 
@@ -164,16 +165,15 @@ def test_nothing_is_left_behind(program: Any, tmp_path: Path) -> None:
         """
         if words:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            open(words[0], "w").write(str(os.getpid())); time.sleep(60)
+            open(words[0], "w").write(str(os.getpid())); print(flush=True); rest()
         for i in range(2):
-            subprocess.Popen(again(f"{sys.argv[0]}.{i}"), start_new_session=bool(i))
-        while not all(os.path.exists(f"{sys.argv[0]}.{i}") for i in range(2)): time.sleep(0.01)
-        time.sleep(0.1)
+            one = subprocess.Popen(
+                again(f"{sys.argv[0]}.{i}"), start_new_session=bool(i), stdout=subprocess.PIPE
+            )
+            one.stdout.readline()
         """
     )
-    begun = time.monotonic()
     assert pretend("--on", "1xl4", "--", sys.executable, path).returncode == 0
-    assert time.monotonic() - begun < 30
     for i in range(2):
         pid = int(Path(f"{path}.{i}").read_text())
         with pytest.raises(ProcessLookupError):
@@ -197,19 +197,25 @@ def test_signals_reach_the_command(program: Any, number: signal.Signals) -> None
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out) == (5, f"told {int(number)}\n")
     assert "ended with exit code 5" in err
 
 
 def test_watch_and_keep(program: Any, tmp_path: Path) -> None:
-    path = program("malloc(1234); time.sleep(2.6)")
+    path = program("malloc(1234); input()")
     kept = tmp_path / "kept"
-    done = pretend(
-        "--on", "1xl4", "--watch", "--keep", str(kept), "--context", "0", "--", sys.executable, path
-    )
-    assert done.returncode == 0
-    assert "1,234.0" in done.stderr.split("ended well")[0]
+    words = ["--on", "1xl4", "--watch", "--keep", str(kept), "--context", "0", "--"]
+    with subprocess.Popen(
+        words_of(*words, sys.executable, path),
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        # What is watched is told while it runs: it ends only then.
+        assert any("1,234.0" in line for line in iter(process.stderr.readline, ""))
+        _, rest = process.communicate("\n", timeout=HANG)
+    assert process.returncode == 0
+    assert "ended well" in rest
     assert json.loads((kept / "report.json").read_text())["gpus"][0]["peak"] == 1234 * MIB
     (timeline,) = (kept / "timelines").iterdir()
     assert timeline.stat().st_size < 4096
@@ -243,18 +249,14 @@ def test_a_command_without_cuda(tmp_path: Path) -> None:
 
 
 def test_a_killed_turbofit_leaves_no_command_behind(program: Any) -> None:
-    path = program("print(os.getpid(), flush=True); time.sleep(60)")
+    path = program("print(os.getpid(), flush=True); rest()")
     with subprocess.Popen(
         words_of("--on", "1xl4", "--", sys.executable, path), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         process.kill()
-    stat = Path(f"/proc/{pid}/stat")
-    until = time.monotonic() + 10
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    assert gone(pid)
 
 
 def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
@@ -267,11 +269,9 @@ def test_a_terminal_is_the_commands_while_it_runs(program: Any) -> None:
 
     def until(text: bytes) -> None:
         nonlocal seen
-        limit = time.monotonic() + 30
         while text not in seen:
-            assert time.monotonic() < limit, seen
-            if select.select([terminal], [], [], 1)[0]:
-                seen += os.read(terminal, 65536)
+            assert select.select([terminal], [], [], HANG)[0], seen
+            seen += os.read(terminal, 65536)
 
     os.write(terminal, b"hello\n")
     until(b"got hello")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.diagnose.conftest import Healthy, card, server_card
 from tests.nvml.standin import LOST, P2P_ALL, P2P_NVLINK, UNKNOWN_ERROR, Mig, Process, Scenario
+from tests.waiting import HANG
 from turbofit.core.machine import Host, Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
@@ -424,7 +425,7 @@ def test_real_sources_never_fail(tmp_path: Path) -> None:
     ("script", "answer"),
     [
         ("#!/bin/sh\necho sm_80 sm_90\n", ["sm_80", "sm_90"]),
-        ("#!/bin/sh\nexec sleep 30\n", None),
+        ("#!/bin/sh\nkill -STOP $$\n", None),
         ("#!/bin/sh\nexit 1\n", None),
     ],
 )
@@ -435,7 +436,7 @@ def test_torch_is_asked_in_a_child_with_a_deadline(
     python.write_text(script)
     python.chmod(0o755)
     monkeypatch.setattr(sources_module.sys, "executable", str(python))
-    monkeypatch.setattr(sources_module, "CHILD_SECONDS", 0.3)
+    monkeypatch.setattr(sources_module, "CHILD_SECONDS", 0.1 if "STOP" in script else HANG)
     assert Sources().torch_architectures() == answer
 
 

@@ -132,7 +132,7 @@ class Recorder:
         if asyncio.iscoroutine(answer):
             answer = await answer
         if isinstance(answer, Exception):
-            raise Died(str(answer))
+            raise Died(str(answer)) from answer
         self.answers.append(answer)
         return answer
 

@@ -5,10 +5,13 @@ import json
 
 import pytest
 
+from tests import virtual_time
+from tests.gateway.judge import images_of
 from tests.gateway.support import (
     CHAT,
     DONE,
     EVENT,
+    TILES,
     Answer,
     Recorder,
     ask,
@@ -21,6 +24,7 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
+from turbofit.model.images import units
 
 ANTHROPIC = {
     "max_tokens": 5,
@@ -57,13 +61,13 @@ def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
 @pytest.mark.parametrize(
     ("path", "body", "form"),
     [
-        (CHAT, chat(*[image_part()] * 3), "openai"),
-        ("/generate", {"prompt": "x", "image_data": [data_url(picture(9, 9))] * 3}, "generate"),
+        (CHAT, chat(*[image_part()] * 27), "openai"),
+        ("/generate", {"prompt": "x", "image_data": [data_url(picture(9, 9))] * 27}, "generate"),
         (
             "/v1/messages",
             {
                 "max_tokens": 5,
-                "messages": [{"role": "user", "content": ANTHROPIC["messages"][0]["content"] * 3}],
+                "messages": [{"role": "user", "content": ANTHROPIC["messages"][0]["content"] * 27}],
             },
             "anthropic",
         ),
@@ -73,7 +77,7 @@ def test_refusals_speak_the_language_of_their_api(path, body, form) -> None:
     app, upstream = gateway()
     reply = ask(app, path, body)
     assert (reply.status, upstream.seen) == (400, [])
-    message = "3 images in a request, 2 planned for"
+    message = "27 images in a request, the limit is 26"
     if form == "openai":
         error = reply.json["error"]
         assert (error["code"], error["type"]) == ("too_many_images", "invalid_request_error")
@@ -94,7 +98,8 @@ def test_refusals_speak_the_language_of_their_api(path, body, form) -> None:
         "/update_weights", "//update_weights", "/UPDATE_WEIGHTS", "/update%5Fweights", "/./sleep",
         "/v1/../update_weights", "/v1/%2e%2e/update_weights", "/%2e%2e%2fget_ppl", "/sleep/",
         "/distserve/p2p_connect", "/distserve/anything", "/v1/models/..;/../sleep", "/terminate",
-        "/%252e%252e/get_ppl", "\\get_ppl", "/v1/encode", "/nodes/add", "/pooling", "/get_ppl;x=1",
+        "/%252e%252e/get_ppl", "\\get_ppl", "/v1/embeddings", "/nodes/add", "/pooling",
+        "/get_ppl;x=1",
     ],
 )  # fmt: skip
 def test_management_routes_are_closed_however_they_are_spelled(path) -> None:
@@ -107,7 +112,7 @@ def test_management_routes_are_closed_however_they_are_spelled(path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/", "/docs", "/openapi.json", "/v1", "/v1/chat", "//v1/chat/completions", CHAT + "/",
+        "/", "/docs", "/openapi.json", "/v1", "/v1/chat", "//v1/chat/completions", "/v1/models/x",
         "/V1/chat/completions", "/v1/chat/%63ompletions", "/v1/./chat/completions", "", "*",
         "http://127.0.0.1/v1/models", "/v1/chat/completions%00", "/é",
     ],
@@ -171,6 +176,8 @@ def test_web_pages_are_closed_out_unless_asked_for() -> None:
         ({"raw": b"", "method": "POST"}, 400),
         ({"raw": b"[" * 100_000, "method": "POST"}, 400),
         ({"raw": b'{"a":NaN}', "method": "POST"}, 400),
+        ({"raw": b'\xef\xbb\xbf{"model":"m","messages":"x"}', "method": "POST"}, 200),
+        ({"raw": b"\xef\xbb\xbf\xef\xbb\xbf{}", "method": "POST"}, 400),
         ({"raw": b'{"messages":"\\ud800"}', "method": "POST"}, 400),
         ({"raw": b'{"messages":"\xff"}', "method": "POST"}, 400),
         ({"raw": b"{}", "headers": {"content-length": "99999999999"}}, 413),
@@ -193,13 +200,8 @@ def test_a_body_that_never_comes_is_given_up() -> None:
             "headers": [(b"content-type", b"application/json")], "client": ("::1", 1),
         }  # fmt: skip
 
-        async def receive():
-            await asyncio.sleep(0.001 if not sent else 10)
-            return {"type": "http.request", "body": b"{", "more_body": True}
-
         async def slow():
-            await asyncio.sleep(10)
-            return {}
+            await asyncio.Event().wait()
 
         async def send(message):
             sent.append(message)
@@ -207,7 +209,7 @@ def test_a_body_that_never_comes_is_given_up() -> None:
         await app(scope, slow, send)
         return sent[0]["status"]
 
-    assert asyncio.run(run()) == 408
+    assert virtual_time.run(run()) == 408
 
 
 def test_request_ids_are_kept_where_harmless() -> None:
@@ -244,15 +246,19 @@ def test_token_counts_include_images_without_sending_them() -> None:
     assert upstream.bodies[0]["messages"][0]["content"] == [{"type": "text", "text": ""}]
 
 
-def test_images_that_can_carry_no_limit_are_refused_past_the_plan_without_an_overlay() -> None:
+def test_images_that_can_carry_no_limit_are_resized_past_the_plan_without_an_overlay() -> None:
     plan = plan_for(limit=4)
     app, upstream = gateway(plan, overlay=False)
     reply = ask(app, "/v1/messages", ANTHROPIC)
-    assert reply.status == 400
-    assert "takes 13 tiles here, 5 are planned for" in reply.json["error"]["message"]
-    assert upstream.seen == []
+    assert reply.status == 200
+    assert reply.headers["x-turbofit-limited"] == "image=448x5376->448x1792"
+    ((size, params),) = images_of("/v1/messages", json.loads(upstream.seen[0][3]))
+    assert (size, params) == ((448, 1792), {})
+    assert units(TILES, *size) == 5
     app, upstream = gateway(plan, overlay=True)
-    assert ask(app, "/v1/messages", ANTHROPIC).status == 200
+    reply = ask(app, "/v1/messages", ANTHROPIC)
+    assert reply.status == 200
+    assert "x-turbofit-limited" not in reply.headers
 
 
 def test_streams_pass_event_by_event() -> None:
@@ -265,7 +271,7 @@ def test_streams_pass_event_by_event() -> None:
         app, _ = gateway(recorder=Recorder(answer))
         return await call(app, body=chat(stream=True), leave=told)
 
-    reply = asyncio.run(run())
+    reply = virtual_time.run(run())
     assert reply.body == EVENT * 3 + DONE
     assert reply.chunks[:2] == [EVENT, EVENT + EVENT]
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -343,7 +349,7 @@ def test_a_client_that_goes_away_stops_the_engine() -> None:
         return app, answer
 
     records: list[dict] = []
-    app, answer = asyncio.run(run())
+    app, answer = virtual_time.run(run())
     assert answer.closed
     assert (app.engines[0].outstanding, app.engines[0].units) == (0, 0)
     assert records[0]["refused"] == "disconnected"
@@ -370,7 +376,7 @@ def test_metrics_are_the_engines_and_our_own() -> None:
     app, recorder = gateway(engines=2)
     recorder.pages = '# HELP a b\n# TYPE a gauge\na 1\na{x="y"} 2\n'
     assert ask(app, body=chat(image_part(detail="high"))).status == 200
-    assert ask(app, body=chat(*[image_part()] * 5)).status == 400
+    assert ask(app, body=chat(*[image_part()] * 27)).status == 400
     text = ask(app, "/metrics").body.decode()
     lines = text.splitlines()
     assert lines.count("# TYPE a gauge") == 1
@@ -412,12 +418,12 @@ def test_a_body_is_forgotten_once_it_was_sent() -> None:
     async def run():
         app, _ = gateway(recorder=Recorder(lambda *_: stream(0.1, EVENT, 0.1, DONE)))
         asked = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
-        await asyncio.sleep(0.05)
+        await virtual_time.settled()
         early = app._bodies.in_memory
         await asked
         return early, app._bodies.in_memory
 
-    assert asyncio.run(run()) == (0, 0)
+    assert virtual_time.run(run()) == (0, 0)
 
 
 def test_bodies_beyond_the_room_wait_outside() -> None:

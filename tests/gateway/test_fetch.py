@@ -95,7 +95,7 @@ class Site:
         if path == "/big":
             return web.Response(body=bytes(MOST + 1))
         if path == "/slow":
-            await asyncio.sleep(2)
+            await asyncio.Event().wait()
             return web.Response(body=PICTURE)
         if path == "/endless":
             response = web.StreamResponse()
@@ -115,7 +115,7 @@ def fetched(path: str, resolver: Any = None, allowed=("here.org",), times: int =
         site = Site()
         app = web.Application()
         app.router.add_get("/{tail:.*}", site.serve)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, handler_cancellation=True)
         await runner.setup()
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))

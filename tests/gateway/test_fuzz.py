@@ -55,7 +55,7 @@ def judge(rule, limits, default, path, raw) -> None:
     body = msgspec.json.decode(raw)
     images = images_of(path, body)
     counts = [units_reaching(rule, default, size, params) for size, params in images]
-    assert len(counts) <= limits.images_per_request
+    assert len(counts) <= limits.units_per_request
     assert all(count <= limits.units_per_image for count in counts), (counts, images)
     assert sum(counts) <= limits.units_per_request
-    assert (body.get("n") or 1) <= limits.n
+    assert (body.get("n") or 1) <= (limits.n if images else 128)

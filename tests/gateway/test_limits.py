@@ -78,13 +78,15 @@ def test_where_nothing_can_be_carried_the_default_decides(size, planned, overlay
     b = bounds(rule, limit=planned, overlay=overlay)
     held = held_or_refused(b, size, {"detail": "high"}, carries=False)
     at_default = units(rule, *size, max_dynamic_patch=planned if overlay else 12)
-    if held is None:
-        assert not overlay
-        assert at_default > worst_units(rule, max_dynamic_patch=planned)
+    most = worst_units(rule, max_dynamic_patch=planned)
+    assert held is not None
+    assert held.knobs == {}
+    assert held.lowered[0] == "detail=high->default"
+    if at_default <= most:
+        assert (held.units, held.resize) == (at_default, None)
     else:
-        assert held.knobs == {}
-        assert held.units == at_default <= worst_units(rule, max_dynamic_patch=planned)
-        assert held.lowered == ("detail=high->default",)
+        assert not overlay
+        assert held.units == units(rule, *held.resize) <= most
 
 
 def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
@@ -140,11 +142,13 @@ def test_the_overlay_makes_a_larger_plan_the_default() -> None:
 def test_counts_are_refused_with_number_and_limit() -> None:
     b = bounds(images=2, n=4, longest=4000)
     image = hold_image(b, (448, 5376), {})
-    check_request(b, [image], n=4, max_tokens=600)
+    check_request(b, [image], n=4)
+    # Text waits in the engine without memory, as LMDeploy's own requests do.
+    check_request(b, [], n=128)
     for keywords, words in [
-        ({"images": [image] * 3}, ("3 images", "2 planned")),
-        ({"images": [], "n": 5}, ("5 copies", "4")),
-        ({"images": [image], "max_tokens": 800}, ("4128 tokens", "3328 of images", "4000")),
+        ({"images": [image] * 27}, ("27 images", "limit is 26")),
+        ({"images": [image], "n": 5}, ("5 copies", "4")),
+        ({"images": [], "n": 129}, ("129 copies", "128")),
         ({"images": [image, image]}, ("6657", "4000")),
     ]:
         images = keywords.pop("images")

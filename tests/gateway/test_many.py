@@ -6,8 +6,10 @@ import asyncio
 import time
 from itertools import pairwise
 
-from tests.gateway.support import Recorder, ask, chat
+from tests import virtual_time
+from tests.gateway.support import Recorder, ask, call, chat
 from tests.gateway.test_roll import following, roll
+from tests.waiting import auntil
 from turbofit.gateway.engines import Engine
 from turbofit.gateway.health import Monitor
 
@@ -31,15 +33,11 @@ def test_not_all_are_asked_at_once_and_all_are_asked() -> None:
 
         monitor = Monitor(found, probe, lambda: None)
         monitor.start()
-        for _ in range(200):
-            await asyncio.sleep(0.02)
-            monitor.look()
-            if len(asked) >= len(found):
-                break
+        await auntil(lambda: len(asked) >= len(found), "all to be asked")
         await monitor.stop()
         return most, len(asked), len(set(asked))
 
-    assert asyncio.run(run()) == (256, 700, 700)
+    assert virtual_time.run(run()) == (256, 700, 700)
 
 
 def test_dead_engines_keep_nobody_waiting() -> None:
@@ -51,20 +49,16 @@ def test_dead_engines_keep_nobody_waiting() -> None:
         async def probe(engine):
             asked.append(engine.index)
             if engine.index < 600:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             return True
 
         monitor = Monitor(found, probe, lambda: None, retry=0.0, patience=0.05)
         monitor.start()
-        for _ in range(100):
-            await asyncio.sleep(0.02)
-            monitor.look()
-            if len(set(asked)) == 1000:
-                break
+        await auntil(lambda: len(set(asked)) == 1000, "all to be asked")
         await monitor.stop()
         return asked
 
-    asked = asyncio.run(run())
+    asked = virtual_time.run(run())
     assert set(asked) == set(range(1000))
     assert {index for index in asked[:512] if index >= 600} == set(range(600, 856))
 
@@ -82,8 +76,7 @@ def test_those_which_began_together_are_not_asked_together() -> None:
     assert not monitor._due(found[0], now + 59.9)
 
 
-def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long(monkeypatch) -> None:
-    monkeypatch.setattr("turbofit.gateway.pages._ALL_SECONDS", 0.3)
+def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long() -> None:
     app, recorder = following(roll(1, *(f"e{n}" for n in range(100))))
     reading = most = 0
 
@@ -98,7 +91,7 @@ def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long(monkeypatch)
         return f"# TYPE a gauge\na {engine.index}\n"
 
     recorder.page = page
-    lines = ask(app, "/metrics").body.decode().splitlines()
+    lines = virtual_time.run(call(app, "/metrics")).body.decode().splitlines()
     assert most == 32
     assert sum(line.startswith("a{") for line in lines) == 99
     assert 'a{engine="e99"} 99' in lines

@@ -74,6 +74,8 @@ def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
                 assert (refused, on_overlay) == ("image_too_large", False)
                 continue
             assert held.knobs == {}
+            assert on_overlay or held.resize is None or limit < LIMITS[rule][0]
+            size = held.resize or size
             assert held.units == units(rule, *size, **served) <= bounds.limits.units_per_image
             assert held.tokens == image_tokens(rule, *size, **served)
             check_request(bounds, [held])

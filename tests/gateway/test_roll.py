@@ -8,6 +8,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
+from tests import virtual_time
 from tests.gateway.support import (
     CHAT,
     DONE,
@@ -20,6 +21,7 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
+from tests.virtual_time import settled
 from turbofit.core.errors import UsageError
 from turbofit.gateway.admission import Cost
 from turbofit.gateway.app import Gateway
@@ -52,11 +54,6 @@ def following(first: Roll, recorder=None, log=None, **config) -> tuple[Gateway, 
 
 def by_name(app: Gateway) -> dict:
     return {engine.name: engine for engine in app.engines}
-
-
-async def begun(number: int = 3) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0.01)
 
 
 def test_the_same_name_stays_the_same_engine() -> None:
@@ -93,7 +90,7 @@ def test_a_draining_engine_ends_what_it_has_and_gets_nothing_new() -> None:
             roll(1, "a"), Recorder(lambda *_: stream(EVENT, 0.1, EVENT, DONE))
         )
         first = asyncio.ensure_future(call(app, body=chat(stream=True)))
-        await begun(1)
+        await settled()
         app.follow(roll(2, member("a", draining=True), "b"))
         during = app.outstanding()
         second = await call(app, body=chat(stream=True))
@@ -102,7 +99,7 @@ def test_a_draining_engine_ends_what_it_has_and_gets_nothing_new() -> None:
         none = await call(app, body=chat())
         return during, app.outstanding(), [seen[0] for seen in recorder.seen], reply, second, none
 
-    during, after, seen, reply, second, none = asyncio.run(run())
+    during, after, seen, reply, second, none = virtual_time.run(run())
     assert during == {"a": 1, "b": 0}
     assert after == {"a": 0}
     assert seen == [0, 1]
@@ -117,13 +114,13 @@ def test_an_engine_alone_has_none_to_retry_at() -> None:
 
         app, _ = following(roll(1, "a"), Recorder(answer))
         waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
-        await begun(1)
+        await settled()
         app.follow(roll(2, "b"))
         reply = await asyncio.wait_for(waiting, 2)
         text = (await call(app, "/metrics")).body.decode()
         return app, reply, text
 
-    app, reply, text = asyncio.run(run())
+    app, reply, text = virtual_time.run(run())
     # Its body was forgotten once it was sent, as on every server of one engine.
     assert reply.status == 503
     assert reply.json["error"]["code"] == "engine_died"
@@ -141,14 +138,14 @@ def test_where_another_engine_was_there_it_is_asked_instead() -> None:
         app, recorder = following(roll(1, "a", "b"), Recorder(answer), records.append)
         body = chat(image_part(), stream=True)
         waiting = asyncio.ensure_future(call(app, body=body))
-        await begun(1)
+        await settled()
         held = app._bodies.in_memory
         app.follow(roll(2, "b"))
         reply = await asyncio.wait_for(waiting, 2)
         text = (await call(app, "/metrics")).body.decode()
         return app, recorder, reply, text, held, records[0]
 
-    app, recorder, reply, text, held, record = asyncio.run(run())
+    app, recorder, reply, text, held, record = virtual_time.run(run())
     assert (reply.status, reply.body) == (200, EVENT + DONE)
     assert recorder.bodies[0] == recorder.bodies[1]
     assert "turbofit_gateway_retried_total 1" in text
@@ -162,11 +159,11 @@ def test_a_stream_that_had_begun_ends_with_an_event() -> None:
     async def run():
         app, _ = following(roll(1, "a", "b"), Recorder(lambda *_: stream(EVENT, 5.0)))
         begun_ = asyncio.ensure_future(call(app, body=chat(stream=True)))
-        await begun(1)
+        await settled()
         app.follow(roll(2, "b"))
         return await asyncio.wait_for(begun_, 2)
 
-    reply = asyncio.run(run())
+    reply = virtual_time.run(run())
     assert reply.status == 200
     assert b'"engine_died"' in reply.body
 
@@ -179,7 +176,7 @@ def test_an_engine_at_another_address_is_another_process() -> None:
         app.follow(roll(2, member("a", url="http://elsewhere"), "b"))
         return a.up, a.failures, a.model, a.url, a.suspect
 
-    assert asyncio.run(run()) == (True, 0, None, "http://elsewhere", True)
+    assert virtual_time.run(run()) == (True, 0, None, "http://elsewhere", True)
 
 
 def test_who_waits_gets_a_place_when_a_member_joins() -> None:
@@ -189,14 +186,14 @@ def test_who_waits_gets_a_place_when_a_member_joins() -> None:
         )
         body = chat(image_part(1792, 1344))
         calls = [asyncio.ensure_future(call(app, body=body)) for _ in range(2)]
-        await begun()
+        await settled()
         assert (len(recorder.seen), app.admission.waiting) == (1, 1)
         app.follow(roll(2, member("a", gate=13), member("b", gate=13)))
-        await begun()
+        await settled()
         seen = [one[0] for one in recorder.seen]
         return seen, [reply.status for reply in await asyncio.gather(*calls)]
 
-    assert asyncio.run(run()) == ([0, 1], [200, 200])
+    assert virtual_time.run(run()) == ([0, 1], [200, 200])
 
 
 def test_who_waits_for_engines_that_go_is_told() -> None:
@@ -204,14 +201,14 @@ def test_who_waits_for_engines_that_go_is_told() -> None:
         app, _ = following(roll(1, member("a", gate=13)), Recorder(lambda *_: Answer(0.3, b"{}")))
         body = chat(image_part(1792, 1344))
         first = asyncio.ensure_future(call(app, body=body))
-        await begun(1)
+        await settled()
         second = asyncio.ensure_future(call(app, body=body))
-        await begun(1)
+        await settled()
         app.follow(next_)
         return (await second).status, (await first).status
 
-    assert asyncio.run(run(roll(2, member("a", gate=13, draining=True)))) == (503, 200)
-    assert asyncio.run(run(roll(2, member("a", gate=12)))) == (400, 200)
+    assert virtual_time.run(run(roll(2, member("a", gate=13, draining=True)))) == (503, 200)
+    assert virtual_time.run(run(roll(2, member("a", gate=12)))) == (400, 200)
 
 
 def test_without_members_it_says_so_and_begins_with_the_first() -> None:
@@ -222,7 +219,7 @@ def test_without_members_it_says_so_and_begins_with_the_first() -> None:
         served = await call(app, body=chat())
         return health, asked, served, await call(app, "/health")
 
-    health, asked, served, after = asyncio.run(run())
+    health, asked, served, after = virtual_time.run(run())
     assert (health.status, health.headers["retry-after"]) == (503, "5")
     assert health.json == {"status": "unavailable", "engines": 0, "up": 0}
     assert (asked.status, asked.headers["retry-after"]) == (503, "5")
@@ -255,14 +252,14 @@ def test_a_request_is_held_to_one_plan_from_its_beginning_to_its_end() -> None:
             "headers": [(b"content-type", b"application/json")], "client": ("::1", 1),
         }  # fmt: skip
         early = asyncio.ensure_future(app(scope, receive, send))
-        await begun(1)
+        await settled()
         app.follow(roll(2, "a", bounds=text_only))
         given.set()
         await early
         late = await call(app, body=chat(image_part(), image_part()))
         return status[0], recorder.bodies[0], late
 
-    status, body, late = asyncio.run(run())
+    status, body, late = virtual_time.run(run())
     assert status == 200
     assert body["messages"][0]["content"][1]["image_url"]["max_dynamic_patch"] == 12
     assert (late.status, late.json["error"]["code"]) == (400, "too_many_images")
@@ -279,7 +276,7 @@ def test_a_request_goes_to_no_engine_that_was_planned_for_less() -> None:
         slow = member("c", share=0.1)
         app, recorder = following(roll(1, "a", slow), Recorder(answer))
         waiting = asyncio.ensure_future(call(app, body=chat(stream=True)))
-        await begun(1)
+        await settled()
         app.follow(roll(2, slow, "b", bounds=bounds))
         reply = await asyncio.wait_for(waiting, 2)
         await call(app, body=chat(stream=True))
@@ -290,8 +287,8 @@ def test_a_request_goes_to_no_engine_that_was_planned_for_less() -> None:
         return [seen[0] for seen in recorder.seen]
 
     # By index: a is 0, c is 1, b is 2 and the least busy.
-    assert asyncio.run(run(BOUNDS)) == [0, 2, 2, 2]
-    assert asyncio.run(run(less)) == [0, 1, 2, 2]
+    assert virtual_time.run(run(BOUNDS)) == [0, 2, 2, 2]
+    assert virtual_time.run(run(less)) == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize("to_end", [False, True])
@@ -303,13 +300,13 @@ def test_an_engine_of_its_own_plan_may_hold_units_to_the_end(to_end: bool) -> No
             roll(1, member("a", gate_to_end=to_end)), Recorder(lambda *_: stream(EVENT, 0.3, DONE))
         )
         waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
-        await begun(5)
+        await settled()
         (engine,) = app.engines
         during = engine.units
         await waiting
         return during, engine.units
 
-    during, after = asyncio.run(run())
+    during, after = virtual_time.run(run())
     assert (during > 0) == to_end
     assert after == 0
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import virtual_time
 from tests.gateway.support import CHAT, Answer, Recorder, call, chat, gateway, stream
+from tests.waiting import auntil
 from turbofit.gateway.admission import Admission, Cost
 from turbofit.gateway.engines import Affinity, Engine, least_busy
 from turbofit.gateway.fleet import Fleet
@@ -42,7 +44,7 @@ def test_turns_go_round_the_clients() -> None:
         await asyncio.gather(one("b", 0), one("c", 0), *greedy)
         return order, found[0].units, door.waiting
 
-    order, units, waiting = asyncio.run(run())
+    order, units, waiting = virtual_time.run(run())
     assert order == ["a0", "a1", "a2", "b0", "c0", "a3"]
     assert (units, waiting) == (0, 0)
 
@@ -64,7 +66,7 @@ def test_a_large_request_is_not_starved_by_small_ones() -> None:
         )
         return order
 
-    order = asyncio.run(run())
+    order = virtual_time.run(run())
     assert order.index(("big", 10)) <= 3
 
 
@@ -84,7 +86,7 @@ def test_the_line_has_an_end_and_a_deadline() -> None:
         door.release(held, Cost(units=10))
         assert (await door.admit("d", Cost(units=10))).units == 10
 
-    asyncio.run(run())
+    virtual_time.run(run())
 
 
 def test_what_no_engine_could_hold_is_refused_at_once() -> None:
@@ -93,8 +95,8 @@ def test_what_no_engine_could_hold_is_refused_at_once() -> None:
             await Admission(engines(host_limit=50)).admit("a", cost)
         return caught.value.status
 
-    assert asyncio.run(run(Cost(units=11))) == 400
-    assert asyncio.run(run(Cost(host_bytes=51))) == 400
+    assert virtual_time.run(run(Cost(units=11))) == 400
+    assert virtual_time.run(run(Cost(host_bytes=51))) == 400
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,7 +129,7 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         return most, [(e.units, e.host_bytes, e.outstanding) for e in found], door.waiting
 
-    most, left, waiting = asyncio.run(run())
+    most, left, waiting = virtual_time.run(run())
     assert most <= 10
     assert left == [(0, 0, 0)] * count
     assert waiting == 0
@@ -146,7 +148,7 @@ def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:
             await waiting
         return caught.value.status
 
-    assert asyncio.run(run()) == 503
+    assert virtual_time.run(run()) == 503
 
 
 def test_the_least_busy_engine_is_next() -> None:
@@ -191,22 +193,16 @@ def test_three_failed_probes_take_an_engine_out_and_one_success_brings_it_back()
 
         async def probe(engine):
             states.append((engine.up, healthy(found)))
-            if not answers:
-                await asyncio.sleep(10)
             return answers.pop(0)
 
         monitor, changed = watched(found, probe)
         monitor.start()
-        for _ in range(200):
-            await asyncio.sleep(0.01)
-            monitor.suspect(found[0]) if found[0].up and answers else monitor._poke.set()
-            if not answers:
-                break
-        await asyncio.sleep(0.01)
+        await auntil(lambda: not answers, "five questions")
+        await virtual_time.settled()
         await monitor.stop()
         return states, found[0].up, healthy(found), len(changed)
 
-    states, up, fine, changed = asyncio.run(run())
+    states, up, fine, changed = virtual_time.run(run())
     assert [up for up, _ in states] == [True, True, True, False, False]
     assert not any(fine for _, fine in states)
     assert (up, fine, changed) == (True, True, 2)
@@ -217,20 +213,16 @@ def test_a_probe_that_never_ends_counts_as_failed() -> None:
         found = engines()
 
         async def probe(engine):
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
             return True
 
         monitor, _ = watched(found, probe)
         monitor.start()
-        for _ in range(300):
-            await asyncio.sleep(0.01)
-            monitor._poke.set()
-            if not found[0].up:
-                break
+        await auntil(lambda: not found[0].up, "the engine to be given up")
         await monitor.stop()
         return found[0].up
 
-    assert asyncio.run(run()) is False
+    assert virtual_time.run(run()) is False
 
 
 def test_recent_traffic_is_proof_enough() -> None:
@@ -244,44 +236,38 @@ def test_recent_traffic_is_proof_enough() -> None:
         found[0].succeeded()
         monitor, _ = watched(found, probe)
         monitor.start()
-        await asyncio.sleep(0.05)
-        fine = healthy(found)
-        found[0].last_success -= 61
-        monitor._poke.set()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(59)
+        before = healthy(found), len(asked)
+        await asyncio.sleep(2)
         await monitor.stop()
-        return fine, len(asked)
+        return before, len(asked)
 
-    assert asyncio.run(run()) == (True, 1)
+    assert virtual_time.run(run()) == ((True, 0), 1)
 
 
 def test_an_engine_that_owes_answers_but_is_silent_is_given_up() -> None:
     """The port lives, nothing ever comes: what waits for it must end."""
 
     async def run():
-        recorder = Recorder(lambda *_: stream(b"data: 1\n\n", 60.0))
+        recorder = Recorder(lambda *_: stream(b"data: 1\n\n", 600.0))
         recorder.works = False
-        app, _ = gateway(recorder=recorder, stall_seconds=0.05, retry_seconds=0.0)
+        app, _ = gateway(recorder=recorder, idle_seconds=1e6)
         app.engines[0].succeeded()
         await app.startup()
         streaming = asyncio.ensure_future(call(app, body=chat(stream=True)))
-        await asyncio.sleep(0.01)
-        recorder.answer = lambda *_: Answer(60.0)
+        await virtual_time.settled()
+        recorder.answer = lambda *_: Answer(600.0)
         silent = asyncio.ensure_future(call(app, body=chat()))
-        replies = await asyncio.wait_for(asyncio.gather(streaming, silent), 5)
+        replies = await asyncio.gather(streaming, silent)
         dead = await call(app, body=chat())
         health = await call(app, "/health")
         recorder.works = True
-        for _ in range(300):
-            await asyncio.sleep(0.01)
-            app.monitor._poke.set()
-            if app.engines[0].up:
-                break
+        await auntil(lambda: app.engines[0].up, "the engine to be back")
         back = await call(app, "/health")
         await app.shutdown()
         return replies, dead, health, back
 
-    (streaming, silent), dead, health, back = asyncio.run(run())
+    (streaming, silent), dead, health, back = virtual_time.run(run())
     assert streaming.status == 200
     assert b'"engine_died"' in streaming.body
     assert streaming.done
@@ -299,16 +285,12 @@ def test_failing_answers_make_the_gateway_ask() -> None:
         recorder.works = False
         await app.startup()
         first = await call(app, CHAT, chat())
-        for _ in range(300):
-            await asyncio.sleep(0.01)
-            app.monitor._poke.set()
-            if not app.engines[0].up:
-                break
+        await auntil(lambda: not app.engines[0].up, "the engine to be given up")
         health = await call(app, "/health")
         await app.shutdown()
         return first.status, health.status, recorder.probes
 
-    first, health, probes = asyncio.run(run())
+    first, health, probes = virtual_time.run(run())
     assert (first, health) == (503, 503)
     assert probes >= 3
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from tests import virtual_time
 from tests.gateway.support import (
     DONE,
     EVENT,
@@ -19,6 +20,7 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
+from tests.virtual_time import settled
 
 
 @pytest.mark.parametrize(("batch", "meanwhile"), [(1, 2), (10**6, 1)])
@@ -32,13 +34,13 @@ def test_the_next_image_goes_on_at_the_first_token_unless_the_engine_may_evict(
         app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(EVENT, 0.3, EVENT)))
         big = chat(image_part(448, 5376), stream=True)
         asked = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
-        await asyncio.sleep(0.15)  # the first has begun to answer, and has not ended
+        await settled()  # the first has begun to answer, and has not ended
         begun = len(recorder.seen)
         await asyncio.gather(*asked)
         assert len(recorder.seen) == 2
         return begun
 
-    assert asyncio.run(run()) == meanwhile
+    assert virtual_time.run(run()) == meanwhile
 
 
 def test_clients_that_wait_in_line_may_leave() -> None:
@@ -47,16 +49,16 @@ def test_clients_that_wait_in_line_may_leave() -> None:
         app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(0.3, EVENT)))
         big, gone = chat(image_part(448, 5376)), asyncio.Event()
         first = asyncio.ensure_future(call(app, body=big))
-        await asyncio.sleep(0.02)
+        await settled()
         second = asyncio.ensure_future(call(app, body=big, leave=gone))
-        await asyncio.sleep(0.02)
+        await settled()
         waiting = app.admission.waiting
         gone.set()
         await second
         await first
         return waiting, app, recorder
 
-    waiting, app, recorder = asyncio.run(run())
+    waiting, app, recorder = virtual_time.run(run())
     assert waiting == 1
     assert app.admission.waiting == 0
     assert len(recorder.seen) == 1
@@ -68,14 +70,14 @@ def test_units_are_given_back_at_the_first_byte_of_a_stream_and_at_the_end_other
         app, recorder = gateway(plan, recorder=Recorder(lambda *_: answer()))
         big = chat(image_part(448, 5376), **fields)
         calls = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
-        await asyncio.sleep(0.1)
+        await settled()
         early = len(recorder.seen)
         await asyncio.gather(*calls)
         return early
 
-    assert asyncio.run(run(lambda: stream(EVENT, 0.3, DONE), stream=True)) == 2
-    assert asyncio.run(run(lambda: stream(0.3, EVENT, DONE), stream=True)) == 1
-    assert asyncio.run(run(lambda: Answer(0.3, b"{}"))) == 1
+    assert virtual_time.run(run(lambda: stream(EVENT, 0.3, DONE), stream=True)) == 2
+    assert virtual_time.run(run(lambda: stream(0.3, EVENT, DONE), stream=True)) == 1
+    assert virtual_time.run(run(lambda: Answer(0.3, b"{}"))) == 1
 
 
 def test_a_long_wait_ends_with_429() -> None:
@@ -86,7 +88,7 @@ def test_a_long_wait_ends_with_429() -> None:
         big = chat(image_part(448, 5376))
         return await asyncio.gather(*(call(app, body=big) for _ in range(2)))
 
-    good, busy = asyncio.run(run())
+    good, busy = virtual_time.run(run())
     assert (good.status, busy.status) == (200, 429)
     assert int(busy.headers["retry-after"]) >= 1
     assert busy.json["error"]["type"] == "rate_limit_error"
@@ -98,9 +100,9 @@ def test_text_never_waits_behind_images() -> None:
         app, recorder = gateway(plan, recorder=Recorder(lambda *_: Answer(0.2, b"{}")))
         bodies = [chat(image_part(448, 5376)), chat(image_part(448, 5376)), chat(), chat()]
         calls = [asyncio.ensure_future(call(app, body=body)) for body in bodies]
-        await asyncio.sleep(0.05)
+        await settled()
         early = len(recorder.seen)
         await asyncio.gather(*calls)
         return early
 
-    assert asyncio.run(run()) == 3
+    assert virtual_time.run(run()) == 3

@@ -15,6 +15,7 @@ from tests.gateway.test_films import film, opencv
 from turbofit.core.model import PatchRule, VideoRule
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.watch import hold_clip, hold_frames
+from turbofit.model.images import units
 from turbofit.model.videos import video_units
 
 RULE = PatchRule(
@@ -99,8 +100,15 @@ def test_lmdeploy_loads_as_many_frames_as_were_counted(tmp_path, kind) -> None:
 def test_a_video_and_images_share_the_request() -> None:
     body, _ = passed(chat(video_part(sequence(4, (64, 48))), image_part(64, 64)))
     assert len(body["messages"][0]["content"]) == 3
-    three = chat(video_part(sequence(4, (64, 48))), image_part(64, 64), image_part(64, 64))
-    assert refusal(three)[1]["code"] == "too_many_images"
+    large = [image_part(4000, 3000) for _ in range(3)]
+    body, reply = passed(chat(video_part(sequence(32, (640, 480))), *large))
+    bounds = body["mm_processor_kwargs"]
+    taken = video_units(RULE, 32, 640, 480, **bounds["video"])
+    taken += 3 * units(RULE, 4000, 3000, **bounds["image"])
+    most = plan_of().limits.units_per_request
+    assert 0.8 * most < taken <= most
+    said = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"
+    assert said in reply.headers["x-turbofit-limited"]
     two = chat(*[video_part(sequence(4, (64, 48)))] * 2)
     assert refusal(two)[1]["code"] == "too_many_videos"
 

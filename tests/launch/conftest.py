@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 
 from tests.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
 from tests.nvml.standin import nvml_library, nvml_machine
+from tests.waiting import HANG
 
 __all__ = ["Child", "nvml_library", "nvml_machine"]
 
@@ -39,50 +40,43 @@ class Child:
             start_new_session=True,
         )
         self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.lines.append(line.rstrip())
+            with self._news:
+                self.lines.append(line.rstrip())
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
 
     @property
     def stderr(self) -> str:
         """All that was read so far."""
         return "\n".join(self.lines)
 
-    def wait_for(self, text: str, seconds: float = 120.0) -> str:
-        """Wait for a line with this text and return it."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for line in self.lines:
-                if text in line:
-                    return line
-            if self.process.poll() is not None:
-                self._reader.join(2)
-                for line in self.lines:
-                    if text in line:
-                        return line
-                break
-            time.sleep(0.02)
-        raise AssertionError(f"no {text!r} in:\n{self.stderr}")
+    def wait_for(self, text: str, count: int = 1, limit: float = HANG) -> str:
+        """Wait until so many lines have this text, and return the last of these."""
+        found: list[str] = []
 
-    def wait_for_more(self, text: str, count: int, seconds: float = 120.0) -> None:
-        """Wait until so many lines have this text."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if sum(text in line for line in self.lines) >= count:
-                return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.02)
-        raise AssertionError(f"not {count} times {text!r} in:\n{self.stderr}")
+        def there() -> bool:
+            found[:] = [line for line in self.lines if text in line]
+            return len(found) >= count or self._ended
 
-    def finish(self, seconds: float = 120.0) -> int:
+        with self._news:
+            self._news.wait_for(there, limit)
+        assert len(found) >= count, f"not {count} times {text!r} in:\n{self.stderr}"
+        return found[count - 1]
+
+    def finish(self, limit: float = HANG) -> int:
         """Wait for its end."""
-        code = self.process.wait(seconds)
-        self._reader.join(2)
+        code = self.process.wait(limit)
+        self._reader.join(HANG)
         return code
 
     def kill(self) -> None:
@@ -152,12 +146,16 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process is gone within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not alive(pid)
+def gone(pid: int, limit: float = HANG) -> bool:
+    """Whether a process ends, or has ended."""
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([watched], [], [], limit)[0])
+    finally:
+        os.close(watched)
 
 
 def pids(child: Any, name: str = "") -> list[int]:

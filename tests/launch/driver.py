@@ -1,9 +1,15 @@
-"""Runs `Server` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK TIMING RUNNER…``."""
+"""Runs `Server` in a process of its own: ``driver.py PLAN FOLDER PORT CHECK TIMING RUNNER…``.
+
+Its clock is an hour later after each SIGUSR1.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
@@ -21,13 +27,22 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def clock() -> Callable[[], float]:
+    """A clock for the supervisor that a signal puts forward."""
+    hours: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda *_: hours.append(1))
+    return lambda: time.monotonic() + 3600 * len(hours)
+
+
 def main() -> int:
     """Launch and follow."""
     plan = Plan.from_json(Path(sys.argv[1]).read_bytes())
     port, check = int(sys.argv[3]), sys.argv[4] == "check"
     timing = Timing(**{"liveness": 0.0, **json.loads(sys.argv[5])})
     launches = [Launch(command, sys.argv[6:]) for command in commands(plan, port=port)]
-    server = Server(plan, launches, Path(sys.argv[2]), say, check=check, timing=timing)
+    server = Server(
+        plan, launches, Path(sys.argv[2]), say, check=check, timing=timing, clock=clock()
+    )
     try:
         with Stop() as stop:
             ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.launch.conftest import Child, free_port
+from tests.waiting import HANG
 from turbofit.launch.image import flat_png
 
 __all__ = ["Served", "image", "serve_pretend"]
@@ -33,15 +34,15 @@ class Served:
         document: dict[str, Any] = json.loads((self.run / "run.json").read_text())
         return document
 
-    def wait(self, seconds: float = 90.0) -> None:
+    def wait(self) -> None:
         """Wait until it serves."""
         assert self.child.process.stdout is not None
-        self.child.wait_for("phase: ready", seconds)
+        self.child.wait_for("phase: ready")
         line = self.child.process.stdout.readline().strip()
         assert line.endswith(f":{self.port}"), (line, self.child.stderr)
 
     def ask(
-        self, path: str, body: Any = None, *, timeout: float = 60.0
+        self, path: str, body: Any = None, *, timeout: float = HANG
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

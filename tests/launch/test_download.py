@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,9 +67,18 @@ def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
 
 def test_it_takes_its_time(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_TELL_SECONDS", 0.1)
-    hub(f"import time; time.sleep(0.5); return {str(tmp_path)!r}")
+    # It comes to its end once it was told of.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    hub(f"open({str(gate)!r}).close(); return {str(tmp_path)!r}")
     said: list[str] = []
-    with_weights(hub_plan(), said.append)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if sum(one.startswith("download: ") for one in said) == 1:
+            gate.write_text("")
+
+    with_weights(hub_plan(), say)
     assert any(line.startswith("download: ") for line in said)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import HANG
 from turbofit.launch.image_queue import queued
 
 
@@ -20,14 +21,14 @@ class Engine:
         self.before += 1
         self.open += 1
         self.most, self.most_open = max(self.most, self.before), max(self.most_open, self.open)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         self.before -= 1
         try:
             if fail:
                 raise RuntimeError
             for word in range(3):
                 yield word
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
         finally:
             self.open -= 1
 
@@ -90,4 +91,4 @@ def test_text_does_not_wait_and_what_fails_gives_its_room_back() -> None:
         await asyncio.gather(given_up, return_exceptions=True)
         assert [word async for word in generate(SimpleNamespace())] == [0, 1, 2]
 
-    asyncio.run(asyncio.wait_for(run(), 5))
+    asyncio.run(asyncio.wait_for(run(), HANG))

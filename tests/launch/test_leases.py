@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,9 +20,12 @@ from tests.nvml.standin import Scenario, gpu_3090
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
 from turbofit.core.units import GIB, MIB
+from turbofit.launch import leases as module
 from turbofit.launch.leases import Leases
 from turbofit.launch.others import counted, end_orphans
 from turbofit.launch.proc import group_of, members, start_time
+
+pytestmark = pytest.mark.slow
 
 DRIVER = Path(__file__).with_name("plan_driver.py")
 UUID = gpu(0).uuid
@@ -82,11 +85,15 @@ def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path) -> N
 
 def test_the_lock_waits_and_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Leases(tmp_path) as one, Leases(tmp_path) as two, one.locked():
-        monkeypatch.setattr("turbofit.launch.leases._WAIT_SECONDS", 0.2)
+        slept: list[float] = []
+        clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
+        monkeypatch.setattr(module, "time", clock)
         told: list[int] = []
         with pytest.raises(LaunchError, match="five minutes"), two.locked(lambda: told.append(1)):
             pass
         assert told == [1]
+        assert sum(slept) > 300
+        monkeypatch.undo()
     with Leases(tmp_path) as three, three.locked():
         pass
 
@@ -119,18 +126,20 @@ def test_broken_leases_are_no_leases(tmp_path: Path) -> None:
 
 def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from tests.fixtures.plans import plausible_plan\n"
         "from turbofit.launch.leases import Leases\n"
         "leases = Leases(Path(sys.argv[1]))\n"
         "leases.reserve(plausible_plan(gpus=1, tp=1))\n"
         "print('held', flush=True)\n"
-        "time.sleep(600)\n"
+        "sys.stdin.read()\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdin is not None
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     with Leases(tmp_path) as leases:
@@ -141,6 +150,7 @@ def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
         assert len(leases.stale()) == 1
         assert end_orphans(leases) == []
         assert list(tmp_path.glob("*.json")) == []
+    child.stdin.close()
     child.stdout.close()
 
 
@@ -217,7 +227,6 @@ def test_when_the_first_is_killed_the_second_has_it_all(planning) -> None:
     (first,) = answers([child])
     child.send_signal(signal.SIGKILL)
     child.wait()
-    time.sleep(0.05)
     (second,) = answers([planning("internvl2-8b")])
     assert second["fits"]
     assert second["gpus"] == first["gpus"]

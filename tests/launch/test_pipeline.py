@@ -243,24 +243,40 @@ def test_the_models_own_pixels_without_a_limit(pipeline: Any, qwen2_vl: Path, im
     assert seen(pipe)[-1]["units"] == [78 * 138]
 
 
-def test_more_images_than_planned_are_refused_in_words(
+def test_more_images_than_planned_share_the_units(
     pipeline: Any, internvl2: Path, image: Any
 ) -> None:
     pipe = pipeline(str(internvl2), images=2)
+    most = pipe.plan.limits.units_per_request
     assert pipe(("?", [image, image])).text == "ok"
-    answer = pipe(("?", [image] * 3))
+    assert seen(pipe)[-1]["units"] == [9, 9]
+    assert pipe(("?", [image] * 5)).text == "ok"
+    assert sum(seen(pipe)[-1]["units"]) <= most == 26
+    answer = pipe(("?", [image] * 27))
     assert answer.finish_reason == "error"
-    assert "3 images in a request, 2 planned for" in answer.error_message
-    assert len(seen(pipe)) == 1
+    assert "27 images in a request, the limit is 26" in answer.error_message
+    assert len(seen(pipe)) == 2
 
 
-def test_images_of_earlier_turns_count(pipeline: Any, internvl2: Path, image: Any) -> None:
+def test_a_chat_goes_on_with_a_picture_in_each_turn(
+    pipeline: Any, internvl2: Path, image: Any
+) -> None:
     pipe = pipeline(str(internvl2))
-    session = pipe.chat(("?", image))
-    session = pipe.chat(("?", image), session=session)
-    assert session.response.finish_reason == "error"
-    assert "2 images in a request" in session.response.error_message
-    assert pipe.chat(("?", image)).response.text == "ok"
+    session = None
+    for turn in range(1, 5):
+        session = pipe.chat(("?", image), session=session)
+        assert session.response.text == "ok"
+        assert len(seen(pipe)[-1]["units"]) == turn
+        assert sum(seen(pipe)[-1]["units"]) <= 13
+    assert image.size == (1920, 1080)
+
+
+def test_pictures_without_a_knob_are_resized(pipeline: Any, internvl_hf: Path, image: Any) -> None:
+    pipe = pipeline(str(internvl_hf))
+    assert pipe(("?", [image] * 3)).text == "ok"
+    units = seen(pipe)[-1]["units"]
+    assert len(units) == 3
+    assert sum(units) <= pipe.plan.limits.units_per_request
 
 
 def test_an_image_that_no_preprocessor_takes(pipeline: Any, qwen2_vl: Path) -> None:

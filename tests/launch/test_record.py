@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.launch.conftest import REPO
@@ -39,6 +38,7 @@ def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom turbofit.launch.record import Record\n"
         "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
         "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
+        "    print('x', flush=True)\n"
     )
     rng = random.Random(5)
     for _ in range(8):
@@ -46,8 +46,8 @@ def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE
         )
         assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(rng.random() * 0.05)
+        for _ in range(rng.randrange(1, 60)):
+            child.stdout.readline()
         child.send_signal(signal.SIGKILL)
         child.communicate()
         assert json.loads((tmp_path / "run.json").read_text())["schema"] == "turbofit.run/1"

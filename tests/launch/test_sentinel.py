@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,10 +16,12 @@ import pytest
 
 from tests.fixtures.plans import plausible_plan
 from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
+from tests.waiting import HANG
 from turbofit import api
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
+from turbofit.launch import sentinel as module
 from turbofit.launch.leases import Leases
 from turbofit.launch.planner import Planner
 from turbofit.launch.sentinel import Sentinel, memory_back, used_now
@@ -42,9 +44,8 @@ class Ground:
         self.warned.append((kind, text))
         self.heard.set()
 
-    def wait(self, seconds: float = 5.0) -> str:
-        assert self.heard.wait(seconds)
-        self.heard.clear()
+    def wait(self) -> str:
+        assert self.heard.wait(HANG)
         return self.warned[-1][1]
 
 
@@ -67,12 +68,9 @@ def ground(nvml_library: Path, tmp_path: Path) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def sentinel(ground: Ground) -> Iterator[Sentinel]:
-    one = Sentinel(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
-    one.start()
-    yield one
-    one.stop()
-    one.join()
+def sentinel(ground: Ground) -> Sentinel:
+    """Looks when it is told to."""
+    return Sentinel(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
 
 
 def grow(ground: Ground, size: int) -> None:
@@ -83,50 +81,63 @@ def grow(ground: Ground, size: int) -> None:
 
 
 def test_each_step_into_the_margin_is_said_once(sentinel: Sentinel, ground: Ground) -> None:
-    grow(ground, 100 * MIB)
-    time.sleep(0.2)
-    assert ground.warned == []
-    grow(ground, 200 * MIB)
-    text = ground.wait()
+    def said(size: int) -> list[str]:
+        grow(ground, size)
+        before = len(ground.warned)
+        sentinel.look()
+        sentinel.look()
+        return [text for _, text in ground.warned[before:]]
+
+    assert said(100 * MIB) == []
+    (text,) = said(200 * MIB)
     assert f"[{os.getpid()}] took 200 MiB on GPU 0" in text
     assert "200 MiB of the margin are left" in text
-    grow(ground, 500 * MIB)
-    assert "a worst-case request would now kill the engine" in ground.wait()
-    time.sleep(0.2)
-    assert len(ground.warned) == 2
-    grow(ground, 0)
-    time.sleep(0.2)
-    grow(ground, 200 * MIB)
-    ground.wait()
-    assert len(ground.warned) == 3
+    (text,) = said(500 * MIB)
+    assert "a worst-case request would now kill the engine" in text
+    assert said(0) == []
+    assert len(said(200 * MIB)) == 1
 
 
 def test_our_own_growth_is_ours(sentinel: Sentinel, ground: Ground) -> None:
     card = ground.scenario.gpus[0]
     card.compute[0].size = card.used = ENGINE + 2 * GIB
     ground.change()
-    time.sleep(0.3)
+    sentinel.look()
     assert ground.warned == []
 
 
 def test_a_lost_card_is_said(sentinel: Sentinel, ground: Ground) -> None:
+    """By its thread, which looks on its own."""
+    sentinel.start()
     ground.scenario.gpus[0].error = LOST
     ground.change()
     text = ground.wait()
     assert ground.warned[-1][0] in ("lost", "machine")
     assert "any more" in text
+    sentinel.stop()
+    sentinel.join()
 
 
-def test_memory_that_comes_back_and_that_does_not(ground: Ground) -> None:
+def test_memory_that_comes_back_and_that_does_not(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=lambda: sum(looks), sleep=looks.append)
+    )
     before = used_now(ground.plan)
     assert before == {0: ENGINE}
     grow(ground, 300 * MIB)
-    (late,) = memory_back(ground.plan, before, seconds=0.3)
+    (late,) = memory_back(ground.plan, before, seconds=10.0)
+    assert sum(looks) > 10
     assert late == "GPU 0 still has 300 MiB more in use than before the launch"
-    timer = threading.Timer(0.3, grow, (ground, 0))
-    timer.start()
-    assert memory_back(ground.plan, before, seconds=5.0) == []
-    timer.join()
+
+    def comes_back(seconds: float) -> None:
+        looks.append(seconds)
+        grow(ground, 0)
+
+    monkeypatch.setattr(module.time, "sleep", comes_back)
+    assert memory_back(ground.plan, before, seconds=10.0) == []
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from tests.launch.conftest import REPO, STANDIN, Child, gone, pids
 from tests.nvml.standin import Process, Scenario, gpu_3090
+from tests.waiting import HANG
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB
 
@@ -57,7 +57,7 @@ def ask(port: int, path: str, body: Any = None) -> Any:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", data=data, headers={"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=HANG) as answer:
         return json.load(answer)
 
 
@@ -95,9 +95,10 @@ def test_internvl2_from_measuring_to_the_end(
 @pytest.mark.slow
 def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None:
     scenario = Scenario(gpus=[gpu_3090(0), gpu_3090(1)])
-    child = serve(str(qwen2_vl), "--replicas", "2", "--tp", "1", scenario=scenario)
-    child.wait_for("engine 1: phase: ready", 60)
-    child.wait_for("engine 0: phase: ready", 60)
+    words = ("--replicas", "2", "--tp", "1", "--max-pixels", "401408", "--context", "4096")
+    child = serve(str(qwen2_vl), *words, scenario=scenario)
+    child.wait_for("engine 1: phase: ready")
+    child.wait_for("engine 0: phase: ready")
     assert child.process.stdout is not None
     assert child.process.stdout.readline() == f"http://127.0.0.1:{port}\n"
     name = ask(port, "/v1/models")["data"][0]["id"]
@@ -109,15 +110,13 @@ def test_qwen2_vl_as_two_replicas(serve: Any, qwen2_vl: Path, port: int) -> None
     assert all(gone(pid) for pid in pids(child))
 
 
-def test_the_hang_costs_little_and_is_named(serve: Any, internvl2: Path, tmp_path: Path) -> None:
+def test_the_hang_is_named_and_its_log_is_short(
+    serve: Any, internvl2: Path, tmp_path: Path
+) -> None:
     words = ("--json", "--max-prefill-token-num", "2048")
     child = serve(str(internvl2), *words, STANDIN_SCRIPT="hang")
     child.wait_for("phase: warm-up")
-    before = cpu_seconds(child.process.pid)
-    time.sleep(1.5)
-    # The engine prints 36,000 lines a second now: 54,000 lines were read by this time.
-    assert cpu_seconds(child.process.pid) - before < 0.5
-    assert child.finish(10) == 3
+    assert child.finish() == 3
     assert child.process.stdout is not None
     document = json.loads(child.process.stdout.read())
     assert document["error"]["kind"] == "does_not_fit"
@@ -125,21 +124,6 @@ def test_the_hang_costs_little_and_is_named(serve: Any, internvl2: Path, tmp_pat
     log = (the_run(tmp_path) / "engine-0.log").read_text()
     assert "more times)" in log
     assert len(log) < 20_000
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
-def test_an_abort_at_the_worst_image(serve: Any, internvl2: Path) -> None:
-    words = ("--cache-max-entry-count", "0.5", "--tp", "1", "--max-prefill-token-num", "2048")
-    child = serve(str(internvl2), *words, "--max-dynamic-patch", "6", STANDIN_SCRIPT="oom_image")
-    assert child.finish(60) == 6
-    assert "at a worst-case request (in InternVit::Impl::Forward)" in child.lines[-2]
-    assert any(line.startswith("start  ratio") for line in child.lines)
-    assert not any(line.startswith("ladder") for line in child.lines)
 
 
 def test_a_saved_plan_and_somebody_who_took_its_memory(

@@ -32,7 +32,7 @@ def serve(children: list[Child], state: Path, *words: str) -> Served:
 
 def test_qwen2_vl_is_served_as_planned(children: list[Child], tmp_path: Path) -> None:
     served = serve(children, tmp_path, *QWEN)
-    served.wait(120)
+    served.wait()
     assert "PRETEND GPUs" in served.child.lines[0]
     (engine,) = served.record["attempts"][0]["engines"]
     assert {"starting", "check"} <= set(engine["seconds"])
@@ -58,11 +58,11 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
     """Past the gateway an image kills the engine's loop; LMDeploy's page would stay healthy."""
     words = (*QWEN, "--max-pixels", "1003520", "--no-gateway", "--no-check")
     served = serve(children, tmp_path, *words)
-    served.wait(120)
+    served.wait()
     # The supervisor may end the server before its 503 is written.
     with suppress(OSError, http.client.HTTPException):
         assert served.chat(image(3584, 3584))[0] == 503
-    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory while it served", 60)
+    served.child.wait_for("ladder 1/3: the engine ran out of GPU memory while it served")
     died = served.record["attempts"][0]["ended"]
     assert (died["kind"], died["phase"]) == ("out_of_memory", "vision")
     assert "qwen2_vl.py" in died["where"]
@@ -70,37 +70,12 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
 
 
 @pytest.mark.slow
-def test_memory_that_somebody_takes_is_planned_around(
-    children: list[Child], tmp_path: Path
-) -> None:
-    served = serve(children, tmp_path, *QWEN, "--pretend-taken", "1500MiB")
-    served.wait(180)
-    # Torch asks piece by piece, so that one refusal does not say all that is missing.
-    first, *later = served.record["attempts"]
-    assert first["ended"]["kind"] == "out_of_memory"
-    assert 1 <= len(later) <= 2
-    ratios = [one["settings"]["cache_max_entry_count"] for one in (first, *later)]
-    assert ratios == sorted(ratios, reverse=True)
-    assert later[-1]["changes"]["margin"] > 256 << 20
-
-
-@pytest.mark.slow
 def test_a_killed_engine_is_started_again(children: list[Child], tmp_path: Path) -> None:
     served = serve(children, tmp_path, *QWEN)
-    served.wait(120)
+    served.wait()
     os.kill(pids(served.child)[-1], signal.SIGKILL)
-    served.child.wait_for_more("phase: ready", 2, 120)
+    served.child.wait_for("phase: ready", 2)
     assert served.chat(image(448, 448))[0] == 200
-
-
-@pytest.mark.slow
-def test_a_card_without_room_ends_with_what_was_missing(
-    children: list[Child], tmp_path: Path
-) -> None:
-    words = ("--cache-max-entry-count", "0.9", "--tp", "1", "--max-prefill-token-num", "8192")
-    served = serve(children, tmp_path, *QWEN, *words, "--pretend-taken", "7GiB")
-    assert served.child.finish(180) in (3, 6)
-    assert "GPU memory" in served.child.stderr
 
 
 @pytest.mark.slow
@@ -109,7 +84,7 @@ def test_the_fallback_engine_is_served_on_pretend_cards_too(
 ) -> None:
     words = ("qwen2-vl-2b", "--on", "1xrtx3060", "--engine", "transformers")
     served = serve(children, tmp_path, *words)
-    served.wait(180)
+    served.wait()
     (engine,) = served.record["attempts"][0]["engines"]
     (peak,) = [row for row in engine["beside"] if row["what"] == "in use at most"]
     assert 0.85 <= peak["actual"] / peak["forecast"] <= 1.0

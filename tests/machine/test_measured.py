@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from msgspec.structs import replace
 
 from tests.pretend.cuda_torch import CUDA_PATH, run
+from tests.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import decode, to_json
@@ -168,17 +170,39 @@ def test_failures_are_plain(tmp_path) -> None:
     assert found.left_out == ("all after exit code 7",)
 
 
+class Alarm:
+    """Stands in for `threading.Timer`: it goes off when the test says so."""
+
+    made: ClassVar[list[Alarm]] = []
+
+    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
+        self.seconds, self.go_off = seconds, action
+        Alarm.made.append(self)
+
+    def start(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
 def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(measured, "_GRACE", 0.5)
-    found = measure(tmp_path, lines_of(), machine(), "time.sleep(60)", seconds=0.5)
+    monkeypatch.setattr("threading.Timer", Alarm)
+
+    def say(told: str) -> None:
+        if told.startswith("GPU 1"):
+            Alarm.made[-1].go_off()
+
+    hang = "import signal; signal.pause()"
+    found = measure(tmp_path, lines_of(), machine(), hang, seconds=7.0, say=say)
+    assert Alarm.made.pop().seconds == 7.0 + measured._GRACE
     assert found.left_out == ("all after exit code -9",)
+    assert len(found.cards) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
 def test_the_program_itself_runs_on_pretend_gpus_and_is_not_deceived(tmp_path) -> None:
     program = f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
-    ran = run(tmp_path / "run", program, on="2xrtx3090", seconds=100)
+    ran = run(tmp_path / "run", program, on="2xrtx3090", seconds=5 * HANG)
     facts = [json.loads(line) for line in ran.text.splitlines() if line.startswith("{")]
     kinds = [next(iter(fact)) for fact in facts]
     assert kinds == ["torch", "card", "card", "pair", "pair", "reduce", "reduce", "reduce"]

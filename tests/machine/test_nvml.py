@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.nvml.standin import LOST, UNKNOWN_ERROR, Scenario, four_3090, gpu_3090, in_process
+from tests.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
@@ -95,7 +96,7 @@ def child(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_", "NVML_"))}
     return subprocess.run(
         [sys.executable, "-c", _SHOW], env={**clean, **env}, capture_output=True, text=True,
-        timeout=60, check=False, cwd=Path(__file__).parents[2],
+        timeout=HANG, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
 

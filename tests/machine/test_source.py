@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG
 from turbofit.core.errors import UsageError
 from turbofit.machine.snapshot import save_snapshot
 from turbofit.machine.source import machine_from
@@ -49,7 +50,7 @@ def test_describing_a_machine_is_light():
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert result.stdout.strip() == "[]"

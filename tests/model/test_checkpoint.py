@@ -20,6 +20,8 @@ from turbofit.model.images import image_tokens, unit_tokens, units, worst_units
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
+pytestmark = pytest.mark.slow
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "intermediate_size": 512,
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100,

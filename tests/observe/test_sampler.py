@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.nvml.standin import LOST, Scenario, gpu_3090, in_process, nvml_library
+from tests.waiting import until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
 from turbofit.observe.sampler import Memory, Sampler, Span, memory_now
@@ -21,11 +22,16 @@ def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: P
         uuid = scenario.gpus[1].uuid
         with Sampler([0, uuid], seconds=0.001) as sampler:
             begun = time.monotonic()
+
+            def shown(used: int) -> bool:
+                span = sampler.between(0, begun, time.monotonic())
+                return span is not None and span.last == used * MIB
+
+            until(lambda: shown(100), "a first sample")
             for used in (900, 300):
-                time.sleep(0.2)
                 scenario.gpus[0].used = used * MIB
                 scenario.write(path)
-            time.sleep(0.2)
+                until(lambda: shown(used), f"{used} MiB to be sampled")  # noqa: B023
             now = time.monotonic()
         assert sampler.between(0, begun, now) == Span(peak=900 * MIB, last=300 * MIB)
         assert sampler.between(uuid, begun, now) == Span(peak=5 * MIB, last=5 * MIB)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.timeline import Event, read_timeline
@@ -77,7 +78,7 @@ def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = No
         env=pretend_environment(libraries, text),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=False,
     )
     assert process.returncode == 0, process.stderr

@@ -36,7 +36,7 @@ class Ran:
 
 
 def run(
-    folder: Path, program: str, *, on: str = "1xrtx3090", seconds: float = 120.0, **env: str
+    folder: Path, program: str, *, on: str = "1xrtx3090", seconds: float = 600.0, **env: str
 ) -> Ran:
     """Run a program that calls ``result`` with what it found.
 
@@ -44,7 +44,7 @@ def run(
         folder: for the program's file; nothing beside it may shadow a module.
         program: Python; torch is imported already.
         on: the pretend machine.
-        seconds: it is killed after that.
+        seconds: it hangs after that, and is killed.
         env: more of its environment.
     """
     folder.mkdir(exist_ok=True)

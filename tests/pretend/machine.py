@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pretend.child import CARD, PRELUDE
+from tests.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import Shared, read_shared
@@ -52,7 +53,7 @@ class Machine:
 
     def run(self, code: str, **env: str) -> Any:
         process = self.start(code, **env)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=HANG)
         assert process.returncode == 0
         lines = [json.loads(line) for line in out.splitlines()]
         return lines[-1] if lines else None

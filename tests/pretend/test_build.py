@@ -9,6 +9,8 @@ from turbofit.pretend.build import build, cache_folder
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import LIBRARIES
 
+pytestmark = pytest.mark.slow
+
 
 def test_builds_once_and_by_content(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler() -> list[str]:

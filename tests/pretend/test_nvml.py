@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.pretend.machine import Machine, ask, make, tell
+from tests.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 
 pytest.importorskip("pynvml")
@@ -39,7 +40,7 @@ def no(call, *args):
         env=machine.env(**env),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -84,7 +85,7 @@ print(json.dumps([[(m.total // MIB, m.reserved // MIB, m.used // MIB, m.free // 
     code = "print(json.dumps([p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(h[0])]))"
     assert nvml(machine, code) == [two.pid]
     tell(two)
-    two.communicate(timeout=30)
+    two.communicate(timeout=HANG)
 
 
 def test_what_a_device_is(machine: Machine) -> None:
@@ -112,7 +113,7 @@ def test_turbofit_measures_a_pretend_machine(machine: Machine) -> None:
         env=machine.env(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         check=True,
     )
     gpus = json.loads(done.stdout)["gpus"]

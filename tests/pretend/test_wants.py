@@ -17,6 +17,8 @@ from turbofit.pretend.libraries import libraries_for
 from turbofit.pretend.stubs import stub_source
 from turbofit.pretend.wants import Wants, family_of, wanted_from
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from turbofit.core.errors import PackageError
+from turbofit.core.plan import Plan
 from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.engine import engine_library
 from turbofit.rehearse.probe import rehearse
@@ -35,6 +36,14 @@ def tiles(*numbers: int) -> list[dict[str, Any]]:
 def mib(size: int | None) -> float | None:
     """MiB to two places."""
     return None if size is None else round(size / MIB, 2)
+
+
+def forward_pool(plan: Plan, document: dict[str, Any]) -> tuple[int, int]:
+    """What the fullest forward took of the first GPU's pool, and what the plan pays for."""
+    cases = {case["name"]: case for case in document["cases"]}
+    (seen,) = (held["live_peak"] for held in cases["vision_forward"]["executor"])
+    (paid,) = (t.bytes for t in plan.gpus[0].ledger if t.term == "vision_forward")
+    return seen, paid
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -90,6 +99,9 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "settings": base | settings,
             "cases": cases or [],
             "staging": staging,
+            # Only a rehearsal that hangs takes so long.
+            "start_seconds": 600,
+            "case_seconds": 600,
         }
         return rehearse(parse_spec(data), keep)
 

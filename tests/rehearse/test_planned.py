@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import turbofit.api
-from tests.rehearse.conftest import Rehearse
+from tests.rehearse.conftest import Rehearse, forward_pool
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.model.source import resolve_model
@@ -13,6 +14,7 @@ from turbofit.pretend.scenario import MIB
 from turbofit.rehearse.headers import read_header, weight_files
 from turbofit.rehearse.planned import compare, plan_spec, rehearsed_ledgers
 from turbofit.rehearse.probe import rehearse
+from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.twin import checkpoint_for
 from turbofit.rehearse.worst import grid, worst_cases
 
@@ -61,10 +63,21 @@ def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.q_norm.weight" in read_header(weight_files(folder)[0])
 
 
+@pytest.fixture(scope="module")
+def spec(planned: Plan, tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    return plan_spec(planned, checkpoint_for(planned.model, tmp_path_factory.mktemp("planned")))
+
+
+@pytest.fixture(scope="module")
+def document(run: Rehearse, spec: Spec) -> dict[str, Any]:
+    """The plan on the pretend card, once for all that is asked about it."""
+    return rehearse(spec)
+
+
 @pytest.mark.lmdeploy
-def test_the_plan_holds_on_the_pretend_card(run: Rehearse, planned: Plan, tmp_path: Path) -> None:
-    spec = plan_spec(planned, checkpoint_for(planned.model, tmp_path))
-    document = rehearse(spec)
+def test_the_plan_holds_on_the_pretend_card(
+    document: dict[str, Any], planned: Plan, spec: Spec
+) -> None:
     assert document["outcome"] == "served"
     rows = {row.term: row for row in compare(planned, document)}
     for exact in ("weights", "kv_cache", "pool_warmup"):
@@ -80,3 +93,12 @@ def test_the_plan_holds_on_the_pretend_card(run: Rehearse, planned: Plan, tmp_pa
     gpu = spec.machine["gpus"][0]
     seen = max(case["peak"][0] for case in document["cases"]) + gpu["used"] + gpu["late"]
     assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
+
+
+@pytest.mark.lmdeploy
+def test_the_engine_brings_together_what_the_plan_pays_for(
+    document: dict[str, Any], planned: Plan
+) -> None:
+    """All of the pool, but for a tile and rounding; with a prefix cache see `test_meeting`."""
+    seen, paid = forward_pool(planned, document)
+    assert 0.96 * paid <= seen <= paid

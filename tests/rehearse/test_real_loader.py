@@ -23,17 +23,15 @@ def rehearsed(model: str, *words: str, cuda: bool) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", "rehearse", model, *words, "--json"],
         env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 
 
-@pytest.mark.parametrize(
-    ("model", "on"), [("qwen2-vl-2b", "1xrtx3090"), ("internvl2-2b", "2xrtx3090")]
-)
-def test_the_model_of_staging_is_what_torch_stages(model: str, on: str) -> None:
-    modelled, real = (rehearsed(model, "--on", on, cuda=cuda) for cuda in (False, True))
+def test_the_model_of_staging_is_what_torch_stages() -> None:
+    words = ("internvl2-2b", "--on", "2xrtx3090")
+    modelled, real = (rehearsed(*words, cuda=cuda) for cuda in (False, True))
     assert real["rehearsal"]["outcome"] == modelled["rehearsal"]["outcome"] == "served"
     for ours, theirs in zip(modelled["gpus"], real["gpus"], strict=True):
         assert [t["rehearsed"] for t in ours["ledger"]] == [

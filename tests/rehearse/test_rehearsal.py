@@ -176,11 +176,12 @@ def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
     assert document["death"]["asked"] == 336 * MIB
 
 
-def test_the_silent_start_up_hang_is_recognised_in_seconds(run: Rehearse) -> None:
+def test_the_silent_start_up_hang_is_recognised(run: Rehearse) -> None:
     document = run("internvl2-8b", cache_max_entry_count=0.1)
     assert document["outcome"] == "hang"
     assert document["death"]["phase"] == "warm-up"
-    assert document["seconds"] < 60  # seconds; a loaded machine takes longer than the usual 4
+    # By its lines, and not by the time that a start may take.
+    assert "cache is smaller" in document["death"]["where"]
     assert len(document["log"]) < 60
 
 
@@ -191,17 +192,11 @@ def test_float16_on_an_older_card_keeps_temporaries(run: Rehearse) -> None:
     assert mib(document["terms"][0]["prepare"]) == pytest.approx(723, abs=2)
 
 
-def _plain(document: dict[str, Any]) -> dict[str, Any]:
-    """What two runs must agree on. A rank's thread may pass a phase's end a step of 512 bytes late,
-    so what counts allocations after the buffers is compared by `_rows`."""
-    varying = ("seconds", "child_seconds", "peak_rss", "log", "files", "cases", "gpus")
-    plain = {k: v for k, v in document.items() if k not in varying}
-    plain["held"] = [(gpu["held_end"], gpu["held_peak"]) for gpu in document["gpus"]]
-    return plain
-
-
 def _rows(document: dict[str, Any], gpu: int) -> dict[tuple[str, str, str], list[int]]:
-    """Allocations and bytes by kind and site, phases from the warm-up on together."""
+    """Allocations and bytes by kind and site, phases from the warm-up on together.
+
+    A rank's thread may pass a phase's end a step of 512 bytes late.
+    """
     rows: dict[tuple[str, str, str], list[int]] = {}
     for row in document["gpus"][gpu]["sites"]:
         early = row["phase"] in ("import", "context", "weights", "prepare", "cache", "buffers")
@@ -212,21 +207,20 @@ def _rows(document: dict[str, Any], gpu: int) -> dict[tuple[str, str, str], list
     return rows
 
 
-def test_two_runs_agree_and_one_more_mib_shows_in_each_allocation(run: Rehearse) -> None:
+def test_one_more_mib_shows_in_each_allocation(run: Rehearse) -> None:
+    """Nothing else: that runs agree, the figures to the byte above say at each run."""
     cases = [*tiles(13), {"name": "queued", "requests": [{"units": [13]}] * 8}]
     fine = {"vmm_step": MIB}
-    first, second = (run("internvl2-1b", tp=2, cases=cases, machine=fine) for _ in range(2))
-    assert _plain(first) == _plain(second)
+    plain = run("internvl2-1b", tp=2, cases=cases, machine=fine)
     more = run("internvl2-1b", tp=2, cases=cases, machine=fine | {"extra": MIB})
-    plain_rows, more_rows, again = _rows(first, 1), _rows(more, 1), _rows(second, 1)
-    assert plain_rows.keys() == more_rows.keys() == again.keys()
+    plain_rows, more_rows = _rows(plain, 1), _rows(more, 1)
+    assert plain_rows.keys() == more_rows.keys()
     late = 0
     for key, (count, size) in plain_rows.items():
         other, bytes_ = more_rows[key]
         late += abs(count - other)
         if key[0] != "later":
             assert count == other
-            assert again[key] == [count, size]
         if count == other and key[1] != "pinned host" and key[0] != "cache":
             assert bytes_ - size == count * MIB
     assert late <= 1

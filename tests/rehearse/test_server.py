@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,25 +18,25 @@ from typing import Any
 
 import pytest
 
+from tests.launch.conftest import free_port
 from tests.rehearse.conftest import CARD, Rehearse
+from tests.waiting import HANG, until
 from turbofit.pretend.timeline import read_timeline
 from turbofit.rehearse.server import NOTICE, main, server_launch
 
-PORT = 23941
 
-
-def get(path: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
+def get(port: int, path: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}{path}",
+        f"http://127.0.0.1:{port}{path}",
         data=json.dumps(data).encode() if data else None,
         headers={"content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=HANG) as answer:
         text = answer.read()
     return json.loads(text) if text else {}
 
 
-def ask(width: int, height: int) -> dict[str, Any]:
+def ask(port: int, width: int, height: int) -> dict[str, Any]:
     image = pytest.importorskip("PIL.Image")
     raw = io.BytesIO()
     image.new("RGB", (width, height)).save(raw, "JPEG")
@@ -47,32 +46,35 @@ def ask(width: int, height: int) -> dict[str, Any]:
         {"type": "image_url", "image_url": {"url": url}},
     ]
     return get(
+        port,
         "/v1/chat/completions",
         {
-            "model": get("/v1/models")["data"][0]["id"],
+            "model": get(port, "/v1/models")["data"][0]["id"],
             "max_tokens": 4,
             "messages": [{"role": "user", "content": content}],
         },
     )
 
 
+def healthy(port: int) -> bool:
+    try:
+        get(port, "/health")
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
 @contextmanager
-def serving(model: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serving(model: Path, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     arguments = ["serve", "api_server", str(model), "--server-name", "127.0.0.1"]
-    arguments += ["--server-port", str(PORT), "--max-batch-size", "128", "--session-len", "32768"]
+    arguments += ["--server-port", str(port), "--max-batch-size", "128", "--session-len", "32768"]
     launch = server_launch({"gpus": [CARD]}, arguments, folder)
     with (folder / "stderr").open("wb") as log:
         process = subprocess.Popen(
             launch.argv, env=launch.env, cwd=folder, stdout=subprocess.DEVNULL, stderr=log
         )
     try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            try:
-                get("/health")
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+        until(lambda: process.poll() is not None or healthy(port), "the server to listen", HANG)
         yield process
     finally:
         if process.poll() is None:
@@ -87,15 +89,16 @@ def test_a_photo_kills_the_real_server(
     pytest.importorskip("fastapi")
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("no torchvision")
-    with serving(checkpoints("qwen2-vl-7b"), tmp_path) as process:
+    port = free_port()
+    with serving(checkpoints("qwen2-vl-7b"), tmp_path, port) as process:
         assert process.poll() is None, (tmp_path / "stderr").read_text()[-2000:]
-        small = ask(1920, 1080)
+        small = ask(port, 1920, 1080)
         # 2691 tokens of the image, and the prompt's bytes
         assert 0 < small["usage"]["prompt_tokens"] - 2691 < 100
         assert small["usage"]["completion_tokens"] == 4
         with pytest.raises((urllib.error.URLError, OSError)):
-            ask(3584, 3584)
-        assert process.wait(20) == -signal.SIGABRT
+            ask(port, 3584, 3584)
+        assert process.wait(HANG) == -signal.SIGABRT
     text = (tmp_path / "stderr").read_text()
     assert NOTICE in text
     assert "CUDA error: out of memory" in text

@@ -29,7 +29,7 @@ def rehearsed(*words: str, code: int = 0) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", "rehearse", *words, "--json"],
         env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
@@ -111,18 +111,16 @@ def test_each_rank_keeps_its_own_books() -> None:
     assert document["cache"]["num_gpu_blocks"] > 2 * 7791
 
 
-@pytest.mark.parametrize("model", ["qwen2.5-0.5b", "qwen2-vl-2b"])
-def test_transformers(model: str) -> None:
+def test_transformers() -> None:
     document = rehearsed(
-        model, "--engine", "transformers", "--on", CARD, "--image-size", "1344x1568"
+        "qwen2-vl-2b", "--engine", "transformers", "--on", CARD, "--image-size", "1344x1568"
     )
     assert document["outcome"] == "served"
     (card,) = document["gpus"]
     cases = {case["name"]: case for case in document["cases"]}
     assert set(cases["text_prefill"]["statuses"]) == {"finished"}
-    if model == "qwen2-vl-2b":
-        assert round(card["weights"]["allocated"] / MIB, 1) == 4213.3
-        (picture,) = cases["vision_request"]["gpus"]
-        assert picture["allocated_peak"] == pytest.approx(4748.4 * MIB, rel=0.01)
-        assert picture["reserved_peak"] == pytest.approx(5128 * MIB, rel=0.01)
+    assert round(card["weights"]["allocated"] / MIB, 1) == 4213.3
+    (picture,) = cases["vision_request"]["gpus"]
+    assert picture["allocated_peak"] == pytest.approx(4748.4 * MIB, rel=0.01)
+    assert picture["reserved_peak"] == pytest.approx(5128 * MIB, rel=0.01)
     assert card["weights"]["held"] == card["weights"]["reserved"]

@@ -23,6 +23,8 @@ from turbofit.tuner.search import search
 from turbofit.tuner.shapes import shapes
 from turbofit.tuner.sizing import Shape
 
+pytestmark = pytest.mark.slow
+
 engines = st.sampled_from([engine_named(name) for name in ENGINES])
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

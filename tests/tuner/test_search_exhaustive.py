@@ -1,8 +1,13 @@
-"""The search against the slow way: every grouping, prefill size and ratio, no shortcuts."""
+"""The search against the slow way: every grouping and prefill size, no shortcuts.
+
+The largest ratio of each is found by halves; that nothing fits above it is gone through ratio by
+ratio in `test_each_card_of_its_own_holds_all_that_it_can`.
+"""
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from itertools import combinations
 
 import pytest
@@ -18,6 +23,8 @@ from turbofit.tuner.search import Found, search
 from turbofit.tuner.shapes import PREFILL_SIZES
 from turbofit.tuner.sizing import Shape, shape_settings, shortest_context
 from turbofit.tuner.throughput import group_speed
+
+pytestmark = pytest.mark.slow
 
 TURBOMIND, PYTORCH = engine_named("turbomind"), engine_named("pytorch")
 ASKED = [(TURBOMIND, seed) for seed in range(200)] + [(PYTORCH, seed) for seed in range(60)]
@@ -48,14 +55,18 @@ def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int, e
 
 def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
     """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None."""
-    accounts = list(accounts_for(ask, engine, groups, prefill, context))
-    ratio = next((r for r in RATIOS if all(a.fits_at(r) for a in accounts)), None)
-    if ratio is None or any(a.starved_at(ratio) for a in accounts):
+    asked = exposure_of(ask, ask.own_limit)
+    # Its images and some text are no longer than a request may be.
+    if asked.units_per_image and asked.tokens_per_request + min(1024, context // 8) > context:
         return None
+    accounts = list(accounts_for(ask, engine, groups, prefill, context))
+    place = bisect_left(RATIOS, True, key=lambda r: all(a.fits_at(r) for a in accounts))
+    if place == len(RATIOS) or any(a.starved_at(RATIOS[place]) for a in accounts):
+        return None
+    ratio = RATIOS[place]
     tokens = min(a.tokens_at(ratio) for a in accounts)
     if tokens < context:
         return None
-    asked = exposure_of(ask, ask.own_limit)
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = [
         group_speed(

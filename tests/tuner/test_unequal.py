@@ -23,6 +23,8 @@ from turbofit.tuner.search import search
 from turbofit.tuner.shapes import PREFILL_SIZES
 from turbofit.tuner.sizing import Shape
 
+pytestmark = pytest.mark.slow
+
 #: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
 GROWN = [
     ("rtx3090+rtx4080", "internvl2-8b-awq", 190_976),

@@ -74,6 +74,19 @@ def add_gateway(parser: Parser) -> None:
         default=[],
         help="web pages that may use the server, e.g. https://chat.example.com (default: none)",
     )
+    add(
+        "--trusted-proxies",
+        metavar="ADDRESS",
+        nargs="+",
+        default=[],
+        help="reverse proxies whose X-Forwarded-For says who the client is: 10.0.0.7, 10.0.0.0/8",
+    )
+    add(
+        "--connections-per-address",
+        metavar="N",
+        type=options.number,
+        help="connections that one address may have, but for trusted proxies (default 1024)",
+    )
     add("--ssl-certfile", metavar="FILE", help="serve TLS with this certificate")
     add("--ssl-keyfile", metavar="FILE", help="its key")
     add(
@@ -88,13 +101,15 @@ def gateway_config(args: argparse.Namespace, *, upstream_key: str | None) -> Gat
     """What `add_gateway`'s options say.
 
     Raises:
-        UsageError: open to the network by accident, or half a certificate.
+        UsageError: open to the network by accident, half a certificate, or a proxy without an
+            address.
     """
     import os
 
     from turbofit.cli.output import note
     from turbofit.core.errors import UsageError
-    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+    from turbofit.gateway.connections import Networks
     from turbofit.gateway.server import check_bind
 
     keys: Sequence[str] = args.api_key or os.environ.get("TURBOFIT_API_KEYS", "").split(",")
@@ -104,6 +119,8 @@ def gateway_config(args: argparse.Namespace, *, upstream_key: str | None) -> Gat
         )
     if args.api_key and not all(key.strip() for key in args.api_key):
         raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
+    Networks(args.trusted_proxies)  # which says what is none before anything is started
+    of_one = args.connections_per_address
     config = GatewayConfig(
         host=args.host,
         port=args.port,
@@ -111,6 +128,10 @@ def gateway_config(args: argparse.Namespace, *, upstream_key: str | None) -> Gat
         upstream_key=upstream_key,
         allow_origins=tuple(args.allow_origins),
         allowed_media_domains=tuple(args.allowed_media_domains),
+        trusted_proxies=tuple(args.trusted_proxies),
+        connection=ConnectionLimits(
+            **({} if of_one is None else {"connections_per_address": of_one})
+        ),
         ssl_certfile=args.ssl_certfile,
         ssl_keyfile=args.ssl_keyfile,
     )

@@ -20,6 +20,7 @@ __all__ = [
     "add_model",
     "add_planning",
     "add_settings",
+    "number",
     "planning_keywords",
     "port",
     "size",
@@ -168,6 +169,11 @@ def port(text: str) -> int:
     if value > LAST_PORT:
         raise argparse.ArgumentTypeError(f"{text!r} is no port")
     return value
+
+
+def number(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    return _positive(text)
 
 
 def size(text: str) -> int:

@@ -33,10 +33,14 @@ _AGAIN: Final = "\n"
 
 
 class Cost(Struct):
-    """What a request holds of an engine until it lets go."""
+    """What a request holds of an engine until it lets go.
+
+    ``suspect``: an engine may have died of it; see `retry` for where it may go.
+    """
 
     units: int = 0
     host_bytes: int = 0
+    suspect: bool = False
 
     @property
     def free(self) -> bool:
@@ -100,8 +104,8 @@ class Admission:
             Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 400
                 for what no engine could ever hold.
         """
-        if not self._fleet.others(avoid):
-            raise dead()
+        if not self._may_go(cost, avoid):
+            raise dead(self._fleet)
         self._refuse_impossible(cost)
         if cost.free or not self._lines:
             engine = self._find(cost, choose, avoid)
@@ -118,6 +122,7 @@ class Admission:
 
     def release(self, engine: Engine, cost: Cost) -> None:
         """Give back what `admit` took, and let the next in."""
+        engine.suspects -= cost.suspect
         engine.units -= cost.units
         engine.host_bytes -= cost.host_bytes
         if self._full is not None and engine.fleet is self._fleet:
@@ -161,6 +166,8 @@ class Admission:
         if avoid:
             self._lines.move_to_end(client, last=False)
         self.waiting += 1
+        # Those before it may wait for what it does not need.
+        self.pump()
         try:
             # Not wait_for: it may swallow a cancellation that meets the result.
             done, _ = await asyncio.wait((waiter.future,), timeout=self._seconds)
@@ -192,6 +199,8 @@ class Admission:
             del self._lines[client]
 
     def _find(self, cost: Cost, choose: Chooser | None, avoid: Collection[Engine]) -> Engine | None:
+        if cost.suspect:
+            avoid = (*avoid, *self._fleet.kept)
         best = self._best(cost, avoid)
         if best is None or choose is None:
             return best
@@ -216,15 +225,20 @@ class Admission:
         fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
         return least_busy(fitting) if fitting else None
 
+    def _may_go(self, cost: Cost, avoid: Collection[Engine]) -> bool:
+        """Whether any engine may have it, now or later."""
+        return self._fleet.others(avoid) and (not cost.suspect or self._fleet.spare)
+
     def _take(self, engine: Engine, cost: Cost) -> Engine:
+        engine.suspects += cost.suspect
         engine.units += cost.units
         engine.host_bytes += cost.host_bytes
         return engine
 
     def _hopeless(self, waiter: _Waiter) -> Refusal | None:
         """Why it need not wait any longer, since the engines changed."""
-        if not self._fleet.others(waiter.avoid):
-            return dead()
+        if not self._may_go(waiter.cost, waiter.avoid):
+            return dead(self._fleet)
         try:
             self._refuse_impossible(waiter.cost)
         except Refusal as refusal:
@@ -259,8 +273,10 @@ class Admission:
         )
 
 
-def dead() -> Refusal:
+def dead(fleet: Fleet) -> Refusal:
     """No engine is up."""
+    if fleet.outage is not None:
+        return fleet.outage.refusal()
     return Refusal(
         503, "engine_unavailable", "the inference engine is unavailable", retry_after=RETRY_DEAD
     )

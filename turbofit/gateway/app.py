@@ -10,6 +10,7 @@ from turbofit.gateway.admission import Admission
 from turbofit.gateway.body import Bodies
 from turbofit.gateway.call import Call, answer, entry
 from turbofit.gateway.carry import Carrier
+from turbofit.gateway.connections import Connections, Networks
 from turbofit.gateway.engines import Affinity, Engine
 from turbofit.gateway.fetch import Fetcher
 from turbofit.gateway.films import Films
@@ -18,10 +19,11 @@ from turbofit.gateway.guard import Keys, Origins
 from turbofit.gateway.health import Monitor
 from turbofit.gateway.metrics import Metrics
 from turbofit.gateway.pages import health_page, metrics_page
-from turbofit.gateway.prepare import finish, remote_urls, start
+from turbofit.gateway.prepare import finish, hold, remote_urls, start
 from turbofit.gateway.refusals import Refusal, refusal_body
+from turbofit.gateway.resize import Resizer
 from turbofit.gateway.roster import Roster
-from turbofit.gateway.routes import api_of, find_route
+from turbofit.gateway.routes import api_of, find_route, is_health
 from turbofit.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.engines import Chooser
     from turbofit.gateway.limits import Bounds
+    from turbofit.gateway.outage import Outage
     from turbofit.gateway.roll import Roll
     from turbofit.gateway.routes import Kind, Route
 
@@ -65,11 +68,14 @@ class Gateway:
         self.fleet = Fleet(_engines(bounds, upstreams, config))
         self._roster = Roster(self.fleet)
         self.metrics = Metrics()
+        self.connections = Connections(
+            config.connection, Networks(config.trusted_proxies), self.metrics.count
+        )
         self._log = log or (lambda _: None)
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
-        self._bodies = Bodies(bounds.limits.bytes_per_body, config.body_seconds)
+        self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or Fetcher(config.allowed_media_domains)
-        self._films = Films()
+        self._films, self._resizer = Films(), Resizer()
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds
@@ -107,9 +113,19 @@ class Gateway:
         self._bodies.limit(roll.bounds.limits.bytes_per_body)
         for engine in ended:
             self.monitor.forget(engine)
-            engine.abort_all()
+            engine.abort_all(died=False)
         self.admission.pump()
         self.monitor.look()
+
+    def rest(self, outage: Outage | None) -> None:
+        """No engine runs, or will for a while; None once they are started again.
+
+        To be called in the gateway's loop. Nothing is sent to where an engine was: somebody else
+        may listen there.
+        """
+        self.fleet.outage = outage
+        for engine in self.engines if outage is not None else ():
+            self.monitor.doubt(engine)
 
     def outstanding(self) -> dict[str, int]:
         """Requests at each engine by its name; one that drains has drained at 0."""
@@ -161,7 +177,7 @@ class Gateway:
                 await answer(call, send, 204, b"", "text/plain")
                 return
             call.out += self._origins.check(call.headers)
-            if raw_path != b"/health":
+            if not is_health(raw_path):
                 # Before the route: strangers learn nothing of what exists.
                 call.key = self._keys.check(call.headers)
             call.route = find_route(call.method, raw_path)
@@ -170,9 +186,9 @@ class Gateway:
                 await self._own(call, send, call.route.kind)
                 return
             if call.route.method == "POST":
-                call.body = await self._bodies.read(call.headers, receive)
+                call.body = await self._bodies.read(call.headers, receive, call.who)
             call.bytes_in, call.read = len(call.body), time.perf_counter()
-            self._bodies.keep(call.bytes_in)
+            self._bodies.keep(call.bytes_in, call.who)
             watch = asyncio.ensure_future(_watch(receive, call, asyncio.current_task()))
             try:
                 await self._pass_on(call, send)
@@ -211,7 +227,10 @@ class Gateway:
         most = bounds.limits.bytes_per_image
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
         clip = await self._films.look(parsed, fetched, most)
-        call.body, call.prepared = finish(bounds, route.kind, parsed, fetched, clip)
+        media = hold(bounds, route.kind, parsed, fetched, clip)
+        if route.kind != "count_tokens":
+            media = await self._resizer.resize(media)
+        call.body, call.prepared = finish(bounds, route.kind, parsed, media)
         several = self._affinity is not None and len(self.fleet) > 1
         return self._affinity.chooser(parsed.body) if self._affinity and several else None
 
@@ -220,7 +239,15 @@ class Gateway:
         if kind == "health":
             await health_page(call, send, self.fleet)
         else:
-            await metrics_page(call, send, self.fleet, self._upstream, self.metrics, self.admission)
+            await metrics_page(
+                call,
+                send,
+                self.fleet,
+                self._upstream,
+                self.metrics,
+                self.admission,
+                len(self.connections),
+            )
 
     async def _refuse(self, call: Call, refusal: Refusal, send: Send) -> None:
         call.reason = call.reason or refusal.reason

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from turbofit.gateway.fields import FIELDS
+from turbofit.gateway.limits import shown
+from turbofit.gateway.parameters import passed
 from turbofit.gateway.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ __all__ = ["Parsed", "Slot", "read_body"]
 
 _Shape = Literal["part", "data", "block", "count", "clip"]
 
+#: Types of a message part that is text; the longer names are those of the Responses API.
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
 #: Types of a message part that LMDeploy's multimodal processor takes for an image.
 _IMAGE_PARTS: Final = ("image_url", "image", "image_data")
 #: Those that it takes for a video.
@@ -86,20 +89,20 @@ class Slot:
 class Parsed:
     """A body as it will be passed on, once its slots are filled.
 
-    ``copies`` are the requests that the engine makes of it, ``max_tokens`` is None where the client
-    sets no limit, ``lowered`` says what was changed so far. ``watching`` is what
-    the client asked of the loader and the processor of its video.
+    ``copies`` are the requests that the engine makes of it, ``lowered`` says what was changed so
+    far. ``watching`` is what the client asked of the loader and the processor of its video,
+    ``of_images`` of the processor of its images.
     """
 
-    __slots__ = ("body", "copies", "lowered", "max_tokens", "slots", "watching")
+    __slots__ = ("body", "copies", "lowered", "of_images", "slots", "watching")
 
     def __init__(self, body: dict[str, Any]) -> None:
         self.body = body
         self.slots: list[Slot] = []
         self.copies = 1
-        self.max_tokens: int | None = None
         self.lowered: list[str] = []
         self.watching: dict[str, Any] = {}
+        self.of_images: dict[str, Any] = {}
 
 
 def read_body(kind: Kind, body: Any) -> Parsed:
@@ -112,7 +115,7 @@ def read_body(kind: Kind, body: Any) -> Parsed:
     """
     if not isinstance(body, dict):
         raise Refusal(400, "bad_body", "the body is not a JSON object")
-    fields = FIELDS[kind]
+    fields = passed(kind)
     # A null stands for the default, which LMDeploy takes only from a field's absence.
     parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
     _READERS[kind](parsed)
@@ -130,9 +133,6 @@ def _chat(parsed: Parsed) -> None:
         raise _bad("messages", "is no list")
     _image_data(parsed)
     parsed.copies = _integer(body, "n") or 1
-    # LMDeploy prefers the newer name.
-    newer, older = _integer(body, "max_completion_tokens"), _integer(body, "max_tokens")
-    parsed.max_tokens = older if newer is None else newer
 
 
 def _chat_message(parsed: Parsed, message: Any) -> None:
@@ -145,9 +145,11 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         raise _bad("messages", "holds content that is neither text nor a list")
     if not isinstance(content, list):
         return
+    if role == "assistant":
+        _forget_unknown(parsed, content)
     for index, part in enumerate(content):
         kind = _part_type(part)
-        if kind == "text":
+        if kind in _TEXT_PARTS:
             if not isinstance(part.get("text"), str):
                 raise _bad("messages", "holds a text part without text")
             content[index] = {"type": "text", "text": part["text"]}
@@ -165,7 +167,26 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
         elif kind in _OTHER_PARTS:
             raise _bad("messages", f"holds a part of type {kind!r}, which this model does not take")
         else:
-            raise _bad("messages", f"holds a part of unknown type {kind[:20]!r}")
+            raise _bad(
+                "messages",
+                f"holds a part of unknown type {kind[:20]!r}: text, image_url and video_url are "
+                "taken",
+            )
+
+
+def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:
+    """Leave out of an earlier answer what is no input: ``thinking`` and the like.
+
+    Clients send answers back with everything that another server put there. LMDeploy ignores it
+    where no image is in the request, and leaves it to the chat template where one is. A user's own
+    part of unknown type is refused instead: an answer that never saw it would pass for one that
+    did.
+    """
+    known = (*_TEXT_PARTS, *_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS, "refusal")
+    unknown = [_part_type(part) for part in content if _part_type(part) not in known]
+    if unknown:
+        content[:] = [part for part in content if part["type"] in known]
+        parsed.lowered += [f"messages={shown(kind)}->none" for kind in dict.fromkeys(unknown)]
 
 
 def _part_type(part: Any) -> str:
@@ -213,20 +234,15 @@ def _completions(parsed: Parsed) -> None:
     if not prompts or not all(isinstance(one, str) for one in prompts):
         raise _bad("prompt", "is neither a string nor a list of strings")
     parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
-    newer = _integer(parsed.body, "max_completion_tokens")
-    older = _integer(parsed.body, "max_tokens")
-    parsed.max_tokens = older if newer is None else newer
 
 
 def _generate(parsed: Parsed) -> None:
     _image_data(parsed)
-    parsed.max_tokens = _integer(parsed.body, "max_tokens")
 
 
 def _messages(parsed: Parsed) -> None:
     _anthropic(parsed, "block")
     _image_data(parsed)
-    parsed.max_tokens = _integer(parsed.body, "max_tokens")
 
 
 def _count_tokens(parsed: Parsed) -> None:
@@ -283,7 +299,15 @@ def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: i
 def _responses(parsed: Parsed) -> None:
     """Text only, as LMDeploy itself says; looked through in case a later one thinks better."""
     _no_images((parsed.body.get("input"), parsed.body.get("prompt")))
-    parsed.max_tokens = _integer(parsed.body, "max_output_tokens")
+
+
+def _encode(parsed: Parsed) -> None:
+    """Texts to tokenise."""
+    texts = parsed.body.get("input")
+    if not isinstance(texts, str) and not (
+        isinstance(texts, list) and all(isinstance(one, str) for one in texts)
+    ):
+        raise _bad("input", "is neither a string nor a list of strings")
 
 
 def _no_images(values: Iterable[Any]) -> None:
@@ -301,12 +325,18 @@ def _no_images(values: Iterable[Any]) -> None:
 
 
 def _processor_fields(parsed: Parsed) -> None:
-    """Keywords for loaders and processors: those of a video are kept aside, the rest is dropped."""
+    """Keywords for loaders and processors.
+
+    Those of a video and of the processor of images are kept aside, the rest is dropped.
+    """
     watches = any(slot.shape == "clip" for slot in parsed.slots)
     for name in ("media_io_kwargs", "mm_processor_kwargs"):
         value = parsed.body.pop(name, None)
         if watches and isinstance(value, dict) and isinstance(value.get("video"), dict):
             parsed.watching.update(value.pop("video"))
+        aside = name == "mm_processor_kwargs" and parsed.slots and isinstance(value, dict)
+        if aside and isinstance(value.get("image"), dict):
+            parsed.of_images = value.pop("image")
         if value:
             inner = "+".join(sorted(value)) if isinstance(value, dict) else ""
             safe = "".join(c for c in inner[:40] if c.isascii() and (c.isalnum() or c in "_+"))
@@ -341,4 +371,5 @@ _READERS: Final = {
     "messages": _messages,
     "count_tokens": _count_tokens,
     "responses": _responses,
+    "encode": _encode,
 }

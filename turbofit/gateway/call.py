@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.gateway.connections import address_of
 from turbofit.gateway.guard import request_id
 from turbofit.gateway.prepare import Prepared
 
@@ -56,6 +57,11 @@ class Call:
         self.forgotten = False
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+
+    @property
+    def who(self) -> str:
+        """Whose request it is, where clients share: the key's, else the address's."""
+        return self.key or address_of(self.client)
 
 
 async def answer(call: Call, send: Send, status: int, body: bytes, kind: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.gateway.admission import Cost, dead
 from turbofit.gateway.call import sent_headers
 from turbofit.gateway.relay import EngineDied, Relay
+from turbofit.gateway.retry import Retries, withheld
 from turbofit.gateway.upstream import Unreachable
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Carrier"]
 
-#: Engines that may break off over one request before its client is told. Each of them had it, and
-#: may have died of it: a request that kills engines must not go through the whole cluster.
-_MOST_TRIES: Final = 3
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
 _MOST_ASKED: Final = 16
@@ -32,10 +30,11 @@ _MOST_ASKED: Final = 16
 class Carrier:
     """Carries requests to engines.
 
-    A request of whose answer nothing was passed on yet is sent again, to an engine that did not
-    have it, where one breaks off or is taken out; what the client sees is a longer wait. An engine
-    that answers, with an error too, has answered. One that cannot be reached never had the request,
-    and does not count as a try: it is taken out at once, so that none is met twice.
+    A request of whose answer nothing was passed on yet may be sent again, to an engine that did not
+    have it, where one breaks off or is taken out (`retry` says when); what the client sees is a
+    longer wait. An engine that answers, with an error too, has answered. One that cannot be reached
+    never had the request, and does not count as a try: it is taken out at once, so that none is met
+    twice.
 
     Args:
         fleet: the engines.
@@ -65,26 +64,33 @@ class Carrier:
             Refusal: no room, no engine, or none that did not break off.
         """
         prepared = call.prepared
-        cost = Cost(units=prepared.units, host_bytes=prepared.host_bytes)
         avoid: list[Engine] = []
-        tries = 0
+        retries = Retries()
         while True:
             if len(avoid) == _MOST_ASKED:
-                raise dead()
-            engine = await self._admission.admit(call.key or call.client, cost, choose, avoid)
+                raise dead(self._fleet)
+            cost = Cost(
+                units=prepared.units, host_bytes=prepared.host_bytes, suspect=retries.suspect
+            )
+            engine = await self._admission.admit(call.who, cost, choose, avoid)
             avoid.append(engine)
             if not self._fleet.knew(engine, call.roll):
                 self._admission.release(engine, cost)
                 continue
-            last = tries + 1 == _MOST_TRIES
             try:
-                await self._to(call, engine, cost, avoid, send, last=last)
-            except Unreachable:
-                self._monitor.suspect(engine, gone=True)
+                await self._to(call, engine, cost, avoid, send, last=retries.last)
+            except Unreachable as exc:
+                self._monitor.gone(engine, vanished=exc.vanished)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
             except EngineDied:
-                tries += 1
-                if last or call.gone or call.forgotten or not self._fleet.others(avoid):
+                assert call.outcome is not None
+                why = retries.lost(call.outcome, self._fleet)
+                if call.gone or not self._fleet.others(avoid):
+                    raise
+                if why is not None:
+                    self._metrics.count("not_retried_total", f"why={why}")
+                    raise withheld(why) from None
+                if call.forgotten:
                     raise
                 self._metrics.count("retried_total")
             else:
@@ -93,7 +99,7 @@ class Carrier:
     def forget(self, call: Call) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
         if call.bytes_in and not call.forgotten:
-            self._bodies.keep(-call.bytes_in)
+            self._bodies.keep(-call.bytes_in, call.who)
         call.forgotten, call.body = True, b""
 
     async def _to(

@@ -5,24 +5,50 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
-from turbofit.core.units import GIB
+from turbofit.core.units import GIB, KIB
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits import Bounds
 
-__all__ = ["GatewayConfig", "host_budget", "host_of_one"]
+__all__ = ["ConnectionLimits", "GatewayConfig", "host_budget", "host_of_one"]
 
 _LEAST_HOST: Final = 2 * GIB
 _UNKNOWN_HOST: Final = 4 * GIB
 _MOST_PIXELS_BYTES: Final = 7 * 89_478_485
 
 
+class ConnectionLimits(Struct):
+    """What a connection may take before anybody has looked at its key; times in seconds.
+
+    ``header_bytes`` bounds one header and the address in the request line, ``all_headers_bytes``
+    both together, ``headers`` their number. ``headers_seconds`` is the time from the connection, or
+    from the first byte of a later request, to the end of the headers. ``keep_alive_seconds``: how
+    long a connection may be idle between two requests. ``unread_seconds``: how long the gateway
+    reads on, and throws away, what a client still sends after its refusal, so that the client can
+    read the refusal. ``write_seconds``: how long a client may take nothing of its answer.
+    ``connections_per_address`` does not hold for trusted proxies.
+    """
+
+    header_bytes: int = 16 * KIB
+    all_headers_bytes: int = 64 * KIB
+    headers: int = 100
+    headers_seconds: float = 20.0
+    keep_alive_seconds: int = 65
+    unread_seconds: float = 10.0
+    write_seconds: float = 120.0
+    connections: int = 4096
+    connections_per_address: int = 1024
+
+
 class GatewayConfig(Struct):
     """Settings of one gateway; times in seconds.
 
-    ``api_keys`` empty means that everybody may. ``host_bytes`` is the host memory of images in
-    flight to one engine, see `host_budget`. ``idle_seconds`` and ``stall_seconds`` say when an
+    ``api_keys`` empty means that everybody may. ``trusted_proxies`` are addresses and networks of
+    reverse proxies, whose ``X-Forwarded-For`` says who the client is. A body must be whole within
+    ``body_seconds``, and bring ``body_rate`` bytes a second in each ``body_window_seconds``.
+    ``host_bytes`` is the host memory of images in flight to one engine, see `host_budget`.
+    ``idle_seconds`` and ``stall_seconds`` say when an
     engine is asked for a token, see `health.Monitor`. ``serial``: engines answer one request after
     the other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
@@ -38,12 +64,16 @@ class GatewayConfig(Struct):
     upstream_key: str | None = None
     allow_origins: tuple[str, ...] = ()
     allowed_media_domains: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    connection: ConnectionLimits = ConnectionLimits()
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     host_bytes: int = _UNKNOWN_HOST
     queue_length: int = 256
     queue_seconds: float = 30.0
-    body_seconds: float = 120.0
+    body_seconds: float = 300.0
+    body_window_seconds: float = 15.0
+    body_rate: int = 16 * KIB
     idle_seconds: float = 60.0
     stall_seconds: float = 120.0
     retry_seconds: float = 5.0

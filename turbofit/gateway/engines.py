@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["Engine", Callable[["Engine"], bool]], "Engine"]
+
+    class Abort(Protocol):
+        """Ends one request that waits for an engine."""
+
+        def __call__(self, *, died: bool) -> None: ...
+
 
 __all__ = ["Affinity", "Engine", "least_busy"]
 
@@ -81,7 +87,11 @@ class Engine:
         self.last_asked = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
-        self.aborts: set[Callable[[], None]] = set()
+        self.aborts: set[Abort] = set()
+        #: Requests that were in flight when it died.
+        self.lost = 0
+        #: Requests in flight that another engine may have died of, until their answers begin.
+        self.suspects = 0
 
     @property
     def name(self) -> str:
@@ -97,6 +107,11 @@ class Engine:
     def up(self, up: bool) -> None:
         self._up = up
         self._turn()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests, and has answered one."""
+        return self.takes and self.last_success > float("-inf")
 
     @property
     def draining(self) -> bool:
@@ -181,10 +196,14 @@ class Engine:
         """A byte came."""
         self.last_byte = time.monotonic()
 
-    def abort_all(self) -> None:
-        """End every request that waits for this engine."""
+    def abort_all(self, *, died: bool = True) -> None:
+        """End every request that waits for this engine.
+
+        Args:
+            died: whether it may have died of one of them.
+        """
         for abort in tuple(self.aborts):
-            abort()
+            abort(died=died)
 
 
 def least_busy(engines: Iterable[Engine]) -> Engine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.engines import least_busy
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.admission import Cost
     from turbofit.gateway.engines import Engine
+    from turbofit.gateway.outage import Outage
 
     #: Rank, a number of its own, engine.
     Entry = tuple[tuple[float, float, float], int, Engine]
@@ -44,6 +45,8 @@ class Fleet:
         #: The roll that is in force, and those that brought other bounds.
         self.roll = 0
         self.turns: list[int] = []
+        #: Why none will be up for a while, where that is known.
+        self.outage: Outage | None = None
         #: How many take requests.
         self.open = 0
         #: Grows whenever there may be more room than what was given back.
@@ -94,6 +97,18 @@ class Fleet:
     def others(self, avoid: Collection[Engine]) -> bool:
         """Whether any engine takes requests beside these, each of which is named once."""
         return self.open > sum(one.takes and one.fleet is self for one in avoid)
+
+    @property
+    def spare(self) -> bool:
+        """Whether at least two engines serve, so that one may be put at risk."""
+        return len(tuple(islice((one for one in self._all if one.serves), 2))) == 2
+
+    @property
+    def kept(self) -> tuple[Engine, ...]:
+        """Engines that get no suspect now, so that always one that serves has none."""
+        clean = (one for one in self._all if one.serves and not one.suspects)
+        found = tuple(islice(clean, 2))
+        return () if len(found) == 2 else found or self._all
 
     def knew(self, engine: Engine, roll: int) -> bool:
         """Whether an engine was there while the bounds that a roll brought were in force.

@@ -17,6 +17,10 @@ __all__ = ["Keys", "Origins", "request_id"]
 
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ID_SHOWN: Final = 8
+_ORIGIN_SHOWN: Final = 80
+#: A list of header names.
+_NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:, ?[A-Za-z0-9_-]{1,64}){0,63}")
+_USUAL: Final = b"authorization, content-type, x-api-key, x-request-id, anthropic-version"
 
 
 class Keys:
@@ -70,10 +74,12 @@ class Origins:
         if origin is None:
             return ()
         if not self._any and origin.decode("latin-1") not in self._allowed:
+            page = origin.decode("latin-1")[:_ORIGIN_SHOWN]
             raise Refusal(
                 403,
                 "origin",
-                "web pages of this origin may not use the server; --allow-origins lets them",
+                f"web pages of {page} may not use the server; it lets them with "
+                f"--allow-origins {page}",
             )
         value = b"*" if self._any else origin
         return (
@@ -91,13 +97,13 @@ class Origins:
         allowed = self.check(headers)
         if not allowed:
             raise Refusal(405, "method_not_allowed", "OPTIONS is for browsers")
+        wanted = headers.get(b"access-control-request-headers", b"")
         return (
             *allowed,
             (b"access-control-allow-methods", b"GET, POST"),
-            (
-                b"access-control-allow-headers",
-                b"authorization, content-type, x-api-key, x-request-id, anthropic-version",
-            ),
+            # What the page asks for, since SDKs send headers of their own (x-stainless-os); those
+            # that are not known here go no further.
+            (b"access-control-allow-headers", wanted if _NAMES.fullmatch(wanted) else _USUAL),
             (b"access-control-max-age", b"600"),
         )
 

@@ -28,7 +28,7 @@ _GOLDEN: Final = 0.6180339887
 
 def healthy(engines: Iterable[Engine]) -> bool:
     """Whether at least one engine answers completions, and takes more."""
-    return any(engine.takes and engine.last_success > float("-inf") for engine in engines)
+    return any(engine.serves for engine in engines)
 
 
 class Monitor:
@@ -80,12 +80,22 @@ class Monitor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def suspect(self, engine: Engine, *, gone: bool = False) -> None:
-        """A request failed there; ``gone`` where nothing even listens."""
+    def suspect(self, engine: Engine) -> None:
+        """A request failed there."""
         engine.suspect = True
-        if gone and engine.up:
+        self._poke.set()
+
+    def gone(self, engine: Engine, *, vanished: bool) -> None:
+        """A request could not be sent there.
+
+        Args:
+            engine: which.
+            vanished: whether nobody answered at all; else its machine did, and nothing listens.
+        """
+        engine.suspect = True
+        if engine.up:
             engine.failures = _FAILURES
-            self._take_out(engine)
+            self._take_out(engine, died=not vanished)
         self._poke.set()
 
     def doubt(self, engine: Engine) -> None:
@@ -171,7 +181,7 @@ class Monitor:
             engine.up = True
             self._changed()
 
-    def _take_out(self, engine: Engine) -> None:
+    def _take_out(self, engine: Engine, *, died: bool = True) -> None:
         engine.up = False
-        engine.abort_all()
+        engine.abort_all(died=died)
         self._changed()

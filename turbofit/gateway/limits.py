@@ -18,7 +18,15 @@ from turbofit.gateway.refusals import Refusal
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import exposure_within
 from turbofit.model.families.internvl import DETAIL_PATCHES
-from turbofit.model.images import image_tokens, largest_limit, unit_tokens, units
+from turbofit.model.images import (
+    image_tokens,
+    largest_limit,
+    least_units,
+    limit_bounds,
+    unit_tokens,
+    units,
+)
+from turbofit.model.resize import size_within
 from turbofit.model.videos import takes_videos
 
 if TYPE_CHECKING:
@@ -27,14 +35,31 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = [
-    "KNOBS", "Bounds", "Held", "bounds_of", "check_images", "check_request", "hold_image",
-    "model_default", "number", "shown",
+    "KNOBS", "Bounds", "Held", "bounds_of", "check_images", "check_request", "check_texts",
+    "hold_image", "model_default", "most_images", "number", "planned_limit", "shown",
 ]  # fmt: skip
 
 #: What LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
+#: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
+#: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
+_MOST_IMAGES: Final = 64
 _SHOWN: Final = 24
+#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat). Copies
+#: beyond the engine's batch wait there, as requests do, and take no memory meanwhile.
+_TEXT_COPIES: Final = 128
+#: What each text costs beside its bytes, in bytes that take as long to tokenise.
+_BYTES_PER_TEXT: Final = 64
+#: Bytes of text that LMDeploy may always be given: 0.5 s of its event loop (2 s a MB).
+_LEAST_TEXT: Final = 256 << 10
+#: Bytes of a token of the session, beyond that. No language's text has so many on average; a text
+#: of long runs of one character may. Over: such a one is refused where it would just fit.
+_BYTES_PER_TOKEN: Final = 8
+#: Bytes of the longest token, twice the 128 spaces of common vocabularies: text of more cannot fit.
+#: Under: most of what is shorter does not fit either. Tools and names have room in any case.
+_LONGEST_TOKEN: Final = 256
+_LEAST_BODY: Final = 1 << 16
 
 
 class Bounds(Struct):
@@ -47,7 +72,9 @@ class Bounds(Struct):
     one that generates and encodes its images again, beside whatever was let through meanwhile.
     ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
     ``watches``: the engine and its model take videos, each in the place of an image. ``default`` is
-    the limit of an image without parameters, None where it follows from ``overlay``.
+    the limit of an image without parameters, None where it follows from ``overlay``. ``heeds``:
+    whether the engine reads the parameters of a request's images at all. ``engines`` and
+    ``vocabulary`` (rows of the embedding, 0 where it is not known) decide what `parameters` may be.
     """
 
     rule: ImageRule | None
@@ -59,19 +86,31 @@ class Bounds(Struct):
     bytes_per_unit: int = 0
     watches: bool = False
     default: int | None = None
+    engines: tuple[str, ...] = ("turbomind",)
+    vocabulary: int = 0
+    heeds: bool = True
+
+    @property
+    def room_beside_images(self) -> int:
+        """Bytes of a body that its images leave, at their largest."""
+        most = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
+        return max(_LEAST_BODY, self.limits.bytes_per_body - most)
 
     @property
     def beside_images(self) -> int:
         """Bytes of a body that are not images; text past any context need not be tokenised."""
-        most = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
-        return max(1 << 16, self.limits.bytes_per_body - most)
+        tokens = self.longest_request_tokens
+        cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
+        fitting = max(_LEAST_BODY, _LONGEST_TOKEN * tokens)
+        return min(cheap, fitting, self.room_beside_images)
 
 
 class Held(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
     ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``. ``words`` are
-    text tokens that stand between the frames of a video, beside its ``tokens``.
+    text tokens that stand between the frames of a video, beside its ``tokens``. ``resize`` is the
+    width and height that the picture itself must be given, since no parameter can hold it.
     """
 
     knobs: dict[str, int]
@@ -80,6 +119,7 @@ class Held(Struct):
     lowered: tuple[str, ...] = ()
     frames: int = 1
     words: int = 0
+    resize: tuple[int, int] | None = None
 
 
 def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
@@ -100,24 +140,39 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         gate_to_end=gate is not None and plan.may_evict(),
         bytes_per_unit=_bytes_per_unit(plan, rule),
         watches=takes_videos(plan.engine.name, rule),
+        engines=(plan.engine.name,),
+        vocabulary=plan.model.text.vocab,
+        heeds=plan.engine.name != "transformers",
     )
 
 
 def model_default(bounds: Bounds) -> int:
     """The limit of an image without parameters: the plan's on an overlay, else the checkpoint's."""
-    rule, limits = bounds.rule, bounds.limits
     if bounds.default is not None:
         return bounds.default
+    rule = bounds.rule
+    assert rule is not None
+    own = rule.max_dynamic_patch if isinstance(rule, TileRule) else rule.max_pixels
+    return planned_limit(bounds) if bounds.overlay else own
+
+
+def planned_limit(bounds: Bounds) -> int:
+    """The planned limit of an image in tiles or pixels, the checkpoint's own where none was."""
+    rule, limits = bounds.rule, bounds.limits
     if isinstance(rule, TileRule):
-        own, planned = rule.max_dynamic_patch, limits.max_dynamic_patch
-    else:
-        assert isinstance(rule, PatchRule)
-        own, planned = rule.max_pixels, limits.max_pixels_per_image
-    return planned if bounds.overlay and planned is not None else own
+        return limits.max_dynamic_patch or rule.max_dynamic_patch
+    assert isinstance(rule, PatchRule)
+    return limits.max_pixels_per_image or rule.max_pixels
 
 
 def hold_image(
-    bounds: Bounds, size: tuple[int, int], asked: Mapping[str, Any], *, carries: bool = True
+    bounds: Bounds,
+    size: tuple[int, int],
+    asked: Mapping[str, Any],
+    *,
+    carries: bool = True,
+    by_request: bool = False,
+    cap: int | None = None,
 ) -> Held:
     """One image, lowered to the plan.
 
@@ -129,6 +184,9 @@ def hold_image(
         size: width and height in pixels.
         asked: the client's parameters of this image; others than `KNOBS` are not looked at.
         carries: whether its place in the request can carry parameters.
+        by_request: whether the request can carry pixel bounds for all its images together.
+        cap: a limit in tiles or pixels below the planned one, for images that share a request. An
+            image that it does not make smaller stays as it is without.
 
     Raises:
         Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
@@ -136,54 +194,80 @@ def hold_image(
     rule = bounds.rule
     if rule is None:
         raise Refusal(400, "no_images", "this server was planned without images")
+    carried = bounds.heeds and (carries if rule.client_knobs else by_request)
     try:
-        if not carries or not rule.client_knobs:
-            held = _uncarried(bounds, rule, size, asked)
+        if not carried:
+            held = _uncarried(bounds, rule, size, asked, cap)
         elif isinstance(rule, TileRule):
-            held = _tiles(bounds, rule, size, asked)
+            held = _tiles(bounds, rule, size, asked, cap)
         else:
-            held = _patches(bounds, rule, size, asked)
+            held = _patches(bounds, rule, size, asked, cap)
     except UsageError as exc:
         raise Refusal(400, "bad_image_size", f"{exc.message}: {exc.hint}") from None
     most = bounds.limits.units_per_image
     if held.units > most:
-        unit = bounds.limits.vision_unit
+        unit = "patches" if bounds.limits.vision_unit == "patch" else "tiles"
         raise Refusal(
             400,
             "image_too_large",
-            f"an image of {size[0]}x{size[1]} takes {held.units} {unit}s here, {most} are planned "
+            f"an image of {size[0]}x{size[1]} takes {held.units} {unit} here, {most} are planned "
             f"for; send it smaller, or plan for that size",
         )
     return held
+
+
+def most_images(bounds: Bounds) -> int:
+    """How many images a request may have: as many as share its units, however small they are."""
+    rule, limits = bounds.rule, bounds.limits
+    if rule is None:
+        return 0
+    sharing = min(_MOST_IMAGES, limits.units_per_request // least_units(rule))
+    return max(limits.images_per_request, sharing)
 
 
 def check_images(bounds: Bounds, count: int) -> None:
     """Refuse too many images before any of them is decoded.
 
     Raises:
-        Refusal: more than planned.
+        Refusal: more than can share what was planned.
     """
-    most = bounds.limits.images_per_request if bounds.rule is not None else 0
+    most = most_images(bounds)
     if count > most:
         raise Refusal(
             400,
             "too_many_images" if most else "no_images",
-            f"{count} image{'s' * (count > 1)} in a request, {most} planned for"
+            f"{count} image{'s' * (count > 1)} in a request, the limit is {most}"
             if most
             else "this server was planned without images",
         )
 
 
-def check_request(
-    bounds: Bounds, images: Sequence[Held], *, n: int = 1, max_tokens: int | None = None
-) -> None:
+def check_texts(bounds: Bounds, texts: str | Sequence[str]) -> None:
+    """Refuse to tokenise more at once than the text of a request may be.
+
+    Raises:
+        Refusal: with the bytes asked and the limit.
+    """
+    listed = [texts] if isinstance(texts, str) else texts
+    size = sum(len(text.encode()) + _BYTES_PER_TEXT for text in listed)
+    most = bounds.beside_images
+    if size > most + _BYTES_PER_TEXT:
+        raise Refusal(
+            413,
+            "text_too_big",
+            f"{size} bytes to tokenise ({_BYTES_PER_TEXT} added for each text), the limit is "
+            f"{most}; ask in parts",
+            param="input",
+        )
+
+
+def check_request(bounds: Bounds, images: Sequence[Held], *, n: int = 1) -> None:
     """Refuse what no lowering can bring within the plan.
 
     Args:
         bounds: the plan's.
         images: the images of the request, held.
         n: copies, each of which is a request to the engine.
-        max_tokens: tokens of the answer; None where the client sets no limit.
 
     Raises:
         Refusal: with the number asked and the limit.
@@ -191,19 +275,15 @@ def check_request(
     limits = bounds.limits
     check_images(bounds, len(images))
     unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
-    unit = limits.vision_unit
-    _within("n", n, limits.n, "copies")
-    _within("images", unit_count, limits.units_per_request, f"vision {unit}s in a request")
+    unit = "patches" if limits.vision_unit == "patch" else "tiles"
+    _within("n", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
+    _within("images", unit_count, limits.units_per_request, f"vision {unit} in a request")
     _within("images", tokens, limits.image_tokens_per_request, "image tokens in a request")
     tokens += sum(image.words for image in images)
     if bounds.gate is not None:
-        _within("n", n * unit_count, bounds.gate, f"vision {unit}s in {n} copies")
-    _within(
-        "max_tokens",
-        tokens + max(1, max_tokens or 1),
-        bounds.longest_request_tokens,
-        f"tokens ({tokens} of images and max_tokens {max(1, max_tokens or 1)})",
-    )
+        _within("n", n * unit_count, bounds.gate, f"vision {unit} in {n} copies")
+    # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
+    _within("images", tokens + 1, bounds.longest_request_tokens, "tokens of images and an answer")
 
 
 def _within(param: str, number: int, limit: int, what: str) -> None:
@@ -214,22 +294,43 @@ def _within(param: str, number: int, limit: int, what: str) -> None:
 
 
 def _uncarried(
-    bounds: Bounds, rule: ImageRule, size: tuple[int, int], asked: Mapping[str, Any]
+    bounds: Bounds,
+    rule: ImageRule,
+    size: tuple[int, int],
+    asked: Mapping[str, Any],
+    cap: int | None,
 ) -> Held:
-    """No parameters can be given: the model's own default decides."""
-    most = model_default(bounds)
-    bound = (
-        {"max_dynamic_patch": most}
-        if isinstance(rule, TileRule)
-        else {"max_pixels": most, "min_pixels": min(rule.min_pixels, most)}
+    """No parameters can be given: the model's own default decides, or the picture is resized."""
+    default, most = model_default(bounds), bounds.limits.units_per_image
+    dropped = [f"{name}={shown(asked[name])}->default" for name in KNOBS if name in asked]
+    resize, bound = None, limit_bounds(rule, default)
+    count = units(rule, *size, **bound)
+    if count > most:
+        paid = largest_limit(rule, most) or 1
+        cap = paid if cap is None else min(cap, paid)
+    if cap is not None and cap < default:
+        resize = size_within(rule, size, cap, default)
+    if resize is not None:
+        dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
+        size = resize
+        count = units(rule, *size, **bound)
+    return Held(
+        knobs={},
+        units=count,
+        tokens=image_tokens(rule, *size, **bound),
+        lowered=tuple(dropped),
+        resize=resize,
     )
-    count, tokens = units(rule, *size, **bound), image_tokens(rule, *size, **bound)
-    dropped = tuple(f"{name}={shown(asked[name])}->default" for name in KNOBS if name in asked)
-    return Held(knobs={}, units=count, tokens=tokens, lowered=dropped)
 
 
-def _tiles(bounds: Bounds, rule: TileRule, size: tuple[int, int], asked: Mapping[str, Any]) -> Held:
-    planned = bounds.limits.max_dynamic_patch or rule.max_dynamic_patch
+def _tiles(
+    bounds: Bounds,
+    rule: TileRule,
+    size: tuple[int, int],
+    asked: Mapping[str, Any],
+    cap: int | None,
+) -> Held:
+    planned = planned_limit(bounds)
     patch, word = asked.get("max_dynamic_patch"), asked.get("detail")
     detail = word if isinstance(word, str) else ""
     wanted = model_default(bounds)
@@ -242,10 +343,13 @@ def _tiles(bounds: Bounds, rule: TileRule, size: tuple[int, int], asked: Mapping
     if count > bounds.limits.units_per_image:
         most = min(most, largest_limit(rule, bounds.limits.units_per_image) or 1)
         count = units(rule, *size, max_dynamic_patch=most)
+    if cap is not None and cap < most:
+        capped = units(rule, *size, max_dynamic_patch=cap)
+        most, count = (cap, capped) if capped < count else (most, count)
     lowered = []
     if number(patch) > most:
         lowered.append(f"max_dynamic_patch={shown(patch)}->{most}")
-    elif not isinstance(patch, int) and wanted > most:
+    elif wanted > most:
         name, value = ("detail", detail) if detail in DETAIL_PATCHES else (KNOBS[0], wanted)
         lowered.append(f"{name}={shown(value)}->{most}")
     return Held(
@@ -257,10 +361,14 @@ def _tiles(bounds: Bounds, rule: TileRule, size: tuple[int, int], asked: Mapping
 
 
 def _patches(
-    bounds: Bounds, rule: PatchRule, size: tuple[int, int], asked: Mapping[str, Any]
+    bounds: Bounds,
+    rule: PatchRule,
+    size: tuple[int, int],
+    asked: Mapping[str, Any],
+    cap: int | None,
 ) -> Held:
     """Both pixel bounds are given always: Transformers 5.17 ignores one alone."""
-    planned = bounds.limits.max_pixels_per_image or rule.max_pixels
+    planned = planned_limit(bounds)
     high, low = number(asked.get("max_pixels")), number(asked.get("min_pixels"))
     most = min(high if high >= 1 else model_default(bounds), planned)
     least = min(low if low >= 1 else rule.min_pixels, most)
@@ -277,8 +385,14 @@ def _patches(
         count = units(rule, *size, max_pixels=most, min_pixels=least)
         if count <= bounds.limits.units_per_image:
             break
+    if cap is not None and cap < most:
+        lower = min(least, rule.min_pixels, cap)
+        capped = units(rule, *size, max_pixels=cap, min_pixels=lower)
+        if capped < count:
+            high = high if high >= 1 else most
+            least, most, count = lower, cap, capped
     lowered = [
-        f"{name}={shown(asked[name])}->{value}"
+        f"{name}={shown(asked[name] if number(asked.get(name)) >= 1 else wanted)}->{value}"
         for name, value, wanted in (("max_pixels", most, high), ("min_pixels", least, low))
         if wanted > value
     ]

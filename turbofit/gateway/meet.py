@@ -36,7 +36,7 @@ def meet(a: Bounds, b: Bounds) -> Bounds:
     gates = [gate for gate in (a.gate, b.gate) if gate is not None]
     limits = _limits(a, b, rule)
     # What a body may hold beside its images follows from three limits, and may be no more either.
-    beside = min(a.beside_images, b.beside_images)
+    beside = min(a.room_beside_images, b.room_beside_images)
     images = int(limits.images_per_request * limits.bytes_per_image * 4 / 3)
     body = min(limits.bytes_per_body, beside + images)
     return Bounds(
@@ -49,6 +49,9 @@ def meet(a: Bounds, b: Bounds) -> Bounds:
         bytes_per_unit=max(a.bytes_per_unit, b.bytes_per_unit),
         watches=a.watches and b.watches,
         default=max(model_default(a), model_default(b)) if rule is not None else None,
+        heeds=a.heeds and b.heeds,
+        engines=tuple(sorted({*a.engines, *b.engines})),
+        vocabulary=min(a.vocabulary, b.vocabulary) or max(a.vocabulary, b.vocabulary),
     )
 
 

@@ -31,14 +31,18 @@ _AT_ONCE: Final = 32
 async def health_page(call: Call, send: Send, fleet: Fleet) -> None:
     """200 where at least one engine answers completions, else 503."""
     fine = healthy(fleet)
-    counts = {
+    page: dict[str, str | int] = {
         "status": "healthy" if fine else "unavailable",
         "engines": len(fleet),
         "up": sum(engine.up for engine in fleet),
     }
+    outage = fleet.outage
+    if not fine and outage is not None:
+        page.update(status="resting", message=outage.message)
     if not fine:
-        call.out.append((b"retry-after", str(RETRY_DEAD).encode()))
-    body = msgspec.json.encode(counts)
+        seconds = RETRY_DEAD if outage is None else outage.seconds_left
+        call.out.append((b"retry-after", str(seconds).encode()))
+    body = msgspec.json.encode(page)
     await answer(call, send, 200 if fine else 503, body, "application/json")
 
 
@@ -49,6 +53,7 @@ async def metrics_page(
     upstream: Upstream,
     metrics: Metrics,
     admission: Admission,
+    connections: int,
 ) -> None:
     """Everything in Prometheus' text format; engines that do not answer in time are left out."""
     pages: dict[int | str, str] = {}
@@ -62,14 +67,17 @@ async def metrics_page(
     crew = asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(fleet)))))
     with suppress(asyncio.TimeoutError, TimeoutError):
         await asyncio.wait_for(crew, _ALL_SECONDS)
-    text = merge(pages) + metrics.text(_gauges(fleet, admission))
+    text = merge(pages) + metrics.text(_gauges(fleet, admission, connections))
     kind = "text/plain; version=0.0.4; charset=utf-8"
     await answer(call, send, 200, text.encode(), kind)
 
 
-def _gauges(fleet: Fleet, admission: Admission) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+def _gauges(
+    fleet: Fleet, admission: Admission, connections: int
+) -> dict[str, list[tuple[tuple[str, ...], float]]]:
     labelled = [((f"engine={engine.label}",), engine) for engine in fleet]
     return {
+        "connections": [((), connections)],
         "waiting": [((), admission.waiting)],
         "in_flight": [(label, engine.outstanding) for label, engine in labelled],
         "units_in_flight": [(label, engine.units) for label, engine in labelled],

@@ -82,7 +82,10 @@ def from_url(url: str, most_bytes: int) -> Picture:
     head, comma, payload = url.partition(",")
     if not comma or not head[:5].lower() == "data:":
         raise Refusal(
-            400, "bad_image_url", "an image is neither an http(s) URL nor a data: URL with base64"
+            400,
+            "bad_image_url",
+            "an image is neither an http(s) URL nor a data: URL with base64; files of the server "
+            "(file://, a path) are never read, send them inline: data:image/png;base64,...",
         )
     if not head.lower().endswith(";base64"):
         raise Refusal(400, "bad_image_url", "an image's data: URL is not base64")

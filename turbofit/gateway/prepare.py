@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.bodies import Parsed, read_body
-from turbofit.gateway.limits import Held, check_images, check_request, hold_image
+from turbofit.gateway.clips import Clip
+from turbofit.gateway.limits import KNOBS, Held, check_images, check_request, check_texts, shown
+from turbofit.gateway.parameters import passed
 from turbofit.gateway.pictures import Picture, from_base64, from_bytes, from_url
+from turbofit.gateway.ranges import hold_parameters, lower_answer, scope_of
 from turbofit.gateway.refusals import Refusal
+from turbofit.gateway.sharing import (
+    Wanted,
+    beside_images,
+    by_request,
+    hold_images,
+    request_bounds,
+    within,
+)
 from turbofit.gateway.watch import check_clips, hold_clip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from turbofit.gateway.bodies import Slot
-    from turbofit.gateway.clips import Clip
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.routes import Kind
 
-__all__ = ["Prepared", "finish", "is_remote", "remote_urls", "start"]
+__all__ = ["Media", "Prepared", "finish", "hold", "is_remote", "remote_urls", "start"]
 
 
 class Prepared(Struct):
@@ -39,17 +50,28 @@ class Prepared(Struct):
     lowered: tuple[str, ...] = ()
 
 
+class Media(Struct):
+    """The images and videos of a request in their order, and what each is held to."""
+
+    media: tuple[Picture | Clip, ...]
+    held: tuple[Held, ...]
+
+
 def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
-    """Decode a body, find its images and refuse what their number alone forbids.
+    """Decode a body, hold its parameters, find its images and refuse what their number forbids.
 
     Raises:
-        Refusal: not JSON, not this API's shape, too many images, or videos that nobody planned for.
+        Refusal: not JSON, not this API's shape, a parameter out of its range, too many images, or
+            videos that nobody planned for.
     """
     parsed = read_body(kind, _decode(raw))
+    parsed.lowered += hold_parameters(kind, parsed.body, scope_of(bounds))
     check_clips(bounds, sum(slot.shape == "clip" for slot in parsed.slots))
     check_images(bounds, len(parsed.slots))
-    if kind != "count_tokens":
-        check_request(bounds, (), n=parsed.copies, max_tokens=parsed.max_tokens)
+    if kind == "encode":
+        check_texts(bounds, parsed.body["input"])
+    elif kind != "count_tokens":
+        check_request(bounds, (), n=parsed.copies)
     return parsed
 
 
@@ -64,14 +86,14 @@ def is_remote(slot: Slot) -> bool:
     return not slot.inline and slot.source[:8].lower().startswith(("http://", "https://"))
 
 
-def finish(
+def hold(
     bounds: Bounds,
     kind: Kind,
     parsed: Parsed,
     fetched: Mapping[str, bytes] | None = None,
     clip: Clip | None = None,
-) -> tuple[bytes, Prepared]:
-    """Hold every image, write it back inline, check the whole and encode it.
+) -> Media:
+    """Hold every image and video to the plan, and all of them together.
 
     Args:
         bounds: the plan's.
@@ -80,9 +102,6 @@ def finish(
         fetched: the files of `remote_urls`.
         clip: the request's video, as `films.Films` sees it.
 
-    Returns:
-        The body for the engine, and what it costs.
-
     Raises:
         Refusal: what no lowering can bring within the plan.
     """
@@ -90,35 +109,57 @@ def finish(
         clip if clip and slot.shape == "clip" else _picture(bounds, slot, fetched or {})
         for slot in parsed.slots
     ]
-    held = [
-        _held(bounds, parsed, slot, medium)
-        for slot, medium in zip(parsed.slots, media, strict=True)
-    ]
+    wanted = _wanted(bounds, kind, parsed, media)
+    shared = hold_images(bounds, wanted)
+    films = [medium for medium in media if not isinstance(medium, Picture)]
+    held = [_held_clip(bounds, parsed, film, shared.images) for film in films]
+    if held and not within(bounds, (*held, *shared.images)):
+        shared = hold_images(bounds, wanted, held)
+    if shared.request:
+        parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
+    clips, images = iter(held), iter(shared.images)
+    every = tuple(next(images if isinstance(one, Picture) else clips) for one in media)
     if kind != "count_tokens":
-        check_request(bounds, held, n=parsed.copies, max_tokens=parsed.max_tokens)
-    for slot, medium, one in zip(parsed.slots, media, held, strict=True):
+        check_request(bounds, every, n=parsed.copies)
+        taken = sum(one.tokens + one.words for one in every)
+        left = bounds.longest_request_tokens - taken
+        parsed.lowered += lower_answer(kind, parsed.body, left)
+    return Media(media=tuple(media), held=every)
+
+
+def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[bytes, Prepared]:
+    """Write every image back inline and encode the body.
+
+    Args:
+        bounds: the plan's.
+        kind: of route.
+        parsed: what `start` gave.
+        found: what `hold` gave, its pictures resized where it says so.
+
+    Returns:
+        The body for the engine, and what it costs.
+
+    Raises:
+        Refusal: too much text beside the images.
+    """
+    for slot, medium, one in zip(parsed.slots, found.media, found.held, strict=True):
         if isinstance(medium, Picture):
             slot.fill(medium, one.knobs)
         else:
             slot.show(medium)
     body = _encode(parsed.body)
-    beside = len(body) - sum(medium.payload for medium in media)
+    beside = len(body) - sum(medium.payload for medium in found.media)
     if beside > bounds.beside_images:
         raise Refusal(
             413,
             "text_too_big",
             f"{beside} bytes beside the images, the limit is {bounds.beside_images}",
         )
-    return body, _prepared(bounds, kind, parsed, media, held)
+    return body, _prepared(bounds, kind, parsed, found)
 
 
-def _prepared(
-    bounds: Bounds,
-    kind: Kind,
-    parsed: Parsed,
-    media: Sequence[Picture | Clip],
-    held: Sequence[Held],
-) -> Prepared:
+def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> Prepared:
+    media, held = found.media, found.held
     units = sum(one.units for one in held)
     decoded = sum(
         medium.decoded_bytes * one.frames for medium, one in zip(media, held, strict=True)
@@ -145,18 +186,38 @@ def _picture(bounds: Bounds, slot: Slot, fetched: Mapping[str, bytes]) -> Pictur
     return from_url(slot.source, most)
 
 
-def _held(bounds: Bounds, parsed: Parsed, slot: Slot, medium: Picture | Clip) -> Held:
-    """One image or video within the plan; what holds a video goes into the body itself."""
-    if isinstance(medium, Picture):
-        return hold_image(bounds, medium.size, slot.asked, carries=slot.carries)
-    held, keywords = hold_clip(bounds, medium, parsed.watching)
+def _wanted(
+    bounds: Bounds, kind: Kind, parsed: Parsed, media: Sequence[Picture | Clip]
+) -> list[Wanted]:
+    """The images of a request, with what the client asks of each, or of all of them together."""
+    together = by_request(bounds) and "mm_processor_kwargs" in passed(kind)
+    if parsed.of_images and not (together and any(isinstance(one, Picture) for one in media)):
+        parsed.lowered.append("mm_processor_kwargs=image->none")
+    of_all = request_bounds(bounds, parsed.of_images) if together else {}
+    wanted = []
+    for slot, medium in zip(parsed.slots, media, strict=True):
+        if not isinstance(medium, Picture):
+            continue
+        if together:
+            unread = [name for name in KNOBS if name in slot.asked]
+            parsed.lowered += [f"{name}={shown(slot.asked[name])}->default" for name in unread]
+        asked = of_all if together else slot.asked
+        wanted.append(
+            Wanted(size=medium.size, asked=asked, carries=slot.carries, by_request=together)
+        )
+    return wanted
+
+
+def _held_clip(bounds: Bounds, parsed: Parsed, clip: Clip, images: Sequence[Held]) -> Held:
+    """A video beside images; what holds it goes into the body itself."""
+    held, keywords = hold_clip(beside_images(bounds, images), clip, parsed.watching)
     parsed.body.update(keywords)
     return held
 
 
 def _decode(raw: bytes) -> Any:
     try:
-        return msgspec.json.decode(raw)
+        return msgspec.json.decode(raw.removeprefix(BOM_UTF8))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise Refusal(400, "bad_json", "the body is not valid JSON in UTF-8") from None
 

@@ -38,27 +38,31 @@ _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 class EngineDied(Refusal):
     """The engine broke off before anything was passed on: another one may be asked."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            503,
-            "engine_died",
-            "the inference engine broke off; try again",
-            retry_after=_RETRY_DIED,
-        )
+    def __init__(self, message: str = "the inference engine broke off; try again") -> None:
+        super().__init__(503, "engine_died", message, retry_after=_RETRY_DIED)
 
 
 class Outcome:
     """What became of it, for the log."""
 
-    __slots__ = ("broken", "bytes_out", "failed", "first_byte", "started", "status", "vanished")
+    __slots__ = (
+        "alone", "answered", "broken", "bytes_out", "died", "failed", "first_byte", "started",
+        "status", "vanished",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.status = 0
         self.bytes_out = 0
         self.first_byte: float | None = None
         self.started = False
+        #: A byte of the answer came from the engine.
+        self.answered = False
         #: The engine broke off.
         self.broken = False
+        #: It ended, or was given up; else its machine vanished, or it was taken out.
+        self.died = False
+        #: No other request was in flight there when it died, as far as this gateway knows.
+        self.alone = False
         #: And so, it seems, did its machine.
         self.vanished = False
         #: It answered that it cannot.
@@ -97,6 +101,8 @@ class Relay:
         self._sent, self._begins, self._first = sent, begins, first
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
+        #: How many requests the engine had lost when this one came.
+        self._lost_before = 0
         self.outcome = Outcome()
 
     async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
@@ -113,6 +119,7 @@ class Relay:
         engine, self._task = self._engine, asyncio.current_task()
         engine.aborts.add(self._abort)
         engine.outstanding += 1
+        self._lost_before = engine.lost
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
         try:
@@ -121,6 +128,8 @@ class Relay:
             await self._answer(response)
         except (Died, aiohttp.ClientError, OSError) as exc:
             self.outcome.vanished = vanished(exc)
+            # What a draining engine has not ended in time is broken off.
+            self._note_break(died=not self.outcome.vanished and not engine.draining)
             await self._end_broken()
         except asyncio.CancelledError:
             if not self._aborted:
@@ -131,11 +140,23 @@ class Relay:
             engine.outstanding -= 1
             engine.aborts.discard(self._abort)
 
-    def _abort(self) -> None:
+    def _abort(self, *, died: bool) -> None:
         """The engine was given up: stop waiting for it."""
         if self._task is not None and not self._aborted:
             self._aborted = True
+            self._note_break(died=died)
             self._task.cancel()
+
+    def _note_break(self, *, died: bool) -> None:
+        """The engine broke off: whether it died, and who else was there."""
+        engine, outcome = self._engine, self.outcome
+        if outcome.broken:
+            return
+        outcome.broken, outcome.died = True, died
+        if died:
+            # Of those that were there together the last to notice sees no other in flight.
+            outcome.alone = engine.outstanding == 1 and engine.lost == self._lost_before
+            engine.lost += 1
 
     async def _open(self, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
         route = self._route
@@ -167,7 +188,7 @@ class Relay:
             if not data:
                 break
             if self.outcome.first_byte is None:
-                self.outcome.first_byte = time.perf_counter()
+                self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
                 if data.startswith(_ERROR_EVENTS):
                     self.outcome.failed = True
                 else:
@@ -190,11 +211,12 @@ class Relay:
         data = bytearray()
         while chunk := await response.content.readany():
             data += chunk
+            self.outcome.answered = True
             self._engine.heard()
             if len(data) > _LARGEST_ANSWER:
                 raise Died("an endless answer")
         self.outcome.first_byte = time.perf_counter()
-        if response.status == 200 and self._route.kind not in ("count_tokens", "models"):
+        if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._engine.succeeded()
         body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
         headers = [(b"content-length", str(len(body)).encode())]
@@ -231,7 +253,6 @@ class Relay:
 
     async def _end_broken(self) -> None:
         """An error event where the stream had begun, else `EngineDied`."""
-        self.outcome.broken = True
         refusal = EngineDied()
         if not self.outcome.started:
             raise refusal

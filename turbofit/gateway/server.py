@@ -20,6 +20,7 @@ from turbofit.gateway.announce import Announce
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.roster import check_gateways
+from turbofit.gateway.sockets import open_files
 
 if TYPE_CHECKING:
     import ssl
@@ -44,7 +45,8 @@ __all__ = [
 ]
 
 _BACKLOG: Final = 2048
-_KEEP_ALIVE: Final = 65
+#: Open files beside those of connections; each of these may need another one to an engine.
+_OTHER_FILES: Final = 256
 #: Seconds that breaking off may take.
 _AT_ONCE: Final = 2.0
 
@@ -200,14 +202,14 @@ async def _break_off(server: uvicorn.Server, serving: asyncio.Future[None]) -> N
 
 
 def run_gateway(gateway: Gateway, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, then drain; a second signal ends it at once.
+    """Serve until a signal ends it, then drain; a second signal ends it at once.
 
-    Call it in the main thread. Arguments as for `serve_gateway`.
+    `stop_signals` says which signals. Call it in the main thread. Arguments as for `serve_gateway`.
 
     Raises:
         LaunchError: the address cannot be bound.
     """
-    import signal
+    from turbofit.core.signals import stop_signals, unblock
 
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -218,8 +220,10 @@ def run_gateway(gateway: Gateway, *, on_ready: Callable[[str], None] | None = No
                 task.cancel()
             stop.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        heard = stop_signals()
+        for number in heard:
             loop.add_signal_handler(number, caught)
+        unblock(heard)
         await serve_gateway(gateway, stop=stop, on_ready=on_ready)
 
     try:
@@ -256,19 +260,27 @@ def _uvicorn(gateway: Gateway) -> uvicorn.Server:
         PackageError: uvicorn is missing.
         UsageError: the certificate cannot be read.
     """
-    _need("uvicorn")
+    _need("uvicorn", "httptools")
     import uvicorn
 
-    config = gateway.config
+    from turbofit.gateway.protocol import limited_protocol
+
+    config, limits = gateway.config, gateway.config.connection
+    files = open_files(_OTHER_FILES + 2 * limits.connections)
+    gateway.connections.lower(max(1, (files - _OTHER_FILES) // 2))
+    pretend = ((b"x-turbofit-pretend", b"1"),) if config.pretend else ()
     settings = uvicorn.Config(
         Announce(gateway) if config.pretend else gateway,
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        http=limited_protocol(limits, gateway.connections, pretend),
+        proxy_headers=bool(config.trusted_proxies),
+        forwarded_allow_ips=list(config.trusted_proxies),
         ws="none",
         lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=limits.keep_alive_seconds,
+        backlog=_BACKLOG,
         timeout_graceful_shutdown=round(config.drain_seconds),
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,

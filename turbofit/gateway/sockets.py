@@ -1,4 +1,4 @@
-"""Connections that end soon after the machine at their other end has vanished."""
+"""Sockets: how soon one ends after the machine at its other end has vanished, and how many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["engine_socket", "vanished"]
+__all__ = ["engine_socket", "open_files", "vanished"]
 
 #: A connection on which nothing moves is asked after 2 s, each second, three times.
 _KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
@@ -40,6 +40,18 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
         if hasattr(socket, name):
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
+
+
+def open_files(need: int) -> int:
+    """How many open files this process may have, after asking for so many."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return need
+    raised = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    return raised
 
 
 def vanished(exc: BaseException | None) -> bool:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.engines import Engine
 
-__all__ = ["Died", "Unreachable", "Upstream"]
+__all__ = ["UNREACHED", "Died", "Unreachable", "Upstream"]
+
+#: In the answer of a forwarder that stands before an engine and finds that nothing listens there.
+UNREACHED: Final = "X-Turbofit-Unreached"
 
 _CONNECT_SECONDS: Final = 5.0
 #: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
@@ -26,7 +29,16 @@ _HEALTH_SECONDS: Final = 10.0
 
 
 class Unreachable(Exception):  # noqa: N818
-    """Nothing listens there: the request was never sent."""
+    """The request was never sent.
+
+    Args:
+        message: why.
+        vanished: nobody answered at all; else the machine did, and nothing listens there.
+    """
+
+    def __init__(self, message: str, *, vanished: bool = False) -> None:
+        super().__init__(message)
+        self.vanished = vanished
 
 
 class Died(Exception):  # noqa: N818
@@ -59,15 +71,20 @@ class Upstream:
             headers = {**headers, "Authorization": f"Bearer {engine.key}"}
         try:
             # In one piece, though aiohttp would rather have megabytes as a file: that is slower.
-            return await self._opened().request(
+            response = await self._opened().request(
                 method, engine.url + path, data=body, headers=headers, allow_redirects=False
             )
         except aiohttp.ClientConnectorError as exc:
-            raise Unreachable(str(exc)) from None
+            refused = isinstance(exc.os_error, ConnectionRefusedError)
+            raise Unreachable(str(exc), vanished=not refused) from None
         except aiohttp.ConnectionTimeoutError as exc:
-            raise Unreachable(str(exc)) from None
+            raise Unreachable(str(exc), vanished=True) from None
         except (aiohttp.ClientError, OSError) as exc:
             raise Died(str(exc)) from exc
+        if UNREACHED in response.headers:
+            response.close()
+            raise Unreachable("nothing listens behind the forwarder")
+        return response
 
     async def probe(self, engine: Engine) -> bool:
         """Ask for one token; whether it came. A serial engine: ask how it is."""

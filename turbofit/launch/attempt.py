@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
 from turbofit.launch.beside import beside, lines
 from turbofit.launch.checks import check_before
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from turbofit.core.plan import Plan
+    from turbofit.gateway.outage import Outage
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.endings import Ending
     from turbofit.launch.engine import Engine
@@ -92,7 +94,8 @@ class Attempt:
             job.examiner.begin(self._plan)
         self._server = Server(
             self._plan, launches, job.folder, job.say,
-            check=job.check, timing=job.timing, on_end=self._ended, examiner=job.examiner,
+            check=job.check, timing=job.timing, on_end=self._ended, on_rest=self._rest,
+            examiner=job.examiner,
         )  # fmt: skip
         try:
             return self._server.run(stop, self._open, self._tick, self._drain)
@@ -182,13 +185,16 @@ class Attempt:
 
     def _tick(self) -> None:
         """Keep the lease true: which processes are ours, and whether they still grow."""
-        noted = (self._pids(), self.was_ready)
+        server = self._server
+        # An engine that is started again, or rests, takes again what it will need.
+        ready = server is not None and all(one.state == "ready" for one in server.engines)
+        noted = (self._pids(), ready)
         if noted != self._noted:
             self._noted = noted
             name = self._plan.model.name
             self._job.leases.note(model=name, engines=noted[0], ready=noted[1])
-        if self._server is not None:
-            phases = dict.fromkeys(engine.watch.phase for engine in self._server.engines)
+        if server is not None:
+            phases = dict.fromkeys(engine.watch.phase for engine in server.engines)
             self._enter(", ".join(phases))
 
     def _enter(self, phase: str) -> None:
@@ -233,6 +239,16 @@ class Attempt:
 
     def _ended(self, engine: Engine, ending: Ending) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
+
+    def _rest(self, outage: Outage | None) -> None:
+        """No engine runs for a while, or one is started again: clients are told."""
+        if outage is not None:
+            self._job.record.event("resting", outage.message)
+        if self._front is not None:
+            try:
+                self._front.call(lambda gateway: gateway.rest(outage))
+            except LaunchError as exc:  # clients are told that none is up, not for how long
+                self._warn("gateway", exc.message)
 
     def _warn(self, kind: str, text: str) -> None:
         self._job.say(f"warning: {text}")

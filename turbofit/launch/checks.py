@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import DoesNotFitError, LaunchError
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.gateway.sockets import open_files
 from turbofit.launch.launches import HOST
 
 if TYPE_CHECKING:
@@ -97,15 +98,12 @@ def _limits(plan: Plan, *, pretend: bool) -> list[str]:
             hint="ulimit -v unlimited",
         )
     need = _FILES + 4 * sum(one.settings.max_batch_size for one in plan.each())
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < need:
-        raised = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        if raised < need:
-            return [
-                f"{raised} open files are allowed, this many connections may need {need}: "
-                f"raise ulimit -n (now limited to {hard}, {os.getpid()} cannot go beyond)"
-            ]
+    allowed = open_files(need)
+    if allowed < need:
+        return [
+            f"{allowed} open files are allowed, this many connections may need {need}: "
+            f"raise ulimit -n (now limited to {allowed}, {os.getpid()} cannot go beyond)"
+        ]
     return []
 
 

@@ -80,6 +80,7 @@ class Engine:
         timing: deadlines.
         name: how people read of it.
         examiner: asks it other questions instead of these.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -93,8 +94,9 @@ class Engine:
         timing: Timing,
         name: str,
         examiner: Examiner | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._examiner = examiner
+        self._examiner, self._clock = examiner, clock
         self._plan, self._launch, self._tell = plan, launch, tell
         self._check, self._timing, self.name = check, timing, name
         self.log = folder / f"engine-{launch.group}.log"
@@ -129,7 +131,7 @@ class Engine:
         words = self._launch.words(self.starts)
         self.starts += 1
         self.watch, self.words = Watch(self._plan), words
-        self._began, self._kernel_began = time.monotonic(), kernel.uptime()
+        self._began, self._kernel_began = self._clock(), kernel.uptime()
         self._kills = kernel.host_kills()
         self.phases = [("starting", 0.0)]
         self.process = EngineProcess(words.argv, words.env, self.log)
@@ -194,7 +196,7 @@ class Engine:
     def wait(self, now: float) -> float | None:
         """Plan its next start; the pause before it, or None once the circuit breaks."""
         timing = self._timing
-        while self._ends and now - self._ends[0] > timing.window:
+        while self._ends and now - self._ends[0] >= timing.window:
             self._ends.popleft()
         self._ends.append(now)
         if len(self._ends) > timing.restarts:
@@ -214,7 +216,7 @@ class Engine:
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""
-        times = [*self.phases, ("", time.monotonic() - self._began)]
+        times = [*self.phases, ("", self._clock() - self._began)]
         return {
             name: round(after - at, 3)
             for (name, at), (_, after) in pairwise(times)
@@ -241,7 +243,7 @@ class Engine:
     def _time(self) -> None:
         """Note when a phase began."""
         if self.phases[-1][0] != self.watch.phase:
-            self.phases.append((self.watch.phase, time.monotonic() - self._began))
+            self.phases.append((self.watch.phase, self._clock() - self._began))
 
     def _listen(self, said: bool, now: float) -> None:
         """Say what a long silence may mean, once for each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,20 +19,46 @@ from turbofit.gateway.limits import (
     bounds_of,
     check_images,
     check_request,
-    hold_image,
 )
+from turbofit.gateway.ranges import scope_of
 from turbofit.gateway.refusals import Refusal
+from turbofit.gateway.resize import resized_image
+from turbofit.gateway.sharing import (
+    Wanted,
+    beside_images,
+    by_request,
+    hold_images,
+    request_bounds,
+    within,
+)
 from turbofit.gateway.watch import check_clips, hold_frames
+from turbofit.launch.held_config import hold_engine
 from turbofit.launch.image_queue import queued
 from turbofit.model.images import largest_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.core.plan import Plan
 
 __all__ = ["PlannedPipeline", "PlannedProcessor"]
 
-#: LMDeploy's ``mm_processor_kwargs`` of the request in hand, which hold its video to the plan.
-_KEYWORDS: Final[ContextVar[dict[str, dict[str, int]]]] = ContextVar("keywords")
+
+class _Request:
+    """LMDeploy's ``mm_processor_kwargs`` of the request in hand.
+
+    ``image`` and ``video`` are what the caller asks; ``held`` is what holds the request's images
+    and its video to the plan.
+    """
+
+    def __init__(self, image: Any = None, video: Any = None) -> None:
+        self.image = image
+        asked = video.get("max_pixels") if isinstance(video, dict) else None
+        self.video_pixels: int = asked if isinstance(asked, int) else 0
+        self.held: dict[str, dict[str, int]] = {}
+
+
+_REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
 
 
 class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
@@ -50,13 +77,11 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
     ) -> Any:
         """LMDeploy's, with keywords for the processor that are the plan's and not the caller's."""
-        held: dict[str, dict[str, int]] = {}
-        asked = (mm_processor_kwargs or {}).get("video") or {}
-        _KEYWORDS.set(held)
-        if isinstance(asked.get("max_pixels"), int):
-            held["video"] = {"max_pixels": asked["max_pixels"]}
+        asked = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
+        request = _Request(image=asked.get("image"), video=asked.get("video"))
+        _REQUEST.set(request)
         return await super().get_prompt_input(
-            prompt, *arguments, mm_processor_kwargs=held, **keywords
+            prompt, *arguments, mm_processor_kwargs=request.held, **keywords
         )
 
     async def async_parse_multimodal_item(
@@ -73,32 +98,47 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             parsed = await MultimodalProcessor.async_parse_multimodal_item(
                 messages, *arguments, **keywords
             )
-            images: list[Held] = []
+            parts: list[dict[str, Any]] = []
             for message in parsed:
                 content = message.get("content")
                 if message.get("role") in ("user", "tool") and isinstance(content, list):
-                    message["content"] = [self._held(item, images) for item in content]
-            check_request(self._bounds, images)
+                    message["content"] = [dict(part) for part in content]
+                    parts += message["content"]
+            await self._hold(parts)
         except Refusal as refusal:
             raise ValueError(refusal.message) from None
         return parsed
 
-    def _held(self, item: dict[str, Any], images: list[Held]) -> dict[str, Any]:
-        """One part of a message, lowered; what it takes is added to ``images``.
+    async def _hold(self, parts: list[dict[str, Any]]) -> None:
+        """Lower all images and videos of a request, in place.
 
         Raises:
-            Refusal: an image that no preprocessor takes.
+            Refusal: what no preprocessor takes, or what cannot be lowered enough.
         """
-        if item.get("type") == "video":
-            images.append(self._held_frames(item["data"]))
-        if item.get("type") != "image" or "data" not in item:
-            return item
-        held = hold_image(self._bounds, item["data"].size, item)
-        images.append(held)
-        others = {name: value for name, value in item.items() if name not in KNOBS}
-        return {**others, **held.knobs}
+        images = [part for part in parts if part.get("type") == "image" and "data" in part]
+        videos = [part for part in parts if part.get("type") == "video"]
+        request = _REQUEST.get()
+        together = by_request(self._bounds)
+        of_all = request_bounds(self._bounds, request.image) if together else {}
+        wanted = [
+            Wanted(size=part["data"].size, asked=of_all if together else part, by_request=together)
+            for part in images
+        ]
+        shared = hold_images(self._bounds, wanted)
+        held = [self._held_frames(part["data"], request, shared.images) for part in videos]
+        if held and not within(self._bounds, (*held, *shared.images)):
+            shared = hold_images(self._bounds, wanted, held)
+        check_request(self._bounds, (*held, *shared.images))
+        if shared.request:
+            request.held["image"] = shared.request
+        for part, one in zip(images, shared.images, strict=True):
+            for name in KNOBS:
+                part.pop(name, None)
+            part.update(one.knobs)
+            if one.resize is not None:
+                part["data"] = await to_thread(resized_image, part["data"], one.resize)
 
-    def _held_frames(self, frames: Any) -> Held:
+    def _held_frames(self, frames: Any, request: _Request, images: Sequence[Held]) -> Held:
         """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
 
         Raises:
@@ -106,10 +146,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         """
         count, *sides = (int(side) for side in frames.shape)
         height, width = sides[:2] if sides[-1] == 3 else sides[1:]
-        keywords = _KEYWORDS.get()
-        asked = keywords.get("video", {}).get("max_pixels", 0)
-        held, least, most = hold_frames(self._bounds, count, (width, height), asked)
-        keywords["video"] = {"min_pixels": least, "max_pixels": most}
+        bounds = beside_images(self._bounds, images)
+        held, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
+        request.held["video"] = {"min_pixels": least, "max_pixels": most}
         return held
 
 
@@ -126,6 +165,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         super().__init__(model_path, **keywords)
         self.plan = plan
         bounds = bounds_of(plan, overlay=False)
+        hold_engine(self.async_engine, scope_of(bounds))
         processor = self.async_engine.prompt_processor
         if bounds.rule is None or processor.vl_encoder is None:
             return

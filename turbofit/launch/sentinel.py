@@ -61,15 +61,19 @@ class Sentinel(threading.Thread):
     def run(self) -> None:
         """Until stopped."""
         while not self._stopped.wait(self._every):
-            machine, why = _measured()
-            if machine is None:
-                self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
-                continue
-            self._said.pop("machine", None)
-            for ledger in self._plan.gpus:
-                self._look(ledger, machine)
-            for name, text in _heat([ledger.uuid for ledger in self._plan.gpus]):
-                self._say(name, 1, text)
+            self.look()
+
+    def look(self) -> None:
+        """Look once."""
+        machine, why = _measured()
+        if machine is None:
+            self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
+            return
+        self._said.pop("machine", None)
+        for ledger in self._plan.gpus:
+            self._look(ledger, machine)
+        for name, text in _heat([ledger.uuid for ledger in self._plan.gpus]):
+            self._say(name, 1, text)
 
     def _look(self, ledger: GpuLedger, machine: Machine) -> None:
         gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)

@@ -6,6 +6,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.signals import stop_signals, unblock
+from turbofit.gateway.outage import Outage
 from turbofit.launch.endings import EndedError, Ending
 from turbofit.launch.engine import Engine, Timing
 from turbofit.launch.environment import check_port
@@ -23,7 +25,6 @@ __all__ = ["Server", "Stop", "StoppedError"]
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StoppedError(BaseException):
@@ -37,7 +38,7 @@ class StoppedError(BaseException):
 class Stop:
     """The signal that ends a run; from the first on, the second one is urgent. A context manager.
 
-    A signal that our parent had ignored (nohup) stays ignored. Use it in the main thread.
+    `stop_signals` says which signals those are. Use it in the main thread.
     """
 
     def __init__(self) -> None:
@@ -49,8 +50,9 @@ class Stop:
         self._strikes: list[Callable[[], None]] = []
 
     def __enter__(self) -> Stop:
-        heard = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        heard = stop_signals()
         self._before = {number: signal.signal(number, self._caught) for number in heard}
+        unblock(heard)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,6 +93,9 @@ class Server:
         check: whether worst-case requests must be answered before an engine counts as ready.
         timing: deadlines.
         on_end: told of each end that is mended by another start.
+        on_rest: told when no engine runs and none is started for a while, and, with None, when one
+            is started again.
+        clock: seconds that only grow.
         examiner: asks engines other questions than the worst-case requests.
     """
 
@@ -104,12 +109,16 @@ class Server:
         check: bool = True,
         timing: Timing | None = None,
         on_end: Callable[[Engine, Ending], None] = lambda _engine, _ending: None,
+        on_rest: Callable[[Outage | None], None] = lambda _outage: None,
+        clock: Callable[[], float] = time.monotonic,
         examiner: Examiner | None = None,
     ) -> None:
-        self._examiner = examiner
+        self._examiner, self._on_rest, self._clock = examiner, on_rest, clock
+        self._opened = False
+        self._outage: Outage | None = None
         self._say, self._timing, self._on_end = say, timing or Timing(), on_end
         self._launches = tuple(launches)
-        self._began = time.monotonic()
+        self._began = clock()
         self.engines = [
             self._engine(plan, launch, folder, check=check) for launch in self._launches
         ]
@@ -119,6 +128,7 @@ class Server:
         return Engine(
             plan.of_group(launch.group), launch, folder, lambda text: self._tell(name, text),
             check=check, timing=self._timing, name=name, examiner=self._examiner,
+            clock=self._clock,
         )  # fmt: skip
 
     def run(
@@ -141,9 +151,10 @@ class Server:
 
         Raises:
             LaunchError: an engine could not be started.
-            EndedError: an engine ended in a way that the same start would not mend.
+            EndedError: an engine ended in a way that the same start would not mend, or again and
+                again before all were ready.
         """
-        self._began = time.monotonic()
+        self._began = self._clock()
         for launch in self._launches:
             check_port(HOST, launch.port)
         stop.on_second(self._strike)
@@ -165,9 +176,8 @@ class Server:
     def _follow(
         self, stop: Stop, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
     ) -> signal.Signals:
-        opened = False
         while stop.signal is None:
-            now = time.monotonic()
+            now = self._clock()
             for engine in self.engines:
                 if engine.state in ("waiting", "broken"):
                     if now >= engine.again_at:
@@ -176,8 +186,9 @@ class Server:
                 ended = engine.look(now)
                 if ended is not None:
                     self._mend(engine, ended, now)
-            if not opened and all(engine.state == "ready" for engine in self.engines):
-                opened = True
+            self._rest()
+            if not self._opened and all(engine.state == "ready" for engine in self.engines):
+                self._opened = True
                 on_ready([engine.url for engine in self.engines])
             on_tick()
             time.sleep(self._timing.tick)
@@ -199,14 +210,36 @@ class Server:
         if pause is not None:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
             return
-        if not any(other.state == "ready" for other in self.engines):
+        serves = any(other.state == "ready" for other in self.engines)
+        if not serves and not self._opened:
             raise EndedError(ended)
-        minutes = self._timing.window / 60
+        meanwhile = "while the others serve" if serves else "no engine serves until another starts"
         self._tell(
             engine.name,
-            f"ended {self._timing.restarts + 1} times: left alone for {minutes:.0f} minutes while "
-            "the others serve",
+            f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
+            f"{meanwhile}",
         )
+
+    @property
+    def _minutes(self) -> str:
+        return f"{self._timing.window / 60:.2g}"
+
+    def _rest(self) -> None:
+        """Tell when all engines are left alone, and when that has ended."""
+        broken = all(engine.state == "broken" for engine in self.engines)
+        if not broken:
+            if self._outage is not None:
+                self._outage = None
+                self._on_rest(None)
+            return
+        if self._outage is None:
+            reason = (
+                f"the inference engine ended {self._timing.restarts + 1} times within "
+                f"{self._minutes} minutes and rests"
+            )
+            until = min(engine.again_at for engine in self.engines)
+            self._outage = Outage(reason, until, self._clock)
+            self._on_rest(self._outage)
 
     def _stop(self, stop: Stop) -> None:
         """Pass the signal on, wait, kill what is left; all engines share one deadline.
@@ -233,4 +266,4 @@ class Server:
                 engine.process.strike()
 
     def _tell(self, name: str, text: str) -> None:
-        self._say(f"[{time.monotonic() - self._began:7.1f} s] {name}: {text}")
+        self._say(f"[{self._clock() - self._began:7.1f} s] {name}: {text}")

@@ -176,8 +176,9 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
 
 def assumed_note(name: str, count: int) -> str | None:
     """What was assumed for a name that leaves the memory size or the form of the card open."""
+    wanted = _normal(name)
     for typed, assumed in _names().assumed.items():
-        if _normal(typed) == _normal(name):
+        if _normal(typed) == wanted:
             return assumed.note if assumed.when == "always" or count > 1 else None
     return None
 

@@ -25,6 +25,8 @@ __all__ = [
     "exposed_limit",
     "image_tokens",
     "largest_limit",
+    "least_units",
+    "limit_bounds",
     "limits_down",
     "pixel_bytes",
     "unit_tokens",
@@ -79,6 +81,20 @@ def worst_units(
     if isinstance(rule, TileRule):
         return _worst_tiles(rule, _own(max_dynamic_patch, rule.max_dynamic_patch))
     return qwen_vl.worst_patches(rule, *_pixel_bounds(rule, max_pixels, min_pixels))
+
+
+def limit_bounds(rule: ImageRule, limit: int) -> dict[str, int]:
+    """A limit in tiles or pixels as the keywords of :func:`units` and :func:`image_tokens`."""
+    if isinstance(rule, TileRule):
+        return {"max_dynamic_patch": limit}
+    return {"max_pixels": limit, "min_pixels": min(rule.min_pixels, limit)}
+
+
+def least_units(rule: ImageRule) -> int:
+    """Units that no image has fewer of, whatever its size and limit."""
+    if isinstance(rule, AnyresRule | CrossRule | HdRule):
+        return _worst_tiles(rule, limits_down(rule)[-1])
+    return 1 if isinstance(rule, TileRule) else rule.merge**2
 
 
 def unit_tokens(rule: ImageRule, units: int) -> int:

@@ -64,8 +64,8 @@ class Spec:
     settings: Mapping[str, Any]
     cases: tuple[Case, ...] = ()
     staging: bool = True
-    start_seconds: float = 120.0
-    case_seconds: float = 60.0
+    start_seconds: float = 300.0
+    case_seconds: float = 120.0
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -95,8 +95,8 @@ def parse_spec(data: Mapping[str, Any]) -> Spec:
             settings=dict(data.get("settings", {})),
             cases=cases,
             staging=bool(data.get("staging", True)),
-            start_seconds=float(data.get("start_seconds", 120.0)),
-            case_seconds=float(data.get("case_seconds", 60.0)),
+            start_seconds=float(data.get("start_seconds", 300.0)),
+            case_seconds=float(data.get("case_seconds", 120.0)),
             raw=data,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

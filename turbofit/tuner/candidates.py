@@ -12,10 +12,10 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import fate_at, fate_without_cache
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.sizing import Memo, Shape, Sizer
+from turbofit.tuner.sizing import Memo, Shape, Sizer, excess_tokens, most_context
 from turbofit.tuner.throughput import Speed
 
-__all__ = ["Judged", "explain", "judge", "score_of"]
+__all__ = ["Judged", "explain", "judge", "score_of", "too_long"]
 
 
 class Judged(Struct):
@@ -116,6 +116,8 @@ def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     if judged.parts:
         worst = max(judged.parts, key=lambda part: part.short)
         return explain(ask, worst, dtype, engine)
+    if excess_tokens(ask, judged.exposure):
+        return too_long(ask, judged.exposure)
     sizer = Sizer(ask, judged.shape, dtype, judged.exposure, engine, Memo())
     accounts = sizer.named(judged.settings)
     ratio = sizer.ratio(accounts)
@@ -127,6 +129,16 @@ def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     if bad:
         return max(bad, key=lambda fate: fate.missing).text
     return f"the cache holds {judged.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+
+
+def too_long(ask: Ask, exposure: Exposure) -> str:
+    """Why the images of a request do not go with the context, in words."""
+    count = exposure.images_per_request
+    images = "one image" if count == 1 else f"{count} images"
+    return (
+        f"{images} of the largest size are {exposure.tokens_per_request:,} tokens, which do not"
+        f" fit a context of {most_context(ask):,} with text beside them"
+    )
 
 
 def score_of(ask: Ask, judged: Judged, asked: Exposure) -> float:

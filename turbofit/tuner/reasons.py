@@ -9,10 +9,11 @@ from turbofit.core.words import indices
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.candidates import Judged
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.search import Found
+from turbofit.tuner.sizing import excess_tokens
 
 __all__ = ["reasons"]
 
@@ -117,4 +118,11 @@ def _limit(ask: Ask, best: Judged) -> str:
         return f"{name} {limit}: as set by you"
     if limit == ask.own_limit:
         return f"{name} {limit}: the model's own"
-    return f"{name} {limit}: the largest that can be served; the model's own is {ask.own_limit}"
+    why = "the largest that can be served"
+    asked = exposure_of(ask, ask.own_limit)
+    if excess_tokens(ask, asked):
+        count = ask.workload.images
+        images = "an image fits" if count == 1 else f"{count} images fit"
+        why = f"the largest with which {images} the context: at the model's own limit they"
+        why += f" take {asked.tokens_per_request:,} tokens"
+    return f"{name} {limit}: {why}; the model's own is {ask.own_limit}"

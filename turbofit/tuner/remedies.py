@@ -15,10 +15,10 @@ from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.bought import BOUGHT, bought
 from turbofit.tuner.search import Found, search
-from turbofit.tuner.sizing import MIN_TEXT_TOKENS
+from turbofit.tuner.sizing import MIN_TEXT_TOKENS, excess_tokens
 
 __all__ = ["remedies"]
 
@@ -47,6 +47,8 @@ def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
             if result.shape.limit is not None and result.shape.limit != changed.own_limit:
                 effect += f", images lowered to {_limit(changed, result.shape.limit)}"
             fitting.append(Remedy(change=change, effect=effect))
+        elif excess_tokens(changed, result.exposure):
+            continue  # no memory is short: the images are longer than the context
         elif result.short < found.best.short * _WORTH_SAYING:
             effect = f"not enough alone: {format_bytes(result.short)} short"
             effect += f" instead of {format_bytes(found.best.short)}"
@@ -85,6 +87,13 @@ def _smaller_workload(ask: Ask) -> Iterator[tuple[str, Ask]]:
     if workload.context is not None:
         shorter = replace(workload, context=None)
         yield "leave --context to what the cache holds", replace(ask, workload=shorter)
+    asked = exposure_of(ask, ask.own_limit)
+    excess = excess_tokens(ask, asked)
+    if excess:
+        each = asked.tokens_per_request // asked.images_per_request
+        count = workload.images - -(-excess // each)
+        if count > 1:
+            yield f"--images {count}", replace(ask, workload=replace(workload, images=count))
     if workload.images > 1:
         yield "--images 1", replace(ask, workload=replace(workload, images=1))
 
@@ -94,6 +103,11 @@ def _smaller_images(ask: Ask) -> Iterator[tuple[str, Ask]]:
     rule, own = ask.model.image_rule, ask.own_limit
     if rule is None or own is None or own <= 1:
         return
+    if excess_tokens(ask, exposure_of(ask, own)):
+        if ask.max_dynamic_patch is not None:
+            yield "leave --max-dynamic-patch to turbofit", replace(ask, max_dynamic_patch=None)
+        if ask.max_pixels is not None:
+            yield "leave --max-pixels to turbofit", replace(ask, max_pixels=None)
     if isinstance(rule, TileRule) and ask.max_dynamic_patch is not None:
         yield (
             f"--max-dynamic-patch {own // 2}",

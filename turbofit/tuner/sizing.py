@@ -20,10 +20,15 @@ from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.reduce import reduce_class
 from turbofit.tuner.throughput import Speed, group_speed
 
-__all__ = ["MIN_TEXT_TOKENS", "Memo", "Shape", "Sizer", "shape_settings", "shortest_context"]
+__all__ = [
+    "MIN_TEXT_TOKENS", "Memo", "Shape", "Sizer", "excess_tokens", "most_context", "shape_settings",
+    "shortest_context",
+]  # fmt: skip
 
 #: Tokens of text and answer that a context must hold beside the images to be of use.
 MIN_TEXT_TOKENS = 1024
+#: Of a context too short for so many, this share.
+_TEXT_SHARE = 8
 _CONTEXT_STEP = 64
 _ROUND_CONTEXT = 1024
 _ROUND_KEEPS = 0.95
@@ -85,6 +90,25 @@ def shortest_context(exposure: Exposure) -> int:
     """The least ``session_len`` that serves the workload's request."""
     need = exposure.tokens_per_request + MIN_TEXT_TOKENS
     return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
+
+
+def most_context(ask: Ask) -> int:
+    """The longest context that there may be: the user's, or else the model's own."""
+    fixed = ask.fixed.get("session_len", ask.workload.context)
+    return fixed if isinstance(fixed, int) else ask.model.text.max_position_embeddings
+
+
+def excess_tokens(ask: Ask, exposure: Exposure) -> int:
+    """Tokens by which the images of one request and some text are more than any context here.
+
+    What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
+    the memory.
+    """
+    if not exposure.units_per_image:
+        return 0
+    context = most_context(ask)
+    text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
+    return max(0, exposure.tokens_per_request + text - context)
 
 
 class Memo:
@@ -209,7 +233,8 @@ class Sizer:
         starved = max(account.starved_at(ratio) for account in accounts)
         if starved:
             return starved
-        return max(0, self.needed_tokens() - kv_tokens) * first.bytes_per_token
+        tokens = self.needed_tokens() - kv_tokens
+        return max(0, tokens, excess_tokens(self.ask, self.exposure)) * first.bytes_per_token
 
     def named(self, settings: Settings) -> list[Account]:
         """The accounts of all groups, each with its own GPUs, for words that name them."""

@@ -20,11 +20,17 @@ from uuid import uuid4
 from ray.cluster_utils import Cluster
 
 from tests.launch.conftest import Child, free_port
+from tests.waiting import HANG
 
 __all__ = ["Attending", "Clients", "Cloud", "Serving", "cli", "cloud_of", "until"]
 
 #: The driver and Ray's own processes find each other by these; no token, no dashboard.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_DISABLE_IMPORT_WARNING": "1"}
+#: Ray's own deadlines for what a machine under load starts: only what hangs reaches these.
+PATIENT = {
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_gcs_server_request_timeout_seconds": "600",
+}
 
 
 class Cloud:
@@ -36,11 +42,12 @@ class Cloud:
 
     def __init__(self, **environ: str) -> None:
         self.environ = environ
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(ENVIRONMENT | PATIENT)
         #: In the environment of all that runs on its nodes.
         self.mark = f"turbofit-test-{uuid4().hex}"
-        args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
+        args = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "wait": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=args)
+        self._cluster.wait_for_nodes(HANG)
         self.nodes: dict[str, Any] = {}
 
     @property
@@ -53,13 +60,16 @@ class Cloud:
         self.nodes[name] = self._cluster.add_node(
             num_cpus=2,
             num_gpus=gpus,
+            wait=False,
             env_vars={
                 "TURBOFIT_PRETEND_ON": spec,
                 "CLOUD": self.mark,
                 **ENVIRONMENT,
+                **PATIENT,
                 **self.environ,
             },
         )
+        self._cluster.wait_for_nodes(HANG)
 
     def identity(self, name: str) -> str:
         """Ray's id of a node."""
@@ -121,7 +131,7 @@ class Serving:
         self.child = Child(
             [
                 sys.executable, "-m", "turbofit", "serve", model, "--cluster", cloud.address,
-                "--pretend", "--port", str(self.port), "--drain", "10", *words,
+                "--pretend", "--port", str(self.port), "--drain", "120", *words,
             ],
             standin=False, **self._environ,
         )  # fmt: skip
@@ -159,7 +169,7 @@ class Serving:
             for engine in node["engines"]
         ]
 
-    def wait(self, engines: int, seconds: float = 120.0) -> None:
+    def wait(self, engines: int, seconds: float = HANG) -> None:
         """Until so many engines serve, no more and no fewer."""
 
         def settled() -> bool:
@@ -181,7 +191,8 @@ class Clients:
     """Threads that ask all the time, half of them for streams, and count what becomes of it.
 
     ``kept``: answered in full. ``broken``: an answer that had begun and ended with an error.
-    ``failed``: never begun, by status.
+    ``lost``: not begun, since its engine died and may have died of it. ``failed``: never begun
+    otherwise, by status.
     """
 
     def __init__(self, port: int, count: int = 4, tokens: int = 24) -> None:
@@ -205,7 +216,7 @@ class Clients:
         """Requests that were never begun to be answered."""
         return {what: n for what, n in self.outcomes.items() if what.startswith("failed")}
 
-    def more(self, count: int, seconds: float = 60.0) -> None:
+    def more(self, count: int, seconds: float = HANG) -> None:
         """Until so many more were answered in full."""
         aim = self.outcomes["kept"] + count
         until(lambda: self.outcomes["kept"] >= aim, seconds, lambda: str(self.outcomes))
@@ -228,13 +239,13 @@ def cli(state: Path, *words: str) -> tuple[int, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "turbofit", *words, "--json"],
         env={**os.environ, "XDG_STATE_HOME": str(state)}, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=HANG, check=False,
     )  # fmt: skip
     return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
 
 
 def _outcome(port: int, body: dict[str, Any]) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
     begun = False
     try:
         connection.request(
@@ -242,7 +253,8 @@ def _outcome(port: int, body: dict[str, Any]) -> str:
         )
         answer = connection.getresponse()
         if answer.status != 200:
-            return f"failed {answer.status} {answer.read()[:200]!r}"
+            said = answer.read()
+            return "lost" if b"engine_died" in said else f"failed {answer.status} {said[:200]!r}"
         begun = True
         text = answer.read()
     except (OSError, http.client.HTTPException) as exc:
@@ -255,7 +267,7 @@ def _outcome(port: int, body: dict[str, Any]) -> str:
 
 
 def _ask(port: int, path: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -265,7 +277,7 @@ def _ask(port: int, path: str) -> tuple[int, Any]:
 
 
 def until(
-    found: Callable[[], Any], seconds: float = 30.0, why: Callable[[], str] = lambda: ""
+    found: Callable[[], Any], seconds: float = HANG, why: Callable[[], str] = lambda: ""
 ) -> Any:
     """What it finds, once that is something."""
     deadline = time.monotonic() + seconds

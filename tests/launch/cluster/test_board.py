@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from tests.launch.cluster.test_promise import planned
+from tests.waiting import HANG
 from turbofit.core.cluster import ClusterStatus
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.roll import Roll
@@ -70,10 +71,10 @@ def test_news_come_as_soon_as_there_are_any(roll: Roll) -> None:
     board.write(status(), roll, GatewayConfig(), 1)
     told: list[Roll | None] = []
     waiter = threading.Thread(
-        target=lambda: told.append(board.attend("g", Seen(address="a"), roll.number, 10).roll)
+        target=lambda: told.append(board.attend("g", Seen(address="a"), roll.number, HANG).roll)
     )
     waiter.start()
     newer = Roll(number=roll.number + 1, bounds=roll.bounds, members=(), gateways=2)
     board.write(status(), newer, GatewayConfig(), 1)
-    waiter.join(5)
+    waiter.join(HANG)
     assert told == [newer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import free_port
+from tests.waiting import HANG
 from turbofit.core.errors import LaunchError
 from turbofit.launch.cluster.forward import Forwarder
 from turbofit.launch.cluster.tls import client_context, server_context
@@ -49,7 +51,7 @@ def echo() -> Iterator[int]:
 
 def through(port: int, data: bytes, tls: ssl.SSLContext | None = None) -> bytes:
     """Send, end the sending, and read to the end."""
-    raw = socket.create_connection((HOME, port), timeout=10)
+    raw = socket.create_connection((HOME, port), timeout=HANG)
     with raw if tls is None else tls.wrap_socket(raw) as one:
         one.sendall(data)
         if isinstance(one, ssl.SSLSocket):
@@ -97,17 +99,32 @@ def test_strangers_are_turned_away_and_counted() -> None:
             forwarder.stop()
 
 
-def test_a_dead_engine_ends_the_connection_and_not_the_port() -> None:
-    """Its gateway learns at once."""
+def test_while_the_engine_does_not_listen_that_is_the_answer() -> None:
+    """A gateway could not tell a closed connection from an engine that died of the request."""
+    pytest.importorskip("aiohttp")
+    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.upstream import Unreachable, Upstream
+
     forwarder = Forwarder(HOME, free_port(), [HOME])
     forwarder.start()
+
+    async def asked(body: bytes) -> None:
+        upstream = Upstream()
+        try:
+            await upstream.open(Engine(0, forwarder.url), "POST", "/v1/completions", body, {})
+        finally:
+            await upstream.close()
+
     try:
-        for _ in range(2):
-            assert not answered(forwarder.port)
+        for size in (1, 70_000, 9 << 20):
+            with pytest.raises(Unreachable) as caught:
+                asyncio.run(asked(bytes(size)))
+            assert not caught.value.vanished
+        assert b"503" in through(forwarder.port, b"GET / HTTP/1.1\r\n\r\n")
     finally:
         forwarder.stop()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((HOME, forwarder.port), timeout=1)
+        socket.create_connection((HOME, forwarder.port), timeout=HANG)
 
 
 def test_an_address_of_another_host_cannot_be_listened_at() -> None:
@@ -169,8 +186,6 @@ def test_under_rays_certificates(certificates: dict[str, str]) -> None:
 def test_a_gateway_shows_rays_certificates(certificates: dict[str, str]) -> None:
     """To the engines that it is told of; without them none would ever be up."""
     pytest.importorskip("aiohttp")
-    import asyncio
-
     from turbofit.gateway.engines import Engine
     from turbofit.gateway.upstream import Upstream
 

@@ -25,9 +25,9 @@ from tests.launch.cluster.cloud import (  # noqa: E402
     until,
 )
 from tests.launch.conftest import Child  # noqa: E402
-from tests.pretend.cuda_torch import CUDA_PATH, ROOT  # noqa: E402
 
 MODEL = "internvl2-2b"
+CLIENTS = 2
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,10 @@ def nothing_left(cloud: Cloud, serving: Serving) -> bool:
 
 
 def test_the_life_of_a_cluster(cloud: Cloud, children: list[Child], tmp_path: Path) -> None:
-    """Placed, killed piece by piece under load, joined, changed, drained; nothing is left of it."""
+    """Placed, killed piece by piece under load; nothing is left of it.
+
+    Nodes that join and a change of plan: `bench/cluster/faults.py`, and `test_keeper` without Ray.
+    """
     serving = Serving(children, cloud, tmp_path, "--tp", "2", model=MODEL)
     serving.wait(3)
     # By topology: the bridges decide, not the order; a node of one card cannot.
@@ -65,16 +68,8 @@ def test_the_life_of_a_cluster(cloud: Cloud, children: list[Child], tmp_path: Pa
     left_out = {node["id"]: node["why_not"] for node in serving.status()["nodes"]}
     assert "1" in left_out[cloud.identity("one")]
 
-    with Clients(serving.port) as clients:
+    with Clients(serving.port, CLIENTS) as clients:
         clients.more(5)
-
-        # An engine dies: its own supervisor starts it again.
-        victim = cloud.engine_pids()[0]
-        os.kill(victim, signal.SIGKILL)
-        until(lambda: len(cloud.engine_pids()) == 3 and victim not in cloud.engine_pids(), 60)
-        serving.wait(3)
-        clients.more(5)
-        assert not clients.failed
 
         # An actor dies, and its engine with it: Ray starts it again.
         name = serving.engines("two")[0]["name"]
@@ -83,48 +78,26 @@ def test_the_life_of_a_cluster(cloud: Cloud, children: list[Child], tmp_path: Pa
         until(lambda: _named(serving, name)["restarts"] == 1)
         serving.wait(3)
         clients.more(5)
-        assert not clients.failed
 
-        # A node joins: it is measured, planned and used.
-        cloud.add("more", "2xrtx4090", 2)
-        serving.wait(4)
-        clients.more(5)
-
-        # A node dies under load.
+        # A node dies.
         cloud.kill("two")
-        until(lambda: len(serving.engines()) == 3, 30)
+        until(lambda: len(serving.engines()) == 2)
         clients.more(5)
-        assert not clients.failed
 
-        # Another plan, node by node.
-        code, told = serving.cli("change", "--context", "16384")
-        assert code == 0, told
-        until(lambda: "the plan has changed" in serving.child.stderr, 120)
-        serving.wait(3)
-        assert "16,384 tokens" in serving.status()["promise"]
-        clients.more(5)
-        assert not clients.failed
-
-        # One that cannot be is refused, and changes nothing.
+        # A plan that cannot be is refused, and changes nothing.
         code, told = serving.cli("change", "--margin", "23GiB")
         assert code == 5, told
         assert told["error"]["hint"].startswith("nothing has changed")
-
-        # A node is emptied before it leaves.
-        code, told = serving.cli("drain", cloud.identity("more"))
-        assert code == 0, told
-        until(lambda: "its GPUs are given back" in serving.child.stderr, 60)
-        serving.wait(2)
         clients.more(5)
         assert not clients.failed
-        # Only what a dying engine had begun to answer may have broken off.
-        assert clients.outcomes["broken"] <= 3 * 4
+        # Only what a dying engine had may have been lost.
+        assert clients.outcomes["broken"] + clients.outcomes["lost"] <= 2 * CLIENTS
 
     code, told = serving.cli("status")
     assert code == 0
     assert told[0]["model"].endswith("InternVL2-2B")
     assert serving.end() == 0
-    until(lambda: nothing_left(cloud, serving), 30)
+    until(lambda: nothing_left(cloud, serving))
 
 
 def test_what_is_measured_can_be_planned_for_elsewhere(
@@ -154,31 +127,11 @@ def test_an_engine_that_runs_out_of_memory(
     serving = Serving(
         children, cloud, tmp_path, "--pretend-taken", "900MiB", "--replicas", "1", model=MODEL
     )
-    until(lambda: "ladder 1/3" in serving.child.stderr, 120, lambda: serving.child.stderr)
+    until(lambda: "ladder 1/3" in serving.child.stderr, why=lambda: serving.child.stderr)
     serving.wait(len(serving.engines()))
     # Killed outright, it takes its engines with it, on every node.
     serving.child.process.kill()
-    until(lambda: nothing_left(cloud, serving), 60)
-
-
-@pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
-def test_an_engine_that_has_a_ray_of_its_own(children: list[Child], tmp_path: Path) -> None:
-    """LMDeploy's PyTorch engine on two cards does not join the cluster that it is placed by."""
-    path = f"{CUDA_PATH}:{ROOT}"
-    with cloud_of(("two", "2xrtx3090", 2), PYTHONPATH=path, XDG_STATE_HOME=str(tmp_path)) as cloud:
-        serving = Serving(
-            children, cloud, tmp_path, "--tp", "2", "--engine", "pytorch", "--max-pixels",
-            "1003520", model="qwen2-vl-2b",
-        )  # fmt: skip
-        serving.wait(1)
-        with Clients(serving.port, 2) as clients:
-            clients.more(3)
-        assert not clients.failed
-        (engine,) = serving.engines()
-        log = (Path(engine["folder"]) / "engine-0.log").read_text()
-        assert "Started a local Ray instance" in log
-        assert serving.end() == 0
-        until(lambda: nothing_left(cloud, serving), 30)
+    until(lambda: nothing_left(cloud, serving))
 
 
 def _named(serving: Serving, name: str) -> dict[str, object]:
@@ -197,24 +150,24 @@ def test_two_gateways(cloud: Cloud, children: list[Child], tmp_path: Path) -> No
     serving = Serving(
         children, cloud, tmp_path, "--replicas", "1", "--tp", "1", "--gateways", "2", model=MODEL
     )
-    serving.wait(3)
+    serving.wait(2)
     second = serving.gateway(children)
     until(lambda: len(serving.status()["urls"]) == 2)
     third = serving.gateway(children)
     assert third.child.finish() == 2
     assert "hint: serve with a larger --gateways" in third.child.stderr
-    until(lambda: second.health() == (200, 3, 3), 30)
+    until(lambda: second.health() == (200, 2, 2))
     with Clients(serving.port, 2) as one, Clients(second.port, 2) as other:
         one.more(3)
         other.more(3)
         code, told = serving.cli("drain", cloud.identity("one"))
         assert code == 0, told
-        until(lambda: "its GPUs are given back" in serving.child.stderr, 60)
-        until(lambda: second.health() == (200, 2, 2), 30)
+        until(lambda: "its GPUs are given back" in serving.child.stderr)
+        until(lambda: second.health() == (200, 1, 1))
         one.more(3)
         other.more(3)
     assert set(one.outcomes) == set(other.outcomes) == {"kept"}
     # What was served ends: so does a gateway that has nothing behind it any more.
     assert serving.end() == 0
     assert second.child.finish() == 5
-    until(lambda: nothing_left(cloud, serving), 30)
+    until(lambda: nothing_left(cloud, serving))

@@ -9,6 +9,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.asking import Client
 from turbofit.launch.engine import Timing
 from turbofit.launch.leases import Leases
 from turbofit.launch.record import Record
@@ -22,10 +23,24 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def tell_pulses() -> None:
+    """Say each answer of an engine that was asked how it is."""
+    asked = Client.is_healthy
+
+    def is_healthy(self: Client, timeout: float) -> bool:
+        fine = asked(self, timeout)
+        if fine:
+            say("PULSE")
+        return fine
+
+    Client.is_healthy = is_healthy  # type: ignore[method-assign]
+
+
 def main() -> int:
     """The session; errors as the command line says them."""
     plan, port = Plan.from_json(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])
     folder = new_folder("runs", "test")
+    tell_pulses()
     try:
         with Stop() as stop, Leases() as leases:
             job = Job(

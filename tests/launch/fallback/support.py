@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 from tests.checkpoints import make_qwen2_vl
 from tests.launch.standin.standin_engine import shim_torchvision
+from tests.waiting import HANG, until
 from turbofit.launch.image import flat_png
 
 __all__ = ["KEY", "NAME", "Served", "picture", "tiny_map", "tiny_qwen2_vl"]
@@ -94,9 +94,7 @@ class Served:
             target=lambda: asyncio.run(self._server.serve()), daemon=True
         )
         self._thread.start()
-        until = time.monotonic() + 20
-        while not self._server.started and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: self._server.started, "the server to listen")
 
     @property
     def url(self) -> str:
@@ -106,4 +104,4 @@ class Served:
     def stop(self) -> None:
         """End it."""
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(HANG)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
 from importlib.util import find_spec
 
 import pytest
 
 from tests.launch.fallback.support import KEY, NAME, Served, picture, tiny_qwen2_vl
+from tests.waiting import HANG, until
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -31,7 +31,7 @@ def served(tmp_path_factory):
 
 def ask(served, body, path=CHAT, key=KEY, method="POST"):
     """Status and parsed body."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=HANG)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     connection.request(method, path, body=data, headers=headers)
@@ -193,22 +193,28 @@ def test_two_requests_are_served_one_after_the_other(served):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_work(served, stream):
-    tokens = []
+    tokens, begun = [], threading.Event()
     moved = served.work.moved
-    served.work.moved = lambda: (tokens.append(time.sleep(0.05)), moved())
+
+    def token():
+        moved()
+        tokens.append(1)
+        if len(tokens) == 5:
+            begun.set()
+            served.work.cancelled.wait(HANG)
+
+    served.work.moved = token
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=HANG)
         body = json.dumps(chat(max_tokens=400, logit_bias={"258": -100}, stream=stream)).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
         connection.request("POST", CHAT, body=body, headers=headers)
-        until = time.monotonic() + 20
-        while len(tokens) < 5 and time.monotonic() < until:
-            time.sleep(0.01)
+        assert begun.wait(HANG)
         assert served.work.health == "ok"
         connection.sock.close()
         connection.close()
-        assert served.work.idle.wait(10)
-        assert 5 <= len(tokens) < 300
+        assert served.work.idle.wait(HANG)
+        assert 5 <= len(tokens) < 10
     finally:
         served.work.moved = moved
     assert ask(served, chat())[0] == 200
@@ -232,9 +238,7 @@ def test_out_of_memory_is_answered_and_the_engine_lives(served, monkeypatch):
         assert streamed.endswith("data: [DONE]\n\n")
         assert served.ended == []
         ask(served, chat())
-        until = time.monotonic() + 5
-        while not served.ended and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: served.ended, "the end of the engine")
         assert served.ended[0].startswith("torch.OutOfMemoryError: CUDA out of memory.")
     served.work.fatal, served.ended[:] = "", []
     assert ask(served, chat())[0] == 200

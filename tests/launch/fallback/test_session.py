@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from msgspec.structs import replace
 
 from tests.launch.conftest import Child
 from tests.launch.fallback.support import picture, tiny_qwen2_vl
+from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.endings import ending
@@ -101,8 +101,8 @@ def test_the_longest_request_fills_the_context(each, template):
     assert longest_request(plan, "m", worst, plan.settings.session_len, count) is None
 
 
-def call(port, path, body=None, timeout=60):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+def call(port, path, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     connection.request("GET" if body is None else "POST", path, body=data, headers=headers)
@@ -153,16 +153,14 @@ def test_a_session(tmp_path, children):
     long = [{"role": "user", "content": "a" * 2000}]
     status, raw = call(port, CHAT, {**body, "messages": long})
     assert (status, b"error" in raw) == (400, True)
-    time.sleep(1.5)  # several looks of the pulse and of the gateway's monitor
+    pulses = sum("PULSE" in line for line in child.lines)
+    child.wait_for("PULSE", pulses + 3)
     assert call(port, "/health")[0] == 200
     engine = int(child.wait_for("phase: starting").split("process ")[1].split(",")[0])
     os.kill(engine, signal.SIGKILL)
     child.wait_for("starting again")
-    child.wait_for_more("phase: ready", 2)
-    until = time.monotonic() + 20
-    while call(port, CHAT, body)[0] != 200 and time.monotonic() < until:
-        time.sleep(0.1)
-    assert call(port, CHAT, body)[0] == 200
+    child.wait_for("phase: ready", 2)
+    until(lambda: call(port, CHAT, body)[0] == 200, "an answer of the new engine")
     child.process.send_signal(signal.SIGTERM)
     assert child.finish() == 0
     assert "ended SIGTERM" in child.stderr

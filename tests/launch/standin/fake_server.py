@@ -3,8 +3,9 @@
 It is for tests of our own process handling, where a second of start-up matters. ``STANDIN_SCRIPT``
 says what it does, as in `standin_engine`; ``deaf`` ignores SIGTERM and SIGINT, ``family`` starts a
 child of its own that would outlive it, ``stalls`` answers no completion, ``slow_image`` no chat,
-``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS``. Of a list by commas each
-start takes the next one, counted in the file ``STANDIN_COUNT``.
+``floods`` prints for ever, ``slow`` starts after ``STANDIN_SECONDS`` or never, ``dies_later`` runs
+out of memory at SIGUSR1. Of a list by commas each start takes the next one, counted in the file
+``STANDIN_COUNT``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standin_engine import StandInEngine, abort_out_of_memory
+
+#: Nobody sets it.
+NEVER = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -32,16 +37,14 @@ class Handler(BaseHTTPRequestHandler):
         """Any chat."""
         self.rfile.read(int(self.headers["Content-Length"]))
         if SCRIPT == "stalls" and self.path.startswith("/v1/completions"):
-            time.sleep(600)
+            NEVER.wait()
         if SCRIPT == "oom_image":
             abort_out_of_memory(SCRIPT)
         if SCRIPT == "slow_image":
-            time.sleep(600)
+            NEVER.wait()
         if SCRIPT == "refuses":
             self.send_error(500, "no")
             return
-        if SCRIPT == "dies_later":
-            time.sleep(0.2)
         self.answer({"choices": []})
 
     def answer(self, document: dict) -> None:
@@ -81,9 +84,9 @@ if SCRIPT == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 if SCRIPT == "slow":
-    time.sleep(float(os.environ.get("STANDIN_SECONDS", "8")))
+    seconds = os.environ.get("STANDIN_SECONDS")
+    NEVER.wait(float(seconds) if seconds else None)
 if SCRIPT == "floods":
-    import threading
 
     def flood() -> None:
         """Lines that all differ, for ever."""
@@ -98,7 +101,7 @@ if SCRIPT == "family":
 if SCRIPT == "fallback":
     text = "Fallback to pytorch engine because turbomind is not built."
     os.write(2, f"2026-11-20 08:30:01,123 - lmdeploy - WARNING - archs.py:38 - {text}\n".encode())
-    time.sleep(60)
+    NEVER.wait()
 StandInEngine(
     "tiny",
     types.SimpleNamespace(
@@ -110,8 +113,6 @@ StandInEngine(
 )
 server = ThreadingHTTPServer(("127.0.0.1", int(option("--server-port"))), Handler)
 if SCRIPT == "dies_later":
-    import threading
-
-    threading.Timer(1.5, lambda: abort_out_of_memory("oom_image")).start()
+    signal.signal(signal.SIGUSR1, lambda *_: abort_out_of_memory("oom_image"))
 os.write(1, b"INFO:     Uvicorn running on http://127.0.0.1\n")
 server.serve_forever()

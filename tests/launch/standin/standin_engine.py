@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -65,7 +66,7 @@ class StandInEngine:
     def _start(self) -> None:
         say("`max_context_token_num` is not set, default to 32768.", level="WARN")
         if self.script == "stuck_weights":
-            time.sleep(3600)
+            threading.Event().wait()
         if self.script == "oom_weights":
             abort_out_of_memory(self.script)
         if self.script == "torch_oom":
@@ -104,7 +105,7 @@ class StandInEngine:
         if self.script == "oom_warmup":
             abort_out_of_memory(self.script)
         if self.script == "stuck":
-            time.sleep(3600)
+            threading.Event().wait()
         if self.script == "hang":
             say(str(most))
             line = "[TM][INFO][1120.08:30:00.{:06d}][scheduler.cc:1186] out of memory at 0/1\n"

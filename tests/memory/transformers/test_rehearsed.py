@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.waiting import HANG
 from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
@@ -36,7 +37,7 @@ def rehearsed(**asked):
             **os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}",
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         },
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=10 * HANG, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -21,6 +21,8 @@ from turbofit.model.merge.llava import hf_name, template
 from turbofit.model.merge.llava_tokens import add_tokens
 from turbofit.model.merge.merge import merge
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("safetensors")
 torch = pytest.importorskip("torch")
 

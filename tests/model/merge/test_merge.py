@@ -13,10 +13,13 @@ import pytest
 
 from tests.model.merge.cases import LORA, digest, dyadic, load, make_adapter, make_base
 from tests.model.merge.golden import CASES, GOLDEN
+from tests.waiting import HANG
 from turbofit.core.errors import PackageError, TurbofitError, UsageError
 from turbofit.model.merge import output, shards, tensors
 from turbofit.model.merge.merge import merge
 from turbofit.model.source import resolve_model
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("safetensors")
 torch = pytest.importorskip("torch")
@@ -441,7 +444,7 @@ def test_ram_holds_a_tensor_not_the_checkpoint(tmp_path):
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, *paths],
-        capture_output=True, text=True, check=True, timeout=120, cwd=root,
+        capture_output=True, text=True, check=True, timeout=5 * HANG, cwd=root,
     )  # fmt: skip
     # A tensor is 2 MiB: it, its delta, B·A's and the copy that is written come to about 12.
     assert total > 90 << 20

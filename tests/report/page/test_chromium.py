@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 
 import pytest
 
@@ -12,18 +11,16 @@ from tests.report.documents import planned
 from tests.report.page.conftest import Browser
 from tests.report.page.pages import EVIL, evil_plan, page_of
 from tests.report.page.test_build import ALL
+from tests.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.report.page.build import page
 from turbofit.report.saved import Saved
 from turbofit.report.shell import shell_command
 
 
-def until(browser: Browser, script: str, seconds: float = 5) -> None:
+def shown(browser: Browser, script: str) -> None:
     """Wait until a script returns true."""
-    end = time.monotonic() + seconds
-    while not browser.run(script):
-        assert time.monotonic() < end, script
-        time.sleep(0.05)
+    until(lambda: browser.run(script), script)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -109,7 +106,7 @@ def test_a_command_is_copied_as_it_is(browser: Browser) -> None:
     button = browser.one(".copy")
     assert button.accessible_name == "Copy the command of group 0"
     button.click()
-    until(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
+    shown(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
     copied = browser.driver.execute_async_script(
         "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
     )
@@ -121,14 +118,14 @@ def test_a_browser_without_a_clipboard_copies_all_the_same(browser: Browser) -> 
     browser.open(page_of("fits"))
     browser.run("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     browser.one(".copy").click()
-    until(browser, "return document.getElementById('status').textContent !== ''")
+    shown(browser, "return document.getElementById('status').textContent !== ''")
     assert browser.one(".copy").text == "Copied"
 
 
 def test_the_json_is_copied_and_saved(browser: Browser) -> None:
     browser.open(page_of("served"))
     browser.one("#copy-json").click()
-    until(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
+    shown(browser, "return document.getElementById('status').textContent.startsWith('Copied')")
     copied = browser.driver.execute_async_script(
         "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0]('no: ' + e))"
     )
@@ -193,7 +190,8 @@ def test_paper(browser: Browser) -> None:
 
 def test_what_others_wrote_does_nothing(browser: Browser) -> None:
     browser.open(page(Saved(evil_plan(), None, EVIL)))
-    time.sleep(0.2)
+    # It is loaded, images too; what they would set off comes before a task that begins now.
+    browser.driver.execute_async_script("setTimeout(arguments[0])")
     assert browser.driver.title != "hit"
     assert browser.all("img") == []
     data = browser.run("return document.getElementById('turbofit-json').textContent")

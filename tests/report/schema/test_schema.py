@@ -23,6 +23,8 @@ from turbofit.report.consistent import check_consistent
 from turbofit.report.saved import Saved, saved_json
 from turbofit.report.schema import NAMES, schema_text
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS: dict[str, Any] = {name: json.loads(schema_text(name)) for name in NAMES}
 REGISTRY: Any = Registry().with_resources(
     (schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
@@ -14,6 +15,8 @@ from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.plan import Limits, Plan
 from turbofit.core.units import GIB, MIB
 from turbofit.report.consistent import check_consistent
+
+pytestmark = pytest.mark.slow
 
 SPECS = {"1xrtx4090": 1, "2xrtx3090": 2, "2xrtx2080ti": 2, "1xl4": 1, "1xt4": 1, "2xa100": 2}
 MODELS = ("internvl2-8b", "qwen2-vl-7b", "gemma-3-12b", "internlm2.5-7b", "internvl2-76b")
@@ -43,7 +46,7 @@ ASKED = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(model=st.sampled_from(MODELS), cluster=clusters(), asked=ASKED)
 def test_every_node_fits_its_machine_and_keeps_the_promise(
     model: str, cluster: Cluster, asked: dict[str, Any]
@@ -89,7 +92,7 @@ def sums(plans: list[Plan], plan: ClusterPlan, requests: int) -> None:
     assert abs(sum(shares) - requests) < 1e-6 * requests
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(cluster=clusters(), model=st.sampled_from(MODELS[:3]))
 def test_who_joins_keeps_the_promise_or_says_what_it_lacks(cluster: Cluster, model: str) -> None:
     *first, last = cluster.nodes

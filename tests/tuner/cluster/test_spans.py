@@ -12,6 +12,8 @@ from turbofit.core.struct import known
 from turbofit.core.units import GIB
 from turbofit.tuner.cluster.spans import NETWORK
 
+pytestmark = pytest.mark.slow
+
 
 def test_nodes_are_joined_only_where_none_holds_the_model() -> None:
     whole = api.plan_cluster("internvl2-76b", cluster("8xh100", "4xrtx3090", "4xrtx3090"))

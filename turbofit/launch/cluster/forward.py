@@ -2,7 +2,8 @@
 
 LMDeploy listens on loopback, where none but this node reaches it. Connections from the gateways'
 addresses are passed on byte by byte, both ways and no faster than the slower end takes them; all
-others are closed at once, and counted.
+others are closed at once, and counted. While the engine does not listen, a request is answered here
+that it never got there, which a gateway tells from an engine that died of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Final, cast
 
 from turbofit.core.errors import LaunchError
+from turbofit.gateway.upstream import UNREACHED
 
 if TYPE_CHECKING:
     import ssl
@@ -24,6 +26,10 @@ _START_SECONDS: Final = 10.0
 _END_SECONDS: Final = 5.0
 #: Bytes that may wait for the slower end.
 _WAITING: Final = 1 << 20
+_NEVER_SENT: Final = (
+    "HTTP/1.1 503 Service Unavailable\r\n"
+    f"{UNREACHED}: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+).encode()
 
 
 class Forwarder:
@@ -179,6 +185,8 @@ class _Front(_Side):
         self._connecting: asyncio.Task[None] | None = None
         #: What came before the engine's end was there, and whether that was all.
         self._early, self._ended = bytearray(), False
+        #: There is no engine's end.
+        self._refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -191,6 +199,8 @@ class _Front(_Side):
 
     def data_received(self, data: bytes) -> None:
         # A connection to loopback is made at once: what comes before is one read or two.
+        if self._refused:
+            return
         if self.other is None:
             self._early += data
         else:
@@ -199,7 +209,7 @@ class _Front(_Side):
     def eof_received(self) -> bool:
         if self.other is None:
             self._ended = True
-            return True
+            return not self._refused
         return super().eof_received()
 
     async def _connect(self) -> None:
@@ -209,7 +219,7 @@ class _Front(_Side):
                 lambda: _Back(self), "127.0.0.1", self._forwarder.target
             )
         except OSError:
-            self.abort()
+            self._refuse()
             return
         if self.transport is None or self.transport.is_closing():
             back.abort()
@@ -219,6 +229,20 @@ class _Front(_Side):
         self._early.clear()
         if self._ended:
             super().eof_received()
+
+    def _refuse(self) -> None:
+        """Answer that nothing listens.
+
+        What still comes of the request is thrown away, and the gateway closes: a close from here
+        would be a reset, which overtakes the answer.
+        """
+        self._refused = True
+        self._early.clear()
+        if self.transport is None or self.transport.is_closing():
+            return
+        self.transport.write(_NEVER_SENT)
+        if self._ended:
+            self.transport.close()
 
 
 class _Back(_Side):

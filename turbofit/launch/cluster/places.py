@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Places", "which"]
 
-_SECONDS: Final = 30.0
+#: As long as a node may take to be measured: on a busy one a worker of Ray alone takes a minute.
+_SECONDS: Final = 120.0
 #: And so much longer for each GPU: a thousand groups took 80 s (bench/cluster/FAULTS.md).
 _EACH: Final = 0.1
 

@@ -22,6 +22,7 @@ __all__ = [
     "LARGEST_PATCH_LIMIT",
     "chat_rule",
     "chat_vision",
+    "grid_size",
     "hf_rule",
     "hf_vision",
     "read_chat",
@@ -58,6 +59,17 @@ def tiles(rule: TileRule, width: int, height: int, limit: int) -> int:
         elif distance == nearest and area > 0.5 * rule.tile_size * rule.tile_size * count:
             best = count
     return best + 1 if rule.thumbnail and best > 1 else best
+
+
+def grid_size(rule: TileRule, width: int, height: int, limit: int) -> tuple[int, int]:
+    """Width and height of the grid that an image is stretched to, the thumbnail aside."""
+    count = tiles(rule, width, height, limit)
+    count -= rule.thumbnail and count > 1
+    columns = min(
+        (columns for columns in range(1, count + 1) if count % columns == 0),
+        key=lambda columns: abs(width / height - columns / (count // columns)),
+    )
+    return rule.tile_size * columns, rule.tile_size * (count // columns)
 
 
 def worst_tiles(rule: TileRule, limit: int) -> int:

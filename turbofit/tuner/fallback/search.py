@@ -21,7 +21,7 @@ from turbofit.model.images import largest_limit, limits_down
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
-from turbofit.tuner.sizing import shortest_context
+from turbofit.tuner.sizing import excess_tokens, shortest_context
 
 __all__ = ["Chosen", "load_of", "search"]
 
@@ -76,7 +76,8 @@ def search(ask: Ask) -> Chosen:
     """
     _check(ask)
     ask = _held(ask)
-    limits: list[int | None] = list(_limits(ask))
+    every: list[int | None] = list(_limits(ask))
+    limits = [limit for limit in every if not excess_tokens(ask, exposure_of(ask, limit))]
     shapes = list(_shapes(ask))
     for limit in limits:
         exposure = exposure_of(ask, limit)
@@ -89,7 +90,7 @@ def search(ask: Ask) -> Chosen:
         found = _offloading(ask, largest, exposure_of(ask, limit), limit)
         if found is not None:
             return found
-    return _closest(ask, largest, limits[-1])
+    return _closest(ask, largest, every[-1])
 
 
 def _check(ask: Ask) -> None:

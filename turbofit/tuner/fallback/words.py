@@ -9,7 +9,9 @@ from turbofit.core.machine import Gpu
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.tuner.ask import Ask
+from turbofit.tuner.candidates import too_long
 from turbofit.tuner.fallback.search import Chosen
+from turbofit.tuner.sizing import excess_tokens
 
 __all__ = ["verdict", "warnings"]
 
@@ -26,6 +28,8 @@ def verdict(ask: Ask, chosen: Chosen, host: str | None) -> str:
         for place in range(len(account.gpus))
     ]
     where = groups_of(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts)
+    if not chosen.fits and excess_tokens(ask, chosen.exposure):
+        return f"does not fit: {name} on Transformers: {too_long(ask, chosen.exposure)}"
     if not chosen.fits:
         tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
         term = max(tightest.ledger, key=lambda one: one.bytes)

@@ -1,0 +1,1 @@
+"""Costs and holes of the gateway, measured."""

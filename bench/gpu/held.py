@@ -1,0 +1,298 @@
+"""``python -m bench.gpu --held-against DIR``: kept results beside forecasts, without a GPU.
+
+DIR is a folder that ``--out`` has written, of any card, by anybody, or a folder of such folders.
+Told are: each forecast and rehearsal beside NVML, term by term; speeds; how deaths are diagnosed;
+the constants that all of it implies, and which presets would change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.gpu.acts import of_rehearsal, rehearsed
+from bench.gpu.implied import Implied, implied, memory_readings, sums
+from bench.gpu.kept import engine_log
+from bench.gpu.results import Results, load
+from bench.gpu.speeds import beside, ceilings, speed_readings
+from bench.gpu.terms import cache_of, cases
+from turbofit import api
+from turbofit.core.plan import Plan
+from turbofit.diagnose.explain import diagnose
+
+__all__ = ["Options", "hold"]
+
+MIB = 1 << 20
+_PAGE = 2 * MIB
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which rehearsals are held here: of stages by pattern, none longer than ``seconds``."""
+
+    only: str = ""
+    rehearse: bool = True
+    seconds: float = 240.0
+    limit: float = 1e6
+
+
+class Section(NamedTuple):
+    """A table of one card: integers are bytes, fractions seconds or shares."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+
+    def facts(self) -> list[dict[str, object]]:
+        """For JSON."""
+        return [dict(zip(self.head, row, strict=True)) for row in self.rows]
+
+
+def hold(folder: Path, options: Options, out: Path | None = None) -> str:
+    """The report as Markdown; with ``out`` also as ``HELD.md`` and ``held.json`` there.
+
+    Raises:
+        ValueError: the folder has no results.
+    """
+    every = load(folder)
+    lines = ["# Kept results beside forecasts", "", "Sizes in MiB; over is forecast less measured,"]
+    lines += ["a minus is memory that no plan paid for.", ""]
+    end, cards = time.monotonic() + options.limit, []
+    with tempfile.TemporaryDirectory(prefix="turbofit-held-") as scratch:
+        for one in every:
+            sections = _sections(one, options, Path(scratch), end)
+            cards.append({"name": one.gpu.name, **{part.title: part.facts() for part in sections}})
+            lines += _head(one)
+            for part in sections:
+                lines += _told(part)
+            lines += _notes("Pools", _pools(one)) + _notes("Ceilings", _ceilings(one))
+    readings = [r for one in every for r in (*memory_readings(one), *speed_readings(one))]
+    found = implied(readings)
+    lines += _constants(found) + _changes(found, every)
+    text = "\n".join(lines) + "\n"
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "HELD.md").write_text(text)
+        facts = [{**asdict(one), "meaning": one.meaning} for one in found]
+        whole = {"constants": facts, "cards": cards}
+        (out / "held.json").write_text(json.dumps(whole, indent=1) + "\n")
+    return text
+
+
+def _told(part: Section) -> list[str]:
+    rows = [[_cell(value) for value in row] for row in part.rows]
+    lines = table(part.head, rows)
+    return [f"### {part.title}", "", *lines] if lines else []
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown; nothing where there are no rows."""
+    if not rows:
+        return []
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def _head(one: Results) -> list[str]:
+    packages = ", ".join(f"{name} {found}" for name, found in one.packages.items() if found)
+    lines = [f"## {one.gpu.name}", "", f"Driver {one.machine.driver}; {packages}.", ""]
+    if one.pretend:
+        lines += ["**A pretend card**: what follows says nothing of any real one.", ""]
+    if one.preset is None:
+        lines += [_new_card(one), ""]
+    return lines
+
+
+def _sections(one: Results, options: Options, scratch: Path, end: float) -> list[Section]:
+    seen = {name: _seen(name, doc, plan, options, scratch, end) for name, doc, plan in one.trials()}
+    return [
+        Section(
+            "Phases", ("stage", "phase", "forecast", "rehearsed", "measured", "over",
+                       "rehearsed over"), list(_phases(one, seen)),
+        ),
+        Section(
+            "Terms that a rehearsal tells otherwise", ("stage", "term", "forecast", "rehearsed",
+                                                       "over"), list(_rehearsed(one, seen)),
+        ),
+        Section(
+            "Terms that only a card shows", ("stage", "terms", "charged", "measured", "over"),
+            list(_terms(one)),
+        ),
+        Section(
+            "What worst cases add", ("stage", "case", "forecast", "measured", "over"),
+            list(_cases(one)),
+        ),
+        Section(
+            "Speed", ("stage", "part", "forecast s", "measured s", "measured / forecast"),
+            [(*row, row[3] / row[2]) for row in beside(one)],
+        ),
+        Section(
+            "Who lived", ("stage", "forecast", "it", "as forecast", "ended as", "diagnosed as"),
+            list(_lives(one)),
+        ),
+    ]  # fmt: skip
+
+
+def _notes(title: str, lines: Iterator[str]) -> list[str]:
+    found = list(lines)
+    return [f"### {title}", "", *found, ""] if found else []
+
+
+def _new_card(one: Results) -> str:
+    gpu = one.gpu
+    return (
+        f"No preset knows this card: docs/adding.md tells how one is made. Total {_cell(gpu.total)}"
+        f" MiB, reserved {_cell(gpu.reserved)} MiB, {gpu.sm_count} SMs, compute capability"
+        f" {gpu.compute_capability}."
+    )
+
+
+def _seen(
+    name: str, document: dict[str, Any], plan: Plan, options: Options, scratch: Path, end: float
+) -> dict[str, Any]:  # fmt: skip
+    """A trial's rehearsal: held there, or now from the plan that was kept."""
+    there = document.get("rehearsal")
+    if there and "not_rehearsed" not in there:
+        return dict(there)
+    if not options.rehearse or not re.search(options.only, name):
+        return {"not_rehearsed": ""}
+    seconds = min(options.seconds, end - time.monotonic())
+    if seconds <= 0:
+        return {"not_rehearsed": "time was over"}
+    return rehearsed(plan, name, scratch, seconds, os.environ)
+
+
+def _phases(one: Results, every: dict[str, dict[str, Any]]) -> Iterator[tuple[object, ...]]:
+    for name, document, plan in one.trials():
+        seen = every[name]
+        if seen.get("not_rehearsed"):
+            yield name, f"not rehearsed: {seen['not_rehearsed']}", None, None, None, None, None
+        for row in document["phases"]:
+            there = of_rehearsal(plan.gpus[0], row["phase"], seen)
+            beyond = None if there is None else there - row["measured"]
+            yield name, row["phase"], row["forecast"], there, row["measured"], row["over"], beyond
+        if seen.get("outcome", "served") != "served":
+            yield name, f"the rehearsal: {seen['outcome']}", None, None, None, None, None
+
+
+def _rehearsed(one: Results, every: dict[str, dict[str, Any]]) -> Iterator[tuple[object, ...]]:
+    """Where the engine's own calls and the forecast are more than a page apart."""
+    for name, _, plan in one.trials():
+        forecast = {t.term: t.bytes for t in plan.gpus[0].ledger}
+        for term, size in every[name].get("terms", {}).items():
+            over = forecast.get(term, 0) - size
+            if abs(over) > _PAGE:
+                yield name, term, forecast.get(term, 0), size, over
+
+
+def _terms(one: Results) -> Iterator[tuple[object, ...]]:
+    for name, what, charged, measured in sums(one):
+        yield name, what, charged, measured, charged - measured
+    for name, document, plan in one.trials():
+        found = cache_of(plan, document)
+        if found is not None:
+            forecast, measured = found
+            ratio = f"kv_cache: {plan.settings.cache_max_entry_count:.3f} of what was free"
+            yield name, ratio, forecast, measured, forecast - measured
+    parts = one.documents.get("a-context", {})
+    torch, turbomind = (_first(parts.get(f"{name}_eager")) for name in ("torch", "turbomind"))
+    if torch is not None and turbomind is not None:
+        what = "all kernels of TurboMind at once, beside torch's"
+        yield "a-context", what, None, turbomind - torch, None
+
+
+def _first(part: dict[str, Any] | None) -> int | None:
+    marks = {m["mark"]: m for m in (part or {}).get("marks", [])}
+    used = marks.get("first", {}).get("used")
+    return None if used is None else int(used)
+
+
+def _cases(one: Results) -> Iterator[tuple[object, ...]]:
+    for name, document, _ in one.trials():
+        for case, forecast, measured in cases(document):
+            yield name, case, forecast, measured, forecast - measured
+
+
+def _pools(one: Results) -> Iterator[str]:
+    """When freed memory is free decides over ``cache_uncertainty``."""
+    found = one.documents.get("a-pool", {}).get("pool", {}).get("marks", [])
+    marks = [m for m in found if m["mark"].startswith("default_")] or [
+        m for m in one.documents.get("a-constants", {}).get("marks", [])
+        if m["mark"].startswith("pool_") and "taken" in m
+    ]  # fmt: skip
+    if not marks:
+        return
+    if all(m["kept_after_wait"] > 0 for m in marks):
+        yield "- The default pool keeps what is freed even when its stream was waited for:"
+        yield "  `load_temporaries.returned` takes back what stays (under: it kills)."
+    elif any(m["kept_at_once"] > 0 for m in marks):
+        yield "- What is freed is free when its stream was waited for: `cache_uncertainty`, which"
+        yield "  pays for an earlier return, can go where the engine reads free memory before that."
+    else:
+        yield "- What is freed is free at once: temporaries of loading do not lower the cache, and"
+        yield "  `cache_uncertainty` must stay."
+
+
+def _ceilings(one: Results) -> Iterator[str]:
+    found = ceilings(one)
+    if found:
+        yield f"Of the card's own peak a copy reached {found['copy']:.0%}, a product"
+        yield f"{found['product']:.0%}."
+
+
+def _lives(one: Results) -> Iterator[tuple[object, ...]]:
+    for name, document in one.documents.items():
+        if document.get("as_forecast") is None:
+            continue
+        ended, said = document.get("ending", {}).get("kind", ""), ""
+        log = engine_log(one.folder, name) if ended else None
+        if log is not None:
+            said = diagnose([log.encode()], api).kind
+        forecast = "lives" if document["forecast_lives"] else "dies"
+        right = "yes" if document["as_forecast"] else "**no**"
+        yield name, forecast, document["outcome"], right, ended, said
+
+
+def _constants(found: Sequence[Implied]) -> list[str]:
+    head = ("preset", "constant", "now", "implied", "lowest", "so it", "from")
+    rows = [
+        (one.preset, one.key, _figure(one.now), _figure(one.value), _figure(one.lowest),
+         one.meaning, ", ".join(one.documents))
+        for one in found
+    ]  # fmt: skip
+    return ["## Constants that this implies", "", *table(head, rows)] if rows else []
+
+
+def _changes(found: Sequence[Implied], every: Sequence[Results]) -> list[str]:
+    lines = ["## Presets that would change", ""]
+    changed = [one for one in found if one.changes and not one.impossible]
+    if changed and any(one.pretend for one in every):
+        lines += ["None: some of this is of pretend cards. Of a real one these would:", ""]
+    lines += [
+        f"- `presets/{one.preset}`: `{one.key}` {_figure(one.now)} → {_figure(one.value)}"
+        f" ({one.meaning})"
+        for one in changed
+    ]
+    return lines if changed else [*lines, "None."]
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "none"
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+def _cell(value: object) -> str:
+    """As a table shows it."""
+    if isinstance(value, int):
+        return f"{value / MIB:,.1f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value or "")

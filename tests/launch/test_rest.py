@@ -1,0 +1,185 @@
+"""A supervisor that leaves its engines alone: the gateway answers, and they are started again."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import json
+
+from tests.fixtures.plans import plausible_plan
+from tests.launch.conftest import REPO, STANDIN
+from tests.waiting import HANG
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.outage import Outage
+from turbofit.gateway.server import make_gateway
+from turbofit.gateway.thread import GatewayThread
+from turbofit.launch.command import commands
+from turbofit.launch.endings import EndedError
+from turbofit.launch.engine import Timing
+from turbofit.launch.launches import Launch
+from turbofit.launch.serve import Server, Stop
+
+
+@pytest.fixture(autouse=True)
+def standin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines find what they stand in for."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(REPO), str(STANDIN))))
+
+
+class Supervised:
+    """A server on stand-in engines; the test acts at each look, and moves the clock."""
+
+    def __init__(self, tmp_path: Path, port: int, *, gpus: int = 1, restarts: int = 2) -> None:
+        self.now = time.monotonic()
+        self.rests: list[Outage | None] = []
+        self.said: list[str] = []
+        self.plan = plausible_plan(gpus=gpus, tp=1)
+        runner = (sys.executable, str(STANDIN / "fake_server.py"))
+        launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
+        self.server = Server(
+            self.plan, launches, tmp_path, self.said.append, check=False,
+            timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
+            on_rest=self._rest, clock=lambda: self.now,
+        )  # fmt: skip
+        self.stop = Stop()
+        self.front: GatewayThread | None = None
+
+    def run(self, look) -> None:
+        """Until ``look`` has returned True."""
+        until = time.monotonic() + HANG
+
+        def on_tick() -> None:
+            assert time.monotonic() < until, "\n".join(self.said)
+            if look():
+                self.stop.end()
+
+        try:
+            assert self.server.run(self.stop, self._open, on_tick) is signal.SIGTERM
+        finally:
+            if self.front is not None:
+                self.front.stop(drain=False)
+
+    def ended_again(self) -> bool:
+        """Kill each engine that is ready and start it again at once; whether all are left alone."""
+        for engine in self.server.engines:
+            if engine.state == "ready":
+                os.kill(engine.process.pid, signal.SIGSEGV)
+                engine.process.wait(HANG)
+            elif engine.state == "waiting":
+                self.now = max(self.now, engine.again_at)
+        return all(engine.state == "broken" for engine in self.server.engines)
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, str | None, Any]:
+        """Status, Retry-After and the answer."""
+        assert self.front is not None
+        connection = http.client.HTTPConnection(self.front.url.rpartition("/")[2], timeout=HANG)
+        try:
+            data = None if body is None else json.encode(body)
+            kind = {"Content-Type": "application/json"}
+            connection.request("GET" if body is None else "POST", path, data, kind)
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Retry-After"), json.decode(answer.read())
+        finally:
+            connection.close()
+
+    def _open(self, urls: list[str]) -> None:
+        config = GatewayConfig(port=0, retry_seconds=0.01)
+        self.front = GatewayThread(make_gateway(self.plan, urls, config))
+        self.front.start()
+
+    def _rest(self, outage: Outage | None) -> None:
+        self.rests.append(outage)
+        assert self.front is not None
+        self.front.call(lambda gateway: gateway.rest(outage), HANG)
+
+
+def test_the_gateway_answers_while_its_engine_rests_and_then_it_serves_again(
+    tmp_path: Path, port: int
+) -> None:
+    one = Supervised(tmp_path, port)
+    told: list[Any] = []
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+    def look() -> bool:
+        if not told:
+            if one.rests:
+                began = one.now
+                for waited in (0.0, 170.5, 599.0):
+                    one.now = began + waited
+                    told.append((one.ask("/v1/chat/completions", chat), one.ask("/health")))
+                one.now = began + 600.0
+            else:
+                one.ended_again()
+            return False
+        (engine,) = one.server.engines
+        return engine.state == "ready" and one.ask("/v1/chat/completions", chat)[0] == 200
+
+    one.run(look)
+    assert [asked[:2] for asked, _ in told] == [(503, "600"), (503, "430"), (503, "1")]
+    assert [health[:2] for _, health in told] == [(503, "600"), (503, "430"), (503, "1")]
+    message = "the inference engine ended 3 times within 10 minutes and rests; the next start is in"
+    assert told[0][0][2]["error"]["message"] == f"{message} 600 s"
+    assert told[0][1][2]["message"] == f"{message} 600 s"
+    assert told[0][1][2]["status"] == "resting"
+    assert one.rests[1:] == [None]
+    assert one.server.engines[0].starts == 4
+    assert any("left alone for 10 minutes, no engine serves" in line for line in one.said)
+
+
+def test_it_rests_again_as_often_as_it_must(tmp_path: Path, port: int) -> None:
+    one = Supervised(tmp_path, port, restarts=1)
+
+    def look() -> bool:
+        if one.ended_again() and one.rests and one.rests[-1] is not None:
+            if len(one.rests) == 3:
+                return True
+            one.now = one.rests[-1].until
+        return False
+
+    one.run(look)
+    assert [rest is None for rest in one.rests] == [False, True, False]
+    assert one.server.engines[0].starts == 4
+
+
+def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:
+    one = Supervised(tmp_path, port, gpus=2, restarts=1)
+
+    def look() -> bool:
+        first, second = one.server.engines
+        if one.front is None or second.state == "broken":
+            return second.state == "broken" and first.state == "ready"
+        if second.state == "ready":
+            os.kill(second.process.pid, signal.SIGSEGV)
+            second.process.wait(HANG)
+        elif second.state == "waiting":
+            one.now = second.again_at
+        return False
+
+    one.run(look)
+    assert one.rests == []
+    assert any("left alone for 10 minutes, while the others serve" in line for line in one.said)
+
+
+def test_what_never_served_does_not_rest(tmp_path: Path, port: int) -> None:
+    """Nobody listens yet who could tell clients of it."""
+    one = Supervised(tmp_path, port)
+    for engine in one.server.engines:
+        engine.was_ready = True  # so that each end counts as passing
+    fail = STANDIN / "no_such_file.py"
+    for launch in one.server._launches:
+        launch.runner = (sys.executable, str(fail))
+
+    def look() -> bool:
+        one.ended_again()
+        return False
+
+    with pytest.raises(EndedError):
+        one.run(look)
+    assert one.rests == []
