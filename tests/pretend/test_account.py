@@ -308,7 +308,7 @@ def test_threads_are_held_and_let_go(libraries: Path, tmp_path: Path) -> None:
             until(lambda: len(mine) > 5)
             return mine
         threads, in_time = [], False
-        # A thread that is held while it has Python's lock lets go by itself, and the thaw says so: try again.
+        # A thread that is held with Python's lock lets go by itself; the thaw says so.
         while not in_time:
             first = begin()
             held = account.pretend_freeze(120_000) == len(threads)
