@@ -18,10 +18,12 @@ PROGRAM = """
 import os, sys, warnings
 os.environ["LMDEPLOY_ENABLE_CHECK_ENV"] = "0"
 import turbofit
+from lmdeploy import GenerationConfig
 from PIL import Image
+few = GenerationConfig(max_new_tokens=2)
 pipe = turbofit.pipeline({folder!r}, engine="pytorch", concurrency=2)
-large = pipe(("what?", Image.new("RGB", (3584, 3584))))
-two = pipe([("what?", [Image.new("RGB", (448, 448))] * 2)])[0]
+large = pipe(("what?", Image.new("RGB", (3584, 3584))), gen_config=few)
+two = pipe([("what?", [Image.new("RGB", (448, 448))] * 2)], gen_config=few)[0]
 engine = pipe.async_engine.engine
 result(dict(
     tokens=large.input_token_len, text=len(large.text), refused=str(two.error_message or two.text),
@@ -51,7 +53,9 @@ WATCH = """
 import base64, io, os
 os.environ["LMDEPLOY_ENABLE_CHECK_ENV"] = "0"
 import turbofit
+from lmdeploy import GenerationConfig
 from PIL import Image
+few = GenerationConfig(max_new_tokens=2)
 pipe = turbofit.pipeline({folder!r}, engine="pytorch", concurrency=2)
 def jpeg(wide, high):
     file = io.BytesIO()
@@ -59,7 +63,8 @@ def jpeg(wide, high):
     return base64.b64encode(file.getvalue()).decode()
 def ask(*parts, **keywords):
     torch.cuda.reset_peak_memory_stats()
-    got = pipe([dict(role="user", content=[dict(type="text", text="what?"), *parts])], **keywords)
+    content = [dict(type="text", text="what?"), *parts]
+    got = pipe([dict(role="user", content=content)], gen_config=few, **keywords)
     said = str(got.error_message or got.text)
     return got.input_token_len, torch.cuda.max_memory_allocated(), said
 def video(frames, wide, high):

@@ -1,7 +1,8 @@
 """Python runs this first in every process of a pretend machine; the folder is on its PYTHONPATH.
 
 It waits for torch to be imported and then lets `turbofit_values` compute the values that programs
-steer by. Another ``sitecustomize``, hidden by this one, is run too. It needs nothing of turbofit.
+steer by. It spares each process Triton's reading of its own compiler. Another ``sitecustomize``,
+hidden by this one, is run too. It needs nothing of turbofit.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _HERE = str(Path(__file__).resolve().parent)
 
 
-class _AfterTorch:
-    """A finder that lets others find torch and acts when it has been loaded."""
+class _After:
+    """A finder that lets others find a module and acts when it has been loaded."""
+
+    def __init__(self, name: str, act: Callable[[Any], object]) -> None:
+        self._name, self._act = name, act
 
     def find_spec(self, name: str, *_: Any) -> Any:
-        """The real spec of torch, whose loader tells us when it is done."""
-        if name != "torch":
+        """The real spec of the module, whose loader tells us when it is done."""
+        if name != self._name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -32,10 +37,22 @@ class _AfterTorch:
 
         def exec_module(module: Any) -> None:
             load(module)
-            importlib.import_module("turbofit_values").install()
+            self._act(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def _compute_values(_: Any) -> None:
+    importlib.import_module("turbofit_values").install()
+
+
+def _name_compiler(cache: Any) -> None:
+    """Names Triton's compiler by its file's size and date; Triton would read all 460 MB of it."""
+    folder = Path(cache.__file__).parents[1] / "_C"
+    files = [(one.name, one.stat()) for one in sorted(folder.glob("libtriton.*"))]
+    key = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+    cache.triton_key = lambda: key
 
 
 def _run_hidden() -> None:
@@ -48,5 +65,6 @@ def _run_hidden() -> None:
 
 
 if os.environ.get("TURBOFIT_PRETEND_LIBRARIES"):
-    sys.meta_path.insert(0, _AfterTorch())
+    sys.meta_path.insert(0, _After("torch", _compute_values))
+    sys.meta_path.insert(0, _After("triton.runtime.cache", _name_compiler))
 _run_hidden()

@@ -68,6 +68,20 @@ def install() -> None:
             run(self)
 
     threading.Thread.run = watched  # type: ignore[method-assign]
+    _map_files()
+
+
+def _map_files() -> None:
+    """Let safetensors map a file, as without us: torch copies it where operations are watched."""
+    real = torch.asarray
+
+    def asarray(value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, torch.UntypedStorage):
+            return real(value, *args, **kwargs)
+        with torch._C._DisableTorchDispatch():
+            return real(value, *args, **kwargs)
+
+    torch.asarray = asarray  # type: ignore[assignment,unused-ignore]
 
 
 class _Account:
@@ -101,6 +115,10 @@ class _Values(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
     def __init__(self, account: _Account) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self._account = account
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Dynamo skips what runs under a mode; torch would import it to tell it so
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
