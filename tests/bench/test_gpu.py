@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from bench.gpu import ballast, constants, stages
 from bench.gpu.__main__ import main
-from tests.pretend.cuda_torch import CUDA_PATH, ROOT
+from tests.pretend.cuda_torch import CUDA_PATH
 from turbofit.observe.sampler import Memory, Sampler
 
 cuda = pytest.mark.skipif(not CUDA_PATH, reason="no CUDA build of torch")
@@ -140,30 +139,3 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch, capsys) -> 
     assert main(words) == 1
     assert "OSError: x" in json.loads((tmp_path / "a-constants.json").read_text())["not_run"]
     assert "`a-constants`: OSError: x" in (tmp_path / "SUMMARY.md").read_text()
-
-
-#: A machine may be ten times slower than the one that this was written on.
-PATIENT = ("--seconds", "1500")
-
-
-def pretend(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "turbofit", "pretend", "--on", "1xrtx3090", "--", sys.executable,
-         "-m", "bench.gpu", "--out", str(tmp_path / "out"), *words],
-        env={**os.environ, "PYTHONPATH": f"{CUDA_PATH}:{ROOT}"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-@cuda
-def test_constants_run_to_their_end(tmp_path: Path) -> None:
-    done = pretend(tmp_path, "--stages", "a", "--only", "constants", *PATIENT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "out" / "a-constants.json").read_text())
-    took = {one["mark"]: one.get("took") for one in found["marks"]}
-    assert took["context"] == 360 << 20  # what this pretend card's preset says
-    assert sum(took[name] for name in ("first_kernel", "cublas_small", "convolution")) == 0
-    machine = json.loads((tmp_path / "out" / "machine.json").read_text())
-    assert machine["machine"]["gpus"][0]["name"] == "NVIDIA GeForce RTX 3090"
-    assert "uuid" not in machine["machine"]["gpus"][0]

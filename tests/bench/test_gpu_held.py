@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,6 @@ from bench.gpu.__main__ import main
 from bench.gpu.acts import beside
 from bench.gpu.implied import Implied
 from bench.gpu.speed import BATCHES, LENGTHS, PREFILL, TOKENS
-from tests.bench.test_gpu import PATIENT, cuda, pretend
-from tests.pretend.cuda_torch import ROOT
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
@@ -324,37 +319,3 @@ def test_a_card_that_no_preset_knows_is_described(tmp_path: Path) -> None:
     said = held.hold(folder, NO_REHEARSAL)
     assert "No preset knows this card" in said
     assert "132 SMs" in said
-
-
-@pytest.mark.slow
-@pytest.mark.lmdeploy
-@cuda
-def test_a_trial_on_a_pretend_card_is_held_against_its_forecast_and_rehearsal(
-    tmp_path: Path,
-) -> None:
-    done = pretend(
-        tmp_path, "--stages", "a,b", "--no-rehearse", *PATIENT,
-        "--only", "a-(context|handles|pool)|b-qwen2-vl-2b-turbomind-plan",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    # Without a GPU, and not on a pretend one.
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--held-against", str(tmp_path / "out"),
-         "--out", str(tmp_path / "held"), *PATIENT],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    facts = json.loads((tmp_path / "held" / "held.json").read_text())
-    seen = {one["key"]: one for one in facts["constants"]}
-    # What differs between a pretend card and a real one is planted: no workspaces, no kernels.
-    assert seen["cublas_handle.value.default"]["value"] == 0
-    assert seen["kernel_images.value.86"]["value"] <= 2 * MIB
-    assert seen["pool_growth.value"]["value"] == 0
-    assert (seen["context_mib.high"]["value"], seen["context_mib.high"]["changes"]) == (360, False)
-    assert "**A pretend card**" in ran.stdout
-    rows = [line.split("|")[2:8] for line in ran.stdout.splitlines()
-            if line.startswith("| b-qwen2-vl-2b-turbomind-plan | vision_forward")]  # fmt: skip
-    forecast, rehearsed, measured = (float(cell.replace(",", "")) for cell in rows[0][1:4])
-    assert abs(forecast - rehearsed) <= 0.02 * forecast
-    assert measured < rehearsed

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench.gpu import constants, runtime, speed, stages
-from tests.bench.test_gpu import PATIENT, cuda, pretend
 
 MIB = 1 << 20
 
@@ -201,23 +199,3 @@ def test_a_speed_that_was_cut_off_counts_where_it_has_a_decode_step(monkeypatch,
     assert stages.speed("m", tmp_path, 0, 1.0, os.environ)["code"] == -9
     marks.append({"mark": "decode_1"})
     assert stages.speed("m", tmp_path, 0, 1.0, os.environ)["code"] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.lmdeploy
-@cuda
-def test_the_runtimes_stages_run_to_their_end(tmp_path: Path) -> None:
-    done = pretend(tmp_path, "--stages", "a", "--only", "a-(context|handles|pool)", *PATIENT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = {
-        name: json.loads((tmp_path / "out" / f"a-{name}.json").read_text())
-        for name in ("context", "handles", "pool")
-    }
-    for part in stages.CONTEXTS:
-        marks = {one["mark"]: one for one in found["context"][part]["marks"]}
-        assert marks["first"]["used"] == 360 * MIB + 2 * MIB, part  # the preset's, and a page
-    marks = {one["mark"]: one for one in found["handles"]["handles"]["marks"]}
-    assert marks["used_15"]["took"] == 0  # a pretend card has no workspaces
-    marks = {one["mark"]: one for one in found["pool"]["pool"]["marks"]}
-    assert marks["growth"]["steps"][:2] == [2 * MIB, 4 * MIB]
-    assert marks["default_33_mib"]["kept_after_wait"] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from bench.gpu.llava import write_llava
 from bench.gpu.run import NotRunError, Run
 from bench.gpu.shapes import with_ratio
 from bench.gpu.summary import bars, summary
-from tests.bench.test_gpu import PATIENT, cuda, pretend
 from turbofit import api
 from turbofit.model.source import resolve_model
 
@@ -171,31 +169,3 @@ def test_llava_has_its_real_shapes(tmp_path: Path) -> None:
     assert made.image_rule == preset.image_rule
     plans = [api.plan(model, on="1xrtx3090", engine="pytorch") for model in (made, preset)]
     assert plans[0].gpus[0].peak == plans[1].gpus[0].peak
-
-
-@pytest.mark.slow
-@pytest.mark.lmdeploy
-@cuda
-def test_stages_with_engines_run_to_their_end(tmp_path: Path) -> None:
-    done = pretend(
-        tmp_path, "--stages", "a,b,c", *PATIENT, "--requests", "8", "--no-rehearse",
-        "--only", "a-free|b-internvl2-8b-turbomind-plan|c-qwen2-vl-7b-turbomind-plan"
-        "|b-llava-1.5-7b-pytorch-plan",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    out = tmp_path / "out"
-    free = json.loads((out / "a-free-qwen2-vl-2b-turbomind.json").read_text())
-    # A pretend card has the preset's context and no cuBLAS workspaces.
-    assert free["unseen"] == free["estimated"]["cuda_context"]
-    plan = json.loads((out / "b-internvl2-8b-turbomind-plan.json").read_text())
-    assert plan["outcome"] == "survived"
-    assert 0 <= plan["over_share_of_card"] <= 0.02
-    rows = {row["phase"]: row for row in plan["phases"]}
-    assert rows["cache"]["rehearsed"] is None
-    speed = json.loads((out / "c-qwen2-vl-7b-turbomind-plan.json").read_text())
-    assert speed["direct"]["answered"] == speed["gateway"]["answered"] == 8
-    # Beside Transformers 5 LMDeploy fails at every image of LLaVA: said, and not tried.
-    if version("transformers") >= "5":
-        missing = json.loads((out / "not-run.json").read_text())
-        assert "transformers<5" in missing["b-llava-1.5-7b-pytorch-plan"]
-        assert "transformers<5" in (out / "SUMMARY.md").read_text()

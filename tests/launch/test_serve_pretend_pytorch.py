@@ -30,7 +30,7 @@ def serve(children: list[Child], state: Path, *words: str) -> Served:
     return serve_pretend(children, state, *words, PYTHONPATH=f"{CUDA_PATH}:{ROOT}")
 
 
-def test_qwen2_vl_is_served_as_planned(children: list[Child], tmp_path: Path) -> None:
+def test_qwen2_vl_is_served_as_planned_and_again_when_it_was_killed(children: list[Child], tmp_path: Path) -> None:
     served = serve(children, tmp_path, *QWEN)
     served.wait()
     assert "PRETEND GPUs" in served.child.lines[0]
@@ -45,6 +45,9 @@ def test_qwen2_vl_is_served_as_planned(children: list[Child], tmp_path: Path) ->
     status, headers, _ = served.chat(image(3584, 3584, max_pixels=12845056 * 4))
     assert (status, headers["x-turbofit-pretend"]) == (200, "1")
     assert "max_pixels=" in headers["x-turbofit-limited"]
+    os.kill(pids(served.child)[-1], signal.SIGKILL)
+    served.child.wait_for("phase: ready", 2)
+    assert served.chat(image(448, 448))[0] == 200
     engine_pid = pids(served.child)[-1]
     served.child.process.send_signal(signal.SIGTERM)
     assert served.child.finish() == 0
@@ -67,15 +70,6 @@ def test_a_dead_loop_behind_a_healthy_page_is_an_ending(
     assert (died["kind"], died["phase"]) == ("out_of_memory", "vision")
     assert "qwen2_vl.py" in died["where"]
     assert died["asked"] > died["left"] >= 0
-
-
-@pytest.mark.slow
-def test_a_killed_engine_is_started_again(children: list[Child], tmp_path: Path) -> None:
-    served = serve(children, tmp_path, *QWEN)
-    served.wait()
-    os.kill(pids(served.child)[-1], signal.SIGKILL)
-    served.child.wait_for("phase: ready", 2)
-    assert served.chat(image(448, 448))[0] == 200
 
 
 @pytest.mark.slow
