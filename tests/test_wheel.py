@@ -87,7 +87,7 @@ def test_a_type_checker_takes_the_wheels_types(installed: Path, tmp_path: Path) 
     )  # fmt: skip
     found = done.stdout.splitlines()
     assert found[0] == 'use.py:3: note: Revealed type is "int"', done.stdout
-    assert "use.py:4: error: Argument 1 to \"plan\" has incompatible type" in found[1]
+    assert 'use.py:4: error: Argument 1 to "plan" has incompatible type' in found[1]
 
 
 def _interpreters() -> list[str]:

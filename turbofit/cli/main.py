@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,10 @@ COMMANDS: Final[dict[str, str]] = {
     "gpus": "GPUs that turbofit knows by name",
     "completion": "what makes bash, zsh or fish complete commands, options and presets",
 }
+
+#: What runs programs under watch, or reads /proc.
+_NOT_ON_WINDOWS: Final = ("calibrate", "doctor", "gateway", "pretend", "rehearse", "serve")
+_WINDOWS: Final = os.name == "nt"
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
@@ -85,6 +90,11 @@ def _run(argv: list[str]) -> int:
     if after and not getattr(module, "TAKES_REST", False):
         raise UsageError(
             f"`turbofit {name}` takes nothing after --", hint=f"see turbofit {name} --help"
+        )
+    if _WINDOWS and name in _NOT_ON_WINDOWS and not getattr(args, "dry_run", False):
+        raise UsageError(
+            f"turbofit {name} does not run on Windows",
+            hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
         )
     code: int = module.run(args)
     return code

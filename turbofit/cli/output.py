@@ -9,7 +9,7 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from turbofit.report.document import Block
 
@@ -17,14 +17,18 @@ __all__ = ["answer", "complain", "note", "painted", "patience", "prepare_streams
 
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
+_WINDOWS: Final = os.name == "nt"
 
 
 def prepare_streams() -> None:
-    """What a terminal cannot encode is escaped instead of being an error."""
+    """What a terminal cannot encode is escaped instead of being an error.
+
+    On Windows a file or a pipe gets UTF-8 too: in its code page a plan's JSON cannot be read again.
+    """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors="backslashreplace", encoding="utf-8" if _WINDOWS else None)
 
 
 def answer(text: str) -> None:
@@ -81,8 +85,16 @@ def painted(blocks: Iterable[Block]) -> str:
     from turbofit.report.terminal import paint
 
     terminal = _is_terminal(sys.stdout)
-    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return paint(blocks, width=_width() if terminal else 80, colour=colour)
+    return paint(
+        blocks, width=_width() if terminal else 80, colour=terminal and _takes_colour(os.environ)
+    )
+
+
+def _takes_colour(environ: Mapping[str, str]) -> bool:
+    """Whether a terminal reads ANSI escape codes; of Windows' own, Windows Terminal does."""
+    if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
+        return False
+    return not _WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
 
 def _width() -> int:
