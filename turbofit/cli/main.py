@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import turbofit
-from turbofit.cli.output import answer, complain, prepare_streams
+from turbofit.cli.output import answer, complain, prepare_streams, verbose_log
 from turbofit.cli.parser import Parser
 from turbofit.core.errors import TurbofitError, UsageError
 
@@ -84,6 +84,7 @@ def _run(argv: list[str]) -> int:
     module = importlib.import_module(f"turbofit.cli.{name}")
     parser = Parser(prog=f"turbofit {name}", description=COMMANDS[name])
     module.add_arguments(parser)
+    parser.add_verbose()
     own, after = _split(argv[1:])
     args = parser.parse_args(own)
     args.after = after
@@ -96,7 +97,8 @@ def _run(argv: list[str]) -> int:
             f"turbofit {name} does not run on Windows",
             hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
         )
-    code: int = module.run(args)
+    with verbose_log(args.verbose):
+        code: int = module.run(args)
     return code
 
 

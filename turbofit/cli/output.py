@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     from turbofit.report.document import Block
 
-__all__ = ["answer", "complain", "note", "painted", "patience", "prepare_streams", "show"]
+__all__ = [
+    "answer",
+    "complain",
+    "note",
+    "painted",
+    "patience",
+    "prepare_streams",
+    "show",
+    "verbose_log",
+]
 
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
@@ -54,6 +63,37 @@ def patience(doing: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def verbose_log(level: int) -> Iterator[None]:
+    """Write turbofit's log to stderr meanwhile.
+
+    Args:
+        level: 0 is nothing, 1 what INFO says, 2 and more what DEBUG says too.
+    """
+    if not level:
+        yield
+        return
+    import logging
+
+    from turbofit.report.terminal import clean
+
+    class Line(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return clean(super().format(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Line("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("turbofit")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if level == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def complain(document: dict[str, Any], *, as_json: bool) -> None:

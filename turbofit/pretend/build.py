@@ -15,11 +15,15 @@ import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from turbofit.core.log import LazyLogger
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
 from turbofit.pretend.stubs import stub_source
 from turbofit.pretend.wants import wanted_from
+
+_LOG: Final = LazyLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 #: Raised where the folder's form changes and no source does.
@@ -104,6 +108,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     command = compiler()
+    _LOG.info("building the pretend libraries with %s in %s", command, target)
     made = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
     try:
         for library in libraries:
