@@ -57,7 +57,10 @@ def _digest(libraries: Sequence[Library]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    parts = [(one.name, one.sources, one.versions, sorted(one.names)) for one in libraries]
+    parts = [
+        (one.name, one.sources, one.versions, sorted(one.names), sorted(one.variables))
+        for one in libraries
+    ]
     for part in (_FORM, *_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
@@ -69,7 +72,8 @@ def _compile(library: Library, folder: Path, command: list[str]) -> None:
     arguments += [str(SOURCES / source) for source in library.sources]
     if library.name != ACCOUNT:
         generated = folder / f"{library.name}.c"
-        generated.write_text(stub_source(library.family, library.names), encoding="ascii")
+        source = stub_source(library.family, library.names, library.variables)
+        generated.write_text(source, encoding="ascii")
         arguments.append(str(generated))
     if library.versions:
         script = folder / f"{library.name}.map"
