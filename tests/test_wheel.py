@@ -72,6 +72,24 @@ def test_the_wheel_reports(installed: Path, tmp_path: Path) -> None:
     assert json.loads(said("report", "--schema"))["$id"] == "urn:turbofit:plan:1"
 
 
+def test_a_type_checker_takes_the_wheels_types(installed: Path, tmp_path: Path) -> None:
+    """Only with `py.typed` does it; all would be `Any` else (PEP 561)."""
+    (tmp_path / "use.py").write_text(
+        "import turbofit\n"
+        'plan = turbofit.plan("internvl2-8b", on="4xrtx3090")\n'
+        "reveal_type(plan.gpus[0].headroom)\n"
+        "turbofit.plan(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, "use.py"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = done.stdout.splitlines()
+    assert found[0] == 'use.py:3: note: Revealed type is "int"', done.stdout
+    assert 'use.py:4: error: Argument 1 to "plan" has incompatible type' in found[1]
+
+
 def _interpreters() -> list[str]:
     """Every Python from 3.10 on that is at hand beside this one, one a minor version."""
     found = []

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.plan import Goal, Plan, paint_with
 from turbofit.core.units import parse_bytes
 from turbofit.launch.asked import asked_of, checked, workload_of
@@ -49,6 +50,9 @@ __all__ = [
     "rehearse",
     "rehearse_torch",
 ]
+
+
+_LOG: Final = LazyLogger(__name__)
 
 
 def _framed(plan: Plan) -> str:
@@ -312,6 +316,7 @@ def _rehearsed(ask: Ask, made: Plan) -> Plan:
         if not ratios:
             return confirmed(seen)
         caps |= ratios
+        _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", ratios)
         shape = replace(ask, ratio_caps=dict(caps), groups=made.parallel.groups)
         again = make_plan(shape, engine_named(made.engine.name))
         reason = replace(again.parallel, reason=made.parallel.reason)

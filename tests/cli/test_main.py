@@ -212,7 +212,8 @@ def test_help_and_planning_stay_light() -> None:
         "from turbofit.cli.main import main\n"
         "main({argv})\n"
         "heavy = {{'torch', 'transformers', 'lmdeploy', 'pynvml', 'urllib.request', 'ssl',"
-        " 'http.client', 'subprocess', 'asyncio', 'dataclasses', 'importlib.metadata'}}\n"
+        " 'http.client', 'subprocess', 'logging', 'asyncio', 'dataclasses',"
+        " 'importlib.metadata'}}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     for argv in (["--help"], ["plan", "internvl2-8b", "--on", "4xrtx3090", "--json"]):

@@ -222,14 +222,16 @@ def test_request_ids_are_kept_where_harmless() -> None:
     assert len(other) == 32
 
 
-def test_the_log_holds_no_prompt_and_no_image() -> None:
+def test_the_log_holds_no_prompt_and_no_image(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="turbofit")
     records = []
     app, _ = gateway(log=records.append, api_keys=("secret-key",))
     body = chat(image_part(640, 480, detail="high"))
     body["messages"][0]["content"][0]["text"] = "a very private question"
     assert ask(app, body=body, headers={"authorization": "Bearer secret-key"}).status == 200
     (record,) = records
-    text = json.dumps(record)
+    text = json.dumps(record) + caplog.text
+    assert f"request {record['id']} is lowered: ('detail=high->12',)" in text
     assert "private" not in text
     assert "secret" not in text
     assert "base64" not in text

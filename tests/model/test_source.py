@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -297,6 +298,17 @@ def test_the_token_goes_to_the_hub_and_not_where_it_redirects(online, monkeypatc
     assert {token for _, token, _ in online.seen} == {"Bearer secret"}
     assert other.seen
     assert {token for _, token, _ in other.seen} == {None}
+
+
+def test_the_log_tells_each_file_and_no_secret(online, monkeypatch, caplog):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with caplog.at_level(logging.DEBUG, logger="turbofit"):
+        resolve_model("org/tiny")
+    told = [one.getMessage() for one in caplog.records]
+    assert any("/org/tiny/resolve/main/config.json: 200" in text for text in told)
+    assert told[-1].startswith("model org/tiny: ")
+    assert told[-1].endswith("sizes by file")
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("trick", ["gated", "broken", "loop", "scheme", "endless"])

@@ -29,7 +29,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
     kept.mkdir(parents=True)
     (made / "fft.map").write_text("FFT_9 { global: *; };")
     sources = {
-        "libcufft.so.12": "int cufftExecC2C(void) { return 1; } int cufftNew(void) { return 2; }",
+        "libcufft.so.12": "int cufftExecC2C(void) { return 1; } int cufftNew(void) { return 2; }"
+        "int cufftState = 3;",
         "libcurand.so.10": "int curandGenerate(void) { return 1; }",
     }
     for name, code in sources.items():
@@ -37,9 +38,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
         version = ["-Wl,--version-script=fft.map"] if "fft" in name else []
         cc("-shared", "-fPIC", f"-Wl,-soname,{name}", *version, f"{name}.c", "-o", name, at=made)
     (made / "c10.c").write_text(
-        """int cufftExecC2C(void); int cufftNew(void);
+        """int cufftExecC2C(void); int cufftNew(void); extern int cufftState;
         const char *looked_up = "cuMemNobodyWrote";
-        int both(void) { return cufftExecC2C() + cufftNew(); }"""
+        int both(void) { return cufftExecC2C() + cufftNew() + cufftState; }"""
     )
     cc(
         "-shared", "-fPIC", "c10.c", "-Wl,--no-as-needed", "libcufft.so.12", "libcurand.so.10",
@@ -60,7 +61,9 @@ def test_names_and_versions_are_read(site: Path) -> None:
     assert needed_versions(library)["libcufft.so.12"] == frozenset({"FFT_9"})
     assert wanted_from(site) == {
         "libcuda.so.1": Wants(frozenset({"cuMemNobodyWrote"})),
-        "libcufft.so.12": Wants(frozenset({"cufftExecC2C", "cufftNew"}), frozenset({"FFT_9"})),
+        "libcufft.so.12": Wants(
+            frozenset({"cufftExecC2C", "cufftNew"}), frozenset({"FFT_9"}), frozenset({"cufftState"})
+        ),
         "libcurand.so.10": Wants(),
     }
 

@@ -60,6 +60,7 @@ def _whole(shtab: Any) -> Parser:
     for name, text in COMMANDS.items():
         own = commands.add_parser(name, help=text)
         importlib.import_module(f"turbofit.cli.{name}").add_arguments(own)
+        own.add_verbose()
         for action in own._actions:
             _tell(action, shtab, models, specs)
     return parser

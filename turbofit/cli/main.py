@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import turbofit
-from turbofit.cli.output import answer, complain, prepare_streams
+from turbofit.cli.output import answer, complain, prepare_streams, verbose_log
 from turbofit.cli.parser import Parser
 from turbofit.core.errors import TurbofitError, UsageError
 
@@ -38,6 +39,10 @@ COMMANDS: Final[dict[str, str]] = {
     "gpus": "GPUs that turbofit knows by name",
     "completion": "what makes bash, zsh or fish complete commands, options and presets",
 }
+
+#: What runs programs under watch, or reads /proc.
+_NOT_ON_WINDOWS: Final = ("calibrate", "doctor", "gateway", "pretend", "rehearse", "serve")
+_WINDOWS: Final = os.name == "nt"
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
@@ -79,6 +84,7 @@ def _run(argv: list[str]) -> int:
     module = importlib.import_module(f"turbofit.cli.{name}")
     parser = Parser(prog=f"turbofit {name}", description=COMMANDS[name])
     module.add_arguments(parser)
+    parser.add_verbose()
     own, after = _split(argv[1:])
     args = parser.parse_args(own)
     args.after = after
@@ -86,7 +92,13 @@ def _run(argv: list[str]) -> int:
         raise UsageError(
             f"`turbofit {name}` takes nothing after --", hint=f"see turbofit {name} --help"
         )
-    code: int = module.run(args)
+    if _WINDOWS and name in _NOT_ON_WINDOWS and not getattr(args, "dry_run", False):
+        raise UsageError(
+            f"turbofit {name} does not run on Windows",
+            hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
+        )
+    with verbose_log(args.verbose):
+        code: int = module.run(args)
     return code
 
 

@@ -9,22 +9,35 @@ from threading import Timer
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from turbofit.report.document import Block
 
-__all__ = ["answer", "complain", "note", "painted", "patience", "prepare_streams", "show"]
+__all__ = [
+    "answer",
+    "complain",
+    "note",
+    "painted",
+    "patience",
+    "prepare_streams",
+    "show",
+    "verbose_log",
+]
 
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
+_WINDOWS: Final = os.name == "nt"
 
 
 def prepare_streams() -> None:
-    """What a terminal cannot encode is escaped instead of being an error."""
+    """What a terminal cannot encode is escaped instead of being an error.
+
+    On Windows a file or a pipe gets UTF-8 too: in its code page a plan's JSON cannot be read again.
+    """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors="backslashreplace", encoding="utf-8" if _WINDOWS else None)
 
 
 def answer(text: str) -> None:
@@ -50,6 +63,37 @@ def patience(doing: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def verbose_log(level: int) -> Iterator[None]:
+    """Write turbofit's log to stderr meanwhile.
+
+    Args:
+        level: 0 is nothing, 1 what INFO says, 2 and more what DEBUG says too.
+    """
+    if not level:
+        yield
+        return
+    import logging
+
+    from turbofit.report.terminal import clean
+
+    class Line(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return clean(super().format(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Line("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("turbofit")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if level == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def complain(document: dict[str, Any], *, as_json: bool) -> None:
@@ -81,8 +125,16 @@ def painted(blocks: Iterable[Block]) -> str:
     from turbofit.report.terminal import paint
 
     terminal = _is_terminal(sys.stdout)
-    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return paint(blocks, width=_width() if terminal else 80, colour=colour)
+    return paint(
+        blocks, width=_width() if terminal else 80, colour=terminal and _takes_colour(os.environ)
+    )
+
+
+def _takes_colour(environ: Mapping[str, str]) -> bool:
+    """Whether a terminal reads ANSI escape codes; of Windows' own, Windows Terminal does."""
+    if environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
+        return False
+    return not _WINDOWS or "WT_SESSION" in environ or "TERM" in environ
 
 
 def _width() -> int:

@@ -21,6 +21,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": _formatter, **keywords})
 
+    def add_verbose(self) -> None:
+        """The option that all commands have."""
+        self.add_argument(
+            "-v", "--verbose", action="count", default=0,
+            help="what is done, on stderr; -vv: each step of it",
+        )  # fmt: skip
+
     def format_help(self) -> str:
         """The options, then examples, exit codes and what the command touches."""
         from turbofit.cli.manual import manual_text

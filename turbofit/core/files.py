@@ -41,7 +41,9 @@ def _replace(target: Path, raw: bytes, mode: int) -> None:
             file.flush()
             umask = os.umask(0)
             os.umask(umask)
-            os.fchmod(file.fileno(), mode & ~umask)
+            # Not on Windows before Python 3.13; there a mode says only whether a file is read-only.
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode & ~umask)
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:

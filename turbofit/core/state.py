@@ -1,4 +1,8 @@
-"""Where turbofit keeps files between runs: ``$XDG_STATE_HOME/turbofit`` of the user."""
+"""Where turbofit keeps files between runs: the folder ``turbofit`` in the user's state folder.
+
+That is ``$XDG_STATE_HOME``, else ``~/.local/state``; on Windows ``%LOCALAPPDATA%``, as the package
+platformdirs has it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,18 @@ def state_dir(room: str, *, make: bool = True) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    folder = Path(base) / "turbofit" / room
+    folder = Path(_base(windows=os.name == "nt")) / "turbofit" / room
     if make:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def _base(*, windows: bool) -> str:
+    """The user's state folder."""
+    chosen = os.environ.get("XDG_STATE_HOME")
+    if chosen or not windows:
+        return chosen or os.path.expanduser("~/.local/state")
+    return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
 
 
 def new_file(room: str, stem: str, suffix: str) -> Path:

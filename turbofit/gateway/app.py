@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.log import LazyLogger
 from turbofit.gateway.admission import Admission
 from turbofit.gateway.body import Bodies
 from turbofit.gateway.call import Call, answer, entry
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
 
 __all__ = ["Gateway"]
+
+_LOG: Final = LazyLogger(__name__)
 
 
 class Gateway:
@@ -218,6 +221,7 @@ class Gateway:
             choose = await self._prepare(call, call.route)
         if call.prepared.lowered:
             call.out.append((b"x-turbofit-limited", _joined(call.prepared.lowered)))
+            _LOG.debug("request %s is lowered: %s", call.id, call.prepared.lowered)
         await self._carrier.carry(call, choose, send)
 
     async def _prepare(self, call: Call, route: Route) -> Chooser | None:
@@ -252,6 +256,7 @@ class Gateway:
     async def _refuse(self, call: Call, refusal: Refusal, send: Send) -> None:
         call.reason = call.reason or refusal.reason
         self.metrics.count("refused_total", f"reason={refusal.reason}")
+        _LOG.debug("request %s is refused: %s", call.id, call.reason)
         if call.outcome is not None and call.outcome.started:
             return
         if refusal.retry_after is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.log import LazyLogger
 from turbofit.gateway.admission import Cost, dead
 from turbofit.gateway.call import sent_headers
 from turbofit.gateway.relay import EngineDied, Relay
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.upstream import Upstream
 
 __all__ = ["Carrier"]
+
+_LOG: Final = LazyLogger(__name__)
 
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
@@ -93,6 +96,9 @@ class Carrier:
                 if call.forgotten:
                     raise
                 self._metrics.count("retried_total")
+                _LOG.info(
+                    "request %s is sent to another engine: %s broke off", call.id, engine.label
+                )
             else:
                 return
 

@@ -10,12 +10,16 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.log import LazyLogger
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from turbofit.gateway.engines import Engine
 
 __all__ = ["Monitor", "healthy"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _TICK: Final = 0.5
 _FAILURES: Final = 3
@@ -106,6 +110,7 @@ class Monitor:
         engine.suspect = True
         if engine.up:
             engine.up = False
+            _LOG.info("engine %s is in doubt: it gets no new requests", engine.label)
             self._changed()
         self._poke.set()
 
@@ -179,9 +184,11 @@ class Monitor:
         engine.succeeded()
         if not engine.up:
             engine.up = True
+            _LOG.info("engine %s answers: it gets requests", engine.label)
             self._changed()
 
     def _take_out(self, engine: Engine, *, died: bool = True) -> None:
         engine.up = False
+        _LOG.info("engine %s is taken out after %d failures", engine.label, engine.failures)
         engine.abort_all(died=died)
         self._changed()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.log import LazyLogger
 from turbofit.core.units import GIB, format_bytes
 from turbofit.model.modelscope_cache import cache_root, uses_modelscope
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = ["Fetcher", "with_weights"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _TELL_SECONDS: Final = 10.0
 _SPARE: Final = GIB
@@ -123,6 +126,7 @@ def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+    _LOG.info("%s of %s: process %d, into %s", package, name, child.pid, _cache())
     began = time.monotonic()
     try:
         while True:
@@ -139,4 +143,5 @@ def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
     if child.returncode != 0 or not os.path.isdir(folder):
         last = errors.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}"
         raise LaunchError(f"{name} cannot be downloaded: {last}", hint=_HINTS[package])
+    _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
     return folder

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.launch import kernel
 from turbofit.launch.asking import Client
@@ -64,6 +65,8 @@ class Timing(Struct):
     restarts: int = 5
     window: float = 600.0
 
+
+_LOG: Final = LazyLogger(__name__)
 
 _LIVENESS_FAILURES: Final = 3
 
@@ -254,6 +257,7 @@ class Engine:
             self._tell(silence(self._plan, self.watch.phase, self._timing.quiet))
 
     def _ended(self, code: int) -> Ending:
+        _LOG.info("%s ended with code %d in phase %s", self.name, code, self.watch.phase)
         before, after = self._kills, kernel.host_kills()
         kills = None if before is None or after is None else after - before
         if self._launch.pretend:

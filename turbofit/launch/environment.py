@@ -7,12 +7,15 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.log import LazyLogger
 from turbofit.launch.runner import module_runner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed", "rank_warning"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
 #: The oldest that `serve` launches, and the newest whose ledger is known.
@@ -67,6 +70,7 @@ def find_lmdeploy() -> Lmdeploy:
     found = _of_interpreter() or _on_path()
     if found is None:
         raise PackageError("LMDeploy is not installed", hint=f"install it with {_INSTALL}")
+    _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
     if _release(found.version) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise PackageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
+from turbofit.core.log import LazyLogger
 from turbofit.launch.logfile import LogFile
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
     from turbofit.launch.logfile import Run
 
-__all__ = ["EngineProcess"]
+__all__ = ["EngineProcess", "command_text"]
+
+_LOG: Final = LazyLogger(__name__)
 
 #: A full pipe holds 64 KiB: while an engine floods it, this bounds how often we wake up, at the
 #: price of slowing the flood down.
@@ -61,6 +65,7 @@ class EngineProcess:
             raise LaunchError(
                 f"{argv[0]} cannot be started: {exc.strerror or exc}", hint="see turbofit machine"
             ) from None
+        _LOG.info("process %d: %s", self.pid, command_text(argv))
         self._reader = threading.Thread(target=self._read, name=f"log-{self.pid}", daemon=True)
         self._reader.start()
 
@@ -115,3 +120,18 @@ class EngineProcess:
                 if len(chunk) > 4096:
                     time.sleep(_PAUSE)
         self.runs.extend(self._file.close())
+
+
+def command_text(argv: Sequence[str]) -> str:
+    """A command as a shell takes it, with ``...`` for API keys."""
+    said: list[str] = []
+    keys = False
+    for word in argv:
+        if word.startswith("--"):
+            keys = word.partition("=")[0] in ("--api-key", "--api-keys")
+            said.append(word.partition("=")[0] if keys else word)
+        elif not keys:
+            said.append(word)
+        elif said[-1] != "...":
+            said.append("...")
+    return shlex.join(said)

@@ -92,7 +92,7 @@ def _stat(path: Path, field: str) -> int:
 def _free(path: str) -> int | NaType:
     try:
         stat = os.statvfs(path)
-    except OSError:
+    except (AttributeError, OSError):  # Windows has no statvfs
         return NA
     return stat.f_bavail * stat.f_frsize
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.files import write_atomic
+from turbofit.core.log import LazyLogger
 from turbofit.core.machine import (
     CardSpeed,
     Link,
@@ -31,6 +32,8 @@ from turbofit.core.state import state_dir
 from turbofit.core.struct import decode, to_json
 
 __all__ = ["keep", "measure_speed", "recall", "with_measured"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _PROGRAM: Final = str(Path(__file__).with_name("meter.py"))
 _SECONDS: Final = 60.0
@@ -135,7 +138,8 @@ def recall(machine: Machine) -> Machine:
     try:
         data = (state_dir("machines", make=False) / _name(machine)).read_bytes()
         return with_measured(machine, decode(data, Measured, what="the measurement"))
-    except Exception:  # noqa: BLE001 - a damaged file is as good as none
+    except Exception as exc:  # noqa: BLE001 - a damaged file is as good as none
+        _LOG.debug("no measurement of these GPUs is used: %s", exc)
         return machine
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, PackageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.struct import NA
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["P2P_NVLINK", "P2P_READ", "P2P_WRITE", "GpuLostError", "Nvml", "answered"]
+
+_LOG: Final = LazyLogger(__name__)
 
 #: nvmlGpuP2PCapsIndex. pynvml's own constant for READ is a tuple by mistake.
 P2P_READ: Final = 0
@@ -110,13 +113,16 @@ class Nvml:
     def _ask(self, function: str, *args: Any) -> tuple[Any, int]:
         call = getattr(self._library, function, None)
         if call is None:
+            _LOG.debug("%s is not in this pynvml", function)
             return NA, 0
         for _ in range(_ATTEMPTS):
             try:
                 return call(*args), 0
             except self._library.NVMLError as exc:
                 code = int(getattr(exc, "value", 0))
-            except self._no_answer:
+                _LOG.debug("%s: %s", function, exc)
+            except self._no_answer as exc:
+                _LOG.debug("%s: %s", function, exc)
                 return NA, 0
             # A list that grew between asking for its length and for itself.
             if code != _INSUFFICIENT_SIZE:

@@ -18,6 +18,9 @@ __all__ = ["check_possible", "load_snapshot", "save_snapshot"]
 #: A machine with 64 GPUs and all its links is below 1 MiB; more is not a snapshot.
 _LARGEST: Final = 16 << 20
 _LARGEST_SIZE: Final = 1 << 50
+#: Without O_NONBLOCK a pipe that nobody writes to would be waited for; Windows has no such flag,
+#: but reads a file as text without O_BINARY.
+_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _HINT: Final = "write one with turbofit machine --save FILE"
 
 
@@ -67,8 +70,7 @@ def check_possible(machine: Machine, what: str) -> None:
 
 def _bytes(name: str) -> bytes:
     try:
-        # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(name, _FLAGS)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UsageError(f"snapshot {name} is not a file", hint=_HINT)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from turbofit.core.errors import MachineError, UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.struct import NA
 from turbofit.machine.visible import select
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
 
 __all__ = ["machine_from"]
+
+_LOG: Final = LazyLogger(__name__)
 
 
 def machine_from(
@@ -59,7 +62,16 @@ def machine_from(
             raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")
         visible = select(gpus, machine.gpus, machine.visible)
         machine = msgspec.structs.replace(machine, visible=visible)
-    return _readable(machine, chosen_by_user=chosen_by_user)
+    found = _readable(machine, chosen_by_user=chosen_by_user)
+    _LOG.info(
+        "machine %s (%s): driver %s, GPUs %s", found.name, found.source, found.driver, found.visible
+    )
+    for gpu in found.gpus:
+        _LOG.debug(
+            "GPU %s %s: %s of %s bytes free, used by %s",
+            gpu.index, gpu.name, gpu.free, gpu.total, gpu.holders,
+        )  # fmt: skip
+    return found
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:

@@ -18,12 +18,15 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.model.checkpoint import Weights
 from turbofit.model.config import LARGEST_JSON
 from turbofit.model.folder import INDEX
 from turbofit.model.safetensors import PREFIX, Tensor, header_length, parse_header, parse_index
 
 __all__ = ["HubFiles", "HubUnreachableError", "is_offline"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _TIMEOUT: Final = 5.0
 #: Seconds for a whole checkpoint; 30 shards at a slow mirror take about ten.
@@ -101,6 +104,7 @@ class HubFiles:
                         hint="the repository is broken: take another revision",
                     )
                 found.update((n, t) for n, t in header.items() if where.get(n) == file)
+        _LOG.info("%s: %d tensors in %d files", self.where, len(found), len(set(where.values())))
         if missing := where.keys() - found.keys():
             raise UsageError(
                 f"{INDEX} names {min(missing)[:80]!r}, which no file of it holds",
@@ -191,12 +195,18 @@ class HubFiles:
     def _open(self, url: str, headers: dict[str, str]) -> HTTPResponse | None:
         """Open one address, None for HTTP 404."""
         self._hurry()
+        began = time.monotonic()
         request = Request(url, headers={**headers, **_identity(), **self._token()})
         try:
             opened = self._tried(partial(self._opener.open, request, timeout=_TIMEOUT))
         except _MissingError:
+            _LOG.debug("%s %s: 404", self.host, urlsplit(url).path)
             return None
         answer = cast(HTTPResponse, opened)
+        _LOG.debug(
+            "%s %s: %d in %.3f s %s",
+            self.host, urlsplit(url).path, answer.status, time.monotonic() - began, headers,
+        )  # fmt: skip
         commit = answer.headers.get("X-Repo-Commit")
         if commit and commit.isalnum() and len(commit) <= 64:
             self.revision = commit

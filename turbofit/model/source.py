@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.model import Model
 from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.modelscope_cache import modelscope_folders, uses_modelscope
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from turbofit.model.hub import HubFiles
 
 __all__ = ["resolve_model"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
@@ -39,6 +42,15 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
     Raises:
         UsageError: no such model, a damaged checkpoint, or one that has no account.
     """
+    model = _resolved(name, revision)
+    _LOG.info(
+        "model %s: %s from %s, sizes by %s",
+        name, model.architecture, model.source.where, model.source.sizes,
+    )  # fmt: skip
+    return model
+
+
+def _resolved(name: str, revision: str | None) -> Model:
     path = os.path.expanduser(name)
     if name and os.path.isdir(path) and (_is_path(name) or _has_config(path)):
         return _folder(path)
@@ -110,6 +122,7 @@ def _cached(hub_id: str, revision: str | None) -> Model | None:
 
         if is_complete(folder):
             return _snapshot(hub_id, folder)
+        _LOG.info("%s is in the local cache without all of its weights: %s", hub_id, folder)
     return None
 
 
@@ -185,6 +198,7 @@ def _without_hub(
     """What is known of a hub id without the hub; the reason is kept as a warning."""
     from msgspec.structs import replace
 
+    _LOG.info("%s is read without the hub: %s", hub_id, reason.message)
     folder = next(_folders(hub_id, revision), None)
     if folder:
         model = _snapshot(hub_id, folder, config_only=True)

@@ -15,6 +15,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.files import write_atomic
+from turbofit.core.log import LazyLogger
 from turbofit.core.machine import Calibration
 from turbofit.core.state import state_dir
 from turbofit.core.struct import to_builtins
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
 
 __all__ = ["forget", "keep", "path_of", "pretends", "read", "recall", "with_calibrations"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _SCHEMA: Final = "turbofit.calibration/1"
 
@@ -71,6 +74,10 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
         and one.driver == str(machine.driver)
         and installed in (None, one.lmdeploy)
     )
+    _LOG.info(
+        "%d of %d calibrations are of such cards, driver %s and LMDeploy %s",
+        len(found), len(kept), machine.driver, installed,
+    )  # fmt: skip
     return msgspec.structs.replace(machine, calibrations=found) if found else machine
 
 

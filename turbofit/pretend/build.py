@@ -15,11 +15,15 @@ import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from turbofit.core.log import LazyLogger
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT, Library, libraries_for
 from turbofit.pretend.stubs import stub_source
 from turbofit.pretend.wants import wanted_from
+
+_LOG: Final = LazyLogger(__name__)
 
 SOURCES = Path(__file__).parent / "csrc"
 #: Raised where the folder's form changes and no source does.
@@ -53,7 +57,10 @@ def _digest(libraries: Sequence[Library]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    parts = [(one.name, one.sources, one.versions, sorted(one.names)) for one in libraries]
+    parts = [
+        (one.name, one.sources, one.versions, sorted(one.names), sorted(one.variables))
+        for one in libraries
+    ]
     for part in (_FORM, *_FLAGS, repr(parts), stub_source("", ()), sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
@@ -65,7 +72,8 @@ def _compile(library: Library, folder: Path, command: list[str]) -> None:
     arguments += [str(SOURCES / source) for source in library.sources]
     if library.name != ACCOUNT:
         generated = folder / f"{library.name}.c"
-        generated.write_text(stub_source(library.family, library.names), encoding="ascii")
+        source = stub_source(library.family, library.names, library.variables)
+        generated.write_text(source, encoding="ascii")
         arguments.append(str(generated))
     if library.versions:
         script = folder / f"{library.name}.map"
@@ -104,6 +112,7 @@ def build(folder: Path | None = None, site: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     command = compiler()
+    _LOG.info("building the pretend libraries with %s in %s", command, target)
     made = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))
     try:
         for library in libraries:

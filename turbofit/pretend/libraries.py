@@ -16,7 +16,8 @@ ACCOUNT = "libturbofit_pretend.so"
 class Library:
     """One shared library: its file name, its sources, and the versions that its symbols carry.
 
-    ``names`` are entry points that must exist; those that no source has are generated.
+    ``names`` are entry points that must exist, ``variables`` what programs read of it; those that
+    no source has are generated.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Library:
     versions: tuple[str, ...] = ()
     libs: tuple[str, ...] = ()
     names: frozenset[str] = frozenset()
+    variables: frozenset[str] = frozenset()
 
     @property
     def family(self) -> str:
@@ -106,6 +108,7 @@ def _library(name: str, wants: Wants) -> Library:
         versions=tuple(sorted(wants.versions)),
         libs=_LIBS.get(family, ()),
         names=wants.names,
+        variables=wants.variables,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.machine import Gpu, Machine
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import pretend_environment
@@ -22,6 +23,8 @@ from turbofit.pretend.scenario import MIB, Scenario, scenario_from_spec
 from turbofit.pretend.shared import Shared, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
+
+_LOG: Final = LazyLogger(__name__)
 
 NOTICE: Final = "PRETEND GPUs: values and speed are not real"
 WATCH_SECONDS: Final = 2.0
@@ -110,6 +113,7 @@ def run_pretend(
             if watch is not None:
                 watch(scenario, read_shared(made.shared))
 
+        _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
         begun = time.monotonic()
         code = run_group(
             command,
@@ -119,6 +123,7 @@ def run_pretend(
             tick=tick,
         )
         seconds = round(time.monotonic() - begun, 3)
+        _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
         usages = [_take(file) for file in sorted(made.timelines.iterdir(), key=_place)]
         shared = read_shared(made.shared)
         return Ran(tuple(command), code, seconds, scenario, shared, tuple(usages))

@@ -3,6 +3,7 @@
 A generated entry point does nothing. Of a library that computes it says that it succeeded; of the
 runtime and the driver it says "not supported", since a caller would go on with outputs that nobody
 filled in. With ``TURBOFIT_PRETEND_VERBOSE`` in the environment each names itself once on stderr.
+A variable is zeros: its size is not known to who imports it, so it has room.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ _HEAD = """\
         } \\
         return %d; \\
     }
+#define VARIABLE(name) __attribute__((weak, visibility("default"))) char name[4096];
 
 """
 
 
-def stub_source(family: str, names: Iterable[str]) -> str:
-    """The C source of weak functions of a family (``libcublas``), one for each name."""
+def stub_source(family: str, names: Iterable[str], variables: Iterable[str] = ()) -> str:
+    """The C source of weak functions and variables of a family (``libcublas``)."""
     answer = _NOT_SUPPORTED if family in _REFUSING else 0
-    return _HEAD % (family, answer) + "".join(f"STUB({name})\n" for name in sorted(names))
+    lines = [f"STUB({name})\n" for name in sorted(names)]
+    lines += [f"VARIABLE({name})\n" for name in sorted(variables)]
+    return _HEAD % (family, answer) + "".join(lines)

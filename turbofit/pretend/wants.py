@@ -1,4 +1,4 @@
-"""What the CUDA programs that are installed want from NVIDIA's libraries: by soname, the functions.
+"""What the CUDA programs that are installed want from NVIDIA's libraries: functions and variables.
 
 From it the pretend libraries get their names and the entry points that nobody wrote by hand.
 """
@@ -56,15 +56,20 @@ def family_of(soname: str) -> str | None:
 
 
 class Wants(NamedTuple):
-    """What programs want of one library: functions, and versions of its symbols."""
+    """What programs want of one library: functions, versions of its symbols, and variables."""
 
     names: frozenset[str] = frozenset()
     versions: frozenset[str] = frozenset()
+    variables: frozenset[str] = frozenset()
 
     def __or__(self, other: object) -> Wants:
         """Both."""
         assert isinstance(other, Wants)
-        return Wants(self.names | other.names, self.versions | other.versions)
+        return Wants(
+            self.names | other.names,
+            self.versions | other.versions,
+            self.variables | other.variables,
+        )
 
 
 def wanted_from(site: Path) -> dict[str, Wants]:
@@ -110,17 +115,24 @@ def _read(library: Path) -> dict[str, Wants]:
         return {}
     sonames.setdefault("libcuda", "libcuda.so.1")  # it is often loaded by name only
     names: dict[str, set[str]] = {family: set() for family in sonames}
+    variables: dict[str, set[str]] = {family: set() for family in sonames}
     loose: dict[str, set[str]] = {}
     for symbol in dynamic_symbols(library):
-        if symbol.defined or symbol.data:
+        if symbol.defined:
             continue
         family = next((name for name, begin in FAMILIES.items() if begin.match(symbol.name)), None)
-        if family is not None:
+        if symbol.data:
+            variables.get(family or "", set()).add(symbol.name)
+        elif family is not None:
             names.get(family, loose.setdefault(family, set())).add(symbol.name)
     versions = needed_versions(library)
     found = {family: Wants(frozenset(called)) for family, called in loose.items() if called}
     return found | {
-        soname: Wants(frozenset(names[family]), versions.get(soname, frozenset()))
+        soname: Wants(
+            frozenset(names[family]),
+            versions.get(soname, frozenset()),
+            frozenset(variables[family]),
+        )
         for family, soname in sonames.items()
     }
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.log import LazyLogger
 from turbofit.core.plan import (
     Death,
     GpuLedger,
@@ -25,6 +26,8 @@ from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.twin import checkpoint_for
 
 __all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan"]
+
+_LOG: Final = LazyLogger(__name__)
 
 _STEPS = 1000
 #: Outcomes, the one that a plan goes by first.
@@ -81,6 +84,8 @@ def _rehearsed(plan: Plan, group: int) -> Plan:
 def _judged(plan: Plan, seen: Plan) -> Plan:
     """Where the engine did not serve what the forecast fits, the engine is right."""
     rehearsal = seen.rehearsal
+    if rehearsal is not None:
+        _LOG.info("%s rehearsed: %s, %s", plan.model.name, rehearsal.outcome, rehearsal.death)
     if rehearsal is None or rehearsal.outcome == "served" or not plan.fits:
         return seen
     return replace(seen, gpus=plan.gpus, fits=False, verdict=_contradiction(plan, rehearsal))

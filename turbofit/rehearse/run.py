@@ -14,8 +14,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from turbofit.core.log import LazyLogger
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
 from turbofit.pretend.scenario import scenario_from_spec
@@ -23,6 +24,8 @@ from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.engine import engine_library
 from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.spec import Spec
+
+_LOG: Final = LazyLogger(__name__)
 
 # The scheduler's own line where nothing can be admitted; during warm-up it repeats for ever.
 _STUCK = re.compile(rb"out of memory at 0/\d+")
@@ -136,6 +139,7 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome
         cwd=folder,
         start_new_session=True,
     )
+    _LOG.info("rehearsal: process %d in %s", process.pid, folder)
     log = _Log(folder / "stderr")
     try:
         ended = _watch(process, log, spec, folder)
@@ -147,13 +151,15 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome
     code = process.returncode
     if ended is None:
         ended = "signal" if code < 0 else "exit"
+    seconds = round(time.monotonic() - begun, 3)
+    _LOG.info("rehearsal: process %d ended by %s, code %d, %s s", process.pid, ended, code, seconds)
     return Outcome(
         ended=ended,
         code=-code if code < 0 else code,
         report=read_notes(folder),
         log=list(log.last),
         budgets=log.budgets,
-        seconds=round(time.monotonic() - begun, 3),
+        seconds=seconds,
         folder=folder,
         fatal=log.fatal,
     )

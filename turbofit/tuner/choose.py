@@ -12,6 +12,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.log import LazyLogger
 from turbofit.core.plan import Plan, Remedy
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, FALLBACK, check_options, engine_for, fallback_reason
@@ -21,6 +22,8 @@ from turbofit.tuner.fallback.plan import make_fallback_plan
 from turbofit.tuner.plan import make_plan
 
 __all__ = ["best_plan"]
+
+_LOG: Final = LazyLogger(__name__)
 
 #: Triton compiles for these and newer ones; an engine that needs it is not chosen for older ones.
 _LEAST_TRITON: Final = (7, 5)
@@ -35,6 +38,7 @@ def best_plan(ask: Ask, asked: str = "auto") -> Plan:
     """
     reason = fallback_reason(ask.model, asked)
     if reason is not None:
+        _LOG.info("engine %s: %s", FALLBACK, reason)
         return make_fallback_plan(ask, reason)
     first = engine_for(ask.model, asked)
     check_options(first, ask.fixed)
@@ -42,6 +46,10 @@ def best_plan(ask: Ask, asked: str = "auto") -> Plan:
     if asked != "auto" or (_served(ask, made) == (True, True) and ask.workload.goal != "context"):
         return made
     rival = _rival(ask, made)
+    _LOG.info(
+        "engine %s: %s; LMDeploy's other one: %s",
+        made.engine.name, made.verdict, "does not fit" if rival is None else rival.verdict,
+    )  # fmt: skip
     if rival is not None and _compiles(ask) and _worth(ask, rival) > _worth(ask, made):
         return _told(rival, made)
     if made.fits:
@@ -79,7 +87,8 @@ def _rival(ask: Ask, made: Plan) -> Plan | None:
             other = engine_for(ask.model, name)
             check_options(other, ask.fixed)
             plan = _planned(ask, other)
-        except TurbofitError:
+        except TurbofitError as exc:
+            _LOG.debug("engine %s: %s", name, exc.message)
             continue
         return plan if plan.fits else None
     return None

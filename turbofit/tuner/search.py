@@ -8,10 +8,12 @@ which any shape serves decides; within it the best rank wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
@@ -24,6 +26,8 @@ from turbofit.tuner.sizing import Memo, Shape, shape_settings
 from turbofit.tuner.unequal import judge_unequal
 
 __all__ = ["Found", "search"]
+
+_LOG: Final = LazyLogger(__name__)
 
 
 class Found(Struct):
@@ -40,6 +44,18 @@ def search(ask: Ask, engine: Engine) -> Found:
     Raises:
         UsageError: an option of the user's cannot be used on this machine or by this model.
     """
+    found = _search(ask, engine)
+    best = found.best
+    _LOG.info(
+        "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
+        engine.name, ask.machine.name, len(found.judged), sum(one.fits for one in found.judged),
+        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
+        f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
+    )  # fmt: skip
+    return found
+
+
+def _search(ask: Ask, engine: Engine) -> Found:
     one = _Search(ask, engine)
     found = one.shapes()
     judged = [one.judge(shape, ask.own_limit) for shape in found]
@@ -88,7 +104,7 @@ class _Search:
         if self.ask.workload.queue_images and exposure.units_per_image:
             shape = replace(shape, units_per_forward=exposure.units_per_request)
         judged = judge_unequal if shape.prefills else judge
-        return judged(
+        found = judged(
             self.ask,
             replace(shape, limit=limit),
             self._dtype(shape),
@@ -97,6 +113,12 @@ class _Search:
             self.engine,
             self.memo,
         )
+        _LOG.debug(
+            "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
+            shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward, found.fits,
+            found.kv_tokens, found.score, found.short,
+        )  # fmt: skip
+        return found
 
     def queued(self, shape: Shape) -> Iterator[Judged]:
         """The asked limit, paying for as many units in one forward as fit."""

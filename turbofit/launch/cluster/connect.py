@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import MachineError, PackageError, UsageError
+from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["NAMESPACE", "Alive", "Connection", "connected"]
+
+_LOG: Final = LazyLogger(__name__)
 
 #: Of Ray: names of actors are unique in it.
 NAMESPACE: Final = "turbofit"
@@ -171,6 +174,7 @@ def connected(address: str | None) -> Iterator[Connection]:
             hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
             "for a token wants its ~/.ray/auth_token here",
         ) from None
+    _LOG.info("connected to Ray at %s", where)
     try:
         yield Connection()
     finally:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.log import LazyLogger
+
+LOG = LazyLogger("turbofit.somewhere")
+
+
+def test_it_speaks_in_the_name_of_the_module_and_of_the_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="turbofit"):
+        LOG.info("%d shapes", 3)
+        LOG.debug("one of them")
+    first, second = caplog.records
+    assert (first.name, first.levelname, first.message) == (
+        "turbofit.somewhere",
+        "INFO",
+        "3 shapes",
+    )
+    assert (second.levelname, second.message) == ("DEBUG", "one of them")
+    assert Path(first.pathname).name == "test_log.py"
+    assert first.funcName == "test_it_speaks_in_the_name_of_the_module_and_of_the_line"
+
+
+def fresh(code: str) -> str:
+    """What a Python that has imported nothing yet prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()  # fmt: skip
+
+
+def test_it_imports_nothing_by_itself() -> None:
+    code = (
+        "import sys\n"
+        "from turbofit.core.log import LazyLogger\n"
+        "LazyLogger('x').info('said')\n"
+        "print('logging' in sys.modules)"
+    )
+    assert fresh(code) == "False"
+
+
+def test_a_program_that_sets_a_handler_hears_a_plan_and_no_other_is_set() -> None:
+    code = (
+        "import logging, sys, turbofit\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(name)s')\n"
+        "turbofit.plan('internvl2-8b', on='1xrtx3090')\n"
+        "loggers = [one for name, one in logging.Logger.manager.loggerDict.items()\n"
+        "           if name.startswith('turbofit') and isinstance(one, logging.Logger)]\n"
+        "print(len(loggers) > 2, [one.handlers for one in loggers if one.handlers])"
+    )
+    *names, last = fresh(code).splitlines()
+    assert {"turbofit.model.source", "turbofit.machine.source", "turbofit.tuner.search"} <= {*names}
+    assert last == "True []"

@@ -1,0 +1,131 @@
+"""Planning, reports and a saved machine on Windows, simulated: see `without_posix`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.nvml.standin import Scenario, four_3090, nvml_library, nvml_machine
+from turbofit.cli import output
+from turbofit.core.state import _base
+
+__all__ = ["nvml_library", "nvml_machine"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNNER = [sys.executable, "-m", "tests.without_posix"]
+
+
+def run(folder: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command line without POSIX, in a folder."""
+    here = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder)}
+    return subprocess.run(
+        [*RUNNER, *words],
+        cwd=folder, env={**os.environ, **here, **environ},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def said(folder: Path, *words: str, **environ: str) -> str:
+    """What it answers; nothing may go wrong."""
+    done = run(folder, *words, **environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_plans_and_reports(tmp_path: Path) -> None:
+    plan = said(tmp_path, "plan", "internvl2-8b", "--on", "4xrtx3090", "--json")
+    assert json.loads(plan)["fits"]
+    assert json.loads(said(tmp_path, "report", "latest", "--json")) == json.loads(plan)
+    said(tmp_path, "report", "latest", "--html", "report.html")
+    assert "InternVL2-8B" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "plan.json").write_text(plan, encoding="utf-8")
+    assert "InternVL2-8B" in said(tmp_path, "compare", "plan.json", "latest")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("models",), ("gpus",), ("report", "--schema"), ("serve", "--help"),
+        ("plan", "llama-3.2-11b-vision", "--on", "1xv100-32g"),
+        ("plan", "internvl2-8b", "--cluster", "sim:4xrtx3090@2"),
+        ("predict", "internvl2-8b", "--on", "4xrtx3090", "--tp", "4"),
+        ("serve", "internvl2-8b", "--on", "4xrtx3090", "--dry-run"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_needs_no_engine_runs(words: tuple[str, ...], tmp_path: Path) -> None:
+    assert said(tmp_path, *words)
+
+
+def test_a_measured_machine_is_saved_and_planned_for(
+    tmp_path: Path, nvml_machine: Callable[[Scenario | None], dict[str, str]]
+) -> None:
+    env = nvml_machine(four_3090())
+    done = run(tmp_path, "machine", "--save", "box.json", **env)
+    assert (done.returncode, done.stderr) == (0, "saved to box.json\n")
+    assert "RTX 3090" in done.stdout
+    plan = json.loads(said(tmp_path, "plan", "internvl2-8b", "--on", "box.json", "--json"))
+    assert plan["fits"]
+    assert plan["machine"]["host"]["shm_available"] == "NA"
+
+
+def test_the_simulation_takes_away_what_engines_need(tmp_path: Path) -> None:
+    code = "from tests.without_posix import take_away; take_away(); import turbofit.launch.leases"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "import of fcntl halted" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["calibrate", "rehearse", "serve"])
+def test_what_runs_engines_says_so(name: str, tmp_path: Path) -> None:
+    done = run(tmp_path, name, "internvl2-8b")
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first == f"error: turbofit {name} does not run on Windows"
+    assert second.startswith("hint: run it on Linux")
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({"LOCALAPPDATA": r"C:\Users\ada\AppData\Local"}, r"C:\Users\ada\AppData\Local"),
+        ({"LOCALAPPDATA": "", "HOME": "/ada"}, "/ada/AppData/Local"),
+        ({"LOCALAPPDATA": "C:", "XDG_STATE_HOME": "D:"}, "D:"),
+    ],
+)
+def test_the_state_folder(
+    environ: dict[str, str], folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert _base(windows=True) == folder
+
+
+def test_files_get_utf_8_whatever_the_code_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cp1252 writes a multiplication sign as a byte that no JSON reader takes."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    monkeypatch.setattr(output, "_WINDOWS", True)
+    output.prepare_streams()
+    output.answer("4 × 3090, 中文")
+    assert raw.getvalue().decode("utf-8") == "4 × 3090, 中文"
+
+
+@pytest.mark.parametrize(
+    ("environ", "colour"),
+    [({}, False), ({"WT_SESSION": "1"}, True), ({"WT_SESSION": "1", "NO_COLOR": "1"}, False)],
+)
+def test_colour_in_windows_terminal_only(
+    environ: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_WINDOWS", True)
+    assert output._takes_colour(environ) is colour
