@@ -30,7 +30,9 @@ def serve(children: list[Child], state: Path, *words: str) -> Served:
     return serve_pretend(children, state, *words, PYTHONPATH=f"{CUDA_PATH}:{ROOT}")
 
 
-def test_qwen2_vl_is_served_as_planned_and_again_when_it_was_killed(children: list[Child], tmp_path: Path) -> None:
+def test_qwen2_vl_is_served_as_planned_and_again_when_killed(
+    children: list[Child], tmp_path: Path
+) -> None:
     served = serve(children, tmp_path, *QWEN)
     served.wait()
     assert "PRETEND GPUs" in served.child.lines[0]
