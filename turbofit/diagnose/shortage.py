@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from turbofit.core.model import Model
     from turbofit.core.plan import Settings
     from turbofit.diagnose.facts import Facts
-    from turbofit.memory.terms import capability_of
-from turbofit.memory.turbomind.constants import EngineConstants
+    from turbofit.memory.turbomind.constants import EngineConstants
 
 __all__ = ["Shortage", "shortage"]
 
