@@ -109,15 +109,9 @@ class Engine(ABC):
 
     @abstractmethod
     def host_memory(
-        self,
-        model: Model,
-        settings: Settings,
-        *,
-        units_per_forward: int,
-        replicas: int,
-        available: int | None,
+        self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
-        """Host memory of all replicas, in bytes."""
+        """Host memory of one replica, in bytes, without what the machine has."""
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
         """What a person should know before this engine runs with these settings."""

@@ -176,13 +176,7 @@ def host_of(ask: Ask, accounts: Sequence[Account], engine: Engine) -> HostMemory
     """Host memory of all groups beside what the machine has."""
     available = ask.machine.host.ram_available
     each = [
-        engine.host_memory(
-            ask.model,
-            account.settings,
-            units_per_forward=account.units_per_forward,
-            replicas=1,
-            available=None,
-        )
+        engine.host_memory(ask.model, account.settings, units_per_forward=account.units_per_forward)
         for account in accounts
     ]
     return HostMemory(

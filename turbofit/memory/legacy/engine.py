@@ -86,28 +86,16 @@ class LegacyTurbomind(Turbomind):
         return exposure.units_per_image
 
     def host_memory(
-        self,
-        model: Model,
-        settings: Settings,
-        *,
-        units_per_forward: int,
-        replicas: int,
-        available: int | None,
+        self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
         """0.18's, and the pinned pixels of two whole forwards a rank where they were pinned."""
-        made = super().host_memory(
-            model,
-            settings,
-            units_per_forward=units_per_forward,
-            replicas=replicas,
-            available=available,
-        )
+        made = super().host_memory(model, settings, units_per_forward=units_per_forward)
         rule = model.image_rule
         if not self.generation.vision.pinned_pixels or not isinstance(rule, TileRule):
             return made
         tokens = settings.max_prefill_token_num + settings.max_batch_size
         each = 2 * tokens * 3 * rule.tile_size**2 * _HALF
-        return replace(made, pinned=made.pinned + each * settings.tp * replicas)
+        return replace(made, pinned=made.pinned + each * settings.tp)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
         """See :meth:`Engine.prefill_words`."""

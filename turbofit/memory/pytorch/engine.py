@@ -84,13 +84,7 @@ class Pytorch(Engine):
         return Traffic(decode=sum(classes.values()) + head, vision=vision)
 
     def host_memory(
-        self,
-        model: Model,
-        settings: Settings,
-        *,
-        units_per_forward: int,
-        replicas: int,
-        available: int | None,
+        self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
         """See :meth:`Engine.host_memory`.
 
@@ -101,7 +95,7 @@ class Pytorch(Engine):
         backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")
         ranks = 0 if backend == "uni" else settings.tp
         each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)
-        return HostMemory(pinned=0, pageable=each * replicas, available=available)
+        return HostMemory(pinned=0, pageable=each, available=None)
 
     def warnings(self, settings: Settings) -> tuple[str, ...]:
         """See :meth:`Engine.warnings`."""

@@ -86,23 +86,10 @@ class Turbomind(Engine):
         return Traffic(decode=sum(classes.values()) - classes["embedding"], vision=vision)
 
     def host_memory(
-        self,
-        model: Model,
-        settings: Settings,
-        *,
-        units_per_forward: int,
-        replicas: int,
-        available: int | None,
+        self, model: Model, settings: Settings, *, units_per_forward: int
     ) -> HostMemory:
         """See :meth:`Engine.host_memory`."""
-        return host_memory(
-            model,
-            settings,
-            self.constants,
-            units_per_forward=units_per_forward,
-            replicas=replicas,
-            available=available,
-        )
+        return host_memory(model, settings, self.constants, units_per_forward=units_per_forward)
 
     def prefill_words(self, settings: Settings) -> str:
         """See :meth:`Engine.prefill_words`."""

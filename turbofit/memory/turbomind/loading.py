@@ -84,10 +84,8 @@ def host_memory(
     constants: EngineConstants,
     *,
     units_per_forward: int,
-    replicas: int,
-    available: int | None,
 ) -> HostMemory:
-    """Host memory of all replicas: pinned by every rank, pageable by every server process.
+    """Host memory of one replica: pinned by every rank, pageable by its server process.
 
     Pixels are pinned by each rank for the images of one forward, once for each phase; pageable
     memory holds them in 32 bits while they are preprocessed, one request at a time.
@@ -96,4 +94,4 @@ def host_memory(
     phases = 2 if settings.async_ else 1
     pinned = (pinned_buffers(model, settings) + pixels * phases) * settings.tp
     pageable = constants.host_process + pixels * 3
-    return HostMemory(pinned=pinned * replicas, pageable=pageable * replicas, available=available)
+    return HostMemory(pinned=pinned, pageable=pageable, available=None)
