@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.log import LazyLogger
-from turbofit.core.plan import Goal, Plan, paint_with
+from turbofit.core.plan import Goal, Plan
 from turbofit.core.units import parse_bytes
 from turbofit.launch.asked import asked_of, checked, workload_of
 from turbofit.launch.cluster.planning import plan_cluster, plan_joining
@@ -61,7 +61,7 @@ def _framed(plan: Plan) -> str:
     return frame(plan)
 
 
-paint_with(_framed)
+Plan.notebook_html = _framed
 
 
 def plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from msgspec.structs import replace
 
@@ -41,7 +41,6 @@ __all__ = [
     "Throughput",
     "Workload",
     "may_evict",
-    "paint_with",
 ]
 
 PLAN_SCHEMA: Final = "turbofit.plan/1"
@@ -53,17 +52,16 @@ TURBOMIND_NAMES: Final = (
     "enable_prefix_caching", "model_format", "language_model_only",
 )  # fmt: skip
 PYTORCH_NAMES: Final = (
-    *((name, name) for name in TURBOMIND_NAMES[:7]),
-    ("cache_block_seq_len", "block_size"),
-    *((name, name) for name in TURBOMIND_NAMES[10:]),
     *((name, name) for name in (
-        "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-        "distributed_executor_backend",
+        "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
+        "session_len", "quant_policy",
+    )),
+    ("cache_block_seq_len", "block_size"),
+    *((name, name) for name in (
+        "enable_prefix_caching", "model_format", "language_model_only", "num_gpu_blocks",
+        "eager_mode", "cudagraph_capture_batch_sizes", "distributed_executor_backend",
     )),
 )  # fmt: skip
-
-#: How a notebook shows a plan: set by `turbofit.api`, since reports are below this room.
-_PAINTERS: Final[dict[str, Callable[[Any], str]]] = {}
 
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
@@ -267,11 +265,6 @@ def may_evict(settings: Settings, tokens: int) -> bool:
     return settings.max_batch_size * settings.session_len > tokens
 
 
-def paint_with(painter: Callable[[Plan], str]) -> None:
-    """Let notebooks show plans as the HTML that this makes of them."""
-    _PAINTERS["html"] = painter
-
-
 class Plan(Struct):
     """Everything that was decided, why, and what it rests on.
 
@@ -280,6 +273,9 @@ class Plan(Struct):
     settings; else ``settings`` and ``kv`` are those of the group with the smallest cache, whose
     context is promised for all of them.
     """
+
+    #: HTML of a plan for notebooks: set by `turbofit.api`, since reports are below this room.
+    notebook_html: ClassVar[Callable[[Plan], str] | None] = None
 
     schema: str = PLAN_SCHEMA
     turbofit_version: str
@@ -341,7 +337,8 @@ class Plan(Struct):
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""
-        return None if _PAINTERS.get("html") is None else _PAINTERS["html"](self)
+        make = type(self).notebook_html
+        return None if make is None else make(self)
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.
