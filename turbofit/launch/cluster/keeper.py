@@ -125,7 +125,7 @@ class Keeper:
             self._mind(site, now)
         if self._steps is not None and next(self._steps, self) is self:
             self._steps = None
-        self._refuse_nothing()
+        self._raise_if_nothing_serves()
 
     def roll(self) -> Roll:
         """What gateways are to be told now."""
@@ -396,7 +396,7 @@ class Keeper:
         site.posts = []
         return True
 
-    def _refuse_nothing(self) -> None:
+    def _raise_if_nothing_serves(self) -> None:
         """End where nothing serves, nothing starts, and nothing is about to.
 
         Raises:

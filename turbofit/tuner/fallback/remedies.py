@@ -20,9 +20,9 @@ __all__ = ["fallback_remedies"]
 
 def fallback_remedies(ask: Ask) -> tuple[Remedy, ...]:
     """Single changes that make it fit, cheapest first."""
-    found, bought = [], False
+    found, fits_with_gpus = [], False
     for change, changed, buys in _changes(ask):
-        if buys and bought:
+        if buys and fits_with_gpus:
             continue  # fewer such cards do already
         try:
             chosen = search(changed)
@@ -30,7 +30,7 @@ def fallback_remedies(ask: Ask) -> tuple[Remedy, ...]:
             continue
         if not chosen.fits:
             continue
-        bought = bought or buys
+        fits_with_gpus = fits_with_gpus or buys
         off = len(chosen.placement.offloaded)
         effect = f"fits: one request of {chosen.session_len:,} tokens at a time"
         if off:
