@@ -7,11 +7,13 @@ from typing import Final
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["GIB", "KIB", "MIB", "format_bytes", "mib", "parse_bytes", "round_up"]
+__all__ = ["GIB", "HALF", "KIB", "MIB", "format_bytes", "mib", "parse_bytes", "round_up"]
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
+#: Bytes of one element at 16 bits: float16 (CUDA's half) or bfloat16.
+HALF: Final = 2
 
 _SUFFIX: Final = {
     "": 1, "b": 1,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.weights import (
     ffn_width,
     kv_heads_held,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["temporaries", "weights_held"]
 
 _UNIT: Final = 512
-_HALF: Final = 2
 
 #: elements of a 16-bit tensor, and how many such there are
 _Tensors = tuple[int, int]
@@ -41,7 +40,7 @@ def weights_held(model: Model, tp: int, constants: EngineConstants) -> int:
     if model.vision is not None:
         small += _vision(model.vision, tp, constants)
         small += _projector(model.vision, model.text.hidden, tp)
-    padding = sum((-size * _HALF % _UNIT) * count for size, count in small)
+    padding = sum((-size * HALF % _UNIT) * count for size, count in small)
     return sum(weight_classes(model, tp, constants).values()) + padding
 
 
@@ -50,10 +49,10 @@ def temporaries(model: Model, settings: Settings, constants: EngineConstants) ->
     text, tp = model.text, settings.tp
     sizes = [0]
     if settings.dtype != model.dtype:
-        sizes.append(lm_head_rows(text, tp) * text.hidden * _HALF // tp)
+        sizes.append(lm_head_rows(text, tp) * text.hidden * HALF // tp)
     if model.quantization is not None:
         width = ffn_width(text.intermediate, tp, model.quantization, constants)
-        sizes.append(text.hidden * 2 * width // tp * _HALF)
+        sizes.append(text.hidden * 2 * width // tp * HALF)
     return round_up(max(sizes), _UNIT)
 
 

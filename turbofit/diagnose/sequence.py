@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.model import PatchRule, TileRule
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.diagnose.replay import Op
 from turbofit.memory.turbomind.weights import vision_mlp_width, vision_side, vision_tp
 
@@ -36,7 +36,6 @@ WEIGHTS: Final = "weights"
 EXECUTOR: Final = "executor"
 ENGINE: Final = "engine thread"
 
-_HALF: Final = 2
 _SMALL: Final = 512
 _RNG: Final = 196_608
 
@@ -127,10 +126,10 @@ def forward_ops(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     model, units, embeds = pool.model, forward.units, 0
     if units and model.vision is not None:
         if isinstance(model.image_rule, TileRule):
-            embeds = units * model.image_rule.tokens_per_tile * pool.text.hidden * _HALF
+            embeds = units * model.image_rule.tokens_per_tile * pool.text.hidden * HALF
             yield from _internvit(pool, model.vision, model.image_rule, units)
         else:
-            embeds = units // model.vision.merge**2 * pool.text.hidden * _HALF
+            embeds = units // model.vision.merge**2 * pool.text.hidden * HALF
             yield from _qwenvit(pool, model.vision, units)
     yield from _decoder(pool, forward)
     yield Op(EXECUTOR, -embeds - _SMALL, "step")
@@ -139,7 +138,7 @@ def forward_ops(pool: PoolModel, forward: Forward) -> Iterator[Op]:
 def _decoder(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     """One layer: all are alike. Experts are not followed."""
     text, tokens = pool.text, forward.tokens
-    stream, head = tokens * text.hidden * _HALF, text.head_dim * _HALF
+    stream, head = tokens * text.hidden * HALF, text.head_dim * HALF
     streams = 2 if pool.tp == 1 else 1
     for _ in range(streams):
         yield Op(EXECUTOR, stream, "hidden states")
@@ -151,7 +150,7 @@ def _decoder(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     for size in attention:
         yield Op(EXECUTOR, size, "attention")
     yield Op(EXECUTOR, -sum(attention), "attention")
-    mlp = tokens * pool.ffn * 2 * _HALF
+    mlp = tokens * pool.ffn * 2 * HALF
     yield Op(EXECUTOR, mlp, "MLP")
     yield Op(EXECUTOR, -mlp - streams * stream, "MLP")
 
@@ -159,19 +158,19 @@ def _decoder(pool: PoolModel, forward: Forward) -> Iterator[Op]:
 def _internvit(pool: PoolModel, vision: VisionDims, rule: TileRule, tiles: int) -> Iterator[Op]:
     """Micro-batches of what the symmetric buffer holds; on one GPU all tiles at once."""
     text, side, out = pool.text, vision_side(vision), rule.tokens_per_tile
-    yield Op(EXECUTOR, tiles * out * text.hidden * _HALF, "image features")
+    yield Op(EXECUTOR, tiles * out * text.hidden * HALF, "image features")
     chunk = tiles
     if pool.tp > 1:
         row = max((side * side + 1) * vision.hidden, out * text.hidden)
-        chunk = min(tiles, max(1, pool.symm // _HALF // row))
+        chunk = min(tiles, max(1, pool.symm // HALF // row))
     streams, ranks = (2 if pool.tp == 1 else 1), vision_tp(vision, pool.tp)
-    token = (side * side + 1) * vision.hidden * _HALF
-    pixels = vision.channels * (side * vision.patch_size) ** 2 * _HALF
-    patches = side * side * vision.hidden * _HALF
-    merged = out * vision.hidden * vision.merge**2 * _HALF
-    inner = out * text.hidden // pool.tp * _HALF
-    last = out * text.hidden * _HALF
-    mlp = (side * side + 1) * vision_mlp_width(vision, pool.tp) // pool.tp * _HALF
+    token = (side * side + 1) * vision.hidden * HALF
+    pixels = vision.channels * (side * vision.patch_size) ** 2 * HALF
+    patches = side * side * vision.hidden * HALF
+    merged = out * vision.hidden * vision.merge**2 * HALF
+    inner = out * text.hidden // pool.tp * HALF
+    last = out * text.hidden * HALF
+    mlp = (side * side + 1) * vision_mlp_width(vision, pool.tp) // pool.tp * HALF
     stages: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("vision patches", (pixels, pixels, patches, token, -2 * pixels - patches)),
         ("vision hidden states", (token,) * (streams - 1)),
@@ -193,14 +192,14 @@ def _qwenvit(pool: PoolModel, vision: VisionDims, patches: int) -> Iterator[Op]:
     # The engine's own thread prepares the next step while this one runs: offsets, 4 bytes a patch.
     yield Op(ENGINE, 2 * (4 * patches + 4 * _SMALL), "vision positions")
     head_dim = pool.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
-    width = vision.heads * head_dim // vision_tp(vision, pool.tp) * _HALF
-    hidden, merged = vision.hidden * _HALF, vision.merge**2
+    width = vision.heads * head_dim // vision_tp(vision, pool.tp) * HALF
+    hidden, merged = vision.hidden * HALF, vision.merge**2
     in_symm = pool.tp > 1 and patches * hidden <= pool.symm
-    rotary = vision.head_dim * _HALF
-    pixel = vision.channels * vision.temporal_patch * vision.patch_size**2 * _HALF
-    mlp = vision_mlp_width(vision, pool.tp) // pool.tp * _HALF
+    rotary = vision.head_dim * HALF
+    pixel = vision.channels * vision.temporal_patch * vision.patch_size**2 * HALF
+    mlp = vision_mlp_width(vision, pool.tp) // pool.tp * HALF
     inner = hidden * merged // pool.tp // merged
-    out = pool.text.hidden * _HALF
+    out = pool.text.hidden * HALF
     stages: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("vision positions", (rotary,)),
         ("vision patches", (pixel, hidden, -pixel)),

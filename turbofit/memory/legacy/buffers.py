@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from turbofit.core.model import Model, PatchRule
 from turbofit.core.plan import Settings
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.turbomind.weights import lm_head_rows
@@ -14,7 +14,6 @@ from turbofit.memory.turbomind.weights import lm_head_rows
 __all__ = ["legacy_buffers"]
 
 _INT = _FLOAT = 4
-_HALF = 2
 _POINTER = 8
 _WORDS = 4 * 32 * _INT  # stop and bad words with their offsets
 _CURAND_STATE = 48
@@ -40,20 +39,20 @@ def legacy_buffers(
     tokens = forward.buffer_tokens
     vocab = round_up(text.vocab, settings.tp)
     heads = text.heads // settings.tp
-    yield "hidden_states", rule.hidden * tokens * text.hidden * _HALF, f"{tokens} tokens"
+    yield "hidden_states", rule.hidden * tokens * text.hidden * HALF, f"{tokens} tokens"
     if rule.kv_copies:
         kv = max(1, text.kv_heads // settings.tp) * text.head_dim
-        yield "kv_copies", rule.kv_copies * tokens * kv * _HALF, "linear keys and values"
+        yield "kv_copies", rule.kv_copies * tokens * kv * HALF, "linear keys and values"
     yield (
         "token_ids",
         rule.token_ids * batch * session_len * _INT,
         f"{rule.token_ids} of max_batch_size × session_len",
     )
-    symmetric = max(0, batch * lm_head_rows(text, settings.tp) * _HALF)
+    symmetric = max(0, batch * lm_head_rows(text, settings.tp) * HALF)
     if rule.logits:
         yield "logits", rule.logits * batch * vocab, "max_batch_size × vocabulary"
     elif settings.tp > 1:  # one buffer serves hidden states and logits
-        larger = max(0, symmetric - rule.hidden * tokens * text.hidden * _HALF)
+        larger = max(0, symmetric - rule.hidden * tokens * text.hidden * HALF)
         yield "logits", larger, "beyond the hidden states they share a buffer with"
     if rule.log_probs:
         yield "log_probs", 2 * batch * rule.log_probs * _INT, "and their indices"
@@ -61,7 +60,7 @@ def legacy_buffers(
         floats = heads * (text.head_dim + rule.attention_extra) + 1
         yield "attention_workspace", rule.attention_tokens * floats * _FLOAT, "split-k outputs"
     pointers = batch * -(-session_len // settings.cache_block_seq_len) * _POINTER
-    small = pointers + batch * (_WORDS + 4 * _CURAND_STATE + 2 * text.hidden * _HALF)
+    small = pointers + batch * (_WORDS + 4 * _CURAND_STATE + 2 * text.hidden * HALF)
     small += tokens * _INT
     if isinstance(model.image_rule, PatchRule):
         small += 3 * 3 * batch * session_len * _INT  # M-RoPE positions of three states

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import ImageRule, Model, TileRule
 from turbofit.core.plan import HostMemory, Settings
+from turbofit.core.units import HALF
 from turbofit.memory.account import Account
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.account import legacy_account
@@ -21,7 +22,6 @@ from turbofit.memory.turbomind.engine import Turbomind
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
 
 _RATIO = 0.8
-_HALF = 2
 
 
 class LegacyTurbomind(Turbomind):
@@ -94,7 +94,7 @@ class LegacyTurbomind(Turbomind):
         if not self.generation.vision.pinned_pixels or not isinstance(rule, TileRule):
             return made
         tokens = settings.max_prefill_token_num + settings.max_batch_size
-        each = 2 * tokens * 3 * rule.tile_size**2 * _HALF
+        each = 2 * tokens * 3 * rule.tile_size**2 * HALF
         return replace(made, pinned=made.pinned + each * settings.tp)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.generations import Generation, LegacyConstants
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import kv_heads_held, lm_head_rows
 
 __all__ = ["LegacyForward"]
 
-_HALF = 2
 #: Bytes a vocabulary entry and row of sampling with top_k=0: logits, ids, sorting. Upper end.
 _SAMPLING = 20
 
@@ -71,11 +70,11 @@ class LegacyForward:
         heads = text.heads // tp
         kv = kv_heads_held(text.kv_heads, tp) // tp
         flat = 2 * kv * (context + self._constants.kv_flatten_pad_tokens)
-        attention = (tokens * (2 * heads + 2 * kv) + flat) * text.head_dim * _HALF
-        ffn = tokens * self._feed_forward() * _HALF
+        attention = (tokens * (2 * heads + 2 * kv) + flat) * text.head_dim * HALF
+        ffn = tokens * self._feed_forward() * HALF
         sampling = _SAMPLING * lm_head_rows(text, tp)
         if self._generation.pool.aliased:
-            size = max(attention, ffn) + tokens * text.hidden * _HALF + sampling
+            size = max(attention, ffn) + tokens * text.hidden * HALF + sampling
         else:
             size = attention + ffn + sampling
         return round_up(size, self._constants.pool_granularity)

@@ -13,7 +13,7 @@ from typing import Final
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import given
 from turbofit.memory.exposure import Exposure
@@ -33,7 +33,6 @@ from turbofit.model.parameters import stored_bytes
 
 __all__ = ["LegacyTorchAccount"]
 
-_HALF: Final = 2
 _PAGE: Final = 2 << 20
 _PROMPT: Final = 64
 #: "No enough gpu memory for kv cache" is raised below it.
@@ -157,7 +156,7 @@ class LegacyTorchAccount(GroupAccount):
         """The language model divided by tp, embedding and lm_head whole, and the tower."""
         model, tp = self._model, self._settings.tp
         text = model.text
-        whole = text.vocab * text.hidden * _HALF
+        whole = text.vocab * text.hidden * HALF
         heads = whole if text.tie_word_embeddings else 2 * whole
         body = stored_bytes(text, None, "float16", model.quantization) - heads
         for name, size in (("embeddings", heads), ("layers", -(-body // tp))):
@@ -195,7 +194,7 @@ class LegacyTorchAccount(GroupAccount):
         text, tp = self._model.text, self._settings.tp
         heads = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim // tp
         inner = 3 * text.intermediate // tp + 4 * text.hidden
-        wide = max(heads + 4 * text.hidden, inner) * tokens * _HALF
+        wide = max(heads + 4 * text.hidden, inner) * tokens * HALF
         rule = self.generation.logits
         logits = rule.bytes * text.vocab * (tokens if rule.tokens == "all" else rows)
         return wide + logits

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.buffers import legacy_buffers
 from turbofit.memory.legacy.forward import LegacyForward
@@ -26,7 +26,6 @@ __all__ = ["LegacyTerms"]
 
 #: Text tokens of a request around its images.
 _PROMPT: Final = 64
-_HALF: Final = 2
 
 
 class LegacyTerms:
@@ -115,7 +114,7 @@ class LegacyTerms:
         text, rule = self._model.text, self._generation.staging
         rows = rule.embedding * text.vocab + rule.gate * text.intermediate
         rows += rule.square * text.hidden
-        return round_up(rows * text.hidden * _HALF, self._page)
+        return round_up(rows * text.hidden * HALF, self._page)
 
     def buffers(self, i: int, session_len: int) -> tuple[Term, ...]:
         """What lives after the cache on one GPU, without the pools."""

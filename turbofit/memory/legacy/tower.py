@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from turbofit.core.model import Model, VisionDims
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.generations import LegacyConstants, VisionRule
 from turbofit.memory.turbomind.weights import vision_side
 from turbofit.model.parameters import vision_parameters
 
 __all__ = ["tower_activations", "tower_bytes"]
-
-_HALF = 2
 
 
 def tower_bytes(
@@ -30,8 +28,8 @@ def tower_bytes(
     vision = model.vision
     if vision is None or rule.runs != "torch":
         return (0,) * tp
-    layer = [size * _HALF for size in _layer(vision)]
-    total = vision_parameters(vision, model.text.hidden) * _HALF
+    layer = [size * HALF for size in _layer(vision)]
+    total = vision_parameters(vision, model.text.hidden) * HALF
     ends = max(0, total - sum(layer) * vision.layers)
     ranks = tp if rule.placed == "balanced" else 1
     shares = [vision.layers // ranks + (i < vision.layers % ranks) for i in range(ranks)]
@@ -49,12 +47,12 @@ def tower_activations(
     else both score matrices (before and after softmax) of all units at once: an upper end.
     """
     tokens, pixels = _sequence(vision)
-    hidden = tokens * vision.hidden * _HALF
+    hidden = tokens * vision.hidden * HALF
     kind = constants.vision_attention
     attention = hidden * kind["flash" if flash else "eager"]
     if not flash:
-        attention += 2 * vision.heads * tokens * _scores(vision, tokens, units) * _HALF
-    wide = tokens * vision.intermediate * _HALF
+        attention += 2 * vision.heads * tokens * _scores(vision, tokens, units) * HALF
+    wide = tokens * vision.intermediate * HALF
     mlp = 2 * hidden + (3 if vision.gated_mlp else 2) * wide
     return units * (pixels + max(attention, mlp))
 
@@ -80,7 +78,7 @@ def _held(sizes: Sequence[int], constants: LegacyConstants) -> int:
 
 def _sequence(vision: VisionDims) -> tuple[int, int]:
     """Tokens and pixel bytes of one unit."""
-    pixels = vision.channels * vision.temporal_patch * _HALF
+    pixels = vision.channels * vision.temporal_patch * HALF
     if vision.image_size is None:
         return 1, pixels * vision.patch_size**2
     return vision_side(vision) ** 2 + 1, pixels * vision.image_size**2

@@ -7,7 +7,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.model import Model
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import weight_classes
@@ -16,7 +16,6 @@ __all__ = ["legacy_weight_classes"]
 
 #: Layouts of packed weights that depend on the card came with 0.18: the plain one everywhere.
 _PLAIN: Final = (8, 0)
-_HALF: Final = 2
 
 
 def legacy_weight_classes(
@@ -28,6 +27,6 @@ def legacy_weight_classes(
     """
     classes = weight_classes(replace(model, vision=None), tp, constants, _PLAIN)
     if generation.embeddings == "replicated":
-        whole = round_up(model.text.vocab, tp) * model.text.hidden * _HALF
+        whole = round_up(model.text.vocab, tp) * model.text.hidden * HALF
         classes |= {"embedding": whole, "lm_head": whole}
     return classes

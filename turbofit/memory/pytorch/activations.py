@@ -11,13 +11,13 @@ from __future__ import annotations
 from turbofit.core.model import Model, PatchRule, TileRule
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
+from turbofit.core.units import HALF
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import kv_heads_held
 from turbofit.model.images import pixel_bytes
 
 __all__ = ["Activations", "Prefill"]
 
-_HALF = 2
 #: Hidden states where features of a depth are added: embeddings, hidden, residual, the scattered
 #: features, their mask, and torch's running count of it in 64 bits. Source: models/qwen3_vl.py.
 _DEEPSTACK_COPIES = 9
@@ -75,7 +75,7 @@ class Activations:
 
     def decode(self, rows: int) -> int:
         """One decoding step of so many rows."""
-        return rows * max(self._mlp_elements(), self._delta_elements()) * _HALF
+        return rows * max(self._mlp_elements(), self._delta_elements()) * HALF
 
     def delta_warmup(self, rows: int) -> int:
         """What the delta nets add to the warm-up: a prefill of one token for each of the rows."""
@@ -86,11 +86,11 @@ class Activations:
 
     def _decoder(self, forward: Prefill) -> int:
         held = self._features(forward.units) + self.constants.prefill_base
-        mlp = forward.tokens * self._mlp_elements() * _HALF
+        mlp = forward.tokens * self._mlp_elements() * HALF
         vision = self.model.vision
         deep = 0
         if forward.units and vision is not None and vision.deepstack:
-            deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * _HALF
+            deep = forward.tokens * _DEEPSTACK_COPIES * self.text.hidden * HALF
         if self.text.delta is not None:
             held += self.constants.delta_tuning
         return held + max(mlp, deep, self._attention(forward), self._delta(forward))
@@ -129,7 +129,7 @@ class Activations:
             # Queries and keys that were normed lie beside those that were not.
             extra = heads + kv
         tokens = forward.tokens * int(alive + 2 * heads + 2 * kv + extra)
-        return (tokens + 2 * kv * forward.context) * _HALF
+        return (tokens + 2 * kv * forward.context) * HALF
 
     def _delta(self, forward: Prefill) -> int:
         """The gated delta rule in chunks: a state for each chunk, and of each sequence before it.
@@ -146,7 +146,7 @@ class Activations:
         window = delta.channels // self.tp * 2 * delta.kernel
         # Of a sequence: the state read, the one left at 32 bits, its copy at 16, a chunk's.
         each = forward.tokens * (self._delta_elements() + -(-state // _CHUNK))
-        return (each + min(forward.sequences, forward.tokens) * (5 * state + window)) * _HALF
+        return (each + min(forward.sequences, forward.tokens) * (5 * state + window)) * HALF
 
     def _delta_elements(self) -> int:
         """16-bit elements of a token in a delta net, without the states of its chunk; 0 without."""
@@ -174,7 +174,7 @@ class Activations:
         """Pixels and image features, alive until the forward ends."""
         if not units:
             return 0
-        embeddings = self._image_tokens(units) * self.text.hidden * _HALF
+        embeddings = self._image_tokens(units) * self.text.hidden * HALF
         return 2 * pixel_bytes(self.model, units) + embeddings + self._deepstack(units)
 
     def _image_tokens(self, units: int) -> int:
@@ -186,7 +186,7 @@ class Activations:
     def _deepstack(self, units: int) -> int:
         """What the tower's layers give the decoder's first ones, alive from there to the end."""
         each = self.model.vision.deepstack if self.model.vision is not None else 0
-        return each * self._image_tokens(units) * self.text.hidden * _HALF
+        return each * self._image_tokens(units) * self.text.hidden * HALF
 
     def _vision(self, forward: Prefill) -> int:
         """All images of the forward in one call of the tower, whatever their number."""
@@ -195,8 +195,8 @@ class Activations:
         copies = constants.vision_copies.get(vision.kind, constants.vision_copies["other"])
         mlp = 2 * vision.intermediate / self.tp
         each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
-        tower = self._tower_tokens(forward.units) * each * _HALF
-        embeddings = forward.tokens * self.text.hidden * _HALF
+        tower = self._tower_tokens(forward.units) * each * HALF
+        embeddings = forward.tokens * self.text.hidden * HALF
         pixels = pixel_bytes(self.model, forward.units)
         given = embeddings + 2 * pixels + self._deepstack(forward.units)
         return tower + given + constants.vision_base

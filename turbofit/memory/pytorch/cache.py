@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from turbofit.core.model import TextDims
 from turbofit.core.plan import Settings
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.pytorch.weights import kv_heads_held
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
 ]  # fmt: skip
 
 _ALIGN = 256
-_HALF = 2
 
 #: Bits of one key or value by ``quant_policy``; 16 and 17 are the two kinds of fp8.
 BITS = {0: 16, 4: 4, 8: 8, 16: 8, 17: 8}
@@ -36,7 +35,7 @@ def block_bytes(text: TextDims, settings: Settings) -> int:
     rows = settings.cache_block_seq_len * heads
     each = round_up(rows * text.head_dim * BITS[settings.quant_policy] // 8, _ALIGN)
     if settings.quant_policy in _SCALED:
-        each += round_up(rows * 2 * _HALF, _ALIGN)
+        each += round_up(rows * 2 * HALF, _ALIGN)
     return 2 * each * text.attention_layers
 
 
@@ -57,13 +56,13 @@ def state_bytes(text: TextDims, settings: Settings) -> int:
         return 0
     window = delta.layers * delta.channels // tp * delta.kernel
     state = delta.layers * delta.value_heads // tp * delta.value_dim * delta.key_dim
-    slot = round_up(window * _HALF, _ALIGN) + round_up(state * _HALF, _ALIGN)
+    slot = round_up(window * HALF, _ALIGN) + round_up(state * HALF, _ALIGN)
     return state_slots(settings) * slot
 
 
 def runtime_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes that the engine keeps out of the cache's share: a stand-in for logits, not taken."""
-    return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * _HALF
+    return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
 
 def blocks_held(sizable: int, ratio: float, block: int, settings: Settings) -> int:

@@ -8,6 +8,7 @@ Source: LMDeploy pytorch/nn (build_embedding and build_lm_head without ``is_tp``
 from __future__ import annotations
 
 from turbofit.core.model import DTYPE_BYTES, Model, TextDims, VisionDims
+from turbofit.core.units import HALF
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.model.parameters import (
     Linear,
@@ -23,7 +24,6 @@ __all__ = [
     "is_copied", "kv_heads_held", "largest_loaded", "packed_copy", "staged_copy", "weight_classes",
 ]  # fmt: skip
 
-_HALF = 2
 #: Where TurboMind's kernels multiply what AWQ packed. Source: backends/cuda/awq_modules.py.
 _COPIED_ON = (9, 0)
 _COPIED_GROUP = 128
@@ -43,11 +43,11 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
     embedding = text.vocab * text.hidden
     heads = 1 if text.tie_word_embeddings else 2
     classes = {
-        "embedding": embedding * _HALF,
-        "lm_head": (heads - 1) * embedding * _HALF,
+        "embedding": embedding * HALF,
+        "lm_head": (heads - 1) * embedding * HALF,
         "attention": 0,
         "mlp": 0,
-        "norms": (whole - heads * embedding - delta_parameters(text)) * _HALF,
+        "norms": (whole - heads * embedding - delta_parameters(text)) * HALF,
         "delta": _delta_whole(text, tp),
     }
     repeat = kv_heads_held(text.kv_heads, tp) / text.kv_heads
@@ -60,13 +60,13 @@ def weight_classes(model: Model, tp: int) -> dict[str, int]:
         classes[kind] += int(_linear_bytes(model, one) * share)
         # A row-wise layer's bias is whole on every rank.
         spread = 1.0 if name == "o" or name.endswith(".down") else share
-        classes[kind] += int(one.biases * spread) * _HALF
+        classes[kind] += int(one.biases * spread) * HALF
     classes["unpacked"] = -(-unpacked_bytes(model) // tp)
     if vision is not None:
         sharded = vision_linears(vision)
         total = vision_parameters(vision, text.hidden)
-        classes["vision"] = int(sharded * _vision_share(vision, tp)) * _HALF
-        classes["vision.whole"] = (total - sharded) * _HALF
+        classes["vision"] = int(sharded * _vision_share(vision, tp)) * HALF
+        classes["vision.whole"] = (total - sharded) * HALF
     return {name: size for name, size in classes.items() if size}
 
 
@@ -81,7 +81,7 @@ def _delta_whole(text: TextDims, tp: int) -> int:
         return 0
     gates = 2 * delta.value_heads * text.hidden + delta.channels * delta.kernel
     return delta.layers * (
-        gates * _HALF // tp + delta.value_dim * _HALF + 3 * delta.value_heads * _FLOAT // tp
+        gates * HALF // tp + delta.value_dim * HALF + 3 * delta.value_heads * _FLOAT // tp
     )
 
 
@@ -104,12 +104,12 @@ def largest_loaded(model: Model, tp: int) -> int:
     more ranks a row-wise layer arrives whole on each. Source: pretend GPUs, nn/linear/default.py.
     """
     text = model.text
-    tied = text.vocab * text.hidden * _HALF if text.tie_word_embeddings else 0
+    tied = text.vocab * text.hidden * HALF if text.tie_word_embeddings else 0
     fused = _fused_experts(text)
     if tp == 1:
         return max(tied, fused)
     delta = text.delta.values if text.delta else 0
-    down = text.hidden * max(text.intermediate, text.heads * text.head_dim, delta) * _HALF
+    down = text.hidden * max(text.intermediate, text.heads * text.head_dim, delta) * HALF
     return max(tied + down, fused)
 
 
@@ -120,7 +120,7 @@ def _fused_experts(text: TextDims) -> int:
     """
     if text.moe is None or text.architecture != "Llama4ForCausalLM":
         return 0
-    return text.moe.experts * text.hidden * 2 * text.moe.intermediate * _HALF
+    return text.moe.experts * text.hidden * 2 * text.moe.intermediate * HALF
 
 
 def is_copied(model: Model, capability: tuple[int, int]) -> bool:
@@ -164,5 +164,5 @@ def staged_copy(
 def _linear_bytes(model: Model, linear: Linear) -> int:
     """Bytes of the weights of these layers on all ranks: packed as stored, else at 16 bits."""
     if model.quantization is None:
-        return linear.weights * min(_HALF, DTYPE_BYTES[model.dtype])
+        return linear.weights * min(HALF, DTYPE_BYTES[model.dtype])
     return packed_bytes(linear, model.quantization)

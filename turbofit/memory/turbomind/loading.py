@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from turbofit.core.model import DTYPE_BYTES, Model
 from turbofit.core.plan import HostMemory, Settings
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.buffers import pinned_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import ffn_width, lm_head_rows, packed_elements
 from turbofit.model.images import pixel_bytes
 
 __all__ = ["host_memory", "loading_extra", "staging_bytes", "temporary_bytes"]
-
-_HALF = 2
 
 
 def temporary_bytes(
@@ -30,7 +28,7 @@ def temporary_bytes(
     text = model.text
     cast = 0
     if settings.dtype != model.dtype:
-        cast = lm_head_rows(text, settings.tp) * text.hidden * _HALF // settings.tp
+        cast = lm_head_rows(text, settings.tp) * text.hidden * HALF // settings.tp
     repack = 0
     if model.quantization is not None:
         width = ffn_width(text.intermediate, settings.tp, model.quantization, constants)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from turbofit.core.model import Model, PatchRule, TextDims, TileRule, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.core.units import round_up
+from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import (
     ffn_width,
@@ -25,7 +25,6 @@ from turbofit.memory.turbomind.weights import (
 __all__ = ["Forward", "PoolModel"]
 
 #: TurboMind computes in 16 bits; logits are cast to 32.
-_HALF = 2
 _FLOAT = 4
 #: Ids, offsets and masks of a pass, and what a stage allocates beside its tensors; over.
 _BOOKKEEPING = 64 << 10
@@ -85,21 +84,21 @@ class PoolModel:
         """Image features, held until the forward ends."""
         rule = self.model.image_rule
         if isinstance(rule, TileRule):
-            return units * rule.tokens_per_tile * self.text.hidden * _HALF
+            return units * rule.tokens_per_tile * self.text.hidden * HALF
         if isinstance(rule, PatchRule):
-            return units // rule.merge**2 * self.text.hidden * _HALF
+            return units // rule.merge**2 * self.text.hidden * HALF
         return 0
 
     def _decoder(self, forward: Forward) -> int:
         """Residual (and hidden where no symmetric buffer holds it) plus the widest layer stage."""
         text, tokens = self.text, forward.tokens
         streams = 2 if self.tp == 1 else 1
-        held = tokens * text.hidden * _HALF * streams + self._embeds(forward.units)
+        held = tokens * text.hidden * HALF * streams + self._embeds(forward.units)
         return held + max(self._attention(tokens, forward.context), self._mlp(tokens))
 
     def _attention(self, tokens: int, context: int) -> int:
         """QKV, output and the keys and values of all prefilled sequences, flattened."""
-        size = self.text.head_dim * _HALF
+        size = self.text.head_dim * HALF
         qkv = tokens * (self.local_heads + 2 * self.local_kv) * size
         out = tokens * self.local_heads * size
         flat = 2 * self.local_kv * (context + self.constants.kv_flatten_pad_tokens) * size
@@ -108,13 +107,13 @@ class PoolModel:
     def _mlp(self, tokens: int) -> int:
         """Gate and up of a dense layer, or their product; experts hold both a routed token."""
         moe = self.text.moe
-        dense = tokens * self.ffn * self.ffn_streams * _HALF
+        dense = tokens * self.ffn * self.ffn_streams * HALF
         if moe is None:
             return dense
         width = round_up(moe.intermediate, self.constants.ffn_align_16bit * self.tp) // self.tp
         routed = tokens * moe.experts_per_token
-        experts = routed * (self.text.hidden + 2 * width) * _HALF
-        shared = tokens * moe.shared_intermediate // self.tp * 2 * _HALF
+        experts = routed * (self.text.hidden + 2 * width) * HALF
+        shared = tokens * moe.shared_intermediate // self.tp * 2 * HALF
         return max(dense if moe.layers < self.text.layers else 0, experts + shared)
 
     def _sampling(self, forward: Forward) -> int:
@@ -123,9 +122,9 @@ class PoolModel:
         Of the forward's hidden states only the rows that sample are left by then.
         """
         logits = forward.rows * self.vocab_padded
-        row = self.text.hidden * _HALF + _ROW
+        row = self.text.hidden * HALF + _ROW
         held = forward.rows * row + self._embeds(forward.units)
-        cast = logits * (_HALF + _FLOAT)
+        cast = logits * (HALF + _FLOAT)
         sort = logits * (_FLOAT + 4)
         if forward.top_k_0:
             sort += logits * (4 + 8)
@@ -149,40 +148,40 @@ class PoolModel:
         chunk = tiles
         if self.tp > 1:
             row = max(sequence * vision.hidden, out_tokens * text.hidden)
-            chunk = min(tiles, max(1, self.symm // _HALF // row))
+            chunk = min(tiles, max(1, self.symm // HALF // row))
         ranks = vision_tp(vision, self.tp)
-        token = sequence * vision.hidden * _HALF
+        token = sequence * vision.hidden * HALF
         streams = 2 if self.tp == 1 else 1  # residual, and hidden without a symmetric buffer
         patch_in = vision.channels * vision.patch_size**2
-        pixels = vision.channels * (side * vision.patch_size) ** 2 * _HALF
-        patches = side * side * (patch_in + vision.hidden) * _HALF
-        merged = out_tokens * vision.hidden * vision.merge**2 * _HALF
-        inner = out_tokens * text.hidden // self.tp * _HALF
+        pixels = vision.channels * (side * vision.patch_size) ** 2 * HALF
+        patches = side * side * (patch_in + vision.hidden) * HALF
+        merged = out_tokens * vision.hidden * vision.merge**2 * HALF
+        inner = out_tokens * text.hidden // self.tp * HALF
         stage = max(
             pixels + patches + token,
             token * streams + token * 6 // ranks,
-            token * streams + sequence * vision_mlp_width(vision, self.tp) // self.tp * _HALF,
+            token * streams + sequence * vision_mlp_width(vision, self.tp) // self.tp * HALF,
             token * streams
             + 2 * merged
             + inner
-            + (out_tokens * text.hidden * _HALF) * (streams - 1),
+            + (out_tokens * text.hidden * HALF) * (streams - 1),
         )
-        return chunk * stage + tiles * out_tokens * text.hidden * _HALF
+        return chunk * stage + tiles * out_tokens * text.hidden * HALF
 
     def _qwenvit(self, vision: VisionDims, patches: int) -> int:
         """All patches of the pass at once, whatever the prefill size."""
         ranks = vision_tp(vision, self.tp)
         head_dim = self.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
-        width = vision.heads * head_dim // ranks * _HALF
-        hidden = vision.hidden * _HALF
+        width = vision.heads * head_dim // ranks * HALF
+        hidden = vision.hidden * HALF
         in_symm = self.tp > 1 and patches * hidden <= self.symm
         streams = 1 if in_symm else 2
-        rotary = vision.head_dim * _HALF
-        mlp = vision_mlp_width(vision, self.tp) // self.tp * _HALF * (2 if vision.gated_mlp else 1)
+        rotary = vision.head_dim * HALF
+        mlp = vision_mlp_width(vision, self.tp) // self.tp * HALF * (2 if vision.gated_mlp else 1)
         stage = rotary + hidden * streams + max(6 * width, mlp)
         merged = vision.merge**2
-        inner = vision.hidden * merged // self.tp * _HALF
-        out = self.text.hidden * _HALF
+        inner = vision.hidden * merged // self.tp * HALF
+        out = self.text.hidden * HALF
         merger = rotary + hidden * streams + (inner + 2 * out) // merged
         return patches * max(stage, merger)
 
@@ -196,6 +195,6 @@ def symmetric_buffer(text: TextDims, settings: Settings) -> int:
     """Bytes of the communicators' shared buffer; 0 at tp 1."""
     if settings.tp == 1:
         return 0
-    hidden = forward_tokens(settings) * text.hidden * _HALF
-    logits = settings.max_batch_size * lm_head_rows(text, settings.tp) * _HALF
+    hidden = forward_tokens(settings) * text.hidden * HALF
+    logits = settings.max_batch_size * lm_head_rows(text, settings.tp) * HALF
     return max(hidden, logits)
