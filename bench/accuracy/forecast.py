@@ -13,6 +13,7 @@ from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.legacy.group import GroupAccount
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.model.images import unit_tokens, units, worst_units
 
 __all__ = ["Forecast", "forecast"]
@@ -88,7 +89,7 @@ def forecast(inputs: Inputs) -> Forecast:
     )
     ratio = settings.cache_max_entry_count
     outcome = account.at(ratio)
-    warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == "pool_warmup")
+    warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == POOL_WARMUP)
     own = account.own_warmup if isinstance(account, GroupAccount) else warmup
     return Forecast(
         generation=_generation(engine, inputs.version),

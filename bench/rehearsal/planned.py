@@ -20,6 +20,7 @@ from pytorch import formula, mib, table
 from turbofit import api
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.memory.pytorch.environment import segments
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.rehearse.torch_planned import beside, planned_document, planned_scenario
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
@@ -149,7 +150,7 @@ def _start(
         say(f"{tokens} tokens, {plan.kv.tokens} promised")
     weights = sum(t.bytes for t in card.ledger if t.term.startswith("weights."))
     asked = (document["gpus"][i].get("weights") or {}).get("requested")
-    for name in ("load_fragmentation", "pool_warmup"):
+    for name in ("load_fragmentation", POOL_WARMUP):
         _hold(name, told[name].bytes, told[name].rehearsed, card.total, say)
     live, reserved = _peaks(plan, document, i)
     fixed = segments(plan.settings) == "fixed"
@@ -159,7 +160,7 @@ def _start(
         f"{blocks} / {wanted}",
         f"{mib(weights)} / {mib(asked)}",
         *(f"{mib(told[n].bytes)} / {mib(told[n].rehearsed)}" for n in
-          ("load_fragmentation", "pool_warmup")),
+          ("load_fragmentation", POOL_WARMUP)),
         mib(card.peak),
         mib(live),
         mib(reserved),

@@ -17,6 +17,7 @@ from grid import ROWS, Row
 import turbofit
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
@@ -168,7 +169,7 @@ def size_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> list[Check]:
         terms = seen["terms"][rank]
         weights = sum(t.bytes for t in exact if t.term.startswith("weights."))
         region = seen["cache"]["region"][rank]
-        buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != "pool_warmup")
+        buffers = sum(t.bytes for t in exact if t.phase == "buffers" and t.term != POOL_WARMUP)
         held = sum(t.bytes for t in exact if t.term == "kv_cache") + buffers
         pairs = [("weights", weights, terms["weights"]), ("cache", plan.kv.region_bytes, region)]
         if terms["buffers"] is not None:  # they share a pool with the cache, so its last page

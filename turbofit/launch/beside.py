@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import mib
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _pretend_rows(plan: Plan, engine: Engine) -> list[dict[str, Any]]:
     for seen in pretend_seen(plan, engine.group, engine.words.timeline):
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
-        pools += [t.bytes for t in ledger.ledger if t.term == "pool_warmup"]
+        pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
         most = max(pools, default=0)
         if seen.pool is not None:
             rows.append(_row("executor pool at most", most, seen.pool, gpu=seen.gpu))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, round_up
+from turbofit.memory.terms import POOL_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -94,7 +95,7 @@ def _more_margin(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | 
 def _left(gpu: GpuLedger, phase: str | None) -> int:
     """Bytes that the forecast left free of a GPU in a phase."""
     usable = gpu.total - gpu.reserved
-    pool = sum(term.bytes for term in gpu.ledger if term.term == "pool_warmup")
+    pool = sum(term.bytes for term in gpu.ledger if term.term == POOL_WARMUP)
     if phase in ("start", "weights"):
         return usable - gpu.load_peak
     if phase == "cache":

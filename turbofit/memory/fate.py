@@ -9,6 +9,7 @@ from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import TEMPORARIES, Account
+from turbofit.memory.terms import POOL_WARMUP
 
 __all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
 
@@ -197,7 +198,7 @@ def _largest(ledger: Sequence[Term], phase: str) -> str:
 
 
 def _pool(ledger: Sequence[Term]) -> int:
-    return next((term.bytes for term in ledger if term.term == "pool_warmup"), 0)
+    return next((term.bytes for term in ledger if term.term == POOL_WARMUP), 0)
 
 
 def _usable(ledger: GpuLedger) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Basis, Phase, Term
 
-__all__ = ["HOPPER", "capability_of", "term", "transients"]
+__all__ = ["HOPPER", "POOL_WARMUP", "capability_of", "term", "transients"]
 
 #: Its compute capability.
 HOPPER = (9, 0)
+#: The term of what the warm-up's forward leaves in the engine's pool or in torch's allocator.
+POOL_WARMUP: Final = "pool_warmup"
 
 
 def term(name: str, phase: Phase, size: int, basis: Basis, note: str = "") -> Term:

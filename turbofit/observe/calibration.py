@@ -21,6 +21,7 @@ from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, round_up
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
+from turbofit.memory.terms import POOL_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,7 +190,7 @@ def _forecast(ledger: GpuLedger, name: str) -> int:
     """Bytes in use after the warm-up, or under one worst case, by the name of its term."""
     if name in (STEADY, KERNELS):
         return ledger.steady
-    pool = _sum(ledger, "pool_warmup")
+    pool = _sum(ledger, POOL_WARMUP)
     case = next((one for one in ledger.ledger if one.term == name), None)
     return ledger.peak if case is None else ledger.steady - pool + max(pool, case.bytes)
 

@@ -21,6 +21,7 @@ from turbofit.core.plan import (
     Term,
 )
 from turbofit.core.units import format_bytes
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.rehearse.planned import plan_spec, rehearsed_ledgers
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.twin import checkpoint_for
@@ -134,7 +135,7 @@ def corrected_ratio(seen: Plan) -> float | None:
 def _shortfall(ledger: GpuLedger) -> int:
     """Bytes by which a rehearsed GPU misses its margin; 0 or less where it keeps it."""
     body = [_seen(t) for t in ledger.ledger if t.phase != "transient"]
-    pool = next((_seen(t) for t in ledger.ledger if t.term == "pool_warmup"), 0)
+    pool = next((_seen(t) for t in ledger.ledger if t.term == POOL_WARMUP), 0)
     worst = max((_larger(t) for t in ledger.ledger if t.phase == "transient"), default=0)
     peak = sum(body) - pool + max(pool, worst)
     return peak - (ledger.total - ledger.reserved - ledger.margin)

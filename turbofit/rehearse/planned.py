@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.pretend.from_machine import machine_part
 from turbofit.rehearse.spec import Spec, parse_spec
 from turbofit.rehearse.worst import worst_cases
@@ -36,7 +37,7 @@ _TERMS = {
     "weights": "weights",
     "kv_cache": "cache",
     "load_temporaries": "prepare",
-    "pool_warmup": "pool_warmup",
+    POOL_WARMUP: POOL_WARMUP,
 }
 
 

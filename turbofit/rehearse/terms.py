@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.rehearse.ledger import Ledger, Pool
 
 
@@ -43,7 +44,7 @@ def card_terms(ledger: Ledger, index: int, used: int) -> dict[str, int | None]:
         "prepare": prepared,
         "cache": cache,
         "buffers": buffers,
-        "pool_warmup": warm,
+        POOL_WARMUP: warm,
         "steady": None if ready is None else ready + used,
     }
 

@@ -23,6 +23,7 @@ from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.exposure import exposure_within
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.environment import environment
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
 from turbofit.rehearse.meeting import let_through
@@ -199,7 +200,7 @@ def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
     if name == "load_fragmentation":
         held, asked = _torch(document, card, "sizing"), _torch(document, card, "sizing")
         return held["reserved"] - asked["requested"] if held and asked else None
-    if name == "pool_warmup":
+    if name == POOL_WARMUP:
         before, after = _torch(document, card, "cache"), _torch(document, card, "ready")
         if not before or not after:
             return None

@@ -15,6 +15,7 @@ from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import Fate, fate_at, fates_at
+from turbofit.memory.terms import POOL_WARMUP
 from turbofit.model.images import exposed_limit, units_within
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for
@@ -190,12 +191,10 @@ def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None
         yield words(account.calibration)
     yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
     ledger = outcome.ledgers[0]
-    buffers = sum(
-        t.bytes for t in ledger.ledger if t.phase == "buffers" and t.term != "pool_warmup"
-    )
+    buffers = sum(t.bytes for t in ledger.ledger if t.phase == "buffers" and t.term != POOL_WARMUP)
     yield f"buffers that live as long as the engine need {format_bytes(buffers)} of what stays"
     for term in ledger.ledger:
-        if term.phase == "transient" or term.term == "pool_warmup":
+        if term.phase == "transient" or term.term == POOL_WARMUP:
             total = buffers + term.bytes
             spare = free - region - total
             verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"

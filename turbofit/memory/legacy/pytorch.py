@@ -24,7 +24,7 @@ from turbofit.memory.legacy.generations import (
 )
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
-from turbofit.memory.terms import transients
+from turbofit.memory.terms import POOL_WARMUP, transients
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -213,7 +213,7 @@ class LegacyTorchAccount(GroupAccount):
             tokens = unit_tokens(rule, units) + _PROMPT
         size = self._forward(tokens, 1) + self._tower(units, flash=True) if tokens else 0
         return Term(
-            term="pool_warmup",
+            term=POOL_WARMUP,
             phase="buffers",
             bytes=round_up(size, _PAGE),
             basis="estimate",

@@ -17,7 +17,7 @@ from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation, legacy_constants
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.legacy.weights import legacy_weight_classes
-from turbofit.memory.terms import capability_of, transients
+from turbofit.memory.terms import POOL_WARMUP, capability_of, transients
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.model.images import unit_tokens, worst_units
@@ -171,7 +171,7 @@ class LegacyTerms:
             tokens = max(tokens, prompt)
             note += f"; the first image, {units} units"
         size = forward.pool(tokens, tokens) + self._tower(units, flash=True)
-        return Term(term="pool_warmup", phase="buffers", bytes=size, basis="estimate", note=note)
+        return Term(term=POOL_WARMUP, phase="buffers", bytes=size, basis="estimate", note=note)
 
     def cases(self) -> tuple[Term, ...]:
         """The pools' full size in each worst case, torch's and TurboMind's together."""

@@ -14,7 +14,7 @@ from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
-from turbofit.memory.terms import HOPPER, capability_of, term, transients
+from turbofit.memory.terms import HOPPER, POOL_WARMUP, capability_of, term, transients
 
 __all__ = [
     "before_terms",
@@ -130,7 +130,7 @@ def pool_term(work: Activations, settings: Settings, constants: PytorchConstants
     """What torch keeps after the warm-up for any later forward: a prefill of one token a row."""
     size, note = _step_pool(work, settings, constants), "an eager pass"
     size += round_up(work.delta_warmup(settings.max_batch_size), constants.page)
-    return term("pool_warmup", "buffers", size, "formula", note)
+    return term(POOL_WARMUP, "buffers", size, "formula", note)
 
 
 def _step_pool(work: Activations, settings: Settings, constants: PytorchConstants) -> int:

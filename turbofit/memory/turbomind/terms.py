@@ -14,7 +14,7 @@ from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.terms import HOPPER, capability_of, term, transients
+from turbofit.memory.terms import HOPPER, POOL_WARMUP, capability_of, term, transients
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
@@ -140,7 +140,7 @@ def warmup_term(pool: PoolModel, settings: Settings, constants: EngineConstants)
     tokens = warmup_tokens(settings, constants)
     size = pool.peak(Forward(tokens=tokens, context=tokens))
     size = round_up(size, constants.pool_granularity)
-    return term("pool_warmup", "buffers", size, "formula", f"warm-up with {tokens} tokens")
+    return term(POOL_WARMUP, "buffers", size, "formula", f"warm-up with {tokens} tokens")
 
 
 def transient_terms(
