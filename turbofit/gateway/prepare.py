@@ -23,7 +23,7 @@ from turbofit.gateway.sharing import (
     request_bounds,
     within,
 )
-from turbofit.gateway.watch import check_clips, hold_clip
+from turbofit.gateway.video_limits import check_clips, hold_clip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

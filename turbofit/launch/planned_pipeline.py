@@ -31,7 +31,7 @@ from turbofit.gateway.sharing import (
     request_bounds,
     within,
 )
-from turbofit.gateway.watch import check_clips, hold_frames
+from turbofit.gateway.video_limits import check_clips, hold_frames
 from turbofit.launch.held_config import hold_engine
 from turbofit.launch.image_queue import queued
 from turbofit.model.images import largest_limit

@@ -14,7 +14,7 @@ from tests.gateway.test_clips import sequence
 from tests.gateway.test_films import film, opencv
 from turbofit.core.model import PatchRule, VideoRule
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.watch import hold_clip, hold_frames
+from turbofit.gateway.video_limits import hold_clip, hold_frames
 from turbofit.model.images import units
 from turbofit.model.videos import video_units
 
