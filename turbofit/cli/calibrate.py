@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli import options
+from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import TurbofitError, UsageError
 
 if TYPE_CHECKING:
     import argparse
+    import signal
 
     from turbofit.cli.parser import Parser
     from turbofit.core.plan import Plan
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_INTERRUPTED: Final = 130
 _MINUTES: Final = 60.0
 _PRETEND: Final = (
     "PRETEND GPUs: this tries the calibration itself; what it learns is kept for pretend GPUs only"
@@ -51,7 +52,6 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
     from turbofit.launch.leases import Leases
-    from turbofit.launch.serve import Stop, StoppedError
 
     if args.on and not args.pretend:
         raise UsageError(
@@ -64,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--minutes {args.minutes} is no time", hint="give some minutes")
     if args.forget:
         return _forget(args)
-    with Stop() as stop, Leases() as leases:
-        try:
+
+    def body(stop: Stop) -> signal.Signals | None:
+        with Leases() as leases:
             return _calibrate(args, stop, leases)
-        except StoppedError as exc:
-            return _INTERRUPTED if exc.signal.name == "SIGINT" else 0
+
+    return exit_code(run_until_signal(body))
 
 
 def _drop(args: argparse.Namespace) -> int:
@@ -89,7 +90,8 @@ def _forget(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> int:
+def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.Signals | None:
+    """Measure and learn; the signal where one ended it before it was complete."""
     from turbofit.cli.output import note
     from turbofit.cli.serve_plan import planner_of, refuse
     from turbofit.launch.environment import lmdeploy_if_needed
@@ -115,7 +117,8 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> int:
                 hint="turbofit serve checks its plan with a worst-case request",
             )
         if _known(plan) and not args.again:
-            return _show_known(plan, args)
+            _show_known(plan, args)
+            return None
         if plan.fits:
             plan = planner.settle(plan, changes)
     refuse(plan, missing)
@@ -124,16 +127,17 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> int:
     if not progress.complete:
         job = _job(args, plan, lmdeploy, stop, leases, calibrator, planner, fixed, changes)
         try:
-            code = _drive(job, plan, stop, progress)
+            ended = _drive(job, plan, stop, progress)
         finally:
             calibrator.end()
-        if code is not None:
-            return code
-    return _learn(args, calibrator, progress, lmdeploy)
+        if ended is not None:
+            return ended
+    _learn(args, calibrator, progress, lmdeploy)
+    return None
 
 
-def _drive(job: Any, plan: Plan, stop: Stop, progress: Progress) -> int | None:
-    """Launch and measure; an exit code where it was stopped before the end."""
+def _drive(job: Any, plan: Plan, stop: Stop, progress: Progress) -> signal.Signals | None:
+    """Launch and measure; the signal where one stopped it before the end."""
     from turbofit.cli.output import note
     from turbofit.launch.session import run_session
 
@@ -141,7 +145,7 @@ def _drive(job: Any, plan: Plan, stop: Stop, progress: Progress) -> int | None:
     if progress.complete:
         return None
     note("stopped: what was measured is kept, and the same command goes on from there")
-    return _INTERRUPTED if ended.name == "SIGINT" else 0
+    return ended
 
 
 def _resumed(progress: Progress, planner: Planner) -> Plan | None:
@@ -197,7 +201,7 @@ def _job(
 
 def _learn(
     args: argparse.Namespace, calibrator: Calibrator, progress: Progress, lmdeploy: Lmdeploy
-) -> int:
+) -> None:
     """Correct what later plans estimate, keep it, and show it."""
     from turbofit.cli.output import note
     from turbofit.launch.learning import learned, relieve
@@ -213,7 +217,6 @@ def _learn(
     if relieve(progress.plan, result, lmdeploy.version, pretend=args.pretend):
         note("what restarts had learned is dropped: this measurement says what was missing")
     _show(result, args)
-    return 0
 
 
 def _known(plan: Plan) -> bool:
@@ -223,13 +226,12 @@ def _known(plan: Plan) -> bool:
     return calibration_of(plan) is not None
 
 
-def _show_known(plan: Plan, args: argparse.Namespace) -> int:
+def _show_known(plan: Plan, args: argparse.Namespace) -> None:
     from turbofit.cli.output import note
     from turbofit.launch.learning import stored
 
     note("calibrated before: --again measures again, --forget drops it")
     _show(stored(plan), args)
-    return 0
 
 
 def _show(result: dict[str, Any], args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.cli import options
+from turbofit.cli.interrupt import exit_code, run_until_signal
 
 if TYPE_CHECKING:
     import argparse
@@ -182,7 +183,6 @@ def _attend(args: argparse.Namespace) -> int:
     from turbofit.core.errors import UsageError
     from turbofit.gateway.accesslog import access_log
     from turbofit.launch.cluster.attend import attend
-    from turbofit.launch.serve import Stop, StoppedError
 
     for name in ("plan", "upstream", "upstream_key", "overlay"):
         if getattr(args, name):
@@ -191,14 +191,16 @@ def _attend(args: argparse.Namespace) -> int:
                 f"--{option} and --cluster do not go together", hint=f"leave --{option} out"
             )
     config = gateway_config(args, upstream_key=None)
-    with Stop() as stop:
-        try:
-            ended = attend(
-                ray_address(args.cluster), args.name, config, access_log(args.access_log), stop,
-                lambda url: None if args.json else answer(f"{url}\n"),
-            ).name  # fmt: skip
-        except StoppedError as exc:
-            ended = exc.signal.name
+    ended = run_until_signal(
+        lambda stop: attend(
+            ray_address(args.cluster),
+            args.name,
+            config,
+            access_log(args.access_log),
+            stop,
+            lambda url: None if args.json else answer(f"{url}\n"),
+        )
+    )
     if args.json:
         answer('{"ended": "drained"}\n')
-    return 130 if ended == "SIGINT" else 0
+    return exit_code(ended)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.cli import options
 from turbofit.cli.gateway import add_gateway, gateway_config
+from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.serve_cluster import add_cluster, serve_on_cluster
 from turbofit.cli.serve_plan import (
     first_plan,
@@ -19,6 +20,7 @@ from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
+    import signal
     from collections.abc import Sequence
 
     from turbofit.cli.parser import Parser
@@ -33,7 +35,6 @@ __all__ = ["TAKES_REST", "add_arguments", "run", "timing_of"]
 #: LMDeploy's own options may follow ``--``.
 TAKES_REST: Final = True
 
-_INTERRUPTED: Final = 130
 _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
     "generates mean nothing"
@@ -123,13 +124,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _stoppable(args: argparse.Namespace, passed: Passed, config: GatewayConfig | None) -> int:
     from turbofit.launch.leases import Leases
-    from turbofit.launch.serve import Stop, StoppedError
 
-    with Stop() as stop, Leases() as leases:
-        try:
+    def body(stop: Stop) -> signal.Signals:
+        with Leases() as leases:
             return _launch(args, passed, config, stop, leases)
-        except StoppedError as exc:
-            return _INTERRUPTED if exc.signal.name == "SIGINT" else 0
+
+    return exit_code(run_until_signal(body))
 
 
 def _launch(
@@ -138,7 +138,7 @@ def _launch(
     config: GatewayConfig | None,
     stop: Stop,
     leases: Leases,
-) -> int:
+) -> signal.Signals:
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import Fetcher
     from turbofit.launch.environment import lmdeploy_if_needed
@@ -188,7 +188,7 @@ def _launch(
         import json
 
         answer(json.dumps({"ended": ended.name, "run": str(folder)}, indent=2) + "\n")
-    return _INTERRUPTED if ended.name == "SIGINT" else 0
+    return ended
 
 
 #: Options after ``--`` that are the gateway's business while there is one.

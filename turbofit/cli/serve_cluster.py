@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli import options
+from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ def serve_on_cluster(
     """
     from turbofit.cli.output import answer, note
     from turbofit.launch.cluster.run import serve_cluster
-    from turbofit.launch.serve import Stop, StoppedError
 
     for name, nothing in _ONE_MACHINE.items():
         if getattr(args, name) != nothing:
@@ -78,17 +78,13 @@ def serve_on_cluster(
                 hint=f"leave --{option} out; turbofit plan --cluster shows what would be served",
             )
     wish = _wish(args, passed, config, keywords)
-    with Stop() as stop:
-        try:
-            ended = serve_cluster(wish, stop).name
-        except StoppedError as exc:
-            ended = exc.signal.name
+    ended = run_until_signal(lambda stop: serve_cluster(wish, stop))
     if args.json:
         import json
 
-        answer(json.dumps({"ended": ended}, indent=2) + "\n")
+        answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
     note("nothing of it is left on the cluster")
-    return 130 if ended == "SIGINT" else 0
+    return exit_code(ended)
 
 
 def _wish(

@@ -24,7 +24,7 @@ from turbofit.memory.turbomind.weights import (
 
 __all__ = ["Forward", "PoolModel"]
 
-#: TurboMind computes in 16 bits; logits are cast to 32.
+#: TurboMind casts logits from 16 bits to 32.
 _FLOAT = 4
 #: Ids, offsets and masks of a pass, and what a stage allocates beside its tensors; over.
 _BOOKKEEPING = 64 << 10

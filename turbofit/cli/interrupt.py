@@ -1,0 +1,42 @@
+"""Ctrl-C, SIGTERM and SIGHUP around a command that holds GPUs or nodes, and the exit code then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+
+    from turbofit.launch.serve import Stop
+
+__all__ = ["INTERRUPTED", "exit_code", "run_until_signal"]
+
+#: A shell's exit code of a command that Ctrl-C ended.
+INTERRUPTED: Final = 130
+
+
+T = TypeVar("T")
+
+
+def run_until_signal(body: Callable[[Stop], T]) -> T | signal.Signals:
+    """Run a command's body while signals are heard.
+
+    Args:
+        body: is given the stop that a signal sets.
+
+    Returns:
+        What the body returns, or the signal that came before anything ran.
+    """
+    from turbofit.launch.serve import Stop, StoppedError
+
+    with Stop() as stop:
+        try:
+            return body(stop)
+        except StoppedError as exc:
+            return exc.signal
+
+
+def exit_code(ended: signal.Signals | None) -> int:
+    """130 after Ctrl-C, else 0: other signals are how a server is stopped in order."""
+    return INTERRUPTED if ended is not None and ended.name == "SIGINT" else 0
