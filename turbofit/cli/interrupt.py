@@ -15,7 +15,6 @@ __all__ = ["INTERRUPTED", "exit_code", "run_until_signal"]
 #: A shell's exit code of a command that Ctrl-C ended.
 INTERRUPTED: Final = 130
 
-
 T = TypeVar("T")
 
 

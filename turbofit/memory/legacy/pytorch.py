@@ -25,6 +25,7 @@ from turbofit.memory.legacy.generations import (
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.terms import POOL_WARMUP, transients
+from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -68,7 +69,7 @@ class LegacyTorchAccount(GroupAccount):
     ) -> None:
         self.generation, self.constants = generation, constants
         self._model, self._exposure, self._settings = model, exposure, settings
-        self._block = _block_bytes(model, settings)
+        self._block = block_bytes(model.text, settings)
         if free_at_cache is None:
             before = [self._terms_before(i, gpus, machine) for i in range(len(gpus))]
         else:
@@ -234,13 +235,3 @@ class LegacyTorchAccount(GroupAccount):
         return transients(
             [(name, round_up(size, _PAGE), "estimate", note) for name, size, note in cases]
         )
-
-
-def _block_bytes(model: Model, settings: Settings) -> int:
-    """Bytes per rank of one block of keys and values."""
-    text, tp = model.text, settings.tp
-    heads = kv_heads_held(text.kv_heads, tp) // tp
-    bits = settings.quant_policy or 16
-    extra = 4 if bits < 16 else 0
-    token = text.layers * heads * 2 * (bits * text.head_dim // 8 + extra)
-    return token * settings.cache_block_seq_len

@@ -24,11 +24,6 @@ class CacheShape(Struct):
     slab_bytes: int
     blocks_per_slab: int
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values on one rank."""
-        return self.block_bytes // self.block_tokens
-
 
 def block_bytes(text: TextDims, settings: Settings) -> int:
     """Bytes per rank of one KV block. Quantised KV adds a 16-bit scale and zero per head."""
