@@ -12,7 +12,7 @@ from turbofit.pretend.libraries import ACCOUNT
 from turbofit.pretend.scenario import PretendGpu, Scenario, scenario_from_spec
 from turbofit.pretend.surface import check_surface, provided, wanted
 from turbofit.pretend.symbols import Symbols, demangle, short_name
-from turbofit.pretend.timeline import Event, read_timeline
+from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
 
 
 def test_timeline_stops_at_zero_bytes_and_unfinished_lines(tmp_path: Path) -> None:
@@ -23,6 +23,23 @@ def test_timeline_stops_at_zero_bytes_and_unfinished_lines(tmp_path: Path) -> No
         Event("A", ("0", "1", "2", "512", "1024", "9c"), (0x1F, 0x2E)),
         Event("F", ("9c", "0"), ()),
     ]
+
+
+def test_a_timeline_is_read_on_from_where_the_reading_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "timeline"
+    reader = TimelineReader(path)
+    path.write_bytes(b"P import\nF 9c 0\nP con" + bytes(4096))
+    assert list(reader.new_events()) == [
+        Event("P", ("import",), ()),
+        Event("F", ("9c", "0"), ()),
+    ]
+    # What was read is not read again: it could be anything now.
+    path.write_bytes(b"X" * 16 + b"P context\nF 1f 0\n" + bytes(4096))
+    assert list(reader.new_events()) == [
+        Event("P", ("context",), ()),
+        Event("F", ("1f", "0"), ()),
+    ]
+    assert list(reader.new_events()) == []
 
 
 def test_names_are_short() -> None:

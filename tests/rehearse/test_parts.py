@@ -196,6 +196,16 @@ def test_ledger_and_terms(sites: Sites) -> None:
     assert death["where"] == "InternVit::Impl::Attn"
 
 
+def test_a_ledger_read_in_parts_is_that_of_the_whole(sites: Sites) -> None:
+    events = _events(_RUN)
+    whole = Ledger(1, sites, pool_step=10).read(events)
+    for cut in range(len(events)):
+        parts = Ledger(1, sites, pool_step=10).read(events[:cut]).read(events[cut:])
+        assert parts.cards == whole.cards
+        assert parts.pools == whole.pools
+        assert (parts.phases, parts.deaths) == (whole.phases, whole.deaths)
+
+
 def test_terms_of_what_was_not_reached_are_none(sites: Sites) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
     terms = card_terms(ledger, 0, used=0)

@@ -14,6 +14,7 @@ from turbofit.observe.sampler import Sampler, Span, memory_now
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.launch.engine import Engine
+    from turbofit.launch.pretended import PretendReader
 
 __all__ = ["Meter", "NvmlMeter", "PretendMeter"]
 
@@ -88,10 +89,11 @@ class PretendMeter:
     def __init__(self) -> None:
         self._plan: Plan | None = None
         self._highest: dict[int, int] = {}
+        self._readers: dict[int, PretendReader] = {}
 
     def begin(self, plan: Plan) -> dict[int, int]:
         """See :class:`Meter`: only what the plan says that others hold."""
-        self._plan, self._highest = plan, {}
+        self._plan, self._highest, self._readers = plan, {}, {}
         return {one.index: one.used for one in plan.gpus}
 
     def read(self, engine: Engine) -> dict[int, Span]:
@@ -100,13 +102,8 @@ class PretendMeter:
         Raises:
             MachineError: its account cannot be read.
         """
-        from turbofit.launch.pretended import pretend_seen
-
-        assert self._plan is not None
-        assert engine.words is not None
-        assert engine.words.timeline is not None
         found = {}
-        for seen in pretend_seen(self._plan, engine.group, engine.words.timeline):
+        for seen in self._reader(engine).seen():
             first = seen.gpu not in self._highest
             new = not first and seen.peak > self._highest[seen.gpu]
             # Before the first reading the peak is that of loading.
@@ -115,6 +112,20 @@ class PretendMeter:
         if not found:
             raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
         return found
+
+    def _reader(self, engine: Engine) -> PretendReader:
+        """The engine's, which is a new one after each start: every start has its own timeline."""
+        from turbofit.launch.pretended import PretendReader
+
+        assert self._plan is not None
+        assert engine.words is not None
+        timeline = engine.words.timeline
+        assert timeline is not None
+        reader = self._readers.get(engine.group)
+        if reader is None or reader.timeline != timeline:
+            reader = PretendReader(self._plan, engine.group, timeline)
+            self._readers[engine.group] = reader
+        return reader
 
     def end(self) -> None:
         """See :class:`Meter`."""

@@ -13,9 +13,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.ledger import Ledger
 
-__all__ = ["Seen", "localised", "pretend_death", "pretend_machine", "pretend_seen"]
+__all__ = [
+    "PretendReader",
+    "Seen",
+    "localised",
+    "pretend_death",
+    "pretend_machine",
+    "pretend_seen",
+]
 
 
 class Seen(Struct):
@@ -77,7 +85,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
         from turbofit.launch.pretended_torch import torch_death
 
         return torch_death(plan, group, timeline)
-    ledger = _ledger(plan, group, timeline)
+    ledger = PretendReader(plan, group, timeline).ledger()
     if ledger is None or not ledger.deaths:
         return None
     death = dict(ledger.deaths[-1])
@@ -87,48 +95,73 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
 def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
     """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-    if plan.engine.name != "turbomind":
-        from turbofit.launch.pretended_torch import torch_seen
+    return PretendReader(plan, group, timeline).seen()
 
-        return torch_seen(plan, group, timeline)
-    from turbofit.pretend.scenario import scenario_from_spec
-    from turbofit.rehearse.terms import executor_pool
 
-    ledger = _ledger(plan, group, timeline)
-    if ledger is None:
-        return ()
-    machine = pretend_machine(plan, group)
-    step = scenario_from_spec(machine).pool_step
-    seen = []
-    for place, index in enumerate(plan.parallel.groups[group]):
-        card, pool = ledger.cards[place], executor_pool(ledger, place)
-        others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
-        seen.append(
-            Seen(
-                gpu=index,
-                peak=others + max(card.peak.values(), default=0),
-                held=others + card.held,
-                pool=round_up(max(pool.live_peak.values(), default=0), step) if pool else 0,
-                free_at_cache=card.free_at_cache,
-                region=card.cache_region,
+class PretendReader:
+    """What one engine does on its pretend GPUs; each reading goes on where the last one stopped.
+
+    Args:
+        plan: what the machine is.
+        group: which of its groups.
+        timeline: TurboMind's, which is written meanwhile; the machine's folder of other engines.
+    """
+
+    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
+        self.timeline = timeline
+        self._plan, self._group = plan, group
+        self._ledger: Ledger | None = None
+        self._events: TimelineReader | None = None
+
+    def seen(self) -> tuple[Seen, ...]:
+        """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+        if self._plan.engine.name != "turbomind":
+            from turbofit.launch.pretended_torch import torch_seen
+
+            return torch_seen(self._plan, self._group, self.timeline)
+        from turbofit.pretend.scenario import scenario_from_spec
+        from turbofit.rehearse.terms import executor_pool
+
+        ledger = self.ledger()
+        if ledger is None:
+            return ()
+        machine = pretend_machine(self._plan, self._group)
+        step = scenario_from_spec(machine).pool_step
+        seen = []
+        for place, index in enumerate(self._plan.parallel.groups[self._group]):
+            card, pool = ledger.cards[place], executor_pool(ledger, place)
+            others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
+            seen.append(
+                Seen(
+                    gpu=index,
+                    peak=others + max(card.peak.values(), default=0),
+                    held=others + card.held,
+                    pool=round_up(max(pool.live_peak.values(), default=0), step) if pool else 0,
+                    free_at_cache=card.free_at_cache,
+                    region=card.cache_region,
+                )
             )
-        )
-    return tuple(seen)
+        return tuple(seen)
 
+    def ledger(self) -> Ledger | None:
+        """TurboMind's ledger so far; None where the timeline cannot be read."""
+        if self._ledger is None or self._events is None:
+            self._ledger, self._events = self._begin()
+        try:
+            return self._ledger.read(self._events.new_events())
+        except (OSError, ValueError, LookupError):
+            self._ledger = None  # an event may have been taken in part: the next reading is whole
+            return None
 
-def _ledger(plan: Plan, group: int, timeline: Path) -> Ledger | None:
-    """The timeline's ledger; it is written while it is read, so that its end may be cut off."""
-    from turbofit.pretend.scenario import scenario_from_spec
-    from turbofit.pretend.symbols import Symbols
-    from turbofit.pretend.timeline import read_timeline
-    from turbofit.rehearse.engine import engine_library
-    from turbofit.rehearse.ledger import Ledger
-    from turbofit.rehearse.sites import Sites
+    def _begin(self) -> tuple[Ledger, TimelineReader]:
+        from turbofit.pretend.scenario import scenario_from_spec
+        from turbofit.pretend.symbols import Symbols
+        from turbofit.pretend.timeline import TimelineReader
+        from turbofit.rehearse.engine import engine_library
+        from turbofit.rehearse.ledger import Ledger
+        from turbofit.rehearse.sites import Sites
 
-    scenario = scenario_from_spec(pretend_machine(plan, group))
-    sites = Sites(Symbols(engine_library()).name)
-    try:
+        scenario = scenario_from_spec(pretend_machine(self._plan, self._group))
+        sites = Sites(Symbols(engine_library()).name)
         ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
-        return ledger.read(read_timeline(timeline))
-    except (OSError, ValueError, LookupError):
-        return None
+        return ledger, TimelineReader(self.timeline)

@@ -32,21 +32,42 @@ class Event:
         return int(self.words[index])
 
 
+class TimelineReader:
+    """Reads a timeline while it is written.
+
+    Args:
+        path: the file, which may grow between two readings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_bytes = path, 0
+
+    def new_events(self) -> Iterator[Event]:
+        """Yields the events since the last reading in order; an unfinished last line is left out.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            rest = b""
+            while True:
+                chunk = file.read(1 << 20)
+                end = chunk.find(b"\0")
+                text = rest + (chunk if end < 0 else chunk[:end])
+                lines = text.split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    self._read_bytes += len(line) + 1
+                    if line:
+                        yield _event(line.decode("utf-8", "replace"))
+                if not chunk or end >= 0:
+                    return
+
+
 def read_timeline(path: Path) -> Iterator[Event]:
-    """Yields the events in order; an unfinished last line is left out."""
-    with path.open("rb") as file:
-        rest = b""
-        while True:
-            chunk = file.read(1 << 20)
-            end = chunk.find(b"\0")
-            text = rest + (chunk if end < 0 else chunk[:end])
-            lines = text.split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                if line:
-                    yield _event(line.decode("utf-8", "replace"))
-            if not chunk or end >= 0:
-                return
+    """Yields all events in order; an unfinished last line is left out."""
+    return TimelineReader(path).new_events()
 
 
 def timeline_is_full(path: Path) -> bool:
