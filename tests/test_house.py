@@ -1,10 +1,11 @@
-"""The house itself: file sizes, and what every public name must carry."""
+"""The house itself: file sizes, what every public name must carry, imports without a circle."""
 
 from __future__ import annotations
 
 import ast
 import re
 import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,30 @@ def test_a_file_can_be_read_at_one_sitting(path: Path) -> None:
     for node in tree.body:
         if isinstance(node, (*functions, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def test_imports_make_no_circle() -> None:
+    """Inside rooms too, and also of imports in functions and for types alone."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE
+    }
+    graph = {name: _imported(path, names) - {name} for name, path in names.items()}
+    assert sum(map(len, graph.values())) > len(names), "imports are found"
+    TopologicalSorter(graph).prepare()  # its CycleError names the files
+
+
+def _imported(path: Path, names: dict[str, Path]) -> set[str]:
+    """The modules among ``names`` that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                found.add(inside if inside in names else node.module)
+    return found & names.keys()
 
 
 def test_no_machine_path_or_registry_is_committed() -> None:

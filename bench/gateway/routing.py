@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from turbofit.gateway.admission import Admission, Cost
+from turbofit.gateway.admission import Admission
+from turbofit.gateway.cost import Cost
 from turbofit.gateway.engines import Engine, least_busy
 from turbofit.gateway.health import Monitor
 

@@ -32,6 +32,7 @@ from turbofit.launch.calibrator import Calibrator
 from turbofit.launch.endings import EndedError
 from turbofit.launch.engine import Engine, Timing
 from turbofit.launch.environment import find_lmdeploy
+from turbofit.launch.job import Job
 from turbofit.launch.launches import free_ports
 from turbofit.launch.leases import Leases
 from turbofit.launch.meter import NvmlMeter
@@ -40,7 +41,6 @@ from turbofit.launch.readiness import Question
 from turbofit.launch.record import Record
 from turbofit.launch.runner import module_runner
 from turbofit.launch.serve import Stop, StoppedError
-from turbofit.launch.session import Job
 from turbofit.observe.calibration import phase_rows
 
 __all__ = ["main"]

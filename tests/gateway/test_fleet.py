@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbofit.gateway.admission import Admission, Cost
+from turbofit.gateway.admission import Admission
+from turbofit.gateway.cost import Cost
 from turbofit.gateway.engines import Engine, least_busy
 from turbofit.gateway.fleet import Fleet
 

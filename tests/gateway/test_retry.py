@@ -21,8 +21,9 @@ from tests.gateway.support import (
 )
 from tests.virtual_time import settled
 from tests.waiting import HANG, auntil
-from turbofit.gateway.admission import Admission, Cost
+from turbofit.gateway.admission import Admission
 from turbofit.gateway.app import Gateway
+from turbofit.gateway.cost import Cost
 from turbofit.gateway.engines import Engine
 
 POISON = "poison"

@@ -23,9 +23,9 @@ from tests.gateway.support import (
 )
 from tests.virtual_time import settled
 from turbofit.core.errors import UsageError
-from turbofit.gateway.admission import Cost
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.config import GatewayConfig, host_of_one
+from turbofit.gateway.cost import Cost
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.roll import Member, Roll
 from turbofit.gateway.roster import check_gateways

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests import virtual_time
 from tests.gateway.support import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests.waiting import auntil
-from turbofit.gateway.admission import Admission, Cost
+from turbofit.gateway.admission import Admission
+from turbofit.gateway.cost import Cost
 from turbofit.gateway.engines import Affinity, Engine, least_busy
 from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.health import Monitor, healthy

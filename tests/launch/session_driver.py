@@ -17,11 +17,12 @@ from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.launch import learned
 from turbofit.launch.engine import Timing
+from turbofit.launch.job import Job
 from turbofit.launch.leases import Leases
 from turbofit.launch.others import end_orphans
 from turbofit.launch.record import Record
 from turbofit.launch.serve import Stop, StoppedError
-from turbofit.launch.session import Job, run_session
+from turbofit.launch.session import run_session
 
 SERVER = Path(__file__).with_name("standin") / "fake_server.py"
 

@@ -171,8 +171,8 @@ def _job(
     from turbofit.cli.output import note
     from turbofit.launch.download import Fetcher
     from turbofit.launch.engine import Timing
+    from turbofit.launch.job import Job
     from turbofit.launch.record import Record, run_folder
-    from turbofit.launch.session import Job
 
     folder = run_folder(plan)
     return Job(

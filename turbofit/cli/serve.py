@@ -15,6 +15,7 @@ from turbofit.cli.serve_plan import (
     public_port,
     refuse,
     show_commands,
+    timing_of,
 )
 from turbofit.core.errors import UsageError
 
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
     from turbofit.cli.parser import Parser
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.engine import Timing
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.serve import Stop
 
-__all__ = ["TAKES_REST", "add_arguments", "run", "timing_of"]
+__all__ = ["TAKES_REST", "add_arguments", "run"]
 
 #: LMDeploy's own options may follow ``--``.
 TAKES_REST: Final = True
@@ -142,9 +142,10 @@ def _launch(
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import Fetcher
     from turbofit.launch.environment import lmdeploy_if_needed
+    from turbofit.launch.job import Job
     from turbofit.launch.others import end_orphans
     from turbofit.launch.record import Record, run_folder
-    from turbofit.launch.session import Job, run_session
+    from turbofit.launch.session import run_session
 
     lmdeploy, missing = lmdeploy_if_needed(args.engine)
     for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
@@ -217,14 +218,6 @@ def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
         args.api_key = [one]
     args.port = public_port(args)
     return gateway_config(args, upstream_key=None)
-
-
-def timing_of(args: argparse.Namespace) -> Timing:
-    """The deadlines that were given, the others as they are."""
-    from turbofit.launch.engine import Timing
-
-    given = {"drain": args.drain, "liveness": args.liveness}
-    return Timing(**{name: value for name, value in given.items() if value is not None})
 
 
 def _doubts(args: argparse.Namespace, passed: Passed, version: str | None) -> list[str]:

@@ -126,7 +126,7 @@ def _terms(args: argparse.Namespace, passed: Passed, model: Any, keywords: dict[
     from functools import partial
 
     from turbofit import api
-    from turbofit.cli.serve import timing_of
+    from turbofit.cli.serve_plan import timing_of
     from turbofit.launch.cluster.promise import Terms
 
     return Terms(

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     import argparse
 
     from turbofit.core.plan import Command, Plan
+    from turbofit.launch.engine import Timing
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.planner import Planner
 
 __all__ = [
     "first_plan", "given_keywords", "planner_of", "public_port", "refusal", "refuse",
-    "show_commands",
+    "show_commands", "timing_of",
 ]  # fmt: skip
 
 
@@ -200,3 +201,11 @@ def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Com
         Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
         for command in any_commands(plan, port=port)
     )
+
+
+def timing_of(args: argparse.Namespace) -> Timing:
+    """The deadlines that were given, the others as they are."""
+    from turbofit.launch.engine import Timing
+
+    given = {"drain": args.drain, "liveness": args.liveness}
+    return Timing(**{name: value for name, value in given.items() if value is not None})

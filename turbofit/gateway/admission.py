@@ -14,7 +14,6 @@ from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.struct import Struct
 from turbofit.gateway.engines import least_busy
 from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.refusals import Refusal
@@ -22,30 +21,15 @@ from turbofit.gateway.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from turbofit.gateway.cost import Cost
     from turbofit.gateway.engines import Chooser, Engine
 
-__all__ = ["RETRY_DEAD", "Admission", "Cost", "dead"]
+__all__ = ["RETRY_DEAD", "Admission", "dead"]
 
 #: Seconds after which to try again where no engine is up.
 RETRY_DEAD: Final = 5
 #: Ends the name of the line of a client's requests that an engine failed; no client's own name.
 _AGAIN: Final = "\n"
-
-
-class Cost(Struct):
-    """What a request holds of an engine until it lets go.
-
-    ``suspect``: an engine may have died of it; see `retry` for where it may go.
-    """
-
-    units: int = 0
-    host_bytes: int = 0
-    suspect: bool = False
-
-    @property
-    def free(self) -> bool:
-        """Whether it holds nothing."""
-        return not self.units and not self.host_bytes
 
 
 class _Waiter:

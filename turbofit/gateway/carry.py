@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.log import LazyLogger
-from turbofit.gateway.admission import Cost, dead
+from turbofit.gateway.admission import dead
 from turbofit.gateway.call import sent_headers
+from turbofit.gateway.cost import Cost
 from turbofit.gateway.relay import EngineDied, Relay
 from turbofit.gateway.retry import Retries, withheld
 from turbofit.gateway.upstream import Unreachable

@@ -12,11 +12,19 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from turbofit.gateway.admission import Cost
-    from turbofit.gateway.fleet import Entry, Fleet
+    from turbofit.gateway.cost import Cost
+
+    #: Rank, a number of its own, engine.
+    Entry = tuple[tuple[float, float, float], int, "Engine"]
 
     #: From the least busy engine that has room, and whether another one has it too.
     Chooser = Callable[["Engine", Callable[["Engine"], bool]], "Engine"]
+
+    class RankListener(Protocol):
+        """Hears when an engine has a better rank, and when it takes requests or none any more."""
+
+        def risen(self, engine: Engine) -> None: ...
+        def turned(self, engine: Engine) -> None: ...
 
     class Abort(Protocol):
         """Ends one request that waits for an engine."""
@@ -66,7 +74,7 @@ class Engine:
         self.gate, self.host_limit = gate, host_limit
         #: Whether units stay in flight until the answer has ended, whatever the bounds say.
         self.gate_to_end = False
-        self.fleet: Fleet | None = None
+        self.fleet: RankListener | None = None
         #: The fleet's newest note of where it stands.
         self.entry: Entry | None = None
         self.host_bytes = 0

@@ -17,12 +17,9 @@ from turbofit.gateway.engines import least_busy
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from turbofit.gateway.admission import Cost
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.cost import Cost
+    from turbofit.gateway.engines import Engine, Entry
     from turbofit.gateway.outage import Outage
-
-    #: Rank, a number of its own, engine.
-    Entry = tuple[tuple[float, float, float], int, Engine]
 
 __all__ = ["Fleet"]
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.endings import Ending
     from turbofit.launch.engine import Engine
+    from turbofit.launch.job import Job
     from turbofit.launch.serve import Stop
-    from turbofit.launch.session import Job
 
 __all__ = ["Attempt"]
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
+from turbofit.launch.pretend_usage import PretendUsage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,27 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PretendReader",
-    "Seen",
     "localised",
     "pretend_death",
     "pretend_machine",
     "pretend_seen",
 ]
-
-
-class Seen(Struct):
-    """What one pretend GPU held, in bytes: at most, now, and its executor pool at most.
-
-    ``pool`` in the steps by which a pool takes memory, as the plan counts it; None for an engine
-    without such a pool.
-    """
-
-    gpu: int
-    peak: int
-    held: int
-    pool: int | None
-    free_at_cache: int | None
-    region: int | None
 
 
 def localised(plan: Plan, folder: Path) -> Plan:
@@ -93,7 +77,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
     return death
 
 
-def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[Seen, ...]:
+def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[PretendUsage, ...]:
     """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
     return PretendReader(plan, group, timeline).seen()
 
@@ -113,7 +97,7 @@ class PretendReader:
         self._ledger: Ledger | None = None
         self._events: TimelineReader | None = None
 
-    def seen(self) -> tuple[Seen, ...]:
+    def seen(self) -> tuple[PretendUsage, ...]:
         """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
         if self._plan.engine.name != "turbomind":
             from turbofit.launch.pretended_torch import torch_seen
@@ -132,7 +116,7 @@ class PretendReader:
             card, pool = ledger.cards[place], executor_pool(ledger, place)
             others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
             seen.append(
-                Seen(
+                PretendUsage(
                     gpu=index,
                     peak=others + max(card.peak.values(), default=0),
                     held=others + card.held,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turbofit.launch.pretend_usage import PretendUsage
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.pretended import Seen
     from turbofit.pretend.scenario import Scenario
 
 __all__ = ["torch_death", "torch_environment", "torch_seen"]
@@ -63,9 +64,8 @@ def torch_death(plan: Plan, group: int, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[Seen, ...]:
+def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[PretendUsage, ...]:
     """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-    from turbofit.launch.pretended import Seen
     from turbofit.pretend.run import machine_files
     from turbofit.pretend.shared import read_shared
 
@@ -80,7 +80,7 @@ def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[Seen, ...]:
         others = card.used + card.late
         held = sum(size for _, size in shared.holders(place))
         seen.append(
-            Seen(
+            PretendUsage(
                 gpu=index, peak=others + shared.peak[place], held=others + held, pool=None,
                 free_at_cache=None, region=None,
             )

@@ -11,10 +11,11 @@ from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.asking import Client
 from turbofit.launch.engine import Timing
+from turbofit.launch.job import Job
 from turbofit.launch.leases import Leases
 from turbofit.launch.record import Record
 from turbofit.launch.serve import Stop
-from turbofit.launch.session import Job, run_session
+from turbofit.launch.session import run_session
 
 
 def say(text: str) -> None:

@@ -140,11 +140,12 @@ class Hosted:
         """What `turbofit serve --plan` does, from the last look at the machine on."""
         from turbofit.launch.download import Fetcher
         from turbofit.launch.environment import lmdeploy_if_needed
+        from turbofit.launch.job import Job
         from turbofit.launch.needs import check_needs
         from turbofit.launch.others import end_orphans
         from turbofit.launch.planner import Planner, can_rehearse
         from turbofit.launch.record import Record, run_folder
-        from turbofit.launch.session import Job, run_session
+        from turbofit.launch.session import run_session
 
         order = self._order
         plan = order.plan
