@@ -96,7 +96,7 @@ class Ledger:
         self._blocks: dict[str, _Block] = {}
 
     def read(self, events: Iterable[Event]) -> Ledger:
-        """Takes all events and closes the last phase."""
+        """Takes events, those after what was read before, and closes the last phase so far."""
         handlers = {
             "P": self._mark,
             "C": self._made,
