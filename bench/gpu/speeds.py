@@ -18,8 +18,8 @@ from bench.gpu.results import Results
 from bench.gpu.speed import IMAGE, PREFILL
 from bench.gpu.worst import attention_flops
 from turbofit import api
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.machine import Gpu
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
 from turbofit.model.images import image_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from turbofit.core.model import PatchRule
+from turbofit.core.images import PatchRule
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
 from turbofit.memory.turbomind.weights import vision_side

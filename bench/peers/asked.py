@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.images import ImageRule, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Plan
 from turbofit.model.images import unit_tokens, worst_units
 from turbofit.rehearse.meeting import grid, queue

@@ -24,7 +24,7 @@ from turbomind import turbomind_row
 
 import turbofit
 from turbofit.core.errors import TurbofitError
-from turbofit.core.model import TileRule
+from turbofit.core.images import TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.presets import preset_path
 from turbofit.core.units import MIB

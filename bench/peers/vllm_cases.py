@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from asked import LONG, QUEUED, ROWS, meeting_units
 
-from turbofit.core.model import Model, PatchRule
+from turbofit.core.images import PatchRule
+from turbofit.core.model import Model
 from turbofit.rehearse.torch_worst import worst_size
 
 _QWEN: Final = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from turbofit.core.model import TileRule
+from turbofit.core.images import TileRule
 from turbofit.model.images import units
 
 MULTIMODAL = (

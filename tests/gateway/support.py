@@ -12,7 +12,7 @@ import msgspec
 from PIL import Image
 
 from tests.fixtures.plans import model, plausible_plan
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.config import GatewayConfig

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.gateway.judge import units_reaching
 from tests.gateway.support import PATCHES, TILES, limits_for, plan_for
-from turbofit.core.model import TileRule
+from turbofit.core.images import TileRule
 from turbofit.gateway.limits import (
     Bounds,
     bounds_of,

@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoints_llava import make_llava
 from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import limits_for, plan_for
-from turbofit.core.model import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
+from turbofit.core.images import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
 from turbofit.gateway.limits import bounds_of, check_request, hold_image

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tests.gateway.judge import units_reaching
 from tests.gateway.support import PATCHES, TILES, limits_for
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
-from turbofit.core.model import AnyresRule
+from turbofit.core.images import AnyresRule
 from turbofit.gateway.limits import Bounds, check_images, check_request, model_default, most_images
 from turbofit.gateway.refusals import Refusal
 from turbofit.gateway.sharing import Wanted, hold_images, request_bounds, within

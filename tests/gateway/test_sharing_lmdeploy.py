@@ -17,7 +17,7 @@ from tests.gateway.test_lmdeploy import as_lmdeploy_reads, lmdeploy, loaded, mak
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.model.test_oracle_front_ends import glm, qwen3
 from tests.model.test_oracle_lmdeploy import picture as drawn
-from turbofit.core.model import ImageRule
+from turbofit.core.images import ImageRule
 from turbofit.gateway.limits import Bounds
 from turbofit.gateway.overlay import overlay
 from turbofit.gateway.sharing import Wanted, hold_images

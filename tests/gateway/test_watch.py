@@ -12,7 +12,7 @@ from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import ask, chat, data_url, gateway, image_part, limits_for
 from tests.gateway.test_clips import sequence
 from tests.gateway.test_films import film, opencv
-from turbofit.core.model import PatchRule, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.watch import hold_clip, hold_frames
 from turbofit.model.images import units

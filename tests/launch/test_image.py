@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tests.fixtures.plans import model, plausible_plan
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.launch.image import flat_png, knobs, worst_size
 from turbofit.launch.readiness import worst_request

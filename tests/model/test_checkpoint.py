@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.checkpoints import make_internvl2, make_text
 from tests.model.conftest import write_safetensors
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.model import Quantization, TileRule
+from turbofit.core.images import TileRule
+from turbofit.core.model import Quantization
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.families.support import engine_problem

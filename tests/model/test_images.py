@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.model.images import (
     client_limit,
     exposed_limit,

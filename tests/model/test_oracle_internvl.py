@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from turbofit.core.model import TileRule
+from turbofit.core.images import TileRule
 from turbofit.model.images import units
 
 

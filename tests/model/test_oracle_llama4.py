@@ -17,7 +17,8 @@ from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import CanvasRule, Quantization
+from turbofit.core.images import CanvasRule
+from turbofit.core.model import Quantization
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import (
     image_tokens,

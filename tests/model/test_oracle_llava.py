@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints_llava import make_llava
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_parameters import ConfigFiles, count, text_config
-from turbofit.core.model import AnyresRule
+from turbofit.core.images import AnyresRule
 from turbofit.model.checkpoint import Origin, read_checkpoint
 from turbofit.model.families.anyres import grids_within, widest
 from turbofit.model.families.engines import engine_problem, package_need

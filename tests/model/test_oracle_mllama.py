@@ -9,7 +9,7 @@ import pytest
 from tests.model.test_oracle_llava import read
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import CrossRule
+from turbofit.core.images import CrossRule
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import (
     image_tokens,

@@ -11,7 +11,7 @@ from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_qwen_vl import sizes
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import unit_tokens, units, worst_units

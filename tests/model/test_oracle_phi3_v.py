@@ -10,7 +10,7 @@ import pytest
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401
 from turbofit.core.errors import UsageError
-from turbofit.core.model import HdRule
+from turbofit.core.images import HdRule
 from turbofit.model.families.support import engine_problem
 from turbofit.model.images import (
     image_tokens,

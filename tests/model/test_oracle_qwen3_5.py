@@ -18,7 +18,8 @@ from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import DeltaDims, PatchRule, Quantization, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
+from turbofit.core.model import DeltaDims, Quantization
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.model.families.support import engine_problem

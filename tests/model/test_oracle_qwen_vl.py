@@ -7,7 +7,7 @@ import random
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule
+from turbofit.core.images import PatchRule
 from turbofit.model.images import unit_tokens, units
 
 BOUNDS = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbofit.core.model import HdRule, PatchRule, TileRule
+from turbofit.core.images import HdRule, PatchRule, TileRule
 from turbofit.model.images import limit_bounds, units
 from turbofit.model.resize import size_within
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.videos import fitting_pixels, grids, least_pixels, video_units
 
 OWN = VideoRule(merged_frames=2, min_pixels=4096, max_pixels=25_165_824)

@@ -15,7 +15,7 @@ import pytest
 from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.model.images import units, worst_units
 from turbofit.rehearse import torch_ask, torch_run
 from turbofit.rehearse.torch_ask import TorchAsk, rehearse_torch

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.units import round_up
 from turbofit.diagnose.replay import Op
 from turbofit.memory.turbomind.weights import vision_mlp_width, vision_side, vision_tp
@@ -126,7 +127,7 @@ def forward_ops(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     yield Op(EXECUTOR, _SMALL, "step")
     model, units, embeds = pool.model, forward.units, 0
     if units and model.vision is not None:
-        if isinstance(model.image_rule, TileRule):
+        if isinstance(model.image_rule, BaseTileRule):
             embeds = units * model.image_rule.tokens_per_tile * pool.text.hidden * _HALF
             yield from _internvit(pool, model.vision, model.image_rule, units)
         else:
@@ -156,7 +157,7 @@ def _decoder(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     yield Op(EXECUTOR, -mlp - streams * stream, "MLP")
 
 
-def _internvit(pool: PoolModel, vision: VisionDims, rule: TileRule, tiles: int) -> Iterator[Op]:
+def _internvit(pool: PoolModel, vision: VisionDims, rule: BaseTileRule, tiles: int) -> Iterator[Op]:
     """Micro-batches of what the symmetric buffer holds; on one GPU all tiles at once."""
     text, side, out = pool.text, vision_side(vision), rule.tokens_per_tile
     yield Op(EXECUTOR, tiles * out * text.hidden * _HALF, "image features")

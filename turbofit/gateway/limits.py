@@ -11,13 +11,14 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import DTYPE_BYTES, ImageRule, PatchRule, TileRule
+from turbofit.core.images import AnyImageRule, ImageRule, PatchRule
+from turbofit.core.images.base_tile import DETAIL_PATCHES, BaseTileRule
+from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.refusals import Refusal
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import exposure_within
-from turbofit.model.families.internvl import DETAIL_PATCHES
 from turbofit.model.images import (
     image_tokens,
     largest_limit,
@@ -77,7 +78,7 @@ class Bounds(Struct):
     ``vocabulary`` (rows of the embedding, 0 where it is not known) decide what `parameters` may be.
     """
 
-    rule: ImageRule | None
+    rule: AnyImageRule | None
     limits: Limits
     longest_request_tokens: int
     overlay: bool = True
@@ -152,14 +153,14 @@ def model_default(bounds: Bounds) -> int:
         return bounds.default
     rule = bounds.rule
     assert rule is not None
-    own = rule.max_dynamic_patch if isinstance(rule, TileRule) else rule.max_pixels
+    own = rule.max_dynamic_patch if isinstance(rule, BaseTileRule) else rule.max_pixels
     return planned_limit(bounds) if bounds.overlay else own
 
 
 def planned_limit(bounds: Bounds) -> int:
     """The planned limit of an image in tiles or pixels, the checkpoint's own where none was."""
     rule, limits = bounds.rule, bounds.limits
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         return limits.max_dynamic_patch or rule.max_dynamic_patch
     assert isinstance(rule, PatchRule)
     return limits.max_pixels_per_image or rule.max_pixels
@@ -198,7 +199,7 @@ def hold_image(
     try:
         if not carried:
             held = _uncarried(bounds, rule, size, asked, cap)
-        elif isinstance(rule, TileRule):
+        elif isinstance(rule, BaseTileRule):
             held = _tiles(bounds, rule, size, asked, cap)
         else:
             held = _patches(bounds, rule, size, asked, cap)
@@ -325,7 +326,7 @@ def _uncarried(
 
 def _tiles(
     bounds: Bounds,
-    rule: TileRule,
+    rule: BaseTileRule,
     size: tuple[int, int],
     asked: Mapping[str, Any],
     cap: int | None,
@@ -445,6 +446,6 @@ def _bytes_per_unit(plan: Plan, rule: ImageRule | None) -> int:
     if rule is None or vision is None:
         return 0
     wide = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         return vision.channels * rule.tile_size**2 * wide
     return vision.channels * vision.temporal_patch * rule.patch_size**2 * wide

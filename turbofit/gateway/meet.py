@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.plan import Limits
 from turbofit.gateway.limits import Bounds, model_default
 
 if TYPE_CHECKING:
-    from turbofit.core.model import ImageRule
+    from turbofit.core.images import ImageRule
 
 __all__ = ["meet"]
 
@@ -57,7 +58,7 @@ def meet(a: Bounds, b: Bounds) -> Bounds:
 
 def _limits(a: Bounds, b: Bounds, rule: ImageRule | None) -> Limits:
     one, other = a.limits, b.limits
-    tile, patch = isinstance(rule, TileRule), isinstance(rule, PatchRule)
+    tile, patch = isinstance(rule, BaseTileRule), isinstance(rule, PatchRule)
     return Limits(
         vision_unit=one.vision_unit if rule is not None else None,
         max_dynamic_patch=min(_most(a), _most(b)) if tile else None,
@@ -75,7 +76,7 @@ def _limits(a: Bounds, b: Bounds, rule: ImageRule | None) -> Limits:
 
 def _most(bounds: Bounds) -> int:
     """The planned limit of an image, the checkpoint's own where none was planned."""
-    if isinstance(bounds.rule, TileRule):
+    if isinstance(bounds.rule, BaseTileRule):
         return bounds.limits.max_dynamic_patch or bounds.rule.max_dynamic_patch
     assert isinstance(bounds.rule, PatchRule)
     return bounds.limits.max_pixels_per_image or bounds.rule.max_pixels

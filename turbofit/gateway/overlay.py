@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.model import AnyresRule, CanvasRule, HdRule, PatchRule, TileRule
-from turbofit.model.families.anyres import grids_within
+from turbofit.core.images import AnyresRule, CanvasRule, HdRule, PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.model import ImageRule
+    from turbofit.core.images import ImageRule
     from turbofit.core.plan import Limits, Plan
 
 __all__ = ["edits", "overlay"]
@@ -45,13 +45,13 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
     Raises:
         UsageError: a config file that cannot be read.
     """
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         most = limits.max_dynamic_patch
         if most is None or most == rule.max_dynamic_patch:
             return {}
         if isinstance(rule, AnyresRule):
             # The model reads config.json's list, its processor the preprocessor's: both must agree.
-            grids = {"image_grid_pinpoints": [list(grid) for grid in grids_within(rule, most)]}
+            grids = {"image_grid_pinpoints": [list(grid) for grid in rule.grids_within(most)]}
             config = {**_read(folder / _CONFIG), **grids}
             return {_CONFIG: config, **_processor_edits(folder, grids)}
         if isinstance(rule, HdRule):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.struct import Struct
 from turbofit.gateway.limits import Held, hold_image, model_default, number, planned_limit
 from turbofit.model.images import limit_bounds, unit_tokens, units
@@ -95,7 +96,7 @@ def hold_images(bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[Held]
     if not fits(found):
         caps = _caps(bounds)
         best, found = _largest(caps, held, fits)
-        if best is not None and isinstance(bounds.rule, TileRule):
+        if best is not None and isinstance(bounds.rule, BaseTileRule):
             _spend_rest(bounds, wanted, found, caps[best + 1 :], fits)
     return _together(bounds, wanted, found)
 
@@ -133,7 +134,7 @@ def _caps(bounds: Bounds) -> range:
     A checkpoint's own ``min_pixels`` is never undercut.
     """
     rule, most = bounds.rule, max(planned_limit(bounds), model_default(bounds))
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         return range(1, most)
     assert isinstance(rule, PatchRule)
     window = (rule.patch_size * rule.merge) ** 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule
+from turbofit.core.images import PatchRule
 from turbofit.gateway.clips import RATES
 from turbofit.gateway.limits import Held, number, shown
 from turbofit.gateway.pictures import LARGEST_PIXELS

@@ -7,12 +7,12 @@ import zlib
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from turbofit.core.model import AnyresRule, CrossRule, HdRule, TileRule
-from turbofit.model.families.anyres import widest
+from turbofit.core.images import AnyresRule, CrossRule, HdRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.model.images import limits_down, units
 
 if TYPE_CHECKING:
-    from turbofit.core.model import ImageRule
+    from turbofit.core.images import ImageRule
     from turbofit.core.plan import Plan
 
 __all__ = ["flat_png", "knobs", "worst_size"]
@@ -47,7 +47,7 @@ def knobs(plan: Plan) -> dict[str, int]:
     Qwen2-VL's ``max_pixels`` counts only together with ``min_pixels`` on some Transformers.
     """
     rule, limits = plan.model.image_rule, plan.limits
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         if limits.max_dynamic_patch is None or not rule.client_knobs:
             return {}
         return {"max_dynamic_patch": limits.max_dynamic_patch}
@@ -75,12 +75,12 @@ def _sizes(rule: ImageRule, patch: int | None, pixels: int | None) -> list[tuple
     Most units first, and of those the nearest to a square.
     """
     if isinstance(rule, AnyresRule):
-        return [widest(rule, limit) for limit in limits_down(rule) if limit <= (patch or limit)]
+        return [rule.worst_size(limit) for limit in limits_down(rule) if limit <= (patch or limit)]
     if isinstance(rule, HdRule):
         return [(rule.tile_size, rule.tile_size * (patch or rule.max_dynamic_patch))]
     if isinstance(rule, CrossRule):
         return [(rule.tile_size, rule.tile_size)]
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         most, side = patch or rule.max_dynamic_patch, rule.tile_size
         grids = [
             (columns, count // columns)

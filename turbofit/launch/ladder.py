@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, round_up
 
@@ -122,7 +123,7 @@ def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Run
 def _fewer_units(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """Images of half the size."""
     rule, limits = plan.model.image_rule, plan.limits
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         name, now, least = "max_dynamic_patch", limits.max_dynamic_patch, 1
     elif isinstance(rule, PatchRule):
         name, now, least = "max_pixels", limits.max_pixels_per_image, rule.min_pixels

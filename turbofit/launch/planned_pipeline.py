@@ -11,7 +11,8 @@ from lmdeploy.serve.processors import MultimodalProcessor
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
-from turbofit.core.model import AnyresRule, HdRule, TileRule
+from turbofit.core.images import AnyresRule, HdRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.gateway.limits import (
     KNOBS,
     Bounds,
@@ -175,7 +176,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 "this LMDeploy has no place where images can be held to the plan",
                 hint='install a known one with pip install "turbofit[lmdeploy]"',
             )
-        if isinstance(bounds.rule, TileRule) and not bounds.rule.client_knobs:
+        if isinstance(bounds.rule, BaseTileRule) and not bounds.rule.client_knobs:
             bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
@@ -201,7 +202,7 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
     )
 
 
-def _hold_processor(model: Any, bounds: Bounds, rule: TileRule) -> Bounds:
+def _hold_processor(model: Any, bounds: Bounds, rule: BaseTileRule) -> Bounds:
     """InternVL in the Transformers format reads no parameters: its processor's own limit is set."""
     if isinstance(rule, AnyresRule | HdRule) or not rule.dynamic:
         # No processor's own limit: what is planned for less is refused before it is encoded.

@@ -11,7 +11,8 @@ from base64 import b64encode
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.core.model import AnyresRule, CrossRule, HdRule, PatchRule, TileRule
+from turbofit.core.images import AnyresRule, CrossRule, HdRule, PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.launch.image import flat_png, knobs, worst_size
 from turbofit.memory.turbomind.pool import forward_tokens
 from turbofit.model.images import image_tokens, unit_tokens
@@ -130,8 +131,8 @@ def small_requests(plan: Plan, model: str) -> tuple[Question, ...]:
     """A small request of each kind: they load the kernels that the warm-up had no use for."""
     rule, found = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
-        tiles = isinstance(rule, TileRule)
-        side = rule.tile_size if isinstance(rule, TileRule) else _SMALL
+        tiles = isinstance(rule, BaseTileRule)
+        side = rule.tile_size if isinstance(rule, BaseTileRule) else _SMALL
         knob = {"max_dynamic_patch": 1} if tiles and rule.client_knobs else {}
         found.append(Question("a small image", chat(model, [image_part((side, side), knob)])))
     body = {
@@ -177,7 +178,7 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     if plan.engine.name == "pytorch" or fixed or shaped:
         parts = _largest_that_meet(plan, room)
         return chat(model, parts) if len(parts) > plan.limits.images_per_request else None
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         if not rule.client_knobs:
             return chat(model, _tiles_that_meet(plan, rule, text))
         tiles = _tiles(min(most, room // max(1, rule.tokens_per_tile)), rule)
@@ -199,7 +200,7 @@ def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
     return [image_part(size, {})] * max(1, count) if size else []
 
 
-def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:
+def _tiles_that_meet(plan: Plan, rule: BaseTileRule, text: int) -> list[dict[str, Any]]:
     """Images that lie across the forwards of one long prompt, for clients without a knob.
 
     An image is encoded whole in each forward that holds one of its tokens, so that a forward sees
@@ -234,12 +235,12 @@ def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
     return max(met.values(), default=0)
 
 
-def _unmade(rule: TileRule) -> int:
+def _unmade(rule: BaseTileRule) -> int:
     """Units that no image has: one tile has no thumbnail, two have three units."""
     return 2 if rule.thumbnail else 0
 
 
-def _split(total: int, most: int, rule: TileRule) -> list[int]:
+def _split(total: int, most: int, rule: BaseTileRule) -> list[int]:
     """Images of so many units in all, or one less where that cannot be."""
     sizes = [most] * (total // most) + ([total % most] if total % most else [])
     if sizes and sizes[-1] == _unmade(rule):
@@ -250,7 +251,7 @@ def _split(total: int, most: int, rule: TileRule) -> list[int]:
     return sizes
 
 
-def _tiles(count: int, rule: TileRule) -> int:
+def _tiles(count: int, rule: BaseTileRule) -> int:
     """Tiles of the grid of an image of so many units."""
     return count - 1 if rule.thumbnail and count > 1 else count
 

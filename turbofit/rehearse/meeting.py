@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from turbofit.core.model import ImageRule, TileRule
+from turbofit.core.images import ImageRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.pool import forward_tokens
 from turbofit.model.images import unit_tokens, units_within
@@ -50,7 +51,7 @@ def queue(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
     In the order in which a rehearsal queues them. With a prefix cache: one request that fills it,
     to be answered first, is the caller's.
     """
-    settings, tiles = plan.settings, isinstance(rule, TileRule)
+    settings, tiles = plan.settings, isinstance(rule, BaseTileRule)
     if settings.enable_prefix_caching:
         return _asked_again(plan, rule, units)
     forward = forward_tokens(settings)
@@ -157,7 +158,7 @@ def _fits(rule: ImageRule, units: int, tokens: int) -> int:
 
 def _prompt(rule: ImageRule, units: int, lead: int, rest: int) -> Prompt:
     """A prompt with an image of about so many units: patches as a grid has them."""
-    if not isinstance(rule, TileRule):
+    if not isinstance(rule, BaseTileRule):
         _, height, width = grid(units)
         units = height * width
     return Prompt(lead, units, unit_tokens(rule, units), rest)
@@ -167,7 +168,7 @@ def _asked_again(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]
     """Different questions about the image that was seen before: each brings it back whole."""
     settings, prompt = plan.settings, _prompt(rule, units, 1, _LEAST)
     count = settings.session_len // (prompt.length + _NEW)  # they share the picture's blocks
-    one = _request(prompt, isinstance(rule, TileRule)) | {"images": 1}
+    one = _request(prompt, isinstance(rule, BaseTileRule)) | {"images": 1}
     return [one] * max(1, min(count, settings.max_batch_size))
 
 

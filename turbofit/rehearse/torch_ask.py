@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
-from turbofit.core.model import ImageRule, Model
+from turbofit.core.model import Model
 from turbofit.model.images import image_tokens, units
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario

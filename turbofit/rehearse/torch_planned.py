@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import TileRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.plan import (
     Death,
     GpuLedger,
@@ -104,7 +104,7 @@ def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
 def _limited(plan: Plan) -> Any:
     """The model with the planned limit as its own, as the gateway's overlay gives it."""
     rule, limit = plan.model.image_rule, plan.limits.max_dynamic_patch
-    if not isinstance(rule, TileRule) or limit is None:
+    if not isinstance(rule, BaseTileRule) or limit is None:
         return plan.model
     return replace(plan.model, image_rule=replace(rule, max_dynamic_patch=limit))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import AnyresRule, HdRule, ImageRule, PatchRule, TileRule
-from turbofit.model.families.anyres import widest
+from turbofit.core.images import AnyresRule, HdRule, ImageRule, PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.model.images import image_tokens, units, worst_units
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
 
@@ -29,7 +29,7 @@ def worst_size(
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
     """
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         limit, own, name = max_dynamic_patch, rule.max_dynamic_patch, "--max-dynamic-patch"
     else:
         limit, own, name = max_pixels, rule.max_pixels, "--max-pixels"
@@ -40,10 +40,10 @@ def worst_size(
             hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
         )
     if isinstance(rule, AnyresRule):
-        return widest(rule, limit)
+        return rule.worst_size(limit)
     if isinstance(rule, HdRule):
         return rule.tile_size, rule.tile_size * limit
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         wanted, edge = worst_units(rule, max_dynamic_patch=limit), rule.tile_size
         cells = max(1, limit if rule.dynamic else 1)
     else:
@@ -52,7 +52,7 @@ def worst_size(
     best, most = (edge, edge), 0
     for rows in range(math.isqrt(cells), 0, -1):
         columns = cells // rows
-        if most and columns > _SLIM * rows and not isinstance(rule, TileRule):
+        if most and columns > _SLIM * rows and not isinstance(rule, BaseTileRule):
             break
         seen = units(rule, columns * edge, rows * edge)
         if most < seen <= wanted:
@@ -117,7 +117,7 @@ def _meeting(
     The largest seldom fills a forward: of 3328 tokens each a forward of 4096 takes one, of 1280
     three.
     """
-    if not isinstance(rule, (TileRule, PatchRule)):
+    if not isinstance(rule, (BaseTileRule, PatchRule)):
         return size
 
     def together(one: tuple[int, int]) -> int:
@@ -125,7 +125,7 @@ def _meeting(
         return max(1, min(batch, _MOST_QUEUED, prefill // tokens)) * images * units(rule, *one)
 
     most = units(rule, *size)
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         limits = range(1, rule.max_dynamic_patch + 1) if rule.dynamic else ()
         smaller = [worst_size(rule, max_dynamic_patch=n) for n in limits]
     else:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, TextDims, TileRule, VisionDims
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse import dims
 from turbofit.rehearse.checkpoint import write_model
@@ -90,7 +91,7 @@ def twin_of(model: Model) -> dims.Model:
         vision=_vision(model.vision, model.architecture) if model.vision else None,
         awq=quantization is not None,
         dtype="float16" if model.dtype == "float16" else "bfloat16",
-        max_tiles=rule.max_dynamic_patch if isinstance(rule, TileRule) else 12,
+        max_tiles=rule.max_dynamic_patch if isinstance(rule, BaseTileRule) else 12,
     )
 
 

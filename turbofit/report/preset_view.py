@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.core.model import TileRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.units import MIB, format_bytes
 from turbofit.report.document import Column, Heading, Items, Table
 
@@ -80,8 +80,8 @@ def _images(model: Model) -> str:
     rule = model.image_rule
     if rule is None:
         return "none"
-    if isinstance(rule, TileRule) and not rule.dynamic:
+    if isinstance(rule, BaseTileRule) and not rule.dynamic:
         return f"{rule.tile_size} px square"
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         return f"{rule.max_dynamic_patch} tiles"
     return f"{rule.max_pixels / 1e6:.1f} MP"

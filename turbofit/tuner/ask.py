@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.images import CrossRule, PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import CrossRule, Model, PatchRule, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
@@ -79,7 +81,7 @@ class Ask(Struct):
     def own_limit(self) -> int | None:
         """The limit that the user or the checkpoint gives: tiles or pixels; None without images."""
         rule = self.model.image_rule
-        if isinstance(rule, TileRule):
+        if isinstance(rule, BaseTileRule):
             return (
                 rule.max_dynamic_patch if self.max_dynamic_patch is None else self.max_dynamic_patch
             )
@@ -104,7 +106,9 @@ def exposure_of(ask: Ask, limit: int | None) -> Exposure:
         return NO_IMAGES
     if workload.images == 0:
         return NO_IMAGES
-    bound = {"max_dynamic_patch": limit} if isinstance(rule, TileRule) else {"max_pixels": limit}
+    bound = (
+        {"max_dynamic_patch": limit} if isinstance(rule, BaseTileRule) else {"max_pixels": limit}
+    )
     each = worst_units(rule, **bound)
     if workload.image_size is not None:
         each = min(each, units(rule, *workload.image_size, **bound))
@@ -122,7 +126,7 @@ def check_limits(ask: Ask) -> None:
         UsageError: it limits what this model's images have not.
     """
     name, rule = ask.model.name, ask.model.image_rule
-    varies = isinstance(rule, TileRule) and rule.dynamic and not isinstance(rule, CrossRule)
+    varies = isinstance(rule, BaseTileRule) and rule.dynamic and not isinstance(rule, CrossRule)
     if ask.max_dynamic_patch is not None and not varies:
         raise UsageError(
             f"--max-dynamic-patch limits tiles, and no image of {name} has more or fewer of them",

@@ -7,8 +7,9 @@ from datetime import datetime, timezone
 
 from msgspec.structs import replace
 
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu
-from turbofit.core.model import PatchRule, TileRule, image_units
 from turbofit.core.plan import (
     Candidate,
     GpuLedger,
@@ -158,8 +159,8 @@ def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
     images = exposure.images_per_request
     vision = rule if exposure.units_per_image else None
     return Limits(
-        vision_unit=image_units(vision) if vision is not None else None,
-        max_dynamic_patch=limit if isinstance(vision, TileRule) else None,
+        vision_unit=vision.unit_name if vision is not None else None,
+        max_dynamic_patch=limit if isinstance(vision, BaseTileRule) else None,
         max_pixels_per_image=limit if isinstance(vision, PatchRule) else None,
         images_per_request=images,
         units_per_image=exposure.units_per_image,

@@ -8,8 +8,9 @@ from typing import Literal
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu, Holder
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
@@ -108,7 +109,7 @@ def _smaller_images(ask: Ask) -> Iterator[tuple[str, Ask]]:
             yield "leave --max-dynamic-patch to turbofit", replace(ask, max_dynamic_patch=None)
         if ask.max_pixels is not None:
             yield "leave --max-pixels to turbofit", replace(ask, max_pixels=None)
-    if isinstance(rule, TileRule) and ask.max_dynamic_patch is not None:
+    if isinstance(rule, BaseTileRule) and ask.max_dynamic_patch is not None:
         yield (
             f"--max-dynamic-patch {own // 2}",
             replace(ask, max_dynamic_patch=own // 2),
@@ -165,6 +166,6 @@ def _without(gpu: Gpu, holder: Holder) -> Gpu:
 
 def _limit(ask: Ask, limit: int) -> str:
     unit: Literal["tiles", "pixels"] = (
-        "tiles" if isinstance(ask.model.image_rule, TileRule) else "pixels"
+        "tiles" if isinstance(ask.model.image_rule, BaseTileRule) else "pixels"
     )
     return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"

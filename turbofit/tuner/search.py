@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
@@ -103,7 +104,7 @@ class _Search:
         rule = self.ask.model.image_rule
         if rule is None or not self.asked.units_per_image or self.ask.workload.queue_images:
             return  # with `queue_images` every shape pays for one request's already
-        step = 1 if isinstance(rule, TileRule) else rule.merge**2
+        step = 1 if isinstance(rule, BaseTileRule) else rule.merge**2
 
         def at(units: int) -> Judged:
             return self.judge(replace(shape, units_per_forward=units), self.ask.own_limit)
@@ -125,7 +126,9 @@ class _Search:
         if rule is None or own is None or user_set or ask.workload.image_size is not None:
             return
         step = (rule.patch_size * rule.merge) ** 2 if isinstance(rule, PatchRule) else 1
-        least = rule.min_dynamic_patch if isinstance(rule, TileRule) else max(step, rule.min_pixels)
+        least = (
+            rule.min_dynamic_patch if isinstance(rule, BaseTileRule) else max(step, rule.min_pixels)
+        )
 
         def at(limit: int) -> Judged:
             units = exposure_of(ask, limit).units_per_request

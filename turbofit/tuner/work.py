@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, PatchRule
+from turbofit.core.images import PatchRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine

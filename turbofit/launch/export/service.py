@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine import Timing
@@ -138,7 +139,7 @@ def _promised_context(plan: Plan) -> int | None:
 def _limits(plan: Plan) -> list[tuple[str, int | None, int | None]]:
     """The limits on an image, where they are not the checkpoint's own."""
     rule, limits = plan.model.image_rule, plan.limits
-    if isinstance(rule, TileRule):
+    if isinstance(rule, BaseTileRule):
         return [("--max-dynamic-patch", limits.max_dynamic_patch, rule.max_dynamic_patch)]
     if isinstance(rule, PatchRule):
         return [("--max-pixels", limits.max_pixels_per_image, rule.max_pixels)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.model import Model, PatchRule
+from turbofit.core.images import PatchRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.legacy.forward import LegacyForward

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from turbofit.core.images import ImageRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.exposure import Exposure
@@ -103,7 +105,7 @@ class LegacyTurbomind(Turbomind):
             available=available,
         )
         rule = model.image_rule
-        if not self.generation.vision.pinned_pixels or not isinstance(rule, TileRule):
+        if not self.generation.vision.pinned_pixels or not isinstance(rule, BaseTileRule):
             return made
         tokens = settings.max_prefill_token_num + settings.max_batch_size
         each = 2 * tokens * 3 * rule.tile_size**2 * _HALF

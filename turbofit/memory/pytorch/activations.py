@@ -8,7 +8,9 @@ Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, PatchRule, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.pytorch.constants import PytorchConstants
@@ -166,7 +168,7 @@ class Activations:
     def _tower_tokens(self, units: int) -> int:
         """Tokens that the tower itself runs on."""
         rule, vision = self.model.image_rule, self.model.vision
-        if vision is None or not isinstance(rule, TileRule):
+        if vision is None or not isinstance(rule, BaseTileRule):
             return units
         return units * ((rule.tile_size // vision.patch_size) ** 2 + 1)
 
@@ -179,7 +181,7 @@ class Activations:
 
     def _image_tokens(self, units: int) -> int:
         rule = self.model.image_rule
-        if isinstance(rule, TileRule):
+        if isinstance(rule, BaseTileRule):
             return units * rule.tokens_per_tile
         return units // rule.merge**2 if isinstance(rule, PatchRule) else 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import ImageRule
+from turbofit.core.images import ImageRule
 from turbofit.core.plan import Settings
 from turbofit.memory.exposure import Exposure
 from turbofit.model.images import units_within

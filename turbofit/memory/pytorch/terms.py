@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu
-from turbofit.core.model import Model, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
@@ -167,7 +168,7 @@ def transient_terms(
         # An image is never cut: a chunk grows to hold the longest one.
         image = exposure.tokens_per_request // max(1, exposure.images_per_request)
         tokens = max(prompt, image)
-        name = "tiles" if isinstance(model.image_rule, TileRule) else "patches"
+        name = "tiles" if isinstance(model.image_rule, BaseTileRule) else "patches"
         forward = Prefill(
             tokens=tokens, context=context, units=units_per_forward, sequences=sequences
         )

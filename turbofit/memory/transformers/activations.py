@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.core.model import Model, PatchRule, TextDims, TileRule
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.model import Model, TextDims
 from turbofit.memory.transformers.components import cross_tokens
 from turbofit.memory.transformers.layout import Layout
 
@@ -116,7 +118,7 @@ def prefill_bytes(
 
 def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:
     """Bytes of putting the images' features among the embeddings; 0 without images."""
-    if not images or not isinstance(model.image_rule, TileRule | PatchRule):
+    if not images or not isinstance(model.image_rule, BaseTileRule | PatchRule):
         return 0
     return _SCATTER * tokens * model.text.hidden * width
 

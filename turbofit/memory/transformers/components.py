@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import DTYPE_BYTES, Model, TextDims, TileRule
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import text_linears, text_parameters, vision_parameters
 
@@ -78,7 +79,7 @@ def cross_tokens(model: Model) -> int:
     Llama-3.2-Vision pads every image to all of its tiles.
     """
     rule = model.image_rule
-    if not _cross_layers(model.text) or not isinstance(rule, TileRule):
+    if not _cross_layers(model.text) or not isinstance(rule, BaseTileRule):
         return 0
     return rule.max_dynamic_patch * rule.tokens_per_tile
 

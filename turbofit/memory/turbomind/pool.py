@@ -8,7 +8,9 @@ stage, in bytes, in the order in which `unified_decoder`, `unified_attention_lay
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, PatchRule, TextDims, TileRule, VisionDims
+from turbofit.core.images import PatchRule
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
@@ -84,7 +86,7 @@ class PoolModel:
     def _embeds(self, units: int) -> int:
         """Image features, held until the forward ends."""
         rule = self.model.image_rule
-        if isinstance(rule, TileRule):
+        if isinstance(rule, BaseTileRule):
             return units * rule.tokens_per_tile * self.text.hidden * _HALF
         if isinstance(rule, PatchRule):
             return units // rule.merge**2 * self.text.hidden * _HALF
@@ -142,7 +144,7 @@ class PoolModel:
         """All tiles at once on one GPU; chunks of what the symmetric buffer holds on several."""
         text = self.text
         rule = self.model.image_rule
-        assert isinstance(rule, TileRule)
+        assert isinstance(rule, BaseTileRule)
         side = vision_side(vision)
         sequence = side * side + 1
         out_tokens = rule.tokens_per_tile

@@ -6,8 +6,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from turbofit.core.images import ImageRule
+from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu
-from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
@@ -170,7 +172,7 @@ def transient_terms(
         prompt = exposure.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
-        name = "tiles" if isinstance(rule, TileRule) else "patches"
+        name = "tiles" if isinstance(rule, BaseTileRule) else "patches"
         cases.append(("vision_request", request, f"one request, {units} {name}"))
         note = f"{units_per_forward} {name} meet in one forward"
         cases.append(("vision_forward", worst, note))

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
 from turbofit.core.errors import TurbofitError
-from turbofit.core.model import PatchRule
+from turbofit.core.images import PatchRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.tuner.ask import Ask, exposure_of

@@ -9,8 +9,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan
+from turbofit.core.images import PatchRule
 from turbofit.core.machine import Machine
-from turbofit.core.model import PatchRule
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.units import format_bytes
 from turbofit.tuner.cluster.fleet import Fleet, Promise, Tried, limit_of

@@ -12,8 +12,8 @@ from typing import cast
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
+from turbofit.core.images import ImageRule, PatchRule
 from turbofit.core.machine import Gpu
-from turbofit.core.model import ImageRule, PatchRule
 from turbofit.core.struct import Struct, known
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.transformers.account import Account, Load, Placement
