@@ -187,6 +187,11 @@ class Limits(Struct):
     bytes_per_image: int
     bytes_per_body: int
 
+    @property
+    def image_limit(self) -> int | None:
+        """The limit of an image, in what its rule counts; None without images."""
+        return self.max_dynamic_patch or self.max_pixels_per_image
+
 
 class Kv(Struct):
     """The KV cache of one group (``total_tokens`` over all groups); bytes per rank."""
