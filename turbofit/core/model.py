@@ -219,6 +219,19 @@ class Model(Struct):
             return 0
         return self.image_rule.unit_values(self.vision.channels, self.vision.temporal_patch)
 
+    def pixel_bytes(self, units: int) -> int:
+        """Bytes of the preprocessed pixels of so many units at 16 bits."""
+        return units * self.unit_values * DTYPE_BYTES["float16"]
+
+    @property
+    def mrope(self) -> bool:
+        """Whether each token has a position in time, height and width (M-RoPE)."""
+        return self.image_rule is not None and self.image_rule.mrope
+
+    def features(self, units: int) -> int:
+        """Rows of the language model's width that tower and projector make of so many units."""
+        return 0 if self.image_rule is None else self.image_rule.features(units)
+
     @property
     def unit_tower_tokens(self) -> int:
         """Tokens that the tower runs on for one unit: a patch, or a tile's patches and one more."""

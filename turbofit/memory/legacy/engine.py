@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
-from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
@@ -104,11 +103,11 @@ class LegacyTurbomind(Turbomind):
             replicas=replicas,
             available=available,
         )
-        rule = model.image_rule
-        if not self.generation.vision.pinned_pixels or not isinstance(rule, BaseTileRule):
+        # Pixels are set aside for tiles alone; a patch is one token of the tower.
+        if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
             return made
         tokens = settings.max_prefill_token_num + settings.max_batch_size
-        each = 2 * tokens * 3 * rule.tile_size**2 * _HALF
+        each = 2 * model.pixel_bytes(tokens)
         return replace(made, pinned=made.pinned + each * settings.tp * replicas)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002
