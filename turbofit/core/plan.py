@@ -348,6 +348,12 @@ class Plan(Struct):
         """What a notebook shows, where `turbofit.api` has said how."""
         return None if _PAINTERS.get("html") is None else _PAINTERS["html"](self)
 
+    @property
+    def takes_videos(self) -> bool:
+        """Whether the engine takes videos of this model, each in the place of an image."""
+        rule = self.model.image_rule if self.limits.vision_unit is not None else None
+        return self.engine.name == "pytorch" and rule is not None and rule.takes_videos
+
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.
 

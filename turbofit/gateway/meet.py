@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.images import PatchRule
-from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.plan import Limits
-from turbofit.gateway.limits import Bounds, model_default
+from turbofit.gateway.limits import Bounds, model_default, planned_limit
 
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
@@ -58,11 +56,10 @@ def meet(a: Bounds, b: Bounds) -> Bounds:
 
 def _limits(a: Bounds, b: Bounds, rule: ImageRule | None) -> Limits:
     one, other = a.limits, b.limits
-    tile, patch = isinstance(rule, BaseTileRule), isinstance(rule, PatchRule)
-    return Limits(
-        vision_unit=one.vision_unit if rule is not None else None,
-        max_dynamic_patch=min(_most(a), _most(b)) if tile else None,
-        max_pixels_per_image=min(_most(a), _most(b)) if patch else None,
+    limits = Limits(
+        vision_unit=None,
+        max_dynamic_patch=None,
+        max_pixels_per_image=None,
         images_per_request=min(one.images_per_request, other.images_per_request),
         units_per_image=min(one.units_per_image, other.units_per_image),
         units_per_request=min(one.units_per_request, other.units_per_request),
@@ -72,11 +69,7 @@ def _limits(a: Bounds, b: Bounds, rule: ImageRule | None) -> Limits:
         bytes_per_image=min(one.bytes_per_image, other.bytes_per_image),
         bytes_per_body=min(one.bytes_per_body, other.bytes_per_body),
     )
-
-
-def _most(bounds: Bounds) -> int:
-    """The planned limit of an image, the checkpoint's own where none was planned."""
-    if isinstance(bounds.rule, BaseTileRule):
-        return bounds.limits.max_dynamic_patch or bounds.rule.max_dynamic_patch
-    assert isinstance(bounds.rule, PatchRule)
-    return bounds.limits.max_pixels_per_image or bounds.rule.max_pixels
+    if rule is None:
+        return limits
+    lower = {rule.plan_limit_name: min(planned_limit(a), planned_limit(b))}
+    return msgspec.structs.replace(limits, vision_unit=one.vision_unit, **lower)

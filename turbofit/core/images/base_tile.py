@@ -35,6 +35,7 @@ class BaseTileRule(ImageRule):
     limit_unit = "tiles"
     limit_name = "max_dynamic_patch"
     plan_limit_name = "max_dynamic_patch"
+    few_limits = True
     slimmest = 1 << 30
 
     tile_size: int

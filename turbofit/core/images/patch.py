@@ -41,6 +41,7 @@ class PatchRule(ImageRule, tag="patch"):
     limit_unit = "pixels"
     limit_name = "max_pixels"
     plan_limit_name = "max_pixels_per_image"
+    few_limits = False
     mrope = True
     slimmest = 16
 

@@ -74,6 +74,8 @@ class ImageRule(Struct):
     #: The limit's name to LMDeploy and in Python, and that of its field in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
     plan_limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels_per_image"]]
+    #: Whether there are few limits, so that each can be tried for each image of a request.
+    few_limits: ClassVar[bool]
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
     #: How many times longer than high the worst image may be.
