@@ -36,7 +36,7 @@ class BaseTileRule(ImageRule):
     limit_name = "max_dynamic_patch"
     plan_limit_name = "max_dynamic_patch"
     few_limits = True
-    slimmest = 1 << 30
+    slim = 1 << 30
 
     tile_size: int
     tokens_per_tile: int

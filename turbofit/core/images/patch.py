@@ -43,7 +43,7 @@ class PatchRule(ImageRule, tag="patch"):
     plan_limit_name = "max_pixels_per_image"
     few_limits = False
     mrope = True
-    slimmest = 16
+    slim = 16
 
     patch_size: int
     merge: int
@@ -201,7 +201,7 @@ class PatchRule(ImageRule, tag="patch"):
 
     def knobs(self, limit: int) -> dict[str, int]:
         """See :class:`ImageRule`; Transformers 5.17 ignores one of two bounds alone."""
-        return {"max_pixels": limit, "min_pixels": min(self.min_pixels, limit)}
+        return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
     def folder_edits(self, limit: int) -> FolderEdits:
         """See :class:`ImageRule`."""
@@ -276,7 +276,7 @@ class PatchRule(ImageRule, tag="patch"):
         """See :class:`ImageRule`: the squarest; only fields of its own make an image so large."""
         if not self.client_knobs:
             return None
-        count = units // self.merge**2
+        count = max(1, units // self.merge**2)
         rows = isqrt(count)
         size = self.edge * (count // rows), self.edge * rows
         return DummyImage(size, {"min_pixels": self.min_pixels, "max_pixels": size[0] * size[1]})

@@ -20,6 +20,8 @@ __all__ = ["DummyImage", "FolderEdits", "ImageRule", "Lowered", "Size"]
 Size = tuple[int, int]
 
 _REFUSED: Final = 1 << 62
+#: Share of the most units with which a squarer image is as bad.
+_NEARLY: Final = 0.97
 
 
 class DummyImage(NamedTuple):
@@ -78,8 +80,8 @@ class ImageRule(Struct):
     few_limits: ClassVar[bool]
     #: Whether each token has a position in time, height and width (M-RoPE).
     mrope: ClassVar[bool] = False
-    #: How many times longer than high the worst image may be.
-    slimmest: ClassVar[int]
+    #: The worst image is longer than so many heights only where squarer ones have clearly less.
+    slim: ClassVar[int]
 
     @property
     @abstractmethod
@@ -327,15 +329,15 @@ class ImageRule(Struct):
         makes as many units of it.
         """
         limit = self.checkpoint_limit if limit is None else limit
-        wanted, known = self.worst_units(limit), max(limit, self.checkpoint_limit)
-        cells = max(1, self.cells(limit))
+        served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
+        wanted, cells = self.worst_units(limit), max(1, self.cells(limit))
         best, most = (self.edge, self.edge), 0
         for rows in range(isqrt(cells), 0, -1):
             columns = cells // rows
-            if most and columns > self.slimmest * rows:
+            if columns > self.slim * rows and most >= _NEARLY * wanted:
                 break
             size = columns * self.edge, rows * self.edge
-            seen = self.units(*size, known)
+            seen = served._count(size)
             if most < seen <= wanted:
                 best, most = size, seen
             if most >= wanted:

@@ -98,7 +98,7 @@ class TileRule(BaseTileRule, tag="tile"):
 
     def image_of(self, units: int) -> DummyImage:
         """See :class:`ImageRule`: the squarest grid."""
-        tiles = self._tiles_of(units)
+        tiles = max(1, self._tiles_of(units))
         rows = next(n for n in range(isqrt(tiles), 0, -1) if tiles % n == 0)
         size = self.tile_size * (tiles // rows), self.tile_size * rows
         return DummyImage(size, self.knobs(tiles) if self.client_knobs else {})

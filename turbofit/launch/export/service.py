@@ -6,8 +6,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.images import PatchRule
-from turbofit.core.images.base_tile import BaseTileRule
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine import Timing
@@ -138,12 +136,10 @@ def _promised_context(plan: Plan) -> int | None:
 
 def _limits(plan: Plan) -> list[tuple[str, int | None, int | None]]:
     """The limits on an image, where they are not the checkpoint's own."""
-    rule, limits = plan.model.image_rule, plan.limits
-    if isinstance(rule, BaseTileRule):
-        return [("--max-dynamic-patch", limits.max_dynamic_patch, rule.max_dynamic_patch)]
-    if isinstance(rule, PatchRule):
-        return [("--max-pixels", limits.max_pixels_per_image, rule.max_pixels)]
-    return []
+    rule = plan.model.image_rule
+    if rule is None:
+        return []
+    return [(rule.limit_option, plan.limits.image_limit, rule.checkpoint_limit)]
 
 
 def _asked_margin(plan: Plan) -> bool:
