@@ -352,7 +352,7 @@ class Plan(Struct):
     def takes_videos(self) -> bool:
         """Whether the engine takes videos of this model, each in the place of an image."""
         rule = self.model.image_rule if self.limits.vision_unit is not None else None
-        return self.engine.name == "pytorch" and rule is not None and rule.takes_videos
+        return self.engine.name == "pytorch" and rule is not None and rule.videos is not None
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.

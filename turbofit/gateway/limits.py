@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule, ImageRule
+from turbofit.core.images.rule import Allowed, Size
 from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
@@ -276,11 +277,7 @@ def _within(param: str, number: int, limit: int, what: str) -> None:
 
 
 def _uncarried(
-    bounds: Bounds,
-    rule: ImageRule,
-    size: tuple[int, int],
-    asked: Mapping[str, Any],
-    cap: int | None,
+    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
 ) -> Held:
     """No parameters can be given: the model's own default decides, or the picture is resized."""
     default, most = model_default(bounds), bounds.limits.units_per_image
@@ -306,21 +303,12 @@ def _uncarried(
 
 
 def _carried(
-    bounds: Bounds,
-    rule: ImageRule,
-    size: tuple[int, int],
-    asked: Mapping[str, Any],
-    cap: int | None,
+    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
 ) -> Held:
     """Parameters are given, whatever the model's default."""
-    lowered = rule.lower(
-        size,
-        asked,
-        planned=planned_limit(bounds),
-        default=model_default(bounds),
-        most=bounds.limits.units_per_image,
-        cap=cap,
-    )
+    planned, default = planned_limit(bounds), model_default(bounds)
+    to = Allowed(planned, default, bounds.limits.units_per_image, cap)
+    lowered = rule.lower(size, asked, to)
     return Held(
         knobs=lowered.knobs,
         units=lowered.units,

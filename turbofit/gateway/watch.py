@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.images.client import number
 from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
+from turbofit.core.units import number
 from turbofit.gateway.clips import RATES
 from turbofit.gateway.limits import Held, shown
 from turbofit.gateway.pictures import LARGEST_PIXELS
@@ -107,8 +107,9 @@ def hold_frames(
     """
     rule, limits = bounds.rule, bounds.limits
     assert rule is not None
+    videos = rule.videos
+    assert videos is not None
     try:
-        videos = rule.videos
         most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=asked or None)
         if most is None:
             raise Refusal(

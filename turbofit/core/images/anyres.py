@@ -37,7 +37,6 @@ class AnyresRule(BaseTileRule, tag="anyres"):
 
     @property
     def varies_by_size(self) -> bool:
-        """See :class:`ImageRule`."""
         return True
 
     def grids_within(self, limit: int) -> tuple[Grid, ...]:
@@ -56,7 +55,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return max(self._tiles(grid) for grid in self.grids_within(limit)) + 1
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """See :class:`ImageRule`: padding is cut off, lines are ended."""
+        """Padding is cut off, lines are ended."""
         self.units(width, height, limit)  # refuses what is no size
         within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
         grid, side = _best(within, width, height), self._side
@@ -68,7 +67,7 @@ class AnyresRule(BaseTileRule, tag="anyres"):
         return self.tokens_per_tile + self._packed(rows, columns)
 
     def unit_tokens(self, units: int) -> int:
-        """See :class:`ImageRule`: no padding is cut off.
+        """No padding is cut off.
 
         Exact for an image of its grid's own shape. Resampled ones are bounded by 1.1 squared times
         ``most_tiles``, where none is cut off.
@@ -85,24 +84,21 @@ class AnyresRule(BaseTileRule, tag="anyres"):
             most = max(most, full)
         return self.tokens_per_tile + most
 
-    def units_within(self, tokens: int, *, padded: int | None = None) -> int:  # noqa: ARG002
-        """See :class:`ImageRule`; no image has fewer tokens than the whole image's tile."""
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        """No image has fewer tokens than the whole image's tile."""
         return tokens // self.tokens_per_tile * self.worst_units()
 
-    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:  # noqa: ARG002
-        """See :class:`ImageRule`: only the counts that occur, since a limit leaves whole grids."""
+    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
+        """Only the counts that occur, since a limit leaves whole grids."""
         return tuple(sorted({1} | {self._tiles(grid) for grid in self.grids}, reverse=True))
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """See :class:`ImageRule`.
-
-        The model reads config.json's list, its processor the preprocessor's: both must agree.
-        """
+        """The model reads config.json's list, its processor the preprocessor's: alike."""
         grids = {"image_grid_pinpoints": [list(grid) for grid in self.grids_within(limit)]}
         return FolderEdits(grids, grids)
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """See :class:`ImageRule`: of the images with most tiles, one that has most tokens."""
+        """Of the images with most tiles, one that has most tokens."""
         limit = self.max_dynamic_patch if limit is None else limit
 
         def rank(size: Grid) -> tuple[int, int]:

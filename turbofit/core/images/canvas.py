@@ -39,11 +39,10 @@ class CanvasRule(TileRule, tag="canvas"):
         return found + 1 if found > 1 else 1
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """See :class:`ImageRule`."""
         return FolderEdits({}, {"max_patches": limit})
 
-    def stretched(self, size: Size, limit: int) -> Size | None:  # noqa: ARG002
-        """See :class:`ImageRule`: a canvas stretches no image."""
+    def stretched(self, size: Size, limit: int) -> Size | None:
+        """A canvas stretches no image."""
         return None
 
 

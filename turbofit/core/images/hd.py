@@ -28,17 +28,15 @@ class HdRule(BaseTileRule, tag="hd"):
 
     @property
     def varies_by_size(self) -> bool:
-        """See :class:`ImageRule`."""
         return False
 
-    def _units(self, width: int, height: int, limit: int) -> int:  # noqa: ARG002
+    def _units(self, width: int, height: int, limit: int) -> int:
         return limit + 1
 
     def _worst_units(self, limit: int) -> int:
         return limit + 1
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
-        """See :class:`ImageRule`."""
         most = self.units(width, height, limit) - 1
         long, short = max(width, height), min(width, height)
         ratio, scale = long / short, 1
@@ -49,19 +47,18 @@ class HdRule(BaseTileRule, tag="hd"):
         return self._page(*((scale, lines) if height > width else (lines, scale)))
 
     def unit_tokens(self, units: int) -> int:
-        """See :class:`ImageRule`; exact for the worst image, a column, which has most lines."""
+        """Exact for the worst image, a column, which has most lines."""
         return self._page(max(1, units - 1), 1)
 
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
-        """See :class:`ImageRule`; no image has fewer tokens than a page of one tile."""
+        """No image has fewer tokens than a page of one tile."""
         return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """See :class:`ImageRule`."""
         return FolderEdits({}, {"num_crops": limit})
 
     def worst_size(self, limit: int | None = None) -> Size:
-        """See :class:`ImageRule`: a column, which has most tokens."""
+        """A column, which has most tokens."""
         return self.tile_size, self.tile_size * (self.max_dynamic_patch if limit is None else limit)
 
     def _page(self, rows: int, columns: int) -> int:

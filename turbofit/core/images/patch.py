@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import floor, isqrt, sqrt
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.images.client import number
-from turbofit.core.images.rule import DummyImage, FolderEdits, ImageRule, Lowered, Size
+from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
 from turbofit.core.images.video import VideoRule, Videos
 from turbofit.core.images.windows import LARGEST_RATIO, windows
+from turbofit.core.units import number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["PatchRule"]
-
-_SMALL: Final = 112
 
 
 class PatchRule(ImageRule, tag="patch"):
@@ -55,61 +53,34 @@ class PatchRule(ImageRule, tag="patch"):
     video: VideoRule | None = None
 
     @property
-    def checkpoint_limit(self) -> int:
-        """See :class:`ImageRule`; no field of the OpenAI API raises it."""
-        return self.max_pixels
-
-    @property
     def least_limit(self) -> int:
-        """See :class:`ImageRule`."""
         return max(self.limit_step, self.min_pixels)
 
     @property
     def limit_step(self) -> int:
-        """See :class:`ImageRule`: the pixels of a window."""
+        """The pixels of a window."""
         return self.edge**2
 
     @property
     def unit_step(self) -> int:
-        """See :class:`ImageRule`: the patches of a window."""
+        """The patches of a window."""
         return self.merge**2
 
     @property
     def edge(self) -> int:
-        """See :class:`ImageRule`."""
         return self.patch_size * self.merge
 
     @property
-    def varies_by_size(self) -> bool:
-        """See :class:`ImageRule`."""
-        return True
-
-    @property
-    def varies_by_limit(self) -> bool:
-        """See :class:`ImageRule`."""
-        return True
-
-    @property
     def by_request(self) -> bool:
-        """See :class:`ImageRule`."""
         return not self.client_knobs
 
     @property
     def summary(self) -> str:
-        """See :class:`ImageRule`."""
         return f"{self.max_pixels / 1e6:.1f} MP"
 
     @property
-    def takes_videos(self) -> bool:
-        """See :class:`ImageRule`."""
-        return self.video is not None
-
-    @property
-    def videos(self) -> Videos:
-        """See :class:`ImageRule`."""
-        if self.video is None:
-            return super().videos
-        return Videos(self.video, self.patch_size, self.merge)
+    def videos(self) -> Videos | None:
+        return Videos(self.video, self.patch_size, self.merge) if self.video else None
 
     def _units(self, width: int, height: int, limit: int) -> int:
         """GLM-4.1V's rule differs by ``enlarge`` alone, once its bounds are those of one frame."""
@@ -139,33 +110,20 @@ class PatchRule(ImageRule, tag="patch"):
         most = max(most, floor(smallest / area + strip / self.edge + 1 + 1e-6))
         return most * self.merge**2
 
-    @property
-    def least_units(self) -> int:
-        """See :class:`ImageRule`."""
-        return self.merge**2
-
-    def unit_tokens(self, units: int) -> int:
-        """See :class:`ImageRule`."""
-        return units // self.merge**2
-
-    def units_within(self, tokens: int, *, padded: int | None = None) -> int:  # noqa: ARG002
-        """See :class:`ImageRule`."""
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
         return tokens * self.merge**2
 
     def features(self, units: int) -> int:
-        """See :class:`ImageRule`."""
         return units // self.merge**2
 
-    def tower_tokens(self, patch_size: int) -> int:  # noqa: ARG002
-        """See :class:`ImageRule`."""
+    def tower_tokens(self, patch_size: int) -> int:
         return 1
 
     def unit_values(self, channels: int, temporal_patch: int) -> int:
-        """See :class:`ImageRule`."""
         return channels * temporal_patch * self.patch_size**2
 
     def largest_limit(self, units: int) -> int | None:
-        """See :class:`ImageRule`: whole windows."""
+        """Whole windows."""
         low, high = 0, min(units // self.merge**2, self.max_pixels // self.limit_step)
         while low < high:
             middle = (low + high + 1) // 2
@@ -176,7 +134,6 @@ class PatchRule(ImageRule, tag="patch"):
         return low * self.limit_step if low else None
 
     def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
-        """See :class:`ImageRule`."""
         found = [self.max_pixels]
         for _ in range(steps):
             smaller = found[-1] // 2 // self.limit_step * self.limit_step
@@ -186,39 +143,32 @@ class PatchRule(ImageRule, tag="patch"):
         return tuple(found)
 
     def limits_below(self, most: int) -> range:
-        """See :class:`ImageRule`: whole windows, and a ``min_pixels`` is never undercut."""
+        """Whole windows, and a ``min_pixels`` is never undercut."""
         least = -(-self.min_pixels // self.limit_step) * self.limit_step
         return range(least, max(least + 1, most), self.limit_step)
 
     def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
-        """See :class:`ImageRule`."""
         limits = (count * self.limit_step for count in tokens)
         return (limit for limit in limits if 0 < limit <= self.max_pixels)
 
     def with_limit(self, limit: int) -> Self:
-        """See :class:`ImageRule`."""
-        return replace(self, max_pixels=limit, min_pixels=min(self.min_pixels, limit))
+        return replace(self, **self.knobs(limit))
 
     def knobs(self, limit: int) -> dict[str, int]:
-        """See :class:`ImageRule`; Transformers 5.17 ignores one of two bounds alone."""
+        """Transformers 5.17 ignores one of two bounds alone."""
         return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """See :class:`ImageRule`."""
         least, most = min(self.min_pixels, limit) * self.frames, limit * self.frames
         size = {"shortest_edge": least, "longest_edge": most}
         # Transformers 5 lets the bare names win over size, older ones read only the bare names.
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
-    def lower(
-        self, size: Size, asked: Mapping[str, Any], *, planned: int, default: int, most: int,
-        cap: int | None,
-    ) -> Lowered:  # fmt: skip
-        """See :class:`ImageRule`."""
+    def lower(self, size: Size, asked: Mapping[str, Any], to: Allowed) -> Lowered:
         high, low = number(asked.get("max_pixels")), number(asked.get("min_pixels"))
-        limit = min(high if high >= 1 else default, planned)
+        limit = min(high if high >= 1 else to.default, to.planned)
         least = min(low if low >= 1 else self.min_pixels, limit)
-        fallback = self.largest_limit(most) or self.min_pixels
+        fallback = self.largest_limit(to.units) or self.min_pixels
         count = 0
         # Raising a small image to min_pixels rounds up, and so may pass max_pixels: each next pair
         # is tried only where the one before takes too much.
@@ -229,14 +179,14 @@ class PatchRule(ImageRule, tag="patch"):
         ):
             least, limit = pair
             count = self._between(size, least, limit)
-            if count <= most:
+            if count <= to.units:
                 break
-        if cap is not None and cap < limit:
-            lower = min(least, self.min_pixels, cap)
-            capped = self._between(size, lower, cap)
+        if to.cap is not None and to.cap < limit:
+            lower = min(least, self.min_pixels, to.cap)
+            capped = self._between(size, lower, to.cap)
             if capped < count:
                 high = high if high >= 1 else limit
-                least, limit, count = lower, cap, capped
+                least, limit, count = lower, to.cap, capped
         changes = [
             (name, asked[name] if number(asked.get(name)) >= 1 else wanted, value)
             for name, value, wanted in (("max_pixels", limit, high), ("min_pixels", least, low))
@@ -248,12 +198,11 @@ class PatchRule(ImageRule, tag="patch"):
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
     def request_bounds(self, asked: Mapping[str, Any]) -> dict[str, int]:
-        """See :class:`ImageRule`; LMDeploy counts some models' images as two frames."""
+        """LMDeploy counts some models' images as two frames."""
         given = {name: number(asked.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
-        """See :class:`ImageRule`."""
         every = list(knobs)
         most = min(one["max_pixels"] for one in every)
         least = min(most, *(one["min_pixels"] for one in every))
@@ -261,19 +210,15 @@ class PatchRule(ImageRule, tag="patch"):
 
     @property
     def request_knobs(self) -> dict[str, int]:
-        """See :class:`ImageRule`."""
-        return {
-            "min_pixels": self.min_pixels * self.frames,
-            "max_pixels": self.max_pixels * self.frames,
-        }
+        knobs = self.knobs(self.max_pixels)
+        return {name: value * self.frames for name, value in knobs.items()}
 
     @property
     def small_image(self) -> DummyImage:
-        """See :class:`ImageRule`."""
-        return DummyImage((_SMALL, _SMALL), {})
+        return DummyImage((112, 112), {})
 
     def image_of(self, units: int) -> DummyImage | None:
-        """See :class:`ImageRule`: the squarest; only fields of its own make an image so large."""
+        """The squarest; only fields of its own make an image so large."""
         if not self.client_knobs:
             return None
         count = max(1, units // self.merge**2)
@@ -282,18 +227,16 @@ class PatchRule(ImageRule, tag="patch"):
         return DummyImage(size, {"min_pixels": self.min_pixels, "max_pixels": size[0] * size[1]})
 
     def grid(self, units: int) -> int | list[int]:
-        """See :class:`ImageRule`: as square as whole windows allow."""
+        """As square as whole windows allow."""
         wanted = max(self.unit_step, units // self.unit_step * self.unit_step)
         for height in range(isqrt(wanted) // self.merge * self.merge, 1, -self.merge):
             if wanted % height == 0 and wanted // height % self.merge == 0:
                 return [1, height, wanted // height]
         return [1, self.merge, wanted // self.merge]
 
-    def cells(self, limit: int) -> int:
-        """See :class:`ImageRule`."""
-        return self._worst_units(limit) // self.merge**2
+    def _cells(self, limit: int) -> tuple[int, int]:
+        return self._worst_units(limit) // self.unit_step, self.edge
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """See :class:`ImageRule`."""
         rows, columns = self._windows(size, limit, min(self.min_pixels, limit))
         return columns * self.edge, rows * self.edge

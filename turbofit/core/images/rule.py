@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from math import isqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from turbofit.core.errors import UsageError
 from turbofit.core.images.video import Videos
 from turbofit.core.struct import Struct
@@ -14,7 +16,7 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DummyImage", "FolderEdits", "ImageRule", "Lowered", "Size"]
+__all__ = ["Allowed", "DummyImage", "FolderEdits", "ImageRule", "Lowered", "Size"]
 
 #: Width and height in pixels.
 Size = tuple[int, int]
@@ -36,6 +38,20 @@ class FolderEdits(NamedTuple):
 
     config: dict[str, Any]
     processor: dict[str, Any]
+
+
+class Allowed(NamedTuple):
+    """What a client's image is lowered to; both ``planned`` and ``units`` hold.
+
+    ``planned`` is the plan's limit, ``default`` that of an image without fields, ``units`` what the
+    plan paid for an image: more are left only where nothing helps. ``cap`` is a limit below the
+    planned one; an image that it does not make smaller stays as it is without.
+    """
+
+    planned: int
+    default: int
+    units: int
+    cap: int | None
 
 
 class Lowered(NamedTuple):
@@ -73,7 +89,7 @@ class ImageRule(Struct):
     unit_name: ClassVar[Literal["tile", "patch"]]
     units_name: ClassVar[Literal["tiles", "patches"]]
     limit_unit: ClassVar[Literal["tiles", "pixels"]]
-    #: The limit's name to LMDeploy and in Python, and that of its field in ``core.plan.Limits``.
+    #: The limit's name to LMDeploy and among the rule's fields, and that in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
     plan_limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels_per_image"]]
     #: Whether there are few limits, so that each can be tried for each image of a request.
@@ -89,9 +105,10 @@ class ImageRule(Struct):
         """Whether LMDeploy reads a limit from the fields of an image in a request."""
 
     @property
-    @abstractmethod
     def checkpoint_limit(self) -> int:
         """The checkpoint's own limit."""
+        limit: int = getattr(self, self.limit_name)
+        return limit
 
     @property
     @abstractmethod
@@ -99,29 +116,24 @@ class ImageRule(Struct):
         """The smallest limit that is worth planning for."""
 
     @property
-    @abstractmethod
     def limit_step(self) -> int:
         """Limits that differ by less are the same limit."""
+        return 1
 
     @property
-    @abstractmethod
     def unit_step(self) -> int:
         """Units come in multiples of this, which the projector takes as one."""
+        return 1
 
     @property
-    @abstractmethod
-    def edge(self) -> int:
-        """Pixels of a side of what images are cut into: tiles, or windows of patches."""
-
-    @property
-    @abstractmethod
     def varies_by_size(self) -> bool:
         """Whether images of different sizes have different numbers of units."""
+        return True
 
     @property
-    @abstractmethod
     def varies_by_limit(self) -> bool:
         """Whether a lower limit leaves images fewer units."""
+        return True
 
     @property
     def exposed_limit(self) -> int:
@@ -154,18 +166,9 @@ class ImageRule(Struct):
         """The checkpoint's own limit in a word or two."""
 
     @property
-    def takes_videos(self) -> bool:
-        """Whether LMDeploy's PyTorch engine takes videos of such a model."""
-        return False
-
-    @property
-    def videos(self) -> Videos:
-        """The rule of its videos.
-
-        Raises:
-            UsageError: the model takes none.
-        """
-        raise UsageError("this model takes no videos", hint="send images")
+    def videos(self) -> Videos | None:
+        """The model's videos; None where LMDeploy's PyTorch engine takes none."""
+        return None
 
     def units(self, width: int, height: int, limit: int | None = None) -> int:
         """Units of one image of this size, exactly as the preprocessor makes them.
@@ -190,9 +193,9 @@ class ImageRule(Struct):
     def _worst_units(self, limit: int) -> int: ...
 
     @property
-    @abstractmethod
     def least_units(self) -> int:
         """Units that no image has fewer of, whatever its size and limit."""
+        return self.unit_step
 
     def tokens(self, width: int, height: int, limit: int | None = None) -> int:
         """Tokens of the language model that one image of this size takes, exactly.
@@ -202,13 +205,13 @@ class ImageRule(Struct):
         """
         return self.unit_tokens(self.units(width, height, limit))
 
-    @abstractmethod
     def unit_tokens(self, units: int) -> int:
         """Tokens of the language model that an image of so many units takes.
 
         Exact where tokens go by units alone. Otherwise never under: what an image does not cover of
         its grid or page gives none, and :meth:`tokens` is exact.
         """
+        return self.features(units)
 
     @abstractmethod
     def units_within(self, tokens: int, *, padded: int | None = None) -> int:
@@ -257,46 +260,33 @@ class ImageRule(Struct):
     def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
         """Limits whose worst image has about one of these numbers of tokens; all where few."""
 
-    @abstractmethod
     def with_limit(self, limit: int) -> Self:
         """The rule of a model folder whose own limit is this."""
+        return replace(self, **{self.limit_name: limit}) if self.varies_by_limit else self
 
-    @abstractmethod
     def knobs(self, limit: int) -> dict[str, int]:
         """LMDeploy's fields of an image that hold it to the limit, whatever its default."""
+        return {self.limit_name: limit}
 
     @abstractmethod
     def folder_edits(self, limit: int) -> FolderEdits:
         """What makes the limit a model folder's own."""
 
     @abstractmethod
-    def lower(
-        self, size: Size, asked: Mapping[str, Any], *, planned: int, default: int, most: int,
-        cap: int | None,
-    ) -> Lowered:  # fmt: skip
-        """A client's image, lowered to the plan through LMDeploy's fields.
+    def lower(self, size: Size, asked: Mapping[str, Any], to: Allowed) -> Lowered:
+        """A client's image with the fields that it asks for, lowered through LMDeploy's fields.
 
-        Both kinds of limit hold: the planned one, and that this very image takes no more units than
-        the plan paid for an image. Values that LMDeploy would not read are not obeyed either.
-
-        Args:
-            size: of the image.
-            asked: the client's fields of this image.
-            planned: the plan's limit.
-            default: the limit of an image without fields.
-            most: units that the plan paid for an image; more are left only where nothing helps.
-            cap: a limit below the planned one. An image that it does not make smaller stays as it
-                is without.
+        Values that LMDeploy would not read are not obeyed either.
 
         Raises:
             UsageError: a size that the preprocessor refuses.
         """
 
-    def request_bounds(self, asked: Mapping[str, Any]) -> dict[str, int]:  # noqa: ARG002
+    def request_bounds(self, asked: Mapping[str, Any]) -> dict[str, int]:
         """What a request's ``mm_processor_kwargs`` ask of all its images, as fields of one."""
         return {}
 
-    def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:  # noqa: ARG002
+    def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
         """The rule under the tightest of several images' fields, as one request carries it."""
         return self
 
@@ -319,24 +309,24 @@ class ImageRule(Struct):
         """An image of about so many units as TurboMind takes it: tiles, or a grid (t, h, w)."""
 
     @abstractmethod
-    def cells(self, limit: int) -> int:
-        """Tiles or windows that the worst image under the limit is cut into, a thumbnail aside."""
+    def _cells(self, limit: int) -> tuple[int, int]:
+        """Tiles or windows of the worst image, a thumbnail aside, and the pixels of their side."""
 
     def worst_size(self, limit: int | None = None) -> Size:
         """Size of an image that has the most units under the limit, as square as may be.
 
-        Its size alone keeps it to the limit: an engine that only knows the checkpoint's own limit
-        makes as many units of it.
+        Its size alone keeps it to the limit, but for grids: an engine that only knows the
+        checkpoint's own limit makes as many units of it.
         """
         limit = self.checkpoint_limit if limit is None else limit
         served = self if limit <= self.checkpoint_limit else self.with_limit(limit)
-        wanted, cells = self.worst_units(limit), max(1, self.cells(limit))
-        best, most = (self.edge, self.edge), 0
+        wanted, (cells, edge) = self.worst_units(limit), self._cells(limit)
+        best, most = (edge, edge), 0
         for rows in range(isqrt(cells), 0, -1):
             columns = cells // rows
             if columns > self.slim * rows and most >= _NEARLY * wanted:
                 break
-            size = columns * self.edge, rows * self.edge
+            size = columns * edge, rows * edge
             seen = served._count(size)
             if most < seen <= wanted:
                 best, most = size, seen
@@ -374,7 +364,7 @@ class ImageRule(Struct):
         best = min(both, key=self._count)
         return best if self._count(best) < before else None
 
-    def stretched(self, size: Size, limit: int) -> Size | None:  # noqa: ARG002
+    def stretched(self, size: Size, limit: int) -> Size | None:
         """The size that the preprocessor itself gives an image under the limit.
 
         None where it stretches none: a smaller image of the same shape then has a smaller grid.

@@ -34,13 +34,9 @@ class TileRule(BaseTileRule, tag="tile"):
     def square(size: int, tokens: int) -> TileRule:
         """One tile of ``size`` pixels a side, whatever the image's shape."""
         return TileRule(
-            tile_size=size,
-            tokens_per_tile=tokens,
-            max_dynamic_patch=1,
-            thumbnail=False,
-            dynamic=False,
-            client_knobs=False,
-        )
+            tile_size=size, tokens_per_tile=tokens, max_dynamic_patch=1, thumbnail=False,
+            dynamic=False, client_knobs=False,
+        )  # fmt: skip
 
     def _units(self, width: int, height: int, limit: int) -> int:
         """Below the rule's minimum every image is one tile."""
@@ -63,48 +59,42 @@ class TileRule(BaseTileRule, tag="tile"):
         return limit + 1 if self.thumbnail else limit
 
     @property
-    def least_units(self) -> int:
-        """See :class:`ImageRule`."""
-        return 1
-
-    @property
     def exposed_limit(self) -> int:
-        """See :class:`ImageRule`: what ``detail: high`` asks for, where the model reads it."""
+        """What ``detail: high`` asks for, where the model reads it."""
         if not self.dynamic or not self.client_knobs:
             return self.max_dynamic_patch
         return max(self.max_dynamic_patch, *DETAIL_PATCHES.values())
 
     @property
     def processor_limit(self) -> str | None:
-        """See :class:`ImageRule`: the Transformers format reads no fields of a request."""
+        """The Transformers format reads no fields of a request."""
         return "max_patches" if self.dynamic and not self.client_knobs else None
 
     @property
     def unmade_units(self) -> int:
-        """See :class:`ImageRule`: one tile has no thumbnail, two have three units."""
+        """One tile has no thumbnail, two have three units."""
         return 2 if self.thumbnail else 0
 
     def largest_limit(self, units: int) -> int | None:
-        """See :class:`ImageRule`."""
         limit = min(self._tiles_of(units), self.max_dynamic_patch)
         return limit if limit >= 1 and self._worst_units(limit) <= units else None
 
     def folder_edits(self, limit: int) -> FolderEdits:
-        """See :class:`ImageRule`: the Transformers format's limit is its processor's."""
+        """The Transformers format's limit is its processor's."""
         if self.client_knobs:
             return FolderEdits({"max_dynamic_patch": limit}, {})
         smallest = min(self.min_dynamic_patch, limit)
         return FolderEdits({}, {"max_patches": limit, "min_patches": smallest})
 
     def image_of(self, units: int) -> DummyImage:
-        """See :class:`ImageRule`: the squarest grid."""
+        """The squarest grid."""
         tiles = max(1, self._tiles_of(units))
         rows = next(n for n in range(isqrt(tiles), 0, -1) if tiles % n == 0)
         size = self.tile_size * (tiles // rows), self.tile_size * rows
         return DummyImage(size, self.knobs(tiles) if self.client_knobs else {})
 
     def stretched(self, size: Size, limit: int) -> Size | None:
-        """See :class:`ImageRule`: the grid's size."""
+        """The grid's size."""
         width, height = size
         count = self._tiles_of(self._units(width, height, limit))
         columns = min(

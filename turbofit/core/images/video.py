@@ -41,11 +41,6 @@ class Videos(NamedTuple):
     patch_size: int
     merge: int
 
-    @property
-    def window(self) -> int:
-        """Pixels of a window's side."""
-        return self.patch_size * self.merge
-
     def grids(self, frames: int) -> int:
         """Grids of so many frames; the last frame is repeated to fill one."""
         merged = self.rule.merged_frames
@@ -68,14 +63,14 @@ class Videos(NamedTuple):
             max_pixels: of all frames together; None is the checkpoint's own.
             min_pixels: of all frames together; None is the checkpoint's own.
         """
-        rule, count = self.rule, self.grids(frames)
+        rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
         # Rounded where the grids are rounded up: five frames are judged as four, and become six.
         judged = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
-            width, height, self.window, largest, smallest, enlarge=True, what="video",
-            frames=frames, judged=judged,
+            width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
+            judged=judged,
         )  # fmt: skip
         return count * rows * columns * self.merge**2
 
@@ -97,15 +92,15 @@ class Videos(NamedTuple):
         Returns:
             None where not even one window a frame keeps within.
         """
-        own = self.rule.max_pixels
-        low, high = 0, max(1, min(own if most is None else most, own) // self.window**2)
+        own, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
+        low, high = 0, max(1, min(own if most is None else most, own) // area)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.most_units(frames, width, height, middle * self.window**2) <= units:
+            if self.most_units(frames, width, height, middle * area) <= units:
                 low = middle
             else:
                 high = middle - 1
-        return low * self.window**2 if low else None
+        return low * area if low else None
 
     def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
         """The most patches of so many frames or fewer, under ``largest`` and its `least_pixels`."""

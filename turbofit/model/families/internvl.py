@@ -8,14 +8,7 @@ from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts, inner_text
 
-__all__ = [
-    "chat_rule",
-    "chat_vision",
-    "hf_rule",
-    "hf_vision",
-    "read_chat",
-    "read_hf",
-]
+__all__ = ["chat_rule", "chat_vision", "hf_rule", "hf_vision", "read_chat", "read_hf"]
 
 
 def chat_vision(config: Section) -> VisionDims:
