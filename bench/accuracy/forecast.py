@@ -14,7 +14,6 @@ from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.terms import POOL_WARMUP
-from turbofit.model.images import unit_tokens, units, worst_units
 
 __all__ = ["Forecast", "forecast"]
 
@@ -139,12 +138,12 @@ def _exposure(inputs: Inputs) -> Exposure:
         return NO_IMAGES
     rule, row = model.image_rule, inputs.row
     if row.size is not None:
-        found = units(rule, *row.size, max_dynamic_patch=row.tiles)
+        found = rule.units(*row.size, row.tiles)
     else:
-        found = worst_units(rule, max_dynamic_patch=row.tiles)
+        found = rule.worst_units(row.tiles)
     images = row.images or 1
     return Exposure(
         units_per_image=found,
         images_per_request=images,
-        tokens_per_request=unit_tokens(rule, found) * images,
+        tokens_per_request=rule.unit_tokens(found) * images,
     )

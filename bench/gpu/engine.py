@@ -26,9 +26,11 @@ def worst_image(plan: Plan) -> Any:
     """The picture of which the plan's limits make most."""
     from PIL import Image
 
-    from turbofit.launch.image import worst_size
+    from turbofit.launch import image
 
-    return Image.new("RGB", worst_size(plan))
+    found = image.worst_image(plan)
+    assert found is not None
+    return Image.new("RGB", found.size)
 
 
 def main(words: list[str]) -> int:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from turbofit.core.images.rule import DummyImage
 from turbofit.core.plan import Plan
 from turbofit.launch.readiness import chat, image_part, worst_request
 
@@ -100,7 +101,7 @@ def question(plan: Plan, model: str, load: Load) -> dict[str, Any]:
         assert found is not None
         made = found.request
     else:
-        made = chat(model, [image_part(_SIZE, {})])
+        made = chat(model, [image_part(DummyImage(_SIZE, {}))])
     return {**made.body, "max_tokens": load.tokens, "ignore_eos": True}
 
 

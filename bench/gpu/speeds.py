@@ -19,10 +19,8 @@ from bench.gpu.speed import IMAGE, PREFILL
 from bench.gpu.worst import attention_flops
 from turbofit import api
 from turbofit.core.machine import Gpu
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
-from turbofit.model.images import image_tokens
 from turbofit.model.source import resolve_model
 from turbofit.tuner.rates import Card, rates
 from turbofit.tuner.work import Work, work_of
@@ -109,12 +107,7 @@ def _images(name: str, plan: Plan, work: Work, marks: dict[str, Any]) -> Iterato
 def _units(plan: Plan) -> int:
     """Tiles or patches of the image that was sent."""
     rule = plan.model.image_rule
-    tokens = 0 if rule is None else image_tokens(rule, *IMAGE)
-    if isinstance(rule, PatchRule):
-        return tokens * rule.merge**2
-    if isinstance(rule, TileRule):
-        return tokens // rule.tokens_per_tile
-    return 0
+    return 0 if rule is None else rule.units(*IMAGE)
 
 
 def speed_readings(results: Results) -> Iterator[Reading]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from turbofit.core.model import PatchRule
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
-from turbofit.memory.turbomind.weights import vision_side
 from turbofit.tuner.rates import card_of, rates
 from turbofit.tuner.work import work_of
 
@@ -35,10 +33,8 @@ def attention_flops(plan: Plan, units: int) -> float:
     vision = plan.model.vision
     if vision is None:
         return 0.0
-    if isinstance(plan.model.image_rule, PatchRule):
-        tokens, times = units, 1
-    else:
-        tokens, times = vision_side(vision) ** 2 + 1, units
+    each = plan.model.unit_tower_tokens  # patches see each other, tiles do not
+    tokens, times = (units, 1) if each == 1 else (each, units)
     return 4.0 * vision.layers * vision.hidden * tokens**2 * times
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.images import ImageRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Plan
-from turbofit.model.images import unit_tokens, worst_units
-from turbofit.rehearse.meeting import grid, queue
+from turbofit.rehearse.meeting import queue
 
 #: Equal images that wait together; vLLM's, at whose forwards nobody has aimed.
 QUEUED = 16
@@ -20,19 +20,15 @@ _ROOM = 320  # tokens of text that a request of the queue has at most, rounded u
 
 def image_units(rule: ImageRule) -> int:
     """Units of the worst image that the model's own preprocessor makes, unasked."""
-    return worst_units(rule)
+    return rule.worst_units()
 
 
 def meeting_units(rule: ImageRule, context: int) -> int:
     """Units of the largest image of which two have room in one forward's context."""
     worst = image_units(rule)
-    if isinstance(rule, TileRule):
+    if rule.few_limits:
         return worst
-    return min(worst, (context // 2 - _ROOM) * rule.merge**2)
-
-
-def _unit(rule: ImageRule, units: int) -> Any:
-    return units if isinstance(rule, TileRule) else grid(units)
+    return min(worst, (context // 2 - _ROOM) * rule.unit_step)
 
 
 def requests_of(plan: Plan) -> list[dict[str, Any]]:
@@ -57,7 +53,7 @@ def requests_of(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _vision(rule: ImageRule, units: int, text: int) -> dict[str, Any]:
-    return {"text_tokens": text, "units": [_unit(rule, units)], "max_new_tokens": _NEW}
+    return {"text_tokens": text, "units": [rule.grid(units)], "max_new_tokens": _NEW}
 
 
 def lowered(plan: Plan) -> str:
@@ -79,9 +75,8 @@ def sent(model: Model) -> str:
     text = f"{ROWS} rows with top_k=0, a prompt of {LONG} tokens"
     if rule is None:
         return text
-    name = "tiles" if isinstance(rule, TileRule) else "patches"
     one = image_units(rule)
     return (
-        f"an image of {one} {name} ({unit_tokens(rule, one)} tokens) alone, such images aimed at"
-        f" the forwards of whoever serves, {text}"
+        f"an image of {one} {rule.units_name} ({rule.unit_tokens(one)} tokens) alone, such images"
+        f" aimed at the forwards of whoever serves, {text}"
     )

@@ -24,7 +24,6 @@ from turbomind import turbomind_row
 
 import turbofit
 from turbofit.core.errors import TurbofitError
-from turbofit.core.model import TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.presets import preset_path
 from turbofit.core.units import MIB
@@ -109,8 +108,8 @@ def lost(pair: Pair, changed: dict[str, Any]) -> Lost:
     """What the account leaves to a peer, sent what everybody is, and what another goal holds."""
     plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1, goal="context")
     rule, own = plan.model.image_rule, dict[str, Any]()
-    if isinstance(rule, TileRule) and rule.client_knobs:
-        own = {"max_dynamic_patch": rule.max_dynamic_patch}
+    if rule is not None and rule.exposed_limit > rule.checkpoint_limit:
+        own = {rule.limit_name: rule.checkpoint_limit}
     (gpu,) = turbofit.predict(pair.model, on=pair.on, tp=1, **changed, **own).gpus
     doubt = sum(term.bytes for term in gpu.ledger if term.term == "cache_uncertainty")
     return Lost(gpu.headroom + doubt, gpu.margin, doubt, plan.kv.tokens)

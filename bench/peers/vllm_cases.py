@@ -6,8 +6,7 @@ from typing import Any, Final
 
 from asked import LONG, QUEUED, ROWS, meeting_units
 
-from turbofit.core.model import Model, PatchRule
-from turbofit.rehearse.torch_worst import worst_size
+from turbofit.core.model import Model
 
 _QWEN: Final = "<|vision_start|><|image_pad|><|vision_end|>"
 #: What stands for a picture in a prompt, by the model's class.
@@ -25,10 +24,10 @@ def cases_of(model: Model) -> list[dict[str, Any]]:
     rule, cases = model.image_rule, list[dict[str, Any]]()
     if rule is not None:
         prompt = {"prompt": _MARKERS[model.architecture]}
-        one, less = worst_size(rule), worst_size(rule)
-        if isinstance(rule, PatchRule):
+        one = less = rule.worst_size()
+        if not rule.few_limits:
             meet = meeting_units(rule, model.text.max_position_embeddings)
-            less = worst_size(rule, max_pixels=meet * rule.patch_size**2)
+            less = rule.worst_size(meet // rule.unit_step * rule.limit_step)
         cases.append({"name": "one image", "count": 1, "size": one} | prompt)
         cases.append({"name": f"{QUEUED} images queued", "count": QUEUED, "size": less} | prompt)
     cases.append({"name": "long prompt", "count": 1, "tokens": LONG})

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from turbofit.model.images import units, worst_units
 from turbofit.model.presets import find_preset, preset_model
 
 PEERS = Path(__file__).parents[2] / "bench" / "peers"
@@ -76,20 +75,18 @@ def test_every_pair_has_a_stand_in_and_the_worst_picture(tmp_path):
         rule = model.image_rule
         if rule is not None:
             one = next(case for case in cases_of(model) if case["name"] == "one image")
-            assert units(rule, *one["size"]) == worst_units(rule), name
+            assert rule.units(*one["size"]) == rule.worst_units(), name
 
 
 def test_two_queued_pictures_and_their_text_have_room_in_the_context():
     from vllm_cases import cases_of
-
-    from turbofit.model.images import image_tokens
 
     preset = find_preset("qwen2-vl-7b")
     assert preset is not None
     model = preset_model(preset)
     queued = next(case for case in cases_of(model) if case["count"] > 1 and "size" in case)
     assert model.image_rule is not None
-    tokens = image_tokens(model.image_rule, *queued["size"])
+    tokens = model.image_rule.tokens(*queued["size"])
     assert 2 * (tokens + 258) <= model.text.max_position_embeddings
 
 

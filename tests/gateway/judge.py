@@ -10,10 +10,8 @@ import base64
 from io import BytesIO
 from typing import Any
 
+from msgspec.structs import replace
 from PIL import Image
-
-from turbofit.core.model import TileRule
-from turbofit.model.images import units
 
 MULTIMODAL = (
     "image_url", "image_data", "image", "video_url", "video", "audio_url", "audio",
@@ -49,16 +47,16 @@ def images_of(path: str, body: dict[str, Any]) -> list[tuple[tuple[int, int], di
 
 def units_reaching(rule, default: int, size: tuple[int, int], params: dict[str, Any]) -> int:
     """Units as LMDeploy and Transformers would make them of this image."""
-    if isinstance(rule, TileRule):
+    if rule.limit_name == "max_dynamic_patch":
         patch = params.get("max_dynamic_patch")
         if patch is None or not isinstance(patch, int):
             table = {"low": 6, "medium": 12, "high": 24}
             patch = table.get(params.get("detail", "default"), default)
-        return units(rule, *size, max_dynamic_patch=patch)
+        return rule.units(*size, patch)
     low, high = params.get("min_pixels"), params.get("max_pixels")
     if low is None or high is None:  # one alone is ignored
         low, high = min(rule.min_pixels, default), default
-    return units(rule, *size, min_pixels=low, max_pixels=high)
+    return replace(rule, min_pixels=low, max_pixels=high).units(*size)
 
 
 def _message(message: dict[str, Any]):

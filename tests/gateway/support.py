@@ -12,13 +12,12 @@ import msgspec
 from PIL import Image
 
 from tests.fixtures.plans import model, plausible_plan
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.upstream import Died, Unreachable
-from turbofit.model.images import unit_tokens, worst_units
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -29,18 +28,17 @@ DONE = b"data: [DONE]\n\n"
 
 def limits_for(rule, *, limit=None, images=2, units_per_forward=10**9, n=4, **changes) -> Limits:
     """Limits as the tuner would write them."""
-    tile = isinstance(rule, TileRule)
-    knob = {"max_dynamic_patch": limit} if tile else {"max_pixels": limit}
-    units = worst_units(rule, **knob)
+    units = rule.worst_units(limit)
     facts: dict[str, Any] = {
-        "vision_unit": "tile" if tile else "patch",
-        "max_dynamic_patch": (limit or rule.max_dynamic_patch) if tile else None,
-        "max_pixels_per_image": None if tile else (limit or rule.max_pixels),
+        "vision_unit": rule.unit_name,
+        "max_dynamic_patch": None,
+        "max_pixels_per_image": None,
+        rule.plan_limit_name: limit or rule.checkpoint_limit,
         "images_per_request": images,
         "units_per_image": units,
         "units_per_request": units * images,
         "units_per_forward": units_per_forward,
-        "image_tokens_per_request": unit_tokens(rule, units) * images,
+        "image_tokens_per_request": rule.unit_tokens(units) * images,
         "n": n,
         "bytes_per_image": 4 << 20,
         "bytes_per_body": images * (6 << 20) + (1 << 20),

@@ -24,7 +24,6 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
-from turbofit.model.images import units
 
 ANTHROPIC = {
     "max_tokens": 5,
@@ -256,7 +255,7 @@ def test_images_that_can_carry_no_limit_are_resized_past_the_plan_without_an_ove
     assert reply.headers["x-turbofit-limited"] == "image=448x5376->448x1792"
     ((size, params),) = images_of("/v1/messages", json.loads(upstream.seen[0][3]))
     assert (size, params) == ((448, 1792), {})
-    assert units(TILES, *size) == 5
+    assert TILES.units(*size) == 5
     app, upstream = gateway(plan, overlay=True)
     reply = ask(app, "/v1/messages", ANTHROPIC)
     assert reply.status == 200

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.gateway.judge import units_reaching
 from tests.gateway.support import PATCHES, TILES, limits_for, plan_for
-from turbofit.core.model import TileRule
+from turbofit.core.images import TileRule
 from turbofit.gateway.limits import (
     Bounds,
     bounds_of,
@@ -19,7 +19,6 @@ from turbofit.gateway.limits import (
     model_default,
 )
 from turbofit.gateway.refusals import Refusal
-from turbofit.model.images import client_limit, unit_tokens, units, worst_units
 
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 values: st.SearchStrategy[Any] = st.one_of(
@@ -77,8 +76,8 @@ def test_where_nothing_can_be_carried_the_default_decides(size, planned, overlay
     rule: TileRule = msgspec.structs.replace(TILES, client_knobs=not hf)
     b = bounds(rule, limit=planned, overlay=overlay)
     held = held_or_refused(b, size, {"detail": "high"}, carries=False)
-    at_default = units(rule, *size, max_dynamic_patch=planned if overlay else 12)
-    most = worst_units(rule, max_dynamic_patch=planned)
+    at_default = rule.units(*size, planned if overlay else 12)
+    most = rule.worst_units(planned)
     assert held is not None
     assert held.knobs == {}
     assert held.lowered[0] == "detail=high->default"
@@ -86,13 +85,16 @@ def test_where_nothing_can_be_carried_the_default_decides(size, planned, overlay
         assert (held.units, held.resize) == (at_default, None)
     else:
         assert not overlay
-        assert held.units == units(rule, *held.resize) <= most
+        assert held.units == rule.units(*held.resize) <= most
 
 
 def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
-    for asked in ({}, {"detail": "low"}, {"max_dynamic_patch": 3}, {"detail": "medium"}):
+    for asked, limit in (
+        ({}, 12), ({"detail": "low"}, 6), ({"max_dynamic_patch": 3}, 3), ({"detail": "medium"}, 12),
+        ({"detail": "auto"}, 12), ({"detail": "low", "max_dynamic_patch": 7}, 7),
+    ):  # fmt: skip
         held = hold_image(bounds(), (1792, 1344), asked)
-        assert held.knobs["max_dynamic_patch"] == client_limit(TILES, **asked)
+        assert held.knobs["max_dynamic_patch"] == limit
         assert held.lowered == ()
     smaller = {"min_pixels": 4000, "max_pixels": 100_000}
     held = hold_image(bounds(PATCHES), (1000, 1000), smaller)
@@ -185,4 +187,4 @@ def test_tokens_are_those_of_the_units(size) -> None:
     for rule in (TILES, PATCHES):
         held = held_or_refused(bounds(rule), size, {})
         if held is not None:
-            assert held.tokens == unit_tokens(rule, held.units)
+            assert held.tokens == rule.unit_tokens(held.units)

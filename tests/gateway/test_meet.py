@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tests.gateway.support import PATCHES, TILES, ask, chat, gateway, image_part, plan_for
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule
+from turbofit.core.images import PatchRule
 from turbofit.gateway.limits import Bounds, bounds_of, check_request, hold_image, model_default
 from turbofit.gateway.meet import meet
 from turbofit.gateway.refusals import Refusal

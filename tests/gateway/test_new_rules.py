@@ -10,17 +10,15 @@ import pytest
 from tests.checkpoints_llava import make_llava
 from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import limits_for, plan_for
-from turbofit.core.model import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
+from turbofit.core.images import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
 from turbofit.gateway.limits import bounds_of, check_request, hold_image
 from turbofit.gateway.overlay import edits, overlay
 from turbofit.gateway.refusals import Refusal
-from turbofit.launch.image import knobs, worst_size
+from turbofit.launch.image import worst_image
 from turbofit.launch.readiness import worst_image_tokens, worst_request
-from turbofit.model.images import image_tokens, units, worst_units
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.torch_worst import worst_size as rehearsed_size
 
 GRIDS = AnyresRule(
     tile_size=336, tokens_per_tile=576, max_dynamic_patch=4,
@@ -61,8 +59,7 @@ def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
     asked = {"max_dynamic_patch": 99, "max_pixels": 10**9, "min_pixels": 10**9, "detail": "high"}
     for limit in LIMITS[rule]:
         bounds = bounds_of(plan_for(rule, limit=limit, images=1), overlay=on_overlay)
-        name = "max_dynamic_patch" if isinstance(rule, TileRule) else "max_pixels"
-        served = {name: limit} if on_overlay else {}
+        served = rule.with_limit(limit) if on_overlay else rule
         for _ in range(60):
             size = rng.randrange(10, 1500), rng.randrange(10, 1500)
             try:
@@ -76,8 +73,8 @@ def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
             assert held.knobs == {}
             assert on_overlay or held.resize is None or limit < LIMITS[rule][0]
             size = held.resize or size
-            assert held.units == units(rule, *size, **served) <= bounds.limits.units_per_image
-            assert held.tokens == image_tokens(rule, *size, **served)
+            assert held.units == served.units(*size) <= bounds.limits.units_per_image
+            assert held.tokens == served.tokens(*size)
             check_request(bounds, [held])
 
 
@@ -85,15 +82,13 @@ def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
 def test_the_worst_request_reaches_the_plan(rule):
     for limit in LIMITS[rule]:
         plan = plan_for(rule, limit=limit, images=2)
-        size = worst_size(plan)
-        name = "max_dynamic_patch" if isinstance(rule, TileRule) else "max_pixels"
-        assert units(rule, *size, **{name: limit}) == plan.limits.units_per_image
-        assert knobs(plan) == {}
+        image = worst_image(plan)
+        assert rule.units(*image.size, limit) == plan.limits.units_per_image
+        assert image.knobs == {}
         assert worst_image_tokens(plan) == plan.limits.image_tokens_per_request
         parts = worst_request(plan, "m").request.body["messages"][0]["content"]
         assert sum(part["type"] == "image_url" for part in parts) == 2
-        rehearsed = rehearsed_size(rule, **{name: limit})
-        assert units(rule, *rehearsed, **{name: limit}) == worst_units(rule, **{name: limit})
+        assert rule.units(*rule.worst_size(limit), limit) == rule.worst_units(limit)
 
 
 def test_fewer_grids_are_written_for_model_and_processor(tmp_path):
@@ -105,7 +100,7 @@ def test_fewer_grids_are_written_for_model_and_processor(tmp_path):
         for name in ("config.json", "preprocessor_config.json"):
             assert json.loads((over / name).read_text())["image_grid_pinpoints"] == grids
         rule = resolve_model(str(over)).image_rule
-        assert worst_units(rule) == 3
+        assert rule.worst_units() == 3
     assert edits(folder, found.image_rule, limits_for(found.image_rule, limit=4)) == {}
     (folder / "preprocessor_config.json").write_text("{}")
     changed = edits(folder, found.image_rule, limits_for(found.image_rule, limit=1))

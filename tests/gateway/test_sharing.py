@@ -12,11 +12,10 @@ from msgspec.structs import replace
 from tests.gateway.judge import units_reaching
 from tests.gateway.support import PATCHES, TILES, limits_for
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
-from turbofit.core.model import AnyresRule
+from turbofit.core.images import AnyresRule
 from turbofit.gateway.limits import Bounds, check_images, check_request, model_default, most_images
 from turbofit.gateway.refusals import Refusal
 from turbofit.gateway.sharing import Wanted, hold_images, request_bounds, within
-from turbofit.model.images import image_tokens, limit_bounds, units
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +40,11 @@ def made(b: Bounds, one: Wanted, held, request: dict[str, int]) -> tuple[int, in
     size = held.resize or one.size
     if held.knobs:
         return units_reaching(b.rule, 0, size, held.knobs), held.tokens
-    bound = limit_bounds(b.rule, model_default(b))
+    served = b.rule.with_limit(model_default(b))
     if request:
         bound = {name: value // b.rule.frames for name, value in request.items()}
-    return units(b.rule, *size, **bound), image_tokens(b.rule, *size, **bound)
+        served = replace(b.rule, **bound)
+    return served.units(*size), served.tokens(*size)
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,7 +93,7 @@ def test_tiles_are_shared(sizes, tiles) -> None:
     shared = hold_images(bounds(TILES), [Wanted(size=size) for size in sizes])
     assert [held.units for held in shared.images] == tiles
     for size, held in zip(sizes, shared.images, strict=True):
-        lowered = held.units < units(TILES, *size)
+        lowered = held.units < TILES.units(*size)
         assert lowered == any("max_dynamic_patch=12->" in word for word in held.lowered)
 
 
@@ -102,7 +102,7 @@ def test_tiles_are_shared(sizes, tiles) -> None:
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)
     shared = hold_images(b, [Wanted(size=size) for size in sizes])
-    whole = [units(PATCHES, *size) for size in sizes]
+    whole = [PATCHES.units(*size) for size in sizes]
     got = [held.units for held in shared.images]
     if sum(whole) <= b.limits.units_per_request:
         assert got == whole

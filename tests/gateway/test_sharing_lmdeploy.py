@@ -17,11 +17,10 @@ from tests.gateway.test_lmdeploy import as_lmdeploy_reads, lmdeploy, loaded, mak
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.model.test_oracle_front_ends import glm, qwen3
 from tests.model.test_oracle_lmdeploy import picture as drawn
-from turbofit.core.model import ImageRule
+from turbofit.core.images import ImageRule
 from turbofit.gateway.limits import Bounds
 from turbofit.gateway.overlay import overlay
 from turbofit.gateway.sharing import Wanted, hold_images
-from turbofit.model.images import image_tokens
 from turbofit.model.source import resolve_model
 
 pytestmark = [
@@ -132,7 +131,7 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
             tokens = answer["input_ids"].count(front.image_token_id)
             assert tokens == sum(held.tokens for held in shared.images)
             assert shared.request or all(
-                held.tokens == image_tokens(rule, *size, max_pixels=limit if overlaid else None)
+                held.tokens == rule.tokens(*size, limit if overlaid else None)
                 for size, held in zip(sizes, shared.images, strict=True)
             )
 

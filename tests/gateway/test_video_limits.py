@@ -12,11 +12,9 @@ from tests.fixtures.plans import model, plausible_plan
 from tests.gateway.support import ask, chat, data_url, gateway, image_part, limits_for
 from tests.gateway.test_clips import sequence
 from tests.gateway.test_films import film, opencv
-from turbofit.core.model import PatchRule, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.video_limits import hold_clip, hold_frames
-from turbofit.model.images import units
-from turbofit.model.videos import video_units
 
 RULE = PatchRule(
     patch_size=16, merge=2, min_pixels=65_536, max_pixels=16_777_216, client_knobs=False,
@@ -55,7 +53,7 @@ def test_frames_go_on_with_bounds_that_hold_them_to_one_image() -> None:
     assert body["messages"][0]["content"][1] == video_part(url)
     assert body["media_io_kwargs"] == {"video": {"num_frames": 9, "fps": 2.0}}
     bounds = body["mm_processor_kwargs"]["video"]
-    units = video_units(RULE, 9, 640, 480, **bounds)
+    units = RULE.videos.units(9, 640, 480, **bounds)
     assert 2000 < units <= 4096
     assert "x-turbofit-limited" not in reply.headers
 
@@ -103,8 +101,8 @@ def test_a_video_and_images_share_the_request() -> None:
     large = [image_part(4000, 3000) for _ in range(3)]
     body, reply = passed(chat(video_part(sequence(32, (640, 480))), *large))
     bounds = body["mm_processor_kwargs"]
-    taken = video_units(RULE, 32, 640, 480, **bounds["video"])
-    taken += 3 * units(RULE, 4000, 3000, **bounds["image"])
+    taken = RULE.videos.units(32, 640, 480, **bounds["video"])
+    taken += 3 * replace(RULE, **bounds["image"]).units(4000, 3000)
     most = plan_of().limits.units_per_request
     assert 0.8 * most < taken <= most
     said = f"max_pixels={LIMIT}->{bounds['image']['max_pixels']}"

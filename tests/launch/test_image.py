@@ -6,11 +6,10 @@ import msgspec
 import pytest
 
 from tests.fixtures.plans import model, plausible_plan
-from turbofit.core.model import PatchRule, TileRule
+from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Workload
-from turbofit.launch.image import flat_png, knobs, worst_size
+from turbofit.launch.image import flat_png, worst_image
 from turbofit.launch.readiness import worst_request
-from turbofit.model.images import units, worst_units
 
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
 
@@ -25,36 +24,40 @@ def limited(units_per_image: int, **limits: object):
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 6, 7, 11, 12, 24])
 def test_the_worst_tiles(most: int) -> None:
     rule = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
-    worst = worst_units(rule, max_dynamic_patch=most)
-    size = worst_size(limited(worst, max_dynamic_patch=most))
-    assert size is not None
-    assert units(rule, *size, max_dynamic_patch=most) == worst
+    worst = rule.worst_units(most)
+    image = worst_image(limited(worst, max_dynamic_patch=most))
+    assert image is not None
+    assert rule.units(*image.size, most) == worst
 
 
 def test_of_equal_grids_the_squarest() -> None:
-    assert worst_size(limited(13)) == (1792, 1344)
+    image = worst_image(limited(13))
+    assert image is not None
+    assert image.size == (1792, 1344)
 
 
 @pytest.mark.parametrize("pixels", [12845056, 1_000_000, 200_704, 401_408])
 def test_the_worst_patches(pixels: int) -> None:
-    worst = worst_units(PATCHES, max_pixels=pixels)
+    worst = PATCHES.worst_units(pixels)
     plan = limited(
         worst, rule=PATCHES, vision_unit="patch", max_dynamic_patch=None,
         max_pixels_per_image=pixels,
     )  # fmt: skip
-    size = worst_size(plan)
-    assert size is not None
-    assert worst * 0.995 <= units(PATCHES, *size, max_pixels=pixels) <= worst
+    image = worst_image(plan)
+    assert image is not None
+    assert worst * 0.995 <= PATCHES.units(*image.size, pixels) <= worst
 
 
 def test_a_promised_size_is_the_worst() -> None:
     plan = plausible_plan(workload=Workload(image_size=(640, 480)))
-    assert worst_size(plan) == (640, 480)
+    image = worst_image(plan)
+    assert image is not None
+    assert image.size == (640, 480)
 
 
 def test_text_models_have_no_image_request() -> None:
     plan = plausible_plan(model=model(vision=None, image_rule=None))
-    assert worst_size(plan) is None
+    assert worst_image(plan) is None
     assert worst_request(plan, "m") is None
 
 
@@ -69,7 +72,9 @@ def test_the_request_carries_the_limit_and_all_images() -> None:
     plan = limited(
         4, rule=PATCHES, vision_unit="patch", max_dynamic_patch=None, max_pixels_per_image=3136
     )
-    assert knobs(plan) == {"min_pixels": 3136, "max_pixels": 3136}
+    image = worst_image(plan)
+    assert image is not None
+    assert image.knobs == {"min_pixels": 3136, "max_pixels": 3136}
 
 
 @pytest.mark.lmdeploy

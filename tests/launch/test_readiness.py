@@ -7,6 +7,7 @@ import struct
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from turbofit import api
 from turbofit.core.plan import Plan
@@ -17,7 +18,6 @@ from turbofit.launch.readiness import (
     worst_request,
 )
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import unit_tokens, units
 
 CARDS = ["1xrtx3090", "1xa100-80gb", "2xl4"]
 #: Tokens of a chat template around a question: InternVL's, and three times as many.
@@ -32,7 +32,7 @@ def image_units(plan: Plan, question: Question) -> list[int]:
             fields = dict(part["image_url"])
             raw = base64.b64decode(fields.pop("url").partition(",")[2])
             size = struct.unpack(">II", raw[16:24])
-            found.append(units(plan.model.image_rule, *size, **fields))
+            found.append(replace(plan.model.image_rule, **fields).units(*size))
     return found
 
 
@@ -45,7 +45,7 @@ def fullest(plan: Plan, sizes: list[int], text: int) -> int:
     forward, place, met = forward_tokens(plan.settings), text - 10, dict[int, int]()
     for size in sizes:
         place += 1
-        end = place + unit_tokens(plan.model.image_rule, size)
+        end = place + plan.model.image_rule.unit_tokens(size)
         for number in range(place // forward, (end - 1) // forward + 1):
             met[number] = met.get(number, 0) + size
         place = end + 1
@@ -61,7 +61,7 @@ def test_one_image_holds_the_worst_forward(model: str, on: str) -> None:
     first = worst_request(plan, "m")
     assert first is not None
     assert sum(image_units(plan, first)) == plan.limits.units_per_request
-    tokens = unit_tokens(plan.model.image_rule, plan.limits.units_per_request)
+    tokens = plan.model.image_rule.unit_tokens(plan.limits.units_per_request)
     assert worst_image_tokens(plan) == tokens
     second = fullest_forward(plan, "m", 75)
     if plan.limits.units_per_forward <= plan.limits.units_per_request:
@@ -71,7 +71,7 @@ def test_one_image_holds_the_worst_forward(model: str, on: str) -> None:
     assert plan.limits.units_per_request < got <= plan.limits.units_per_forward
     if plan.limits.units_per_forward * 1.1 < plan.settings.session_len:
         assert got >= 0.98 * plan.limits.units_per_forward
-    assert unit_tokens(plan.model.image_rule, got) < plan.settings.session_len
+    assert plan.model.image_rule.unit_tokens(got) < plan.settings.session_len
 
 
 @pytest.mark.parametrize("on", CARDS)

@@ -12,7 +12,6 @@ from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants, load_constants
-from turbofit.model.images import unit_tokens
 from turbofit.model.source import resolve_model
 
 
@@ -68,7 +67,7 @@ class Case:
             exposure = Exposure(
                 units_per_image=units,
                 images_per_request=1,
-                tokens_per_request=unit_tokens(model.image_rule, units),
+                tokens_per_request=model.image_rule.unit_tokens(units),
             )
         machine = machine_of(self.tp)
         return Account(

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tests.checkpoints import make_internvl2, make_text
 from tests.model.conftest import write_safetensors
 from turbofit.core.errors import TurbofitError, UsageError
-from turbofit.core.model import Quantization, TileRule
+from turbofit.core.images import TileRule
+from turbofit.core.model import Quantization
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.families.support import engine_problem
 from turbofit.model.families.text import TEXT_ARCHITECTURES
-from turbofit.model.images import image_tokens, unit_tokens, units, worst_units
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
@@ -490,6 +490,6 @@ def test_fuzzed_configs_raise_nothing_else(architecture, change, part, processor
         engine_problem(model, engine)
     if model.image_rule is not None:
         for size in ((1, 1), (640, 480), (100, 10_000)):
-            most = worst_units(model.image_rule)
-            assert 1 <= units(model.image_rule, *size) <= most
-            assert image_tokens(model.image_rule, *size) <= unit_tokens(model.image_rule, most)
+            most = model.image_rule.worst_units()
+            assert 1 <= model.image_rule.units(*size) <= most
+            assert model.image_rule.tokens(*size) <= model.image_rule.unit_tokens(most)

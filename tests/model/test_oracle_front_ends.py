@@ -13,7 +13,6 @@ from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import written
 from tests.model.test_oracle_patches import glm_of, qwen3_of
-from turbofit.model.images import image_tokens
 from turbofit.model.source import resolve_model
 
 pytestmark = [
@@ -80,7 +79,7 @@ def test_patches_reach_the_engine_as_planned(transformers, tmp_path, make):
         # What would lower or raise the limit elsewhere is not read here.
         item = {"type": "image", "data": picture(*size), "max_pixels": 784, "min_pixels": 1}
         found = front.preprocess([{"role": "user", "content": [item]}], f"a{token}b")
-        expected = image_tokens(rule, *size)
+        expected = rule.tokens(*size)
         assert found["input_ids"].count(front.image_token_id) == expected
         assert len(found["multimodal"]) == 1
 
@@ -110,4 +109,4 @@ def test_gemma_pools_every_image_to_as_many_tokens(transformers, tmp_path):
     rule = resolve_model(str(folder)).image_rule
     sizes = [(28, 28), (3, 900), (900, 30)]
     found = tokens_of(folder, [(picture(*size), {"do_pan_and_scan": True}) for size in sizes])
-    assert found == [image_tokens(rule, *size) for size in sizes] == [4, 4, 4]
+    assert found == [rule.tokens(*size) for size in sizes] == [4, 4, 4]

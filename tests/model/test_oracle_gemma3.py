@@ -10,7 +10,6 @@ from tests.model.test_oracle_llava import read, vision_of
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import image_tokens, worst_units
 
 NAME = "Gemma3ForConditionalGeneration"
 
@@ -31,8 +30,8 @@ def test_parameters_are_transformers(transformers, seed):
     config = gemma_of(transformers, random.Random(seed))
     model = read(config)
     assert model.parameters == count(transformers, NAME, config)
-    assert image_tokens(model.image_rule, 3, 2000) == config.mm_tokens_per_image
-    assert worst_units(model.image_rule) == 1
+    assert model.image_rule.tokens(3, 2000) == config.mm_tokens_per_image
+    assert model.image_rule.worst_units() == 1
     assert engine_problem(model, "pytorch") is engine_problem(model, "transformers") is None
     assert engine_problem(model, "turbomind")
 

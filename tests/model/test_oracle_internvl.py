@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from turbofit.core.model import TileRule
-from turbofit.model.images import units
+from turbofit.core.images import TileRule
 
 
 class Picture:
@@ -59,7 +58,7 @@ def test_tiles_are_lmdeploys(transformers, smallest, limit, count, thumbnail):
             Picture((width, height)), min_num=smallest, max_num=limit, image_size=448,
             use_thumbnail=thumbnail,
         )  # fmt: skip
-        assert units(rule, width, height, max_dynamic_patch=limit) == len(pieces), (width, height)
+        assert rule.units(width, height, limit) == len(pieces), (width, height)
 
 
 @pytest.mark.lmdeploy
@@ -81,7 +80,7 @@ def test_the_order_of_equal_products_does_not_matter(transformers, monkeypatch):
         pieces = internvl.dynamic_preprocess(
             Picture((width, height)), max_num=12, use_thumbnail=True
         )
-        assert units(rule, width, height) == len(pieces), (width, height)
+        assert rule.units(width, height) == len(pieces), (width, height)
 
 
 @pytest.mark.parametrize(("smallest", "limit"), [(1, 12), (1, 6), (2, 9), (1, 24), (1, 1)])
@@ -96,7 +95,7 @@ def test_tiles_are_transformers(transformers, smallest, limit):
     knobs = {"crop_to_patches": True, "min_patches": smallest, "max_patches": limit}
     for width, height in sizes(limit + 100, 500):
         expected = processor.get_number_of_image_patches(height, width, knobs)
-        assert units(rule, width, height) == expected, (width, height)
+        assert rule.units(width, height) == expected, (width, height)
 
 
 def test_pixels_become_that_many_tiles(transformers):
@@ -111,4 +110,4 @@ def test_pixels_become_that_many_tiles(transformers):
         width, height = rng.randrange(2, 400), rng.randrange(2, 400)
         image = torch.zeros(3, height, width, dtype=torch.uint8)
         answer = processor([image], crop_to_patches=True, return_tensors="pt")
-        assert len(answer["pixel_values"]) == units(rule, width, height)
+        assert len(answer["pixel_values"]) == rule.units(width, height)

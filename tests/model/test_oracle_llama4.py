@@ -17,17 +17,9 @@ from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import CanvasRule, Quantization
+from turbofit.core.images import CanvasRule
+from turbofit.core.model import Quantization
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import (
-    image_tokens,
-    largest_limit,
-    limits_down,
-    unit_tokens,
-    units,
-    units_within,
-    worst_units,
-)
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 
@@ -75,19 +67,19 @@ def test_canvases_are_transformers(transformers, most, side):
     for width, height in sizes(side, 700):
         rows, columns = (int(n) // side for n in get_best_fit((height, width), canvases))
         expected = rows * columns + (rows * columns > 1)
-        assert units(rule, width, height) == expected, (width, height)
+        assert rule.units(width, height) == expected, (width, height)
         worst = max(worst, expected)
-    assert worst == worst_units(rule) == (most + 1 if most > 1 else 1)
+    assert worst == rule.worst_units() == (most + 1 if most > 1 else 1)
 
 
 def test_limits():
     rule = rule_of(16)
-    assert (worst_units(rule), unit_tokens(rule, 17), units_within(rule, 2465)) == (17, 2465, 17)
-    assert limits_down(rule) == tuple(range(16, 0, -1))
-    assert [largest_limit(rule, n) for n in (1, 2, 5, 17, 99)] == [1, 1, 4, 16, 16]
-    for limit in limits_down(rule):
-        worst = worst_units(rule, max_dynamic_patch=limit)
-        assert units(rule, 336 * limit, 336, max_dynamic_patch=limit) == worst
+    assert (rule.worst_units(), rule.unit_tokens(17), rule.units_within(2465)) == (17, 2465, 17)
+    assert rule.lower_limits() == tuple(range(16, 0, -1))
+    assert [rule.largest_limit(n) for n in (1, 2, 5, 17, 99)] == [1, 1, 4, 16, 16]
+    for limit in rule.lower_limits():
+        worst = rule.worst_units(limit)
+        assert rule.units(336 * limit, 336, limit) == worst
 
 
 def llama_of(transformers, rng):
@@ -200,4 +192,4 @@ class TestLmdeploy:
         rng = random.Random(5)
         found = [(rng.randrange(5, 600), rng.randrange(5, 600)) for _ in range(12)]
         seen = tokens_of(folder, [(picture(*size), {"max_patches": 99}) for size in found])
-        assert seen == [image_tokens(rule, *size) for size in found]
+        assert seen == [rule.tokens(*size) for size in found]

@@ -9,19 +9,9 @@ import pytest
 from tests.checkpoints_llava import make_llava
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_parameters import ConfigFiles, count, text_config
-from turbofit.core.model import AnyresRule
+from turbofit.core.images import AnyresRule
 from turbofit.model.checkpoint import Origin, read_checkpoint
-from turbofit.model.families.anyres import grids_within, widest
 from turbofit.model.families.engines import engine_problem, package_need
-from turbofit.model.images import (
-    image_tokens,
-    largest_limit,
-    limits_down,
-    unit_tokens,
-    units,
-    units_within,
-    worst_units,
-)
 from turbofit.model.source import resolve_model
 
 ENGINES = ("turbomind", "pytorch", "transformers")
@@ -64,7 +54,7 @@ def processor_of(rule, limit):
 
     base = LlavaOnevisionProcessor if rule.most_tiles else LlavaNextProcessor
     own = base.__new__(base)
-    grids = [list(grid) for grid in grids_within(rule, limit)]
+    grids = [list(grid) for grid in rule.grids_within(limit)]
     own.image_processor = SimpleNamespace(image_grid_pinpoints=grids)
     own.num_image_tokens, own.patch_size = rule.tokens_per_tile, 14
     own.num_additional_image_tokens = 0
@@ -77,37 +67,35 @@ def test_tokens_and_tiles_are_transformers(transformers, rule):
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
     rng = random.Random(1)
-    worst = dict.fromkeys(limits_down(rule), 0)
+    worst = dict.fromkeys(rule.lower_limits(), 0)
     for width, height in sizes(7, 2100):
         limit = rng.choice(list(worst))
         own = processor_of(rule, limit)
         side = rule.tile_size
         tokens = own._get_number_of_features(height, width, side, side)
-        assert image_tokens(rule, width, height, max_dynamic_patch=limit) == tokens
-        tiles = units(rule, width, height, max_dynamic_patch=limit)
+        assert rule.tokens(width, height, limit) == tokens
+        tiles = rule.units(width, height, limit)
         grids = own.image_processor.image_grid_pinpoints
         assert tiles == image_size_to_num_patches([height, width], grids, side)
-        assert tokens <= unit_tokens(rule, tiles)
-        assert tiles <= units_within(rule, tokens)
+        assert tokens <= rule.unit_tokens(tiles)
+        assert tiles <= rule.units_within(tokens)
         worst[limit] = max(worst[limit], tiles)
     for limit, most in worst.items():
-        assert most <= worst_units(rule, max_dynamic_patch=limit)
-        wide, high = widest(rule, limit)
-        assert units(rule, wide, high, max_dynamic_patch=limit) == worst_units(
-            rule, max_dynamic_patch=limit
-        )
-        assert largest_limit(rule, worst_units(rule, max_dynamic_patch=limit)) == limit
-    assert largest_limit(rule, 1) is None
+        assert most <= rule.worst_units(limit)
+        wide, high = rule.worst_size(limit)
+        assert rule.units(wide, high, limit) == rule.worst_units(limit)
+        assert rule.largest_limit(rule.worst_units(limit)) == limit
+    assert rule.largest_limit(1) is None
 
 
 def test_published_worst_cases():
     plain, many = RULES[:2]
-    assert (worst_units(plain), unit_tokens(plain, 5)) == (5, 576 * 5 + 48)
-    assert image_tokens(plain, 672, 672) == 2928
+    assert (plain.worst_units(), plain.unit_tokens(5)) == (5, 576 * 5 + 48)
+    assert plain.tokens(672, 672) == 2928
     # 9 tiles' worth at most, or up to 1.1 times as many a side.
-    assert worst_units(many) == 37
-    assert image_tokens(many, 2304, 2304) == 729 + 81 * 81 + 81
-    assert unit_tokens(many, 37) < 729 + 1.21 * 81 * 81 + 6 * 27
+    assert many.worst_units() == 37
+    assert many.tokens(2304, 2304) == 729 + 81 * 81 + 81
+    assert many.unit_tokens(37) < 729 + 1.21 * 81 * 81 + 6 * 27
 
 
 def read(config):
@@ -155,7 +143,7 @@ def test_lmdeploy_counts_the_same_tokens(transformers, tmp_path):
             front.preprocess(small)
         front.processor = transformers.CLIPImageProcessorPil.from_pretrained(str(folder))
     part = front.preprocess(list(image))[-1]["content"][0]
-    assert part["image_tokens"] == image_tokens(model.image_rule, 500, 300) == 576
+    assert part["image_tokens"] == model.image_rule.tokens(500, 300) == 576
     assert part["pixel_values"].shape == (1, 3, 336, 336)
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from unittest.mock import MagicMock
 
 import pytest
+from msgspec.structs import replace
 
 from tests.checkpoints import make_internvl2, make_qwen2_vl
 from turbofit.core.errors import UsageError
@@ -15,7 +16,6 @@ from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISIO
 from turbofit.model.families.registry import VISION_READERS
 from turbofit.model.families.support import TURBOMIND_NOT_YET, refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
-from turbofit.model.images import unit_tokens, units
 from turbofit.model.source import resolve_model
 
 pytestmark = [
@@ -58,7 +58,7 @@ def test_internvl_image_tokens(transformers, tmp_path):
         for _ in range(8)
     ]
     expected = tokens_of(folder, [(picture(*size), knobs) for size, knobs in cases])
-    assert [unit_tokens(rule, units(rule, *size, **knobs)) for size, knobs in cases] == expected
+    assert [replace(rule, **knobs).tokens(*size) for size, knobs in cases] == expected
 
 
 def test_qwen_image_tokens(transformers, tmp_path):
@@ -70,7 +70,7 @@ def test_qwen_image_tokens(transformers, tmp_path):
     rng = random.Random(4)
     sizes = [(rng.randrange(20, 1500), rng.randrange(20, 1500)) for _ in range(10)]
     expected = tokens_of(folder, [(picture(*size), {}) for size in sizes])
-    assert [unit_tokens(rule, units(rule, *size)) for size in sizes] == expected
+    assert [rule.unit_tokens(rule.units(*size)) for size in sizes] == expected
 
 
 def test_every_architecture_of_turbomind_is_read_or_refused_by_name():

@@ -9,17 +9,8 @@ import pytest
 from tests.model.test_oracle_llava import read
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import CrossRule
+from turbofit.core.images import CrossRule
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import (
-    image_tokens,
-    largest_limit,
-    limits_down,
-    unit_tokens,
-    units,
-    units_within,
-    worst_units,
-)
 
 
 def config_of(transformers, rng):
@@ -81,7 +72,7 @@ def test_every_image_has_the_most_tiles(transformers):
         width, height = rng.randrange(1, 200), rng.randrange(1, 200)
         image = torch.zeros(3, height, width, dtype=torch.uint8)
         found = processor([image], return_tensors="pt")["pixel_values"].shape
-        assert found[2] == units(rule, width, height) == worst_units(rule) == 4
-        assert image_tokens(rule, width, height) == 1
-    assert (unit_tokens(rule, 4), unit_tokens(rule, 12), units_within(rule, 3)) == (1, 3, 12)
-    assert (limits_down(rule), largest_limit(rule, 4), largest_limit(rule, 3)) == ((4,), 4, None)
+        assert found[2] == rule.units(width, height) == rule.worst_units() == 4
+        assert rule.tokens(width, height) == 1
+    assert (rule.unit_tokens(4), rule.unit_tokens(12), rule.units_within(3)) == (1, 3, 12)
+    assert (rule.lower_limits(), rule.largest_limit(4), rule.largest_limit(3)) == ((4,), 4, None)

@@ -11,10 +11,9 @@ from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_qwen_vl import sizes
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import unit_tokens, units, worst_units
 
 BOUNDS = [(65536, 16_777_216), (12_544, 9_633_792), (2048, 4096), (900_000, 1_000_000), (2, 60_000)]
 
@@ -32,12 +31,12 @@ def test_windows_of_32_are_transformers(transformers, smallest, largest):
             )
         except ValueError:
             with pytest.raises(UsageError):
-                units(rule, width, height)
+                rule.units(width, height)
             continue
-        found = units(rule, width, height)
-        assert (found, unit_tokens(rule, found)) == (rows * columns // 256, rows * columns // 1024)
+        found = rule.units(width, height)
+        assert (found, rule.unit_tokens(found)) == (rows * columns // 256, rows * columns // 1024)
         worst = max(worst, found)
-    assert worst <= worst_units(rule)
+    assert worst <= rule.worst_units()
 
 
 @pytest.mark.parametrize(("smallest", "largest"), BOUNDS)
@@ -56,12 +55,12 @@ def test_glm_is_transformers(transformers, smallest, largest):
             )
         except ValueError:
             with pytest.raises(UsageError):
-                units(rule, width, height)
+                rule.units(width, height)
             continue
-        found = units(rule, width, height)
-        assert (found, unit_tokens(rule, found)) == (rows * columns // 196, rows * columns // 784)
+        found = rule.units(width, height)
+        assert (found, rule.unit_tokens(found)) == (rows * columns // 196, rows * columns // 784)
         worst = max(worst, found)
-    assert worst <= worst_units(rule)
+    assert worst <= rule.worst_units()
 
 
 def qwen3_of(transformers, family, rng):
@@ -167,12 +166,12 @@ def test_bounds_are_the_preprocessors():
         assert (video.min_pixels, video.max_pixels) == (4096, 25165824)
     video = read_checkpoint(Files(config=config), origin).image_rule.video
     assert (video.min_pixels, video.max_pixels) == (131072, 786432)
-    assert worst_units(rule) == 65536
+    assert rule.worst_units() == 65536
     config = {"architectures": ["Glm4vForConditionalGeneration"]}
     size = {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}
     rule = read_checkpoint(Files(config=config, preprocessor_config=size), origin).image_rule
     assert (rule.min_pixels, rule.max_pixels, rule.frames) == (6272, 4816896, 2)
-    assert worst_units(rule) == 24576
+    assert rule.worst_units() == 24576
     for wrong in ({"patch_size": 16}, {"merge_size": 4}, {"size": {"longest_edge": 0}}):
         with pytest.raises(UsageError):
             read_checkpoint(Files(config=config, preprocessor_config=wrong), origin)

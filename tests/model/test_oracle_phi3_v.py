@@ -10,17 +10,8 @@ import pytest
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401
 from turbofit.core.errors import UsageError
-from turbofit.core.model import HdRule
+from turbofit.core.images import HdRule
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import (
-    image_tokens,
-    largest_limit,
-    limits_down,
-    unit_tokens,
-    units,
-    units_within,
-    worst_units,
-)
 from turbofit.model.source import resolve_model
 
 CONFIG = {
@@ -52,7 +43,7 @@ def pages(crops):
 @pytest.mark.parametrize(("crops", "tokens"), [(4, 757), (16, 1921)])
 def test_published_counts(crops, tokens):
     """What vLLM's own tests (test_phi3v.py) expect of a photograph of about 3 : 2."""
-    assert image_tokens(pages(crops), 1770, 1180) == tokens
+    assert pages(crops).tokens(1770, 1180) == tokens
 
 
 @pytest.mark.parametrize("crops", [1, 4, 16, 17])
@@ -61,14 +52,14 @@ def test_tokens_never_pass_the_worst(crops):
     worst = 0
     for _ in range(600):
         size = rng.randrange(1, 3000), rng.randrange(1, rng.choice([30, 3000]))
-        tokens = image_tokens(rule, *size)
-        assert units(rule, *size) == worst_units(rule) == crops + 1
-        assert tokens <= unit_tokens(rule, crops + 1)
-        assert crops + 1 <= units_within(rule, tokens)
+        tokens = rule.tokens(*size)
+        assert rule.units(*size) == rule.worst_units() == crops + 1
+        assert tokens <= rule.unit_tokens(crops + 1)
+        assert crops + 1 <= rule.units_within(tokens)
         worst = max(worst, tokens)
-    assert image_tokens(rule, 336, 336 * crops) == unit_tokens(rule, crops + 1)
-    assert limits_down(rule)[0] == largest_limit(rule, crops + 1) == crops
-    assert largest_limit(rule, 1) is None
+    assert rule.tokens(336, 336 * crops) == rule.unit_tokens(crops + 1)
+    assert rule.lower_limits()[0] == rule.largest_limit(crops + 1) == crops
+    assert rule.largest_limit(1) is None
 
 
 @pytest.mark.lmdeploy
@@ -87,7 +78,7 @@ def test_a_page_has_the_tokens_that_lmdeploy_makes(transformers):
         features = torch.zeros(1, 7, 576, 1024)
         sizes = [(336 * rows, 336 * columns)]
         found = made.hd_feature_transform(features, sizes).shape[0]
-        assert image_tokens(pages(rows * columns), 336 * columns, 336 * rows) == found
+        assert pages(rows * columns).tokens(336 * columns, 336 * rows) == found
 
 
 @pytest.mark.lmdeploy

@@ -22,7 +22,6 @@ from tests.model.test_oracle_names import of_qwen3, written
 from tests.model.test_oracle_patches import glm_of
 from tests.model.test_parameters import config_class, text_config
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import image_tokens, worst_units
 from turbofit.model.source import resolve_model
 
 pytestmark = [
@@ -139,13 +138,13 @@ def test_every_image_is_a_square(transformers, tmp_path, make, tokens):
     folder = make(tmp_path / "tiny")
     model = resolve_model(str(folder))
     sizes = [(30, 900), (490, 490), (1, 1), (2000, 100)]
-    assert [image_tokens(model.image_rule, *size) for size in sizes] == [tokens] * 4
+    assert [model.image_rule.tokens(*size) for size in sizes] == [tokens] * 4
     path = folder / "tokenizer_config.json"
     tokenizer = json.loads(path.read_text())
     tokenizer.pop("auto_map", None)  # the code of a tokenizer that is not here
     path.write_text(json.dumps(tokenizer))
     assert tokens_of(folder, [(picture(*size), {}) for size in sizes]) == [tokens] * 4
-    assert worst_units(model.image_rule) == 1
+    assert model.image_rule.worst_units() == 1
     assert model.needs_remote_code
     assert engine_problem(model, "pytorch") is None
     assert engine_problem(model, "turbomind")

@@ -18,14 +18,13 @@ from tests.model.test_oracle_names import written
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401 - a fixture
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.core.model import DeltaDims, PatchRule, Quantization, VideoRule
+from turbofit.core.images import PatchRule, VideoRule
+from turbofit.core.model import DeltaDims, Quantization
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import image_tokens, unit_tokens
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
-from turbofit.model.videos import grids, video_units
 
 FAMILIES = ["Qwen3_5", "Qwen3_5Moe"]
 PRESETS = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
@@ -258,7 +257,7 @@ class TestLmdeploy:
             item = {"type": "image", "data": picture(wide, high), "max_pixels": 784}
             found = front.preprocess([{"role": "user", "content": [item]}], "a<|image_pad|>b")
             tokens = found["input_ids"].count(front.image_token_id)
-            assert tokens == image_tokens(rule, wide, high)
+            assert tokens == rule.tokens(wide, high)
         for _ in range(12):
             frames, wide, high = (
                 rng.randrange(2, 12),
@@ -275,7 +274,7 @@ class TestLmdeploy:
             found = front.preprocess(
                 [{"role": "user", "content": [item]}], "a<|video_pad|>b", {"video": asked}
             )
-            count = video_units(rule, frames, wide, high, **asked)
-            assert found["input_ids"].count(front.video_token_id) == unit_tokens(rule, count)
-            assert len(found["multimodal"]) == grids(rule, frames)
+            count = rule.videos.units(frames, wide, high, **asked)
+            assert found["input_ids"].count(front.video_token_id) == rule.unit_tokens(count)
+            assert len(found["multimodal"]) == rule.videos.grids(frames)
             assert sum(one["pixel_values_videos"].shape[0] for one in found["multimodal"]) == count

@@ -7,8 +7,7 @@ import random
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule
-from turbofit.model.images import unit_tokens, units
+from turbofit.core.images import PatchRule
 
 BOUNDS = [
     (3136, 12_845_056), (3136, 1_003_520), (784, 784), (200_000, 100_000), (1, 50_000),
@@ -41,9 +40,9 @@ def test_patches_are_transformers(transformers, smallest, largest):
             )
         except ValueError:
             with pytest.raises(UsageError):
-                units(rule, width, height)
+                rule.units(width, height)
             continue
-        assert units(rule, width, height) == rows * columns // 196, (width, height)
+        assert rule.units(width, height) == rows * columns // 196, (width, height)
 
 
 def test_pixels_become_that_many_patches(transformers):
@@ -61,6 +60,6 @@ def test_pixels_become_that_many_patches(transformers):
             [torch.zeros(3, height, width, dtype=torch.uint8)],
             min_pixels=smallest, max_pixels=largest, return_tensors="pt",
         )  # fmt: skip
-        found = units(rule, width, height)
+        found = rule.units(width, height)
         assert found == int(answer["image_grid_thw"].prod())
-        assert unit_tokens(rule, found) == found // 4
+        assert rule.unit_tokens(found) == found // 4

@@ -12,7 +12,6 @@ from turbofit.core.model import Model
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import decode, to_json
 from turbofit.model.families.support import engine_problem
-from turbofit.model.images import worst_units
 from turbofit.model.presets import (
     awq_variant,
     find_preset,
@@ -55,7 +54,7 @@ def test_presets_are_whole(preset_id):
     assert model.text.heads % model.text.kv_heads == 0
     if model.vision:
         assert model.vision.hidden % model.vision.heads == 0
-        worst = worst_units(model.image_rule)
+        worst = model.image_rule.worst_units()
         assert worst in WORST[model.vision.kind]
     assert any(engine_problem(model, engine) is None for engine in ENGINES)
 
@@ -133,10 +132,11 @@ def test_a_preset_costs_little_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True)
     heavy, ours, read, calls = json.loads(done.stdout)
     assert heavy == []
-    # Counted, since milliseconds differ between machines: 6,829 calls when this was written.
-    assert ours <= 16
+    # Counted, since milliseconds differ between machines: 10,328 calls when this was written, a
+    # third of them to import the image rules, which no plan can do without.
+    assert ours <= 26
     assert [Path(name).name for name in read if name.endswith(".yaml")] == [
         "internvl2-26b-awq.yaml", "internvl2-26b.yaml",
     ]  # fmt: skip
     assert len(read) <= 4
-    assert calls <= 9000
+    assert calls <= 12_000

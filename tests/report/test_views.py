@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from tests.fixtures.plans import ledger, machine, model, plausible_plan
+from turbofit.core.images import PatchRule
 from turbofit.core.machine import CardSpeed, Holder, Link, Measured, PairSpeed, ReduceSpeed
-from turbofit.core.model import PatchRule
 from turbofit.core.plan import Command, Remedy
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB

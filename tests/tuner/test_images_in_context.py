@@ -6,7 +6,7 @@ import pytest
 
 import turbofit
 from turbofit.core.errors import TurbofitError
-from turbofit.core.model import CrossRule
+from turbofit.core.images import CrossRule
 from turbofit.model.presets import known_presets, preset_model
 
 pytestmark = pytest.mark.slow

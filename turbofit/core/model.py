@@ -6,26 +6,19 @@ from typing import Final, Literal
 
 import msgspec
 
+from turbofit.core.images import AnyImageRule
 from turbofit.core.struct import Struct
 
 __all__ = [
     "DTYPE_BYTES",
-    "AnyresRule",
-    "CanvasRule",
-    "CrossRule",
     "DeltaDims",
-    "HdRule",
-    "ImageRule",
     "Model",
     "ModelSource",
     "MoeDims",
-    "PatchRule",
     "Quantization",
     "TextDims",
-    "TileRule",
     "VisionDims",
     "VisionKind",
-    "image_units",
 ]
 
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -172,116 +165,6 @@ class VisionDims(Struct):
         return self.hidden // self.heads
 
 
-class TileRule(Struct, tag="tile"):
-    """InternVL: an image becomes a grid of tiles, and a thumbnail where there is more than one.
-
-    ``max_dynamic_patch`` is the checkpoint's own limit, without the thumbnail. ``dynamic`` false
-    means one tile for every image (LLaVA-1.5, CogVLM, GLM-4V).
-    """
-
-    tile_size: int
-    tokens_per_tile: int
-    max_dynamic_patch: int
-    min_dynamic_patch: int = 1
-    thumbnail: bool = True
-    dynamic: bool = True
-    client_knobs: bool = True
-
-    @staticmethod
-    def square(size: int, tokens: int) -> TileRule:
-        """One tile of ``size`` pixels a side, whatever the image's shape."""
-        return TileRule(
-            tile_size=size,
-            tokens_per_tile=tokens,
-            max_dynamic_patch=1,
-            thumbnail=False,
-            dynamic=False,
-            client_knobs=False,
-        )
-
-
-class AnyresRule(TileRule, tag="anyres"):
-    """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.
-
-    ``grids`` are (height, width) in pixels, in the checkpoint's order: of equally good ones the
-    first wins. ``max_dynamic_patch`` counts the tiles of the largest, without the whole image's.
-    What the image does not cover of its grid gives no tokens; each line of the rest gives one
-    token more; above ``most_tiles`` tiles' worth of tokens they are resampled to about so many.
-    """
-
-    grids: tuple[tuple[int, int], ...]
-    most_tiles: int | None = None
-    client_knobs: bool = False
-
-
-class CrossRule(TileRule, tag="cross"):
-    """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.
-
-    It takes one token of the prompt, and ``tokens_per_tile`` tokens a tile of the caches of the
-    cross-attention layers.
-    """
-
-    client_knobs: bool = False
-
-
-class HdRule(TileRule, tag="hd"):
-    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.
-
-    Tokens are those of the tiles that the image covers, and of the ends of its lines.
-    """
-
-    client_knobs: bool = False
-
-
-class CanvasRule(TileRule, tag="canvas"):
-    """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.
-
-    ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
-    the whole image's tile.
-    """
-
-    client_knobs: bool = False
-
-
-class VideoRule(Struct):
-    """Qwen3-VL: frames are resized together, so that all their pixels keep within bounds.
-
-    ``merged_frames`` of them become one grid of patches. The bounds are pixels of all frames.
-    """
-
-    merged_frames: int
-    min_pixels: int
-    max_pixels: int
-
-
-class PatchRule(Struct, tag="patch"):
-    """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
-
-    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``client_knobs``:
-    whether fields of an image in a request change the bounds. ``frames``: an image counts as so
-    many in the bounds of the checkpoint's own file; those here are of one. ``enlarge``: an image
-    with a side below a window is enlarged before anything else. ``video`` is None where LMDeploy
-    takes no videos of this model.
-    """
-
-    patch_size: int
-    merge: int
-    min_pixels: int
-    max_pixels: int
-    client_knobs: bool = True
-    frames: int = 1
-    enlarge: bool = False
-    video: VideoRule | None = None
-
-
-ImageRule = TileRule | AnyresRule | CanvasRule | CrossRule | HdRule | PatchRule
-
-
-def image_units(rule: ImageRule) -> Literal["tile", "patch"]:
-    """The name of this rule's unit in ``limits.vision_unit``."""
-    return "tile" if isinstance(rule, TileRule) else "patch"
-
-
 class Quantization(Struct):
     """How quantised linear layers are stored; ``group_size`` in elements along the input.
 
@@ -320,7 +203,7 @@ class Model(Struct):
     dtype: Dtype
     text: TextDims
     vision: VisionDims | None = None
-    image_rule: ImageRule | None = None
+    image_rule: AnyImageRule | None = None
     quantization: Quantization | None = None
     tensor_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     needs_remote_code: bool = False
@@ -328,6 +211,33 @@ class Model(Struct):
     revision: str | None = None
     source: ModelSource
     warnings: tuple[str, ...] = ()
+
+    @property
+    def unit_values(self) -> int:
+        """Values of the preprocessed pixels of one unit; 0 without a tower."""
+        if self.image_rule is None or self.vision is None:
+            return 0
+        return self.image_rule.unit_values(self.vision.channels, self.vision.temporal_patch)
+
+    def pixel_bytes(self, units: int) -> int:
+        """Bytes of the preprocessed pixels of so many units at 16 bits."""
+        return units * self.unit_values * DTYPE_BYTES["float16"]
+
+    @property
+    def mrope(self) -> bool:
+        """Whether each token has a position in time, height and width (M-RoPE)."""
+        return self.image_rule is not None and self.image_rule.mrope
+
+    def features(self, units: int) -> int:
+        """Rows of the language model's width that tower and projector make of so many units."""
+        return 0 if self.image_rule is None else self.image_rule.features(units)
+
+    @property
+    def unit_tower_tokens(self) -> int:
+        """Tokens that the tower runs on for one unit: a patch, or a tile's patches and one more."""
+        if self.image_rule is None or self.vision is None:
+            return 1
+        return self.image_rule.tower_tokens(self.vision.patch_size)
 
 
 #: Bytes of one element of each unquantised dtype.

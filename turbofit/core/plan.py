@@ -185,6 +185,11 @@ class Limits(Struct):
     bytes_per_image: int
     bytes_per_body: int
 
+    @property
+    def image_limit(self) -> int | None:
+        """The limit of an image, in what its rule counts; None without images."""
+        return self.max_dynamic_patch or self.max_pixels_per_image
+
 
 class Kv(Struct):
     """The KV cache of one group (``total_tokens`` over all groups); bytes per rank."""
@@ -339,6 +344,12 @@ class Plan(Struct):
         """What a notebook shows, where `turbofit.api` has said how."""
         make = type(self).notebook_html
         return None if make is None else make(self)
+
+    @property
+    def takes_videos(self) -> bool:
+        """Whether the engine takes videos of this model, each in the place of an image."""
+        rule = self.model.image_rule if self.limits.vision_unit is not None else None
+        return self.engine.name == "pytorch" and rule is not None and rule.videos is not None
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.

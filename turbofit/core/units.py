@@ -1,13 +1,16 @@
-"""Bytes, and how people write them."""
+"""Bytes and numbers, and how people write them."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from math import isfinite
+from typing import Any, Final
 
 from turbofit.core.errors import UsageError
 
-__all__ = ["GIB", "HALF", "KIB", "MIB", "format_bytes", "mib", "parse_bytes", "round_up"]
+__all__ = [
+    "GIB", "HALF", "KIB", "MIB", "format_bytes", "mib", "number", "parse_bytes", "round_up",
+]  # fmt: skip
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -24,6 +27,7 @@ _SUFFIX: Final = {
 }  # fmt: skip
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
 _LARGEST: Final = 1 << 50
+_LONGEST: Final = 24
 
 
 def parse_bytes(text: str, *, what: str = "size") -> int:
@@ -49,9 +53,9 @@ def format_bytes(value: int) -> str:
     sign, size = ("-" if value < 0 else ""), abs(value)
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size >= unit:
-            number = size / unit
-            digits = 0 if number >= 100 else 1
-            return f"{sign}{number:.{digits}f} {name}"
+            count = size / unit
+            digits = 0 if count >= 100 else 1
+            return f"{sign}{count:.{digits}f} {name}"
     return f"{sign}{size} B"
 
 
@@ -63,3 +67,17 @@ def mib(value: int) -> str:
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of ``multiple`` that is at least ``value``."""
     return -(-value // multiple) * multiple
+
+
+def number(value: Any) -> int:
+    """A client's value read generously, 0 where it is no number."""
+    if isinstance(value, bool):
+        return 0
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and len(value) <= _LONGEST:
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
+    return int(value) if isinstance(value, float) and isfinite(value) else 0

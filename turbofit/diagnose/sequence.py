@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.units import HALF, round_up
 from turbofit.diagnose.replay import Op
 from turbofit.memory.turbomind.weights import vision_mlp_width, vision_side, vision_tp
@@ -45,7 +44,7 @@ def rank_buffers(
 ) -> Iterator[Op]:
     """The rank's pool after the cache, each buffer in whole 512 bytes."""
     batch, phases = settings.max_batch_size, 2 if settings.async_ else 1
-    patches = isinstance(model.image_rule, PatchRule)
+    patches = model.mrope
     for what, size in _rank_sizes(settings, pool, constants, phases, patches=patches):
         yield Op("" if what == "random numbers" else RANK, round_up(size, _SMALL), what)
     if model.vision is not None:
@@ -125,12 +124,9 @@ def forward_ops(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     yield Op(EXECUTOR, _SMALL, "step")
     model, units, embeds = pool.model, forward.units, 0
     if units and model.vision is not None:
-        if isinstance(model.image_rule, TileRule):
-            embeds = units * model.image_rule.tokens_per_tile * pool.text.hidden * HALF
-            yield from _internvit(pool, model.vision, model.image_rule, units)
-        else:
-            embeds = units // model.vision.merge**2 * pool.text.hidden * HALF
-            yield from _qwenvit(pool, model.vision, units)
+        embeds = model.features(units) * pool.text.hidden * HALF
+        encode = _internvit if model.vision.kind == "internvit" else _qwenvit
+        yield from encode(pool, model.vision, units)
     yield from _decoder(pool, forward)
     yield Op(EXECUTOR, -embeds - _SMALL, "step")
 
@@ -155,9 +151,9 @@ def _decoder(pool: PoolModel, forward: Forward) -> Iterator[Op]:
     yield Op(EXECUTOR, -mlp - streams * stream, "MLP")
 
 
-def _internvit(pool: PoolModel, vision: VisionDims, rule: TileRule, tiles: int) -> Iterator[Op]:
+def _internvit(pool: PoolModel, vision: VisionDims, tiles: int) -> Iterator[Op]:
     """Micro-batches of what the symmetric buffer holds; on one GPU all tiles at once."""
-    text, side, out = pool.text, vision_side(vision), rule.tokens_per_tile
+    text, side, out = pool.text, vision_side(vision), pool.model.features(1)
     yield Op(EXECUTOR, tiles * out * text.hidden * HALF, "image features")
     chunk = tiles
     if pool.tp > 1:

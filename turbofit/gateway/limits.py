@@ -7,27 +7,17 @@ in the Transformers format), it is counted at the default and refused past the p
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import DTYPE_BYTES, ImageRule, PatchRule, TileRule
+from turbofit.core.images import AnyImageRule, ImageRule
+from turbofit.core.images.rule import Allowed, Size
+from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.refusals import Refusal
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import exposure_within
-from turbofit.model.families.internvl import DETAIL_PATCHES
-from turbofit.model.images import (
-    image_tokens,
-    largest_limit,
-    least_units,
-    limit_bounds,
-    unit_tokens,
-    units,
-)
-from turbofit.model.resize import size_within
-from turbofit.model.videos import takes_videos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KNOBS", "Bounds", "Held", "bounds_of", "check_images", "check_request", "check_texts",
-    "hold_image", "model_default", "most_images", "number", "planned_limit", "shown",
+    "hold_image", "model_default", "most_images", "planned_limit", "shown",
 ]  # fmt: skip
 
 #: What LMDeploy reads beside an image.
@@ -46,6 +36,8 @@ KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 #: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
 _MOST_IMAGES: Final = 64
 _SHOWN: Final = 24
+#: Bytes of a value of an image while it is preprocessed: at 32 bits, and at 16 of the result.
+_WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
 #: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat). Copies
 #: beyond the engine's batch wait there, as requests do, and take no memory meanwhile.
 _TEXT_COPIES: Final = 128
@@ -77,7 +69,7 @@ class Bounds(Struct):
     ``vocabulary`` (rows of the embedding, 0 where it is not known) decide what `parameters` may be.
     """
 
-    rule: ImageRule | None
+    rule: AnyImageRule | None
     limits: Limits
     longest_request_tokens: int
     overlay: bool = True
@@ -138,8 +130,8 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         overlay=overlay,
         gate=gate,
         gate_to_end=gate is not None and plan.may_evict(),
-        bytes_per_unit=_bytes_per_unit(plan, rule),
-        watches=takes_videos(plan.engine.name, rule),
+        bytes_per_unit=plan.model.unit_values * _WIDE if rule is not None else 0,
+        watches=plan.takes_videos,
         engines=(plan.engine.name,),
         vocabulary=plan.model.text.vocab,
         heeds=plan.engine.name != "transformers",
@@ -152,17 +144,13 @@ def model_default(bounds: Bounds) -> int:
         return bounds.default
     rule = bounds.rule
     assert rule is not None
-    own = rule.max_dynamic_patch if isinstance(rule, TileRule) else rule.max_pixels
-    return planned_limit(bounds) if bounds.overlay else own
+    return planned_limit(bounds) if bounds.overlay else rule.checkpoint_limit
 
 
 def planned_limit(bounds: Bounds) -> int:
     """The planned limit of an image in tiles or pixels, the checkpoint's own where none was."""
-    rule, limits = bounds.rule, bounds.limits
-    if isinstance(rule, TileRule):
-        return limits.max_dynamic_patch or rule.max_dynamic_patch
-    assert isinstance(rule, PatchRule)
-    return limits.max_pixels_per_image or rule.max_pixels
+    assert bounds.rule is not None
+    return bounds.limits.image_limit or bounds.rule.checkpoint_limit
 
 
 def hold_image(
@@ -195,23 +183,18 @@ def hold_image(
     if rule is None:
         raise Refusal(400, "no_images", "this server was planned without images")
     carried = bounds.heeds and (carries if rule.client_knobs else by_request)
+    hold = _carried if carried else _uncarried
     try:
-        if not carried:
-            held = _uncarried(bounds, rule, size, asked, cap)
-        elif isinstance(rule, TileRule):
-            held = _tiles(bounds, rule, size, asked, cap)
-        else:
-            held = _patches(bounds, rule, size, asked, cap)
+        held = hold(bounds, rule, size, asked, cap)
     except UsageError as exc:
         raise Refusal(400, "bad_image_size", f"{exc.message}: {exc.hint}") from None
     most = bounds.limits.units_per_image
     if held.units > most:
-        unit = "patches" if bounds.limits.vision_unit == "patch" else "tiles"
         raise Refusal(
             400,
             "image_too_large",
-            f"an image of {size[0]}x{size[1]} takes {held.units} {unit} here, {most} are planned "
-            f"for; send it smaller, or plan for that size",
+            f"an image of {size[0]}x{size[1]} takes {held.units} {rule.units_name} here, {most} are"
+            " planned for; send it smaller, or plan for that size",
         )
     return held
 
@@ -221,7 +204,7 @@ def most_images(bounds: Bounds) -> int:
     rule, limits = bounds.rule, bounds.limits
     if rule is None:
         return 0
-    sharing = min(_MOST_IMAGES, limits.units_per_request // least_units(rule))
+    sharing = min(_MOST_IMAGES, limits.units_per_request // rule.least_units)
     return max(limits.images_per_request, sharing)
 
 
@@ -275,7 +258,7 @@ def check_request(bounds: Bounds, images: Sequence[Held], *, n: int = 1) -> None
     limits = bounds.limits
     check_images(bounds, len(images))
     unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
-    unit = "patches" if limits.vision_unit == "patch" else "tiles"
+    unit = bounds.rule.units_name if bounds.rule is not None else "units"
     _within("n", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
     _within("images", unit_count, limits.units_per_request, f"vision {unit} in a request")
     _within("images", tokens, limits.image_tokens_per_request, "image tokens in a request")
@@ -294,128 +277,44 @@ def _within(param: str, number: int, limit: int, what: str) -> None:
 
 
 def _uncarried(
-    bounds: Bounds,
-    rule: ImageRule,
-    size: tuple[int, int],
-    asked: Mapping[str, Any],
-    cap: int | None,
+    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
 ) -> Held:
     """No parameters can be given: the model's own default decides, or the picture is resized."""
     default, most = model_default(bounds), bounds.limits.units_per_image
+    served = rule.with_limit(default)
     dropped = [f"{name}={shown(asked[name])}->default" for name in KNOBS if name in asked]
-    resize, bound = None, limit_bounds(rule, default)
-    count = units(rule, *size, **bound)
+    resize, count = None, served.units(*size)
     if count > most:
-        paid = largest_limit(rule, most) or 1
+        paid = rule.largest_limit(most) or 1
         cap = paid if cap is None else min(cap, paid)
     if cap is not None and cap < default:
-        resize = size_within(rule, size, cap, default)
+        resize = served.size_within(size, cap)
     if resize is not None:
         dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
         size = resize
-        count = units(rule, *size, **bound)
+        count = served.units(*size)
     return Held(
         knobs={},
         units=count,
-        tokens=image_tokens(rule, *size, **bound),
+        tokens=served.tokens(*size),
         lowered=tuple(dropped),
         resize=resize,
     )
 
 
-def _tiles(
-    bounds: Bounds,
-    rule: TileRule,
-    size: tuple[int, int],
-    asked: Mapping[str, Any],
-    cap: int | None,
+def _carried(
+    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
 ) -> Held:
-    planned = planned_limit(bounds)
-    patch, word = asked.get("max_dynamic_patch"), asked.get("detail")
-    detail = word if isinstance(word, str) else ""
-    wanted = model_default(bounds)
-    if isinstance(patch, int):
-        wanted = int(patch)
-    elif detail in DETAIL_PATCHES:
-        wanted = DETAIL_PATCHES[detail]
-    most = max(1, min(wanted, planned))
-    count = units(rule, *size, max_dynamic_patch=most)
-    if count > bounds.limits.units_per_image:
-        most = min(most, largest_limit(rule, bounds.limits.units_per_image) or 1)
-        count = units(rule, *size, max_dynamic_patch=most)
-    if cap is not None and cap < most:
-        capped = units(rule, *size, max_dynamic_patch=cap)
-        most, count = (cap, capped) if capped < count else (most, count)
-    lowered = []
-    if number(patch) > most:
-        lowered.append(f"max_dynamic_patch={shown(patch)}->{most}")
-    elif wanted > most:
-        name, value = ("detail", detail) if detail in DETAIL_PATCHES else (KNOBS[0], wanted)
-        lowered.append(f"{name}={shown(value)}->{most}")
+    """Parameters are given, whatever the model's default."""
+    planned, default = planned_limit(bounds), model_default(bounds)
+    to = Allowed(planned, default, bounds.limits.units_per_image, cap)
+    lowered = rule.lower(size, asked, to)
     return Held(
-        knobs={"max_dynamic_patch": most},
-        units=count,
-        tokens=unit_tokens(rule, count),
-        lowered=tuple(lowered),
+        knobs=lowered.knobs,
+        units=lowered.units,
+        tokens=rule.unit_tokens(lowered.units),
+        lowered=tuple(f"{name}={shown(value)}->{kept}" for name, value, kept in lowered.changes),
     )
-
-
-def _patches(
-    bounds: Bounds,
-    rule: PatchRule,
-    size: tuple[int, int],
-    asked: Mapping[str, Any],
-    cap: int | None,
-) -> Held:
-    """Both pixel bounds are given always: Transformers 5.17 ignores one alone."""
-    planned = planned_limit(bounds)
-    high, low = number(asked.get("max_pixels")), number(asked.get("min_pixels"))
-    most = min(high if high >= 1 else model_default(bounds), planned)
-    least = min(low if low >= 1 else rule.min_pixels, most)
-    fallback = largest_limit(rule, bounds.limits.units_per_image) or rule.min_pixels
-    count = 0
-    # Raising a small image to min_pixels rounds up, and so may pass max_pixels: each next pair is
-    # tried only where the one before takes too much.
-    for pair in (
-        (least, most),
-        (min(least, rule.min_pixels), most),
-        (min(least, rule.min_pixels, fallback), min(most, fallback)),
-    ):
-        least, most = pair
-        count = units(rule, *size, max_pixels=most, min_pixels=least)
-        if count <= bounds.limits.units_per_image:
-            break
-    if cap is not None and cap < most:
-        lower = min(least, rule.min_pixels, cap)
-        capped = units(rule, *size, max_pixels=cap, min_pixels=lower)
-        if capped < count:
-            high = high if high >= 1 else most
-            least, most, count = lower, cap, capped
-    lowered = [
-        f"{name}={shown(asked[name] if number(asked.get(name)) >= 1 else wanted)}->{value}"
-        for name, value, wanted in (("max_pixels", most, high), ("min_pixels", least, low))
-        if wanted > value
-    ]
-    return Held(
-        knobs={"min_pixels": least, "max_pixels": most},
-        units=count,
-        tokens=unit_tokens(rule, count),
-        lowered=tuple(lowered),
-    )
-
-
-def number(value: Any) -> int:
-    """A client's value read generously, 0 where it is no number."""
-    if isinstance(value, bool):
-        return 0
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str) and len(value) <= _SHOWN:
-        try:
-            value = float(value)
-        except ValueError:
-            return 0
-    return int(value) if isinstance(value, float) and isfinite(value) else 0
 
 
 def shown(value: Any) -> str:
@@ -437,14 +336,3 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
         if own.limits.units_per_forward < engine.units_bound(rule, exposure, own.settings):
             gates.append(own.limits.units_per_forward)
     return min(gates, default=None)
-
-
-def _bytes_per_unit(plan: Plan, rule: ImageRule | None) -> int:
-    """Host memory of one unit while it is preprocessed: 32 bits, and 16 of the result."""
-    vision = plan.model.vision
-    if rule is None or vision is None:
-        return 0
-    wide = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
-    if isinstance(rule, TileRule):
-        return vision.channels * rule.tile_size**2 * wide
-    return vision.channels * vision.temporal_patch * rule.patch_size**2 * wide

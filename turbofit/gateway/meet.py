@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Limits
-from turbofit.gateway.limits import Bounds, model_default
+from turbofit.gateway.limits import Bounds, model_default, planned_limit
 
 if TYPE_CHECKING:
-    from turbofit.core.model import ImageRule
+    from turbofit.core.images import ImageRule
 
 __all__ = ["meet"]
+
+_OF_IMAGES: Final = frozenset({"vision_unit", "max_dynamic_patch", "max_pixels_per_image"})
 
 
 def meet(a: Bounds, b: Bounds) -> Bounds:
@@ -56,26 +57,10 @@ def meet(a: Bounds, b: Bounds) -> Bounds:
 
 
 def _limits(a: Bounds, b: Bounds, rule: ImageRule | None) -> Limits:
-    one, other = a.limits, b.limits
-    tile, patch = isinstance(rule, TileRule), isinstance(rule, PatchRule)
-    return Limits(
-        vision_unit=one.vision_unit if rule is not None else None,
-        max_dynamic_patch=min(_most(a), _most(b)) if tile else None,
-        max_pixels_per_image=min(_most(a), _most(b)) if patch else None,
-        images_per_request=min(one.images_per_request, other.images_per_request),
-        units_per_image=min(one.units_per_image, other.units_per_image),
-        units_per_request=min(one.units_per_request, other.units_per_request),
-        units_per_forward=min(one.units_per_forward, other.units_per_forward),
-        image_tokens_per_request=min(one.image_tokens_per_request, other.image_tokens_per_request),
-        n=min(one.n, other.n),
-        bytes_per_image=min(one.bytes_per_image, other.bytes_per_image),
-        bytes_per_body=min(one.bytes_per_body, other.bytes_per_body),
-    )
-
-
-def _most(bounds: Bounds) -> int:
-    """The planned limit of an image, the checkpoint's own where none was planned."""
-    if isinstance(bounds.rule, TileRule):
-        return bounds.limits.max_dynamic_patch or bounds.rule.max_dynamic_patch
-    assert isinstance(bounds.rule, PatchRule)
-    return bounds.limits.max_pixels_per_image or bounds.rule.max_pixels
+    lower: dict[str, Any] = dict.fromkeys(_OF_IMAGES)
+    if rule is not None:
+        most = min(planned_limit(a), planned_limit(b))
+        lower = {"vision_unit": rule.unit_name, rule.plan_limit_name: most}
+    for name in set(Limits.__struct_fields__) - _OF_IMAGES:
+        lower[name] = min(getattr(a.limits, name), getattr(b.limits, name))
+    return msgspec.structs.replace(a.limits, **lower)

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.core.model import AnyresRule, CanvasRule, HdRule, PatchRule, TileRule
-from turbofit.model.families.anyres import grids_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.core.model import ImageRule
+    from turbofit.core.images import ImageRule
     from turbofit.core.plan import Limits, Plan
 
 __all__ = ["edits", "overlay"]
@@ -45,32 +43,12 @@ def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, 
     Raises:
         UsageError: a config file that cannot be read.
     """
-    if isinstance(rule, TileRule):
-        most = limits.max_dynamic_patch
-        if most is None or most == rule.max_dynamic_patch:
-            return {}
-        if isinstance(rule, AnyresRule):
-            # The model reads config.json's list, its processor the preprocessor's: both must agree.
-            grids = {"image_grid_pinpoints": [list(grid) for grid in grids_within(rule, most)]}
-            config = {**_read(folder / _CONFIG), **grids}
-            return {_CONFIG: config, **_processor_edits(folder, grids)}
-        if isinstance(rule, HdRule):
-            return _processor_edits(folder, {"num_crops": most})
-        if isinstance(rule, CanvasRule):
-            return _processor_edits(folder, {"max_patches": most})
-        if rule.client_knobs:
-            return {_CONFIG: {**_read(folder / _CONFIG), "max_dynamic_patch": most}}
-        smallest = min(rule.min_dynamic_patch, most)
-        return _processor_edits(folder, {"max_patches": most, "min_patches": smallest})
-    assert isinstance(rule, PatchRule)
-    largest = limits.max_pixels_per_image
-    if largest is None or largest == rule.max_pixels:
+    limit = limits.image_limit
+    if limit is None or limit == rule.checkpoint_limit:
         return {}
-    least = min(rule.min_pixels, largest) * rule.frames
-    largest *= rule.frames
-    size = {"shortest_edge": least, "longest_edge": largest}
-    # Transformers 5 lets the bare names win over size, older ones read only the bare names.
-    return _processor_edits(folder, {"min_pixels": least, "max_pixels": largest, "size": size})
+    values = rule.folder_edits(limit)
+    changed = {_CONFIG: {**_read(folder / _CONFIG), **values.config}} if values.config else {}
+    return changed | (_processor_edits(folder, values.processor) if values.processor else {})
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
-from turbofit.gateway.limits import Held, hold_image, model_default, number, planned_limit
-from turbofit.model.images import limit_bounds, unit_tokens, units
+from turbofit.gateway.limits import Held, hold_image, model_default, planned_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +50,7 @@ class Shared(Struct):
 
 def by_request(bounds: Bounds) -> bool:
     """Whether LMDeploy takes pixel bounds for all images of a request, and for none alone."""
-    rule = bounds.rule
-    return bounds.heeds and isinstance(rule, PatchRule) and not rule.client_knobs
+    return bounds.heeds and bounds.rule is not None and bounds.rule.by_request
 
 
 def request_bounds(bounds: Bounds, asked: object) -> dict[str, Any]:
@@ -63,11 +60,9 @@ def request_bounds(bounds: Bounds, asked: object) -> dict[str, Any]:
         bounds: of a plan where `by_request` holds.
         asked: the client's value of ``image``; LMDeploy counts some models' images as two frames.
     """
-    rule = bounds.rule
-    if not isinstance(rule, PatchRule) or not isinstance(asked, dict):
+    if bounds.rule is None or not isinstance(asked, dict):
         return {}
-    given = {name: number(asked.get(name)) for name in ("min_pixels", "max_pixels")}
-    return {name: max(1, value // rule.frames) for name, value in given.items() if value >= 1}
+    return bounds.rule.request_bounds(asked)
 
 
 def hold_images(bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[Held] = ()) -> Shared:
@@ -95,7 +90,7 @@ def hold_images(bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[Held]
     if not fits(found):
         caps = _caps(bounds)
         best, found = _largest(caps, held, fits)
-        if best is not None and isinstance(bounds.rule, TileRule):
+        if best is not None and bounds.rule is not None and bounds.rule.few_limits:
             _spend_rest(bounds, wanted, found, caps[best + 1 :], fits)
     return _together(bounds, wanted, found)
 
@@ -132,13 +127,8 @@ def _caps(bounds: Bounds) -> range:
 
     A checkpoint's own ``min_pixels`` is never undercut.
     """
-    rule, most = bounds.rule, max(planned_limit(bounds), model_default(bounds))
-    if isinstance(rule, TileRule):
-        return range(1, most)
-    assert isinstance(rule, PatchRule)
-    window = (rule.patch_size * rule.merge) ** 2
-    least = -(-rule.min_pixels // window) * window
-    return range(least, max(least + 1, most), window)
+    assert bounds.rule is not None
+    return bounds.rule.limits_below(max(planned_limit(bounds), model_default(bounds)))
 
 
 def _largest(
@@ -184,24 +174,15 @@ def _spend_rest(
 
 def _together(bounds: Bounds, wanted: Sequence[Wanted], found: Sequence[Held]) -> Shared:
     """Bounds of single images as bounds of the request, where only the request can carry them."""
-    rule = bounds.rule
-    if not isinstance(rule, PatchRule) or rule.client_knobs:
+    rule, carried = bounds.rule, [one.knobs for one in found if one.knobs]
+    if rule is None or not rule.by_request or not carried:
         return Shared(images=tuple(found))
-    carried = [one.knobs for one in found if one.knobs]
-    if not carried:
-        return Shared(images=tuple(found))
-    most = min(knobs["max_pixels"] for knobs in carried)
-    least = min(most, *(knobs["min_pixels"] for knobs in carried))
-    request = {"min_pixels": least, "max_pixels": most}
+    served = rule.together(carried)
     images = []
     for one, held in zip(wanted, found, strict=True):
-        count = units(rule, *one.size, **request) if held.knobs else held.units
+        count = served.units(*one.size) if held.knobs else held.units
         images.append(
-            msgspec.structs.replace(held, knobs={}, units=count, tokens=unit_tokens(rule, count))
+            msgspec.structs.replace(held, knobs={}, units=count, tokens=rule.unit_tokens(count))
         )
-    if request == limit_bounds(rule, model_default(bounds)):
-        request = {}
-    return Shared(
-        images=tuple(images),
-        request={name: value * rule.frames for name, value in request.items()},
-    )
+    default = served == rule.with_limit(model_default(bounds))
+    return Shared(images=tuple(images), request={} if default else served.request_knobs)

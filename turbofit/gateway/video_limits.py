@@ -8,20 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule
+from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
+from turbofit.core.units import number
 from turbofit.gateway.clips import RATES
-from turbofit.gateway.limits import Held, number, shown
+from turbofit.gateway.limits import Held, shown
 from turbofit.gateway.pictures import LARGEST_PIXELS
 from turbofit.gateway.refusals import Refusal
-from turbofit.model.images import unit_tokens
-from turbofit.model.videos import (
-    GRID_TEXT_TOKENS,
-    LONGEST_SECONDS,
-    fitting_pixels,
-    grids,
-    least_pixels,
-    most_video_units,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,24 +106,26 @@ def hold_frames(
         Refusal: frames that no preprocessor takes, or too many.
     """
     rule, limits = bounds.rule, bounds.limits
-    assert isinstance(rule, PatchRule)
+    assert rule is not None
+    videos = rule.videos
+    assert videos is not None
     try:
-        most = fitting_pixels(rule, frames, *size, limits.units_per_image, most=asked or None)
+        most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=asked or None)
         if most is None:
             raise Refusal(
                 400,
                 "too_many_frames",
                 f"{frames} frames of {size[0]}x{size[1]} take more than the "
-                f"{limits.units_per_image} {limits.vision_unit}es planned for",
+                f"{limits.units_per_image} {rule.units_name} planned for",
             )
-        least = least_pixels(rule, frames, most)
-        count = most_video_units(rule, frames, *size, most)
-        words = grids(rule, frames) * GRID_TEXT_TOKENS
+        least = videos.least_pixels(frames, most)
+        count = videos.most_units(frames, *size, most)
+        words = videos.grids(frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
         raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
     lowered = (f"max_pixels={asked}->{most}",) if asked > most else ()
     held = Held(
-        knobs={}, units=count, tokens=unit_tokens(rule, count), lowered=lowered, frames=frames,
+        knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
         words=words,
     )  # fmt: skip
     return held, least, most

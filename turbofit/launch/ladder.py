@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, round_up
 from turbofit.memory.terms import POOL_WARMUP
@@ -122,16 +121,13 @@ def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Run
 
 def _fewer_units(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """Images of half the size."""
-    rule, limits = plan.model.image_rule, plan.limits
-    if isinstance(rule, TileRule):
-        name, now, least = "max_dynamic_patch", limits.max_dynamic_patch, 1
-    elif isinstance(rule, PatchRule):
-        name, now, least = "max_pixels", limits.max_pixels_per_image, rule.min_pixels
-    else:
+    rule, now = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or rule.limit_name in fixed or "image_size" in fixed:
         return None
-    if name in fixed or "image_size" in fixed or now is None or now // 2 < least:
+    if now is None or now // 2 < rule.least_limit:
         return None
-    return Rung(changes={name: now // 2}, why=f"images did not fit: {name} {now // 2}")
+    name, half = rule.limit_name, now // 2
+    return Rung(changes={name: half}, why=f"images did not fit: {name} {half}")
 
 
 def _fewer_engines(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001

@@ -11,7 +11,6 @@ from lmdeploy.serve.processors import MultimodalProcessor
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
-from turbofit.core.model import AnyresRule, HdRule, TileRule
 from turbofit.gateway.limits import (
     KNOBS,
     Bounds,
@@ -19,6 +18,7 @@ from turbofit.gateway.limits import (
     bounds_of,
     check_images,
     check_request,
+    planned_limit,
 )
 from turbofit.gateway.ranges import scope_of
 from turbofit.gateway.refusals import Refusal
@@ -34,11 +34,11 @@ from turbofit.gateway.sharing import (
 from turbofit.gateway.video_limits import check_clips, hold_frames
 from turbofit.launch.held_config import hold_engine
 from turbofit.launch.image_queue import queued
-from turbofit.model.images import largest_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turbofit.core.images import ImageRule
     from turbofit.core.plan import Plan
 
 __all__ = ["PlannedPipeline", "PlannedProcessor"]
@@ -175,8 +175,7 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
                 "this LMDeploy has no place where images can be held to the plan",
                 hint='install a known one with pip install "turbofit[lmdeploy]"',
             )
-        if isinstance(bounds.rule, TileRule) and not bounds.rule.client_knobs:
-            bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
+        bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
             most = max(1, bounds.gate // max(1, bounds.limits.units_per_request))
@@ -201,13 +200,15 @@ def _count(messages: Any, kinds: tuple[str, ...]) -> int:
     )
 
 
-def _hold_processor(model: Any, bounds: Bounds, rule: TileRule) -> Bounds:
-    """InternVL in the Transformers format reads no parameters: its processor's own limit is set."""
-    if isinstance(rule, AnyresRule | HdRule) or not rule.dynamic:
-        # No processor's own limit: what is planned for less is refused before it is encoded.
+def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
+    """InternVL in the Transformers format reads no parameters: its processor's own limit is set.
+
+    Where there is none to set, what is planned for less is refused before it is encoded.
+    """
+    name = rule.processor_limit
+    if name is None:
         return bounds
-    planned = bounds.limits.max_dynamic_patch or rule.max_dynamic_patch
-    most = min(planned, largest_limit(rule, bounds.limits.units_per_image) or 1)
-    model.processor.image_processor.max_patches = most
-    limits = replace(bounds.limits, max_dynamic_patch=most)
+    most = min(planned_limit(bounds), rule.largest_limit(bounds.limits.units_per_image) or 1)
+    setattr(model.processor.image_processor, name, most)
+    limits = replace(bounds.limits, **{rule.plan_limit_name: most})
     return replace(bounds, limits=limits, overlay=True)

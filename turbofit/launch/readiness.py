@@ -8,15 +8,14 @@ the gateway, which would refuse it.
 from __future__ import annotations
 
 from base64 import b64encode
-from math import isqrt
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from turbofit.core.model import AnyresRule, CrossRule, HdRule, PatchRule, TileRule
-from turbofit.launch.image import flat_png, knobs, worst_size
+from turbofit.launch.image import flat_png, worst_image
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import image_tokens, unit_tokens
 
 if TYPE_CHECKING:
+    from turbofit.core.images import ImageRule
+    from turbofit.core.images.rule import DummyImage
     from turbofit.core.plan import Plan
 
 __all__ = [
@@ -44,8 +43,7 @@ _SLACK: Final = 15
 _LEAST_ROW: Final = 64
 _ROW_ANSWER: Final = 256
 _STEPS_A_ROW: Final = 4
-#: Pixels a side of a small image, and tokens of a small answer.
-_SMALL: Final = 112
+#: Tokens of a small answer.
 _SMALL_ANSWER: Final = 8
 #: Any token but a special one.
 _TOKEN: Final = 100
@@ -70,25 +68,19 @@ def worst_request(plan: Plan, model: str) -> Question | None:
 
     None for a model without images.
     """
-    size = worst_size(plan)
-    if size is None:
+    image = worst_image(plan)
+    if image is None:
         return None
-    parts = [image_part(size, knobs(plan))] * plan.limits.images_per_request
+    parts = [image_part(image)] * plan.limits.images_per_request
     return Question("a worst-case request", chat(model, parts))
 
 
 def worst_image_tokens(plan: Plan) -> int:
     """Tokens of the images of `worst_request`, without those around them."""
-    size, rule, limits = worst_size(plan), plan.model.image_rule, plan.limits
-    if size is None or rule is None:
+    image, rule, limits = worst_image(plan), plan.model.image_rule, plan.limits
+    if image is None or rule is None or limits.image_limit is None:
         return 0
-    each = image_tokens(
-        rule,
-        *size,
-        max_dynamic_patch=limits.max_dynamic_patch,
-        max_pixels=limits.max_pixels_per_image,
-    )
-    return each * limits.images_per_request
+    return rule.with_limit(limits.image_limit).tokens(*image.size) * limits.images_per_request
 
 
 def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
@@ -130,10 +122,7 @@ def small_requests(plan: Plan, model: str) -> tuple[Question, ...]:
     """A small request of each kind: they load the kernels that the warm-up had no use for."""
     rule, found = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
-        tiles = isinstance(rule, TileRule)
-        side = rule.tile_size if isinstance(rule, TileRule) else _SMALL
-        knob = {"max_dynamic_patch": 1} if tiles and rule.client_knobs else {}
-        found.append(Question("a small image", chat(model, [image_part((side, side), knob)])))
+        found.append(Question("a small image", chat(model, [image_part(rule.small_image)])))
     body = {
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
         "temperature": 1.0, "ignore_eos": True,
@@ -172,34 +161,24 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
     if rule is None or most <= plan.limits.units_per_request:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
-    fixed = isinstance(rule, PatchRule) and not rule.client_knobs
-    shaped = isinstance(rule, AnyresRule | CrossRule | HdRule)
-    if plan.engine.name == "pytorch" or fixed or shaped:
+    image = rule.image_of(min(most, rule.units_within(room)))
+    if plan.engine.name == "pytorch" or image is None:
         parts = _largest_that_meet(plan, room)
         return chat(model, parts) if len(parts) > plan.limits.images_per_request else None
-    if isinstance(rule, TileRule):
-        if not rule.client_knobs:
-            return chat(model, _tiles_that_meet(plan, rule, text))
-        tiles = _tiles(min(most, room // max(1, rule.tokens_per_tile)), rule)
-        return chat(model, [image_part(_grid(tiles, rule.tile_size), {"max_dynamic_patch": tiles})])
-    assert isinstance(rule, PatchRule)
-    windows = min(most // rule.merge**2, room)
-    side = rule.patch_size * rule.merge
-    rows = isqrt(windows)
-    size = (side * (windows // rows), side * rows)
-    pixels = {"min_pixels": rule.min_pixels, "max_pixels": size[0] * size[1]}
-    return chat(model, [image_part(size, pixels)])
+    if rule.client_knobs:
+        return chat(model, [image_part(image)])
+    return chat(model, _images_across(plan, rule, text))
 
 
 def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
     """Images of the planned size side by side, as many as meet and as the sequence has room for."""
-    size, limits = worst_size(plan), plan.limits
+    image, limits = worst_image(plan), plan.limits
     tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
     count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
-    return [image_part(size, {})] * max(1, count) if size else []
+    return [image_part(image._replace(knobs={}))] * max(1, count) if image else []
 
 
-def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, Any]]:
+def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any]]:
     """Images that lie across the forwards of one long prompt, for clients without a knob.
 
     An image is encoded whole in each forward that holds one of its tokens, so that a forward sees
@@ -207,7 +186,7 @@ def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, An
     What lies before that (``lead``) and between the two is tried through; a guess at the template's
     tokens that is wrong by `_SLACK` must not matter.
     """
-    each, most = unit_tokens(rule, 1), plan.limits.units_per_image
+    each, most = rule.unit_tokens(1), plan.limits.units_per_image
     before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
     room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
     best: tuple[int, list[int]] = (0, [])
@@ -220,7 +199,8 @@ def _tiles_that_meet(plan: Plan, rule: TileRule, text: int) -> list[dict[str, An
             places = (before - _SLACK, before, before + _SLACK)
             met = min(_met(sizes, place, each, forward) for place in places)
             best = max(best, (met, sizes), key=lambda found: found[0])
-    return [image_part(_grid(_tiles(size, rule), rule.tile_size), {}) for size in best[1]]
+    images = [rule.image_of(size) for size in best[1]]
+    return [image_part(image) for image in images if image is not None]
 
 
 def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
@@ -234,15 +214,10 @@ def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
     return max(met.values(), default=0)
 
 
-def _unmade(rule: TileRule) -> int:
-    """Units that no image has: one tile has no thumbnail, two have three units."""
-    return 2 if rule.thumbnail else 0
-
-
-def _split(total: int, most: int, rule: TileRule) -> list[int]:
+def _split(total: int, most: int, rule: ImageRule) -> list[int]:
     """Images of so many units in all, or one less where that cannot be."""
     sizes = [most] * (total // most) + ([total % most] if total % most else [])
-    if sizes and sizes[-1] == _unmade(rule):
+    if sizes and sizes[-1] == rule.unmade_units:
         if len(sizes) == 1 or most < 5:
             sizes[-1] = 1
         else:
@@ -250,21 +225,10 @@ def _split(total: int, most: int, rule: TileRule) -> list[int]:
     return sizes
 
 
-def _tiles(count: int, rule: TileRule) -> int:
-    """Tiles of the grid of an image of so many units."""
-    return count - 1 if rule.thumbnail and count > 1 else count
-
-
-def _grid(tiles: int, side: int) -> tuple[int, int]:
-    """Width and height of an image that is cut into so many tiles."""
-    columns = next(n for n in range(isqrt(tiles), 0, -1) if tiles % n == 0)
-    return side * (tiles // columns), side * columns
-
-
-def image_part(size: tuple[int, int], fields: dict[str, int]) -> dict[str, Any]:
-    """A flat image of (width, height) as a part of a chat message, with fields beside its URL."""
-    url = "data:image/png;base64," + b64encode(flat_png(*size)).decode()
-    return {"type": "image_url", "image_url": {"url": url, **fields}}
+def image_part(image: DummyImage) -> dict[str, Any]:
+    """A flat image as a part of a chat message, with its fields beside its URL."""
+    url = "data:image/png;base64," + b64encode(flat_png(*image.size)).decode()
+    return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 
 def chat(model: str, parts: list[dict[str, Any]]) -> Request:

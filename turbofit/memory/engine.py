@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Final, Literal
 
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import ImageRule, Model
+from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account

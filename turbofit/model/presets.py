@@ -12,15 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import (
-    Dtype,
-    ImageRule,
-    Model,
-    ModelSource,
-    Quantization,
-    TextDims,
-    VisionDims,
-)
+from turbofit.core.images import AnyImageRule
+from turbofit.core.model import Dtype, Model, ModelSource, Quantization, TextDims, VisionDims
 from turbofit.core.presets import load_yaml, preset_path, presets_dir
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import parameters, stored_bytes
@@ -62,7 +55,7 @@ class Preset(Struct, forbid_unknown_fields=True):
     needs_remote_code: bool | None = None
     text: TextDims | None = None
     vision: VisionDims | None = None
-    image_rule: ImageRule | None = None
+    image_rule: AnyImageRule | None = None
     quantization: Quantization | None = None
     awq: str | None = None
     unsupported: Unsupported | None = None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from turbofit.core.model import ImageRule, TileRule
+from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import unit_tokens, units_within
 
-__all__ = ["Prompt", "grid", "let_through", "most_met", "queue"]
+__all__ = ["Prompt", "let_through", "most_met", "queue"]
 
 #: A chunk that does not end a prompt ends at a block's edge (LMDeploy, Scheduler::ClampForwardEnd).
 _BLOCK = 64
@@ -35,34 +33,25 @@ class Prompt(NamedTuple):
         return self.lead + self.tokens + self.rest
 
 
-def grid(patches: int) -> list[int]:
-    """A grid (t, h, w) of about so many patches, as square as even sides allow."""
-    wanted = max(4, patches // 4 * 4)
-    for height in range(2 * (math.isqrt(wanted) // 2), 1, -2):
-        if wanted % height == 0 and wanted // height % 2 == 0:
-            return [1, height, wanted // height]
-    return [1, 2, wanted // 2]
-
-
 def queue(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
     """Requests of one image each, of at most so many units, whose images meet at their worst.
 
     In the order in which a rehearsal queues them. With a prefix cache: one request that fills it,
     to be answered first, is the caller's.
     """
-    settings, tiles = plan.settings, isinstance(rule, TileRule)
+    settings = plan.settings
     if settings.enable_prefix_caching:
         return _asked_again(plan, rule, units)
     forward = forward_tokens(settings)
     # Prompts meet whose blocks the cache has all at once, of each the last in part filled.
     context = min(settings.session_len, plan.kv.tokens - _CUT * _BLOCK)
     if not _fits(rule, units, context):
-        return [_request(_prompt(rule, units, 1, 1), tiles)]  # which the engine refuses
+        return [_request(rule, _prompt(rule, units, 1, 1))]  # which the engine refuses
     best = max(
         _queues(rule, units, forward, context, settings.max_batch_size),
         key=lambda prompts: most_met(prompts, forward, context),
     )
-    return [_request(prompt, tiles) for prompt in best]
+    return [_request(rule, prompt) for prompt in best]
 
 
 def let_through(limits: Limits, bound: int) -> int | None:
@@ -113,17 +102,17 @@ def _queues(
     rule: ImageRule, units: int, forward: int, context: int, batch: int
 ) -> Iterator[list[Prompt]]:
     """What is worth trying: equal images, and images that lie across a forward's edges."""
-    whole = unit_tokens(rule, units)
-    each = min(units, units_within(rule, context - _LEAST))
+    whole = rule.unit_tokens(units)
+    each = min(units, rule.units_within(context - _LEAST))
     alike = max(1, min(batch, _ALIKE * -(-forward // max(1, whole)), _ALIKE * _ALIKE))
     yield [_prompt(rule, each, 1, 1 + 61 * i % 257) for i in range(alike)]
     yield [_prompt(rule, each, 1, 1)] * alike
     for kept in range(2, batch + 1):
-        part = min(each, units_within(rule, context // kept - _LEAST))
+        part = min(each, rule.units_within(context // kept - _LEAST))
         if part:
             yield [_prompt(rule, part, 1, 1)] * kept
     yield _filled(rule, each, [], forward, context, batch)
-    tokens, step = unit_tokens(rule, each), max(_BLOCK, forward // _BLOCK * _BLOCK)
+    tokens, step = rule.unit_tokens(each), max(_BLOCK, forward // _BLOCK * _BLOCK)
     # An image that is one token longer than whole chunks, and a prompt that is cut there.
     lead = 1 + (-tokens) % step
     first = Prompt(lead, each, tokens, max(1, forward - step))
@@ -137,7 +126,7 @@ def _filled(
     found = [*first]
     room = forward - _BLOCK - sum(1 + prompt.rest for prompt in first)
     left = context - sum(prompt.length for prompt in first)
-    last = min(unit_tokens(rule, units), max(0, left)) + _LEAST
+    last = min(rule.unit_tokens(units), max(0, left)) + _LEAST
     while len(found) < batch - 1:
         # The last, of which one token is enough, must have its place in the context, too.
         fits = _fits(rule, units, min(room, left - last))
@@ -152,30 +141,28 @@ def _filled(
 
 def _fits(rule: ImageRule, units: int, tokens: int) -> int:
     """Units of the largest image of which a prompt of so many tokens has room."""
-    return min(units, units_within(rule, tokens - _LEAST)) if tokens > _LEAST else 0
+    return min(units, rule.units_within(tokens - _LEAST)) if tokens > _LEAST else 0
 
 
 def _prompt(rule: ImageRule, units: int, lead: int, rest: int) -> Prompt:
-    """A prompt with an image of about so many units: patches as a grid has them."""
-    if not isinstance(rule, TileRule):
-        _, height, width = grid(units)
-        units = height * width
-    return Prompt(lead, units, unit_tokens(rule, units), rest)
+    """A prompt with an image of about so many units, in whole steps."""
+    units = max(rule.unit_step, units // rule.unit_step * rule.unit_step)
+    return Prompt(lead, units, rule.unit_tokens(units), rest)
 
 
 def _asked_again(plan: Plan, rule: ImageRule, units: int) -> list[dict[str, Any]]:
     """Different questions about the image that was seen before: each brings it back whole."""
     settings, prompt = plan.settings, _prompt(rule, units, 1, _LEAST)
     count = settings.session_len // (prompt.length + _NEW)  # they share the picture's blocks
-    one = _request(prompt, isinstance(rule, TileRule)) | {"images": 1}
+    one = _request(rule, prompt) | {"images": 1}
     return [one] * max(1, min(count, settings.max_batch_size))
 
 
-def _request(prompt: Prompt, tiles: bool) -> dict[str, Any]:
+def _request(rule: ImageRule, prompt: Prompt) -> dict[str, Any]:
     """As a rehearsal's specification has it."""
     return {
         "text_tokens": prompt.lead + prompt.rest,
         "lead": prompt.lead,
-        "units": [prompt.units if tiles else grid(prompt.units)],
+        "units": [rule.grid(prompt.units)],
         "max_new_tokens": _NEW,
     }

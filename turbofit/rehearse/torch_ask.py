@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
-from turbofit.core.model import ImageRule, Model
-from turbofit.model.images import image_tokens, units
+from turbofit.core.model import Model
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.torch_report import torch_report
@@ -115,21 +115,20 @@ def _model(ask: TorchAsk, scratch: Path) -> tuple[str, ImageRule | None, bool, P
 
 
 def _size(ask: TorchAsk, rule: ImageRule | None) -> tuple[int, int]:
-    limits = {"max_dynamic_patch": ask.max_dynamic_patch, "max_pixels": ask.max_pixels}
     if ask.image_size is not None:
-        if any(limits.values()):
+        if ask.max_dynamic_patch or ask.max_pixels:
             raise UsageError(
                 "--image-size and a limit both say how large a picture is", hint="give one of them"
             )
         if rule is not None:
-            units(rule, *ask.image_size)  # the preprocessor's own refusals
+            rule.units(*ask.image_size)  # the preprocessor's own refusals
         return ask.image_size
     if rule is None:
         raise UsageError(
             f"turbofit does not know how {ask.model} takes pictures",
             hint="say how large its worst picture is: --image-size 1344x1344",
         )
-    return worst_size(rule, **limits)
+    return worst_size(rule, getattr(ask, rule.limit_name))
 
 
 def _cases(
@@ -158,6 +157,6 @@ def _cases(
 def _image(rule: ImageRule | None, size: tuple[int, int] | None) -> dict[str, Any] | None:
     if size is None:
         return None
-    seen = units(rule, *size) if rule else None
-    tokens = image_tokens(rule, *size) if rule else None
+    seen = rule.units(*size) if rule else None
+    tokens = rule.tokens(*size) if rule else None
     return {"width": size[0], "height": size[1], "units": seen, "tokens": tokens}

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import TileRule
 from turbofit.core.plan import (
     Death,
     GpuLedger,
@@ -32,7 +31,7 @@ from turbofit.rehearse.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch_worst import torch_cases, worst_size
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.twin import carries_limit, checkpoint_for
 
 __all__ = [
     "beside",
@@ -103,18 +102,18 @@ def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
 
 
 def _limited(plan: Plan) -> Any:
-    """The model with the planned limit as its own, as the gateway's overlay gives it."""
-    rule, limit = plan.model.image_rule, plan.limits.max_dynamic_patch
-    if not isinstance(rule, TileRule) or limit is None:
+    """The model with the planned limit as its own, where its stand-in is written with it."""
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or limit is None or not carries_limit(plan.model):
         return plan.model
-    return replace(plan.model, image_rule=replace(rule, max_dynamic_patch=limit))
+    return replace(plan.model, image_rule=rule.with_limit(limit))
 
 
 def _cases(plan: Plan) -> tuple[TorchCase, ...]:
     limits, settings, rule = plan.limits, plan.settings, _limited(plan).image_rule
     size = None
     if limits.vision_unit is not None and limits.images_per_request:
-        size = plan.workload.image_size or worst_size(rule, max_pixels=limits.max_pixels_per_image)
+        size = plan.workload.image_size or worst_size(rule, limits.image_limit)
     cases = torch_cases(
         rule,
         size,

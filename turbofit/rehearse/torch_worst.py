@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from turbofit.core.errors import UsageError
-from turbofit.core.model import AnyresRule, HdRule, ImageRule, PatchRule, TileRule
-from turbofit.model.families.anyres import widest
-from turbofit.model.images import image_tokens, units, worst_units
+from turbofit.core.images import ImageRule
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
 
 __all__ = ["torch_cases", "worst_size"]
@@ -17,49 +13,21 @@ _NEW = 4  # tokens to generate: one forward of prefill, three of decoding
 _FRAME = 32  # at most what a chat template adds to that
 _MOST_QUEUED = 32
 _SHARES = 8  # pictures that are tried in one forward
-#: Pixels of the longer side over the shorter: preprocessors refuse more than 200.
-_SLIM = 16
 
 
-def worst_size(
-    rule: ImageRule, *, max_dynamic_patch: int | None = None, max_pixels: int | None = None
-) -> tuple[int, int]:
+def worst_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     """A picture (width, height) that gives the most units under the limit, as square as may be.
 
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
     """
-    if isinstance(rule, TileRule):
-        limit, own, name = max_dynamic_patch, rule.max_dynamic_patch, "--max-dynamic-patch"
-    else:
-        limit, own, name = max_pixels, rule.max_pixels, "--max-pixels"
-    limit = own if limit is None else limit
-    if limit > own:
+    own = rule.checkpoint_limit
+    if limit is not None and limit > own:
         raise UsageError(
-            f"{name} {limit} is above the checkpoint's own {own}",
+            f"{rule.limit_option} {limit} is above the checkpoint's own {own}",
             hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
         )
-    if isinstance(rule, AnyresRule):
-        return widest(rule, limit)
-    if isinstance(rule, HdRule):
-        return rule.tile_size, rule.tile_size * limit
-    if isinstance(rule, TileRule):
-        wanted, edge = worst_units(rule, max_dynamic_patch=limit), rule.tile_size
-        cells = max(1, limit if rule.dynamic else 1)
-    else:
-        wanted, edge = worst_units(rule, max_pixels=limit), rule.patch_size * rule.merge
-        cells = max(1, wanted // rule.merge**2)
-    best, most = (edge, edge), 0
-    for rows in range(math.isqrt(cells), 0, -1):
-        columns = cells // rows
-        if most and columns > _SLIM * rows and not isinstance(rule, TileRule):
-            break
-        seen = units(rule, columns * edge, rows * edge)
-        if most < seen <= wanted:
-            best, most = (columns * edge, rows * edge), seen
-        if most >= wanted:
-            break
-    return best
+    return rule.worst_size(limit)
 
 
 def torch_cases(
@@ -105,7 +73,7 @@ def torch_cases(
 def _meet(
     rule: ImageRule | None, size: tuple[int, int], images: int, batch: int, prefill: int
 ) -> int:
-    tokens = image_tokens(rule, *size) * images + _TEXT if rule else 576 * images
+    tokens = rule.tokens(*size) * images + _TEXT if rule else 576 * images
     return max(1, min(batch, _MOST_QUEUED, prefill // max(1, tokens) + 2))
 
 
@@ -117,21 +85,15 @@ def _meeting(
     The largest seldom fills a forward: of 3328 tokens each a forward of 4096 takes one, of 1280
     three.
     """
-    if not isinstance(rule, (TileRule, PatchRule)):
+    if rule is None:
         return size
 
     def together(one: tuple[int, int]) -> int:
-        tokens = image_tokens(rule, *one) * images + _TEXT + _FRAME
-        return max(1, min(batch, _MOST_QUEUED, prefill // tokens)) * images * units(rule, *one)
+        tokens = rule.tokens(*one) * images + _TEXT + _FRAME
+        return max(1, min(batch, _MOST_QUEUED, prefill // tokens)) * images * rule.units(*one)
 
-    most = units(rule, *size)
-    if isinstance(rule, TileRule):
-        limits = range(1, rule.max_dynamic_patch + 1) if rule.dynamic else ()
-        smaller = [worst_size(rule, max_dynamic_patch=n) for n in limits]
-    else:
-        shares = (prefill // n - _TEXT - _FRAME for n in range(1, min(batch, _SHARES) + 1))
-        cells = (share // images for share in shares)
-        edge = rule.patch_size * rule.merge
-        smaller = [worst_size(rule, max_pixels=n * edge**2) for n in cells
-                   if 0 < n * edge**2 <= rule.max_pixels]  # fmt: skip
-    return max((size, *(one for one in smaller if units(rule, *one) <= most)), key=together)
+    most = rule.units(*size)
+    shares = (prefill // n - _TEXT - _FRAME for n in range(1, min(batch, _SHARES) + 1))
+    limits = rule.limits_for(share // images for share in shares)
+    smaller = (rule.worst_size(limit) for limit in limits)
+    return max((size, *(one for one in smaller if rule.units(*one) <= most)), key=together)

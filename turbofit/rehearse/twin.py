@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import Model, TextDims, TileRule, VisionDims
+from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.model.presets import find_preset, nearest_names, preset_model
 from turbofit.rehearse import dims
 from turbofit.rehearse.checkpoint import write_model
@@ -71,6 +71,11 @@ def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
     )
 
 
+def carries_limit(model: Model) -> bool:
+    """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
+    return model.vision is not None and model.vision.kind == "internvit"
+
+
 def twin_of(model: Model) -> dims.Model:
     """The dimensions from which a header-only checkpoint is written.
 
@@ -90,7 +95,7 @@ def twin_of(model: Model) -> dims.Model:
         vision=_vision(model.vision, model.architecture) if model.vision else None,
         awq=quantization is not None,
         dtype="float16" if model.dtype == "float16" else "bfloat16",
-        max_tiles=rule.max_dynamic_patch if isinstance(rule, TileRule) else 12,
+        max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
     )
 
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.exposure import exposure_within
 from turbofit.memory.turbomind.bound import engine_bound
-from turbofit.model.images import units_within
-from turbofit.rehearse.meeting import grid, let_through, queue
+from turbofit.rehearse.meeting import let_through, queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
 
 
-def _unit(limits: Limits, size: int) -> Any:
-    return size if limits.vision_unit == "tile" else grid(size)
-
-
-def _images(limits: Limits) -> list[Any]:
+def _images(rule: ImageRule, limits: Limits) -> list[Any]:
     """The images of the worst request: whole ones, and what is left of its units."""
     left, units = limits.units_per_request, list[Any]()
     while left > 0 and len(units) < limits.images_per_request:
         size = min(left, limits.units_per_image)
-        units.append(_unit(limits, size))
+        units.append(rule.grid(size))
         left -= size
     return units
 
@@ -35,9 +31,9 @@ def worst_cases(plan: Plan) -> list[dict[str, Any]]:
     gateway lets through at once, so that their images meet at their worst. ``text_prefill``: the
     longest prompt that the cache and the session hold. ``sampling``: a full batch with ``top_k=0``.
     """
-    limits, settings = plan.limits, plan.settings
+    rule, limits, settings = plan.model.image_rule, plan.limits, plan.settings
     cases: list[dict[str, Any]] = []
-    images = _images(limits) if limits.vision_unit and limits.units_per_request else []
+    images = _images(rule, limits) if rule is not None and limits.vision_unit else []
     if images:
         one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": _NEW}
         # What a prefix cache has seen is asked about again in the next case.
@@ -57,7 +53,7 @@ def _meeting(plan: Plan, one: dict[str, Any]) -> list[dict[str, Any]]:
     rule, limits, batch = plan.model.image_rule, plan.limits, plan.settings.max_batch_size
     assert rule is not None
     bound = engine_bound(rule, exposure_within(limits), plan.settings)
-    count = let_through(limits, min(bound, units_within(rule, plan.kv.tokens)))
+    count = let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
     if count is not None:
         return [one] * min(batch, count)
     if limits.images_per_request == 1:

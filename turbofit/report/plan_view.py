@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
-from turbofit.model.videos import takes_videos
 from turbofit.report.capacity import capacity
 from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
@@ -162,7 +161,7 @@ def capacity_blocks(plan: Plan) -> list[Block]:
             ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
             ("paid for", f"{limits.units_per_forward:,} {unit}(s) in one forward pass"),
         ]
-        if takes_videos(plan.engine.name, plan.model.image_rule):
+        if plan.takes_videos:
             facts.append(("videos", "1 a request, in the place of an image and held to its size"))
     for one in found.users[:1]:
         text = f"{one.held:,} with {one.what} each; {one.running:,} of them run at once"

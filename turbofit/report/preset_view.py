@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.core.model import TileRule
 from turbofit.core.units import MIB, format_bytes
 from turbofit.report.document import Column, Heading, Items, Table
 
@@ -36,7 +35,7 @@ def models_view(
             f"{model.parameters / 1e9:.2f}B",
             format_bytes(model.weight_bytes),
             f"{model.text.max_position_embeddings:,}",
-            _images(model),
+            "none" if model.image_rule is None else model.image_rule.summary,
             model.hub_id or "",
         )
         for name, model in known
@@ -74,14 +73,3 @@ def gpus_view(known: Iterable[tuple[str, GpuPreset]]) -> list[Block]:
         for name, preset in known
     )
     return [Heading(text="GPUs"), Table(columns=columns, rows=rows)]
-
-
-def _images(model: Model) -> str:
-    rule = model.image_rule
-    if rule is None:
-        return "none"
-    if isinstance(rule, TileRule) and not rule.dynamic:
-        return f"{rule.tile_size} px square"
-    if isinstance(rule, TileRule):
-        return f"{rule.max_dynamic_patch} tiles"
-    return f"{rule.max_pixels / 1e6:.1f} MP"

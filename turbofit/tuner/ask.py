@@ -6,12 +6,11 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import CrossRule, Model, PatchRule, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
-from turbofit.model.images import unit_tokens, units, worst_units
 
 __all__ = ["Ask", "Margin", "check_limits", "exposure_of"]
 
@@ -79,13 +78,20 @@ class Ask(Struct):
     def own_limit(self) -> int | None:
         """The limit that the user or the checkpoint gives: tiles or pixels; None without images."""
         rule = self.model.image_rule
-        if isinstance(rule, TileRule):
-            return (
-                rule.max_dynamic_patch if self.max_dynamic_patch is None else self.max_dynamic_patch
-            )
-        if isinstance(rule, PatchRule):
-            return rule.max_pixels if self.max_pixels is None else self.max_pixels
-        return None
+        if rule is None:
+            return None
+        limit: int | None = getattr(self, rule.limit_name)
+        return rule.checkpoint_limit if limit is None else limit
+
+    @property
+    def fixed_limit(self) -> int | None:
+        """The limit of an image that the user gives: tiles or pixels."""
+        return self.max_pixels if self.max_dynamic_patch is None else self.max_dynamic_patch
+
+    def with_limit(self, limit: int | None) -> Ask:
+        """The same with this limit of an image; None leaves it to turbofit."""
+        assert self.model.image_rule is not None
+        return msgspec.structs.replace(self, **{self.model.image_rule.limit_name: limit})
 
 
 def exposure_of(ask: Ask, limit: int | None) -> Exposure:
@@ -104,14 +110,13 @@ def exposure_of(ask: Ask, limit: int | None) -> Exposure:
         return NO_IMAGES
     if workload.images == 0:
         return NO_IMAGES
-    bound = {"max_dynamic_patch": limit} if isinstance(rule, TileRule) else {"max_pixels": limit}
-    each = worst_units(rule, **bound)
+    each = rule.worst_units(limit)
     if workload.image_size is not None:
-        each = min(each, units(rule, *workload.image_size, **bound))
+        each = min(each, rule.units(*workload.image_size, limit))
     return Exposure(
         units_per_image=each,
         images_per_request=workload.images,
-        tokens_per_request=unit_tokens(rule, each) * workload.images,
+        tokens_per_request=rule.unit_tokens(each) * workload.images,
     )
 
 
@@ -122,14 +127,15 @@ def check_limits(ask: Ask) -> None:
         UsageError: it limits what this model's images have not.
     """
     name, rule = ask.model.name, ask.model.image_rule
-    varies = isinstance(rule, TileRule) and rule.dynamic and not isinstance(rule, CrossRule)
-    if ask.max_dynamic_patch is not None and not varies:
+    taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
+    hint = f"leave it out, or give {taken}" if taken else "leave it out"
+    if ask.max_dynamic_patch is not None and taken != "--max-dynamic-patch":
         raise UsageError(
             f"--max-dynamic-patch limits tiles, and no image of {name} has more or fewer of them",
-            hint="leave it out" + (", or give --max-pixels" if isinstance(rule, PatchRule) else ""),
+            hint=hint,
         )
-    if ask.max_pixels is not None and not isinstance(rule, PatchRule):
+    if ask.max_pixels is not None and taken != "--max-pixels":
         raise UsageError(
             f"--max-pixels limits images that keep their size, and {name} has none of them",
-            hint="leave it out" + (", or give --max-dynamic-patch" if varies else ""),
+            hint=hint,
         )

@@ -101,8 +101,8 @@ def _compiles(ask: Ask) -> bool:
 
 def _served(ask: Ask, plan: Plan) -> tuple[bool, bool]:
     """Whether it fits, and whether it admits images as large as was asked."""
-    limit = plan.limits.max_dynamic_patch or plan.limits.max_pixels_per_image
-    return plan.fits, plan.limits.vision_unit is None or limit == ask.own_limit
+    limits = plan.limits
+    return plan.fits, limits.vision_unit is None or limits.image_limit == ask.own_limit
 
 
 def _worth(ask: Ask, plan: Plan) -> tuple[bool, bool, int]:

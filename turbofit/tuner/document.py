@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
-from turbofit.core.model import PatchRule, TileRule, image_units
 from turbofit.core.plan import (
     Candidate,
     GpuLedger,
@@ -157,10 +156,10 @@ def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
     rule, exposure, limit = ask.model.image_rule, parts.exposure, parts.limit
     images = exposure.images_per_request
     vision = rule if exposure.units_per_image else None
-    return Limits(
-        vision_unit=image_units(vision) if vision is not None else None,
-        max_dynamic_patch=limit if isinstance(vision, TileRule) else None,
-        max_pixels_per_image=limit if isinstance(vision, PatchRule) else None,
+    limits = Limits(
+        vision_unit=None,
+        max_dynamic_patch=None,
+        max_pixels_per_image=None,
         images_per_request=images,
         units_per_image=exposure.units_per_image,
         units_per_request=exposure.units_per_request,
@@ -170,6 +169,9 @@ def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
         bytes_per_image=_BYTES_PER_IMAGE if images else 0,
         bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
     )
+    if vision is None:
+        return limits
+    return replace(limits, vision_unit=vision.unit_name, **{vision.plan_limit_name: limit})
 
 
 def host_of(ask: Ask, accounts: Sequence[Account], engine: Engine) -> HostMemory:

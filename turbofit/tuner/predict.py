@@ -16,7 +16,6 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.memory.terms import POOL_WARMUP
-from turbofit.model.images import exposed_limit, units_within
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
@@ -86,7 +85,7 @@ def _held(ask: Ask, exposure: Exposure, accounts: Sequence[Account], ratio: floa
     tokens = blocks * accounts[0].block_tokens
     if tokens <= 0 or tokens >= accounts[0].settings.session_len:
         return exposure
-    most = exposure.paid(max(exposure.units_per_request, units_within(rule, tokens)))
+    most = exposure.paid(max(exposure.units_per_request, rule.units_within(tokens)))
     return replace(exposure, units_per_forward=most)
 
 
@@ -135,9 +134,9 @@ def _groups(ask: Ask, tp: int, engine: Engine) -> tuple[tuple[int, ...], ...]:
 
 def _exposed(ask: Ask) -> int | None:
     """The limit that holds for clients: the user's, else what ordinary clients can ask for."""
-    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+    if ask.fixed_limit is not None:
         return ask.own_limit
-    return None if ask.model.image_rule is None else exposed_limit(ask.model.image_rule)
+    return None if ask.model.image_rule is None else ask.model.image_rule.exposed_limit
 
 
 def _settings(

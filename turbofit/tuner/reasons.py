@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.model import TileRule
 from turbofit.core.words import indices
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
@@ -112,9 +111,9 @@ def _differs(best: Judged, name: str) -> bool:
 
 
 def _limit(ask: Ask, best: Judged) -> str:
-    name = "max_dynamic_patch" if isinstance(ask.model.image_rule, TileRule) else "max_pixels"
-    limit = best.shape.limit
-    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+    assert ask.model.image_rule is not None
+    name, limit = ask.model.image_rule.limit_name, best.shape.limit
+    if ask.fixed_limit is not None:
         return f"{name} {limit}: as set by you"
     if limit == ask.own_limit:
         return f"{name} {limit}: the model's own"

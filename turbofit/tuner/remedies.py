@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.machine import Gpu, Holder
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
@@ -101,20 +99,11 @@ def _smaller_workload(ask: Ask) -> Iterator[tuple[str, Ask]]:
 def _smaller_images(ask: Ask) -> Iterator[tuple[str, Ask]]:
     """Half the user's own limit; the search has tried every one where it was free to."""
     rule, own = ask.model.image_rule, ask.own_limit
-    if rule is None or own is None or own <= 1:
+    if rule is None or own is None or own <= 1 or ask.fixed_limit is None:
         return
     if excess_tokens(ask, exposure_of(ask, own)):
-        if ask.max_dynamic_patch is not None:
-            yield "leave --max-dynamic-patch to turbofit", replace(ask, max_dynamic_patch=None)
-        if ask.max_pixels is not None:
-            yield "leave --max-pixels to turbofit", replace(ask, max_pixels=None)
-    if isinstance(rule, TileRule) and ask.max_dynamic_patch is not None:
-        yield (
-            f"--max-dynamic-patch {own // 2}",
-            replace(ask, max_dynamic_patch=own // 2),
-        )
-    if isinstance(rule, PatchRule) and ask.max_pixels is not None:
-        yield f"--max-pixels {own // 2}", replace(ask, max_pixels=own // 2)
+        yield f"leave {rule.limit_option} to turbofit", ask.with_limit(None)
+    yield f"{rule.limit_option} {own // 2}", ask.with_limit(own // 2)
 
 
 def _quantised_cache(ask: Ask) -> Iterator[tuple[str, Ask]]:
@@ -164,7 +153,7 @@ def _without(gpu: Gpu, holder: Holder) -> Gpu:
 
 
 def _limit(ask: Ask, limit: int) -> str:
-    unit: Literal["tiles", "pixels"] = (
-        "tiles" if isinstance(ask.model.image_rule, TileRule) else "pixels"
+    assert ask.model.image_rule is not None
+    return (
+        f"{limit:,} {ask.model.image_rule.limit_unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"
     )
-    return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.log import LazyLogger
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
@@ -125,7 +124,6 @@ class _Search:
         rule = self.ask.model.image_rule
         if rule is None or not self.asked.units_per_image or self.ask.workload.queue_images:
             return  # with `queue_images` every shape pays for one request's already
-        step = 1 if isinstance(rule, TileRule) else rule.merge**2
 
         def at(units: int) -> Judged:
             return self.judge(replace(shape, units_per_forward=units), self.ask.own_limit)
@@ -136,18 +134,17 @@ class _Search:
             each = [part.settings for part in best.parts or (best,)]
             bounds = [self.engine.units_bound(rule, self.asked, settings) for settings in each]
             high = max(low, *bounds)
-            best = _largest(best, low, high, step, at)
+            best = _largest(best, low, high, rule.unit_step, at)
         yield best
 
     def lowered(self, shape: Shape) -> Iterator[Judged]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
         ask = self.ask
         rule, own = ask.model.image_rule, ask.own_limit
-        user_set = ask.max_dynamic_patch is not None or ask.max_pixels is not None
-        if rule is None or own is None or user_set or ask.workload.image_size is not None:
+        given = ask.fixed_limit is not None or ask.workload.image_size is not None
+        if rule is None or own is None or given:
             return
-        step = (rule.patch_size * rule.merge) ** 2 if isinstance(rule, PatchRule) else 1
-        least = rule.min_dynamic_patch if isinstance(rule, TileRule) else max(step, rule.min_pixels)
+        step, least = rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Judged:
             units = exposure_of(ask, limit).units_per_request

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, PatchRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.memory.turbomind.weights import vision_side
 
 __all__ = ["Work", "vision_seconds", "work_of"]
 
@@ -53,7 +52,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> Work:
         routed = moe.experts_per_token / moe.experts
         of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
         share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
-    vision = traffic.vision / 2 * 2 * _unit_tokens(model)
+    vision = traffic.vision / 2 * 2 * model.unit_tower_tokens
     return Work(
         layers=text.layers,
         hidden_bytes=text.hidden * 2,
@@ -92,10 +91,3 @@ def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:
         mlp *= 1 - moe.layers / text.layers
         mlp += 3.0 * text.hidden * (routed + moe.shared_intermediate) * moe.layers
     return float(attention + mlp + text.vocab * text.hidden)
-
-
-def _unit_tokens(model: Model) -> int:
-    """Tokens that the tower itself runs on for one unit."""
-    if isinstance(model.image_rule, PatchRule) or model.vision is None:
-        return 1
-    return vision_side(model.vision) ** 2 + 1

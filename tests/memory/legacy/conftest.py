@@ -8,18 +8,17 @@ from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.turbomind.constants import load_constants
-from turbofit.model.images import unit_tokens, worst_units
 from turbofit.model.source import resolve_model
 
 
 def exposure_of(model, images=1):
     if model.image_rule is None:
         return NO_IMAGES
-    units = worst_units(model.image_rule)
+    units = model.image_rule.worst_units()
     return Exposure(
         units_per_image=units,
         images_per_request=images,
-        tokens_per_request=unit_tokens(model.image_rule, units) * images,
+        tokens_per_request=model.image_rule.unit_tokens(units) * images,
     )
 
 

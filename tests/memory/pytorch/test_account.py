@@ -20,7 +20,6 @@ from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import load_constants
 from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.model.images import unit_tokens, worst_units
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()
@@ -74,7 +73,7 @@ class TestAgainstTheEngine:
         if not seen.units:
             pytest.skip("text only")
         model = resolve_model(seen.model)
-        tokens = seen.prompt or max(seen.prefill, unit_tokens(model.image_rule, seen.units))
+        tokens = seen.prompt or max(seen.prefill, model.image_rule.unit_tokens(seen.units))
         forward = Prefill(tokens=tokens, context=seen.context, units=seen.units)
         size = activations(seen).prefill(forward) / MIB
         # Within 2 % of a 24 GB card.
@@ -92,8 +91,8 @@ def account(
     model, machine = resolve_model(name), machine_from(on)
     exposure = NO_IMAGES
     if model.image_rule is not None:
-        units = worst_units(model.image_rule)
-        tokens = unit_tokens(model.image_rule, units)
+        units = model.image_rule.worst_units()
+        tokens = model.image_rule.unit_tokens(units)
         exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=tokens)
     gpus = machine.gpus[: settings.get("tp", 1)]
     given = Settings(**{"max_batch_size": 8, **settings})

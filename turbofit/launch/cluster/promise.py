@@ -181,10 +181,8 @@ def _kept(own: Plan, plan: ClusterPlan, terms: Terms, share: float) -> dict[str,
     }
     if "session_len" not in given:
         given["context"] = plan.longest_request_tokens
-    limits = own.limits
-    if limits.max_dynamic_patch is not None:
-        given["max_dynamic_patch"] = limits.max_dynamic_patch
-    if limits.max_pixels_per_image is not None:
-        given["max_pixels"] = limits.max_pixels_per_image
+    rule, limit = own.model.image_rule, own.limits.image_limit
+    if rule is not None and limit is not None:
+        given[rule.limit_name] = limit
     given["concurrency"] = max(1, ceil(share))
     return given

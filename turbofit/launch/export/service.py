@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import DoesNotFitError, UsageError
-from turbofit.core.model import PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine import Timing
@@ -92,6 +91,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
 def _asked(plan: Plan) -> list[str]:
     """The model, the shape and the promises, as options; what is the default is left out."""
     work, settings, default = plan.workload, plan.settings, Workload()
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
     words = [plan.model.source.checkpoint or plan.model.hub_id or plan.model.name]
     if plan.model.revision:
         words += ["--revision", plan.model.revision]
@@ -107,7 +107,7 @@ def _asked(plan: Plan) -> list[str]:
         ("--context", _promised_context(plan), None),
         ("--concurrency", work.concurrency, default.concurrency),
         ("--goal", work.goal, default.goal),
-        *((name, value, own) for name, value, own in _limits(plan) if value is not None),
+        *([(rule.limit_option, limit, rule.checkpoint_limit)] if rule and limit else []),
         ("--quant-policy", settings.quant_policy, 0),
     ):
         if value != usual:
@@ -133,16 +133,6 @@ def _promised_context(plan: Plan) -> int | None:
     if context == plan.model.text.max_position_embeddings:
         return None
     return context if context * _SPARE <= plan.kv.tokens else None
-
-
-def _limits(plan: Plan) -> list[tuple[str, int | None, int | None]]:
-    """The limits on an image, where they are not the checkpoint's own."""
-    rule, limits = plan.model.image_rule, plan.limits
-    if isinstance(rule, TileRule):
-        return [("--max-dynamic-patch", limits.max_dynamic_patch, rule.max_dynamic_patch)]
-    if isinstance(rule, PatchRule):
-        return [("--max-pixels", limits.max_pixels_per_image, rule.max_pixels)]
-    return []
 
 
 def _asked_margin(plan: Plan) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.model import Model, PatchRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.legacy.forward import LegacyForward
@@ -62,6 +62,6 @@ def legacy_buffers(
     pointers = batch * -(-session_len // settings.cache_block_seq_len) * _POINTER
     small = pointers + batch * (_WORDS + 4 * _CURAND_STATE + 2 * text.hidden * HALF)
     small += tokens * _INT
-    if isinstance(model.image_rule, PatchRule):
+    if model.mrope:
         small += 3 * 3 * batch * session_len * _INT  # M-RoPE positions of three states
     yield "small_buffers", small, "block pointers, stop words, random states, positions"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
-from turbofit.core.units import HALF
 from turbofit.memory.account import Account
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.account import legacy_account
@@ -90,11 +90,11 @@ class LegacyTurbomind(Turbomind):
     ) -> HostMemory:
         """0.18's, and the pinned pixels of two whole forwards a rank where they were pinned."""
         made = super().host_memory(model, settings, units_per_forward=units_per_forward)
-        rule = model.image_rule
-        if not self.generation.vision.pinned_pixels or not isinstance(rule, TileRule):
+        # Pixels are set aside for tiles alone; a patch is one token of the tower.
+        if not self.generation.vision.pinned_pixels or model.unit_tower_tokens == 1:
             return made
         tokens = settings.max_prefill_token_num + settings.max_batch_size
-        each = 2 * tokens * 3 * rule.tile_size**2 * HALF
+        each = 2 * model.pixel_bytes(tokens)
         return replace(made, pinned=made.pinned + each * settings.tp)
 
     def prefill_words(self, settings: Settings) -> str:  # noqa: ARG002

@@ -29,7 +29,6 @@ from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.turbomind.weights import kv_heads_held
-from turbofit.model.images import unit_tokens, worst_units
 from turbofit.model.parameters import stored_bytes
 
 __all__ = ["LegacyTorchAccount"]
@@ -210,8 +209,8 @@ class LegacyTorchAccount(GroupAccount):
         """What the first image at the checkpoint's own limit leaves in torch's pool."""
         rule, tokens, units = self._model.image_rule, 0, 0
         if rule is not None and self._exposure.units_per_image and self._model.vision is not None:
-            units = min(worst_units(rule), self._exposure.units_per_image)
-            tokens = unit_tokens(rule, units) + _PROMPT
+            units = min(rule.worst_units(), self._exposure.units_per_image)
+            tokens = rule.unit_tokens(units) + _PROMPT
         size = self._forward(tokens, 1) + self._tower(units, flash=True) if tokens else 0
         return Term(
             term=POOL_WARMUP,

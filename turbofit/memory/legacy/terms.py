@@ -20,7 +20,6 @@ from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.terms import POOL_WARMUP, capability_of, transients
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
-from turbofit.model.images import unit_tokens, worst_units
 
 __all__ = ["LegacyTerms"]
 
@@ -166,8 +165,8 @@ class LegacyTerms:
         tokens, units = forward.warmup_tokens, 0
         note = f"warm-up with {tokens} tokens" if tokens else "no warm-up of its own"
         if rule is not None and self.units_per_forward:
-            units = min(worst_units(rule), self.units_per_forward)
-            prompt = min(unit_tokens(rule, units) + _PROMPT, forward.tokens)
+            units = min(rule.worst_units(), self.units_per_forward)
+            prompt = min(rule.unit_tokens(units) + _PROMPT, forward.tokens)
             tokens = max(tokens, prompt)
             note += f"; the first image, {units} units"
         size = forward.pool(tokens, tokens) + self._tower(units, flash=True)

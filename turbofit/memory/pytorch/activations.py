@@ -8,13 +8,12 @@ Factors are counted in LMDeploy's modelling files and checked on pretend GPUs.
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, PatchRule, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import kv_heads_held
-from turbofit.model.images import pixel_bytes
 
 __all__ = ["Activations", "Prefill"]
 
@@ -163,30 +162,17 @@ class Activations:
         # Two gates, beta, the decay and its sum at 32 bits, three matrices of a chunk.
         return alive + wide + heads * (7 + 3 * _CHUNK)
 
-    def _tower_tokens(self, units: int) -> int:
-        """Tokens that the tower itself runs on."""
-        rule, vision = self.model.image_rule, self.model.vision
-        if vision is None or not isinstance(rule, TileRule):
-            return units
-        return units * ((rule.tile_size // vision.patch_size) ** 2 + 1)
-
     def _features(self, units: int) -> int:
         """Pixels and image features, alive until the forward ends."""
         if not units:
             return 0
-        embeddings = self._image_tokens(units) * self.text.hidden * HALF
-        return 2 * pixel_bytes(self.model, units) + embeddings + self._deepstack(units)
-
-    def _image_tokens(self, units: int) -> int:
-        rule = self.model.image_rule
-        if isinstance(rule, TileRule):
-            return units * rule.tokens_per_tile
-        return units // rule.merge**2 if isinstance(rule, PatchRule) else 0
+        embeddings = self.model.features(units) * self.text.hidden * HALF
+        return 2 * self.model.pixel_bytes(units) + embeddings + self._deepstack(units)
 
     def _deepstack(self, units: int) -> int:
         """What the tower's layers give the decoder's first ones, alive from there to the end."""
         each = self.model.vision.deepstack if self.model.vision is not None else 0
-        return each * self._image_tokens(units) * self.text.hidden * HALF
+        return each * self.model.features(units) * self.text.hidden * HALF
 
     def _vision(self, forward: Prefill) -> int:
         """All images of the forward in one call of the tower, whatever their number."""
@@ -195,8 +181,8 @@ class Activations:
         copies = constants.vision_copies.get(vision.kind, constants.vision_copies["other"])
         mlp = 2 * vision.intermediate / self.tp
         each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
-        tower = self._tower_tokens(forward.units) * each * HALF
+        tower = forward.units * self.model.unit_tower_tokens * each * HALF
         embeddings = forward.tokens * self.text.hidden * HALF
-        pixels = pixel_bytes(self.model, forward.units)
+        pixels = self.model.pixel_bytes(forward.units)
         given = embeddings + 2 * pixels + self._deepstack(forward.units)
         return tower + given + constants.vision_base

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import ImageRule
+from turbofit.core.images import ImageRule
 from turbofit.core.plan import Settings
 from turbofit.memory.exposure import Exposure
-from turbofit.model.images import units_within
 
 __all__ = ["engine_bound"]
 
@@ -21,8 +20,8 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     """
     each, tokens = exposure.units_per_image, settings.max_prefill_token_num
     longest = exposure.tokens_per_request // max(1, exposure.images_per_request)
-    joined = units_within(rule, tokens, padded=each)
-    chunk = units_within(rule, max(tokens, longest), padded=each)
+    joined = rule.units_within(tokens, padded=each)
+    chunk = rule.units_within(max(tokens, longest), padded=each)
     alone = max(each, min(chunk, exposure.units_per_request))
     by_batch = settings.max_batch_size * exposure.units_per_request
     return min(max(alone, joined), by_batch)

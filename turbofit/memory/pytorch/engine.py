@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import ImageRule, Model
+from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
@@ -17,7 +18,6 @@ from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.cache import block_bytes
 from turbofit.memory.pytorch.constants import load_constants
 from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.model.images import pixel_bytes
 
 __all__ = ["Pytorch"]
 
@@ -91,7 +91,7 @@ class Pytorch(Engine):
         Front end, engine and, with more than one rank, a worker each; pixels in 32 bits while they
         are preprocessed and in 16 in each process that they pass through.
         """
-        pixels = pixel_bytes(model, units_per_forward)
+        pixels = model.pixel_bytes(units_per_forward)
         backend = settings.distributed_executor_backend or ("uni" if settings.tp == 1 else "ray")
         ranks = 0 if backend == "uni" else settings.tp
         each = (2 + ranks) * self.constants.host_process + pixels * (4 + ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.core.machine import Gpu
-from turbofit.core.model import Model, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
@@ -163,17 +163,16 @@ def transient_terms(
         ("sampling", work.sampling(settings.max_batch_size),
          f"{settings.max_batch_size} rows with top_k=0"),
     ]  # fmt: skip
-    if exposure.units_per_image:
+    rule = model.image_rule
+    if rule is not None and exposure.units_per_image:
         # An image is never cut: a chunk grows to hold the longest one.
         image = exposure.tokens_per_request // max(1, exposure.images_per_request)
         tokens = max(prompt, image)
-        name = "tiles" if isinstance(model.image_rule, TileRule) else "patches"
         forward = Prefill(
             tokens=tokens, context=context, units=units_per_forward, sequences=sequences
         )
-        cases.append(
-            ("vision_forward", work.prefill(forward), f"{units_per_forward} {name} in one forward")
-        )
+        note = f"{units_per_forward} {rule.units_name} in one forward"
+        cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
     lost = [max(int(size * share), constants.segment) for _, size, _ in cases]
     sizes = [round_up(case[1] + gap, constants.page) for case, gap in zip(cases, lost, strict=True)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.core.model import Model, PatchRule, TextDims, TileRule
+from turbofit.core.model import Model, TextDims
 from turbofit.memory.transformers.components import cross_tokens
 from turbofit.memory.transformers.layout import Layout
 
@@ -58,13 +58,12 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
     if vision is None or rule is None or not units:
         return 0
     tokens, pixels = _tower(model, units)
-    after = 1 / rule.merge**2 if isinstance(rule, PatchRule) else 1.0
     mlp = (3 if vision.gated_mlp else 2) * vision.intermediate
     attention = _VISION_PLAIN if vision.kind in _UNROTATED else _VISION_ROTATED
     channels = max(
         attention * vision.hidden,
         mlp + _VISION_BESIDE_MLP * vision.hidden,
-        int(_PROJECTOR * after * model.text.hidden),
+        int(_PROJECTOR * (1 / rule.unit_step) * model.text.hidden),
     )
     if layout.keeps_states:
         channels += (vision.layers + 1) * vision.hidden
@@ -75,14 +74,7 @@ def vision_bytes(model: Model, layout: Layout, units: int, width: int) -> int:
 
 def _tower(model: Model, units: int) -> tuple[int, int]:
     """Tokens within the tower for so many units, and the values of their pixels."""
-    vision, rule = model.vision, model.image_rule
-    if vision is None or rule is None:
-        return 0, 0
-    if isinstance(rule, PatchRule):
-        values = vision.channels * vision.temporal_patch * rule.patch_size**2
-        return units, units * values
-    side = vision.image_size or rule.tile_size
-    return units * ((side // vision.patch_size) ** 2 + 1), units * vision.channels * side**2
+    return units * model.unit_tower_tokens, units * model.unit_values
 
 
 def prefill_bytes(
@@ -116,7 +108,7 @@ def prefill_bytes(
 
 def embedding_bytes(model: Model, tokens: int, images: int, width: int) -> int:
     """Bytes of putting the images' features among the embeddings; 0 without images."""
-    if not images or not isinstance(model.image_rule, TileRule | PatchRule):
+    if not images or model.image_rule is None:
         return 0
     return _SCATTER * tokens * model.text.hidden * width
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import DTYPE_BYTES, Model, TextDims, TileRule
+from turbofit.core.model import DTYPE_BYTES, Model, TextDims
 from turbofit.core.struct import Struct
 from turbofit.model.parameters import text_linears, text_parameters, vision_parameters
 
@@ -78,9 +78,9 @@ def cross_tokens(model: Model) -> int:
     Llama-3.2-Vision pads every image to all of its tiles.
     """
     rule = model.image_rule
-    if not _cross_layers(model.text) or not isinstance(rule, TileRule):
+    if not _cross_layers(model.text) or rule is None:
         return 0
-    return rule.max_dynamic_patch * rule.tokens_per_tile
+    return rule.features(rule.worst_units())
 
 
 def _cross_layers(text: TextDims) -> frozenset[int]:

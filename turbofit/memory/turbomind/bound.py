@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from turbofit.core.model import ImageRule
+from turbofit.core.images import ImageRule
 from turbofit.core.plan import Settings
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.pool import forward_tokens
-from turbofit.model.images import units_within
 
 __all__ = ["engine_bound"]
 
@@ -23,10 +22,10 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     tokens a request bring it back whole (rehearsed: 104 tiles for a hundred tokens).
     Source: LMDeploy's scheduler, context_token_resource.h and the encoders' Setup.
     """
-    by_context = units_within(rule, settings.session_len)
+    by_context = rule.units_within(settings.session_len)
     by_batch = settings.max_batch_size * exposure.units_per_request
     bound = by_context
     if not settings.enable_prefix_caching:
         inside = max(0, forward_tokens(settings) - 2)
-        bound = min(bound, units_within(rule, inside) + 2 * exposure.units_per_image)
+        bound = min(bound, rule.units_within(inside) + 2 * exposure.units_per_image)
     return min(max(exposure.units_per_image, bound), by_batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.model import Model, PatchRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -68,7 +68,7 @@ def device_buffers(
     yield "l2_flush", l2, "the GEMM tuner's cache flush, never freed"
     small = batch * (_CURAND_STATE + phases * (6 * _INT + _POINTER + _WORDS * _INT))
     small += forward * (1 + phases * 2 * _INT)
-    if isinstance(model.image_rule, PatchRule):
+    if model.mrope:
         small += phases * forward * 3 * _INT  # M-RoPE positions
     yield "small_buffers", small, "token ids, lengths, stop words, masks, positions"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import ImageRule, Model
+from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.engine import Engine, Traffic

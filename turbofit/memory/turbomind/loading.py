@@ -8,7 +8,6 @@ from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.buffers import pinned_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.weights import ffn_width, lm_head_rows, packed_elements
-from turbofit.model.images import pixel_bytes
 
 __all__ = ["host_memory", "loading_extra", "staging_bytes", "temporary_bytes"]
 
@@ -88,7 +87,7 @@ def host_memory(
     Pixels are pinned by each rank for the images of one forward, once for each phase; pageable
     memory holds them in 32 bits while they are preprocessed, one request at a time.
     """
-    pixels = pixel_bytes(model, units_per_forward)
+    pixels = model.pixel_bytes(units_per_forward)
     phases = 2 if settings.async_ else 1
     pinned = (pinned_buffers(model, settings) + pixels * phases) * settings.tp
     pageable = constants.host_process + pixels * 3

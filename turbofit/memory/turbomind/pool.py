@@ -8,7 +8,7 @@ stage, in bytes, in the order in which `unified_decoder`, `unified_attention_lay
 
 from __future__ import annotations
 
-from turbofit.core.model import Model, PatchRule, TextDims, TileRule, VisionDims
+from turbofit.core.model import Model, TextDims, VisionDims
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.core.units import HALF, round_up
@@ -82,12 +82,7 @@ class PoolModel:
 
     def _embeds(self, units: int) -> int:
         """Image features, held until the forward ends."""
-        rule = self.model.image_rule
-        if isinstance(rule, TileRule):
-            return units * rule.tokens_per_tile * self.text.hidden * HALF
-        if isinstance(rule, PatchRule):
-            return units // rule.merge**2 * self.text.hidden * HALF
-        return 0
+        return self.model.features(units) * self.text.hidden * HALF
 
     def _decoder(self, forward: Forward) -> int:
         """Residual (and hidden where no symmetric buffer holds it) plus the widest layer stage."""
@@ -140,11 +135,9 @@ class PoolModel:
     def _internvit(self, vision: VisionDims, tiles: int) -> int:
         """All tiles at once on one GPU; chunks of what the symmetric buffer holds on several."""
         text = self.text
-        rule = self.model.image_rule
-        assert isinstance(rule, TileRule)
         side = vision_side(vision)
         sequence = side * side + 1
-        out_tokens = rule.tokens_per_tile
+        out_tokens = self.model.features(1)
         chunk = tiles
         if self.tp > 1:
             row = max(sequence * vision.hidden, out_tokens * text.hidden)

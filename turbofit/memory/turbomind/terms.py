@@ -6,8 +6,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
-from turbofit.core.model import ImageRule, Model, TileRule
+from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
@@ -165,12 +166,12 @@ def transient_terms(
         ("text_prefill", text, "longest prompts fill a forward"),
         ("sampling", sampling, f"{rows} rows with top_k=0"),
     ]
-    if exposure.units_per_image:
+    if rule is not None and exposure.units_per_image:
         units = exposure.units_per_request
         prompt = exposure.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
-        name = "tiles" if isinstance(rule, TileRule) else "patches"
+        name = rule.units_name
         cases.append(("vision_request", request, f"one request, {units} {name}"))
         note = f"{units_per_forward} {name} meet in one forward"
         cases.append(("vision_forward", worst, note))

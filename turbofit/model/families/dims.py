@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from turbofit.core.model import ImageRule, TextDims, VisionDims
+from turbofit.core.images import AnyImageRule
+from turbofit.core.model import TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
@@ -54,7 +55,7 @@ class Dims(NamedTuple):
 
     text: TextDims
     vision: VisionDims | None = None
-    rule: ImageRule | None = None
+    rule: AnyImageRule | None = None
 
 
 Reader = Callable[[Parts], Dims]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from turbofit.core.model import TileRule, VisionDims
+from turbofit.core.images import TileRule
+from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 
 __all__ = ["read_eva_clip", "square_rule"]

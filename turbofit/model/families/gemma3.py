@@ -10,7 +10,8 @@ from math import isqrt
 
 from msgspec.structs import replace
 
-from turbofit.core.model import TileRule, VisionDims
+from turbofit.core.images import TileRule
+from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.text import read_text

@@ -10,7 +10,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import PatchRule, TextDims, VisionDims
+from turbofit.core.images import PatchRule
+from turbofit.core.model import TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule

@@ -1,102 +1,14 @@
-"""InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail.
-
-The choice of the grid is Transformers' and LMDeploy's own, floating point included: the candidate
-whose width/height is nearest wins; of equally near ones a larger grid wins while the image covers
-more than half of it. Candidates with the same number of tiles may come in any order there (a set
-is sorted by product only): the number of tiles does not depend on it, since both tests see only
-the aspect and the product.
-"""
+"""InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Final
-
-from turbofit.core.errors import UsageError
-from turbofit.core.model import TileRule, VisionDims
+from turbofit.core.images import TileRule
+from turbofit.core.images.tile import LARGEST_PATCH_LIMIT
+from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts, inner_text
 
-__all__ = [
-    "DETAIL_PATCHES",
-    "LARGEST_PATCH_LIMIT",
-    "chat_rule",
-    "chat_vision",
-    "grid_size",
-    "hf_rule",
-    "hf_vision",
-    "read_chat",
-    "read_hf",
-    "tiles",
-    "worst_tiles",
-]
-
-#: ``image_url.detail`` of an OpenAI client, as LMDeploy's InternVLChatModel reads it; any other
-#: value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
-DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
-
-#: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
-LARGEST_PATCH_LIMIT: Final = 4096
-
-
-def tiles(rule: TileRule, width: int, height: int, limit: int) -> int:
-    """Tiles of one image, thumbnail included.
-
-    Args:
-        rule: the model's rule.
-        width: pixels, at least 1.
-        height: pixels, at least 1.
-        limit: ``max_dynamic_patch``; below the rule's minimum every image is one tile.
-    """
-    if not rule.dynamic:
-        return 1
-    aspect, area = width / height, width * height
-    best, nearest = 1, float("inf")
-    for count, ratios in _grids(rule.min_dynamic_patch, _checked(limit)):
-        distance = min(abs(aspect - ratio) for ratio in ratios)
-        if distance < nearest:
-            best, nearest = count, distance
-        elif distance == nearest and area > 0.5 * rule.tile_size * rule.tile_size * count:
-            best = count
-    return best + 1 if rule.thumbnail and best > 1 else best
-
-
-def grid_size(rule: TileRule, width: int, height: int, limit: int) -> tuple[int, int]:
-    """Width and height of the grid that an image is stretched to, the thumbnail aside."""
-    count = tiles(rule, width, height, limit)
-    count -= rule.thumbnail and count > 1
-    columns = min(
-        (columns for columns in range(1, count + 1) if count % columns == 0),
-        key=lambda columns: abs(width / height - columns / (count // columns)),
-    )
-    return rule.tile_size * columns, rule.tile_size * (count // columns)
-
-
-def worst_tiles(rule: TileRule, limit: int) -> int:
-    """The most tiles that any image gives under the limit; exact (a 1 x limit strip gives it)."""
-    if not rule.dynamic or _checked(limit) < max(rule.min_dynamic_patch, 2):
-        return 1
-    return limit + 1 if rule.thumbnail else limit
-
-
-@lru_cache(maxsize=32)
-def _grids(smallest: int, limit: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
-    """Aspect ratios (width / height) of all grids, by their number of tiles, fewest first."""
-    by_count: dict[int, list[float]] = {}
-    for columns in range(1, limit + 1):
-        for rows in range(1, limit // columns + 1):
-            if columns * rows >= smallest:
-                by_count.setdefault(columns * rows, []).append(columns / rows)
-    return tuple((count, tuple(by_count[count])) for count in sorted(by_count))
-
-
-def _checked(limit: int) -> int:
-    if limit > LARGEST_PATCH_LIMIT:
-        raise UsageError(
-            f"max_dynamic_patch {limit} is beyond {LARGEST_PATCH_LIMIT}",
-            hint="12 is the published limit of InternVL; 24 is what detail=high asks for",
-        )
-    return limit
+__all__ = ["chat_rule", "chat_vision", "hf_rule", "hf_vision", "read_chat", "read_hf"]
 
 
 def chat_vision(config: Section) -> VisionDims:

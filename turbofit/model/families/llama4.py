@@ -1,24 +1,18 @@
-"""Llama 4: experts in every layer or every second one, and images on a canvas of tiles.
-
-A canvas is any grid of at most ``max_patches`` tiles. Of those that an image need not be shrunk
-for, the one that enlarges it least is taken, else the one that shrinks it least; of equally good
-ones the smallest. The whole image is one tile more where there is more than one.
-"""
+"""Llama 4: experts in every layer or every second one, and images on a canvas of tiles."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from struct import pack, unpack
 from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import CanvasRule, MoeDims, TextDims, VisionDims
+from turbofit.core.images import CanvasRule
+from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.text import read_text
 
-__all__ = ["read", "tiles"]
+__all__ = ["read"]
 
 _TILES: Final = 16
 _MOST_TILES: Final = 4096
@@ -48,39 +42,6 @@ def read(parts: Parts) -> Dims:
         max_dynamic_patch=most,
     )
     return Dims(text, vision, rule)
-
-
-def tiles(rule: CanvasRule, width: int, height: int, limit: int) -> int:
-    """Tiles of one image, the whole image's own included; floating point as the preprocessor's."""
-    best, found = 0.0, 0
-    for rows, columns in _canvases(max(1, limit)):
-        scale = min(
-            _quotient(columns * rule.tile_size, width), _quotient(rows * rule.tile_size, height)
-        )
-        if not found or _rank(scale) > _rank(best):
-            best, found = scale, rows * columns
-        elif scale == best:
-            found = min(found, rows * columns)
-    return found + 1 if found > 1 else 1
-
-
-def _rank(scale: float) -> tuple[bool, float]:
-    """What enlarges comes before what shrinks, and of either the nearest to the image's own."""
-    return scale >= 1, -scale if scale >= 1 else scale
-
-
-@lru_cache(maxsize=32)
-def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of all canvases."""
-    return tuple(
-        (rows, columns) for rows in range(1, limit + 1) for columns in range(1, limit // rows + 1)
-    )
-
-
-def _quotient(first: int, second: int) -> float:
-    """Rounded to 32 bits, as torch divides integers."""
-    value: float = unpack("f", pack("f", first / second))[0]
-    return value
 
 
 def _text(section: Section) -> TextDims:

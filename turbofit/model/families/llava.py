@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from turbofit.core.model import AnyresRule, TileRule, VisionDims
+from turbofit.core.images import AnyresRule, TileRule
+from turbofit.core.images.anyres import Grid
+from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.anyres import read_grids
 from turbofit.model.families.dims import Dims, Parts, nested_text
 
 __all__ = ["read", "read_next", "read_onevision"]
@@ -33,6 +34,7 @@ _TOWERS: Final[dict[str, Literal["clip", "siglip"]]] = {
     "clip_vision_model": "clip",
     "siglip_vision_model": "siglip",
 }
+_MOST_GRIDS: Final = 512
 _OV_GRIDS: Final = tuple((384 * high, 384 * wide) for high in range(1, 7) for wide in range(1, 7))
 _NEXT_GRIDS: Final = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
@@ -50,7 +52,7 @@ def read_next(parts: Parts) -> Dims:
     """A LlavaNextForConditionalGeneration."""
     text = nested_text(parts, "text_config", "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=True)
-    grids = read_grids(parts.config, parts.processor, vision) or _NEXT_GRIDS
+    grids = _read_grids(parts.config, parts.processor, vision) or _NEXT_GRIDS
     return Dims(text, vision, _anyres(parts.config, vision, grids, None))
 
 
@@ -59,7 +61,7 @@ def read_onevision(parts: Parts) -> Dims:
     config = parts.config
     text = nested_text(parts, "text_config", "qwen2")
     vision = _vision(config, "siglip_vision_model", newline=True)
-    grids = read_grids(config, parts.processor, vision) or _OV_GRIDS
+    grids = _read_grids(config, parts.processor, vision) or _OV_GRIDS
     aspect = config.string("vision_aspect_ratio", "anyres_max_9")
     most = aspect.removeprefix("anyres_max_")
     if not most.isdigit() or not 0 < int(most) < 1 << 10:
@@ -69,8 +71,40 @@ def read_onevision(parts: Parts) -> Dims:
     return Dims(text, vision, _anyres(config, vision, grids, int(most)))
 
 
+def _read_grids(config: Section, processor: Section | None, vision: VisionDims) -> tuple[Grid, ...]:
+    """``image_grid_pinpoints``, which the model and its processor must agree on.
+
+    Raises:
+        UsageError: none, too many, or sizes that are not whole tiles.
+    """
+    own = _pinpoints(config, vision)
+    if processor is not None and "image_grid_pinpoints" in processor:
+        theirs = _pinpoints(processor, vision)
+        if own and theirs != own:
+            raise processor.error("image_grid_pinpoints", "differ from config.json's")
+        own = own or theirs
+    return own
+
+
+def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:
+    values, side = section.values.get("image_grid_pinpoints"), vision.image_size or 1
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not 0 < len(values) <= _MOST_GRIDS:
+        raise section.error("image_grid_pinpoints", "is not a list of sizes")
+    grids = []
+    for value in values:
+        sizes = value if isinstance(value, list) and len(value) == 2 else [0, 0]
+        if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
+            raise section.error("image_grid_pinpoints", "is not a list of pairs of pixels")
+        if sizes[0] % side or sizes[1] % side:
+            raise section.error("image_grid_pinpoints", f"are not whole tiles of {side} pixels")
+        grids.append((sizes[0], sizes[1]))
+    return tuple(grids)
+
+
 def _anyres(
-    config: Section, vision: VisionDims, grids: tuple[tuple[int, int], ...], most: int | None
+    config: Section, vision: VisionDims, grids: tuple[Grid, ...], most: int | None
 ) -> AnyresRule:
     tokens, side = _tile_tokens(config, vision), vision.image_size or 1
     if tokens != (side // vision.patch_size) ** 2:

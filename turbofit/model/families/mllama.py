@@ -10,7 +10,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import CrossRule, VisionDims
+from turbofit.core.images import CrossRule
+from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.text import read_text

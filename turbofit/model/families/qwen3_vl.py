@@ -12,7 +12,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.model import PatchRule, VideoRule, VisionDims
+from turbofit.core.images import PatchRule, VideoRule
+from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import Dims, Parts
 from turbofit.model.families.qwen_vl import read_rule

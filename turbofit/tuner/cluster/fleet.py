@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Node
 from turbofit.core.errors import TurbofitError
-from turbofit.core.model import PatchRule
+from turbofit.core.images import ImageRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.tuner.ask import Ask, exposure_of
@@ -18,7 +18,7 @@ from turbofit.tuner.cluster.kinds import Kind
 from turbofit.tuner.cluster.rebase import Rebase
 from turbofit.tuner.cluster.speeds import ALMOST, NodeSpeed
 
-__all__ = ["Fleet", "Promise", "Tried", "limit_of"]
+__all__ = ["Fleet", "Promise", "Tried"]
 
 
 class Promise(Struct):
@@ -42,11 +42,6 @@ class Tried(Struct):
         return self.plan
 
 
-def limit_of(plan: Plan) -> int | None:
-    """Tiles or pixels an image may have; None where the model takes no images."""
-    return plan.limits.max_dynamic_patch or plan.limits.max_pixels_per_image
-
-
 class Fleet:
     """The kinds of one cluster, and what was planned for them.
 
@@ -65,6 +60,12 @@ class Fleet:
         self._speeds: dict[int, tuple[Plan, NodeSpeed]] = {}
 
     @property
+    def rule(self) -> ImageRule:
+        """The rule of a model that takes images."""
+        assert self.base.model.image_rule is not None
+        return self.base.model.image_rule
+
+    @property
     def context_free(self) -> bool:
         """Whether nobody asked for a context."""
         return self.base.workload.context is None and "session_len" not in self.base.fixed
@@ -72,9 +73,7 @@ class Fleet:
     @property
     def limit_free(self) -> bool:
         """Whether an image limit may be lowered."""
-        base = self.base
-        set_by_user = base.max_dynamic_patch is not None or base.max_pixels is not None
-        return not set_by_user and base.workload.image_size is None
+        return self.base.fixed_limit is None and self.base.workload.image_size is None
 
     def plan(self, number: int, share: float, promise: Promise | None = None) -> Tried:
         """One kind with a share of the requests; what it does alone where that is the promise."""
@@ -99,9 +98,7 @@ class Fleet:
         ask = replace(base, machine=machine, workload=workload)
         if promise.limit is None or not self.limit_free:
             return ask
-        if isinstance(base.model.image_rule, PatchRule):
-            return replace(ask, max_pixels=promise.limit)
-        return replace(ask, max_dynamic_patch=promise.limit)
+        return ask.with_limit(promise.limit)
 
     def on_nodes(self, number: int, share: float, promise: Promise) -> list[Tried]:
         """The kind's plan on each of its nodes; it serves on the kind's machine."""
@@ -163,6 +160,6 @@ def _meets(plan: Plan, promise: Promise) -> bool:
     """Whether a plan that was made freely is what the promise would make of it."""
     if not plan.fits:
         return False
-    limit = promise.limit is None or limit_of(plan) == promise.limit
+    limit = promise.limit is None or plan.limits.image_limit == promise.limit
     context = promise.context is None or plan.kv.longest_request_tokens == promise.context
     return limit and context

@@ -13,7 +13,7 @@ from turbofit.memory.engines import FALLBACK
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.fleet import Fleet, Promise, limit_of
+from turbofit.tuner.cluster.fleet import Fleet, Promise
 from turbofit.tuner.cluster.kinds import kinds_of
 from turbofit.tuner.throughput import total
 
@@ -70,8 +70,7 @@ def _asked(base: Ask, plan: ClusterPlan) -> Ask:
 
 def _promise(base: Ask, plan: ClusterPlan) -> Promise:
     assert plan.limits is not None
-    limit = plan.limits.max_dynamic_patch or plan.limits.max_pixels_per_image
-    return Promise(limit=limit, context=base.workload.context)
+    return Promise(limit=plan.limits.image_limit, context=base.workload.context)
 
 
 def _share(plan: ClusterPlan, node: Node) -> float:
@@ -91,7 +90,7 @@ def _share(plan: ClusterPlan, node: Node) -> float:
 def _breaks(fleet: Fleet, plan: ClusterPlan, own: Plan) -> str:
     """What of the promise a plan does not hold."""
     assert plan.limits is not None
-    limit, wanted = limit_of(own), _promise(fleet.base, plan).limit
+    limit, wanted = own.limits.image_limit, _promise(fleet.base, plan).limit
     if limit is not None and wanted is not None and limit < wanted:
         return words.too_small(fleet, limit, wanted)
     held, promised = own.kv.longest_request_tokens, plan.longest_request_tokens

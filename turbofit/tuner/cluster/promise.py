@@ -18,7 +18,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import FALLBACK
 from turbofit.tuner.ask import exposure_of
-from turbofit.tuner.cluster.fleet import Fleet, Promise, limit_of
+from turbofit.tuner.cluster.fleet import Fleet, Promise
 from turbofit.tuner.share import share_out
 
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]
@@ -84,7 +84,7 @@ def choose(fleet: Fleet, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, 
 
 def _limits(fleet: Fleet, alone: dict[int, Plan]) -> list[int | None]:
     """The asked limit where any kind serves it; else what kinds reach, the largest first."""
-    found = {limit_of(plan) for plan in alone.values()}
+    found = {plan.limits.image_limit for plan in alone.values()}
     reached = sorted((limit for limit in found if limit is not None), reverse=True)
     if not reached:
         return [None]
@@ -98,7 +98,7 @@ def _with_limit(fleet: Fleet, alone: dict[int, Plan], limit: int | None) -> list
     shares = even_shares(fleet, alone)
     plans: dict[int, Plan] = {}
     for k, plan in alone.items():
-        own = limit_of(plan)
+        own = plan.limits.image_limit
         if limit is None or (own is not None and own >= limit):
             tried = fleet.plan(k, shares[k], Promise(limit=limit))
             if not tried.why_not:

@@ -77,7 +77,7 @@ class Rebase:
             groups=groups,
             settings=plan.settings,
             exposure=forward,
-            limit=limits.max_dynamic_patch or limits.max_pixels_per_image,
+            limit=limits.image_limit,
             fits=True,
             verdict=verdict_of(ask, groups, accounts, tokens, exposure),
             parallel_reason=plan.parallel.reason,

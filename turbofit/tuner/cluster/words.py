@@ -10,10 +10,9 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.machine import Machine
-from turbofit.core.model import PatchRule
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.units import format_bytes
-from turbofit.tuner.cluster.fleet import Fleet, Promise, Tried, limit_of
+from turbofit.tuner.cluster.fleet import Fleet, Promise, Tried
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
 from turbofit.tuner.cluster.spans import NETWORK
@@ -149,7 +148,7 @@ def _used(machine: Machine | None) -> tuple[object, ...]:
 
 
 def _limit_reason(fleet: Fleet, choice: Choice) -> str:
-    name, limit, own = _limit_name(fleet), choice.promise.limit, fleet.base.own_limit
+    name, limit, own = fleet.rule.limit_name, choice.promise.limit, fleet.base.own_limit
     if not fleet.limit_free:
         return f"{name} {limit}: as set by you"
     if limit == own:
@@ -207,7 +206,7 @@ def _common(text: str) -> bool:
 
 def left_out(fleet: Fleet, plan: Plan, choice: Choice) -> str:
     """Why a node that would serve alone is not used under the promise."""
-    limit, longest = limit_of(plan), plan.kv.longest_request_tokens
+    limit, longest = plan.limits.image_limit, plan.kv.longest_request_tokens
     promise = choice.promise
     if promise.limit is not None and limit is not None and limit < promise.limit:
         return too_small(fleet, limit, promise.limit)
@@ -220,8 +219,7 @@ def left_out(fleet: Fleet, plan: Plan, choice: Choice) -> str:
 
 def too_small(fleet: Fleet, limit: int, promised: int) -> str:
     """Images that are too small."""
-    unit = "pixels" if isinstance(fleet.base.model.image_rule, PatchRule) else "tiles"
-    return f"serves images of {limit:,} {unit} at most, {promised:,} are promised"
+    return f"serves images of {limit:,} {fleet.rule.limit_unit} at most, {promised:,} are promised"
 
 
 def too_short(held: int, promised: int) -> str:
@@ -237,7 +235,7 @@ def gains(fleet: Fleet, choice: Choice, weighed: Sequence[Choice]) -> Iterator[R
     for one in sorted(weighed, key=lambda it: -it.value):
         changes = []
         if one.promise.limit != choice.promise.limit:
-            changes.append(f"--{_limit_name(fleet).replace('_', '-')} {one.promise.limit}")
+            changes.append(f"{fleet.rule.limit_option} {one.promise.limit}")
         if one.promise.context != choice.promise.context and fleet.context_free:
             changes.append(f"--context {one.promise.context}")
         better = one.value > choice.value * 1.05 or one.context > choice.context
@@ -276,8 +274,3 @@ def cards_of(machine: Machine | None) -> str:
 def count(number: int, noun: str) -> str:
     """A number and what it counts."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _limit_name(fleet: Fleet) -> str:
-    is_pixels = isinstance(fleet.base.model.image_rule, PatchRule)
-    return "max_pixels" if is_pixels else "max_dynamic_patch"

@@ -196,7 +196,7 @@ def _reasons(ask: Ask, chosen: Chosen, settings: Settings, reason: str) -> Itera
     if chosen.limit is not None and chosen.exposure.units_per_image:
         own = ask.own_limit
         said = "the model's own" if chosen.limit == own else f"lowered from {own} to what fits"
-        if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+        if ask.fixed_limit is not None:
             said = "as set by you"
         yield f"image limit {chosen.limit}: {said}"
     parts = components(ask.model, settings.dtype)

@@ -52,12 +52,9 @@ def _changes(ask: Ask) -> Iterator[tuple[str, Ask, bool]]:
         yield "leave --context to what fits", replace(ask, workload=shorter), False
     if workload.images > 1:
         yield "--images 1", replace(ask, workload=replace(workload, images=1)), False
-    if ask.max_pixels is not None:
-        half = ask.max_pixels // 2
-        yield f"--max-pixels {half}", replace(ask, max_pixels=half), False
-    if ask.max_dynamic_patch is not None and ask.max_dynamic_patch > 1:
-        half = ask.max_dynamic_patch // 2
-        yield f"--max-dynamic-patch {half}", replace(ask, max_dynamic_patch=half), False
+    rule, limit = ask.model.image_rule, ask.fixed_limit
+    if rule is not None and limit is not None and limit > 1:
+        yield f"{rule.limit_option} {limit // 2}", ask.with_limit(limit // 2), False
     if ask.replicas is not None and ask.replicas > 1:
         yield "--replicas 1", replace(ask, replicas=None), False
     if ask.tp is not None:

@@ -13,11 +13,9 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
-from turbofit.core.model import ImageRule, PatchRule
 from turbofit.core.struct import Struct, known
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.transformers.account import Account, Load, Placement
-from turbofit.model.images import largest_limit, limits_down
 from turbofit.tuner.ask import Ask, exposure_of
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
@@ -115,16 +113,10 @@ def _held(ask: Ask) -> Ask:
         return ask
     promised = exposure_of(ask, own).units_per_image
     whole = replace(ask, workload=replace(ask.workload, image_size=None))
-    limit = largest_limit(rule, promised) if _lowered(rule) and promised else None
+    limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
     if limit is None or limit >= own:
         return whole
-    name = "max_pixels" if isinstance(rule, PatchRule) else "max_dynamic_patch"
-    return replace(whole, **{name: limit})
-
-
-def _lowered(rule: ImageRule) -> bool:
-    """Whether a model folder can hold a lower limit."""
-    return isinstance(rule, PatchRule) or rule.dynamic
+    return whole.with_limit(limit)
 
 
 def _limits(ask: Ask) -> Iterator[int | None]:
@@ -133,10 +125,10 @@ def _limits(ask: Ask) -> Iterator[int | None]:
     if rule is None or own is None or exposure_of(ask, own).units_per_image == 0:
         yield None
         return
-    if ask.max_dynamic_patch is not None or ask.max_pixels is not None:
+    if ask.fixed_limit is not None:
         yield own
         return
-    steps = limits_down(rule, _HALVES) if _lowered(rule) else (own,)
+    steps = rule.lower_limits(_HALVES) if rule.varies_by_limit else (own,)
     seen = -1
     for limit in steps:
         units = exposure_of(ask, limit).units_per_image

@@ -6,13 +6,15 @@ import random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.model import PatchRule, VideoRule
-from turbofit.model.videos import fitting_pixels, grids, least_pixels, video_units
+from turbofit.core.images import PatchRule, VideoRule
+from turbofit.core.images.video import Videos
 
 OWN = VideoRule(merged_frames=2, min_pixels=4096, max_pixels=25_165_824)
 RULE = PatchRule(patch_size=16, merge=2, min_pixels=65_536, max_pixels=16_777_216, video=OWN)
+VIDEOS = Videos(OWN, 16, 2)
 BOUNDS = [(4096, 25_165_824), (131_072, 786_432), (2000, 60_000), (4096, 5000), (900_000, 10**6)]
 
 
@@ -41,11 +43,11 @@ def test_patches_are_transformers(transformers: Any, smallest: int, largest: int
             high, wide = smart_resize(frames, height, width, 2, 32, smallest, largest)
         except ValueError:
             with pytest.raises(UsageError):
-                video_units(RULE, frames, width, height, **bounds)
+                VIDEOS.units(frames, width, height, **bounds)
             continue
         taken += 1
-        found = video_units(RULE, frames, width, height, **bounds)
-        assert found == grids(RULE, frames) * (high // 16) * (wide // 16)
+        found = VIDEOS.units(frames, width, height, **bounds)
+        assert found == VIDEOS.grids(frames) * (high // 16) * (wide // 16)
     assert taken > 500
 
 
@@ -54,38 +56,37 @@ def test_what_fits_holds_however_many_frames_are_lost(units: int) -> None:
     fitted = 0
     for frames, width, height in clips(units, 60):
         try:
-            most = fitting_pixels(RULE, frames, width, height, units)
+            most = VIDEOS.fitting_pixels(frames, width, height, units)
         except UsageError:
             continue
         if most is None:
             # Not even one window of each grid: a strip keeps its longer side.
-            assert grids(RULE, frames) * 4 * max(1, max(width, height) // 32) > units / 4
+            assert VIDEOS.grids(frames) * 4 * max(1, max(width, height) // 32) > units / 4
             continue
         fitted += 1
         assert most <= OWN.max_pixels
-        least = least_pixels(RULE, frames, most)
+        least = VIDEOS.least_pixels(frames, most)
         assert least < most
         assert least * 1.05 * frames <= most
         for left in {2, 3, 5, 9, frames - 1, frames} & set(range(2, frames + 1)):
             bounds = {"max_pixels": most, "min_pixels": least}
-            assert video_units(RULE, left, width, height, **bounds) <= units
+            assert VIDEOS.units(left, width, height, **bounds) <= units
     assert fitted > 20
 
 
 def test_a_bound_asked_for_is_kept_and_none_above_the_models_own_is_given() -> None:
-    assert fitting_pixels(RULE, 32, 1920, 1080, 65_536) == 25_165_824
-    assert fitting_pixels(RULE, 32, 1920, 1080, 65_536, most=10**12) == 25_165_824
-    assert fitting_pixels(RULE, 32, 1920, 1080, 65_536, most=1_024_000) == 1_024_000
+    assert VIDEOS.fitting_pixels(32, 1920, 1080, 65_536) == 25_165_824
+    assert VIDEOS.fitting_pixels(32, 1920, 1080, 65_536, most=10**12) == 25_165_824
+    assert VIDEOS.fitting_pixels(32, 1920, 1080, 65_536, most=1_024_000) == 1_024_000
     # One image's units for the whole video: half as many pixels an image, since frames are merged.
-    assert fitting_pixels(RULE, 32, 1024, 1024, 4096) == pytest.approx(2 * 1024**2, rel=0.3)
+    assert VIDEOS.fitting_pixels(32, 1024, 1024, 4096) == pytest.approx(2 * 1024**2, rel=0.3)
 
 
-def test_models_without_videos_and_single_frames_are_refused() -> None:
-    images = PatchRule(patch_size=16, merge=2, min_pixels=1, max_pixels=2)
-    with pytest.raises(UsageError, match="takes no videos"):
-        video_units(images, 4, 32, 32)
+def test_videos_are_the_rules_and_single_frames_are_refused() -> None:
+    assert RULE.videos == VIDEOS
+    assert replace(RULE, video=None).videos is None
     with pytest.raises(UsageError, match=r"a video of 1 frame$"):
-        grids(RULE, 1)
+        VIDEOS.grids(1)
     with pytest.raises(UsageError, match="longer than 200:1"):
-        video_units(RULE, 2, 32 * 201, 32)
-    assert [grids(RULE, frames) for frames in (2, 3, 4, 5)] == [1, 2, 2, 3]
+        VIDEOS.units(2, 32 * 201, 32)
+    assert [VIDEOS.grids(frames) for frames in (2, 3, 4, 5)] == [1, 2, 2, 3]

@@ -1,0 +1,23 @@
+"""Image rules, a file each: how a model's images become units of its tower, and tokens of text.
+
+A new one is a file here and a member of ``AnyImageRule``; nothing outside asks which one it has.
+"""
+
+from __future__ import annotations
+
+from turbofit.core.images.anyres import AnyresRule
+from turbofit.core.images.canvas import CanvasRule
+from turbofit.core.images.cross import CrossRule
+from turbofit.core.images.hd import HdRule
+from turbofit.core.images.patch import PatchRule
+from turbofit.core.images.rule import ImageRule
+from turbofit.core.images.tile import TileRule
+from turbofit.core.images.video import VideoRule
+
+__all__ = [
+    "AnyImageRule", "AnyresRule", "CanvasRule", "CrossRule", "HdRule", "ImageRule", "PatchRule",
+    "TileRule", "VideoRule",
+]  # fmt: skip
+
+#: The rules that JSON can have.
+AnyImageRule = TileRule | AnyresRule | CanvasRule | CrossRule | HdRule | PatchRule

@@ -1,0 +1,135 @@
+"""LLaVA-NeXT and OneVision: an image is fitted into the best of a list of grids of tiles.
+
+A smaller copy of the whole image is one tile more. The grid that loses least of the image's own
+resolution wins, and of equally good ones the one with least padding. Tokens that lie wholly in the
+padding are cut off again, so that an image gives fewer tokens than its tiles.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Final
+
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.images.rule import FolderEdits, Size
+
+__all__ = ["AnyresRule", "Grid"]
+
+#: Height and width in pixels.
+Grid = tuple[int, int]
+
+#: Tokens are resampled only where there are 1.1 times as many a side as ``most_tiles`` have.
+_SLACK: Final = 1.1
+
+
+class AnyresRule(BaseTileRule, tag="anyres"):
+    """LLaVA-NeXT and OneVision: the best of a list of grids, and a tile of the whole image.
+
+    ``grids`` are (height, width) in pixels, in the checkpoint's order: of equally good ones the
+    first wins. ``max_dynamic_patch`` counts the tiles of the largest, without the whole image's.
+    What the image does not cover of its grid gives no tokens; each line of the rest gives one
+    token more; above ``most_tiles`` tiles' worth of tokens they are resampled to about so many.
+    """
+
+    grids: tuple[Grid, ...]
+    most_tiles: int | None = None
+    client_knobs: bool = False
+
+    @property
+    def varies_by_size(self) -> bool:
+        return True
+
+    def grids_within(self, limit: int) -> tuple[Grid, ...]:
+        """The grids of at most ``limit`` tiles; the single tile where the list has none so small.
+
+        These are what a lowered limit leaves of ``image_grid_pinpoints``.
+        """
+        kept = tuple(grid for grid in self.grids if self._tiles(grid) <= limit)
+        return kept or ((self.tile_size, self.tile_size),)
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        return self._tiles(_best(self.grids_within(limit), width, height)) + 1
+
+    def _worst_units(self, limit: int) -> int:
+        """Exact: an image of a grid's own size is fitted into it."""
+        return max(self._tiles(grid) for grid in self.grids_within(limit)) + 1
+
+    def tokens(self, width: int, height: int, limit: int | None = None) -> int:
+        """Padding is cut off, lines are ended."""
+        self.units(width, height, limit)  # refuses what is no size
+        within = self.grids_within(self.max_dynamic_patch if limit is None else limit)
+        grid, side = _best(within, width, height), self._side
+        rows, columns = side * (grid[0] // self.tile_size), side * (grid[1] // self.tile_size)
+        if width / height > columns / rows:
+            rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+        else:
+            columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+        return self.tokens_per_tile + self._packed(rows, columns)
+
+    def unit_tokens(self, units: int) -> int:
+        """No padding is cut off.
+
+        Exact for an image of its grid's own shape. Resampled ones are bounded by 1.1 squared times
+        ``most_tiles``, where none is cut off.
+        """
+        side, most = self._side, 0
+        for height, width in (*self.grids, (self.tile_size, self.tile_size)):
+            rows, columns = side * (height // self.tile_size), side * (width // self.tile_size)
+            if self._tiles((height, width)) > units - 1:
+                continue
+            full = self._packed(rows, columns)
+            if self.most_tiles and rows * columns > _SLACK**2 * self.most_tiles * side**2:
+                # Cutting padding off may bring the image just below where resampling begins.
+                full = max(full, int(_SLACK**2 * self.most_tiles * side**2) + rows)
+            most = max(most, full)
+        return self.tokens_per_tile + most
+
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        """No image has fewer tokens than the whole image's tile."""
+        return tokens // self.tokens_per_tile * self.worst_units()
+
+    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
+        """Only the counts that occur, since a limit leaves whole grids."""
+        return tuple(sorted({1} | {self._tiles(grid) for grid in self.grids}, reverse=True))
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        """The model reads config.json's list, its processor the preprocessor's: alike."""
+        grids = {"image_grid_pinpoints": [list(grid) for grid in self.grids_within(limit)]}
+        return FolderEdits(grids, grids)
+
+    def worst_size(self, limit: int | None = None) -> Size:
+        """Of the images with most tiles, one that has most tokens."""
+        limit = self.max_dynamic_patch if limit is None else limit
+
+        def rank(size: Grid) -> tuple[int, int]:
+            return self.units(*size, limit), self.tokens(*size, limit)
+
+        return max(((wide, high) for high, wide in self.grids_within(limit)), key=rank)
+
+    @property
+    def _side(self) -> int:
+        """Tokens along a side of a tile."""
+        return round(sqrt(self.tokens_per_tile))
+
+    def _tiles(self, grid: Grid) -> int:
+        return (grid[0] // self.tile_size) * (grid[1] // self.tile_size)
+
+    def _packed(self, rows: int, columns: int) -> int:
+        """Tokens of the grid's own tiles: a token more a line; resampled where there are many."""
+        if self.most_tiles:
+            ratio = sqrt(rows * columns / (self.most_tiles * self._side**2))
+            if ratio > _SLACK:
+                rows, columns = int(rows // ratio), int(columns // ratio)
+        return rows * columns + rows
+
+
+def _best(grids: tuple[Grid, ...], width: int, height: int) -> Grid:
+    """The grid that an image is fitted into, floating point included."""
+    best, kept, wasted = grids[0], 0, float("inf")
+    for grid in grids:
+        scale = min(grid[1] / width, grid[0] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        waste = grid[0] * grid[1] - effective
+        if effective > kept or (effective == kept and waste < wasted):
+            best, kept, wasted = grid, effective, waste
+    return best

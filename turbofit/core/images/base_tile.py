@@ -1,0 +1,129 @@
+"""What all rules share whose units are square tiles of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
+from turbofit.core.units import number
+
+__all__ = ["DETAIL_PATCHES", "BaseTileRule"]
+
+#: ``image_url.detail`` of an OpenAI client, as LMDeploy's InternVLChatModel reads it; any other
+#: value means the checkpoint's own limit. An integer ``max_dynamic_patch`` wins over it.
+DETAIL_PATCHES: Final = {"low": 6, "medium": 12, "high": 24}
+
+
+class BaseTileRule(ImageRule):
+    """An image becomes square tiles; the limit is how many, a tile of the whole image aside.
+
+    ``max_dynamic_patch`` is the checkpoint's own limit. ``thumbnail``: the whole image is one tile
+    more where there is more than one. ``dynamic`` false means one tile for every image.
+
+    Subclasses provide: ``_units`` and ``_worst_units``; and what differs from a grid of tiles, each
+    of which gives ``tokens_per_tile`` tokens.
+    """
+
+    unit_name = "tile"
+    units_name = "tiles"
+    limit_unit = "tiles"
+    limit_name = "max_dynamic_patch"
+    plan_limit_name = "max_dynamic_patch"
+    few_limits = True
+    slim = 1 << 30
+
+    tile_size: int
+    tokens_per_tile: int
+    max_dynamic_patch: int
+    min_dynamic_patch: int = 1
+    thumbnail: bool = True
+    dynamic: bool = True
+    client_knobs: bool = True
+
+    @property
+    def least_limit(self) -> int:
+        return self.min_dynamic_patch
+
+    @property
+    def varies_by_size(self) -> bool:
+        return self.dynamic
+
+    @property
+    def varies_by_limit(self) -> bool:
+        return self.dynamic
+
+    @property
+    def summary(self) -> str:
+        if self.dynamic:
+            return f"{self.max_dynamic_patch} tiles"
+        return f"{self.tile_size} px square"
+
+    @property
+    def least_units(self) -> int:
+        return self._worst_units(self.lower_limits()[-1])
+
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        return tokens // max(1, self.tokens_per_tile)
+
+    def features(self, units: int) -> int:
+        return units * self.tokens_per_tile
+
+    def tower_tokens(self, patch_size: int) -> int:
+        """A tile's patches, and the class token."""
+        return (self.tile_size // patch_size) ** 2 + 1
+
+    def unit_values(self, channels: int, temporal_patch: int) -> int:
+        return channels * self.tile_size**2
+
+    def largest_limit(self, units: int) -> int | None:
+        return next((one for one in self.lower_limits() if self._worst_units(one) <= units), None)
+
+    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
+        return tuple(range(self.max_dynamic_patch, 0, -1)) if self.dynamic else (1,)
+
+    def limits_below(self, most: int) -> range:
+        return range(1, most)
+
+    def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
+        return range(1, self.max_dynamic_patch + 1) if self.dynamic else ()
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        """Nothing where no file has a limit."""
+        return FolderEdits({}, {})
+
+    def lower(self, size: Size, asked: Mapping[str, Any], to: Allowed) -> Lowered:
+        """An integer ``max_dynamic_patch`` wins, then ``detail``."""
+        patch, word = asked.get("max_dynamic_patch"), asked.get("detail")
+        detail = word if isinstance(word, str) else ""
+        wanted = DETAIL_PATCHES.get(detail, to.default)
+        if isinstance(patch, int):
+            wanted = int(patch)
+        limit = max(1, min(wanted, to.planned))
+        count = self.units(*size, limit)
+        if count > to.units:
+            limit = min(limit, self.largest_limit(to.units) or 1)
+            count = self.units(*size, limit)
+        if to.cap is not None and to.cap < limit:
+            capped = self.units(*size, to.cap)
+            limit, count = (to.cap, capped) if capped < count else (limit, count)
+        said: tuple[str, object] = ("max_dynamic_patch", wanted)
+        if number(patch) > limit:
+            said = ("max_dynamic_patch", patch)
+        elif detail in DETAIL_PATCHES:
+            said = ("detail", detail)
+        lowered = number(patch) > limit or wanted > limit
+        return Lowered(self.knobs(limit), count, ((*said, limit),) if lowered else ())
+
+    @property
+    def small_image(self) -> DummyImage:
+        return DummyImage((self.tile_size,) * 2, self.knobs(1) if self.client_knobs else {})
+
+    def image_of(self, units: int) -> DummyImage | None:
+        return None
+
+    def grid(self, units: int) -> int | list[int]:
+        return units
+
+    def _cells(self, limit: int) -> tuple[int, int]:
+        return limit if self.dynamic else 1, self.tile_size

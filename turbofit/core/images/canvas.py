@@ -1,0 +1,65 @@
+"""Llama 4: an image is laid on a canvas, which is any grid of at most ``max_patches`` tiles.
+
+Of those that an image need not be shrunk for, the one that enlarges it least is taken, else the one
+that shrinks it least; of equally good ones the smallest. The whole image is one tile more where
+there is more than one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from struct import pack, unpack
+
+from turbofit.core.images.rule import FolderEdits, Size
+from turbofit.core.images.tile import TileRule
+
+__all__ = ["CanvasRule"]
+
+
+class CanvasRule(TileRule, tag="canvas"):
+    """Llama 4: an image is laid on the smallest canvas of tiles that shrinks it least.
+
+    ``tokens_per_tile`` counts a tile's own and the one that follows it: a separator, or the name of
+    the whole image's tile.
+    """
+
+    client_knobs: bool = False
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        """Floating point as the preprocessor's."""
+        best, found = 0.0, 0
+        for rows, columns in _canvases(max(1, limit)):
+            scale = min(
+                _quotient(columns * self.tile_size, width), _quotient(rows * self.tile_size, height)
+            )
+            if not found or _rank(scale) > _rank(best):
+                best, found = scale, rows * columns
+            elif scale == best:
+                found = min(found, rows * columns)
+        return found + 1 if found > 1 else 1
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        return FolderEdits({}, {"max_patches": limit})
+
+    def stretched(self, size: Size, limit: int) -> Size | None:
+        """A canvas stretches no image."""
+        return None
+
+
+def _rank(scale: float) -> tuple[bool, float]:
+    """What enlarges comes before what shrinks, and of either the nearest to the image's own."""
+    return scale >= 1, -scale if scale >= 1 else scale
+
+
+@lru_cache(maxsize=32)
+def _canvases(limit: int) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of all canvases."""
+    return tuple(
+        (rows, columns) for rows in range(1, limit + 1) for columns in range(1, limit // rows + 1)
+    )
+
+
+def _quotient(first: int, second: int) -> float:
+    """Rounded to 32 bits, as torch divides integers."""
+    value: float = unpack("f", pack("f", first / second))[0]
+    return value

@@ -1,0 +1,40 @@
+"""Llama 3.2 Vision: every image is padded to the most tiles, for the cross-attention layers."""
+
+from __future__ import annotations
+
+from turbofit.core.images.base_tile import BaseTileRule
+
+__all__ = ["CrossRule"]
+
+
+class CrossRule(BaseTileRule, tag="cross"):
+    """Llama 3.2 Vision: every image is padded to ``max_dynamic_patch`` tiles.
+
+    It takes one token of the prompt, and ``tokens_per_tile`` tokens a tile of the caches of the
+    cross-attention layers.
+    """
+
+    client_knobs: bool = False
+
+    @property
+    def varies_by_size(self) -> bool:
+        return False
+
+    @property
+    def varies_by_limit(self) -> bool:
+        return False
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        return self.max_dynamic_patch
+
+    def _worst_units(self, limit: int) -> int:
+        return self.max_dynamic_patch
+
+    def unit_tokens(self, units: int) -> int:
+        return -(-units // self.max_dynamic_patch)
+
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        return tokens * self.max_dynamic_patch
+
+    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
+        return (self.max_dynamic_patch,)

@@ -1,0 +1,66 @@
+"""Phi-3-vision and Phi-3.5-vision: a page of tiles, padded to the most there may be.
+
+The image is scaled to the widest row of tiles whose page, at its own shape, has no more than
+``num_crops`` of them; a portrait is laid on its side for that. A tile of the whole image comes
+first. The tower sees as many tiles as the page may have, whatever the image: the rest are zeros.
+Only those of the page give tokens, a token ends each line, and one stands between page and whole.
+
+The preprocessor is the checkpoints' own code and was not run; the tokens of a page are LMDeploy's.
+"""
+
+from __future__ import annotations
+
+from math import ceil, isqrt
+
+from turbofit.core.images.base_tile import BaseTileRule
+from turbofit.core.images.rule import FolderEdits, Size
+
+__all__ = ["HdRule"]
+
+
+class HdRule(BaseTileRule, tag="hd"):
+    """Phi-3-vision: every image is padded to ``max_dynamic_patch`` tiles, and one of the whole.
+
+    Tokens are those of the tiles that the image covers, and of the ends of its lines.
+    """
+
+    client_knobs: bool = False
+
+    @property
+    def varies_by_size(self) -> bool:
+        return False
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        return limit + 1
+
+    def _worst_units(self, limit: int) -> int:
+        return limit + 1
+
+    def tokens(self, width: int, height: int, limit: int | None = None) -> int:
+        most = self.units(width, height, limit) - 1
+        long, short = max(width, height), min(width, height)
+        ratio, scale = long / short, 1
+        while scale * ceil(scale / ratio) <= most:
+            scale += 1
+        scale -= 1
+        lines = max(1, ceil(int(scale * self.tile_size / ratio) / self.tile_size))
+        return self._page(*((scale, lines) if height > width else (lines, scale)))
+
+    def unit_tokens(self, units: int) -> int:
+        """Exact for the worst image, a column, which has most lines."""
+        return self._page(max(1, units - 1), 1)
+
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        """No image has fewer tokens than a page of one tile."""
+        return tokens // self._page(1, 1) * (padded or self.max_dynamic_patch + 1)
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        return FolderEdits({}, {"num_crops": limit})
+
+    def worst_size(self, limit: int | None = None) -> Size:
+        """A column, which has most tokens."""
+        return self.tile_size, self.tile_size * (self.max_dynamic_patch if limit is None else limit)
+
+    def _page(self, rows: int, columns: int) -> int:
+        side = isqrt(self.tokens_per_tile)
+        return (rows * columns + 1) * self.tokens_per_tile + 1 + (rows + 1) * side

@@ -1,0 +1,242 @@
+"""Qwen2-VL and its successors, and GLM-4.1V: an image is resized to whole windows of patches.
+
+A window is ``merge`` x ``merge`` patches, 28 x 28 pixels in all published models of Qwen2-VL; it
+becomes one token of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import floor, isqrt, sqrt
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
+from turbofit.core.images.video import VideoRule, Videos
+from turbofit.core.images.windows import LARGEST_RATIO, windows
+from turbofit.core.units import number
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["PatchRule"]
+
+
+class PatchRule(ImageRule, tag="patch"):
+    """Qwen2-VL: an image is resized to a multiple of ``patch_size * merge`` within pixel bounds.
+
+    A unit is one vision patch; ``merge`` x ``merge`` of them become one token. ``client_knobs``:
+    whether fields of an image in a request change the bounds. ``frames``: an image counts as so
+    many in the bounds of the checkpoint's own file; those here are of one. ``enlarge``: an image
+    with a side below a window is enlarged before anything else. ``video`` is None where LMDeploy
+    takes no videos of this model.
+    """
+
+    unit_name = "patch"
+    units_name = "patches"
+    limit_unit = "pixels"
+    limit_name = "max_pixels"
+    plan_limit_name = "max_pixels_per_image"
+    few_limits = False
+    mrope = True
+    slim = 16
+
+    patch_size: int
+    merge: int
+    min_pixels: int
+    max_pixels: int
+    client_knobs: bool = True
+    frames: int = 1
+    enlarge: bool = False
+    video: VideoRule | None = None
+
+    @property
+    def least_limit(self) -> int:
+        return max(self.limit_step, self.min_pixels)
+
+    @property
+    def limit_step(self) -> int:
+        """The pixels of a window."""
+        return self.edge**2
+
+    @property
+    def unit_step(self) -> int:
+        """The patches of a window."""
+        return self.merge**2
+
+    @property
+    def edge(self) -> int:
+        return self.patch_size * self.merge
+
+    @property
+    def by_request(self) -> bool:
+        return not self.client_knobs
+
+    @property
+    def summary(self) -> str:
+        return f"{self.max_pixels / 1e6:.1f} MP"
+
+    @property
+    def videos(self) -> Videos | None:
+        return Videos(self.video, self.patch_size, self.merge) if self.video else None
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        """GLM-4.1V's rule differs by ``enlarge`` alone, once its bounds are those of one frame."""
+        rows, columns = self._windows((width, height), limit, self.min_pixels)
+        return rows * columns * self.merge**2
+
+    def _windows(self, size: Size, largest: int, smallest: int) -> tuple[int, int]:
+        if largest < 1 or smallest < 1:
+            raise UsageError(
+                f"pixel bounds {smallest}..{largest} leave no image", hint="give them in pixels"
+            )
+        return windows(*size, self.edge, largest, smallest, enlarge=self.enlarge, what="image")
+
+    def _worst_units(self, limit: int) -> int:
+        """An upper bound.
+
+        It is exact where the largest number of windows is a grid no longer than 200 : 1 (16,384 in
+        the published models is 128 x 128), else a fraction of a percent high. Bounds below about
+        157,000 pixels are exceeded by long strips, since a strip keeps one window of height; a
+        ``min_pixels`` near the limit lets rounding up exceed it. Both are covered.
+        """
+        area, smallest = self.limit_step, self.min_pixels
+        most = max(1, limit // area)
+        if limit < LARGEST_RATIO * area:
+            most = max(most, isqrt(LARGEST_RATIO * limit) // self.edge)
+        strip = sqrt(smallest / LARGEST_RATIO) + sqrt(LARGEST_RATIO * smallest)
+        most = max(most, floor(smallest / area + strip / self.edge + 1 + 1e-6))
+        return most * self.merge**2
+
+    def units_within(self, tokens: int, *, padded: int | None = None) -> int:
+        return tokens * self.merge**2
+
+    def features(self, units: int) -> int:
+        return units // self.merge**2
+
+    def tower_tokens(self, patch_size: int) -> int:
+        return 1
+
+    def unit_values(self, channels: int, temporal_patch: int) -> int:
+        return channels * temporal_patch * self.patch_size**2
+
+    def largest_limit(self, units: int) -> int | None:
+        """Whole windows."""
+        low, high = 0, min(units // self.merge**2, self.max_pixels // self.limit_step)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._worst_units(middle * self.limit_step) <= units:
+                low = middle
+            else:
+                high = middle - 1
+        return low * self.limit_step if low else None
+
+    def lower_limits(self, steps: int = 16) -> tuple[int, ...]:
+        found = [self.max_pixels]
+        for _ in range(steps):
+            smaller = found[-1] // 2 // self.limit_step * self.limit_step
+            if smaller < self.least_limit:
+                break
+            found.append(smaller)
+        return tuple(found)
+
+    def limits_below(self, most: int) -> range:
+        """Whole windows, and a ``min_pixels`` is never undercut."""
+        least = -(-self.min_pixels // self.limit_step) * self.limit_step
+        return range(least, max(least + 1, most), self.limit_step)
+
+    def limits_for(self, tokens: Iterable[int]) -> Iterable[int]:
+        limits = (count * self.limit_step for count in tokens)
+        return (limit for limit in limits if 0 < limit <= self.max_pixels)
+
+    def with_limit(self, limit: int) -> Self:
+        return replace(self, **self.knobs(limit))
+
+    def knobs(self, limit: int) -> dict[str, int]:
+        """Transformers 5.17 ignores one of two bounds alone."""
+        return {"min_pixels": min(self.min_pixels, limit), "max_pixels": limit}
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        least, most = min(self.min_pixels, limit) * self.frames, limit * self.frames
+        size = {"shortest_edge": least, "longest_edge": most}
+        # Transformers 5 lets the bare names win over size, older ones read only the bare names.
+        return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
+
+    def lower(self, size: Size, asked: Mapping[str, Any], to: Allowed) -> Lowered:
+        high, low = number(asked.get("max_pixels")), number(asked.get("min_pixels"))
+        limit = min(high if high >= 1 else to.default, to.planned)
+        least = min(low if low >= 1 else self.min_pixels, limit)
+        fallback = self.largest_limit(to.units) or self.min_pixels
+        count = 0
+        # Raising a small image to min_pixels rounds up, and so may pass max_pixels: each next pair
+        # is tried only where the one before takes too much.
+        for pair in (
+            (least, limit),
+            (min(least, self.min_pixels), limit),
+            (min(least, self.min_pixels, fallback), min(limit, fallback)),
+        ):
+            least, limit = pair
+            count = self._between(size, least, limit)
+            if count <= to.units:
+                break
+        if to.cap is not None and to.cap < limit:
+            lower = min(least, self.min_pixels, to.cap)
+            capped = self._between(size, lower, to.cap)
+            if capped < count:
+                high = high if high >= 1 else limit
+                least, limit, count = lower, to.cap, capped
+        changes = [
+            (name, asked[name] if number(asked.get(name)) >= 1 else wanted, value)
+            for name, value, wanted in (("max_pixels", limit, high), ("min_pixels", least, low))
+            if wanted > value
+        ]
+        return Lowered({"min_pixels": least, "max_pixels": limit}, count, tuple(changes))
+
+    def _between(self, size: Size, least: int, most: int) -> int:
+        return replace(self, min_pixels=least, max_pixels=most).units(*size)
+
+    def request_bounds(self, asked: Mapping[str, Any]) -> dict[str, int]:
+        """LMDeploy counts some models' images as two frames."""
+        given = {name: number(asked.get(name)) for name in ("min_pixels", "max_pixels")}
+        return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
+
+    def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:
+        every = list(knobs)
+        most = min(one["max_pixels"] for one in every)
+        least = min(most, *(one["min_pixels"] for one in every))
+        return replace(self, min_pixels=least, max_pixels=most)
+
+    @property
+    def request_knobs(self) -> dict[str, int]:
+        knobs = self.knobs(self.max_pixels)
+        return {name: value * self.frames for name, value in knobs.items()}
+
+    @property
+    def small_image(self) -> DummyImage:
+        return DummyImage((112, 112), {})
+
+    def image_of(self, units: int) -> DummyImage | None:
+        """The squarest; only fields of its own make an image so large."""
+        if not self.client_knobs:
+            return None
+        count = max(1, units // self.merge**2)
+        rows = isqrt(count)
+        size = self.edge * (count // rows), self.edge * rows
+        return DummyImage(size, {"min_pixels": self.min_pixels, "max_pixels": size[0] * size[1]})
+
+    def grid(self, units: int) -> int | list[int]:
+        """As square as whole windows allow."""
+        wanted = max(self.unit_step, units // self.unit_step * self.unit_step)
+        for height in range(isqrt(wanted) // self.merge * self.merge, 1, -self.merge):
+            if wanted % height == 0 and wanted // height % self.merge == 0:
+                return [1, height, wanted // height]
+        return [1, self.merge, wanted // self.merge]
+
+    def _cells(self, limit: int) -> tuple[int, int]:
+        return self._worst_units(limit) // self.unit_step, self.edge
+
+    def stretched(self, size: Size, limit: int) -> Size | None:
+        rows, columns = self._windows(size, limit, min(self.min_pixels, limit))
+        return columns * self.edge, rows * self.edge

@@ -1,0 +1,128 @@
+"""InternVL: an image becomes a grid of square tiles of the nearest aspect, and a thumbnail.
+
+The choice of the grid is Transformers' and LMDeploy's own, floating point included: the candidate
+whose width/height is nearest wins; of equally near ones a larger grid wins while the image covers
+more than half of it. Candidates with the same number of tiles may come in any order there (a set
+is sorted by product only): the number of tiles does not depend on it, since both tests see only
+the aspect and the product.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import isqrt
+from typing import Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.images.base_tile import DETAIL_PATCHES, BaseTileRule
+from turbofit.core.images.rule import DummyImage, FolderEdits, Size
+
+__all__ = ["LARGEST_PATCH_LIMIT", "TileRule"]
+
+#: Beyond this LMDeploy's own search for a grid (cubic in the limit) takes minutes for one image.
+LARGEST_PATCH_LIMIT: Final = 4096
+
+
+class TileRule(BaseTileRule, tag="tile"):
+    """InternVL: an image becomes a grid of tiles, and a thumbnail where there is more than one.
+
+    ``max_dynamic_patch`` is the checkpoint's own limit, without the thumbnail. ``dynamic`` false
+    means one tile for every image (LLaVA-1.5, CogVLM, GLM-4V).
+    """
+
+    @staticmethod
+    def square(size: int, tokens: int) -> TileRule:
+        """One tile of ``size`` pixels a side, whatever the image's shape."""
+        return TileRule(
+            tile_size=size, tokens_per_tile=tokens, max_dynamic_patch=1, thumbnail=False,
+            dynamic=False, client_knobs=False,
+        )  # fmt: skip
+
+    def _units(self, width: int, height: int, limit: int) -> int:
+        """Below the rule's minimum every image is one tile."""
+        if not self.dynamic:
+            return 1
+        aspect, area = width / height, width * height
+        best, nearest = 1, float("inf")
+        for count, ratios in _grids(self.min_dynamic_patch, _checked(limit)):
+            distance = min(abs(aspect - ratio) for ratio in ratios)
+            if distance < nearest:
+                best, nearest = count, distance
+            elif distance == nearest and area > 0.5 * self.tile_size * self.tile_size * count:
+                best = count
+        return best + 1 if self.thumbnail and best > 1 else best
+
+    def _worst_units(self, limit: int) -> int:
+        """Exact: a 1 x limit strip gives it."""
+        if not self.dynamic or _checked(limit) < max(self.min_dynamic_patch, 2):
+            return 1
+        return limit + 1 if self.thumbnail else limit
+
+    @property
+    def exposed_limit(self) -> int:
+        """What ``detail: high`` asks for, where the model reads it."""
+        if not self.dynamic or not self.client_knobs:
+            return self.max_dynamic_patch
+        return max(self.max_dynamic_patch, *DETAIL_PATCHES.values())
+
+    @property
+    def processor_limit(self) -> str | None:
+        """The Transformers format reads no fields of a request."""
+        return "max_patches" if self.dynamic and not self.client_knobs else None
+
+    @property
+    def unmade_units(self) -> int:
+        """One tile has no thumbnail, two have three units."""
+        return 2 if self.thumbnail else 0
+
+    def largest_limit(self, units: int) -> int | None:
+        limit = min(self._tiles_of(units), self.max_dynamic_patch)
+        return limit if limit >= 1 and self._worst_units(limit) <= units else None
+
+    def folder_edits(self, limit: int) -> FolderEdits:
+        """The Transformers format's limit is its processor's."""
+        if self.client_knobs:
+            return FolderEdits({"max_dynamic_patch": limit}, {})
+        smallest = min(self.min_dynamic_patch, limit)
+        return FolderEdits({}, {"max_patches": limit, "min_patches": smallest})
+
+    def image_of(self, units: int) -> DummyImage:
+        """The squarest grid."""
+        tiles = max(1, self._tiles_of(units))
+        rows = next(n for n in range(isqrt(tiles), 0, -1) if tiles % n == 0)
+        size = self.tile_size * (tiles // rows), self.tile_size * rows
+        return DummyImage(size, self.knobs(tiles) if self.client_knobs else {})
+
+    def stretched(self, size: Size, limit: int) -> Size | None:
+        """The grid's size."""
+        width, height = size
+        count = self._tiles_of(self._units(width, height, limit))
+        columns = min(
+            (columns for columns in range(1, count + 1) if count % columns == 0),
+            key=lambda columns: abs(width / height - columns / (count // columns)),
+        )
+        return self.tile_size * columns, self.tile_size * (count // columns)
+
+    def _tiles_of(self, units: int) -> int:
+        """Tiles of the grid of an image of so many units."""
+        return units - 1 if self.thumbnail and units > 1 else units
+
+
+@lru_cache(maxsize=32)
+def _grids(smallest: int, limit: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    """Aspect ratios (width / height) of all grids, by their number of tiles, fewest first."""
+    by_count: dict[int, list[float]] = {}
+    for columns in range(1, limit + 1):
+        for rows in range(1, limit // columns + 1):
+            if columns * rows >= smallest:
+                by_count.setdefault(columns * rows, []).append(columns / rows)
+    return tuple((count, tuple(by_count[count])) for count in sorted(by_count))
+
+
+def _checked(limit: int) -> int:
+    if limit > LARGEST_PATCH_LIMIT:
+        raise UsageError(
+            f"max_dynamic_patch {limit} is beyond {LARGEST_PATCH_LIMIT}",
+            hint="12 is the published limit of InternVL; 24 is what detail=high asks for",
+        )
+    return limit

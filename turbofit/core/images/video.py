@@ -1,0 +1,122 @@
+"""Videos in units of the vision tower, and in tokens of the language model.
+
+A video is an image of many grids: ``merged_frames`` frames become one grid of patches, and each
+grid stands in the prompt behind the seconds that it shows.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from turbofit.core.errors import UsageError
+from turbofit.core.images.windows import windows
+from turbofit.core.struct import Struct
+
+__all__ = ["GRID_TEXT_TOKENS", "LONGEST_SECONDS", "VideoRule", "Videos"]
+
+#: Tokens of one grid's words, ``<12345.6 seconds>`` and two marks. Never under, up to:
+GRID_TEXT_TOKENS: Final = 12
+LONGEST_SECONDS: Final = 99_999.0
+
+
+class VideoRule(Struct):
+    """Qwen3-VL: frames are resized together, so that all their pixels keep within bounds.
+
+    ``merged_frames`` of them become one grid of patches. The bounds are pixels of all frames.
+    """
+
+    merged_frames: int
+    min_pixels: int
+    max_pixels: int
+
+
+class Videos(NamedTuple):
+    """The videos of one model: their ``rule``, and the ``patch_size`` and ``merge`` of its images.
+
+    A unit is one vision patch. Every method raises a UsageError for frames that the preprocessor
+    refuses.
+    """
+
+    rule: VideoRule
+    patch_size: int
+    merge: int
+
+    def grids(self, frames: int) -> int:
+        """Grids of so many frames; the last frame is repeated to fill one."""
+        merged = self.rule.merged_frames
+        if frames < merged:
+            raise UsageError(
+                f"a video of {frames} frame{'s' * (frames != 1)}", hint=f"send {merged} at least"
+            )
+        return -(-frames // merged)
+
+    def units(
+        self, frames: int, width: int, height: int, *, max_pixels: int | None = None,
+        min_pixels: int | None = None,
+    ) -> int:  # fmt: skip
+        """Vision patches of all frames of one video, exactly as the preprocessor makes them.
+
+        Args:
+            frames: as the loader sampled them.
+            width: pixels.
+            height: pixels.
+            max_pixels: of all frames together; None is the checkpoint's own.
+            min_pixels: of all frames together; None is the checkpoint's own.
+        """
+        rule, count, window = self.rule, self.grids(frames), self.patch_size * self.merge
+        largest = rule.max_pixels if max_pixels is None else max_pixels
+        smallest = rule.min_pixels if min_pixels is None else min_pixels
+        # Rounded where the grids are rounded up: five frames are judged as four, and become six.
+        judged = round(frames / rule.merged_frames) * rule.merged_frames
+        rows, columns = windows(
+            width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
+            judged=judged,
+        )  # fmt: skip
+        return count * rows * columns * self.merge**2
+
+    def fitting_pixels(
+        self, frames: int, width: int, height: int, units: int, *, most: int | None = None
+    ) -> int | None:
+        """The largest ``max_pixels``, in whole windows, that keeps a video within so many units.
+
+        It holds for fewer frames of that size as well, since a loader leaves out those that it
+        cannot decode: five frames take half as much again as four under the same bound.
+
+        Args:
+            frames: at most.
+            width: pixels.
+            height: pixels.
+            units: what the video may take.
+            most: the bound that is asked for; None is the checkpoint's own, the largest of all.
+
+        Returns:
+            None where not even one window a frame keeps within.
+        """
+        own, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
+        low, high = 0, max(1, min(own if most is None else most, own) // area)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.most_units(frames, width, height, middle * area) <= units:
+                low = middle
+            else:
+                high = middle - 1
+        return low * area if low else None
+
+    def most_units(self, frames: int, width: int, height: int, largest: int) -> int:
+        """The most patches of so many frames or fewer, under ``largest`` and its `least_pixels`."""
+        smallest = self.least_pixels(frames, largest)
+        counts = range(self.rule.merged_frames, frames + 1)
+        return max(
+            (
+                self.units(count, width, height, max_pixels=largest, min_pixels=smallest)
+                for count in counts
+            ),
+            default=self.grids(frames),
+        )
+
+    def least_pixels(self, frames: int, largest: int) -> int:
+        """The ``min_pixels`` beside a ``max_pixels``: the checkpoint's own, or clearly less.
+
+        Transformers raises ``max_pixels`` to 1.05 x ``min_pixels`` a frame where it caps each.
+        """
+        return max(1, min(self.rule.min_pixels, largest * 9 // (10 * frames)))
