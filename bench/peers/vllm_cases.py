@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from asked import LONG, QUEUED, ROWS, meeting_units
-
+from bench.peers.asked import LONG, QUEUED, ROWS, meeting_units
 from turbofit.core.model import Model, PatchRule
 from turbofit.rehearse.torch_worst import worst_size
 

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.fixtures.plans import plausible_plan
-from tests.gateway.support import call, chat, data_url, gateway, image_part, limits_for, picture
+from bench.common.gateway import call, chat, data_url, gateway, image_part, limits_for, picture
+from bench.common.plans import plausible_plan
 from tests.gateway.test_lmdeploy import as_lmdeploy_reads, lmdeploy, loaded, make  # noqa: F401
 from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.model.test_oracle_front_ends import glm, qwen3

@@ -16,7 +16,7 @@ for needed in ("ray", "lmdeploy", "fastapi", "torchvision"):
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"no {needed}", allow_module_level=True)
 
-from tests.launch.cluster.cloud import (  # noqa: E402
+from bench.common.cloud import (  # noqa: E402
     Clients,
     Cloud,
     Serving,
@@ -24,7 +24,7 @@ from tests.launch.cluster.cloud import (  # noqa: E402
     cloud_of,
     until,
 )
-from tests.launch.conftest import Child  # noqa: E402
+from bench.common.processes import Child  # noqa: E402
 
 MODEL = "internvl2-2b"
 CLIENTS = 2
