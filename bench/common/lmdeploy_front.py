@@ -14,7 +14,7 @@ from bench.common.mutations import Mutator
 from bench.common.plans import plausible_plan
 from turbofit.model.source import resolve_model
 
-__all__ = ["drive", "loaded", "make", "plan_of"]
+__all__ = ["as_lmdeploy_reads", "drive", "loaded", "make", "plan_of"]
 
 
 def make(family: str, folder: Path) -> Path:
