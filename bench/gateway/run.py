@@ -1,6 +1,6 @@
 """Direct and through the gateway in one run, against an upstream paced like a GPU.
 
-    python -m bench.gateway.run [--requests 200] [--memory 100000] [--markdown FILE]
+    python -m bench.gateway.run [--requests 200] [--memory 100000]
 
 Requests alternate between the two ways, so that both see the same noise. The client is raw asyncio:
 a library would cost more than the gateway does. CPU time is the gateway process's own, from /proc.
