@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.checkpoints import _write
+from bench.common.checkpoints import _write
 
 __all__ = ["make_cogvlm", "make_glm4v"]
 

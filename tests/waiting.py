@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from bench.common.processes import HANG
+
+__all__ = ["HANG", "auntil", "until"]
+
 T = TypeVar("T")
 
-HANG = 600.0
-"""Seconds after which a test hangs: no machine is so slow."""
 _PAUSE = 0.01
 
 

@@ -1,6 +1,6 @@
 """Nodes with a network between them: the cable of one is pulled under load.
 
-    python bench/cluster/apart.py            # as root, on Linux with `ip netns`
+    python -m bench.cluster.apart            # as root, on Linux with `ip netns`
 
 Ray's head and the gateway are on this host's own network, each other node in a network namespace
 with an address of its own; engines are LMDeploy's own on pretend GPUs. Nothing says farewell when a
@@ -20,11 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from bench.cluster.faults import _retried, _up
-from tests.launch.cluster.cloud import ENVIRONMENT, Clients, Serving, until
-from tests.launch.conftest import Child
+from bench.common.cloud import ENVIRONMENT, Clients, Serving, until
+from bench.common.processes import Child
 
 HEAD = "10.213.99.1"
 PORT = 26379
@@ -32,7 +30,7 @@ PORT = 26379
 
 def main() -> None:
     """Serve on two namespaces, pull the cable of one, and tell what clients noticed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster.apart", description=__doc__)
     parser.add_argument("--model", default="internvl2-2b")
     parser.add_argument("--seconds", type=float, default=60.0, help="without the cable")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """What clients notice of a cluster's misfortunes: a real Ray cluster on this host, pretend GPUs.
 
-    python bench/cluster/faults.py
+    python -m bench.cluster.faults
 
 Every event under the load of eight clients, half of them streaming. Engines are LMDeploy's own on
 pretend GPUs: whether a request is answered, retried or broken off is real, how fast it is answered
@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.launch.cluster.cloud import Clients, Cloud, Serving, cloud_of, until
-from tests.launch.conftest import Child
+from bench.common.cloud import Clients, Cloud, Serving, cloud_of, until
+from bench.common.processes import Child
 
 NODES = (("a", "2xrtx3090", 2), ("b", "2xrtx3090", 2), ("c", "1xrtx4090", 1))
 ENGINES = 5
@@ -31,7 +28,7 @@ ENGINES = 5
 
 def main() -> None:
     """Run all events and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster.faults", description=__doc__)
     parser.add_argument("--model", default="internvl2-2b")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """What keeping a cluster costs its one process, against the number of nodes.
 
-    python bench/cluster/keeping.py
+    python -m bench.cluster.keeping
 
 Synthetic nodes, eight engines each, all ready: no Ray, no engine, no request. What Ray itself takes
 for so many nodes and actors is not in it, and was not measured here.
@@ -9,14 +9,10 @@ for so many nodes and actors is not in it, and was not measured here.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from msgspec.structs import replace
 
@@ -36,7 +32,7 @@ from turbofit.machine.spec import parse_spec
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster.keeping", description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100, 1000])
     args = parser.parse_args()
     heads = ("nodes", "engines", "roll, nothing new, ms", "roll, one engine new, ms",

@@ -1,6 +1,6 @@
 """LMDeploy's PyTorch engine on two cards does not join the Ray cluster that it was placed by.
 
-    TURBOFIT_CUDA_PATH=FOLDER python bench/cluster/own_ray.py
+    TURBOFIT_CUDA_PATH=FOLDER python -m bench.cluster.own_ray
 
 FOLDER holds a CUDA build of torch (scripts/check makes one). The engine shards over two cards by a
 Ray of its own: in the cluster's it would wait for ever for the GPUs that it holds itself. On
@@ -9,22 +9,23 @@ pretend GPUs; some minutes. `tests/launch/cluster/test_host.py` holds the enviro
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.launch.cluster.cloud import Clients, Serving, cloud_of  # noqa: E402
-from tests.launch.conftest import Child  # noqa: E402
+from bench.common.cloud import Clients, Serving, cloud_of
+from bench.common.processes import REPO, Child
 
 
 def main() -> None:
     """Serve on two cards, ask, and look into the engine's log."""
+    argparse.ArgumentParser(
+        prog="python -m bench.cluster.own_ray", description=__doc__
+    ).parse_args()
     children: list[Child] = []
-    path = f"{os.environ['TURBOFIT_CUDA_PATH']}:{ROOT}"
+    path = f"{os.environ['TURBOFIT_CUDA_PATH']}:{REPO}"
     with (
         tempfile.TemporaryDirectory() as folder,
         cloud_of(("two", "2xrtx3090", 2), PYTHONPATH=path, XDG_STATE_HOME=folder) as cloud,

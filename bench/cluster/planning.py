@@ -1,7 +1,7 @@
 """Planning time and size of the plan against the number of nodes, on synthetic snapshots.
 
-    python bench/cluster/planning.py            # the table, as Markdown
-    python bench/cluster/planning.py --loss     # what folding differently full nodes costs
+    python -m bench.cluster.planning            # the table, as Markdown
+    python -m bench.cluster.planning --loss     # what folding differently full nodes costs
 
 Cases: (a) all nodes alike; (b) eight kinds of machine, others hold up to 2 GiB of each card, in
 MiB, at random; (c) the same machines, up to 8 GiB of each card, odd to the byte. Nothing is
@@ -115,14 +115,17 @@ def loss(model: str, case: str, count: int) -> dict[str, object]:
 def run(*words: str) -> dict[str, float]:
     """A row in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "bench.cluster.planning", *words],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster.planning", description=__doc__)
     parser.add_argument("--loss", action="store_true")
     parser.add_argument("--row", nargs=4)
     args = parser.parse_args()

@@ -4,7 +4,7 @@ LMDeploy's real TurboMind starts on pretend GPUs with random settings until enou
 hung. Each run's own log, with the command that a person would paste in front of it, goes through
 ``turbofit diagnose``; what it says is missing is compared with the account of the machine.
 
-    python bench/faults/diagnose_deaths.py [--deaths 30] [--seed 1] [--results DIAGNOSE_RESULTS.md]
+    python -m bench.faults.diagnose_deaths [--deaths 30] [--seed 1] [--results DIAGNOSE_RESULTS.md]
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from turbofit import api
 from turbofit.core.units import MIB
@@ -179,7 +176,7 @@ def table(rows: list[dict[str, Any]], seed: int, tried: int, seconds: float) -> 
     lines = [
         "# Diagnoses of rehearsed deaths",
         "",
-        f"`python bench/faults/diagnose_deaths.py --deaths {len(rows)} --seed {seed}`: the real"
+        f"`python -m bench.faults.diagnose_deaths --deaths {len(rows)} --seed {seed}`: the real"
         f" TurboMind of LMDeploy 0.18 on pretend GPUs, {tried} random starts in {seconds:.0f} s on"
         f" 2 cores, {len(rows)} of which died or hung.",
         "",
@@ -214,7 +211,9 @@ def mib(size: int | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.faults.diagnose_deaths", description=__doc__
+    )
     parser.add_argument("--deaths", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path)

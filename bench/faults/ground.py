@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.launch.conftest import STANDIN, Child, alive, free_port, gone, pids
-from tests.launch.pretend import Served, image
+from bench.common.processes import REPO, STANDIN, Child, alive, free_port, gone, pids
+from bench.common.serving import Served, image
 
 __all__ = ["Ground", "Outcome", "alive", "fds", "gone", "image"]
 
-REPO = Path(__file__).resolve().parents[2]
-SESSION = REPO / "tests" / "launch" / "session_driver.py"
+SESSION = REPO / "bench" / "common" / "session_driver.py"
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""Faults x outcomes: ``python -m bench.faults.run [--only WORDS] [--write]``.
+"""Faults, and how `turbofit serve` comes out of each.
+
+    python -m bench.faults.run [--only WORDS] [--write]
 
 Each fault ends in recovery or in the right typed exit, none in a hang past its deadline: that is
 the bar. ``--write`` puts the table into RESULTS.md.
@@ -21,7 +23,7 @@ DEADLINE = 300.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.faults.run", description=__doc__)
     parser.add_argument("--only", default="", help="faults whose name contains this")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     args = parser.parse_args()

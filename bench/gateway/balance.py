@@ -1,6 +1,6 @@
 """The same requests through our gateway and through LMDeploy's proxy, to the same stand-in engines.
 
-    python bench/gateway/balance.py [--engines 1 4 16] [--seconds 10]
+    python -m bench.gateway.balance [--engines 1 4 16] [--seconds 10]
 
 Engines are `slotted.py`'s, a quarter of them of half the speed. The closed load has six clients for
 each four slots, each of which asks again at once; the open one is a Poisson process at 70 % of what
@@ -22,8 +22,8 @@ import time
 import urllib.request
 from contextlib import suppress
 
-from run import ROOT, Way, cpu_seconds, machine, median, p99  # type: ignore[import-not-found]
-from slotted import EVENTS, SLOTS  # type: ignore[import-not-found]
+from bench.gateway.run import ROOT, Way, cpu_seconds, machine, median, p99
+from bench.gateway.slotted import EVENTS, SLOTS
 
 MEAN = 0.5
 #: Seconds to the first byte and to the end, and when that was; -1 where it failed.
@@ -35,7 +35,7 @@ HEAD = (
 )
 GATEWAY = """
 import json, sys
-from tests.gateway.support import plan_for
+from bench.common.gateway import plan_for
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.roll import Member, Roll
@@ -50,7 +50,7 @@ run_gateway(make_roll_gateway(roll, GatewayConfig(port=port)))
 """
 PROXY = """
 import json, sys
-from tests.launch.standin.standin_engine import shim_torchvision
+from bench.common.standin.standin_engine import shim_torchvision
 shim_torchvision()
 from lmdeploy.serve.proxy import proxy
 port, strategy = json.loads(sys.argv[1])
@@ -79,7 +79,7 @@ class Router:
     def __init__(self, name: str, port: int, speeds: list[float], mean: float, told: bool) -> None:
         self.port, self.engines, self.gateways = port, port + 10, 1
         urls = [f"http://127.0.0.1:{self.engines + i}" for i in range(len(speeds))]
-        words = ["bench/gateway/slotted.py", "--port", str(self.engines), "--mean", str(mean)]
+        words = ["-m", "bench.gateway.slotted", "--port", str(self.engines), "--mean", str(mean)]
         self.children = [self.begin([*words, "--speeds", *map(str, speeds)], subprocess.PIPE)]
         assert self.children[0].stdout is not None
         assert self.children[0].stdout.readline() == b"ready\n"
@@ -212,7 +212,7 @@ async def overhead(name: str, args: argparse.Namespace) -> str:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.balance", description=__doc__)
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--port", type=int, default=19500)

@@ -1,4 +1,6 @@
-"""``python -m bench.gateway.edges [--engines turbomind,pytorch,transformers] [--write]``
+"""Values at the edges of every request field, against real engines behind the gateway.
+
+    python -m bench.gateway.edges [--engines turbomind,pytorch,transformers] [--write]
 
 Every field of LMDeploy's request models × values at its edges × routes × real engines on pretend
 GPUs, behind the gateway; another client asks all the while. Counts deaths of an engine, answers 5xx

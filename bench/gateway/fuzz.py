@@ -1,6 +1,6 @@
 """Bent bodies over all routes of the ASGI app, and some into LMDeploy's own preprocessing.
 
-    python bench/gateway/fuzz.py [--bodies 100000] [--real 2000] [--seed 1]
+    python -m bench.gateway.fuzz [--bodies 100000] [--real 2000] [--seed 1]
 
 Counts no 5xx of ours and nothing past the limits upstream; the first offence ends the run with the
 seed that found it. ``--real`` needs LMDeploy 0.18 (CPU torch is enough).
@@ -11,17 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import resource
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-warnings.filterwarnings("ignore")
-
-from tests.gateway.support import PATCHES, TILES  # noqa: E402
+from bench.common.gateway import PATCHES, TILES
+from bench.common.judge import check_body
 
 CASES = (
     ("InternVL, 12 tiles", TILES, {"limit": 12}, True),
@@ -38,14 +34,10 @@ def resident() -> float:
 
 
 async def app_side(bodies: int, seed: int) -> None:
-    from tests.gateway.judge import images_of, units_reaching
-    from tests.gateway.mutations import Mutator
-    from tests.gateway.support import call, gateway, plan_for
-    from tests.gateway.test_fuzz import judge
+    from bench.common.gateway import call, gateway, plan_for
+    from bench.common.mutations import Mutator
     from turbofit.gateway.limits import model_default
 
-    assert images_of
-    assert units_reaching
     each = bodies // len(CASES)
     print("| case | bodies | passed on | refused | images passed on | memory, MiB |")
     print("|---|---|---|---|---|---|")
@@ -63,7 +55,7 @@ async def app_side(bodies: int, seed: int) -> None:
             if recorder.seen:
                 passed += 1
                 sent = recorder.seen[-1][3]
-                judge(rule, plan.limits, default, path, sent)
+                check_body(rule, plan.limits, default, path, sent)
                 images += sent.count(b"data:image/")
             else:
                 assert reply.status >= 400
@@ -82,7 +74,7 @@ async def app_side(bodies: int, seed: int) -> None:
 def real_side(bodies: int, seed: int) -> None:
     import torch
 
-    from tests.gateway.test_lmdeploy import drive, loaded, make, plan_of
+    from bench.common.lmdeploy_front import drive, loaded, make, plan_of
     from turbofit.gateway.overlay import overlay
 
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -115,7 +107,8 @@ def real_side(bodies: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    warnings.filterwarnings("ignore")
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.fuzz", description=__doc__)
     parser.add_argument("--bodies", type=int, default=100_000)
     parser.add_argument("--real", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)

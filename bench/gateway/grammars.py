@@ -1,4 +1,6 @@
-"""``python bench/gateway/grammars.py TOKENIZER.json``: what XGrammar takes to compile grammars.
+"""What XGrammar takes to compile grammars.
+
+    python -m bench.gateway.grammars TOKENIZER.json
 
 Prints seconds of one core for each, as LMDeploy would spend on its event loop: the prices of
 `turbofit.gateway.grammars`. Each in a process of its own, ended after a minute. Needs xgrammar and
@@ -7,9 +9,9 @@ tokenizers.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
-import sys
 import time
 from typing import Any
 
@@ -73,10 +75,13 @@ def compile_one(path: str, grammar: Any, answer: Any) -> None:
 
 def main() -> None:
     """Run the program."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.grammars", description=__doc__)
+    parser.add_argument("tokenizer", help="a tokenizer.json")
+    args = parser.parse_args()
     print("| grammar | seconds of one core |\n|---|---|")
     for name, grammar in CASES.items():
         answer: Any = multiprocessing.Queue()
-        child = multiprocessing.Process(target=compile_one, args=(sys.argv[1], grammar, answer))
+        child = multiprocessing.Process(target=compile_one, args=(args.tokenizer, grammar, answer))
         child.start()
         child.join(SECONDS)
         late = child.is_alive()

@@ -1,14 +1,14 @@
 """Hostile clients against a server: any URL, with the gateway or without.
 
     # what kills a server without the gateway, one request:
-    python bench/gateway/hostile.py URL --single tiles:120
-    python bench/gateway/hostile.py URL --single image:3584x3584
+    python -m bench.gateway.hostile URL --single tiles:120
+    python -m bench.gateway.hostile URL --single image:3584x3584
 
     # twenty minutes of everything, and at least 1,000 requests that reach the engine:
-    python bench/gateway/hostile.py URL --minutes 20 --reach 1000 --seed 1 --markdown
+    python -m bench.gateway.hostile URL --minutes 20 --reach 1000 --seed 1 --markdown
 
     # what clients without a key send before a request is whole (`strangers.py`)
-    python bench/gateway/hostile.py URL --strangers all --pid PID --markdown
+    python -m bench.gateway.hostile URL --strangers all --pid PID --markdown
 
 Exits with 1 when the server is gone, when its health is lost, or on a 5xx other than 503; with
 ``--strangers`` when one /health in a hundred took 100 ms or more, or another client was not served.
@@ -23,18 +23,13 @@ import random
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from strangers import TABLE, WAYS, Strangers  # type: ignore[import-not-found]  # noqa: E402
-
-from tests.gateway.mutations import Mutator  # noqa: E402
-from tests.gateway.support import data_url, picture  # noqa: E402
+from bench.common.gateway import data_url, picture
+from bench.common.mutations import Mutator
+from bench.gateway.strangers import TABLE, WAYS, Strangers
 
 CHAT = "/v1/chat/completions"
 _PATHS = (
@@ -200,7 +195,7 @@ class Hostile:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, add_help=True)
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.hostile", description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--requests", type=int, default=0, help="end after so many")

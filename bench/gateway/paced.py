@@ -3,7 +3,7 @@
 First token after 200 ms, then one each 20 ms, as LMDeploy streams them. A raw asyncio protocol: a
 web framework here would be measured with the gateway.
 
-    python bench/gateway/paced.py --port 9001 --tokens 50
+    python -m bench.gateway.paced --port 9001 --tokens 50
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Paced(asyncio.Protocol):
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.paced", description=__doc__)
     parser.add_argument("--port", type=int, default=9001)
     parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--first", type=float, default=0.2)

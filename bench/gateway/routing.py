@@ -1,25 +1,23 @@
 """What it costs to choose an engine: microseconds a request, by the number of engines.
 
-    python bench/gateway/routing.py
+    python -m bench.gateway.routing
 
 Synthetic engines, of which each tenth has twice the share. Three loads: ``free`` requests hold
 nothing; ``images`` hold units of a gate that is half full; ``full`` means that all gates are full,
 and each request that ends lets one in that waits. ``tick`` is the monitor's look at all engines, in
 milliseconds, with nothing to do. One request is admit, begin, end and release, as `app` does them.
-With PYTHONPATH at a checkout of before 2026-11-21 it measures the code of before.
+Copied into a checkout of before 2026-11-21 it measures the code of before.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import inspect
 import random
 import statistics
 import sys
 import time
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from turbofit.gateway.admission import Admission
 from turbofit.gateway.cost import Cost
@@ -103,6 +101,9 @@ def tick(count: int) -> float:
 
 
 async def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m bench.gateway.routing", description=__doc__
+    ).parse_args()
     print(f"{'before' if OLD else 'after'}, Python {sys.version.split()[0]}, us a request")
     print("| engines | free | images | full | tick ms |")
     print("|---:|---:|---:|---:|---:|")

@@ -1,6 +1,6 @@
 """Rules of choosing an engine, by simulation: no sockets, no noise, `balance.py`'s engines.
 
-    python bench/gateway/rules.py
+    python -m bench.gateway.rules
 
 The next request goes to the engine with the lowest (n + c) / share: c is 1 where ours began, 0 is
 LMDeploy's, which looks at its engines in a random order.
@@ -8,11 +8,12 @@ LMDeploy's, which looks at its engines in a random order.
 
 from __future__ import annotations
 
+import argparse
 import random
 from heapq import heappop, heappush
 from itertools import count
 
-from slotted import SLOTS, service  # type: ignore[import-not-found]
+from bench.gateway.slotted import SLOTS, service
 
 MEAN = 0.5
 
@@ -67,6 +68,7 @@ def simulate(speeds: list[float], c: float, load: float, closed: bool, requests:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m bench.gateway.rules", description=__doc__).parse_args()
     print("| engines | load | c = 1 | c = 1/2 | c = 0 |\n|---|---|---|---|---|")
     for number in (4, 16):
         speeds = [0.5 if one % 4 == 3 else 1.0 for one in range(number)]

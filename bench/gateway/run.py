@@ -1,6 +1,6 @@
 """Direct and through the gateway in one run, against an upstream paced like a GPU.
 
-    python bench/gateway/run.py [--requests 200] [--memory 100000] [--markdown FILE]
+    python -m bench.gateway.run [--requests 200] [--memory 100000]
 
 Requests alternate between the two ways, so that both see the same noise. The client is raw asyncio:
 a library would cost more than the gateway does. CPU time is the gateway process's own, from /proc.
@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 PATH = "/v1/chat/completions"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -89,7 +88,7 @@ def rss_mib(pid: int) -> float:
 
 def body_of(images: int, size: int, *, stream: bool = True) -> bytes:
     """A chat request with images of so many bytes each."""
-    from bench_pictures import noise_jpeg  # type: ignore[import-not-found]
+    from bench.gateway.bench_pictures import noise_jpeg
 
     parts = [{"type": "text", "text": "What is this? " * 8}]
     for number in range(images):
@@ -146,7 +145,7 @@ def start(*words: str) -> tuple[subprocess.Popen[str], str]:
 
 def plan_file() -> Path:
     """A plan without a queue that takes 8 images of 4 MiB."""
-    from tests.gateway.support import TILES, plan_for
+    from bench.common.gateway import TILES, plan_for
 
     path = Path(os.environ.get("TMPDIR", "/tmp")) / f"gateway-bench-{os.getpid()}.json"
     limits = {"images": 8, "bytes_per_image": 8 << 20, "bytes_per_body": 100 << 20, "n": 8}
@@ -173,7 +172,7 @@ class Pair:
     """
 
     def __init__(self, plan: Path, port: int, access_log: str, *pace: str) -> None:
-        upstream, url = start("bench/gateway/paced.py", "--port", str(port), *pace)
+        upstream, url = start("-m", "bench.gateway.paced", "--port", str(port), *pace)
         self._children = [upstream]
         gateway, own = start(
             "-m", "turbofit", "gateway", "--plan", str(plan), "--upstream", url,
@@ -290,8 +289,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.run", description=__doc__)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--memory", type=int, default=0, help="requests of the memory test")
     parser.add_argument("--port", type=int, default=19300)

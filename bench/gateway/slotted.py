@@ -1,6 +1,6 @@
 """Stand-in engines with batch slots, all in one process; no model and no GPU.
 
-    python bench/gateway/slotted.py --port 9100 --speeds 1 1 1 0.5
+    python -m bench.gateway.slotted --port 9100 --speeds 1 1 1 0.5
 
 A request waits for one of an engine's slots in turn, is silent for its first part, then sends nine
 events. How long it takes is a number of the request's own (``user`` of its body), so that every
@@ -17,7 +17,7 @@ import random
 import re
 from collections import deque
 
-from paced import _EVENT, _MODELS, Paced  # type: ignore[import-not-found]
+from bench.gateway.paced import _EVENT, _MODELS, Paced
 
 SLOTS = 4
 EVENTS = 9
@@ -104,7 +104,7 @@ class Slotted(Paced):
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.gateway.slotted", description=__doc__)
     parser.add_argument("--port", type=int, default=9100)
     parser.add_argument("--mean", type=float, default=0.5)
     parser.add_argument("--speeds", type=float, nargs="+", default=[1.0])

@@ -1,7 +1,7 @@
 """Clients without a key that hold the gateway up, one way after the other, and what others notice.
 
-    python bench/gateway/hostile.py URL --strangers all [--pid GATEWAY] [--markdown]
-    python bench/gateway/hostile.py URL --strangers endless_header slow_loris
+    python -m bench.gateway.hostile URL --strangers all [--pid GATEWAY] [--markdown]
+    python -m bench.gateway.hostile URL --strangers endless_header slow_loris
 
 While each goes on, a process apart asks for /health over a fresh connection each time, and another
 client sends completions. Raw sockets: a library would keep to the rules.

@@ -1,6 +1,6 @@
 """Every pair of a preset model and a preset card: the plan against LMDeploy on the same engine.
 
-``python bench/peers/every.py [--only MODEL] [--log FILE] [--results FILE]``. The engines cut their
+``python -m bench.peers.every [--only MODEL] [--log FILE] [--results FILE]``. The engines cut their
 cache by a rule that turbofit's account has exactly (every rehearsed count of blocks was met), so
 that most pairs need no rehearsal: there the plan holds more tokens than each peer, whether that
 survives or not. The others are rehearsed: a peer that holds as many as the plan must die of what
@@ -17,12 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from grid import PLAN, SETTINGS, Pair, Setting
-from turbomind import turbomind_row
-
 import turbofit
+from bench.peers.grid import PLAN, SETTINGS, Pair, Setting
+from bench.peers.turbomind import turbomind_row
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.presets import preset_path
@@ -31,7 +28,7 @@ from turbofit.memory.engines import engine_for
 
 HEAD = """# The plan against LMDeploy's own settings, on every pair
 
-Made by `python bench/peers/every.py --results FILE`.
+Made by `python -m bench.peers.every --results FILE`.
 
 {pairs:,} pairs of a preset model and one preset card. On {judged:,} the plan fits, on the engine
 that LMDeploy takes itself ({rest}).
@@ -209,7 +206,7 @@ def _fates(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Sweep, rehearse what is in doubt, and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.peers.every", description=__doc__)
     parser.add_argument("--log", type=Path, default=Path("every.jsonl"), help="fates, kept")
     parser.add_argument("--results", type=Path, help="write the report here too")
     parser.add_argument("--only", default="", help="models whose name contains this")

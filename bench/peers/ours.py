@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asked import lowered
-from grid import PLAN, SETTINGS, Pair
-from host import Peak
-from row import Fate, Row
-from turbomind import turbomind_row
-
 import turbofit
+from bench.peers.asked import lowered
+from bench.peers.grid import PLAN, SETTINGS, Pair
+from bench.peers.host import Peak
+from bench.peers.row import Fate, Row
+from bench.peers.turbomind import turbomind_row
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.units import format_bytes

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from asked import sent
-from grid import PAIRS, SETTINGS, Pair
-from row import Row
-from tables import of_pairs, row_table, summary, verdict, verdict_table
-from turbomind import cores, turbomind_row
-
 import turbofit
+from bench.peers.asked import sent
+from bench.peers.grid import PAIRS, SETTINGS, Pair
+from bench.peers.row import Row
+from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
+from bench.peers.turbomind import cores, turbomind_row
 from turbofit.model.presets import find_preset, preset_model
 
 HEAD = """# turbofit's plan against its peers
@@ -57,7 +54,7 @@ def versions_text(seconds: float) -> str:
         f"turbofit {turbofit.__version__}, LMDeploy {version('lmdeploy')},"
         f" torch {version('torch')}, Python {sys.version.split()[0]}, {cores()} shared cores,"
         f" {time.strftime('%Y-%m-%d')}, {seconds:.0f} s in all.\n\n"
-        "    python bench/peers/run.py --results FILE"
+        "    python -m bench.peers.run --results FILE"
     )
 
 
@@ -76,7 +73,7 @@ def rows_of(pair: Pair, folder: Path) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.peers.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three pairs")
     parser.add_argument("--only", help="pairs whose name contains this")
     parser.add_argument("--results", type=Path, help="write the tables here too")

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from grid import PLAN
-from row import Row
-
+from bench.peers.grid import PLAN
+from bench.peers.row import Row
 from turbofit.core.units import MIB
 
 

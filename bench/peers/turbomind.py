@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from asked import lowered, requests_of
-from grid import PLAN, Pair, Setting
-from host import Peak
-from row import Fate, Row
-
 import turbofit
+from bench.peers.asked import lowered, requests_of
+from bench.peers.grid import PLAN, Pair, Setting
+from bench.peers.host import Peak
+from bench.peers.row import Fate, Row
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.rehearse.planned import plan_spec

@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from asked import LONG
-from grid import Pair
-from host import Peak
-from row import Fate, Row
-from vllm_cases import cases_of
-
+from bench.peers.asked import LONG
+from bench.peers.grid import Pair
+from bench.peers.host import Peak
+from bench.peers.row import Fate, Row
+from bench.peers.vllm_cases import cases_of
 from turbofit.core.model import Model
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.rehearse.twin import checkpoint_for

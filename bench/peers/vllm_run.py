@@ -1,4 +1,6 @@
-"""vLLM beside the plan: ``vllm_run.py --python PYTHON [--only PART] [--log F] [--results F]``.
+"""vLLM beside the plan.
+
+    python -m bench.peers.vllm_run --python PYTHON [--only PART] [--log F] [--results F]
 
 Two to five minutes a pair, most of it vLLM's compiling (``--skip defaults``). Rows that the log has
 are not run again, so that a run that was broken off goes on. Exit 1: a surviving vLLM of the bar
@@ -16,19 +18,16 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from grid import PLAN, VLLM_PAIRS, Pair
-from ours import plan_row
-from row import Row
-from tables import of_pairs, row_table, summary, verdict, verdict_table
-from vllm_peer import FLAVOURS, vllm_row, vllm_version
-
 import turbofit
+from bench.peers.grid import PLAN, VLLM_PAIRS, Pair
+from bench.peers.ours import plan_row
+from bench.peers.row import Row
+from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
+from bench.peers.vllm_peer import FLAVOURS, vllm_row, vllm_version
 
 HEAD = """# turbofit's plan against vLLM
 
-Made by `python bench/peers/vllm_run.py --python PYTHON --log FILE --results FILE`; simulated cards,
+Made by `python -m bench.peers.vllm_run --python PYTHON --log FILE --results FILE`; simulated cards,
 the engines' own code. README.md tells what the columns mean, RESULTS.md what the losses are of.
 
 ## The bar: vLLM's defaults, and eager
@@ -122,7 +121,7 @@ def report(rows: Sequence[Row], versions: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.peers.vllm_run", description=__doc__)
     parser.add_argument("--python", required=True, help="a Python that has vLLM")
     parser.add_argument("--only", default="", help="pairs whose name contains this")
     parser.add_argument("--log", type=Path, default=Path("vllm.jsonl"), help="rows, kept")

@@ -2,7 +2,7 @@
 
 Needs a Python with a CUDA build of torch (no GPU), LMDeploy 0.18, and Ray for tp 2:
 
-    python bench/rehearsal/planned.py [--only WORD] [--out bench/rehearsal/PLANNED.md]
+    python -m bench.rehearsal.planned [--only WORD] [--out bench/rehearsal/PLANNED.md]
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pytorch import formula, mib, table
-
+from bench.rehearsal.pytorch import formula, mib, table
 from turbofit import api
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.memory.pytorch.environment import segments
@@ -222,7 +221,7 @@ def text_of(found: Mapping[str, Found]) -> str:
     missed = [f"- {name}: {word}" for name, one in found.items() for word in one.missed]
     kept = sum(not one.missed for one in found.values())
     return HEAD.format(
-        command="python bench/rehearsal/planned.py",
+        command="python -m bench.rehearsal.planned",
         date=dt.date.today().isoformat(),
         versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         share=f"{SHARE:.0%}",
@@ -242,7 +241,7 @@ def text_of(found: Mapping[str, Found]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.planned", description=__doc__)
     parser.add_argument("--only", help="rows whose name has this word")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
 Needs a Python with a CUDA build of torch (no GPU) and LMDeploy 0.18:
 
-    python bench/rehearsal/pytorch.py [--only WORD] [--out bench/rehearsal/PYTORCH.md]
+    python -m bench.rehearsal.pytorch [--only WORD] [--out bench/rehearsal/PYTORCH.md]
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.pytorch", description=__doc__)
     parser.add_argument("--only", help="rows whose name has this word")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -193,7 +193,7 @@ def main() -> int:
                 f"the next request: {after}"
             )
     text = HEAD.format(
-        command="python bench/rehearsal/pytorch.py",
+        command="python -m bench.rehearsal.pytorch",
         date=dt.date.today().isoformat(),
         versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         card=CARD,

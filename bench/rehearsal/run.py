@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from grid import ROWS, Row
-
 import turbofit
+from bench.rehearsal.grid import ROWS, Row
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.terms import POOL_WARMUP
@@ -262,7 +259,7 @@ def _most(checks: list[Check], sign: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the subset that CI runs")
     parser.add_argument("--only", help="rows whose name contains this")
     parser.add_argument("--results", type=Path, help="write the summary and the table here too")

@@ -2,7 +2,7 @@
 
 Needs a Python with a CUDA build of torch (no GPU) and LMDeploy 0.18:
 
-    python bench/rehearsal/two.py [--model qwen2-vl-2b] [--on 1xrtx3090] [--out FILE]
+    python -m bench.rehearsal.two [--model qwen2-vl-2b] [--on 1xrtx3090] [--out FILE]
 
 The first plan may take half of the card (``budget``). Its engine is driven through its worst cases,
 of which torch keeps what they took. The second is planned with that as the memory of others and
@@ -23,8 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytorch import mib, table
-
+from bench.rehearsal.pytorch import mib, table
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.pretend.run import Ran, run_pretend
@@ -105,7 +104,7 @@ def rehearse(first: Plan, second: Plan, folder: Path) -> Ran:
         (own / "spec.json").write_text(dump_spec(spec))
         environ |= spec.environ
     return run_pretend(
-        [sys.executable, str(Path(__file__).resolve()), "--drive", str(folder)],
+        [sys.executable, "-m", "bench.rehearsal.two", "--drive", str(folder)],
         charged(first, second),
         keep=folder / "pretend",
         stdout=2,
@@ -144,7 +143,7 @@ def report(first: Plan, second: Plan, folder: Path, ran: Ran) -> tuple[str, bool
     refused = sum(len(usage.refused) for usage in ran.usages)
     overlap = json.loads((folder / "overlap").read_text())
     text = TEXT.format(
-        command="python bench/rehearsal/two.py",
+        command="python -m bench.rehearsal.two",
         date=dt.date.today().isoformat(),
         versions=", ".join(f"{k} {v}" for k, v in sorted(need_packages("pytorch").items())),
         model=first.model.name,
@@ -165,7 +164,7 @@ def report(first: Plan, second: Plan, folder: Path, ran: Ran) -> tuple[str, bool
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m bench.rehearsal.two", description=__doc__)
     parser.add_argument("--model", default="qwen2-vl-2b")
     parser.add_argument("--on", default="1xrtx3090")
     parser.add_argument("--out", type=Path)

@@ -79,7 +79,7 @@ def _notes(case: Case) -> str:
 
 def main() -> int:
     """Exit 1: the bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.topology", description=__doc__)
     parser.add_argument("--fit", action="store_true", help="constants fitted to all judged cases")
     parser.add_argument("--write", action="store_true", help="renew RESULTS.md")
     args = parser.parse_args()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import Child, children  # noqa: F401 - a fixture
-from tests.launch.pretend import serve_pretend
+from bench.common.processes import Child
+from bench.common.serving import serve_pretend
+from tests.launch.conftest import children  # noqa: F401 - a fixture
 from tests.waiting import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def test_no_client_takes_the_server_past_the_plan(
     served = serve_pretend(children, tmp_path, *words)
     served.wait()
     url = f"http://127.0.0.1:{served.port}"
-    argv = [sys.executable, str(ROOT / "bench" / "gateway" / "hostile.py"), url]
+    argv = [sys.executable, "-m", "bench.gateway.hostile", url]
     argv += ["--requests", "60", "--reach", "20", "--minutes", "60", "--seed", "4"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from turbofit.model.presets import find_preset, preset_model
 
-PEERS = Path(__file__).parents[2] / "bench" / "peers"
-
-
-@pytest.fixture(autouse=True)
-def bench(monkeypatch):
-    """The bench's modules import each other by their bare names, which other benches have too."""
-    monkeypatch.syspath_prepend(str(PEERS))
-    for name in [path.stem for path in PEERS.glob("*.py")]:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield
-    for name in [path.stem for path in PEERS.glob("*.py")]:
-        sys.modules.pop(name, None)
-
 
 def fate(log: str) -> tuple[str, str]:
-    import vllm_peer
+    from bench.peers import vllm_peer
 
     return vllm_peer._fate(log, vllm_peer._SAID.findall(log))
 
@@ -56,7 +41,7 @@ def test_what_kernels_that_computed_nothing_do_is_no_fate(ready, said):
 
 
 def test_a_shorter_context_and_what_was_turned_away_are_told():
-    import vllm_peer
+    from bench.peers import vllm_peer
 
     log = "PEERS session 4096\nPEERS away one image: too long\nPEERS survived\n"
     note = vllm_peer._note(vllm_peer._SAID.findall(log))
@@ -64,9 +49,9 @@ def test_a_shorter_context_and_what_was_turned_away_are_told():
 
 
 def test_every_pair_has_a_stand_in_and_the_worst_picture(tmp_path):
-    from grid import VLLM_PAIRS
-    from vllm_cases import cases_of
-    from vllm_peer import stand_in
+    from bench.peers.grid import VLLM_PAIRS
+    from bench.peers.vllm_cases import cases_of
+    from bench.peers.vllm_peer import stand_in
 
     for name in dict.fromkeys(pair.model for pair in VLLM_PAIRS):
         pair = next(pair for pair in VLLM_PAIRS if pair.model == name)
@@ -91,8 +76,8 @@ def test_two_queued_pictures_and_their_text_have_room_in_the_context():
 
 
 def test_a_broken_off_run_goes_on_from_its_log(tmp_path):
-    import vllm_run
-    from row import Row
+    from bench.peers import vllm_run
+    from bench.peers.row import Row
 
     log = tmp_path / "vllm.jsonl"
     row = Row("m 1xl4", "turbofit's plan", "", 1, "survived", "", 0, None, None)
@@ -102,8 +87,8 @@ def test_a_broken_off_run_goes_on_from_its_log(tmp_path):
 
 
 def test_what_is_set_by_hand_is_no_peer_of_the_bar():
-    import vllm_run
-    from row import Row
+    from bench.peers import vllm_run
+    from bench.peers.row import Row
 
     def row(who: str, tokens: int, fate: str = "survived") -> Row:
         return Row("m 1xl4", who, "", tokens, fate, "", 0, None, None)
@@ -118,8 +103,8 @@ def test_what_is_set_by_hand_is_no_peer_of_the_bar():
 
 
 def test_a_pair_of_which_vllm_told_nothing_is_not_judged():
-    import vllm_run
-    from row import Row
+    from bench.peers import vllm_run
+    from bench.peers.row import Row
 
     ours = Row("m 1xl4", "turbofit's plan", "", 100, "survived", "", 0, None, None)
     stalled = ours._replace(who="vLLM's defaults", tokens=None, fate="stalled")

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench" / "rehearsal"))
 
 if importlib.util.find_spec("lmdeploy") is None:
     pytest.skip("needs LMDeploy", allow_module_level=True)
 if shutil.which("cc") is None:
     pytest.skip("needs a C compiler", allow_module_level=True)
 
-from grid import ROWS  # noqa: E402
-from run import check_row  # noqa: E402
+from bench.rehearsal.grid import ROWS
+from bench.rehearsal.run import check_row
 
 pytestmark = pytest.mark.lmdeploy
 

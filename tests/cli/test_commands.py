@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fixtures.plans import machine, plausible_plan
+from bench.common.plans import machine, plausible_plan
 from turbofit.cli import options
 from turbofit.cli.main import main
 from turbofit.cli.parser import Parser

@@ -5,9 +5,7 @@ import json
 
 import pytest
 
-from tests import virtual_time
-from tests.gateway.judge import images_of
-from tests.gateway.support import (
+from bench.common.gateway import (
     CHAT,
     DONE,
     EVENT,
@@ -24,6 +22,8 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
+from bench.common.judge import images_of
+from tests import virtual_time
 
 ANTHROPIC = {
     "max_tokens": 5,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.support import chat, data_url, image_part, picture
+from bench.common.gateway import chat, data_url, image_part, picture
 from turbofit.gateway.bodies import read_body
 from turbofit.gateway.pictures import Picture
 from turbofit.gateway.refusals import Refusal

@@ -4,7 +4,7 @@ from base64 import b64encode
 
 import pytest
 
-from tests.gateway.support import data_url, picture
+from bench.common.gateway import data_url, picture
 from turbofit.gateway.clips import film_clip, film_of, frames_of
 from turbofit.gateway.refusals import Refusal
 

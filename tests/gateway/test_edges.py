@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from bench.common.processes import Child, pids
+from bench.common.serving import Served, serve_pretend
 from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
-from tests.launch.conftest import Child, pids
-from tests.launch.pretend import Served, serve_pretend
 from turbofit.gateway.rules import Scope, Whole
 
 pytestmark = [pytest.mark.lmdeploy]

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from tests.gateway.support import ask, chat, data_url, gateway, picture
+from bench.common.gateway import ask, chat, data_url, gateway, picture
 from turbofit.gateway import fetch
 from turbofit.gateway.fetch import Fetcher, allowed_host, is_public
 from turbofit.gateway.refusals import Refusal

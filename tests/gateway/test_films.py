@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.support import chat, data_url
+from bench.common.gateway import chat, data_url
 from tests.gateway.test_clips import MOST, sequence
 from tests.waiting import HANG
 from turbofit.gateway import films

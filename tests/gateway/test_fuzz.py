@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
 import pytest
 
-from tests.gateway.judge import images_of, units_reaching
-from tests.gateway.mutations import Mutator
-from tests.gateway.support import PATCHES, TILES, call, gateway, plan_for
+from bench.common.gateway import PATCHES, TILES, call, gateway, plan_for
+from bench.common.judge import check_body
+from bench.common.mutations import Mutator
 from turbofit.gateway.limits import model_default
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -45,17 +44,6 @@ async def run(rule, limits, *, overlay, count, seed):
             refused += 1
             continue
         passed += 1
-        judge(rule, plan.limits, default, path, recorder.seen[-1][3])
+        check_body(rule, plan.limits, default, path, recorder.seen[-1][3])
     assert all(engine.units == engine.host_bytes == 0 for engine in app.engines)
     return passed, refused
-
-
-def judge(rule, limits, default, path, raw) -> None:
-    """The body as LMDeploy would read it is within the limits."""
-    body = msgspec.json.decode(raw)
-    images = images_of(path, body)
-    counts = [units_reaching(rule, default, size, params) for size, params in images]
-    assert len(counts) <= limits.units_per_request
-    assert all(count <= limits.units_per_image for count in counts), (counts, images)
-    assert sum(counts) <= limits.units_per_request
-    assert (body.get("n") or 1) <= (limits.n if images else 128)

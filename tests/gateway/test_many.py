@@ -6,8 +6,8 @@ import asyncio
 import time
 from itertools import pairwise
 
+from bench.common.gateway import Recorder, ask, call, chat
 from tests import virtual_time
-from tests.gateway.support import Recorder, ask, call, chat
 from tests.gateway.test_roll import following, roll
 from tests.waiting import auntil
 from turbofit.gateway.engines import Engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.gateway.support import Recorder, ask, call, chat, gateway, image_part
+from bench.common.gateway import Recorder, ask, call, chat, gateway, image_part
 from turbofit.gateway.outage import Outage
 
 

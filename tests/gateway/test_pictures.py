@@ -8,7 +8,7 @@ from base64 import b64encode
 import pytest
 from PIL import Image
 
-from tests.gateway.support import data_url, picture
+from bench.common.gateway import data_url, picture
 from turbofit.gateway.pictures import LARGEST_PIXELS, from_base64, from_bytes, from_url
 from turbofit.gateway.refusals import Refusal
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("aiohttp")
 pytest.importorskip("uvicorn")
 
-from tests.gateway.support import CHAT, Recorder, chat, plan_for
+from bench.common.gateway import CHAT, Recorder, chat, plan_for
 from tests.waiting import HANG
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig

@@ -20,8 +20,8 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from tests.gateway.support import CHAT, PATCHES, plan_for
-from tests.launch.conftest import free_port
+from bench.common.gateway import CHAT, PATCHES, plan_for
+from bench.common.processes import free_port
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.waiting import HANG, until
 from turbofit.gateway.config import GatewayConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.support import chat
+from bench.common.gateway import chat
 from turbofit.gateway.bodies import read_body
 from turbofit.gateway.parameters import RULES
 from turbofit.gateway.ranges import hold_parameters, lower_answer

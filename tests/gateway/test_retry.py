@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from tests import virtual_time
-from tests.gateway.support import (
+from bench.common.gateway import (
     DONE,
     EVENT,
     Answer,
@@ -19,6 +18,7 @@ from tests.gateway.support import (
     image_part,
     stream,
 )
+from tests import virtual_time
 from tests.virtual_time import settled
 from tests.waiting import HANG, auntil
 from turbofit.gateway.admission import Admission

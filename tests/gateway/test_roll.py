@@ -8,8 +8,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from tests import virtual_time
-from tests.gateway.support import (
+from bench.common.gateway import (
     CHAT,
     DONE,
     EVENT,
@@ -21,6 +20,7 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
+from tests import virtual_time
 from tests.virtual_time import settled
 from turbofit.core.errors import UsageError
 from turbofit.gateway.app import Gateway

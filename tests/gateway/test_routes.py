@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.support import CHAT, Answer, Recorder, ask, chat, gateway, plan_for
+from bench.common.gateway import CHAT, Answer, Recorder, ask, chat, gateway, plan_for
 from turbofit.gateway.refusals import Refusal
 from turbofit.gateway.routes import ROUTES, api_of, find_route, is_health
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.gateway.support import CHAT, chat, image_part, plan_for
+from bench.common.gateway import CHAT, chat, image_part, plan_for
 from tests.waiting import HANG
 from turbofit.cli import gateway as command
 from turbofit.cli.parser import Parser

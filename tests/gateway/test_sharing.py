@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.gateway.judge import units_reaching
-from tests.gateway.support import PATCHES, TILES, limits_for
+from bench.common.gateway import PATCHES, TILES, limits_for
+from bench.common.judge import units_reaching
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
 from turbofit.core.images import AnyresRule
 from turbofit.gateway.limits import Bounds, check_images, check_request, model_default, most_images

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import turbofit
-from tests.gateway.support import plan_for
+from bench.common.gateway import plan_for
 from turbofit.core.plan import Own, Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.engines import Engine, least_busy

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.gateway.support import CHAT, call, chat, plan_for
+from bench.common.gateway import CHAT, call, chat, plan_for
 from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.engines import Engine

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.fixtures.plans import model, plausible_plan
-from tests.gateway.support import ask, chat, data_url, gateway, image_part, limits_for
+from bench.common.gateway import ask, chat, data_url, gateway, image_part, limits_for
+from bench.common.plans import model, plausible_plan
 from tests.gateway.test_clips import sequence
 from tests.gateway.test_films import film, opencv
 from turbofit.core.images import PatchRule, VideoRule

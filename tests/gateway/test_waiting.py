@@ -7,8 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from tests import virtual_time
-from tests.gateway.support import (
+from bench.common.gateway import (
     DONE,
     EVENT,
     Answer,
@@ -20,6 +19,7 @@ from tests.gateway.support import (
     plan_for,
     stream,
 )
+from tests import virtual_time
 from tests.virtual_time import settled
 
 

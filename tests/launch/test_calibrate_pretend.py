@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import Child
+from bench.common.processes import Child
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.twin import checkpoint_for

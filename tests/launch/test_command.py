@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.plans import gpu, machine, model, plausible_plan
+from bench.common.plans import gpu, machine, model, plausible_plan
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Settings
 from turbofit.launch.command import commands, model_path, ratio, visible_devices

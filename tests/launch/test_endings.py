@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.launch.endings import ending, hang
 from turbofit.launch.phases import Watch

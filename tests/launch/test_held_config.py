@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.standin.standin_engine import shim_torchvision
+from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.gateway.parameters import GENERATION
 from turbofit.gateway.rules import Scope
 from turbofit.launch.held_config import hold_config, hold_engine

@@ -5,7 +5,7 @@ import io
 import msgspec
 import pytest
 
-from tests.fixtures.plans import model, plausible_plan
+from bench.common.plans import model, plausible_plan
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Workload
 from turbofit.launch.image import flat_png, worst_image

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.core.plan import Command
 from turbofit.launch.command import private_commands
 from turbofit.launch.launches import KEY, Launch, _outgoing, free_ports, port_of

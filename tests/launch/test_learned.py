@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.launch.learned import forget, recall, remember
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.plans import gpu, machine, plausible_plan
-from tests.launch.conftest import REPO
+from bench.common.plans import gpu, machine, plausible_plan
+from bench.common.processes import REPO
 from tests.nvml.standin import Scenario, gpu_3090
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
@@ -128,7 +128,7 @@ def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from tests.fixtures.plans import plausible_plan\n"
+        "from bench.common.plans import plausible_plan\n"
         "from turbofit.launch.leases import Leases\n"
         "leases = Leases(Path(sys.argv[1]))\n"
         "leases.reserve(plausible_plan(gpus=1, tp=1))\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError, PackageError
 from turbofit.core.plan import Engine, Plan
 from turbofit.launch.loop import loop_ended, no_cache, raced

@@ -7,7 +7,7 @@ import importlib.metadata
 import pytest
 from msgspec.structs import replace
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
 from turbofit.launch.needs import check_needs, need_warning

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.standin import standin_engine
+from bench.common.standin import standin_engine
 from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
 from turbofit.launch.pipeline import open_pipeline
 

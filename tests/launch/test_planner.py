@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.launch.conftest import REPO
+from bench.common.processes import REPO
 from turbofit.launch.record import Record
 
 

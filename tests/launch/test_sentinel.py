@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
 from tests.waiting import HANG
 from turbofit import api

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.conftest import REPO, STANDIN, Child, gone, pids
+from bench.common.processes import REPO, STANDIN, Child, gone, pids
 from tests.nvml.standin import Process, Scenario, gpu_3090
 from tests.waiting import HANG
 from turbofit.core.plan import Plan

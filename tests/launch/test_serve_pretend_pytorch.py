@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.conftest import Child, gone, pids
-from tests.launch.pretend import Served, image, serve_pretend
+from bench.common.processes import Child, gone, pids
+from bench.common.serving import Served, image, serve_pretend
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 
 pytestmark = [

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.plans import plausible_plan
-from tests.launch.conftest import STANDIN, Child, gone, pids
+from bench.common.plans import plausible_plan
+from bench.common.processes import STANDIN, Child, gone, pids
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.launch.conftest import Child, gone, pids
+from bench.common.processes import REPO, Child, gone, pids
 from tests.waiting import until
 from turbofit.report.saved import read_saved
 
 pytestmark = pytest.mark.slow
 
-DRIVER = Path(__file__).with_name("session_driver.py")
+DRIVER = REPO / "bench" / "common" / "session_driver.py"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.checkpoints import make_internvl2, make_text
+from bench.common.checkpoints import make_internvl2, make_text
 from tests.model.conftest import write_safetensors
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import TileRule

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.checkpoints import make_internvl2, make_text
+from bench.common.checkpoints import make_internvl2, make_text
 from tests.model.test_checkpoint import make
 from turbofit.core.errors import UsageError
 from turbofit.model import hub

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.checkpoints import _tokenizer
+from bench.common.checkpoints import _tokenizer
 from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import written

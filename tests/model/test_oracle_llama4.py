@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.checkpoints import _tokenizer
+from bench.common.checkpoints import _tokenizer
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import written

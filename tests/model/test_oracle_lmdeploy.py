@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from tests.checkpoints import make_internvl2, make_qwen2_vl
+from bench.common.checkpoints import make_internvl2, make_qwen2_vl
 from turbofit.core.errors import UsageError
 from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
 from turbofit.model.families.registry import VISION_READERS

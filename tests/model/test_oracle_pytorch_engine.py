@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from tests.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
+from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
 from tests.checkpoints_eva import make_cogvlm, make_glm4v
 from tests.checkpoints_llava import make_llava
 from tests.model.test_oracle_gemma3 import gemma_of

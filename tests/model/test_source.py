@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.checkpoints import make_internvl2, make_text
+from bench.common.checkpoints import make_internvl2, make_text
 from tests.model.conftest import write_safetensors
 from tests.model.test_checkpoint import LLAMA, llama_tensors, make
 from turbofit.core.errors import UsageError

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.core.units import MIB
 from turbofit.observe.forecast import cache_beside, tokens_beside
 from turbofit.observe.turbomind_log import CacheBudget, Slab

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CUDA_PATH", "Ran", "run"]
+from bench.common.processes import CUDA_PATH
+from bench.common.processes import REPO as ROOT
 
-CUDA_PATH = os.environ.get("TURBOFIT_CUDA_PATH")
-ROOT = Path(__file__).resolve().parents[2]
+__all__ = ["CUDA_PATH", "ROOT", "Ran", "run"]
+
 _MARK = "RESULT "
 _HEAD = f"""
 import json, sys, torch

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch.conftest import free_port
+from bench.common.processes import free_port
 from tests.rehearse.conftest import CARD, Rehearse
 from tests.waiting import HANG, until
 from turbofit.pretend.timeline import read_timeline

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import turbofit
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from turbofit.machine.source import machine_from
 from turbofit.report import markdown, terminal
 from turbofit.report.document import Code

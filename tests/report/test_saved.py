@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from tests.report.documents import served_run
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError

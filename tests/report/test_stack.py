@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.fixtures.plans import ledger, plausible_plan
+from bench.common.plans import ledger, plausible_plan
 from tests.report.documents import KINDS, planned
 from turbofit.core.plan import Term
 from turbofit.core.units import MIB

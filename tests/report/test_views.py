@@ -5,7 +5,7 @@ import shlex
 import msgspec
 import pytest
 
-from tests.fixtures.plans import ledger, machine, model, plausible_plan
+from bench.common.plans import ledger, machine, model, plausible_plan
 from turbofit.core.images import PatchRule
 from turbofit.core.machine import CardSpeed, Holder, Link, Measured, PairSpeed, ReduceSpeed
 from turbofit.core.plan import Command, Remedy

@@ -14,6 +14,7 @@ from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import LaunchError
 from turbofit.launch.cluster import keeper as module
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.change import changed
 from turbofit.launch.cluster.connect import Alive
 from turbofit.launch.cluster.keeper import Keeper
@@ -323,7 +324,6 @@ def test_an_actors_next_process_is_told_of_gateways_that_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its order knows only those that were there when it was made."""
-    ray = pytest.importorskip("ray")
     told: list[Any] = []
 
     class Remote:
@@ -339,7 +339,7 @@ def test_an_actors_next_process_is_told_of_gateways_that_came(
             return Remote(name)
 
     pids = [1]
-    monkeypatch.setattr(ray, "get", lambda ref, timeout: ref)
+    monkeypatch.setattr(ray_adapter, "result", lambda ref, _seconds: ref)
     post = Post(_order(), None, share=1.0, host_bytes=0, start=lambda *_: Actor())
     post.begin()
     post.hear()

@@ -9,8 +9,8 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from tests.checkpoints import make_qwen2_vl
-from tests.launch.standin.standin_engine import shim_torchvision
+from bench.common.checkpoints import make_qwen2_vl
+from bench.common.standin.standin_engine import shim_torchvision
 from tests.waiting import HANG, until
 from turbofit.launch.image import flat_png
 

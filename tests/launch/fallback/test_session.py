@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.conftest import Child
+from bench.common.processes import Child
 from tests.launch.fallback.support import picture, tiny_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError

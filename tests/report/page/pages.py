@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from tests.report.documents import planned, served_run
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy

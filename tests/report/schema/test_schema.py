@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
-from tests.fixtures.plans import plausible_plan
+from bench.common.plans import plausible_plan
 from tests.report.documents import KINDS, planned, served_run
 from turbofit import api
 from turbofit.cli.main import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.host import Hosted, prepare_environment
 
 if TYPE_CHECKING:
@@ -52,11 +53,7 @@ def start_agent(order: Order, group: Any) -> Any:
         order: what to launch.
         group: of the engine's first GPU.
     """
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    actor = ray.remote(
-        num_cpus=0, num_gpus=1, max_restarts=_RESTARTS, max_concurrency=_CALLS
-    )(Agent)  # fmt: skip
-    there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    return actor.options(scheduling_strategy=there).remote(order)
+    there = ray_adapter.in_group(group)
+    return ray_adapter.start_actor(
+        Agent, order, strategy=there, restarts=_RESTARTS, calls=_CALLS, gpus=1
+    )

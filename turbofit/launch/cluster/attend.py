@@ -14,6 +14,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import Seen, heard, one_board
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.tls import client_context
@@ -121,8 +122,6 @@ class _Attending:
             LaunchError: what was served has ended.
             UsageError: others have taken the place meanwhile.
         """
-        import ray
-
         front = self._front
         assert front is not None
         if self._asked is None:
@@ -134,11 +133,11 @@ class _Attending:
             self._asked = self._attend(seen)
             return
         try:
-            told: Told = ray.get(self._asked, timeout=0)
-        except ray.exceptions.ActorDiedError:
+            told: Told = ray_adapter.result(self._asked, 0)
+        except ray_adapter.ActorDiedError:
             raise _ended() from None
-        except ray.exceptions.RayError as exc:
-            if not isinstance(exc, ray.exceptions.GetTimeoutError):
+        except ray_adapter.RayCallError as exc:
+            if not isinstance(exc, ray_adapter.ResultTimeoutError):
                 self._asked = None  # Ray starts the board again
             if time.monotonic() - self._heard > _SILENT:
                 raise _ended() from None

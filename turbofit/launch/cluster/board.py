@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,7 +16,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.struct import Struct
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.roll import Roll
-from turbofit.launch.cluster.connect import NAMESPACE
+from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
@@ -142,17 +141,12 @@ def pin_board(name: str, node: str) -> Any:
     Raises:
         LaunchError: another process serves under this name.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    actor = ray.remote(num_cpus=0, max_concurrency=_CALLS, max_restarts=-1)(Board).options(
-        name=_PREFIX + name,
-        namespace=NAMESPACE,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    )
+    there = ray_adapter.on_node(node)
     try:
-        return actor.remote()
-    except ValueError:
+        return ray_adapter.start_actor(
+            Board, strategy=there, restarts=-1, calls=_CALLS, name=_PREFIX + name
+        )
+    except ray_adapter.ActorExistsError:
         raise LaunchError(
             f"{name} is served on this cluster already",
             hint="see turbofit cluster status, or choose another --name",
@@ -165,13 +159,8 @@ def find_boards(name: str | None = None) -> dict[str, Any]:
     Raises:
         UsageError: none of this name.
     """
-    import ray
-
-    named = ray.util.list_named_actors(all_namespaces=True)
     names = sorted(
-        one["name"].removeprefix(_PREFIX)
-        for one in named
-        if one["namespace"] == NAMESPACE and one["name"].startswith(_PREFIX)
+        one.removeprefix(_PREFIX) for one in ray_adapter.actor_names() if one.startswith(_PREFIX)
     )
     if name is not None:
         if name not in names:
@@ -182,11 +171,9 @@ def find_boards(name: str | None = None) -> dict[str, Any]:
                 else "turbofit serve MODEL --cluster ray",
             )
         names = [name]
-    boards = {}
-    for one in names:
-        with suppress(ValueError):  # it has just ended
-            boards[one] = ray.get_actor(_PREFIX + one, namespace=NAMESPACE)
-    return boards
+    boards = {one: ray_adapter.find_actor(_PREFIX + one) for one in names}
+    # None: it has just ended.
+    return {one: board for one, board in boards.items() if board is not None}
 
 
 def one_board(name: str | None, hint: str) -> Any:
@@ -215,12 +202,10 @@ def heard(ref: Any, seconds: float) -> Any:
     Raises:
         LaunchError: it does not, or what serves has ended.
     """
-    import ray
-
     try:
-        return ray.get(ref, timeout=seconds)
-    except ray.exceptions.GetTimeoutError:
+        return ray_adapter.result(ref, seconds)
+    except ray_adapter.ResultTimeoutError:
         why = f"no answer within {seconds:.0f} s"
-    except ray.exceptions.RayError as exc:
-        why = f"what was served has ended: {' '.join(str(exc).split())[:200]}"
+    except ray_adapter.RayCallError as exc:
+        why = f"what was served has ended: {ray_adapter.one_line(exc)}"
     raise LaunchError(why, hint="see the output of turbofit serve --cluster")

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import MachineError, PackageError, UsageError
-from turbofit.core.log import LazyLogger
+from turbofit.core.errors import MachineError
 from turbofit.core.struct import Struct
+from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["NAMESPACE", "Alive", "Connection", "connected"]
-
-_LOG: Final = LazyLogger(__name__)
-
-#: Of Ray: names of actors are unique in it.
-NAMESPACE: Final = "turbofit"
-
+__all__ = ["Alive", "Connection", "connected"]
 
 #: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
 _SILENT: Final = 45.0
@@ -46,12 +38,7 @@ class Connection:
     """
 
     def __init__(self) -> None:
-        import ray
-
-        context = ray.get_runtime_context()
-        self.address = str(context.gcs_address)
-        self.here = str(context.get_node_id())
-        self.here_address = str(ray.util.get_node_ip_address())
+        self.address, self.here, self.here_address = ray_adapter.this_process()
         self._watch: _Watch | None = None
 
     def watched(self) -> dict[str, Alive]:
@@ -71,16 +58,14 @@ class Connection:
         Raises:
             MachineError: the cluster's head does not answer.
         """
-        import ray
-
         try:
-            nodes = ray.nodes()
+            nodes = ray_adapter.nodes()
         except Exception as exc:  # noqa: BLE001 - Ray raises what it likes when its head is gone
             raise MachineError(
-                f"the Ray cluster at {self.address} does not answer: {_line(exc)}",
+                f"the Ray cluster at {self.address} does not answer: {ray_adapter.one_line(exc)}",
                 hint="see ray status; engines end with the cluster",
             ) from None
-        leaving = _leaving()
+        leaving = ray_adapter.draining_nodes()
         return {
             node["NodeID"]: Alive(
                 id=node["NodeID"],
@@ -140,66 +125,8 @@ def connected(address: str | None) -> Iterator[Connection]:
         MachineError: no cluster answers there.
         UsageError: an address of Ray Client.
     """
-    _token()
-    # What still runs in a thread when the connection ends must not begin another cluster.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    try:
-        import ray
-    except ImportError:
-        raise PackageError(
-            "Ray is not installed here", hint='install it with pip install "turbofit[ray]"'
-        ) from None
-    where = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if where.startswith("ray://"):
-        raise UsageError(
-            "Ray Client does not do: what serves must be on a node of the cluster",
-            hint="run turbofit on a node, with --cluster ray",
-        )
-    try:
-        ray.init(
-            address=where,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level="ERROR",
-        )
-    except ray.exceptions.AuthenticationError:
-        raise MachineError(
-            "the Ray cluster wants a token, and the one here is none or another",
-            hint="copy its ~/.ray/auth_token to this host; RAY_AUTH_TOKEN_PATH names another file",
-        ) from None
-    except (ConnectionError, ValueError, RuntimeError) as exc:
-        raise MachineError(
-            f"no Ray cluster answers{f' at {where}' if where != 'auto' else ' here'}: {_line(exc)}",
-            hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
-            "for a token wants its ~/.ray/auth_token here",
-        ) from None
-    _LOG.info("connected to Ray at %s", where)
+    ray_adapter.connect(address)
     try:
         yield Connection()
     finally:
-        ray.shutdown()
-
-
-def _token() -> None:
-    """What Ray reads from the environment before it is imported: that there is a token."""
-    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-    # `ray start` asks for a token where there is one, a client sends it only where it is told to. A
-    # cluster without tokens takes no offence.
-    if named or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _leaving() -> frozenset[str]:
-    """Nodes that Ray drains, e.g. before a spot instance ends; Ray Serve asks in the same way."""
-    try:
-        from ray._private import state
-
-        found: Any = state.state.get_draining_nodes()
-    except Exception:  # noqa: BLE001 - it is no public call: without it they just die
-        return frozenset()
-    return frozenset(found)
-
-
-def _line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:200]
+        ray_adapter.disconnect()

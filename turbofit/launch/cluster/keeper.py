@@ -20,6 +20,7 @@ from turbofit.core.errors import LaunchError, UsageError, error_from
 from turbofit.gateway.meet import meet
 from turbofit.gateway.roll import Roll
 from turbofit.gateway.roster import check_gateways
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.agent import start_agent
 from turbofit.launch.cluster.nodes import held_only, index_of, tell_nodes
 from turbofit.launch.cluster.post import Post
@@ -284,14 +285,11 @@ class Keeper:
 
     def _hear(self, seconds: float) -> None:
         """Wait for news of any engine, and take all that there is."""
-        import ray
-
         posts = [post for site in self.sites.values() for post in site.posts]
         asked = [post.news for post in posts if post.news is not None]
         told: set[Any] = set()
         if asked:
-            ray.wait(asked, timeout=seconds)
-            told.update(ray.wait(asked, num_returns=len(asked), timeout=0)[0])
+            told = ray_adapter.wait_any(asked, seconds)
         else:
             time.sleep(seconds)
         for post in posts:

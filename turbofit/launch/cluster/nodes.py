@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import TurbofitError
 from turbofit.core.version import __version__
+from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,20 +61,16 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
 
 def tell_nodes(nodes: Iterable[Alive], *, pretend: bool) -> tuple[Node, ...]:
     """Measure nodes of the cluster that this process is connected to, all at once."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0, max_retries=0)(measure_here)
+    task = ray_adapter.Task(measure_here)
     asked, bare = {}, []
     for node in nodes:
         if not node.gpus:
             why = "Ray counts no GPU there"
             bare.append(Node(id=node.id, name=node.name, address=node.address, why_not=why))
             continue
-        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        asked[task.options(scheduling_strategy=there).remote(pretend)] = node
+        asked[task.start(ray_adapter.on_node(node.id), pretend)] = node
     if asked:
-        ray.wait(list(asked), num_returns=len(asked), timeout=_SECONDS)
+        ray_adapter.wait_all(asked, _SECONDS)
     return (*(_told(ref, node) for ref, node in asked.items()), *bare)
 
 
@@ -125,10 +122,8 @@ def _has(machine: Machine, gpu: str) -> bool:
 
 
 def _told(ref: object, node: Alive) -> Node:
-    import ray
-
     try:
-        found = msgspec.json.decode(ray.get(ref, timeout=0.1), type=Node)
+        found = msgspec.json.decode(ray_adapter.result(ref, 0.1), type=Node)
     except Exception as exc:  # noqa: BLE001 - whatever it is, it is one node's
         why = _why(exc)
         return Node(id=node.id, name=node.name, address=node.address, why_not=why)
@@ -137,15 +132,13 @@ def _told(ref: object, node: Alive) -> Node:
 
 def _why(exc: BaseException) -> str:
     """Why a task did not tell, in a line."""
-    import ray
-
     cause = getattr(exc, "cause", None) or exc
     text = str(exc)
     if isinstance(cause, ModuleNotFoundError) or "No module named 'turbofit" in text:
         return "turbofit is not installed there"
-    if isinstance(exc, ray.exceptions.GetTimeoutError):
+    if isinstance(exc, ray_adapter.ResultTimeoutError):
         return f"it did not answer within {_SECONDS:.0f} s"
-    if isinstance(exc, ray.exceptions.TaskUnschedulableError | ray.exceptions.NodeDiedError):
+    if isinstance(exc, ray_adapter.NodeLostError):
         return "it left the cluster"
     return f"it could not be measured: {' '.join(text.split())[-200:]}"
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
+
+from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -25,9 +26,7 @@ _EACH: Final = 0.1
 
 def which() -> list[str]:
     """Ray's ids of the GPUs that this task has; runs on the node."""
-    import ray
-
-    return [str(one) for one in ray.get_gpu_ids()]
+    return ray_adapter.gpus_of_this_task()
 
 
 class Places:
@@ -41,28 +40,23 @@ class Places:
 
     def take(self, nodes: Iterable[str]) -> None:
         """Take every GPU that is free on these nodes, beside those that are held already."""
-        import ray
-        from ray._private.state import available_resources_per_node
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        free = available_resources_per_node()
+        free = ray_adapter.free_gpus()
         groups = [
-            (node, self._group(node))
+            (node, ray_adapter.create_gpu_group(node))
             for node in nodes
-            for _ in range(int(free.get(node, {}).get("GPU", 0)))
+            for _ in range(free.get(node, 0))
         ]
         deadline = time.monotonic() + _SECONDS + _EACH * len(groups)
-        task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(which)
+        task = ray_adapter.Task(which, gpus=1)
         asked = {}
         for node, group in groups:
-            if group.wait(max(0.1, deadline - time.monotonic())):
-                there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-                asked[task.options(scheduling_strategy=there).remote()] = (node, group)
+            if ray_adapter.group_ready(group, max(0.1, deadline - time.monotonic())):
+                asked[task.start(ray_adapter.in_group(group))] = (node, group)
             else:  # somebody else was faster
-                ray.util.remove_placement_group(group)
+                ray_adapter.remove_group(group)
         if asked:
             seconds = _SECONDS + _EACH * len(asked)
-            ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+            ray_adapter.wait_all(asked, seconds)
         for ref, (node, group) in asked.items():
             gpu = _told(ref)
             with self._lock:
@@ -70,7 +64,7 @@ class Places:
                 if gpu is not None and held:
                     self._held.setdefault(node, {})[gpu] = group
             if not held:
-                ray.util.remove_placement_group(group)
+                ray_adapter.remove_group(group)
 
     def on(self, node: str) -> tuple[str, ...]:
         """Ray's ids of the GPUs that are held on a node."""
@@ -83,13 +77,11 @@ class Places:
 
     def keep(self, node: str, gpus: Collection[str]) -> None:
         """Give back all of a node's but these."""
-        import ray
-
         with self._lock:
             held = self._held.get(node, {})
             given = [held.pop(gpu) for gpu in set(held) - set(gpus)]
         for group in given:
-            ray.util.remove_placement_group(group)
+            ray_adapter.remove_group(group)
 
     def drop(self, node: str) -> None:
         """Give back all of a node's."""
@@ -101,22 +93,11 @@ class Places:
             self._left.add(node)
         self.drop(node)
 
-    @staticmethod
-    def _group(node: str) -> Any:
-        import ray
-
-        return ray.util.placement_group(
-            [{"GPU": 1.0}], strategy="STRICT_PACK", name=f"turbofit-{uuid4().hex}",
-            bundle_label_selector=[{"ray.io/node-id": node}],
-        )  # fmt: skip
-
 
 def _told(ref: Any) -> str | None:
     """Which GPU it is; None where the node is going, so that what it holds is not held."""
-    import ray
-
     try:
-        (gpu,) = ray.get(ref, timeout=0.1)
+        (gpu,) = ray_adapter.result(ref, 0.1)
     except Exception:  # noqa: BLE001 - Ray has many words for it
         return None
     return str(gpu)

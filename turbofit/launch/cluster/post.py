@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.cluster import EngineStatus
 from turbofit.gateway.roll import Member
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.order import Standing
 
 if TYPE_CHECKING:
@@ -64,21 +65,19 @@ class Post:
 
     def hear(self) -> bool:
         """Take the news that has come; whether anything changed."""
-        import ray
-
         if self.news is None:
             if self._actor is not None and not self.lost and time.monotonic() >= self._again:
                 self._ask(0)
             return False
         try:
-            told: Standing = ray.get(self.news, timeout=0)
-        except ray.exceptions.GetTimeoutError:
+            told: Standing = ray_adapter.result(self.news, 0)
+        except ray_adapter.ResultTimeoutError:
             return False
-        except ray.exceptions.ActorDiedError as exc:
+        except ray_adapter.ActorDiedError as exc:
             return self._died(exc)
-        except ray.exceptions.RayActorError:
+        except ray_adapter.ActorRestartsError:
             return self._restarted()
-        except ray.exceptions.RayError as exc:  # whatever it is, it is one engine's
+        except ray_adapter.RayCallError as exc:  # whatever it is, it is one engine's
             return self._died(exc)
         changed = told.number != self.standing.number
         if told.pid != self.standing.pid and self._peers != self.order.peers:
@@ -116,18 +115,14 @@ class Post:
 
     def ended(self) -> bool:
         """Whether its actor has ended the engine, or is gone itself."""
-        import ray
-
         if self.ending is None:
             return True
-        return bool(ray.wait([self.ending], timeout=0)[0])
+        return bool(ray_adapter.wait_all([self.ending], 0))
 
     def end(self) -> None:
         """Let the actor go, and with it whatever is left of the engine."""
-        import ray
-
         if self._actor is not None:
-            ray.kill(self._actor, no_restart=True)
+            ray_adapter.kill_actor(self._actor)
         self._actor = self.news = self.ending = None
         self.lost = True
 
@@ -164,7 +159,7 @@ class Post:
 
     def _died(self, exc: BaseException) -> bool:
         """Its actor is gone for good."""
-        why = " ".join(str(exc).split())[:200]
+        why = ray_adapter.one_line(exc)
         self.lost, self.news = True, None
         self.standing = Standing(
             state="failed",

@@ -14,6 +14,7 @@ from turbofit.core.errors import DoesNotFitError, LaunchError, TurbofitError
 from turbofit.core.files import write_atomic
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.board import pin_board
 from turbofit.launch.cluster.connect import connected
 from turbofit.launch.cluster.desk import Desk
@@ -229,8 +230,6 @@ class _Run:
 
     def _exchange(self) -> None:
         """Ask the gateways, write the board, take what is asked."""
-        import ray
-
         front, keeper = self._front, self._keeper
         assert front is not None
         try:
@@ -247,15 +246,15 @@ class _Run:
         if self._inbox is not None:
             inbox = None
             try:
-                inbox = ray.get(self._inbox, timeout=0)
-            except ray.exceptions.GetTimeoutError:
+                inbox = ray_adapter.result(self._inbox, 0)
+            except ray_adapter.ResultTimeoutError:
                 return
-            except ray.exceptions.ActorDiedError as exc:
+            except ray_adapter.ActorDiedError as exc:
                 raise LaunchError(
-                    f"the board of {keeper.name} is gone: {' '.join(str(exc).split())[:200]}",
+                    f"the board of {keeper.name} is gone: {ray_adapter.one_line(exc)}",
                     hint="see ray status and this node's ray logs",
                 ) from None
-            except ray.exceptions.RayError:
+            except ray_adapter.RayCallError:
                 self._posted = -1  # Ray starts it again: what there is is written anew
             if inbox is not None:
                 self._take(inbox.asked, inbox.gateways)

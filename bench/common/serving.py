@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.launch.conftest import Child, free_port
-from tests.waiting import HANG
+from bench.common.processes import HANG, Child, free_port
 from turbofit.launch.image import flat_png
 
 __all__ = ["Served", "image", "serve_pretend"]

@@ -10,6 +10,7 @@ import base64
 from io import BytesIO
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 from PIL import Image
 
@@ -125,3 +126,14 @@ def _types(value: Any) -> set[str]:
     if isinstance(value, list):
         return set().union(*(_types(v) for v in value))
     return set()
+
+
+def check_body(rule, limits, default, path, raw) -> None:
+    """The body as LMDeploy would read it is within the limits."""
+    body = msgspec.json.decode(raw)
+    images = images_of(path, body)
+    counts = [units_reaching(rule, default, size, params) for size, params in images]
+    assert len(counts) <= limits.units_per_request
+    assert all(count <= limits.units_per_image for count in counts), (counts, images)
+    assert sum(counts) <= limits.units_per_request
+    assert (body.get("n") or 1) <= (limits.n if images else 128)

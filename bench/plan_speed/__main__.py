@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -134,6 +135,7 @@ def peak_mb(argv: list[str], env: dict[str, str]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m bench.plan_speed", description=__doc__).parse_args()
     from turbofit.rehearse.twin import write_checkpoint
 
     python = sys.executable

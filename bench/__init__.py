@@ -1,0 +1,1 @@
+"""Measurements, each started by `python -m bench.NAME`; see README.md."""

@@ -1,0 +1,1 @@
+"""Serving and planning on a Ray cluster."""

@@ -1,0 +1,117 @@
+"""Bent bodies through the gateway into LMDeploy's own preprocessing; any torch will do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl
+from bench.common.gateway import call, gateway, limits_for
+from bench.common.mutations import Mutator
+from bench.common.plans import plausible_plan
+from turbofit.model.source import resolve_model
+
+__all__ = ["as_lmdeploy_reads", "drive", "loaded", "make", "plan_of"]
+
+
+def make(family: str, folder: Path) -> Path:
+    if family == "internvl":
+        return make_internvl2(folder / "InternVL2-1B")
+    if family == "internvl-hf":
+        return make_internvl_hf(folder / "InternVL3-1B-hf")
+    made = make_qwen2_vl(folder / "Qwen2-VL-2B-Instruct")
+    config = json.loads((made / "config.json").read_text())
+    config["vision_config"]["num_heads"] = 1  # heads of 64, as TurboMind needs
+    (made / "config.json").write_text(json.dumps(config))
+    return made
+
+
+def plan_of(folder: Path, limit: int):
+    found = resolve_model(str(folder))
+    return plausible_plan(model=found, limits=limits_for(found.image_rule, limit=limit))
+
+
+def loaded(folder: Path):
+    import torch
+    from lmdeploy.vl.model.builder import load_vl_model
+
+    model = load_vl_model(str(folder), "pytorch")
+    model.set_mm_feature_dtype(torch.bfloat16)
+    return model
+
+
+async def drive(
+    plan, model, *, count: int, seed: int, overlaid: bool = True
+) -> tuple[list[int], int]:
+    """Bent bodies through the gateway into LMDeploy's own code; returns the tokens seen."""
+    app, recorder = gateway(plan, overlay=overlaid)
+    mutator, reached, passed = Mutator(seed, large=False), [], 0
+    for _ in range(count):
+        path, raw = mutator.request()
+        before = len(recorder.seen)
+        reply = await call(app, path, raw=raw, method="POST")
+        assert reply.status < 500
+        if len(recorder.seen) == before:
+            continue
+        passed += 1
+        messages = await as_lmdeploy_reads(path, recorder.seen[-1][3])
+        if messages is None:
+            continue
+        answer = model.preprocess(messages)
+        tokens = [int(one["image_tokens"]) for one in answer[-1]["content"]]
+        each = plan.limits.image_tokens_per_request // plan.limits.images_per_request
+        assert sum(tokens) <= plan.limits.image_tokens_per_request
+        assert all(one <= each for one in tokens)
+        reached += tokens
+    return reached, passed
+
+
+async def as_lmdeploy_reads(path: str, raw: bytes) -> list[dict[str, Any]] | None:
+    """The messages that LMDeploy's own conversions make of a body; None where it has no images.
+
+    None too where LMDeploy itself answers 4xx.
+    """
+    from lmdeploy.serve.anthropic.adapter import to_openai_messages
+    from lmdeploy.serve.anthropic.protocol import MessagesRequest
+    from lmdeploy.serve.openai.protocol import (
+        ChatCompletionRequest,
+        CompletionRequest,
+        GenerateReqInput,
+    )
+    from lmdeploy.serve.processors import MultimodalProcessor
+    from pydantic import ValidationError
+
+    kinds = {
+        "/v1/chat/completions": ChatCompletionRequest, "/v1/messages": MessagesRequest,
+        "/generate": GenerateReqInput, "/v1/completions": CompletionRequest,
+    }  # fmt: skip
+    body = msgspec.json.decode(raw)
+    if path not in kinds:
+        return None
+    try:
+        request = kinds[path].model_validate(body)
+    except ValidationError:
+        return None
+    if path == "/v1/completions":
+        prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+        assert all(isinstance(prompt, str) for prompt in prompts)
+        return None
+    messages: Any = getattr(request, "messages", None) or []
+    if path == "/v1/messages" and messages:
+        messages = to_openai_messages(request)
+    if not messages and request.image_data is not None:
+        listed = (
+            request.image_data if isinstance(request.image_data, list) else [request.image_data]
+        )
+        parts = [
+            {"type": "image_url", "image_url": {"url": one} if isinstance(one, str) else one}
+            for one in listed
+        ]
+        messages = [{"role": "user", "content": [{"type": "text", "text": "x"}, *parts]}]
+    processor = MultimodalProcessor(None, None)
+    if not processor._has_multimodal_input(messages):
+        return None
+    return await processor.async_parse_multimodal_item(messages)

@@ -1,0 +1,12 @@
+"""``python -m bench.faults``: which programs this bench has."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.common.programs import show_programs
+
+PROGRAMS = ("run", "diagnose_deaths")
+
+if __name__ == "__main__":
+    sys.exit(show_programs("faults", PROGRAMS))

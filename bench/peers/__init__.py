@@ -1,0 +1,1 @@
+"""turbofit beside LMDeploy and vLLM on the same pretend cards."""

@@ -1,0 +1,12 @@
+"""``python -m bench.peers``: which programs this bench has."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.common.programs import show_programs
+
+PROGRAMS = ("run", "every", "vllm_run")
+
+if __name__ == "__main__":
+    sys.exit(show_programs("peers", PROGRAMS))

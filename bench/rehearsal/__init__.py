@@ -1,0 +1,1 @@
+"""Forecasts beside rehearsals on pretend GPUs."""

@@ -1,0 +1,12 @@
+"""``python -m bench.rehearsal``: which programs this bench has."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.common.programs import show_programs
+
+PROGRAMS = ("run", "pytorch", "planned", "two")
+
+if __name__ == "__main__":
+    sys.exit(show_programs("rehearsal", PROGRAMS))

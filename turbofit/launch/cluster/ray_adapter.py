@@ -1,0 +1,379 @@
+"""All calls of Ray: its connection, nodes, tasks, actors and placement groups.
+
+No other module imports Ray (`tests/test_house.py`). Ray is imported inside the functions, so that a
+module which imports this one needs no Ray. Others get Ray's handles: ``handle.method.remote(...)``
+calls an actor, and `result` takes what that gives.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from turbofit.core.errors import MachineError, PackageError, UsageError
+from turbofit.core.log import LazyLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+__all__ = [
+    "ActorDiedError",
+    "ActorExistsError",
+    "ActorRestartsError",
+    "NodeLostError",
+    "RayCallError",
+    "ResultTimeoutError",
+    "Task",
+    "actor_names",
+    "connect",
+    "create_gpu_group",
+    "disconnect",
+    "draining_nodes",
+    "find_actor",
+    "free_gpus",
+    "gpus_of_this_task",
+    "group_ready",
+    "in_group",
+    "kill_actor",
+    "nodes",
+    "on_node",
+    "one_line",
+    "remove_group",
+    "result",
+    "start_actor",
+    "this_process",
+    "wait_all",
+    "wait_any",
+]
+
+_LOG: Final = LazyLogger(__name__)
+
+#: Of Ray: names of actors are unique in it.
+_NAMESPACE: Final = "turbofit"
+
+
+class RayCallError(Exception):
+    """A task or an actor gives no result; ``cause``: what the function raised there, if it ran."""
+
+    def __init__(self, message: str, cause: object = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class ResultTimeoutError(RayCallError):
+    """There is no result yet."""
+
+
+class ActorDiedError(RayCallError):
+    """The actor is gone for good."""
+
+
+class ActorRestartsError(RayCallError):
+    """The actor's process died or cannot be reached; Ray starts the actor again."""
+
+
+class ActorExistsError(RayCallError):
+    """There is an actor of this name."""
+
+
+class NodeLostError(RayCallError):
+    """The node of the task left the cluster."""
+
+
+def connect(address: str | None) -> None:
+    """Connect this process to a cluster.
+
+    Args:
+        address: as ``ray start`` prints it; None is ``RAY_ADDRESS``, or the cluster of this host.
+
+    Raises:
+        PackageError: Ray is not installed.
+        MachineError: no cluster answers there.
+        UsageError: an address of Ray Client.
+    """
+    _use_token()
+    # What still runs in a thread when the connection ends must not begin another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    try:
+        import ray
+    except ImportError:
+        raise PackageError(
+            "Ray is not installed here", hint='install it with pip install "turbofit[ray]"'
+        ) from None
+    where = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if where.startswith("ray://"):
+        raise UsageError(
+            "Ray Client does not do: what serves must be on a node of the cluster",
+            hint="run turbofit on a node, with --cluster ray",
+        )
+    try:
+        ray.init(
+            address=where,
+            namespace=_NAMESPACE,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level="ERROR",
+        )
+    except ray.exceptions.AuthenticationError:
+        raise MachineError(
+            "the Ray cluster wants a token, and the one here is none or another",
+            hint="copy its ~/.ray/auth_token to this host; RAY_AUTH_TOKEN_PATH names another file",
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        at = f" at {where}" if where != "auto" else " here"
+        raise MachineError(
+            f"no Ray cluster answers{at}: {one_line(exc)}",
+            hint="start one with ray start --head, or write --cluster ray:HOST:6379; one that asks "
+            "for a token wants its ~/.ray/auth_token here",
+        ) from None
+    _LOG.info("connected to Ray at %s", where)
+
+
+def disconnect() -> None:
+    """End the connection, and with it what this process started in the cluster."""
+    import ray
+
+    ray.shutdown()
+
+
+def this_process() -> tuple[str, str, str]:
+    """The address of the cluster, the id of this process's node, and that node's address."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return (
+        str(context.gcs_address),
+        str(context.get_node_id()),
+        str(ray.util.get_node_ip_address()),
+    )
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes, as ``ray.nodes()`` gives them; raises anything while the head is gone."""
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()
+    return found
+
+
+def draining_nodes() -> frozenset[str]:
+    """The ids of nodes that Ray drains, e.g. before a spot instance ends.
+
+    Ray Serve asks in the same way.
+    """
+    try:
+        from ray._private import state
+
+        found: Any = state.state.get_draining_nodes()
+    except Exception:  # noqa: BLE001 - it is no public call: without it they just die
+        return frozenset()
+    return frozenset(found)
+
+
+def on_node(node: str) -> Any:
+    """The scheduling strategy that places a task or an actor on the node of this id."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def in_group(group: Any) -> Any:
+    """The scheduling strategy that gives a task or an actor the GPU of a placement group."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+
+
+class Task:
+    """A function that runs on nodes of the cluster; it is not tried again, and takes no CPU.
+
+    Args:
+        function: importable on the nodes.
+        gpus: GPUs that each run takes.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, gpus: int = 0) -> None:
+        import ray
+
+        self._remote = ray.remote(num_cpus=0, max_retries=0, **_gpus(gpus))(function)
+
+    def start(self, strategy: Any, *args: Any) -> Any:
+        """Start one run where `on_node` or `in_group` says; the reference to its result."""
+        return self._remote.options(scheduling_strategy=strategy).remote(*args)
+
+
+def start_actor(
+    kind: type, *args: Any, strategy: Any, restarts: int, calls: int, gpus: int = 0, name: str = ""
+) -> Any:
+    """Start an actor; its handle.
+
+    Args:
+        kind: the actor's class.
+        args: for its constructor.
+        strategy: where; see `on_node` and `in_group`.
+        restarts: times that Ray starts it again after its process died; -1 is always.
+        calls: calls that it takes at once.
+        gpus: GPUs that it takes.
+        name: that others find it by.
+
+    Raises:
+        ActorExistsError: there is an actor of this name.
+    """
+    import ray
+
+    remote = ray.remote(
+        num_cpus=0, max_restarts=restarts, max_concurrency=calls, **_gpus(gpus)
+    )(kind)  # fmt: skip
+    options = {"name": name, "namespace": _NAMESPACE} if name else {}
+    actor = remote.options(scheduling_strategy=strategy, **options)
+    if not name:
+        return actor.remote(*args)
+    try:
+        return actor.remote(*args)
+    except ValueError as exc:
+        raise ActorExistsError(str(exc)) from None
+
+
+def actor_names() -> list[str]:
+    """The names of turbofit's actors in the cluster."""
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [one["name"] for one in named if one["namespace"] == _NAMESPACE]
+
+
+def find_actor(name: str) -> Any | None:
+    """The handle of turbofit's actor of this name; None where there is none."""
+    import ray
+
+    try:
+        return ray.get_actor(name, namespace=_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def kill_actor(actor: Any) -> None:
+    """End an actor for good."""
+    import ray
+
+    ray.kill(actor, no_restart=True)
+
+
+def result(ref: Any, seconds: float) -> Any:
+    """The result of a task or of an actor's method.
+
+    Args:
+        ref: the reference to it.
+        seconds: to wait for it at most.
+
+    Raises:
+        ResultTimeoutError: there is none yet.
+        ActorDiedError: the actor is gone for good.
+        ActorRestartsError: Ray starts the actor again.
+        NodeLostError: the task's node left the cluster.
+        RayCallError: anything else that Ray tells of, what the function raised too.
+    """
+    import ray
+
+    try:
+        return ray.get(ref, timeout=seconds)
+    except ray.exceptions.RayError as exc:
+        raise _typed(exc)(str(exc), getattr(exc, "cause", None)) from exc
+
+
+def wait_all(refs: Collection[Any], seconds: float) -> set[Any]:
+    """Wait until all have a result, for so long at most; those that have one.
+
+    Args:
+        refs: references, at least one.
+        seconds: 0 does not wait.
+    """
+    import ray
+
+    return set(ray.wait(list(refs), num_returns=len(refs), timeout=seconds)[0])
+
+
+def wait_any(refs: Collection[Any], seconds: float) -> set[Any]:
+    """Wait until one has a result, for so long at most; all that have one.
+
+    Args:
+        refs: references, at least one.
+        seconds: 0 does not wait.
+    """
+    import ray
+
+    ray.wait(list(refs), timeout=seconds)
+    return wait_all(refs, 0)
+
+
+def free_gpus() -> dict[str, int]:
+    """How many GPUs Ray counts free, by the node's id."""
+    from ray._private.state import available_resources_per_node
+
+    found = available_resources_per_node()
+    return {node: int(resources.get("GPU", 0)) for node, resources in found.items()}
+
+
+def gpus_of_this_task() -> list[str]:
+    """Ray's ids of the GPUs that the task has in which this runs."""
+    import ray
+
+    return [str(one) for one in ray.get_gpu_ids()]
+
+
+def create_gpu_group(node: str) -> Any:
+    """Ask for a placement group of one GPU on a node; `group_ready` tells whether it is there."""
+    import ray
+
+    return ray.util.placement_group(
+        [{"GPU": 1.0}], strategy="STRICT_PACK", name=f"turbofit-{uuid4().hex}",
+        bundle_label_selector=[{"ray.io/node-id": node}],
+    )  # fmt: skip
+
+
+def group_ready(group: Any, seconds: float) -> bool:
+    """Whether a placement group has its GPU within so many seconds."""
+    return bool(group.wait(seconds))
+
+
+def remove_group(group: Any) -> None:
+    """Give the GPU of a placement group back."""
+    import ray
+
+    ray.util.remove_placement_group(group)
+
+
+def one_line(exc: BaseException) -> str:
+    """What an exception says, in one line of 200 characters at most."""
+    return " ".join(str(exc).split())[:200]
+
+
+def _gpus(count: int) -> dict[str, int]:
+    """As an option of Ray: without it, not with 0, where a task takes none."""
+    return {"num_gpus": count} if count else {}
+
+
+def _typed(exc: Exception) -> type[RayCallError]:
+    import ray
+
+    kinds = ray.exceptions
+    if isinstance(exc, kinds.GetTimeoutError):
+        return ResultTimeoutError
+    if isinstance(exc, kinds.ActorDiedError):
+        return ActorDiedError
+    if isinstance(exc, kinds.RayActorError):
+        return ActorRestartsError
+    if isinstance(exc, kinds.TaskUnschedulableError | kinds.NodeDiedError):
+        return NodeLostError
+    return RayCallError
+
+
+def _use_token() -> None:
+    """Tell Ray that there is a token, as it reads the environment: before it is imported."""
+    named = os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    # `ray start` asks for a token where there is one, a client sends it only where it is told to. A
+    # cluster without tokens takes no offence.
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
