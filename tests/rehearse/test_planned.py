@@ -16,21 +16,12 @@ from turbofit.rehearse.planned import compare, plan_spec, rehearsed_ledgers
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.twin import checkpoint_for
-from turbofit.rehearse.worst import grid, worst_cases
+from turbofit.rehearse.worst import worst_cases
 
 
 @pytest.fixture(scope="module")
 def planned() -> Plan:
     return turbofit.api.plan("internvl2-8b", on="1xrtx3090")
-
-
-@pytest.mark.parametrize("patches", [4, 16, 360, 4096, 10764, 65536])
-def test_grids_have_even_sides_and_all_patches(patches: int) -> None:
-    t, h, w = grid(patches)
-    assert t * h * w == patches
-    assert h % 2 == 0
-    assert w % 2 == 0
-    assert h <= w
 
 
 def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
