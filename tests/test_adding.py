@@ -48,7 +48,7 @@ def follow(tree: Path, recipe: str, **environment: str) -> str:
 
 def test_every_section_has_its_recipe() -> None:
     assert {name: len(recipes) for name, recipes in SECTIONS.items()} == {
-        "A GPU": 1, "A model by name": 1, "A family": 1, "An engine version": 1,
+        "A GPU": 1, "A model by name": 1, "A family": 1, "An image rule": 1, "An engine version": 1,
     }  # fmt: skip
 
 
@@ -71,6 +71,12 @@ def test_a_family(tree: Path, tmp_path: Path) -> None:
     told = follow(tree, SECTIONS["A family"][0], INTERN_S1=str(folder))
     assert "InternS1ForConditionalGeneration" in told
     assert "fits" in told
+
+
+def test_an_image_rule(tree: Path) -> None:
+    told = follow(tree, SECTIONS["An image rule"][0])
+    assert "fits: Strips-1B" in told
+    assert "5 tile(s) each, 1,280 tokens a request" in told
 
 
 def test_an_engine_version(tree: Path) -> None:

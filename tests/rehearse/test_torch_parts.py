@@ -22,7 +22,7 @@ from turbofit.rehearse.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch_death import judge
 from turbofit.rehearse.torch_ledger import combined
 from turbofit.rehearse.torch_spec import LONGEST, TorchSpec, dump_spec, load_spec
-from turbofit.rehearse.torch_worst import torch_cases, worst_size
+from turbofit.rehearse.torch_worst import rehearsed_size, torch_cases
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -33,7 +33,7 @@ PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056
 
 @pytest.mark.parametrize("limit", range(1, 13))
 def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
-    size = worst_size(TILES, limit)
+    size = rehearsed_size(TILES, limit)
     seen = TILES.units(*size, limit)
     assert seen == TILES.worst_units(limit)
     # The engine is not told of the limit: the picture keeps to it by itself.
@@ -42,18 +42,18 @@ def test_a_picture_gives_as_many_tiles_as_any(limit: int) -> None:
 
 @pytest.mark.parametrize("pixels", [12845056, 1003520, 602112, 100352, 3136])
 def test_a_picture_gives_nearly_as_many_patches_as_any(pixels: int) -> None:
-    size = worst_size(PATCHES, pixels)
+    size = rehearsed_size(PATCHES, pixels)
     seen, worst = PATCHES.units(*size), PATCHES.worst_units(pixels)
     assert 0.97 * worst <= seen <= worst
 
 
 def test_qwen2_vls_worst_picture_is_a_square() -> None:
-    assert worst_size(PATCHES, None) == (3584, 3584)
+    assert rehearsed_size(PATCHES, None) == (3584, 3584)
 
 
 def test_a_limit_above_the_checkpoints_own_is_refused() -> None:
     with pytest.raises(UsageError, match="checkpoint's own 12"):
-        worst_size(TILES, 24)
+        rehearsed_size(TILES, 24)
 
 
 def test_the_cases_of_a_model_that_sees() -> None:
@@ -73,13 +73,13 @@ def test_the_cases_of_a_model_that_sees() -> None:
 
 def test_pictures_that_fill_a_forward_meet() -> None:
     """Of 13 tiles a forward of 4096 tokens takes one picture; of 5 it takes three."""
-    large = worst_size(TILES, None)
+    large = rehearsed_size(TILES, None)
     one, many = torch_cases(TILES, large, batch=8, prefill=4096)[:2]
     assert TILES.units(*one.request.images[0]) == 13
     assert TILES.units(*many.request.images[0]) == 5
     assert many.count == 4096 // (5 * 256 + 32) + 2
     # Never one larger than what the request may have.
-    small = worst_size(PATCHES, 2000 * 28 * 28)
+    small = rehearsed_size(PATCHES, 2000 * 28 * 28)
     (picture,) = torch_cases(PATCHES, small, batch=8, prefill=4096)[1].request.images
     assert 0.9 * 8000 < PATCHES.units(*picture) <= PATCHES.units(*small)
 

@@ -17,7 +17,7 @@ from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.torch_report import torch_report
 from turbofit.rehearse.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
-from turbofit.rehearse.torch_worst import torch_cases, worst_size
+from turbofit.rehearse.torch_worst import rehearsed_size, torch_cases
 from turbofit.rehearse.twin import checkpoint_for
 
 __all__ = ["TorchAsk", "rehearse_torch"]
@@ -128,7 +128,7 @@ def _size(ask: TorchAsk, rule: ImageRule | None) -> tuple[int, int]:
             f"turbofit does not know how {ask.model} takes pictures",
             hint="say how large its worst picture is: --image-size 1344x1344",
         )
-    return worst_size(rule, getattr(ask, rule.limit_name))
+    return rehearsed_size(rule, getattr(ask, rule.limit_name))
 
 
 def _cases(

@@ -30,7 +30,7 @@ from turbofit.rehearse.moments import torch_moments
 from turbofit.rehearse.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch_spec import TorchCase, TorchSpec
-from turbofit.rehearse.torch_worst import torch_cases, worst_size
+from turbofit.rehearse.torch_worst import rehearsed_size, torch_cases
 from turbofit.rehearse.twin import carries_limit, checkpoint_for
 
 __all__ = [
@@ -113,7 +113,7 @@ def _cases(plan: Plan) -> tuple[TorchCase, ...]:
     limits, settings, rule = plan.limits, plan.settings, _limited(plan).image_rule
     size = None
     if limits.vision_unit is not None and limits.images_per_request:
-        size = plan.workload.image_size or worst_size(rule, limits.image_limit)
+        size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
     cases = torch_cases(
         rule,
         size,

@@ -6,7 +6,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest
 
-__all__ = ["torch_cases", "worst_size"]
+__all__ = ["rehearsed_size", "torch_cases"]
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 4  # tokens to generate: one forward of prefill, three of decoding
@@ -15,7 +15,7 @@ _MOST_QUEUED = 32
 _SHARES = 8  # pictures that are tried in one forward
 
 
-def worst_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
+def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     """A picture (width, height) that gives the most units under the limit, as square as may be.
 
     Raises:

@@ -86,11 +86,19 @@ def test_pixels_by_halves():
     assert (below[0], below[-1], below.step) == (3136, 9408, 784)
 
 
+@pytest.mark.parametrize("patches", [4, 16, 360, 4096, 10764, 65536])
+def test_grids_have_even_sides_and_all_patches(patches):
+    t, h, w = PATCHES.grid(patches)
+    assert t * h * w == patches
+    assert h % 2 == 0
+    assert w % 2 == 0
+    assert h <= w
+
+
 def test_a_grid_is_as_square_as_windows_allow():
-    assert [PATCHES.grid(units) for units in (1, 4, 16, 24, 4096)] == [
-        [1, 2, 2], [1, 2, 2], [1, 4, 4], [1, 4, 6], [1, 64, 64],
+    assert [PATCHES.grid(units) for units in (1, 18, 24, 4 * 131)] == [
+        [1, 2, 2], [1, 4, 4], [1, 4, 6], [1, 2, 262],
     ]  # fmt: skip
-    assert PATCHES.grid(4 * 131) == [1, 2, 262]
 
 
 def test_bounds_that_leave_no_image_are_refused():
