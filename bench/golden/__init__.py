@@ -1,0 +1,1 @@
+"""Documents of turbofit, made again and compared byte for byte. See README.md."""

@@ -1,0 +1,150 @@
+"""``python -m bench.golden``: does turbofit still say what it said?
+
+Without an option, documents are made and compared with the committed hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.golden.cases import Case, all_cases, groups
+from bench.golden.compare import (
+    Difference,
+    differences,
+    digest,
+    read_folder,
+    read_hashes,
+    shown,
+    write_folder,
+    write_hashes,
+)
+from bench.golden.render import figures, workplace
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Makes documents of the turbofit in another checkout; cases and inputs stay ours.
+_OF_CHECKOUT = """
+import sys
+ours, theirs = sys.argv[1:3]
+sys.path.insert(0, ours)
+from bench.golden.__main__ import main
+assert "turbofit" not in sys.modules
+sys.path.insert(0, theirs)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; 0: nothing differs, 1: something does, 2: wrong use."""
+    args = _parser().parse_args(argv)
+    only = [name for name in args.only.split(",") if name]
+    unknown = sorted(set(only) - set(groups()))
+    if unknown:
+        return _refused(f"no group is called {unknown[0]!r}", f"groups: {', '.join(groups())}")
+    if args.figures and args.against is None:
+        return _refused("--figures compares documents, and hashes are none", "give --against")
+    cases = all_cases(only)
+    if args.list:
+        print("".join(f"{case.group}: {case.name}\n" for case in cases), end="")
+        return 0
+    begin = time.process_time()
+    documents = made(cases)
+    print(_counted(documents, time.process_time() - begin), file=sys.stderr)
+    if args.write is not None:
+        write_folder(args.write, cases, documents)
+    if args.renew:
+        kept = read_hashes() | {name: digest(text) for name, text in documents.items()}
+        write_hashes({case.name: kept[case.name] for case in all_cases() if case.name in kept})
+    if args.against is not None:
+        return _against(args, only, documents)
+    return 0 if args.write is not None or args.renew else _hashed(documents, whole=not only)
+
+
+def made(cases: Sequence[Case]) -> dict[str, str]:
+    """The documents of these cases, by name."""
+    with workplace() as place:
+        return {case.name: place.document(case) for case in cases}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.golden", description=__doc__)
+    add = parser.add_argument
+    add("--against", type=Path, metavar="PATH", help="compare with a folder of documents, or with "
+        "the turbofit of another checkout")  # fmt: skip
+    add("--write", type=Path, metavar="FOLDER", help="write the documents there")
+    add("--renew", action="store_true", help="write the committed hashes")
+    add("--only", default="", metavar="GROUPS", help=f"by commas: {','.join(groups())}")
+    add("--figures", action="store_true", help="compare JSON documents without their sentences")
+    add("--diffs", type=int, default=20, metavar="N", help="changes to show (20)")
+    add("--lines", type=int, default=30, metavar="N", help="lines of each (30)")
+    add("--list", action="store_true", help="print the cases and end")
+    return parser
+
+
+def _against(args: argparse.Namespace, only: Sequence[str], documents: Mapping[str, str]) -> int:
+    """Compare with the other side's documents, and say what differs."""
+    if (args.against / "turbofit" / "__init__.py").is_file():
+        with tempfile.TemporaryDirectory(prefix="golden-before-") as name:
+            words = [sys.executable, "-c", _OF_CHECKOUT, str(ROOT), str(args.against.resolve())]
+            words += ["--write", name, "--only", ",".join(only)]
+            if subprocess.run(words, cwd=name, check=False).returncode:
+                return _refused(f"{args.against} made no documents", "see above")
+            before = read_folder(Path(name), only)
+    else:
+        before = read_folder(args.against, only)
+    if not before:
+        return _refused(f"{args.against} holds no documents", "write them with --write FOLDER")
+    left_out = ""
+    if args.figures:
+        mine, theirs = _figures(documents), _figures(before)
+        left_out = f"; {len(documents) - len(mine):,} texts are not compared"
+        documents, before = mine, theirs
+    found = list(differences(before, documents))
+    print("".join(f"{line}\n" for line in shown(found, diffs=args.diffs, lines=args.lines)), end="")
+    return _summary(found, len(documents), left_out)
+
+
+def _figures(documents: Mapping[str, str]) -> dict[str, str]:
+    found = {name: figures(text) for name, text in documents.items()}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _hashed(documents: Mapping[str, str], *, whole: bool) -> int:
+    """Compare with the committed hashes, which name what differs and cannot show it."""
+    kept = read_hashes()
+    now = {name: digest(text) for name, text in documents.items()}
+    names = [*now, *(name for name in kept if whole and name not in now)]
+    found = [Difference(name, ()) for name in names if kept.get(name) != now.get(name)]
+    for one in found:
+        state = "changed" if one.name in kept and one.name in now else "new or gone"
+        print(f"{state}: {one.name}")
+    if found:
+        print("--against CHECKOUT shows the changes; --renew keeps them where they are meant")
+    return _summary(found, len(documents))
+
+
+def _summary(found: Sequence[Difference], count: int, more: str = "") -> int:
+    print(f"{count:,} documents compared, {len(found):,} differ{more}")
+    return 1 if found else 0
+
+
+def _counted(documents: Mapping[str, str], seconds: float) -> str:
+    codes = Counter(re.findall(r"^exit code: (.+)$", "\n".join(documents.values()), re.MULTILINE))
+    said = ", ".join(f"{count:,} with {code}" for code, count in sorted(codes.items()))
+    return f"{len(documents):,} documents in {seconds:.0f} s of processor time; exit codes: {said}"
+
+
+def _refused(cause: str, hint: str) -> int:
+    print(f"error: {cause}\nhint: {hint}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What turbofit says to a command line, in this process, and what of that may not differ."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.golden.cases import Case
+from bench.golden.inputs import write_inputs
+
+__all__ = ["Workplace", "figures", "workplace"]
+
+#: Of the caller's environment; all else that a plan could depend on is set below.
+_KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR")
+#: What `doctor` finds out of --on alone; the rest is of the machine that it runs on.
+_OF_THE_SPEC = frozenset({
+    "compute_capability", "gpus", "cuda_visible_devices", "free_memory", "mig", "holders",
+    "peer_access", "pcie", "persistence", "ecc", "thermal",
+})  # fmt: skip
+_VERSION = re.compile(r'("turbofit_version":\s*"|\bturbofit v?)\d+\.\d+[\w.+-]*')
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(\+00:00|Z)?")
+
+
+class Answer(NamedTuple):
+    """Exit code, standard output and standard error of one command line."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Workplace:
+    """A folder with the inputs, which is the current one; turbofit is the one on `sys.path`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._environment = {key: os.environ[key] for key in _KEPT if key in os.environ}
+        self._environment |= {
+            "HOME": str(folder), "LC_ALL": "C.UTF-8", "TZ": "UTC", "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(folder / "no-hub"), "MODELSCOPE_CACHE": str(folder / "no-hub"),
+            "XDG_STATE_HOME": str(folder / "state"), "XDG_CACHE_HOME": str(folder / "cache"),
+            "TURBOFIT_LEASES": str(folder / "leases"), "NO_COLOR": "1", "COLUMNS": "80",
+        }  # fmt: skip
+        write_inputs(folder, lambda words: self.answer(words).out)
+
+    def document(self, case: Case) -> str:
+        """The document of a case: its name, exit code, standard output and error, normalised."""
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        for line in case.before:
+            self.answer(shlex.split(line))
+        said = self.answer(shlex.split(case.line), dict(case.env))
+        code, out = str(said.code), said.out
+        if case.group == "doctor":
+            code, out = "not compared", _of_the_spec(out)
+        text = f"$ {case.name}\nexit code: {code}\n--- stdout\n{out}--- stderr\n{said.err}"
+        return self._normalised(text)
+
+    def answer(self, words: Sequence[str], env: Mapping[str, str] | None = None) -> Answer:
+        """What ``python -m turbofit WORDS`` says, run in this process."""
+        streams = {name: _stream() for name in ("stdin", "stdout", "stderr")}
+        before = {name: getattr(sys, name) for name in ("argv", *streams)}
+        environ = dict(os.environ)
+        os.environ.clear()
+        os.environ.update({**self._environment, **(env or {})})
+        sys.argv = ["turbofit", *words]
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
+        try:
+            runpy.run_module("turbofit", run_name="__main__")
+            code = 0
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        finally:
+            for name, value in before.items():
+                setattr(sys, name, value)
+            os.environ.clear()
+            os.environ.update(environ)
+        return Answer(code, _text(streams["stdout"]), _text(streams["stderr"]))
+
+    def _normalised(self, text: str) -> str:
+        """Without times, turbofit's version and the folder's path."""
+        text = text.replace(str(self.folder), "WORK")
+        return _TIME.sub("TIME", _VERSION.sub(r"\1VERSION", text))
+
+
+@contextmanager
+def workplace() -> Iterator[Workplace]:
+    """A `Workplace` in a folder of its own, which is gone afterwards."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="golden-") as name:
+        folder = Path(name).resolve()
+        os.chdir(folder)
+        try:
+            yield Workplace(folder)
+        finally:
+            os.chdir(here)
+
+
+def figures(document: str) -> str | None:
+    """A JSON document without its sentences, for moves that change words on purpose.
+
+    A sentence is a string with a space in it. None where a document is not JSON.
+    """
+    head, _, rest = document.partition("--- stdout\n")
+    body, _, _ = rest.rpartition("--- stderr\n")
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return None
+    return head + json.dumps(_without_sentences(found), indent=1)
+
+
+def _without_sentences(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_sentences(held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_without_sentences(held) for held in value]
+    return "…" if isinstance(value, str) and " " in value else value
+
+
+def _of_the_spec(out: str) -> str:
+    """Of `doctor`'s document what every machine finds; another document as it is."""
+    try:
+        document = json.loads(out)
+        kept = [one for one in document["findings"] if one["check"] in _OF_THE_SPEC]
+    except (ValueError, KeyError):
+        return out
+    return json.dumps({**document, "findings": kept}, indent=2) + "\n"
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    buffer = stream.buffer
+    assert isinstance(buffer, io.BytesIO)
+    return buffer.getvalue().decode("utf-8", "replace")

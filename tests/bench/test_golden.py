@@ -1,0 +1,165 @@
+"""`bench/golden`: its cases cover the command line; what differs is seen; a part is made again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from bench.golden import __main__ as program
+from bench.golden.cases import Case, all_cases, groups
+from bench.golden.compare import differences, digest, read_folder, read_hashes, shown, write_folder
+from bench.golden.render import Workplace, figures, workplace
+
+CASES = all_cases()
+#: Groups whose documents need nothing but turbofit, and list no presets.
+_MADE_AGAIN = {"plan", "predict", "machine", "report", "export", "diagnose"}
+_EVERY = 45
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Workplace]:
+    with workplace() as found:
+        yield found
+
+
+def options(page: str) -> set[str]:
+    """Every option that a help page lists, but for those that change no answer."""
+    found = set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", page, re.MULTILINE))
+    return found - {"--help", "--verbose"}
+
+
+def given(command: str) -> set[str]:
+    """Every option that some case of a command gives."""
+    lines = [case.line.split(" -- ")[0].split() for case in CASES]
+    return {word for words in lines if words[:1] == [command] for word in words[1:]}
+
+
+def test_a_document_for_each_kind_of_answer():
+    assert len({case.name for case in CASES}) == len(CASES)
+    made = [case for case in CASES if case.group in ("plan", "predict", "cluster")]
+    assert len(made) >= 300
+    for command in ("plan", "predict"):
+        forms = [case.line for case in made if case.line.startswith(command)]
+        assert all(any(form in line for line in forms) for form in (" --json", " --md"))
+        assert any("--json" not in line and "--md" not in line for line in forms)
+
+
+@pytest.mark.parametrize("command", ["plan", "predict"])
+def test_every_option_is_in_a_case(command, place):
+    listed = options(place.answer([command, "--help"]).out)
+    assert {"--tp", "--images", "--json", "--eager-mode"} <= listed
+    assert listed - given(command) == set()
+
+
+def test_every_command_has_its_help_page(place):
+    commands = re.findall(r"^  ([a-z]+)  +\S", place.answer(["--help"]).out, re.MULTILINE)
+    assert {"plan", "serve", "cluster"} <= set(commands)
+    pages = {case.line for case in CASES if case.group == "help"}
+    assert {f"{command} --help" for command in commands} <= pages
+
+
+def test_the_hashes_are_of_these_cases():
+    assert list(read_hashes()) == [case.name for case in CASES], (
+        "run python -m bench.golden --renew"
+    )
+
+
+def test_a_part_of_the_documents_is_as_it_was(place):
+    kept = read_hashes()
+    cases = [case for case in CASES if case.group in _MADE_AGAIN and case.name in kept]
+    documents = {case.name: place.document(case) for case in cases[::_EVERY]}
+    changed = [name for name, text in documents.items() if kept[name] != digest(text)]
+    assert changed == [], "python -m bench.golden --against CHECKOUT shows it; --renew keeps it"
+    assert not any('"kind": "bug"' in text for text in documents.values())
+
+
+def test_a_document_says_all_but_times_versions_and_paths(place):
+    one = Case("plan", "plan ./llama-plain --on 1xrtx3090 --json")
+    text = place.document(one)
+    assert text == place.document(one)
+    assert text.startswith(f"$ {one.name}\nexit code: 0\n--- stdout\n{{")
+    assert '"created": "TIME"' in text
+    assert '"turbofit_version": "VERSION"' in text
+    assert '"where": "WORK/llama-plain"' in text
+    refused = place.document(Case("refused", "plan no-such-model --on 1xl4"))
+    assert "exit code: 2\n" in refused
+    assert refused.partition("--- stderr\n")[2].startswith("error: no model is known")
+
+
+def test_the_environment_of_the_caller_is_kept_out(place, monkeypatch):
+    line = "plan internvl2-8b --on 4xrtx3090 --tp 2 --json"
+    alone = place.document(Case("plan", line))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("HF_HOME", "hf")
+    assert place.document(Case("plan", line)) == alone
+    assert "WORLD_SIZE=2" in place.document(Case("plan", line, env=(("WORLD_SIZE", "2"),)))
+
+
+def test_what_comes_before_a_command_is_run(place):
+    last = place.document(Case("report", "report latest", before=("plan internvl2-1b --on 1xl4",)))
+    assert "InternVL2-1B on 1xl4" in last
+    assert "exit code: 2" in place.document(Case("report", "report latest"))
+
+
+def test_files_are_read_back_and_differences_shown_once(tmp_path):
+    cases = [Case("plan", f"plan {name}") for name in "abcd"]
+    before = {case.name: f"$ {case.name}\nexit code: 0\n--- stdout\nx\n" for case in cases}
+    write_folder(tmp_path, cases, before)
+    assert read_folder(tmp_path) == before
+    assert read_folder(tmp_path, ["predict"]) == {}
+    [ending] = differences({"plan": "x\n"}, {"plan": "x"})
+    assert ending.diff[-1] == "-"
+    assert list(differences(before, before)) == []
+    now = {name: text.replace("x\n", "y\r\n") for name, text in before.items()}
+    now["plan a"] = before["plan a"].replace("0", "3")
+    del now["plan d"]
+    found = list(differences(before, now))
+    assert [one.name for one in found] == ["plan a", "plan b", "plan c", "plan d"]
+    told = list(shown(found, diffs=9, lines=9))
+    assert told.count("-x") == 1
+    assert "(the same in 1 others: plan c)" in told
+    assert told[-2:] == ["plan d", "only one side has it"]
+    assert "… and 2 other changes" in list(shown(found, diffs=1, lines=9))
+
+
+def test_figures_leave_sentences_out():
+    def document(sentence: str, number: int) -> str:
+        return f'$ plan\n--- stdout\n{{"note": "{sentence}", "bytes": {number}}}\n--- stderr\n'
+
+    assert figures(document("one way", 1)) == figures(document("said differently", 1))
+    assert figures(document("one way", 1)) != figures(document("one way", 2))
+    assert figures("$ plan\n--- stdout\nInternVL2 fits\n--- stderr\n") is None
+
+
+def test_a_difference_ends_with_1(tmp_path, monkeypatch, capsys):
+    cases = all_cases(["presets"])
+    documents = {case.name: f"$ {case.name}\n{{}}\n" for case in cases}
+    monkeypatch.setattr(program, "made", lambda _: documents)
+    argv = ["--only", "presets", "--against", str(tmp_path)]
+    assert program.main(argv) == 2
+    assert program.main(["--only", "presets", "--write", str(tmp_path)]) == 0
+    assert program.main(argv) == 0
+    assert "6 documents compared, 0 differ" in capsys.readouterr().out
+    documents["models"] += "more\n"
+    assert program.main(argv) == 1
+    said = capsys.readouterr().out
+    assert "\n+more\n" in said
+    assert "6 documents compared, 1 differ" in said
+    assert program.main(["--only", "presets"]) == 1
+    assert "changed: gpus --json" in capsys.readouterr().out
+
+
+def test_wrong_use_has_a_hint(capsys, tmp_path):
+    assert program.main(["--only", "plna"]) == 2
+    assert "hint: groups: plan, predict" in capsys.readouterr().err
+    assert program.main(["--figures"]) == 2
+    assert program.main(["--only", "help", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == sum(c.group == "help" for c in CASES)
+    assert groups()[:2] == ["plan", "predict"]
+
+
+def test_another_checkout_makes_its_own_documents(capsys):
+    assert program.main(["--only", "schema", "--against", str(program.ROOT)]) == 0
+    assert "7 documents compared, 0 differ" in capsys.readouterr().out
