@@ -64,7 +64,7 @@ def test_every_pair_has_a_stand_in_and_the_worst_picture(tmp_path):
 
 
 def test_two_queued_pictures_and_their_text_have_room_in_the_context():
-    from vllm_cases import cases_of
+    from bench.peers.vllm_cases import cases_of
 
     preset = find_preset("qwen2-vl-7b")
     assert preset is not None

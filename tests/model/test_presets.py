@@ -134,7 +134,7 @@ def test_a_preset_costs_little_and_imports_nothing_heavy():
     assert heavy == []
     # Counted, since milliseconds differ between machines: 10,328 calls when this was written, a
     # third of them to import the image rules, which no plan can do without.
-    assert ours <= 26
+    assert ours <= 27
     assert [Path(name).name for name in read if name.endswith(".yaml")] == [
         "internvl2-26b-awq.yaml", "internvl2-26b.yaml",
     ]  # fmt: skip
