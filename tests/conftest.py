@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("turbofit", deadline=None)
+#: The same examples on every machine; `--hypothesis-profile explore` draws others.
+settings.register_profile("turbofit", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("turbofit")
 
 
