@@ -127,8 +127,8 @@ def test_it_lives_while_clients_keep_to_the_plan_and_its_death_is_seen(server: S
         assert status == 200, body
         assert json.loads(body)["usage"]["prompt_tokens"] < 602112 // 784 + 300
         assert ask(port, "/health")[0] == 200
-        # Past the gateway it is too much; from then on nothing is answered. LMDeploy's own page says
-        # so some time later.
+        # Past the gateway it is too much; from then on nothing is answered.
+        # LMDeploy's own page says so some time later.
         assert ask(server.port, CHAT, chat(3584))[0] != 200
         assert ask(server.port, CHAT, chat())[0] == 503
         until(lambda: ask(port, "/health")[0] == 503, "the gateway to see it")
