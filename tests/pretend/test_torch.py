@@ -75,8 +75,9 @@ def large():
 
 def child():
     code = (
-        "import torch; x = torch.empty(1 << 20, device='cuda');"
-        "print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid)"
+        "import sys, torch; x = torch.empty(1 << 20, device='cuda');"
+        "print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid,"
+        " 'torch._dynamo' in sys.modules)"
     )
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "1"}
     seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
@@ -103,8 +104,13 @@ def kernels():
     except triton.runtime.errors.OutOfResources as exc:
         return [kernel.metadata.target.arch, str(exc)]
 
+def files():
+    storage = torch.UntypedStorage.from_file(__file__, False, os.path.getsize(__file__))
+    mapped = torch.asarray(storage, dtype=torch.uint8)  # as safetensors reads a weight
+    return [mapped.data_ptr() == storage.data_ptr(), triton.runtime.cache.triton_key()]
+
 # All but the first take less than a GiB, so that the peak is the first one's.
-result({part.__name__: part() for part in (agree, steer, network, large, child, kernels)})
+result({part.__name__: part() for part in (agree, steer, network, large, child, kernels, files)})
 """
 
 
@@ -180,7 +186,7 @@ def test_large_work_is_allocated_and_not_computed(ran: Ran) -> None:
 
 def test_a_child_sees_the_card_that_it_was_given(ran: Ran) -> None:
     both, seen, second = ran.result["child"]
-    assert (both, seen) == (2, ["1", second])
+    assert (both, seen) == (2, ["1", second, "False"])  # nor has it imported Dynamo for us
     parent = ran.report["processes"][0]["pid"]
     children = [p for p in ran.report["processes"] if p["parent"] == parent]
     assert [d["gpu"] for p in children for d in p["gpus"] if d["peak"]] == [1]
@@ -191,6 +197,13 @@ def test_triton_compiles_for_the_card_and_refuses_what_it_has_not(ran: Ran) -> N
     assert arch == 86
     assert "shared memory" in message
     assert "Hardware limit: 101376" in message
+
+
+def test_files_are_neither_copied_nor_read_whole(ran: Ran) -> None:
+    """Not weights, which torch would copy where operations are watched, nor Triton's compiler."""
+    shared, compiler = ran.result["files"]
+    assert shared
+    assert "libtriton.so" in compiler
 
 
 @pytest.mark.lmdeploy
