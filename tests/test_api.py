@@ -162,15 +162,15 @@ class TestPlan:
         ("keywords", "message"),
         [
             ({"tp": 3}, "--tp 3"),
-            ({"engine": "sglang"}, "no memory account"),
+            ({"engine": "sglang"}, "engine 'sglang': it should be 'auto'"),
             ({"context": 10**9}, "reads"),
-            ({"images": -1}, "workload"),
+            ({"images": -1}, "images -1: it should be greater"),
             ({"context": 4096, "session_len": 4096}, "one setting"),
             ({"no_such_option": 1}, "no_such_option"),
             ({"margin": "many%"}, "share"),
             ({"communicator": "cuda-ipc", "tp": 2}, "peer access"),
-            ({"cache_max_entry_count": 1.0}, "between 0 and 1"),
-            ({"quant_policy": 42}, "quant-policy"),
+            ({"cache_max_entry_count": 1.0}, "cache_max_entry_count 1.0: it should be less than 1"),
+            ({"quant_policy": 42}, "quant_policy 42: it should be 0, 4, 8"),
         ],
     )
     def test_what_cannot_be_meant_is_one_line_and_a_hint(self, keywords, message):

@@ -1,9 +1,10 @@
-"""The doors of turbofit for programs: where the rooms are put together.
+"""The doors of turbofit for programs: each builds a request, and hands it to the room it is for.
 
     >>> import turbofit
     >>> plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
     >>> plan.fits, plan.settings.cache_max_entry_count
 
+The keywords of :func:`plan` are the fields of :class:`turbofit.planning.request.PlanRequest`.
 Both :func:`plan` and :func:`predict` import neither torch nor lmdeploy nor transformers.
 """
 
@@ -11,33 +12,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
-from turbofit.core.errors import UsageError
-from turbofit.core.log import LazyLogger
-from turbofit.core.plan import Goal, Plan
-from turbofit.core.units import parse_bytes
-from turbofit.launch.asked import asked_of, checked, workload_of
-from turbofit.launch.cluster.planning import plan_cluster, plan_joining
-from turbofit.launch.environment import rank_warning
-from turbofit.launch.fallback.command import any_commands
-from turbofit.launch.needs import need_warning
+from turbofit.core.plan import Plan
 from turbofit.machine.source import machine_from
-from turbofit.memory.engines import (
-    FALLBACK,
-    check_options,
-    engine_for,
-    engine_named,
-    fallback_reason,
-)
-from turbofit.tuner.ask import Ask
-from turbofit.tuner.choose import best_plan
-from turbofit.tuner.plan import make_plan
-from turbofit.tuner.predict import make_prediction
+from turbofit.planning import plan as planning
+from turbofit.planning.request import PlanRequest, PredictRequest
 
 if TYPE_CHECKING:
+    from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
 
@@ -45,14 +28,10 @@ __all__ = [
     "pipeline",
     "plan",
     "plan_cluster",
-    "plan_joining",
     "predict",
     "rehearse",
     "rehearse_torch",
 ]
-
-
-_LOG: Final = LazyLogger(__name__)
 
 
 def _framed(plan: Plan) -> str:
@@ -64,53 +43,14 @@ def _framed(plan: Plan) -> str:
 Plan.notebook_html = _framed
 
 
-def plan(
-    model: str | Model,
-    *,
-    on: str | Machine | None = None,
-    tp: int | None = None,
-    replicas: int | None = None,
-    gpus: str | None = None,
-    images: int = 1,
-    image_size: tuple[int, int] | None = None,
-    context: int | None = None,
-    concurrency: int = 8,
-    goal: Goal = "throughput",
-    queue_images: bool = False,
-    max_dynamic_patch: int | None = None,
-    max_pixels: int | None = None,
-    engine: str = "auto",
-    margin: int | str | None = None,
-    budget: int | str | None = None,
-    revision: str | None = None,
-    rehearse: bool = False,
-    **settings: Any,
-) -> Plan:
+def plan(model: str | Model, *, rehearse: bool = False, **options: Any) -> Plan:
     """The best plan for a model on a machine.
 
     Args:
         model: a checkpoint folder, a hub id, a preset's name, or a model already read.
-        on: a SPEC such as ``4xrtx3090``, a snapshot's path, a machine already read, or None for
-            this machine through NVML.
-        tp: GPUs of one engine; None chooses.
-        replicas: engines side by side; None chooses.
-        gpus: PCI indices or UUIDs to stay within.
-        images: images a request.
-        image_size: their (width, height); None is the worst that the model's rule admits.
-        context: tokens that one request may have; None is the model's own, lowered to the cache.
-        concurrency: requests at once over all replicas.
-        queue_images: image requests wait for each other's prefill in turbofit's gateway, so that
-            the peak pays for one of them and the cache gets the rest.
-        goal: what decides between shapes that serve.
-        max_dynamic_patch: InternVL's tile limit; None keeps the model's own where it can be served.
-        max_pixels: Qwen2-VL's pixel limit, likewise.
-        engine: ``auto``, ``turbomind``, ``pytorch`` or ``transformers``; ``auto`` is the first of
-            them that runs the model, or the PyTorch engine where that serves more of what is asked.
-        margin: bytes to leave free on each GPU, or a share such as ``"2%"``.
-        budget: bytes that this turbofit may take of each GPU, margin included.
-        revision: branch, tag or commit on the hub.
         rehearse: run the choice on pretend GPUs and correct its ratio by what was seen.
-        settings: LMDeploy's own options by name; what is set is never changed.
+        options: the other fields of `PlanRequest`: ``on``, ``tp``, ``images``, ``context``, …, and
+            LMDeploy's own options by name; what is set of them is never changed.
 
     Returns:
         The plan, whether it fits or not.
@@ -120,73 +60,48 @@ def plan(
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    ask = asked_of(model, on, gpus, revision, margin, budget, settings)
-    ask = replace(
-        ask,
-        workload=workload_of(images, image_size, context, concurrency, goal, queue_images),
-        tp=tp,
-        replicas=replicas,
-        max_dynamic_patch=max_dynamic_patch,
-        max_pixels=max_pixels,
-    )
-    ask = checked(ask)
-    if rehearse and fallback_reason(ask.model, engine) is not None:
-        raise _not_rehearsed(ask.model.name)
-    made = best_plan(ask, engine)
-    return _finished(_rehearsed(ask, made) if rehearse and made.fits else made)
+    request = PlanRequest.of(model=model, **options)
+    made = planning.plan(request)
+    if not rehearse:
+        return made
+    from turbofit.rehearse.corrected import rehearsed
+
+    return rehearsed(request, made)
 
 
-def predict(
-    model: str | Model,
-    *,
-    on: str | Machine | None = None,
-    tp: int | None = None,
-    replicas: int | None = None,
-    gpus: str | None = None,
-    images: int = 1,
-    image_size: tuple[int, int] | None = None,
-    context: int | None = None,
-    concurrency: int = 8,
-    goal: Goal = "throughput",
-    queue_images: bool = False,
-    max_dynamic_patch: int | None = None,
-    max_pixels: int | None = None,
-    engine: str = "auto",
-    margin: int | str | None = None,
-    budget: int | str | None = None,
-    revision: str | None = None,
-    free_at_cache: int | str | None = None,
-    lmdeploy: str | None = None,
-    **settings: Any,
-) -> Plan:
-    """What given settings do, LMDeploy's defaults where none are given. No search.
+def plan_cluster(model: str | Model, cluster: Cluster, **options: Any) -> ClusterPlan:
+    """One promise over several machines, and the best plan of each under it.
 
-    Args as for :func:`plan`, and:
-        free_at_cache: free bytes when the cache is sized, as a log said; replaces everything
-            before the cache.
-        lmdeploy: the engine generation, e.g. ``0.18``.
+    Args:
+        model: as for :func:`plan`.
+        cluster: the nodes as they were measured; each is planned for its own cards.
+        options: as for :func:`plan`, but for the machine: ``tp`` is on every node, ``replicas`` on
+            each node, ``concurrency`` over all nodes.
+
+    Returns:
+        The plan, whether any node serves or not.
 
     Raises:
-        As :func:`plan`; PackageError for a generation without an account.
+        As :func:`plan`, where it is so on every node.
     """
-    ask = asked_of(model, on, gpus, revision, margin, budget, settings)
-    ask = replace(
-        ask,
-        workload=workload_of(images, image_size, context, concurrency, goal, queue_images),
-        tp=tp,
-        replicas=replicas,
-        max_dynamic_patch=max_dynamic_patch,
-        max_pixels=max_pixels,
-    )
-    free = parse_bytes(free_at_cache) if isinstance(free_at_cache, str) else free_at_cache
-    if lmdeploy is None and fallback_reason(ask.model, engine) is not None:
-        raise UsageError(
-            f"predict tells what LMDeploy does, and it does not run {ask.model.name}",
-            hint="turbofit plan finds settings for Hugging Face Transformers",
-        )
-    account = engine_for(ask.model, engine, lmdeploy)
-    check_options(account, ask.fixed)
-    return _finished(make_prediction(checked(ask), account, free))
+    from turbofit.planning.cluster import plan_cluster as plan_nodes
+
+    return plan_nodes(PlanRequest.of(model=model, **options), cluster)
+
+
+def predict(model: str | Model, **options: Any) -> Plan:
+    """What given settings do, LMDeploy's defaults where none are given. No search.
+
+    Args:
+        model: as for :func:`plan`.
+        options: as for :func:`plan`, and ``free_at_cache`` (free bytes when the cache was sized, as
+            a log said; replaces everything before the cache) and ``lmdeploy`` (the engine's
+            version, e.g. ``0.18``).
+
+    Raises:
+        As :func:`plan`; PackageError for a version without an account.
+    """
+    return planning.predict(PredictRequest.of(model=model, **options))
 
 
 def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
@@ -210,7 +125,7 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
     """
     from turbofit.launch.pipeline import open_pipeline
 
-    return open_pipeline(plan, model_path, *arguments, **keywords)
+    return open_pipeline(model_path, *arguments, **keywords)
 
 
 def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> Plan:
@@ -229,10 +144,10 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
         As :func:`plan`; PackageError where LMDeploy or a C compiler is missing.
     """
     from turbofit.rehearse.confirm import rehearse_plan
+    from turbofit.rehearse.corrected import check_rehearsable
 
     made = predict(model, **keywords) if defaults else plan(model, **keywords)
-    if made.engine.name == FALLBACK:
-        raise _not_rehearsed(made.model.name)
+    check_rehearsable(made)
     return rehearse_plan(made)
 
 
@@ -292,42 +207,3 @@ def rehearse_torch(
     scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
     folder = Path(keep) if keep is not None else None
     return torch_ask.rehearse_torch(ask, scenario, machine, folder)
-
-
-def _not_rehearsed(name: str) -> UsageError:
-    return UsageError(
-        f"{name} is planned for Transformers, whose plans are not rehearsed",
-        hint="turbofit rehearse MODEL --engine transformers runs its worst case alone",
-    )
-
-
-#: Rehearsals of one plan at most: the first, and two after a correction.
-_REHEARSALS = 3
-
-
-def _rehearsed(ask: Ask, made: Plan) -> Plan:
-    """Rehearse, and plan again below the ratio that the engine left, a bounded number of times."""
-    from turbofit.rehearse.confirm import confirmed, corrected_ratios, rehearse_plan
-
-    caps: dict[int, float] = {}
-    for _ in range(_REHEARSALS):
-        seen = rehearse_plan(made)
-        ratios = corrected_ratios(seen)
-        if not ratios:
-            return confirmed(seen)
-        caps |= ratios
-        _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", ratios)
-        shape = replace(ask, ratio_caps=dict(caps), groups=made.parallel.groups)
-        again = make_plan(shape, engine_named(made.engine.name))
-        reason = replace(again.parallel, reason=made.parallel.reason)
-        made = replace(again, parallel=reason)
-        if not made.fits:
-            return made
-    return seen
-
-
-def _finished(plan: Plan) -> Plan:
-    """Add the command lines, and what the environment and the packages say against them."""
-    said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
-    warnings = (*plan.warnings, *(text for text in said if text))
-    return replace(plan, commands=any_commands(plan), warnings=warnings)

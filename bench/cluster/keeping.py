@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 
 from msgspec.structs import replace
@@ -28,6 +27,7 @@ from turbofit.launch.cluster.promise import Terms, expected_members, orders_of
 from turbofit.launch.cluster.site import Site
 from turbofit.launch.engine import Timing
 from turbofit.machine.spec import parse_spec
+from turbofit.planning.request import PlanRequest
 
 
 def main() -> None:
@@ -76,11 +76,11 @@ def kept(nodes: int) -> Keeper:
         ),
     )
     plan = api.plan_cluster("internvl2-2b", cluster, concurrency=64 * nodes)
-    terms = Terms(given={}, plan_with=partial(api.plan, "internvl2-2b"), timing=Timing())
+    terms = Terms(request=PlanRequest(model="internvl2-2b"), timing=Timing())
     here = SimpleNamespace(here="", here_address="10.0.0.1", address="synthetic")
     sites = [site_of(node, planned, plan, terms)
              for node, planned in zip(cluster.nodes, plan.nodes, strict=True)]  # fmt: skip
-    return Keeper(here, Places(), plan, sites, terms, lambda *_: None, print, name="synthetic")
+    return Keeper(here, Places(), plan, sites, terms, print, name="synthetic")
 
 
 def site_of(node: Node, planned: NodePlan, plan: object, terms: Terms) -> Site:

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from turbofit import api
 from turbofit.core.units import MIB
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
@@ -115,7 +114,7 @@ def run(chosen: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Diagnosis
     # LMDeploy's own process would have printed what the rehearsal's child reports.
     log += str((document["error"] or {}).get("traceback", "")).encode()
     on = f"{chosen['tp']}xrtx3090:total={chosen['total']}MiB:used={chosen['used']}MiB"
-    return document, diagnose([command(chosen), log], api, on=on)
+    return document, diagnose([command(chosen), log], on=on)
 
 
 def expected(document: dict[str, Any], settings: dict[str, Any]) -> tuple[str, int | None]:

@@ -23,7 +23,6 @@ from bench.gpu.kept import engine_log
 from bench.gpu.results import Results, load
 from bench.gpu.speeds import beside, ceilings, speed_readings
 from bench.gpu.terms import cache_of, cases
-from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.diagnose.explain import diagnose
 
@@ -254,7 +253,7 @@ def _lives(one: Results) -> Iterator[tuple[object, ...]]:
         ended, said = document.get("ending", {}).get("kind", ""), ""
         log = engine_log(one.folder, name) if ended else None
         if log is not None:
-            said = diagnose([log.encode()], api).kind
+            said = diagnose([log.encode()]).kind
         forecast = "lives" if document["forecast_lives"] else "dies"
         right = "yes" if document["as_forecast"] else "**no**"
         yield name, forecast, document["outcome"], right, ended, said

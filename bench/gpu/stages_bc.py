@@ -18,7 +18,7 @@ from bench.gpu.shapes import Shape, defaults, fixed, planned, with_ratio
 from bench.gpu.worst import SECONDS, sized, sizes, told
 from turbofit.core.errors import DoesNotFitError, PackageError, TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.launch.needs import check_needs
+from turbofit.planning.needs import check_needs
 
 __all__ = ["ADVICE", "B", "C", "Stages"]
 

@@ -17,8 +17,9 @@ from turbofit.cli.main import main
 from turbofit.cli.parser import Parser
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
-from turbofit.core.plan import Plan, Settings
+from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
+from turbofit.planning.request import PlanRequest
 
 Out = pytest.CaptureFixture[str]
 
@@ -85,9 +86,11 @@ def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys
     assert given_ == {"model": "m", "rehearse": False}
 
 
-def test_every_setting_has_an_option() -> None:
-    fields = {field.name for field in msgspec.structs.fields(Settings)}
-    assert set(options.SETTINGS) == fields - {"tp"}
+def test_every_field_of_a_request_has_an_option() -> None:
+    parser = Parser(prog="turbofit")
+    for add in (options.add_model, options.add_machine, options.add_planning, options.add_settings):
+        add(parser)
+    assert set(vars(parser.parse_args(["m"]))) == set(PlanRequest.model_fields)
 
 
 def test_predict_hands_on_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
@@ -243,8 +246,7 @@ def test_another_lmdeploy_doubles_the_margin(
 ) -> None:
     from types import SimpleNamespace
 
-    from turbofit import api
-    from turbofit.launch import environment
+    from turbofit.launch import environment, planner
 
     monkeypatch.setattr(
         environment,
@@ -255,12 +257,12 @@ def test_another_lmdeploy_doubles_the_margin(
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
     asked: list[Any] = []
 
-    def plan(_: str, **keywords: Any) -> Plan:
-        asked.append(keywords.get("margin"))
+    def plan(request: PlanRequest) -> Plan:
+        asked.append(request.margin)
         # A preset's plan is refused just before the launch, which is all that this needs.
         return plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))
 
-    monkeypatch.setattr(api, "plan", plan)
+    monkeypatch.setattr(planner, "best_plan", plan)
     monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))
     assert main(["serve", "m", "--no-rehearse"]) == 2
     assert asked == ([None, 512 << 20] if doubled else [None])

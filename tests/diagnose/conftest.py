@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.nvml.standin import Gpu, Scenario, gpu_3090, gpu_h100, in_process, nvml_library
-from turbofit import api
 from turbofit.core.struct import NaType
 from turbofit.core.units import GIB
 from turbofit.diagnose.answer import Diagnosis
@@ -128,9 +127,9 @@ def server_card(index: int = 0, **changes: Any) -> Gpu:
 
 def explain(text: str, **options: Any) -> Diagnosis:
     """Diagnose a text."""
-    return diagnose([text.encode()], api, **options)
+    return diagnose([text.encode()], **options)
 
 
 def explain_file(name: str, **options: Any) -> Diagnosis:
     """Diagnose one of the fixtures."""
-    return diagnose([(LOGS / f"{name}.log").read_bytes()], api, **options)
+    return diagnose([(LOGS / f"{name}.log").read_bytes()], **options)

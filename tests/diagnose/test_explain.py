@@ -227,12 +227,11 @@ def test_the_hang_and_its_missing_blocks() -> None:
 
 
 def test_a_log_of_many_lines_is_read_in_pieces() -> None:
-    from turbofit import api
     from turbofit.diagnose.explain import diagnose
 
     text = hang(856.4, 0.1).encode()
     pieces = [text[at : at + 1000] for at in range(0, len(text), 1000)]
-    assert diagnose(pieces, api) == explain(hang(856.4, 0.1))
+    assert diagnose(pieces) == explain(hang(856.4, 0.1))
 
 
 def test_torch_text_of_2_0() -> None:

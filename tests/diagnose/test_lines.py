@@ -159,10 +159,9 @@ BROKEN = [
 
 @given(st.lists(st.sampled_from(BROKEN), max_size=12))
 def test_broken_lines_never_fail(lines: list[str]) -> None:
-    from turbofit import api
     from turbofit.diagnose.explain import diagnose
 
-    diagnose(["\n".join(lines).encode()], api)
+    diagnose(["\n".join(lines).encode()])
 
 
 @pytest.mark.parametrize(

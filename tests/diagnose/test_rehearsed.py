@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.units import MIB
 from turbofit.diagnose.answer import Diagnosis
@@ -56,7 +55,7 @@ def die(
     log = f"$ lmdeploy serve api_server {model} {words}\n".encode()
     log += (folder / "kept" / "stderr").read_bytes()
     on = f"{options['tp']}xrtx3090:total={total}MiB:used=300MiB"
-    return document, diagnose([log], api, on=on)
+    return document, diagnose([log], on=on)
 
 
 def test_in_the_warm_up(folder: Path) -> None:

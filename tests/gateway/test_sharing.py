@@ -13,7 +13,7 @@ from bench.common.gateway import PATCHES, TILES, limits_for
 from bench.common.judge import units_reaching
 from tests.gateway.test_new_rules import CANVAS, CROSS, FRAMES, GRIDS, PAGES, SQUARE
 from turbofit.core.images import AnyresRule
-from turbofit.gateway.limits import Bounds, check_images, check_request, model_default, most_images
+from turbofit.gateway.limits import Bounds, check_images, check_request, model_default
 from turbofit.gateway.refusals import Refusal
 from turbofit.gateway.sharing import Wanted, hold_images, request_bounds, within
 
@@ -59,7 +59,7 @@ def test_images_never_take_more_than_the_request(
     b = replace(bounds(rule, images=promised), overlay=overlay)
     wanted = [Wanted(size=size, carries=carries, by_request=together) for size in sizes]
     shared = hold_images(b, wanted)
-    if not within(b, shared.images) or len(sizes) > most_images(b):
+    if not within(b, shared.images) or len(sizes) > b.limits.most_images(b.rule):
         with pytest.raises(Refusal):
             check_request(b, shared.images)
         assert len(sizes) > promised
@@ -118,14 +118,15 @@ def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
 
 def test_more_images_than_units_are_refused_with_number_and_limit() -> None:
     b = bounds(TILES)
-    assert most_images(b) == 13
+    assert b.limits.most_images(b.rule) == 13
     check_images(b, 13)
     with pytest.raises(Refusal, match="14 images in a request, the limit is 13"):
         check_images(b, 14)
-    assert most_images(bounds(PATCHES)) == 64
-    assert most_images(bounds(PATCHES, images=100)) == 100
-    assert [most_images(bounds(rule)) for rule in (SQUARE, CROSS, PAGES, GRIDS)] == [1, 1, 8, 2]
-    assert most_images(bounds(SQUARE, images=3)) == 3
+    kinds = (PATCHES, SQUARE, CROSS, PAGES, GRIDS)
+    most = [bounds(rule).limits.most_images(rule) for rule in kinds]
+    assert most == [64, 1, 1, 8, 2]
+    assert bounds(PATCHES, images=100).limits.most_images(PATCHES) == 100
+    assert bounds(SQUARE, images=3).limits.most_images(SQUARE) == 3
 
 
 def test_strips_that_cannot_be_small_enough_are_refused_with_number_and_limit() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bench.common.plans import plausible_plan
 from turbofit.core.plan import Command
-from turbofit.launch.command import private_commands
 from turbofit.launch.launches import KEY, Launch, _outgoing, free_ports, port_of
 from turbofit.launch.runner import module_runner
+from turbofit.planning.commands import private_commands
 
 DUMP = (
     "import json, os, sys\nprint(json.dumps([sys.argv, os.environ.get('TURBOFIT_ENGINE_KEY')]))\n"

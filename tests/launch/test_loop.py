@@ -11,9 +11,9 @@ from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError, PackageError
 from turbofit.core.plan import Engine, Plan
 from turbofit.launch.loop import loop_ended, no_cache, raced
-from turbofit.launch.needs import _satisfies, check_needs, need_warning
 from turbofit.launch.phases import Watch
 from turbofit.model.source import resolve_model
+from turbofit.planning.needs import _satisfies, check_needs, need_warning
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
 LOG = Path("engine-0.log")

@@ -45,12 +45,11 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pipeline() -> Iterator[Any]:
     """`turbofit.pipeline` on one RTX 3090, closed at the end."""
-    from turbofit import api
 
     opened = []
 
     def run(*arguments: Any, **keywords: Any) -> Any:
-        made = open_pipeline(api.plan, *arguments, **{"on": "1xrtx3090", **keywords})
+        made = open_pipeline(*arguments, **{"on": "1xrtx3090", **keywords})
         opened.append(made)
         return made
 
@@ -92,9 +91,8 @@ def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
 
 
 def test_context_manager_and_close(internvl2: Path) -> None:
-    from turbofit import api
 
-    with open_pipeline(api.plan, str(internvl2), on="1xrtx3090") as pipe:
+    with open_pipeline(str(internvl2), on="1xrtx3090") as pipe:
         assert pipe("hi").text == "ok"
         engine = pipe.async_engine.engine
     assert engine.closed
@@ -298,10 +296,9 @@ def test_remote_code_is_asked_for_only_where_it_is_needed(
             given.append(keywords["trust_remote_code"])
 
     monkeypatch.setattr(planned_pipeline, "PlannedPipeline", Recorder)
-    from turbofit import api
 
     def run(model: str, **keywords: Any) -> None:
-        open_pipeline(api.plan, model, on="1xrtx3090", **keywords)
+        open_pipeline(model, on="1xrtx3090", **keywords)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -317,27 +314,26 @@ def test_the_planned_group_is_all_that_the_engine_sees(
     internvl2: Path, tmp_path: Path, nvml_library: Path
 ) -> None:
     from tests.nvml.standin import Scenario, gpu_3090, in_process
-    from turbofit import api
 
     scenario = Scenario(gpus=[gpu_3090(i) for i in range(3)])
     with in_process(nvml_library, scenario, tmp_path):
-        with open_pipeline(api.plan, str(internvl2), gpus="2") as pipe:
+        with open_pipeline(str(internvl2), gpus="2") as pipe:
             assert os.environ["CUDA_VISIBLE_DEVICES"] == scenario.gpus[2].uuid
             assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
             assert pipe.backend_config.devices is None
         own = lmdeploy.TurbomindEngineConfig(devices=[1])
         os.environ["CUDA_VISIBLE_DEVICES"] = "1,2"
-        with open_pipeline(api.plan, str(internvl2), own) as pipe:
+        with open_pipeline(str(internvl2), own) as pipe:
             assert os.environ["CUDA_VISIBLE_DEVICES"] == scenario.gpus[2].uuid
             assert own.devices == [1]
         with pytest.raises(UsageError, match="devices"):
-            open_pipeline(api.plan, str(internvl2), lmdeploy.TurbomindEngineConfig(devices=[7]))
+            open_pipeline(str(internvl2), lmdeploy.TurbomindEngineConfig(devices=[7]))
 
 
 def test_the_signature_is_lmdeploys() -> None:
     theirs = inspect.signature(lmdeploy.pipeline).parameters
     ours = inspect.signature(open_pipeline).parameters
-    assert list(theirs)[:-1] == list(ours)[1:-1]
+    assert list(theirs)[:-1] == list(ours)[:-1]
     for name in list(theirs)[:-1]:
         if name != "trust_remote_code":
             assert ours[name].default == theirs[name].default

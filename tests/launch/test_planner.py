@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from bench.common.plans import plausible_plan
-from turbofit import api
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
 from turbofit.launch.planner import Planner
+from turbofit.planning.request import PlanRequest
+from turbofit.rehearse import corrected
 
+REQUEST = PlanRequest(model="internvl2-1b", on="1xrtx3060")
 CACHE = RehearsedCache(free=(), region=(), object_size=None, slab_size=None, tokens=None)
 
 
@@ -25,18 +27,23 @@ def rehearsed(outcome: Any, *, fits: bool) -> Plan:
     return msgspec.structs.replace(plausible_plan(), fits=fits, rehearsal=rehearsal)
 
 
-def planner(said: list[str], seen: Plan | Exception, **options: Any) -> Planner:
-    def plan_with(**keywords: Any) -> Plan:
-        if not keywords.get("rehearse"):
-            return plausible_plan()
-        if isinstance(seen, Exception):
-            raise seen
-        return seen
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], Plan | Exception], Planner]:
+    """A planner whose rehearsals are given."""
 
-    return Planner(plan_with, {}, None, said.append, rehearse=True, **options)
+    def with_rehearsal(said: list[str], seen: Plan | Exception) -> Planner:
+        def given(_request: PlanRequest, _plan: Plan) -> Plan:
+            if isinstance(seen, Exception):
+                raise seen
+            return seen
+
+        monkeypatch.setattr(corrected, "rehearsed", given)
+        return Planner(REQUEST, None, said.append, rehearse=True)
+
+    return with_rehearsal
 
 
-def test_what_a_rehearsal_shows_counts() -> None:
+def test_what_a_rehearsal_shows_counts(planner: Any) -> None:
     said: list[str] = []
     served = rehearsed("served", fits=True)
     assert planner(said, served).make({}) is served
@@ -48,15 +55,16 @@ def test_what_a_rehearsal_shows_counts() -> None:
 @pytest.mark.parametrize(
     "seen", [rehearsed("failed", fits=False), PackageError("no compiler", hint="install one")]
 )
-def test_a_rehearsal_that_cannot_be_held_costs_nothing_but_itself(seen: Plan | Exception) -> None:
+def test_a_rehearsal_that_cannot_be_held_costs_nothing_but_itself(
+    planner: Any, seen: Plan | Exception
+) -> None:
     said: list[str] = []
     assert planner(said, seen).make({}).fits
     assert said[-1].startswith("not rehearsed: ")
 
 
 def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
-    one = Planner(partial(api.plan, "internvl2-1b"), {"on": "1xrtx3060"}, None, print,
-                  rehearse=False)  # fmt: skip
+    one = Planner(REQUEST, None, print, rehearse=False)
     plan = one.make({"max_prefill_token_num": 2048})
     assert plan.settings.max_prefill_token_num == 2048
     assert one.settle(plan, {}) is plan
@@ -68,8 +76,7 @@ def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
 def test_the_real_engine_rehearses() -> None:
     pytest.importorskip("lmdeploy")
     said: list[str] = []
-    one = Planner(partial(api.plan, "internvl2-1b"), {"on": "1xrtx3060"}, None, said.append,
-                  rehearse=True)  # fmt: skip
+    one = Planner(REQUEST, None, said.append, rehearse=True)
     plan = one.make({})
     assert plan.fits
     assert plan.rehearsal is not None

@@ -20,11 +20,11 @@ from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.outage import Outage
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
-from turbofit.launch.command import commands
 from turbofit.launch.endings import EndedError
 from turbofit.launch.engine import Timing
 from turbofit.launch.launches import Launch
 from turbofit.launch.serve import Server, Stop
+from turbofit.planning.commands import commands
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ import pytest
 from bench.common.plans import plausible_plan
 from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
 from tests.waiting import HANG
-from turbofit import api
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
@@ -25,6 +24,7 @@ from turbofit.launch import sentinel as module
 from turbofit.launch.leases import Leases
 from turbofit.launch.planner import Planner
 from turbofit.launch.sentinel import Sentinel, memory_back, used_now
+from turbofit.planning.request import PlanRequest
 
 ENGINE = 20 * GIB
 
@@ -146,15 +146,16 @@ def planner(nvml_library: Path, tmp_path: Path) -> Iterator[tuple[Any, Scenario,
     said: list[str] = []
     with in_process(nvml_library, scenario, tmp_path) as path, Leases(tmp_path / "l") as leases:
 
-        def plan_with(**keywords: Any) -> Plan:
-            return api.plan("internvl2-1b", **keywords)
-
         def take(size: int) -> None:
             scenario.gpus[0].used += size
             scenario.gpus[0].compute.append(Process(os.getpid(), size, "python3"))
             scenario.write(path)
 
-        yield Planner(plan_with, {}, leases, said.append, rehearse=False), said, take
+        yield (
+            Planner(PlanRequest(model="internvl2-1b"), leases, said.append, rehearse=False),
+            said,
+            take,
+        )
 
 
 def test_the_last_look_plans_again(planner: Any) -> None:

@@ -104,7 +104,7 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.S
             # A pretend card is charged with what its plan says: it would learn the same twice.
             _drop(args)
     passed, progress = sort_options([], unplanned=False), _progress(args)
-    planner, fixed = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
+    planner = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
     plan = _resumed(progress, planner)
     changes: dict[str, Any] = {}
     if plan is None:
@@ -125,7 +125,7 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.S
     note(plan.verdict)
     calibrator = _calibrator(args, progress)
     if not progress.complete:
-        job = _job(args, plan, lmdeploy, stop, leases, calibrator, planner, fixed, changes)
+        job = _job(args, plan, lmdeploy, stop, leases, calibrator, planner, changes)
         try:
             ended = _drive(job, plan, stop, progress)
         finally:
@@ -165,7 +165,7 @@ def _resumed(progress: Progress, planner: Planner) -> Plan | None:
 
 def _job(
     args: argparse.Namespace, plan: Plan, lmdeploy: Lmdeploy, stop: Stop, leases: Leases,
-    calibrator: Calibrator, planner: Planner, fixed: dict[str, Any], changes: dict[str, Any],
+    calibrator: Calibrator, planner: Planner, changes: dict[str, Any],
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""
     from turbofit.cli.output import note
@@ -193,7 +193,7 @@ def _job(
         taken=args.pretend_taken,
         fetch=None if args.pretend else Fetcher(note),
         replan=planner.make,
-        fixed=fixed,
+        fixed=planner.fixed,
         changes=changes,
         examiner=calibrator,
     )  # fmt: skip

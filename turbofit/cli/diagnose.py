@@ -33,12 +33,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, explain, show; exit 3 where nothing was recognised."""
-    from turbofit import api
     from turbofit.cli.output import answer, show
     from turbofit.core.struct import to_json
     from turbofit.diagnose.explain import diagnose
 
-    found = diagnose(_chunks(args.log), api, model=args.model, on=args.on)
+    found = diagnose(_chunks(args.log), model=args.model, on=args.on)
     if args.json:
         answer(to_json(found))
     else:

@@ -10,10 +10,10 @@ from turbofit.core.units import parse_bytes
 
 if TYPE_CHECKING:
     from turbofit.cli.parser import Parser
+    from turbofit.planning.request import PlanRequest
 
 __all__ = [
     "LAST_PORT",
-    "SETTINGS",
     "add_cluster",
     "add_json",
     "add_machine",
@@ -21,19 +21,11 @@ __all__ = [
     "add_planning",
     "add_settings",
     "number",
+    "plan_request",
     "planning_keywords",
     "port",
     "size",
 ]
-
-#: LMDeploy's options that a plan sets, as fields of `core.plan.Settings` (`tp` is a shape option).
-SETTINGS: Final = (
-    "cache_max_entry_count", "max_prefill_token_num", "max_batch_size", "session_len",
-    "communicator", "dtype", "quant_policy", "cache_block_seq_len", "model_format",
-    "enable_prefix_caching", "async_", "language_model_only", "num_gpu_blocks", "eager_mode",
-    "cudagraph_capture_batch_sizes", "distributed_executor_backend",
-)  # fmt: skip
-
 
 #: The last TCP port.
 LAST_PORT: Final = 65535
@@ -153,14 +145,21 @@ def add_json(parser: Parser) -> None:
 
 def planning_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `turbofit.api.plan` for what was given; defaults stay with the API."""
-    names = (
-        "on", "tp", "replicas", "gpus", "images", "image_size", "context", "concurrency", "goal",
-        "queue_images", "max_dynamic_patch", "max_pixels", "engine", "margin", "budget", "revision",
-    )  # fmt: skip
-    given = {name: getattr(args, name, None) for name in (*names, *SETTINGS)}
+    from turbofit.planning.request import PlanRequest
+
+    names = (name for name in PlanRequest.model_fields if name != "model")
+    given = {name: getattr(args, name, None) for name in names}
     if given["dtype"] == "auto":  # LMDeploy's word for "choose"
         given["dtype"] = None
     return {name: value for name, value in given.items() if value is not None}
+
+
+def plan_request(args: argparse.Namespace, keywords: dict[str, Any] | None = None) -> PlanRequest:
+    """The request for a plan that the options make; ``keywords`` are `planning_keywords`."""
+    from turbofit.planning.request import PlanRequest
+
+    given = planning_keywords(args) if keywords is None else keywords
+    return PlanRequest.of(model=args.model, **given)
 
 
 def port(text: str) -> int:

@@ -16,8 +16,6 @@ __all__ = ["add_arguments", "run"]
 
 #: Engines that run on torch: their own defaults are rehearsed without a plan.
 _TORCH: Final = ("pytorch", "transformers")
-#: The PyTorch engine's alone.
-_EAGER: Final = ("eager_mode", "num_gpu_blocks", "distributed_executor_backend")
 #: What only a plan or another engine can use.
 _PLANNED: Final = (
     "replicas", "context", "concurrency", "goal", "queue_images", "margin", "budget",
@@ -82,6 +80,8 @@ def _run_torch(args: argparse.Namespace) -> int:
 
 def _check(engine: str, given: dict[str, Any]) -> None:
     """Refuse what this engine has no use for, rather than leave it unheard."""
+    from turbofit.planning.request import ENGINE_OPTIONS
+
     for name in _PLANNED:
         if name in given:
             raise UsageError(
@@ -90,7 +90,7 @@ def _check(engine: str, given: dict[str, Any]) -> None:
             )
     unused = set(_TURBOMIND)
     if engine == "transformers":
-        unused |= {*options.SETTINGS, *_EAGER, "tp"} - {"dtype"}
+        unused |= {*ENGINE_OPTIONS, "tp"} - {"dtype"}
     for name in sorted(unused & set(given)):
         raise UsageError(
             f"{_flag(name)} is no option of the {engine} engine",

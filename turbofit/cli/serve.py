@@ -10,7 +10,7 @@ from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.serve_cluster import add_cluster, serve_on_cluster
 from turbofit.cli.serve_plan import (
     first_plan,
-    given_keywords,
+    plan_request,
     planner_of,
     public_port,
     refuse,
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if args.cluster is not None:
         if args.pretend:
             note(_PRETEND)
-        return serve_on_cluster(args, passed, _gateway(args, passed), given_keywords(args, passed))
+        return serve_on_cluster(args, passed, _gateway(args, passed), plan_request(args, passed))
     if args.dry_run:
         return show_commands(args, passed)
     config = None if args.no_gateway else _gateway(args, passed)
@@ -152,7 +152,7 @@ def _launch(
         note(f"warning: {text}")
     if args.pretend:
         note(_PRETEND)
-    planner, fixed = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
+    planner = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
     plan, changes = first_plan(args, passed, planner, lmdeploy.version)
     if plan.fits:
         plan = planner.settle(plan, None if args.plan else changes)
@@ -181,7 +181,7 @@ def _launch(
         taken=args.pretend_taken,
         fetch=None if args.pretend else Fetcher(note),
         replan=None if args.plan else planner.make,
-        fixed=fixed,
+        fixed=planner.fixed,
         changes=changes,
     )
     ended = run_session(job, plan, stop)

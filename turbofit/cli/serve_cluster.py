@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.cli import options
 from turbofit.cli.interrupt import exit_code, run_until_signal
@@ -10,14 +10,13 @@ from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
 
     from turbofit.cli.parser import Parser
-    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.cluster.promise import Terms
     from turbofit.launch.cluster.run import Wish
     from turbofit.launch.passthrough import Passed
+    from turbofit.planning.request import PlanRequest
 
 __all__ = ["add_cluster", "ray_address", "serve_on_cluster"]
 
@@ -25,10 +24,6 @@ __all__ = ["add_cluster", "ray_address", "serve_on_cluster"]
 _ONE_MACHINE: Final = {
     "on": None, "gpus": None, "plan": None, "dry_run": False, "no_gateway": False, "forget": False,
 }  # fmt: skip
-#: What `api.plan_joining` takes from the plan that is served.
-_PROMISED: Final = (
-    "images", "image_size", "context", "concurrency", "goal", "queue_images", "revision",
-)  # fmt: skip
 
 
 def add_cluster(parser: Parser) -> None:
@@ -60,7 +55,7 @@ def ray_address(text: str) -> str | None:
 
 
 def serve_on_cluster(
-    args: argparse.Namespace, passed: Passed, config: GatewayConfig, keywords: dict[str, Any]
+    args: argparse.Namespace, passed: Passed, config: GatewayConfig, request: PlanRequest
 ) -> int:
     """Serve until a signal; 0 once one ended it in order.
 
@@ -77,7 +72,7 @@ def serve_on_cluster(
                 f"--{option} is of one machine, and --cluster names several",
                 hint=f"leave --{option} out; turbofit plan --cluster shows what would be served",
             )
-    wish = _wish(args, passed, config, keywords)
+    wish = _wish(args, passed, config, request)
     ended = run_until_signal(lambda stop: serve_cluster(wish, stop))
     if args.json:
         import json
@@ -88,31 +83,19 @@ def serve_on_cluster(
 
 
 def _wish(
-    args: argparse.Namespace, passed: Passed, config: GatewayConfig, keywords: dict[str, Any]
+    args: argparse.Namespace, passed: Passed, config: GatewayConfig, request: PlanRequest
 ) -> Wish:
     from functools import partial
 
-    from turbofit import api
     from turbofit.cli.output import answer, note
     from turbofit.launch.cluster.run import Wish
     from turbofit.launch.record import state_folder
-    from turbofit.model.source import resolve_model
-
-    model = resolve_model(args.model, revision=keywords.get("revision"))
-
-    def whole(cluster: Cluster, given: Mapping[str, Any]) -> ClusterPlan:
-        return api.plan_cluster(model, cluster, **given)
-
-    def joining(plan: ClusterPlan, node: Node, given: Mapping[str, Any]) -> NodePlan:
-        kept = {name: value for name, value in given.items() if name not in _PROMISED}
-        return api.plan_joining(plan, node, **kept)
+    from turbofit.planning.resolve import model_of
 
     return Wish(
         address=ray_address(args.cluster),
         name=args.name,
-        terms=_terms(args, passed, model, keywords),
-        whole=whole,
-        joining=joining,
+        terms=_terms(args, passed, request.changed(model=model_of(request))),
         config=config,
         gateways=args.gateways,
         access=args.access_log,
@@ -122,16 +105,12 @@ def _wish(
     )
 
 
-def _terms(args: argparse.Namespace, passed: Passed, model: Any, keywords: dict[str, Any]) -> Terms:
-    from functools import partial
-
-    from turbofit import api
+def _terms(args: argparse.Namespace, passed: Passed, request: PlanRequest) -> Terms:
     from turbofit.cli.serve_plan import timing_of
     from turbofit.launch.cluster.promise import Terms
 
     return Terms(
-        given=keywords,
-        plan_with=partial(api.plan, model),
+        request=request,
         timing=timing_of(args),
         options=tuple(passed.argv),
         check=not args.no_check,

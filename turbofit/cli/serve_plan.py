@@ -15,34 +15,31 @@ if TYPE_CHECKING:
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.planner import Planner
+    from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "first_plan", "given_keywords", "planner_of", "public_port", "refusal", "refuse",
+    "first_plan", "plan_request", "planner_of", "public_port", "refusal", "refuse",
     "show_commands", "timing_of",
 ]  # fmt: skip
 
 
 def planner_of(
     args: argparse.Namespace, passed: Passed, leases: Leases, *, doubled: bool
-) -> tuple[Planner, dict[str, Any]]:
-    """What plans, and the keywords that the user fixed."""
-    from functools import partial
-
-    from turbofit import api
+) -> Planner:
+    """What plans, or only reserves where a plan was given."""
     from turbofit.cli.output import note
     from turbofit.launch.planner import Planner, can_rehearse
 
-    keywords = given_keywords(args, passed)
-    if args.pretend:
-        _pretended(keywords)
+    request = None if args.plan else plan_request(args, passed)
+    if request is not None and args.pretend:
+        request = _pretended(request, args.on)
     # A server on pretend GPUs is its own rehearsal.
     rehearse = not args.no_rehearse and not args.pretend and can_rehearse()
     leased = None if args.pretend else leases
-    bound = partial(api.plan, args.model)
-    return Planner(bound, keywords, leased, note, rehearse=rehearse, doubled=doubled), keywords
+    return Planner(request, leased, note, rehearse=rehearse, doubled=doubled)
 
 
-def _pretended(keywords: dict[str, Any]) -> None:
+def _pretended(request: PlanRequest, spec: str | None) -> PlanRequest:
     """The machine of a pretend run, with what pretend runs have learned; never that of real ones.
 
     A twin of the machine here has the real card's, as its plan has.
@@ -50,10 +47,10 @@ def _pretended(keywords: dict[str, Any]) -> None:
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
 
-    machine = machine_from(keywords.pop("on", None), gpus=keywords.pop("gpus", None))
+    machine = machine_from(spec, gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)
-    keywords["on"] = machine
+    return request.changed(on=machine, gpus=None)
 
 
 def first_plan(
@@ -91,14 +88,12 @@ def show_commands(args: argparse.Namespace, passed: Passed) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
-    from turbofit import api
     from turbofit.cli.output import answer
     from turbofit.cli.plan import show_plan
+    from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
 
-    plan = (
-        _read(args, passed) if args.plan else api.plan(args.model, **given_keywords(args, passed))
-    )
+    plan = _read(args, passed) if args.plan else best_plan(plan_request(args, passed))
     commands = _commands(plan, args, passed)
     if args.json or args.md:
         return show_plan(msgspec.structs.replace(plan, commands=commands), args, "serve")
@@ -121,8 +116,8 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
     """Stop before anything is launched that would not serve."""
     import os
 
-    from turbofit.launch.environment import rank_warning
-    from turbofit.launch.needs import check_needs
+    from turbofit.planning.needs import check_needs
+    from turbofit.planning.ranks import rank_warning
 
     if not plan.fits:
         raise refusal(plan)
@@ -138,20 +133,20 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
 
 def public_port(args: argparse.Namespace) -> int:
     """The port that clients know."""
-    from turbofit.launch.command import DEFAULT_PORT
+    from turbofit.planning.commands import DEFAULT_PORT
 
     return args.port or DEFAULT_PORT
 
 
-def given_keywords(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
-    """The planner's keywords, those after ``--`` among them."""
+def plan_request(args: argparse.Namespace, passed: Passed) -> PlanRequest:
+    """What the options ask for, those after ``--`` among them."""
     keywords = options.planning_keywords(args)
     for name, value in _modelled(passed).items():
         if keywords.setdefault(name, value) != value:
             raise UsageError(
                 f"{name} is given twice, before and after --", hint="leave one of the two out"
             )
-    return keywords
+    return options.plan_request(args, keywords)
 
 
 def _read(args: argparse.Namespace, passed: Passed) -> Plan:
@@ -187,7 +182,7 @@ def _modelled(passed: Passed) -> dict[str, Any]:
 
 def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
-    from turbofit.launch.fallback.command import any_commands, refuse_options
+    from turbofit.planning.fallback_commands import any_commands, refuse_options
 
     if plan.engine.name == "transformers":
         refuse_options(passed.argv)

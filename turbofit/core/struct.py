@@ -39,7 +39,49 @@ class _StructMeta(msgspec.StructMeta):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
-    """Base class of the contract's types."""
+    """Base class of the contract's types.
+
+    They are fields of other people's pydantic models, and so of FastAPI's answers, as they are:
+
+        >>> class Answer(pydantic.BaseModel):
+        ...     plan: turbofit.Plan
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic reads one (as it is, or its JSON) and writes it."""
+        from pydantic_core import core_schema
+
+        def read(value: Any) -> Any:
+            if isinstance(value, cls):
+                return value
+            try:
+                return msgspec.convert(value, cls)
+            except msgspec.ValidationError as exc:
+                raise ValueError(str(exc)) from None
+
+        return core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(to_builtins)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """The JSON Schema that msgspec makes of one, with all that it refers to in it."""
+        (schema,), parts = msgspec.json.schema_components([cls])
+        inlined: dict[str, Any] = _inlined(schema, parts)
+        return inlined
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """A schema with each reference replaced by what it refers to: pydantic has names of its own."""
+    if isinstance(schema, list):
+        return [_inlined(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    # A discriminator's mapping is of references; the tag is a constant of each part too.
+    return {key: _inlined(one, parts) for key, one in schema.items() if key != "discriminator"}
 
 
 def to_builtins(value: Any) -> Any:

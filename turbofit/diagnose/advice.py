@@ -12,6 +12,8 @@ from turbofit.diagnose.answer import Advice
 from turbofit.diagnose.case import spec_with_used
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import awq_variant
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -31,9 +33,9 @@ def advice(case: Case, draft: Draft) -> Advice | None:
     spec = spec_with_used(case.on, draft.others) if draft.others else case.on
     machine = machine_from(spec)
     try:
-        plan = case.tools.plan(case.model, on=machine)
+        plan = best_plan(PlanRequest.of(model=case.model, on=machine))
         if not plan.fits and draft.others:
-            alone = case.tools.plan(case.model, on=case.machine)
+            alone = best_plan(PlanRequest.of(model=case.model, on=case.machine))
             if alone.fits:
                 return _planned(case, alone, case.on, f"once the cards are free: {alone.verdict}")
     except TurbofitError as exc:

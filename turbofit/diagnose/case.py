@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
@@ -14,24 +14,16 @@ from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.planning.plan import predict
+from turbofit.planning.request import PredictRequest
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.machine import Gpu
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.diagnose.facts import Facts
 
-__all__ = ["Case", "Tools", "spec_with_used", "usable"]
-
-
-class Tools(Protocol):
-    """The doors of `turbofit.api` that an answer needs."""
-
-    def plan(self, model: Model, *, on: Machine, **options: Any) -> Plan:
-        """`turbofit.api.plan`."""
-
-    def predict(self, model: Model, *, on: Machine, **options: Any) -> Plan:
-        """`turbofit.api.predict`."""
+__all__ = ["Case", "spec_with_used", "usable"]
 
 
 class Case:
@@ -39,16 +31,12 @@ class Case:
 
     Args:
         facts: the log.
-        tools: for plans and predictions.
         model: the user's name of the model; it goes before the log's.
         on: the user's SPEC or snapshot; it goes before the log's.
     """
 
-    def __init__(
-        self, facts: Facts, tools: Tools, *, model: str | None = None, on: str | None = None
-    ) -> None:
+    def __init__(self, facts: Facts, *, model: str | None = None, on: str | None = None) -> None:
         self.facts = facts
-        self.tools = tools
         self.model = self._model(model)
         self.on = on
         self.machine = machine_from(on) if on else None
@@ -79,9 +67,10 @@ class Case:
         if not self._tried and self.model is not None and self.machine is not None:
             self._tried = True
             try:
-                self._forecast = self.tools.predict(
-                    self.model, on=self.machine, **self.facts.subject.options
+                request = PredictRequest.of(
+                    model=self.model, on=self.machine, **self.facts.subject.options
                 )
+                self._forecast = predict(request)
             except TurbofitError:
                 self._forecast = None
         return self._forecast

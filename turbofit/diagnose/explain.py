@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.diagnose.answer import Evidence
-    from turbofit.diagnose.case import Tools
     from turbofit.diagnose.draft import Draft
     from turbofit.diagnose.facts import Facts
 
@@ -33,13 +32,12 @@ _RANKS: Final = {"cause": 0, "consequence": 1, "notice": 2}
 
 
 def diagnose(
-    chunks: Iterable[bytes], tools: Tools, *, model: str | None = None, on: str | None = None
+    chunks: Iterable[bytes], *, model: str | None = None, on: str | None = None
 ) -> Diagnosis:
     """Explain a log.
 
     Args:
         chunks: its bytes, in pieces.
-        tools: `turbofit.api`, for the plan that would have worked.
         model: the model, where the log does not name it or names it wrongly.
         on: the machine, likewise.
 
@@ -47,7 +45,7 @@ def diagnose(
         UsageError: ``model`` or ``on`` cannot be meant.
     """
     facts = read_facts(rows(chunks))
-    case = Case(facts, tools, model=model, on=on)
+    case = Case(facts, model=model, on=on)
     drafts = sorted(
         (draft for rule in _RULES for draft in rule(case)),
         key=lambda draft: (_RANKS[draft.rank], draft.line),

@@ -26,15 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KNOBS", "Bounds", "Held", "bounds_of", "check_images", "check_request", "check_texts",
-    "hold_image", "model_default", "most_images", "planned_limit", "shown",
+    "hold_image", "model_default", "planned_limit", "shown",
 ]  # fmt: skip
 
 #: What LMDeploy reads beside an image.
 KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
 
-#: Images of one request, where the plan does not promise more. Each costs LMDeploy's one thread for
-#: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
-_MOST_IMAGES: Final = 64
 _SHOWN: Final = 24
 #: Bytes of a value of an image while it is preprocessed: at 32 bits, and at 16 of the result.
 _WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
@@ -199,22 +196,13 @@ def hold_image(
     return held
 
 
-def most_images(bounds: Bounds) -> int:
-    """How many images a request may have: as many as share its units, however small they are."""
-    rule, limits = bounds.rule, bounds.limits
-    if rule is None:
-        return 0
-    sharing = min(_MOST_IMAGES, limits.units_per_request // rule.least_units)
-    return max(limits.images_per_request, sharing)
-
-
 def check_images(bounds: Bounds, count: int) -> None:
     """Refuse too many images before any of them is decoded.
 
     Raises:
         Refusal: more than can share what was planned.
     """
-    most = most_images(bounds)
+    most = bounds.limits.most_images(bounds.rule)
     if count > most:
         raise Refusal(
             400,

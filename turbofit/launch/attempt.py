@@ -11,17 +11,17 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
 from turbofit.launch.beside import beside, lines
 from turbofit.launch.checks import check_before
-from turbofit.launch.command import private_commands
-from turbofit.launch.fallback.command import (
+from turbofit.launch.launches import Launch, PretendLaunch, free_ports
+from turbofit.launch.runner import module_runner
+from turbofit.launch.sentinel import Sentinel, memory_back, used_now
+from turbofit.launch.serve import Server
+from turbofit.planning.commands import private_commands
+from turbofit.planning.fallback_commands import (
     MODULE,
     any_commands,
     private_fallback_commands,
     refuse_options,
 )
-from turbofit.launch.launches import Launch, PretendLaunch, free_ports
-from turbofit.launch.runner import module_runner
-from turbofit.launch.sentinel import Sentinel, memory_back, used_now
-from turbofit.launch.serve import Server
 
 if TYPE_CHECKING:
     import signal

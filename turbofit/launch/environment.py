@@ -1,19 +1,16 @@
-"""What around a launch would make it go wrong: rank launchers, LMDeploy missing, ports taken."""
+"""What around a launch would make it go wrong: LMDeploy missing, ports taken."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.log import LazyLogger
 from turbofit.launch.runner import module_runner
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed", "rank_warning"]
+__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -21,27 +18,6 @@ _INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
 #: The oldest that `serve` launches, and the newest whose ledger is known.
 _OLDEST: Final = (0, 16)
 _NEWEST: Final = (0, 18)
-
-
-def rank_warning(tp: int, environ: Mapping[str, str]) -> str | None:
-    """What happens when a rank launcher (torchrun, srun, mpirun) starts an engine with tp > 1.
-
-    TurboMind drives all GPUs of a group from one process: each rank would start a whole engine.
-    """
-    if tp < 2:
-        return None
-    world = _number(environ.get("WORLD_SIZE"))
-    rank = environ.get("LOCAL_RANK")
-    if world is not None and world > 1:
-        seen, engines = f"WORLD_SIZE={world}", f"{world} whole engines"
-    elif rank is not None:
-        seen, engines = f"LOCAL_RANK={rank}", "a whole engine"
-    else:
-        return None
-    return (
-        f"{seen} is set, so a rank launcher like torchrun runs this: with tp {tp} its ranks would "
-        f"start {engines} on the same cards; start it once, without the launcher"
-    )
 
 
 class Lmdeploy:
@@ -148,7 +124,3 @@ def _on_path() -> Lmdeploy | None:
 def _release(version: str) -> tuple[int, int]:
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() else None

@@ -13,8 +13,8 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.launch.command import DEFAULT_PORT
-from turbofit.launch.fallback.command import MODULE as FALLBACK_MODULE
+from turbofit.planning.commands import DEFAULT_PORT
+from turbofit.planning.fallback_commands import MODULE as FALLBACK_MODULE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,13 +7,16 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
-from turbofit.launch.environment import find_lmdeploy, rank_warning
-from turbofit.launch.needs import check_needs
+from turbofit.launch.environment import find_lmdeploy
 from turbofit.launch.pipeline_config import engine_of, planned_config, with_config
 from turbofit.memory.pytorch.environment import environment
+from turbofit.planning.needs import check_needs
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.ranks import rank_warning
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from turbofit.core.plan import Plan
 
@@ -27,7 +30,6 @@ PLANNING: Final[tuple[str, ...]] = (
 
 
 def open_pipeline(
-    planner: Callable[..., Plan],
     model_path: str,
     backend_config: Any = None,
     chat_template_config: Any = None,
@@ -41,7 +43,6 @@ def open_pipeline(
     """Plan, then open LMDeploy's own pipeline with the plan's settings.
 
     Args:
-        planner: `turbofit.api.plan`.
         model_path: as LMDeploy takes it, or a name that presets know.
         backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`; each field that
             differs from LMDeploy's default stays. It is not changed: a copy is used.
@@ -78,13 +79,13 @@ def open_pipeline(
         )
     engine = engine_of(backend_config, planning.pop("engine", "auto"))
     planning = with_config(planning, backend_config, engine)
-    plan = planner(model_path, replicas=1, engine=engine, **planning)
+    plan = best_plan(PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning))
     _refuse(plan)
     config = planned_config(plan, backend_config)
     _choose_gpus(plan, config)
 
-    from turbofit.launch.command import model_path as checkpoint
     from turbofit.launch.planned_pipeline import PlannedPipeline
+    from turbofit.planning.commands import model_path as checkpoint
 
     return PlannedPipeline(
         plan,
@@ -127,7 +128,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     """
     import torch
 
-    from turbofit.launch.command import visible_devices
+    from turbofit.planning.commands import visible_devices
 
     group = plan.parallel.groups[0]
     if plan.machine.source == "preset":

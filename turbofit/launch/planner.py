@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.launch.match import check_machine
 from turbofit.launch.others import counted
+from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
     from turbofit.core.plan import Plan
     from turbofit.launch.leases import Leases
+    from turbofit.planning.request import PlanRequest
 
 __all__ = ["Planner", "can_rehearse"]
 
@@ -30,8 +32,7 @@ class Planner:
     """Makes the plans of one run.
 
     Args:
-        plan_with: the planner, e.g. `api.plan` with the model bound.
-        keywords: what the user asked for.
+        request: what the user asked for; None where a plan was given, which is only reserved.
         leases: the machine's reservations; None on pretend GPUs.
         say: takes lines of progress.
         rehearse: whether each plan is rehearsed before it is believed.
@@ -40,25 +41,30 @@ class Planner:
 
     def __init__(
         self,
-        plan_with: Callable[..., Plan],
-        keywords: Mapping[str, Any],
+        request: PlanRequest | None,
         leases: Leases | None,
         say: Callable[[str], None],
         *,
         rehearse: bool,
         doubled: bool = False,
     ) -> None:
-        self._plan_with, self._keywords, self._leases = plan_with, dict(keywords), leases
+        self._request, self._leases = request, leases
         self._say, self._rehearse, self._doubled = say, rehearse, doubled
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the user gave, by the fields of `PlanRequest`."""
+        return {} if self._request is None else self._request.given()
 
     def make(self, changes: Mapping[str, Any]) -> Plan:
         """A plan with changes on top of what the user asked for; reserved where it fits."""
-        asked = {**self._keywords, **changes}
+        assert self._request is not None
+        request = self._request.changed(**changes)
         if self._leases is None:
-            return self._made(asked)
+            return self._made(request)
         with self._leases.locked(lambda: self._say("waiting: another turbofit is planning")):
-            gpus = asked.pop("gpus", None)
-            plan = self._made({**asked, "on": measured(self._leases, gpus)})
+            here = measured(self._leases, request.gpus)
+            plan = self._made(request.changed(on=here, gpus=None))
             if plan.fits:
                 self._leases.reserve(plan)
         return plan
@@ -112,17 +118,19 @@ class Planner:
             return exc
         return None
 
-    def _made(self, asked: dict[str, Any]) -> Plan:
+    def _made(self, request: PlanRequest) -> Plan:
         """Plan, twice where the margin must be doubled, and rehearse the choice."""
-        plan = self._plan_with(**asked)
-        if self._doubled and "margin" not in asked and plan.fits:
-            asked["margin"] = 2 * max(gpu.margin for gpu in plan.gpus)
-            plan = self._plan_with(**asked)
+        plan = best_plan(request)
+        if self._doubled and request.margin is None and plan.fits:
+            request = request.changed(margin=2 * max(gpu.margin for gpu in plan.gpus))
+            plan = best_plan(request)
         if not self._rehearse or not plan.fits:
             return plan
+        from turbofit.rehearse.corrected import rehearsed
+
         self._say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
         try:
-            seen = self._plan_with(**asked, rehearse=True)
+            seen = rehearsed(request, plan)
         except (PackageError, UsageError) as exc:
             self._say(f"not rehearsed: {exc.message}")
             return plan

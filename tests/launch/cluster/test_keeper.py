@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.cluster.test_promise import planned, terms
+from tests.launch.cluster.test_promise import planned, request, terms
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import LaunchError
@@ -22,6 +22,8 @@ from turbofit.launch.cluster.order import Order, Standing
 from turbofit.launch.cluster.post import Post
 from turbofit.launch.cluster.site import Site
 from turbofit.machine.spec import parse_spec
+from turbofit.planning.cluster import plan_joining
+from turbofit.planning.request import PlanRequest
 
 SPEC = "1xrtx3090"
 
@@ -101,7 +103,6 @@ class World:
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.connection, self.places = Connection(), Places()
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
-        self.joining: Callable[..., NodePlan] = _joining
         monkeypatch.setattr(module, "Post", Standin)
         monkeypatch.setattr(Standin, "fails", lambda _order: False)
         monkeypatch.setattr(module, "tell_nodes", _told)
@@ -115,7 +116,6 @@ class World:
             self.plan,
             [Site(node) for node in nodes],
             terms(context=8192),
-            self._joined,
             lambda _text: None,
             name="it",
         )
@@ -126,9 +126,6 @@ class World:
         future: Future[Any] = Future()
         self.waiting.append((future, work))
         return future
-
-    def _joined(self, *args: Any) -> NodePlan:
-        return self.joining(*args)
 
     def work(self) -> None:
         """The worker does all that waits."""
@@ -158,11 +155,6 @@ class World:
         ]
 
 
-def _joining(plan: ClusterPlan, node: Node, given: Mapping[str, Any]) -> NodePlan:
-    own = {"margin": given["margin"]} if "margin" in given else {}
-    return api.plan_joining(plan, node, **own)
-
-
 def _told(nodes: Any, *, pretend: bool = False) -> tuple[Node, ...]:
     assert not pretend
     return tuple(
@@ -187,7 +179,7 @@ def test_a_node_that_joins_while_the_plan_changes_gets_the_new_one(
     assert here.keeper.sites[late].state == "joining"
     future, old = here.waiting.pop()
     future_plan = old()
-    here.keeper.follow(changed(here.keeper, here.target(context=16384), {"context": 16384}))
+    here.keeper.follow(changed(here.keeper, here.target(context=16384), request(context=16384)))
     here.tick(4, work=True)
     assert not here.keeper.changing
     future.set_result(future_plan)  # the worker was slow
@@ -203,7 +195,7 @@ def test_a_node_that_joins_under_a_plan_that_is_given_up_goes_back_too(
     """Its engines were planned for a promise that nobody makes any more."""
     here = world(2)
     target = here.target(context=4096)
-    here.keeper.follow(changed(here.keeper, target, {"context": 4096}))
+    here.keeper.follow(changed(here.keeper, target, request(context=4096)))
     here.tick()
     late = here.connection.add(5)
     here.tick()
@@ -219,17 +211,17 @@ def test_a_node_that_joins_under_a_plan_that_is_given_up_goes_back_too(
 
 
 def test_a_change_goes_back_where_a_node_that_should_serve_does_not(
-    world: Callable[[int], World],
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would empty one node after the other."""
     here = world(2)
     target = here.target(context=16384)
 
-    def none(plan: ClusterPlan, node: Node, _given: Mapping[str, Any]) -> NodePlan:
+    def none(_request: PlanRequest, _plan: ClusterPlan, node: Node) -> NodePlan:
         return NodePlan(node=node.id, name=node.name, address=node.address, why_not="too full")
 
-    here.joining = none
-    here.keeper.follow(changed(here.keeper, target, {"context": 16384}))
+    monkeypatch.setattr(module, "plan_joining", none)
+    here.keeper.follow(changed(here.keeper, target, request(context=16384)))
     here.tick(20, work=True)
     assert "too full" in here.keeper.change
     assert [site.state for site in here.keeper.sites.values()] == ["serving"] * 2
@@ -242,7 +234,7 @@ def test_a_node_that_is_drained_within_a_change_stays_drained(
 ) -> None:
     """However far it had come; its GPU is given back."""
     here = world(2)
-    here.keeper.follow(changed(here.keeper, here.target(context=16384), {"context": 16384}))
+    here.keeper.follow(changed(here.keeper, here.target(context=16384), request(context=16384)))
     here.tick(ticks)
     here.keeper.drain(here.keeper.sites["00000000"])
     here.tick(10, work=True)
@@ -290,18 +282,20 @@ def test_a_cluster_waits_for_its_only_node_and_not_for_its_only_engine(
         here.tick()
 
 
-def test_what_a_node_that_joins_asks_for_holds_for_all(world: Callable[[int], World]) -> None:
+def test_what_a_node_that_joins_asks_for_holds_for_all(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A request may go to any node, so that each is held to the one which takes the least."""
     here = world(1)
     least = here.keeper.bounds.limits.bytes_per_body - 1
 
-    def narrower(plan: ClusterPlan, node: Node, given: Mapping[str, Any]) -> NodePlan:
-        made = _joining(plan, node, given)
+    def narrower(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
+        made = plan_joining(request, plan, node)
         assert made.plan is not None
         limits = replace(made.plan.limits, bytes_per_body=least)
         return replace(made, plan=replace(made.plan, limits=limits))
 
-    here.joining = narrower
+    monkeypatch.setattr(module, "plan_joining", narrower)
     here.connection.add(5)
     here.tick(3, work=True)
     assert len(here.promises()) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import pytest
 
@@ -21,6 +21,8 @@ from turbofit.launch.cluster.promise import (
 )
 from turbofit.launch.engine import Timing
 from turbofit.machine.spec import parse_spec
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.request import PlanRequest
 
 
 def planned(*specs: str, model: str = "internvl2-2b", **keywords: object) -> ClusterPlan:
@@ -32,9 +34,14 @@ def planned(*specs: str, model: str = "internvl2-2b", **keywords: object) -> Clu
     return api.plan_cluster(model, Cluster(source="test", nodes=nodes), **keywords)
 
 
+def request(**given: Any) -> PlanRequest:
+    """What is asked for, without a machine."""
+    return PlanRequest(model="internvl2-2b", **given)
+
+
 def terms(**given: object) -> Terms:
     """As `serve` makes them."""
-    return Terms(given=given, plan_with=partial(api.plan, "internvl2-2b"), timing=Timing())
+    return Terms(request=request(**given), timing=Timing())
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +70,13 @@ def test_orders_keep_the_promise(plan: ClusterPlan) -> None:
     assert len({order.key for order in orders}) == 2
     assert all(len(order.key) == 64 for order in orders)
     assert {order.listen for order in orders} == {"10.0.0.0"}
-    kept = orders[0].keywords
-    assert kept["context"] == plan.longest_request_tokens
-    assert kept["max_dynamic_patch"] == plan.limits.max_dynamic_patch  # type: ignore[union-attr]
-    assert kept["goal"] == "latency"
-    assert "tp" not in kept
-    # The same planner holds what it is given: the engine alone fits again.
-    again = orders[0].plan_with(on=orders[0].plan.machine, **kept)
+    kept = orders[0].request
+    assert kept.context == plan.longest_request_tokens
+    assert kept.max_dynamic_patch == plan.limits.max_dynamic_patch  # type: ignore[union-attr]
+    assert kept.goal == "latency"
+    assert kept.tp is None
+    # A plan holds what is asked for: the engine alone fits again.
+    again = best_plan(kept.changed(on=orders[0].plan.machine))
     assert again.fits
     assert again.kv.longest_request_tokens >= plan.longest_request_tokens
 

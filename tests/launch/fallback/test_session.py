@@ -19,19 +19,19 @@ from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.endings import ending
-from turbofit.launch.fallback.command import (
-    fallback_commands,
-    private_fallback_commands,
-    refuse_options,
-)
 from turbofit.launch.fallback.longest import longest_request
-from turbofit.launch.fallback.maps import read_map
 from turbofit.launch.launches import free_ports, port_of
 from turbofit.launch.phases import Watch
 from turbofit.launch.readiness import worst_request
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.planning.device_maps import read_map
+from turbofit.planning.fallback_commands import (
+    fallback_commands,
+    private_fallback_commands,
+    refuse_options,
+)
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.fallback.plan import make_fallback_plan
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from tests.fixtures.clusters import cluster, node
+from tests.fixtures.clusters import cluster, joining, node
 from turbofit import api
 from turbofit.core.cluster import Cluster
 
 
 def test_a_like_node_gets_the_same_settings() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "4xrtx3090"), concurrency=24)
-    joined = api.plan_joining(plan, node(3, "4xrtx3090"))
+    joined = joining(plan, node(3, "4xrtx3090"))
     first = plan.nodes[0].plan
     assert joined.plan is not None
     assert first is not None
@@ -26,21 +26,21 @@ def test_a_like_node_gets_the_same_settings() -> None:
 
 def test_a_context_that_is_too_short_is_told() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("8xh100"))
-    joined = api.plan_joining(plan, node(2, "2xrtx2080ti"))
+    joined = joining(plan, node(2, "2xrtx2080ti"))
     assert joined.plan is None
     assert joined.why_not == "holds 26,624 tokens under the promised images, 32,768 are promised"
 
 
 def test_images_that_are_too_small_are_told() -> None:
     plan = api.plan_cluster("qwen2-vl-7b", cluster("8xh100"), context=17408)
-    joined = api.plan_joining(plan, node(2, "1xl4:free=19GiB"))
+    joined = joining(plan, node(2, "1xl4:free=19GiB"))
     assert joined.plan is None
     assert "pixels at most, 12,845,056 are promised" in joined.why_not
 
 
 def test_a_lower_promise_is_kept_by_a_node_that_could_more() -> None:
     plan = api.plan_cluster("qwen2-vl-7b", cluster("1xl4:free=19GiB"))
-    joined = api.plan_joining(plan, node(2, "2xa100"))
+    joined = joining(plan, node(2, "2xa100"))
     assert plan.limits is not None
     assert joined.plan is not None
     assert joined.plan.limits.max_pixels_per_image == plan.limits.max_pixels_per_image
@@ -51,31 +51,31 @@ def test_answers_a_request_are_part_of_the_promise() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("1xrtx4090"), concurrency=12)
     assert plan.limits is not None
     assert plan.limits.n == 12
-    joined = api.plan_joining(plan, node(2, "1xrtx4090"))
+    joined = joining(plan, node(2, "1xrtx4090"))
     assert joined.plan is not None
     assert joined.plan.limits.n >= 12
 
 
 def test_settings_of_the_cluster_are_kept() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"), session_len=8192)
-    joined = api.plan_joining(plan, node(2, "2xrtx3090"), session_len=8192)
+    joined = joining(plan, node(2, "2xrtx3090"), session_len=8192)
     assert joined.plan is not None
     assert joined.plan.settings.session_len == 8192
 
 
 def test_who_cannot_join_at_all() -> None:
     plan = api.plan_cluster("internvl2-8b", cluster("2xrtx3090"))
-    assert "turbofit 9" in api.plan_joining(plan, node(2, "2xrtx3090", turbofit="9")).why_not
-    assert "runs out of memory" in api.plan_joining(plan, node(2, "1xt4")).why_not
+    assert "turbofit 9" in joining(plan, node(2, "2xrtx3090", turbofit="9")).why_not
+    assert "runs out of memory" in joining(plan, node(2, "1xt4")).why_not
     nothing = api.plan_cluster("internvl2-8b", Cluster(source="", nodes=()))
-    assert "nothing is promised" in api.plan_joining(nothing, node(2, "2xrtx3090")).why_not
+    assert "nothing is promised" in joining(nothing, node(2, "2xrtx3090")).why_not
     gone = replace(node(2, "2xrtx3090"), machine=None, why_not="no GPU")
-    assert api.plan_joining(plan, gone).why_not == "no GPU"
+    assert joining(plan, gone).why_not == "no GPU"
 
 
 def test_a_node_of_the_plan_has_the_share_that_it_has_there() -> None:
     """It is planned again where the plan changes, and is no node more."""
     plan = api.plan_cluster("internvl2-8b", cluster("4xrtx3090", "4xrtx3090"), concurrency=24)
-    again = api.plan_joining(plan, node(1, "4xrtx3090"))
+    again = joining(plan, node(1, "4xrtx3090"))
     assert again.node == plan.nodes[0].node
     assert again.at_once == plan.nodes[0].at_once == 12

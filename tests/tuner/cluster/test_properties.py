@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
-from tests.fixtures.clusters import node
+from tests.fixtures.clusters import joining, node
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.plan import Limits, Plan
@@ -97,7 +97,7 @@ def sums(plans: list[Plan], plan: ClusterPlan, requests: int) -> None:
 def test_who_joins_keeps_the_promise_or_says_what_it_lacks(cluster: Cluster, model: str) -> None:
     *first, last = cluster.nodes
     plan = api.plan_cluster(model, Cluster(source="", nodes=tuple(first)))
-    joined = api.plan_joining(plan, last)
+    joined = joining(plan, last)
     assert joined.node == last.id
     if joined.plan is None:
         assert joined.why_not

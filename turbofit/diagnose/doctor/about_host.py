@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
-from turbofit.launch.environment import rank_warning
+from turbofit.planning.ranks import rank_warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

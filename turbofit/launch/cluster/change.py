@@ -7,7 +7,7 @@ cluster of one node pauses, and one of many is short of one node at a time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turbofit.gateway.meet import meet
 from turbofit.launch.cluster.promise import bounds_of_cluster, in_words
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan, NodePlan
     from turbofit.launch.cluster.keeper import Keeper
     from turbofit.launch.cluster.site import Site
+    from turbofit.planning.request import PlanRequest
 
 __all__ = ["changed"]
 
 
 def changed(
-    keeper: Keeper, target: ClusterPlan, given: Mapping[str, Any]
+    keeper: Keeper, target: ClusterPlan, request: PlanRequest
 ) -> Generator[None, None, None]:
     """The steps from what is served to another plan of the same model.
 
     Args:
         keeper: what is served.
         target: the plan to come.
-        given: the planner's keywords that it was made with.
+        request: what it was made for.
     """
     before, terms = keeper.plan, keeper.terms
     keeper.bounds = meet(keeper.bounds, bounds_of_cluster(target))
-    keeper.plan, keeper.terms = target, terms.with_given(given)
+    keeper.plan, keeper.terms = target, terms.with_request(request)
     keeper.say(f"a change of plan begins: {in_words(before)} -> {in_words(target)}")
     moved: dict[str, NodePlan] = {}
     while sites := _behind(keeper):

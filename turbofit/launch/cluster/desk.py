@@ -10,13 +10,15 @@ from turbofit.gateway.meet import meet
 from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.change import changed
 from turbofit.launch.cluster.promise import bounds_of_cluster, expected_roll
+from turbofit.planning.cluster import plan_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from turbofit.core.cluster import ClusterPlan
     from turbofit.launch.cluster.keeper import Keeper
     from turbofit.launch.cluster.site import Site
+    from turbofit.planning.request import PlanRequest
 
     Answer = Callable[[int, dict[str, Any]], None]
 
@@ -28,19 +30,13 @@ class Desk:
 
     Args:
         keeper: what serves.
-        whole: plans for all nodes with the user's keywords; see `api.plan_cluster`.
         answer: sends an answer to a question's number.
     """
 
-    def __init__(
-        self,
-        keeper: Keeper,
-        whole: Callable[[Cluster, Mapping[str, Any]], ClusterPlan],
-        answer: Answer,
-    ) -> None:
-        self._keeper, self._whole, self._answer = keeper, whole, answer
-        #: A plan that is being made: the question's number, its keywords, the future.
-        self._planning: tuple[int, dict[str, Any], Any] | None = None
+    def __init__(self, keeper: Keeper, answer: Answer) -> None:
+        self._keeper, self._answer = keeper, answer
+        #: A plan that is being made: the question's number, its request, the future.
+        self._planning: tuple[int, PlanRequest, Any] | None = None
 
     def take(self, number: int, document: dict[str, Any]) -> None:
         """A question."""
@@ -60,10 +56,10 @@ class Desk:
         """Go on with what takes longer."""
         if self._planning is None or not self._planning[2].done():
             return
-        (number, given, work), self._planning = self._planning, None
+        (number, request, work), self._planning = self._planning, None
         try:
             target: ClusterPlan = work.result()
-            self._follow(number, target, given)
+            self._follow(number, target, request)
         except TurbofitError as exc:
             self._answer(number, exc.to_dict())
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not end what serves
@@ -76,17 +72,17 @@ class Desk:
                 "a change is under way already", hint="see turbofit cluster status, and wait"
             )
         keeper = self._keeper
-        given = {**keeper.terms.given, **keywords}
+        request = keeper.terms.request.changed(**keywords)
         cluster = Cluster(source=f"ray {keeper.connection.address}", nodes=keeper.nodes())
-        self._planning = number, given, keeper.later(lambda: self._whole(cluster, given))
+        self._planning = number, request, keeper.later(lambda: plan_cluster(request, cluster))
 
-    def _follow(self, number: int, target: ClusterPlan, given: Mapping[str, Any]) -> None:
+    def _follow(self, number: int, target: ClusterPlan, request: PlanRequest) -> None:
         if not target.fits or target.spans:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise LaunchError(target.verdict, hint=hint)
         check_gateways(expected_roll(target, self._keeper.gateways))
         meet(self._keeper.bounds, bounds_of_cluster(target))  # refused here, not on the way
-        self._keeper.follow(changed(self._keeper, target, given))
+        self._keeper.follow(changed(self._keeper, target, request))
         self._answer(number, {"said": f"{target.verdict}; node by node from here on"})
 
     def _site(self, name: str) -> Site:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from turbofit.launch.leases import Leases
     from turbofit.launch.planner import Planner
     from turbofit.launch.serve import Stop
+    from turbofit.planning.request import PlanRequest
 
 __all__ = ["Hosted", "prepare_environment"]
 
@@ -141,11 +142,11 @@ class Hosted:
         from turbofit.launch.download import Fetcher
         from turbofit.launch.environment import lmdeploy_if_needed
         from turbofit.launch.job import Job
-        from turbofit.launch.needs import check_needs
         from turbofit.launch.others import end_orphans
         from turbofit.launch.planner import Planner, can_rehearse
         from turbofit.launch.record import Record, run_folder
         from turbofit.launch.session import run_session
+        from turbofit.planning.needs import check_needs
 
         order = self._order
         plan = order.plan
@@ -156,7 +157,7 @@ class Hosted:
         for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
             self._say(f"warning: {text}")
         planner = Planner(
-            order.plan_with, _fixed(order), None if order.pretend else leases, self._say,
+            _request(order), None if order.pretend else leases, self._say,
             rehearse=order.rehearse and not order.pretend and can_rehearse(),
         )  # fmt: skip
         plan = self._settled(planner)
@@ -184,7 +185,7 @@ class Hosted:
             taken=order.taken,
             fetch=None if order.pretend else Fetcher(self._say),
             replan=lambda changes: self._kept(planner.make(changes)),
-            fixed=order.keywords,
+            fixed=order.request.given(),
             door=self,
         )
         run_session(job, plan, self._stop)
@@ -253,11 +254,12 @@ class Hosted:
             self._changed.notify_all()
 
 
-def _fixed(order: Order) -> dict[str, Any]:
-    """What a plan after a lack of memory is made with: these cards, and the promise."""
+def _request(order: Order) -> PlanRequest:
+    """The request for a plan after a lack of memory: these cards, and the promise."""
     plan = order.plan
-    members = plan.parallel.groups[0]
-    keywords = {**order.keywords, "tp": len(members), "replicas": 1, "engine": plan.engine.name}
+    request = order.request.changed(
+        tp=len(plan.parallel.groups[0]), replicas=1, engine=plan.engine.name
+    )
     if order.pretend:
-        return {**keywords, "on": plan.machine}
-    return {**keywords, "gpus": ",".join(gpu.uuid for gpu in plan.gpus)}
+        return request.changed(on=plan.machine)
+    return request.changed(gpus=",".join(gpu.uuid for gpu in plan.gpus))

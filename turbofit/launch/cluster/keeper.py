@@ -31,6 +31,7 @@ from turbofit.launch.cluster.promise import (
     orders_of,
 )
 from turbofit.launch.cluster.site import Site, outcome
+from turbofit.planning.cluster import plan_joining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,8 +61,6 @@ class Keeper:
         plan: what is served.
         sites: the nodes that were measured for it.
         terms: what every engine is started with.
-        joining: plans a node under a cluster's plan with the user's keywords; see
-            `api.plan_joining`.
         say: takes lines of progress.
         name: what people call it.
     """
@@ -73,14 +72,13 @@ class Keeper:
         plan: ClusterPlan,
         sites: list[Site],
         terms: Terms,
-        joining: Callable[[ClusterPlan, Node, Mapping[str, Any]], NodePlan],
         say: Callable[[str], None],
         *,
         name: str,
     ) -> None:
         self.connection, self.places, self.plan, self.terms = connection, places, plan, terms
         self.name = name
-        self._joining, self._say = joining, say
+        self._say = say
         self.sites = {site.node.id: site for site in sites}
         self.bounds = bounds_of_cluster(plan)
         self.gateways = 1
@@ -249,7 +247,7 @@ class Keeper:
                 return known
             (site.node,) = tell_nodes([alive], pretend=terms.pretend)
             site.node = held_only(site.node, self.places.on(alive.id))
-            return self._joining(plan, site.node, terms.given)
+            return plan_joining(terms.request, plan, site.node)
 
         return self.later(work)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.launch.engine import Timing
+from turbofit.planning.request import PlanRequest
 
 __all__ = ["Order", "Standing"]
 
@@ -19,11 +19,11 @@ class Order(Struct):
 
     ``name`` is the engine's for good. ``plan`` is `alone.alone`'s. ``key`` is what the engine's API
     asks for. ``listen`` is the node's address, empty where the gateway is on the node itself.
-    ``peers`` are the gateways' addresses. ``plan_with`` is the planner, e.g. `api.plan` with the
-    model bound, and ``keywords`` what it must keep when the engine runs out of memory: the promise
-    to clients. ``options`` are LMDeploy's own, ``served`` the model's name to clients, ``taken``
-    bytes that somebody takes of each pretend card once the cache is sized. ``rehearse``: the node
-    plans once more and runs that on pretend GPUs before it believes it.
+    ``peers`` are the gateways' addresses. ``request`` is what a plan must keep that is made after
+    the engine ran out of memory: the promise to clients. ``options`` are LMDeploy's own, ``served``
+    the model's name to clients, ``taken`` bytes that somebody takes of each pretend card once the
+    cache is sized. ``rehearse``: the node plans once more and runs that on pretend GPUs before it
+    believes it.
     """
 
     name: str
@@ -31,8 +31,7 @@ class Order(Struct):
     key: str
     listen: str
     peers: tuple[str, ...]
-    plan_with: Callable[..., Plan]
-    keywords: dict[str, Any]
+    request: PlanRequest
     timing: Timing = Timing()
     options: tuple[str, ...] = ()
     served: str | None = None

@@ -6,7 +6,7 @@ import secrets
 from copy import copy
 from functools import reduce
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -14,13 +14,12 @@ from turbofit.launch.cluster.alone import alone
 from turbofit.launch.cluster.order import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from turbofit.core.cluster import ClusterPlan, NodePlan
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.roll import Member, Roll
     from turbofit.launch.engine import Timing
+    from turbofit.planning.request import PlanRequest
 
 __all__ = [
     "Terms",
@@ -37,8 +36,7 @@ class Terms:
     """What every engine of a run is started with beside its plan.
 
     Args:
-        given: the planner's keywords that the user gave.
-        plan_with: the planner of one machine, e.g. `api.plan`.
+        request: what the user asked for, without a machine.
         timing: deadlines.
         options: LMDeploy's own, passed on.
         served: what clients call the model, where the user says it.
@@ -52,8 +50,7 @@ class Terms:
     def __init__(
         self,
         *,
-        given: Mapping[str, Any],
-        plan_with: Callable[..., Plan],
+        request: PlanRequest,
         timing: Timing,
         options: tuple[str, ...] = (),
         served: str | None = None,
@@ -63,15 +60,15 @@ class Terms:
         rehearse: bool = False,
         alone: bool = True,
     ) -> None:
-        self.given, self.plan_with, self.timing = dict(given), plan_with, timing
+        self.request, self.timing = request, timing
         self.options, self.served, self.check = options, served, check
         self.pretend, self.taken, self.alone = pretend, taken, alone
         self.rehearse = rehearse
 
-    def with_given(self, given: Mapping[str, Any]) -> Terms:
-        """The same with other keywords of the planner."""
+    def with_request(self, request: PlanRequest) -> Terms:
+        """The same with another request."""
         other = copy(self)
-        other.given = dict(given)
+        other.request = request
         return other
 
 
@@ -138,8 +135,7 @@ def orders_of(
             key=secrets.token_hex(32),
             listen="" if here and terms.alone else node.address,
             peers=peers,
-            plan_with=terms.plan_with,
-            keywords=_kept(node.plan, plan, terms, member.share),
+            request=_kept(node.plan, plan, terms, member.share),
             timing=terms.timing,
             options=terms.options,
             served=terms.served,
@@ -172,17 +168,14 @@ def in_words(plan: ClusterPlan) -> str:
     return f"{text}, {images} of {limits.units_per_image:,} {limits.vision_unit}s at most"
 
 
-def _kept(own: Plan, plan: ClusterPlan, terms: Terms, share: float) -> dict[str, Any]:
-    """The planner's keywords for one engine that must be planned again: the promise stays."""
-    given = {
-        name: value
-        for name, value in terms.given.items()
-        if name not in ("tp", "replicas", "on", "gpus", "engine", "concurrency")
-    }
-    if "session_len" not in given:
-        given["context"] = plan.longest_request_tokens
+def _kept(own: Plan, plan: ClusterPlan, terms: Terms, share: float) -> PlanRequest:
+    """The request for one engine that must be planned again: the promise stays."""
+    request = terms.request.changed(
+        tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=max(1, ceil(share))
+    )
+    if request.session_len is None:
+        request = request.changed(context=plan.longest_request_tokens)
     rule, limit = own.model.image_rule, own.limits.image_limit
     if rule is not None and limit is not None:
-        given[rule.limit_name] = limit
-    given["concurrency"] = max(1, ceil(share))
-    return given
+        request = request.changed(**{rule.limit_name: limit})
+    return request

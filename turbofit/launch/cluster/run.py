@@ -24,13 +24,14 @@ from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import expected_roll
 from turbofit.launch.cluster.site import Site
 from turbofit.launch.cluster.tls import client_context
+from turbofit.planning.cluster import plan_cluster
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
-    from turbofit.core.cluster import ClusterPlan, Node, NodePlan
+    from turbofit.core.cluster import ClusterPlan
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.board import Seen
     from turbofit.launch.cluster.connect import Connection
@@ -52,8 +53,6 @@ class Wish:
         address: Ray's, None for the cluster of this host.
         name: what people call it; None is the model's name.
         terms: what every engine is started with.
-        whole: plans for all nodes; see `api.plan_cluster`.
-        joining: plans for one more node; see `api.plan_joining`.
         config: the gateway's.
         gateways: how many there may be, the one here among them.
         access: where records of requests go, None for the run's folder.
@@ -68,8 +67,6 @@ class Wish:
         address: str | None,
         name: str | None,
         terms: Terms,
-        whole: Callable[[Cluster, Mapping[str, Any]], ClusterPlan],
-        joining: Callable[[ClusterPlan, Node, Mapping[str, Any]], NodePlan],
         config: GatewayConfig,
         gateways: int,
         access: str | None,
@@ -78,7 +75,7 @@ class Wish:
         on_open: Callable[[list[str]], None],
     ) -> None:
         self.address, self.name, self.terms = address, name, terms
-        self.whole, self.joining, self.config = whole, joining, config
+        self.config = config
         self.gateways, self.access, self.folder = gateways, access, folder
         self._say, self.on_open = say, on_open
 
@@ -106,9 +103,7 @@ def serve_cluster(wish: Wish, stop: Stop) -> signal.Signals:
         board = pin_board(name, connection.here)
         folder = wish.folder(plan.model.name)
         write_atomic(folder / "cluster-plan.json", plan.to_json(), mode=0o600)
-        keeper = Keeper(
-            connection, places, plan, sites, wish.terms, wish.joining, wish.say, name=name
-        )
+        keeper = Keeper(connection, places, plan, sites, wish.terms, wish.say, name=name)
         keeper.gateways = wish.gateways
         stop.abrupt = False
         try:
@@ -129,7 +124,7 @@ def _planned(wish: Wish, connection: Connection, places: Places) -> tuple[Cluste
     told = tell_nodes(alive.values(), pretend=wish.terms.pretend)
     nodes = tuple(held_only(node, places.on(node.id)) for node in told)
     cluster = Cluster(source=f"ray {connection.address}", nodes=nodes)
-    plan = wish.whole(cluster, wish.terms.given)
+    plan = plan_cluster(wish.terms.request, cluster)
     wish.say(plan.verdict)
     for warning in plan.warnings:
         wish.say(f"warning: {warning}")
@@ -154,7 +149,7 @@ class _Run:
 
     def __init__(self, wish: Wish, keeper: Keeper, board: Any, folder: Path) -> None:
         self._wish, self._keeper, self._board, self._folder = wish, keeper, board, folder
-        self._desk = Desk(keeper, wish.whole, board.answer.remote)
+        self._desk = Desk(keeper, board.answer.remote)
         self._config = self._settled()
         #: What other gateways need of it: the plan's part, and none of the clients' keys.
         self._shared = GatewayConfig(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.units import format_bytes
-from turbofit.launch.fallback.maps import read_map
+from turbofit.planning.device_maps import read_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

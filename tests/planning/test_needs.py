@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
-from turbofit.launch.needs import check_needs, need_warning
+from turbofit.planning.needs import check_needs, need_warning
 
 
 def llava(engine: str = "pytorch") -> Plan:

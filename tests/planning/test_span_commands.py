@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit import api
 from turbofit.launch.cluster.source import cluster_from
-from turbofit.launch.cluster.span import MEETING_PORT, span_commands
+from turbofit.planning.span_commands import MEETING_PORT, span_commands
 
 
 def test_described_nodes_have_indices_and_no_address() -> None:

@@ -9,7 +9,7 @@ import pytest
 from bench.common.plans import gpu, machine, model, plausible_plan
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Settings
-from turbofit.launch.command import commands, model_path, ratio, visible_devices
+from turbofit.planning.commands import commands, model_path, ratio, visible_devices
 
 
 def test_one_command_a_group_on_consecutive_ports() -> None:

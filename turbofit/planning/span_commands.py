@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from turbofit.launch.command import commands, visible_devices
+from turbofit.planning.commands import commands, visible_devices
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, Node, Span

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
-from turbofit.gateway.limits import bounds_of, most_images
-from turbofit.launch.command import DEFAULT_PORT, commands, model_path, visible_devices
-from turbofit.launch.fallback.maps import folded
 from turbofit.memory.engines import FALLBACK
+from turbofit.planning.commands import DEFAULT_PORT, commands, model_path, visible_devices
+from turbofit.planning.device_maps import folded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +104,7 @@ def _commands(
                 "--device-map", folded(plan.device_map),
                 "--dtype", settings.dtype,
                 "--session-len", str(settings.session_len),
-                "--max-images", str(most_images(bounds_of(plan))),
+                "--max-images", str(plan.limits.most_images(plan.model.image_rule)),
                 "--host", host,
                 "--port", str(port),
             ),

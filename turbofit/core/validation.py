@@ -1,0 +1,95 @@
+"""What people give, validated by pydantic, and its errors in turbofit's form."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from turbofit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = ["Validated", "usage_error"]
+
+_SHOWN = 80
+
+
+class Validated(BaseModel):
+    """Base class of what people give: immutable, and nothing in it that has no field.
+
+    ``Class(...)`` raises pydantic's own error, for programs that use pydantic themselves;
+    :meth:`of` raises ours.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Build one.
+
+        Raises:
+            UsageError: a value is wrong, or has no field; the message names both.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as exc:
+            raise usage_error(exc, cls) from None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given and are not None, in the order of the class."""
+        given = self.model_fields_set
+        return {
+            name: value
+            for name in type(self).model_fields
+            if name in given and (value := getattr(self, name)) is not None
+        }
+
+    def changed(self, **values: Any) -> Self:
+        """The same with other values; None is what was never given.
+
+        Raises:
+            UsageError: as :meth:`of`.
+        """
+        return self.of(**{**self.given(), **values})
+
+
+def usage_error(exc: ValidationError, kind: type[BaseModel]) -> UsageError:
+    """The first of pydantic's errors: its field, its value and what would be right."""
+    first = exc.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(name, kind.model_fields, n=3)
+        return UsageError(
+            f"{name} is nothing that {kind.__name__} knows",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else f"it knows {', '.join(sorted(kind.model_fields))}",
+        )
+    if first["type"] == "missing":
+        return UsageError(f"{name} is not given", hint=f"give {name}")
+    value = repr(first["input"])
+    what = first["msg"].replace("Input should", "it should")
+    return UsageError(
+        f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
+        hint=_nearest(first) or _described(kind, name),
+    )
+
+
+def _nearest(error: ErrorDetails) -> str:
+    """The right word that is nearest to a wrong one."""
+    choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
+    near = get_close_matches(str(error["input"]), choices, n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def _described(kind: type[BaseModel], name: str) -> str:
+    field = kind.model_fields.get(name)
+    said = field.description if field is not None else None
+    return f"{name}: {said}" if said else f"give another {name}, or leave it out"

@@ -1,0 +1,78 @@
+"""One promise over several machines, and nodes that join later.
+
+What plans clusters is imported when it is first used: every other plan would wait for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Machine
+from turbofit.planning.fallback_commands import any_commands
+from turbofit.planning.needs import need_warning
+from turbofit.planning.resolve import resolve
+
+if TYPE_CHECKING:
+    from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
+    from turbofit.planning.request import PlanRequest
+    from turbofit.tuner.ask import Ask
+
+__all__ = ["plan_cluster", "plan_joining"]
+
+
+def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
+    """One promise over several machines, and the best plan of each under it.
+
+    Args:
+        request: as for one machine; ``tp`` is on every node, ``replicas`` on each node,
+            ``concurrency`` over all nodes. It names no machine.
+        cluster: the nodes as they were measured; each is planned for its own cards.
+
+    Returns:
+        The plan, whether any node serves or not.
+
+    Raises:
+        As :func:`turbofit.planning.plan.plan`, where it is so on every node.
+    """
+    from turbofit.planning.span_commands import span_commands
+    from turbofit.tuner.cluster.plan import make_cluster_plan
+
+    made = make_cluster_plan(_anywhere(request), cluster, request.engine)
+    nodes = tuple(_commanded(node) for node in made.nodes)
+    spans = tuple(replace(span, commands=span_commands(span, cluster)) for span in made.spans)
+    return replace(made, nodes=nodes, spans=spans)
+
+
+def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
+    """The plan of a node that joins a cluster later; what is promised, and all others, stay.
+
+    Args:
+        request: what the cluster was planned with; its model and workload are the plan's.
+        plan: what is served; its model, workload and promise are kept.
+        node: as it was measured.
+
+    Returns:
+        Its plan, or why it cannot serve what is promised.
+    """
+    from turbofit.tuner.cluster.joining import plan_joining_node
+
+    ask = _anywhere(request.changed(model=plan.model, revision=None))
+    return _commanded(plan_joining_node(ask, plan, node, request.engine))
+
+
+def _anywhere(request: PlanRequest) -> Ask:
+    """The input of the search but for the machine, which each node is."""
+    nowhere = Machine(name="cluster", source="cluster", gpus=())
+    return resolve(request.changed(on=nowhere, gpus=None))
+
+
+def _commanded(node: NodePlan) -> NodePlan:
+    """A node's plan with its command lines; this process's environment says nothing of it."""
+    if node.plan is None:
+        return node
+    need = need_warning(node.plan)
+    warnings = (*node.plan.warnings, need) if need else node.plan.warnings
+    made = replace(node.plan, commands=any_commands(node.plan), warnings=warnings)
+    return replace(node, plan=made)

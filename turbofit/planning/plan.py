@@ -1,0 +1,55 @@
+"""The best plan for a request, and what given settings do, with their commands and warnings."""
+
+from __future__ import annotations
+
+import os
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+from turbofit.memory.engines import check_options, engine_for, fallback_reason
+from turbofit.planning.fallback_commands import any_commands
+from turbofit.planning.needs import need_warning
+from turbofit.planning.ranks import rank_warning
+from turbofit.planning.request import PlanRequest, PredictRequest
+from turbofit.planning.resolve import resolve
+from turbofit.tuner.choose import best_plan
+from turbofit.tuner.predict import make_prediction
+
+__all__ = ["finished", "plan", "predict"]
+
+
+def plan(request: PlanRequest) -> Plan:
+    """The best plan, whether it fits or not.
+
+    Raises:
+        UsageError: something asked for cannot be meant or used.
+        MachineError: this machine cannot be read, or has no GPU.
+        PackageError: no engine that turbofit accounts for runs the model.
+    """
+    return finished(best_plan(resolve(request), request.engine))
+
+
+def predict(request: PredictRequest) -> Plan:
+    """What given settings do, LMDeploy's defaults where none are given. No search.
+
+    Raises:
+        As :func:`plan`; PackageError for a generation without an account.
+    """
+    ask = resolve(request)
+    if request.lmdeploy is None and fallback_reason(ask.model, request.engine) is not None:
+        raise UsageError(
+            f"predict tells what LMDeploy does, and it does not run {ask.model.name}",
+            hint="turbofit plan finds settings for Hugging Face Transformers",
+        )
+    account = engine_for(ask.model, request.engine, request.lmdeploy)
+    check_options(account, ask.fixed)
+    return finished(make_prediction(ask, account, request.free_at_cache))
+
+
+def finished(plan: Plan) -> Plan:
+    """With command lines, and what the environment and the packages say against them."""
+    said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
+    new = (text for text in said if text and text not in plan.warnings)
+    return replace(plan, commands=any_commands(plan), warnings=(*plan.warnings, *new))

@@ -1,0 +1,180 @@
+"""Everything that a person may ask of a plan: built and validated once, and then it travels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Goal, Workload
+from turbofit.core.units import parse_bytes
+from turbofit.core.validation import Validated
+from turbofit.tuner.ask import Margin
+
+__all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest", "PredictRequest"]
+
+EngineChoice = Literal["auto", "turbomind", "pytorch", "transformers"]
+
+_LARGEST: Final = 1 << 40
+_QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8}
+
+
+def _bytes(value: Any) -> Any:
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+def _margin(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value.endswith("%"):
+        return parse_bytes(value, what="margin")
+    try:
+        share = float(value[:-1])
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 100:
+        raise UsageError(f"margin {value!r} is no share of a card", hint="write it as 2%")
+    return value
+
+
+def _size(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    width, _, height = value.lower().replace("×", "x").partition("x")
+    return width, height
+
+
+def _dtype(value: Any) -> Any:
+    return None if value == "auto" else value  # LMDeploy's word for "choose"
+
+
+def _quant_policy(value: Any) -> Any:
+    return _QUANT_POLICIES.get(value, value) if isinstance(value, str) else value
+
+
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
+Bytes = Annotated[int, Field(ge=0), BeforeValidator(_bytes)]
+
+
+class PlanRequest(Validated):
+    """A model, a machine, a workload, and whatever of the plan is fixed already.
+
+    What is None is chosen. Sizes are bytes, or texts such as ``"19GiB"``.
+
+        >>> request = PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
+        >>> plan(request).fits
+        True
+        >>> smaller = request.changed(max_batch_size=4)
+    """
+
+    model: str | Model = Field(description="a folder, a hub id, a preset's name, or a model read")
+    on: str | Machine | None = Field(
+        None,
+        description="a SPEC such as 4xrtx3090, a snapshot's path, or a machine already read; None "
+        "is this machine through NVML",
+    )
+    gpus: str | None = Field(None, description="PCI indices or UUIDs to stay within")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    engine: EngineChoice = Field(
+        "auto",
+        description="auto is the first engine that runs the model, or the PyTorch engine where "
+        "that serves more of what is asked",
+    )
+
+    tp: Positive | None = Field(None, description="GPUs of one engine")
+    replicas: Positive | None = Field(None, description="engines side by side")
+
+    images: Count = Field(1, description="images a request")
+    image_size: Annotated[tuple[Positive, Positive] | None, BeforeValidator(_size)] = Field(
+        None, description="their width and height; None is the worst that the model's rule admits"
+    )
+    context: Positive | None = Field(
+        None,
+        description="tokens that one request may have; None is the model's own maximum, lowered "
+        "to the cache",
+    )
+    concurrency: Positive = Field(8, description="requests at once over all replicas")
+    goal: Goal = Field("throughput", description="what decides between shapes that serve")
+    queue_images: bool = Field(
+        False,
+        description="image requests wait for each other's prefill in the gateway, so that the peak "
+        "pays for one of them and the cache gets the rest",
+    )
+
+    max_dynamic_patch: Positive | None = Field(None, description="tiles an image, for InternVL")
+    max_pixels: Positive | None = Field(None, description="pixels an image, for Qwen2-VL")
+    margin: Annotated[int | str | None, BeforeValidator(_margin)] = Field(
+        None, description="bytes to leave free on each GPU, or a share such as 2%"
+    )
+    budget: Bytes | None = Field(
+        None, description="bytes that this turbofit may take of each GPU, margin included"
+    )
+
+    # LMDeploy's own options by its names, in the order in which plans tell of them.
+    cache_max_entry_count: float | None = Field(
+        None, gt=0, lt=1, description="share of free memory for the cache, between 0 and 1"
+    )
+    max_prefill_token_num: Positive | None = Field(None, description="tokens of one prefill")
+    max_batch_size: Positive | None = Field(None, description="requests that run at once")
+    session_len: Positive | None = Field(None, description="tokens of a request, answer included")
+    communicator: Literal["nccl", "native", "cuda-ipc"] | None = None
+    dtype: Annotated[Literal["float16", "bfloat16"] | None, BeforeValidator(_dtype)] = None
+    quant_policy: Annotated[Literal[0, 4, 8, 16, 17] | None, BeforeValidator(_quant_policy)] = (
+        Field(None, description="0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch engine)")
+    )
+    cache_block_seq_len: Positive | None = Field(None, description="tokens of a cache block")
+    model_format: Literal["hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"] | None = None
+    enable_prefix_caching: bool | None = None
+    async_: Annotated[int | None, Field(ge=0, le=1)] = None
+    language_model_only: bool | None = None
+    num_gpu_blocks: Positive | None = Field(None, description="PyTorch engine: instead of a ratio")
+    eager_mode: bool | None = Field(None, description="PyTorch engine: no CUDA graphs")
+    cudagraph_capture_batch_sizes: tuple[Positive, ...] | None = Field(
+        None, description="PyTorch engine: batches that get a CUDA graph"
+    )
+    distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(
+        None, description="PyTorch engine: who runs its ranks"
+    )
+
+    @property
+    def workload(self) -> Workload:
+        """What is promised to clients."""
+        return Workload(
+            images=self.images,
+            image_size=self.image_size,
+            context=self.context,
+            concurrency=self.concurrency,
+            goal=self.goal,
+            queue_images=self.queue_images,
+        )
+
+    @property
+    def margins(self) -> Margin:
+        """What must stay free on each GPU."""
+        if isinstance(self.margin, str):
+            return Margin(share=float(self.margin[:-1]) / 100)
+        return Margin(bytes=self.margin)
+
+    @property
+    def engine_options(self) -> dict[str, object]:
+        """LMDeploy's options that are fixed, by LMDeploy's names."""
+        values = ((name, getattr(self, name)) for name in ENGINE_OPTIONS)
+        return {name: value for name, value in values if value is not None}
+
+
+_NAMES: Final = tuple(PlanRequest.model_fields)
+#: The fields that are LMDeploy's own options; a plan never changes what is given of them.
+ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
+
+
+class PredictRequest(PlanRequest):
+    """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
+
+    free_at_cache: Bytes | None = Field(
+        None, description="free bytes when the cache was sized; replaces everything before it"
+    )
+    lmdeploy: str | None = Field(None, description="LMDeploy's version, e.g. 0.18")

@@ -1,0 +1,74 @@
+"""A request with its model read and its machine measured: the input of the search."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.machine.source import machine_from
+from turbofit.model.source import resolve_model
+from turbofit.observe.calibrations import pretends, with_calibrations
+from turbofit.planning.request import PlanRequest
+from turbofit.tuner.ask import Ask, check_limits
+
+__all__ = ["model_of", "resolve"]
+
+
+def resolve(request: PlanRequest) -> Ask:
+    """Read the model, measure the machine, and refuse contradictions that no search can mend.
+
+    Raises:
+        UsageError: something that is asked for cannot be meant or used.
+        MachineError: this machine cannot be read, or has no GPU.
+        PackageError: a package that reads the model is missing.
+    """
+    ask = Ask(
+        model=model_of(request),
+        machine=_machine(request),
+        workload=request.workload,
+        fixed=request.engine_options,
+        tp=request.tp,
+        replicas=request.replicas,
+        max_dynamic_patch=request.max_dynamic_patch,
+        max_pixels=request.max_pixels,
+        margin=request.margins,
+        budget=request.budget,
+    )
+    _check(ask)
+    return ask
+
+
+def model_of(request: PlanRequest) -> Model:
+    """The model that is asked for, read where the request only names it.
+
+    Raises:
+        UsageError: there is none of this name.
+        PackageError: a package that reads it is missing.
+    """
+    model, revision = request.model, request.revision
+    if isinstance(model, str):
+        model = resolve_model(model, revision=revision)
+    return model if revision is None else replace(model, revision=revision)
+
+
+def _machine(request: PlanRequest) -> Machine:
+    on = request.on
+    machine = on if isinstance(on, Machine) else machine_from(on, gpus=request.gpus)
+    if machine.source == "nvml":
+        return with_calibrations(machine, pretend=pretends())
+    return machine
+
+
+def _check(ask: Ask) -> None:
+    workload = ask.workload
+    check_limits(ask)
+    if workload.context is not None and "session_len" in ask.fixed:
+        raise UsageError("context and session_len are one setting", hint="give only one of the two")
+    longest = ask.model.text.max_position_embeddings
+    if workload.context is not None and workload.context > longest:
+        raise UsageError(
+            f"{ask.model.name} reads {longest} tokens, not {workload.context}",
+            hint=f"--context {longest} at most",
+        )

@@ -1,0 +1,70 @@
+"""A plan that its rehearsals correct: planned again below the ratio that the engine left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
+from turbofit.memory.engines import FALLBACK, engine_named
+from turbofit.planning.plan import finished
+from turbofit.planning.resolve import resolve
+from turbofit.rehearse.confirm import confirmed, corrected_ratios, rehearse_plan
+from turbofit.tuner.plan import make_plan
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.planning.request import PlanRequest
+
+__all__ = ["check_rehearsable", "rehearsed"]
+
+_LOG: Final = LazyLogger(__name__)
+
+#: Rehearsals of one plan at most: the first, and two after a correction.
+_REHEARSALS: Final = 3
+
+
+def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
+    """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
+
+    Args:
+        request: what the plan was made for.
+        plan: the best plan; one that does not fit is given back as it is.
+
+    Raises:
+        UsageError: the plan is for Transformers.
+        PackageError: LMDeploy or a C compiler is missing.
+    """
+    check_rehearsable(plan)
+    if not plan.fits:
+        return plan
+    ask = resolve(request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None))
+    ratios: dict[int, float] = {}
+    for _ in range(_REHEARSALS):
+        seen = rehearse_plan(plan)
+        lower = corrected_ratios(seen)
+        if not lower:
+            return finished(confirmed(seen))
+        ratios |= lower
+        _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
+        shape = replace(ask, ratio_caps=dict(ratios), groups=plan.parallel.groups)
+        again = make_plan(shape, engine_named(plan.engine.name))
+        plan = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
+        if not plan.fits:
+            return finished(plan)
+    return finished(seen)
+
+
+def check_rehearsable(plan: Plan) -> None:
+    """Refuse a plan that no rehearsal is for.
+
+    Raises:
+        UsageError: it is for Transformers.
+    """
+    if plan.engine.name == FALLBACK:
+        raise UsageError(
+            f"{plan.model.name} is planned for Transformers, whose plans are not rehearsed",
+            hint="turbofit rehearse MODEL --engine transformers runs its worst case alone",
+        )
