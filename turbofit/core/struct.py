@@ -67,9 +67,16 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
         """The JSON Schema that msgspec makes of one, with all that it refers to in it."""
-        (schema,), parts = msgspec.json.schema_components([cls])
+        (schema,), parts = msgspec.json.schema_components([cls], schema_hook=_anything)
         inlined: dict[str, Any] = _inlined(schema, parts)
         return inlined
+
+
+def _anything(kind: type) -> dict[str, Any]:
+    """The schema of what is declared as ``object``."""
+    if kind is object:
+        return {"description": "any JSON value"}
+    raise NotImplementedError
 
 
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:

@@ -1,0 +1,97 @@
+"""What a person may ask for, and how a wrong value is refused."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from msgspec.structs import fields
+
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Settings, Workload
+from turbofit.machine.spec import parse_spec
+from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictRequest
+from turbofit.tuner.ask import Margin
+
+
+def test_every_setting_of_a_plan_can_be_fixed() -> None:
+    assert set(ENGINE_OPTIONS) == {field.name for field in fields(Settings)} - {"tp"}
+
+
+def test_a_workload_that_nobody_described_is_the_contracts_own() -> None:
+    assert PlanRequest(model="m").workload == Workload()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"budget": "19GiB"}, {"budget": 19 << 30}),
+        ({"margin": "512MiB"}, {"margin": 512 << 20}),
+        ({"margin": "2%"}, {"margin": "2%"}),
+        ({"image_size": "1920x1080"}, {"image_size": (1920, 1080)}),
+        ({"image_size": [640, 480]}, {"image_size": (640, 480)}),
+        ({"quant_policy": "int8"}, {"quant_policy": 8}),
+        ({"dtype": "auto"}, {}),  # LMDeploy's word for "choose"
+        ({"cudagraph_capture_batch_sizes": [1, 2]}, {"cudagraph_capture_batch_sizes": (1, 2)}),
+    ],
+)
+def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str, Any]) -> None:
+    assert PlanRequest(model="m", **given).given() == {"model": "m", **meant}
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"images": -1}, "images -1: it should be greater than or equal to 0", "images a request"),
+        ({"goal": "througput"}, "goal 'througput': it should be", "did you mean throughput?"),
+        ({"max_batchsize": 4}, "max_batchsize is nothing that", "did you mean max_batch_size"),
+        ({"margin": "many%"}, "margin 'many%' is no share of a card", "2%"),
+        ({"margin": "100%"}, "margin '100%' is no share of a card", "2%"),
+        ({"budget": "lots"}, "'lots' is not a size", "19GiB"),
+        ({"image_size": "wide"}, "image_size 'wide'", "width and height"),
+        ({"communicator": "x" * 500}, "communicator 'xxx", "give another communicator"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(
+    given: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        PlanRequest.of(model="m", **given)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert len(caught.value.message) < 200
+
+
+def test_a_model_must_be_named() -> None:
+    with pytest.raises(UsageError, match="model is not given"):
+        PlanRequest.of()
+
+
+def test_what_was_given_is_kept_apart_from_defaults() -> None:
+    request = PlanRequest(model="m", images=1, tp=None)
+    assert request.given() == {"model": "m", "images": 1}
+    smaller = request.changed(max_batch_size=4, images=2)
+    assert smaller.given() == {"model": "m", "images": 2, "max_batch_size": 4}
+    assert smaller.changed(max_batch_size=None).engine_options == {}
+    assert request.engine_options == {}  # it did not change itself
+
+
+def test_a_change_is_checked_too() -> None:
+    with pytest.raises(UsageError, match="tp 0"):
+        PlanRequest(model="m").changed(tp=0)
+
+
+def test_it_travels_to_other_processes_and_as_json() -> None:
+    request = PlanRequest(model="m", on=parse_spec("2xrtx3090"), margin="2%", tp=2)
+    assert pickle.loads(pickle.dumps(request)) == request
+    again = PlanRequest.model_validate_json(request.model_dump_json())
+    assert again == request
+    assert again.margins == Margin(share=0.02)
+
+
+def test_a_prediction_may_say_what_a_log_said() -> None:
+    request = PredictRequest(model="m", free_at_cache="2780MiB", lmdeploy="0.6.4")
+    assert request.free_at_cache == 2780 << 20
+    with pytest.raises(UsageError, match="free_at_cache is nothing that PlanRequest knows"):
+        PlanRequest.of(model="m", free_at_cache=1)
