@@ -23,9 +23,9 @@ from turbofit.gateway.server import make_roll_gateway
 from turbofit.launch.cluster.keeper import Keeper
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.post import Post
-from turbofit.launch.cluster.promise import Terms, expected_members, orders_of
+from turbofit.launch.cluster.promise import expected_members, orders_of
 from turbofit.launch.cluster.site import Site
-from turbofit.launch.engine import Timing
+from turbofit.launch.config import ClusterServeConfig
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import PlanRequest
 
@@ -76,18 +76,18 @@ def kept(nodes: int) -> Keeper:
         ),
     )
     plan = api.plan_cluster("internvl2-2b", cluster, concurrency=64 * nodes)
-    terms = Terms(request=PlanRequest(model="internvl2-2b"), timing=Timing())
+    config = ClusterServeConfig(request=PlanRequest(model="internvl2-2b"))
     here = SimpleNamespace(here="", here_address="10.0.0.1", address="synthetic")
-    sites = [site_of(node, planned, plan, terms)
+    sites = [site_of(node, planned, plan, config)
              for node, planned in zip(cluster.nodes, plan.nodes, strict=True)]  # fmt: skip
-    return Keeper(here, Places(), plan, sites, terms, print, name="synthetic")
+    return Keeper(here, Places(), plan, sites, config, print, name="synthetic")
 
 
-def site_of(node: Node, planned: NodePlan, plan: object, terms: Terms) -> Site:
+def site_of(node: Node, planned: NodePlan, plan: object, config: ClusterServeConfig) -> Site:
     """A node whose engines are ready."""
     site = Site(node)
     site.plan, site.state = planned, "serving"
-    orders = orders_of(planned, plan, terms, here=False, peers=())
+    orders = orders_of(planned, plan, config, here=False, peers=())
     for order, member in zip(orders, expected_members(planned), strict=True):
         post = Post(order, None, share=member.share, host_bytes=member.host_bytes,
                     start=lambda *_: None)  # fmt: skip

@@ -11,18 +11,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from turbofit import api
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.launch import learned
+from turbofit.launch.config import ServeConfig
 from turbofit.launch.engine import Timing
+from turbofit.launch.environment import Lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.leases import Leases
 from turbofit.launch.others import end_orphans
 from turbofit.launch.record import Record
 from turbofit.launch.serve import Stop, StoppedError
 from turbofit.launch.session import run_session
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.request import PlanRequest
 
 SERVER = Path(__file__).with_name("standin") / "fake_server.py"
 
@@ -40,8 +43,10 @@ def run(stop: Stop, leases: Leases) -> str:
     given = json.loads(sys.argv[3])
     fixed: dict[str, Any] = given.get("fixed", {})
 
+    request = PlanRequest(model="internvl2-8b", on=sys.argv[1], **fixed)
+
     def replan(changes: dict[str, Any]) -> Plan:
-        return api.plan("internvl2-8b", on=sys.argv[1], **{**fixed, **changes})
+        return best_plan(request.changed(**changes))
 
     plan = replan({})
     changes = learned.recall(plan, "0.18.0", pretend=False)
@@ -50,20 +55,21 @@ def run(stop: Stop, leases: Leases) -> str:
         plan = replan(changes)
     leases.reserve(plan)
     folder = new_folder("runs", "test")
+    config = ServeConfig(
+        request=request,
+        timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
+        port=int(sys.argv[2]),
+        check=given.get("check", True),
+    )
     job = Job(
+        config,
         folder=folder,
         record=Record(folder, model=plan.model.name, pretend=False, lmdeploy="0.18.0"),
         say=say,
         on_open=lambda urls: say("OPEN " + " ".join(urls)),
-        lmdeploy="0.18.0",
-        runner=(sys.executable, str(SERVER)),
-        timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
+        lmdeploy=Lmdeploy("0.18.0", (sys.executable, str(SERVER))),
         leases=leases,
-        gateway=None,
-        port=int(sys.argv[2]),
-        check=given.get("check", True),
         replan=None if given.get("replan") == "none" else replan,
-        fixed=fixed,
         changes=changes,
     )
     return run_session(job, plan, stop).name

@@ -29,9 +29,10 @@ from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.attempt import Attempt
 from turbofit.launch.calibrator import Calibrator
+from turbofit.launch.config import ServeConfig
 from turbofit.launch.endings import EndedError
 from turbofit.launch.engine import Engine, Timing
-from turbofit.launch.environment import find_lmdeploy
+from turbofit.launch.environment import Lmdeploy, find_lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.launches import free_ports
 from turbofit.launch.leases import Leases
@@ -146,12 +147,14 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
         trial = Trial(plan, out, load, stop, begun)
         lmdeploy = find_lmdeploy()
         chat = plan.model.architecture == "InternVLChatModel"
+        runner = module_runner("bench.gpu.chat") if chat else lmdeploy.argv
+        config = ServeConfig(
+            gateway=gateway, port=0, model_name=plan.model.name,
+            timing=Timing(drain=5.0, liveness=0.0),
+        )  # fmt: skip
         job = Job(
-            folder=trial.record.folder, record=trial.record, say=say, on_open=trial.opened,
-            lmdeploy=lmdeploy.version,
-            runner=module_runner("bench.gpu.chat") if chat else lmdeploy.argv,
-            timing=Timing(drain=5.0, liveness=0.0), leases=leases,
-            gateway=gateway, port=0, name=plan.model.name,
+            config, folder=trial.record.folder, record=trial.record, say=say, on_open=trial.opened,
+            lmdeploy=Lmdeploy(lmdeploy.version, runner), leases=leases,
             examiner=Calibrator(meter, progress, say) if load is None else trial.loaded,
         )  # fmt: skip
         job.record.begin(number=0)

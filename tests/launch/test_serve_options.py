@@ -20,7 +20,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     given: list[Any] = []
 
     def stoppable(_args: Any, _passed: Any, config: Any) -> int:
-        given.append(config)
+        given.append(config.gateway)
         return 0
 
     monkeypatch.setattr(serve, "_stoppable", stoppable)

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from turbofit.cli.parser import Parser
     from turbofit.core.plan import Plan
     from turbofit.launch.calibrator import Calibrator
+    from turbofit.launch.config import ServeConfig
     from turbofit.launch.environment import Lmdeploy
     from turbofit.launch.leases import Leases
     from turbofit.launch.planner import Planner
     from turbofit.launch.progress import Progress
     from turbofit.launch.serve import Stop
+    from turbofit.planning.request import PlanRequest
 
 __all__ = ["add_arguments", "run"]
 
@@ -93,7 +95,7 @@ def _forget(args: argparse.Namespace) -> int:
 def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.Signals | None:
     """Measure and learn; the signal where one ended it before it was complete."""
     from turbofit.cli.output import note
-    from turbofit.cli.serve_plan import planner_of, refuse
+    from turbofit.cli.serve_plan import launch_request, planner_of, refuse
     from turbofit.launch.environment import lmdeploy_if_needed
     from turbofit.launch.passthrough import sort_options
 
@@ -104,7 +106,8 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.S
             # A pretend card is charged with what its plan says: it would learn the same twice.
             _drop(args)
     passed, progress = sort_options([], unplanned=False), _progress(args)
-    planner = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
+    config = _config(args, launch_request(args, passed))
+    planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
     plan = _resumed(progress, planner)
     changes: dict[str, Any] = {}
     if plan is None:
@@ -125,7 +128,7 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.S
     note(plan.verdict)
     calibrator = _calibrator(args, progress)
     if not progress.complete:
-        job = _job(args, plan, lmdeploy, stop, leases, calibrator, planner, changes)
+        job = _job(config, plan, lmdeploy, stop, leases, calibrator, planner, changes)
         try:
             ended = _drive(job, plan, stop, progress)
         finally:
@@ -134,6 +137,20 @@ def _calibrate(args: argparse.Namespace, stop: Stop, leases: Leases) -> signal.S
             return ended
     _learn(args, calibrator, progress, lmdeploy)
     return None
+
+
+def _config(args: argparse.Namespace, request: PlanRequest) -> ServeConfig:
+    """What `serve` would be asked for, but for a public side and an end that nobody waits for."""
+    from turbofit.launch.config import ServeConfig
+    from turbofit.launch.engine import Timing
+
+    return ServeConfig.of(
+        request=request,
+        timing=Timing(start=60 * args.minutes, drain=0.0, liveness=0.0),
+        rehearse=not args.no_rehearse,
+        pretend=args.pretend,
+        pretend_taken=args.pretend_taken,
+    )
 
 
 def _drive(job: Any, plan: Plan, stop: Stop, progress: Progress) -> signal.Signals | None:
@@ -164,36 +181,29 @@ def _resumed(progress: Progress, planner: Planner) -> Plan | None:
 
 
 def _job(
-    args: argparse.Namespace, plan: Plan, lmdeploy: Lmdeploy, stop: Stop, leases: Leases,
+    config: ServeConfig, plan: Plan, lmdeploy: Lmdeploy, stop: Stop, leases: Leases,
     calibrator: Calibrator, planner: Planner, changes: dict[str, Any],
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""
     from turbofit.cli.output import note
     from turbofit.launch.download import Fetcher
-    from turbofit.launch.engine import Timing
     from turbofit.launch.job import Job
     from turbofit.launch.record import Record, run_folder
 
     folder = run_folder(plan)
     return Job(
+        config,
         folder=folder,
         record=Record(
-            folder, model=plan.model.name, pretend=args.pretend, lmdeploy=lmdeploy.version,
+            folder, model=plan.model.name, pretend=config.pretend, lmdeploy=lmdeploy.version,
             calibrates=True,
         ),
         say=note,
         on_open=lambda _: stop.end(),
-        lmdeploy=lmdeploy.version,
-        runner=lmdeploy.argv,
-        timing=Timing(start=60 * args.minutes, drain=0.0, liveness=0.0),
+        lmdeploy=lmdeploy,
         leases=leases,
-        gateway=None,
-        port=0,
-        pretend=args.pretend,
-        taken=args.pretend_taken,
-        fetch=None if args.pretend else Fetcher(note),
+        fetch=None if config.pretend else Fetcher(note),
         replan=planner.make,
-        fixed=planner.fixed,
         changes=changes,
         examiner=calibrator,
     )  # fmt: skip

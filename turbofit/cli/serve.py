@@ -10,12 +10,11 @@ from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.serve_cluster import add_cluster, serve_on_cluster
 from turbofit.cli.serve_plan import (
     first_plan,
-    plan_request,
     planner_of,
     public_port,
     refuse,
+    serve_config,
     show_commands,
-    timing_of,
 )
 from turbofit.core.errors import UsageError
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from turbofit.cli.parser import Parser
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.config import ServeConfig
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.serve import Stop
@@ -115,14 +115,14 @@ def run(args: argparse.Namespace) -> int:
     if args.cluster is not None:
         if args.pretend:
             note(_PRETEND)
-        return serve_on_cluster(args, passed, _gateway(args, passed), plan_request(args, passed))
+        return serve_on_cluster(args, passed, _gateway(args, passed))
     if args.dry_run:
         return show_commands(args, passed)
-    config = None if args.no_gateway else _gateway(args, passed)
+    config = serve_config(args, passed, gateway=None if args.no_gateway else _gateway(args, passed))
     return _stoppable(args, passed, config)
 
 
-def _stoppable(args: argparse.Namespace, passed: Passed, config: GatewayConfig | None) -> int:
+def _stoppable(args: argparse.Namespace, passed: Passed, config: ServeConfig) -> int:
     from turbofit.launch.leases import Leases
 
     def body(stop: Stop) -> signal.Signals:
@@ -133,11 +133,7 @@ def _stoppable(args: argparse.Namespace, passed: Passed, config: GatewayConfig |
 
 
 def _launch(
-    args: argparse.Namespace,
-    passed: Passed,
-    config: GatewayConfig | None,
-    stop: Stop,
-    leases: Leases,
+    args: argparse.Namespace, passed: Passed, config: ServeConfig, stop: Stop, leases: Leases
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import Fetcher
@@ -152,7 +148,7 @@ def _launch(
         note(f"warning: {text}")
     if args.pretend:
         note(_PRETEND)
-    planner = planner_of(args, passed, leases, doubled=lmdeploy.warning is not None)
+    planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
     plan, changes = first_plan(args, passed, planner, lmdeploy.version)
     if plan.fits:
         plan = planner.settle(plan, None if args.plan else changes)
@@ -163,25 +159,15 @@ def _launch(
     folder = run_folder(plan)
     record = Record(folder, model=plan.model.name, pretend=args.pretend, lmdeploy=lmdeploy.version)
     job = Job(
+        config,
         folder=folder,
         record=record,
         say=note,
         on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
-        lmdeploy=lmdeploy.version,
-        runner=lmdeploy.argv,
-        timing=timing_of(args),
+        lmdeploy=lmdeploy,
         leases=leases,
-        gateway=config,
-        port=public_port(args),
-        access=args.access_log,
-        key=passed.api_keys[0] if passed.api_keys else None,
-        options=tuple(passed.argv),
-        check=not args.no_check,
-        pretend=args.pretend,
-        taken=args.pretend_taken,
         fetch=None if args.pretend else Fetcher(note),
         replan=None if args.plan else planner.make,
-        fixed=planner.fixed,
         changes=changes,
     )
     ended = run_session(job, plan, stop)

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
     from turbofit.cli.parser import Parser
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.cluster.promise import Terms
-    from turbofit.launch.cluster.run import Wish
+    from turbofit.launch.config import ClusterServeConfig
     from turbofit.launch.passthrough import Passed
-    from turbofit.planning.request import PlanRequest
 
 __all__ = ["add_cluster", "ray_address", "serve_on_cluster"]
 
@@ -54,9 +52,7 @@ def ray_address(text: str) -> str | None:
     return address or None
 
 
-def serve_on_cluster(
-    args: argparse.Namespace, passed: Passed, config: GatewayConfig, request: PlanRequest
-) -> int:
+def serve_on_cluster(args: argparse.Namespace, passed: Passed, gateway: GatewayConfig) -> int:
     """Serve until a signal; 0 once one ended it in order.
 
     Raises:
@@ -72,8 +68,15 @@ def serve_on_cluster(
                 f"--{option} is of one machine, and --cluster names several",
                 hint=f"leave --{option} out; turbofit plan --cluster shows what would be served",
             )
-    wish = _wish(args, passed, config, request)
-    ended = run_until_signal(lambda stop: serve_cluster(wish, stop))
+    config = _config(args, passed, gateway)
+    ended = run_until_signal(
+        lambda stop: serve_cluster(
+            config,
+            stop,
+            say=note,
+            on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
+        )
+    )
     if args.json:
         import json
 
@@ -82,42 +85,20 @@ def serve_on_cluster(
     return exit_code(ended)
 
 
-def _wish(
-    args: argparse.Namespace, passed: Passed, config: GatewayConfig, request: PlanRequest
-) -> Wish:
-    from functools import partial
-
-    from turbofit.cli.output import answer, note
-    from turbofit.launch.cluster.run import Wish
-    from turbofit.launch.record import state_folder
+def _config(args: argparse.Namespace, passed: Passed, gateway: GatewayConfig) -> ClusterServeConfig:
+    """What the options ask for; the model is read here, so that no node has to."""
+    from turbofit.cli.serve_plan import launch_options, plan_request
+    from turbofit.launch.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
 
-    return Wish(
+    request = plan_request(args, passed)
+    return ClusterServeConfig.of(
+        request=request.changed(model=model_of(request)),
+        gateway=gateway,
         address=ray_address(args.cluster),
         name=args.name,
-        terms=_terms(args, passed, request.changed(model=model_of(request))),
-        config=config,
         gateways=args.gateways,
-        access=args.access_log,
-        folder=partial(state_folder, "clusters"),
-        say=note,
-        on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
-    )
-
-
-def _terms(args: argparse.Namespace, passed: Passed, request: PlanRequest) -> Terms:
-    from turbofit.cli.serve_plan import timing_of
-    from turbofit.launch.cluster.promise import Terms
-
-    return Terms(
-        request=request,
-        timing=timing_of(args),
-        options=tuple(passed.argv),
-        check=not args.no_check,
-        pretend=args.pretend,
-        taken=args.pretend_taken,
-        rehearse=not args.no_rehearse,
-        alone=args.gateways == 1,
+        **launch_options(args, passed),
     )
 
 

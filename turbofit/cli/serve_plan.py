@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import argparse
 
     from turbofit.core.plan import Command, Plan
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.config import ServeConfig
     from turbofit.launch.engine import Timing
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
@@ -18,36 +20,62 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "first_plan", "plan_request", "planner_of", "public_port", "refusal", "refuse",
-    "show_commands", "timing_of",
+    "first_plan", "launch_options", "launch_request", "plan_request", "planner_of", "public_port",
+    "refusal", "refuse", "serve_config", "show_commands",
 ]  # fmt: skip
 
 
-def planner_of(
-    args: argparse.Namespace, passed: Passed, leases: Leases, *, doubled: bool
-) -> Planner:
+def serve_config(
+    args: argparse.Namespace, passed: Passed, *, gateway: GatewayConfig | None
+) -> ServeConfig:
+    """What the options ask for."""
+    from turbofit.launch.config import ServeConfig
+
+    return ServeConfig.of(
+        request=None if args.plan else launch_request(args, passed),
+        gateway=gateway,
+        port=public_port(args),
+        api_key=passed.api_keys[0] if passed.api_keys else None,
+        **launch_options(args, passed),
+    )
+
+
+def launch_options(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
+    """The fields of `ServeConfig` that one machine and a cluster have options for."""
+    return {
+        "timing": _timing(args),
+        "options": tuple(passed.argv),
+        "access_log": args.access_log,
+        "check": not args.no_check,
+        "rehearse": not args.no_rehearse,
+        "pretend": args.pretend,
+        "pretend_taken": args.pretend_taken,
+    }
+
+
+def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner:
     """What plans, or only reserves where a plan was given."""
     from turbofit.cli.output import note
     from turbofit.launch.planner import Planner, can_rehearse
 
-    request = None if args.plan else plan_request(args, passed)
-    if request is not None and args.pretend:
-        request = _pretended(request, args.on)
     # A server on pretend GPUs is its own rehearsal.
-    rehearse = not args.no_rehearse and not args.pretend and can_rehearse()
-    leased = None if args.pretend else leases
-    return Planner(request, leased, note, rehearse=rehearse, doubled=doubled)
+    rehearse = config.rehearse and not config.pretend and can_rehearse()
+    leased = None if config.pretend else leases
+    return Planner(config.request, leased, note, rehearse=rehearse, doubled=doubled)
 
 
-def _pretended(request: PlanRequest, spec: str | None) -> PlanRequest:
-    """The machine of a pretend run, with what pretend runs have learned; never that of real ones.
+def launch_request(args: argparse.Namespace, passed: Passed) -> PlanRequest:
+    """`plan_request`; the machine of a pretend run has what pretend runs have learned.
 
-    A twin of the machine here has the real card's, as its plan has.
+    It never has what real runs have. A twin of the machine here has the real card's, as its plan.
     """
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
 
-    machine = machine_from(spec, gpus=request.gpus)
+    request = plan_request(args, passed)
+    if not args.pretend:
+        return request
+    machine = machine_from(args.on, gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)
     return request.changed(on=machine, gpus=None)
@@ -198,7 +226,7 @@ def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Com
     )
 
 
-def timing_of(args: argparse.Namespace) -> Timing:
+def _timing(args: argparse.Namespace) -> Timing:
     """The deadlines that were given, the others as they are."""
     from turbofit.launch.engine import Timing
 

@@ -74,27 +74,27 @@ class Attempt:
         from turbofit.launch.pretended import localised
         from turbofit.machine.host import read_host
 
-        job = self._job
-        if job.pretend:
+        job, config = self._job, self._job.config
+        if config.pretend:
             self._plan = localised(self._plan, job.folder / "model")
         elif job.fetch is not None:
             self._plan = job.fetch(self._plan)
-        if job.gateway is not None:
+        if config.gateway is not None:
             from turbofit.gateway.server import bind
 
             # Before minutes of loading; it is bound again, for good, when the engines are ready.
-            bind(job.gateway).close()
+            bind(config.gateway).close()
         launches = self._launches(stack)
         ports = [launch.port for launch in launches]
-        warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=job.pretend)
+        warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=config.pretend)
         for warning in warnings:
             job.say(f"warning: {warning}")
-        before = {} if job.pretend else used_now(self._plan)
+        before = {} if config.pretend else used_now(self._plan)
         if job.examiner is not None:
             job.examiner.begin(self._plan)
         self._server = Server(
             self._plan, launches, job.folder, job.say,
-            check=job.check, timing=job.timing, on_end=self._ended, on_rest=self._rest,
+            check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
             examiner=job.examiner,
         )  # fmt: skip
         try:
@@ -103,40 +103,45 @@ class Attempt:
             self._gone(before)
 
     def _launches(self, stack: ExitStack) -> list[Launch]:
-        job, plan = self._job, self._plan
+        job, config, plan = self._job, self._job.config, self._plan
         key: str | None
         fallback = plan.engine.name == "transformers"
         if fallback:
-            refuse_options(job.options)
-        if job.gateway is None and job.examiner is None and job.door is None:
-            made, key = any_commands(plan, port=job.port), None
+            refuse_options(config.options)
+        if config.gateway is None and job.examiner is None and job.door is None:
+            made, key = any_commands(plan, port=config.port), None
         else:
             from turbofit.gateway.overlay import overlay
 
             base = job.folder / f"overlay-{self._number}"
             folder = stack.enter_context(overlay(plan, base))
             stack.callback(_remove, base)
-            name = job.name or plan.model.hub_id or plan.model.name
+            name = config.model_name or plan.model.hub_id or plan.model.name
             ports = free_ports(len(plan.parallel.groups))
             # Hexadecimal: a key that begins with a dash would be read as an option.
             private = private_fallback_commands if fallback else private_commands
             made = private(plan, ports, str(folder), name)
             key = secrets.token_hex(32) if job.door is None else job.door.key
         full = [
-            Command(env=one.env, argv=(*one.argv, *job.options), group=one.group) for one in made
+            Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
         ]
         self._key = key
         # Without a gateway the user's own key is on the command line already.
-        hidden, key = key is not None, key or job.key
-        if job.pretend:
+        hidden, key = key is not None, key or config.api_key
+        if config.pretend:
             room = job.folder / f"pretend-{self._number}"
             return [
                 PretendLaunch(
-                    plan.of_group(one.group), one, room, key, hidden=hidden, taken=job.taken
+                    plan.of_group(one.group),
+                    one,
+                    room,
+                    key,
+                    hidden=hidden,
+                    taken=config.pretend_taken,
                 )
                 for one in full
             ]
-        runner = module_runner(MODULE) if fallback else job.runner
+        runner = module_runner(MODULE) if fallback else job.lmdeploy.argv
         return [Launch(one, runner, key, hidden=hidden) for one in full]
 
     def _open(self, urls: list[str]) -> None:
@@ -144,19 +149,19 @@ class Attempt:
         job, plan, server = self._job, self._plan, self._server
         assert server is not None
         self.was_ready = True
-        held = {} if job.pretend else used_now(plan)
+        held = {} if job.config.pretend else used_now(plan)
         engines = []
         for engine in server.engines:
             rows = beside(plan.of_group(engine.group), engine, held)
             for line in lines([row for row in rows if "gpu" in row]):
                 job.say(f"{engine.name}: {line}")
             engines.append({"group": engine.group, "seconds": engine.spent(), "beside": rows})
-        if job.gateway is not None:
+        if job.config.gateway is not None:
             self._front = self._gateway(urls)
             urls = [self._front.url]
         elif job.door is not None:
             urls = job.door.open(plan, urls)
-        if not job.pretend:
+        if not job.config.pretend:
             self._sentinel = Sentinel(plan, self._pids, self._warn)
             self._sentinel.start()
         job.record.attempt(engines=engines)
@@ -170,14 +175,17 @@ class Attempt:
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        job = self._job
-        assert job.gateway is not None
+        job, asked = self._job, self._job.config
+        assert asked.gateway is not None
         config = replace(
-            job.gateway, upstream_key=self._key, drain_seconds=job.timing.drain, pretend=job.pretend
+            asked.gateway,
+            upstream_key=self._key,
+            drain_seconds=asked.timing.drain,
+            pretend=asked.pretend,
         )
-        log = access_log(job.access or str(job.folder / "access.log"))
+        log = access_log(asked.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(self._plan, urls, config, log=log)
-        for engine in gateway.engines if job.check else ():
+        for engine in gateway.engines if asked.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question
         front = GatewayThread(gateway)
         front.start()
@@ -201,7 +209,7 @@ class Attempt:
         """Note when a phase was first seen, and what the GPUs had in use then."""
         if self._moments and self._moments[-1]["phase"] == phase:
             return
-        used = {} if self._job.pretend else used_now(self._plan)
+        used = {} if self._job.config.pretend else used_now(self._plan)
         at = round(time.monotonic() - self._began, 3)
         self._moments.append({"phase": phase, "at": at, "used": used})
         del self._moments[:-_MOMENTS]

@@ -1,4 +1,4 @@
-"""What a run is told beside its plan: options, deadlines, who is told of its progress."""
+"""One run: what it was asked for, where it is recorded, and who is told of its progress."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.engine import Examiner, Timing
+    from turbofit.launch.config import ServeConfig
+    from turbofit.launch.engine import Examiner
+    from turbofit.launch.environment import Lmdeploy
     from turbofit.launch.leases import Leases
     from turbofit.launch.record import Record
 
@@ -31,30 +32,18 @@ class Door(Protocol):
 
 
 class Job:
-    """What a run is told beside its plan.
+    """What a run has beside its plan.
 
     Args:
+        config: what it was asked for.
         folder: the run's.
         record: its record.
         say: takes lines of progress.
         on_open: called with the public addresses each time that the server opens.
-        lmdeploy: LMDeploy's version.
-        runner: the words that start it.
-        timing: deadlines.
+        lmdeploy: the LMDeploy that is started.
         leases: the machine's reservations.
-        gateway: the public side, or None for engines without one.
-        access: where records of requests go: a file, ``-`` for stderr, ``none``; None is the run's
-            folder.
-        port: without a gateway, the first engine's.
-        key: without a gateway, the key that the user gave the engines.
-        options: LMDeploy's own, passed on.
-        name: what clients call the model, where the user says it.
-        check: whether worst-case requests must be answered before the server opens.
-        pretend: on pretend GPUs.
-        taken: bytes that somebody takes of each pretend card once the cache is sized.
         fetch: brings a plan's weights onto this machine; None leaves that to LMDeploy.
         replan: plans again with changes; None where the plan was given.
-        fixed: the planner's keywords that the user gave.
         changes: what the first plan was made with, as learned before.
         examiner: looks closer at the engines; they are on private ports then, with a key and
             without a gateway.
@@ -63,40 +52,30 @@ class Job:
 
     def __init__(
         self,
+        config: ServeConfig,
         *,
         folder: Path,
         record: Record,
         say: Callable[[str], None],
         on_open: Callable[[list[str]], None],
-        lmdeploy: str,
-        runner: tuple[str, ...],
-        timing: Timing,
+        lmdeploy: Lmdeploy,
         leases: Leases,
-        gateway: GatewayConfig | None,
-        port: int,
-        access: str | None = None,
-        key: str | None = None,
-        options: tuple[str, ...] = (),
-        name: str | None = None,
-        check: bool = True,
-        pretend: bool = False,
-        taken: int = 0,
         fetch: Callable[[Plan], Plan] | None = None,
         replan: Callable[[dict[str, Any]], Plan] | None = None,
-        fixed: Mapping[str, Any] | None = None,
         changes: Mapping[str, Any] | None = None,
         examiner: Examiner | None = None,
         door: Door | None = None,
     ) -> None:
+        self.config, self.folder, self.record, self.on_open = config, folder, record, on_open
+        self._say, self.lmdeploy, self.leases = say, lmdeploy, leases
+        self.fetch, self.replan, self.changes = fetch, replan, dict(changes or {})
         self.examiner, self.door = examiner, door
-        self.folder, self.record, self.on_open = folder, record, on_open
-        self._say = say
-        self.lmdeploy, self.runner, self.timing, self.leases = lmdeploy, runner, timing, leases
-        self.gateway, self.port, self.key, self.options = gateway, port, key, options
-        self.access = access
-        self.name, self.check, self.pretend, self.taken = name, check, pretend, taken
-        self.fetch = fetch
-        self.replan, self.fixed, self.changes = replan, dict(fixed or {}), dict(changes or {})
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the user gave, by the fields of `PlanRequest`."""
+        request = self.config.request
+        return {} if request is None else request.given()
 
     def say(self, text: str) -> None:
         """Progress; a terminal or a disk that takes none costs the line, never the server."""

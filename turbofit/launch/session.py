@@ -40,7 +40,7 @@ def run_session(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
         job.record.state("ended", ended=exc.signal.name)
         raise
     finally:
-        if job.pretend:
+        if job.config.pretend:
             # The twin can be made again; a timeline's length is not its size, but looks like it.
             for room in (job.folder / "model", *job.folder.glob("pretend-*")):
                 shutil.rmtree(room, ignore_errors=True)
@@ -65,7 +65,11 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
         else:
             if changes and attempt.was_ready:
                 learned.remember(
-                    plan, job.lmdeploy, pretend=job.pretend, changes=changes, why=[why]
+                    plan,
+                    job.lmdeploy.version,
+                    pretend=job.config.pretend,
+                    changes=changes,
+                    why=[why],
                 )
             job.record.state("ended", ended=ended.name)
             return ended
@@ -79,7 +83,15 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
         changes, why = merged(changes, rung), rung.why
         job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {end.error.message}")
         job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {why}")
-        learned.remember(plan, job.lmdeploy, pretend=job.pretend, changes=changes, why=[why])
+        learned.remember(
+            plan, job.lmdeploy.version, pretend=job.config.pretend, changes=changes, why=[why]
+        )
+
+
+def _remember(job: Job, plan: Plan, changes: dict[str, Any], why: str) -> None:
+    """Keep what made the plan start, for the next run of this kind."""
+    version, pretend = job.lmdeploy.version, job.config.pretend
+    learned.remember(plan, version, pretend=pretend, changes=changes, why=[why])
 
 
 def _next(

@@ -7,7 +7,7 @@ import os
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.cluster.test_promise import planned, terms
+from tests.launch.cluster.test_promise import config, planned
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.launch.cluster.host import Hosted, prepare_environment
@@ -18,7 +18,7 @@ from turbofit.launch.cluster.promise import orders_of
 def hosted() -> Hosted:
     """Made, and not started."""
     plan = planned("2xrtx3090", tp=2)
-    (order,) = orders_of(plan.nodes[0], plan, terms(), here=False, peers=("10.0.0.9",))
+    (order,) = orders_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))
     return Hosted(order)
 
 
@@ -84,7 +84,8 @@ def test_the_node_plans_once_more_where_it_must(
     hosted: Hosted, rehearse: bool, changed: bool, asked: list[str]
 ) -> None:
     """To rehearse, or since somebody took memory meanwhile."""
-    order = replace(hosted._order, rehearse=rehearse)
+    config = hosted._order.config.changed(rehearse=rehearse)
+    order = replace(hosted._order, config=config)
     planner = Planning(order.plan, changed=changed)
     assert Hosted(order)._settled(planner) == order.plan  # type: ignore[arg-type]
     assert planner.asked == asked

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.launch.cluster.test_promise import planned, request, terms
+from tests.launch.cluster.test_promise import config, planned, request
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import LaunchError
@@ -115,7 +115,7 @@ class World:
             self.places,  # type: ignore[arg-type]
             self.plan,
             [Site(node) for node in nodes],
-            terms(context=8192),
+            config(context=8192),
             lambda _text: None,
             name="it",
         )
@@ -349,4 +349,4 @@ def _order() -> Order:
     from turbofit.launch.cluster.promise import orders_of
 
     plan = planned(SPEC)
-    return orders_of(plan.nodes[0], plan, terms(), here=False, peers=("10.0.0.9",))[0]
+    return orders_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))[0]

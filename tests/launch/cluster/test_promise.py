@@ -9,17 +9,17 @@ import pytest
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node
 from turbofit.core.errors import UsageError
+from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.promise import (
-    Terms,
     bounds_of_cluster,
     expected_roll,
     in_words,
     orders_of,
     share_of,
 )
-from turbofit.launch.engine import Timing
+from turbofit.launch.config import ClusterServeConfig
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -39,9 +39,12 @@ def request(**given: Any) -> PlanRequest:
     return PlanRequest(model="internvl2-2b", **given)
 
 
-def terms(**given: object) -> Terms:
-    """As `serve` makes them."""
-    return Terms(request=request(**given), timing=Timing())
+def config(*, gateways: int = 1, **given: Any) -> ClusterServeConfig:
+    """As `serve` makes it."""
+    return ClusterServeConfig(
+        request=request(**given), rehearse=False, gateways=gateways,
+        gateway=GatewayConfig(api_keys=("secret",)),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +67,14 @@ def test_bounds_admit_only_what_every_node_does(plan: ClusterPlan) -> None:
 def test_orders_keep_the_promise(plan: ClusterPlan) -> None:
     """Each engine has a key of its own, its cards, and what it must keep when planned again."""
     node = plan.nodes[0]
-    given = terms(goal="latency", tp=1, concurrency=80)
+    given = config(goal="latency", tp=1, concurrency=80)
     orders = orders_of(node, plan, given, here=False, peers=("10.0.0.9",))
     assert [order.name for order in orders] == ["n0-00000000/0", "n0-00000000/1"]
     assert len({order.key for order in orders}) == 2
     assert all(len(order.key) == 64 for order in orders)
     assert {order.listen for order in orders} == {"10.0.0.0"}
-    kept = orders[0].request
+    assert "secret" not in repr(orders)  # clients' keys do not leave the gateways
+    kept = orders[0].config.request
     assert kept.context == plan.longest_request_tokens
     assert kept.max_dynamic_patch == plan.limits.max_dynamic_patch  # type: ignore[union-attr]
     assert kept.goal == "latency"
@@ -83,10 +87,9 @@ def test_orders_keep_the_promise(plan: ClusterPlan) -> None:
 
 def test_the_gateways_own_node_stays_on_loopback(plan: ClusterPlan) -> None:
     """Unless there are gateways elsewhere."""
-    (order,) = orders_of(plan.nodes[1], plan, terms(), here=True, peers=())
+    (order,) = orders_of(plan.nodes[1], plan, config(), here=True, peers=())
     assert order.listen == ""
-    several = terms()
-    several.alone = False
+    several = config(gateways=2)
     (order,) = orders_of(plan.nodes[1], plan, several, here=True, peers=())
     assert order.listen == "10.0.0.1"
 

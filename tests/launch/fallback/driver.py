@@ -10,7 +10,9 @@ from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.asking import Client
+from turbofit.launch.config import ServeConfig
 from turbofit.launch.engine import Timing
+from turbofit.launch.environment import Lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.leases import Leases
 from turbofit.launch.record import Record
@@ -44,17 +46,19 @@ def main() -> int:
     tell_pulses()
     try:
         with Stop() as stop, Leases() as leases:
+            config = ServeConfig(
+                gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
+                timing=Timing(liveness=0.3, backoff=0.1),
+                port=port,
+            )
             job = Job(
+                config,
                 folder=folder,
                 record=Record(folder, model=plan.model.name, pretend=False, lmdeploy="none"),
                 say=say,
                 on_open=lambda urls: say("OPEN " + " ".join(urls)),
-                lmdeploy="none",
-                runner=("never-run",),
-                timing=Timing(liveness=0.3, backoff=0.1),
+                lmdeploy=Lmdeploy("none", ("never-run",)),
                 leases=leases,
-                gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
-                port=port,
             )
             say(f"ended {run_session(job, plan, stop).name}")
     except TurbofitError as exc:

@@ -34,9 +34,9 @@ def changed(
         target: the plan to come.
         request: what it was made for.
     """
-    before, terms = keeper.plan, keeper.terms
+    before, config = keeper.plan, keeper.config
     keeper.bounds = meet(keeper.bounds, bounds_of_cluster(target))
-    keeper.plan, keeper.terms = target, terms.with_request(request)
+    keeper.plan, keeper.config = target, config.changed(request=request)
     keeper.say(f"a change of plan begins: {in_words(before)} -> {in_words(target)}")
     moved: dict[str, NodePlan] = {}
     while sites := _behind(keeper):
@@ -46,7 +46,7 @@ def changed(
         moved[site.node.id] = site.plan
         why = yield from _moved(keeper, site)
         if why:
-            keeper.plan, keeper.terms = before, terms
+            keeper.plan, keeper.config = before, config
             yield from _undone(keeper, moved, why)
             return
     keeper.widen()

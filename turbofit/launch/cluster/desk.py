@@ -72,7 +72,7 @@ class Desk:
                 "a change is under way already", hint="see turbofit cluster status, and wait"
             )
         keeper = self._keeper
-        request = keeper.terms.request.changed(**keywords)
+        request = keeper.config.request.changed(**keywords)
         cluster = Cluster(source=f"ray {keeper.connection.address}", nodes=keeper.nodes())
         self._planning = number, request, keeper.later(lambda: plan_cluster(request, cluster))
 

@@ -149,7 +149,7 @@ class Hosted:
         from turbofit.planning.needs import check_needs
 
         order = self._order
-        plan = order.plan
+        plan, config = order.plan, order.config
         lmdeploy, missing = lmdeploy_if_needed(plan.engine.name)
         if missing is not None and plan.engine.name != "transformers":
             raise missing
@@ -157,35 +157,26 @@ class Hosted:
         for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
             self._say(f"warning: {text}")
         planner = Planner(
-            _request(order), None if order.pretend else leases, self._say,
-            rehearse=order.rehearse and not order.pretend and can_rehearse(),
+            _request(order), None if config.pretend else leases, self._say,
+            rehearse=config.rehearse and not config.pretend and can_rehearse(),
         )  # fmt: skip
         plan = self._settled(planner)
         folder = run_folder(plan)
         self._tell(folder=str(folder))
         record = Record(
-            folder, model=plan.model.name, pretend=order.pretend, lmdeploy=lmdeploy.version,
+            folder, model=plan.model.name, pretend=config.pretend, lmdeploy=lmdeploy.version,
             member=order.name,
         )  # fmt: skip
         job = Job(
+            config,
             folder=folder,
             record=record,
             say=self._say,
             on_open=lambda _urls: None,
-            lmdeploy=lmdeploy.version,
-            runner=lmdeploy.argv,
-            timing=order.timing,
+            lmdeploy=lmdeploy,
             leases=leases,
-            gateway=None,
-            port=0,
-            options=order.options,
-            name=order.served,
-            check=order.check,
-            pretend=order.pretend,
-            taken=order.taken,
-            fetch=None if order.pretend else Fetcher(self._say),
+            fetch=None if config.pretend else Fetcher(self._say),
             replan=lambda changes: self._kept(planner.make(changes)),
-            fixed=order.request.given(),
             door=self,
         )
         run_session(job, plan, self._stop)
@@ -198,7 +189,7 @@ class Hosted:
             MachineError: a GPU is gone.
         """
         ordered = self._order.plan
-        if not self._order.rehearse or self._order.pretend:
+        if not self._order.config.rehearse or self._order.config.pretend:
             try:
                 planner.take(ordered)
             except DoesNotFitError as exc:
@@ -257,9 +248,9 @@ class Hosted:
 def _request(order: Order) -> PlanRequest:
     """The request for a plan after a lack of memory: these cards, and the promise."""
     plan = order.plan
-    request = order.request.changed(
+    request = order.config.request.changed(
         tp=len(plan.parallel.groups[0]), replicas=1, engine=plan.engine.name
     )
-    if order.pretend:
+    if order.config.pretend:
         return request.changed(on=plan.machine)
     return request.changed(gpus=",".join(gpu.uuid for gpu in plan.gpus))

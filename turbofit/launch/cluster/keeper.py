@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
     from turbofit.launch.cluster.connect import Alive, Connection
     from turbofit.launch.cluster.places import Places
-    from turbofit.launch.cluster.promise import Terms
+    from turbofit.launch.config import ClusterServeConfig
 
 __all__ = ["Keeper"]
 
@@ -60,7 +60,7 @@ class Keeper:
         places: the GPUs that are held.
         plan: what is served.
         sites: the nodes that were measured for it.
-        terms: what every engine is started with.
+        config: what every engine is started with.
         say: takes lines of progress.
         name: what people call it.
     """
@@ -71,12 +71,12 @@ class Keeper:
         places: Places,
         plan: ClusterPlan,
         sites: list[Site],
-        terms: Terms,
+        config: ClusterServeConfig,
         say: Callable[[str], None],
         *,
         name: str,
     ) -> None:
-        self.connection, self.places, self.plan, self.terms = connection, places, plan, terms
+        self.connection, self.places, self.plan, self.config = connection, places, plan, config
         self.name = name
         self._say = say
         self.sites = {site.node.id: site for site in sites}
@@ -143,7 +143,7 @@ class Keeper:
             name=self.name,
             model=self.plan.model.name,
             source=f"ray {self.connection.address}",
-            pretend=self.terms.pretend,
+            pretend=self.config.pretend,
             at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             urls=urls,
             promise=in_words(self.plan),
@@ -206,7 +206,7 @@ class Keeper:
         site.state, site.again_at = "serving", float("inf")
         self.bounds = meet(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
         here = site.node.id == self.connection.here
-        orders = orders_of(plan, self.plan, self.terms, here=here, peers=self.peers)
+        orders = orders_of(plan, self.plan, self.config, here=here, peers=self.peers)
         self.places.keep(site.node.id, [held[index] for index in plan.gpus()])
         for order, member in zip(orders, expected_members(plan), strict=True):
             place = self.places.place(site.node.id, held[order.plan.parallel.groups[0][0]])
@@ -232,7 +232,7 @@ class Keeper:
 
         With a plan that is known, only to take its GPUs again.
         """
-        plan, terms = self.plan, self.terms
+        plan, config = self.plan, self.config
         site.promised = plan
         alive = self.connection.watched().get(site.node.id)
 
@@ -245,9 +245,9 @@ class Keeper:
             self.places.take([alive.id])
             if known is not None:
                 return known
-            (site.node,) = tell_nodes([alive], pretend=terms.pretend)
+            (site.node,) = tell_nodes([alive], pretend=config.pretend)
             site.node = held_only(site.node, self.places.on(alive.id))
-            return plan_joining(terms.request, plan, site.node)
+            return plan_joining(config.request, plan, site.node)
 
         return self.later(work)
 
@@ -337,7 +337,7 @@ class Keeper:
         """Send nothing more to a node's engines."""
         for post in site.posts:
             post.draining = True
-            post.drained_by = time.monotonic() + self.terms.timing.drain
+            post.drained_by = time.monotonic() + self.config.timing.drain
         number = self.roll().number
         for post in site.posts:
             post.drained_in = number
@@ -384,7 +384,7 @@ class Keeper:
     def closed(self, site: Site) -> bool:
         """Stop a node's engines without waiting for them here; whether they have ended."""
         for post in site.posts:
-            post.stop(self.terms.timing.drain)
+            post.stop(self.config.timing.drain)
         if not all(post.ended() for post in site.posts):
             return False
         for post in site.posts:

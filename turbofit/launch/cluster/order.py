@@ -8,8 +8,7 @@ import msgspec
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.launch.engine import Timing
-from turbofit.planning.request import PlanRequest
+from turbofit.launch.config import ClusterServeConfig
 
 __all__ = ["Order", "Standing"]
 
@@ -19,11 +18,9 @@ class Order(Struct):
 
     ``name`` is the engine's for good. ``plan`` is `alone.alone`'s. ``key`` is what the engine's API
     asks for. ``listen`` is the node's address, empty where the gateway is on the node itself.
-    ``peers`` are the gateways' addresses. ``request`` is what a plan must keep that is made after
-    the engine ran out of memory: the promise to clients. ``options`` are LMDeploy's own, ``served``
-    the model's name to clients, ``taken`` bytes that somebody takes of each pretend card once the
-    cache is sized. ``rehearse``: the node plans once more and runs that on pretend GPUs before it
-    believes it.
+    ``peers`` are the gateways' addresses. ``config`` is as for one machine; its request is what a
+    plan must keep that is made after the engine ran out of memory: the promise to clients. Where it
+    rehearses, the node plans once more and runs that on pretend GPUs before it believes it.
     """
 
     name: str
@@ -31,14 +28,7 @@ class Order(Struct):
     key: str
     listen: str
     peers: tuple[str, ...]
-    request: PlanRequest
-    timing: Timing = Timing()
-    options: tuple[str, ...] = ()
-    served: str | None = None
-    check: bool = True
-    pretend: bool = False
-    taken: int = 0
-    rehearse: bool = False
+    config: ClusterServeConfig
 
 
 class Standing(Struct):

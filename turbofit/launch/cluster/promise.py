@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from copy import copy
 from functools import reduce
 from math import ceil
 from typing import TYPE_CHECKING
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.roll import Member, Roll
-    from turbofit.launch.engine import Timing
+    from turbofit.launch.config import ClusterServeConfig
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "Terms",
     "bounds_of_cluster",
     "expected_members",
     "expected_roll",
@@ -30,46 +28,6 @@ __all__ = [
     "orders_of",
     "share_of",
 ]
-
-
-class Terms:
-    """What every engine of a run is started with beside its plan.
-
-    Args:
-        request: what the user asked for, without a machine.
-        timing: deadlines.
-        options: LMDeploy's own, passed on.
-        served: what clients call the model, where the user says it.
-        check: whether worst-case requests must be answered first.
-        pretend: on pretend GPUs.
-        taken: bytes that somebody takes of each pretend card once the cache is sized.
-        rehearse: whether each node rehearses its plan before it is launched.
-        alone: whether the only gateway is in this process, so that engines here stay on loopback.
-    """
-
-    def __init__(
-        self,
-        *,
-        request: PlanRequest,
-        timing: Timing,
-        options: tuple[str, ...] = (),
-        served: str | None = None,
-        check: bool = True,
-        pretend: bool = False,
-        taken: int = 0,
-        rehearse: bool = False,
-        alone: bool = True,
-    ) -> None:
-        self.request, self.timing = request, timing
-        self.options, self.served, self.check = options, served, check
-        self.pretend, self.taken, self.alone = pretend, taken, alone
-        self.rehearse = rehearse
-
-    def with_request(self, request: PlanRequest) -> Terms:
-        """The same with another request."""
-        other = copy(self)
-        other.request = request
-        return other
 
 
 def bounds_of_cluster(plan: ClusterPlan) -> Bounds:
@@ -116,15 +74,21 @@ def expected_roll(plan: ClusterPlan, gateways: int) -> Roll:
 
 
 def orders_of(
-    node: NodePlan, plan: ClusterPlan, terms: Terms, *, here: bool, peers: tuple[str, ...]
+    node: NodePlan,
+    plan: ClusterPlan,
+    config: ClusterServeConfig,
+    *,
+    here: bool,
+    peers: tuple[str, ...],
 ) -> list[Order]:
     """The engines of a node.
 
     Args:
         node: what it serves.
         plan: whose promise an engine keeps when it must be planned again.
-        terms: of the run.
-        here: whether the node is the gateway's own.
+        config: of the run.
+        here: whether the node is the gateway's own; where that is the only gateway, engines there
+            stay on loopback.
         peers: the gateways' addresses.
     """
     assert node.plan is not None
@@ -133,16 +97,12 @@ def orders_of(
             name=member.name,
             plan=alone(node.plan, group),
             key=secrets.token_hex(32),
-            listen="" if here and terms.alone else node.address,
+            listen="" if here and config.gateways == 1 else node.address,
             peers=peers,
-            request=_kept(node.plan, plan, terms, member.share),
-            timing=terms.timing,
-            options=terms.options,
-            served=terms.served,
-            check=terms.check,
-            pretend=terms.pretend,
-            taken=terms.taken,
-            rehearse=terms.rehearse,
+            # Clients' keys do not leave the gateways.
+            config=config.changed(
+                request=_kept(node.plan, plan, config.request, member.share), gateway=None
+            ),
         )
         for group, member in enumerate(expected_members(node))
     ]
@@ -168,9 +128,9 @@ def in_words(plan: ClusterPlan) -> str:
     return f"{text}, {images} of {limits.units_per_image:,} {limits.vision_unit}s at most"
 
 
-def _kept(own: Plan, plan: ClusterPlan, terms: Terms, share: float) -> PlanRequest:
+def _kept(own: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:
     """The request for one engine that must be planned again: the promise stays."""
-    request = terms.request.changed(
+    request = request.changed(
         tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=max(1, ceil(share))
     )
     if request.session_len is None:

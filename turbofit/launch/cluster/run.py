@@ -24,6 +24,7 @@ from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import expected_roll
 from turbofit.launch.cluster.site import Site
 from turbofit.launch.cluster.tls import client_context
+from turbofit.launch.record import state_folder
 from turbofit.planning.cluster import plan_cluster
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.board import Seen
     from turbofit.launch.cluster.connect import Connection
-    from turbofit.launch.cluster.promise import Terms
+    from turbofit.launch.config import ClusterServeConfig
     from turbofit.launch.serve import Stop
 
-__all__ = ["Wish", "serve_cluster"]
+__all__ = ["serve_cluster"]
 
 _TICK: Final = 0.2
 _WRITE_SECONDS: Final = 1.0
@@ -46,47 +47,20 @@ _WRITE_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 15.0
 
 
-class Wish:
-    """What `serve --cluster` was asked for.
+def serve_cluster(
+    config: ClusterServeConfig,
+    stop: Stop,
+    *,
+    say: Callable[[str], None],
+    on_open: Callable[[list[str]], None],
+) -> signal.Signals:
+    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread.
 
     Args:
-        address: Ray's, None for the cluster of this host.
-        name: what people call it; None is the model's name.
-        terms: what every engine is started with.
-        config: the gateway's.
-        gateways: how many there may be, the one here among them.
-        access: where records of requests go, None for the run's folder.
-        folder: makes the run's folder for a plan.
-        say: takes lines of progress.
+        config: what it was asked for.
+        stop: tells of signals.
+        say: takes lines of progress; a terminal that takes none costs the line, never the server.
         on_open: called with the public address once requests are answered.
-    """
-
-    def __init__(
-        self,
-        *,
-        address: str | None,
-        name: str | None,
-        terms: Terms,
-        config: GatewayConfig,
-        gateways: int,
-        access: str | None,
-        folder: Callable[[str], Path],
-        say: Callable[[str], None],
-        on_open: Callable[[list[str]], None],
-    ) -> None:
-        self.address, self.name, self.terms = address, name, terms
-        self.config = config
-        self.gateways, self.access, self.folder = gateways, access, folder
-        self._say, self.on_open = say, on_open
-
-    def say(self, text: str) -> None:
-        """Progress; a terminal that takes none costs the line, never the server."""
-        with suppress(OSError, ValueError):
-            self._say(text)
-
-
-def serve_cluster(wish: Wish, stop: Stop) -> signal.Signals:
-    """Measure, plan, launch, and keep it until a signal ends it. Call it in the main thread.
 
     Raises:
         DoesNotFitError: no node can serve what is asked.
@@ -95,39 +69,46 @@ def serve_cluster(wish: Wish, stop: Stop) -> signal.Signals:
         PackageError: Ray is not installed.
         UsageError: more gateways than the limits can be shared by.
     """
-    with connected(wish.address) as connection:
+
+    def tell(text: str) -> None:
+        with suppress(OSError, ValueError):
+            say(text)
+
+    with connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
         places = Places()
-        plan, sites = _planned(wish, connection, places)
-        name = wish.name or plan.model.name
+        plan, sites = _planned(config, connection, places, tell)
+        name = config.name or plan.model.name
         board = pin_board(name, connection.here)
-        folder = wish.folder(plan.model.name)
+        folder = state_folder("clusters", plan.model.name)
         write_atomic(folder / "cluster-plan.json", plan.to_json(), mode=0o600)
-        keeper = Keeper(connection, places, plan, sites, wish.terms, wish.say, name=name)
-        keeper.gateways = wish.gateways
+        keeper = Keeper(connection, places, plan, sites, config, tell, name=name)
+        keeper.gateways = config.gateways
         stop.abrupt = False
         try:
-            return _Run(wish, keeper, board, folder).follow(stop)
+            return _Run(config, keeper, board, folder, tell, on_open).follow(stop)
         finally:
             stop.abrupt = stop.signal is None
 
 
-def _planned(wish: Wish, connection: Connection, places: Places) -> tuple[ClusterPlan, list[Site]]:
+def _planned(
+    config: ClusterServeConfig, connection: Connection, places: Places, say: Callable[[str], None]
+) -> tuple[ClusterPlan, list[Site]]:
     """Take what is free, measure it, and plan for it.
 
     Raises:
         DoesNotFitError: no node can serve.
     """
     alive = connection.alive()
-    wish.say(f"{len(alive)} nodes of Ray at {connection.address}: taking their free GPUs")
+    say(f"{len(alive)} nodes of Ray at {connection.address}: taking their free GPUs")
     places.take([node.id for node in alive.values() if node.gpus and not node.leaving])
-    told = tell_nodes(alive.values(), pretend=wish.terms.pretend)
+    told = tell_nodes(alive.values(), pretend=config.pretend)
     nodes = tuple(held_only(node, places.on(node.id)) for node in told)
     cluster = Cluster(source=f"ray {connection.address}", nodes=nodes)
-    plan = plan_cluster(wish.terms.request, cluster)
-    wish.say(plan.verdict)
+    plan = plan_cluster(config.request, cluster)
+    say(plan.verdict)
     for warning in plan.warnings:
-        wish.say(f"warning: {warning}")
+        say(f"warning: {warning}")
     if not plan.fits:
         first = plan.remedies[0] if plan.remedies else None
         hint = f"{first.change}: {first.effect}" if first else "see turbofit plan --cluster"
@@ -140,15 +121,24 @@ def _planned(wish: Wish, connection: Connection, places: Places) -> tuple[Cluste
         )
     from turbofit.gateway.roster import check_gateways
 
-    check_gateways(expected_roll(plan, wish.gateways))
+    check_gateways(expected_roll(plan, config.gateways))
     return plan, [Site(node) for node in nodes if alive[node.id].gpus]
 
 
 class _Run:
     """The gateway here, the keeper, and the board, until the end."""
 
-    def __init__(self, wish: Wish, keeper: Keeper, board: Any, folder: Path) -> None:
-        self._wish, self._keeper, self._board, self._folder = wish, keeper, board, folder
+    def __init__(
+        self,
+        asked: ClusterServeConfig,
+        keeper: Keeper,
+        board: Any,
+        folder: Path,
+        say: Callable[[str], None],
+        on_open: Callable[[list[str]], None],
+    ) -> None:
+        self._asked, self._say, self._on_open = asked, say, on_open
+        self._keeper, self._board, self._folder = keeper, board, folder
         self._desk = Desk(keeper, board.answer.remote)
         self._config = self._settled()
         #: What other gateways need of it: the plan's part, and none of the clients' keys.
@@ -187,12 +177,13 @@ class _Run:
     def _settled(self) -> GatewayConfig:
         """The gateway's settings, with what the plan decides."""
         plans = [node.plan for node in self._keeper.plan.nodes if node.plan is not None]
+        assert self._asked.gateway is not None
         return replace(
-            self._wish.config,
+            self._asked.gateway,
             prefix_affinity=any(plan.settings.enable_prefix_caching for plan in plans),
             serial=any(plan.engine.name == "transformers" for plan in plans),
-            drain_seconds=self._wish.terms.timing.drain,
-            pretend=self._wish.terms.pretend,
+            drain_seconds=self._asked.timing.drain,
+            pretend=self._asked.pretend,
         )
 
     def _gateway(self) -> GatewayThread:
@@ -200,7 +191,7 @@ class _Run:
         from turbofit.gateway.server import make_roll_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        log = access_log(self._wish.access or str(self._folder / "access.log"))
+        log = access_log(self._asked.access_log or str(self._folder / "access.log"))
         tls = client_context(os.environ)
         roll = self._keeper.roll()
         front = GatewayThread(make_roll_gateway(roll, self._config, log=log, tls=tls))
@@ -221,7 +212,7 @@ class _Run:
             self._told = roll.number
         if not self._opened and any(not member.draining for member in roll.members):
             self._opened = True
-            self._wish.on_open([front.url])
+            self._on_open([front.url])
 
     def _exchange(self) -> None:
         """Ask the gateways, write the board, take what is asked."""
@@ -256,7 +247,7 @@ class _Run:
         status = keeper.status((front.url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
-        places = self._wish.gateways - 1
+        places = self._asked.gateways - 1
         roll = keeper.roll()
         fresh = roll if roll.number != self._posted else None
         self._inbox = self._board.write.remote(status, fresh, self._shared, places)
@@ -277,10 +268,10 @@ class _Run:
         if self._front is not None:
             stop.on_second(self._front.strike)
             if not urgent:
-                self._wish.say("draining: what is under way may end")
+                self._say("draining: what is under way may end")
             self._front.stop(drain=not urgent)
         if stop.signal is not None:
-            self._wish.say(f"stopping: {stop.signal.name}")
-        seconds = self._wish.terms.timing.drain + _LAST_SECONDS
+            self._say(f"stopping: {stop.signal.name}")
+        seconds = self._asked.timing.drain + _LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: what was there is gone with it
             self._keeper.stop(seconds, lambda: urgent or stop.urgent)
