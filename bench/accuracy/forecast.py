@@ -11,6 +11,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.terms import POOL_WARMUP
@@ -78,13 +79,15 @@ def forecast(inputs: Inputs) -> Forecast:
     settings = _settings(inputs, engine.defaults(gpus[0].name))
     free = inputs.row.free_mib
     account = engine.account(
-        inputs.model,
-        settings,
-        gpus,
-        inputs.machine,
-        _exposure(inputs),
-        [_margin(gpu) for gpu in gpus],
-        None if free is None else int(free * MIB),
+        EngineLaunch(
+            model=inputs.model,
+            settings=settings,
+            gpus=tuple(gpus),
+            machine=inputs.machine,
+            exposure=_exposure(inputs),
+            margins=tuple(_margin(gpu) for gpu in gpus),
+            free_at_cache=None if free is None else int(free * MIB),
+        )
     )
     ratio = settings.cache_max_entry_count
     outcome = account.at(ratio)

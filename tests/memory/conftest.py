@@ -10,6 +10,7 @@ from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants, load_constants
 from turbofit.model.source import resolve_model
@@ -70,12 +71,12 @@ class Case:
                 tokens_per_request=model.image_rule.unit_tokens(units),
             )
         machine = machine_of(self.tp)
-        return Account(
-            model,
-            self.settings(**changes),
-            machine.gpus,
-            machine,
-            exposure,
-            load_constants(),
-            [self.margin * MIB] * self.tp,
+        launch = EngineLaunch(
+            model=model,
+            settings=self.settings(**changes),
+            gpus=machine.gpus,
+            machine=machine,
+            exposure=exposure,
+            margins=(self.margin * MIB,) * self.tp,
         )
+        return Account(launch, load_constants())

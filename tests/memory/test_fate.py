@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import fate_at, fate_without_cache, fates_at
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.model.source import resolve_model
@@ -37,15 +38,15 @@ def account_on(total: int, units: int, constants: EngineConstants, **changes: ob
     context = 360
     gpu = card(total=total + context, used=300)
     exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=units * 256)
-    return Account(
-        resolve_model("internvl2-8b"),
-        Case("internvl2-8b").settings(**changes),
-        [gpu],
-        machine_of(1),
-        exposure,
-        constants,
-        [0],
+    launch = EngineLaunch(
+        model=resolve_model("internvl2-8b"),
+        settings=Case("internvl2-8b").settings(**changes),
+        gpus=(gpu,),
+        machine=machine_of(1),
+        exposure=exposure,
+        margins=(0,),
     )
+    return Account(launch, constants)
 
 
 def test_15360_mib_die_while_loading(bare):
@@ -73,30 +74,30 @@ def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
     """Seen: starts with 98 MiB left; requests of 26 and 32 tiles pass, one of 40 aborts."""
     account = account_on(24268, units, bare, max_batch_size=128)
     exposure = replace(account.exposure, units_per_forward=units)
-    alone = Account(
-        resolve_model("internvl2-8b"),
-        account.settings,
-        account.gpus,
-        machine_of(1),
-        exposure,
-        bare,
-        [0],
+    launch = EngineLaunch(
+        model=resolve_model("internvl2-8b"),
+        settings=account.settings,
+        gpus=tuple(account.gpus),
+        machine=machine_of(1),
+        exposure=exposure,
+        margins=(0,),
     )
+    alone = Account(launch, bare)
     assert fate_at(alone, 0.905).kind == kind
 
 
 def test_everything_that_follows_is_told_in_order(bare):
     """InternVL2-26B-AWQ on one 24 GB card: the load peak comes first, the hang would follow."""
     gpu = card(total=24268 + 360, used=300)
-    account = Account(
-        resolve_model("internvl2-26b-awq"),
-        Case("internvl2-26b-awq").settings(dtype="float16"),
-        [gpu],
-        machine_of(1),
-        Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
-        bare,
-        [0],
+    launch = EngineLaunch(
+        model=resolve_model("internvl2-26b-awq"),
+        settings=Case("internvl2-26b-awq").settings(dtype="float16"),
+        gpus=(gpu,),
+        machine=machine_of(1),
+        exposure=Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
+        margins=(0,),
     )
+    account = Account(launch, bare)
     assert [fate.kind for fate in fates_at(account, 0.8)][:2] == ["load", "hang"]
 
 

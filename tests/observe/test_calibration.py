@@ -15,6 +15,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_named
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.observe.calibration import Card, Observation, learn, phase_rows
 
 CASES = (
@@ -67,7 +68,14 @@ def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
         units_per_forward=limits.units_per_forward,
     )
     account = engine_named(plan.engine.name).account(
-        plan.model, plan.settings, gpus, machine, exposure, [one.margin for one in plan.gpus]
+        EngineLaunch(
+            model=plan.model,
+            settings=plan.settings,
+            gpus=tuple(gpus),
+            machine=machine,
+            exposure=exposure,
+            margins=tuple(one.margin for one in plan.gpus),
+        )
     )
     return account.at(plan.settings.cache_max_entry_count).ledgers
 

@@ -17,7 +17,7 @@ from tests.tuner.conftest import random_ask
 from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, exposure_of, launch_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.shapes import PREFILL_SIZES
@@ -49,8 +49,7 @@ def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int, e
     exposure = exposure or exposure_of(ask, ask.own_limit)
     for group in groups:
         gpus = sorted((ask.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
-        margins = [ask.margin_of(gpu) for gpu in gpus]
-        yield engine.account(ask.model, settings, gpus, ask.machine, exposure, margins)
+        yield engine.account(launch_of(ask, settings, gpus, exposure))
 
 
 def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, Final, Literal
 
 from turbofit.core.images import ImageRule
-from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 
 __all__ = ["Engine", "Traffic", "default_batch_size"]
 
@@ -55,46 +54,16 @@ class Engine(ABC):
         }
 
     @abstractmethod
-    def account(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> Account:
-        """The account of one group.
-
-        Args:
-            model: the checkpoint.
-            settings: the engine's options.
-            gpus: the group's GPUs, the first one first.
-            machine: for the links inside the group.
-            exposure: what clients can ask of the vision tower.
-            margins: bytes to leave free, one for each GPU.
-            free_at_cache: free bytes when the cache is sized, as a log said.
-        """
+    def account(self, launch: EngineLaunch) -> Account:
+        """Every byte of one engine."""
 
     @abstractmethod
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """Why the engine would refuse this tensor-parallel degree; None where it would not."""
 
     @abstractmethod
-    def settings_problem(self, settings: Settings) -> str | None:
-        """Values that the engine refuses or dies of."""
-
-    @abstractmethod
-    def communicator_problem(
-        self,
-        model: Model,
-        settings: Settings,
-        exposure: Exposure,
-        machine: Machine,
-        gpus: Sequence[Gpu],
-    ) -> str | None:
-        """Why the communicator would not do in this group."""
+    def problem(self, launch: EngineLaunch) -> str | None:
+        """Why the engine would refuse these options, or die of them; None where it would not."""
 
     @abstractmethod
     def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:

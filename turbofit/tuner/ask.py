@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Workload
+from turbofit.core.plan import Settings, Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.launch import EngineLaunch
 
-__all__ = ["Ask", "Margin", "check_limits", "exposure_of"]
+__all__ = ["Ask", "Margin", "check_limits", "exposure_of", "launch_of"]
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
@@ -117,6 +120,25 @@ def exposure_of(ask: Ask, limit: int | None) -> Exposure:
         units_per_image=each,
         images_per_request=workload.images,
         tokens_per_request=rule.unit_tokens(each) * workload.images,
+    )
+
+
+def launch_of(
+    ask: Ask,
+    settings: Settings,
+    gpus: Sequence[Gpu],
+    exposure: Exposure,
+    free_at_cache: int | None = None,
+) -> EngineLaunch:
+    """One engine of the asked model on some of the machine's GPUs, with the asked margins."""
+    return EngineLaunch(
+        model=ask.model,
+        settings=settings,
+        gpus=tuple(gpus),
+        machine=ask.machine,
+        exposure=exposure,
+        margins=tuple(ask.margin_of(gpu) for gpu in gpus),
+        free_at_cache=free_at_cache,
     )
 
 

@@ -28,7 +28,7 @@ from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Outcome
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.ask import Ask, launch_of
 from turbofit.tuner.links import group_class
 from turbofit.tuner.throughput import request_tokens
 
@@ -73,13 +73,9 @@ def accounts_of(
     """One account a group, each of its own settings."""
     return tuple(
         engine.account(
-            ask.model,
-            own,
-            [ask.machine.gpu(index) for index in group],
-            ask.machine,
-            exposure,
-            [ask.margin_of(ask.machine.gpu(index)) for index in group],
-            free_at_cache,
+            launch_of(
+                ask, own, [ask.machine.gpu(index) for index in group], exposure, free_at_cache
+            )
         )
         for own, group in zip(settings, groups, strict=True)
     )

@@ -16,7 +16,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.memory.terms import POOL_WARMUP
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, exposure_of, launch_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
 from turbofit.tuner.links import LinkClass, group_class
@@ -162,9 +162,7 @@ def _settings(
     )
     asked = replace(ask, fixed={**defaults, **ask.fixed})
     settings = shape_settings(asked, shape, context, dtype_for(ask.model, gpus)[0])
-    problem = engine.settings_problem(settings) or engine.communicator_problem(
-        ask.model, settings, exposure, ask.machine, gpus
-    )
+    problem = engine.problem(launch_of(ask, settings, gpus, exposure))
     if problem:
         raise UsageError(problem, hint="change the option")
     return settings

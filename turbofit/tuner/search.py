@@ -17,7 +17,7 @@ from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, exposure_of, launch_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.shapes import no_shape, shapes
@@ -181,10 +181,8 @@ class _Search:
         for group in shape.groups:
             settings = shape_settings(ask, replace(shape, tp=len(group)), longest, dtype)
             gpus = [ask.machine.gpu(index) for index in group]
-            problem = problem or self.engine.settings_problem(settings)
-            problem = problem or self.engine.communicator_problem(
-                ask.model, settings, self.asked, ask.machine, gpus
-            )
+            launch = launch_of(ask, settings, gpus, self.asked)
+            problem = problem or self.engine.problem(launch)
         return problem
 
 

@@ -15,7 +15,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.exposure import Exposure
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.ask import Ask, launch_of
 from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.reduce import reduce_class
 from turbofit.tuner.throughput import Speed, group_speed
@@ -261,14 +261,7 @@ class Sizer:
         )
 
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        return self.engine.account(
-            self.ask.model,
-            settings,
-            gpus,
-            self.ask.machine,
-            self.exposure,
-            [self.ask.margin_of(gpu) for gpu in gpus],
-        )
+        return self.engine.account(launch_of(self.ask, settings, gpus, self.exposure))
 
     def _remembered(
         self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]

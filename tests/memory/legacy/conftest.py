@@ -5,6 +5,7 @@ from __future__ import annotations
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.turbomind.constants import load_constants
@@ -41,17 +42,16 @@ def account(
         "session_len": model.text.max_position_embeddings,
         "cache_block_seq_len": rules.cache.block_tokens,
     }
-    made = legacy_account(
-        model,
-        Settings(**{**base, **settings}),
-        gpus,
-        machine,
-        exposure_of(model),
-        load_constants(),
-        [0] * tp,
-        rules,
-        free,
+    launch = EngineLaunch(
+        model=model,
+        settings=Settings(**{**base, **settings}),
+        gpus=tuple(gpus),
+        machine=machine,
+        exposure=exposure_of(model),
+        margins=(0,) * tp,
+        free_at_cache=free,
     )
+    made = legacy_account(launch, load_constants(), rules)
     assert isinstance(made, LegacyAccount)
     return made
 

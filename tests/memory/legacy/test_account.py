@@ -6,6 +6,7 @@ import pytest
 
 from tests.memory.legacy.conftest import account, terms
 from turbofit.core.units import GIB, MIB
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.turbomind.account import Account
@@ -153,16 +154,15 @@ def test_native_towers_use_the_reference_account_with_older_figures():
     machine_gpus, constants = sample.gpus, load_constants()
     from turbofit.machine.spec import parse_spec
 
-    made = legacy_account(
-        model,
-        sample.settings,
-        machine_gpus,
-        parse_spec("a100-80g"),
-        sample.exposure,
-        constants,
-        [0],
-        rules,
+    launch = EngineLaunch(
+        model=model,
+        settings=sample.settings,
+        gpus=tuple(machine_gpus),
+        machine=parse_spec("a100-80g"),
+        exposure=sample.exposure,
+        margins=(0,),
     )
+    made = legacy_account(launch, constants, rules)
     assert isinstance(made, Account)
     assert not isinstance(made, LegacyAccount)
     assert made.constants.ffn_align_16bit == 32

@@ -8,6 +8,7 @@ from tests.memory.legacy.conftest import exposure_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.machine.spec import parse_spec
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import torch_generation_of
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.turbomind.constants import load_constants
@@ -24,17 +25,16 @@ def account(name, version, *, tp=1, on="a100-80g", free=None, images=1, **settin
         "max_prefill_token_num": rules.prefill,
         "session_len": model.text.max_position_embeddings,
     }
-    return LegacyTorchAccount(
-        model,
-        Settings(**{**base, **settings}),
-        gpus,
-        machine,
-        exposure_of(model, images),
-        load_constants(),
-        [0] * tp,
-        rules,
-        free,
+    launch = EngineLaunch(
+        model=model,
+        settings=Settings(**{**base, **settings}),
+        gpus=tuple(gpus),
+        machine=machine,
+        exposure=exposure_of(model, images),
+        margins=(0,) * tp,
+        free_at_cache=free,
     )
+    return LegacyTorchAccount(launch, load_constants(), rules)
 
 
 def test_blocks_by_the_formula_of_the_old_and_the_new_reserve():

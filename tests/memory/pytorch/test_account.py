@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-from msgspec.structs import replace
 
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.fate import fate_at
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import load_constants
@@ -96,9 +96,16 @@ def account(
         exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=tokens)
     gpus = machine.gpus[: settings.get("tp", 1)]
     given = Settings(**{"max_batch_size": 8, **settings})
-    return PytorchAccount(
-        model, given, gpus, machine, exposure, CONSTANTS, [256 * MIB] * len(gpus), free
+    launch = EngineLaunch(
+        model=model,
+        settings=given,
+        gpus=gpus,
+        machine=machine,
+        exposure=exposure,
+        margins=(256 * MIB,) * len(gpus),
+        free_at_cache=free,
     )
+    return PytorchAccount(launch, CONSTANTS)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +169,7 @@ def test_the_page_stays_healthy_where_an_image_kills_it() -> None:
 
 def test_ray_s_workers_leave_more_between_their_blocks() -> None:
     two = account(on="2xrtx3090", tp=2)
-    settings = replace(two.settings, distributed_executor_backend="mp")
-    model, machine = resolve_model("qwen2-vl-7b"), machine_from("2xrtx3090")
-    exposure = Exposure(units_per_image=65536, images_per_request=1, tokens_per_request=16384)
-    own = PytorchAccount(
-        model, settings, machine.gpus, machine, exposure, CONSTANTS, [256 * MIB] * 2
-    )
+    own = account(on="2xrtx3090", tp=2, distributed_executor_backend="mp")
     assert max(t.bytes for t in own.transients) < max(t.bytes for t in two.transients)
 
 

@@ -11,6 +11,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.bound import engine_bound
@@ -29,9 +30,15 @@ def constants() -> PytorchConstants:
 
 def account(model: Model, gpu: Gpu, **changes: object) -> PytorchAccount:
     settings = Settings(**{"max_batch_size": 8, "session_len": 4096, **changes})
-    return PytorchAccount(
-        model, settings, [gpu], machine_of(1), NO_IMAGES, load_constants(), [256 * MIB]
+    launch = EngineLaunch(
+        model=model,
+        settings=settings,
+        gpus=(gpu,),
+        machine=machine_of(1),
+        exposure=NO_IMAGES,
+        margins=(256 * MIB,),
     )
+    return PytorchAccount(launch, load_constants())
 
 
 def terms(model: Model, capability: tuple[int, int] | str, **changes: object) -> dict[str, int]:

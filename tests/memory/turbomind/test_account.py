@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.core.units import MIB
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
@@ -48,15 +49,15 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
     gpu = card(total=total, used=used)
     exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=units * 256)
     case = Case(model)
-    account = Account(
-        resolve_model(model),
-        case.settings(max_prefill_token_num=prefill, max_batch_size=batch),
-        [gpu],
-        machine_of(1),
-        exposure,
-        load_constants(),
-        [256 * MIB],
+    launch = EngineLaunch(
+        model=resolve_model(model),
+        settings=case.settings(max_prefill_token_num=prefill, max_batch_size=batch),
+        gpus=(gpu,),
+        machine=machine_of(1),
+        exposure=exposure,
+        margins=(256 * MIB,),
     )
+    account = Account(launch, load_constants())
     ratio = account.best_ratio()
     if ratio is None:
         assert not account.fits_at(0.001)
@@ -103,15 +104,15 @@ def test_the_fullest_gpu_of_a_group_decides_the_cache():
     model = resolve_model("internvl2-8b")
     machine = machine_of(2)
     gpus = [card(0), card(1, used=5000)]
-    account = Account(
-        model,
-        Case("internvl2-8b", 2).settings(),
-        gpus,
-        machine,
-        Exposure(units_per_image=13, images_per_request=1, tokens_per_request=3328),
-        load_constants(),
-        [0, 0],
+    launch = EngineLaunch(
+        model=model,
+        settings=Case("internvl2-8b", 2).settings(),
+        gpus=tuple(gpus),
+        machine=machine,
+        exposure=Exposure(units_per_image=13, images_per_request=1, tokens_per_request=3328),
+        margins=(0, 0),
     )
+    account = Account(launch, load_constants())
     ledgers = account.at(0.5).ledgers
     regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
     assert len(regions) == 1
@@ -122,16 +123,16 @@ def test_free_at_cache_replaces_everything_before_it():
     """The users' log: 2780 MiB free, 2224 for the cache at 0.8, 556 left."""
     model = resolve_model("internvl2-8b")
     machine = machine_of(4)
-    account = Account(
-        model,
-        Case("internvl2-8b", 4).settings(),
-        machine.gpus,
-        machine,
-        Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
-        load_constants(),
-        [0] * 4,
+    launch = EngineLaunch(
+        model=model,
+        settings=Case("internvl2-8b", 4).settings(),
+        gpus=machine.gpus,
+        machine=machine,
+        exposure=Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
+        margins=(0,) * 4,
         free_at_cache=2780 * MIB,
     )
+    account = Account(launch, load_constants())
     outcome = account.at(0.8)
     assert outcome.free == 2780 * MIB
     assert outcome.region == 2224 * MIB

@@ -8,16 +8,12 @@ warm-up of their own, so ``steady`` is a server that has answered one image at i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec.structs import replace
 
-from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import Model
-from turbofit.core.plan import Settings, Term
+from turbofit.core.plan import Term
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.account import given, total_bytes
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.cache import LegacyCache
 from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.legacy.group import GroupAccount, usable
@@ -29,17 +25,9 @@ __all__ = ["LegacyAccount", "legacy_account"]
 
 
 def legacy_account(
-    model: Model,
-    settings: Settings,
-    gpus: Sequence[Gpu],
-    machine: Machine,
-    exposure: Exposure,
-    constants: EngineConstants,
-    margins: Sequence[int],
-    generation: Generation,
-    free_at_cache: int | None = None,
+    launch: EngineLaunch, constants: EngineConstants, generation: Generation
 ) -> AnyAccount:
-    """The account of one group under one generation; see :class:`LegacyAccount`.
+    """The account of one engine of one generation; see :class:`LegacyAccount`.
 
     Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
     paddings and workspaces.
@@ -51,50 +39,35 @@ def legacy_account(
             ffn_align_16bit=generation.ffn_align_16bit,
             gemm_workspace=generation.gemm_before,
         )
-        return Account(model, settings, gpus, machine, exposure, older, margins, free_at_cache)
-    return LegacyAccount(
-        model, settings, gpus, machine, exposure, constants, margins, generation, free_at_cache
-    )
+        return Account(launch, older)
+    return LegacyAccount(launch, constants, generation)
 
 
 class LegacyAccount(GroupAccount):
     """One model under one set of settings on one group of GPUs, before 0.16.
 
     Args:
-        model: the checkpoint.
-        settings: the engine's options; a ``cache_max_entry_count`` of 1 or more counts blocks.
-        gpus: the group's GPUs, first the one that stages the load and holds an undivided tower.
-        machine: for the links inside the group.
-        exposure: what clients can ask of the vision tower.
+        launch: the engine on its group; the ratio comes later, in :meth:`at`.
         constants: 0.18's figures, for what no generation changed (contexts, NCCL, pages).
-        margins: bytes to leave free, one for each GPU.
         generation: the rules of the version.
-        free_at_cache: free bytes when the cache was sized, as a log said; replaces all before it.
     """
 
     def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        constants: EngineConstants,
-        margins: Sequence[int],
-        generation: Generation,
-        free_at_cache: int | None = None,
+        self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
     ) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        exposure, free_at_cache = launch.exposure, launch.free_at_cache
         self.generation, self.exposure, self.constants = generation, exposure, constants
         self._terms = terms = LegacyTerms(model, settings, gpus, exposure, constants, generation)
         ranks = range(len(gpus))
         if free_at_cache is None:
-            before = [terms.before(i, machine) for i in ranks]
+            before = [terms.before(i, launch.machine) for i in ranks]
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
         super().__init__(
             settings,
             gpus,
-            margins,
+            launch.margins,
             before,
             [terms.buffers(i, settings.session_len) for i in ranks],
             terms.first_request(),

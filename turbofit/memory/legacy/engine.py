@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
-from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import legacy_account
 from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.pytorch.engine import Pytorch
+from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
 
@@ -49,35 +48,15 @@ class LegacyTurbomind(Turbomind):
             "cache_block_seq_len": rules.cache.block_tokens,
         }
 
-    def account(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> Account:
+    def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""
-        return legacy_account(
-            model,
-            settings,
-            gpus,
-            machine,
-            exposure,
-            self.constants,
-            margins,
-            self.generation,
-            free_at_cache,
-        )
+        return legacy_account(launch, self.constants, self.generation)
 
-    def settings_problem(self, settings: Settings) -> str | None:
+    def problem(self, launch: EngineLaunch) -> str | None:
         """Counts of blocks were allowed where the cache is not one region of pages."""
-        ratio = settings.cache_max_entry_count
-        if ratio >= 1 and not self.generation.cache.objects:
-            return None
-        return super().settings_problem(settings)
+        if launch.settings.cache_max_entry_count < 1 or self.generation.cache.objects:
+            return super().problem(launch)
+        return constraints.communicator_problem(launch)
 
     def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
         """A tower under torch runs one image at a time."""
@@ -128,25 +107,6 @@ class LegacyPytorch(Pytorch):
             "cache_block_seq_len": rules.block_tokens,
         }
 
-    def account(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> Account:
+    def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""
-        return LegacyTorchAccount(
-            model,
-            settings,
-            gpus,
-            machine,
-            exposure,
-            self._turbomind,
-            margins,
-            self.generation,
-            free_at_cache,
-        )
+        return LegacyTorchAccount(launch, self._turbomind, self.generation)

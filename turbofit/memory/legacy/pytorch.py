@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import Model
-from turbofit.core.plan import Settings, Term
+from turbofit.core.plan import Term
 from turbofit.core.units import HALF, round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import given
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import (
     TorchGeneration,
     VisionRule,
@@ -43,34 +42,21 @@ class LegacyTorchAccount(GroupAccount):
     """One model under one set of settings on one group of GPUs.
 
     Args:
-        model: the checkpoint.
-        settings: the engine's options, under the names that TurboMind's have.
-        gpus: the group's GPUs.
-        machine: for the links inside the group.
-        exposure: what clients can ask of the vision tower.
+        launch: the engine on its group; the ratio comes later, in :meth:`at`.
         constants: 0.18's figures, for what no generation changed (contexts, NCCL).
-        margins: bytes to leave free, one for each GPU.
         generation: the rules of the version.
-        free_at_cache: free bytes when the cache was sized, as a log said; replaces all before it.
     """
 
     def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        constants: EngineConstants,
-        margins: Sequence[int],
-        generation: TorchGeneration,
-        free_at_cache: int | None = None,
+        self, launch: EngineLaunch, constants: EngineConstants, generation: TorchGeneration
     ) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        exposure, free_at_cache = launch.exposure, launch.free_at_cache
         self.generation, self.constants = generation, constants
         self._model, self._exposure, self._settings = model, exposure, settings
         self._block = block_bytes(model.text, settings)
         if free_at_cache is None:
-            before = [self._terms_before(i, gpus, machine) for i in range(len(gpus))]
+            before = [self._terms_before(i, gpus, launch.machine) for i in range(len(gpus))]
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
         units = exposure.units_per_image if model.vision is not None else 0
@@ -79,7 +65,7 @@ class LegacyTorchAccount(GroupAccount):
         super().__init__(
             settings,
             gpus,
-            margins,
+            launch.margins,
             before,
             [()] * len(gpus),
             self._first(),

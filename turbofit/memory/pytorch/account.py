@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import Model
-from turbofit.core.plan import Settings, Term
+from turbofit.core.plan import Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.memory.account import Account, Held, given
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.activations import Activations
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.cache import (
@@ -42,14 +39,8 @@ class PytorchAccount(Account):
     """One model under one set of settings on one group of GPUs.
 
     Args:
-        model: the checkpoint.
-        settings: the engine's options; the ratio comes later, in :meth:`at`.
-        gpus: the group's GPUs.
-        machine: for the links inside the group.
-        exposure: what clients can ask of the vision tower.
+        launch: the engine on its group; the ratio comes later, in :meth:`at`.
         constants: the engine generation's figures.
-        margins: bytes to leave free, one for each GPU.
-        free_at_cache: free bytes when the cache is sized, as a log said; replaces all before it.
     """
 
     starved: ClassVar[str] = (
@@ -59,17 +50,9 @@ class PytorchAccount(Account):
     dies: ClassVar[str] = "serves no more (every request gets 503 while /health stays 200)"
     allocator: ClassVar[str] = "torch's allocator"
 
-    def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        constants: PytorchConstants,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> None:
+    def __init__(self, launch: EngineLaunch, constants: PytorchConstants) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        exposure = launch.exposure
         self.constants = constants
         self._block_bytes = block_bytes(model.text, settings)
         self._runtime = runtime_bytes(model.text, settings)
@@ -79,7 +62,7 @@ class PytorchAccount(Account):
         if model.image_rule is not None and exposure.units_per_image:
             units = exposure.paid(engine_bound(model.image_rule, exposure, settings))
         transients = transient_terms(model, work, settings, exposure, units, constants)
-        linked = machine.nvlinked(gpus)
+        linked = launch.machine.nvlinked(gpus)
         capability = capability_of(gpus[0])
         weights = weight_terms(model, settings, capability, constants)
         largest = max(
@@ -95,15 +78,15 @@ class PytorchAccount(Account):
             if self._state:
                 region = round_up(self._state, constants.page)
                 buffers = (state_term(region, settings), *buffers)
-            if free_at_cache is None:
+            if launch.free_at_cache is None:
                 before = (*before_terms(gpu, settings, linked, constants), *weights)
                 held.append(Held(before=before, buffers=buffers, staged=staged))
             else:
-                held.append(Held(before=(given(gpu, free_at_cache),), buffers=buffers))
+                held.append(Held(before=(given(gpu, launch.free_at_cache),), buffers=buffers))
         pool = pool_term(work, settings, constants)
-        seen = calibration_for(machine, gpus, model, settings, "pytorch", constants.version)
+        seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
         held = [corrected(one, seen) for one in held]
-        super().__init__(settings, gpus, margins, held, pool, transients, units, seen)
+        super().__init__(settings, gpus, launch.margins, held, pool, transients, units, seen)
 
     def _find_ratio(self) -> float:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from turbofit.core.images import ImageRule
-from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch import constraints
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.bound import engine_bound
@@ -32,39 +31,18 @@ class Pytorch(Engine):
         self.constants = load_constants()
         self.version = self.constants.version
 
-    def account(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> Account:
+    def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""
-        return PytorchAccount(
-            model, settings, gpus, machine, exposure, self.constants, margins, free_at_cache
-        )
+        return PytorchAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """See :meth:`Engine.tp_problem`."""
         return constraints.tp_problem(model, tp)
 
-    def settings_problem(self, settings: Settings) -> str | None:
-        """See :meth:`Engine.settings_problem`."""
-        return constraints.settings_problem(settings)
-
-    def communicator_problem(
-        self,
-        model: Model,  # noqa: ARG002 - the engine has one communicator
-        settings: Settings,
-        exposure: Exposure,  # noqa: ARG002
-        machine: Machine,  # noqa: ARG002
-        gpus: Sequence[Gpu],  # noqa: ARG002
-    ) -> str | None:
-        """See :meth:`Engine.communicator_problem`."""
-        return constraints.communicator_problem(settings)
+    def problem(self, launch: EngineLaunch) -> str | None:
+        """See :meth:`Engine.problem`."""
+        problem = constraints.settings_problem(launch.settings)
+        return problem or constraints.communicator_problem(launch.settings)
 
     def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from turbofit.core.machine import Gpu, Machine
-from turbofit.core.model import Model
-from turbofit.core.plan import Settings, Term
+from turbofit.core.plan import Term
 from turbofit.core.units import round_up
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.account import Held, given
 from turbofit.memory.calibrated import calibration_for, corrected
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.terms import capability_of
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held
@@ -37,14 +35,8 @@ class Account(AnyAccount):
     """One model under one set of settings on one group of GPUs.
 
     Args:
-        model: the checkpoint.
-        settings: the engine's options; the ratio comes later, in :meth:`at`.
-        gpus: the group's GPUs, first the one that stages the load.
-        machine: for the links inside the group.
-        exposure: what clients can ask of the vision tower.
+        launch: the engine on its group; the ratio comes later, in :meth:`at`.
         constants: the engine generation's figures.
-        margins: bytes to leave free, one for each GPU.
-        free_at_cache: free bytes when the cache is sized, as a log said; replaces all before it.
     """
 
     starved: ClassVar[str] = (
@@ -53,17 +45,9 @@ class Account(AnyAccount):
     dies: ClassVar[str] = "aborts"
     allocator: ClassVar[str] = "the executor's pool"
 
-    def __init__(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        constants: EngineConstants,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> None:
+    def __init__(self, launch: EngineLaunch, constants: EngineConstants) -> None:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
+        exposure = launch.exposure
         self.constants = constants
         self.exposure = exposure
         self.shape = cache_shape(model.text, settings, constants)
@@ -75,33 +59,29 @@ class Account(AnyAccount):
         transients = transient_terms(pool, model.image_rule, settings, exposure, units, constants)
         buffers = [tuple(buffer_terms(model, settings, gpu, constants)) for gpu in gpus]
         self._temporaries = 0
-        if free_at_cache is not None:
+        if launch.free_at_cache is not None:
             held = [
-                Held(before=(given(gpu, free_at_cache),), buffers=later)
+                Held(before=(given(gpu, launch.free_at_cache),), buffers=later)
                 for gpu, later in zip(gpus, buffers, strict=True)
             ]
         else:
-            held = self._held_by(model, settings, gpus, machine, buffers)
+            held = self._held_by(launch, buffers)
         warmup = warmup_term(pool, settings, constants)
-        seen = calibration_for(machine, gpus, model, settings, "turbomind", constants.version)
+        seen = calibration_for(
+            launch.machine, gpus, model, settings, "turbomind", constants.version
+        )
         held = [corrected(one, seen) for one in held]
-        super().__init__(settings, gpus, margins, held, warmup, transients, units, seen)
+        super().__init__(settings, gpus, launch.margins, held, warmup, transients, units, seen)
 
-    def _held_by(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        buffers: Sequence[tuple[Term, ...]],
-    ) -> list[Held]:
+    def _held_by(self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]) -> list[Held]:
+        model, settings, gpus = launch.model, launch.settings, launch.gpus
         constants, page = self.constants, self.constants.pool_granularity
         capability = capability_of(gpus[0])
         temporaries = temporary_bytes(model, settings, constants, capability)
         self._temporaries = round_up(temporaries, page)
         loading = round_up(loading_extra(model, settings, constants, capability), page)
         staging = staging_bytes(model, settings, constants)
-        linked = machine.nvlinked(gpus)
+        linked = launch.machine.nvlinked(gpus)
         weights = weight_terms(model, settings, self._temporaries, constants, capability)
         return [
             Held(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import symmetric_buffer
 from turbofit.memory.turbomind.weights import kv_heads_held
@@ -45,10 +44,9 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
         yield f"the vision merger's width does not divide by {tp}"
 
 
-def communicator_problem(
-    model: Model, settings: Settings, exposure: Exposure, machine: Machine, gpus: Sequence[Gpu]
-) -> str | None:
+def communicator_problem(launch: EngineLaunch) -> str | None:
     """Why ``cuda-ipc`` (or ``native``) would abort: no peers, many ranks, a small buffer."""
+    settings, gpus, vision = launch.settings, launch.gpus, launch.model.vision
     if settings.communicator == "nccl" or settings.tp == 1:
         return None
     name = settings.communicator
@@ -56,13 +54,12 @@ def communicator_problem(
         return f"--communicator {name} takes at most {_IPC_RANKS} GPUs"
     for k, a in enumerate(gpus):
         for b in gpus[:k]:
-            if not machine.link(a.index, b.index).peers:
+            if not launch.machine.link(a.index, b.index).peers:
                 pair = f"GPUs {b.index} and {a.index}"
                 return f"--communicator {name} needs peer access, which {pair} lack"
-    vision = model.vision
     if vision is not None and vision.kind != "internvit":
-        needed = exposure.units_per_image * vision.hidden * 2
-        held = symmetric_buffer(model.text, settings)
+        needed = launch.exposure.units_per_image * vision.hidden * 2
+        held = symmetric_buffer(launch.model.text, settings)
         if needed > held:
             return f"--communicator {name}: an image needs {needed} bytes of a buffer of {held}"
     return None

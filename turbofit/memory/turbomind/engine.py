@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from turbofit.core.images import ImageRule
-from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.exposure import Exposure
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.bound import engine_bound
@@ -38,39 +37,18 @@ class Turbomind(Engine):
         self.constants = constants
         self.version = constants.version
 
-    def account(
-        self,
-        model: Model,
-        settings: Settings,
-        gpus: Sequence[Gpu],
-        machine: Machine,
-        exposure: Exposure,
-        margins: Sequence[int],
-        free_at_cache: int | None = None,
-    ) -> AnyAccount:
+    def account(self, launch: EngineLaunch) -> AnyAccount:
         """See :meth:`Engine.account`."""
-        return Account(
-            model, settings, gpus, machine, exposure, self.constants, margins, free_at_cache
-        )
+        return Account(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """See :meth:`Engine.tp_problem`."""
         return constraints.tp_problem(model, tp)
 
-    def settings_problem(self, settings: Settings) -> str | None:
-        """See :meth:`Engine.settings_problem`."""
-        return constraints.settings_problem(settings, self.constants)
-
-    def communicator_problem(
-        self,
-        model: Model,
-        settings: Settings,
-        exposure: Exposure,
-        machine: Machine,
-        gpus: Sequence[Gpu],
-    ) -> str | None:
-        """See :meth:`Engine.communicator_problem`."""
-        return constraints.communicator_problem(model, settings, exposure, machine, gpus)
+    def problem(self, launch: EngineLaunch) -> str | None:
+        """See :meth:`Engine.problem`."""
+        problem = constraints.settings_problem(launch.settings, self.constants)
+        return problem or constraints.communicator_problem(launch)
 
     def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""

@@ -1,0 +1,29 @@
+"""What is asked about: one engine that would be launched with some settings on a group of GPUs."""
+
+from __future__ import annotations
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.model import Model
+from turbofit.core.plan import Settings
+from turbofit.core.struct import Struct
+from turbofit.memory.exposure import Exposure
+
+__all__ = ["EngineLaunch"]
+
+
+class EngineLaunch(Struct):
+    """One engine on one group of GPUs, before it is launched.
+
+    ``gpus`` are the group's, the first one first; ``machine`` tells of the links between them.
+    ``exposure`` is what clients can ask of the vision tower. ``margins`` are bytes to leave free,
+    one for each GPU. ``free_at_cache`` are the bytes that are free when the cache is sized, as a
+    log said: they replace all that is taken before it.
+    """
+
+    model: Model
+    settings: Settings
+    gpus: tuple[Gpu, ...]
+    machine: Machine
+    exposure: Exposure
+    margins: tuple[int, ...] = ()
+    free_at_cache: int | None = None
