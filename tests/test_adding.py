@@ -83,4 +83,4 @@ def test_an_engine_version(tree: Path) -> None:
     told = follow(tree, SECTIONS["An engine version"][0])
     (line,) = (line for line in told.splitlines() if "gemm_workspace" in line)
     assert "67.0" in line  # 35 MiB and the 32 that the recipe added
-    assert "LMDeploy 0.19.0" in told or "0.19" in told
+    assert "newer than" not in told  # it has an account of its own

@@ -10,7 +10,7 @@ from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import Case, usable
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
-from turbofit.memory.legacy.generations import generation_of, is_legacy
+from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.facts import Facts, Mark
     from turbofit.memory.legacy.generations import Generation
+from turbofit.memory.versions import is_legacy
 
 __all__ = ["Blocks", "blocks", "double_start", "legacy_rules"]
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Final
 
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.log import LazyLogger
 from turbofit.launch.runner import module_runner
+from turbofit.memory.versions import REFERENCE, parse
 
 __all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
 
 _LOG: Final = LazyLogger(__name__)
 
 _INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
-#: The oldest that `serve` launches, and the newest whose ledger is known.
+#: The oldest that `serve` launches.
 _OLDEST: Final = (0, 16)
-_NEWEST: Final = (0, 18)
 
 
 class Lmdeploy:
@@ -30,11 +29,11 @@ class Lmdeploy:
     @property
     def warning(self) -> str | None:
         """What is doubtful about its version: another one than the account is for."""
-        if _release(self.version) == _NEWEST:
+        found, planned = _release(self.version), _release(REFERENCE)
+        if found == planned:
             return None
-        known = ".".join(map(str, _NEWEST))
-        how = "newer" if _release(self.version) > _NEWEST else "older"
-        return f"LMDeploy {self.version} is {how} than {known}, which the plan's account is for"
+        how = "newer" if found > planned else "older"
+        return f"LMDeploy {self.version} is {how} than {REFERENCE}, which the plan's account is for"
 
 
 def find_lmdeploy() -> Lmdeploy:
@@ -67,7 +66,7 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
     except PackageError as exc:
         if engine in ("turbomind", "pytorch"):
             raise
-        return Lmdeploy(".".join(map(str, _NEWEST)), ()), exc
+        return Lmdeploy(REFERENCE, ()), exc
 
 
 def check_port(host: str, port: int) -> None:
@@ -122,5 +121,4 @@ def _on_path() -> Lmdeploy | None:
 
 
 def _release(version: str) -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    return (parse(version) or (0, 0, 0))[:2]

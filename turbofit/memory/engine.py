@@ -44,6 +44,8 @@ class Engine(ABC):
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool]
     version: str
+    #: Why its account may not be right for the version that was asked for; None where it is.
+    doubt: str | None = None
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         """What LMDeploy takes where nothing is given, on a GPU of this name."""

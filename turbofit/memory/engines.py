@@ -9,11 +9,13 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model
+from turbofit.memory import versions
 from turbofit.memory.engine import Engine
 from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
-from turbofit.memory.legacy.generations import generation_of, is_legacy
+from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.pytorch.constants import load_constants as load_torch_constants
 from turbofit.memory.pytorch.engine import Pytorch
-from turbofit.memory.turbomind.constants import REFERENCE, load_constants
+from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.model.families.support import engine_problem
 
@@ -51,22 +53,27 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
 
 
 def engine_named(name: str, version: str | None = None) -> Engine:
-    """The engine of a generation of LMDeploy such as ``0.18``.
+    """The engine of a version of LMDeploy such as ``0.18``; its account may be an older one's.
 
     Raises:
         PackageError: turbofit has no account for it.
     """
-    if version and is_legacy(version):
+    if version and versions.is_legacy(version):
         return LegacyTurbomind(version) if name == "turbomind" else LegacyPytorch(version)
-    generation = ".".join((version or REFERENCE).split(".")[:2])
+    known = versions.account_version(name, version) if name in ENGINES else None
+    if known is None:
+        raise PackageError(
+            f"turbofit has no memory account for the {name} engine of LMDeploy"
+            f" {version or versions.REFERENCE}",
+            hint=f"it has them for {' and '.join(ENGINES)} of {versions.REFERENCE}",
+        )
+    engine: Engine
     if name == "turbomind":
-        return Turbomind(load_constants(generation))
-    if name == "pytorch" and generation == REFERENCE:
-        return Pytorch()
-    raise PackageError(
-        f"turbofit has no memory account for the {name} engine of LMDeploy {generation}",
-        hint=f"it has them for {' and '.join(ENGINES)} of {REFERENCE}",
-    )
+        engine = Turbomind(load_constants(known))
+    else:
+        engine = Pytorch(load_torch_constants(known))
+    engine.doubt = versions.doubt(name, version)
+    return engine
 
 
 def fallback_reason(model: Model, asked: str) -> str | None:
@@ -100,11 +107,11 @@ def engine_for(model: Model, asked: str = "auto", version: str | None = None) ->
         UsageError: the engine does not run the model, or none does.
         PackageError: turbofit has no account for the engine.
     """
-    if version and is_legacy(version):
+    if version and versions.is_legacy(version):
         if model.text.delta is not None:
             raise UsageError(
                 f"turbofit has no account of gated delta nets with LMDeploy {version}",
-                hint=f"it has one for the PyTorch engine of {REFERENCE}",
+                hint=f"it has one for the PyTorch engine of {versions.REFERENCE}",
             )
         if model.vision is not None and generation_of(version).vision.runs == "none":
             raise UsageError(

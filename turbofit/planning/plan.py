@@ -14,6 +14,7 @@ from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest, PredictRequest
 from turbofit.planning.resolve import resolve
+from turbofit.tuner.ask import Margin
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.predict import make_prediction
 
@@ -45,7 +46,13 @@ def predict(request: PredictRequest) -> Plan:
         )
     account = engine_for(ask.model, request.engine, request.lmdeploy)
     check_options(account, ask.fixed)
-    return finished(make_prediction(ask, account, request.free_at_cache))
+    made = make_prediction(ask, account, request.free_at_cache)
+    if account.doubt is None:
+        return finished(made)
+    if request.margin is None:
+        ask = replace(ask, margin=Margin(bytes=2 * max(gpu.margin for gpu in made.gpus)))
+        made = make_prediction(ask, account, request.free_at_cache)
+    return finished(replace(made, warnings=(account.doubt, *made.warnings)))
 
 
 def finished(plan: Plan) -> Plan:

@@ -10,12 +10,12 @@ from turbofit.core.errors import PackageError
 from turbofit.memory.legacy.generations import (
     generation_of,
     generations,
-    is_legacy,
     legacy_constants,
     release_on,
     torch_generation_of,
     torch_generations,
 )
+from turbofit.memory.versions import is_legacy
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import legacy_account
 from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
+from turbofit.memory.pytorch.constants import load_constants as load_torch_constants
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
+from turbofit.memory.versions import FIRST_OWN
 
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
 
@@ -34,7 +36,7 @@ class LegacyTurbomind(Turbomind):
     """
 
     def __init__(self, version: str) -> None:
-        super().__init__(load_constants())
+        super().__init__(load_constants(FIRST_OWN))
         self.version = version
         self.generation: Generation = generation_of(version)
 
@@ -92,10 +94,10 @@ class LegacyPytorch(Pytorch):
     """
 
     def __init__(self, version: str) -> None:
-        super().__init__()
+        super().__init__(load_torch_constants(FIRST_OWN))
         self.version = version
         self.generation = torch_generation_of(version)
-        self._turbomind = load_constants()
+        self._turbomind = load_constants(FIRST_OWN)
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         """See :meth:`Engine.defaults`."""

@@ -5,17 +5,16 @@ Data, never branches on a version: what an entry of the file does not say, the e
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
 from turbofit.core.errors import PackageError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
-from turbofit.memory.turbomind.constants import REFERENCE
+from turbofit.memory.versions import FIRST_OWN, is_legacy, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +25,11 @@ __all__ = [
     "TorchGeneration",
     "generation_of",
     "generations",
-    "is_legacy",
     "legacy_constants",
     "release_on",
     "torch_generation_of",
     "torch_generations",
 ]
-
-_NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
-Version = tuple[int, int, int]
 
 
 class CacheRule(Struct, forbid_unknown_fields=True):
@@ -197,20 +192,14 @@ def torch_generation_of(version: str) -> TorchGeneration:
 
 
 def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
-    wanted = _parse(version)
+    wanted = parse(version)
     if wanted is None or not is_legacy(version):
         raise PackageError(
-            f"{version!r} is not a version of LMDeploy before {REFERENCE}",
+            f"{version!r} is not a version of LMDeploy before {FIRST_OWN}",
             hint="write it like 0.6.3",
         )
-    begun = [one for one in known if (_parse(one.first) or (0, 0, 0)) <= wanted]
+    begun = [one for one in known if (parse(one.first) or (0, 0, 0)) <= wanted]
     return begun[-1] if begun else known[0]
-
-
-def is_legacy(version: str) -> bool:
-    """Whether a version is older than the reference, so that this account is meant."""
-    wanted, reference = _parse(version), _parse(REFERENCE)
-    return wanted is not None and reference is not None and wanted < reference
 
 
 @cache
@@ -243,14 +232,7 @@ def legacy_constants() -> LegacyConstants:
 def release_on(day: date) -> str | None:
     """The newest version published on or before a day; None before the first."""
     dated = [(when, version) for version, when in _file()["released"].items() if when <= day]
-    return max(dated, key=lambda one: (one[0], _parse(one[1])), default=(day, None))[1]
-
-
-def _parse(version: str) -> Version | None:
-    match = _NUMBERS.search(version)
-    if match is None:
-        return None
-    return int(match[1]), int(match[2]), int(match[3] or 0)
+    return max(dated, key=lambda one: (one[0], parse(one[1])), default=(day, None))[1]
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import msgspec
 
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
+from turbofit.memory import versions
 
 __all__ = ["PytorchConstants", "load_constants"]
 
@@ -41,8 +42,8 @@ class PytorchConstants(Struct):
 
 
 @cache
-def load_constants(version: str = "0.18") -> PytorchConstants:
-    """The constants of a generation."""
+def load_constants(version: str = versions.REFERENCE) -> PytorchConstants:
+    """The constants of a version with presets of its own, such as ``0.18``."""
     figures = {
         key: entry["value"] if isinstance(entry, dict) else entry
         for key, entry in load_yaml(preset_path("engines", f"pytorch-{version}")).items()

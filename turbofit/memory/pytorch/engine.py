@@ -15,21 +15,25 @@ from turbofit.memory.pytorch import constraints
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.pytorch.constants import load_constants
+from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import weight_classes
 
 __all__ = ["Pytorch"]
 
 
 class Pytorch(Engine):
-    """LMDeploy's engine in Python, on torch and Triton."""
+    """LMDeploy's engine in Python, on torch and Triton.
+
+    Args:
+        constants: the version's figures.
+    """
 
     name: ClassVar[Literal["turbomind", "pytorch"]] = "pytorch"
     encodes_again: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        self.constants = load_constants()
-        self.version = self.constants.version
+    def __init__(self, constants: PytorchConstants) -> None:
+        self.constants = constants
+        self.version = constants.version
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
 
 import msgspec
 
@@ -11,10 +10,9 @@ from turbofit.core.errors import PackageError
 from turbofit.core.model import Quantization
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
+from turbofit.memory import versions
 
-__all__ = ["REFERENCE", "EngineConstants", "PackedFormat", "load_constants"]
-
-REFERENCE: Final = "0.18"
+__all__ = ["EngineConstants", "PackedFormat", "load_constants"]
 
 
 class PackedFormat(Struct):
@@ -65,8 +63,8 @@ class EngineConstants(Struct):
 
 
 @cache
-def load_constants(version: str = REFERENCE) -> EngineConstants:
-    """The constants of a generation such as ``0.18``.
+def load_constants(version: str = versions.REFERENCE) -> EngineConstants:
+    """The constants of a version with presets of its own, such as ``0.18``.
 
     Raises:
         PackageError: turbofit has no account for this generation.
@@ -75,7 +73,7 @@ def load_constants(version: str = REFERENCE) -> EngineConstants:
     if not path.is_file():
         raise PackageError(
             f"turbofit has no memory account for TurboMind {version}",
-            hint=f"use LMDeploy {REFERENCE}",
+            hint=f"use LMDeploy {versions.REFERENCE}",
         )
     figures = {
         key: entry["value"] if isinstance(entry, dict) else entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.cluster import Node
 from turbofit.core.version import __version__
-from turbofit.memory.turbomind.constants import REFERENCE
+from turbofit.memory.versions import REFERENCE
 
 __all__ = ["why_unusable"]
 

@@ -1,0 +1,69 @@
+"""LMDeploy's versions: which one is planned for, and whose account answers for another."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Final
+
+from turbofit.core.presets import presets_dir
+
+__all__ = ["FIRST_OWN", "REFERENCE", "Version", "account_version", "doubt", "is_legacy", "parse"]
+
+Version = tuple[int, int, int]
+
+#: What plans are for where nobody names a version.
+REFERENCE: Final = "0.18"
+#: The first version with presets of its own, ``presets/engines/ENGINE-X.Y.yaml``. Older ones are
+#: entries of ``generations.yaml``, which say what was different from this one: it stays theirs
+#: whatever the reference becomes.
+FIRST_OWN: Final = "0.18"
+
+_NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+def parse(version: str) -> Version | None:
+    """The numbers of a version such as ``0.6``, ``v0.5.2.post1``; None where there are none."""
+    match = _NUMBERS.search(version)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+def is_legacy(version: str) -> bool:
+    """Whether a version is an entry of ``generations.yaml``."""
+    wanted, first = parse(version), parse(FIRST_OWN)
+    return wanted is not None and first is not None and wanted < first
+
+
+def account_version(engine: str, version: str | None = None) -> str | None:
+    """The version whose presets answer for another: its own, or the nearest older one's.
+
+    Args:
+        engine: ``turbomind`` or ``pytorch``.
+        version: LMDeploy's; None is the reference.
+
+    Returns:
+        The version as the presets name it; None where all are newer, or it is no version.
+    """
+    wanted = parse(version or REFERENCE)
+    if wanted is None:
+        return None
+    older = [own for own in _own(engine) if own[0][:2] <= wanted[:2]]
+    return max(older)[1] if older else None
+
+
+def doubt(engine: str, version: str | None) -> str | None:
+    """What is doubtful about a version that another one's account answers for."""
+    own, wanted = account_version(engine, version), parse(version or REFERENCE)
+    if own is None or wanted is None or parse(own) == (*wanted[:2], 0):
+        return None
+    return (
+        f"LMDeploy {version} is newer than {own}, whose memory account this is: margins are doubled"
+    )
+
+
+@cache
+def _own(engine: str) -> tuple[tuple[Version, str], ...]:
+    """The versions with presets of their own."""
+    names = (path.stem for path in (presets_dir() / "engines").glob(f"{engine}-*.yaml"))
+    found = ((parse(name), name.removeprefix(f"{engine}-")) for name in names)
+    return tuple((version, name) for version, name in found if version is not None)
