@@ -1,4 +1,4 @@
-"""Cold wall time of a plan beside hf-mem and accelerate. See README.md."""
+"""Cold time of a plan beside hf-mem and accelerate. See README.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 RUNS = 20
 MODEL = "OpenGVLab/InternVL2-8B"
@@ -108,18 +110,30 @@ def make_whole(file: Path) -> None:
         stream.truncate(8 + length + max(ends))
 
 
-def timed(argv: list[str], env: dict[str, str], runs: int) -> dict[str, float]:
-    """Median and range of wall seconds; the first run warms the file cache and is not counted."""
-    walls = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        child = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        _, errors = child.communicate()
-        walls.append(time.perf_counter() - start)
-        if child.returncode:
-            raise SystemExit(f"{argv}: exit {child.returncode}\n{errors.decode()[-2000:]}")
-    walls = walls[1:]
-    return {"median": statistics.median(walls), "min": min(walls), "max": max(walls)}
+class Times(NamedTuple):
+    """Seconds of some runs of one process."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def timed(jobs: dict[str, list[str]], env: dict[str, str]) -> dict[str, Times]:
+    """All jobs in turn, `RUNS` times; the first round warms the file cache and is not counted."""
+    times = {name: Times([], []) for name in jobs}
+    for _ in range(RUNS + 1):
+        for name, argv in jobs.items():
+            start = time.perf_counter()
+            child = subprocess.Popen(
+                argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            _, status, used = os.wait4(child.pid, 0)
+            wall = time.perf_counter() - start
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode:
+                raise SystemExit(f"{argv}: exit {child.returncode}")
+            times[name].wall.append(wall)
+            times[name].cpu.append(used.ru_utime + used.ru_stime)
+    return {name: Times(one.wall[1:], one.cpu[1:]) for name, one in times.items()}
 
 
 def peak_mb(argv: list[str], env: dict[str, str]) -> float:
@@ -155,31 +169,29 @@ def main() -> None:
             "turbofit plan PRESET": [*plan, "internvl2-8b", *on],
             "turbofit plan FOLDER": [*plan, str(folder), *on],
             "hf-mem": [python, "-c", f"HUB = {hub!r}\n{HF_MEM}", "--model-id", MODEL],
-            "accelerate estimate-memory": [
-                python,
-                "-c",
-                ACCELERATE,
-                "estimate-memory",
-                KNOWN,
-                *LIBRARY,
-            ],
         }
+        if find_spec("accelerate") is not None:
+            jobs["accelerate estimate-memory"] = [
+                python, "-c", ACCELERATE, "estimate-memory", KNOWN, *LIBRARY,
+            ]  # fmt: skip
         env = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": scratch}
-        rows = {name: timed(argv, env, RUNS) for name, argv in jobs.items()}
+        rows = timed(jobs, env)
         sizes = {name: peak_mb(argv, env) for name, argv in jobs.items()}
         server.shutdown()
     report(rows, sizes)
 
 
-def report(rows: dict[str, dict[str, float]], sizes: dict[str, float]) -> None:
-    base = rows["hf-mem"]["median"]
+def report(rows: dict[str, Times], sizes: dict[str, float]) -> None:
+    base = statistics.median(rows["hf-mem"].cpu)
     print(f"medians of {RUNS} cold runs, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
     print()
-    print("| process | median ms | min | max | peak MB | of hf-mem |")
-    print("|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        wall = [f"{row[key] * 1000:.0f}" for key in ("median", "min", "max")]
-        print(f"| {name} | {' | '.join(wall)} | {sizes[name]:.1f} | {row['median'] / base:.2f} |")
+    print("| process | CPU ms | wall ms | min | max | peak MB | CPU of hf-mem |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (wall, cpu) in rows.items():
+        used = statistics.median(cpu)
+        each = [used, statistics.median(wall), min(wall), max(wall)]
+        cells = " | ".join(f"{one * 1000:.0f}" for one in each)
+        print(f"| {name} | {cells} | {sizes[name]:.1f} | {used / base:.2f} |")
 
 
 if __name__ == "__main__":
