@@ -10,11 +10,11 @@ from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
-from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
 from turbofit.memory.legacy.group import GroupAccount
 from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 
 __all__ = ["Forecast", "forecast"]
 
@@ -84,7 +84,7 @@ def forecast(inputs: Inputs) -> Forecast:
             settings=settings,
             gpus=tuple(gpus),
             machine=inputs.machine,
-            exposure=_exposure(inputs),
+            vision_load=_vision_load(inputs),
             margins=tuple(_margin(gpu) for gpu in gpus),
             free_at_cache=None if free is None else int(free * MIB),
         )
@@ -134,7 +134,7 @@ def _settings(inputs: Inputs, defaults: dict[str, object]) -> Settings:
     )
 
 
-def _exposure(inputs: Inputs) -> Exposure:
+def _vision_load(inputs: Inputs) -> VisionLoad:
     """Images as the row asked for them, else one at the checkpoint's own limit."""
     model: Model = inputs.model
     if model.image_rule is None or model.vision is None:
@@ -145,7 +145,7 @@ def _exposure(inputs: Inputs) -> Exposure:
     else:
         found = rule.worst_units(row.tiles)
     images = row.images or 1
-    return Exposure(
+    return VisionLoad(
         units_per_image=found,
         images_per_request=images,
         tokens_per_request=rule.unit_tokens(found) * images,

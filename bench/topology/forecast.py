@@ -13,7 +13,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import known
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
-from turbofit.memory.exposure import NO_IMAGES
+from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
 from turbofit.tuner.rates import Rates, card_of
 from turbofit.tuner.reduce import reduce_of

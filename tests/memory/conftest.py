@@ -9,10 +9,10 @@ import pytest
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants, load_constants
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 
 
@@ -62,10 +62,10 @@ class Case:
 
     def account(self, units: int = 0, **changes: object) -> Account:
         model = resolve_model(self.model)
-        exposure = NO_IMAGES
+        vision_load = NO_IMAGES
         if units:
             assert model.image_rule is not None
-            exposure = Exposure(
+            vision_load = VisionLoad(
                 units_per_image=units,
                 images_per_request=1,
                 tokens_per_request=model.image_rule.unit_tokens(units),
@@ -76,7 +76,7 @@ class Case:
             settings=self.settings(**changes),
             gpus=machine.gpus,
             machine=machine,
-            exposure=exposure,
+            vision_load=vision_load,
             margins=(self.margin * MIB,) * self.tp,
         )
         return Account(launch, load_constants())

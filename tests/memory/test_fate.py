@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import Case, card, machine_of
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import fate_at, fate_without_cache, fates_at
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.source import resolve_model
 
 
@@ -37,13 +37,15 @@ def account_on(total: int, units: int, constants: EngineConstants, **changes: ob
     """InternVL2-8B on a card of so many MiB, 300 used; the context is taken out of ``used``."""
     context = 360
     gpu = card(total=total + context, used=300)
-    exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=units * 256)
+    vision_load = VisionLoad(
+        units_per_image=units, images_per_request=1, tokens_per_request=units * 256
+    )
     launch = EngineLaunch(
         model=resolve_model("internvl2-8b"),
         settings=Case("internvl2-8b").settings(**changes),
         gpus=(gpu,),
         machine=machine_of(1),
-        exposure=exposure,
+        vision_load=vision_load,
         margins=(0,),
     )
     return Account(launch, constants)
@@ -73,13 +75,13 @@ def test_ratio_0_95_dies_in_the_warm_up(bare):
 def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
     """Seen: starts with 98 MiB left; requests of 26 and 32 tiles pass, one of 40 aborts."""
     account = account_on(24268, units, bare, max_batch_size=128)
-    exposure = replace(account.exposure, units_per_forward=units)
+    vision_load = replace(account.vision_load, units_per_forward=units)
     launch = EngineLaunch(
         model=resolve_model("internvl2-8b"),
         settings=account.settings,
         gpus=tuple(account.gpus),
         machine=machine_of(1),
-        exposure=exposure,
+        vision_load=vision_load,
         margins=(0,),
     )
     alone = Account(launch, bare)
@@ -94,7 +96,7 @@ def test_everything_that_follows_is_told_in_order(bare):
         settings=Case("internvl2-26b-awq").settings(dtype="float16"),
         gpus=(gpu,),
         machine=machine_of(1),
-        exposure=Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
+        vision_load=VisionLoad(units_per_image=25, images_per_request=1, tokens_per_request=6400),
         margins=(0,),
     )
     account = Account(launch, bare)

@@ -14,8 +14,8 @@ from turbofit.core.units import MIB, round_up
 from turbofit.machine.source import machine_from
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_named
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.observe.calibration import Card, Observation, learn, phase_rows
 
 CASES = (
@@ -61,7 +61,7 @@ def free_of(one: GpuLedger) -> int:
 def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
     """The same launch on the machine with what was learned."""
     limits, gpus = plan.limits, [machine.gpu(index) for index in plan.parallel.groups[0]]
-    exposure = Exposure(
+    vision_load = VisionLoad(
         units_per_image=limits.units_per_image,
         images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
@@ -73,7 +73,7 @@ def counted(plan: Plan, machine: Machine) -> tuple[GpuLedger, ...]:
             settings=plan.settings,
             gpus=tuple(gpus),
             machine=machine,
-            exposure=exposure,
+            vision_load=vision_load,
             margins=tuple(one.margin for one in plan.gpus),
         )
     )

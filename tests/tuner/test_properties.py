@@ -15,7 +15,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, engine_named
-from turbofit.tuner.ask import Ask, Margin, exposure_of
+from turbofit.tuner.ask import Ask, Margin, vision_load_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.plan import make_plan
@@ -38,8 +38,8 @@ def some_shape(ask: Ask, engine: Engine, index: int) -> Shape:
 
 def judged(ask: Ask, engine: Engine, shape: Shape) -> Judged:
     gpus = [ask.machine.gpu(i) for group in shape.groups for i in group]
-    exposure = exposure_of(ask, ask.own_limit)
-    return judge(ask, shape, dtype_for(ask.model, gpus)[0], exposure, exposure, engine)
+    vision_load = vision_load_of(ask, ask.own_limit)
+    return judge(ask, shape, dtype_for(ask.model, gpus)[0], vision_load, vision_load, engine)
 
 
 def less_used(ask: Ask, freed: int) -> Ask:

@@ -17,7 +17,7 @@ from tests.tuner.conftest import random_ask
 from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.ask import Ask, exposure_of, launch_of
+from turbofit.tuner.ask import Ask, launch_of, vision_load_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.shapes import PREFILL_SIZES
@@ -42,19 +42,19 @@ def every_grouping(indices: tuple[int, ...], tp: int, replicas: int):
             yield (group, *more)
 
 
-def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int, exposure=None):
+def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int, vision_load=None):
     shape = Shape(tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None)
     dtype = dtype_for(ask.model, [ask.machine.gpu(i) for i in groups[0]])[0]
     settings = shape_settings(ask, shape, context, dtype)
-    exposure = exposure or exposure_of(ask, ask.own_limit)
+    vision_load = vision_load or vision_load_of(ask, ask.own_limit)
     for group in groups:
         gpus = sorted((ask.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
-        yield engine.account(launch_of(ask, settings, gpus, exposure))
+        yield engine.account(launch_of(ask, settings, gpus, vision_load))
 
 
 def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
     """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None."""
-    asked = exposure_of(ask, ask.own_limit)
+    asked = vision_load_of(ask, ask.own_limit)
     # Its images and some text are no longer than a request may be.
     if asked.units_per_image and asked.tokens_per_request + min(1024, context // 8) > context:
         return None
@@ -110,9 +110,9 @@ def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
     for part in best.parts if best.fits else ():
         shape, context = part.shape, part.settings.session_len
         asked = replace(ask, fixed={**ask.fixed, "max_batch_size": part.settings.max_batch_size})
-        exposure = replace(part.exposure, units_per_forward=shape.units_per_forward)
+        vision_load = replace(part.vision_load, units_per_forward=shape.units_per_forward)
         prefill = shape.max_prefill_token_num
-        accounts = list(accounts_for(asked, engine, shape.groups, prefill, context, exposure))
+        accounts = list(accounts_for(asked, engine, shape.groups, prefill, context, vision_load))
         ratio = next(r for r in RATIOS if all(a.fits_at(r) for a in accounts))
         assert part.settings.cache_max_entry_count == ratio
         assert part.kv_tokens == min(a.tokens_at(ratio) for a in accounts)
@@ -156,11 +156,11 @@ def test_the_context_is_the_longest_that_the_cache_holds(seed):
     if not found.fits or found.shape.units_per_forward is not None:
         return
     longest = min(ask.model.text.max_position_embeddings, found.shape.longest or 1 << 30)
-    exposure = exposure_of(ask, found.shape.limit)
+    vision_load = vision_load_of(ask, found.shape.limit)
     held = [
         context
         for context in (longest, *range(longest // 1024 * 1024, 0, -1024))
-        if context >= shortest_context(exposure)
+        if context >= shortest_context(vision_load)
         and value_of(ask, TURBOMIND, found.shape.groups, found.shape.max_prefill_token_num, context)
     ]
     if held and found.shape.limit == ask.own_limit:

@@ -9,7 +9,7 @@ import turbofit
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
-from turbofit.memory.exposure import NO_IMAGES, Exposure
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 from turbofit.tuner.rates import card_of, rates
 from turbofit.tuner.reduce import reduce_of
@@ -17,12 +17,12 @@ from turbofit.tuner.throughput import Speed, group_speed, request_tokens, speed_
 from turbofit.tuner.work import work_of
 
 ENGINE = engine_named("turbomind")
-IMAGE = Exposure(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
+IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
 
 
 def speed(
     model: str = "llama-3.1-8b", on: str = "1xrtx4090", kv: int = 10**9, batch: int = 8,
-    asked: Exposure = NO_IMAGES, **settings: object,
+    asked: VisionLoad = NO_IMAGES, **settings: object,
 ) -> Speed:  # fmt: skip
     machine = parse_spec(on)
     given = Settings(tp=len(machine.gpus), max_batch_size=batch, **settings)

@@ -15,7 +15,7 @@ from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.candidates import judge
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.plan import make_plan
@@ -193,7 +193,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         found = search(ask, engine)
     except UsageError:
         return
-    asked = exposure_of(ask, ask.own_limit)
+    asked = vision_load_of(ask, ask.own_limit)
     for one in found.judged:
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue

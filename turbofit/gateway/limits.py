@@ -17,7 +17,7 @@ from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.refusals import Refusal
 from turbofit.memory.engines import engine_named
-from turbofit.memory.exposure import exposure_within
+from turbofit.memory.vision_load import vision_load_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -317,10 +317,10 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """Units in flight where the plan paid for fewer than an engine could bring together."""
     if rule is None or plan.engine.name == "transformers":  # which brings nothing together
         return None
-    exposure = exposure_within(plan.limits)
+    vision_load = vision_load_within(plan.limits)
     engine, gates = engine_named(plan.engine.name), []
     for numbers in plan.unlike_groups():
         own = plan.of_group(numbers[0])
-        if own.limits.units_per_forward < engine.units_bound(rule, exposure, own.settings):
+        if own.limits.units_per_forward < engine.units_bound(rule, vision_load, own.settings):
             gates.append(own.limits.units_per_forward)
     return min(gates, default=None)

@@ -10,8 +10,8 @@ from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Engine", "Traffic", "default_batch_size"]
 
@@ -68,7 +68,7 @@ class Engine(ABC):
         """Why the engine would refuse these options, or die of them; None where it would not."""
 
     @abstractmethod
-    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """The most vision units that the engine can bring together in one forward, never under."""
 
     @abstractmethod

@@ -27,7 +27,7 @@ class Fate(Struct):
 
     @property
     def serves(self) -> bool:
-        """Whether no request within the exposure kills it (the margin may still be short)."""
+        """Whether no request within the vision load kills it (the margin may still be short)."""
         return self.kind in ("serves", "margin")
 
 

@@ -6,7 +6,7 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["EngineLaunch"]
 
@@ -15,15 +15,15 @@ class EngineLaunch(Struct):
     """One engine on one group of GPUs, before it is launched.
 
     ``gpus`` are the group's, the first one first; ``machine`` tells of the links between them.
-    ``exposure`` is what clients can ask of the vision tower. ``margins`` are bytes to leave free,
-    one for each GPU. ``free_at_cache`` are the bytes that are free when the cache is sized, as a
-    log said: they replace all that is taken before it.
+    ``vision_load`` is what clients can ask of the vision tower. ``margins`` are bytes to leave
+    free, one for each GPU. ``free_at_cache`` are the bytes that are free when the cache is sized,
+    as a log said: they replace all that is taken before it.
     """
 
     model: Model
     settings: Settings
     gpus: tuple[Gpu, ...]
     machine: Machine
-    exposure: Exposure
+    vision_load: VisionLoad
     margins: tuple[int, ...] = ()
     free_at_cache: int | None = None

@@ -19,10 +19,10 @@ from turbofit.core.plan import (
     Term,
 )
 from turbofit.memory.calibrated import BUFFERS
-from turbofit.memory.exposure import exposure_within
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.vision_load import vision_load_within
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec
 from turbofit.rehearse.meeting import let_through
@@ -129,7 +129,7 @@ def _gated(plan: Plan, cases: Sequence[TorchCase]) -> Iterator[TorchCase]:
     limits, rule = plan.limits, plan.model.image_rule
     count = None
     if rule is not None:
-        bound = engine_bound(rule, exposure_within(limits), plan.settings)
+        bound = engine_bound(rule, vision_load_within(limits), plan.settings)
         count = let_through(limits, bound)
     one = next((case.request for case in cases if case.name == "vision_request"), None)
     for case in cases:

@@ -6,8 +6,8 @@ from typing import Any
 
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
-from turbofit.memory.exposure import exposure_within
 from turbofit.memory.turbomind.bound import engine_bound
+from turbofit.memory.vision_load import vision_load_within
 from turbofit.rehearse.meeting import let_through, queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
@@ -52,7 +52,7 @@ def _meeting(plan: Plan, one: dict[str, Any]) -> list[dict[str, Any]]:
     """What brings most units together, of what clients may send at once."""
     rule, limits, batch = plan.model.image_rule, plan.limits, plan.settings.max_batch_size
     assert rule is not None
-    bound = engine_bound(rule, exposure_within(limits), plan.settings)
+    bound = engine_bound(rule, vision_load_within(limits), plan.settings)
     count = let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
     if count is not None:
         return [one] * min(batch, count)

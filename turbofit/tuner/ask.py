@@ -12,10 +12,10 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Workload
 from turbofit.core.struct import Struct, known
 from turbofit.core.units import MIB
-from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 
-__all__ = ["Ask", "Margin", "check_limits", "exposure_of", "launch_of"]
+__all__ = ["Ask", "Margin", "check_limits", "launch_of", "vision_load_of"]
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
@@ -97,7 +97,7 @@ class Ask(Struct):
         return msgspec.structs.replace(self, **{self.model.image_rule.limit_name: limit})
 
 
-def exposure_of(ask: Ask, limit: int | None) -> Exposure:
+def vision_load_of(ask: Ask, limit: int | None) -> VisionLoad:
     """What clients can ask of the vision tower under a limit.
 
     A stated image size that gives fewer units than the limit's worst image is what is promised:
@@ -116,7 +116,7 @@ def exposure_of(ask: Ask, limit: int | None) -> Exposure:
     each = rule.worst_units(limit)
     if workload.image_size is not None:
         each = min(each, rule.units(*workload.image_size, limit))
-    return Exposure(
+    return VisionLoad(
         units_per_image=each,
         images_per_request=workload.images,
         tokens_per_request=rule.unit_tokens(each) * workload.images,
@@ -127,7 +127,7 @@ def launch_of(
     ask: Ask,
     settings: Settings,
     gpus: Sequence[Gpu],
-    exposure: Exposure,
+    vision_load: VisionLoad,
     free_at_cache: int | None = None,
 ) -> EngineLaunch:
     """One engine of the asked model on some of the machine's GPUs, with the asked margins."""
@@ -136,7 +136,7 @@ def launch_of(
         settings=settings,
         gpus=tuple(gpus),
         machine=ask.machine,
-        exposure=exposure,
+        vision_load=vision_load,
         margins=tuple(ask.margin_of(gpu) for gpu in gpus),
         free_at_cache=free_at_cache,
     )

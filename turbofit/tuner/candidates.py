@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import fate_at, fate_without_cache
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.sizing import Memo, Shape, Sizer, excess_tokens, most_context
 from turbofit.tuner.throughput import Speed
@@ -30,7 +30,7 @@ class Judged(Struct):
     engine: str
     shape: Shape
     settings: Settings
-    exposure: Exposure
+    vision_load: VisionLoad
     kv_tokens: int
     fits: bool
     score: float = 0.0
@@ -78,13 +78,13 @@ def judge(
     ask: Ask,
     shape: Shape,
     dtype: str,
-    exposure: Exposure,
-    asked: Exposure,
+    vision_load: VisionLoad,
+    asked: VisionLoad,
     engine: Engine,
     memo: Memo | None = None,
 ) -> Judged:
     """Size the context and the ratio of a shape, and score what comes out."""
-    sizer = Sizer(ask, shape, dtype, exposure, engine, memo or Memo())
+    sizer = Sizer(ask, shape, dtype, vision_load, engine, memo or Memo())
     session_len = sizer.session_len()
     accounts = sizer.accounts(session_len)
     settings = accounts[0].settings
@@ -97,7 +97,7 @@ def judge(
         engine=engine.name,
         shape=shape,
         settings=settings,
-        exposure=exposure,
+        vision_load=vision_load,
         kv_tokens=kv_tokens,
         fits=not short,
         short=short,
@@ -116,9 +116,9 @@ def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     if judged.parts:
         worst = max(judged.parts, key=lambda part: part.short)
         return explain(ask, worst, dtype, engine)
-    if excess_tokens(ask, judged.exposure):
-        return too_long(ask, judged.exposure)
-    sizer = Sizer(ask, judged.shape, dtype, judged.exposure, engine, Memo())
+    if excess_tokens(ask, judged.vision_load):
+        return too_long(ask, judged.vision_load)
+    sizer = Sizer(ask, judged.shape, dtype, judged.vision_load, engine, Memo())
     accounts = sizer.named(judged.settings)
     ratio = sizer.ratio(accounts)
     if ratio is None:
@@ -131,19 +131,19 @@ def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     return f"the cache holds {judged.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
 
 
-def too_long(ask: Ask, exposure: Exposure) -> str:
+def too_long(ask: Ask, vision_load: VisionLoad) -> str:
     """Why the images of a request do not go with the context, in words."""
-    count = exposure.images_per_request
+    count = vision_load.images_per_request
     images = "one image" if count == 1 else f"{count} images"
     return (
-        f"{images} of the largest size are {exposure.tokens_per_request:,} tokens, which do not"
+        f"{images} of the largest size are {vision_load.tokens_per_request:,} tokens, which do not"
         f" fit a context of {most_context(ask):,} with text beside them"
     )
 
 
-def score_of(ask: Ask, judged: Judged, asked: Exposure) -> float:
+def score_of(ask: Ask, judged: Judged, asked: VisionLoad) -> float:
     """The goal's value; a shape that serves less than was asked comes after all that serve it."""
-    goal, speeds, exposure = ask.workload.goal, judged.speeds, judged.exposure
+    goal, speeds, vision_load = ask.workload.goal, judged.speeds, judged.vision_load
     if goal == "throughput":
         value = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":
@@ -151,7 +151,7 @@ def score_of(ask: Ask, judged: Judged, asked: Exposure) -> float:
     else:
         value = float(judged.kv_tokens)
     served = (
-        exposure.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
+        vision_load.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
     )
     unasked = judged.shape.units_per_forward is not None and not ask.workload.queue_images
     queued = 1e-6 if unasked else 0.0

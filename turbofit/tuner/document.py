@@ -27,7 +27,7 @@ from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
 from turbofit.memory.account import Account, Outcome
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of
 from turbofit.tuner.links import group_class
 from turbofit.tuner.throughput import request_tokens
@@ -49,7 +49,7 @@ class Parts(Struct):
 
     groups: tuple[tuple[int, ...], ...]
     settings: Settings
-    exposure: Exposure
+    vision_load: VisionLoad
     limit: int | None
     fits: bool
     verdict: str
@@ -66,7 +66,7 @@ def accounts_of(
     ask: Ask,
     settings: Sequence[Settings],
     groups: Sequence[Sequence[int]],
-    exposure: Exposure,
+    vision_load: VisionLoad,
     engine: Engine,
     free_at_cache: int | None = None,
 ) -> tuple[Account, ...]:
@@ -74,7 +74,7 @@ def accounts_of(
     return tuple(
         engine.account(
             launch_of(
-                ask, own, [ask.machine.gpu(index) for index in group], exposure, free_at_cache
+                ask, own, [ask.machine.gpu(index) for index in group], vision_load, free_at_cache
             )
         )
         for own, group in zip(settings, groups, strict=True)
@@ -149,18 +149,18 @@ def _kv(ask: Ask, settings: Settings, outcome: Outcome, total: int, engine: Engi
 
 def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
     """What the gateway holds requests to."""
-    rule, exposure, limit = ask.model.image_rule, parts.exposure, parts.limit
-    images = exposure.images_per_request
-    vision = rule if exposure.units_per_image else None
+    rule, vision_load, limit = ask.model.image_rule, parts.vision_load, parts.limit
+    images = vision_load.images_per_request
+    vision = rule if vision_load.units_per_image else None
     limits = Limits(
         vision_unit=None,
         max_dynamic_patch=None,
         max_pixels_per_image=None,
         images_per_request=images,
-        units_per_image=exposure.units_per_image,
-        units_per_request=exposure.units_per_request,
+        units_per_image=vision_load.units_per_image,
+        units_per_request=vision_load.units_per_request,
         units_per_forward=units_per_forward,
-        image_tokens_per_request=exposure.tokens_per_request,
+        image_tokens_per_request=vision_load.tokens_per_request,
         n=parts.settings.max_batch_size,
         bytes_per_image=_BYTES_PER_IMAGE if images else 0,
         bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
@@ -200,7 +200,7 @@ def verdict_of(
     groups: Sequence[Sequence[int]],
     accounts: Sequence[Account],
     tokens: Sequence[int],
-    exposure: Exposure,
+    vision_load: VisionLoad,
 ) -> str:
     """The words of a plan that fits.
 
@@ -209,11 +209,11 @@ def verdict_of(
         groups: of all engines.
         accounts: of those engines whose cards may be the tightest.
         tokens: what each engine's cache holds.
-        exposure: of the request that is counted.
+        vision_load: of the request that is counted.
     """
     outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
     spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
-    request = request_tokens(exposure)
+    request = request_tokens(vision_load)
     together = sum(held // request for held in tokens)  # none lies in two caches
     requests = "request" if together == 1 else "requests"
     where = " and ".join(group_words(ask, group) for group in groups)

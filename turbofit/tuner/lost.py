@@ -22,7 +22,7 @@ def lost(ask: Ask, best: Judged, other: Judged) -> str:
 
 
 def _figures(ask: Ask, best: Judged, other: Judged) -> str:
-    if other.exposure.units_per_request < best.exposure.units_per_request:
+    if other.vision_load.units_per_request < best.vision_load.units_per_request:
         return "serves smaller images"
     if best.shape.units_per_forward is None and other.shape.units_per_forward is not None:
         return "image requests would queue"

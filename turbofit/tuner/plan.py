@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.candidates import Judged, explain
 from turbofit.tuner.document import (
     Parts,
@@ -41,17 +41,17 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
     """
     found = search(ask, engine)
     best = found.best
-    exposure = replace(best.exposure, units_per_forward=best.shape.units_per_forward)
+    vision_load = replace(best.vision_load, units_per_forward=best.shape.units_per_forward)
     groups = best.shape.groups
     settings = [best.of_group(group).settings for group in groups]
-    accounts = accounts_of(ask, settings, groups, exposure, engine)
+    accounts = accounts_of(ask, settings, groups, vision_load, engine)
     host = host_problem(host_of(ask, accounts, engine))
     fits = best.fits and host is None
     largest = max(accounts, key=lambda account: account.units_per_forward)
     parts = Parts(
         groups=groups,
         settings=best.settings,
-        exposure=exposure,
+        vision_load=vision_load,
         limit=best.shape.limit,
         fits=fits,
         verdict=_verdict(ask, found, accounts, host, engine),
@@ -85,7 +85,7 @@ def _verdict(
     groups = best.shape.groups
     each = [best.of_group(group).kv_tokens for group in groups]
     shown = accounts if best.parts else accounts[:1]
-    return verdict_of(ask, groups, shown, each, best.exposure)
+    return verdict_of(ask, groups, shown, each, best.vision_load)
 
 
 def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]:
@@ -146,7 +146,7 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
                 " encoded again; with a smaller --max-batch-size or --context it waits for the"
                 " first token only"
             )
-    asked = exposure_of(ask, ask.own_limit)
+    asked = vision_load_of(ask, ask.own_limit)
     if asked.units_per_image and found.best.fits:
         yield (
             "requests beyond these limits are not planned for: turbofit serve and"

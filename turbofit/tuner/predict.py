@@ -13,10 +13,10 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.memory.terms import POOL_WARMUP
-from turbofit.tuner.ask import Ask, exposure_of, launch_of
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask, launch_of, vision_load_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
 from turbofit.tuner.links import LinkClass, group_class
@@ -40,15 +40,15 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     groups = _groups(ask, tp, engine)
     gpus = [ask.machine.gpu(index) for index in groups[0]]
     limit = _exposed(ask)
-    exposure = exposure_of(ask, limit)
+    vision_load = vision_load_of(ask, limit)
     if ask.workload.queue_images:
-        exposure = replace(exposure, units_per_forward=exposure.units_per_request)
-    settings = _settings(ask, groups, gpus, exposure, engine)
+        vision_load = replace(vision_load, units_per_forward=vision_load.units_per_request)
+    settings = _settings(ask, groups, gpus, vision_load, engine)
     same = [settings] * len(groups)
-    accounts = accounts_of(ask, same, groups, exposure, engine, free_at_cache)
+    accounts = accounts_of(ask, same, groups, vision_load, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
-    held = _held(ask, exposure, accounts, ratio)
-    if held != exposure:
+    held = _held(ask, vision_load, accounts, ratio)
+    if held != vision_load:
         accounts = accounts_of(ask, same, groups, held, engine, free_at_cache)
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
@@ -57,7 +57,7 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     parts = Parts(
         groups=groups,
         settings=settings,
-        exposure=exposure,
+        vision_load=vision_load,
         limit=limit,
         fits=fate.kind == "serves" and host is None,
         verdict=_verdict(ask, fate, host),
@@ -71,22 +71,24 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     return replace(plan, remedies=_remedies(ask, engine))
 
 
-def _held(ask: Ask, exposure: Exposure, accounts: Sequence[Account], ratio: float) -> Exposure:
+def _held(
+    ask: Ask, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
+) -> VisionLoad:
     """What can meet where the cache is smaller than the context: whole prompts have their blocks.
 
     Never under: the whole region counts, without what its slabs leave over.
     """
     rule = ask.model.image_rule
-    if rule is None or not exposure.units_per_image or not accounts[0].admits_prompts:
-        return exposure
+    if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
+        return vision_load
     if accounts[0].settings.enable_prefix_caching:
-        return exposure  # prompts share the blocks of one picture
+        return vision_load  # prompts share the blocks of one picture
     blocks = max(account.region_at(ratio) // account.block_bytes for account in accounts)
     tokens = blocks * accounts[0].block_tokens
     if tokens <= 0 or tokens >= accounts[0].settings.session_len:
-        return exposure
-    most = exposure.paid(max(exposure.units_per_request, rule.units_within(tokens)))
-    return replace(exposure, units_per_forward=most)
+        return vision_load
+    most = vision_load.budgeted_units(max(vision_load.units_per_request, rule.units_within(tokens)))
+    return replace(vision_load, units_per_forward=most)
 
 
 def _remedies(ask: Ask, engine: Engine) -> tuple[Remedy, ...]:
@@ -143,7 +145,7 @@ def _settings(
     ask: Ask,
     groups: tuple[tuple[int, ...], ...],
     gpus: list[Gpu],
-    exposure: Exposure,
+    vision_load: VisionLoad,
     engine: Engine,
 ) -> Settings:
     """LMDeploy's defaults under what the user set.
@@ -162,7 +164,7 @@ def _settings(
     )
     asked = replace(ask, fixed={**defaults, **ask.fixed})
     settings = shape_settings(asked, shape, context, dtype_for(ask.model, gpus)[0])
-    problem = engine.problem(launch_of(ask, settings, gpus, exposure))
+    problem = engine.problem(launch_of(ask, settings, gpus, vision_load))
     if problem:
         raise UsageError(problem, hint="change the option")
     return settings

@@ -8,7 +8,7 @@ from turbofit.core.words import indices
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.candidates import Judged
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.search import Found
@@ -45,7 +45,7 @@ def reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterato
             "each engine has the settings that serve most on its own card; images and context are"
             " promised once for all of them, as the smallest cache holds them"
         )
-    if best.shape.limit is not None and best.exposure.units_per_image:
+    if best.shape.limit is not None and best.vision_load.units_per_image:
         yield _limit(ask, best)
         yield (
             f"the peak pays for {account.units_per_forward:,} vision units in one forward: "
@@ -118,7 +118,7 @@ def _limit(ask: Ask, best: Judged) -> str:
     if limit == ask.own_limit:
         return f"{name} {limit}: the model's own"
     why = "the largest that can be served"
-    asked = exposure_of(ask, ask.own_limit)
+    asked = vision_load_of(ask, ask.own_limit)
     if excess_tokens(ask, asked):
         count = ask.workload.images
         images = "an image fits" if count == 1 else f"{count} images fit"

@@ -13,7 +13,7 @@ from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.bought import BOUGHT, bought
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.sizing import MIN_TEXT_TOKENS, excess_tokens
@@ -45,7 +45,7 @@ def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
             if result.shape.limit is not None and result.shape.limit != changed.own_limit:
                 effect += f", images lowered to {_limit(changed, result.shape.limit)}"
             fitting.append(Remedy(change=change, effect=effect))
-        elif excess_tokens(changed, result.exposure):
+        elif excess_tokens(changed, result.vision_load):
             continue  # no memory is short: the images are longer than the context
         elif result.short < found.best.short * _WORTH_SAYING:
             effect = f"not enough alone: {format_bytes(result.short)} short"
@@ -85,7 +85,7 @@ def _smaller_workload(ask: Ask) -> Iterator[tuple[str, Ask]]:
     if workload.context is not None:
         shorter = replace(workload, context=None)
         yield "leave --context to what the cache holds", replace(ask, workload=shorter)
-    asked = exposure_of(ask, ask.own_limit)
+    asked = vision_load_of(ask, ask.own_limit)
     excess = excess_tokens(ask, asked)
     if excess:
         each = asked.tokens_per_request // asked.images_per_request
@@ -101,7 +101,7 @@ def _smaller_images(ask: Ask) -> Iterator[tuple[str, Ask]]:
     rule, own = ask.model.image_rule, ask.own_limit
     if rule is None or own is None or own <= 1 or ask.fixed_limit is None:
         return
-    if excess_tokens(ask, exposure_of(ask, own)):
+    if excess_tokens(ask, vision_load_of(ask, own)):
         yield f"leave {rule.limit_option} to turbofit", ask.with_limit(None)
     yield f"{rule.limit_option} {own // 2}", ask.with_limit(own // 2)
 

@@ -16,8 +16,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
-from turbofit.tuner.ask import Ask, exposure_of, launch_of
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask, launch_of, vision_load_of
 from turbofit.tuner.candidates import Judged, judge
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.shapes import no_shape, shapes
@@ -34,7 +34,7 @@ class Found(Struct):
 
     best: Judged
     judged: tuple[Judged, ...]
-    asked: Exposure
+    asked: VisionLoad
 
 
 def search(ask: Ask, engine: Engine) -> Found:
@@ -77,7 +77,7 @@ class _Search:
     def __init__(self, ask: Ask, engine: Engine) -> None:
         self.ask = ask
         self.engine = engine
-        self.asked = exposure_of(ask, ask.own_limit)
+        self.asked = vision_load_of(ask, ask.own_limit)
         self.memo = Memo()
 
     def shapes(self) -> list[Shape]:
@@ -99,15 +99,15 @@ class _Search:
 
     def judge(self, shape: Shape, limit: int | None) -> Judged:
         """A shape under a limit."""
-        exposure = self.asked if limit == self.ask.own_limit else exposure_of(self.ask, limit)
-        if self.ask.workload.queue_images and exposure.units_per_image:
-            shape = replace(shape, units_per_forward=exposure.units_per_request)
+        vision_load = self.asked if limit == self.ask.own_limit else vision_load_of(self.ask, limit)
+        if self.ask.workload.queue_images and vision_load.units_per_image:
+            shape = replace(shape, units_per_forward=vision_load.units_per_request)
         judged = judge_unequal if shape.prefills else judge
         found = judged(
             self.ask,
             replace(shape, limit=limit),
             self._dtype(shape),
-            exposure,
+            vision_load,
             self.asked,
             self.engine,
             self.memo,
@@ -147,7 +147,7 @@ class _Search:
         step, least = rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Judged:
-            units = exposure_of(ask, limit).units_per_request
+            units = vision_load_of(ask, limit).units_per_request
             return self.judge(replace(shape, units_per_forward=units), limit)
 
         best = at(least)

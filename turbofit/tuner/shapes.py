@@ -7,7 +7,7 @@ from itertools import product
 
 from turbofit.core.machine import Gpu
 from turbofit.memory.engine import Engine
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.groups import groupings, kinds, like_groups, mixed_groupings
 from turbofit.tuner.sizing import Shape, shortest_context
@@ -97,7 +97,7 @@ def _tps(ask: Ask, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
 
 def _contexts(ask: Ask) -> tuple[int | None, ...]:
     """The longest that the cache holds, and less where images and nobody's wish are at stake."""
-    asked = exposure_of(ask, ask.own_limit)
+    asked = vision_load_of(ask, ask.own_limit)
     free = ask.workload.context is None and "session_len" not in ask.fixed
     longer = ask.model.text.max_position_embeddings > _ENOUGH_CONTEXT
     enough = shortest_context(asked) <= _ENOUGH_CONTEXT

@@ -14,7 +14,7 @@ from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of
 from turbofit.tuner.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.reduce import reduce_class
@@ -86,9 +86,9 @@ def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Sett
         ) from None
 
 
-def shortest_context(exposure: Exposure) -> int:
+def shortest_context(vision_load: VisionLoad) -> int:
     """The least ``session_len`` that serves the workload's request."""
-    need = exposure.tokens_per_request + MIN_TEXT_TOKENS
+    need = vision_load.tokens_per_request + MIN_TEXT_TOKENS
     return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
 
 
@@ -98,17 +98,17 @@ def most_context(ask: Ask) -> int:
     return fixed if isinstance(fixed, int) else ask.model.text.max_position_embeddings
 
 
-def excess_tokens(ask: Ask, exposure: Exposure) -> int:
+def excess_tokens(ask: Ask, vision_load: VisionLoad) -> int:
     """Tokens by which the images of one request and some text are more than any context here.
 
     What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
     the memory.
     """
-    if not exposure.units_per_image:
+    if not vision_load.units_per_image:
         return 0
     context = most_context(ask)
     text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
-    return max(0, exposure.tokens_per_request + text - context)
+    return max(0, vision_load.tokens_per_request + text - context)
 
 
 class Memo:
@@ -139,7 +139,7 @@ class Sizer:
         ask: Ask,
         shape: Shape,
         dtype: str,
-        exposure: Exposure,
+        vision_load: VisionLoad,
         engine: Engine,
         memo: Memo,
     ) -> None:
@@ -147,7 +147,7 @@ class Sizer:
         self.memo = memo
         self.shape = shape
         self.dtype = dtype
-        self.exposure = replace(exposure, units_per_forward=shape.units_per_forward)
+        self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
         self.engine = engine
         self.groups: list[tuple[Gpu, ...]] = [
             tuple(ask.machine.gpu(index) for index in group) for group in shape.groups
@@ -164,7 +164,7 @@ class Sizer:
         self,
         settings: Settings,
         gpus: tuple[Gpu, ...],
-        asked: Exposure,
+        asked: VisionLoad,
         kv_tokens: int,
         at_once: float | None = None,
     ) -> Speed:
@@ -187,7 +187,7 @@ class Sizer:
         longest = self.ask.model.text.max_position_embeddings
         for most in (self.shape.longest, self.shape.promised):
             longest = longest if most is None else min(longest, most)
-        low = min(shortest_context(self.exposure), longest)
+        low = min(shortest_context(self.vision_load), longest)
         if self._holds(longest):
             return longest
         if not self._holds(low):
@@ -203,7 +203,7 @@ class Sizer:
                 high = middle
         rounded = low // _ROUND_CONTEXT * _ROUND_CONTEXT
         # A round number where it costs little: 3,072 of 4,032 would be a quarter.
-        cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.exposure)
+        cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
         return rounded if cheap else low
 
     def ratio(self, accounts: Sequence[Account]) -> float | None:
@@ -234,7 +234,7 @@ class Sizer:
         if starved:
             return starved
         tokens = self.needed_tokens() - kv_tokens
-        return max(0, tokens, excess_tokens(self.ask, self.exposure)) * first.bytes_per_token
+        return max(0, tokens, excess_tokens(self.ask, self.vision_load)) * first.bytes_per_token
 
     def named(self, settings: Settings) -> list[Account]:
         """The accounts of all groups, each with its own GPUs, for words that name them."""
@@ -246,7 +246,7 @@ class Sizer:
         if self.ask.workload.context is not None:
             return self.ask.workload.context
         fixed = self.ask.fixed.get("session_len")
-        shortest = min(shortest_context(self.exposure), longest)
+        shortest = min(shortest_context(self.vision_load), longest)
         return min(shortest, fixed) if isinstance(fixed, int) else shortest
 
     def _holds(self, session_len: int) -> bool:
@@ -261,12 +261,12 @@ class Sizer:
         )
 
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        return self.engine.account(launch_of(self.ask, settings, gpus, self.exposure))
+        return self.engine.account(launch_of(self.ask, settings, gpus, self.vision_load))
 
     def _remembered(
         self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]
     ) -> Account:
-        whole = (settings, self.exposure, key)
+        whole = (settings, self.vision_load, key)
         if whole not in self.memo.accounts:
             self.memo.accounts[whole] = self._account(settings, gpus)
         return self.memo.accounts[whole]

@@ -14,7 +14,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.rates import Card, Rates, card_of, rates
 from turbofit.tuner.reduce import Reduce, reduce_of
 from turbofit.tuner.work import Work, vision_seconds, work_of
@@ -38,10 +38,10 @@ class Speed(Struct):
     reduce: float
 
 
-def request_tokens(exposure: Exposure) -> int:
+def request_tokens(vision_load: VisionLoad) -> int:
     """Tokens of the workload's request: its images, and the assumed text and answer."""
     figures = rates()
-    return exposure.tokens_per_request + figures.text_tokens + figures.output_tokens
+    return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
 
 
 def group_speed(
@@ -49,7 +49,7 @@ def group_speed(
     settings: Settings,
     machine: Machine,
     gpus: Sequence[Gpu],
-    asked: Exposure,
+    asked: VisionLoad,
     kv_tokens: int,
     engine: Engine,
     at_once: float | None = None,
@@ -95,7 +95,7 @@ def speed_of(
     at_once: float,
     concurrent: float,
     chunk: int,
-    asked: Exposure,
+    asked: VisionLoad,
 ) -> Speed:
     """The forecast of one engine under a closed load.
 

@@ -13,7 +13,7 @@ from math import ceil
 from msgspec.structs import replace
 
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.candidates import Judged, judge, score_of
 from turbofit.tuner.groups import like_groups
@@ -30,13 +30,13 @@ def judge_unequal(
     ask: Ask,
     shape: Shape,
     dtype: str,
-    exposure: Exposure,
-    asked: Exposure,
+    vision_load: VisionLoad,
+    asked: VisionLoad,
     engine: Engine,
     memo: Memo,
 ) -> Judged:
     """Judge a shape with ``prefills``: each set by itself, then all under one context."""
-    return _Unequal(ask, shape, dtype, exposure, asked, engine, memo).judge()
+    return _Unequal(ask, shape, dtype, vision_load, asked, engine, memo).judge()
 
 
 class _Unequal:
@@ -47,13 +47,13 @@ class _Unequal:
         ask: Ask,
         shape: Shape,
         dtype: str,
-        exposure: Exposure,
-        asked: Exposure,
+        vision_load: VisionLoad,
+        asked: VisionLoad,
         engine: Engine,
         memo: Memo,
     ) -> None:
         self.ask, self.shape, self.dtype = ask, shape, dtype
-        self.exposure, self.asked, self.engine, self.memo = exposure, asked, engine, memo
+        self.vision_load, self.asked, self.engine, self.memo = vision_load, asked, engine, memo
         self.sets: tuple[Groups, ...] = like_groups(ask.machine, shape.groups)
 
     def judge(self) -> Judged:
@@ -94,7 +94,7 @@ class _Unequal:
                     prefills=(),
                 ),
                 self.dtype,
-                self.exposure,
+                self.vision_load,
                 self.asked,
                 self.engine,
                 self.memo,
@@ -105,7 +105,7 @@ class _Unequal:
 
     def _curve(self, part: Judged) -> Callable[[float], Speed]:
         """One group's speed with so many requests there, at the cache that the part holds."""
-        sizer = Sizer(self.ask, part.shape, self.dtype, self.exposure, self.engine, self.memo)
+        sizer = Sizer(self.ask, part.shape, self.dtype, self.vision_load, self.engine, self.memo)
         fixed = "max_batch_size" in self.ask.fixed
 
         def speed(there: float) -> Speed:
@@ -128,7 +128,7 @@ class _Unequal:
                 max_prefill_token_num=settings.max_prefill_token_num,
             ),
             settings=settings,
-            exposure=self.exposure,
+            vision_load=self.vision_load,
             kv_tokens=weakest.kv_tokens,
             fits=fits,
             short=max(part.short for part in parts),

@@ -6,7 +6,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Work", "vision_seconds", "work_of"]
 
@@ -67,7 +67,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> Work:
     )
 
 
-def vision_seconds(work: Work, asked: Exposure, passes: int, flops: float) -> float:
+def vision_seconds(work: Work, asked: VisionLoad, passes: int, flops: float) -> float:
     """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
     if not asked.units_per_image:
         return 0.0

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
-from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 
 
-def exposure_of(model, images=1):
+def vision_load_of(model, images=1):
     if model.image_rule is None:
         return NO_IMAGES
     units = model.image_rule.worst_units()
-    return Exposure(
+    return VisionLoad(
         units_per_image=units,
         images_per_request=images,
         tokens_per_request=model.image_rule.unit_tokens(units) * images,
@@ -47,7 +47,7 @@ def account(
         settings=Settings(**{**base, **settings}),
         gpus=tuple(gpus),
         machine=machine,
-        exposure=exposure_of(model),
+        vision_load=vision_load_of(model),
         margins=(0,) * tp,
         free_at_cache=free,
     )

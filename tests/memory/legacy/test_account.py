@@ -159,7 +159,7 @@ def test_native_towers_use_the_reference_account_with_older_figures():
         settings=sample.settings,
         gpus=tuple(machine_gpus),
         machine=parse_spec("a100-80g"),
-        exposure=sample.exposure,
+        vision_load=sample.vision_load,
         margins=(0,),
     )
     made = legacy_account(launch, constants, rules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.memory.legacy.conftest import exposure_of
+from tests.memory.legacy.conftest import vision_load_of
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.machine.spec import parse_spec
@@ -30,7 +30,7 @@ def account(name, version, *, tp=1, on="a100-80g", free=None, images=1, **settin
         settings=Settings(**{**base, **settings}),
         gpus=tuple(gpus),
         machine=machine,
-        exposure=exposure_of(model, images),
+        vision_load=vision_load_of(model, images),
         margins=(0,) * tp,
         free_at_cache=free,
     )

@@ -13,13 +13,13 @@ import pytest
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
-from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.fate import fate_at
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import load_constants
 from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 
 CONSTANTS = load_constants()
@@ -89,11 +89,13 @@ def account(
     name: str = "qwen2-vl-7b", on: str = "1xrtx3090", free: int | None = None, **settings: Any
 ) -> PytorchAccount:
     model, machine = resolve_model(name), machine_from(on)
-    exposure = NO_IMAGES
+    vision_load = NO_IMAGES
     if model.image_rule is not None:
         units = model.image_rule.worst_units()
         tokens = model.image_rule.unit_tokens(units)
-        exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=tokens)
+        vision_load = VisionLoad(
+            units_per_image=units, images_per_request=1, tokens_per_request=tokens
+        )
     gpus = machine.gpus[: settings.get("tp", 1)]
     given = Settings(**{"max_batch_size": 8, **settings})
     launch = EngineLaunch(
@@ -101,7 +103,7 @@ def account(
         settings=given,
         gpus=gpus,
         machine=machine,
-        exposure=exposure,
+        vision_load=vision_load,
         margins=(256 * MIB,) * len(gpus),
         free_at_cache=free,
     )

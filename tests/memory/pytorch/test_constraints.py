@@ -12,7 +12,7 @@ from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.pytorch.terms import capture_sizes
 from turbofit.model.source import resolve_model
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
     ask = Ask(
         model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
     )
-    rule, exposure = ask.model.image_rule, exposure_of(ask, ask.own_limit)
+    rule, vision_load = ask.model.image_rule, vision_load_of(ask, ask.own_limit)
     assert rule is not None
     many = Settings(max_batch_size=8, max_prefill_token_num=8192)
-    assert engine_bound(rule, exposure, many) == 32  # 8192 tokens of 256 each
+    assert engine_bound(rule, vision_load, many) == 32  # 8192 tokens of 256 each
     few = Settings(max_batch_size=8, max_prefill_token_num=1024)
-    assert engine_bound(rule, exposure, few) == 13  # a chunk grows for an image
+    assert engine_bound(rule, vision_load, few) == 13  # a chunk grows for an image
     one = Settings(max_batch_size=1, max_prefill_token_num=8192)
-    assert engine_bound(rule, exposure, one) == 13
+    assert engine_bound(rule, vision_load, one) == 13
 
 
 def test_ray_refuses_expandable_segments() -> None:

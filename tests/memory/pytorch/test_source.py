@@ -10,7 +10,6 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
-from turbofit.memory.exposure import NO_IMAGES, Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
@@ -19,6 +18,7 @@ from turbofit.memory.pytorch.constants import PytorchConstants, load_constants
 from turbofit.memory.pytorch.constraints import settings_problem
 from turbofit.memory.pytorch.environment import environment, segments
 from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model
 
@@ -35,7 +35,7 @@ def account(model: Model, gpu: Gpu, **changes: object) -> PytorchAccount:
         settings=settings,
         gpus=(gpu,),
         machine=machine_of(1),
-        exposure=NO_IMAGES,
+        vision_load=NO_IMAGES,
         margins=(256 * MIB,),
     )
     return PytorchAccount(launch, load_constants())
@@ -159,9 +159,11 @@ def test_pages_that_meet_are_padded_to_the_planned_limit(crops):
     """Phi-3.5's smallest page is 313 tokens, and as many tiles as any."""
     rule = resolve_model("phi-3.5-vision").image_rule
     assert rule is not None
-    exposure = Exposure(units_per_image=crops + 1, images_per_request=1, tokens_per_request=2509)
+    vision_load = VisionLoad(
+        units_per_image=crops + 1, images_per_request=1, tokens_per_request=2509
+    )
     settings = Settings(max_batch_size=128, session_len=8192, max_prefill_token_num=8192)
-    assert engine_bound(rule, exposure, settings) == 8192 // 313 * (crops + 1)
+    assert engine_bound(rule, vision_load, settings) == 8192 // 313 * (crops + 1)
 
 
 def test_cogvlm_gathers_the_tokens_of_each_set_of_layers(constants):
@@ -180,7 +182,7 @@ def test_a_long_image_lets_as_many_small_ones_meet_in_its_chunks():
     met = [
         engine_bound(
             rule,
-            Exposure(
+            VisionLoad(
                 units_per_image=17, images_per_request=images, tokens_per_request=2509 * images
             ),
             settings,

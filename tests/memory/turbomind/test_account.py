@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.core.units import MIB
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind.account import Account
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.source import resolve_model
 
 MODELS = ["internvl2-8b", "internvl2-8b-awq", "qwen2-vl-7b", "internvl2-2b", "qwen2-vl-2b"]
@@ -47,14 +47,16 @@ def test_a_ledger_adds_up(model, ratio):
 @settings(max_examples=120, deadline=None)
 def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, units):
     gpu = card(total=total, used=used)
-    exposure = Exposure(units_per_image=units, images_per_request=1, tokens_per_request=units * 256)
+    vision_load = VisionLoad(
+        units_per_image=units, images_per_request=1, tokens_per_request=units * 256
+    )
     case = Case(model)
     launch = EngineLaunch(
         model=resolve_model(model),
         settings=case.settings(max_prefill_token_num=prefill, max_batch_size=batch),
         gpus=(gpu,),
         machine=machine_of(1),
-        exposure=exposure,
+        vision_load=vision_load,
         margins=(256 * MIB,),
     )
     account = Account(launch, load_constants())
@@ -109,7 +111,7 @@ def test_the_fullest_gpu_of_a_group_decides_the_cache():
         settings=Case("internvl2-8b", 2).settings(),
         gpus=tuple(gpus),
         machine=machine,
-        exposure=Exposure(units_per_image=13, images_per_request=1, tokens_per_request=3328),
+        vision_load=VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=3328),
         margins=(0, 0),
     )
     account = Account(launch, load_constants())
@@ -128,7 +130,7 @@ def test_free_at_cache_replaces_everything_before_it():
         settings=Case("internvl2-8b", 4).settings(),
         gpus=machine.gpus,
         machine=machine,
-        exposure=Exposure(units_per_image=25, images_per_request=1, tokens_per_request=6400),
+        vision_load=VisionLoad(units_per_image=25, images_per_request=1, tokens_per_request=6400),
         margins=(0,) * 4,
         free_at_cache=2780 * MIB,
     )

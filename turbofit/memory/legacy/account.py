@@ -56,9 +56,9 @@ class LegacyAccount(GroupAccount):
         self, launch: EngineLaunch, constants: EngineConstants, generation: Generation
     ) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        exposure, free_at_cache = launch.exposure, launch.free_at_cache
-        self.generation, self.exposure, self.constants = generation, exposure, constants
-        self._terms = terms = LegacyTerms(model, settings, gpus, exposure, constants, generation)
+        vision_load, free_at_cache = launch.vision_load, launch.free_at_cache
+        self.generation, self.vision_load, self.constants = generation, vision_load, constants
+        self._terms = terms = LegacyTerms(model, settings, gpus, vision_load, constants, generation)
         ranks = range(len(gpus))
         if free_at_cache is None:
             before = [terms.before(i, launch.machine) for i in ranks]

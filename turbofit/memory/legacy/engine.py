@@ -8,7 +8,6 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import legacy_account
 from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
@@ -19,6 +18,7 @@ from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
 from turbofit.memory.versions import FIRST_OWN
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
 
@@ -60,11 +60,11 @@ class LegacyTurbomind(Turbomind):
             return super().problem(launch)
         return constraints.communicator_problem(launch)
 
-    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """A tower under torch runs one image at a time."""
         if self.generation.vision.runs == "native":
-            return super().units_bound(rule, exposure, settings)
-        return exposure.units_per_image
+            return super().units_bound(rule, vision_load, settings)
+        return vision_load.units_per_image
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int

@@ -51,17 +51,17 @@ class LegacyTorchAccount(GroupAccount):
         self, launch: EngineLaunch, constants: EngineConstants, generation: TorchGeneration
     ) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        exposure, free_at_cache = launch.exposure, launch.free_at_cache
+        vision_load, free_at_cache = launch.vision_load, launch.free_at_cache
         self.generation, self.constants = generation, constants
-        self._model, self._exposure, self._settings = model, exposure, settings
+        self._model, self._vision_load, self._settings = model, vision_load, settings
         self._block = block_bytes(model.text, settings)
         if free_at_cache is None:
             before = [self._terms_before(i, gpus, launch.machine) for i in range(len(gpus))]
         else:
             before = [(given(gpu, free_at_cache),) for gpu in gpus]
-        units = exposure.units_per_image if model.vision is not None else 0
+        units = vision_load.units_per_image if model.vision is not None else 0
         if generation.tower == "engine":  # all images of a request meet in one forward
-            units *= exposure.images_per_request
+            units *= vision_load.images_per_request
         super().__init__(
             settings,
             gpus,
@@ -194,8 +194,12 @@ class LegacyTorchAccount(GroupAccount):
     def _first(self) -> Term:
         """What the first image at the checkpoint's own limit leaves in torch's pool."""
         rule, tokens, units = self._model.image_rule, 0, 0
-        if rule is not None and self._exposure.units_per_image and self._model.vision is not None:
-            units = min(rule.worst_units(), self._exposure.units_per_image)
+        if (
+            rule is not None
+            and self._vision_load.units_per_image
+            and self._model.vision is not None
+        ):
+            units = min(rule.worst_units(), self._vision_load.units_per_image)
             tokens = rule.unit_tokens(units) + _PROMPT
         size = self._forward(tokens, 1) + self._tower(units, flash=True) if tokens else 0
         return Term(
@@ -208,11 +212,11 @@ class LegacyTorchAccount(GroupAccount):
 
     def _cases(self, units: int) -> tuple[Term, ...]:
         """Torch's pool in each worst case."""
-        settings, exposure = self._settings, self._exposure
+        settings, vision_load = self._settings, self._vision_load
         text = self._forward(settings.max_prefill_token_num, settings.max_batch_size)
         cases = [("text_prefill", text, "longest prompts fill a forward")]
         if units:
-            prompt = exposure.tokens_per_request + _PROMPT
+            prompt = vision_load.tokens_per_request + _PROMPT
             # The checkpoint's own code decides in the front end: an upper end without flash.
             flash = self.generation.tower == "engine"
             request = self._forward(prompt, 1) + self._tower(units, flash=flash)

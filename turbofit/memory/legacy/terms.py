@@ -11,7 +11,6 @@ from turbofit.core.machine import Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Term
 from turbofit.core.units import HALF, round_up
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.legacy.buffers import legacy_buffers
 from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation, legacy_constants
@@ -20,6 +19,7 @@ from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.terms import POOL_WARMUP, capability_of, transients
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["LegacyTerms"]
 
@@ -35,12 +35,12 @@ class LegacyTerms:
         model: Model,
         settings: Settings,
         gpus: Sequence[Gpu],
-        exposure: Exposure,
+        vision_load: VisionLoad,
         constants: EngineConstants,
         generation: Generation,
     ) -> None:
         self._model, self._settings, self._gpus = model, settings, tuple(gpus)
-        self._exposure, self._constants = exposure, constants
+        self._vision_load, self._constants = vision_load, constants
         self._generation, self._legacy = generation, legacy_constants()
         self._page = constants.pool_granularity
         self._forward = LegacyForward(model, settings, generation, constants, self._legacy)
@@ -62,7 +62,7 @@ class LegacyTerms:
         """Units of one torch forward: these servers encode one image at a time."""
         if self._model.image_rule is None or self._model.vision is None:
             return 0
-        return self._exposure.paid(self._exposure.units_per_image)
+        return self._vision_load.budgeted_units(self._vision_load.units_per_image)
 
     def before(self, i: int, machine: Machine) -> tuple[Term, ...]:
         """Everything of one GPU that is not free when the cache is sized."""
@@ -184,7 +184,7 @@ class LegacyTerms:
             ("sampling", batch, f"{rows} rows with top_k=0"),
         ]
         if self.units_per_forward:
-            prompt = self._exposure.tokens_per_request + _PROMPT
+            prompt = self._vision_load.tokens_per_request + _PROMPT
             request = forward.pool(min(forward.tokens, prompt), prompt) + image
             cases.append(("vision_request", request, f"{self.units_per_forward} units, one image"))
             cases.append(("vision_forward", batch + image, "an image beside the longest prompts"))

@@ -52,16 +52,18 @@ class PytorchAccount(Account):
 
     def __init__(self, launch: EngineLaunch, constants: PytorchConstants) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        exposure = launch.exposure
+        vision_load = launch.vision_load
         self.constants = constants
         self._block_bytes = block_bytes(model.text, settings)
         self._runtime = runtime_bytes(model.text, settings)
         self._state = state_bytes(model.text, settings)
         work = Activations(model, settings, constants)
         units = 0
-        if model.image_rule is not None and exposure.units_per_image:
-            units = exposure.paid(engine_bound(model.image_rule, exposure, settings))
-        transients = transient_terms(model, work, settings, exposure, units, constants)
+        if model.image_rule is not None and vision_load.units_per_image:
+            units = vision_load.budgeted_units(
+                engine_bound(model.image_rule, vision_load, settings)
+            )
+        transients = transient_terms(model, work, settings, vision_load, units, constants)
         linked = launch.machine.nvlinked(gpus)
         capability = capability_of(gpus[0])
         weights = weight_terms(model, settings, capability, constants)

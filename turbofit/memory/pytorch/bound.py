@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Settings
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["engine_bound"]
 
 
-def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
     """The units of all images that can meet, never under.
 
     Whole prompts join a prefill while their tokens stay within ``max_prefill_token_num``; a longer
@@ -18,10 +18,10 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     encoded once, and images meet by their tokens only. Source: LMDeploy
     pytorch/paging/prefill_scheduler.py, long_context.py.
     """
-    each, tokens = exposure.units_per_image, settings.max_prefill_token_num
-    longest = exposure.tokens_per_request // max(1, exposure.images_per_request)
+    each, tokens = vision_load.units_per_image, settings.max_prefill_token_num
+    longest = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
     joined = rule.units_within(tokens, padded=each)
     chunk = rule.units_within(max(tokens, longest), padded=each)
-    alone = max(each, min(chunk, exposure.units_per_request))
-    by_batch = settings.max_batch_size * exposure.units_per_request
+    alone = max(each, min(chunk, vision_load.units_per_request))
+    by_batch = settings.max_batch_size * vision_load.units_per_request
     return min(max(alone, joined), by_batch)

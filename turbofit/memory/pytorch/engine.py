@@ -9,7 +9,6 @@ from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch import constraints
 from turbofit.memory.pytorch.account import PytorchAccount
@@ -17,6 +16,7 @@ from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.cache import block_bytes
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Pytorch"]
 
@@ -48,9 +48,9 @@ class Pytorch(Engine):
         problem = constraints.settings_problem(launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
-    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""
-        return engine_bound(rule, exposure, settings)
+        return engine_bound(rule, vision_load, settings)
 
     def block_bytes(self, model: Model, settings: Settings) -> int:
         """See :meth:`Engine.block_bytes`."""

@@ -8,13 +8,13 @@ from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
 from turbofit.memory.terms import HOPPER, POOL_WARMUP, capability_of, term, transients
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "before_terms",
@@ -142,7 +142,7 @@ def transient_terms(
     model: Model,
     work: Activations,
     settings: Settings,
-    exposure: Exposure,
+    vision_load: VisionLoad,
     units_per_forward: int,
     constants: PytorchConstants,
 ) -> tuple[Term, ...]:
@@ -164,9 +164,9 @@ def transient_terms(
          f"{settings.max_batch_size} rows with top_k=0"),
     ]  # fmt: skip
     rule = model.image_rule
-    if rule is not None and exposure.units_per_image:
+    if rule is not None and vision_load.units_per_image:
         # An image is never cut: a chunk grows to hold the longest one.
-        image = exposure.tokens_per_request // max(1, exposure.images_per_request)
+        image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
         tokens = max(prompt, image)
         forward = Prefill(
             tokens=tokens, context=context, units=units_per_forward, sequences=sequences

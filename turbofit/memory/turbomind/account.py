@@ -47,16 +47,20 @@ class Account(AnyAccount):
 
     def __init__(self, launch: EngineLaunch, constants: EngineConstants) -> None:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
-        exposure = launch.exposure
+        vision_load = launch.vision_load
         self.constants = constants
-        self.exposure = exposure
+        self.vision_load = vision_load
         self.shape = cache_shape(model.text, settings, constants)
         units = 0
-        if model.image_rule is not None and exposure.units_per_image:
-            units = exposure.paid(engine_bound(model.image_rule, exposure, settings))
+        if model.image_rule is not None and vision_load.units_per_image:
+            units = vision_load.budgeted_units(
+                engine_bound(model.image_rule, vision_load, settings)
+            )
         fuses = capability_of(gpus[0], unknown=FUSES_NOTHING)
         pool = PoolModel(model, settings, constants, fuses)
-        transients = transient_terms(pool, model.image_rule, settings, exposure, units, constants)
+        transients = transient_terms(
+            pool, model.image_rule, settings, vision_load, units, constants
+        )
         buffers = [tuple(buffer_terms(model, settings, gpu, constants)) for gpu in gpus]
         self._temporaries = 0
         if launch.free_at_cache is not None:

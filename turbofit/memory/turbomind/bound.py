@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Settings
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.turbomind.pool import forward_tokens
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["engine_bound"]
 
 
-def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+def engine_bound(rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
     """The most units that TurboMind can bring together in one forward, never under.
 
     An image is encoded whole in every forward that schedules at least one of its tokens. Four
@@ -23,9 +23,9 @@ def engine_bound(rule: ImageRule, exposure: Exposure, settings: Settings) -> int
     Source: LMDeploy's scheduler, context_token_resource.h and the encoders' Setup.
     """
     by_context = rule.units_within(settings.session_len)
-    by_batch = settings.max_batch_size * exposure.units_per_request
+    by_batch = settings.max_batch_size * vision_load.units_per_request
     bound = by_context
     if not settings.enable_prefix_caching:
         inside = max(0, forward_tokens(settings) - 2)
-        bound = min(bound, rule.units_within(inside) + 2 * exposure.units_per_image)
-    return min(max(exposure.units_per_image, bound), by_batch)
+        bound = min(bound, rule.units_within(inside) + 2 * vision_load.units_per_image)
+    return min(max(vision_load.units_per_image, bound), by_batch)

@@ -58,7 +58,7 @@ def communicator_problem(launch: EngineLaunch) -> str | None:
                 pair = f"GPUs {b.index} and {a.index}"
                 return f"--communicator {name} needs peer access, which {pair} lack"
     if vision is not None and vision.kind != "internvit":
-        needed = launch.exposure.units_per_image * vision.hidden * 2
+        needed = launch.vision_load.units_per_image * vision.hidden * 2
         held = symmetric_buffer(launch.model.text, settings)
         if needed > held:
             return f"--communicator {name}: an image needs {needed} bytes of a buffer of {held}"

@@ -9,7 +9,6 @@ from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account as AnyAccount
 from turbofit.memory.engine import Engine, Traffic
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.account import Account
@@ -19,6 +18,7 @@ from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.loading import host_memory
 from turbofit.memory.turbomind.terms import warmup_tokens
 from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Turbomind"]
 
@@ -50,9 +50,9 @@ class Turbomind(Engine):
         problem = constraints.settings_problem(launch.settings, self.constants)
         return problem or constraints.communicator_problem(launch)
 
-    def units_bound(self, rule: ImageRule, exposure: Exposure, settings: Settings) -> int:
+    def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""
-        return engine_bound(rule, exposure, settings)
+        return engine_bound(rule, vision_load, settings)
 
     def block_bytes(self, model: Model, settings: Settings) -> int:
         """See :meth:`Engine.block_bytes`."""

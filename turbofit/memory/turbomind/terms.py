@@ -14,12 +14,12 @@ from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.terms import HOPPER, POOL_WARMUP, capability_of, term, transients
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.weights import weight_classes
+from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [
     "FUSES_NOTHING",
@@ -148,7 +148,7 @@ def transient_terms(
     pool: PoolModel,
     rule: ImageRule | None,
     settings: Settings,
-    exposure: Exposure,
+    vision_load: VisionLoad,
     units_per_forward: int,
     constants: EngineConstants,
 ) -> tuple[Term, ...]:
@@ -166,9 +166,9 @@ def transient_terms(
         ("text_prefill", text, "longest prompts fill a forward"),
         ("sampling", sampling, f"{rows} rows with top_k=0"),
     ]
-    if rule is not None and exposure.units_per_image:
-        units = exposure.units_per_request
-        prompt = exposure.tokens_per_request + constants.kv_flatten_pad_tokens
+    if rule is not None and vision_load.units_per_image:
+        units = vision_load.units_per_request
+        prompt = vision_load.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
         name = rule.units_name

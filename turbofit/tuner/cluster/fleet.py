@@ -12,7 +12,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.cluster.kinds import Kind
 from turbofit.tuner.cluster.rebase import Rebase
@@ -53,7 +53,7 @@ class Fleet:
 
     def __init__(self, base: Ask, kinds: Sequence[Kind], engine: str) -> None:
         self.base, self.kinds, self.engine = base, tuple(kinds), engine
-        self.asked = exposure_of(base, base.own_limit)
+        self.asked = vision_load_of(base, base.own_limit)
         self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
         self.errors: list[TurbofitError] = []
         self._made: dict[tuple[int, int, Promise], Tried] = {}

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import FALLBACK
-from turbofit.tuner.ask import exposure_of
+from turbofit.tuner.ask import vision_load_of
 from turbofit.tuner.cluster.fleet import Fleet, Promise
 from turbofit.tuner.share import share_out
 
@@ -140,7 +140,7 @@ def _served(fleet: Fleet, limit: int | None) -> float:
     asked = fleet.asked.units_per_request
     if limit is None or not asked:
         return 1.0
-    return exposure_of(fleet.base, limit).units_per_request / asked
+    return vision_load_of(fleet.base, limit).units_per_request / asked
 
 
 def _value(fleet: Fleet, plans: dict[int, Plan], shares: dict[int, float]) -> float:

@@ -13,8 +13,8 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import known
 from turbofit.memory.engines import FALLBACK, engine_named
-from turbofit.memory.exposure import exposure_within
 from turbofit.memory.fate import fate_at
+from turbofit.memory.vision_load import vision_load_within
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.document import (
     Parts,
@@ -61,8 +61,8 @@ class Rebase:
         ask, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
         groups, limits = plan.parallel.groups, plan.limits
         own = [one.settings for one in plan.by_group] or [plan.settings] * len(groups)
-        exposure = exposure_within(limits)
-        forward = replace(exposure, units_per_forward=limits.units_per_forward)
+        vision_load = vision_load_within(limits)
+        forward = replace(vision_load, units_per_forward=limits.units_per_forward)
         accounts = accounts_of(ask, own, groups, forward, engine)
         ratios = [one.settings.cache_max_entry_count for one in accounts]
         pairs = list(zip(accounts, ratios, strict=True))
@@ -76,10 +76,10 @@ class Rebase:
         parts = Parts(
             groups=groups,
             settings=plan.settings,
-            exposure=forward,
+            vision_load=forward,
             limit=limits.image_limit,
             fits=True,
-            verdict=verdict_of(ask, groups, accounts, tokens, exposure),
+            verdict=verdict_of(ask, groups, accounts, tokens, vision_load),
             parallel_reason=plan.parallel.reason,
             at_once=tuple(one.at_once for one in plan.by_group),
         )

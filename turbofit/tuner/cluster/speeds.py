@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import FALLBACK, engine_named
-from turbofit.memory.exposure import Exposure
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.rates import Card, card_of, rates
 from turbofit.tuner.reduce import Reduce, reduce_of
 from turbofit.tuner.throughput import Speed, request_tokens, speed_of
@@ -44,7 +44,7 @@ class NodeSpeed:
         fixed_batch: ``max_batch_size`` is the user's, else it follows the requests.
     """
 
-    def __init__(self, plan: Plan, asked: Exposure, *, fixed_batch: bool) -> None:
+    def __init__(self, plan: Plan, asked: VisionLoad, *, fixed_batch: bool) -> None:
         self._asked, self._fixed = asked, fixed_batch
         known = plan.engine.name != FALLBACK
         self._likes: Counter[_Like] = Counter(_likes(plan) if known else ())

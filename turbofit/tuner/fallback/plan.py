@@ -50,7 +50,7 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
     parts = Parts(
         groups=tuple(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts),
         settings=settings,
-        exposure=chosen.exposure,
+        vision_load=chosen.vision_load,
         limit=chosen.limit,
         fits=chosen.fits and problem is None,
         verdict=verdict(ask, chosen, problem),
@@ -193,7 +193,7 @@ def _reasons(ask: Ask, chosen: Chosen, settings: Settings, reason: str) -> Itera
             "attention is charged with the matrix of all pairs of tokens: torch has no other "
             "kernel for grouped heads on cards before Ampere"
         )
-    if chosen.limit is not None and chosen.exposure.units_per_image:
+    if chosen.limit is not None and chosen.vision_load.units_per_image:
         own = ask.own_limit
         said = "the model's own" if chosen.limit == own else f"lowered from {own} to what fits"
         if ask.fixed_limit is not None:

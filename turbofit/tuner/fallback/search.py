@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import Struct, known
-from turbofit.memory.exposure import Exposure
 from turbofit.memory.transformers.account import Account, Load, Placement
-from turbofit.tuner.ask import Ask, exposure_of
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
 from turbofit.tuner.sizing import excess_tokens, shortest_context
@@ -39,20 +39,20 @@ class Chosen:
         self,
         accounts: Sequence[Account],
         placement: Placement,
-        exposure: Exposure,
+        vision_load: VisionLoad,
         limit: int | None,
         session_len: int,
         *,
         fits: bool,
     ) -> None:
         self.accounts, self.placement = tuple(accounts), placement
-        self.exposure, self.limit, self.session_len = exposure, limit, session_len
+        self.vision_load, self.limit, self.session_len = vision_load, limit, session_len
         self.fits = fits
 
     @property
     def load(self) -> Load:
         """The request that the account pays for."""
-        return load_of(self.exposure, self.session_len)
+        return load_of(self.vision_load, self.session_len)
 
 
 class _Shape(Struct):
@@ -61,9 +61,11 @@ class _Shape(Struct):
     groups: tuple[tuple[int, ...], ...]
 
 
-def load_of(exposure: Exposure, tokens: int) -> Load:
+def load_of(vision_load: VisionLoad, tokens: int) -> Load:
     """The worst request of so many tokens."""
-    return Load(tokens=tokens, images=exposure.images_per_request, units=exposure.units_per_request)
+    return Load(
+        tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
+    )
 
 
 def search(ask: Ask) -> Chosen:
@@ -75,17 +77,17 @@ def search(ask: Ask) -> Chosen:
     _check(ask)
     ask = _held(ask)
     every: list[int | None] = list(_limits(ask))
-    limits = [limit for limit in every if not excess_tokens(ask, exposure_of(ask, limit))]
+    limits = [limit for limit in every if not excess_tokens(ask, vision_load_of(ask, limit))]
     shapes = list(_shapes(ask))
     for limit in limits:
-        exposure = exposure_of(ask, limit)
+        vision_load = vision_load_of(ask, limit)
         for shape in shapes:
-            found = _on_gpus(ask, shape, exposure, limit)
+            found = _on_gpus(ask, shape, vision_load, limit)
             if found is not None:
                 return found
     largest = shapes[-1]
     for limit in limits:
-        found = _offloading(ask, largest, exposure_of(ask, limit), limit)
+        found = _offloading(ask, largest, vision_load_of(ask, limit), limit)
         if found is not None:
             return found
     return _closest(ask, largest, every[-1])
@@ -111,7 +113,7 @@ def _held(ask: Ask) -> Ask:
     rule, size, own = ask.model.image_rule, ask.workload.image_size, ask.own_limit
     if rule is None or size is None or own is None:
         return ask
-    promised = exposure_of(ask, own).units_per_image
+    promised = vision_load_of(ask, own).units_per_image
     whole = replace(ask, workload=replace(ask.workload, image_size=None))
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
     if limit is None or limit >= own:
@@ -122,7 +124,7 @@ def _held(ask: Ask) -> Ask:
 def _limits(ask: Ask) -> Iterator[int | None]:
     """Image limits worth trying; one that the user set is not changed."""
     rule, own = ask.model.image_rule, ask.own_limit
-    if rule is None or own is None or exposure_of(ask, own).units_per_image == 0:
+    if rule is None or own is None or vision_load_of(ask, own).units_per_image == 0:
         yield None
         return
     if ask.fixed_limit is not None:
@@ -131,7 +133,7 @@ def _limits(ask: Ask) -> Iterator[int | None]:
     steps = rule.lower_limits(_HALVES) if rule.varies_by_limit else (own,)
     seen = -1
     for limit in steps:
-        units = exposure_of(ask, limit).units_per_image
+        units = vision_load_of(ask, limit).units_per_image
         if units != seen:
             yield limit
         seen = units
@@ -208,30 +210,30 @@ def _wanted(ask: Ask) -> int | None:
     return fixed if isinstance(fixed, int) else None
 
 
-def _shortest(ask: Ask, exposure: Exposure) -> int:
+def _shortest(ask: Ask, vision_load: VisionLoad) -> int:
     wanted = _wanted(ask)
     if wanted is not None:
         return wanted
-    return min(shortest_context(exposure), ask.model.text.max_position_embeddings)
+    return min(shortest_context(vision_load), ask.model.text.max_position_embeddings)
 
 
-def _on_gpus(ask: Ask, shape: _Shape, exposure: Exposure, limit: int | None) -> Chosen | None:
+def _on_gpus(ask: Ask, shape: _Shape, vision_load: VisionLoad, limit: int | None) -> Chosen | None:
     accounts = _accounts(ask, shape)
-    tightest, tokens = _tightest(accounts), _shortest(ask, exposure)
-    if not holds(tightest, load_of(exposure, tokens)):
+    tightest, tokens = _tightest(accounts), _shortest(ask, vision_load)
+    if not holds(tightest, load_of(vision_load, tokens)):
         return None
     if _wanted(ask) is None:
-        tokens = _longest(ask, tightest, exposure, tokens)
-    placement = place_all(tightest, load_of(exposure, tokens))
+        tokens = _longest(ask, tightest, vision_load, tokens)
+    placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
-    return Chosen(accounts, placement, exposure, limit, tokens, fits=True)
+    return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
 
 
-def _longest(ask: Ask, account: Account, exposure: Exposure, low: int) -> int:
+def _longest(ask: Ask, account: Account, vision_load: VisionLoad, low: int) -> int:
     """The model's own context, lowered to what fits."""
 
     def fits(tokens: int) -> bool:
-        return holds(account, load_of(exposure, tokens))
+        return holds(account, load_of(vision_load, tokens))
 
     shortest, high = low, ask.model.text.max_position_embeddings
     if fits(high):
@@ -243,19 +245,21 @@ def _longest(ask: Ask, account: Account, exposure: Exposure, low: int) -> int:
     return rounded if rounded >= shortest else max(shortest, low // _STEP * _STEP)
 
 
-def _offloading(ask: Ask, shape: _Shape, exposure: Exposure, limit: int | None) -> Chosen | None:
+def _offloading(
+    ask: Ask, shape: _Shape, vision_load: VisionLoad, limit: int | None
+) -> Chosen | None:
     """With decoder layers off the GPUs: the shortest context, so that as few as possible are."""
     accounts = _accounts(ask, shape)
-    tokens = _shortest(ask, exposure)
-    placement = fewest_offloaded(_tightest(accounts), load_of(exposure, tokens))
+    tokens = _shortest(ask, vision_load)
+    placement = fewest_offloaded(_tightest(accounts), load_of(vision_load, tokens))
     if placement is None:
         return None
-    return Chosen(accounts, placement, exposure, limit, tokens, fits=True)
+    return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
 
 
 def _closest(ask: Ask, shape: _Shape, limit: int | None) -> Chosen:
     """What does not fit: every layer off the GPUs, so that what is left is what is too large."""
-    accounts, exposure = _accounts(ask, shape), exposure_of(ask, limit)
+    accounts, vision_load = _accounts(ask, shape), vision_load_of(ask, limit)
     count = len(accounts[0].parts.layers)
     placement = Placement(devices=len(accounts[0].gpus), layers=(None,) * count)
-    return Chosen(accounts, placement, exposure, limit, _shortest(ask, exposure), fits=False)
+    return Chosen(accounts, placement, vision_load, limit, _shortest(ask, vision_load), fits=False)

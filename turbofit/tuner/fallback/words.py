@@ -28,8 +28,8 @@ def verdict(ask: Ask, chosen: Chosen, host: str | None) -> str:
         for place in range(len(account.gpus))
     ]
     where = groups_of(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts)
-    if not chosen.fits and excess_tokens(ask, chosen.exposure):
-        return f"does not fit: {name} on Transformers: {too_long(ask, chosen.exposure)}"
+    if not chosen.fits and excess_tokens(ask, chosen.vision_load):
+        return f"does not fit: {name} on Transformers: {too_long(ask, chosen.vision_load)}"
     if not chosen.fits:
         tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
         term = max(tightest.ledger, key=lambda one: one.bytes)
@@ -81,7 +81,7 @@ def warnings(ask: Ask, chosen: Chosen, placed: Mapping[str, int | str]) -> Itera
     if idle and chosen.fits:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"
-    if chosen.exposure.units_per_image and chosen.fits:
+    if chosen.vision_load.units_per_image and chosen.fits:
         yield (
             "requests beyond these limits are not planned for: turbofit serve holds them, "
             "Transformers itself would not"

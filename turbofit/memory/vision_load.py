@@ -5,10 +5,10 @@ from __future__ import annotations
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 
-__all__ = ["NO_IMAGES", "Exposure", "exposure_within"]
+__all__ = ["NO_IMAGES", "VisionLoad", "vision_load_within"]
 
 
-class Exposure(Struct):
+class VisionLoad(Struct):
     """Units (tiles or patches) that the peak must pay for.
 
     ``tokens_per_request`` are image tokens of one request at its limit; ``units_per_forward`` is
@@ -25,18 +25,18 @@ class Exposure(Struct):
         """Units of one request at its limit."""
         return self.units_per_image * self.images_per_request
 
-    def paid(self, bound: int) -> int:
+    def budgeted_units(self, bound: int) -> int:
         """Units of a forward that the peak pays for: the engine's bound, or the plan's if less."""
         return bound if self.units_per_forward is None else min(bound, self.units_per_forward)
 
 
-def exposure_within(limits: Limits) -> Exposure:
+def vision_load_within(limits: Limits) -> VisionLoad:
     """What clients can ask of a plan's engines, whatever its peak pays for."""
-    return Exposure(
+    return VisionLoad(
         units_per_image=limits.units_per_image,
         images_per_request=limits.images_per_request,
         tokens_per_request=limits.image_tokens_per_request,
     )
 
 
-NO_IMAGES = Exposure(units_per_image=0, images_per_request=0, tokens_per_request=0)
+NO_IMAGES = VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
