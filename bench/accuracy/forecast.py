@@ -31,7 +31,7 @@ class Forecast(Struct):
     region: int
     block_bytes: int
     block_tokens: int
-    starved: bool
+    cache_shortfall: bool
     first_image: int = 0
 
     @property
@@ -42,7 +42,7 @@ class Forecast(Struct):
             max(one.steady - self.first_image, one.load_peak) <= room
             for one, room in zip(self.ledgers, usable, strict=True)
         )
-        if self.free <= 0 or self.starved or not starts:
+        if self.free <= 0 or self.cache_shortfall or not starts:
             return "oom"
         lives = all(one.peak <= room for one, room in zip(self.ledgers, usable, strict=True))
         return "ok" if lives else "oom_on_request"
@@ -100,7 +100,7 @@ def forecast(inputs: Inputs) -> Forecast:
         region=outcome.region,
         block_bytes=account.block_bytes,
         block_tokens=account.block_tokens,
-        starved=account.starved_at(ratio),
+        cache_shortfall=account.cache_shortfall_at(ratio),
         first_image=max(0, warmup - own),
     )
 

@@ -19,12 +19,12 @@ from turbofit import api
 from turbofit.core.cluster import Cluster, Node, NodePlan
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.server import make_roll_gateway
-from turbofit.launch.cluster.keeper import Keeper
+from turbofit.gateway.server import make_routing_table_gateway
+from turbofit.launch.cluster.controller import Controller
+from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.places import Places
-from turbofit.launch.cluster.post import Post
-from turbofit.launch.cluster.promise import expected_members, orders_of
-from turbofit.launch.cluster.site import Site
+from turbofit.launch.cluster.promise import engine_specs_of, expected_members
+from turbofit.launch.cluster.replica import Replica
 from turbofit.launch.config import ClusterServeConfig
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import PlanRequest
@@ -35,38 +35,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cluster.keeping", description=__doc__)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100, 1000])
     args = parser.parse_args()
-    heads = ("nodes", "engines", "roll, nothing new, ms", "roll, one engine new, ms",
-             "gateway follows it, ms", "status, ms", "its JSON, MB")  # fmt: skip
+    heads = (
+        "nodes", "engines", "routing table, nothing new, ms", "routing table, one engine new, ms",
+        "gateway follows it, ms", "status, ms", "its JSON, MB",
+    )  # fmt: skip
     print(f"| {' | '.join(heads)} |")
     print("|---|---|---|---|---|---|---|")
     for nodes in args.nodes:
-        keeper = kept(nodes)
-        posts = [post for site in keeper.sites.values() for post in site.posts]
-        keeper.roll()
-        same = timed(keeper.roll)
-        gateway = make_roll_gateway(keeper.roll(), GatewayConfig())
+        controller = kept(nodes)
+        replicas = [
+            replica
+            for node_state in controller.node_states.values()
+            for replica in node_state.replicas
+        ]
+        controller.routing_table()
+        same = timed(controller.routing_table)
+        gateway = make_routing_table_gateway(controller.routing_table(), GatewayConfig())
 
-        def other(post: Post = posts[-1], keeper: Keeper = keeper) -> None:
-            post.standing = replace(post.standing, gate=(post.standing.gate or 0) + 1)
-            keeper.roll()
+        def other(replica: Replica = replicas[-1], controller: Controller = controller) -> None:
+            replica.engine_state = replace(
+                replica.engine_state, gate=(replica.engine_state.gate or 0) + 1
+            )
+            controller.routing_table()
 
         fresh = timed(other)
 
         def followed(
-            post: Post = posts[-1], keeper: Keeper = keeper, gateway: object = gateway
+            replica: Replica = replicas[-1],
+            controller: Controller = controller,
+            gateway: object = gateway,
         ) -> None:
-            post.standing = replace(post.standing, gate=(post.standing.gate or 0) + 1)
-            gateway.follow(keeper.roll())
+            replica.engine_state = replace(
+                replica.engine_state, gate=(replica.engine_state.gate or 0) + 1
+            )
+            gateway.follow(controller.routing_table())
 
         follow = timed(followed) - fresh
-        status = timed(lambda keeper=keeper: to_json(keeper.status(())))
-        size = len(to_json(keeper.status(()))) / 1e6
-        print(f"| {nodes:,} | {len(posts):,} | {same:.2f} | {fresh:.2f} | {follow:.2f} | "
+        status = timed(lambda controller=controller: to_json(controller.status(())))
+        size = len(to_json(controller.status(()))) / 1e6
+        print(f"| {nodes:,} | {len(replicas):,} | {same:.2f} | {fresh:.2f} | {follow:.2f} | "
               f"{status:.1f} | {size:.2f} |", flush=True)  # fmt: skip
 
 
-def kept(nodes: int) -> Keeper:
-    """A keeper of so many nodes that serve."""
+def kept(nodes: int) -> Controller:
+    """A controller of so many nodes that serve."""
     machine = parse_spec("8xrtx3090")
     cluster = Cluster(
         source="synthetic",
@@ -78,23 +90,27 @@ def kept(nodes: int) -> Keeper:
     plan = api.plan_cluster("internvl2-2b", cluster, concurrency=64 * nodes)
     config = ClusterServeConfig(request=PlanRequest(model="internvl2-2b"))
     here = SimpleNamespace(here="", here_address="10.0.0.1", address="synthetic")
-    sites = [site_of(node, planned, plan, config)
+    node_states = [node_state_of(node, planned, plan, config)
              for node, planned in zip(cluster.nodes, plan.nodes, strict=True)]  # fmt: skip
-    return Keeper(here, Places(), plan, sites, config, print, name="synthetic")
+    return Controller(here, Places(), plan, node_states, config, print, name="synthetic")
 
 
-def site_of(node: Node, planned: NodePlan, plan: object, config: ClusterServeConfig) -> Site:
+def node_state_of(
+    node: Node, planned: NodePlan, plan: object, config: ClusterServeConfig
+) -> NodeState:
     """A node whose engines are ready."""
-    site = Site(node)
-    site.plan, site.state = planned, "serving"
-    orders = orders_of(planned, plan, config, here=False, peers=())
-    for order, member in zip(orders, expected_members(planned), strict=True):
-        post = Post(order, None, share=member.share, host_bytes=member.host_bytes,
+    node_state = NodeState(node)
+    node_state.plan, node_state.state = planned, "serving"
+    engine_specs = engine_specs_of(planned, plan, config, here=False, peers=())
+    for engine_spec, member in zip(engine_specs, expected_members(planned), strict=True):
+        replica = Replica(engine_spec, None, share=member.share, host_bytes=member.host_bytes,
                     start=lambda *_: None)  # fmt: skip
-        url = f"http://{node.address}:{20000 + len(site.posts)}"
-        post.standing = replace(post.standing, state="ready", url=url, gate=member.gate)
-        site.posts.append(post)
-    return site
+        url = f"http://{node.address}:{20000 + len(node_state.replicas)}"
+        replica.engine_state = replace(
+            replica.engine_state, state="ready", url=url, gate=member.gate
+        )
+        node_state.replicas.append(replica)
+    return node_state
 
 
 def timed(what: Callable[[], object], seconds: float = 0.5) -> float:

@@ -38,15 +38,15 @@ import json, sys
 from bench.common.gateway import plan_for
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.roll import Member, Roll
-from turbofit.gateway.server import make_roll_gateway, run_gateway
+from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.server import make_routing_table_gateway, run_gateway
 port, urls, shares, gateways = json.loads(sys.argv[1])
 members = tuple(
     Member(name=url, url=url, share=share, host_bytes=1 << 40)
     for url, share in zip(urls, shares, strict=True)
 )
-roll = Roll(number=1, bounds=bounds_of(plan_for()), members=members, gateways=gateways)
-run_gateway(make_roll_gateway(roll, GatewayConfig(port=port)))
+table = RoutingTable(number=1, bounds=bounds_of(plan_for()), members=members, gateways=gateways)
+run_gateway(make_routing_table_gateway(table, GatewayConfig(port=port)))
 """
 PROXY = """
 import json, sys

@@ -160,7 +160,7 @@ def test_counts_are_refused_with_number_and_limit() -> None:
         assert all(word in caught.value.message for word in words), caught.value.message
 
 
-def test_copies_meet_in_one_forward() -> None:
+def test_copies_intersect_in_one_forward() -> None:
     b = msgspec.structs.replace(bounds(n=9), gate=39)
     image = hold_image(b, (448, 5376), {})
     check_request(b, [image], n=3)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from bench.common.gateway import Recorder, ask, call, chat
 from tests import virtual_time
-from tests.gateway.test_roll import following, roll
+from tests.gateway.test_routing_table import following, routing_table
 from tests.waiting import auntil
 from turbofit.gateway.engines import Engine
 from turbofit.gateway.health import Monitor
@@ -77,7 +77,7 @@ def test_those_which_began_together_are_not_asked_together() -> None:
 
 
 def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long() -> None:
-    app, recorder = following(roll(1, *(f"e{n}" for n in range(100))))
+    app, recorder = following(routing_table(1, *(f"e{n}" for n in range(100))))
     reading = most = 0
 
     async def page(engine, path, seconds):
@@ -101,7 +101,7 @@ def test_few_pages_are_read_at_once_and_none_is_waited_for_too_long() -> None:
 def test_a_gateway_without_a_network_gives_up_soon() -> None:
     recorder = Recorder()
     recorder.down = set(range(100))
-    app, _ = following(roll(1, *(f"e{n}" for n in range(100))), recorder)
+    app, _ = following(routing_table(1, *(f"e{n}" for n in range(100))), recorder)
     reply = ask(app, body=chat())
     assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
     assert sum(not engine.up for engine in app.engines) == 16

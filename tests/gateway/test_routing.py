@@ -50,7 +50,7 @@ def test_turns_go_round_the_clients() -> None:
     assert (units, waiting) == (0, 0)
 
 
-def test_a_large_request_is_not_starved_by_small_ones() -> None:
+def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
     async def run():
         found = engines()
         door, order = Admission(found), []

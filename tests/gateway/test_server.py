@@ -24,8 +24,8 @@ from turbofit.cli.parser import Parser
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.roll import Member, Roll
-from turbofit.gateway.server import bind, check_bind, make_gateway, make_roll_gateway
+from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.server import bind, check_bind, make_gateway, make_routing_table_gateway
 from turbofit.gateway.thread import GatewayThread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,20 +307,22 @@ def test_each_member_has_its_own_key_and_its_name_for_a_label(engine) -> None:
     other.start()
     assert other.ready.wait(HANG)
 
-    def roll(number: int, *names: str) -> Roll:
+    def routing_table(number: int, *names: str) -> RoutingTable:
         urls = {"a": engine.url, "b": other.url}
         members = tuple(
             Member(name=name, url=urls[name], key=f"key of {name}", host_bytes=1 << 40)
             for name in names
         )
-        return Roll(number=number, bounds=bounds_of(plan_for()), members=members)
+        return RoutingTable(number=number, bounds=bounds_of(plan_for()), members=members)
 
-    with GatewayThread(make_roll_gateway(roll(1), config(), log=records.append)) as gateway:
+    with GatewayThread(
+        make_routing_table_gateway(routing_table(1), config(), log=records.append)
+    ) as gateway:
         assert asked(gateway.url, path="/health")[0] == 503
         assert asked(gateway.url, chat())[0] == 503
-        gateway.call(lambda one: one.follow(roll(2, "a", "b")))
+        gateway.call(lambda one: one.follow(routing_table(2, "a", "b")))
         assert asked(gateway.url, chat())[0] == 200
-        gateway.call(lambda one: one.follow(roll(3, "b")))
+        gateway.call(lambda one: one.follow(routing_table(3, "b")))
         assert asked(gateway.url, chat(stream=True))[2].endswith(b"[DONE]\n\n")
         assert b'turbofit_gateway_engine_up{engine="b"} 1' in asked(gateway.url, path="/metrics")[2]
         assert gateway.call(lambda one: one.health()) == {"b": True}

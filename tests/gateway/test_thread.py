@@ -23,7 +23,7 @@ from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.accesslog import AccessLog
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.roll import Member, Roll
+from turbofit.gateway.routing_table import Member, RoutingTable
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 
@@ -118,12 +118,12 @@ def test_it_is_told_of_engines_from_another_thread() -> None:
         one.call(lambda gateway: gateway.health())
     one.start()
     try:
-        roll = Roll(
+        routing_table = RoutingTable(
             number=1,
             bounds=bounds_of(plan_for()),
             members=(Member(name="a", url="http://127.0.0.1:9"),),
         )
-        assert one.call(lambda gateway: gateway.follow(roll)) is None
+        assert one.call(lambda gateway: gateway.follow(routing_table)) is None
         assert one.call(lambda gateway: gateway.outstanding()) == {"a": 0}
         assert one.call(lambda _: threading.current_thread().name) == "gateway"
         with pytest.raises(ZeroDivisionError):

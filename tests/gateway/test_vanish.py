@@ -21,8 +21,8 @@ from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.engines import Engine
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.roll import Member, Roll
-from turbofit.gateway.server import make_roll_gateway
+from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.server import make_routing_table_gateway
 from turbofit.gateway.sockets import engine_socket
 from turbofit.gateway.upstream import Upstream
 
@@ -155,8 +155,8 @@ def test_a_request_that_waits_there_is_sent_to_another(namespace) -> None:
             Member(name="far", url="http://10.213.77.2:8000", share=2.0, host_bytes=1 << 40),
             Member(name="near", url=near, host_bytes=1 << 40),
         )
-        roll = Roll(number=1, bounds=bounds_of(plan_for()), members=members)
-        gateway = make_roll_gateway(roll, GatewayConfig())
+        routing_table = RoutingTable(number=1, bounds=bounds_of(plan_for()), members=members)
+        gateway = make_routing_table_gateway(routing_table, GatewayConfig())
         try:
             asked = asyncio.ensure_future(call(gateway, body=chat()))
             assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"read\n"

@@ -16,7 +16,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.tuner.ask import Ask, Margin, vision_load_of
-from turbofit.tuner.candidates import Judged, judge
+from turbofit.tuner.candidates import Evaluation, evaluate
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.search import search
@@ -36,10 +36,10 @@ def some_shape(ask: Ask, engine: Engine, index: int) -> Shape:
     return space[index % len(space)]
 
 
-def judged(ask: Ask, engine: Engine, shape: Shape) -> Judged:
+def evaluation(ask: Ask, engine: Engine, shape: Shape) -> Evaluation:
     gpus = [ask.machine.gpu(i) for group in shape.groups for i in group]
     vision_load = vision_load_of(ask, ask.own_limit)
-    return judge(ask, shape, dtype_for(ask.model, gpus)[0], vision_load, vision_load, engine)
+    return evaluate(ask, shape, dtype_for(ask.model, gpus)[0], vision_load, vision_load, engine)
 
 
 def less_used(ask: Ask, freed: int) -> Ask:
@@ -54,7 +54,10 @@ def less_used(ask: Ask, freed: int) -> Ask:
 def test_more_free_memory_never_gives_fewer_tokens(engine, seed, index, freed):
     ask = random_ask(random.Random(seed))
     shape = some_shape(ask, engine, index)
-    before, after = judged(ask, engine, shape), judged(less_used(ask, freed * MIB), engine, shape)
+    before, after = (
+        evaluation(ask, engine, shape),
+        evaluation(less_used(ask, freed * MIB), engine, shape),
+    )
     # A ratio that fits one block more by a hair takes a whole step less: a thousandth.
     assert after.kv_tokens >= before.kv_tokens * 0.998 - 64
     assert after.fits or not before.fits
@@ -76,7 +79,7 @@ def test_more_images_context_or_margin_never_give_more_tokens(engine, seed, inde
         "m": replace(ask, margin=Margin(bytes=900 * MIB)),
     }[kind]
     shape = some_shape(ask, engine, index)
-    before, after = judged(ask, engine, shape), judged(harder, engine, shape)
+    before, after = evaluation(ask, engine, shape), evaluation(harder, engine, shape)
     assert after.kv_tokens <= before.kv_tokens
 
 

@@ -60,7 +60,7 @@ def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
         return None
     accounts = list(accounts_for(ask, engine, groups, prefill, context))
     place = bisect_left(RATIOS, True, key=lambda r: all(a.fits_at(r) for a in accounts))
-    if place == len(RATIOS) or any(a.starved_at(RATIOS[place]) for a in accounts):
+    if place == len(RATIOS) or any(a.cache_shortfall_at(RATIOS[place]) for a in accounts):
         return None
     ratio = RATIOS[place]
     tokens = min(a.tokens_at(ratio) for a in accounts)

@@ -16,7 +16,7 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.ask import Ask, vision_load_of
-from turbofit.tuner.candidates import judge
+from turbofit.tuner.candidates import evaluate
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.plan import make_plan
 from turbofit.tuner.search import search
@@ -194,7 +194,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
     except UsageError:
         return
     asked = vision_load_of(ask, ask.own_limit)
-    for one in found.judged:
+    for one in found.evaluations:
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue
         if one.shape.limit != ask.own_limit or len({len(g) for g in one.shape.groups}) > 1:
@@ -205,7 +205,7 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
                 tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
                 limit=ask.own_limit, longest=one.shape.longest,
             )  # fmt: skip
-            common = judge(ask, shape, dtype_for(ask.model, gpus)[0], asked, asked, engine)
+            common = evaluate(ask, shape, dtype_for(ask.model, gpus)[0], asked, asked, engine)
             assert not common.fits or one.score >= common.score * (1 - 1e-9)
 
 

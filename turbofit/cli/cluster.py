@@ -105,16 +105,19 @@ def _served(args: argparse.Namespace) -> list[ClusterStatus]:
     Raises:
         UsageError: nothing.
     """
-    from turbofit.launch.cluster.board import find_boards, heard
     from turbofit.launch.cluster.connect import connected
+    from turbofit.launch.cluster.coordinator import find_coordinators, heard
 
     with connected(ray_address(args.cluster)):
-        boards = find_boards(args.name)
-        if not boards:
+        coordinators = find_coordinators(args.name)
+        if not coordinators:
             raise UsageError(
                 "nothing is served on this cluster", hint="turbofit serve MODEL --cluster ray"
             )
-        told = [heard(board.status.remote(), _LOOK_SECONDS) for board in boards.values()]
+        told = [
+            heard(coordinator.status.remote(), _LOOK_SECONDS)
+            for coordinator in coordinators.values()
+        ]
     return [one for one in told if one is not None]
 
 
@@ -127,13 +130,13 @@ def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> 
     import json
 
     from turbofit.cli.output import answer
-    from turbofit.launch.cluster.board import heard, one_board
     from turbofit.launch.cluster.connect import connected
+    from turbofit.launch.cluster.coordinator import heard, one_coordinator
 
     with connected(ray_address(args.cluster)):
-        board = one_board(args.name, "turbofit serve MODEL")
+        coordinator = one_coordinator(args.name, "turbofit serve MODEL")
         told: dict[str, Any] | None = heard(
-            board.ask.remote(question, seconds), seconds + _LOOK_SECONDS
+            coordinator.ask.remote(question, seconds), seconds + _LOOK_SECONDS
         )
     if told is None:
         raise LaunchError(

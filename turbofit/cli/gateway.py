@@ -182,7 +182,7 @@ def _attend(args: argparse.Namespace) -> int:
     from turbofit.cli.serve_cluster import ray_address
     from turbofit.core.errors import UsageError
     from turbofit.gateway.accesslog import access_log
-    from turbofit.launch.cluster.attend import attend
+    from turbofit.launch.cluster.extra_gateway import run_extra_gateway
 
     for name in ("plan", "upstream", "upstream_key", "overlay"):
         if getattr(args, name):
@@ -192,7 +192,7 @@ def _attend(args: argparse.Namespace) -> int:
             )
     config = gateway_config(args, upstream_key=None)
     ended = run_until_signal(
-        lambda stop: attend(
+        lambda stop: run_extra_gateway(
             ray_address(args.cluster),
             args.name,
             config,

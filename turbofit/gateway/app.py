@@ -16,6 +16,7 @@ from turbofit.gateway.engines import Affinity, Engine
 from turbofit.gateway.fetch import Fetcher
 from turbofit.gateway.films import Films
 from turbofit.gateway.fleet import Fleet
+from turbofit.gateway.fleet_updater import FleetUpdater
 from turbofit.gateway.guard import Keys, Origins
 from turbofit.gateway.health import Monitor
 from turbofit.gateway.metrics import Metrics
@@ -23,7 +24,6 @@ from turbofit.gateway.pages import health_page, metrics_page
 from turbofit.gateway.prepare import finish, hold, remote_urls, start
 from turbofit.gateway.refusals import Refusal, refusal_body
 from turbofit.gateway.resize import Resizer
-from turbofit.gateway.roster import Roster
 from turbofit.gateway.routes import api_of, find_route, is_health
 from turbofit.gateway.upstream import Upstream
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.engines import Chooser
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.outage import Outage
-    from turbofit.gateway.roll import Roll
     from turbofit.gateway.routes import Kind, Route
+    from turbofit.gateway.routing_table import RoutingTable
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -69,7 +69,7 @@ class Gateway:
     ) -> None:
         self.bounds, self.config = bounds, config
         self.fleet = Fleet(_engines(bounds, upstreams, config))
-        self._roster = Roster(self.fleet)
+        self._fleet_updater = FleetUpdater(self.fleet)
         self.metrics = Metrics()
         self.connections = Connections(
             config.connection, Networks(config.trusted_proxies), self.metrics.count
@@ -102,18 +102,18 @@ class Gateway:
         """All engines, in order."""
         return self.fleet.engines
 
-    def follow(self, roll: Roll) -> None:
+    def follow(self, routing_table: RoutingTable) -> None:
         """Send to these engines and no others from now on; to be called in the gateway's loop.
 
         Requests at engines that went are aborted, and go to others where nothing was passed on yet.
-        Requests that began before are held to the bounds that were in force then. A roll that is
-        not newer than the one in force changes nothing.
+        Requests that began before are held to the bounds that were in force then. A routing table
+        that is not newer than the one in force changes nothing.
         """
-        ended = self._roster.apply(roll)
+        ended = self._fleet_updater.apply(routing_table)
         if ended is None:
             return
-        self.bounds = roll.bounds
-        self._bodies.limit(roll.bounds.limits.bytes_per_body)
+        self.bounds = routing_table.bounds
+        self._bodies.limit(routing_table.bounds.limits.bytes_per_body)
         for engine in ended:
             self.monitor.forget(engine)
             engine.abort_all(died=False)
@@ -170,7 +170,7 @@ class Gateway:
                 return
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        call = Call(scope, self.bounds, self.fleet.roll)
+        call = Call(scope, self.bounds, self.fleet.routing_table)
         watch: asyncio.Task[None] | None = None
         try:
             raw_path = _raw_path(scope)

@@ -30,14 +30,32 @@ class Call:
     """One request on its way, and what the log will say of it."""
 
     __slots__ = (
-        "api", "body", "bounds", "bytes_in", "client", "engine", "forgotten", "gone", "headers",
-        "id", "key", "method", "out", "outcome", "prepared", "read", "reason", "roll", "route",
-        "status", "t0",
+        "api",
+        "body",
+        "bounds",
+        "bytes_in",
+        "client",
+        "engine",
+        "forgotten",
+        "gone",
+        "headers",
+        "id",
+        "key",
+        "method",
+        "out",
+        "outcome",
+        "prepared",
+        "read",
+        "reason",
+        "route",
+        "routing_table",
+        "status",
+        "t0",
     )  # fmt: skip
 
-    def __init__(self, scope: Message, bounds: Bounds, roll: int = 0) -> None:
-        #: What it is held to, from its beginning to its end, and the roll that said so.
-        self.bounds, self.roll = bounds, roll
+    def __init__(self, scope: Message, bounds: Bounds, routing_table: int = 0) -> None:
+        #: What it is held to, from its beginning to its end, and the routing table that said so.
+        self.bounds, self.routing_table = bounds, routing_table
         self.t0 = self.read = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]

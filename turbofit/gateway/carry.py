@@ -78,7 +78,7 @@ class Carrier:
             )
             engine = await self._admission.admit(call.who, cost, choose, avoid)
             avoid.append(engine)
-            if not self._fleet.knew(engine, call.roll):
+            if not self._fleet.knew(engine, call.routing_table):
                 self._admission.release(engine, cost)
                 continue
             try:

@@ -54,8 +54,9 @@ class GatewayConfig(Struct):
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
     GPUs are pretend ones.
 
-    A gateway that follows a `roll.Roll` is told ``upstream_key``, ``host_bytes`` and ``shares`` of
-    each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of them.
+    A gateway that follows a `routing_table.RoutingTable` is told ``upstream_key``, ``host_bytes``
+    and ``shares`` of each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of
+    them.
     """
 
     host: str = "127.0.0.1"

@@ -84,7 +84,7 @@ class Engine:
         self.takes = True
         #: Failed probes in a row.
         self.failures = 0
-        #: The roll that first had it, as the process that it is.
+        #: The routing table that first had it, as the process that it is.
         self.since = 0
         self.model: str | None = None
         now = time.monotonic()

@@ -39,8 +39,8 @@ class Fleet:
         self._all: tuple[Engine, ...] = ()
         self._notes: list[Entry] = []
         self._number = count()
-        #: The roll that is in force, and those that brought other bounds.
-        self.roll = 0
+        #: The routing table that is in force, and those that brought other bounds.
+        self.routing_table = 0
         self.turns: list[int] = []
         #: Why none will be up for a while, where that is known.
         self.outage: Outage | None = None
@@ -107,12 +107,12 @@ class Fleet:
         found = tuple(islice(clean, 2))
         return () if len(found) == 2 else found or self._all
 
-    def knew(self, engine: Engine, roll: int) -> bool:
-        """Whether an engine was there while the bounds that a roll brought were in force.
+    def knew(self, engine: Engine, routing_table: int) -> bool:
+        """Whether an engine was there while the bounds that a routing table brought were in force.
 
         One that came later may have been planned for less than they let through.
         """
-        later = bisect_right(self.turns, roll)
+        later = bisect_right(self.turns, routing_table)
         return later == len(self.turns) or engine.since < self.turns[later]
 
     def holds(self, cost: Cost) -> bool:

@@ -18,8 +18,8 @@ import msgspec
 from turbofit.core.errors import LaunchError, PackageError, UsageError
 from turbofit.gateway.announce import Announce
 from turbofit.gateway.config import GatewayConfig, host_budget
+from turbofit.gateway.fleet_updater import check_gateways
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.roster import check_gateways
 from turbofit.gateway.sockets import open_files
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.accesslog import Log
     from turbofit.gateway.app import Gateway
-    from turbofit.gateway.roll import Roll
+    from turbofit.gateway.routing_table import RoutingTable
 
 __all__ = [
     "bind",
     "check_bind",
     "make_gateway",
-    "make_roll_gateway",
+    "make_routing_table_gateway",
     "run_gateway",
     "run_loop",
     "serve_gateway",
@@ -107,8 +107,8 @@ def make_gateway(
     return Gateway(bounds, upstreams, settled, log)
 
 
-def make_roll_gateway(
-    roll: Roll,
+def make_routing_table_gateway(
+    routing_table: RoutingTable,
     config: GatewayConfig,
     *,
     log: Log | None = None,
@@ -117,7 +117,7 @@ def make_roll_gateway(
     """The ASGI app of a cluster: engines come and go by `Gateway.follow`.
 
     Args:
-        roll: to begin with; it may have no members yet.
+        routing_table: to begin with; it may have no members yet.
         config: ``prefix_affinity`` and ``serial`` as the plan has them; ``upstream_key``,
             ``host_bytes`` and ``shares`` are not looked at, each member has its own.
         log: takes a record of each request.
@@ -131,11 +131,11 @@ def make_roll_gateway(
     from turbofit.gateway.app import Gateway
     from turbofit.gateway.upstream import Upstream
 
-    check_gateways(roll)
+    check_gateways(routing_table)
     config = msgspec.structs.replace(config, shares=())
     upstream = Upstream(serial=config.serial, tls=tls)
-    gateway = Gateway(roll.bounds, (), config, log, upstream=upstream)
-    gateway.follow(roll)
+    gateway = Gateway(routing_table.bounds, (), config, log, upstream=upstream)
+    gateway.follow(routing_table)
     return gateway
 
 

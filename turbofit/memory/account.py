@@ -15,7 +15,15 @@ from turbofit.core.machine import Calibration, Gpu
 from turbofit.core.plan import GpuLedger, Settings, Term
 from turbofit.core.struct import Struct, known
 
-__all__ = ["RATIO_STEPS", "TEMPORARIES", "Account", "Held", "Outcome", "given", "total_bytes"]
+__all__ = [
+    "RATIO_STEPS",
+    "TEMPORARIES",
+    "Account",
+    "Outcome",
+    "StaticMemory",
+    "given",
+    "total_bytes",
+]
 
 #: A plan's ratio is a multiple of one thousandth.
 RATIO_STEPS = 1000
@@ -39,7 +47,7 @@ class Outcome(Struct):
         return all(ledger.fits for ledger in self.ledgers)
 
 
-class Held(Struct):
+class StaticMemory(Struct):
     """What one GPU holds whatever the ratio is.
 
     ``before`` is there when free memory is read, ``buffers`` are persistent and come after the
@@ -70,7 +78,7 @@ class Account(ABC):
     """
 
     #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
-    starved: ClassVar[str]
+    cache_shortfall: ClassVar[str]
     #: What the engine does where a request finds no memory.
     dies: ClassVar[str]
     #: From what a request's memory comes.
@@ -85,7 +93,7 @@ class Account(ABC):
         settings: Settings,
         gpus: Sequence[Gpu],
         margins: Sequence[int],
-        held: Sequence[Held],
+        held: Sequence[StaticMemory],
         pool: Term,
         transients: Sequence[Term],
         units_per_forward: int,
@@ -108,7 +116,7 @@ class Account(ABC):
 
     @property
     @abstractmethod
-    def sizable(self) -> int:
+    def ratio_base(self) -> int:
         """Bytes of which the ratio takes its share; negative where nothing is left."""
 
     @property
@@ -147,7 +155,7 @@ class Account(ABC):
         """KV blocks that the engine counts against ``least_blocks``."""
         return self.tokens_at(ratio) // self.block_tokens
 
-    def starved_at(self, ratio: float) -> int:
+    def cache_shortfall_at(self, ratio: float) -> int:
         """Bytes of cache missing for the engine to start as it was asked to; 0 where it does."""
         return max(0, self.least_blocks - self.blocks_at(ratio)) * self.block_bytes
 
@@ -159,10 +167,10 @@ class Account(ABC):
 
     def _find_ratio(self) -> float:
         """The best ratio, 0 where there is none."""
-        if self.sizable <= 0 or not self._loads():
+        if self.ratio_base <= 0 or not self._loads():
             return 0.0
         room = min(self._room(i) for i in range(len(self.gpus)))
-        steps = min(RATIO_STEPS - 1, max(0, room) * RATIO_STEPS // self.sizable + 1)
+        steps = min(RATIO_STEPS - 1, max(0, room) * RATIO_STEPS // self.ratio_base + 1)
         while steps > 0 and not self.fits_at(steps / RATIO_STEPS):
             steps -= 1
         return steps / RATIO_STEPS

@@ -17,7 +17,7 @@ from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
-from turbofit.memory.account import Held
+from turbofit.memory.account import StaticMemory
 from turbofit.memory.terms import term
 
 __all__ = ["BUFFERS", "CONTEXT", "calibration_for", "corrected", "identity", "words"]
@@ -62,7 +62,7 @@ def calibration_for(
     return max(found, key=lambda one: one.when, default=None)
 
 
-def corrected(held: Held, calibration: Calibration | None) -> Held:
+def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemory:
     """What a GPU holds, with the corrections as lines of their own.
 
     Where a log told what was free at the cache, only what comes later is corrected.

@@ -115,7 +115,7 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
         missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
             yield _short("buffers", ledger, missing, "while starting, right after the cache")
-    missing = account.starved_at(ratio)
+    missing = account.cache_shortfall_at(ratio)
     if missing:
         blocks, needed = account.blocks_at(ratio), account.least_blocks
         yield Fate(
@@ -125,7 +125,7 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
             missing=missing,
             text=(
                 f"never starts: the cache holds {blocks} KV blocks of the {needed} "
-                + account.starved.format(more=format_bytes(missing))
+                + account.cache_shortfall.format(more=format_bytes(missing))
             ),
         )
     for ledger in ledgers:

@@ -1,4 +1,4 @@
-"""One shape, judged: does it fit, how many tokens does it hold, what is it worth."""
+"""One shape, evaluated: does it fit, how many tokens does it hold, what is it worth."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from turbofit.tuner.ask import Ask
 from turbofit.tuner.sizing import Memo, Shape, Sizer, excess_tokens, most_context
 from turbofit.tuner.throughput import Speed
 
-__all__ = ["Judged", "explain", "judge", "score_of", "too_long"]
+__all__ = ["Evaluation", "evaluate", "explain", "score_of", "too_long"]
 
 
-class Judged(Struct):
+class Evaluation(Struct):
     """A shape with its settings, and whether it serves.
 
     ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
@@ -36,9 +36,9 @@ class Judged(Struct):
     score: float = 0.0
     short: int = 0
     speeds: tuple[Speed, ...] = ()
-    parts: tuple[Judged, ...] = ()
+    parts: tuple[Evaluation, ...] = ()
 
-    def of_group(self, group: tuple[int, ...]) -> Judged:
+    def of_group(self, group: tuple[int, ...]) -> Evaluation:
         """What one of the shape's groups runs."""
         return next((part for part in self.parts if group in part.shape.groups), self)
 
@@ -74,7 +74,7 @@ class Judged(Struct):
         )
 
 
-def judge(
+def evaluate(
     ask: Ask,
     shape: Shape,
     dtype: str,
@@ -82,7 +82,7 @@ def judge(
     asked: VisionLoad,
     engine: Engine,
     memo: Memo | None = None,
-) -> Judged:
+) -> Evaluation:
     """Size the context and the ratio of a shape, and score what comes out."""
     sizer = Sizer(ask, shape, dtype, vision_load, engine, memo or Memo())
     session_len = sizer.session_len()
@@ -93,7 +93,7 @@ def judge(
     short = sizer.short(accounts, ratio, kv_tokens)
     if ratio is not None:
         settings = replace(settings, cache_max_entry_count=ratio)
-    judged = Judged(
+    evaluation = Evaluation(
         engine=engine.name,
         shape=shape,
         settings=settings,
@@ -103,23 +103,23 @@ def judge(
         short=short,
     )
     if short:
-        return judged
+        return evaluation
     speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
-    judged = replace(judged, speeds=speeds)
-    return replace(judged, score=score_of(ask, judged, asked))
+    evaluation = replace(evaluation, speeds=speeds)
+    return replace(evaluation, score=score_of(ask, evaluation, asked))
 
 
-def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
+def explain(ask: Ask, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
     """Why a shape does not serve, in words; empty where it does."""
-    if judged.fits:
+    if evaluation.fits:
         return ""
-    if judged.parts:
-        worst = max(judged.parts, key=lambda part: part.short)
+    if evaluation.parts:
+        worst = max(evaluation.parts, key=lambda part: part.short)
         return explain(ask, worst, dtype, engine)
-    if excess_tokens(ask, judged.vision_load):
-        return too_long(ask, judged.vision_load)
-    sizer = Sizer(ask, judged.shape, dtype, judged.vision_load, engine, Memo())
-    accounts = sizer.named(judged.settings)
+    if excess_tokens(ask, evaluation.vision_load):
+        return too_long(ask, evaluation.vision_load)
+    sizer = Sizer(ask, evaluation.shape, dtype, evaluation.vision_load, engine, Memo())
+    accounts = sizer.named(evaluation.settings)
     ratio = sizer.ratio(accounts)
     if ratio is None:
         fates = [fate_without_cache(account) for account in accounts]
@@ -128,7 +128,9 @@ def explain(ask: Ask, judged: Judged, dtype: str, engine: Engine) -> str:
     bad = [fate for fate in fates if fate.kind != "serves"]
     if bad:
         return max(bad, key=lambda fate: fate.missing).text
-    return f"the cache holds {judged.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+    return (
+        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+    )
 
 
 def too_long(ask: Ask, vision_load: VisionLoad) -> str:
@@ -141,18 +143,18 @@ def too_long(ask: Ask, vision_load: VisionLoad) -> str:
     )
 
 
-def score_of(ask: Ask, judged: Judged, asked: VisionLoad) -> float:
+def score_of(ask: Ask, evaluation: Evaluation, asked: VisionLoad) -> float:
     """The goal's value; a shape that serves less than was asked comes after all that serve it."""
-    goal, speeds, vision_load = ask.workload.goal, judged.speeds, judged.vision_load
+    goal, speeds, vision_load = ask.workload.goal, evaluation.speeds, evaluation.vision_load
     if goal == "throughput":
         value = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":
         value = 1 / max(speed.seconds_per_request for speed in speeds)
     else:
-        value = float(judged.kv_tokens)
+        value = float(evaluation.kv_tokens)
     served = (
         vision_load.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
     )
-    unasked = judged.shape.units_per_forward is not None and not ask.workload.queue_images
+    unasked = evaluation.shape.units_per_forward is not None and not ask.workload.queue_images
     queued = 1e-6 if unasked else 0.0
     return value - (1.0 - served + queued) * 1e12

@@ -1,4 +1,4 @@
-"""A judged shape as the contract's document: verdict, limits, ledgers, reasons."""
+"""An evaluated shape as the contract's document: verdict, limits, ledgers, reasons."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, vision_load_of
-from turbofit.tuner.candidates import Judged, explain
+from turbofit.tuner.candidates import Evaluation, explain
 from turbofit.tuner.document import (
     Parts,
     accounts_of,
@@ -21,11 +21,11 @@ from turbofit.tuner.document import (
     host_problem,
     verdict_of,
 )
-from turbofit.tuner.lost import lost
 from turbofit.tuner.reasons import reasons
 from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.throughput import total
+from turbofit.tuner.why_rejected import lost
 
 __all__ = ["make_plan"]
 
@@ -66,7 +66,7 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
     return document(ask, parts, accounts, engine)
 
 
-def _at_once(ask: Ask, best: Judged) -> tuple[float, ...]:
+def _at_once(ask: Ask, best: Evaluation) -> tuple[float, ...]:
     """Requests in each group where cards are unequal."""
     if not best.parts:
         return ()
@@ -91,7 +91,7 @@ def _verdict(
 def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]:
     """The chosen shape, then the best of the others with the reason why each lost."""
     chosen = found.best
-    rest = [one for one in found.judged if one is not chosen]
+    rest = [one for one in found.evaluations if one is not chosen]
     rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
     rows = [chosen.candidate(_why_not(ask, chosen, engine))]
     for one in rest[: _MOST_CANDIDATES - 1]:
@@ -100,8 +100,8 @@ def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]
     return tuple(rows)
 
 
-def _why_not(ask: Ask, judged: Judged, engine: Engine) -> str:
-    return explain(ask, judged, judged.settings.dtype, engine)
+def _why_not(ask: Ask, evaluation: Evaluation, engine: Engine) -> str:
+    return explain(ask, evaluation, evaluation.settings.dtype, engine)
 
 
 def _parallel_reason(ask: Ask, found: Found) -> str:
@@ -117,7 +117,7 @@ def _parallel_reason(ask: Ask, found: Found) -> str:
     }[ask.workload.goal]
     sizes = sorted(Counter(map(len, shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
-    return f"{engines}: {words} of {len(found.judged)} shapes"
+    return f"{engines}: {words} of {len(found.evaluations)} shapes"
 
 
 def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:

@@ -9,7 +9,7 @@ from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, vision_load_of
-from turbofit.tuner.candidates import Judged
+from turbofit.tuner.candidates import Evaluation
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.search import Found
 from turbofit.tuner.sizing import excess_tokens
@@ -58,7 +58,7 @@ def reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterato
         )
 
 
-def _ratio(ask: Ask, best: Judged) -> str:
+def _ratio(ask: Ask, best: Evaluation) -> str:
     name, ratio = "cache_max_entry_count", best.settings.cache_max_entry_count
     if _differs(best, name):
         return f"{name}: on each card the largest that leaves the margin"
@@ -68,7 +68,7 @@ def _ratio(ask: Ask, best: Judged) -> str:
     return _because(ask, name, f"{ratio:.3f}", why)
 
 
-def _batch(ask: Ask, best: Judged) -> str:
+def _batch(ask: Ask, best: Evaluation) -> str:
     name, requests = "max_batch_size", ask.workload.concurrency
     if not best.parts:
         why = f"{requests} concurrent requests over {best.shape.replicas} replicas"
@@ -84,7 +84,7 @@ def _batch(ask: Ask, best: Judged) -> str:
     return _because(ask, name, best.settings.max_batch_size, why)
 
 
-def _context(ask: Ask, best: Judged) -> str:
+def _context(ask: Ask, best: Evaluation) -> str:
     settings, longest = best.settings, ask.model.text.max_position_embeddings
     if ask.workload.context is not None:
         why = "the context asked for"
@@ -105,12 +105,12 @@ def _because(ask: Ask, name: str, value: object, why: str) -> str:
     return f"{name} {value}: {'as set by you' if name in ask.fixed else why}"
 
 
-def _differs(best: Judged, name: str) -> bool:
+def _differs(best: Evaluation, name: str) -> bool:
     """Whether groups have values of their own."""
     return len({getattr(part.settings, name) for part in best.parts}) > 1
 
 
-def _limit(ask: Ask, best: Judged) -> str:
+def _limit(ask: Ask, best: Evaluation) -> str:
     assert ask.model.image_rule is not None
     name, limit = ask.model.image_rule.limit_name, best.shape.limit
     if ask.fixed_limit is not None:

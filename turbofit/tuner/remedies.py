@@ -14,9 +14,9 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
 from turbofit.tuner.ask import Ask, vision_load_of
-from turbofit.tuner.bought import BOUGHT, bought
 from turbofit.tuner.search import Found, search
 from turbofit.tuner.sizing import MIN_TEXT_TOKENS, excess_tokens
+from turbofit.tuner.with_more_gpus import BOUGHT, bought
 
 __all__ = ["remedies"]
 

@@ -18,11 +18,11 @@ from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of, vision_load_of
-from turbofit.tuner.candidates import Judged, judge
+from turbofit.tuner.candidates import Evaluation, evaluate
 from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.shapes import no_shape, shapes
 from turbofit.tuner.sizing import Memo, Shape, shape_settings
-from turbofit.tuner.unequal import judge_unequal
+from turbofit.tuner.unequal import evaluate_unequal
 
 __all__ = ["Found", "search"]
 
@@ -32,8 +32,8 @@ _LOG: Final = LazyLogger(__name__)
 class Found(Struct):
     """The search's answer: the best shape (which may not fit) and what else was looked at."""
 
-    best: Judged
-    judged: tuple[Judged, ...]
+    best: Evaluation
+    evaluations: tuple[Evaluation, ...]
     asked: VisionLoad
 
 
@@ -47,7 +47,8 @@ def search(ask: Ask, engine: Engine) -> Found:
     best = found.best
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
-        engine.name, ask.machine.name, len(found.judged), sum(one.fits for one in found.judged),
+        engine.name, ask.machine.name, len(found.evaluations),
+        sum(one.fits for one in found.evaluations),
         best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
@@ -57,18 +58,18 @@ def search(ask: Ask, engine: Engine) -> Found:
 def _search(ask: Ask, engine: Engine) -> Found:
     one = _Search(ask, engine)
     found = one.shapes()
-    judged = [one.judge(shape, ask.own_limit) for shape in found]
-    best = max(judged, key=_order)
+    evaluations = [one.evaluate(shape, ask.own_limit) for shape in found]
+    best = max(evaluations, key=_order)
     if best.fits:
-        return Found(best=best, judged=tuple(judged), asked=one.asked)
+        return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
     for tier in (one.queued, one.lowered):
         more = [result for shape in found for result in tier(shape)]
-        judged += more
+        evaluations += more
         fitting = [result for result in more if result.fits]
         if fitting:
             best = max(fitting, key=_order)
             break
-    return Found(best=best, judged=tuple(judged), asked=one.asked)
+    return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
 
 
 class _Search:
@@ -97,13 +98,13 @@ class _Search:
             raise UsageError(problems[0][1] or "", hint="leave the option out, or change it")
         return legal
 
-    def judge(self, shape: Shape, limit: int | None) -> Judged:
+    def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
         vision_load = self.asked if limit == self.ask.own_limit else vision_load_of(self.ask, limit)
         if self.ask.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
-        judged = judge_unequal if shape.prefills else judge
-        found = judged(
+        evaluation = evaluate_unequal if shape.prefills else evaluate
+        found = evaluation(
             self.ask,
             replace(shape, limit=limit),
             self._dtype(shape),
@@ -119,14 +120,14 @@ class _Search:
         )  # fmt: skip
         return found
 
-    def queued(self, shape: Shape) -> Iterator[Judged]:
+    def queued(self, shape: Shape) -> Iterator[Evaluation]:
         """The asked limit, paying for as many units in one forward as fit."""
         rule = self.ask.model.image_rule
         if rule is None or not self.asked.units_per_image or self.ask.workload.queue_images:
             return  # with `queue_images` every shape pays for one request's already
 
-        def at(units: int) -> Judged:
-            return self.judge(replace(shape, units_per_forward=units), self.ask.own_limit)
+        def at(units: int) -> Evaluation:
+            return self.evaluate(replace(shape, units_per_forward=units), self.ask.own_limit)
 
         low = self.asked.units_per_request
         best = at(low)
@@ -137,7 +138,7 @@ class _Search:
             best = _largest(best, low, high, rule.unit_step, at)
         yield best
 
-    def lowered(self, shape: Shape) -> Iterator[Judged]:
+    def lowered(self, shape: Shape) -> Iterator[Evaluation]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
         ask = self.ask
         rule, own = ask.model.image_rule, ask.own_limit
@@ -146,14 +147,14 @@ class _Search:
             return
         step, least = rule.limit_step, rule.least_limit
 
-        def at(limit: int) -> Judged:
+        def at(limit: int) -> Evaluation:
             units = vision_load_of(ask, limit).units_per_request
-            return self.judge(replace(shape, units_per_forward=units), limit)
+            return self.evaluate(replace(shape, units_per_forward=units), limit)
 
         best = at(least)
         if best.fits:
             best = _largest(best, least, own - step, step, at)
-            whole = self.judge(shape, best.shape.limit)
+            whole = self.evaluate(shape, best.shape.limit)
             best = whole if whole.fits else best
         yield best
 
@@ -186,7 +187,9 @@ class _Search:
         return problem
 
 
-def _largest(best: Judged, low: int, high: int, step: int, at: Callable[[int], Judged]) -> Judged:
+def _largest(
+    best: Evaluation, low: int, high: int, step: int, at: Callable[[int], Evaluation]
+) -> Evaluation:
     """Bisect for the largest value that fits; ``low`` is known to."""
     low_steps, high_steps = 0, (high - low) // step
     while low_steps < high_steps:
@@ -199,9 +202,15 @@ def _largest(best: Judged, low: int, high: int, step: int, at: Callable[[int], J
     return best
 
 
-def _order(judged: Judged) -> tuple[object, ...]:
+def _order(evaluation: Evaluation) -> tuple[object, ...]:
     """Fitting shapes by rank; those that do not fit by how little is missing."""
-    indices = tuple(-index for group in judged.shape.groups for index in group)
-    if judged.fits:
-        return (1, *judged.rank, indices)
-    return (0, -judged.short, -judged.shape.tp, judged.shape.max_prefill_token_num, indices)
+    indices = tuple(-index for group in evaluation.shape.groups for index in group)
+    if evaluation.fits:
+        return (1, *evaluation.rank, indices)
+    return (
+        0,
+        -evaluation.short,
+        -evaluation.shape.tp,
+        evaluation.shape.max_prefill_token_num,
+        indices,
+    )

@@ -112,7 +112,7 @@ def excess_tokens(ask: Ask, vision_load: VisionLoad) -> int:
 
 
 class Memo:
-    """Accounts and speeds of one search, so that a group met in many groupings is judged once.
+    """Accounts and speeds of one search, so that a group met in many groupings is evaluated once.
 
     Equal cards behind equal links are one group here whatever their indices: the first card and the
     fullest of the others decide all that a search asks of an account.
@@ -230,9 +230,9 @@ class Sizer:
         if missing or ratio is None:
             return max(1, missing)
         first = accounts[0]
-        starved = max(account.starved_at(ratio) for account in accounts)
-        if starved:
-            return starved
+        cache_shortfall = max(account.cache_shortfall_at(ratio) for account in accounts)
+        if cache_shortfall:
+            return cache_shortfall
         tokens = self.needed_tokens() - kv_tokens
         return max(0, tokens, excess_tokens(self.ask, self.vision_load)) * first.bytes_per_token
 
@@ -256,7 +256,7 @@ class Sizer:
         if ratio is None:
             return False
         return all(
-            account.tokens_at(ratio) >= session_len and not account.starved_at(ratio)
+            account.tokens_at(ratio) >= session_len and not account.cache_shortfall_at(ratio)
             for account in accounts
         )
 

@@ -15,18 +15,18 @@ from msgspec.structs import replace
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.candidates import Judged, judge, score_of
+from turbofit.tuner.candidates import Evaluation, evaluate, score_of
 from turbofit.tuner.groups import like_groups
 from turbofit.tuner.share import share_out
 from turbofit.tuner.sizing import Memo, Shape, Sizer
 from turbofit.tuner.throughput import Speed
 
-__all__ = ["judge_unequal"]
+__all__ = ["evaluate_unequal"]
 
 Groups = tuple[tuple[int, ...], ...]
 
 
-def judge_unequal(
+def evaluate_unequal(
     ask: Ask,
     shape: Shape,
     dtype: str,
@@ -34,9 +34,9 @@ def judge_unequal(
     asked: VisionLoad,
     engine: Engine,
     memo: Memo,
-) -> Judged:
+) -> Evaluation:
     """Judge a shape with ``prefills``: each set by itself, then all under one context."""
-    return _Unequal(ask, shape, dtype, vision_load, asked, engine, memo).judge()
+    return _Unequal(ask, shape, dtype, vision_load, asked, engine, memo).evaluate()
 
 
 class _Unequal:
@@ -56,7 +56,7 @@ class _Unequal:
         self.vision_load, self.asked, self.engine, self.memo = vision_load, asked, engine, memo
         self.sets: tuple[Groups, ...] = like_groups(ask.machine, shape.groups)
 
-    def judge(self) -> Judged:
+    def evaluate(self) -> Evaluation:
         """The better of even shares and of those that the goal gives."""
         requests = self.ask.workload.concurrency
         even = [requests / self.shape.replicas] * len(self.sets)
@@ -69,7 +69,7 @@ class _Unequal:
         found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
         return max(found, key=lambda one: (one.fits, one.rank))
 
-    def _agreed(self, shares: Sequence[float], promised: int) -> list[Judged]:
+    def _agreed(self, shares: Sequence[float], promised: int) -> list[Evaluation]:
         """The sets under these shares, with the longest context that all of them hold."""
         while True:
             pairs = zip(self.sets, shares, strict=True)
@@ -79,10 +79,10 @@ class _Unequal:
                 return parts
             promised = least
 
-    def _best(self, groups: Groups, share: float, promised: int | None) -> Judged:
+    def _best(self, groups: Groups, share: float, promised: int | None) -> Evaluation:
         """One set with the prefill that ranks best of those that hold the promised context."""
         tried = [
-            judge(
+            evaluate(
                 self.ask,
                 replace(
                     self.shape,
@@ -103,7 +103,7 @@ class _Unequal:
         ]
         return max(tried, key=lambda one: _worth(one, promised or 0))
 
-    def _curve(self, part: Judged) -> Callable[[float], Speed]:
+    def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed with so many requests there, at the cache that the part holds."""
         sizer = Sizer(self.ask, part.shape, self.dtype, self.vision_load, self.engine, self.memo)
         fixed = "max_batch_size" in self.ask.fixed
@@ -115,12 +115,12 @@ class _Unequal:
 
         return speed
 
-    def _whole(self, parts: Sequence[Judged]) -> Judged:
+    def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
         """The sets as one shape: it is what the weakest of them is, and serves what all serve."""
         fits = all(part.fits for part in parts)
         weakest = min(parts, key=lambda one: (one.fits, -one.short, one.kv_tokens))
         settings = weakest.settings
-        judged = Judged(
+        evaluation = Evaluation(
             engine=self.engine.name,
             shape=replace(
                 self.shape,
@@ -135,18 +135,18 @@ class _Unequal:
             parts=tuple(parts),
         )
         if not fits:
-            return judged
+            return evaluation
         own = {
             group: speed
             for part in parts
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
-        judged = replace(judged, speeds=tuple(own[group] for group in self.shape.groups))
-        return replace(judged, score=score_of(self.ask, judged, self.asked))
+        evaluation = replace(evaluation, speeds=tuple(own[group] for group in self.shape.groups))
+        return replace(evaluation, score=score_of(self.ask, evaluation, self.asked))
 
 
-def _worth(judged: Judged, promised: int) -> tuple[object, ...]:
+def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:
     """What decides between prefills of one set; of those that do not fit the least that misses."""
-    if judged.fits:
-        return (1, judged.settings.session_len >= promised, *judged.rank)
-    return (0, -judged.short, judged.shape.max_prefill_token_num)
+    if evaluation.fits:
+        return (1, evaluation.settings.session_len >= promised, *evaluation.rank)
+    return (0, -evaluation.short, evaluation.shape.max_prefill_token_num)

@@ -11,15 +11,15 @@ from tests.launch.cluster.test_promise import config, planned
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.launch.cluster.host import Hosted, prepare_environment
-from turbofit.launch.cluster.promise import orders_of
+from turbofit.launch.cluster.promise import engine_specs_of
 
 
 @pytest.fixture(scope="module")
 def hosted() -> Hosted:
     """Made, and not started."""
     plan = planned("2xrtx3090", tp=2)
-    (order,) = orders_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))
-    return Hosted(order)
+    (engine_spec,) = engine_specs_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))
+    return Hosted(engine_spec)
 
 
 def test_an_engine_sees_its_cards_and_no_cluster(
@@ -30,7 +30,7 @@ def test_an_engine_sees_its_cards_and_no_cluster(
     os.environ.update(
         {"CUDA_VISIBLE_DEVICES": "1", "RAY_JOB_ID": "7", "RAY_ADDRESS": "x", "RAY_USE_TLS": "1"}
     )
-    prepare_environment(hosted._order.plan)
+    prepare_environment(hosted._engine_spec.plan)
     assert os.environ["CUDA_VISIBLE_DEVICES"].count(",") == 1
     assert os.environ["RAY_ADDRESS"] == "local"
     assert os.environ["RAY_USE_TLS"] == "1"
@@ -39,7 +39,7 @@ def test_an_engine_sees_its_cards_and_no_cluster(
 
 def test_a_plan_after_a_lack_of_memory_keeps_the_promise(hosted: Hosted) -> None:
     """Less cache is fine, a shorter request is not."""
-    plan = hosted._order.plan
+    plan = hosted._engine_spec.plan
     kept = hosted._kept(replace(plan, kv=replace(plan.kv, tokens=plan.kv.tokens // 2)))
     assert kept.limits == plan.limits
     shorter = replace(plan.kv, longest_request_tokens=plan.kv.longest_request_tokens - 1)
@@ -84,15 +84,15 @@ def test_the_node_plans_once_more_where_it_must(
     hosted: Hosted, rehearse: bool, changed: bool, asked: list[str]
 ) -> None:
     """To rehearse, or since somebody took memory meanwhile."""
-    config = hosted._order.config.changed(rehearse=rehearse)
-    order = replace(hosted._order, config=config)
-    planner = Planning(order.plan, changed=changed)
-    assert Hosted(order)._settled(planner) == order.plan  # type: ignore[arg-type]
+    config = hosted._engine_spec.config.changed(rehearse=rehearse)
+    engine_spec = replace(hosted._engine_spec, config=config)
+    planner = Planning(engine_spec.plan, changed=changed)
+    assert Hosted(engine_spec)._settled(planner) == engine_spec.plan  # type: ignore[arg-type]
     assert planner.asked == asked
 
 
 def test_nothing_fits_any_more(hosted: Hosted) -> None:
     """Said, and not launched."""
-    planner = Planning(replace(hosted._order.plan, fits=False), changed=True)
+    planner = Planning(replace(hosted._engine_spec.plan, fits=False), changed=True)
     with pytest.raises(DoesNotFitError):
-        Hosted(hosted._order)._settled(planner)  # type: ignore[arg-type]
+        Hosted(hosted._engine_spec)._settled(planner)  # type: ignore[arg-type]

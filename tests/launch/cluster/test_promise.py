@@ -10,13 +10,13 @@ from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.fleet_updater import check_gateways
 from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.roster import check_gateways
 from turbofit.launch.cluster.promise import (
     bounds_of_cluster,
-    expected_roll,
+    engine_specs_of,
+    expected_routing_table,
     in_words,
-    orders_of,
     share_of,
 )
 from turbofit.launch.config import ClusterServeConfig
@@ -64,34 +64,34 @@ def test_bounds_admit_only_what_every_node_does(plan: ClusterPlan) -> None:
         assert bounds.limits.units_per_image <= own.limits.units_per_image
 
 
-def test_orders_keep_the_promise(plan: ClusterPlan) -> None:
+def test_engine_specs_keep_the_promise(plan: ClusterPlan) -> None:
     """Each engine has a key of its own, its cards, and what it must keep when planned again."""
     node = plan.nodes[0]
     given = config(goal="latency", tp=1, concurrency=80)
-    orders = orders_of(node, plan, given, here=False, peers=("10.0.0.9",))
-    assert [order.name for order in orders] == ["n0-00000000/0", "n0-00000000/1"]
-    assert len({order.key for order in orders}) == 2
-    assert all(len(order.key) == 64 for order in orders)
-    assert {order.listen for order in orders} == {"10.0.0.0"}
-    assert "secret" not in repr(orders)  # clients' keys do not leave the gateways
-    kept = orders[0].config.request
+    engine_specs = engine_specs_of(node, plan, given, here=False, peers=("10.0.0.9",))
+    assert [engine_spec.name for engine_spec in engine_specs] == ["n0-00000000/0", "n0-00000000/1"]
+    assert len({engine_spec.key for engine_spec in engine_specs}) == 2
+    assert all(len(engine_spec.key) == 64 for engine_spec in engine_specs)
+    assert {engine_spec.listen for engine_spec in engine_specs} == {"10.0.0.0"}
+    assert "secret" not in repr(engine_specs)  # clients' keys do not leave the gateways
+    kept = engine_specs[0].config.request
     assert kept.context == plan.longest_request_tokens
     assert kept.max_dynamic_patch == plan.limits.max_dynamic_patch  # type: ignore[union-attr]
     assert kept.goal == "latency"
     assert kept.tp is None
     # A plan holds what is asked for: the engine alone fits again.
-    again = best_plan(kept.changed(on=orders[0].plan.machine))
+    again = best_plan(kept.changed(on=engine_specs[0].plan.machine))
     assert again.fits
     assert again.kv.longest_request_tokens >= plan.longest_request_tokens
 
 
 def test_the_gateways_own_node_stays_on_loopback(plan: ClusterPlan) -> None:
     """Unless there are gateways elsewhere."""
-    (order,) = orders_of(plan.nodes[1], plan, config(), here=True, peers=())
-    assert order.listen == ""
+    (engine_spec,) = engine_specs_of(plan.nodes[1], plan, config(), here=True, peers=())
+    assert engine_spec.listen == ""
     several = config(gateways=2)
-    (order,) = orders_of(plan.nodes[1], plan, several, here=True, peers=())
-    assert order.listen == "10.0.0.1"
+    (engine_spec,) = engine_specs_of(plan.nodes[1], plan, several, here=True, peers=())
+    assert engine_spec.listen == "10.0.0.1"
 
 
 def test_shares_add_up(plan: ClusterPlan) -> None:
@@ -104,9 +104,9 @@ def test_shares_add_up(plan: ClusterPlan) -> None:
 
 def test_how_many_gateways_can_share(plan: ClusterPlan) -> None:
     """As many as leave each a request at its limits."""
-    check_gateways(expected_roll(plan, 1))
+    check_gateways(expected_routing_table(plan, 1))
     with pytest.raises(UsageError, match="gateways share"):
-        check_gateways(expected_roll(plan, 100_000))
+        check_gateways(expected_routing_table(plan, 100_000))
 
 
 def test_the_promise_in_words(plan: ClusterPlan) -> None:

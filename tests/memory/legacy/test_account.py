@@ -144,8 +144,8 @@ def test_best_ratio_keeps_the_margin_and_no_more_would():
 def test_no_cache_where_nothing_is_free():
     made = account("internvl2-26b", "0.5.2", on="rtx3090")
     assert made.free < 0
-    assert made.starved_at(0.8)
-    assert not account("internvl2-2b", "0.5.2", on="rtx3090").starved_at(0.8)
+    assert made.cache_shortfall_at(0.8)
+    assert not account("internvl2-2b", "0.5.2", on="rtx3090").cache_shortfall_at(0.8)
 
 
 def test_native_towers_use_the_reference_account_with_older_figures():

@@ -53,9 +53,9 @@ def test_the_reserve_is_halved_until_16_blocks_fit():
     assert made.blocks_at(0.8) >= 16
 
 
-def test_starved_below_three_blocks():
+def test_cache_shortfall_below_three_blocks():
     made = account("qwen2-vl-7b", "0.7.2", free=2 * MIB, max_batch_size=128)
-    assert made.starved_at(0.8)
+    assert made.cache_shortfall_at(0.8)
 
 
 @pytest.mark.parametrize("tp", [1, 2])

@@ -49,8 +49,8 @@ def test_states_come_off_what_is_free_before_the_ratio() -> None:
     free = 20_000 * MIB
     one = account("qwen3.5-27b", on="1xh100", free=free, max_batch_size=8)
     runtime = (8192 + 2 * 8) * 248_320 * 2
-    assert one.sizable == free - 10 * (WINDOW + STATE) - runtime
-    blocks = int(one.sizable * 0.8) // one.block_bytes
+    assert one.ratio_base == free - 10 * (WINDOW + STATE) - runtime
+    blocks = int(one.ratio_base * 0.8) // one.block_bytes
     assert one.region_at(0.8) == blocks * one.block_bytes
     found = ledger(one)
     assert 0 <= found["state_cache"] - 10 * (WINDOW + STATE) < CONSTANTS.page
@@ -60,7 +60,7 @@ def test_states_come_off_what_is_free_before_the_ratio() -> None:
 
 def test_more_sequences_leave_less_for_keys() -> None:
     few, many = (account("qwen3.5-27b", on="1xh100", max_batch_size=n) for n in (8, 64))
-    assert many.sizable < few.sizable - 56 * (WINDOW + STATE)
+    assert many.ratio_base < few.ratio_base - 56 * (WINDOW + STATE)
     assert ledger(many)["state_cache"] > 6 * ledger(few)["state_cache"]
     # Short prompts of all of them can meet in one forward, each with its state.
     first, second = (max(t.bytes for t in one.transients if t.term == "text_prefill")

@@ -128,16 +128,16 @@ def test_what_the_runtimes_reserve_lacks_is_part_of_what_is_missing():
     """InternVL2.5-26B-AWQ on a 3090: weights leave less than the reserve for logits."""
     made = account(resolve_model("internvl2.5-26b-awq"), card(), max_prefill_token_num=8192)
     least = made.least_blocks * made.block_bytes
-    assert made.free > 0 > made.sizable
-    assert made.starved_at(0.8) == least - int(made.sizable * 0.8) > least
+    assert made.free > 0 > made.ratio_base
+    assert made.cache_shortfall_at(0.8) == least - int(made.ratio_base * 0.8) > least
 
 
 def test_blocks_that_were_asked_for_are_not_checked_against_sixteen():
     """LMDeploy holds the ratio's blocks to 16, not ``num_gpu_blocks``."""
     made = account(resolve_model("qwen2.5-0.5b"), card(), num_gpu_blocks=10)
     assert made.tokens_at(0.8) == 8 * 64
-    assert not made.starved_at(0.8)
-    assert made.starved_at(1e-9)
+    assert not made.cache_shortfall_at(0.8)
+    assert made.cache_shortfall_at(1e-9)
 
 
 def test_more_blocks_than_fit_are_told_at_once():

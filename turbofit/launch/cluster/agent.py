@@ -8,7 +8,7 @@ from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.host import Hosted, prepare_environment
 
 if TYPE_CHECKING:
-    from turbofit.launch.cluster.order import Order, Standing
+    from turbofit.launch.cluster.engine_spec import EngineSpec, EngineState
 
 __all__ = ["Agent", "start_agent"]
 
@@ -22,15 +22,15 @@ class Agent:
     """Hosts one engine; see `host.Hosted`.
 
     Args:
-        order: what to launch. After a restart by Ray it is the same one.
+        engine_spec: what to launch. After a restart by Ray it is the same one.
     """
 
-    def __init__(self, order: Order) -> None:
-        prepare_environment(order.plan)
-        self._hosted = Hosted(order)
+    def __init__(self, engine_spec: EngineSpec) -> None:
+        prepare_environment(engine_spec.plan)
+        self._hosted = Hosted(engine_spec)
         self._hosted.start()
 
-    def follow(self, since: int, seconds: float) -> Standing:
+    def follow(self, since: int, seconds: float) -> EngineState:
         """See `Hosted.follow`."""
         return self._hosted.follow(since, seconds)
 
@@ -43,17 +43,17 @@ class Agent:
         return self._hosted.stop(seconds)
 
 
-def start_agent(order: Order, group: Any) -> Any:
+def start_agent(engine_spec: EngineSpec, group: Any) -> Any:
     """Start an engine's actor in a placement group of one GPU; its handle.
 
     The engine's other GPUs are held by their own placement groups; which ones it sees is the
     plan's to say, by UUID.
 
     Args:
-        order: what to launch.
+        engine_spec: what to launch.
         group: of the engine's first GPU.
     """
     there = ray_adapter.in_group(group)
     return ray_adapter.start_actor(
-        Agent, order, strategy=there, restarts=_RESTARTS, calls=_CALLS, gpus=1
+        Agent, engine_spec, strategy=there, restarts=_RESTARTS, calls=_CALLS, gpus=1
     )

@@ -9,101 +9,109 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.gateway.meet import meet
+from turbofit.gateway.intersect import intersect
+from turbofit.launch.cluster.node_state import outcome
 from turbofit.launch.cluster.promise import bounds_of_cluster, in_words
-from turbofit.launch.cluster.site import outcome
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from turbofit.core.cluster import ClusterPlan, NodePlan
-    from turbofit.launch.cluster.keeper import Keeper
-    from turbofit.launch.cluster.site import Site
+    from turbofit.launch.cluster.controller import Controller
+    from turbofit.launch.cluster.node_state import NodeState
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["changed"]
 
 
 def changed(
-    keeper: Keeper, target: ClusterPlan, request: PlanRequest
+    controller: Controller, target: ClusterPlan, request: PlanRequest
 ) -> Generator[None, None, None]:
     """The steps from what is served to another plan of the same model.
 
     Args:
-        keeper: what is served.
+        controller: what is served.
         target: the plan to come.
         request: what it was made for.
     """
-    before, config = keeper.plan, keeper.config
-    keeper.bounds = meet(keeper.bounds, bounds_of_cluster(target))
-    keeper.plan, keeper.config = target, config.changed(request=request)
-    keeper.say(f"a change of plan begins: {in_words(before)} -> {in_words(target)}")
+    before, config = controller.plan, controller.config
+    controller.bounds = intersect(controller.bounds, bounds_of_cluster(target))
+    controller.plan, controller.config = target, config.changed(request=request)
+    controller.say(f"a change of plan begins: {in_words(before)} -> {in_words(target)}")
     moved: dict[str, NodePlan] = {}
-    while sites := _behind(keeper):
-        done = sum(one.promised is target for one in keeper.sites.values())
-        keeper.change = f"{done} of {done + len(sites)} nodes have the new plan"
-        site = sites[0]
-        moved[site.node.id] = site.plan
-        why = yield from _moved(keeper, site)
+    while node_states := _behind(controller):
+        done = sum(one.promised is target for one in controller.node_states.values())
+        controller.change = f"{done} of {done + len(node_states)} nodes have the new plan"
+        node_state = node_states[0]
+        moved[node_state.node.id] = node_state.plan
+        why = yield from _moved(controller, node_state)
         if why:
-            keeper.plan, keeper.config = before, config
-            yield from _undone(keeper, moved, why)
+            controller.plan, controller.config = before, config
+            yield from _undone(controller, moved, why)
             return
-    keeper.widen()
-    keeper.change = ""
-    keeper.say(f"the plan has changed: {in_words(target)}")
+    controller.widen()
+    controller.change = ""
+    controller.say(f"the plan has changed: {in_words(target)}")
 
 
-def _behind(keeper: Keeper) -> list[Site]:
-    """Nodes that were planned for another promise than the keeper's, those that came since too.
+def _behind(controller: Controller) -> list[NodeState]:
+    """Nodes that were planned for another promise than the controller's, those that came since too.
 
     One that joins is not among them: what was planned for it is looked at when it is done.
     """
     return [
-        site
-        for site in keeper.sites.values()
-        if site.state in ("serving", "unfit") and site.promised is not keeper.plan
+        node_state
+        for node_state in controller.node_states.values()
+        if node_state.state in ("serving", "unfit") and node_state.promised is not controller.plan
     ]
 
 
-def _undone(keeper: Keeper, moved: Mapping[str, NodePlan], why: str) -> Generator[None, None, None]:
+def _undone(
+    controller: Controller, moved: Mapping[str, NodePlan], why: str
+) -> Generator[None, None, None]:
     """Back to the plan before, on every node that has the new one."""
-    keeper.say(f"the new plan does not hold, going back: {why}")
-    keeper.change = f"going back: {why}"
-    while sites := _behind(keeper):
-        yield from _moved(keeper, sites[-1], moved.get(sites[-1].node.id))
-    keeper.widen()
-    keeper.change = f"given up: {why}"
-    keeper.say("the plan before is served again")
+    controller.say(f"the new plan does not hold, going back: {why}")
+    controller.change = f"going back: {why}"
+    while node_states := _behind(controller):
+        yield from _moved(controller, node_states[-1], moved.get(node_states[-1].node.id))
+    controller.widen()
+    controller.change = f"given up: {why}"
+    controller.say("the plan before is served again")
 
 
-def _moved(keeper: Keeper, site: Site, known: NodePlan | None = None) -> Generator[None, None, str]:
-    """One node to the keeper's plan, or a known one; why its engines failed, or nothing."""
-    site.state = "changing"
-    keeper.empty(site)
-    keeper.say(f"node {site.node.name}: its engines finish what they have")
-    while _stays(keeper, site) and not keeper.idle(site):
+def _moved(
+    controller: Controller, node_state: NodeState, known: NodePlan | None = None
+) -> Generator[None, None, str]:
+    """One node to the controller's plan, or a known one; why its engines failed, or nothing."""
+    node_state.state = "changing"
+    controller.empty(node_state)
+    controller.say(f"node {node_state.node.name}: its engines finish what they have")
+    while _stays(controller, node_state) and not controller.idle(node_state):
         yield
-    while _stays(keeper, site) and not keeper.closed(site):
+    while _stays(controller, node_state) and not controller.closed(node_state):
         yield
-    if not _stays(keeper, site):
+    if not _stays(controller, node_state):
         return ""
-    work = keeper.measure(site, known)
-    while _stays(keeper, site) and not work.done():
+    work = controller.measure(node_state, known)
+    while _stays(controller, node_state) and not work.done():
         yield
-    if not _stays(keeper, site):
+    if not _stays(controller, node_state):
         return ""
-    keeper.settle(site, outcome(work, site))
-    planned = keeper.plan.node(site.node.id)
-    if not site.posts and planned is not None and planned.plan is not None:
-        return f"node {site.node.name} does not serve: {site.why_not}"
-    while site.node.id in keeper.sites and site.posts and not site.ready:
-        if site.failed:
-            return site.failed
+    controller.settle(node_state, outcome(work, node_state))
+    planned = controller.plan.node(node_state.node.id)
+    if not node_state.replicas and planned is not None and planned.plan is not None:
+        return f"node {node_state.node.name} does not serve: {node_state.why_not}"
+    while (
+        node_state.node.id in controller.node_states
+        and node_state.replicas
+        and not node_state.ready
+    ):
+        if node_state.failed:
+            return node_state.failed
         yield
     return ""
 
 
-def _stays(keeper: Keeper, site: Site) -> bool:
+def _stays(controller: Controller, node_state: NodeState) -> bool:
     """Whether a node is still there, and nobody drains it meanwhile."""
-    return site.node.id in keeper.sites and site.state == "changing"
+    return node_state.node.id in controller.node_states and node_state.state == "changing"

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, TurbofitError
+from turbofit.launch.cluster.engine_spec import EngineState
 from turbofit.launch.cluster.forward import Forwarder
-from turbofit.launch.cluster.order import Standing
 from turbofit.launch.cluster.tls import server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.cluster.order import Order
+    from turbofit.launch.cluster.engine_spec import EngineSpec
     from turbofit.launch.leases import Leases
     from turbofit.launch.planner import Planner
     from turbofit.launch.serve import Stop
@@ -53,18 +53,18 @@ def prepare_environment(plan: Plan) -> None:
 
 
 class Hosted:
-    """An engine, from its order to its end.
+    """An engine, from its specification to its end.
 
     Args:
-        order: what to launch.
+        engine_spec: what to launch.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, engine_spec: EngineSpec) -> None:
         from turbofit.launch.serve import Stop
 
-        self._order, self.key = order, order.key
-        self._peers = order.peers
-        self._standing = Standing(pid=os.getpid(), tokens=order.plan.kv.tokens)
+        self._engine_spec, self.key = engine_spec, engine_spec.key
+        self._peers = engine_spec.peers
+        self._engine_state = EngineState(pid=os.getpid(), tokens=engine_spec.plan.kv.tokens)
         self._changed = threading.Condition()
         self._forwarder: Forwarder | None = None
         self._warnings: deque[str] = deque(maxlen=_WARNINGS)
@@ -75,11 +75,11 @@ class Hosted:
         """Begin; `follow` tells what becomes of it."""
         self._thread.start()
 
-    def follow(self, since: int, seconds: float) -> Standing:
+    def follow(self, since: int, seconds: float) -> EngineState:
         """Where it stands, as soon as that is newer than ``since``, or after so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._standing.number > since, seconds)
-            return self._standing
+            self._changed.wait_for(lambda: self._engine_state.number > since, seconds)
+            return self._engine_state
 
     def allow(self, peers: Iterable[str]) -> None:
         """From now on gateways at these addresses may reach the engine."""
@@ -100,9 +100,9 @@ class Hosted:
         from turbofit.gateway.limits import bounds_of
 
         (url,) = urls
-        if self._order.listen:
+        if self._engine_spec.listen:
             forwarder = Forwarder(
-                self._order.listen,
+                self._engine_spec.listen,
                 int(url.rpartition(":")[2]),
                 self._peers,
                 server_context(os.environ),
@@ -148,8 +148,8 @@ class Hosted:
         from turbofit.launch.session import run_session
         from turbofit.planning.needs import check_needs
 
-        order = self._order
-        plan, config = order.plan, order.config
+        engine_spec = self._engine_spec
+        plan, config = engine_spec.plan, engine_spec.config
         lmdeploy, missing = lmdeploy_if_needed(plan.engine.name)
         if missing is not None and plan.engine.name != "transformers":
             raise missing
@@ -157,7 +157,7 @@ class Hosted:
         for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
             self._say(f"warning: {text}")
         planner = Planner(
-            _request(order), None if config.pretend else leases, self._say,
+            _request(engine_spec), None if config.pretend else leases, self._say,
             rehearse=config.rehearse and not config.pretend and can_rehearse(),
         )  # fmt: skip
         plan = self._settled(planner)
@@ -165,7 +165,7 @@ class Hosted:
         self._tell(folder=str(folder))
         record = Record(
             folder, model=plan.model.name, pretend=config.pretend, lmdeploy=lmdeploy.version,
-            member=order.name,
+            member=engine_spec.name,
         )  # fmt: skip
         job = Job(
             config,
@@ -182,14 +182,14 @@ class Hosted:
         run_session(job, plan, self._stop)
 
     def _settled(self, planner: Planner) -> Plan:
-        """The plan to begin with, reserved: the order's, or one of the node's own.
+        """The plan to begin with, reserved: the specification's, or one of the node's own.
 
         Raises:
             DoesNotFitError: somebody took memory, and nothing else keeps the promise.
             MachineError: a GPU is gone.
         """
-        ordered = self._order.plan
-        if not self._order.config.rehearse or self._order.config.pretend:
+        ordered = self._engine_spec.plan
+        if not self._engine_spec.config.rehearse or self._engine_spec.config.pretend:
             try:
                 planner.take(ordered)
             except DoesNotFitError as exc:
@@ -207,7 +207,7 @@ class Hosted:
         Raises:
             DoesNotFitError: it does not.
         """
-        promised = self._order.plan.kv.longest_request_tokens
+        promised = self._engine_spec.plan.kv.longest_request_tokens
         if not plan.fits:
             return plan
         if plan.kv.longest_request_tokens < promised:
@@ -217,14 +217,16 @@ class Hosted:
                 hint="turbofit cluster change --context promises less on all nodes",
             )
         for name in ("units_per_image", "units_per_request", "image_tokens_per_request"):
-            if getattr(plan.limits, name) < getattr(self._order.plan.limits, name):
+            if getattr(plan.limits, name) < getattr(self._engine_spec.plan.limits, name):
                 raise DoesNotFitError(
                     f"{name} would be {getattr(plan.limits, name):,}, "
-                    f"{getattr(self._order.plan.limits, name):,} are promised",
+                    f"{getattr(self._engine_spec.plan.limits, name):,} are promised",
                     hint="turbofit cluster change promises smaller images on all nodes",
                 )
         # The gateway holds requests to the promise; what meets in a forward is this plan's own.
-        own = replace(self._order.plan.limits, units_per_forward=plan.limits.units_per_forward)
+        own = replace(
+            self._engine_spec.plan.limits, units_per_forward=plan.limits.units_per_forward
+        )
         return replace(plan, limits=own)
 
     def _say(self, text: str) -> None:
@@ -240,17 +242,19 @@ class Hosted:
                 *self._warnings,
                 *(f"a connection from {one} was refused" for one in refused),
             )
-            number = self._standing.number + 1
-            self._standing = replace(self._standing, number=number, warnings=warnings, **facts)
+            number = self._engine_state.number + 1
+            self._engine_state = replace(
+                self._engine_state, number=number, warnings=warnings, **facts
+            )
             self._changed.notify_all()
 
 
-def _request(order: Order) -> PlanRequest:
+def _request(engine_spec: EngineSpec) -> PlanRequest:
     """The request for a plan after a lack of memory: these cards, and the promise."""
-    plan = order.plan
-    request = order.config.request.changed(
+    plan = engine_spec.plan
+    request = engine_spec.config.request.changed(
         tp=len(plan.parallel.groups[0]), replicas=1, engine=plan.engine.name
     )
-    if order.config.pretend:
+    if engine_spec.config.pretend:
         return request.changed(on=plan.machine)
     return request.changed(gpus=",".join(gpu.uuid for gpu in plan.gpus))

@@ -10,35 +10,35 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.launch.cluster.alone import alone
-from turbofit.launch.cluster.order import Order
+from turbofit.launch.cluster.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan, NodePlan
     from turbofit.core.plan import Plan
     from turbofit.gateway.limits import Bounds
-    from turbofit.gateway.roll import Member, Roll
+    from turbofit.gateway.routing_table import Member, RoutingTable
     from turbofit.launch.config import ClusterServeConfig
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
     "bounds_of_cluster",
+    "engine_specs_of",
     "expected_members",
-    "expected_roll",
+    "expected_routing_table",
     "in_words",
-    "orders_of",
     "share_of",
 ]
 
 
 def bounds_of_cluster(plan: ClusterPlan) -> Bounds:
     """What requests are held to, so that each may go to any engine."""
+    from turbofit.gateway.intersect import intersect
     from turbofit.gateway.limits import bounds_of
-    from turbofit.gateway.meet import meet
 
     plans = [node.plan for node in plan.nodes if node.plan is not None]
     # Nodes of one kind have one set of bounds: a thousand of them are a few.
     distinct = {(p.limits, p.kv.longest_request_tokens, p.engine.name): p for p in plans}
-    bounds = reduce(meet, [bounds_of(one) for one in distinct.values()])
+    bounds = reduce(intersect, [bounds_of(one) for one in distinct.values()])
     longest = min(bounds.longest_request_tokens, plan.longest_request_tokens)
     return replace(bounds, longest_request_tokens=longest)
 
@@ -47,7 +47,7 @@ def expected_members(node: NodePlan) -> list[Member]:
     """What gateways would be told of a node's engines, but for where they are."""
     from turbofit.gateway.config import host_budget
     from turbofit.gateway.limits import bounds_of
-    from turbofit.gateway.roll import Member
+    from turbofit.gateway.routing_table import Member
 
     if node.plan is None:
         return []
@@ -64,23 +64,23 @@ def expected_members(node: NodePlan) -> list[Member]:
     ]
 
 
-def expected_roll(plan: ClusterPlan, gateways: int) -> Roll:
+def expected_routing_table(plan: ClusterPlan, gateways: int) -> RoutingTable:
     """What gateways would be told of a plan: whether that many can share its limits."""
-    from turbofit.gateway.roll import Roll
+    from turbofit.gateway.routing_table import RoutingTable
 
     members = tuple(member for node in plan.nodes for member in expected_members(node))
     bounds = bounds_of_cluster(plan)
-    return Roll(number=0, bounds=bounds, members=members, gateways=gateways)
+    return RoutingTable(number=0, bounds=bounds, members=members, gateways=gateways)
 
 
-def orders_of(
+def engine_specs_of(
     node: NodePlan,
     plan: ClusterPlan,
     config: ClusterServeConfig,
     *,
     here: bool,
     peers: tuple[str, ...],
-) -> list[Order]:
+) -> list[EngineSpec]:
     """The engines of a node.
 
     Args:
@@ -93,7 +93,7 @@ def orders_of(
     """
     assert node.plan is not None
     return [
-        Order(
+        EngineSpec(
             name=member.name,
             plan=alone(node.plan, group),
             key=secrets.token_hex(32),

@@ -15,14 +15,14 @@ from turbofit.core.files import write_atomic
 from turbofit.core.struct import to_json
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.board import pin_board
+from turbofit.launch.cluster.admin_commands import AdminCommands
 from turbofit.launch.cluster.connect import connected
-from turbofit.launch.cluster.desk import Desk
-from turbofit.launch.cluster.keeper import Keeper
+from turbofit.launch.cluster.controller import Controller
+from turbofit.launch.cluster.coordinator import pin_coordinator
+from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
-from turbofit.launch.cluster.promise import expected_roll
-from turbofit.launch.cluster.site import Site
+from turbofit.launch.cluster.promise import expected_routing_table
 from turbofit.launch.cluster.tls import client_context
 from turbofit.launch.record import state_folder
 from turbofit.planning.cluster import plan_cluster
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.cluster import ClusterPlan
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.cluster.board import Seen
     from turbofit.launch.cluster.connect import Connection
+    from turbofit.launch.cluster.coordinator import Seen
     from turbofit.launch.config import ClusterServeConfig
     from turbofit.launch.serve import Stop
 
@@ -77,23 +77,23 @@ def serve_cluster(
     with connected(config.address) as connection:
         stop.rearm()  # Ray takes SIGTERM
         places = Places()
-        plan, sites = _planned(config, connection, places, tell)
+        plan, node_states = _planned(config, connection, places, tell)
         name = config.name or plan.model.name
-        board = pin_board(name, connection.here)
+        coordinator = pin_coordinator(name, connection.here)
         folder = state_folder("clusters", plan.model.name)
         write_atomic(folder / "cluster-plan.json", plan.to_json(), mode=0o600)
-        keeper = Keeper(connection, places, plan, sites, config, tell, name=name)
-        keeper.gateways = config.gateways
+        controller = Controller(connection, places, plan, node_states, config, tell, name=name)
+        controller.gateways = config.gateways
         stop.abrupt = False
         try:
-            return _Run(config, keeper, board, folder, tell, on_open).follow(stop)
+            return _Run(config, controller, coordinator, folder, tell, on_open).follow(stop)
         finally:
             stop.abrupt = stop.signal is None
 
 
 def _planned(
     config: ClusterServeConfig, connection: Connection, places: Places, say: Callable[[str], None]
-) -> tuple[ClusterPlan, list[Site]]:
+) -> tuple[ClusterPlan, list[NodeState]]:
     """Take what is free, measure it, and plan for it.
 
     Raises:
@@ -119,27 +119,27 @@ def _planned(
             "supervised",
             hint="turbofit plan --cluster prints the command of each node, to be run by hand",
         )
-    from turbofit.gateway.roster import check_gateways
+    from turbofit.gateway.fleet_updater import check_gateways
 
-    check_gateways(expected_roll(plan, config.gateways))
-    return plan, [Site(node) for node in nodes if alive[node.id].gpus]
+    check_gateways(expected_routing_table(plan, config.gateways))
+    return plan, [NodeState(node) for node in nodes if alive[node.id].gpus]
 
 
 class _Run:
-    """The gateway here, the keeper, and the board, until the end."""
+    """The gateway here, the controller, and the coordinator, until the end."""
 
     def __init__(
         self,
         asked: ClusterServeConfig,
-        keeper: Keeper,
-        board: Any,
+        controller: Controller,
+        coordinator: Any,
         folder: Path,
         say: Callable[[str], None],
         on_open: Callable[[list[str]], None],
     ) -> None:
         self._asked, self._say, self._on_open = asked, say, on_open
-        self._keeper, self._board, self._folder = keeper, board, folder
-        self._desk = Desk(keeper, board.answer.remote)
+        self._controller, self._coordinator, self._folder = controller, coordinator, folder
+        self._admin_commands = AdminCommands(controller, coordinator.answer.remote)
         self._config = self._settled()
         #: What other gateways need of it: the plan's part, and none of the clients' keys.
         self._shared = GatewayConfig(
@@ -148,7 +148,7 @@ class _Run:
             pretend=self._config.pretend,
         )
         self._front: GatewayThread | None = None
-        #: The rolls that the gateway here, and the board, were given last.
+        #: The routing tables that the gateway here, and the coordinator, were given last.
         self._told, self._posted = 0, -1
         self._wrote = float("-inf")
         self._inbox: Any = None
@@ -157,18 +157,18 @@ class _Run:
 
     def follow(self, stop: Stop) -> signal.Signals:
         """Until a signal comes, or nothing is left to serve with."""
-        keeper = self._keeper
+        controller = self._controller
         failed = True
         try:
             self._front = self._gateway()
-            keeper.begin()
+            controller.begin()
             while stop.signal is None:
-                keeper.tick(_TICK)
+                controller.tick(_TICK)
                 self._publish()
                 if time.monotonic() - self._wrote >= _WRITE_SECONDS:
                     self._wrote = time.monotonic()
                     self._exchange()
-                self._desk.tick()
+                self._admin_commands.tick()
             failed = False
             return stop.signal
         finally:
@@ -176,7 +176,7 @@ class _Run:
 
     def _settled(self) -> GatewayConfig:
         """The gateway's settings, with what the plan decides."""
-        plans = [node.plan for node in self._keeper.plan.nodes if node.plan is not None]
+        plans = [node.plan for node in self._controller.plan.nodes if node.plan is not None]
         assert self._asked.gateway is not None
         return replace(
             self._asked.gateway,
@@ -188,35 +188,37 @@ class _Run:
 
     def _gateway(self) -> GatewayThread:
         from turbofit.gateway.accesslog import access_log
-        from turbofit.gateway.server import make_roll_gateway
+        from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 
         log = access_log(self._asked.access_log or str(self._folder / "access.log"))
         tls = client_context(os.environ)
-        roll = self._keeper.roll()
-        front = GatewayThread(make_roll_gateway(roll, self._config, log=log, tls=tls))
+        routing_table = self._controller.routing_table()
+        front = GatewayThread(
+            make_routing_table_gateway(routing_table, self._config, log=log, tls=tls)
+        )
         front.start()
         return front
 
     def _publish(self) -> None:
         """Tell the gateway here what has changed."""
-        front, roll = self._front, self._keeper.roll()
+        front, routing_table = self._front, self._controller.routing_table()
         assert front is not None
-        if roll.number != self._told:
+        if routing_table.number != self._told:
             try:
-                front.call(lambda gateway: gateway.follow(roll))
+                front.call(lambda gateway: gateway.follow(routing_table))
             except LaunchError:
                 if not front.alive:
                     raise
                 return  # it is busy: it is told at the next look
-            self._told = roll.number
-        if not self._opened and any(not member.draining for member in roll.members):
+            self._told = routing_table.number
+        if not self._opened and any(not member.draining for member in routing_table.members):
             self._opened = True
             self._on_open([front.url])
 
     def _exchange(self) -> None:
-        """Ask the gateways, write the board, take what is asked."""
-        front, keeper = self._front, self._keeper
+        """Ask the gateways, write the coordinator, take what is asked."""
+        front, controller = self._front, self._controller
         assert front is not None
         try:
             own, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
@@ -226,9 +228,11 @@ class _Run:
             return
         tellers = [own, *(seen.outstanding for seen in self._others.values())]
         names = {name for told in tellers for name in told}
-        keeper.outstanding = {name: sum(told.get(name, 0) for told in tellers) for name in names}
-        keeper.up = up
-        keeper.followed = min([self._told, *(seen.number for seen in self._others.values())])
+        controller.outstanding = {
+            name: sum(told.get(name, 0) for told in tellers) for name in names
+        }
+        controller.up = up
+        controller.followed = min([self._told, *(seen.number for seen in self._others.values())])
         if self._inbox is not None:
             inbox = None
             try:
@@ -237,29 +241,31 @@ class _Run:
                 return
             except ray_adapter.ActorDiedError as exc:
                 raise LaunchError(
-                    f"the board of {keeper.name} is gone: {ray_adapter.one_line(exc)}",
+                    f"the coordinator of {controller.name} is gone: {ray_adapter.one_line(exc)}",
                     hint="see ray status and this node's ray logs",
                 ) from None
             except ray_adapter.RayCallError:
                 self._posted = -1  # Ray starts it again: what there is is written anew
             if inbox is not None:
                 self._take(inbox.asked, inbox.gateways)
-        status = keeper.status((front.url, *(seen.url for seen in self._others.values())))
+        status = controller.status((front.url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
         places = self._asked.gateways - 1
-        roll = keeper.roll()
-        fresh = roll if roll.number != self._posted else None
-        self._inbox = self._board.write.remote(status, fresh, self._shared, places)
-        self._posted = roll.number
+        routing_table = controller.routing_table()
+        fresh = routing_table if routing_table.number != self._posted else None
+        self._inbox = self._coordinator.write.remote(status, fresh, self._shared, places)
+        self._posted = routing_table.number
 
     def _take(self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, Seen]) -> None:
         for number, document in asked:
-            self._desk.take(number, document)
+            self._admin_commands.take(number, document)
         if set(others) != set(self._others):
-            here = self._keeper.connection.here_address
-            self._keeper.let(tuple(dict.fromkeys((here, *(s.address for s in others.values())))))
-            self._keeper.say(f"{1 + len(others)} gateways")
+            here = self._controller.connection.here_address
+            self._controller.let(
+                tuple(dict.fromkeys((here, *(s.address for s in others.values()))))
+            )
+            self._controller.say(f"{1 + len(others)} gateways")
         self._others = others
 
     def _end(self, stop: Stop, *, failed: bool) -> None:
@@ -274,4 +280,4 @@ class _Run:
             self._say(f"stopping: {stop.signal.name}")
         seconds = self._asked.timing.drain + _LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: what was there is gone with it
-            self._keeper.stop(seconds, lambda: urgent or stop.urgent)
+            self._controller.stop(seconds, lambda: urgent or stop.urgent)

@@ -86,7 +86,7 @@ class LegacyAccount(GroupAccount):
             )
 
     @property
-    def sizable(self) -> int:
+    def ratio_base(self) -> int:
         """All that is free."""
         return self.free
 

@@ -16,7 +16,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import GpuLedger, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.memory.account import Account, Held, total_bytes
+from turbofit.memory.account import Account, StaticMemory, total_bytes
 from turbofit.memory.turbomind.terms import cache_terms
 
 __all__ = ["GroupAccount", "usable"]
@@ -43,7 +43,7 @@ class GroupAccount(Account):
     """
 
     dies: ClassVar[str] = "aborts"
-    starved: ClassVar[str] = "that it needs at least ({more} more), and LMDeploy stops"
+    cache_shortfall: ClassVar[str] = "that it needs at least ({more} more), and LMDeploy stops"
     allocator: ClassVar[str] = "the pools of TurboMind and torch"
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up or with its first image"
     admits_prompts: ClassVar[bool] = False  # the tower is Python, before the engine
@@ -65,7 +65,7 @@ class GroupAccount(Account):
         for i, (early, late) in enumerate(zip(before, buffers, strict=True)):
             kept = sum(term.bytes for term in early if term.term == _KEPT)
             extra = max(0, staged - kept) if i == 0 else 0
-            held.append(Held(before=tuple(early), buffers=tuple(late), staged=extra))
+            held.append(StaticMemory(before=tuple(early), buffers=tuple(late), staged=extra))
         super().__init__(settings, gpus, margins, held, pool, transients, units_per_forward)
         self.own_warmup = own_warmup
 

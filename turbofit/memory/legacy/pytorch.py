@@ -89,7 +89,7 @@ class LegacyTorchAccount(GroupAccount):
         return rule.bytes * rows * self._model.text.vocab
 
     @property
-    def sizable(self) -> int:
+    def ratio_base(self) -> int:
         """What is free without the reserve for one forward."""
         return self.free - self.runtime
 
@@ -110,7 +110,7 @@ class LegacyTorchAccount(GroupAccount):
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
-        return int(max(0, self.sizable) * ratio) // self._block * self._block
+        return int(max(0, self.ratio_base) * ratio) // self._block * self._block
 
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that the cache holds."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from turbofit.core.plan import Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.memory.account import Account, Held, given
+from turbofit.memory.account import Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.activations import Activations
@@ -43,7 +43,7 @@ class PytorchAccount(Account):
         constants: the engine generation's figures.
     """
 
-    starved: ClassVar[str] = (
+    cache_shortfall: ClassVar[str] = (
         "that LMDeploy asks for ({more} more): with fewer it halves max_prefill_token_num, or"
         " stops with 'No enough gpu memory for kv cache.'"
     )
@@ -82,9 +82,11 @@ class PytorchAccount(Account):
                 buffers = (state_term(region, settings), *buffers)
             if launch.free_at_cache is None:
                 before = (*before_terms(gpu, settings, linked, constants), *weights)
-                held.append(Held(before=before, buffers=buffers, staged=staged))
+                held.append(StaticMemory(before=before, buffers=buffers, staged=staged))
             else:
-                held.append(Held(before=(given(gpu, launch.free_at_cache),), buffers=buffers))
+                held.append(
+                    StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=buffers)
+                )
         pool = pool_term(work, settings, constants)
         seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
         held = [corrected(one, seen) for one in held]
@@ -97,7 +99,7 @@ class PytorchAccount(Account):
         return super()._find_ratio()
 
     @property
-    def sizable(self) -> int:
+    def ratio_base(self) -> int:
         """What is free less the states of delta nets and the runtime's reserve.
 
         The former are allocated beside the cache; the latter nothing else keeps.
@@ -121,24 +123,24 @@ class PytorchAccount(Account):
 
     def blocks_at(self, ratio: float) -> int:
         """Blocks of the ratio's share: what is checked even where ``num_gpu_blocks`` is set."""
-        return max(0, int(self.sizable * ratio)) // self._block_bytes
+        return max(0, int(self.ratio_base * ratio)) // self._block_bytes
 
-    def starved_at(self, ratio: float) -> int:
+    def cache_shortfall_at(self, ratio: float) -> int:
         """Bytes of cache missing for as many blocks, with what the runtime's reserve lacks."""
-        share = int(self.sizable * ratio)
+        share = int(self.ratio_base * ratio)
         if share // self._block_bytes >= self.least_blocks:
             return 0
         return self.least_blocks * self._block_bytes - share
 
     def region_at(self, ratio: float) -> int:
         """Bytes of the cache on each rank."""
-        return blocks_held(self.sizable, ratio, self._block_bytes, self.settings) * (
+        return blocks_held(self.ratio_base, ratio, self._block_bytes, self.settings) * (
             self._block_bytes
         )
 
     def tokens_at(self, ratio: float) -> int:
         """KV tokens that requests can have: the engine keeps two blocks for itself."""
-        blocks = blocks_held(self.sizable, ratio, self._block_bytes, self.settings)
+        blocks = blocks_held(self.ratio_base, ratio, self._block_bytes, self.settings)
         return max(0, blocks - RESERVED_BLOCKS) * self.block_tokens
 
     def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002 - equal on all

@@ -65,8 +65,8 @@ def runtime_bytes(text: TextDims, settings: Settings) -> int:
     return (settings.max_prefill_token_num + 2 * settings.max_batch_size) * text.vocab * HALF
 
 
-def blocks_held(sizable: int, ratio: float, block: int, settings: Settings) -> int:
+def blocks_held(ratio_base: int, ratio: float, block: int, settings: Settings) -> int:
     """Blocks of the cache: ``num_gpu_blocks`` where it is set, else the ratio's."""
     if settings.num_gpu_blocks:
         return settings.num_gpu_blocks
-    return max(0, int(sizable * ratio) // block)
+    return max(0, int(ratio_base * ratio) // block)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from turbofit.core.plan import Term
 from turbofit.core.units import round_up
 from turbofit.memory.account import Account as AnyAccount
-from turbofit.memory.account import Held, given
+from turbofit.memory.account import StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.terms import capability_of
@@ -39,7 +39,7 @@ class Account(AnyAccount):
         constants: the engine generation's figures.
     """
 
-    starved: ClassVar[str] = (
+    cache_shortfall: ClassVar[str] = (
         "that one warm-up request needs ({more} more), and LMDeploy waits without a word"
     )
     dies: ClassVar[str] = "aborts"
@@ -65,7 +65,7 @@ class Account(AnyAccount):
         self._temporaries = 0
         if launch.free_at_cache is not None:
             held = [
-                Held(before=(given(gpu, launch.free_at_cache),), buffers=later)
+                StaticMemory(before=(given(gpu, launch.free_at_cache),), buffers=later)
                 for gpu, later in zip(gpus, buffers, strict=True)
             ]
         else:
@@ -77,7 +77,9 @@ class Account(AnyAccount):
         held = [corrected(one, seen) for one in held]
         super().__init__(settings, gpus, launch.margins, held, warmup, transients, units, seen)
 
-    def _held_by(self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]) -> list[Held]:
+    def _held_by(
+        self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]
+    ) -> list[StaticMemory]:
         model, settings, gpus = launch.model, launch.settings, launch.gpus
         constants, page = self.constants, self.constants.pool_granularity
         capability = capability_of(gpus[0])
@@ -88,7 +90,7 @@ class Account(AnyAccount):
         linked = launch.machine.nvlinked(gpus)
         weights = weight_terms(model, settings, self._temporaries, constants, capability)
         return [
-            Held(
+            StaticMemory(
                 before=(*before_terms(gpu, settings, i == 0, linked, constants), *weights),
                 buffers=buffers[i],
                 temporaries=self._temporaries,
@@ -99,7 +101,7 @@ class Account(AnyAccount):
         ]
 
     @property
-    def sizable(self) -> int:
+    def ratio_base(self) -> int:
         """All that is free."""
         return self.free
 

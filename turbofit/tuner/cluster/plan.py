@@ -68,7 +68,7 @@ def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> Clus
         raise fleet.errors[0]
     nodes = tuple(_node(fleet, node, unusable, alone, served) for node in cluster.nodes)
     if rounding.span:
-        nodes = tuple(_judged_by_others(one, unusable) for one in nodes)
+        nodes = tuple(_evaluation_by_others(one, unusable) for one in nodes)
     if spanned is not None:
         return _over_nodes(cluster, nodes, spanned)
     return _document(fleet, cluster, nodes, served, alone, rounding)
@@ -172,7 +172,7 @@ def _named(node: Node) -> NodePlan:
     return NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
 
 
-def _judged_by_others(one: NodePlan, unusable: dict[str, str]) -> NodePlan:
+def _evaluation_by_others(one: NodePlan, unusable: dict[str, str]) -> NodePlan:
     """The node with a word on whose bytes its reason tells."""
     if not one.why_not or unusable[one.node]:
         return one

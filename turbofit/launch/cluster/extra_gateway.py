@@ -1,6 +1,6 @@
 """One more gateway in front of a cluster that serves, on any node: behind the user's own balancer.
 
-It is told by the board which engines there are, and tells it how many requests it has at each.
+The coordinator tells it which engines there are; it tells how many requests it has at each.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.board import Seen, heard, one_board
 from turbofit.launch.cluster.connect import connected
+from turbofit.launch.cluster.coordinator import Seen, heard, one_coordinator
 from turbofit.launch.cluster.tls import client_context
 
 if TYPE_CHECKING:
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from turbofit.gateway.accesslog import Log
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.cluster.board import Told
+    from turbofit.launch.cluster.coordinator import Told
     from turbofit.launch.serve import Stop
 
-__all__ = ["attend"]
+__all__ = ["run_extra_gateway"]
 
 _TICK: Final = 0.2
 _SECONDS: Final = 1.0
-#: A board that is silent for so long belongs to nobody any more.
+#: A coordinator that is silent for so long belongs to nobody any more.
 _SILENT: Final = 15.0
 
 
-def attend(
+def run_extra_gateway(
     address: str | None,
     name: str | None,
     config: GatewayConfig,
@@ -50,7 +50,7 @@ def attend(
     Args:
         address: Ray's, None for the cluster of this host.
         name: what is served; None where there is only one.
-        config: the public side; what the plan decides is told by the board.
+        config: the public side; what the plan decides is told by the coordinator.
         log: takes a record of each request.
         stop: tells of signals.
         on_ready: told the gateway's own address.
@@ -62,8 +62,8 @@ def attend(
     """
     with connected(address) as connection:
         stop.rearm()  # Ray takes SIGTERM
-        board = one_board(name, "turbofit serve MODEL --cluster ray --gateways 2")
-        gateway = _Attending(board, connection.here_address, config, log)
+        coordinator = one_coordinator(name, "turbofit serve MODEL --cluster ray --gateways 2")
+        gateway = _Attending(coordinator, connection.here_address, config, log)
         stop.abrupt = False
         try:
             gateway.open()
@@ -78,10 +78,17 @@ def attend(
 
 
 class _Attending:
-    """A gateway, and its place at the board."""
+    """A gateway, and its place at the coordinator."""
 
-    def __init__(self, board: Any, address: str, config: GatewayConfig, log: Log | None) -> None:
-        self._board, self._address, self._config, self._log = board, address, config, log
+    def __init__(
+        self, coordinator: Any, address: str, config: GatewayConfig, log: Log | None
+    ) -> None:
+        self._coordinator, self._address, self._config, self._log = (
+            coordinator,
+            address,
+            config,
+            log,
+        )
         self._name = uuid4().hex
         self._front: GatewayThread | None = None
         self._told = -1
@@ -96,12 +103,12 @@ class _Attending:
             LaunchError: the address cannot be bound.
             UsageError: there is no place left.
         """
-        from turbofit.gateway.server import make_roll_gateway
+        from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 
         told: Told = heard(self._attend(Seen(address=self._address)), _SILENT)
         _check(told)
-        if told.roll is None or told.config is None:
+        if told.routing_table is None or told.config is None:
             raise LaunchError("it is not served yet", hint="wait until turbofit serve has begun")
         config = replace(
             self._config,
@@ -110,13 +117,13 @@ class _Attending:
             pretend=told.config.pretend,
         )
         tls = client_context(os.environ)
-        gateway = make_roll_gateway(told.roll, config, log=self._log, tls=tls)
+        gateway = make_routing_table_gateway(told.routing_table, config, log=self._log, tls=tls)
         self._front = GatewayThread(gateway)
         self._front.start()
-        self._told, self.url = told.roll.number, self._front.url
+        self._told, self.url = told.routing_table.number, self._front.url
 
     def tick(self) -> None:
-        """Follow what the board tells, and tell it what there is.
+        """Follow what the coordinator tells, and tell it what there is.
 
         Raises:
             LaunchError: what was served has ended.
@@ -138,26 +145,26 @@ class _Attending:
             raise _ended() from None
         except ray_adapter.RayCallError as exc:
             if not isinstance(exc, ray_adapter.ResultTimeoutError):
-                self._asked = None  # Ray starts the board again
+                self._asked = None  # Ray starts the coordinator again
             if time.monotonic() - self._heard > _SILENT:
                 raise _ended() from None
             return
         self._asked, self._heard = None, time.monotonic()
         _check(told)
-        roll = told.roll
-        if roll is not None and roll.number != self._told:
-            front.call(lambda gateway: gateway.follow(roll))
-            self._told = roll.number
+        routing_table = told.routing_table
+        if routing_table is not None and routing_table.number != self._told:
+            front.call(lambda gateway: gateway.follow(routing_table))
+            self._told = routing_table.number
 
     def close(self, *, drain: bool) -> None:
         """End what is under way, in order or at once, and give the place back."""
         if self._front is not None:
             self._front.stop(drain=drain)
-        with suppress(Exception):  # the board may be gone: so is the place
-            self._board.leave.remote(self._name)
+        with suppress(Exception):  # the coordinator may be gone: so is the place
+            self._coordinator.leave.remote(self._name)
 
     def _attend(self, seen: Seen) -> Any:
-        return self._board.attend.remote(self._name, seen, self._told, _SECONDS)
+        return self._coordinator.run_extra_gateway.remote(self._name, seen, self._told, _SECONDS)
 
 
 def _check(told: Told) -> None:

@@ -10,10 +10,10 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.launch.config import ClusterServeConfig
 
-__all__ = ["Order", "Standing"]
+__all__ = ["EngineSpec", "EngineState"]
 
 
-class Order(Struct):
+class EngineSpec(Struct):
     """One engine of one node; everything that its actor needs, so that Ray can start it again.
 
     ``name`` is the engine's for good. ``plan`` is `alone.alone`'s. ``key`` is what the engine's API
@@ -31,7 +31,7 @@ class Order(Struct):
     config: ClusterServeConfig
 
 
-class Standing(Struct):
+class EngineState(Struct):
     """Where an engine stands; ``number`` grows with each change.
 
     ``url`` is where gateways reach it. ``said`` is its last line of progress, ``folder`` its run's

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from bench.common.gateway import PATCHES, TILES, ask, chat, gateway, image_part, plan_for
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
+from turbofit.gateway.intersect import intersect
 from turbofit.gateway.limits import Bounds, bounds_of, check_request, hold_image, model_default
-from turbofit.gateway.meet import meet
 from turbofit.gateway.refusals import Refusal
 
 pytestmark = pytest.mark.slow
@@ -61,10 +61,10 @@ IMAGES = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(st.data(), IMAGES, st.integers(1, 2))
 @pytest.mark.parametrize("rule", [TILES, PATCHES, OWN, OWN_PATCHES])
-def test_what_the_meet_admits_both_admit(rule, data, images, n) -> None:
+def test_what_the_intersect_admits_both_admit(rule, data, images, n) -> None:
     a, b = data.draw(bounds(rule)), data.draw(bounds(rule))
-    both = meet(a, b)
-    assert both == meet(b, a)
+    both = intersect(a, b)
+    assert both == intersect(b, a)
     for one in (a, b):
         assert both.beside_images <= one.beside_images
         assert both.limits.bytes_per_body <= one.limits.bytes_per_body
@@ -97,7 +97,7 @@ def test_what_the_meet_admits_both_admit(rule, data, images, n) -> None:
 def test_a_plan_meets_itself_unchanged() -> None:
     for rule in (TILES, PATCHES):
         own = bounds_of(plan_for(rule))
-        both = meet(own, own)
+        both = intersect(own, own)
         assert replace(both, default=None) == replace(
             own,
             limits=replace(
@@ -111,17 +111,17 @@ def test_a_plan_meets_itself_unchanged() -> None:
 
 def test_text_only_meets_images_in_text_only() -> None:
     own = bounds_of(plan_for())
-    both = meet(own, replace(own, rule=None))
+    both = intersect(own, replace(own, rule=None))
     assert (both.rule, both.limits.vision_unit) == (None, None)
 
 
-def test_different_models_do_not_meet() -> None:
+def test_different_models_do_not_intersect() -> None:
     with pytest.raises(UsageError, match="different models"):
-        meet(bounds_of(plan_for(TILES)), bounds_of(plan_for(PATCHES)))
+        intersect(bounds_of(plan_for(TILES)), bounds_of(plan_for(PATCHES)))
 
 
 def test_a_gateway_holds_requests_to_both() -> None:
-    both = meet(bounds_of(plan_for(limit=4)), bounds_of(plan_for(limit=12, images=1)))
+    both = intersect(bounds_of(plan_for(limit=4)), bounds_of(plan_for(limit=12, images=1)))
     app, upstream = gateway()
     app.bounds = both
     assert ask(app, body=chat(image_part(1792, 1344, detail="high"))).status == 200

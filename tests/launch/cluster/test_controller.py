@@ -1,4 +1,4 @@
-"""Nodes that join, leave and change, as the keeper sees them: no Ray, engines that just stand."""
+"""Nodes that join, leave and change, as the controller sees them: no Ray, stand-in engines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.launch.cluster.test_promise import config, planned, request
 from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
 from turbofit.core.errors import LaunchError
-from turbofit.launch.cluster import keeper as module
+from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.change import changed
 from turbofit.launch.cluster.connect import Alive
-from turbofit.launch.cluster.keeper import Keeper
-from turbofit.launch.cluster.order import Order, Standing
-from turbofit.launch.cluster.post import Post
-from turbofit.launch.cluster.site import Site
+from turbofit.launch.cluster.controller import Controller
+from turbofit.launch.cluster.engine_spec import EngineSpec, EngineState
+from turbofit.launch.cluster.node_state import NodeState
+from turbofit.launch.cluster.replica import Replica
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.cluster import plan_joining
 from turbofit.planning.request import PlanRequest
@@ -72,23 +72,27 @@ class Places:
         self.drop(node)
 
 
-class Standin(Post):
+class Standin(Replica):
     """An engine that is ready at once, or fails."""
 
-    fails: Callable[[Order], bool] = staticmethod(lambda _order: False)
+    fails: Callable[[EngineSpec], bool] = staticmethod(lambda _engine_spec: False)
 
     def begin(self) -> None:
-        self._actor = self.order
+        self._actor = self.engine_spec
         self.lost = False
-        self.standing = Standing(state="ready", number=1, url=f"http://{self.order.name}")
-        if type(self).fails(self.order):
-            self.standing = Standing(state="failed", error={"message": "no luck", "exit_code": 5})
+        self.engine_state = EngineState(
+            state="ready", number=1, url=f"http://{self.engine_spec.name}"
+        )
+        if type(self).fails(self.engine_spec):
+            self.engine_state = EngineState(
+                state="failed", error={"message": "no luck", "exit_code": 5}
+            )
 
     def hear(self) -> bool:
         return False
 
     def stop(self, seconds: float) -> None:
-        self.standing = Standing(state="ended", number=2)
+        self.engine_state = EngineState(state="ended", number=2)
 
     def ended(self) -> bool:
         return True
@@ -98,29 +102,29 @@ class Standin(Post):
 
 
 class World:
-    """A keeper of some nodes, and a worker whose work is done when it is told."""
+    """A controller of some nodes, and a worker whose work is done when it is told."""
 
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.connection, self.places = Connection(), Places()
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
-        monkeypatch.setattr(module, "Post", Standin)
-        monkeypatch.setattr(Standin, "fails", lambda _order: False)
+        monkeypatch.setattr(module, "Replica", Standin)
+        monkeypatch.setattr(Standin, "fails", lambda _engine_spec: False)
         monkeypatch.setattr(module, "tell_nodes", _told)
         ids = [self.connection.add(number) for number in range(count)]
         self.places.take(ids)
         self.plan = planned(*[SPEC] * count, context=8192)
         nodes = _told(self.connection.nodes.values())
-        self.keeper = Keeper(
+        self.controller = Controller(
             self.connection,  # type: ignore[arg-type]
             self.places,  # type: ignore[arg-type]
             self.plan,
-            [Site(node) for node in nodes],
+            [NodeState(node) for node in nodes],
             config(context=8192),
             lambda _text: None,
             name="it",
         )
-        monkeypatch.setattr(self.keeper, "later", self._later)
-        self.keeper.begin()
+        monkeypatch.setattr(self.controller, "later", self._later)
+        self.controller.begin()
 
     def _later(self, work: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
@@ -135,23 +139,23 @@ class World:
 
     def tick(self, times: int = 1, *, work: bool = False) -> None:
         for _ in range(times):
-            self.keeper._looked = float("-inf")
-            self.keeper.followed = self.keeper.roll().number
-            self.keeper.tick(0)
+            self.controller._looked = float("-inf")
+            self.controller.followed = self.controller.routing_table().number
+            self.controller.tick(0)
             if work:
                 self.work()
 
     def target(self, **keywords: Any) -> ClusterPlan:
         """Another plan of the same nodes."""
-        nodes = self.keeper.nodes()
+        nodes = self.controller.nodes()
         return api.plan_cluster("internvl2-2b", Cluster(source="test", nodes=nodes), **keywords)
 
     def promises(self) -> list[int]:
         """What the engines that stand hold, node by node."""
         return [
-            post.order.plan.kv.longest_request_tokens
-            for site in self.keeper.sites.values()
-            for post in site.posts
+            replica.engine_spec.plan.kv.longest_request_tokens
+            for node_state in self.controller.node_states.values()
+            for replica in node_state.replicas
         ]
 
 
@@ -176,16 +180,18 @@ def test_a_node_that_joins_while_the_plan_changes_gets_the_new_one(
     here = world(1)
     late = here.connection.add(5)
     here.tick()
-    assert here.keeper.sites[late].state == "joining"
+    assert here.controller.node_states[late].state == "joining"
     future, old = here.waiting.pop()
     future_plan = old()
-    here.keeper.follow(changed(here.keeper, here.target(context=16384), request(context=16384)))
+    here.controller.follow(
+        changed(here.controller, here.target(context=16384), request(context=16384))
+    )
     here.tick(4, work=True)
-    assert not here.keeper.changing
+    assert not here.controller.changing
     future.set_result(future_plan)  # the worker was slow
     here.tick(3, work=True)
-    assert here.keeper.sites[late].state == "serving"
-    assert here.keeper.bounds.longest_request_tokens == 16384
+    assert here.controller.node_states[late].state == "serving"
+    assert here.controller.bounds.longest_request_tokens == 16384
     assert min(here.promises()) >= 16384
 
 
@@ -195,17 +201,17 @@ def test_a_node_that_joins_under_a_plan_that_is_given_up_goes_back_too(
     """Its engines were planned for a promise that nobody makes any more."""
     here = world(2)
     target = here.target(context=4096)
-    here.keeper.follow(changed(here.keeper, target, request(context=4096)))
+    here.controller.follow(changed(here.controller, target, request(context=4096)))
     here.tick()
     late = here.connection.add(5)
     here.tick()
-    assert here.keeper.sites[late].promised is target
-    Standin.fails = lambda order: (
-        order.name.startswith("n1-") and order.plan.kv.longest_request_tokens < 8192
+    assert here.controller.node_states[late].promised is target
+    Standin.fails = lambda engine_spec: (
+        engine_spec.name.startswith("n1-") and engine_spec.plan.kv.longest_request_tokens < 8192
     )
     here.tick(20, work=True)
-    assert here.keeper.change == "given up: no luck"
-    assert here.keeper.bounds.longest_request_tokens == 8192
+    assert here.controller.change == "given up: no luck"
+    assert here.controller.bounds.longest_request_tokens == 8192
     assert len(here.promises()) == 3
     assert min(here.promises()) >= 8192
 
@@ -221,11 +227,13 @@ def test_a_change_goes_back_where_a_node_that_should_serve_does_not(
         return NodePlan(node=node.id, name=node.name, address=node.address, why_not="too full")
 
     monkeypatch.setattr(module, "plan_joining", none)
-    here.keeper.follow(changed(here.keeper, target, request(context=16384)))
+    here.controller.follow(changed(here.controller, target, request(context=16384)))
     here.tick(20, work=True)
-    assert "too full" in here.keeper.change
-    assert [site.state for site in here.keeper.sites.values()] == ["serving"] * 2
-    assert here.keeper.bounds.longest_request_tokens == 8192
+    assert "too full" in here.controller.change
+    assert [node_state.state for node_state in here.controller.node_states.values()] == [
+        "serving"
+    ] * 2
+    assert here.controller.bounds.longest_request_tokens == 8192
 
 
 @pytest.mark.parametrize("ticks", [1, 2, 3])
@@ -234,15 +242,17 @@ def test_a_node_that_is_drained_within_a_change_stays_drained(
 ) -> None:
     """However far it had come; its GPU is given back."""
     here = world(2)
-    here.keeper.follow(changed(here.keeper, here.target(context=16384), request(context=16384)))
+    here.controller.follow(
+        changed(here.controller, here.target(context=16384), request(context=16384))
+    )
     here.tick(ticks)
-    here.keeper.drain(here.keeper.sites["00000000"])
+    here.controller.drain(here.controller.node_states["00000000"])
     here.tick(10, work=True)
-    assert not here.keeper.changing
-    assert here.keeper.sites["00000000"].state == "drained"
-    assert not here.keeper.sites["00000000"].posts
+    assert not here.controller.changing
+    assert here.controller.node_states["00000000"].state == "drained"
+    assert not here.controller.node_states["00000000"].replicas
     assert here.places.on("00000000") == ()
-    assert here.keeper.sites["00000001"].state == "serving"
+    assert here.controller.node_states["00000001"].state == "serving"
     assert min(here.promises()) >= 16384
 
 
@@ -251,13 +261,13 @@ def test_a_node_that_leaves_while_it_joins_holds_nothing(world: Callable[[int], 
     here = world(1)
     drained, dead = here.connection.add(5), here.connection.add(6)
     here.tick()
-    here.keeper.drain(here.keeper.sites[drained])
+    here.controller.drain(here.controller.node_states[drained])
     del here.connection.nodes[dead]
     here.tick()
     here.work()
     here.tick()
-    assert here.keeper.sites[drained].state == "drained"
-    assert dead not in here.keeper.sites
+    assert here.controller.node_states[drained].state == "drained"
+    assert dead not in here.controller.node_states
     assert here.places.on(drained) == here.places.on(dead) == ()
 
 
@@ -266,17 +276,17 @@ def test_a_cluster_waits_for_its_only_node_and_not_for_its_only_engine(
 ) -> None:
     """Ray tells of a dead node's actors first; it may come back. An engine that fails will not."""
     here = world(1)
-    (post,) = here.keeper.sites["00000000"].posts
-    post.standing = Standing(state="failed", error={"message": "no luck", "exit_code": 5})
+    (replica,) = here.controller.node_states["00000000"].replicas
+    replica.engine_state = EngineState(state="failed", error={"message": "no luck", "exit_code": 5})
     here.tick()
     here.connection.nodes.clear()
     here.tick()
-    assert not here.keeper.sites
+    assert not here.controller.node_states
     again = here.connection.add(7)
     here.tick(3, work=True)
-    assert here.keeper.sites[again].state == "serving"
-    (post,) = here.keeper.sites[again].posts
-    post.standing = Standing(state="failed", error={"message": "no luck", "exit_code": 5})
+    assert here.controller.node_states[again].state == "serving"
+    (replica,) = here.controller.node_states[again].replicas
+    replica.engine_state = EngineState(state="failed", error={"message": "no luck", "exit_code": 5})
     monkeypatch.setattr(module, "_SURE_SECONDS", 0.0)
     with pytest.raises(LaunchError, match="no luck"):
         here.tick()
@@ -287,7 +297,7 @@ def test_what_a_node_that_joins_asks_for_holds_for_all(
 ) -> None:
     """A request may go to any node, so that each is held to the one which takes the least."""
     here = world(1)
-    least = here.keeper.bounds.limits.bytes_per_body - 1
+    least = here.controller.bounds.limits.bytes_per_body - 1
 
     def narrower(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePlan:
         made = plan_joining(request, plan, node)
@@ -299,7 +309,7 @@ def test_what_a_node_that_joins_asks_for_holds_for_all(
     here.connection.add(5)
     here.tick(3, work=True)
     assert len(here.promises()) == 2
-    assert here.keeper.bounds.limits.bytes_per_body == least
+    assert here.controller.bounds.limits.bytes_per_body == least
 
 
 def test_stopping_waits_for_no_measurement(world: Callable[[int], World]) -> None:
@@ -308,8 +318,8 @@ def test_stopping_waits_for_no_measurement(world: Callable[[int], World]) -> Non
 
     here = world(1)
     hold = Event()
-    measuring = here.keeper._worker.submit(hold.wait)
-    here.keeper.stop(1, lambda: False)
+    measuring = here.controller._worker.submit(hold.wait)
+    here.controller.stop(1, lambda: False)
     assert not measuring.done()
     hold.set()
 
@@ -326,7 +336,7 @@ def test_an_actors_next_process_is_told_of_gateways_that_came(
 
         def remote(self, *args: Any) -> Any:
             told.append((self.name, *args))
-            return Standing(number=len(told), pid=pids[0])
+            return EngineState(number=len(told), pid=pids[0])
 
     class Actor:
         def __getattr__(self, name: str) -> Remote:
@@ -334,19 +344,19 @@ def test_an_actors_next_process_is_told_of_gateways_that_came(
 
     pids = [1]
     monkeypatch.setattr(ray_adapter, "result", lambda ref, _seconds: ref)
-    post = Post(_order(), None, share=1.0, host_bytes=0, start=lambda *_: Actor())
-    post.begin()
-    post.hear()
+    replica = Replica(_engine_spec(), None, share=1.0, host_bytes=0, start=lambda *_: Actor())
+    replica.begin()
+    replica.hear()
     assert not [one for one in told if one[0] == "allow"]
-    post.allow(("10.0.0.9", "10.0.0.8"))
+    replica.allow(("10.0.0.9", "10.0.0.8"))
     pids[0] = 2
-    post.hear()
-    post.hear()
+    replica.hear()
+    replica.hear()
     assert [one for one in told if one[0] == "allow"] == [("allow", ("10.0.0.9", "10.0.0.8"))] * 2
 
 
-def _order() -> Order:
-    from turbofit.launch.cluster.promise import orders_of
+def _engine_spec() -> EngineSpec:
+    from turbofit.launch.cluster.promise import engine_specs_of
 
     plan = planned(SPEC)
-    return orders_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))[0]
+    return engine_specs_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.candidates import Judged
+from turbofit.tuner.candidates import Evaluation
 from turbofit.tuner.links import group_class
 
 __all__ = ["lost"]
@@ -12,7 +12,7 @@ __all__ = ["lost"]
 _MUCH = 0.1
 
 
-def lost(ask: Ask, best: Judged, other: Judged) -> str:
+def lost(ask: Ask, best: Evaluation, other: Evaluation) -> str:
     """The goal's figures of both, and what holds the other back."""
     if other.score < best.score:
         return f"{_figures(ask, best, other)}{_because(ask, best, other)}"
@@ -21,7 +21,7 @@ def lost(ask: Ask, best: Judged, other: Judged) -> str:
     return "equal; the larger prefill and fewer shards are preferred"
 
 
-def _figures(ask: Ask, best: Judged, other: Judged) -> str:
+def _figures(ask: Ask, best: Evaluation, other: Evaluation) -> str:
     if other.vision_load.units_per_request < best.vision_load.units_per_request:
         return "serves smaller images"
     if best.shape.units_per_forward is None and other.shape.units_per_forward is not None:
@@ -34,7 +34,7 @@ def _figures(ask: Ask, best: Judged, other: Judged) -> str:
     return f"{other.score:.3g} requests/s, not {best.score:.3g}"
 
 
-def _because(ask: Ask, best: Judged, other: Judged) -> str:
+def _because(ask: Ask, best: Evaluation, other: Evaluation) -> str:
     """What holds it back, empty where nothing stands out."""
     speeds, ours = other.speeds, best.speeds
     if not speeds or not ours or ask.workload.goal == "context":

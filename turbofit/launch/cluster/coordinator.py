@@ -15,15 +15,24 @@ import msgspec
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.struct import Struct
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.roll import Roll
+from turbofit.gateway.routing_table import RoutingTable
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
 
-__all__ = ["Board", "Inbox", "Seen", "Told", "find_boards", "heard", "one_board", "pin_board"]
+__all__ = [
+    "Coordinator",
+    "Inbox",
+    "Seen",
+    "Told",
+    "find_coordinators",
+    "heard",
+    "one_coordinator",
+    "pin_coordinator",
+]
 
-_PREFIX: Final = "turbofit-board-"
+_PREFIX: Final = "turbofit-coordinator-"
 _CALLS: Final = 64
 #: A gateway that was silent for so long is gone.
 _SILENT: Final = 10.0
@@ -32,7 +41,7 @@ _SILENT: Final = 10.0
 class Seen(Struct):
     """What one more gateway tells: its address, and by engine the requests there and whether up.
 
-    ``number`` is the roll's that it follows.
+    ``number`` is the routing table's that it follows.
     """
 
     address: str
@@ -53,17 +62,17 @@ class Told(Struct):
     """What one more gateway is told; ``refused`` says why it may not be one."""
 
     refused: str = ""
-    roll: Roll | None = None
+    routing_table: RoutingTable | None = None
     config: GatewayConfig | None = None
 
 
-class Board:
+class Coordinator:
     """Holds the newest of everything; every method returns at once, but those with ``seconds``."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._status: ClusterStatus | None = None
-        self._roll: tuple[Roll, GatewayConfig] | None = None
+        self._routing_table: tuple[RoutingTable, GatewayConfig] | None = None
         self._places = 0
         self._gateways: dict[str, tuple[Seen, float]] = {}
         self._asked: list[tuple[int, dict[str, Any]]] = []
@@ -71,16 +80,20 @@ class Board:
         self._number = 0
 
     def write(
-        self, status: ClusterStatus, roll: Roll | None, config: GatewayConfig, places: int
+        self,
+        status: ClusterStatus,
+        routing_table: RoutingTable | None,
+        config: GatewayConfig,
+        places: int,
     ) -> Inbox:
         """From the process that serves: what there is, and how many more gateways may come.
 
-        ``roll`` is None where it is the one that was written last: it may be megabytes.
+        ``routing_table`` is None where it is the one that was written last: it may be megabytes.
         """
         with self._changed:
             self._status, self._places = status, places
-            if roll is not None:
-                self._roll = roll, config
+            if routing_table is not None:
+                self._routing_table = routing_table, config
             now = time.monotonic()
             self._gateways = {
                 name: (seen, at)
@@ -111,19 +124,20 @@ class Board:
             return self._answers.pop(number, None)
 
     def attend(self, name: str, seen: Seen, since: int, seconds: float) -> Told:
-        """From one more gateway: that it is there; the roll, once it is newer than ``since``."""
+        """From one more gateway: that it is there; a routing table that is newer than ``since``."""
         with self._changed:
             others = [one for one in self._gateways if one != name]
-            if self._roll is not None and len(others) >= self._places:
+            if self._routing_table is not None and len(others) >= self._places:
                 return Told(
                     refused=f"as many gateways are there as were planned for: {self._places + 1}"
                 )
             self._gateways[name] = (seen, time.monotonic())
             self._changed.wait_for(
-                lambda: self._roll is not None and self._roll[0].number > since, seconds
+                lambda: self._routing_table is not None and self._routing_table[0].number > since,
+                seconds,
             )
-            roll, config = self._roll or (None, None)
-            return Told(roll=roll, config=config)
+            routing_table, config = self._routing_table or (None, None)
+            return Told(routing_table=routing_table, config=config)
 
     def leave(self, name: str) -> None:
         """A gateway ends."""
@@ -131,8 +145,8 @@ class Board:
             self._gateways.pop(name, None)
 
 
-def pin_board(name: str, node: str) -> Any:
-    """Put up the board of a model that is served; a handle.
+def pin_coordinator(name: str, node: str) -> Any:
+    """Put up the coordinator of a model that is served; a handle.
 
     Args:
         name: what people call it.
@@ -144,7 +158,7 @@ def pin_board(name: str, node: str) -> Any:
     there = ray_adapter.on_node(node)
     try:
         return ray_adapter.start_actor(
-            Board, strategy=there, restarts=-1, calls=_CALLS, name=_PREFIX + name
+            Coordinator, strategy=there, restarts=-1, calls=_CALLS, name=_PREFIX + name
         )
     except ray_adapter.ActorExistsError:
         raise LaunchError(
@@ -153,8 +167,8 @@ def pin_board(name: str, node: str) -> Any:
         ) from None
 
 
-def find_boards(name: str | None = None) -> dict[str, Any]:
-    """The boards on the cluster that this process is connected to, by what people call them.
+def find_coordinators(name: str | None = None) -> dict[str, Any]:
+    """The coordinators on the cluster that this process is connected to, by what people call them.
 
     Raises:
         UsageError: none of this name.
@@ -171,13 +185,15 @@ def find_boards(name: str | None = None) -> dict[str, Any]:
                 else "turbofit serve MODEL --cluster ray",
             )
         names = [name]
-    boards = {one: ray_adapter.find_actor(_PREFIX + one) for one in names}
+    coordinators = {one: ray_adapter.find_actor(_PREFIX + one) for one in names}
     # None: it has just ended.
-    return {one: board for one, board in boards.items() if board is not None}
+    return {
+        one: coordinator for one, coordinator in coordinators.items() if coordinator is not None
+    }
 
 
-def one_board(name: str | None, hint: str) -> Any:
-    """The board of this name, or the only one.
+def one_coordinator(name: str | None, hint: str) -> Any:
+    """The coordinator of this name, or the only one.
 
     Args:
         name: what people call it.
@@ -186,18 +202,18 @@ def one_board(name: str | None, hint: str) -> Any:
     Raises:
         UsageError: there is none, or which one is meant is not said.
     """
-    boards = find_boards(name)
-    if len(boards) != 1:
+    coordinators = find_coordinators(name)
+    if len(coordinators) != 1:
         raise UsageError(
-            f"{len(boards) or 'no'} models are served on this cluster",
-            hint=f"--name is one of {', '.join(boards)}" if boards else hint,
+            f"{len(coordinators) or 'no'} models are served on this cluster",
+            hint=f"--name is one of {', '.join(coordinators)}" if coordinators else hint,
         )
-    (board,) = boards.values()
-    return board
+    (coordinator,) = coordinators.values()
+    return coordinator
 
 
 def heard(ref: Any, seconds: float) -> Any:
-    """What a board answers.
+    """What a coordinator answers.
 
     Raises:
         LaunchError: it does not, or what serves has ended.

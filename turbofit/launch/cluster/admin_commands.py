@@ -6,35 +6,35 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError
-from turbofit.gateway.meet import meet
-from turbofit.gateway.roster import check_gateways
+from turbofit.gateway.fleet_updater import check_gateways
+from turbofit.gateway.intersect import intersect
 from turbofit.launch.cluster.change import changed
-from turbofit.launch.cluster.promise import bounds_of_cluster, expected_roll
+from turbofit.launch.cluster.promise import bounds_of_cluster, expected_routing_table
 from turbofit.planning.cluster import plan_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.cluster import ClusterPlan
-    from turbofit.launch.cluster.keeper import Keeper
-    from turbofit.launch.cluster.site import Site
+    from turbofit.launch.cluster.controller import Controller
+    from turbofit.launch.cluster.node_state import NodeState
     from turbofit.planning.request import PlanRequest
 
     Answer = Callable[[int, dict[str, Any]], None]
 
-__all__ = ["Desk"]
+__all__ = ["AdminCommands"]
 
 
-class Desk:
+class AdminCommands:
     """Takes questions and answers them, some of them later.
 
     Args:
-        keeper: what serves.
+        controller: what serves.
         answer: sends an answer to a question's number.
     """
 
-    def __init__(self, keeper: Keeper, answer: Answer) -> None:
-        self._keeper, self._answer = keeper, answer
+    def __init__(self, controller: Controller, answer: Answer) -> None:
+        self._controller, self._answer = controller, answer
         #: A plan that is being made: the question's number, its request, the future.
         self._planning: tuple[int, PlanRequest, Any] | None = None
 
@@ -44,9 +44,9 @@ class Desk:
             if document.get("kind") == "change":
                 self._change(number, dict(document.get("keywords", {})))
             elif document.get("kind") == "drain":
-                site = self._site(str(document.get("node", "")))
-                self._keeper.drain(site)
-                self._answer(number, {"said": f"node {site.node.name} finishes what it has"})
+                node_state = self._node_state(str(document.get("node", "")))
+                self._controller.drain(node_state)
+                self._answer(number, {"said": f"node {node_state.node.name} finishes what it has"})
             else:
                 raise UsageError("nobody knows this question", hint="use one turbofit on all nodes")
         except TurbofitError as exc:
@@ -67,35 +67,40 @@ class Desk:
             self._answer(number, error.to_dict())
 
     def _change(self, number: int, keywords: dict[str, Any]) -> None:
-        if self._planning is not None or self._keeper.changing:
+        if self._planning is not None or self._controller.changing:
             raise LaunchError(
                 "a change is under way already", hint="see turbofit cluster status, and wait"
             )
-        keeper = self._keeper
-        request = keeper.config.request.changed(**keywords)
-        cluster = Cluster(source=f"ray {keeper.connection.address}", nodes=keeper.nodes())
-        self._planning = number, request, keeper.later(lambda: plan_cluster(request, cluster))
+        controller = self._controller
+        request = controller.config.request.changed(**keywords)
+        cluster = Cluster(source=f"ray {controller.connection.address}", nodes=controller.nodes())
+        self._planning = number, request, controller.later(lambda: plan_cluster(request, cluster))
 
     def _follow(self, number: int, target: ClusterPlan, request: PlanRequest) -> None:
         if not target.fits or target.spans:
             hint = "nothing has changed; see turbofit plan --cluster for what would fit"
             raise LaunchError(target.verdict, hint=hint)
-        check_gateways(expected_roll(target, self._keeper.gateways))
-        meet(self._keeper.bounds, bounds_of_cluster(target))  # refused here, not on the way
-        self._keeper.follow(changed(self._keeper, target, request))
+        check_gateways(expected_routing_table(target, self._controller.gateways))
+        intersect(
+            self._controller.bounds, bounds_of_cluster(target)
+        )  # refused here, not on the way
+        self._controller.follow(changed(self._controller, target, request))
         self._answer(number, {"said": f"{target.verdict}; node by node from here on"})
 
-    def _site(self, name: str) -> Site:
+    def _node_state(self, name: str) -> NodeState:
         """The node with this name, address or beginning of an id.
 
         Raises:
             UsageError: none, or several.
         """
         found = [
-            site
-            for site in self._keeper.sites.values()
+            node_state
+            for node_state in self._controller.node_states.values()
             if name
-            and (name in (site.node.name, site.node.address) or site.node.id.startswith(name))
+            and (
+                name in (node_state.node.name, node_state.node.address)
+                or node_state.node.id.startswith(name)
+            )
         ]
         if len(found) != 1:
             many = "no node" if not found else f"{len(found)} nodes"

@@ -1,4 +1,4 @@
-"""One engine of the cluster as the keeper sees it: its actor, its news, its end."""
+"""One engine of the cluster as the controller sees it: its actor, its news, its end."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.cluster import EngineStatus
-from turbofit.gateway.roll import Member
+from turbofit.gateway.routing_table import Member
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.order import Standing
+from turbofit.launch.cluster.engine_spec import EngineState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.launch.cluster.order import Order
+    from turbofit.launch.cluster.engine_spec import EngineSpec
 
-__all__ = ["Post"]
+__all__ = ["Replica"]
 
 #: Seconds that an actor may keep a question for news.
 _PATIENCE: Final = 10.0
@@ -23,11 +23,11 @@ _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.5
 
 
-class Post:
+class Replica:
     """An engine, from the start of its actor to its end.
 
     Args:
-        order: what is launched.
+        engine_spec: what is launched.
         place: the placement group of its first GPU.
         share: its requests beside the others' shares.
         host_bytes: host memory of images in flight to it.
@@ -36,21 +36,21 @@ class Post:
 
     def __init__(
         self,
-        order: Order,
+        engine_spec: EngineSpec,
         place: Any,
         *,
         share: float,
         host_bytes: int,
-        start: Callable[[Order, Any], Any],
+        start: Callable[[EngineSpec, Any], Any],
     ) -> None:
-        self.order, self.share, self.host_bytes = order, share, host_bytes
-        self.standing = Standing(tokens=order.plan.kv.tokens)
+        self.engine_spec, self.share, self.host_bytes = engine_spec, share, host_bytes
+        self.engine_state = EngineState(tokens=engine_spec.plan.kv.tokens)
         self.draining = self.lost = False
-        #: When a draining engine is stopped whatever it has, and the first roll that says so.
+        #: When a draining engine is stopped whatever it has; the first routing table that says so.
         self.drained_by, self.drained_in = float("inf"), 0
         self.restarts = 0
         self._place, self._start = place, start
-        self._peers = order.peers
+        self._peers = engine_spec.peers
         self._actor: Any = None
         self._again = 0.0
         #: The question for news that is under way, and that for its end.
@@ -59,8 +59,8 @@ class Post:
 
     def begin(self) -> None:
         """Start its actor."""
-        self.standing = Standing(tokens=self.order.plan.kv.tokens)
-        self._actor = self._start(self.order, self._place)
+        self.engine_state = EngineState(tokens=self.engine_spec.plan.kv.tokens)
+        self._actor = self._start(self.engine_spec, self._place)
         self._ask(0)
 
     def hear(self) -> bool:
@@ -70,7 +70,7 @@ class Post:
                 self._ask(0)
             return False
         try:
-            told: Standing = ray_adapter.result(self.news, 0)
+            told: EngineState = ray_adapter.result(self.news, 0)
         except ray_adapter.ResultTimeoutError:
             return False
         except ray_adapter.ActorDiedError as exc:
@@ -79,25 +79,25 @@ class Post:
             return self._restarted()
         except ray_adapter.RayCallError as exc:  # whatever it is, it is one engine's
             return self._died(exc)
-        changed = told.number != self.standing.number
-        if told.pid != self.standing.pid and self._peers != self.order.peers:
-            self._actor.allow.remote(self._peers)  # another process: it has the order alone
-        self.standing = told
+        changed = told.number != self.engine_state.number
+        if told.pid != self.engine_state.pid and self._peers != self.engine_spec.peers:
+            self._actor.allow.remote(self._peers)  # another process: it has the specification alone
+        self.engine_state = told
         self._ask(told.number)
         return changed
 
     def member(self) -> Member | None:
         """What gateways are told of it; None while it serves nobody."""
-        standing = self.standing
-        if self.lost or standing.state != "ready":
+        engine_state = self.engine_state
+        if self.lost or engine_state.state != "ready":
             return None
         return Member(
-            name=self.order.name,
-            url=standing.url,
-            key=self.order.key,
+            name=self.engine_spec.name,
+            url=engine_state.url,
+            key=self.engine_spec.key,
             share=self.share,
-            gate=standing.gate,
-            gate_to_end=standing.gate_to_end,
+            gate=engine_state.gate,
+            gate_to_end=engine_state.gate_to_end,
             host_bytes=self.host_bytes,
             draining=self.draining,
         )
@@ -128,21 +128,23 @@ class Post:
 
     def status(self, *, up: bool, outstanding: int) -> EngineStatus:
         """For people and scripts."""
-        standing = self.standing
+        engine_state = self.engine_state
         return EngineStatus(
-            name=self.order.name,
-            gpus=self.order.plan.parallel.groups[0],
-            state="draining" if self.draining and standing.state == "ready" else standing.state,
-            said=standing.said,
-            url=standing.url,
+            name=self.engine_spec.name,
+            gpus=self.engine_spec.plan.parallel.groups[0],
+            state="draining"
+            if self.draining and engine_state.state == "ready"
+            else engine_state.state,
+            said=engine_state.said,
+            url=engine_state.url,
             up=up,
             draining=self.draining,
             outstanding=outstanding,
-            tokens=standing.tokens,
+            tokens=engine_state.tokens,
             restarts=self.restarts,
-            folder=standing.folder,
-            error=str(standing.error.get("message", "")),
-            warnings=standing.warnings,
+            folder=engine_state.folder,
+            error=str(engine_state.error.get("message", "")),
+            warnings=engine_state.warnings,
         )
 
     def _ask(self, since: int) -> None:
@@ -152,8 +154,8 @@ class Post:
         """Its process died, and Ray starts it again."""
         self.restarts += 1
         self.news, self._again = None, time.monotonic() + _PAUSE
-        self.standing = Standing(
-            tokens=self.order.plan.kv.tokens, said="Ray starts its actor again"
+        self.engine_state = EngineState(
+            tokens=self.engine_spec.plan.kv.tokens, said="Ray starts its actor again"
         )
         return True
 
@@ -161,12 +163,12 @@ class Post:
         """Its actor is gone for good."""
         why = ray_adapter.one_line(exc)
         self.lost, self.news = True, None
-        self.standing = Standing(
+        self.engine_state = EngineState(
             state="failed",
-            tokens=self.order.plan.kv.tokens,
+            tokens=self.engine_spec.plan.kv.tokens,
             error={
                 "kind": "launch",
-                "message": f"the actor of engine {self.order.name} died: {why}",
+                "message": f"the actor of engine {self.engine_spec.name} died: {why}",
                 "hint": "see ray logs on its node",
                 "exit_code": 5,
             },

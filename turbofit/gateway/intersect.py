@@ -13,12 +13,12 @@ from turbofit.gateway.limits import Bounds, model_default, planned_limit
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
 
-__all__ = ["meet"]
+__all__ = ["intersect"]
 
 _OF_IMAGES: Final = frozenset({"vision_unit", "max_dynamic_patch", "max_pixels_per_image"})
 
 
-def meet(a: Bounds, b: Bounds) -> Bounds:
+def intersect(a: Bounds, b: Bounds) -> Bounds:
     """Bounds that admit only what both admit: of each limit the lower.
 
     Images that can carry no limit of their own are counted at the higher of the two defaults, which

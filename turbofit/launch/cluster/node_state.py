@@ -1,4 +1,4 @@
-"""One node of the cluster as the keeper has it: what it serves with, and what is held there."""
+"""One node of the cluster as the controller has it: what it serves with, and what is held there."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.cluster import ClusterPlan, Node
-    from turbofit.gateway.roll import Member
-    from turbofit.launch.cluster.post import Post
+    from turbofit.gateway.routing_table import Member
+    from turbofit.launch.cluster.replica import Replica
 
-__all__ = ["Site", "outcome"]
+__all__ = ["NodeState", "outcome"]
 
 State = Literal["joining", "serving", "changing", "drained", "unfit"]
 
 
-class Site:
+class NodeState:
     """A node.
 
     Args:
@@ -30,7 +30,7 @@ class Site:
         self.node = node
         self.plan = NodePlan(node=node.id, name=node.name, address=node.address)
         self.state: State = "joining"
-        self.posts: list[Post] = []
+        self.replicas: list[Replica] = []
         #: When a node that could not serve is looked at again.
         self.again_at = float("inf")
         #: Work on it that is under way elsewhere.
@@ -46,17 +46,19 @@ class Site:
     @property
     def ready(self) -> bool:
         """Whether all its engines are."""
-        return bool(self.posts) and all(post.standing.state == "ready" for post in self.posts)
+        return bool(self.replicas) and all(
+            replica.engine_state.state == "ready" for replica in self.replicas
+        )
 
     @property
     def failed(self) -> str:
         """Why one of its engines failed; empty where none did."""
-        errors = [p.standing.error for p in self.posts if p.standing.state == "failed"]
+        errors = [p.engine_state.error for p in self.replicas if p.engine_state.state == "failed"]
         return str(errors[0].get("message", "")) if errors else ""
 
     def members(self) -> list[Member]:
         """What gateways are told of it."""
-        return [member for post in self.posts if (member := post.member()) is not None]
+        return [member for replica in self.replicas if (member := replica.member()) is not None]
 
     def status(self, up: Mapping[str, bool], outstanding: Mapping[str, int]) -> NodeStatus:
         """For people and scripts."""
@@ -66,18 +68,18 @@ class Site:
             address=self.node.address,
             state=self.state,
             cards=self.plan.cards,
-            why_not="" if self.posts else self.why_not,
+            why_not="" if self.replicas else self.why_not,
             engines=tuple(
-                post.status(
-                    up=up.get(post.order.name, False),
-                    outstanding=outstanding.get(post.order.name, 0),
+                replica.status(
+                    up=up.get(replica.engine_spec.name, False),
+                    outstanding=outstanding.get(replica.engine_spec.name, 0),
                 )
-                for post in self.posts
+                for replica in self.replicas
             ),
         )
 
 
-def outcome(work: Any, site: Site) -> NodePlan:
+def outcome(work: Any, node_state: NodeState) -> NodePlan:
     """What a worker planned; a node that it failed for is a node with a reason."""
     try:
         planned: NodePlan = work.result()
@@ -87,5 +89,5 @@ def outcome(work: Any, site: Site) -> NodePlan:
         why = f"it could not be planned: {type(exc).__name__}: {exc}"
     else:
         return planned
-    node = site.node
+    node = node_state.node
     return NodePlan(node=node.id, name=node.name, address=node.address, why_not=why)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from turbofit.core.struct import Struct
 from turbofit.gateway.limits import Bounds
 
-__all__ = ["Member", "Roll"]
+__all__ = ["Member", "RoutingTable"]
 
 
 class Member(Struct):
@@ -32,7 +32,7 @@ class Member(Struct):
     draining: bool = False
 
 
-class Roll(Struct):
+class RoutingTable(Struct):
     """Everything that a gateway over several machines is told; ``number`` grows with each change.
 
     ``gateways`` is how many gateways send to these engines: each takes that part of every limit

@@ -12,12 +12,12 @@ from turbofit.gateway.engines import Engine
 if TYPE_CHECKING:
     from turbofit.gateway.fleet import Fleet
     from turbofit.gateway.limits import Bounds
-    from turbofit.gateway.roll import Roll
+    from turbofit.gateway.routing_table import RoutingTable
 
-__all__ = ["Roster", "check_gateways"]
+__all__ = ["FleetUpdater", "check_gateways"]
 
 
-def check_gateways(roll: Roll) -> None:
+def check_gateways(routing_table: RoutingTable) -> None:
     """Refuse more gateways than one request leaves room for.
 
     Each takes its part of an engine's gate and host memory, and that part must hold a request at
@@ -26,30 +26,32 @@ def check_gateways(roll: Roll) -> None:
     Raises:
         UsageError: with how many are possible.
     """
-    if roll.gateways < 1:
-        raise UsageError(f"{roll.gateways} gateways serve nobody", hint="at least 1 is needed")
-    if roll.bounds.rule is None:
+    if routing_table.gateways < 1:
+        raise UsageError(
+            f"{routing_table.gateways} gateways serve nobody", hint="at least 1 is needed"
+        )
+    if routing_table.bounds.rule is None:
         return
-    units, host = roll.bounds.limits.units_per_request, host_of_one(roll.bounds)
-    for member in roll.members:
+    units, host = routing_table.bounds.limits.units_per_request, host_of_one(routing_table.bounds)
+    for member in routing_table.members:
         if member.draining:
             continue
         parts = [(member.host_bytes // host, f"{member.host_bytes} bytes of host memory", host)]
         if member.gate is not None:
             parts.append((member.gate // max(1, units), f"{member.gate} vision units", units))
         most, what, one = min(parts)
-        if roll.gateways > most:
+        if routing_table.gateways > most:
             raise UsageError(
-                f"{roll.gateways} gateways share {what} in flight to engine {member.name}, and one "
-                f"request may take {one} of them",
+                f"{routing_table.gateways} gateways share {what} in flight to engine"
+                f" {member.name}, and one request may take {one} of them",
                 hint=f"at most {most} gateway{'s' * (most != 1)} can share it"
                 if most
                 else "plan for smaller requests",
             )
 
 
-class Roster:
-    """Applies rolls to a fleet; the same name stays the same engine.
+class FleetUpdater:
+    """Applies routing tables to a fleet; the same name stays the same engine.
 
     Args:
         fleet: whose engines they become.
@@ -61,28 +63,28 @@ class Roster:
         self._number: int | None = None
         self._bounds: Bounds | None = None
 
-    def apply(self, roll: Roll) -> tuple[Engine, ...] | None:
-        """Make the fleet what the roll says.
+    def apply(self, routing_table: RoutingTable) -> tuple[Engine, ...] | None:
+        """Make the fleet what the routing table says.
 
         Returns:
             Engines whose requests must end: those that went, and those that are another process
-            now, at another address. None where this roll, or a newer one, is in force.
+            now, at another address. None where this routing table, or a newer one, is in force.
         """
-        if self._number is not None and roll.number <= self._number:
+        if self._number is not None and routing_table.number <= self._number:
             return None
-        self._number = self._fleet.roll = roll.number
-        if roll.bounds != self._bounds:
-            self._bounds = roll.bounds
-            self._fleet.turns.append(roll.number)
+        self._number = self._fleet.routing_table = routing_table.number
+        if routing_table.bounds != self._bounds:
+            self._bounds = routing_table.bounds
+            self._fleet.turns.append(routing_table.number)
         known = {engine.name: engine for engine in self._fleet}
         engines: list[Engine] = []
         ended: list[Engine] = []
-        for member in {member.name: member for member in roll.members}.values():
+        for member in {member.name: member for member in routing_table.members}.values():
             engine = known.pop(member.name, None)
             if engine is None:
                 engine = Engine(self._index, member.url, name=member.name)
-                engine.since = roll.number
-                if roll.gateways > 1:
+                engine.since = routing_table.number
+                if routing_table.gateways > 1:
                     # LMDeploy's proxy looks at its engines in a random order: several gateways
                     # that know nothing of each other must not begin with the same engine.
                     engine.turn = random()
@@ -90,13 +92,13 @@ class Roster:
             elif engine.url != member.url.rstrip("/"):
                 ended.append(engine)
                 _begin_anew(engine, member.url)
-                engine.since = roll.number
+                engine.since = routing_table.number
             elif not engine.up:
-                engine.last_asked = float("-inf")  # whoever wrote the roll may know better
+                engine.last_asked = float("-inf")  # whoever wrote the routing table may know better
             engine.share, engine.key = member.share, member.key
-            engine.gate = None if member.gate is None else member.gate // roll.gateways
+            engine.gate = None if member.gate is None else member.gate // routing_table.gateways
             engine.gate_to_end = member.gate_to_end
-            engine.host_limit = member.host_bytes // roll.gateways
+            engine.host_limit = member.host_bytes // routing_table.gateways
             engine.draining = member.draining
             engines.append(engine)
         self._fleet.set(engines)

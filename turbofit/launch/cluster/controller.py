@@ -1,8 +1,8 @@
-"""Keeps a cluster serving: nodes that join, leave or die, engines that fail, the gateways' roll.
+"""Keeps a cluster serving: nodes that join, leave or die, engines that fail, routing tables.
 
-Everything happens in `Keeper.tick`, which never waits: what takes time (measuring a node, planning
-for it) is done by a worker, what engines do comes as news of their actors, and a change of plan is
-a generator that goes one step a tick.
+Everything happens in `Controller.tick`, which never waits: what takes time (measuring a node,
+planning for it) is done by a worker, what engines do comes as news of their actors, and a change of
+plan is a generator that goes one step a tick.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import ClusterStatus, Node, NodePlan
 from turbofit.core.errors import LaunchError, UsageError, error_from
-from turbofit.gateway.meet import meet
-from turbofit.gateway.roll import Roll
-from turbofit.gateway.roster import check_gateways
+from turbofit.gateway.fleet_updater import check_gateways
+from turbofit.gateway.intersect import intersect
+from turbofit.gateway.routing_table import RoutingTable
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.agent import start_agent
+from turbofit.launch.cluster.node_state import NodeState, outcome
 from turbofit.launch.cluster.nodes import held_only, index_of, tell_nodes
-from turbofit.launch.cluster.post import Post
 from turbofit.launch.cluster.promise import (
     bounds_of_cluster,
+    engine_specs_of,
     expected_members,
     in_words,
-    orders_of,
 )
-from turbofit.launch.cluster.site import Site, outcome
+from turbofit.launch.cluster.replica import Replica
 from turbofit.planning.cluster import plan_joining
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from turbofit.launch.cluster.places import Places
     from turbofit.launch.config import ClusterServeConfig
 
-__all__ = ["Keeper"]
+__all__ = ["Controller"]
 
 _LOOK_SECONDS: Final = 1.0
 #: A node that cannot serve, or whose engine failed for good, is tried again after so long.
@@ -52,7 +52,7 @@ _GIVE_SECONDS: Final = 10.0
 _SURE_SECONDS: Final = 3.0
 
 
-class Keeper:
+class Controller:
     """A model on a cluster.
 
     Args:
@@ -70,7 +70,7 @@ class Keeper:
         connection: Connection,
         places: Places,
         plan: ClusterPlan,
-        sites: list[Site],
+        node_states: list[NodeState],
         config: ClusterServeConfig,
         say: Callable[[str], None],
         *,
@@ -79,19 +79,19 @@ class Keeper:
         self.connection, self.places, self.plan, self.config = connection, places, plan, config
         self.name = name
         self._say = say
-        self.sites = {site.node.id: site for site in sites}
+        self.node_states = {node_state.node.id: node_state for node_state in node_states}
         self.bounds = bounds_of_cluster(plan)
         self.gateways = 1
         self.peers: tuple[str, ...] = (connection.here_address,)
         #: Requests at each engine, and whether it is up, as the gateways told last.
         self.outstanding: Mapping[str, int] = {}
-        #: The roll that all gateways followed when they told it.
+        #: The routing table that all gateways followed when they told it.
         self.followed = -1
         self.up: Mapping[str, bool] = {}
         self.change = ""
         self.events: deque[str] = deque(maxlen=_EVENTS)
         self._steps: Iterator[None] | None = None
-        self._number, self._told = 0, Roll(number=0, bounds=self.bounds, members=())
+        self._number, self._told = 0, RoutingTable(number=0, bounds=self.bounds, members=())
         self._looked = float("-inf")
         self._hopeless: float | None = None
         self._worker = ThreadPoolExecutor(1, "nodes")
@@ -104,10 +104,10 @@ class Keeper:
     def begin(self) -> None:
         """Start what is planned."""
         for node in self.plan.nodes:
-            site = self.sites.get(node.node)
-            if site is not None:
-                site.promised = self.plan
-                self.settle(site, node)
+            node_state = self.node_states.get(node.node)
+            if node_state is not None:
+                node_state.promised = self.plan
+                self.settle(node_state, node)
 
     def tick(self, seconds: float) -> None:
         """One look at everything, after news or so many seconds.
@@ -120,19 +120,21 @@ class Keeper:
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._look(self.connection.watched())
-        for site in tuple(self.sites.values()):
-            self._mind(site, now)
+        for node_state in tuple(self.node_states.values()):
+            self._mind(node_state, now)
         if self._steps is not None and next(self._steps, self) is self:
             self._steps = None
         self._raise_if_nothing_serves()
 
-    def roll(self) -> Roll:
+    def routing_table(self) -> RoutingTable:
         """What gateways are to be told now."""
-        members = tuple(member for site in self.sites.values() for member in site.members())
+        members = tuple(
+            member for node_state in self.node_states.values() for member in node_state.members()
+        )
         told = self._told
         if (members, self.bounds, self.gateways) != (told.members, told.bounds, told.gateways):
             self._number += 1
-            self._told = Roll(
+            self._told = RoutingTable(
                 number=self._number, bounds=self.bounds, members=members, gateways=self.gateways
             )
         return self._told
@@ -147,7 +149,10 @@ class Keeper:
             at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             urls=urls,
             promise=in_words(self.plan),
-            nodes=tuple(site.status(self.up, self.outstanding) for site in self.sites.values()),
+            nodes=tuple(
+                node_state.status(self.up, self.outstanding)
+                for node_state in self.node_states.values()
+            ),
             change=self.change,
             events=tuple(self.events),
         )
@@ -155,13 +160,17 @@ class Keeper:
     def let(self, peers: tuple[str, ...]) -> None:
         """Gateways at these addresses may reach the engines from now on, and no others."""
         self.peers = peers
-        for site in self.sites.values():
-            for post in site.posts:
-                post.allow(peers)
+        for node_state in self.node_states.values():
+            for replica in node_state.replicas:
+                replica.allow(peers)
 
     def nodes(self) -> tuple[Node, ...]:
         """The nodes that stay, as they were measured before anything was started there."""
-        return tuple(site.node for site in self.sites.values() if site.state != "drained")
+        return tuple(
+            node_state.node
+            for node_state in self.node_states.values()
+            if node_state.state != "drained"
+        )
 
     def later(self, work: Callable[[], Any]) -> Any:
         """Have something done by the worker; a future."""
@@ -186,68 +195,74 @@ class Keeper:
 
     def widen(self) -> None:
         """Hold requests to no more than the plan and what serves under it ask for."""
-        own = [s.plan for s in self.sites.values() if s.plan.plan and s.promised is self.plan]
+        own = [s.plan for s in self.node_states.values() if s.plan.plan and s.promised is self.plan]
         self.bounds = bounds_of_cluster(replace(self.plan, nodes=(*self.plan.nodes, *own)))
 
-    def settle(self, site: Site, plan: NodePlan) -> None:
+    def settle(self, node_state: NodeState, plan: NodePlan) -> None:
         """Start on a node what is planned for it, and give back the GPUs that it does not use."""
         held: dict[int, str] = {}
         if plan.plan is not None:
-            found = index_of(plan.plan.machine, self.places.on(site.node.id))
+            found = index_of(plan.plan.machine, self.places.on(node_state.node.id))
             held = {index: one for one, index in found.items()}
             why = self._in_the_way(plan, held)
             plan = replace(plan, plan=None, why_not=why) if why else plan
-        site.plan, site.posts = plan, []
+        node_state.plan, node_state.replicas = plan, []
         if plan.plan is None:
-            self.places.drop(site.node.id)
-            site.state, site.again_at = "unfit", time.monotonic() + _AGAIN_SECONDS
-            self.say(f"node {site.node.name} does not serve: {site.why_not}")
+            self.places.drop(node_state.node.id)
+            node_state.state, node_state.again_at = "unfit", time.monotonic() + _AGAIN_SECONDS
+            self.say(f"node {node_state.node.name} does not serve: {node_state.why_not}")
             return
-        site.state, site.again_at = "serving", float("inf")
-        self.bounds = meet(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
-        here = site.node.id == self.connection.here
-        orders = orders_of(plan, self.plan, self.config, here=here, peers=self.peers)
-        self.places.keep(site.node.id, [held[index] for index in plan.gpus()])
-        for order, member in zip(orders, expected_members(plan), strict=True):
-            place = self.places.place(site.node.id, held[order.plan.parallel.groups[0][0]])
-            post = Post(
-                order, place, share=member.share, host_bytes=member.host_bytes, start=start_agent
+        node_state.state, node_state.again_at = "serving", float("inf")
+        self.bounds = intersect(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
+        here = node_state.node.id == self.connection.here
+        engine_specs = engine_specs_of(plan, self.plan, self.config, here=here, peers=self.peers)
+        self.places.keep(node_state.node.id, [held[index] for index in plan.gpus()])
+        for engine_spec, member in zip(engine_specs, expected_members(plan), strict=True):
+            place = self.places.place(
+                node_state.node.id, held[engine_spec.plan.parallel.groups[0][0]]
             )
-            site.posts.append(post)
-            post.begin()
+            replica = Replica(
+                engine_spec,
+                place,
+                share=member.share,
+                host_bytes=member.host_bytes,
+                start=start_agent,
+            )
+            node_state.replicas.append(replica)
+            replica.begin()
 
     def _in_the_way(self, plan: NodePlan, held: Mapping[int, str]) -> str:
         """Why a plan cannot be started on its node, or nothing."""
         if not plan.gpus() <= held.keys():
             return "other jobs of Ray have taken its GPUs"
-        roll = self.roll()
+        routing_table = self.routing_table()
         try:
-            check_gateways(replace(roll, members=tuple(expected_members(plan))))
+            check_gateways(replace(routing_table, members=tuple(expected_members(plan))))
         except UsageError as exc:
             return exc.message
         return ""
 
-    def measure(self, site: Site, known: NodePlan | None = None) -> Any:
+    def measure(self, node_state: NodeState, known: NodePlan | None = None) -> Any:
         """Begin to measure a node and to plan for it; a future of its `NodePlan`.
 
         With a plan that is known, only to take its GPUs again.
         """
         plan, config = self.plan, self.config
-        site.promised = plan
-        alive = self.connection.watched().get(site.node.id)
+        node_state.promised = plan
+        alive = self.connection.watched().get(node_state.node.id)
 
         def work() -> NodePlan:
             if alive is None:
                 return NodePlan(
-                    node=site.node.id, name=site.node.name, address=site.node.address,
-                    why_not="it left the cluster",
+                    node=node_state.node.id, name=node_state.node.name,
+                    address=node_state.node.address, why_not="it left the cluster",
                 )  # fmt: skip
             self.places.take([alive.id])
             if known is not None:
                 return known
-            (site.node,) = tell_nodes([alive], pretend=config.pretend)
-            site.node = held_only(site.node, self.places.on(alive.id))
-            return plan_joining(config.request, plan, site.node)
+            (node_state.node,) = tell_nodes([alive], pretend=config.pretend)
+            node_state.node = held_only(node_state.node, self.places.on(alive.id))
+            return plan_joining(config.request, plan, node_state.node)
 
         return self.later(work)
 
@@ -260,20 +275,22 @@ class Keeper:
         """
         # What the worker waits for may take minutes, and ends with the connection.
         self._worker.shutdown(wait=False, cancel_futures=True)
-        posts = [post for site in self.sites.values() for post in site.posts]
+        replicas = [
+            replica for node_state in self.node_states.values() for replica in node_state.replicas
+        ]
         deadline = time.monotonic() + seconds
         # Asked always: where Ray's head is gone, nothing else ends them.
-        for post in posts:
-            post.stop(seconds)
+        for replica in replicas:
+            replica.stop(seconds)
         while not urgent() and time.monotonic() < deadline:
-            if all(post.ended() for post in posts):
+            if all(replica.ended() for replica in replicas):
                 break
             time.sleep(0.05)
-        for post in posts:
-            post.end()
+        for replica in replicas:
+            replica.end()
 
         def give_back() -> None:
-            for node in tuple(self.sites):
+            for node in tuple(self.node_states):
                 self.places.leave(node)
 
         # Without a head Ray does not return. What is not given back here ends with the connection.
@@ -283,113 +300,124 @@ class Keeper:
 
     def _hear(self, seconds: float) -> None:
         """Wait for news of any engine, and take all that there is."""
-        posts = [post for site in self.sites.values() for post in site.posts]
-        asked = [post.news for post in posts if post.news is not None]
+        replicas = [
+            replica for node_state in self.node_states.values() for replica in node_state.replicas
+        ]
+        asked = [replica.news for replica in replicas if replica.news is not None]
         told: set[Any] = set()
         if asked:
             told = ray_adapter.wait_any(asked, seconds)
         else:
             time.sleep(seconds)
-        for post in posts:
-            before = post.standing
-            if (post.news is None or post.news in told) and post.hear():
-                self._tell(post, before.state, before.said)
+        for replica in replicas:
+            before = replica.engine_state
+            if (replica.news is None or replica.news in told) and replica.hear():
+                self._tell(replica, before.state, before.said)
 
-    def _tell(self, post: Post, state: str, said: str) -> None:
+    def _tell(self, replica: Replica, state: str, said: str) -> None:
         """Say what is new of an engine."""
-        now = post.standing
+        now = replica.engine_state
         if now.said != said and now.said:
-            self._say(f"{post.order.name}: {now.said}")
+            self._say(f"{replica.engine_spec.name}: {now.said}")
         if now.state == state:
             return
         if now.state == "ready":
-            self.say(f"{post.order.name}: ready")
+            self.say(f"{replica.engine_spec.name}: ready")
         elif now.state == "failed":
-            self.say(f"{post.order.name}: failed: {now.error.get('message', '')}")
+            self.say(f"{replica.engine_spec.name}: failed: {now.error.get('message', '')}")
 
     def _look(self, alive: Mapping[str, Alive]) -> None:
         """Nodes that came, went, or are going."""
-        for identity in [one for one in self.sites if one not in alive]:
-            site = self.sites.pop(identity)
-            self.say(f"node {site.node.name} is gone")
-            for post in site.posts:
-                post.end()
+        for identity in [one for one in self.node_states if one not in alive]:
+            node_state = self.node_states.pop(identity)
+            self.say(f"node {node_state.node.name} is gone")
+            for replica in node_state.replicas:
+                replica.end()
             self.places.leave(identity)
         for node in alive.values():
-            known = self.sites.get(node.id)
+            known = self.node_states.get(node.id)
             if known is None and node.gpus and not node.leaving:
                 self.say(f"node {node.name} joined")
-                site = Site(Node(id=node.id, name=node.name, address=node.address))
-                self.sites[node.id] = site
-                site.work = self.measure(site)
+                node_state = NodeState(Node(id=node.id, name=node.name, address=node.address))
+                self.node_states[node.id] = node_state
+                node_state.work = self.measure(node_state)
             elif known is not None and node.leaving and known.state not in ("drained", "unfit"):
                 self.drain(known)
 
-    def drain(self, site: Site) -> None:
+    def drain(self, node_state: NodeState) -> None:
         """Let what a node has under way end, then stop its engines and give back its GPUs."""
-        site.state, site.again_at = "drained", float("inf")
-        self.say(f"node {site.node.name} is drained")
-        self.empty(site)
-        if not site.posts:
-            self.places.leave(site.node.id)
+        node_state.state, node_state.again_at = "drained", float("inf")
+        self.say(f"node {node_state.node.name} is drained")
+        self.empty(node_state)
+        if not node_state.replicas:
+            self.places.leave(node_state.node.id)
 
-    def empty(self, site: Site) -> None:
+    def empty(self, node_state: NodeState) -> None:
         """Send nothing more to a node's engines."""
-        for post in site.posts:
-            post.draining = True
-            post.drained_by = time.monotonic() + self.config.timing.drain
-        number = self.roll().number
-        for post in site.posts:
-            post.drained_in = number
+        for replica in node_state.replicas:
+            replica.draining = True
+            replica.drained_by = time.monotonic() + self.config.timing.drain
+        number = self.routing_table().number
+        for replica in node_state.replicas:
+            replica.drained_in = number
 
-    def idle(self, site: Site) -> bool:
+    def idle(self, node_state: NodeState) -> bool:
         """Whether a draining node has nothing under way any more, or no more time.
 
         What a gateway told before it knew of the draining does not count.
         """
         now = time.monotonic()
         return all(
-            now >= post.drained_by
-            or (self.followed >= post.drained_in and not self.outstanding.get(post.order.name, 0))
-            for post in site.posts
+            now >= replica.drained_by
+            or (
+                self.followed >= replica.drained_in
+                and not self.outstanding.get(replica.engine_spec.name, 0)
+            )
+            for replica in node_state.replicas
         )
 
-    def _mind(self, site: Site, now: float) -> None:
+    def _mind(self, node_state: NodeState, now: float) -> None:
         """What one node needs."""
-        if site.work is not None and site.work.done():
-            work, site.work = site.work, None
-            if site.state != "joining":
+        if node_state.work is not None and node_state.work.done():
+            work, node_state.work = node_state.work, None
+            if node_state.state != "joining":
                 return
-            if site.promised is not self.plan:  # the plan has changed meanwhile
-                site.work = self.measure(site)
+            if node_state.promised is not self.plan:  # the plan has changed meanwhile
+                node_state.work = self.measure(node_state)
                 return
-            self.settle(site, outcome(work, site))
-        elif site.state == "drained" and site.posts and self.idle(site):
-            if self.closed(site):
-                self.places.leave(site.node.id)
-                self.say(f"node {site.node.name}: its engines have ended, its GPUs are given back")
-        elif site.state == "unfit" and now >= site.again_at:
-            site.state, site.again_at = "joining", float("inf")
-            site.work = self.measure(site)
-        elif site.state == "serving" and site.failed and site.again_at > now + _AGAIN_SECONDS:
-            site.again_at = now + _AGAIN_SECONDS
-        elif site.state == "serving" and site.failed and now >= site.again_at:
-            site.again_at = float("inf")
-            for post in site.posts:
-                if post.standing.state == "failed":
-                    post.end()
-                    post.lost = False
-                    post.begin()
+            self.settle(node_state, outcome(work, node_state))
+        elif node_state.state == "drained" and node_state.replicas and self.idle(node_state):
+            if self.closed(node_state):
+                self.places.leave(node_state.node.id)
+                self.say(
+                    f"node {node_state.node.name}: its engines have ended, its GPUs are given back"
+                )
+        elif node_state.state == "unfit" and now >= node_state.again_at:
+            node_state.state, node_state.again_at = "joining", float("inf")
+            node_state.work = self.measure(node_state)
+        elif (
+            node_state.state == "serving"
+            and node_state.failed
+            and node_state.again_at > now + _AGAIN_SECONDS
+        ):
+            node_state.again_at = now + _AGAIN_SECONDS
+        elif node_state.state == "serving" and node_state.failed and now >= node_state.again_at:
+            node_state.again_at = float("inf")
+            for replica in node_state.replicas:
+                if replica.engine_state.state == "failed":
+                    replica.end()
+                    replica.lost = False
+                    replica.begin()
 
-    def closed(self, site: Site) -> bool:
+    def closed(self, node_state: NodeState) -> bool:
         """Stop a node's engines without waiting for them here; whether they have ended."""
-        for post in site.posts:
-            post.stop(self.config.timing.drain)
-        if not all(post.ended() for post in site.posts):
+        for replica in node_state.replicas:
+            replica.stop(self.config.timing.drain)
+        if not all(replica.ended() for replica in node_state.replicas):
             return False
-        for post in site.posts:
-            post.end()
-        site.posts = []
+        for replica in node_state.replicas:
+            replica.end()
+        node_state.replicas = []
         return True
 
     def _raise_if_nothing_serves(self) -> None:
@@ -398,13 +426,16 @@ class Keeper:
         Raises:
             TurbofitError: the first engine's failure.
         """
-        if self._steps is not None or any(s.state == "joining" for s in self.sites.values()):
+        if self._steps is not None or any(s.state == "joining" for s in self.node_states.values()):
             return
-        posts = [post for site in self.sites.values() for post in site.posts]
+        replicas = [
+            replica for node_state in self.node_states.values() for replica in node_state.replicas
+        ]
         alive = any(
-            post.standing.state in ("starting", "ready") and not post.lost for post in posts
+            replica.engine_state.state in ("starting", "ready") and not replica.lost
+            for replica in replicas
         )
-        errors = [post.standing.error for post in posts if post.standing.error]
+        errors = [replica.engine_state.error for replica in replicas if replica.engine_state.error]
         if alive or not errors:
             self._hopeless = None
             return

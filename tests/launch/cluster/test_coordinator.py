@@ -1,0 +1,84 @@
+"""The coordinator: questions and answers, and the places of gateways."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.launch.cluster.test_promise import planned
+from tests.waiting import HANG
+from turbofit.core.cluster import ClusterStatus
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.routing_table import RoutingTable
+from turbofit.launch.cluster.coordinator import Coordinator, Seen
+from turbofit.launch.cluster.promise import expected_routing_table
+
+
+@pytest.fixture(scope="module")
+def routing_table() -> RoutingTable:
+    """Of a small cluster."""
+    return expected_routing_table(planned("1xrtx3090"), 2)
+
+
+def status() -> ClusterStatus:
+    """Of nothing much."""
+    return ClusterStatus(
+        name="m", model="m", source="ray", pretend=True, at="now", urls=(), promise="", nodes=()
+    )
+
+
+def test_a_question_and_its_answer(routing_table: RoutingTable) -> None:
+    """It waits until the process that serves has looked, and answered."""
+    coordinator = Coordinator()
+    told: list[object] = []
+    asker = threading.Thread(target=lambda: told.append(coordinator.ask({"kind": "drain"}, 10)))
+    asker.start()
+    asked: tuple[tuple[int, dict[str, object]], ...] = ()
+    while not asked:
+        asked = coordinator.write(status(), routing_table, GatewayConfig(), 0).asked
+    ((number, document),) = asked
+    assert document == {"kind": "drain"}
+    coordinator.answer(number, {"said": "done"})
+    asker.join()
+    assert told == [{"said": "done"}]
+    assert coordinator.status() == status()
+
+
+def test_a_question_that_nobody_answers() -> None:
+    """None, in time."""
+    assert Coordinator().ask({}, 0.05) is None
+
+
+def test_as_many_gateways_as_were_planned_for(routing_table: RoutingTable) -> None:
+    """The next is refused until one leaves."""
+    coordinator = Coordinator()
+    coordinator.write(status(), routing_table, GatewayConfig(serial=True), 1)
+    one = Seen(address="10.0.0.1", outstanding={"a/0": 3})
+    told = coordinator.attend("first", one, -1, 0)
+    assert told.routing_table == routing_table
+    assert told.config is not None
+    assert told.config.serial
+    assert "were planned for: 2" in coordinator.attend("second", one, -1, 0).refused
+    assert coordinator.write(status(), routing_table, GatewayConfig(), 1).gateways == {"first": one}
+    coordinator.leave("first")
+    assert not coordinator.attend("second", one, -1, 0).refused
+
+
+def test_news_come_as_soon_as_there_are_any(routing_table: RoutingTable) -> None:
+    """A gateway waits for a newer routing table, not for its turn."""
+    coordinator = Coordinator()
+    coordinator.write(status(), routing_table, GatewayConfig(), 1)
+    told: list[RoutingTable | None] = []
+    waiter = threading.Thread(
+        target=lambda: told.append(
+            coordinator.attend("g", Seen(address="a"), routing_table.number, HANG).routing_table
+        )
+    )
+    waiter.start()
+    newer = RoutingTable(
+        number=routing_table.number + 1, bounds=routing_table.bounds, members=(), gateways=2
+    )
+    coordinator.write(status(), newer, GatewayConfig(), 1)
+    waiter.join(HANG)
+    assert told == [newer]
