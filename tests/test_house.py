@@ -33,6 +33,16 @@ def test_a_file_can_be_read_at_one_sitting(path: Path) -> None:
             assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+def test_a_class_name_means_one_thing() -> None:
+    """Its name alone tells a reader which class is meant."""
+    places: dict[str, list[str]] = {}
+    for path in PACKAGE:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_imports_make_no_circle() -> None:
     """Inside rooms too, and also of imports in functions and for types alone."""
     names = {

@@ -6,7 +6,17 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from turbofit.gateway.rules import Biases, Flag, Ids, Number, Rule, Scope, Text, Texts, Whole
+from turbofit.gateway.rules import (
+    Biases,
+    Flag,
+    Ids,
+    IntegerRule,
+    Number,
+    Rule,
+    Scope,
+    TextRule,
+    Texts,
+)
 
 __all__ = ["ABSENT", "BASE", "COSTLY", "PATHS", "edges"]
 
@@ -106,7 +116,7 @@ def edges(rule: Rule, scope: Scope) -> Iterator[tuple[str, Any]]:
 
 
 def _ranged(rule: Rule, scope: Scope) -> Iterator[tuple[str, Any]]:
-    if isinstance(rule, Whole):
+    if isinstance(rule, IntegerRule):
         least, most = rule.least, scope.number(rule.most)
         for name, number in (
             ("least", least), ("least-1", least - 1), ("most", most), ("most+1", most + 1),
@@ -138,5 +148,5 @@ def _ranged(rule: Rule, scope: Scope) -> Iterator[tuple[str, Any]]:
     elif isinstance(rule, Texts) and rule.most and rule.characters:
         yield "longest", [f"{n:04d}" * (rule.characters // 4) for n in range(rule.most)]
         yield "one more", [f"{n:04d}" for n in range(rule.most + 1)]
-    elif isinstance(rule, Text) and rule.most:
+    elif isinstance(rule, TextRule) and rule.most:
         yield "longest", "x" * rule.most

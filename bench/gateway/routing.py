@@ -21,7 +21,7 @@ import time
 
 from turbofit.gateway.admission import Admission
 from turbofit.gateway.cost import Cost
-from turbofit.gateway.engines import Engine, least_busy
+from turbofit.gateway.engines import RoutedEngine, least_busy
 from turbofit.gateway.health import Monitor
 
 OLD = "gate" in inspect.signature(Admission).parameters
@@ -30,18 +30,19 @@ GATE = 52
 ROOM = 1 << 40
 
 
-def made(count: int) -> tuple[list[Engine], Admission]:
+def made(count: int) -> tuple[list[RoutedEngine], Admission]:
     shares = [2.0 if i % 10 == 0 else 1.0 for i in range(count)]
     if OLD:
-        found = [Engine(i, "http://x", share) for i, share in enumerate(shares)]
+        found = [RoutedEngine(i, "http://x", share) for i, share in enumerate(shares)]
         return found, Admission(found, gate=GATE, host_bytes=ROOM, longest=10**9, seconds=1e6)
     found = [
-        Engine(i, "http://x", share, gate=GATE, host_limit=ROOM) for i, share in enumerate(shares)
+        RoutedEngine(i, "http://x", share, gate=GATE, host_limit=ROOM)
+        for i, share in enumerate(shares)
     ]
     return found, Admission(found, longest=10**9, seconds=1e6)
 
 
-async def admit(door: Admission, cost: Cost) -> Engine:
+async def admit(door: Admission, cost: Cost) -> RoutedEngine:
     engine = await (door.admit("c", cost, least_busy) if OLD else door.admit("c", cost))
     engine.outstanding += 1
     return engine

@@ -90,9 +90,9 @@ def write_llava(model: Model, folder: Path) -> Path:
     assert vision is not None
     folder.mkdir(parents=True, exist_ok=True)
     write_header(folder / "model.safetensors", list(tensors(text, vision)))
-    twin = dims.Model(
+    twin = dims.RehearsedModel(
         name=model.name,
-        text=dims.Text(
+        text=dims.RehearsedText(
             arch="llama", hidden=text.hidden, layers=text.layers, heads=text.heads,
             kv_heads=text.kv_heads, inter=text.intermediate, vocab=text.vocab,
             head_dim=text.head_dim, tied=False, positions=text.max_position_embeddings,

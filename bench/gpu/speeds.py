@@ -22,8 +22,8 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.rates import Card, rates
-from turbofit.tuner.work import Work, work_of
+from turbofit.tuner.rates import GpuRates, rates
+from turbofit.tuner.work import StepWork, work_of
 
 __all__ = ["Point", "beside", "ceilings", "points", "speed_readings"]
 
@@ -46,7 +46,7 @@ class Point:
     seconds: float
 
 
-def _work(model: str) -> tuple[Plan, Work]:
+def _work(model: str) -> tuple[Plan, StepWork]:
     """Of one card, whichever: shapes alone count."""
     plan = api.predict(model, on="1xh200", engine="turbomind", tp=1)
     return plan, work_of(resolve_model(model), plan.settings, engine_named("turbomind"))
@@ -64,11 +64,11 @@ def points(results: Results) -> Iterator[Point]:
         yield from _images(name, plan, work, marks)
 
 
-def _prefill_flops(work: Work, prompt: int) -> float:
+def _prefill_flops(work: StepWork, prompt: int) -> float:
     return prompt * work.token_flops + prompt**2 / 2 * work.pair_flops
 
 
-def _prefills(name: str, work: Work, marks: dict[str, Any]) -> Iterator[Point]:
+def _prefills(name: str, work: StepWork, marks: dict[str, Any]) -> Iterator[Point]:
     for mark, one in marks.items():
         if mark.startswith("prefill_") and one["prompt"] >= _LEAST_PROMPT:
             # Each pass of a chunked prefill launches all layers.
@@ -77,7 +77,7 @@ def _prefills(name: str, work: Work, marks: dict[str, Any]) -> Iterator[Point]:
             yield Point(name, mark, layers, 0.0, flops, one["seconds"])
 
 
-def _steps(name: str, work: Work, marks: dict[str, Any]) -> Iterator[Point]:
+def _steps(name: str, work: StepWork, marks: dict[str, Any]) -> Iterator[Point]:
     for mark, one in marks.items():
         first = marks.get(f"first_{one['rows']}") if mark.startswith("decode_") else None
         if first is None:
@@ -89,7 +89,7 @@ def _steps(name: str, work: Work, marks: dict[str, Any]) -> Iterator[Point]:
             yield Point(name, mark, work.layers, read, rows * work.token_flops, seconds)
 
 
-def _images(name: str, plan: Plan, work: Work, marks: dict[str, Any]) -> Iterator[Point]:
+def _images(name: str, plan: Plan, work: StepWork, marks: dict[str, Any]) -> Iterator[Point]:
     """By the images that were sent beside the first: the host prepares one while another runs."""
     single = marks.get("images_1")
     many = next((marks[m] for m in marks if m.startswith("images_") and m != "images_1"), None)
@@ -139,15 +139,15 @@ def _reading(key: str, value: float, one: Point) -> Reading:
     return Reading(_PRESET, f"{key}.value", value, one.document, "middle", share=_SHARE)
 
 
-def _peaks(gpu: Gpu) -> Card | None:
+def _peaks(gpu: Gpu) -> GpuRates | None:
     """The card's own, without any efficiency; None where nobody knows them."""
     bandwidth, flops = gpu.memory_bandwidth, gpu.dense_flops
     if isinstance(bandwidth, int) and isinstance(flops, int):
-        return Card(bandwidth=bandwidth, flops=flops)
+        return GpuRates(bandwidth=bandwidth, flops=flops)
     return None
 
 
-def _computes(one: Point, card: Card) -> bool:
+def _computes(one: Point, card: GpuRates) -> bool:
     """Whether its products, not its reads, take the time."""
     figures = rates()
     computing = one.flops / (card.flops * figures.compute_efficiency)

@@ -31,7 +31,7 @@ from turbofit.launch.attempt import Attempt
 from turbofit.launch.calibrator import Calibrator
 from turbofit.launch.config import ServeConfig
 from turbofit.launch.endings import EndedError
-from turbofit.launch.engine import Engine, Timing
+from turbofit.launch.engine import SupervisedEngine, Timing
 from turbofit.launch.environment import Lmdeploy, find_lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.launches import free_ports
@@ -85,7 +85,7 @@ class Loaded:
     def begin(self, plan: Plan) -> None:
         """Nothing is read before it starts."""
 
-    def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
+    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
         """It is up."""
         del model, ask
         self.direct = engine.url, engine.client.key

@@ -18,7 +18,7 @@ from turbofit.model.source import resolve_model
 from turbofit.tuner.rates import Rates, card_of
 from turbofit.tuner.reduce import reduce_of
 from turbofit.tuner.throughput import speed_of
-from turbofit.tuner.work import Work, work_of
+from turbofit.tuner.work import StepWork, work_of
 
 __all__ = ["forecast"]
 
@@ -64,7 +64,7 @@ def _model(name: str) -> Model:
 
 
 @cache
-def _work(case: Case, tp: int) -> Work:
+def _work(case: Case, tp: int) -> StepWork:
     """A step of a drafted case runs its drafts too: more tokens through the same weights."""
     model = _model(case.model)
     work = work_of(model, Settings(tp=tp), engine_for(model))

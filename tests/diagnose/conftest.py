@@ -14,7 +14,7 @@ from turbofit.core.struct import NaType
 from turbofit.core.units import GIB
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.doctor.examine import examine
-from turbofit.diagnose.doctor.finding import Finding, Report
+from turbofit.diagnose.doctor.finding import DoctorReport, Finding
 from turbofit.diagnose.doctor.sources import Sources
 from turbofit.diagnose.explain import diagnose
 
@@ -90,10 +90,10 @@ def sources(tmp_path: Path) -> Callable[..., Healthy]:
 
 
 @pytest.fixture
-def checkup(nvml_library: Path, tmp_path: Path) -> Callable[..., Report]:
+def checkup(nvml_library: Path, tmp_path: Path) -> Callable[..., DoctorReport]:
     """Examine a scenario of GPUs with the real pynvml over the stand-in."""
 
-    def run(scenario: Scenario | None, places: Sources, **options: Any) -> Report:
+    def run(scenario: Scenario | None, places: Sources, **options: Any) -> DoctorReport:
         with in_process(nvml_library, scenario, tmp_path):
             return examine(places, **options)
 
@@ -101,7 +101,7 @@ def checkup(nvml_library: Path, tmp_path: Path) -> Callable[..., Report]:
 
 
 @pytest.fixture
-def find(checkup: Callable[..., Report]) -> Callable[..., Finding]:
+def find(checkup: Callable[..., DoctorReport]) -> Callable[..., Finding]:
     """One finding of a checkup."""
 
     def run(check: str, scenario: Scenario | None, places: Sources, **options: Any) -> Finding:

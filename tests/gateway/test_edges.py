@@ -11,7 +11,7 @@ import pytest
 from bench.common.processes import Child, pids
 from bench.common.serving import Served, serve_pretend
 from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
-from turbofit.gateway.rules import Scope, Whole
+from turbofit.gateway.rules import IntegerRule, Scope
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):
@@ -81,5 +81,5 @@ def test_what_costs_much_is_answered_or_refused(served: Served, name: str) -> No
 
 
 def test_the_bench_tries_both_sides_of_a_range() -> None:
-    tried = dict(edges(Whole(least=1, most="session"), Scope(session=256)))
+    tried = dict(edges(IntegerRule(least=1, most="session"), Scope(session=256)))
     assert [tried[name] for name in ("least", "least-1", "most", "most+1")] == [1, 0, 256, 257]

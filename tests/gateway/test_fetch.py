@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from bench.common.gateway import ask, chat, data_url, gateway, picture
 from turbofit.gateway import fetch
-from turbofit.gateway.fetch import Fetcher, allowed_host, is_public
+from turbofit.gateway.fetch import MediaFetcher, allowed_host, is_public
 from turbofit.gateway.refusals import Refusal
 
 MOST = 1 << 20
@@ -121,7 +121,7 @@ def fetched(path: str, resolver: Any = None, allowed=("here.org",), times: int =
         listener.bind(("127.0.0.1", 0))
         await web.SockSite(runner, listener).start()
         port = listener.getsockname()[1]
-        fetcher = Fetcher([f"{name}:{port}" for name in allowed], resolver or ToHere())
+        fetcher = MediaFetcher([f"{name}:{port}" for name in allowed], resolver or ToHere())
         url = path if "://" in path else f"http://here.org:{port}{path}"
         try:
             return await fetcher.fetch_all([url] * times, MOST), site.hits
@@ -172,7 +172,7 @@ def test_names_that_mean_this_machine_are_refused_when_they_are_resolved() -> No
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "127.1"])
 def test_addresses_are_refused_even_if_they_are_allowed(host) -> None:
     async def run():
-        fetcher = Fetcher((host.strip("[]"), host, f"{host}:80"))
+        fetcher = MediaFetcher((host.strip("[]"), host, f"{host}:80"))
         try:
             await fetcher.fetch_all([f"http://{host}/a.png"], MOST)
         except Refusal as refusal:
@@ -186,7 +186,7 @@ def test_addresses_are_refused_even_if_they_are_allowed(host) -> None:
 
 
 def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
-    class Once(Fetcher):
+    class Once(MediaFetcher):
         calls = 0
 
         async def fetch_all(self, urls, most_bytes):
@@ -203,7 +203,7 @@ def test_an_address_is_fetched_once_and_goes_on_inline() -> None:
 
 
 def test_what_is_fetched_and_is_no_image_is_refused() -> None:
-    class Page(Fetcher):
+    class Page(MediaFetcher):
         async def fetch_all(self, urls, most_bytes):
             return dict.fromkeys(urls, b"<html>")
 

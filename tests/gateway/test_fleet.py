@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from turbofit.gateway.admission import Admission
 from turbofit.gateway.cost import Cost
-from turbofit.gateway.engines import Engine, least_busy
+from turbofit.gateway.engines import RoutedEngine, least_busy
 from turbofit.gateway.fleet import Fleet
 
 LIMITS = st.sampled_from([None, 3, 10])
@@ -23,7 +23,7 @@ STEPS = st.lists(
 )
 
 
-def expected(fleet: Fleet, cost: Cost, avoid) -> Engine | None:
+def expected(fleet: Fleet, cost: Cost, avoid) -> RoutedEngine | None:
     fitting = [engine for engine in fleet if engine.fits(cost) and engine not in avoid]
     return least_busy(fitting) if fitting else None
 
@@ -31,14 +31,14 @@ def expected(fleet: Fleet, cost: Cost, avoid) -> Engine | None:
 @settings(max_examples=300, deadline=None)
 @given(STEPS, st.integers(0, 150), LIMITS)
 def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, gate) -> None:
-    made = [Engine(i, "http://x", 1.0 + i % 3, gate=gate, host_limit=8) for i in range(count)]
+    made = [RoutedEngine(i, "http://x", 1.0 + i % 3, gate=gate, host_limit=8) for i in range(count)]
     fleet, door = Fleet(made), Admission([])
     door._fleet = fleet
     for what, which, number in steps:
         cost = Cost(units=number, host_bytes=which % 5)
         engine = fleet.engines[which % len(fleet)] if len(fleet) else None
         if what == "join":
-            made.append(Engine(len(made), "http://x", gate=gate, host_limit=8))
+            made.append(RoutedEngine(len(made), "http://x", gate=gate, host_limit=8))
             fleet.set([*fleet, made[-1]])
         elif engine is None:
             pass
@@ -75,7 +75,7 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
 
 
 def test_engines_without_room_are_passed_however_many() -> None:
-    found = [Engine(i, "http://x", gate=5) for i in range(300)]
+    found = [RoutedEngine(i, "http://x", gate=5) for i in range(300)]
     fleet = Fleet(found)
     for engine in found:
         engine.units = 5

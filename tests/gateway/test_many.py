@@ -10,12 +10,12 @@ from bench.common.gateway import Recorder, ask, call, chat
 from tests import virtual_time
 from tests.gateway.test_routing_table import following, routing_table
 from tests.waiting import auntil
-from turbofit.gateway.engines import Engine
+from turbofit.gateway.engines import RoutedEngine
 from turbofit.gateway.health import Monitor
 
 
-def engines(count: int) -> list[Engine]:
-    return [Engine(number, "http://x") for number in range(count)]
+def engines(count: int) -> list[RoutedEngine]:
+    return [RoutedEngine(number, "http://x") for number in range(count)]
 
 
 def test_not_all_are_asked_at_once_and_all_are_asked() -> None:

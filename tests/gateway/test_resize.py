@@ -9,7 +9,7 @@ from io import BytesIO
 import pytest
 from PIL import Image, ImageChops, ImageFile
 
-from turbofit.gateway.limits import Held
+from turbofit.gateway.limits import LimitedImage
 from turbofit.gateway.pictures import from_bytes
 from turbofit.gateway.prepare import Media
 from turbofit.gateway.refusals import Refusal
@@ -65,8 +65,8 @@ def test_what_cannot_be_decoded_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_only_what_is_to_be_resized_is_touched() -> None:
     picture = from_bytes(stored(gradient(), "PNG"), 1 << 20)
-    kept = Held(knobs={}, units=1, tokens=1)
-    lowered = Held(knobs={}, units=1, tokens=1, resize=(28, 28))
+    kept = LimitedImage(knobs={}, units=1, tokens=1)
+    lowered = LimitedImage(knobs={}, units=1, tokens=1, resize=(28, 28))
 
     async def run(held):
         return await Resizer().resize(Media(media=(picture, picture), held=held))

@@ -24,7 +24,7 @@ from tests.waiting import HANG, auntil
 from turbofit.gateway.admission import Admission
 from turbofit.gateway.app import Gateway
 from turbofit.gateway.cost import Cost
-from turbofit.gateway.engines import Engine
+from turbofit.gateway.engines import RoutedEngine
 
 POISON = "poison"
 
@@ -233,7 +233,7 @@ def test_suspects_leave_one_engine_alone_and_hold_nobody_up() -> None:
 
 def test_who_waits_behind_a_suspect_is_let_in_where_there_is_room() -> None:
     async def run():
-        found = [Engine(index, f"http://e{index}", gate=10) for index in range(3)]
+        found = [RoutedEngine(index, f"http://e{index}", gate=10) for index in range(3)]
         for engine in found:
             engine.succeeded()
         found[0].up = False

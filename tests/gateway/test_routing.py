@@ -14,16 +14,16 @@ from tests import virtual_time
 from tests.waiting import auntil
 from turbofit.gateway.admission import Admission
 from turbofit.gateway.cost import Cost
-from turbofit.gateway.engines import Affinity, Engine, least_busy
+from turbofit.gateway.engines import Affinity, RoutedEngine, least_busy
 from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.health import Monitor, healthy
 from turbofit.gateway.metrics import merge
 from turbofit.gateway.refusals import Refusal
 
 
-def engines(count: int = 1, gate=10, host_limit=10**9) -> list[Engine]:
+def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
     return [
-        Engine(index, f"http://e{index}", gate=gate, host_limit=host_limit)
+        RoutedEngine(index, f"http://e{index}", gate=gate, host_limit=host_limit)
         for index in range(count)
     ]
 
@@ -169,7 +169,7 @@ def test_long_beginnings_stay_together_until_that_costs_too_much() -> None:
     found[0].outstanding = 1
     Fleet(found)
 
-    def chosen(*texts: str) -> Engine:
+    def chosen(*texts: str) -> RoutedEngine:
         return memory.chooser(conversation(*texts))(least_busy(found), lambda engine: True)
 
     home = chosen(long)

@@ -11,7 +11,7 @@ import turbofit
 from bench.common.gateway import plan_for
 from turbofit.core.plan import Own, Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.engines import Engine, least_busy
+from turbofit.gateway.engines import RoutedEngine, least_busy
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.server import make_gateway
 
@@ -27,7 +27,7 @@ def plan() -> Plan:
     ("shares", "wanted"), [((3.25, 4.75), (3, 5)), ((2.0, 6.0), (2, 6)), ((1.0, 1.0), (4, 4))]
 )
 def test_eight_requests_go_as_the_plan_counts_them(shares, wanted) -> None:
-    found = [Engine(i, URLS[i], share) for i, share in enumerate(shares)]
+    found = [RoutedEngine(i, URLS[i], share) for i, share in enumerate(shares)]
     for _ in range(8):
         least_busy(found).outstanding += 1
     assert tuple(engine.outstanding for engine in found) == wanted

@@ -19,7 +19,7 @@ from aiohttp import web
 from bench.common.gateway import CHAT, call, chat, plan_for
 from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.engines import Engine
+from turbofit.gateway.engines import RoutedEngine
 from turbofit.gateway.limits import bounds_of
 from turbofit.gateway.routing_table import Member, RoutingTable
 from turbofit.gateway.server import make_routing_table_gateway
@@ -80,7 +80,7 @@ def test_aiohttp_connects_with_them() -> None:
         listener.bind(("127.0.0.1", 0))
         await web.SockSite(runner, listener).start()
         upstream = Upstream()
-        engine = Engine(0, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        engine = RoutedEngine(0, f"http://127.0.0.1:{listener.getsockname()[1]}")
         response = await upstream.open(engine, "GET", "/x", None, {})
         await response.read()
         (pooled,) = upstream._session.connector._conns.values()

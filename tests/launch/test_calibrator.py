@@ -17,7 +17,7 @@ from turbofit.launch.calibrator import Calibrator
 from turbofit.launch.learning import calibration_of, learned, relieve, stored
 from turbofit.launch.progress import Progress
 from turbofit.observe import calibrations
-from turbofit.observe.sampler import Span
+from turbofit.observe.sampler import SampledRange
 from turbofit.observe.turbomind_log import CacheBudget
 from turbofit.report.calibration_view import calibration_view
 
@@ -39,10 +39,10 @@ class Meter:
     def begin(self, plan: Any) -> dict[int, int]:
         return {one.index: self.before * MIB for one in plan.gpus}
 
-    def read(self, _: Any) -> dict[int, Span]:
+    def read(self, _: Any) -> dict[int, SampledRange]:
         if not self.used:
             raise MachineError("GPU 0 is lost", hint="see nvidia-smi")
-        return {0: Span(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
+        return {0: SampledRange(peak=self.used[0] * MIB, last=self.used.pop(0) * MIB)}
 
     def end(self) -> None:
         pass
@@ -131,8 +131,8 @@ class OneCard(Meter):
         super().__init__()
         self.index = index
 
-    def read(self, _: Any) -> dict[int, Span]:
-        return {self.index: Span(peak=MIB, last=MIB)}
+    def read(self, _: Any) -> dict[int, SampledRange]:
+        return {self.index: SampledRange(peak=MIB, last=MIB)}
 
 
 def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:

@@ -15,7 +15,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.model import ModelSource
 from turbofit.core.plan import Plan
 from turbofit.launch import download
-from turbofit.launch.download import Fetcher, with_weights
+from turbofit.launch.download import WeightsFetcher, with_weights
 
 
 def hub_plan(checkpoint: str | None = None) -> Plan:
@@ -57,7 +57,7 @@ def test_the_folder_that_came(hub, tmp_path: Path) -> None:
 def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
     hub(f"return {str(tmp_path)!r}")
     said: list[str] = []
-    fetch = Fetcher(said.append)
+    fetch = WeightsFetcher(said.append)
     assert fetch(hub_plan(str(tmp_path))).model.source.checkpoint == str(tmp_path)
     assert said == []
     for _ in range(2):

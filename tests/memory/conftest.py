@@ -10,7 +10,7 @@ from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants, load_constants
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
@@ -60,7 +60,7 @@ class Case:
         base = {"tp": self.tp, "max_batch_size": 128, "session_len": 32768}
         return Settings(**{**base, **changes})
 
-    def account(self, units: int = 0, **changes: object) -> Account:
+    def account(self, units: int = 0, **changes: object) -> TurbomindAccount:
         model = resolve_model(self.model)
         vision_load = NO_IMAGES
         if units:
@@ -79,4 +79,4 @@ class Case:
             vision_load=vision_load,
             margins=(self.margin * MIB,) * self.tp,
         )
-        return Account(launch, load_constants())
+        return TurbomindAccount(launch, load_constants())

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.memory.fate import fate_at, fate_without_cache, fates_at
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.source import resolve_model
@@ -33,7 +33,9 @@ def constants_bare() -> EngineConstants:
     )
 
 
-def account_on(total: int, units: int, constants: EngineConstants, **changes: object) -> Account:
+def account_on(
+    total: int, units: int, constants: EngineConstants, **changes: object
+) -> TurbomindAccount:
     """InternVL2-8B on a card of so many MiB, 300 used; the context is taken out of ``used``."""
     context = 360
     gpu = card(total=total + context, used=300)
@@ -48,7 +50,7 @@ def account_on(total: int, units: int, constants: EngineConstants, **changes: ob
         vision_load=vision_load,
         margins=(0,),
     )
-    return Account(launch, constants)
+    return TurbomindAccount(launch, constants)
 
 
 def test_15360_mib_die_while_loading(bare):
@@ -84,7 +86,7 @@ def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
         vision_load=vision_load,
         margins=(0,),
     )
-    alone = Account(launch, bare)
+    alone = TurbomindAccount(launch, bare)
     assert fate_at(alone, 0.905).kind == kind
 
 
@@ -99,7 +101,7 @@ def test_everything_that_follows_is_told_in_order(bare):
         vision_load=VisionLoad(units_per_image=25, images_per_request=1, tokens_per_request=6400),
         margins=(0,),
     )
-    account = Account(launch, bare)
+    account = TurbomindAccount(launch, bare)
     assert [fate.kind for fate in fates_at(account, 0.8)][:2] == ["load", "hang"]
 
 

@@ -16,7 +16,7 @@ from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
 from turbofit.memory.engines import engine_named
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.observe.calibration import Card, Observation, learn, phase_rows
+from turbofit.observe.calibration import CalibratedGpu, Observation, learn, phase_rows
 
 CASES = (
     ("internvl2-8b", "1xrtx3090", "turbomind"),
@@ -46,7 +46,7 @@ def launched(plan: Plan, context: int, buffers: int, moved: int = 0) -> Observat
         more = context + buffers + grown + moved
         used = {"steady": one.steady + more, "kernels": one.steady + more}
         used["vision_forward"] = one.peak + more
-        cards.append(Card(index=one.index, before=one.used + moved, used=used))
+        cards.append(CalibratedGpu(index=one.index, before=one.used + moved, used=used))
     return Observation(
         group=0, free=None if pytorch else free, region=None if pytorch else region,
         cards=tuple(cards),

@@ -11,7 +11,7 @@ from tests.nvml.standin import LOST, Scenario, gpu_3090, in_process, nvml_librar
 from tests.waiting import until
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.observe.sampler import Memory, Sampler, Span, memory_now
+from turbofit.observe.sampler import Memory, SampledRange, Sampler, memory_now
 
 __all__ = ["nvml_library"]
 
@@ -33,8 +33,8 @@ def test_peaks_and_last_values_between_two_times(nvml_library: Path, tmp_path: P
                 scenario.write(path)
                 until(lambda: shown(used), f"{used} MiB to be sampled")  # noqa: B023
             now = time.monotonic()
-        assert sampler.between(0, begun, now) == Span(peak=900 * MIB, last=300 * MIB)
-        assert sampler.between(uuid, begun, now) == Span(peak=5 * MIB, last=5 * MIB)
+        assert sampler.between(0, begun, now) == SampledRange(peak=900 * MIB, last=300 * MIB)
+        assert sampler.between(uuid, begun, now) == SampledRange(peak=5 * MIB, last=5 * MIB)
         assert sampler.between(0, now + 1, now + 2) is None
         card = gpu_3090()
         assert memory_now(0) == Memory(

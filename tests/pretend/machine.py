@@ -15,7 +15,7 @@ from tests.pretend.child import CARD, PRELUDE
 from tests.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.scenario import Scenario
-from turbofit.pretend.shared import Shared, read_shared
+from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import Event, read_timeline
 
 MORE = """
@@ -59,7 +59,7 @@ class Machine:
         return lines[-1] if lines else None
 
     @property
-    def shared(self) -> Shared:
+    def shared(self) -> SharedRecord:
         return read_shared(self.folder / "shared")
 
     def timeline(self, pid: int, suffix: str = "") -> list[Event]:

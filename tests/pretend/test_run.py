@@ -10,8 +10,8 @@ from turbofit.machine.source import machine_from
 from turbofit.pretend.report import report
 from turbofit.pretend.run import Ran, run_pretend, scenario_of
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
-from turbofit.pretend.shared import Process, Shared, read_shared
-from turbofit.pretend.usage import Peak, Refusal, Usage
+from turbofit.pretend.shared import Process, SharedRecord, read_shared
+from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
 from turbofit.report.pretend_view import pretend_view
 from turbofit.report.terminal import paint
 
@@ -25,8 +25,8 @@ def process(pid: int, peak: int, refused_at: int = 0) -> Process:
     )  # fmt: skip
 
 
-def refusal(asked: int) -> Refusal:
-    return Refusal(0, "cudaMalloc", asked, 5 * MIB, asked - 5 * MIB, "start", None)
+def refusal(asked: int) -> RefusedAllocation:
+    return RefusedAllocation(0, "cudaMalloc", asked, 5 * MIB, asked - 5 * MIB, "start", None)
 
 
 def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
@@ -35,7 +35,7 @@ def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
         Usage(9, 1, "new", {0: Peak(2 * MIB, "start", "b.py:2")}, complete=False),
         Usage(8, 1, "other", refused=[refusal(8 * MIB), refusal(9 * MIB)]),
     )
-    shared = Shared(
+    shared = SharedRecord(
         (process(9, 1 * MIB, refused_at=50), process(9, 2 * MIB), process(8, 0, refused_at=40)),
         (3 * MIB, *ROW), 4 * MIB,
     )  # fmt: skip

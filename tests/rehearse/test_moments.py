@@ -3,13 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.pretend.scenario import PretendGpu
-from turbofit.rehearse.ledger import Card
+from turbofit.rehearse.ledger import RehearsedGpu
 from turbofit.rehearse.moments import moments, torch_moments
 
 
-def card(**phases: tuple[int, int]) -> Card:
+def card(**phases: tuple[int, int]) -> RehearsedGpu:
     spans = {name.replace("_", " ", 1): span for name, span in phases.items()}
-    return Card(
+    return RehearsedGpu(
         peak={name: peak for name, (peak, _) in spans.items()},
         end={name: end for name, (_, end) in spans.items()},
     )
@@ -36,7 +36,7 @@ def test_a_card_without_a_phase_stays_as_it_was() -> None:
 
 
 def test_a_start_that_died_ends_where_it_died() -> None:
-    seen = moments([Card(end={"import": 0})], [{"used": 7}])
+    seen = moments([RehearsedGpu(end={"import": 0})], [{"used": 7}])
     assert [(one.phase, one.peak, one.end) for one in seen] == [("import", (7,), (7,))]
 
 

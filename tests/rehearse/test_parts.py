@@ -12,7 +12,7 @@ from turbofit.rehearse.checkpoint import write_header
 from turbofit.rehearse.headers import HeaderCheckpoint, read_header, weight_files
 from turbofit.rehearse.ledger import Ledger
 from turbofit.rehearse.report import judge
-from turbofit.rehearse.run import Outcome, _Log
+from turbofit.rehearse.run import ChildOutcome, _Log
 from turbofit.rehearse.sites import LOADER, STAGING, Sites
 from turbofit.rehearse.spec import load_spec, parse_spec
 from turbofit.rehearse.tensors import parameters, tensors
@@ -225,7 +225,7 @@ def test_the_log_counts_the_lines_of_a_hang_and_keeps_few(tmp_path: Path) -> Non
     assert log.fatal
 
 
-def _outcome(tmp_path: Path, **values: object) -> Outcome:
+def _outcome(tmp_path: Path, **values: object) -> ChildOutcome:
     base = {
         "ended": "exit",
         "code": 0,
@@ -235,7 +235,7 @@ def _outcome(tmp_path: Path, **values: object) -> Outcome:
         "seconds": 1.0,
         "folder": tmp_path,
     }
-    return Outcome(**(base | values))  # type: ignore[arg-type]
+    return ChildOutcome(**(base | values))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from turbofit.pretend.timeline import read_timeline
 from turbofit.pretend.usage import read_usage
-from turbofit.rehearse.torch_ledger import Held, held_by
+from turbofit.rehearse.torch_ledger import HeldBytes, held_by
 
 
-def held_in(folder: Path) -> tuple[Held, ...]:
+def held_in(folder: Path) -> tuple[HeldBytes, ...]:
     """What the processes with a timeline in a folder held."""
     return held_by(read_usage(read_timeline(path)) for path in sorted(folder.glob("*.timeline")))

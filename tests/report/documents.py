@@ -16,7 +16,7 @@ from turbofit.core.plan import (
     RehearsedCase,
 )
 from turbofit.core.units import MIB
-from turbofit.report.run import Attempt, Beside, EngineRecord, Event, Run, RunMoment
+from turbofit.report.run import EngineRecord, RunAttempt, RunEvent, RunFigure, RunMoment, RunReport
 
 #: What each is, and how it is asked for.
 KINDS = {
@@ -74,7 +74,7 @@ def rehearsed(plan: Plan, *, dies: bool = False) -> Plan:
     return replace(plan, rehearsal=seen, fits=plan.fits and not dies)
 
 
-def served_run(plan: Plan, *, pretend: bool = False) -> Run:
+def served_run(plan: Plan, *, pretend: bool = False) -> RunReport:
     """A run of a plan, as its record tells it."""
     moments = [
         RunMoment(
@@ -87,17 +87,21 @@ def served_run(plan: Plan, *, pretend: bool = False) -> Run:
         for at, phase in enumerate(("starting", "weights", "cache", "check", "ready"))
     ]
     rows = (
-        Beside(what="KV cache", forecast=plan.kv.region_bytes, actual=plan.kv.region_bytes + MIB),
-        Beside(what="KV tokens", forecast=plan.kv.tokens, actual=plan.kv.tokens, unit="tokens"),
-        Beside(
+        RunFigure(
+            what="KV cache", forecast=plan.kv.region_bytes, actual=plan.kv.region_bytes + MIB
+        ),
+        RunFigure(what="KV tokens", forecast=plan.kv.tokens, actual=plan.kv.tokens, unit="tokens"),
+        RunFigure(
             what="in use at most" if pretend else "in use after the check",
             forecast=plan.gpus[0].peak, actual=plan.gpus[0].peak - MIB, gpu=plan.gpus[0].index,
         ),
     )  # fmt: skip
     engine = EngineRecord(group=0, seconds={"weights": 2.5}, beside=rows)
-    attempt = Attempt(started="2026-11-20T10:00:00+0000", engines=(engine,), moments=tuple(moments))
-    event = Event(at="2026-11-20T11:00:00+0000", kind="grown", text="somebody grows")
-    return Run(
+    attempt = RunAttempt(
+        started="2026-11-20T10:00:00+0000", engines=(engine,), moments=tuple(moments)
+    )
+    event = RunEvent(at="2026-11-20T11:00:00+0000", kind="grown", text="somebody grows")
+    return RunReport(
         schema="turbofit.run/1", turbofit_version="0.1.0", started="2026-11-20T10:00:00+0000",
         state="ended", model=plan.model.name, pretend=pretend, lmdeploy="0.18.0",
         ended="SIGTERM", attempts=(attempt,), events=(event,),

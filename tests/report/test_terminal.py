@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.terminal import clean, paint
 
 words = st.text(alphabet="abc xyz-_/", max_size=60)
@@ -43,7 +43,7 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
         Heading(text=evil),
         Line(text=evil),
         Items(items=(evil,)),
-        Facts(facts=((evil, evil),)),
+        FactList(facts=((evil, evil),)),
         Table(columns=(Column(title="t"),), rows=((evil,),), sums=((evil,),)),
         Code(text=evil),
     ]

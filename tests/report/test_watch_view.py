@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 import turbofit.api
 from turbofit.observe.live import EngineNow, Now
-from turbofit.report.run import Event, Run
+from turbofit.report.run import RunEvent, RunReport
 from turbofit.report.terminal import paint
 from turbofit.report.watch_view import watch_view
 
@@ -17,13 +17,14 @@ NOW = Now(
     waiting=2, engines=(ENGINE, EngineNow(index=1, up=False, in_flight=0, units=0)), requests=12,
     limited={"max_dynamic_patch": 5}, refused={"images": 1}, failures=1,
 )  # fmt: skip
-RUN = Run(
+RUN = RunReport(
     schema="turbofit.run/1", turbofit_version="0", started="today", state="ready",
-    urls=("http://127.0.0.1:23333",), events=(Event(at="now", kind="warning", text="who[1] grew"),),
+    urls=("http://127.0.0.1:23333",),
+    events=(RunEvent(at="now", kind="warning", text="who[1] grew"),),
 )  # fmt: skip
 
 
-def text(run: Run | None, now: Now | None, before: Now | None = None, **used: int) -> str:
+def text(run: RunReport | None, now: Now | None, before: Now | None = None, **used: int) -> str:
     held = {int(name[1:]): size for name, size in used.items()}
     looked = (before, 2.0) if before else None
     return paint(watch_view(PLAN, run, now, looked, held))

@@ -186,7 +186,7 @@ def _job(
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""
     from turbofit.cli.output import note
-    from turbofit.launch.download import Fetcher
+    from turbofit.launch.download import WeightsFetcher
     from turbofit.launch.job import Job
     from turbofit.launch.record import Record, run_folder
 
@@ -202,7 +202,7 @@ def _job(
         on_open=lambda _: stop.end(),
         lmdeploy=lmdeploy,
         leases=leases,
-        fetch=None if config.pretend else Fetcher(note),
+        fetch=None if config.pretend else WeightsFetcher(note),
         replan=planner.make,
         changes=changes,
         examiner=calibrator,

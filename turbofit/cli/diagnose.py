@@ -62,11 +62,11 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _view(found: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
-    from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
+    from turbofit.report.document import Column, FactList, Heading, Items, Line, Table
 
     yield Heading(text="What happened")
     yield Line(text=found.what, tone="bad" if found.phase != "none" else "plain")
-    yield Facts(facts=tuple(_facts(found)))
+    yield FactList(facts=tuple(_facts(found)))
     if found.why:
         yield Heading(text="Why")
         yield Items(items=found.why)
@@ -134,13 +134,13 @@ def _missing(missing: Missing) -> str:
 
 
 def _advice(advice: Advice) -> Iterator[Block]:
-    from turbofit.report.document import Code, Facts, Heading, Items, Line
+    from turbofit.report.document import Code, FactList, Heading, Items, Line
 
     yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
     yield Line(text=advice.verdict, tone=tones[advice.fits])
     if advice.settings:
-        yield Facts(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
+        yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
     if advice.command:
         yield Code(text=advice.command)
     if advice.remedies:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.cli.parser import Parser
-    from turbofit.diagnose.doctor.finding import Report, State
+    from turbofit.diagnose.doctor.finding import DoctorReport, State
     from turbofit.report.document import Block, Tone
 
 __all__ = ["add_arguments", "run"]
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _view(report: Report) -> Iterator[Block]:
+def _view(report: DoctorReport) -> Iterator[Block]:
     """What stops first; what is in order last and in short."""
     from turbofit.report.document import Column, Heading, Line, Table
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from turbofit.cli.parser import Parser
     from turbofit.pretend.scenario import Scenario
-    from turbofit.pretend.shared import Shared
+    from turbofit.pretend.shared import SharedRecord
     from turbofit.report.document import Block
 
 __all__ = ["TAKES_REST", "add_arguments", "run"]
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     return ran.exit_code
 
 
-def _watch(scenario: Scenario, shared: Shared) -> None:
+def _watch(scenario: Scenario, shared: SharedRecord) -> None:
     from turbofit.report.pretend_view import watch_view
 
     cards = []

@@ -136,7 +136,7 @@ def _launch(
     args: argparse.Namespace, passed: Passed, config: ServeConfig, stop: Stop, leases: Leases
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
-    from turbofit.launch.download import Fetcher
+    from turbofit.launch.download import WeightsFetcher
     from turbofit.launch.environment import lmdeploy_if_needed
     from turbofit.launch.job import Job
     from turbofit.launch.others import end_orphans
@@ -166,7 +166,7 @@ def _launch(
         on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
         lmdeploy=lmdeploy,
         leases=leases,
-        fetch=None if args.pretend else Fetcher(note),
+        fetch=None if args.pretend else WeightsFetcher(note),
         replan=None if args.plan else planner.make,
         changes=changes,
     )

@@ -22,7 +22,6 @@ __all__ = [
     "Candidate",
     "Command",
     "Death",
-    "Engine",
     "Goal",
     "GpuLedger",
     "HostMemory",
@@ -33,6 +32,7 @@ __all__ = [
     "Parallel",
     "Phase",
     "Plan",
+    "PlannedEngine",
     "Rehearsal",
     "RehearsedCache",
     "RehearsedCase",
@@ -155,7 +155,7 @@ class GpuLedger(Struct):
         return self.headroom >= self.margin
 
 
-class Engine(Struct):
+class PlannedEngine(Struct):
     """The engine that the account is for."""
 
     name: Literal["turbomind", "pytorch", "transformers"]
@@ -302,7 +302,7 @@ class Plan(Struct):
     model: Model
     machine: Machine
     workload: Workload
-    engine: Engine
+    engine: PlannedEngine
     parallel: Parallel
     settings: Settings
     limits: Limits

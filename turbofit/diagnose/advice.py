@@ -17,7 +17,7 @@ from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.diagnose.case import Case
+    from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.draft import Draft
 
 __all__ = ["advice"]
@@ -26,7 +26,7 @@ _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_ba
                  "session_len", "dtype", "quant_policy", "communicator")  # fmt: skip
 
 
-def advice(case: Case, draft: Draft) -> Advice | None:
+def advice(case: LogCase, draft: Draft) -> Advice | None:
     """The plan; None where model or machine is not known."""
     if case.machine is None or case.on is None or case.model is None:
         return None
@@ -45,7 +45,7 @@ def advice(case: Case, draft: Draft) -> Advice | None:
     return _planned(case, plan, spec, plan.verdict)
 
 
-def _planned(case: Case, plan: Plan, spec: str, verdict: str) -> Advice:
+def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
     values: dict[str, object] = {"engine": plan.engine.name}
     values |= {name: _value(plan, name) for name in _SHOWN}
     if plan.engine.name != "turbomind":
@@ -74,7 +74,7 @@ def _value(plan: Plan, name: str) -> object:
     return each[0] if len(set(each)) == 1 else " | ".join(map(str, each))
 
 
-def _smaller(case: Case) -> tuple[Remedy, ...]:
+def _smaller(case: LogCase) -> tuple[Remedy, ...]:
     """The AWQ variant by name, where one is published."""
     assert case.model is not None
     try:

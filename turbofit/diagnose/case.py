@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
-    from turbofit.diagnose.facts import Facts
+    from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["Case", "spec_with_used", "usable"]
+__all__ = ["LogCase", "spec_with_used", "usable"]
 
 
-class Case:
+class LogCase:
     """What the rules look at.
 
     Args:
@@ -35,7 +35,7 @@ class Case:
         on: the user's SPEC or snapshot; it goes before the log's.
     """
 
-    def __init__(self, facts: Facts, *, model: str | None = None, on: str | None = None) -> None:
+    def __init__(self, facts: LogFacts, *, model: str | None = None, on: str | None = None) -> None:
         self.facts = facts
         self.model = self._model(model)
         self.on = on

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Read
-from turbofit.diagnose.case import Case
+from turbofit.diagnose.case import LogCase
 from turbofit.diagnose.draft import evidence
 from turbofit.diagnose.events import KvBlocks, LegacyCuda, PeerMissing
 from turbofit.diagnose.facts import read_facts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.draft import Draft
-    from turbofit.diagnose.facts import Facts
+    from turbofit.diagnose.facts import LogFacts
 
 __all__ = ["diagnose"]
 
@@ -45,7 +45,7 @@ def diagnose(
         UsageError: ``model`` or ``on`` cannot be meant.
     """
     facts = read_facts(rows(chunks))
-    case = Case(facts, model=model, on=on)
+    case = LogCase(facts, model=model, on=on)
     drafts = sorted(
         (draft for rule in _RULES for draft in rule(case)),
         key=lambda draft: (_RANKS[draft.rank], draft.line),
@@ -61,7 +61,7 @@ def diagnose(
     return _answer(case, best, tuple(reversed(also.values())))
 
 
-def _answer(case: Case, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
+def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     unknown = list(draft.unknown)
     found = None
     if draft.planned:
@@ -93,7 +93,7 @@ def _answer(case: Case, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
     )
 
 
-def _unknown(case: Case) -> Diagnosis:
+def _unknown(case: LogCase) -> Diagnosis:
     """Nothing was recognised; a Python error is still shown."""
     errors = case.facts.every(PythonError)
     what = "this log has nothing that turbofit recognises"
@@ -115,7 +115,7 @@ def _unknown(case: Case) -> Diagnosis:
     )
 
 
-def _read(case: Case) -> Read:
+def _read(case: LogCase) -> Read:
     facts, subject = case.facts, case.facts.subject
     named = case.model.name if case.model else None
     return Read(
@@ -129,12 +129,12 @@ def _read(case: Case) -> Read:
     )
 
 
-def _engine(facts: Facts) -> str | None:
+def _engine(facts: LogFacts) -> str | None:
     turbomind = (CacheBudget, Slab, KvBlocks, LegacyCuda, CudaError, PeerMissing)
     return "turbomind" if any(isinstance(m.event, turbomind) for m in facts.marks) else None
 
 
-def _generation(facts: Facts) -> str | None:
+def _generation(facts: LogFacts) -> str | None:
     """LMDeploy's generation by its lines, where no version is printed."""
     if facts.first(CacheBudget) or facts.first(Slab):
         return "0.15 to 0.18"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Struct
     from turbofit.diagnose.rows import Row
 
-__all__ = ["Facts", "Mark", "read_facts"]
+__all__ = ["LogFacts", "Mark", "read_facts"]
 
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 _T = TypeVar("_T", bound="Struct")
@@ -56,7 +56,7 @@ class Mark(NamedTuple):
     time: str = ""
 
 
-class Facts:
+class LogFacts:
     """What a log tells. ``waits`` counts the scheduler's "out of memory at" since other news."""
 
     def __init__(self) -> None:
@@ -178,9 +178,9 @@ class Facts:
         self.marks.append(Mark(line, text, event, stack, time[1] if time else ""))
 
 
-def read_facts(rows: Iterable[Row]) -> Facts:
+def read_facts(rows: Iterable[Row]) -> LogFacts:
     """Read a whole log."""
-    facts = Facts()
+    facts = LogFacts()
     for line, text in rows:
         facts.take(line, text)
     return facts

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing, PhaseName
-from turbofit.diagnose.case import Case, usable
+from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.rules_faults import other_faults, rejections, stack_names
 from turbofit.diagnose.shortage import Shortage, shortage
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.answer import Evidence
-    from turbofit.diagnose.facts import Facts, Mark
+    from turbofit.diagnose.facts import LogFacts, Mark
 
 __all__ = ["engine_rules"]
 
@@ -42,14 +42,14 @@ _NAMES: Final[dict[PhaseName, str]] = {
 }
 
 
-def engine_rules(case: Case) -> Iterator[Draft]:
+def engine_rules(case: LogCase) -> Iterator[Draft]:
     """All that these engines say of themselves."""
     yield from _out_of_memory(case)
     yield from other_faults(case)
     yield from rejections(case)
 
 
-def _out_of_memory(case: Case) -> Iterator[Draft]:
+def _out_of_memory(case: LogCase) -> Iterator[Draft]:
     facts = case.facts
     for mark, event in facts.every(CudaError):
         if event.out_of_memory:
@@ -62,7 +62,7 @@ def _out_of_memory(case: Case) -> Iterator[Draft]:
             return
 
 
-def _phase(facts: Facts, mark: Mark, frames: list[str]) -> PhaseName:
+def _phase(facts: LogFacts, mark: Mark, frames: list[str]) -> PhaseName:
     """Where a run was when it died: its stack first, else the last news before it."""
     if any(word in frame for frame in frames for word in _VISION):
         return "vision"
@@ -77,7 +77,7 @@ def _phase(facts: Facts, mark: Mark, frames: list[str]) -> PhaseName:
     return "weights"
 
 
-def _while_loading(case: Case, mark: Mark, frames: list[str]) -> Draft:
+def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
     """No line tells sizes yet: what is missing follows from the account of model and card."""
     missing_in_all, held, why = None, _table(case), []
     forecast = case.forecast()
@@ -118,7 +118,7 @@ def _while_loading(case: Case, mark: Mark, frames: list[str]) -> Draft:
     )
 
 
-def _after_sizing(case: Case, mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
+def _after_sizing(case: LogCase, mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
     replayed = version is None or version.startswith(_REPLAYED)
@@ -170,7 +170,7 @@ def _after_sizing(case: Case, mark: Mark, phase: PhaseName, frames: list[str]) -
     )
 
 
-def _missing(case: Case, found: Shortage | None) -> tuple[list[str], Missing, Missing | None]:
+def _missing(case: LogCase, found: Shortage | None) -> tuple[list[str], Missing, Missing | None]:
     """What is not known, what lacked at the call, what lacked in all."""
     nothing = Missing(bytes=None, basis="unknown", note="the log does not allow it")
     if case.model is None:
@@ -194,7 +194,7 @@ def _missing(case: Case, found: Shortage | None) -> tuple[list[str], Missing, Mi
     return unknown, at_call, in_all
 
 
-def _under_way(facts: Facts, phase: PhaseName) -> list[Evidence]:
+def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
     """The last news before the abort."""
     kinds: dict[PhaseName, tuple[type, str]] = {
         "warm-up": (WarmupLength, "tokens of the warm-up request under way"),
@@ -207,7 +207,7 @@ def _under_way(facts: Facts, phase: PhaseName) -> list[Evidence]:
     return [evidence(marks[-1], tells)] if marks else []
 
 
-def _held(case: Case, found: Shortage | None) -> tuple[Holding, ...]:
+def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
     """Who held the first card when the cache was sized, as far as figures go."""
     mark = case.facts.first(CacheBudget)
     held = list(_table(case))
@@ -230,7 +230,7 @@ def _held(case: Case, found: Shortage | None) -> tuple[Holding, ...]:
     return tuple(held)
 
 
-def _table(case: Case) -> tuple[Holding, ...]:
+def _table(case: LogCase) -> tuple[Holding, ...]:
     """Processes of an nvidia-smi table in the log."""
     from turbofit.diagnose.events import SmiProcess
 

@@ -18,13 +18,13 @@ from turbofit.observe.turbomind_log import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.case import Case
-    from turbofit.diagnose.facts import Facts, Mark
+    from turbofit.diagnose.case import LogCase
+    from turbofit.diagnose.facts import LogFacts, Mark
 
 __all__ = ["other_faults", "rejections", "stack_names"]
 
 
-def stack_names(facts: Facts, mark: Mark) -> list[str]:
+def stack_names(facts: LogFacts, mark: Mark) -> list[str]:
     """The stack after a fault, innermost first, without what only checks."""
     at = facts.marks.index(mark)
     names = []
@@ -36,7 +36,7 @@ def stack_names(facts: Facts, mark: Mark) -> list[str]:
     return [name for name in names if not name.startswith("TM_")]
 
 
-def other_faults(case: Case) -> Iterator[Draft]:
+def other_faults(case: LogCase) -> Iterator[Draft]:
     """Driver errors, checks and NCCL."""
     facts = case.facts
     communicator = facts.subject.options.get("communicator")
@@ -79,7 +79,7 @@ def other_faults(case: Case) -> Iterator[Draft]:
         )
 
 
-def _no_peers(case: Case, mark: Mark) -> Draft:
+def _no_peers(case: LogCase, mark: Mark) -> Draft:
     options = case.facts.subject.options
     return Draft(
         kind="no_peer_access",
@@ -101,11 +101,11 @@ def _no_peers(case: Case, mark: Mark) -> Draft:
     )
 
 
-def _died_before(facts: Facts, mark: Mark) -> bool:
+def _died_before(facts: LogFacts, mark: Mark) -> bool:
     return any(m.line < mark.line for m, e in facts.every(CudaError) if e.out_of_memory)
 
 
-def rejections(case: Case) -> Iterator[Draft]:
+def rejections(case: LogCase) -> Iterator[Draft]:
     """Requests that no cache of this size can ever hold: the server lives on."""
     for mark, event in case.facts.every(RequestRejected):
         yield Draft(

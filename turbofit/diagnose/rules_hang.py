@@ -23,15 +23,15 @@ from turbofit.observe.turbomind_log import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.case import Case
-    from turbofit.diagnose.facts import Facts
+    from turbofit.diagnose.case import LogCase
+    from turbofit.diagnose.facts import LogFacts
 
 __all__ = ["hang_rules"]
 
 _DEFAULT_BLOCK = 64
 
 
-def hang_rules(case: Case) -> Iterator[Draft]:
+def hang_rules(case: LogCase) -> Iterator[Draft]:
     """A warm-up that waits, with or without the lines that say so."""
     facts = case.facts
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
@@ -43,7 +43,7 @@ def hang_rules(case: Case) -> Iterator[Draft]:
         yield _silence(case)
 
 
-def _hang(case: Case) -> Draft:
+def _hang(case: LogCase) -> Draft:
     facts = case.facts
     assert facts.waiting is not None
     line, text = facts.waiting
@@ -98,7 +98,7 @@ class _Blocks(Struct):
     spread: int
 
 
-def _blocks(facts: Facts) -> tuple[_Blocks | None, list[str]]:
+def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     """The figures, and what is missing for them."""
     budget, slab, warm = (facts.first(kind) for kind in (CacheBudget, Slab, WarmupLengths))
     unknown = []
@@ -128,7 +128,7 @@ def _blocks(facts: Facts) -> tuple[_Blocks | None, list[str]]:
     return figures, unknown
 
 
-def _changes(facts: Facts, figures: _Blocks | None) -> tuple[str, ...]:
+def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
     """The smallest ratio that would start, where the log has the figures for it."""
     mark = facts.first(CacheBudget)
     rest = "lower --max-prefill-token-num, or free GPU memory"
@@ -144,7 +144,7 @@ def _changes(facts: Facts, figures: _Blocks | None) -> tuple[str, ...]:
     return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
 
 
-def _silence(case: Case) -> Draft:
+def _silence(case: LogCase) -> Draft:
     facts = case.facts
     mark = facts.first(Slab)
     assert mark is not None

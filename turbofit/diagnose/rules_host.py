@@ -14,13 +14,13 @@ from turbofit.observe.turbomind_log import PythonError, ServerUp, WarmupFinished
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.case import Case
+    from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import Mark
 
 __all__ = ["host_rules", "quiet_rules"]
 
 
-def host_rules(case: Case) -> Iterator[Draft]:
+def host_rules(case: LogCase) -> Iterator[Draft]:
     """The kernel's OOM killer, known messages, and Python errors that nothing else explains."""
     facts = case.facts
     for mark, kill in facts.every(HostKill)[:1]:
@@ -98,7 +98,7 @@ def _python(mark: Mark, error: PythonError) -> Draft | None:
     return None
 
 
-def quiet_rules(case: Case) -> Iterator[Draft]:
+def quiet_rules(case: LogCase) -> Iterator[Draft]:
     """What remains to be said where no fault was found."""
     facts = case.facts
     gpus = facts.every(SmiGpu)

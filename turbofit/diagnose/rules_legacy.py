@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
-from turbofit.diagnose.case import Case, usable
+from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.draft import Draft, evidence
 from turbofit.diagnose.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
 from turbofit.memory.legacy.generations import generation_of
@@ -18,7 +18,7 @@ from turbofit.memory.turbomind.weights import weight_classes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.facts import Facts, Mark
+    from turbofit.diagnose.facts import LogFacts, Mark
     from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.versions import is_legacy
 
@@ -60,7 +60,7 @@ class Blocks(Struct):
         return self.free - self.cache
 
 
-def blocks(case: Case) -> Blocks | None:
+def blocks(case: LogCase) -> Blocks | None:
     """The BlockManager's figures, where both lines are there."""
     rules = generation(case)
     size = count = None
@@ -86,7 +86,7 @@ def blocks(case: Case) -> Blocks | None:
     )
 
 
-def generation(case: Case) -> Generation | None:
+def generation(case: LogCase) -> Generation | None:
     """The rules of the version that the log names, where it is older than the reference."""
     version = case.facts.subject.version
     return generation_of(version) if version and is_legacy(version) else None
@@ -99,7 +99,7 @@ def _default_ratio(rules: Generation | None) -> float:
     return rules.cache.default
 
 
-def legacy_rules(case: Case) -> Iterator[Draft]:
+def legacy_rules(case: LogCase) -> Iterator[Draft]:
     """Out of memory, and other CUDA errors, as these versions print them."""
     facts = case.facts
     for mark, event in facts.every(LegacyCuda):
@@ -117,7 +117,7 @@ def legacy_rules(case: Case) -> Iterator[Draft]:
         return
 
 
-def _out_of_memory(case: Case, mark: Mark, event: LegacyCuda) -> Draft:
+def _out_of_memory(case: LogCase, mark: Mark, event: LegacyCuda) -> Draft:
     facts, found = case.facts, blocks(case)
     phase = _phase(facts, mark)
     why: list[str] = []
@@ -163,7 +163,7 @@ def cache_story(found: Blocks) -> str:
     )
 
 
-def cache_holders(case: Case, found: Blocks) -> list[Holding]:
+def cache_holders(case: LogCase, found: Blocks) -> list[Holding]:
     """Who held a card when the cache was sized, as far as model and card are known."""
     lines = tuple(one.line for one in found.lines)
     held = [Holding(who="the KV cache", bytes=found.cache, lines=lines)]
@@ -178,7 +178,7 @@ def cache_holders(case: Case, found: Blocks) -> list[Holding]:
     return held
 
 
-def rank_weights(case: Case) -> int | None:
+def rank_weights(case: LogCase) -> int | None:
     """Bytes of the language model's weights on one rank, by the account (the tower apart)."""
     if case.model is None:
         return None
@@ -191,7 +191,7 @@ def rank_weights(case: Case) -> int | None:
     return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
 
 
-def _others(case: Case, found: Blocks | None) -> int:
+def _others(case: LogCase, found: Blocks | None) -> int:
     """Bytes on each card that this engine does not explain."""
     weights, total = rank_weights(case), usable(case.gpu) if case.gpu else None
     if found is None or weights is None or total is None:
@@ -200,7 +200,7 @@ def _others(case: Case, found: Blocks | None) -> int:
     return rest if rest > _OWN_OVERHEAD else 0
 
 
-def cards_story(case: Case, found: Blocks | None) -> Iterator[str]:
+def cards_story(case: LogCase, found: Blocks | None) -> Iterator[str]:
     """Whether the cards were empty before this engine came."""
     others = _others(case, found)
     if not others or found is None:
@@ -214,7 +214,7 @@ def cards_story(case: Case, found: Blocks | None) -> Iterator[str]:
     )
 
 
-def double_start(case: Case) -> tuple[str, Evidence] | None:
+def double_start(case: LogCase) -> tuple[str, Evidence] | None:
     """A rank launcher around an engine that drives all its GPUs itself."""
     ranks = case.facts.subject.ranks
     if ranks is None or (case.tp or 1) < 2:
@@ -228,7 +228,7 @@ def double_start(case: Case) -> tuple[str, Evidence] | None:
     )
 
 
-def legacy_changes(phase: PhaseName, case: Case) -> tuple[str, ...]:
+def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
     """What to change, surest first."""
     changes = []
     if double_start(case):
@@ -249,7 +249,7 @@ def _when(phase: PhaseName) -> str:
     }.get(phase, "after its cache was made")
 
 
-def _phase(facts: Facts, mark: Mark) -> PhaseName:
+def _phase(facts: LogFacts, mark: Mark) -> PhaseName:
     """By the Python stack, else by what was printed before."""
     for frame in reversed(mark.stack):
         name = f"{frame.path} {frame.function}"

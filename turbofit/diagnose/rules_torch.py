@@ -19,7 +19,7 @@ from turbofit.diagnose.rules_legacy import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.case import Case
+    from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.events import PythonFrame
     from turbofit.diagnose.facts import Mark
 
@@ -49,7 +49,7 @@ _WHEN: Final[dict[PhaseName, str]] = {
 }
 
 
-def torch_rules(case: Case) -> Iterator[Draft]:
+def torch_rules(case: LogCase) -> Iterator[Draft]:
     """All that torch and what is built on it say of memory and devices."""
     marks = case.facts.every(TorchMemory)
     if marks:
@@ -71,7 +71,7 @@ def _phase(stack: tuple[PythonFrame, ...]) -> PhaseName:
     return "unknown"
 
 
-def _out_of_memory(case: Case, mark: Mark, memory: TorchMemory) -> Draft:
+def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
     phase = _phase(mark.stack)
     lines = [evidence(mark, "torch's own figures")]
     why = list(_figures(memory))
@@ -182,7 +182,7 @@ def _holders(mark: Mark, memory: TorchMemory) -> Iterator[Holding]:
         yield Holding(who=f"process {pid}", bytes=size, gpu=memory.gpu, lines=lines)
 
 
-def _changes(case: Case, phase: PhaseName, memory: TorchMemory, others: int) -> tuple[str, ...]:
+def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory, others: int) -> tuple[str, ...]:
     changes = []
     if double_start(case):
         changes.append("start the engine once (plain python), not under torchrun")
@@ -202,7 +202,7 @@ def _changes(case: Case, phase: PhaseName, memory: TorchMemory, others: int) -> 
     return tuple(changes)
 
 
-def _loaded_twice(case: Case) -> tuple[str, Evidence] | None:
+def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
     """Whole models loaded side by side by one program that also shards each over all cards."""
     loads = case.facts.every(ModelLoaded)
     if len(loads) < 2:
@@ -258,7 +258,7 @@ def _offload(mark: Mark, offload: Offload) -> Draft:
     )
 
 
-def _devices(case: Case, mark: Mark, devices: OtherDevices) -> Draft:
+def _devices(case: LogCase, mark: Mark, devices: OtherDevices) -> Draft:
     names = " and ".join(devices.devices) or "several devices"
     embeddings = "index_select" in devices.operator or "embedding" in devices.operator
     where = " in the embedding lookup" if embeddings else ""

@@ -16,16 +16,16 @@ from turbofit.tuner.constraints import dtype_for
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.model import Model
-    from turbofit.diagnose.facts import Facts
+    from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["Run", "run_settings"]
+__all__ = ["LoggedRun", "run_settings"]
 
 _DEFAULT_PREFILL = 8192
 #: `quant_policy` of TurboMind: 16-bit, int4, int8.
 _POLICIES = (0, 8, 4)
 
 
-class Run(Struct):
+class LoggedRun(Struct):
     """Settings, what was assumed for want of a line, and whether the log contradicts them."""
 
     settings: Settings
@@ -33,7 +33,7 @@ class Run(Struct):
     contradiction: str = ""
 
 
-def run_settings(facts: Facts, model: Model, gpu: Gpu | None) -> Run:
+def run_settings(facts: LogFacts, model: Model, gpu: Gpu | None) -> LoggedRun:
     """What the run was started with; LMDeploy's defaults where nothing says otherwise."""
     given = {
         name: value
@@ -63,7 +63,7 @@ def run_settings(facts: Facts, model: Model, gpu: Gpu | None) -> Run:
     return _with_kv_type(facts, model, settings, assumed, given)
 
 
-def _lengths(facts: Facts, values: dict[str, Any], assumed: list[str], gpu: Gpu | None) -> None:
+def _lengths(facts: LogFacts, values: dict[str, Any], assumed: list[str], gpu: Gpu | None) -> None:
     """Prefill and batch: the last warm-up length is their sum, unless it is longer than a session.
 
     A session that is shorter hides the sum: then both are LMDeploy's defaults.
@@ -91,21 +91,21 @@ def _lengths(facts: Facts, values: dict[str, Any], assumed: list[str], gpu: Gpu 
 
 
 def _with_kv_type(
-    facts: Facts, model: Model, settings: Settings, assumed: list[str], given: dict[str, object]
-) -> Run:
+    facts: LogFacts, model: Model, settings: Settings, assumed: list[str], given: dict[str, object]
+) -> LoggedRun:
     """The KV type follows from the size of a block, which the log prints."""
     from msgspec.structs import replace
 
     mark = facts.first(Slab)
     if not mark or not isinstance(mark.event, Slab):
-        return Run(settings=settings, assumed=tuple(assumed))
+        return LoggedRun(settings=settings, assumed=tuple(assumed))
     size = mark.event.object_size
     policies = [settings.quant_policy] if "quant_policy" in given else list(_POLICIES)
     for policy in policies:
         one = replace(settings, quant_policy=policy)
         if block_bytes(model.text, one) == size:
-            return Run(settings=one, assumed=tuple(assumed))
-    return Run(
+            return LoggedRun(settings=one, assumed=tuple(assumed))
+    return LoggedRun(
         settings=settings,
         assumed=tuple(assumed),
         contradiction=f"a KV block of {size} bytes is not what {model.name} has at tp "

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
     from turbofit.core.model import Model
     from turbofit.core.plan import Settings
-    from turbofit.diagnose.facts import Facts
+    from turbofit.diagnose.facts import LogFacts
     from turbofit.memory.turbomind.constants import EngineConstants
 
 __all__ = ["Shortage", "shortage"]
@@ -62,7 +62,7 @@ class Shortage(Struct):
     surprise: str = ""
 
 
-def shortage(facts: Facts, model: Model, gpu: Gpu | None) -> Shortage | None:
+def shortage(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     """What was missing, or None where the log has no line about its cache."""
     mark = facts.first(CacheBudget)
     if mark is None or not isinstance(mark.event, CacheBudget):
@@ -98,7 +98,7 @@ def shortage(facts: Facts, model: Model, gpu: Gpu | None) -> Shortage | None:
 
 
 def _story(
-    facts: Facts,
+    facts: LogFacts,
     base: Shortage,
     replay: Replay,
     pool: PoolModel,
@@ -161,7 +161,7 @@ def _region(budget: CacheBudget) -> int:
     return product if abs(product - budget.budget) <= _ROUNDING else budget.budget
 
 
-def _forwards(facts: Facts, *, warming: bool) -> Iterator[tuple[str, Forward]]:
+def _forwards(facts: LogFacts, *, warming: bool) -> Iterator[tuple[str, Forward]]:
     """What was run: the warm-up's lengths up to the last one printed, or the last requests."""
     if warming:
         seen = dict.fromkeys(event.tokens for _, event in facts.every(WarmupLength))
@@ -179,7 +179,7 @@ def _forwards(facts: Facts, *, warming: bool) -> Iterator[tuple[str, Forward]]:
         yield f"a forward with {what}", forward
 
 
-def _longest(facts: Facts) -> int:
+def _longest(facts: LogFacts) -> int:
     """The longest warm-up request that the engine accepts."""
     mark = facts.first(WarmupLengths)
     lengths = mark.event.lengths if mark and isinstance(mark.event, WarmupLengths) else ()
@@ -188,7 +188,7 @@ def _longest(facts: Facts) -> int:
     return max(fitting, default=0)
 
 
-def _requests(facts: Facts) -> list[Forward]:
+def _requests(facts: LogFacts) -> list[Forward]:
     """Forwards after the warm-up: the scheduler's lines of a step, then its images."""
     done = facts.first(WarmupFinished)
     after = done.line if done else 0

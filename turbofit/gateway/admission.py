@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from turbofit.gateway.cost import Cost
-    from turbofit.gateway.engines import Chooser, Engine
+    from turbofit.gateway.engines import Chooser, RoutedEngine
 
 __all__ = ["RETRY_DEAD", "Admission", "dead"]
 
@@ -41,8 +41,8 @@ class _Waiter:
         self,
         cost: Cost,
         choose: Chooser | None,
-        avoid: Collection[Engine],
-        future: asyncio.Future[Engine],
+        avoid: Collection[RoutedEngine],
+        future: asyncio.Future[RoutedEngine],
     ) -> None:
         self.cost, self.choose, self.avoid, self.future = cost, choose, avoid, future
 
@@ -57,7 +57,7 @@ class Admission:
     """
 
     def __init__(
-        self, engines: Fleet | Sequence[Engine], *, longest: int = 256, seconds: float = 30.0
+        self, engines: Fleet | Sequence[RoutedEngine], *, longest: int = 256, seconds: float = 30.0
     ) -> None:
         self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
         self._longest, self._seconds = longest, seconds
@@ -65,7 +65,7 @@ class Admission:
         self.waiting = 0
         # As long as the fleet has this version, only these engines may have room for so much.
         self._full: Cost | None = None
-        self._freed: set[Engine] = set()
+        self._freed: set[RoutedEngine] = set()
         self._version = -1
 
     async def admit(
@@ -73,8 +73,8 @@ class Admission:
         client: str,
         cost: Cost,
         choose: Chooser | None = None,
-        avoid: Collection[Engine] = (),
-    ) -> Engine:
+        avoid: Collection[RoutedEngine] = (),
+    ) -> RoutedEngine:
         """Wait for a place, and take it.
 
         Args:
@@ -104,7 +104,7 @@ class Admission:
             # It went out, or began to drain, before this task had its turn.
             self.release(engine, cost)
 
-    def release(self, engine: Engine, cost: Cost) -> None:
+    def release(self, engine: RoutedEngine, cost: Cost) -> None:
         """Give back what `admit` took, and let the next in."""
         engine.suspects -= cost.suspect
         engine.units -= cost.units
@@ -141,8 +141,8 @@ class Admission:
                 self._lines.move_to_end(client)
 
     async def _wait(
-        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[Engine]
-    ) -> Engine:
+        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
+    ) -> RoutedEngine:
         waiter = _Waiter(cost, choose, avoid, asyncio.get_running_loop().create_future())
         if avoid:
             client += _AGAIN
@@ -182,7 +182,9 @@ class Admission:
         if not line:
             del self._lines[client]
 
-    def _find(self, cost: Cost, choose: Chooser | None, avoid: Collection[Engine]) -> Engine | None:
+    def _find(
+        self, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
+    ) -> RoutedEngine | None:
         if cost.suspect:
             avoid = (*avoid, *self._fleet.kept)
         best = self._best(cost, avoid)
@@ -190,7 +192,7 @@ class Admission:
             return best
         return choose(best, lambda other: other.fits(cost) and other not in avoid)
 
-    def _best(self, cost: Cost, avoid: Collection[Engine]) -> Engine | None:
+    def _best(self, cost: Cost, avoid: Collection[RoutedEngine]) -> RoutedEngine | None:
         """The least busy engine with room.
 
         Where all are full, each request that ends would have the next in line look at every engine:
@@ -209,11 +211,11 @@ class Admission:
         fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
         return least_busy(fitting) if fitting else None
 
-    def _may_go(self, cost: Cost, avoid: Collection[Engine]) -> bool:
+    def _may_go(self, cost: Cost, avoid: Collection[RoutedEngine]) -> bool:
         """Whether any engine may have it, now or later."""
         return self._fleet.others(avoid) and (not cost.suspect or self._fleet.spare)
 
-    def _take(self, engine: Engine, cost: Cost) -> Engine:
+    def _take(self, engine: RoutedEngine, cost: Cost) -> RoutedEngine:
         engine.suspects += cost.suspect
         engine.units += cost.units
         engine.host_bytes += cost.host_bytes

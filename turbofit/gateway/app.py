@@ -12,8 +12,8 @@ from turbofit.gateway.body import Bodies
 from turbofit.gateway.call import Call, answer, entry
 from turbofit.gateway.carry import Carrier
 from turbofit.gateway.connections import Connections, Networks
-from turbofit.gateway.engines import Affinity, Engine
-from turbofit.gateway.fetch import Fetcher
+from turbofit.gateway.engines import Affinity, RoutedEngine
+from turbofit.gateway.fetch import MediaFetcher
 from turbofit.gateway.films import Films
 from turbofit.gateway.fleet import Fleet
 from turbofit.gateway.fleet_updater import FleetUpdater
@@ -64,7 +64,7 @@ class Gateway:
         upstreams: Sequence[str],
         config: GatewayConfig,
         log: Callable[[dict[str, Any]], None] | None = None,
-        fetcher: Fetcher | None = None,
+        fetcher: MediaFetcher | None = None,
         upstream: Upstream | None = None,
     ) -> None:
         self.bounds, self.config = bounds, config
@@ -77,7 +77,7 @@ class Gateway:
         self._log = log or (lambda _: None)
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
-        self._fetcher = fetcher or Fetcher(config.allowed_media_domains)
+        self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
         self._films, self._resizer = Films(), Resizer()
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
@@ -98,7 +98,7 @@ class Gateway:
         self._affinity = Affinity() if config.prefix_affinity else None
 
     @property
-    def engines(self) -> tuple[Engine, ...]:
+    def engines(self) -> tuple[RoutedEngine, ...]:
         """All engines, in order."""
         return self.fleet.engines
 
@@ -290,11 +290,11 @@ class Gateway:
         loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})
 
 
-def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[Engine]:
+def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[RoutedEngine]:
     """Engines that share one key, one gate and one host limit; their numbers are their names."""
     shares = config.shares or (1.0,) * len(upstreams)
     return [
-        Engine(
+        RoutedEngine(
             number,
             url,
             share,

@@ -1,8 +1,8 @@
 """Where each API hides images and numbers: a body is read, and rewritten in one canonical shape.
 
 Pure: nothing is decoded or fetched here. `read_body` finds the images as slots; once they are
-known, `Slot.fill` writes each back inline. LMDeploy then sees one spelling of everything, and never
-a URL, a path or a knob that a client wrote.
+known, `MediaSlot.fill` writes each back inline. LMDeploy then sees one spelling of everything, and
+never a URL, a path or a knob that a client wrote.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.pictures import Picture
     from turbofit.gateway.routes import Kind
 
-__all__ = ["Parsed", "Slot", "read_body"]
+__all__ = ["MediaSlot", "Parsed", "read_body"]
 
 _Shape = Literal["part", "data", "block", "count", "clip"]
 
@@ -37,7 +37,7 @@ _INNER_ROLES: Final = ("preprocess", "forward")
 _MOST_NUMBER: Final = 1 << 31
 
 
-class Slot:
+class MediaSlot:
     """A place in a body where an image stands, or a video (shape ``clip``).
 
     Args:
@@ -98,7 +98,7 @@ class Parsed:
 
     def __init__(self, body: dict[str, Any]) -> None:
         self.body = body
-        self.slots: list[Slot] = []
+        self.slots: list[MediaSlot] = []
         self.copies = 1
         self.lowered: list[str] = []
         self.watching: dict[str, Any] = {}
@@ -155,9 +155,9 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
             content[index] = {"type": "text", "text": part["text"]}
         elif kind in _IMAGE_PARTS and role in ("user", "tool"):
             source, asked = _source(part, kind)
-            parsed.slots.append(Slot(source, asked, "part", content, index))
+            parsed.slots.append(MediaSlot(source, asked, "part", content, index))
         elif kind in _CLIP_PARTS and role in ("user", "tool"):
-            parsed.slots.append(Slot(_source(part, kind)[0], {}, "clip", content, index))
+            parsed.slots.append(MediaSlot(_source(part, kind)[0], {}, "clip", content, index))
         elif kind == "refusal" and role == "assistant":
             content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
         elif kind in _IMAGE_PARTS:
@@ -222,9 +222,9 @@ def _image_data(parsed: Parsed) -> None:
     for index, image in enumerate(images):
         if isinstance(image, dict):
             source = _url(image.get("url") or image.get("data"))
-            parsed.slots.append(Slot(source, dict(image), "data", images, index))
+            parsed.slots.append(MediaSlot(source, dict(image), "data", images, index))
         else:
-            parsed.slots.append(Slot(_url(image), {}, "data", images, index))
+            parsed.slots.append(MediaSlot(_url(image), {}, "data", images, index))
 
 
 def _completions(parsed: Parsed) -> None:
@@ -285,13 +285,13 @@ def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: 
             )
 
 
-def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> Slot:
+def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> MediaSlot:
     source = block.get("source")
     kind = source.get("type") if isinstance(source, dict) else None
     if not isinstance(source, dict) or kind not in ("base64", "url"):
         raise _bad("messages", "holds an image whose source is neither base64 nor url")
     inline = kind == "base64"
-    return Slot(
+    return MediaSlot(
         _url(source.get("data" if inline else "url")), {}, shape, place, index, inline=inline
     )
 

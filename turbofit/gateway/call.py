@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.gateway.connections import address_of
 from turbofit.gateway.guard import request_id
-from turbofit.gateway.prepare import Prepared
+from turbofit.gateway.prepare import PreparedBody
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.engines import RoutedEngine
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.refusals import Api
-    from turbofit.gateway.relay import Outcome
+    from turbofit.gateway.relay import ForwardOutcome
     from turbofit.gateway.routes import Route
 
     Message = MutableMapping[str, Any]
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "answer", "entry", "sent_headers"]
 
-_EMPTY: Final = Prepared()
+_EMPTY: Final = PreparedBody()
 
 
 class Call:
@@ -66,8 +66,8 @@ class Call:
         self.api: Api = "openai"
         self.route: Route | None = None
         self.prepared = _EMPTY
-        self.engine: Engine | None = None
-        self.outcome: Outcome | None = None
+        self.engine: RoutedEngine | None = None
+        self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
         #: As it came, then as it goes on, then nothing.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.admission import Admission
     from turbofit.gateway.body import Bodies
     from turbofit.gateway.call import Call, Send
-    from turbofit.gateway.engines import Chooser, Engine
+    from turbofit.gateway.engines import Chooser, RoutedEngine
     from turbofit.gateway.fleet import Fleet
     from turbofit.gateway.health import Monitor
     from turbofit.gateway.metrics import Metrics
@@ -68,7 +68,7 @@ class Carrier:
             Refusal: no room, no engine, or none that did not break off.
         """
         prepared = call.prepared
-        avoid: list[Engine] = []
+        avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:
             if len(avoid) == _MOST_ASKED:
@@ -110,7 +110,14 @@ class Carrier:
         call.forgotten, call.body = True, b""
 
     async def _to(
-        self, call: Call, engine: Engine, cost: Cost, avoid: list[Engine], send: Send, *, last: bool
+        self,
+        call: Call,
+        engine: RoutedEngine,
+        cost: Cost,
+        avoid: list[RoutedEngine],
+        send: Send,
+        *,
+        last: bool,
     ) -> None:
         """To one engine; the room taken there is given back exactly once."""
         route = call.route

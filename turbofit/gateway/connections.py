@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.config import ConnectionLimits
 
-__all__ = ["Connection", "Connections", "Networks", "address_of"]
+__all__ = ["ClientConnection", "Connections", "Networks", "address_of"]
 
 _RETRY_SECONDS: Final = 2
 #: Of an IPv6 address: what one client is given.
 _IPV6_PREFIX: Final = 64
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """One connection, as far as it is counted here."""
 
     def make_room(self) -> None:
@@ -71,7 +71,7 @@ class _Address:
 
     def __init__(self) -> None:
         self.count = 0
-        self.waiting: OrderedDict[Connection, None] = OrderedDict()
+        self.waiting: OrderedDict[ClientConnection, None] = OrderedDict()
 
 
 class Connections:
@@ -93,9 +93,9 @@ class Connections:
     ) -> None:
         self._most, self._most_of_one = limits.connections, limits.connections_per_address
         self._proxies, self._count = proxies, count
-        self._of: dict[Connection, str] = {}
+        self._of: dict[ClientConnection, str] = {}
         self._addresses: dict[str, _Address] = {}
-        self._waiting: OrderedDict[Connection, None] = OrderedDict()
+        self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._of)
@@ -104,7 +104,7 @@ class Connections:
         """So many in all, where the system gives room for no more."""
         self._most = min(self._most, most)
 
-    def opened(self, connection: Connection, host: str) -> Refusal | None:
+    def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
         """Count a new connection, which waits; what to answer where there is no room for it.
 
         One that is refused is counted too, until it is closed.
@@ -123,21 +123,21 @@ class Connections:
         self.waits(connection)
         return refusal
 
-    def waits(self, connection: Connection) -> None:
+    def waits(self, connection: ClientConnection) -> None:
         """No request of it is under way from now on."""
         address = self._of.get(connection)
         if address is not None:
             self._waiting[connection] = None
             self._addresses[address].waiting[connection] = None
 
-    def works(self, connection: Connection) -> None:
+    def works(self, connection: ClientConnection) -> None:
         """A request of it is under way from now on."""
         address = self._of.get(connection)
         if address is not None:
             self._waiting.pop(connection, None)
             self._addresses[address].waiting.pop(connection, None)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: ClientConnection) -> None:
         """It is counted no more; may be said twice."""
         self.works(connection)
         address = self._of.pop(connection, None)
@@ -155,7 +155,7 @@ class Connections:
         """One was answered before its request had come to the app."""
         self._count("refused_total", f"reason={reason}")
 
-    def _make_room(self, waiting: OrderedDict[Connection, None]) -> bool:
+    def _make_room(self, waiting: OrderedDict[ClientConnection, None]) -> bool:
         oldest = next(iter(waiting), None)
         if oldest is None:
             return False

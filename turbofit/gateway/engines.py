@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from turbofit.gateway.cost import Cost
 
     #: Rank, a number of its own, engine.
-    Entry = tuple[tuple[float, float, float], int, "Engine"]
+    Entry = tuple[tuple[float, float, float], int, "RoutedEngine"]
 
     #: From the least busy engine that has room, and whether another one has it too.
-    Chooser = Callable[["Engine", Callable[["Engine"], bool]], "Engine"]
+    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
 
     class RankListener(Protocol):
         """Hears when an engine has a better rank, and when it takes requests or none any more."""
 
-        def risen(self, engine: Engine) -> None: ...
-        def turned(self, engine: Engine) -> None: ...
+        def risen(self, engine: RoutedEngine) -> None: ...
+        def turned(self, engine: RoutedEngine) -> None: ...
 
     class Abort(Protocol):
         """Ends one request that waits for an engine."""
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         def __call__(self, *, died: bool) -> None: ...
 
 
-__all__ = ["Affinity", "Engine", "least_busy"]
+__all__ = ["Affinity", "RoutedEngine", "least_busy"]
 
 #: Prefixes shorter than this many bytes of JSON are not worth a detour.
 _SHORTEST_PREFIX: Final = 2048
@@ -41,7 +41,7 @@ _REMEMBERED: Final = 8192
 _DETOUR: Final = 4
 
 
-class Engine:
+class RoutedEngine:
     """One engine.
 
     Where it stands in the fleet's order follows from what is written here, at once.
@@ -214,8 +214,8 @@ class Engine:
             abort(died=died)
 
 
-def least_busy(engines: Iterable[Engine]) -> Engine:
-    """The one that one more request fills least, see `Engine.rank`."""
+def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine:
+    """The one that one more request fills least, see `RoutedEngine.rank`."""
     return min(engines, key=lambda one: one.rank)
 
 
@@ -226,13 +226,13 @@ class Affinity:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, Engine] = OrderedDict()
+        self._known: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
     def chooser(self, body: dict[str, Any]) -> Chooser:
         """How to choose an engine for a request with this body."""
         prefixes = _prefixes(body)
 
-        def choose(best: Engine, fits: Callable[[Engine], bool]) -> Engine:
+        def choose(best: RoutedEngine, fits: Callable[[RoutedEngine], bool]) -> RoutedEngine:
             for prefix in reversed(prefixes):
                 home = self._known.get(prefix)
                 if (

@@ -20,7 +20,7 @@ from turbofit.gateway.refusals import Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Fetcher", "allowed_host", "is_public"]
+__all__ = ["MediaFetcher", "allowed_host", "is_public"]
 
 _REDIRECTS: Final = 3
 _SECONDS: Final = 10.0
@@ -89,7 +89,7 @@ class _PublicOnly(AbstractResolver):
         """Nothing is held."""
 
 
-class Fetcher:
+class MediaFetcher:
     """Fetches the files of requests.
 
     Args:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from turbofit.gateway.cost import Cost
-    from turbofit.gateway.engines import Engine, Entry
+    from turbofit.gateway.engines import Entry, RoutedEngine
     from turbofit.gateway.outage import Outage
 
 __all__ = ["Fleet"]
@@ -35,8 +35,8 @@ class Fleet:
         engines: those to begin with.
     """
 
-    def __init__(self, engines: Sequence[Engine] = ()) -> None:
-        self._all: tuple[Engine, ...] = ()
+    def __init__(self, engines: Sequence[RoutedEngine] = ()) -> None:
+        self._all: tuple[RoutedEngine, ...] = ()
         self._notes: list[Entry] = []
         self._number = count()
         #: The routing table that is in force, and those that brought other bounds.
@@ -52,18 +52,18 @@ class Fleet:
         self.sizes: frozenset[tuple[int | None, int | None]] = frozenset()
         self.set(engines)
 
-    def __iter__(self) -> Iterator[Engine]:
+    def __iter__(self) -> Iterator[RoutedEngine]:
         return iter(self._all)
 
     def __len__(self) -> int:
         return len(self._all)
 
     @property
-    def engines(self) -> tuple[Engine, ...]:
+    def engines(self) -> tuple[RoutedEngine, ...]:
         """All of them."""
         return self._all
 
-    def set(self, engines: Sequence[Engine]) -> None:
+    def set(self, engines: Sequence[RoutedEngine]) -> None:
         """These and no others from now on; call it too when the limits of one changed."""
         for engine in self._all:
             engine.fleet = engine.entry = None
@@ -75,7 +75,7 @@ class Fleet:
         self.version += 1
         self._write_anew()
 
-    def risen(self, engine: Engine) -> None:
+    def risen(self, engine: RoutedEngine) -> None:
         """An engine stands better than before."""
         rank, entry = engine.rank, engine.entry
         if engine.takes and (entry is None or rank < entry[0]):
@@ -84,14 +84,14 @@ class Fleet:
             if len(self._notes) > 4 * len(self._all) + _SPARE_NOTES:
                 self._write_anew()
 
-    def turned(self, engine: Engine) -> None:
+    def turned(self, engine: RoutedEngine) -> None:
         """An engine takes requests now, or takes none any more."""
         self.open += 1 if engine.takes else -1
         if engine.takes:
             self.version += 1
             self.risen(engine)
 
-    def others(self, avoid: Collection[Engine]) -> bool:
+    def others(self, avoid: Collection[RoutedEngine]) -> bool:
         """Whether any engine takes requests beside these, each of which is named once."""
         return self.open > sum(one.takes and one.fleet is self for one in avoid)
 
@@ -101,13 +101,13 @@ class Fleet:
         return len(tuple(islice((one for one in self._all if one.serves), 2))) == 2
 
     @property
-    def kept(self) -> tuple[Engine, ...]:
+    def kept(self) -> tuple[RoutedEngine, ...]:
         """Engines that get no suspect now, so that always one that serves has none."""
         clean = (one for one in self._all if one.serves and not one.suspects)
         found = tuple(islice(clean, 2))
         return () if len(found) == 2 else found or self._all
 
-    def knew(self, engine: Engine, routing_table: int) -> bool:
+    def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
         """Whether an engine was there while the bounds that a routing table brought were in force.
 
         One that came later may have been planned for less than they let through.
@@ -122,7 +122,7 @@ class Fleet:
             for gate, most in self.sizes
         )
 
-    def best(self, cost: Cost, avoid: Collection[Engine] = ()) -> Engine | None:
+    def best(self, cost: Cost, avoid: Collection[RoutedEngine] = ()) -> RoutedEngine | None:
         """The least busy engine that has room, None where none has.
 
         Args:

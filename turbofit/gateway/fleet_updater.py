@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import host_of_one
-from turbofit.gateway.engines import Engine
+from turbofit.gateway.engines import RoutedEngine
 
 if TYPE_CHECKING:
     from turbofit.gateway.fleet import Fleet
@@ -63,7 +63,7 @@ class FleetUpdater:
         self._number: int | None = None
         self._bounds: Bounds | None = None
 
-    def apply(self, routing_table: RoutingTable) -> tuple[Engine, ...] | None:
+    def apply(self, routing_table: RoutingTable) -> tuple[RoutedEngine, ...] | None:
         """Make the fleet what the routing table says.
 
         Returns:
@@ -77,12 +77,12 @@ class FleetUpdater:
             self._bounds = routing_table.bounds
             self._fleet.turns.append(routing_table.number)
         known = {engine.name: engine for engine in self._fleet}
-        engines: list[Engine] = []
-        ended: list[Engine] = []
+        engines: list[RoutedEngine] = []
+        ended: list[RoutedEngine] = []
         for member in {member.name: member for member in routing_table.members}.values():
             engine = known.pop(member.name, None)
             if engine is None:
-                engine = Engine(self._index, member.url, name=member.name)
+                engine = RoutedEngine(self._index, member.url, name=member.name)
                 engine.since = routing_table.number
                 if routing_table.gateways > 1:
                     # LMDeploy's proxy looks at its engines in a random order: several gateways
@@ -105,7 +105,7 @@ class FleetUpdater:
         return (*ended, *known.values())
 
 
-def _begin_anew(engine: Engine, url: str) -> None:
+def _begin_anew(engine: RoutedEngine, url: str) -> None:
     """It was started again elsewhere: nothing is known of it but its name."""
     engine.url, engine.model = url.rstrip("/"), None
     engine.failures, engine.suspect, engine.up = 0, True, True

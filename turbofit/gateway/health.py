@@ -15,7 +15,7 @@ from turbofit.core.log import LazyLogger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.engines import RoutedEngine
 
 __all__ = ["Monitor", "healthy"]
 
@@ -30,7 +30,7 @@ _SPREAD: Final = 0.25
 _GOLDEN: Final = 0.6180339887
 
 
-def healthy(engines: Iterable[Engine]) -> bool:
+def healthy(engines: Iterable[RoutedEngine]) -> bool:
     """Whether at least one engine answers completions, and takes more."""
     return any(engine.serves for engine in engines)
 
@@ -54,8 +54,8 @@ class Monitor:
 
     def __init__(
         self,
-        engines: Iterable[Engine],
-        probe: Callable[[Engine], Awaitable[bool]],
+        engines: Iterable[RoutedEngine],
+        probe: Callable[[RoutedEngine], Awaitable[bool]],
         changed: Callable[[], None],
         *,
         idle: float = 60.0,
@@ -65,7 +65,7 @@ class Monitor:
     ) -> None:
         self._engines, self._probe, self._changed = engines, probe, changed
         self._idle, self._stall, self._retry, self._patience = idle, stall, retry, patience
-        self._asking: dict[Engine, asyncio.Task[None]] = {}
+        self._asking: dict[RoutedEngine, asyncio.Task[None]] = {}
         self._poke = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
@@ -84,12 +84,12 @@ class Monitor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def suspect(self, engine: Engine) -> None:
+    def suspect(self, engine: RoutedEngine) -> None:
         """A request failed there."""
         engine.suspect = True
         self._poke.set()
 
-    def gone(self, engine: Engine, *, vanished: bool) -> None:
+    def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
         """A request could not be sent there.
 
         Args:
@@ -102,7 +102,7 @@ class Monitor:
             self._take_out(engine, died=not vanished)
         self._poke.set()
 
-    def doubt(self, engine: Engine) -> None:
+    def doubt(self, engine: RoutedEngine) -> None:
         """It broke off, or its machine is not heard of: it gets nothing new until it answers.
 
         What it has is not ended: each of its connections finds out for itself, and some may live.
@@ -118,7 +118,7 @@ class Monitor:
         """Engines came or went: look at them now."""
         self._poke.set()
 
-    def forget(self, engine: Engine) -> None:
+    def forget(self, engine: RoutedEngine) -> None:
         """An engine is gone, or another process now: what it was asked is of no interest."""
         task = self._asking.pop(engine, None)
         if task is not None:
@@ -151,7 +151,7 @@ class Monitor:
                 engine.last_asked = now
                 self._asking[engine] = asyncio.ensure_future(self._ask(engine))
 
-    def _due(self, engine: Engine, now: float) -> bool:
+    def _due(self, engine: RoutedEngine, now: float) -> bool:
         since = now - engine.last_asked
         if since < (self._retry if engine.failures else min(1.0, self._retry)):
             return False
@@ -161,7 +161,7 @@ class Monitor:
         idle = now - engine.last_success > self._idle * early
         return engine.suspect or stalled or idle or not engine.up
 
-    async def _ask(self, engine: Engine) -> None:
+    async def _ask(self, engine: RoutedEngine) -> None:
         began = time.monotonic()
         try:
             works = await asyncio.wait_for(self._probe(engine), self._patience)
@@ -180,14 +180,14 @@ class Monitor:
         if engine.failures >= _FAILURES and (engine.up or engine.aborts):
             self._take_out(engine)
 
-    def _bring_back(self, engine: Engine) -> None:
+    def _bring_back(self, engine: RoutedEngine) -> None:
         engine.succeeded()
         if not engine.up:
             engine.up = True
             _LOG.info("engine %s answers: it gets requests", engine.label)
             self._changed()
 
-    def _take_out(self, engine: Engine, *, died: bool = True) -> None:
+    def _take_out(self, engine: RoutedEngine, *, died: bool = True) -> None:
         engine.up = False
         _LOG.info("engine %s is taken out after %d failures", engine.label, engine.failures)
         engine.abort_all(died=died)

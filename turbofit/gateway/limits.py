@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = [
-    "KNOBS", "Bounds", "Held", "bounds_of", "check_images", "check_request", "check_texts",
+    "KNOBS", "Bounds", "LimitedImage", "bounds_of", "check_images", "check_request", "check_texts",
     "hold_image", "model_default", "planned_limit", "shown",
 ]  # fmt: skip
 
@@ -94,7 +94,7 @@ class Bounds(Struct):
         return min(cheap, fitting, self.room_beside_images)
 
 
-class Held(Struct):
+class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
     ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``. ``words`` are
@@ -158,7 +158,7 @@ def hold_image(
     carries: bool = True,
     by_request: bool = False,
     cap: int | None = None,
-) -> Held:
+) -> LimitedImage:
     """One image, lowered to the plan.
 
     Both kinds of limit hold: the planned one, and that this very image takes no more units than the
@@ -232,7 +232,7 @@ def check_texts(bounds: Bounds, texts: str | Sequence[str]) -> None:
         )
 
 
-def check_request(bounds: Bounds, images: Sequence[Held], *, n: int = 1) -> None:
+def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
     """Refuse what no lowering can bring within the plan.
 
     Args:
@@ -266,7 +266,7 @@ def _within(param: str, number: int, limit: int, what: str) -> None:
 
 def _uncarried(
     bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
-) -> Held:
+) -> LimitedImage:
     """No parameters can be given: the model's own default decides, or the picture is resized."""
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
@@ -281,7 +281,7 @@ def _uncarried(
         dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
         size = resize
         count = served.units(*size)
-    return Held(
+    return LimitedImage(
         knobs={},
         units=count,
         tokens=served.tokens(*size),
@@ -292,12 +292,12 @@ def _uncarried(
 
 def _carried(
     bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
-) -> Held:
+) -> LimitedImage:
     """Parameters are given, whatever the model's default."""
     planned, default = planned_limit(bounds), model_default(bounds)
     to = Allowed(planned, default, bounds.limits.units_per_image, cap)
     lowered = rule.lower(size, asked, to)
-    return Held(
+    return LimitedImage(
         knobs=lowered.knobs,
         units=lowered.units,
         tokens=rule.unit_tokens(lowered.units),

@@ -14,13 +14,13 @@ from turbofit.gateway.rules import (
     Elsewhere,
     Flag,
     Ids,
+    IntegerRule,
     Number,
     Rule,
     Short,
-    Text,
+    TextRule,
     Texts,
     Unpassed,
-    Whole,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ __all__ = ["ANSWER_LENGTHS", "DIFFERENT", "GENERATION", "RULES", "TEMPLATE_ARGUM
 _STOP: Final = Texts(most=16, characters=1024, short=4)
 #: The answer's length: what is left of the session is the limit, as in the engines themselves
 #: (`src/turbomind/engine/engine.cc`, `pytorch/engine/engine.py`).
-_LENGTH: Final = Whole(least=1, most="session", over="lower")
-_NAME: Final = Text(most=4096)
+_LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
+_NAME: Final = TextRule(most=4096)
 _IMAGES: Final = Elsewhere(by="bodies: images become slots")
 _MEDIA: Final = Elsewhere(by="bodies: keywords of processors are the plan's")
 _CONVERSATION: Final = Elsewhere(by="bodies and texts: shape, number of messages, bytes")
@@ -52,14 +52,14 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
     "min_p": Number(least=0, most=1),
     # `src/turbomind/kernels/sampling_topk_kernels.cu`: std::domain_error above 1024, and the
     # process ends. Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
-    "top_k": Whole(most=1024, over="lower"),
+    "top_k": IntegerRule(most=1024, over="lower"),
     # TurboMind divides by it (`sampling_penalty_kernels.cu`): 0 and NaN make logits that sampling
     # finds no token in; 100 keeps float16 logits below infinity.
     "repetition_penalty": Number(least=0.01, most=100),
     # Conv1d over a window of 1,024 tokens (`pytorch/engine/logits_process.py`, ngram; `envs.py`):
     # a longer n-gram raises there, which ends the engine's loop.
-    "repetition_ngram_size": Whole(most=1024, over="lower"),
-    "repetition_ngram_threshold": Whole(over="lower"),
+    "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
+    "repetition_ngram_threshold": IntegerRule(over="lower"),
     "ignore_eos": Flag(),
     "skip_special_tokens": Flag(),
     "spaces_between_special_tokens": Flag(),
@@ -73,7 +73,7 @@ _OPENAI: Final[Mapping[str, Rule]] = {
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
     # uint64 (`src/turbomind/engine/request.h`): others are an answer 500. OpenAI's may be negative.
-    "seed": Whole(most=(1 << 64) - 1, over="wrap"),
+    "seed": IntegerRule(most=(1 << 64) - 1, over="wrap"),
     # Ignored by LMDeploy (`serve/openai/protocol.py`); OpenAI's range.
     "presence_penalty": Number(least=-2, most=2, clamp=True),
     "frequency_penalty": Number(least=-2, most=2, clamp=True),
@@ -102,12 +102,12 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "tool_choice": _UNREAD,
     "parallel_tool_calls": Flag(),
     "logprobs": Flag(),
-    "top_logprobs": Whole(most=20),
+    "top_logprobs": IntegerRule(most=20),
     # The PyTorch engine adds each on its own, for each token of each answer.
     "logit_bias": Biases(most=1024, bias=100),
-    "reasoning_effort": Text(most=64),
+    "reasoning_effort": TextRule(most=64),
     # An int32 (`src/turbomind/engine/request.h`), which the prompt's length is added to.
-    "min_new_tokens": Whole(most="session", over="lower"),
+    "min_new_tokens": IntegerRule(most="session", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
     "chat_template_kwargs": Elsewhere(by="texts: names and bytes"),
@@ -120,12 +120,12 @@ _COMPLETIONS: Final[Mapping[str, Rule]] = {
     "suffix": _UNREAD,
     "echo": Flag(),
     # `serve/openai/endpoints/completions.py` raises "logprobs is removed" for any: 500.
-    "logprobs": Whole(most=0),
+    "logprobs": IntegerRule(most=0),
 }
 _GENERATE: Final[Mapping[str, Rule]] = {
     **_SAMPLING,
     **_RETURNS,
-    "prompt": Text(empty=False),
+    "prompt": TextRule(empty=False),
     "input_ids": _INPUT,
     "image_data": _IMAGES,
     "media_io_kwargs": _MEDIA,
@@ -134,8 +134,8 @@ _GENERATE: Final[Mapping[str, Rule]] = {
     # `src/turbomind/generation/utils.h`: the first 32 are read. The kernel writes at each.
     "stop_token_ids": Ids(most=32),
     # `src/turbomind/utils/constant.h`; torch.topk raises above the vocabulary.
-    "top_logprobs_num": Whole(most=1024, over="lower"),
-    "logprob_start_len": Whole(least=-1, most="session"),
+    "top_logprobs_num": IntegerRule(most=1024, over="lower"),
+    "logprob_start_len": IntegerRule(least=-1, most="session"),
 }
 _MESSAGES: Final[Mapping[str, Rule]] = {
     **{name: _SAMPLING[name] for name in ("stream", "top_k")},
@@ -208,8 +208,8 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
 DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "turbomind": {},
     "pytorch": {
-        "top_k": Whole(most="vocabulary", over="lower"),
-        "top_logprobs_num": Whole(most="vocabulary", over="lower"),
+        "top_k": IntegerRule(most="vocabulary", over="lower"),
+        "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
     },
     "transformers": {
         # `transformers/cli/serving/chat_completion.py`: 1 + this is the repetition penalty.
@@ -237,12 +237,12 @@ GENERATION: Final[Mapping[str, Rule]] = {
         Rule(),
     ),
     "top_p": Number(least=0, most=1),
-    "max_new_tokens": Whole(most="session", over="lower"),
+    "max_new_tokens": IntegerRule(most="session", over="lower"),
     "min_new_tokens": _CHAT["min_new_tokens"],
     "random_seed": _OPENAI["seed"],
     "stop_token_ids": _GENERATE["stop_token_ids"],
     "bad_token_ids": _GENERATE["stop_token_ids"],
-    "logprobs": Whole(most=1024, over="lower"),
+    "logprobs": IntegerRule(most=1024, over="lower"),
     "logprob_start_len": _GENERATE["logprob_start_len"],
 }  # fmt: skip
 

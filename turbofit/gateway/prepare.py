@@ -10,7 +10,14 @@ import msgspec
 from turbofit.core.struct import Struct
 from turbofit.gateway.bodies import Parsed, read_body
 from turbofit.gateway.clips import Clip
-from turbofit.gateway.limits import KNOBS, Held, check_images, check_request, check_texts, shown
+from turbofit.gateway.limits import (
+    KNOBS,
+    LimitedImage,
+    check_images,
+    check_request,
+    check_texts,
+    shown,
+)
 from turbofit.gateway.parameters import passed
 from turbofit.gateway.pictures import Picture, from_base64, from_bytes, from_url
 from turbofit.gateway.ranges import hold_parameters, lower_answer, scope_of
@@ -28,14 +35,14 @@ from turbofit.gateway.video_limits import check_clips, hold_clip
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from turbofit.gateway.bodies import Slot
+    from turbofit.gateway.bodies import MediaSlot
     from turbofit.gateway.limits import Bounds
     from turbofit.gateway.routes import Kind
 
-__all__ = ["Media", "Prepared", "finish", "hold", "is_remote", "remote_urls", "start"]
+__all__ = ["Media", "PreparedBody", "finish", "hold", "is_remote", "remote_urls", "start"]
 
 
-class Prepared(Struct):
+class PreparedBody(Struct):
     """What a request that is passed on will cost, and what was changed in it.
 
     ``units`` and ``host_bytes`` are those of all its copies together; ``tokens`` are image tokens
@@ -54,7 +61,7 @@ class Media(Struct):
     """The images and videos of a request in their order, and what each is held to."""
 
     media: tuple[Picture | Clip, ...]
-    held: tuple[Held, ...]
+    held: tuple[LimitedImage, ...]
 
 
 def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
@@ -81,7 +88,7 @@ def remote_urls(parsed: Parsed) -> list[str]:
     return list(dict.fromkeys(urls))
 
 
-def is_remote(slot: Slot) -> bool:
+def is_remote(slot: MediaSlot) -> bool:
     """Whether an image lies elsewhere."""
     return not slot.inline and slot.source[:8].lower().startswith(("http://", "https://"))
 
@@ -127,7 +134,7 @@ def hold(
     return Media(media=tuple(media), held=every)
 
 
-def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[bytes, Prepared]:
+def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[bytes, PreparedBody]:
     """Write every image back inline and encode the body.
 
     Args:
@@ -158,7 +165,7 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
     return body, _prepared(bounds, kind, parsed, found)
 
 
-def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> Prepared:
+def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> PreparedBody:
     media, held = found.media, found.held
     units = sum(one.units for one in held)
     decoded = sum(
@@ -167,7 +174,7 @@ def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> Prepa
     lowered = [*parsed.lowered, *(word for one in held for word in one.lowered)]
     # Counting tokens encodes no image: only their text is passed on.
     copies = 0 if kind == "count_tokens" else parsed.copies
-    return Prepared(
+    return PreparedBody(
         images=len(media),
         copies=parsed.copies,
         units=units * copies,
@@ -177,7 +184,7 @@ def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> Prepa
     )
 
 
-def _picture(bounds: Bounds, slot: Slot, fetched: Mapping[str, bytes]) -> Picture:
+def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> Picture:
     most = bounds.limits.bytes_per_image
     if slot.inline:
         return from_base64(slot.source, most)
@@ -208,7 +215,9 @@ def _wanted(
     return wanted
 
 
-def _held_clip(bounds: Bounds, parsed: Parsed, clip: Clip, images: Sequence[Held]) -> Held:
+def _held_clip(
+    bounds: Bounds, parsed: Parsed, clip: Clip, images: Sequence[LimitedImage]
+) -> LimitedImage:
     """A video beside images; what holds it goes into the body itself."""
     held, keywords = hold_clip(beside_images(bounds, images), clip, parsed.watching)
     parsed.body.update(keywords)

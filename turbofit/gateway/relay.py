@@ -17,15 +17,15 @@ from turbofit.gateway.upstream import Died
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
-    from turbofit.gateway.engines import Engine
-    from turbofit.gateway.prepare import Prepared
+    from turbofit.gateway.engines import RoutedEngine
+    from turbofit.gateway.prepare import PreparedBody
     from turbofit.gateway.routes import Route
     from turbofit.gateway.upstream import Upstream
 
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["EngineDied", "Outcome", "Relay"]
+__all__ = ["EngineDied", "ForwardOutcome", "Relay"]
 
 _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
@@ -42,7 +42,7 @@ class EngineDied(Refusal):
         super().__init__(503, "engine_died", message, retry_after=_RETRY_DIED)
 
 
-class Outcome:
+class ForwardOutcome:
     """What became of it, for the log."""
 
     __slots__ = (
@@ -87,9 +87,9 @@ class Relay:
     def __init__(
         self,
         upstream: Upstream,
-        engine: Engine,
+        engine: RoutedEngine,
         route: Route,
-        prepared: Prepared,
+        prepared: PreparedBody,
         send: Send,
         headers: HeaderList,
         sent: Callable[[], None],
@@ -103,7 +103,7 @@ class Relay:
         self._aborted = False
         #: How many requests the engine had lost when this one came.
         self._lost_before = 0
-        self.outcome = Outcome()
+        self.outcome = ForwardOutcome()
 
     async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
         """Carry it there and back.

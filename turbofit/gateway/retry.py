@@ -23,7 +23,7 @@ from turbofit.gateway.relay import EngineDied
 
 if TYPE_CHECKING:
     from turbofit.gateway.fleet import Fleet
-    from turbofit.gateway.relay import Outcome
+    from turbofit.gateway.relay import ForwardOutcome
 
 __all__ = ["Retries", "withheld"]
 
@@ -61,7 +61,7 @@ class Retries:
         """Whether an engine may have died of it."""
         return self.deaths > 0
 
-    def lost(self, outcome: Outcome, fleet: Fleet) -> _Withheld | None:
+    def lost(self, outcome: ForwardOutcome, fleet: Fleet) -> _Withheld | None:
         """An engine broke off.
 
         Args:

@@ -14,8 +14,19 @@ from turbofit.gateway.limits import shown
 from turbofit.gateway.refusals import Refusal
 
 __all__ = [
-    "Biases", "Elsewhere", "Flag", "Ids", "Number", "Rule", "Scope", "Short", "Text", "Texts",
-    "Unpassed", "Whole", "refused",
+    "Biases",
+    "Elsewhere",
+    "Flag",
+    "Ids",
+    "IntegerRule",
+    "Number",
+    "Rule",
+    "Scope",
+    "Short",
+    "TextRule",
+    "Texts",
+    "Unpassed",
+    "refused",
 ]  # fmt: skip
 
 #: A number, or what the plan says of it.
@@ -100,7 +111,7 @@ class Flag(Rule):
         raise refused(name, "is neither true nor false")
 
 
-class Whole(Rule):
+class IntegerRule(Rule):
     """A whole number from ``least`` to ``most``.
 
     ``over``: what becomes of more than ``most``. ``wrap`` takes any number modulo ``most`` + 1: a
@@ -152,7 +163,7 @@ class Number(Rule):
         return int(value) if isinstance(value, int) and value == number else number
 
 
-class Text(Rule):
+class TextRule(Rule):
     """A string of up to ``most`` characters; None where the limit of all text is enough."""
 
     most: int | None = None
@@ -184,7 +195,7 @@ class Texts(Rule):
         texts = value if isinstance(value, list) else [value]
         if self.most is not None and len(texts) > self.most:
             raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
-        one = Text(most=self.characters, empty=False)
+        one = TextRule(most=self.characters, empty=False)
         for text in texts:
             one.hold(name, text, scope)
         short = sum(len(text) < _SHORT for text in texts)

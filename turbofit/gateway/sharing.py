@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from turbofit.core.struct import Struct
-from turbofit.gateway.limits import Held, hold_image, model_default, planned_limit
+from turbofit.gateway.limits import LimitedImage, hold_image, model_default, planned_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits import Bounds
 
 __all__ = [
-    "Shared", "Wanted", "beside_images", "by_request", "hold_images", "request_bounds", "within",
+    "SharedImages", "Wanted", "beside_images", "by_request", "hold_images", "request_bounds",
+    "within",
 ]  # fmt: skip
 
 
@@ -37,14 +38,14 @@ class Wanted(Struct):
     by_request: bool = False
 
 
-class Shared(Struct):
+class SharedImages(Struct):
     """The images of a request within the plan.
 
     ``request`` are ``min_pixels`` and ``max_pixels`` for all of them together, as LMDeploy's
     ``mm_processor_kwargs`` take them; empty where the model's default does.
     """
 
-    images: tuple[Held, ...]
+    images: tuple[LimitedImage, ...]
     request: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -65,7 +66,9 @@ def request_bounds(bounds: Bounds, asked: object) -> dict[str, Any]:
     return bounds.rule.request_bounds(asked)
 
 
-def hold_images(bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[Held] = ()) -> Shared:
+def hold_images(
+    bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[LimitedImage] = ()
+) -> SharedImages:
     """All images of a request, lowered to the plan and so that they fit it together.
 
     Args:
@@ -80,10 +83,10 @@ def hold_images(bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[Held]
         Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
     """
 
-    def held(cap: int | None) -> list[Held]:
+    def held(cap: int | None) -> list[LimitedImage]:
         return [_held(bounds, one, cap) for one in wanted]
 
-    def fits(images: Sequence[Held]) -> bool:
+    def fits(images: Sequence[LimitedImage]) -> bool:
         return within(bounds, (*images, *beside))
 
     found = held(None)
@@ -95,7 +98,7 @@ def hold_images(bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[Held]
     return _together(bounds, wanted, found)
 
 
-def beside_images(bounds: Bounds, images: Sequence[Held]) -> Bounds:
+def beside_images(bounds: Bounds, images: Sequence[LimitedImage]) -> Bounds:
     """The bounds of a request's video: what its images leave, or an even share if that is more."""
     limits = bounds.limits
     left = limits.units_per_request - sum(one.units for one in images)
@@ -104,7 +107,7 @@ def beside_images(bounds: Bounds, images: Sequence[Held]) -> Bounds:
     return msgspec.structs.replace(bounds, limits=limits)
 
 
-def within(bounds: Bounds, images: Sequence[Held]) -> bool:
+def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
     """Whether images of one request fit the plan together."""
     limits = bounds.limits
     unit_count, tokens = sum(one.units for one in images), sum(one.tokens for one in images)
@@ -116,7 +119,7 @@ def within(bounds: Bounds, images: Sequence[Held]) -> bool:
     )
 
 
-def _held(bounds: Bounds, one: Wanted, cap: int | None) -> Held:
+def _held(bounds: Bounds, one: Wanted, cap: int | None) -> LimitedImage:
     return hold_image(
         bounds, one.size, one.asked, carries=one.carries, by_request=one.by_request, cap=cap
     )
@@ -133,9 +136,9 @@ def _caps(bounds: Bounds) -> range:
 
 def _largest(
     caps: range,
-    held: Callable[[int | None], list[Held]],
-    fits: Callable[[Sequence[Held]], bool],
-) -> tuple[int | None, list[Held]]:
+    held: Callable[[int | None], list[LimitedImage]],
+    fits: Callable[[Sequence[LimitedImage]], bool],
+) -> tuple[int | None, list[LimitedImage]]:
     """The largest limit under which all fit: its place and the images; the smallest if none does.
 
     Every answer was tried: a rule whose units do not grow with its limit costs images, not memory.
@@ -159,9 +162,9 @@ def _largest(
 def _spend_rest(
     bounds: Bounds,
     wanted: Sequence[Wanted],
-    found: list[Held],
+    found: list[LimitedImage],
     caps: Sequence[int],
-    fits: Callable[[Sequence[Held]], bool],
+    fits: Callable[[Sequence[LimitedImage]], bool],
 ) -> None:
     """Raise single images, a step of the limit after the other, while the units allow it."""
     for cap in (*caps, None):
@@ -172,11 +175,13 @@ def _spend_rest(
                 found[place] = tried
 
 
-def _together(bounds: Bounds, wanted: Sequence[Wanted], found: Sequence[Held]) -> Shared:
+def _together(
+    bounds: Bounds, wanted: Sequence[Wanted], found: Sequence[LimitedImage]
+) -> SharedImages:
     """Bounds of single images as bounds of the request, where only the request can carry them."""
     rule, carried = bounds.rule, [one.knobs for one in found if one.knobs]
     if rule is None or not rule.by_request or not carried:
-        return Shared(images=tuple(found))
+        return SharedImages(images=tuple(found))
     served = rule.together(carried)
     images = []
     for one, held in zip(wanted, found, strict=True):
@@ -185,4 +190,4 @@ def _together(bounds: Bounds, wanted: Sequence[Wanted], found: Sequence[Held]) -
             msgspec.structs.replace(held, knobs={}, units=count, tokens=rule.unit_tokens(count))
         )
     default = served == rule.with_limit(model_default(bounds))
-    return Shared(images=tuple(images), request={} if default else served.request_knobs)
+    return SharedImages(images=tuple(images), request={} if default else served.request_knobs)

@@ -12,7 +12,7 @@ from turbofit.gateway.sockets import engine_socket
 if TYPE_CHECKING:
     import ssl
 
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.engines import RoutedEngine
 
 __all__ = ["UNREACHED", "Died", "Unreachable", "Upstream"]
 
@@ -59,7 +59,12 @@ class Upstream:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(
-        self, engine: Engine, method: str, path: str, body: bytes | None, headers: dict[str, str]
+        self,
+        engine: RoutedEngine,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
     ) -> aiohttp.ClientResponse:
         """Send a request and wait for the head of the answer.
 
@@ -86,7 +91,7 @@ class Upstream:
             raise Unreachable("nothing listens behind the forwarder")
         return response
 
-    async def probe(self, engine: Engine) -> bool:
+    async def probe(self, engine: RoutedEngine) -> bool:
         """Ask for one token; whether it came. A serial engine: ask how it is."""
         if self._serial:
             return bool(await self.page(engine, "/health", _HEALTH_SECONDS))
@@ -113,7 +118,7 @@ class Upstream:
             engine.model = None
         return response.status == 200
 
-    async def page(self, engine: Engine, path: str, seconds: float) -> str:
+    async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
         """A page of text, empty where it does not come."""
         try:
             response = await self.open(engine, "GET", path, None, {})
@@ -128,7 +133,7 @@ class Upstream:
         if self._session is not None:
             await self._session.close()
 
-    async def _model(self, engine: Engine) -> str | None:
+    async def _model(self, engine: RoutedEngine) -> str | None:
         text = await self.page(engine, "/v1/models", 10.0)
         try:
             name = msgspec.json.decode(text.encode())["data"][0]["id"]

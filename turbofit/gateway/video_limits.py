@@ -11,7 +11,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.images.video import GRID_TEXT_TOKENS, LONGEST_SECONDS
 from turbofit.core.units import number
 from turbofit.gateway.clips import RATES
-from turbofit.gateway.limits import Held, shown
+from turbofit.gateway.limits import LimitedImage, shown
 from turbofit.gateway.pictures import LARGEST_PIXELS
 from turbofit.gateway.refusals import Refusal
 
@@ -49,7 +49,7 @@ def check_clips(bounds: Bounds, count: int) -> None:
 
 def hold_clip(
     bounds: Bounds, clip: Clip, asked: Mapping[str, Any]
-) -> tuple[Held, dict[str, dict[str, dict[str, float]]]]:
+) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
     """One video, lowered to the plan.
 
     Args:
@@ -90,7 +90,7 @@ def hold_clip(
 
 def hold_frames(
     bounds: Bounds, frames: int, size: tuple[int, int], asked: int = 0
-) -> tuple[Held, int, int]:
+) -> tuple[LimitedImage, int, int]:
     """So many frames of one size, within what the plan paid for one image.
 
     Args:
@@ -124,7 +124,7 @@ def hold_frames(
     except UsageError as exc:
         raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
     lowered = (f"max_pixels={asked}->{most}",) if asked > most else ()
-    held = Held(
+    held = LimitedImage(
         knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
         words=words,
     )  # fmt: skip

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.outage import Outage
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.endings import Ending
-    from turbofit.launch.engine import Engine
+    from turbofit.launch.engine import SupervisedEngine
     from turbofit.launch.job import Job
     from turbofit.launch.serve import Stop
 
@@ -245,7 +245,7 @@ class Attempt:
             return []
         return [engine.process.pid for engine in server.engines if engine.process is not None]
 
-    def _ended(self, engine: Engine, ending: Ending) -> None:
+    def _ended(self, engine: SupervisedEngine, ending: Ending) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
 
     def _rest(self, outage: Outage | None) -> None:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine import Engine
+    from turbofit.launch.engine import SupervisedEngine
 
 __all__ = ["beside", "lines"]
 
 
-def beside(plan: Plan, engine: Engine, held: Mapping[int, int]) -> list[dict[str, Any]]:
+def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[dict[str, Any]]:
     """Rows ``{what, gpu?, forecast, actual, unit}`` of one engine.
 
     Args:
@@ -50,7 +50,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     return [_line(row) for row in rows]
 
 
-def _pretend_rows(plan: Plan, engine: Engine) -> list[dict[str, Any]]:
+def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[dict[str, Any]]:
     from turbofit.launch.pretended import pretend_seen
 
     assert engine.words is not None

@@ -17,17 +17,17 @@ from turbofit.launch.readiness import (
     worst_image_tokens,
     worst_request,
 )
-from turbofit.observe.calibration import KERNELS, STEADY, Card, Observation
+from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine import Engine
+    from turbofit.launch.engine import SupervisedEngine
     from turbofit.launch.meter import Meter
     from turbofit.launch.progress import Progress
     from turbofit.launch.readiness import Question
-    from turbofit.observe.sampler import Span
+    from turbofit.observe.sampler import SampledRange
 
 __all__ = ["Calibrator"]
 
@@ -66,7 +66,7 @@ class Calibrator:
         """No GPU is read any more."""
         self._meter.end()
 
-    def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
+    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
         """See :class:`turbofit.launch.engine.Examiner`."""
         try:
             self._examine(engine, model, ask)
@@ -75,7 +75,9 @@ class Calibrator:
         except TurbofitError as exc:  # a GPU that cannot be read any more
             raise LaunchError(exc.message, hint=exc.hint) from None
 
-    def _examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
+    def _examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]
+    ) -> None:
         plan = self.plan.of_group(engine.group)
         budget = engine.watch.budget
         self._take(
@@ -99,7 +101,11 @@ class Calibrator:
             self._progress.finish(engine.group)
 
     def _drive(
-        self, engine: Engine, name: str, question: Question, ask: Callable[[Question], int]
+        self,
+        engine: SupervisedEngine,
+        name: str,
+        question: Question,
+        ask: Callable[[Question], int],
     ) -> int | None:
         """Ask and read; None where that was done before."""
         if self._progress.has(engine.group, name):
@@ -110,13 +116,16 @@ class Calibrator:
         return tokens
 
     def _take(
-        self, engine: Engine, name: str, spans: dict[int, Span], free: int | None = None,
+        self, engine: SupervisedEngine, name: str, spans: dict[int, SampledRange],
+        free: int | None = None,
         region: int | None = None,
     ) -> None:  # fmt: skip
         """Keep a reading. What was in use after a step belongs to it too: pools keep their most."""
         steady = name in (STEADY, KERNELS)
         used = {i: span.last if steady else max(span) for i, span in spans.items()}
-        cards = tuple(Card(index=i, before=self.before[i], used={name: used[i]}) for i in used)
+        cards = tuple(
+            CalibratedGpu(index=i, before=self.before[i], used={name: used[i]}) for i in used
+        )
         with self._lock:
             self._progress.add(
                 Observation(group=engine.group, free=free, region=region, cards=cards)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["Fetcher", "with_weights"]
+__all__ = ["WeightsFetcher", "with_weights"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -50,7 +50,7 @@ _HINTS: Final = {
 }
 
 
-class Fetcher:
+class WeightsFetcher:
     """`with_weights` for every plan of a run: what came once is not asked for again.
 
     Args:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from turbofit.launch.launches import Launch, Words
     from turbofit.launch.readiness import Question
 
-__all__ = ["Engine", "Examiner", "Timing"]
+__all__ = ["Examiner", "SupervisedEngine", "Timing"]
 
 
 class Examiner(Protocol):
@@ -39,7 +39,7 @@ class Examiner(Protocol):
     def begin(self, plan: Plan) -> None:
         """The engines of this plan are about to be started."""
 
-    def examine(self, engine: Engine, model: str, ask: Callable[[Question], int]) -> None:
+    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
         """One of them is up: ask it, in a thread of its own, before it counts as ready.
 
         Raises:
@@ -71,7 +71,7 @@ _LOG: Final = LazyLogger(__name__)
 _LIVENESS_FAILURES: Final = 3
 
 
-class Engine:
+class SupervisedEngine:
     """One group's engine.
 
     Args:

@@ -9,11 +9,11 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from turbofit.core.errors import MachineError
-from turbofit.observe.sampler import Sampler, Span, memory_now
+from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.launch.engine import Engine
+    from turbofit.launch.engine import SupervisedEngine
     from turbofit.launch.pretended import PretendReader
 
 __all__ = ["Meter", "NvmlMeter", "PretendMeter"]
@@ -28,7 +28,7 @@ class Meter(Protocol):
     def begin(self, plan: Plan) -> dict[int, int]:
         """Before the engines are started: used bytes by the machine's index."""
 
-    def read(self, engine: Engine) -> dict[int, Span]:
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """The most since the last reading of this engine, and now."""
 
     def end(self) -> None:
@@ -58,7 +58,7 @@ class NvmlMeter:
         self._since = dict.fromkeys(self._cards, time.monotonic())
         return before
 
-    def read(self, engine: Engine) -> dict[int, Span]:
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """See :class:`Meter`.
 
         Raises:
@@ -96,7 +96,7 @@ class PretendMeter:
         self._plan, self._highest, self._readers = plan, {}, {}
         return {one.index: one.used for one in plan.gpus}
 
-    def read(self, engine: Engine) -> dict[int, Span]:
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
         """See :class:`Meter`.
 
         Raises:
@@ -107,13 +107,13 @@ class PretendMeter:
             first = seen.gpu not in self._highest
             new = not first and seen.peak > self._highest[seen.gpu]
             # Before the first reading the peak is that of loading.
-            found[seen.gpu] = Span(peak=seen.peak if new else seen.held, last=seen.held)
+            found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)
             self._highest[seen.gpu] = seen.peak
         if not found:
             raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
         return found
 
-    def _reader(self, engine: Engine) -> PretendReader:
+    def _reader(self, engine: SupervisedEngine) -> PretendReader:
         """The engine's, which is a new one after each start: every start has its own timeline."""
         from turbofit.launch.pretended import PretendReader
 

@@ -14,7 +14,7 @@ from turbofit.core.errors import PackageError
 from turbofit.gateway.limits import (
     KNOBS,
     Bounds,
-    Held,
+    LimitedImage,
     bounds_of,
     check_images,
     check_request,
@@ -138,7 +138,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             if one.resize is not None:
                 part["data"] = await to_thread(resized_image, part["data"], one.resize)
 
-    def _held_frames(self, frames: Any, request: _Request, images: Sequence[Held]) -> Held:
+    def _held_frames(
+        self, frames: Any, request: _Request, images: Sequence[LimitedImage]
+    ) -> LimitedImage:
         """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
 
         Raises:

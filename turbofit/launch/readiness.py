@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Question",
-    "Request",
+    "WorstRequest",
     "chat",
     "every_worst",
     "fullest_forward",
@@ -49,7 +49,7 @@ _SMALL_ANSWER: Final = 8
 _TOKEN: Final = 100
 
 
-class Request(NamedTuple):
+class WorstRequest(NamedTuple):
     """A POST to an engine."""
 
     path: str
@@ -60,7 +60,7 @@ class Question(NamedTuple):
     """A request, and what it is for."""
 
     name: str
-    request: Request
+    request: WorstRequest
 
 
 def worst_request(plan: Plan, model: str) -> Question | None:
@@ -95,7 +95,7 @@ def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
         None where the worst request was all of it, or where no client can ask for more.
     """
     deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
-    request: Request | None = None
+    request: WorstRequest | None = None
     if deciding == "vision_forward":
         request = _images_that_meet(plan, model, text)
     elif deciding == "text_prefill":
@@ -127,17 +127,17 @@ def small_requests(plan: Plan, model: str) -> tuple[Question, ...]:
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
         "temperature": 1.0, "ignore_eos": True,
     }  # fmt: skip
-    return (*found, Question("a small text", Request("/v1/completions", body)))
+    return (*found, Question("a small text", WorstRequest("/v1/completions", body)))
 
 
-def _longest(plan: Plan) -> Request:
+def _longest(plan: Plan) -> WorstRequest:
     """The longest prompt that the session and the cache hold."""
     tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
     ids = [_TOKEN] * max(1, tokens)
-    return Request("/generate", {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1})
+    return WorstRequest("/generate", {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1})
 
 
-def _full_batch(plan: Plan, model: str) -> Request:
+def _full_batch(plan: Plan, model: str) -> WorstRequest:
     """A batch that samples over the whole vocabulary, in one request, so that its rows meet.
 
     Each generates for long, so that the last begins before the first ends.
@@ -152,10 +152,10 @@ def _full_batch(plan: Plan, model: str) -> Request:
         "temperature": 1.0,
         "ignore_eos": True,
     }
-    return Request("/v1/completions", body)
+    return WorstRequest("/v1/completions", body)
 
 
-def _images_that_meet(plan: Plan, model: str, text: int) -> Request | None:
+def _images_that_meet(plan: Plan, model: str, text: int) -> WorstRequest | None:
     """Images of as many units as the plan lets meet in a forward."""
     rule, most = plan.model.image_rule, plan.limits.units_per_forward
     if rule is None or most <= plan.limits.units_per_request:
@@ -231,7 +231,7 @@ def image_part(image: DummyImage) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 
-def chat(model: str, parts: list[dict[str, Any]]) -> Request:
+def chat(model: str, parts: list[dict[str, Any]]) -> WorstRequest:
     """A short question about images."""
     text = {"type": "text", "text": "What is this?"}
     body = {
@@ -240,4 +240,4 @@ def chat(model: str, parts: list[dict[str, Any]]) -> Request:
         "max_tokens": 1,
         "temperature": 0,
     }
-    return Request("/v1/chat/completions", body)
+    return WorstRequest("/v1/chat/completions", body)

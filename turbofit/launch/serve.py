@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.signals import stop_signals, unblock
 from turbofit.gateway.outage import Outage
 from turbofit.launch.endings import EndedError, Ending
-from turbofit.launch.engine import Engine, Timing
+from turbofit.launch.engine import SupervisedEngine, Timing
 from turbofit.launch.environment import check_port
 from turbofit.launch.launches import HOST
 
@@ -108,7 +108,7 @@ class Server:
         *,
         check: bool = True,
         timing: Timing | None = None,
-        on_end: Callable[[Engine, Ending], None] = lambda _engine, _ending: None,
+        on_end: Callable[[SupervisedEngine, Ending], None] = lambda _engine, _ending: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         examiner: Examiner | None = None,
@@ -123,9 +123,9 @@ class Server:
             self._engine(plan, launch, folder, check=check) for launch in self._launches
         ]
 
-    def _engine(self, plan: Plan, launch: Launch, folder: Path, *, check: bool) -> Engine:
+    def _engine(self, plan: Plan, launch: Launch, folder: Path, *, check: bool) -> SupervisedEngine:
         name = f"engine {launch.group}" if len(self._launches) > 1 else "engine"
-        return Engine(
+        return SupervisedEngine(
             plan.of_group(launch.group), launch, folder, lambda text: self._tell(name, text),
             check=check, timing=self._timing, name=name, examiner=self._examiner,
             clock=self._clock,
@@ -194,7 +194,7 @@ class Server:
             time.sleep(self._timing.tick)
         return stop.signal
 
-    def _mend(self, engine: Engine, ended: Ending, now: float) -> None:
+    def _mend(self, engine: SupervisedEngine, ended: Ending, now: float) -> None:
         """Start it again later, or give up.
 
         Raises:

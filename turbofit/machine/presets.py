@@ -125,7 +125,7 @@ class Assumed(Struct, forbid_unknown_fields=True):
     note: str
 
 
-class Names(Struct, forbid_unknown_fields=True):
+class GpuNames(Struct, forbid_unknown_fields=True):
     """`presets/gpus/aliases.yaml`."""
 
     presets: dict[str, list[str]]
@@ -252,8 +252,8 @@ def _normal(name: str) -> str:
 
 
 @cache
-def _names() -> Names:
-    return _read("aliases.yaml", Names)
+def _names() -> GpuNames:
+    return _read("aliases.yaml", GpuNames)
 
 
 @cache

@@ -19,7 +19,7 @@ __all__ = [
     "RATIO_STEPS",
     "TEMPORARIES",
     "Account",
-    "Outcome",
+    "GroupOutcome",
     "StaticMemory",
     "given",
     "total_bytes",
@@ -32,7 +32,7 @@ RATIO_STEPS = 1000
 TEMPORARIES: Final = "load_temporaries"
 
 
-class Outcome(Struct):
+class GroupOutcome(Struct):
     """A group at one ratio: what the engine sees as free, its cache, and each GPU's ledger."""
 
     ratio: float
@@ -186,9 +186,9 @@ class Account(ABC):
         loading = max(self._load_peak(i) + self.margins[i] - self._usable(i) for i in gpus)
         return max(0, serving, loading)
 
-    def at(self, ratio: float) -> Outcome:
+    def at(self, ratio: float) -> GroupOutcome:
         """The whole account at one ratio."""
-        return Outcome(
+        return GroupOutcome(
             ratio=ratio,
             free=self.free,
             region=self.region_at(ratio),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Plan, Term
 
-__all__ = ["KERNELS", "STEADY", "Card", "Observation", "document", "learn", "phase_rows"]
+__all__ = ["KERNELS", "STEADY", "CalibratedGpu", "Observation", "document", "learn", "phase_rows"]
 
 #: Names of what is read before the worst cases.
 STEADY: Final = "steady"
@@ -39,7 +39,7 @@ _BEFORE: Final = ("before", "context", "weights")
 _PAGE: Final = 2 * MIB
 
 
-class Card(Struct):
+class CalibratedGpu(Struct):
     """Bytes in use on one GPU, everybody's: before the launch, and at most in each part of it."""
 
     index: int
@@ -56,7 +56,7 @@ class Observation(Struct):
     group: int
     free: int | None
     region: int | None
-    cards: tuple[Card, ...]
+    cards: tuple[CalibratedGpu, ...]
 
 
 def learn(
@@ -175,7 +175,7 @@ def _buffers(plan: Plan, one: Observation, ledgers: Sequence[GpuLedger], context
     return max(round_up(max(more) + page, MIB), *least)
 
 
-def _ours(card: Card, ledger: GpuLedger, used: int) -> int:
+def _ours(card: CalibratedGpu, ledger: GpuLedger, used: int) -> int:
     """What was in use, with others as the plan counted them: their growth is not the engine's."""
     return used - card.before + ledger.used
 

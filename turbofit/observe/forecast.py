@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.observe.turbomind_log import CacheBudget, Slab
 
-__all__ = ["Beside", "cache_beside", "tokens_beside"]
+__all__ = ["ForecastFigure", "cache_beside", "tokens_beside"]
 
 
-class Beside(Struct):
+class ForecastFigure(Struct):
     """One figure: forecast and actual, in the unit that ``what`` names."""
 
     what: str
@@ -24,7 +24,7 @@ class Beside(Struct):
     text: str
 
 
-def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[Beside, ...]:
+def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[ForecastFigure, ...]:
     """Free memory when the cache was sized, and the cache (bytes a GPU)."""
     ratio = plan.settings.cache_max_entry_count
     free = round(plan.kv.region_bytes / ratio) if ratio else 0
@@ -34,10 +34,10 @@ def cache_beside(plan: Plan, budget: CacheBudget) -> tuple[Beside, ...]:
     )
 
 
-def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> Beside:
+def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> ForecastFigure:
     """Tokens that the cache holds."""
     tokens = cached_tokens(budget.budget, slab, plan.settings.cache_block_seq_len)
-    return Beside(
+    return ForecastFigure(
         what="KV tokens",
         forecast=plan.kv.tokens,
         actual=tokens,
@@ -45,9 +45,9 @@ def tokens_beside(plan: Plan, budget: CacheBudget, slab: Slab) -> Beside:
     )
 
 
-def _bytes(what: str, forecast: int, actual: int) -> Beside:
+def _bytes(what: str, forecast: int, actual: int) -> ForecastFigure:
     text = f"{what}: {mib(actual)} MiB (forecast {mib(forecast)}{_off(forecast, actual)})"
-    return Beside(what=what, forecast=forecast, actual=actual, text=text)
+    return ForecastFigure(what=what, forecast=forecast, actual=actual, text=text)
 
 
 def _off(forecast: int, actual: int) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Memory", "Sampler", "Span", "memory_now"]
+__all__ = ["Memory", "SampledRange", "Sampler", "memory_now"]
 
 _SECONDS: Final = 0.01
 
@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     free: int
 
 
-class Span(NamedTuple):
+class SampledRange(NamedTuple):
     """Used bytes of one GPU over some time: the most, and the last."""
 
     peak: int
@@ -73,10 +73,10 @@ class Sampler:
         self._over.set()
         self._thread.join()
 
-    def between(self, gpu: int | str, begin: float, end: float) -> Span | None:
+    def between(self, gpu: int | str, begin: float, end: float) -> SampledRange | None:
         """The most and the last between two times of `time.monotonic`; None without a sample."""
         inside = [used for at, used in self._samples[gpu] if begin <= at <= end]
-        return Span(peak=max(inside), last=inside[-1]) if inside else None
+        return SampledRange(peak=max(inside), last=inside[-1]) if inside else None
 
     def _run(self) -> None:
         with Nvml() as nvml:

@@ -12,7 +12,7 @@ _ABI = 3
 NO_MEMORY = 2
 
 
-class Account:
+class LibraryAccount:
     """The account of this process: marks, pools of our own, and holding the engine still."""
 
     def __init__(self, folder: Path) -> None:

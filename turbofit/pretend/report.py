@@ -7,7 +7,7 @@ from typing import Any
 
 from turbofit.pretend.run import NOTICE, Ran
 from turbofit.pretend.shared import Process
-from turbofit.pretend.usage import Peak, Refusal, Usage
+from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
 
 SCHEMA = "turbofit.pretend-run/1"
 
@@ -94,7 +94,7 @@ def _refused(pairs: list[tuple[Process, Usage]]) -> dict[str, Any] | None:
     if not refusing:
         return None
     process, usage = max(refusing, key=lambda pair: pair[0].refused_at)
-    last: Refusal = usage.refused[-1]
+    last: RefusedAllocation = usage.refused[-1]
     return {
         "count": sum(len(u.refused) for _, u in refusing),
         "pid": process.pid,

@@ -20,7 +20,7 @@ from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.group import run_group
 from turbofit.pretend.program import site_of
 from turbofit.pretend.scenario import MIB, Scenario, scenario_from_spec
-from turbofit.pretend.shared import Shared, read_shared
+from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
 
@@ -48,7 +48,7 @@ class Ran:
     code: int
     seconds: float
     scenario: Scenario
-    shared: Shared
+    shared: SharedRecord
     usages: tuple[Usage, ...]
 
     @property
@@ -85,7 +85,7 @@ def run_pretend(
     *,
     keep: Path | None = None,
     stdout: int | IO[bytes] | None = None,
-    watch: Callable[[Scenario, Shared], None] | None = None,
+    watch: Callable[[Scenario, SharedRecord], None] | None = None,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> Ran:
@@ -130,7 +130,7 @@ def run_pretend(
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A pretend machine before its first process: its files, and the environment to start in."""
 
     env: dict[str, str]
@@ -149,7 +149,7 @@ def prepare(
     base: Mapping[str, str] | None = None,
     *,
     site: Path | None = None,
-) -> Prepared:
+) -> PreparedRun:
     """Writes a pretend machine's files.
 
     Args:
@@ -167,12 +167,12 @@ def prepare(
     path = folder / "scenario"
     path.write_text(scenario.text(f"{made.timelines}/", str(made.shared)), encoding="utf-8")
     env = pretend_environment(libraries, path, base, site=site, keep=True)
-    return Prepared(env, made.timelines, made.shared)
+    return PreparedRun(env, made.timelines, made.shared)
 
 
-def machine_files(folder: Path) -> Prepared:
+def machine_files(folder: Path) -> PreparedRun:
     """The files of a machine that was prepared in a folder."""
-    return Prepared({}, folder / "timelines", folder / "shared")
+    return PreparedRun({}, folder / "timelines", folder / "shared")
 
 
 def _temporary(stack: ExitStack) -> Path:

@@ -55,7 +55,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedRecord:
     """All processes that were on the machine, and what each device had at most, together."""
 
     processes: tuple[Process, ...]
@@ -68,7 +68,7 @@ class Shared:
         return [(process, size) for process, size in found if size]
 
 
-def read_shared(path: Path) -> Shared:
+def read_shared(path: Path) -> SharedRecord:
     """The state of a machine's processes; empty where none called CUDA yet.
 
     Raises:
@@ -79,13 +79,13 @@ def read_shared(path: Path) -> Shared:
     except FileNotFoundError:
         data = b""
     if len(data) < _HEAD.size or not any(data[:8]):
-        return Shared((), (0,) * _PINNED, 0)
+        return SharedRecord((), (0,) * _PINNED, 0)
     magic, used, _, *numbers = _HEAD.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError(f"{path} is not a shared account of this turbofit")
     slots = (_SLOT.unpack_from(data, _HEAD.size + i * _SLOT.size) for i in range(used))
     peak = numbers[_ROWS : 2 * _ROWS]
-    return Shared(
+    return SharedRecord(
         tuple(_process(slot) for slot in slots if slot[0]), tuple(peak[:_PINNED]), peak[_PINNED]
     )
 

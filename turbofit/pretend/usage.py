@@ -28,7 +28,7 @@ class Peak:
 
 
 @dataclass(eq=False)
-class Refusal:
+class RefusedAllocation:
     """An allocation that did not fit: what was asked, what was free, what the device lacked."""
 
     device: int
@@ -56,7 +56,7 @@ class Usage:
     command: str = ""
     peaks: dict[int, Peak] = field(default_factory=dict)
     phases: dict[int, dict[str, int]] = field(default_factory=dict)
-    refused: list[Refusal] = field(default_factory=list)
+    refused: list[RefusedAllocation] = field(default_factory=list)
     complete: bool = True
     ends: dict[int, dict[str, int]] = field(default_factory=dict)
     contexts: dict[int, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class _Reader:
         self._held: dict[int, int] = {}
         self._where: dict[str, int] = {}
         # What waits for a site: peaks and refusals whose call has not come back yet.
-        self._waiting: list[Peak | Refusal] = []
+        self._waiting: list[Peak | RefusedAllocation] = []
 
     def read(self, events: Iterable[Event]) -> Usage:
         handlers = {
@@ -144,7 +144,7 @@ class _Reader:
 
     def _refused(self, event: Event) -> None:
         device, kind, _, asked, left, growth = (event.number(i) for i in range(6))
-        refusal = Refusal(
+        refusal = RefusedAllocation(
             device, KINDS[kind], asked, left, growth - left, self._phase, self._native(event)
         )
         self._usage.refused.append(refusal)

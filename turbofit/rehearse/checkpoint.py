@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from turbofit.rehearse.dims import Model, Text
+from turbofit.rehearse.dims import RehearsedModel, RehearsedText
 from turbofit.rehearse.tensors import Entry, tensors
 from turbofit.rehearse.tokenizer import special_tokens, write_tokenizer
 
@@ -47,7 +47,7 @@ def write_header(path: Path, entries: Iterable[Entry]) -> int:
     return at
 
 
-def _text_config(t: Text, dtype: str) -> dict[str, Any]:
+def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
     config = {
         "architectures": [_LLM_ARCH[t.arch]],
         "model_type": t.arch,
@@ -77,7 +77,7 @@ def _text_config(t: Text, dtype: str) -> dict[str, Any]:
 _AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 
 
-def _internvl_config(model: Model) -> dict[str, Any]:
+def _internvl_config(model: RehearsedModel) -> dict[str, Any]:
     v = model.vision
     assert v is not None
     return {
@@ -116,7 +116,7 @@ def _internvl_config(model: Model) -> dict[str, Any]:
     }
 
 
-def _internvl_hf_config(model: Model) -> dict[str, Any]:
+def _internvl_hf_config(model: RehearsedModel) -> dict[str, Any]:
     v = model.vision
     assert v is not None
     return {
@@ -146,7 +146,7 @@ def _internvl_hf_config(model: Model) -> dict[str, Any]:
     }
 
 
-def _qwen_config(model: Model) -> dict[str, Any]:
+def _qwen_config(model: RehearsedModel) -> dict[str, Any]:
     v, t = model.vision, model.text
     assert v is not None
     first = v.kind == "qwen2"
@@ -188,7 +188,7 @@ def _qwen_config(model: Model) -> dict[str, Any]:
     }
 
 
-def _qwen3_vl_config(model: Model) -> dict[str, Any]:
+def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
     v, t = model.vision, model.text
     assert v is not None
     mrope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}
@@ -222,7 +222,7 @@ def _qwen3_vl_config(model: Model) -> dict[str, Any]:
     }
 
 
-def config_of(model: Model) -> dict[str, Any]:
+def config_of(model: RehearsedModel) -> dict[str, Any]:
     """The ``config.json`` of a model."""
     if model.vision is None:
         config = _text_config(model.text, model.dtype)
@@ -240,7 +240,7 @@ def config_of(model: Model) -> dict[str, Any]:
     return config
 
 
-def preprocessor_of(model: Model) -> dict[str, Any]:
+def preprocessor_of(model: RehearsedModel) -> dict[str, Any]:
     """The ``preprocessor_config.json`` of a model with a vision tower."""
     assert model.vision is not None
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -290,7 +290,7 @@ def preprocessor_of(model: Model) -> dict[str, Any]:
     }
 
 
-def write_model(model: Model, folder: Path) -> Path:
+def write_model(model: RehearsedModel, folder: Path) -> Path:
     """Writes a header-only checkpoint of a model's dimensions; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(config_of(model), indent=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from turbofit.core.errors import UsageError
-from turbofit.pretend.library import Account
+from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.rehearse.notes import Notes, leave, peak_rss
 from turbofit.rehearse.spec import Spec, load_spec
@@ -34,7 +34,7 @@ _STATUS = {
 }
 
 
-def _start(spec: Spec, account: Account, report: Notes) -> Any:
+def _start(spec: Spec, account: LibraryAccount, report: Notes) -> Any:
     import torch  # noqa: F401 - its import is timed
 
     from turbofit.rehearse.hooks import install
@@ -74,7 +74,7 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, str, bool, list))
 
 
-def _quiet(account: Account, seconds: float = 0.03, limit: float = 5.0) -> bool:
+def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
     """Waits until no thread calls CUDA any more; False where one does not stop."""
     begun = time.monotonic()
     before, since = account.calls(), begun
@@ -88,7 +88,7 @@ def _quiet(account: Account, seconds: float = 0.03, limit: float = 5.0) -> bool:
     return True
 
 
-def _run_case(engine: Any, case: Any, account: Account, spec: Spec) -> dict[str, Any]:
+def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> dict[str, Any]:
     from turbofit.rehearse.drive import submit
 
     # With data parallel attention the idle engine polls its queues, under their locks.
@@ -123,7 +123,7 @@ def _run_case(engine: Any, case: Any, account: Account, spec: Spec) -> dict[str,
 def main(arguments: list[str]) -> NoReturn:
     """Runs a rehearsal: specification, report file, folder of the pretend libraries."""
     spec, report = load_spec(Path(arguments[0])), Notes(Path(arguments[1]))
-    account = Account(Path(arguments[2]))
+    account = LibraryAccount(Path(arguments[2]))
     account.mark("import")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Model", "Text", "Vision"]
+__all__ = ["RehearsedModel", "RehearsedText", "Vision"]
 
 
 @dataclass(frozen=True)
-class Text:
+class RehearsedText:
     """A decoder: ``arch`` is internlm2, llama, qwen2 or qwen3."""
 
     arch: str
@@ -50,11 +50,11 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class Model:
+class RehearsedModel:
     """A model: its decoder, its tower if any, and whether the decoder is AWQ (4 bit, group 128)."""
 
     name: str
-    text: Text
+    text: RehearsedText
     vision: Vision | None = None
     awq: bool = False
     dtype: str = "bfloat16"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from turbofit.rehearse.spec import Request, Unit
+from turbofit.rehearse.spec import RehearsalRequest, Unit
 
 
 @dataclass
@@ -65,12 +65,12 @@ _numbers = iter(range(1, 2**31))
 _SHARED = 2**32
 
 
-def _number(request: Request, place: int) -> int:
+def _number(request: RehearsalRequest, place: int) -> int:
     """What tells an image from others, as LMDeploy's hash of its pixels does."""
     return next(_numbers) if request.images is None else _SHARED * (1 + request.images) + place
 
 
-def submit(engine: Any, session: int, request: Request) -> Pending:
+def submit(engine: Any, session: int, request: RehearsalRequest) -> Pending:
     """Pushes one request into the engine's queue; returns at once."""
     import torch
     from lmdeploy.messages import GenerationConfig

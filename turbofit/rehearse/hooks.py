@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from turbofit.pretend.library import Account
+from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import Scenario
 
 
 def install(
     scenario: Scenario,
-    account: Account,
+    account: LibraryAccount,
     *,
     first_device: int = 0,
     staging: bool = True,
@@ -71,7 +71,9 @@ def install(
     engine.__init__ = started
 
 
-def _patch_cpu_torch(scenario: Scenario, account: Account, first_device: int, staging: bool) -> Any:
+def _patch_cpu_torch(
+    scenario: Scenario, account: LibraryAccount, first_device: int, staging: bool
+) -> Any:
     """The machine's answers; returns the account of staging, if it is wanted."""
     from turbofit.rehearse import shims
     from turbofit.rehearse.staging import Staging
@@ -82,7 +84,7 @@ def _patch_cpu_torch(scenario: Scenario, account: Account, first_device: int, st
     return stage
 
 
-def _marked(function: Any, phase: str, account: Account) -> Any:
+def _marked(function: Any, phase: str, account: LibraryAccount) -> Any:
     def call(*args: Any) -> Any:
         account.mark(phase)
         return function(*args)

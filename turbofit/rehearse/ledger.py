@@ -48,7 +48,7 @@ class Pool:
 
 
 @dataclass
-class Card:
+class RehearsedGpu:
     """One card: bytes held, by phase at its end and at its peak; tallies; the cache's sizing.
 
     Page-locked host memory is counted with the card that was current when it was made: with
@@ -86,7 +86,7 @@ class Ledger:
     """
 
     def __init__(self, cards: int, sites: Sites, pool_step: int) -> None:
-        self.cards = [Card() for _ in range(cards)]
+        self.cards = [RehearsedGpu() for _ in range(cards)]
         self.pools: dict[int, Pool] = {}
         self.phases = ["import"]
         self.deaths: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.core.plan import Moment
 from turbofit.pretend.scenario import PretendGpu
-from turbofit.rehearse.ledger import Card
+from turbofit.rehearse.ledger import RehearsedGpu
 
 __all__ = ["moments", "torch_moments"]
 
@@ -37,7 +37,7 @@ class _Lane(NamedTuple):
         return found
 
 
-def moments(cards: Sequence[Card], gpus: Sequence[Mapping[str, Any]]) -> tuple[Moment, ...]:
+def moments(cards: Sequence[RehearsedGpu], gpus: Sequence[Mapping[str, Any]]) -> tuple[Moment, ...]:
     """Moments of TurboMind's rehearsal.
 
     Args:

@@ -73,7 +73,7 @@ def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
     return sum(term.bytes for term in terms if term.term in names)
 
 
-class Row(NamedTuple):
+class LedgerRow(NamedTuple):
     """One line of a comparison, in bytes of one GPU; the difference is rehearsed - forecast."""
 
     gpu: int
@@ -87,7 +87,7 @@ class Row(NamedTuple):
         return self.rehearsed - self.forecast
 
 
-def compare(plan: Plan, document: Mapping[str, Any], group: int = 0) -> list[Row]:
+def compare(plan: Plan, document: Mapping[str, Any], group: int = 0) -> list[LedgerRow]:
     """Forecast and rehearsal side by side, term by term where the engine's calls tell them apart.
 
     Args:
@@ -96,7 +96,7 @@ def compare(plan: Plan, document: Mapping[str, Any], group: int = 0) -> list[Row
         group: the group of GPUs that was rehearsed.
     """
     ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
-    rows: list[Row] = []
+    rows: list[LedgerRow] = []
     for card, index in enumerate(plan.parallel.groups[group]):
         seen, done = _lookup(document, card), set()
         for term in ledgers[index]:
@@ -107,7 +107,7 @@ def compare(plan: Plan, document: Mapping[str, Any], group: int = 0) -> list[Row
             rehearsed = seen(name)
             if rehearsed is not None:
                 forecast = sum(t.bytes for t in ledgers[index] if _line(t) == name)
-                rows.append(Row(index, name, forecast, rehearsed))
+                rows.append(LedgerRow(index, name, forecast, rehearsed))
     return rows
 
 

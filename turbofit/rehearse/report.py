@@ -10,7 +10,7 @@ from turbofit.core.struct import to_builtins
 from turbofit.rehearse.engine import engine_version
 from turbofit.rehearse.ledger import Ledger
 from turbofit.rehearse.moments import moments
-from turbofit.rehearse.run import Outcome
+from turbofit.rehearse.run import ChildOutcome
 from turbofit.rehearse.spec import Spec
 from turbofit.rehearse.terms import card_terms, executor_pool, load_peak
 
@@ -27,7 +27,7 @@ NOT_KNOWN = (
 )
 
 
-def report(spec: Spec, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
+def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> dict[str, Any]:
     """The document: outcome, death, cards, cache, pool, pinned host memory, seconds."""
     what, death = judge(outcome, ledger)
     slabs = [m for line in outcome.budgets if (m := _SLAB.search(line))]
@@ -61,7 +61,7 @@ def report(spec: Spec, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def judge(outcome: Outcome, ledger: Ledger) -> tuple[str, dict[str, Any] | None]:
+def judge(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, dict[str, Any] | None]:
     """What a child's end means: served, out_of_memory, hang or failed; and its death.
 
     ``served`` means that every request came to an end: a prompt that the cache cannot hold is
@@ -88,13 +88,13 @@ def _death(phase: str, where: str) -> dict[str, Any]:
     return {"phase": phase, "where": where, "asked": None, "left": None}
 
 
-def _ended(outcome: Outcome) -> str:
+def _ended(outcome: ChildOutcome) -> str:
     if outcome.ended == "signal":
         return signal.Signals(outcome.code).name
     return f"{outcome.ended} {outcome.code}"
 
 
-def _last_words(outcome: Outcome) -> str:
+def _last_words(outcome: ChildOutcome) -> str:
     if outcome.fatal:
         return outcome.fatal[-1]
     error = outcome.report.get("error")

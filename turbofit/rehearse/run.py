@@ -36,7 +36,7 @@ _KEPT_LINES = 400
 
 
 @dataclass
-class Outcome:
+class ChildOutcome:
     """How a child ended.
 
     Attributes:
@@ -114,7 +114,7 @@ def child_environment(libraries: Path, scenario: Path, site: Path | None = None)
     return env
 
 
-def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome:
+def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOutcome:
     """Runs a rehearsal's child to its end, in a folder of its own."""
     site = cuda_site()
     libraries = build(site=site)
@@ -153,7 +153,7 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> Outcome
         ended = "signal" if code < 0 else "exit"
     seconds = round(time.monotonic() - begun, 3)
     _LOG.info("rehearsal: process %d ended by %s, code %d, %s s", process.pid, ended, code, seconds)
-    return Outcome(
+    return ChildOutcome(
         ended=ended,
         code=-code if code < 0 else code,
         report=read_notes(folder),

@@ -19,7 +19,7 @@ from typing import Any
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
-from turbofit.pretend.library import Account
+from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.engine import engine_library
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     sys.stderr.write(f"{NOTICE}\n")
     sys.stderr.flush()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    account = Account(Path(libraries))
+    account = LibraryAccount(Path(libraries))
     account.mark("import")
     install(
         scenario_from_spec(machine),

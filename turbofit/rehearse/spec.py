@@ -14,7 +14,7 @@ Unit = int | tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Request:
+class RehearsalRequest:
     """One request.
 
     Attributes:
@@ -38,11 +38,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Case:
+class RehearsalCase:
     """Requests that are queued whole before the engine's first step."""
 
     name: str
-    requests: tuple[Request, ...]
+    requests: tuple[RehearsalRequest, ...]
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Spec:
     machine: Mapping[str, Any]
     model_dir: Path
     settings: Mapping[str, Any]
-    cases: tuple[Case, ...] = ()
+    cases: tuple[RehearsalCase, ...] = ()
     staging: bool = True
     start_seconds: float = 300.0
     case_seconds: float = 120.0
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
-def _request(data: Mapping[str, Any]) -> Request:
+def _request(data: Mapping[str, Any]) -> RehearsalRequest:
     units = tuple(u if isinstance(u, int) else (u[0], u[1], u[2]) for u in data.get("units", ()))
-    return Request(
+    return RehearsalRequest(
         text_tokens=int(data.get("text_tokens", 20)),
         units=units,
         max_new_tokens=int(data.get("max_new_tokens", 4)),
@@ -86,7 +86,7 @@ def parse_spec(data: Mapping[str, Any]) -> Spec:
     """The Spec of a parsed JSON document."""
     try:
         cases = tuple(
-            Case(str(c["name"]), tuple(_request(r) for r in c["requests"]))
+            RehearsalCase(str(c["name"]), tuple(_request(r) for r in c["requests"]))
             for c in data.get("cases", ())
         )
         return Spec(

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode as _TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from turbofit.pretend.library import Account
+from turbofit.pretend.library import LibraryAccount
 
 _ROUND = 512  # bytes; torch's caching allocator rounds each block up to this
 
@@ -47,7 +47,7 @@ class Staging:
         live, peak: bytes of tensors now, and at most.
     """
 
-    def __init__(self, account: Account, device: int) -> None:
+    def __init__(self, account: LibraryAccount, device: int) -> None:
         self.mode = _mode(self._charge)
         self._account = account
         self._pool = account.pool(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.rehearse.dims import Model, Text, Vision
+from turbofit.rehearse.dims import RehearsedModel, RehearsedText, Vision
 
 Entry = tuple[str, str, tuple[int, ...]]
 _DTYPE = {"bfloat16": "BF16", "float16": "F16"}
@@ -31,7 +31,7 @@ def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entr
         yield f"{name}.bias", dtype, (size,)
 
 
-def _internlm2(t: Text, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
+def _internlm2(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
     linear = _awq if awq else _linear
     qkv = (t.heads + 2 * t.kv_heads) * t.dim
     yield f"{pre}model.tok_embeddings.weight", dtype, (t.vocab, t.hidden)
@@ -48,7 +48,7 @@ def _internlm2(t: Text, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
     yield f"{pre}output.weight", dtype, (t.vocab, t.hidden)
 
 
-def _llama(t: Text, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
+def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
     """Llama, Qwen2 (biases on q, k and v) and Qwen3 (norms on q and k)."""
     linear, bias = (_awq if awq else _linear), t.arch == "qwen2"
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
@@ -172,7 +172,7 @@ def _qwen3_vl_names(entries: Iterator[Entry]) -> Iterator[Entry]:
         yield name.replace("model.", "model.language_model.", 1), dtype, shape
 
 
-def tensors(model: Model) -> Iterator[Entry]:
+def tensors(model: RehearsedModel) -> Iterator[Entry]:
     """Yields name, safetensors type and shape of every tensor of a model."""
     dtype = _DTYPE[model.dtype]
     internvl = model.vision is not None and model.vision.kind in _TOWERS
@@ -185,7 +185,7 @@ def tensors(model: Model) -> Iterator[Entry]:
         yield from tower(model.vision, model.text.hidden, dtype)
 
 
-def parameters(model: Model) -> int:
+def parameters(model: RehearsedModel) -> int:
     """Parameters of a model that is not quantised; tied weights count once."""
     total = 0
     for _, _, shape in tensors(model):

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from turbofit.rehearse.dims import Model
+from turbofit.rehearse.dims import RehearsedModel
 
 # Ids of Qwen2's published tokenizer; InternVL's on top of it (their tokenizer_config.json).
 _QWEN2 = {
@@ -38,7 +38,7 @@ _QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _INTERNVL_IMAGE = "<IMG_CONTEXT>"
 
 
-def special_tokens(model: Model) -> dict[str, int]:
+def special_tokens(model: RehearsedModel) -> dict[str, int]:
     """Special tokens and their ids: the published ones where they fit into the vocabulary."""
     names = [*_QWEN2, *_INTERNVL]
     known = _QWEN2 | _INTERNVL
@@ -69,7 +69,7 @@ def _added(token: str, number: int) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(model: Model, folder: Path) -> None:
+def write_tokenizer(model: RehearsedModel, folder: Path) -> None:
     """Writes ``tokenizer.json`` and ``tokenizer_config.json`` for a model."""
     special = special_tokens(model)
     vocab = {character: i for i, character in enumerate(_byte_alphabet())} | special

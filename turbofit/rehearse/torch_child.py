@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from turbofit.rehearse.notes import leave, peak_rss
-from turbofit.rehearse.torch_notes import Report
+from turbofit.rehearse.torch_notes import NotesReport
 from turbofit.rehearse.torch_spec import TorchSpec, load_spec
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> NoReturn:
     os.dup2(log, 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     spec = load_spec((folder / "spec.json").read_text(encoding="utf-8"))
-    report = Report(folder)
+    report = NotesReport(folder)
     # Where even this takes too long the parent ends all of us; the log then says where it stood.
     faulthandler.enable()
     faulthandler.dump_traceback_later(spec.case_seconds * (len(spec.cases) + 2) + 290, exit=True)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> NoReturn:
     leave(0)
 
 
-def _run(spec: TorchSpec, report: Report) -> Callable[[], None] | None:
+def _run(spec: TorchSpec, report: NotesReport) -> Callable[[], None] | None:
     if spec.engine == "transformers":
         from turbofit.rehearse.torch_generate import run_transformers
 

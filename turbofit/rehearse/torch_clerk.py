@@ -106,9 +106,9 @@ def _has_context() -> bool:
 
 class _Book:
     def __init__(self, folder: Path) -> None:
-        from turbofit.pretend.library import Account
+        from turbofit.pretend.library import LibraryAccount
 
-        self._account = Account(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
+        self._account = LibraryAccount(Path(os.environ["TURBOFIT_PRETEND_LIBRARIES"]))
         self._folder = folder
         self._path = folder / _BOOKS / f"{os.getpid()}.json"
         self._rows: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from turbofit.pretend.report import report as run_report
-from turbofit.rehearse.torch_run import Seen
+from turbofit.rehearse.torch_run import EndedRehearsal
 
 __all__ = ["judge"]
 
@@ -28,7 +28,7 @@ _REFUSING: Final = (
 )
 
 
-def judge(seen: Seen) -> tuple[str, dict[str, Any] | None]:
+def judge(seen: EndedRehearsal) -> tuple[str, dict[str, Any] | None]:
     """The outcome (served, out_of_memory, hang, failed, refused) and the death, if there was one.
 
     ``refused``: the engine did not take the settings, or it lives and does not take a request with
@@ -54,7 +54,7 @@ def judge(seen: Seen) -> tuple[str, dict[str, Any] | None]:
     return "failed", death
 
 
-def _alive(seen: Seen, cases: list[dict[str, Any]]) -> tuple[str, dict[str, Any] | None]:
+def _alive(seen: EndedRehearsal, cases: list[dict[str, Any]]) -> tuple[str, dict[str, Any] | None]:
     for case in cases:
         if case["name"].startswith("vision") and set(case["statuses"]) <= _REFUSED:
             said = f"{' '.join(case['statuses'])}: {case['words']}"
@@ -75,7 +75,7 @@ def _words(error: dict[str, Any] | None, lines: list[str]) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _death(seen: Seen, phase: str, said: str, lines: list[str]) -> dict[str, Any]:
+def _death(seen: EndedRehearsal, phase: str, said: str, lines: list[str]) -> dict[str, Any]:
     refused = run_report(seen.ran)["refused"] if _OOM_TEXT in said else None
     refused = refused or {}
     return {

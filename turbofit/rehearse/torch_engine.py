@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.rehearse.torch_notes import Report
+from turbofit.rehearse.torch_notes import NotesReport
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest, TorchSpec
 
 __all__ = ["run_pytorch"]
@@ -30,7 +30,7 @@ _TOKEN: Final = 5  # an ordinary token of every vocabulary
 _PROBE_SECONDS: Final = 20.0
 
 
-def run_pytorch(spec: TorchSpec, report: Report) -> Callable[[], None]:
+def run_pytorch(spec: TorchSpec, report: NotesReport) -> Callable[[], None]:
     """Starts the engine, drives all cases, and returns what closes it."""
     from lmdeploy import PytorchEngineConfig, pipeline
 
@@ -68,7 +68,7 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, str, bool, list))
 
 
-def _mark_start(report: Report) -> None:
+def _mark_start(report: NotesReport) -> None:
     """Marks where each step of the executor's start begins, and notes what it found."""
     from lmdeploy.pytorch.engine.executor.base import ExecutorBase
 
@@ -119,7 +119,9 @@ def _run(pipe: Any, work: Any, seconds: float) -> Any:
 _numbers = iter(range(1, 1 << 31))
 
 
-async def _case(engine: Any, case: TorchCase, report: Report, seconds: float) -> dict[str, Any]:
+async def _case(
+    engine: Any, case: TorchCase, report: NotesReport, seconds: float
+) -> dict[str, Any]:
     """Prepares all requests, then submits them in one turn of the engine's own event loop."""
     from lmdeploy.serve.core.exceptions import RequestError
 

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any, Final
 
-from turbofit.rehearse.torch_notes import Report
+from turbofit.rehearse.torch_notes import NotesReport
 from turbofit.rehearse.torch_spec import LONGEST, TorchCase, TorchRequest, TorchSpec
 
 __all__ = ["run_transformers"]
@@ -14,7 +14,7 @@ __all__ = ["run_transformers"]
 _TOKEN: Final = 5
 
 
-def run_transformers(spec: TorchSpec, report: Report) -> None:
+def run_transformers(spec: TorchSpec, report: NotesReport) -> None:
     """Loads the checkpoint and drives all cases, one request at a time."""
     import torch
     import transformers
@@ -42,7 +42,7 @@ def run_transformers(spec: TorchSpec, report: Report) -> None:
 
 
 def _case(
-    model: Any, processor: Any, config: dict[str, Any], case: TorchCase, report: Report
+    model: Any, processor: Any, config: dict[str, Any], case: TorchCase, report: NotesReport
 ) -> dict[str, Any]:
     inputs = _inputs(processor, config, case.request)
     report.enter(f"case {case.name}")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from turbofit.pretend.usage import BEFORE, Usage
 
-__all__ = ["Held", "Span", "combined", "held_by"]
+__all__ = ["HeldBytes", "PhaseSpan", "combined", "held_by"]
 
 
 @dataclass
-class Span:
+class PhaseSpan:
     """One phase of one process on one card: bytes at its end and at most, its context left out."""
 
     end: int = 0
@@ -22,35 +22,35 @@ class Span:
 
 
 @dataclass
-class Held:
+class HeldBytes:
     """One process: its context on each card, and its spans by card and phase."""
 
     pid: int = 0
     command: str = ""
     contexts: dict[int, int] = field(default_factory=dict)
-    spans: dict[int, dict[str, Span]] = field(default_factory=dict)
+    spans: dict[int, dict[str, PhaseSpan]] = field(default_factory=dict)
 
-    def on(self, gpu: int, phase: str, order: Sequence[str]) -> Span:
+    def on(self, gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
         """Its span in a phase; where it was not marked then, what it held after the one before."""
         own = self.spans.get(gpu, {})
         if phase in own or "" in own:  # the latter: never marked
             return own.get(phase) or own[""]
         earlier = order[: order.index(phase)] if phase in order else ()
         end = next((own[name].end for name in reversed(earlier) if name in own), 0)
-        return Span(end, end)
+        return PhaseSpan(end, end)
 
 
-def held_by(usages: Iterable[Usage]) -> tuple[Held, ...]:
+def held_by(usages: Iterable[Usage]) -> tuple[HeldBytes, ...]:
     """What the processes of a run held."""
     return tuple(_held(usage) for usage in usages)
 
 
-def combined(held: Iterable[Held], gpu: int, phase: str, order: Sequence[str]) -> Span:
+def combined(held: Iterable[HeldBytes], gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
     """All processes on a card in a phase, contexts included.
 
     The peak is the sum of the processes' own: exact where one of them allocates, else at most that.
     """
-    total = Span()
+    total = PhaseSpan()
     for one in held:
         span, context = one.on(gpu, phase, order), one.contexts.get(gpu, 0)
         total.end += span.end + context
@@ -58,14 +58,14 @@ def combined(held: Iterable[Held], gpu: int, phase: str, order: Sequence[str]) -
     return total
 
 
-def _held(usage: Usage) -> Held:
+def _held(usage: Usage) -> HeldBytes:
     spans = {gpu: _spans(peaks, usage.ends[gpu]) for gpu, peaks in usage.phases.items()}
-    return Held(usage.pid, usage.command, usage.contexts, spans)
+    return HeldBytes(usage.pid, usage.command, usage.contexts, spans)
 
 
-def _spans(peaks: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, Span]:
+def _spans(peaks: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, PhaseSpan]:
     """By phase; what came before the first mark belongs to that, or to "" where none came."""
-    spans = {name: Span(ends[name], peak) for name, peak in peaks.items()}
+    spans = {name: PhaseSpan(ends[name], peak) for name, peak in peaks.items()}
     before = spans.pop(BEFORE, None)
     if before is None:
         return spans

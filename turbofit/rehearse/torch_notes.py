@@ -9,10 +9,10 @@ from pathlib import Path
 from turbofit.rehearse.notes import Notes
 from turbofit.rehearse.torch_clerk import Phases
 
-__all__ = ["Report"]
+__all__ = ["NotesReport"]
 
 
-class Report(Notes):
+class NotesReport(Notes):
     """The notes of a torch engine's child, and the phases it enters."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from turbofit.core.version import __version__
 from turbofit.pretend.run import NOTICE
 from turbofit.rehearse.torch_death import judge
 from turbofit.rehearse.torch_ledger import combined
-from turbofit.rehearse.torch_run import KEPT, Seen
+from turbofit.rehearse.torch_run import KEPT, EndedRehearsal
 
 __all__ = ["NOT_KNOWN", "SCHEMA", "torch_report"]
 
@@ -31,7 +31,7 @@ _LOADED: Final = {"pytorch": "sizing", "transformers": "load"}
 
 
 def torch_report(
-    seen: Seen, versions: Mapping[str, str], about: Mapping[str, Any]
+    seen: EndedRehearsal, versions: Mapping[str, str], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The document.
 
@@ -100,11 +100,11 @@ def _cache(told: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _order(seen: Seen) -> list[str]:
+def _order(seen: EndedRehearsal) -> list[str]:
     return list(seen.report.get("seconds", {}))
 
 
-def _torch(seen: Seen, gpu: int, phase: str) -> dict[str, int] | None:
+def _torch(seen: EndedRehearsal, gpu: int, phase: str) -> dict[str, int] | None:
     """The allocator's own figures on a card in a phase, over all processes, if any were read."""
     rows = [
         row
@@ -118,12 +118,12 @@ def _torch(seen: Seen, gpu: int, phase: str) -> dict[str, int] | None:
     return {name: sum(row[name] for row in rows) for name in names}
 
 
-def _free(seen: Seen, gpu: int) -> int:
+def _free(seen: EndedRehearsal, gpu: int) -> int:
     card = seen.ran.scenario.gpus[gpu]
     return card.total - card.used
 
 
-def _state(seen: Seen, gpu: int, phase: str) -> dict[str, int | None]:
+def _state(seen: EndedRehearsal, gpu: int, phase: str) -> dict[str, int | None]:
     """A card at the end of a phase: torch's allocator, the account, what was left."""
     order = _order(seen)
     torch = _torch(seen, gpu, phase) or {}
@@ -137,7 +137,7 @@ def _state(seen: Seen, gpu: int, phase: str) -> dict[str, int | None]:
     }
 
 
-def _card(seen: Seen, gpu: int) -> dict[str, Any]:
+def _card(seen: EndedRehearsal, gpu: int) -> dict[str, Any]:
     card, order = seen.ran.scenario.gpus[gpu], _order(seen)
     contexts = sum(one.contexts.get(gpu, 0) for one in seen.held)
     peak = seen.ran.shared.peak[gpu]
@@ -180,7 +180,7 @@ def _growth(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, in
     }
 
 
-def _case(seen: Seen, case: Mapping[str, Any]) -> dict[str, Any]:
+def _case(seen: EndedRehearsal, case: Mapping[str, Any]) -> dict[str, Any]:
     phase, order = f"case {case['name']}", _order(seen)
     rows = []
     for gpu in range(len(seen.ran.scenario.gpus)):

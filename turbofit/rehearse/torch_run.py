@@ -19,14 +19,14 @@ from turbofit.core.errors import PackageError
 from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put_first
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
-from turbofit.pretend.shared import Shared
+from turbofit.pretend.shared import SharedRecord
 from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.run import new_folder
 from turbofit.rehearse.torch_clerk import read_books
-from turbofit.rehearse.torch_ledger import Held, held_by
+from turbofit.rehearse.torch_ledger import HeldBytes, held_by
 from turbofit.rehearse.torch_spec import TorchSpec, dump_spec
 
-__all__ = ["KEPT", "Seen", "need_packages", "run_torch", "torch_environment"]
+__all__ = ["KEPT", "EndedRehearsal", "need_packages", "run_torch", "torch_environment"]
 
 #: Variables that change what an engine allocates, Ray's too: a rehearsal is of its settings only.
 _DROPPED: Final = (*CHANGING, "RAY_")
@@ -38,7 +38,7 @@ _LOG_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True)
-class Seen:
+class EndedRehearsal:
     """A rehearsal that has ended.
 
     Attributes:
@@ -53,7 +53,7 @@ class Seen:
 
     spec: TorchSpec
     ran: Ran
-    held: tuple[Held, ...]
+    held: tuple[HeldBytes, ...]
     books: list[dict[str, Any]]
     report: Mapping[str, Any]
     log: str
@@ -91,7 +91,7 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
     return versions
 
 
-def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> Seen:
+def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> EndedRehearsal:
     """Runs a rehearsal's child and all that it starts, to the end.
 
     Args:
@@ -121,7 +121,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             "type"
         ) == "KeyboardInterrupt" or ran.code == -signal.SIGINT:
             raise KeyboardInterrupt
-        seen = Seen(
+        seen = EndedRehearsal(
             spec=spec,
             ran=ran,
             held=held_by(ran.usages),
@@ -144,7 +144,7 @@ class _Deadline:
         self._until = time.monotonic() + seconds
         self.late = False
 
-    def __call__(self, _: Scenario, shared: Shared) -> None:
+    def __call__(self, _: Scenario, shared: SharedRecord) -> None:
         if time.monotonic() < self._until:
             return
         self.late = True

@@ -28,14 +28,14 @@ _TOWERS = {
 }
 
 
-def _text(text: TextDims) -> dims.Text:
+def _text(text: TextDims) -> dims.RehearsedText:
     if text.architecture not in _DECODERS or text.moe is not None:
         known = ", ".join(_DECODERS)
         raise UsageError(
             f"no stand-in checkpoint can be made for {text.architecture}",
             hint=f"give a checkpoint folder; stand-ins are made for dense {known}",
         )
-    return dims.Text(
+    return dims.RehearsedText(
         arch=_DECODERS[text.architecture],
         hidden=text.hidden,
         layers=text.layers,
@@ -76,7 +76,7 @@ def carries_limit(model: Model) -> bool:
     return model.vision is not None and model.vision.kind == "internvit"
 
 
-def twin_of(model: Model) -> dims.Model:
+def twin_of(model: Model) -> dims.RehearsedModel:
     """The dimensions from which a header-only checkpoint is written.
 
     Raises:
@@ -89,7 +89,7 @@ def twin_of(model: Model) -> dims.Model:
             hint="give the checkpoint's folder",
         )
     rule = model.image_rule
-    return dims.Model(
+    return dims.RehearsedModel(
         name=model.name,
         text=_text(model.text),
         vision=_vision(model.vision, model.architecture) if model.vision else None,

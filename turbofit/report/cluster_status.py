@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Column, FactList, Heading, Items, Line, Table
 from turbofit.tuner.cluster.words import cards_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def status_view(status: ClusterStatus) -> list[Block]:
     ]
     if status.change:
         facts.append(("change of plan", status.change))
-    blocks += [Facts(facts=tuple(facts)), _engines(status.nodes)]
+    blocks += [FactList(facts=tuple(facts)), _engines(status.nodes)]
     idle = tuple(
         f"{node.name} ({node.id[:8]}): {node.state}{f', {node.why_not}' if node.why_not else ''}"
         for node in status.nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.words import groups_of
-from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     return blocks
 
 
-def _promise(plan: ClusterPlan) -> Facts:
+def _promise(plan: ClusterPlan) -> FactList:
     workload, limits = plan.workload, plan.limits
     assert limits is not None
     facts = [("longest request", f"{plan.longest_request_tokens:,} tokens, prompt and answer")]
@@ -90,7 +90,7 @@ def _promise(plan: ClusterPlan) -> Facts:
                 f"{speed.concurrent_requests:,} at once ({speed.basis})",
             )
         )
-    return Facts(facts=tuple(facts))
+    return FactList(facts=tuple(facts))
 
 
 def _caches(plan: ClusterPlan) -> str:

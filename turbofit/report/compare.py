@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from turbofit.report.document import Block
     from turbofit.report.saved import Saved
 
-__all__ = ["COMPARE_SCHEMA", "Comparison", "Row", "compare", "compare_blocks"]
+__all__ = ["COMPARE_SCHEMA", "ComparedRow", "Comparison", "compare", "compare_blocks"]
 
 COMPARE_SCHEMA: Final = "turbofit.compare/1"
 
@@ -27,7 +27,7 @@ _GPU: Final = "GPU "
 Unit = Literal["text", "number", "bytes"]
 
 
-class Row(Struct):
+class ComparedRow(Struct):
     """One fact of both; None where one of them does not have it."""
 
     section: str
@@ -42,7 +42,7 @@ class Row(Struct):
         return self.a == self.b
 
 
-class Side(Struct):
+class ComparedSide(Struct):
     """One of the two: where it was read, and what it is of."""
 
     where: str
@@ -56,9 +56,9 @@ class Comparison(Struct):
     """Both, and all rows, those that are the same included."""
 
     schema: str = COMPARE_SCHEMA
-    a: Side
-    b: Side
-    rows: tuple[Row, ...]
+    a: ComparedSide
+    b: ComparedSide
+    rows: tuple[ComparedRow, ...]
 
 
 class _Two(NamedTuple):
@@ -67,9 +67,9 @@ class _Two(NamedTuple):
     a: Plan
     b: Plan
 
-    def row(self, section: str, what: str, get: Any, unit: Unit = "number") -> Row:
+    def row(self, section: str, what: str, get: Any, unit: Unit = "number") -> ComparedRow:
         """A row of what ``get`` takes from each."""
-        return Row(section=section, what=what, a=get(self.a), b=get(self.b), unit=unit)
+        return ComparedRow(section=section, what=what, a=get(self.a), b=get(self.b), unit=unit)
 
 
 def compare(a: Saved, b: Saved) -> Comparison:
@@ -97,7 +97,7 @@ def compare_blocks(found: Comparison) -> list[Block]:
     return blocks
 
 
-def _table(rows: list[Row]) -> Table:
+def _table(rows: list[ComparedRow]) -> Table:
     in_mib = any(row.unit == "bytes" for row in rows)
     columns = (
         Column(title="in MiB" if in_mib else "", wrap=True),
@@ -109,12 +109,12 @@ def _table(rows: list[Row]) -> Table:
     return Table(columns=columns, rows=cells)
 
 
-def _folded(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+def _folded(rows: Iterable[ComparedRow]) -> list[tuple[str, list[ComparedRow]]]:
     """The sections in order; GPUs that differ in the same way share one."""
-    sections: dict[str, list[Row]] = {}
+    sections: dict[str, list[ComparedRow]] = {}
     for row in rows:
         sections.setdefault(row.section, []).append(row)
-    found: list[tuple[list[str], list[Row]]] = []
+    found: list[tuple[list[str], list[ComparedRow]]] = []
     for name, own in sections.items():
         facts = [(row.what, row.a, row.b) for row in own]
         for names, first in found:
@@ -132,9 +132,9 @@ def _named(names: list[str]) -> str:
     return _GPU + indices(int(name.removeprefix(_GPU)) for name in names)
 
 
-def _side(saved: Saved) -> Side:
+def _side(saved: Saved) -> ComparedSide:
     plan = saved.plan
-    return Side(
+    return ComparedSide(
         where=saved.where,
         model=plan.model.name,
         machine=plan.machine.name,
@@ -143,7 +143,7 @@ def _side(saved: Saved) -> Side:
     )
 
 
-def _shape(two: _Two) -> Iterable[Row]:
+def _shape(two: _Two) -> Iterable[ComparedRow]:
     text: Unit = "text"
     yield two.row("Shape", "engine", lambda p: f"{p.engine.name} {p.engine.version}", text)
     yield two.row("Shape", "tp", lambda p: p.parallel.tp)
@@ -155,7 +155,7 @@ def _shape(two: _Two) -> Iterable[Row]:
     yield two.row("Shape", "images queued", lambda p: "yes" if p.workload.queue_images else "no")
 
 
-def _settings(two: _Two) -> Iterable[Row]:
+def _settings(two: _Two) -> Iterable[ComparedRow]:
     own = bool(two.a.by_group or two.b.by_group)
     groups = max(len(two.a.parallel.groups), len(two.b.parallel.groups)) if own else 1
     for number in range(groups):
@@ -163,7 +163,7 @@ def _settings(two: _Two) -> Iterable[Row]:
         engine = f", engine {number}" if own else ""
         for name in dict.fromkeys((*left, *right)):
             what = f"{name}{engine}"
-            yield Row(section="Settings", what=what, a=left.get(name), b=right.get(name))
+            yield ComparedRow(section="Settings", what=what, a=left.get(name), b=right.get(name))
 
 
 def _own_settings(plan: Plan, number: int) -> dict[str, str]:
@@ -173,7 +173,7 @@ def _own_settings(plan: Plan, number: int) -> dict[str, str]:
     return settings_of(plan.of_group(number))
 
 
-def _holds(two: _Two) -> Iterable[Row]:
+def _holds(two: _Two) -> Iterable[ComparedRow]:
     section = "What it holds"
     yield two.row(section, "KV tokens", lambda p: p.kv.total_tokens)
     yield two.row(section, "KV tokens a group", lambda p: p.kv.tokens)
@@ -197,7 +197,7 @@ def _speed(name: str) -> Any:
     return get
 
 
-def _limits(two: _Two) -> Iterable[Row]:
+def _limits(two: _Two) -> Iterable[ComparedRow]:
     for name in (
         "max_dynamic_patch", "max_pixels_per_image", "images_per_request", "units_per_image",
         "units_per_request", "units_per_forward", "image_tokens_per_request", "n",
@@ -205,7 +205,7 @@ def _limits(two: _Two) -> Iterable[Row]:
         yield two.row("Limits", name, lambda p, name=name: getattr(p.limits, name))
 
 
-def _ledgers(two: _Two) -> Iterable[Row]:
+def _ledgers(two: _Two) -> Iterable[ComparedRow]:
     """Term by term of each GPU that either plan uses; GPUs of the same index face each other."""
     left, right = ({gpu.index: gpu for gpu in plan.gpus} for plan in two)
     for index in sorted({*left, *right}):
@@ -215,7 +215,7 @@ def _ledgers(two: _Two) -> Iterable[Row]:
         section = f"{_GPU}{index}"
         for name in dict.fromkeys((*one, *other)):
             sizes = {"a": one.get(name), "b": other.get(name)}
-            yield Row(section=section, what=name, **sizes, unit="bytes")
+            yield ComparedRow(section=section, what=name, **sizes, unit="bytes")
 
 
 def _terms(gpu: GpuLedger) -> dict[str, int]:
@@ -226,7 +226,7 @@ def _terms(gpu: GpuLedger) -> dict[str, int]:
     return {**found, **{f"= {name}": getattr(gpu, name) for name in sums}}
 
 
-def _text(value: str | float | None, row: Row) -> str:
+def _text(value: str | float | None, row: ComparedRow) -> str:
     if value is None:
         return "-"
     if isinstance(value, str):
@@ -234,7 +234,7 @@ def _text(value: str | float | None, row: Row) -> str:
     return mib(int(value)) if row.unit == "bytes" else f"{value:,}"
 
 
-def _over(row: Row) -> str:
+def _over(row: ComparedRow) -> str:
     if not isinstance(row.a, int | float) or not isinstance(row.b, int | float):
         return ""
     over = row.b - row.a

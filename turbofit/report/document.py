@@ -7,7 +7,8 @@ from typing import Literal
 from turbofit.core.struct import Struct
 
 __all__ = [
-    "Bar", "Block", "Code", "Column", "Facts", "Heading", "Items", "Line", "Part", "Table", "Tone",
+    "Bar", "Block", "Code", "Column", "FactList", "Heading", "Items", "Line", "Part", "Table",
+    "Tone",
 ]  # fmt: skip
 
 Tone = Literal["plain", "good", "bad", "warn", "dim"]
@@ -33,7 +34,7 @@ class Items(Struct, tag="items"):
     tone: Tone = "plain"
 
 
-class Facts(Struct, tag="facts"):
+class FactList(Struct, tag="facts"):
     """Names and what they are."""
 
     facts: tuple[tuple[str, str], ...]
@@ -82,4 +83,4 @@ class Bar(Struct, tag="bar"):
     parts: tuple[Part, ...]
 
 
-Block = Heading | Line | Items | Facts | Table | Code | Bar
+Block = Heading | Line | Items | FactList | Table | Code | Bar

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Column, FactList, Heading, Items, Line, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,13 +172,13 @@ def _peer(link: Link) -> str:
     return "no" if not (link.p2p_read or link.p2p_write) else "one way"
 
 
-def _host(machine: Machine) -> Facts:
+def _host(machine: Machine) -> FactList:
     host = machine.host
 
     def size(value: int | NaType) -> str:
         return NA if value == NA else format_bytes(value)
 
-    return Facts(
+    return FactList(
         facts=(
             ("memory", f"{size(host.ram_available)} available of {size(host.ram_total)}"),
             ("/dev/shm", f"{size(host.shm_available)} available"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.report.bar import cells, legend
-from turbofit.report.document import Bar, Code, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Bar, Code, FactList, Heading, Items, Line, Table
 from turbofit.report.terminal import clean
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def paint(blocks: Iterable[Block]) -> str:
             parts.append(f"{mark}{_text(block.text)}{mark}")
         elif isinstance(block, Items):
             parts.append("\n".join(f"- {_text(item)}" for item in block.items))
-        elif isinstance(block, Facts):
+        elif isinstance(block, FactList):
             parts.append("\n".join(f"- {_text(n)}: {_text(v)}" for n, v in block.facts))
         elif isinstance(block, Table):
             parts.append(_table(block))

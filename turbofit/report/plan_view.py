@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.report.capacity import capacity
-from turbofit.report.document import Code, Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.memory_view import memory_blocks
 from turbofit.report.own_view import differing, own_blocks, settings_of
@@ -19,7 +19,7 @@ from turbofit.report.ways import ways_text
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan
     from turbofit.report.document import Block
-    from turbofit.report.run import Run
+    from turbofit.report.run import RunReport
 
 __all__ = ["capacity_blocks", "fact_block", "plan_view", "settings_blocks"]
 
@@ -27,7 +27,7 @@ __all__ = ["capacity_blocks", "fact_block", "plan_view", "settings_blocks"]
 _SHOWN = 8
 
 
-def plan_view(plan: Plan, run: Run | None = None) -> list[Block]:
+def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """The whole plan; a prediction is one without candidates and shows as such.
 
     Args:
@@ -58,7 +58,7 @@ def plan_view(plan: Plan, run: Run | None = None) -> list[Block]:
     return blocks
 
 
-def fact_block(plan: Plan) -> Facts:
+def fact_block(plan: Plan) -> FactList:
     """Model, machine, engine, workload, shape and forecast of speed."""
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
@@ -98,7 +98,7 @@ def fact_block(plan: Plan) -> Facts:
                 f"({speed.basis})",
             )
         )
-    return Facts(facts=tuple(facts))
+    return FactList(facts=tuple(facts))
 
 
 def _engine(plan: Plan) -> str:
@@ -175,7 +175,7 @@ def capacity_blocks(plan: Plan) -> list[Block]:
             f"available: {have}",
         )
     )
-    return [Heading(text="Capacity and limits"), Facts(facts=tuple(facts))]
+    return [Heading(text="Capacity and limits"), FactList(facts=tuple(facts))]
 
 
 def _candidates(plan: Plan) -> list[Block]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.document import Block, Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Block, Column, FactList, Heading, Items, Line, Table
 
 __all__ = ["pretend_view", "watch_view"]
 
@@ -56,7 +56,7 @@ def _end(document: Mapping[str, Any]) -> Iterator[Block]:
         tone="bad" if failed else "warn",
     )
     facts = [("by", f"{refused['pid']} {refused['command']}"), ("phase", refused["phase"])]
-    yield Facts(facts=(*facts, ("where", refused["site"] or "not known")))
+    yield FactList(facts=(*facts, ("where", refused["site"] or "not known")))
 
 
 def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:

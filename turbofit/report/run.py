@@ -8,12 +8,20 @@ import msgspec
 
 from turbofit.core.struct import Struct
 
-__all__ = ["RUN_SCHEMA", "Attempt", "Beside", "EngineRecord", "Event", "Run", "RunMoment"]
+__all__ = [
+    "RUN_SCHEMA",
+    "EngineRecord",
+    "RunAttempt",
+    "RunEvent",
+    "RunFigure",
+    "RunMoment",
+    "RunReport",
+]
 
 RUN_SCHEMA: Final = "turbofit.run/1"
 
 
-class Beside(Struct):
+class RunFigure(Struct):
     """A figure: forecast and actual; ``gpu`` is the machine's index, or None for the engine's."""
 
     what: str
@@ -28,7 +36,7 @@ class EngineRecord(Struct):
 
     group: int
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
-    beside: tuple[Beside, ...] = ()
+    beside: tuple[RunFigure, ...] = ()
 
 
 class RunMoment(Struct):
@@ -42,7 +50,7 @@ class RunMoment(Struct):
     used: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class Attempt(Struct):
+class RunAttempt(Struct):
     """One start of one plan.
 
     ``moments``: its phases in order. ``ended``: how, where it did not end by a signal.
@@ -59,7 +67,7 @@ class Attempt(Struct):
     memory_back: bool | None = None
 
 
-class Event(Struct):
+class RunEvent(Struct):
     """Something that happened while it ran."""
 
     at: str
@@ -67,7 +75,7 @@ class Event(Struct):
     text: str
 
 
-class Run(Struct):
+class RunReport(Struct):
     """A run's record, as far as a report tells it; ``urls`` where it answers, once it does."""
 
     schema: str
@@ -79,16 +87,16 @@ class Run(Struct):
     lmdeploy: str = ""
     ended: str | dict[str, Any] | None = None
     urls: tuple[str, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
-    events: tuple[Event, ...] = ()
+    attempts: tuple[RunAttempt, ...] = ()
+    events: tuple[RunEvent, ...] = ()
 
     @property
-    def last(self) -> Attempt | None:
+    def last(self) -> RunAttempt | None:
         """The attempt that counts."""
         return self.attempts[-1] if self.attempts else None
 
     @property
-    def rows(self) -> tuple[tuple[int, Beside], ...]:
+    def rows(self) -> tuple[tuple[int, RunFigure], ...]:
         """Figures of the last attempt, each with its engine's group."""
         engines = self.last.engines if self.last else ()
         return tuple((engine.group, row) for engine in engines for row in engine.beside)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import MIB, mib
-from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Column, FactList, Heading, Items, Line, Table
 from turbofit.report.sides import sides
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.document import Block
-    from turbofit.report.run import Attempt, Run
-    from turbofit.report.sides import Side
+    from turbofit.report.run import RunAttempt, RunReport
+    from turbofit.report.sides import ForecastSide
 
 __all__ = ["run_blocks", "sides_blocks"]
 
@@ -21,9 +21,9 @@ _EVENTS = 10
 _PRETEND = "pretend run"
 
 
-def run_blocks(plan: Plan, run: Run) -> list[Block]:
+def run_blocks(plan: Plan, run: RunReport) -> list[Block]:
     """What became of the plan."""
-    blocks: list[Block] = [Heading(text="Run"), Facts(facts=_facts(run))]
+    blocks: list[Block] = [Heading(text="Run"), FactList(facts=_facts(run))]
     if run.pretend:
         text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
         blocks.append(Line(text=text, tone="warn"))
@@ -38,7 +38,7 @@ def run_blocks(plan: Plan, run: Run) -> list[Block]:
     return blocks
 
 
-def sides_blocks(plan: Plan, run: Run | None = None) -> list[Block]:
+def sides_blocks(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """Forecast, rehearsed and measured, a table for each set of equal GPUs."""
     blocks: list[Block] = []
     for title, rows in sides(plan, run):
@@ -60,7 +60,7 @@ def sides_blocks(plan: Plan, run: Run | None = None) -> list[Block]:
     return blocks
 
 
-def _facts(run: Run) -> tuple[tuple[str, str], ...]:
+def _facts(run: RunReport) -> tuple[tuple[str, str], ...]:
     ended = run.ended
     words = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
     state = f"{run.state} ({words})" if words else run.state
@@ -77,7 +77,7 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _moments(plan: Plan, attempt: Attempt | None) -> list[Block]:
+def _moments(plan: Plan, attempt: RunAttempt | None) -> list[Block]:
     if attempt is None or not attempt.moments:
         return []
     gpus = [str(gpu.index) for gpu in plan.gpus]
@@ -98,21 +98,21 @@ def _size(value: int | None) -> str:
     return "-" if value is None else mib(value)
 
 
-def _what(row: Side) -> str:
+def _what(row: ForecastSide) -> str:
     return f"{row.what} (number)" if row.unit == "tokens" else row.what
 
 
-def _cells(row: Side, names: list[str]) -> list[str]:
+def _cells(row: ForecastSide, names: list[str]) -> list[str]:
     return [_figure(row, getattr(row, name)) for name in names]
 
 
-def _figure(row: Side, value: Any) -> str:
+def _figure(row: ForecastSide, value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if row.unit == "tokens" else mib(value)
 
 
-def _over(row: Side) -> str:
+def _over(row: ForecastSide) -> str:
     """What was seen above the forecast; below it with a minus."""
     seen = row.measured if row.measured is not None else row.rehearsed
     if seen is None or row.forecast is None:

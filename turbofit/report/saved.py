@@ -19,7 +19,7 @@ from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.state import state_dir
 from turbofit.core.struct import Struct, decode, to_json
 from turbofit.report.consistent import check_consistent
-from turbofit.report.run import RUN_SCHEMA, Run
+from turbofit.report.run import RUN_SCHEMA, RunReport
 
 __all__ = [
     "LATEST",
@@ -46,7 +46,7 @@ class Saved(NamedTuple):
     """A plan, what became of it where a run launched it, and where both were read."""
 
     plan: Plan
-    run: Run | None
+    run: RunReport | None
     where: str
 
 
@@ -59,7 +59,7 @@ class _Both(Struct):
 
     schema: str
     plan: Plan
-    run: Run
+    run: RunReport
 
 
 def keep(plan: Plan, command: str) -> None:
@@ -162,7 +162,7 @@ def _run_folder(path: str) -> Path | None:
 def _read_run(folder: Path) -> Saved:
     """A run with the plan of its last attempt."""
     path = folder / "run.json"
-    run = decode(_bytes(str(path)), Run, what=f"run {path}")
+    run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
     if run.schema != RUN_SCHEMA:
         raise UsageError(
             f"run {path} has schema {run.schema!r}, not {RUN_SCHEMA!r}",

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.run import Run
+    from turbofit.report.run import RunReport
 
-__all__ = ["Side", "sides"]
+__all__ = ["ForecastSide", "sides"]
 
 #: Phases of a rehearsal that belong to loading: what comes before the cache is cut.
 _LOADING: Final = ("import", "context", "weights", "prepare", "engine", "build", "load", "sizing")
 
 
-class Side(Struct):
+class ForecastSide(Struct):
     """One figure, in bytes or tokens; None where nobody told it."""
 
     what: str
@@ -29,7 +29,7 @@ class Side(Struct):
     unit: Literal["bytes", "tokens"] = "bytes"
 
 
-def sides(plan: Plan, run: Run | None = None) -> list[tuple[str, tuple[Side, ...]]]:
+def sides(plan: Plan, run: RunReport | None = None) -> list[tuple[str, tuple[ForecastSide, ...]]]:
     """The figures of each set of equal GPUs, under its title; sets without any are left out.
 
     What the first of a set shows stands for it. A rehearsal knows the first group's only; where
@@ -45,13 +45,13 @@ def sides(plan: Plan, run: Run | None = None) -> list[tuple[str, tuple[Side, ...
     return found
 
 
-def _terms(ledger: GpuLedger) -> Iterable[Side]:
+def _terms(ledger: GpuLedger) -> Iterable[ForecastSide]:
     for term in ledger.ledger:
         if term.rehearsed is not None and term.term != "kv_cache":
-            yield Side(what=term.term, forecast=term.bytes, rehearsed=term.rehearsed)
+            yield ForecastSide(what=term.term, forecast=term.bytes, rehearsed=term.rehearsed)
 
 
-def _whole(plan: Plan, group: int, ledger: GpuLedger, run: Run | None) -> list[Side]:
+def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> list[ForecastSide]:
     """Loading, rest and peak of a GPU; the cache of its group, whose plan this is."""
     ratio = plan.settings.cache_max_entry_count
     cache = next((term.bytes for term in ledger.ledger if term.term == "kv_cache"), None)
@@ -64,38 +64,38 @@ def _whole(plan: Plan, group: int, ledger: GpuLedger, run: Run | None) -> list[S
     free = min((one for one in kept.free if one is not None), default=None) if kept else None
     region = kept.region[at] if kept else None
     rows = [
-        Side(
+        ForecastSide(
             what="in use while loading, at most",
             forecast=ledger.load_peak,
             rehearsed=max(loading, default=None),
         ),
-        Side(
+        ForecastSide(
             what="free when the cache was sized, least of the group",
             forecast=round(cache / ratio) if cache and ratio and _sized(plan) else None,
             rehearsed=free,
             measured=_actual(plan, run, ledger, "free when the cache was sized"),
         ),
-        Side(
+        ForecastSide(
             what="KV cache",
             forecast=cache,
             rehearsed=region,
             measured=_actual(plan, run, ledger, "KV cache"),
         ),
-        Side(
+        ForecastSide(
             what="KV tokens",
             forecast=plan.kv.tokens,
             rehearsed=kept.tokens if kept else None,
             measured=_actual(plan, run, ledger, "KV tokens"),
             unit="tokens",
         ),
-        Side(what="in use at rest", forecast=ledger.steady, rehearsed=ready),
+        ForecastSide(what="in use at rest", forecast=ledger.steady, rehearsed=ready),
     ]
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     cases = [one.peak[at] for one in timeline if served and one.phase.startswith("case ")]
     most = max(cases, default=None)
     measured = _actual(plan, run, ledger, "in use after the check", "in use at most")
     rows.append(
-        Side(
+        ForecastSide(
             what="in use in the worst case", forecast=ledger.peak, rehearsed=most,
             measured=measured,
         )
@@ -121,7 +121,7 @@ def _place(plan: Plan, group: int, index: int) -> int | None:
     return members.index(index) if rehearsed and index in members else None
 
 
-def _actual(plan: Plan, run: Run | None, ledger: GpuLedger, *names: str) -> int | None:
+def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger, *names: str) -> int | None:
     """What a run showed of a GPU, or of the group that it belongs to."""
     if run is None:
         return None

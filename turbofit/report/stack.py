@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Term
 
-__all__ = ["KINDS", "Kind", "Piece", "stack", "sums"]
+__all__ = ["KINDS", "Kind", "StackPiece", "stack", "sums"]
 
 Kind = Literal[
     "reserved", "before", "context", "weights", "cache", "buffers", "transient", "loading", "left",
@@ -34,7 +34,7 @@ KINDS: Final[dict[Kind, tuple[str, str]]] = {
 _RETURNED: Final = ".returned"
 
 
-class Piece(NamedTuple):
+class StackPiece(NamedTuple):
     """A named part of a card. ``term`` is the ledger's, where it is one of its lines."""
 
     kind: Kind
@@ -43,24 +43,24 @@ class Piece(NamedTuple):
     term: Term | None = None
 
 
-def stack(ledger: GpuLedger) -> tuple[Piece, ...]:
+def stack(ledger: GpuLedger) -> tuple[StackPiece, ...]:
     """The pieces in order; they add up to the card's total, or beyond it where it is too small.
 
     Lines of the ledger that are 0 are left out; of the transients the peak counts, once, as what
     it has above the state at rest. Where loading needs more than the peak, that is a piece too.
     """
-    pieces = [Piece("reserved", "reserved", ledger.reserved)]
+    pieces = [StackPiece("reserved", "reserved", ledger.reserved)]
     pieces += _held(ledger)
     worst = next((term for term in ledger.ledger if term.worst), None)
     name = worst.term if worst else "worst request"
-    pieces.append(Piece("transient", name, ledger.peak - ledger.steady, worst))
-    pieces.append(Piece("loading", "loading", ledger.load_peak - ledger.peak))
-    pieces.append(Piece("left", "left", ledger.headroom - ledger.margin))
-    pieces.append(Piece("margin", "margin", min(ledger.margin, ledger.headroom)))
+    pieces.append(StackPiece("transient", name, ledger.peak - ledger.steady, worst))
+    pieces.append(StackPiece("loading", "loading", ledger.load_peak - ledger.peak))
+    pieces.append(StackPiece("left", "left", ledger.headroom - ledger.margin))
+    pieces.append(StackPiece("margin", "margin", min(ledger.margin, ledger.headroom)))
     return tuple(piece for piece in pieces if piece.bytes > 0)
 
 
-def sums(pieces: Iterable[Piece]) -> dict[Kind, int]:
+def sums(pieces: Iterable[StackPiece]) -> dict[Kind, int]:
     """Bytes of each kind that is there, in the order of the stack."""
     found = dict.fromkeys(KINDS, 0)
     for piece in pieces:
@@ -68,7 +68,7 @@ def sums(pieces: Iterable[Piece]) -> dict[Kind, int]:
     return {kind: size for kind, size in found.items() if size}
 
 
-def _held(ledger: GpuLedger) -> list[Piece]:
+def _held(ledger: GpuLedger) -> list[StackPiece]:
     """What is there at rest, line by line; what the lines do not tell apart comes last."""
     terms = [term for term in ledger.ledger if term.phase != "transient"]
     sizes = {term.term: term.bytes for term in terms}
@@ -77,9 +77,9 @@ def _held(ledger: GpuLedger) -> list[Piece]:
         if term.bytes < 0 and base in sizes and base != term.term:
             sizes[base] += sizes.pop(term.term)
     pieces = [
-        Piece(term.phase, term.term, sizes[term.term], term)
+        StackPiece(term.phase, term.term, sizes[term.term], term)
         for term in terms
         if term.phase != "transient" and term.term in sizes
     ]
     rest = ledger.steady - sum(piece.bytes for piece in pieces)
-    return [*pieces, Piece("buffers", "not told apart", rest)]
+    return [*pieces, StackPiece("buffers", "not told apart", rest)]

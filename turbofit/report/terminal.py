@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.report.bar import cells, legend
-from turbofit.report.document import Bar, Code, Facts, Heading, Items, Line, Table, Tone
+from turbofit.report.document import Bar, Code, FactList, Heading, Items, Line, Table, Tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> 
             for item in block.items:
                 lines = _fold(clean(item), width - 4)
                 parts.append(_tint("\n    ".join(lines), block.tone, colour, before="  - "))
-        elif isinstance(block, Facts):
+        elif isinstance(block, FactList):
             parts.extend(_facts(block, width))
         elif isinstance(block, Table):
             parts.extend(_table(block, width, colour))
@@ -77,7 +77,7 @@ def _fold(text: str, width: int) -> list[str]:
     ) or [""]
 
 
-def _facts(block: Facts, width: int) -> list[str]:
+def _facts(block: FactList, width: int) -> list[str]:
     left = max((len(name) for name, _ in block.facts), default=0)
     out = []
     for name, value in block.facts:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.document import Block, Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Block, Column, FactList, Heading, Items, Line, Table
 
 __all__ = ["torch_view"]
 
@@ -63,7 +63,7 @@ def _death(death: Mapping[str, Any] | None, *, refused: bool) -> Iterator[Block]
         words = f"{after['next_request']} {after['words']}".strip()
         facts.append(("next request", words))
         facts.append(("engine's own health", str(after["health"])))
-    yield Facts(facts=tuple(facts))
+    yield FactList(facts=tuple(facts))
     if after and after["next_request"] != "finished":
         yield Line(
             text="the process lives on and serves nobody: over HTTP LMDeploy 0.18 answers every "
@@ -101,7 +101,7 @@ def _settings(document: Mapping[str, Any]) -> Iterator[Block]:
             ("max_prefill_token_num", str(cache["max_prefill_token_num"])),
             ("max_batch_size", str(cache["max_batches"])),
         ]
-    yield Facts(facts=tuple(facts))
+    yield FactList(facts=tuple(facts))
 
 
 def _card(card: Mapping[str, Any]) -> Iterator[Block]:

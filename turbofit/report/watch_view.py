@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
-from turbofit.report.document import Column, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Column, FactList, Heading, Items, Line, Table
 from turbofit.report.ledger_view import fold
 from turbofit.report.memory_view import memory_bar
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.live import EngineNow, Now
     from turbofit.report.document import Block
-    from turbofit.report.run import Run
+    from turbofit.report.run import RunReport
 
 __all__ = ["watch_view"]
 
@@ -25,7 +25,7 @@ _NONE: Final = "-"
 
 def watch_view(
     plan: Plan,
-    run: Run | None,
+    run: RunReport | None,
     now: Now | None,
     before: tuple[Now, float] | None,
     used: Mapping[int, int],
@@ -39,7 +39,7 @@ def watch_view(
         before: an earlier look, and how many seconds lie between.
         used: bytes in use on each GPU, everybody's; empty where NVML was not asked.
     """
-    blocks: list[Block] = [Heading(text=plan.model.name), Facts(facts=_facts(run, now))]
+    blocks: list[Block] = [Heading(text=plan.model.name), FactList(facts=_facts(run, now))]
     if run is not None and run.pretend:
         text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
         blocks.append(Line(text=text, tone="warn"))
@@ -54,7 +54,7 @@ def watch_view(
     return blocks
 
 
-def _facts(run: Run | None, now: Now | None) -> tuple[tuple[str, str], ...]:
+def _facts(run: RunReport | None, now: Now | None) -> tuple[tuple[str, str], ...]:
     facts = []
     if run is not None:
         facts.append(("state", f"{run.state}, started {run.started}, start {len(run.attempts)}"))

@@ -17,22 +17,22 @@ from turbofit.core.plan import (
     Own,
     Parallel,
     Plan,
+    PlannedEngine,
     Remedy,
     Settings,
     Throughput,
 )
-from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
-from turbofit.memory.account import Account, Outcome
+from turbofit.memory.account import Account, GroupOutcome
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of
 from turbofit.tuner.links import group_class
 from turbofit.tuner.throughput import request_tokens
 
-__all__ = ["Parts", "accounts_of", "document", "host_problem", "limits_of", "verdict_of"]
+__all__ = ["PlanDraft", "accounts_of", "document", "host_problem", "limits_of", "verdict_of"]
 
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
@@ -40,7 +40,7 @@ _BODY_BESIDE_IMAGES = 4 * MIB
 _BASE64 = 4 / 3
 
 
-class Parts(Struct):
+class PlanDraft(Struct):
     """What a document is made of besides the accounts.
 
     ``at_once`` are the requests that are counted on in each group where cards are unequal, empty
@@ -81,7 +81,7 @@ def accounts_of(
     )
 
 
-def document(ask: Ask, parts: Parts, accounts: Sequence[Account], engine: Engine) -> Plan:
+def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: Engine) -> Plan:
     """The whole plan, without the command lines."""
     settings = parts.settings
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
@@ -136,7 +136,7 @@ def document(ask: Ask, parts: Parts, accounts: Sequence[Account], engine: Engine
     )
 
 
-def _kv(ask: Ask, settings: Settings, outcome: Outcome, total: int, engine: Engine) -> Kv:
+def _kv(ask: Ask, settings: Settings, outcome: GroupOutcome, total: int, engine: Engine) -> Kv:
     """The cache of one group."""
     return Kv(
         bytes_per_token=engine.block_bytes(ask.model, settings) // settings.cache_block_seq_len,
@@ -147,7 +147,7 @@ def _kv(ask: Ask, settings: Settings, outcome: Outcome, total: int, engine: Engi
     )
 
 
-def limits_of(ask: Ask, parts: Parts, units_per_forward: int) -> Limits:
+def limits_of(ask: Ask, parts: PlanDraft, units_per_forward: int) -> Limits:
     """What the gateway holds requests to."""
     rule, vision_load, limit = ask.model.image_rule, parts.vision_load, parts.limit
     images = vision_load.images_per_request

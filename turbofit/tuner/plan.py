@@ -13,7 +13,7 @@ from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.candidates import Evaluation, explain
 from turbofit.tuner.document import (
-    Parts,
+    PlanDraft,
     accounts_of,
     document,
     group_words,
@@ -48,7 +48,7 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
     host = host_problem(host_of(ask, accounts, engine))
     fits = best.fits and host is None
     largest = max(accounts, key=lambda account: account.units_per_forward)
-    parts = Parts(
+    parts = PlanDraft(
         groups=groups,
         settings=best.settings,
         vision_load=vision_load,

@@ -18,7 +18,7 @@ from turbofit.memory.terms import POOL_WARMUP
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of, vision_load_of
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.document import Parts, accounts_of, document, host_of, host_problem
+from turbofit.tuner.document import PlanDraft, accounts_of, document, host_of, host_problem
 from turbofit.tuner.links import LinkClass, group_class
 from turbofit.tuner.remedies import remedies
 from turbofit.tuner.search import search
@@ -54,7 +54,7 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     fate = next((one for one in fates if not one.serves), fates[0])
     host = host_problem(host_of(ask, accounts, engine))
     serves = fate.serves and host is None
-    parts = Parts(
+    parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,

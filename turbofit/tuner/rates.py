@@ -11,7 +11,7 @@ from turbofit.core.machine import Gpu, Measured
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct, known
 
-__all__ = ["Card", "Rates", "card_of", "rates"]
+__all__ = ["GpuRates", "Rates", "card_of", "rates"]
 
 #: What a card gives that neither NVML nor a preset knows: a slow one, so the forecast is low.
 _UNKNOWN_BANDWIDTH = 200 * 10**9
@@ -48,7 +48,7 @@ _COPY_SHARE = 0.9
 _PRODUCT_SHARE = 0.75
 
 
-class Card(Struct):
+class GpuRates(Struct):
     """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products."""
 
     bandwidth: float
@@ -63,7 +63,7 @@ def rates(key: str = "value") -> Rates:
     return msgspec.convert(found, Rates)
 
 
-def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> Card:
+def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = None) -> GpuRates:
     """What the slowest of these cards sustains; a measured card is taken at its own word."""
     seen = {one.index: one for one in measured.cards} if measured else {}
     bandwidth = min(
@@ -78,6 +78,6 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
         else known(gpu.dense_flops, _UNKNOWN_FLOPS)
         for gpu in gpus
     )
-    return Card(
+    return GpuRates(
         bandwidth=bandwidth * figures.memory_efficiency, flops=flops * figures.compute_efficiency
     )

@@ -15,9 +15,9 @@ from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.rates import Card, Rates, card_of, rates
+from turbofit.tuner.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.reduce import Reduce, reduce_of
-from turbofit.tuner.work import Work, vision_seconds, work_of
+from turbofit.tuner.work import StepWork, vision_seconds, work_of
 
 __all__ = ["Speed", "group_speed", "request_tokens", "speed_of", "total"]
 
@@ -85,8 +85,8 @@ def group_speed(
 
 
 def speed_of(
-    work: Work,
-    card: Card,
+    work: StepWork,
+    card: GpuRates,
     reduce: Reduce,
     figures: Rates,
     *,

@@ -8,10 +8,10 @@ from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["Work", "vision_seconds", "work_of"]
+__all__ = ["StepWork", "vision_seconds", "work_of"]
 
 
-class Work(Struct):
+class StepWork(Struct):
     """One model in one shape; all of one rank unless the name says otherwise.
 
     ``weights`` are bytes that a decode step reads whatever its batch, ``experts`` those of routed
@@ -36,7 +36,7 @@ class Work(Struct):
         return self.weights + self.experts * float(1 - (1 - self.routed) ** batch)
 
 
-def work_of(model: Model, settings: Settings, engine: Engine) -> Work:
+def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     """The work of a model under settings.
 
     Args:
@@ -53,7 +53,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> Work:
         of_experts = 3.0 * text.hidden * moe.intermediate * moe.experts * moe.layers
         share = of_experts / (of_experts + _dense_parameters(model, with_experts=False))
     vision = traffic.vision / 2 * 2 * model.unit_tower_tokens
-    return Work(
+    return StepWork(
         layers=text.layers,
         hidden_bytes=text.hidden * 2,
         weights=traffic.decode * (1 - share),
@@ -67,7 +67,7 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> Work:
     )
 
 
-def vision_seconds(work: Work, asked: VisionLoad, passes: int, flops: float) -> float:
+def vision_seconds(work: StepWork, asked: VisionLoad, passes: int, flops: float) -> float:
     """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
     if not asked.units_per_image:
         return 0.0

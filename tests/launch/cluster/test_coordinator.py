@@ -11,7 +11,7 @@ from tests.waiting import HANG
 from turbofit.core.cluster import ClusterStatus
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.routing_table import RoutingTable
-from turbofit.launch.cluster.coordinator import Coordinator, Seen
+from turbofit.launch.cluster.coordinator import Coordinator, GatewayReport
 from turbofit.launch.cluster.promise import expected_routing_table
 
 
@@ -54,7 +54,7 @@ def test_as_many_gateways_as_were_planned_for(routing_table: RoutingTable) -> No
     """The next is refused until one leaves."""
     coordinator = Coordinator()
     coordinator.write(status(), routing_table, GatewayConfig(serial=True), 1)
-    one = Seen(address="10.0.0.1", outstanding={"a/0": 3})
+    one = GatewayReport(address="10.0.0.1", outstanding={"a/0": 3})
     told = coordinator.attend("first", one, -1, 0)
     assert told.routing_table == routing_table
     assert told.config is not None
@@ -72,7 +72,9 @@ def test_news_come_as_soon_as_there_are_any(routing_table: RoutingTable) -> None
     told: list[RoutingTable | None] = []
     waiter = threading.Thread(
         target=lambda: told.append(
-            coordinator.attend("g", Seen(address="a"), routing_table.number, HANG).routing_table
+            coordinator.attend(
+                "g", GatewayReport(address="a"), routing_table.number, HANG
+            ).routing_table
         )
     )
     waiter.start()

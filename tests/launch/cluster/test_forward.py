@@ -102,7 +102,7 @@ def test_strangers_are_turned_away_and_counted() -> None:
 def test_while_the_engine_does_not_listen_that_is_the_answer() -> None:
     """A gateway could not tell a closed connection from an engine that died of the request."""
     pytest.importorskip("aiohttp")
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.engines import RoutedEngine
     from turbofit.gateway.upstream import Unreachable, Upstream
 
     forwarder = Forwarder(HOME, free_port(), [HOME])
@@ -111,7 +111,7 @@ def test_while_the_engine_does_not_listen_that_is_the_answer() -> None:
     async def asked(body: bytes) -> None:
         upstream = Upstream()
         try:
-            await upstream.open(Engine(0, forwarder.url), "POST", "/v1/completions", body, {})
+            await upstream.open(RoutedEngine(0, forwarder.url), "POST", "/v1/completions", body, {})
         finally:
             await upstream.close()
 
@@ -186,7 +186,7 @@ def test_under_rays_certificates(certificates: dict[str, str]) -> None:
 def test_a_gateway_shows_rays_certificates(certificates: dict[str, str]) -> None:
     """To the engines that it is told of; without them none would ever be up."""
     pytest.importorskip("aiohttp")
-    from turbofit.gateway.engines import Engine
+    from turbofit.gateway.engines import RoutedEngine
     from turbofit.gateway.upstream import Upstream
 
     listener = socket.create_server((HOME, 0))
@@ -206,7 +206,7 @@ def test_a_gateway_shows_rays_certificates(certificates: dict[str, str]) -> None
     async def asked(tls: ssl.SSLContext | None) -> str:
         upstream = Upstream(tls=tls)
         try:
-            return await upstream.page(Engine(0, forwarder.url), "/health", 5)
+            return await upstream.page(RoutedEngine(0, forwarder.url), "/health", 5)
         finally:
             await upstream.close()
 

@@ -73,11 +73,11 @@ class Served:
         from turbofit.launch.fallback.front import Front
         from turbofit.launch.fallback.generating import Options, inner_app
         from turbofit.launch.fallback.private import find_inside
-        from turbofit.launch.fallback.work import Work
+        from turbofit.launch.fallback.work import ServedWork
         from turbofit.launch.launches import free_ports
 
         shim_torchvision()
-        self.work = Work()
+        self.work = ServedWork()
         self.ended: list[str] = []
         options = Options(str(folder), NAME, tiny_map(["cpu"] * 4), "float32", session_len, 2)
         self.front = Front(

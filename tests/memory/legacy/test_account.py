@@ -9,7 +9,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
 from turbofit.model.source import resolve_model
@@ -163,7 +163,7 @@ def test_native_towers_use_the_reference_account_with_older_figures():
         margins=(0,),
     )
     made = legacy_account(launch, constants, rules)
-    assert isinstance(made, Account)
+    assert isinstance(made, TurbomindAccount)
     assert not isinstance(made, LegacyAccount)
     assert made.constants.ffn_align_16bit == 32
     assert sum(weight_classes(model, 1, made.constants).values()) > 0

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.account import Account, Load, Placement
+from turbofit.memory.transformers.account import Load, Placement, TransformersAccount
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 
@@ -43,7 +43,7 @@ def forecast(model, load, place=0, placement=None, gpus=1):
     """What the process's torch may hold on a card, without what its weights leave out."""
     machine = machine_from(f"{gpus}xa100-80g")
     placement = placement or Placement(devices=1, layers=(0,) * model.text.layers)
-    account = Account(model, "bfloat16", machine.gpus, [0] * gpus)
+    account = TransformersAccount(model, "bfloat16", machine.gpus, [0] * gpus)
     ledger = account.ledger(place, placement, load)
     return (ledger.peak - sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context")),
             sum(t.bytes for t in ledger.ledger if t.phase == "weights"))  # fmt: skip
@@ -98,9 +98,9 @@ def test_an_offloaded_layer_is_charged_where_it_runs():
 def test_the_matrix_is_charged_before_ampere_where_heads_are_grouped():
     old, new = (machine_from(name).gpus for name in ("1xv100-32g", "1xrtx3090"))
     grouped = preset_model("qwen2-vl-7b")
-    assert Account(grouped, "float16", old, [0]).writes_matrix(0)
-    assert not Account(grouped, "float16", new, [0]).writes_matrix(0)
-    assert not Account(LLAVA, "float16", old, [0]).writes_matrix(0)
+    assert TransformersAccount(grouped, "float16", old, [0]).writes_matrix(0)
+    assert not TransformersAccount(grouped, "float16", new, [0]).writes_matrix(0)
+    assert not TransformersAccount(LLAVA, "float16", old, [0]).writes_matrix(0)
 
 
 def test_a_cast_is_charged_while_loading():
@@ -109,7 +109,7 @@ def test_a_cast_is_charged_while_loading():
     one = Placement(devices=1, layers=(0,) * 28)
     load = Load(tokens=64, images=0, units=0)
     plain, cast = (
-        Account(model, dtype, machine.gpus, [0]).ledger(0, one, load).load_peak
+        TransformersAccount(model, dtype, machine.gpus, [0]).ledger(0, one, load).load_peak
         for dtype in ("bfloat16", "float16")
     )
     # Four tensors of the embeddings' size.

@@ -10,7 +10,7 @@ from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
-from turbofit.memory.transformers.account import Account, Load
+from turbofit.memory.transformers.account import Load, TransformersAccount
 from turbofit.memory.transformers.components import components
 from turbofit.memory.transformers.layout import _LAYOUTS, layout_of
 from turbofit.model.presets import preset_model
@@ -97,7 +97,7 @@ def described(architecture):
 @pytest.mark.parametrize("architecture", sorted(_LAYOUTS))
 def test_a_map_names_every_parameter_and_buffer_once(architecture):
     card = Gpu(index=0, uuid="GPU-0", name="card", total=24 << 30, reserved=0, used=0, free=0)
-    account = Account(described(architecture), "bfloat16", [card], [0])
+    account = TransformersAccount(described(architecture), "bfloat16", [card], [0])
     placement = place_all(account, Load(tokens=64, images=0, units=0))
     assert placement is not None
     placed = device_map(account, placement, None)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.vision_load import VisionLoad
@@ -59,7 +59,7 @@ def test_one_thousandth_more_does_not_fit(model, total, used, prefill, batch, un
         vision_load=vision_load,
         margins=(256 * MIB,),
     )
-    account = Account(launch, load_constants())
+    account = TurbomindAccount(launch, load_constants())
     ratio = account.best_ratio()
     if ratio is None:
         assert not account.fits_at(0.001)
@@ -114,7 +114,7 @@ def test_the_fullest_gpu_of_a_group_decides_the_cache():
         vision_load=VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=3328),
         margins=(0, 0),
     )
-    account = Account(launch, load_constants())
+    account = TurbomindAccount(launch, load_constants())
     ledgers = account.at(0.5).ledgers
     regions = {t.bytes for ledger in ledgers for t in ledger.ledger if t.term == "kv_cache"}
     assert len(regions) == 1
@@ -134,7 +134,7 @@ def test_free_at_cache_replaces_everything_before_it():
         margins=(0,) * 4,
         free_at_cache=2780 * MIB,
     )
-    account = Account(launch, load_constants())
+    account = TurbomindAccount(launch, load_constants())
     outcome = account.at(0.8)
     assert outcome.free == 2780 * MIB
     assert outcome.region == 2224 * MIB

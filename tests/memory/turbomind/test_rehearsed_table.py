@@ -12,7 +12,7 @@ import pytest
 from tests.memory.conftest import Case
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import MIB
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 
 USABLE = 24268 - 300
@@ -105,7 +105,7 @@ PATCHES = [
 ]  # fmt: skip
 
 
-def pool_of(account: Account, model: str, tp: int, **changes: object) -> PoolModel:
+def pool_of(account: TurbomindAccount, model: str, tp: int, **changes: object) -> PoolModel:
     from turbofit.model.source import resolve_model
 
     return PoolModel(resolve_model(model), Case(model, tp).settings(**changes), account.constants)

@@ -9,7 +9,7 @@ from turbofit.diagnose.doctor.about_gpus import condition_findings, gpu_findings
 from turbofit.diagnose.doctor.about_host import host_findings
 from turbofit.diagnose.doctor.about_links import link_findings
 from turbofit.diagnose.doctor.about_packages import package_findings
-from turbofit.diagnose.doctor.finding import Finding, Report, ok, stops
+from turbofit.diagnose.doctor.finding import DoctorReport, Finding, ok, stops
 from turbofit.diagnose.doctor.health import Health, read_health
 from turbofit.diagnose.doctor.sources import Sources
 from turbofit.machine.measure import measure
@@ -30,7 +30,7 @@ def examine(
     on: str | None = None,
     model: Model | None = None,
     port: int | None = None,
-) -> Report:
+) -> DoctorReport:
     """Check this machine and its environment.
 
     Args:
@@ -61,7 +61,7 @@ def examine(
         findings += link_findings(places, machine)
     findings.append(xid_finding(places))
     findings += host_findings(places, machine, model, port)
-    return Report(
+    return DoctorReport(
         machine=machine.name if machine else None,
         source=machine.source if machine else "none",
         findings=tuple(findings),

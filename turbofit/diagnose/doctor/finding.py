@@ -6,7 +6,16 @@ from typing import Final, Literal
 
 from turbofit.core.struct import Struct
 
-__all__ = ["DOCTOR_SCHEMA", "Finding", "Report", "State", "ok", "stops", "unreadable", "warning"]
+__all__ = [
+    "DOCTOR_SCHEMA",
+    "DoctorReport",
+    "Finding",
+    "State",
+    "ok",
+    "stops",
+    "unreadable",
+    "warning",
+]
 
 DOCTOR_SCHEMA: Final = "turbofit.doctor/1"
 
@@ -29,7 +38,7 @@ class Finding(Struct):
     fix: str = ""
 
 
-class Report(Struct):
+class DoctorReport(Struct):
     """All findings. ``machine`` is its name, or None where it could not be read."""
 
     schema: str = DOCTOR_SCHEMA

@@ -14,7 +14,7 @@ from turbofit.launch.cluster import ray_adapter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Alive", "Connection", "connected"]
+__all__ = ["Alive", "RayConnection", "connected"]
 
 #: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
 _SILENT: Final = 45.0
@@ -31,7 +31,7 @@ class Alive(Struct):
     leaving: bool = False
 
 
-class Connection:
+class RayConnection:
     """A cluster that this process is connected to.
 
     ``address`` is the cluster's, ``here`` this node's id and ``here_address`` its address.
@@ -114,7 +114,7 @@ class _Watch(threading.Thread):
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Connection]:
+def connected(address: str | None) -> Iterator[RayConnection]:
     """Be connected to a cluster; what this process started there ends with the connection.
 
     Args:
@@ -127,6 +127,6 @@ def connected(address: str | None) -> Iterator[Connection]:
     """
     ray_adapter.connect(address)
     try:
-        yield Connection()
+        yield RayConnection()
     finally:
         ray_adapter.disconnect()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from turbofit.core.cluster import ClusterPlan
-    from turbofit.launch.cluster.connect import Alive, Connection
+    from turbofit.launch.cluster.connect import Alive, RayConnection
     from turbofit.launch.cluster.places import Places
     from turbofit.launch.config import ClusterServeConfig
 
@@ -67,7 +67,7 @@ class Controller:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: RayConnection,
         places: Places,
         plan: ClusterPlan,
         node_states: list[NodeState],

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Coordinator",
+    "GatewayReport",
     "Inbox",
-    "Seen",
     "Told",
     "find_coordinators",
     "heard",
@@ -38,7 +38,7 @@ _CALLS: Final = 64
 _SILENT: Final = 10.0
 
 
-class Seen(Struct):
+class GatewayReport(Struct):
     """What one more gateway tells: its address, and by engine the requests there and whether up.
 
     ``number`` is the routing table's that it follows.
@@ -55,7 +55,7 @@ class Inbox(Struct):
     """What came since the last look: questions by number, and the gateways that are there."""
 
     asked: tuple[tuple[int, dict[str, Any]], ...]
-    gateways: dict[str, Seen]
+    gateways: dict[str, GatewayReport]
 
 
 class Told(Struct):
@@ -74,7 +74,7 @@ class Coordinator:
         self._status: ClusterStatus | None = None
         self._routing_table: tuple[RoutingTable, GatewayConfig] | None = None
         self._places = 0
-        self._gateways: dict[str, tuple[Seen, float]] = {}
+        self._gateways: dict[str, tuple[GatewayReport, float]] = {}
         self._asked: list[tuple[int, dict[str, Any]]] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._number = 0
@@ -123,7 +123,7 @@ class Coordinator:
             self._changed.wait_for(lambda: number in self._answers, seconds)
             return self._answers.pop(number, None)
 
-    def attend(self, name: str, seen: Seen, since: int, seconds: float) -> Told:
+    def attend(self, name: str, seen: GatewayReport, since: int, seconds: float) -> Told:
         """From one more gateway: that it is there; a routing table that is newer than ``since``."""
         with self._changed:
             others = [one for one in self._gateways if one != name]

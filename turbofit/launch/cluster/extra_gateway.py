@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.connect import connected
-from turbofit.launch.cluster.coordinator import Seen, heard, one_coordinator
+from turbofit.launch.cluster.coordinator import GatewayReport, heard, one_coordinator
 from turbofit.launch.cluster.tls import client_context
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Attending:
         from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        told: Told = heard(self._attend(Seen(address=self._address)), _SILENT)
+        told: Told = heard(self._attend(GatewayReport(address=self._address)), _SILENT)
         _check(told)
         if told.routing_table is None or told.config is None:
             raise LaunchError("it is not served yet", hint="wait until turbofit serve has begun")
@@ -133,7 +133,7 @@ class _Attending:
         assert front is not None
         if self._asked is None:
             outstanding, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
-            seen = Seen(
+            seen = GatewayReport(
                 address=self._address, url=self.url, number=self._told,
                 outstanding=outstanding, up=up,
             )  # fmt: skip
@@ -163,7 +163,7 @@ class _Attending:
         with suppress(Exception):  # the coordinator may be gone: so is the place
             self._coordinator.leave.remote(self._name)
 
-    def _attend(self, seen: Seen) -> Any:
+    def _attend(self, seen: GatewayReport) -> Any:
         return self._coordinator.run_extra_gateway.remote(self._name, seen, self._told, _SECONDS)
 
 

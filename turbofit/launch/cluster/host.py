@@ -139,7 +139,7 @@ class Hosted:
 
     def _serve(self, leases: Leases) -> None:
         """What `turbofit serve --plan` does, from the last look at the machine on."""
-        from turbofit.launch.download import Fetcher
+        from turbofit.launch.download import WeightsFetcher
         from turbofit.launch.environment import lmdeploy_if_needed
         from turbofit.launch.job import Job
         from turbofit.launch.others import end_orphans
@@ -175,7 +175,7 @@ class Hosted:
             on_open=lambda _urls: None,
             lmdeploy=lmdeploy,
             leases=leases,
-            fetch=None if config.pretend else Fetcher(self._say),
+            fetch=None if config.pretend else WeightsFetcher(self._say),
             replan=lambda changes: self._kept(planner.make(changes)),
             door=self,
         )

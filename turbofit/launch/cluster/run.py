@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from turbofit.core.cluster import ClusterPlan
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.cluster.connect import Connection
-    from turbofit.launch.cluster.coordinator import Seen
+    from turbofit.launch.cluster.connect import RayConnection
+    from turbofit.launch.cluster.coordinator import GatewayReport
     from turbofit.launch.config import ClusterServeConfig
     from turbofit.launch.serve import Stop
 
@@ -92,7 +92,10 @@ def serve_cluster(
 
 
 def _planned(
-    config: ClusterServeConfig, connection: Connection, places: Places, say: Callable[[str], None]
+    config: ClusterServeConfig,
+    connection: RayConnection,
+    places: Places,
+    say: Callable[[str], None],
 ) -> tuple[ClusterPlan, list[NodeState]]:
     """Take what is free, measure it, and plan for it.
 
@@ -152,7 +155,7 @@ class _Run:
         self._told, self._posted = 0, -1
         self._wrote = float("-inf")
         self._inbox: Any = None
-        self._others: dict[str, Seen] = {}
+        self._others: dict[str, GatewayReport] = {}
         self._opened = False
 
     def follow(self, stop: Stop) -> signal.Signals:
@@ -257,7 +260,9 @@ class _Run:
         self._inbox = self._coordinator.write.remote(status, fresh, self._shared, places)
         self._posted = routing_table.number
 
-    def _take(self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, Seen]) -> None:
+    def _take(
+        self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, GatewayReport]
+    ) -> None:
         for number, document in asked:
             self._admin_commands.take(number, document)
         if set(others) != set(self._others):

@@ -20,7 +20,7 @@ from turbofit.launch.fallback.errors import Refused, error_body, of_client, refu
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
-    from turbofit.launch.fallback.work import Work
+    from turbofit.launch.fallback.work import ServedWork
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -54,7 +54,7 @@ class Front:
     def __init__(
         self,
         inner: Any,
-        work: Work,
+        work: ServedWork,
         *,
         name: str,
         session_len: int,

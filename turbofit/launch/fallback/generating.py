@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.launch.fallback.private import Inside
-    from turbofit.launch.fallback.work import Work
+    from turbofit.launch.fallback.work import ServedWork
 
 __all__ = ["Options", "inner_app"]
 
@@ -31,7 +31,7 @@ class Options(NamedTuple):
     offload: str | None = None
 
 
-def inner_app(inside: Inside, options: Options, work: Work) -> Any:
+def inner_app(inside: Inside, options: Options, work: ServedWork) -> Any:
     """Load the model, and build Transformers' own application around it. Takes as long as it takes.
 
     Raises:
@@ -149,7 +149,7 @@ def _decoded(url: str) -> Any:
         raise ValueError(f"an image cannot be decoded: {exc}") from None
 
 
-def _generating_class(inside: Inside, options: Options, work: Work) -> Any:
+def _generating_class(inside: Inside, options: Options, work: ServedWork) -> Any:
     """Generates under a cap, and can be stopped."""
     base: Any = inside.generating
 
@@ -204,7 +204,7 @@ def _cap(inputs: Any, config: Any, options: Options) -> None:
 class _Guarded:
     """A model whose ``generate`` can be stopped, tells of its life, and fails in plain words."""
 
-    def __init__(self, model: Any, work: Work) -> None:
+    def __init__(self, model: Any, work: ServedWork) -> None:
         self._model, self._work = model, work
         work.start()  # here, on the event loop: whoever waits for the end must not come too early
 
@@ -235,7 +235,7 @@ class _Guarded:
             self._work.done()
 
 
-def _criteria(work: Work) -> Any:
+def _criteria(work: ServedWork) -> Any:
     """Looked at after each token."""
     import transformers
 

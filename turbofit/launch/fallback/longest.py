@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Final
 
-from turbofit.launch.readiness import Question, Request
+from turbofit.launch.readiness import Question, WorstRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,9 +56,9 @@ def longest_request(
         return Question("the longest prompt", _words(model, words))
     body = copy.deepcopy(worst.request.body)
     body["messages"][0]["content"].append({"type": "text", "text": _WORD * words})
-    return Question("the longest request", Request(worst.request.path, body))
+    return Question("the longest request", WorstRequest(worst.request.path, body))
 
 
-def _words(model: str, count: int) -> Request:
+def _words(model: str, count: int) -> WorstRequest:
     body = {"model": model, "prompt": _WORD * count, "max_tokens": 1, "temperature": 0}
-    return Request("/v1/completions", body)
+    return WorstRequest("/v1/completions", body)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.launch.fallback.generating import Options
-    from turbofit.launch.fallback.work import Work
+    from turbofit.launch.fallback.work import ServedWork
 
 __all__ = ["main"]
 
@@ -65,7 +65,7 @@ def _serve(args: argparse.Namespace) -> None:
     from turbofit.launch.fallback.front import Front
     from turbofit.launch.fallback.generating import Options, inner_app
     from turbofit.launch.fallback.private import find_inside
-    from turbofit.launch.fallback.work import Work
+    from turbofit.launch.fallback.work import ServedWork
 
     placed = read_map(args.device_map)
     began = time.monotonic()
@@ -81,7 +81,7 @@ def _serve(args: argparse.Namespace) -> None:
             max_images=args.max_images,
             offload=args.offload_folder or scratch,
         )
-        work = Work()
+        work = ServedWork()
         inner = _loaded(inside, inner_app, options, work)
         front = Front(
             inner,
@@ -95,7 +95,7 @@ def _serve(args: argparse.Namespace) -> None:
         _listen(front, args.host, args.port)
 
 
-def _loaded(inside: Any, inner_app: Any, options: Options, work: Work) -> Any:
+def _loaded(inside: Any, inner_app: Any, options: Options, work: ServedWork) -> Any:
     """Transformers' application with the model in it.
 
     Raises:

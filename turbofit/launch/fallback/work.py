@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Final, Literal
 
-__all__ = ["STALLED", "Work"]
+__all__ = ["STALLED", "ServedWork"]
 
 #: Seconds without a token after which the engine counts as stuck. Above any prefill: the slowest
 #: reads most of the model from disk once.
@@ -18,7 +18,7 @@ STALLED: Final = 900.0
 _MOST_SHORT: Final = 3
 
 
-class Work:
+class ServedWork:
     """The state of the one request.
 
     Attributes:

@@ -11,14 +11,13 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from turbofit.core.plan import Term
-from turbofit.memory.account import Account as AnyAccount
-from turbofit.memory.account import given, total_bytes
+from turbofit.memory.account import Account, given, total_bytes
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.cache import LegacyCache
 from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.legacy.group import GroupAccount, usable
 from turbofit.memory.legacy.terms import LegacyTerms
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants
 
 __all__ = ["LegacyAccount", "legacy_account"]
@@ -26,7 +25,7 @@ __all__ = ["LegacyAccount", "legacy_account"]
 
 def legacy_account(
     launch: EngineLaunch, constants: EngineConstants, generation: Generation
-) -> AnyAccount:
+) -> Account:
     """The account of one engine of one generation; see :class:`LegacyAccount`.
 
     Where the tower is native (0.16 and 0.17) the account is 0.18's with that generation's
@@ -39,7 +38,7 @@ def legacy_account(
             ffn_align_16bit=generation.ffn_align_16bit,
             gemm_workspace=generation.gemm_before,
         )
-        return Account(launch, older)
+        return TurbomindAccount(launch, older)
     return LegacyAccount(launch, constants, generation)
 
 

@@ -20,7 +20,7 @@ from turbofit.memory.transformers.activations import (
 from turbofit.memory.transformers.components import Layer, components
 from turbofit.memory.transformers.layout import layout_of
 
-__all__ = ["HOST_PROCESS", "Account", "Load", "Placement"]
+__all__ = ["HOST_PROCESS", "Load", "Placement", "TransformersAccount"]
 
 #: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
 #: seen on a CPU (without CUDA's libraries).
@@ -67,7 +67,7 @@ class Placement(Struct):
         return tuple(n for n, place in enumerate(self.layers) if place is None)
 
 
-class Account:
+class TransformersAccount:
     """Bytes of one copy of a model on a group of GPUs.
 
     Args:

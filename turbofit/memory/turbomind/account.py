@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from turbofit.core.plan import Term
 from turbofit.core.units import round_up
-from turbofit.memory.account import Account as AnyAccount
-from turbofit.memory.account import StaticMemory, given
+from turbofit.memory.account import Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.terms import capability_of
@@ -28,10 +27,10 @@ from turbofit.memory.turbomind.terms import (
     weight_terms,
 )
 
-__all__ = ["Account"]
+__all__ = ["TurbomindAccount"]
 
 
-class Account(AnyAccount):
+class TurbomindAccount(Account):
     """One model under one set of settings on one group of GPUs.
 
     Args:

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
-from turbofit.memory.account import Account as AnyAccount
+from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind import constraints
-from turbofit.memory.turbomind.account import Account
+from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -37,9 +37,9 @@ class Turbomind(Engine):
         self.constants = constants
         self.version = constants.version
 
-    def account(self, launch: EngineLaunch) -> AnyAccount:
+    def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""
-        return Account(launch, self.constants)
+        return TurbomindAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """See :meth:`Engine.tp_problem`."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
 from turbofit.model.families.text import read_text
 
@@ -16,7 +16,7 @@ __all__ = ["read"]
 _FIRST_POSITIONS: Final = 1226
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A CogVLMForCausalLM, as its remote code and LMDeploy's read it."""
     config = parts.config
     text = read_text(config, "CogVLMForCausalLM")

@@ -13,7 +13,7 @@ from turbofit.model.config import Section
 from turbofit.model.families.support import inner_refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
-__all__ = ["Dims", "Parts", "Reader", "inner_text", "nested_text"]
+__all__ = ["CheckpointConfig", "Dims", "Reader", "inner_text", "nested_text"]
 
 #: ``model_type`` of a language model → its architecture, where a config names only the former.
 _MODEL_TYPES: Final = {
@@ -28,7 +28,7 @@ _MODEL_TYPES: Final = {
 }
 
 
-class Parts(NamedTuple):
+class CheckpointConfig(NamedTuple):
     """The JSON files of a checkpoint that say its dims; a reader adds to ``warnings``.
 
     ``processor`` is the image processor's settings, None where the checkpoint has none; ``video``
@@ -58,7 +58,7 @@ class Dims(NamedTuple):
     rule: AnyImageRule | None = None
 
 
-Reader = Callable[[Parts], Dims]
+Reader = Callable[[CheckpointConfig], Dims]
 
 
 def inner_text(config: Section, outer: str) -> TextDims:
@@ -75,7 +75,7 @@ def inner_text(config: Section, outer: str) -> TextDims:
     return read_text(config, names[0])
 
 
-def nested_text(parts: Parts, key: str, default: str) -> TextDims:
+def nested_text(parts: CheckpointConfig, key: str, default: str) -> TextDims:
     """The language model inside a model in the Transformers format, by class or ``model_type``.
 
     Args:

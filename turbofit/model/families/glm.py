@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.images import PatchRule
 from turbofit.core.model import TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.eva_clip import read_eva_clip, square_rule
 from turbofit.model.families.text import read_text
 
@@ -24,7 +24,7 @@ _SMALLEST_PIXELS: Final = 112 * 112
 _LARGEST_PIXELS: Final = 28 * 28 * 15000
 
 
-def read_chatglm(parts: Parts) -> Dims:
+def read_chatglm(parts: CheckpointConfig) -> Dims:
     """A ChatGLMModel, with EVA-CLIP where it is a GLM-4V; names and defaults are its remote code's.
 
     Raises:
@@ -69,7 +69,7 @@ def _text(config: Section) -> TextDims:
     )
 
 
-def read_glm4v(parts: Parts) -> Dims:
+def read_glm4v(parts: CheckpointConfig) -> Dims:
     """A Glm4vForConditionalGeneration (GLM-4.1V); absent keys take Transformers' defaults.
 
     The language model's keys stand beside the others, or in a ``text_config`` of their own.

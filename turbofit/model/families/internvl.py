@@ -6,7 +6,7 @@ from turbofit.core.images import TileRule
 from turbofit.core.images.tile import LARGEST_PATCH_LIMIT
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts, inner_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, inner_text
 
 __all__ = ["chat_rule", "chat_vision", "hf_rule", "hf_vision", "read_chat", "read_hf"]
 
@@ -145,7 +145,7 @@ def hf_rule(config: Section, processor: Section | None, vision: VisionDims) -> T
     )
 
 
-def read_chat(parts: Parts) -> Dims:
+def read_chat(parts: CheckpointConfig) -> Dims:
     """An InternVLChatModel, the format of OpenGVLab's own repositories."""
     text = inner_text(parts.config.required("llm_config"), parts.architecture)
     vision = chat_vision(parts.config)
@@ -153,7 +153,7 @@ def read_chat(parts: Parts) -> Dims:
     return Dims(text, vision, rule)
 
 
-def read_hf(parts: Parts) -> Dims:
+def read_hf(parts: CheckpointConfig) -> Dims:
     """An InternVLForConditionalGeneration, the Transformers format."""
     parts.warn_without_processor()
     text = inner_text(parts.config.required("text_config"), parts.architecture)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import MoeDims, TextDims, VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -18,7 +18,7 @@ _TILES: Final = 16
 _MOST_TILES: Final = 4096
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A Llama4ForConditionalGeneration; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config

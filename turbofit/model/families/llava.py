@@ -12,7 +12,7 @@ from turbofit.core.images import AnyresRule, TileRule
 from turbofit.core.images.anyres import Grid
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts, nested_text
+from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text
 
 __all__ = ["read", "read_next", "read_onevision"]
 
@@ -39,7 +39,7 @@ _OV_GRIDS: Final = tuple((384 * high, 384 * wide) for high in range(1, 7) for wi
 _NEXT_GRIDS: Final = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A LlavaForConditionalGeneration."""
     text = nested_text(parts, "text_config", "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=False)
@@ -48,7 +48,7 @@ def read(parts: Parts) -> Dims:
     return Dims(text, vision, rule)
 
 
-def read_next(parts: Parts) -> Dims:
+def read_next(parts: CheckpointConfig) -> Dims:
     """A LlavaNextForConditionalGeneration."""
     text = nested_text(parts, "text_config", "llama")
     vision = _vision(parts.config, "clip_vision_model", newline=True)
@@ -56,7 +56,7 @@ def read_next(parts: Parts) -> Dims:
     return Dims(text, vision, _anyres(parts.config, vision, grids, None))
 
 
-def read_onevision(parts: Parts) -> Dims:
+def read_onevision(parts: CheckpointConfig) -> Dims:
     """A LlavaOnevisionForConditionalGeneration."""
     config = parts.config
     text = nested_text(parts, "text_config", "qwen2")

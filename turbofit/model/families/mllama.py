@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from turbofit.core.images import CrossRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -24,7 +24,7 @@ _INTERMEDIATE: Final = 5
 _SHAPES: Final = 8
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A MllamaForConditionalGeneration; absent keys take Transformers' defaults."""
     config = parts.config
     section = config.section("text_config") or Section({}, f"{config.what}: text_config")

@@ -6,7 +6,7 @@ from typing import Final
 
 from turbofit.core.images import HdRule
 from turbofit.core.model import VisionDims
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
@@ -19,7 +19,7 @@ _EMBEDDING: Final = {
 _MOST_CROPS: Final = 1 << 10
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A Phi3VForCausalLM; the tower is the one that LMDeploy and the remote code both spell out.
 
     Raises:

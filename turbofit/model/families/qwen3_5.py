@@ -10,14 +10,14 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.qwen3_vl import read_images, read_vision
 from turbofit.model.families.text import read_text
 
 __all__ = ["read"]
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A Qwen3.5, dense or with experts; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.qwen_vl import read_rule
 from turbofit.model.families.text import read_text
 
@@ -26,7 +26,7 @@ _SMALLEST_VIDEO: Final = 128 * 32 * 32
 _LARGEST_VIDEO: Final = 768 * 32 * 32
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A Qwen3-VL, dense or with experts; absent keys take Transformers' defaults."""
     parts.warn_without_processor()
     config = parts.config
@@ -38,7 +38,7 @@ def read(parts: Parts) -> Dims:
     return Dims(text, vision, read_images(parts, vision))
 
 
-def read_images(parts: Parts, vision: VisionDims) -> PatchRule:
+def read_images(parts: CheckpointConfig, vision: VisionDims) -> PatchRule:
     """The rule of images, and with it that of videos.
 
     A checkpoint without a video processor of its own lends it the image processor's settings, as

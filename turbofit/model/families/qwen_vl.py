@@ -7,7 +7,7 @@ from typing import Final
 from turbofit.core.images import PatchRule
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
-from turbofit.model.families.dims import Dims, Parts
+from turbofit.model.families.dims import CheckpointConfig, Dims
 from turbofit.model.families.text import read_text
 
 __all__ = ["read", "read_rule", "read_vision"]
@@ -78,7 +78,7 @@ def _pixels(values: Section, key: str, edges: Section, edge: str, default: int) 
     return edges.integer(edge, default, high=_PIXELS_BOUND)
 
 
-def read(parts: Parts) -> Dims:
+def read(parts: CheckpointConfig) -> Dims:
     """A Qwen2-VL or Qwen2.5-VL."""
     parts.warn_without_processor()
     config = parts.config

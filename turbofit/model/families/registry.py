@@ -18,7 +18,7 @@ from turbofit.model.families import (
     qwen3_vl,
     qwen_vl,
 )
-from turbofit.model.families.dims import Dims, Parts, Reader
+from turbofit.model.families.dims import CheckpointConfig, Dims, Reader
 from turbofit.model.families.support import refusal
 from turbofit.model.families.text import TEXT_ARCHITECTURES, read_text
 
@@ -75,4 +75,4 @@ def read_dims(
     reader = VISION_READERS.get(architecture)
     if reader is None:
         raise refusal(architecture)
-    return reader(Parts(config, architecture, processor, warnings, video))
+    return reader(CheckpointConfig(config, architecture, processor, warnings, video))

@@ -17,7 +17,7 @@ from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.tensors import Store, open_store
 
-__all__ = ["ADAPTER_CONFIG", "Adapter", "Lora", "Whole", "read_adapter"]
+__all__ = ["ADAPTER_CONFIG", "Adapter", "Lora", "WholeTensor", "read_adapter"]
 
 #: The file that makes a folder an adapter.
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -60,7 +60,7 @@ class Lora(NamedTuple):
     bias: str | None
 
 
-class Whole(NamedTuple):
+class WholeTensor(NamedTuple):
     """A tensor that takes the place of the base's."""
 
     store: Store
@@ -73,7 +73,7 @@ class Adapter(NamedTuple):
     folder: str
     store: Store
     loras: tuple[Lora, ...]
-    whole: Mapping[str, Whole]
+    whole: Mapping[str, WholeTensor]
     base_name: str
     fan_in_fan_out: bool
 
@@ -95,18 +95,18 @@ def read_adapter(folder: str) -> Adapter:
     _check(config)
     store = open_store(_first(folder, files))
     parts: dict[str, dict[str, str]] = {}
-    whole: dict[str, Whole] = {}
+    whole: dict[str, WholeTensor] = {}
     for key in store.entries:
         match = _LORA.fullmatch(key)
         if match:
             part = "bias" if match["kind"] == "bias" else match["part"]
             parts.setdefault(match["module"], {})[part] = key
         else:
-            whole[_WRAPPED.sub(".", key)] = Whole(store, key)
+            whole[_WRAPPED.sub(".", key)] = WholeTensor(store, key)
     for name in _BESIDES:
         if files.size(name) is not None:
             besides = open_store(os.path.join(folder, name))
-            whole.update({key: Whole(besides, key) for key in besides.entries})
+            whole.update({key: WholeTensor(besides, key) for key in besides.entries})
     loras = tuple(_lora(config, store, module, found) for module, found in parts.items())
     return Adapter(
         folder=folder,

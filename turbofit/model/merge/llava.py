@@ -26,7 +26,7 @@ from turbofit.model.folder import FolderFiles
 from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge.llava_files import FEATURES
 from turbofit.model.merge.llava_tokens import Tokens
-from turbofit.model.merge.shards import Piece, open_shards
+from turbofit.model.merge.shards import ShardPiece, open_shards
 from turbofit.model.merge.tensors import FLOATS, Stored
 
 __all__ = ["ORIGINAL", "Tower", "check_original", "grown_rows", "hf_name", "read_tower", "template"]
@@ -44,7 +44,7 @@ _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 class Tower(NamedTuple):
     """A vision tower: its tensors, its config.json, and where it came from."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ShardPiece, ...]
     config: Section | None
     where: str
 
@@ -130,7 +130,7 @@ def read_tower(name: str, given: str | None, dtype: str) -> Tower:
                 continue
             stored = shard.store.entries[key]
             to = dtype if stored.dtype in FLOATS else stored.dtype
-            piece = Piece(f"vision_tower.{key}", Stored(to, stored.shape), shard.store, key)
+            piece = ShardPiece(f"vision_tower.{key}", Stored(to, stored.shape), shard.store, key)
             pieces.append(piece)
     if not pieces:
         raise UsageError(

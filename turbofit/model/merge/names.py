@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["Names", "bare"]
+__all__ = ["TensorNames", "bare"]
 
 _PREFIXES: Final = ("base_model.model.", "base_model.")
 _LEADING: Final = ("model", "language_model")
 _PROJECTOR: Final = {"0": "linear_1", "2": "linear_2"}
 
 
-class Names:
+class TensorNames:
     """The tensor names of a checkpoint, found by any of their spellings."""
 
     def __init__(self, names: Iterable[str]) -> None:

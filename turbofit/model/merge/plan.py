@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from turbofit.core.errors import UsageError
-from turbofit.model.merge.adapter import Adapter, Lora, Whole
+from turbofit.model.merge.adapter import Adapter, Lora, WholeTensor
 from turbofit.model.merge.edits import AddBias, AddLora, Edit
-from turbofit.model.merge.names import Names
-from turbofit.model.merge.shards import Piece, Shard
+from turbofit.model.merge.names import TensorNames
+from turbofit.model.merge.shards import Shard, ShardPiece
 from turbofit.model.merge.tensors import FLOATS, Stored
 
 __all__ = ["Planned", "plan_pieces"]
@@ -21,8 +21,8 @@ class Planned:
     """
 
     def __init__(self) -> None:
-        self.files: list[list[Piece]] = []
-        self.besides: dict[str, Whole] = {}
+        self.files: list[list[ShardPiece]] = []
+        self.besides: dict[str, WholeTensor] = {}
         self.loras = 0
         self.replaced: set[str] = set()
 
@@ -43,9 +43,9 @@ def plan_pieces(
     """
     planned = Planned()
     where = {name: shard for shard in shards for name in shard.names}
-    names = Names(where)
+    names = TensorNames(where)
     edits: dict[str, list[Edit]] = {}
-    whole: dict[str, Whole] = {}
+    whole: dict[str, WholeTensor] = {}
     lost: list[str] = []
     if adapter:
         _place(adapter, names, where, edits, lost)
@@ -69,21 +69,21 @@ def plan_pieces(
 def _piece(
     shard: Shard,
     name: str,
-    whole: Mapping[str, Whole],
+    whole: Mapping[str, WholeTensor],
     edits: Mapping[str, list[Edit]],
     dtype: str | None,
-) -> Piece:
+) -> ShardPiece:
     stored = shard.store.entries[name]
     if dtype and stored.dtype in FLOATS:
         stored = Stored(dtype, stored.shape)
     one = whole.get(name)
     store, key = (one.store, one.key) if one else (shard.store, name)
-    return Piece(name, stored, store, key, tuple(edits.get(name, ())))
+    return ShardPiece(name, stored, store, key, tuple(edits.get(name, ())))
 
 
 def _place(
     adapter: Adapter,
-    names: Names,
+    names: TensorNames,
     where: Mapping[str, Shard],
     edits: dict[str, list[Edit]],
     lost: list[str],
@@ -138,7 +138,7 @@ def _delta_shape(adapter: Adapter, lora: Lora) -> tuple[int, ...]:
     return (a[1], b[0]) if lora.embedding else (b[0], a[1])
 
 
-def _same_shape(key: str, one: Whole, stored: Stored) -> None:
+def _same_shape(key: str, one: WholeTensor, stored: Stored) -> None:
     shape = one.store.entries[one.key].shape
     if shape != stored.shape:
         raise UsageError(

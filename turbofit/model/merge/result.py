@@ -20,7 +20,7 @@ from turbofit.model.merge.llava_files import hf_config, other_files, vision_conf
 from turbofit.model.merge.llava_tokens import TOKENIZER_FILES, Tokens, add_tokens
 from turbofit.model.merge.output import copy_file, staged, write_text
 from turbofit.model.merge.plan import Planned
-from turbofit.model.merge.shards import Piece, Shard, header_of, index_of, write_shard
+from turbofit.model.merge.shards import Shard, ShardPiece, header_of, index_of, write_shard
 from turbofit.model.merge.tensors import FLOATS, Stored
 
 __all__ = ["Result", "converted", "main_dtype", "plain", "write"]
@@ -37,7 +37,7 @@ _GROWING: Final = ("embed_tokens.weight", "lm_head.weight")
 class Result(NamedTuple):
     """What is to be written: weight files, small files as text, and files to copy."""
 
-    files: dict[str, list[Piece]]
+    files: dict[str, list[ShardPiece]]
     texts: dict[str, str]
     copies: tuple[str, ...]
     architecture: str
@@ -98,7 +98,7 @@ def converted(
     besides = []
     for name, one in planned.besides.items():
         stored = Stored(kind, one.store.entries[one.key].shape)
-        besides.append(Piece(llava.hf_name(name) or name, stored, one.store, one.key))
+        besides.append(ShardPiece(llava.hf_name(name) or name, stored, one.store, one.key))
     own = [piece for pieces in files for piece in pieces if piece.name.startswith("vision_tower.")]
     tower = None
     if not own:
@@ -174,7 +174,7 @@ def _progress(total: int, say: Callable[[str], None]) -> Callable[[int], None]:
     return done
 
 
-def _size(pieces: Sequence[Piece]) -> int:
+def _size(pieces: Sequence[ShardPiece]) -> int:
     """Bytes of a weight file."""
     return len(header_of(pieces)[1]) + sum(piece.stored.bytes for piece in pieces)
 
@@ -183,7 +183,7 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _renamed(pieces: Sequence[Piece], tokens: Tokens) -> list[Piece]:
+def _renamed(pieces: Sequence[ShardPiece], tokens: Tokens) -> list[ShardPiece]:
     """Pieces under their hf names, the embeddings with rows for the added tokens."""
     found = []
     for piece in pieces:
@@ -194,7 +194,7 @@ def _renamed(pieces: Sequence[Piece], tokens: Tokens) -> list[Piece]:
             rows = llava.grown_rows(tokens, piece.stored.shape[0])
             stored = Stored(piece.stored.dtype, (rows, *piece.stored.shape[1:]))
             found.append(
-                Piece(name, stored, piece.store, piece.key, (*piece.edits, GrowRows(rows)))
+                ShardPiece(name, stored, piece.store, piece.key, (*piece.edits, GrowRows(rows)))
             )
         else:
             found.append(piece._replace(name=name))

@@ -21,7 +21,7 @@ from turbofit.model.merge.tensors import (
 )
 from turbofit.model.safetensors import parse_index
 
-__all__ = ["Piece", "Shard", "header_of", "index_of", "open_shards", "write_shard"]
+__all__ = ["Shard", "ShardPiece", "header_of", "index_of", "open_shards", "write_shard"]
 
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
 _BIN_FILE: Final = re.compile(r"[\w-][\w.+-]{0,200}\.bin", re.ASCII)
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
     names: tuple[str, ...]
 
 
-class Piece(NamedTuple):
+class ShardPiece(NamedTuple):
     """A tensor to write: where it comes from, and what is done to it on the way."""
 
     name: str
@@ -105,7 +105,7 @@ def _files(folder: str) -> list[str]:
     return []
 
 
-def header_of(pieces: Sequence[Piece]) -> tuple[list[Piece], bytes]:
+def header_of(pieces: Sequence[ShardPiece]) -> tuple[list[ShardPiece], bytes]:
     """The pieces in the order of the file, and the file's head: length and JSON header.
 
     Wide dtypes come first, so that every tensor lies aligned to its dtype.
@@ -125,7 +125,7 @@ def header_of(pieces: Sequence[Piece]) -> tuple[list[Piece], bytes]:
     return ordered, len(data).to_bytes(8, "little") + data
 
 
-def write_shard(path: str, pieces: Sequence[Piece], done: Callable[[int], None]) -> None:
+def write_shard(path: str, pieces: Sequence[ShardPiece], done: Callable[[int], None]) -> None:
     """Write one file of weights; in RAM is one tensor at a time.
 
     ``done`` hears how many bytes each tensor had.
@@ -145,7 +145,7 @@ def write_shard(path: str, pieces: Sequence[Piece], done: Callable[[int], None])
         store.close()
 
 
-def _write(piece: Piece, out: BinaryIO) -> None:
+def _write(piece: ShardPiece, out: BinaryIO) -> None:
     was = piece.store.entries[piece.key]
     if not piece.edits and was == piece.stored:
         piece.store.copy(piece.key, out)
@@ -164,7 +164,7 @@ def _write(piece: Piece, out: BinaryIO) -> None:
     write_tensor(tensor, out)
 
 
-def index_of(files: Mapping[str, Sequence[Piece]]) -> str:
+def index_of(files: Mapping[str, Sequence[ShardPiece]]) -> str:
     """``model.safetensors.index.json`` of the files."""
     total = sum(piece.stored.bytes for pieces in files.values() for piece in pieces)
     where = {piece.name: file for file, pieces in files.items() for piece in pieces}

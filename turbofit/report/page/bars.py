@@ -14,7 +14,7 @@ from turbofit.report.stack import KINDS, stack, sums
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.stack import Kind, Piece
+    from turbofit.report.stack import Kind, StackPiece
 
 __all__ = ["bars", "tick_step"]
 
@@ -49,7 +49,7 @@ def _set(plan: Plan, first: GpuLedger, members: list[int], scale: int) -> Markup
 def _row(
     ledger: GpuLedger,
     index: int,
-    pieces: tuple[Piece, ...],
+    pieces: tuple[StackPiece, ...],
     scale: int,
     words: str,
     *,
@@ -74,7 +74,7 @@ def _row(
     return tag("div", tag("span", f"GPU {index}", class_="gpu"), bar, class_="row")
 
 
-def _phase(ledger: GpuLedger, kind: Kind, pieces: list[Piece], *, told: bool) -> Markup:
+def _phase(ledger: GpuLedger, kind: Kind, pieces: list[StackPiece], *, told: bool) -> Markup:
     size = sum(piece.bytes for piece in pieces)
     letter, name = KINDS[kind]
     terms = [
@@ -92,7 +92,7 @@ def _phase(ledger: GpuLedger, kind: Kind, pieces: list[Piece], *, told: bool) ->
     )  # fmt: skip
 
 
-def _say(ledger: GpuLedger, piece: Piece) -> str:
+def _say(ledger: GpuLedger, piece: StackPiece) -> str:
     """A part in words."""
     name = KINDS[piece.kind][1]
     own = name if piece.term is None else f"{piece.name} ({name})"
@@ -109,7 +109,7 @@ def _say(ledger: GpuLedger, piece: Piece) -> str:
     return text
 
 
-def _end(ledger: GpuLedger, pieces: tuple[Piece, ...], scale: int) -> Markup:
+def _end(ledger: GpuLedger, pieces: tuple[StackPiece, ...], scale: int) -> Markup:
     """Where the card ends, above bars that go beyond it."""
     if sum(piece.bytes for piece in pieces) <= ledger.total:
         return Markup()
@@ -121,7 +121,7 @@ def _end(ledger: GpuLedger, pieces: tuple[Piece, ...], scale: int) -> Markup:
     return tag("div", tag("div", label, class_="ends"), class_="row axis")
 
 
-def _legend(ledger: GpuLedger, pieces: tuple[Piece, ...]) -> Markup:
+def _legend(ledger: GpuLedger, pieces: tuple[StackPiece, ...]) -> Markup:
     entries = []
     for kind, size in sums(pieces).items():
         letter, name = KINDS[kind]

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.report.bar import legend
-from turbofit.report.document import Bar, Code, Facts, Heading, Items, Line, Table
+from turbofit.report.document import Bar, Code, FactList, Heading, Items, Line, Table
 from turbofit.report.page.tag import Markup, join, tag
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _one(block: Block) -> Markup:
         return tag("p", block.text, class_=block.tone)
     if isinstance(block, Items):
         return tag("ul", *(tag("li", item) for item in block.items), class_=block.tone)
-    if isinstance(block, Facts):
+    if isinstance(block, FactList):
         rows = [join(tag("dt", name), tag("dd", value)) for name, value in block.facts]
         return tag("dl", *rows)
     if isinstance(block, Table):

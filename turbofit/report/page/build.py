@@ -20,7 +20,7 @@ from turbofit.report.saved import saved_document
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.report.run import Run
+    from turbofit.report.run import RunReport
     from turbofit.report.saved import Saved
 
 __all__ = ["page"]
@@ -47,7 +47,7 @@ def page(saved: Saved) -> str:
     )
 
 
-def _parts(plan: Plan, run: Run | None) -> list[tuple[str, str, Markup]]:
+def _parts(plan: Plan, run: RunReport | None) -> list[tuple[str, str, Markup]]:
     """The sections in order: id, title, content; empty ones are left out."""
     ledger = tag("details", tag("summary", "Every term"), paint(ledger_blocks(plan)))
     fits = plan.fits

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger
 
-__all__ = ["DASHES", "Lane", "Slot", "chart"]
+__all__ = ["DASHES", "ChartSlot", "Lane", "chart"]
 
 _WIDTH: Final = 960
 _HEIGHT: Final = 300
@@ -25,7 +25,7 @@ _BOTTOM: Final = 30
 DASHES: Final = ("", "7 3", "2 3")
 
 
-class Slot(NamedTuple):
+class ChartSlot(NamedTuple):
     """A phase: its name, (peak, end) of each card, whether images ran, seconds where real."""
 
     name: str
@@ -42,7 +42,7 @@ class Lane(NamedTuple):
 
 
 def chart(
-    cards: Sequence[GpuLedger], lanes: Sequence[Lane], slots: Sequence[Slot], died: bool
+    cards: Sequence[GpuLedger], lanes: Sequence[Lane], slots: Sequence[ChartSlot], died: bool
 ) -> Markup:
     """Lines over phases: what stays, and a stroke for what a phase took at most.
 
@@ -105,7 +105,7 @@ def _grid(axis: _Axis, room: int) -> list[Markup]:
     return parts
 
 
-def _bands(axis: _Axis, slots: Sequence[Slot]) -> list[Markup]:
+def _bands(axis: _Axis, slots: Sequence[ChartSlot]) -> list[Markup]:
     """The number of each phase, and a band where images ran."""
     parts = []
     for number, slot in enumerate(slots):
@@ -133,7 +133,7 @@ def _image(middle: float) -> Markup:
     return tag("g", tag("title", "images"), frame, tag("path", d=hills, class_="iconfill"), sun)
 
 
-def _line(axis: _Axis, lane: Lane, slots: Sequence[Slot], dash: str) -> list[Markup]:
+def _line(axis: _Axis, lane: Lane, slots: Sequence[ChartSlot], dash: str) -> list[Markup]:
     """A step for what stays, a stroke for what a phase took at most."""
     parts: list[Markup] = []
     path = ""

@@ -17,7 +17,7 @@ from turbofit.report.shell import shell_command
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.report.run import Run
+    from turbofit.report.run import RunReport
 
 __all__ = [
     "candidates",
@@ -38,7 +38,7 @@ _ENGINES: Final = {
 }
 
 
-def head(plan: Plan, run: Run | None) -> Markup:
+def head(plan: Plan, run: RunReport | None) -> Markup:
     """What it is, and whether it fits."""
     mark, word = ("✔", "fits") if plan.fits else ("✖", "does not fit")
     verdict = plan.verdict.removeprefix(f"{word}: ")
@@ -57,7 +57,7 @@ def head(plan: Plan, run: Run | None) -> Markup:
     )
 
 
-def _kind(plan: Plan, run: Run | None) -> str:
+def _kind(plan: Plan, run: RunReport | None) -> str:
     """What the figures rest on."""
     if run is not None:
         return f"run of {run.started}: {run.state}" + (" (pretend GPUs)" if run.pretend else "")
@@ -121,7 +121,7 @@ def remedies(plan: Plan) -> Markup:
     return table(Table(columns=columns, rows=rows))
 
 
-def compared(plan: Plan, run: Run | None) -> Markup:
+def compared(plan: Plan, run: RunReport | None) -> Markup:
     """Forecast, rehearsed and measured; what to do where there is only the first."""
     blocks = [*rehearsal_blocks(plan, timeline=False)[1:]]
     blocks += run_blocks(plan, run)[1:] if run else []

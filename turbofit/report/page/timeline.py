@@ -8,19 +8,19 @@ from turbofit.core.units import format_bytes, mib
 from turbofit.core.words import indices
 from turbofit.report.document import Column, Table
 from turbofit.report.page.blocks import scrolled, table
-from turbofit.report.page.chart import DASHES, Lane, Slot, chart
+from turbofit.report.page.chart import DASHES, ChartSlot, Lane, chart
 from turbofit.report.page.tag import Markup, join, tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.report.run import Run
+    from turbofit.report.run import RunReport
 
 __all__ = ["timeline"]
 
 
-def timeline(plan: Plan, run: Run | None) -> Markup:
+def timeline(plan: Plan, run: RunReport | None) -> Markup:
     """The run's where it was measured, else the rehearsal's; nothing where neither is there."""
     shown = _measured(plan, run)
     if shown is not None:
@@ -34,7 +34,7 @@ def timeline(plan: Plan, run: Run | None) -> Markup:
         return Markup()
     members = list(plan.parallel.groups[_group(plan)])
     slots = [
-        Slot(one.phase, tuple(zip(one.peak, one.end, strict=True)), one.image)
+        ChartSlot(one.phase, tuple(zip(one.peak, one.end, strict=True)), one.image)
         for one in rehearsal.timeline
     ]
     death = rehearsal.death
@@ -57,7 +57,7 @@ def _group(plan: Plan) -> int:
     return own.index(plan.rehearsal) if plan.rehearsal in own else 0
 
 
-def _measured(plan: Plan, run: Run | None) -> list[Slot] | None:
+def _measured(plan: Plan, run: RunReport | None) -> list[ChartSlot] | None:
     if run is None or run.last is None or not any(one.used for one in run.last.moments):
         return None
     keys = [str(gpu.index) for gpu in plan.gpus]
@@ -67,12 +67,12 @@ def _measured(plan: Plan, run: Run | None) -> list[Slot] | None:
         spans = tuple((one.used[key], one.used[key]) if key in one.used else None for key in keys)
         image = "check" in one.phase and plan.limits.vision_unit is not None
         seconds = None if after is None else after.at - one.at
-        found.append(Slot(one.phase, spans, image, seconds))
+        found.append(ChartSlot(one.phase, spans, image, seconds))
     return found
 
 
 def _shown(
-    plan: Plan, members: list[int], slots: list[Slot], text: str, death: str | None
+    plan: Plan, members: list[int], slots: list[ChartSlot], text: str, death: str | None
 ) -> Markup:
     ledgers = {gpu.index: gpu for gpu in plan.gpus}
     lanes = _lanes(members, slots)
@@ -90,7 +90,7 @@ def _shown(
     return join(*parts)
 
 
-def _phases(slots: Sequence[Slot]) -> Markup:
+def _phases(slots: Sequence[ChartSlot]) -> Markup:
     """What the numbers below the picture are."""
     items = [
         tag(
@@ -103,7 +103,7 @@ def _phases(slots: Sequence[Slot]) -> Markup:
     return tag("ol", *items, class_="phases")
 
 
-def _lanes(members: Sequence[int], slots: Sequence[Slot]) -> list[Lane]:
+def _lanes(members: Sequence[int], slots: Sequence[ChartSlot]) -> list[Lane]:
     """Cards whose figures are the same share a line."""
     found: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
     for place in range(len(members)):
@@ -114,7 +114,7 @@ def _lanes(members: Sequence[int], slots: Sequence[Slot]) -> list[Lane]:
     ]
 
 
-def _list(lanes: Sequence[Lane], slots: Sequence[Slot]) -> Markup:
+def _list(lanes: Sequence[Lane], slots: Sequence[ChartSlot]) -> Markup:
     timed = any(slot.seconds is not None for slot in slots)
     columns = [Column(title="#", right=True), Column(title="phase")]
     columns += [Column(title="seconds", right=True)] if timed else []

@@ -18,7 +18,7 @@ from turbofit.tuner.cluster.kinds import Kind
 from turbofit.tuner.cluster.rebase import Rebase
 from turbofit.tuner.cluster.speeds import ALMOST, NodeSpeed
 
-__all__ = ["Fleet", "Promise", "Tried"]
+__all__ = ["KindPlanner", "Promise", "Tried"]
 
 
 class Promise(Struct):
@@ -42,7 +42,7 @@ class Tried(Struct):
         return self.plan
 
 
-class Fleet:
+class KindPlanner:
     """The kinds of one cluster, and what was planned for them.
 
     Args:

@@ -13,7 +13,7 @@ from turbofit.memory.engines import FALLBACK
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.fleet import Fleet, Promise
+from turbofit.tuner.cluster.fleet import KindPlanner, Promise
 from turbofit.tuner.cluster.kinds import kinds_of
 from turbofit.tuner.throughput import total
 
@@ -43,7 +43,7 @@ def plan_joining_node(base: Ask, plan: ClusterPlan, node: Node, engine: str = "a
     if why:
         return replace(made, why_not=why)
     base = _asked(base, plan)
-    fleet = Fleet(base, kinds_of([node], exact=True)[0], engine)
+    fleet = KindPlanner(base, kinds_of([node], exact=True)[0], engine)
     share = _share(plan, node)
     requests = share
     for _ in range(_TRIES):
@@ -87,7 +87,7 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     return plan.workload.concurrency * own / (cards + own)
 
 
-def _breaks(fleet: Fleet, plan: ClusterPlan, own: Plan) -> str:
+def _breaks(fleet: KindPlanner, plan: ClusterPlan, own: Plan) -> str:
     """What of the promise a plan does not hold."""
     assert plan.limits is not None
     limit, wanted = own.limits.image_limit, _promise(fleet.base, plan).limit
@@ -107,10 +107,10 @@ def _breaks(fleet: Fleet, plan: ClusterPlan, own: Plan) -> str:
     return ""
 
 
-def _plainly(fleet: Fleet, plan: ClusterPlan, share: float) -> str:
+def _plainly(fleet: KindPlanner, plan: ClusterPlan, share: float) -> str:
     """What the node would hold if it were free to promise less."""
     wanted = _promise(fleet.base, plan)
-    free = Fleet(
+    free = KindPlanner(
         replace(fleet.base, workload=replace(fleet.base.workload, context=None)),
         fleet.kinds,
         fleet.engine,

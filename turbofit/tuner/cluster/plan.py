@@ -14,7 +14,7 @@ from turbofit.core.version import __version__
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.fleet import Fleet, Tried
+from turbofit.tuner.cluster.fleet import KindPlanner, Tried
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
 from turbofit.tuner.cluster.spans import Team, span_ask, span_engine, teams
@@ -36,7 +36,7 @@ class _Spanned:
     """Engines over several nodes: teams, and how they were planned."""
 
     def __init__(
-        self, teams: tuple[Team, ...], served: _Served, fleet: Fleet, rounding: Rounding
+        self, teams: tuple[Team, ...], served: _Served, fleet: KindPlanner, rounding: Rounding
     ) -> None:
         self.teams, self.served, self.fleet, self.rounding = teams, served, fleet, rounding
 
@@ -76,7 +76,7 @@ def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> Clus
 
 def _kinds_alone(
     base: Ask, nodes: list[Node], engine: str
-) -> tuple[Fleet, dict[int, Tried], Rounding]:
+) -> tuple[KindPlanner, dict[int, Tried], Rounding]:
     """The nodes by kind, and each kind by itself.
 
     Nodes that serve nothing when they are counted as full as others are folded again among
@@ -84,7 +84,7 @@ def _kinds_alone(
     """
     exact = base.budget is not None
     kinds, rounding = kinds_of(nodes, exact=exact)
-    fleet = Fleet(base, kinds, engine)
+    fleet = KindPlanner(base, kinds, engine)
     alone = _alone(fleet)
     lost = [n for k, one in alone.items() if one.why_not for n in fleet.kinds[k].nodes]
     if not rounding.span or not lost:
@@ -93,11 +93,11 @@ def _kinds_alone(
     if finer.step >= rounding.step:
         return fleet, alone, rounding
     serving = [kind for k, kind in enumerate(fleet.kinds) if not alone[k].why_not]
-    fleet = Fleet(base, (*serving, *again), engine)
+    fleet = KindPlanner(base, (*serving, *again), engine)
     return fleet, _alone(fleet), rounding
 
 
-def _alone(fleet: Fleet) -> dict[int, Tried]:
+def _alone(fleet: KindPlanner) -> dict[int, Tried]:
     """Each kind by itself, with an even share of the requests among those that serve."""
     members = list(range(len(fleet.kinds)))
     if not members:
@@ -111,7 +111,7 @@ def _alone(fleet: Fleet) -> dict[int, Tried]:
     return tried
 
 
-def _served(fleet: Fleet, alone: dict[int, Plan]) -> _Served | None:
+def _served(fleet: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
     """The best promise on all its nodes; None where no node serves."""
     if not alone:
         return None
@@ -150,7 +150,7 @@ def _planned(
 
 
 def _node(
-    fleet: Fleet,
+    fleet: KindPlanner,
     node: Node,
     unusable: dict[str, str],
     alone: dict[int, Tried],
@@ -202,7 +202,7 @@ def _spanned(base: Ask, usable: list[Node], engine: str) -> _Spanned | None:
         if card in tried_cards:
             continue  # fewer nodes an engine do already
         kinds, rounding = kinds_of([team.as_node() for team in some])
-        fleet = Fleet(span_ask(base, some[0], runner), kinds, runner.name)
+        fleet = KindPlanner(span_ask(base, some[0], runner), kinds, runner.name)
         alone = _alone(fleet)
         served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
         if served is None:
@@ -236,7 +236,7 @@ def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned
 
 
 def _document(
-    fleet: Fleet,
+    fleet: KindPlanner,
     cluster: Cluster,
     nodes: tuple[NodePlan, ...],
     served: _Served | None,

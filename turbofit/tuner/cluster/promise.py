@@ -18,7 +18,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import FALLBACK
 from turbofit.tuner.ask import vision_load_of
-from turbofit.tuner.cluster.fleet import Fleet, Promise
+from turbofit.tuner.cluster.fleet import KindPlanner, Promise
 from turbofit.tuner.share import share_out
 
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]
@@ -49,7 +49,7 @@ class Choice(Struct):
         return self.promise.context or 0
 
 
-def even_shares(fleet: Fleet, members: Iterable[int]) -> dict[int, float]:
+def even_shares(fleet: KindPlanner, members: Iterable[int]) -> dict[int, float]:
     """Requests of one node of each kind where every GPU gets as many."""
     found = list(members)
     cards = {k: len(fleet.kinds[k].machine.visible) for k in found}
@@ -57,7 +57,7 @@ def even_shares(fleet: Fleet, members: Iterable[int]) -> dict[int, float]:
     return {k: fleet.base.workload.concurrency * cards[k] / total for k in found}
 
 
-def shares_of(fleet: Fleet, plans: dict[int, Plan]) -> dict[int, float]:
+def shares_of(fleet: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
     """Requests of one node of each kind as the goal gives them; by GPUs without a forecast."""
     if len(plans) == 1 or any(plan.engine.name == FALLBACK for plan in plans.values()):
         return even_shares(fleet, plans)
@@ -67,7 +67,7 @@ def shares_of(fleet: Fleet, plans: dict[int, Plan]) -> dict[int, float]:
     return dict(zip(plans, shared, strict=True))
 
 
-def choose(fleet: Fleet, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, ...]]:
+def choose(fleet: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, ...]]:
     """The best promise, and all that were weighed.
 
     Args:
@@ -82,7 +82,7 @@ def choose(fleet: Fleet, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, 
     return _agreed(fleet, chosen), tuple(found)
 
 
-def _limits(fleet: Fleet, alone: dict[int, Plan]) -> list[int | None]:
+def _limits(fleet: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
     """The asked limit where any kind serves it; else what kinds reach, the largest first."""
     found = {plan.limits.image_limit for plan in alone.values()}
     reached = sorted((limit for limit in found if limit is not None), reverse=True)
@@ -93,7 +93,7 @@ def _limits(fleet: Fleet, alone: dict[int, Plan]) -> list[int | None]:
     return list(_spread(reached, _MOST_LIMITS))
 
 
-def _with_limit(fleet: Fleet, alone: dict[int, Plan], limit: int | None) -> list[Choice]:
+def _with_limit(fleet: KindPlanner, alone: dict[int, Plan], limit: int | None) -> list[Choice]:
     """Promises with one limit: each context that some kind ends at."""
     shares = even_shares(fleet, alone)
     plans: dict[int, Plan] = {}
@@ -113,7 +113,7 @@ def _with_limit(fleet: Fleet, alone: dict[int, Plan], limit: int | None) -> list
     return found
 
 
-def _subsets(fleet: Fleet, members: dict[int, Plan]) -> list[dict[int, Plan]]:
+def _subsets(fleet: KindPlanner, members: dict[int, Plan]) -> list[dict[int, Plan]]:
     """All of them; for the shortest answer also without the slowest ones."""
     if fleet.base.workload.goal != "latency" or len(members) < 2:
         return [members]
@@ -125,7 +125,7 @@ def _subsets(fleet: Fleet, members: dict[int, Plan]) -> list[dict[int, Plan]]:
     return [{k: members[k] for k in order[:size]} for size in sizes]
 
 
-def _weighed(fleet: Fleet, plans: dict[int, Plan], limit: int | None, context: int) -> Choice:
+def _weighed(fleet: KindPlanner, plans: dict[int, Plan], limit: int | None, context: int) -> Choice:
     choice = Choice(
         promise=Promise(limit=limit, context=context),
         shares=shares_of(fleet, plans),
@@ -135,7 +135,7 @@ def _weighed(fleet: Fleet, plans: dict[int, Plan], limit: int | None, context: i
     return replace(choice, value=_value(fleet, plans, choice.shares))
 
 
-def _served(fleet: Fleet, limit: int | None) -> float:
+def _served(fleet: KindPlanner, limit: int | None) -> float:
     """The share of the asked image's units that is admitted."""
     asked = fleet.asked.units_per_request
     if limit is None or not asked:
@@ -143,7 +143,7 @@ def _served(fleet: Fleet, limit: int | None) -> float:
     return vision_load_of(fleet.base, limit).units_per_request / asked
 
 
-def _value(fleet: Fleet, plans: dict[int, Plan], shares: dict[int, float]) -> float:
+def _value(fleet: KindPlanner, plans: dict[int, Plan], shares: dict[int, float]) -> float:
     """The goal's value of kinds side by side."""
     goal = fleet.base.workload.goal
     if goal == "context":
@@ -157,7 +157,7 @@ def _value(fleet: Fleet, plans: dict[int, Plan], shares: dict[int, float]) -> fl
     return sum(s.requests_per_second * len(fleet.kinds[k].nodes) for k, s in speeds.items())
 
 
-def _agreed(fleet: Fleet, choice: Choice) -> Choice:
+def _agreed(fleet: KindPlanner, choice: Choice) -> Choice:
     """The choice as its own plans keep it; without shares where none does.
 
     A larger share makes a larger batch, and that leaves a little less cache: the context is lowered
@@ -180,7 +180,7 @@ def _agreed(fleet: Fleet, choice: Choice) -> Choice:
 
 
 def _held(
-    fleet: Fleet, promise: Promise, shares: dict[int, float], short: set[int]
+    fleet: KindPlanner, promise: Promise, shares: dict[int, float], short: set[int]
 ) -> dict[int, int]:
     """The longest context of each kind that does not hold the promised one."""
     free = {k: fleet.plan(k, shares[k], Promise(limit=promise.limit)) for k in short}
@@ -192,7 +192,7 @@ def _holds(plan: Plan, promise: Promise) -> bool:
 
 
 def _final(
-    fleet: Fleet, promise: Promise, plans: dict[int, Plan], shares: dict[int, float]
+    fleet: KindPlanner, promise: Promise, plans: dict[int, Plan], shares: dict[int, float]
 ) -> Choice:
     own = {k: shares[k] for k in plans}
     return Choice(

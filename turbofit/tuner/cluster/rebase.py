@@ -17,7 +17,7 @@ from turbofit.memory.fate import fate_at
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.document import (
-    Parts,
+    PlanDraft,
     accounts_of,
     document,
     host_of,
@@ -73,7 +73,7 @@ class Rebase:
         tokens = [account.tokens_at(ratio) for account, ratio in pairs]
         if not plan.by_group:
             tokens = [min(tokens)] * len(tokens)
-        parts = Parts(
+        parts = PlanDraft(
             groups=groups,
             settings=plan.settings,
             vision_load=forward,

@@ -12,10 +12,10 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import FALLBACK, engine_named
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.rates import Card, card_of, rates
+from turbofit.tuner.rates import GpuRates, card_of, rates
 from turbofit.tuner.reduce import Reduce, reduce_of
 from turbofit.tuner.throughput import Speed, request_tokens, speed_of
-from turbofit.tuner.work import Work, work_of
+from turbofit.tuner.work import StepWork, work_of
 
 __all__ = ["ALMOST", "NodeSpeed"]
 
@@ -26,8 +26,8 @@ ALMOST = 1e-6
 class _Like(Struct):
     """Engines of a node that are the same to the forecast; ``part`` is one's share of requests."""
 
-    work: Work
-    card: Card
+    work: StepWork
+    card: GpuRates
     reduce: Reduce
     tokens: int
     batch: int

@@ -12,7 +12,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.units import format_bytes
-from turbofit.tuner.cluster.fleet import Fleet, Promise, Tried
+from turbofit.tuner.cluster.fleet import KindPlanner, Promise, Tried
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
 from turbofit.tuner.cluster.spans import NETWORK
@@ -51,7 +51,9 @@ def verdict(plan: ClusterPlan) -> str:
     )
 
 
-def reasons(fleet: Fleet, plan: ClusterPlan, choice: Choice, rounding: Rounding) -> Iterator[str]:
+def reasons(
+    fleet: KindPlanner, plan: ClusterPlan, choice: Choice, rounding: Rounding
+) -> Iterator[str]:
     """Why this promise, who bounds it, how requests are shared, how nodes were put together."""
     base = fleet.base
     yield from _span_reasons(plan)
@@ -137,7 +139,7 @@ def _sign(kinds: int, rounding: Rounding) -> str:
     )
 
 
-def _unequally_full(fleet: Fleet, choice: Choice) -> bool:
+def _unequally_full(fleet: KindPlanner, choice: Choice) -> bool:
     """Whether some node is planned for less than it has."""
     kinds = [fleet.kinds[k] for k in choice.shares]
     return any(_used(kind.machine) != _used(n.machine) for kind in kinds for n in kind.nodes)
@@ -147,7 +149,7 @@ def _used(machine: Machine | None) -> tuple[object, ...]:
     return () if machine is None else tuple(machine.gpu(i).used for i in machine.visible)
 
 
-def _limit_reason(fleet: Fleet, choice: Choice) -> str:
+def _limit_reason(fleet: KindPlanner, choice: Choice) -> str:
     name, limit, own = fleet.rule.limit_name, choice.promise.limit, fleet.base.own_limit
     if not fleet.limit_free:
         return f"{name} {limit}: as set by you"
@@ -159,7 +161,7 @@ def _limit_reason(fleet: Fleet, choice: Choice) -> str:
     )
 
 
-def _context_reason(fleet: Fleet, plan: ClusterPlan) -> str:
+def _context_reason(fleet: KindPlanner, plan: ClusterPlan) -> str:
     longest, own = plan.longest_request_tokens, fleet.base.model.text.max_position_embeddings
     if fleet.base.workload.context is not None:
         return f"context {longest}: as asked; nodes that do not hold it are left out"
@@ -204,7 +206,7 @@ def _common(text: str) -> bool:
     return not text.startswith("not used: ")
 
 
-def left_out(fleet: Fleet, plan: Plan, choice: Choice) -> str:
+def left_out(fleet: KindPlanner, plan: Plan, choice: Choice) -> str:
     """Why a node that would serve alone is not used under the promise."""
     limit, longest = plan.limits.image_limit, plan.kv.longest_request_tokens
     promise = choice.promise
@@ -217,7 +219,7 @@ def left_out(fleet: Fleet, plan: Plan, choice: Choice) -> str:
     return f"holds less than {promise.context:,} tokens with its share of the requests"
 
 
-def too_small(fleet: Fleet, limit: int, promised: int) -> str:
+def too_small(fleet: KindPlanner, limit: int, promised: int) -> str:
     """Images that are too small."""
     return f"serves images of {limit:,} {fleet.rule.limit_unit} at most, {promised:,} are promised"
 
@@ -227,7 +229,7 @@ def too_short(held: int, promised: int) -> str:
     return f"holds {held:,} tokens under the promised images, {promised:,} are promised"
 
 
-def gains(fleet: Fleet, choice: Choice, weighed: Sequence[Choice]) -> Iterator[Remedy]:
+def gains(fleet: KindPlanner, choice: Choice, weighed: Sequence[Choice]) -> Iterator[Remedy]:
     """Other promises that were weighed, and what they would give."""
     if fleet.base.workload.goal != "throughput":
         return

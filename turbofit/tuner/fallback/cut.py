@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from turbofit.memory.transformers.account import Account, Load, Placement
+from turbofit.memory.transformers.account import Load, Placement, TransformersAccount
 
 __all__ = ["device_map", "fewest_offloaded", "holds", "place_all"]
 
 
-def holds(account: Account, load: Load) -> bool:
+def holds(account: TransformersAccount, load: Load) -> bool:
     """Whether the account's devices hold the whole model for this request."""
     return _filled(account, load, 0, 0) is not None
 
 
-def place_all(account: Account, load: Load) -> Placement | None:
+def place_all(account: TransformersAccount, load: Load) -> Placement | None:
     """The placement on all devices of the account that leaves the most everywhere.
 
     None where they do not hold it. Layers stay in order: each cut costs one transfer a token.
@@ -31,7 +31,7 @@ def place_all(account: Account, load: Load) -> Placement | None:
     return found
 
 
-def fewest_offloaded(account: Account, load: Load) -> Placement | None:
+def fewest_offloaded(account: TransformersAccount, load: Load) -> Placement | None:
     """The placement with the fewest layers on no device; None where not even all of them help."""
     count = len(account.parts.layers)
     if _filled(account, load, count, 0) is None:
@@ -46,7 +46,9 @@ def fewest_offloaded(account: Account, load: Load) -> Placement | None:
     return _filled(account, load, low, 0)
 
 
-def device_map(account: Account, placement: Placement, host: int | None) -> dict[str, int | str]:
+def device_map(
+    account: TransformersAccount, placement: Placement, host: int | None
+) -> dict[str, int | str]:
     """The map in Transformers' own names.
 
     Args:
@@ -76,7 +78,9 @@ def device_map(account: Account, placement: Placement, host: int | None) -> dict
     return made
 
 
-def _filled(account: Account, load: Load, offloaded: int, spare: int) -> Placement | None:
+def _filled(
+    account: TransformersAccount, load: Load, offloaded: int, spare: int
+) -> Placement | None:
     """Layers poured into the devices in order, ``spare`` bytes left on each.
 
     Offloaded layers follow those of the first device, which runs them; on a single device they are

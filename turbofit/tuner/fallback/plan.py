@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import Engine, HostMemory, Kv, Parallel, Plan, Settings
+from turbofit.core.plan import HostMemory, Kv, Parallel, Plan, PlannedEngine, Settings
 from turbofit.core.units import format_bytes
 from turbofit.core.version import __version__
 from turbofit.core.words import groups_of, indices
@@ -17,7 +17,7 @@ from turbofit.memory.transformers.account import HOST_PROCESS
 from turbofit.memory.transformers.components import components
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.document import Parts, host_problem, limits_of
+from turbofit.tuner.document import PlanDraft, host_problem, limits_of
 from turbofit.tuner.fallback.cut import device_map
 from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
@@ -47,7 +47,7 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
     settings = _settings(chosen)
     host, kept = _host(ask, chosen)
     problem = host_problem(host)
-    parts = Parts(
+    parts = PlanDraft(
         groups=tuple(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts),
         settings=settings,
         vision_load=chosen.vision_load,
@@ -72,7 +72,7 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
         model=ask.model,
         machine=ask.machine,
         workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
-        engine=Engine(name="transformers", version=TRANSFORMERS),
+        engine=PlannedEngine(name="transformers", version=TRANSFORMERS),
         parallel=Parallel(
             tp=1,
             replicas=len(parts.groups),

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import Struct, known
-from turbofit.memory.transformers.account import Account, Load, Placement
+from turbofit.memory.transformers.account import Load, Placement, TransformersAccount
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.constraints import dtype_for, dtype_problem
@@ -37,7 +37,7 @@ class Chosen:
 
     def __init__(
         self,
-        accounts: Sequence[Account],
+        accounts: Sequence[TransformersAccount],
         placement: Placement,
         vision_load: VisionLoad,
         limit: int | None,
@@ -163,13 +163,15 @@ def _free(ask: Ask, gpu: Gpu) -> int:
     return usable - ask.margin_of(gpu)
 
 
-def _accounts(ask: Ask, shape: _Shape) -> list[Account]:
+def _accounts(ask: Ask, shape: _Shape) -> list[TransformersAccount]:
     gpus = [ask.machine.gpu(index) for group in shape.groups for index in group]
     dtype = _dtype(ask, gpus)
     made = []
     for group in shape.groups:
         cards = [ask.machine.gpu(index) for index in group]
-        made.append(Account(ask.model, dtype, cards, [ask.margin_of(gpu) for gpu in cards]))
+        made.append(
+            TransformersAccount(ask.model, dtype, cards, [ask.margin_of(gpu) for gpu in cards])
+        )
     return made
 
 
@@ -188,7 +190,7 @@ def _dtype(ask: Ask, gpus: Sequence[Gpu]) -> str:
     return cast("str", fixed)
 
 
-def _tightest(accounts: Sequence[Account]) -> Account:
+def _tightest(accounts: Sequence[TransformersAccount]) -> TransformersAccount:
     """One account for all groups: place by place the card with the least room.
 
     Over: a group with more room could hold more layers early.
@@ -201,7 +203,7 @@ def _tightest(accounts: Sequence[Account]) -> Account:
         worst = min(accounts, key=lambda account: account.room(place))
         cards.append(worst.gpus[place])
         margins.append(worst.margins[place])
-    return Account(first.model, first.dtype, cards, margins)
+    return TransformersAccount(first.model, first.dtype, cards, margins)
 
 
 def _wanted(ask: Ask) -> int | None:
@@ -229,7 +231,7 @@ def _on_gpus(ask: Ask, shape: _Shape, vision_load: VisionLoad, limit: int | None
     return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
 
 
-def _longest(ask: Ask, account: Account, vision_load: VisionLoad, low: int) -> int:
+def _longest(ask: Ask, account: TransformersAccount, vision_load: VisionLoad, low: int) -> int:
     """The model's own context, lowered to what fits."""
 
     def fits(tokens: int) -> bool:
