@@ -135,7 +135,7 @@ def test_more_replicas_than_requests_are_idle_in_between() -> None:
         ).requests_per_second
 
     assert rate(0.5) == pytest.approx(rate(1) / 2)
-    # Of eight requests a replica of seven has eight sevenths, not two.
+    # Eight requests over seven replicas are 8/7 on each, not two.
     seven = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=7, tp=2)
     eight = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=8, tp=2)
     assert seven.throughput.concurrent_requests == eight.throughput.concurrent_requests == 8

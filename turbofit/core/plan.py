@@ -264,7 +264,7 @@ class Command(Struct):
 
 
 class Own(Struct):
-    """What one group has of its own where cards are unequal; all else is the whole plan's.
+    """What differs between groups where cards are unequal; all else is the whole plan's.
 
     ``at_once`` are the requests of the workload that are there at any time, on average: the
     gateway shares requests in this proportion.

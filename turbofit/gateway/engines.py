@@ -108,7 +108,7 @@ class RoutedEngine:
 
     @property
     def up(self) -> bool:
-        """Whether it answers; it starts in doubt's favour."""
+        """Whether it answers; an engine that was never asked is taken to answer."""
         return self._up
 
     @up.setter

@@ -30,7 +30,7 @@ def start(folder: str) -> None:
 
 
 class Phases:
-    """The child's side: names phases and waits until all processes have turned the page."""
+    """The child's side: names phases, and waits until all processes have begun the phase."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

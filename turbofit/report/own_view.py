@@ -44,7 +44,7 @@ def differing(plan: Plan) -> tuple[str, ...]:
 
 
 def own_blocks(plan: Plan) -> list[Block]:
-    """What each engine has of its own, a column for those that have the same; or nothing."""
+    """The settings that differ between engines, one column for those that are equal; or nothing."""
     if not plan.by_group:
         return []
     rows = [*differing(plan), "KV tokens", "requests there", "units in a forward"]

@@ -64,8 +64,8 @@ def group_speed(
         asked: the workload's own request, before any limit was lowered for it.
         kv_tokens: what the cache holds; bounds the requests that run together.
         engine: the engine generation's figures.
-        at_once: requests that are there at any time, on average: a replica of seven has eight
-            sevenths of eight. None is a full batch.
+        at_once: average requests in flight on this replica (8 requests over 7 replicas: 8/7).
+            None: ``max_batch_size``.
     """
     figures = rates()
     tokens = request_tokens(asked)

@@ -35,12 +35,12 @@ def evaluate_unequal(
     engine: Engine,
     memo: Memo,
 ) -> Evaluation:
-    """Judge a shape with ``prefills``: each set by itself, then all under one context."""
+    """Evaluate a shape with ``prefills``: each set by itself, then all under one context."""
     return _Unequal(ask, shape, dtype, vision_load, asked, engine, memo).evaluate()
 
 
 class _Unequal:
-    """One shape of unequal groups; arguments as for :func:`judge_unequal`."""
+    """One shape of unequal groups; arguments as for :func:`evaluate_unequal`."""
 
     def __init__(
         self,
