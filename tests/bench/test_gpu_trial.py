@@ -73,7 +73,7 @@ def test_restarts_are_allowed_and_told(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / name))
 
     def raced(job: Any, stop: Any) -> None:
-        assert job.timing.restarts == 5
+        assert job.config.timing.restarts == 5
         job.record.event("ended", "engine: its two processes lost each other")
         job.on_open(["http://127.0.0.1:1"])
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 import turbofit
 from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
 from turbofit.core.units import GIB, MIB
-from turbofit.rehearse import confirm
+from turbofit.rehearse import confirm, corrected
 
 ON = "rtx3090+rtx4080"
 
@@ -69,7 +69,7 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Pl
         first = ended("out_of_memory", 100 * MIB) if len(rehearsed) == 1 else ended("served")
         return seen_with(made, first, ended("served"))
 
-    monkeypatch.setattr(confirm, "rehearse_plan", rehearse)
+    monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     before, after = ([own.settings for own in one.by_group] for one in (plan, made))
     assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
