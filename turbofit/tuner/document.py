@@ -88,7 +88,7 @@ def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: En
     ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
     total = sum(outcome.tokens for outcome in outcomes)
     each = [
-        _kv(ask, account.settings, outcome, total, engine)
+        _kv(account, outcome, total)
         for account, outcome in zip(accounts, outcomes, strict=True)
     ]
     least = min(each, key=lambda kv: kv.tokens)
@@ -136,14 +136,14 @@ def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: En
     )
 
 
-def _kv(ask: Ask, settings: Settings, outcome: GroupOutcome, total: int, engine: Engine) -> Kv:
+def _kv(account: Account, outcome: GroupOutcome, total: int) -> Kv:
     """The cache of one group."""
     return Kv(
-        bytes_per_token=engine.block_bytes(ask.model, settings) // settings.cache_block_seq_len,
+        bytes_per_token=account.bytes_per_token,
         tokens=outcome.tokens,
         total_tokens=total,
         region_bytes=outcome.region,
-        longest_request_tokens=min(settings.session_len, outcome.tokens),
+        longest_request_tokens=min(account.settings.session_len, outcome.tokens),
     )
 
 
