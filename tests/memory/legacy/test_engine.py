@@ -59,3 +59,12 @@ def test_pixels_were_pinned_in_0_16():
     new = turbofit.predict("internvl2-8b", on="a100-80g")
     tokens = old.settings.max_prefill_token_num + old.settings.max_batch_size
     assert old.host.pinned - new.host.pinned == pytest.approx(2 * tokens * 3 * 448**2 * 2, rel=0.05)
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "0.5.3", "0.12.0"])
+def test_a_plan_s_token_is_as_large_as_the_version_s_cache_makes_it(version):
+    """The oldest kept no scales with each token: a quantised one was smaller than it is today."""
+    made = turbofit.predict(
+        "llama-2-7b", on="1xa100-80g", lmdeploy=version, quant_policy=8, session_len=4096
+    )
+    assert made.kv.region_bytes == made.kv.tokens * made.kv.bytes_per_token
