@@ -223,3 +223,19 @@ def test_help_and_planning_stay_light() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("aiohttp", 7, 'pip install "turbofit[gateway]"'),
+        ("ray.util", 7, 'pip install "turbofit[ray]"'),
+        ("turbofit.nothing", 1, "a bug in turbofit"),
+    ],
+)
+def test_a_package_of_an_extra_that_is_missing_is_named(
+    module: Any, capsys: pytest.CaptureFixture[str], name: str, code: int, said: str
+) -> None:
+    module.run = raises(ModuleNotFoundError(f"No module named {name!r}", name=name))
+    assert main(["fake"]) == code
+    assert said in capsys.readouterr().err

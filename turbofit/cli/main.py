@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import turbofit
 from turbofit.cli.output import answer, complain, prepare_streams, verbose_log
 from turbofit.cli.parser import Parser
-from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.errors import PackageError, TurbofitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,12 @@ COMMANDS: Final[dict[str, str]] = {
     "completion": "what makes bash, zsh or fish complete commands, options and presets",
 }
 
+#: Packages that only an extra brings, by the name under which they are imported.
+_EXTRAS: Final = {
+    **dict.fromkeys(("aiohttp", "httptools", "PIL", "pybase64", "uvicorn", "uvloop"), "gateway"),
+    "ray": "ray", "lmdeploy": "lmdeploy", "accelerate": "fallback", "transformers": "fallback",
+}  # fmt: skip
+
 #: What runs programs under watch, or reads /proc.
 _NOT_ON_WINDOWS: Final = ("calibrate", "doctor", "gateway", "pretend", "rehearse", "serve")
 _WINDOWS: Final = os.name == "nt"
@@ -64,6 +70,10 @@ def main(argv: Sequence[str]) -> int:
         return exc.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except ModuleNotFoundError as exc:
+        missing = _missing(exc)
+        complain(_bug(exc, argv) if missing is None else missing.to_dict(), as_json=as_json)
+        return _FAILED if missing is None else missing.exit_code
     except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, said as one
         complain(_bug(exc, argv), as_json=as_json)
         return _FAILED
@@ -100,6 +110,18 @@ def _run(argv: list[str]) -> int:
     with verbose_log(args.verbose):
         code: int = module.run(args)
     return code
+
+
+def _missing(exc: ModuleNotFoundError) -> PackageError | None:
+    """What to install for a package of an extra; None where it is no such package."""
+    package = (exc.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return None
+    return PackageError(
+        f"this needs {package}, which is not installed",
+        hint=f'install it with pip install "turbofit[{extra}]"',
+    )
 
 
 def _before_dashes(argv: Sequence[str]) -> Sequence[str]:

@@ -88,8 +88,7 @@ def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: En
     ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
     total = sum(outcome.tokens for outcome in outcomes)
     each = [
-        _kv(account, outcome, total)
-        for account, outcome in zip(accounts, outcomes, strict=True)
+        _kv(account, outcome, total) for account, outcome in zip(accounts, outcomes, strict=True)
     ]
     least = min(each, key=lambda kv: kv.tokens)
     units_per_forward = max(account.units_per_forward for account in accounts)
