@@ -18,8 +18,9 @@ from turbofit.core.version import __version__
 if TYPE_CHECKING:
     from turbofit.api import pipeline, plan, predict, rehearse
     from turbofit.core.plan import Plan
+    from turbofit.planning.request import PlanRequest
 
-__all__ = ["Plan", "__version__", "pipeline", "plan", "predict", "rehearse"]
+__all__ = ["Plan", "PlanRequest", "__version__", "pipeline", "plan", "predict", "rehearse"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from turbofit.core.plan import Plan
 
         return Plan
+    if name == "PlanRequest":
+        from turbofit.planning.request import PlanRequest
+
+        return PlanRequest
     from turbofit import api
 
     return getattr(api, name)

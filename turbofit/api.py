@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from turbofit.core.plan import Plan
 from turbofit.machine.source import machine_from
@@ -34,6 +34,16 @@ __all__ = [
 ]
 
 
+_Request = TypeVar("_Request", bound=PlanRequest)
+
+
+def _request(kind: type[_Request], model: Any, options: dict[str, Any]) -> _Request:
+    """The request that a caller's model and keywords make."""
+    if isinstance(model, kind):
+        return model.changed(**options)
+    return kind.of(model=model, **options)
+
+
 def _framed(plan: Plan) -> str:
     from turbofit.report.page.notebook import frame
 
@@ -43,11 +53,12 @@ def _framed(plan: Plan) -> str:
 Plan.notebook_html = _framed
 
 
-def plan(model: str | Model, *, rehearse: bool = False, **options: Any) -> Plan:
+def plan(model: str | Model | PlanRequest, *, rehearse: bool = False, **options: Any) -> Plan:
     """The best plan for a model on a machine.
 
     Args:
-        model: a checkpoint folder, a hub id, a preset's name, or a model already read.
+        model: a checkpoint folder, a hub id, a preset's name, or a model already read; or a whole
+            request, of which ``options`` are changed.
         rehearse: run the choice on pretend GPUs and correct its ratio by what was seen.
         options: the other fields of `PlanRequest`: ``on``, ``tp``, ``images``, ``context``, …, and
             LMDeploy's own options by name; what is set of them is never changed.
@@ -60,7 +71,7 @@ def plan(model: str | Model, *, rehearse: bool = False, **options: Any) -> Plan:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    request = PlanRequest.of(model=model, **options)
+    request = _request(PlanRequest, model, options)
     made = planning.plan(request)
     if not rehearse:
         return made
@@ -69,7 +80,7 @@ def plan(model: str | Model, *, rehearse: bool = False, **options: Any) -> Plan:
     return rehearsed(request, made)
 
 
-def plan_cluster(model: str | Model, cluster: Cluster, **options: Any) -> ClusterPlan:
+def plan_cluster(model: str | Model | PlanRequest, cluster: Cluster, **options: Any) -> ClusterPlan:
     """One promise over several machines, and the best plan of each under it.
 
     Args:
@@ -86,10 +97,10 @@ def plan_cluster(model: str | Model, cluster: Cluster, **options: Any) -> Cluste
     """
     from turbofit.planning.cluster import plan_cluster as plan_nodes
 
-    return plan_nodes(PlanRequest.of(model=model, **options), cluster)
+    return plan_nodes(_request(PlanRequest, model, options), cluster)
 
 
-def predict(model: str | Model, **options: Any) -> Plan:
+def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
     """What given settings do, LMDeploy's defaults where none are given. No search.
 
     Args:
@@ -101,7 +112,7 @@ def predict(model: str | Model, **options: Any) -> Plan:
     Raises:
         As :func:`plan`; PackageError for a version without an account.
     """
-    return planning.predict(PredictRequest.of(model=model, **options))
+    return planning.predict(_request(PredictRequest, model, options))
 
 
 def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import fields
 
+import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.spec import parse_spec
@@ -95,3 +96,11 @@ def test_a_prediction_may_say_what_a_log_said() -> None:
     assert request.free_at_cache == 2780 << 20
     with pytest.raises(UsageError, match="free_at_cache is nothing that PlanRequest knows"):
         PlanRequest.of(model="m", free_at_cache=1)
+
+
+def test_a_request_is_planned_as_it_is_or_changed() -> None:
+    request = turbofit.PlanRequest(model="internvl2-1b", on="1xrtx3060")
+    assert turbofit.plan(request).settings == turbofit.plan("internvl2-1b", on="1xrtx3060").settings
+    assert turbofit.plan(request, max_batch_size=2).settings.max_batch_size == 2
+    with pytest.raises(UsageError, match="model"):
+        turbofit.plan(3)  # type: ignore[arg-type]

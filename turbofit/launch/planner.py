@@ -51,11 +51,6 @@ class Planner:
         self._request, self._leases = request, leases
         self._say, self._rehearse, self._doubled = say, rehearse, doubled
 
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """What the user gave, by the fields of `PlanRequest`."""
-        return {} if self._request is None else self._request.given()
-
     def make(self, changes: Mapping[str, Any]) -> Plan:
         """A plan with changes on top of what the user asked for; reserved where it fits."""
         assert self._request is not None

@@ -65,8 +65,8 @@ class PlanRequest(Validated):
 
     What is None is chosen. Sizes are bytes, or texts such as ``"19GiB"``.
 
-        >>> request = PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
-        >>> plan(request).fits
+        >>> request = turbofit.PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
+        >>> turbofit.plan(request).fits
         True
         >>> smaller = request.changed(max_batch_size=4)
     """
