@@ -162,7 +162,7 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
     return rehearse_plan(made)
 
 
-def rehearse_torch(
+def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be asked
     model: str,
     *,
     engine: str = "pytorch",

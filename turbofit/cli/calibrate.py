@@ -180,7 +180,7 @@ def _resumed(progress: Progress, planner: Planner) -> Plan | None:
     return progress.plan
 
 
-def _job(
+def _job(  # noqa: PLR0913 - the parts of one run, put together once
     config: ServeConfig, plan: Plan, lmdeploy: Lmdeploy, stop: Stop, leases: Leases,
     calibrator: Calibrator, planner: Planner, changes: dict[str, Any],
 ) -> Any:  # fmt: skip

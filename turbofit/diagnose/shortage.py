@@ -97,7 +97,7 @@ def shortage(facts: LogFacts, model: Model, gpu: Gpu | None) -> Shortage | None:
     return _story(facts, base, replay, pool, constants, model, region, l2 or 0)
 
 
-def _story(
+def _story(  # noqa: PLR0913 - the facts of one sentence each
     facts: LogFacts,
     base: Shortage,
     replay: Replay,

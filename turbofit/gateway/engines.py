@@ -56,7 +56,7 @@ class RoutedEngine:
         host_limit: bytes of host memory of images in flight to it, None for any number.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         index: int,
         url: str,

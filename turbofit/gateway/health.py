@@ -52,7 +52,7 @@ class Monitor:
         patience: seconds that an answer may take.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         engines: Iterable[RoutedEngine],
         probe: Callable[[RoutedEngine], Awaitable[bool]],

@@ -46,7 +46,7 @@ async def health_page(call: Call, send: Send, fleet: Fleet) -> None:
     await answer(call, send, 200 if fine else 503, body, "application/json")
 
 
-async def metrics_page(
+async def metrics_page(  # noqa: PLR0913 - what one page shows
     call: Call,
     send: Send,
     fleet: Fleet,

@@ -84,7 +84,7 @@ class Relay:
         first: called at the answer's first byte, where the engine has all images behind it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         upstream: Upstream,
         engine: RoutedEngine,

@@ -60,7 +60,7 @@ class Ending:
         left: bytes that were left, likewise.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         kind: Kind,
         error: TurbofitError,
@@ -105,7 +105,7 @@ class EndedError(Exception):
         self.ending = ending
 
 
-def ending(
+def ending(  # noqa: PLR0913 - what is known of an ending
     code: int,
     watch: Watch,
     plan: Plan,

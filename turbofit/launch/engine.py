@@ -86,7 +86,7 @@ class SupervisedEngine:
         clock: seconds that only grow.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         plan: Plan,
         launch: Launch,

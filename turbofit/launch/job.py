@@ -50,7 +50,7 @@ class Job:
         door: stands where the gateway would, which is on another machine.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         config: ServeConfig,
         *,

@@ -29,7 +29,7 @@ PLANNING: Final[tuple[str, ...]] = (
 )  # fmt: skip
 
 
-def open_pipeline(
+def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     model_path: str,
     backend_config: Any = None,
     chat_template_config: Any = None,

@@ -99,7 +99,7 @@ class Server:
         examiner: asks engines other questions than the worst-case requests.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         plan: Plan,
         launches: Sequence[Launch],

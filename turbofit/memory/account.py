@@ -88,7 +88,7 @@ class Account(ABC):
     #: When ``pool_warmup`` is taken.
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         settings: Settings,
         gpus: Sequence[Gpu],

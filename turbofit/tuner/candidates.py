@@ -74,7 +74,7 @@ class Evaluation(Struct):
         )
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     ask: Ask,
     shape: Shape,
     dtype: str,

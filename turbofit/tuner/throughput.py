@@ -44,7 +44,7 @@ def request_tokens(vision_load: VisionLoad) -> int:
     return vision_load.tokens_per_request + figures.text_tokens + figures.output_tokens
 
 
-def group_speed(
+def group_speed(  # noqa: PLR0913 - all that a speed depends on
     model: Model,
     settings: Settings,
     machine: Machine,
@@ -84,7 +84,7 @@ def group_speed(
     )
 
 
-def speed_of(
+def speed_of(  # noqa: PLR0913 - all that a speed depends on
     work: StepWork,
     card: GpuRates,
     reduce: Reduce,

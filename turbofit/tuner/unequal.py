@@ -26,7 +26,7 @@ __all__ = ["evaluate_unequal"]
 Groups = tuple[tuple[int, ...], ...]
 
 
-def evaluate_unequal(
+def evaluate_unequal(  # noqa: PLR0913 - all that an evaluation depends on
     ask: Ask,
     shape: Shape,
     dtype: str,
@@ -42,7 +42,7 @@ def evaluate_unequal(
 class _Unequal:
     """One shape of unequal groups; arguments as for :func:`evaluate_unequal`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         ask: Ask,
         shape: Shape,

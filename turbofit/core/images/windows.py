@@ -13,7 +13,7 @@ __all__ = ["LARGEST_RATIO", "windows"]
 LARGEST_RATIO: Final = 200
 
 
-def windows(
+def windows(  # noqa: PLR0913 - the numbers of a preprocessor
     width: int, height: int, window: int, largest: int, smallest: int, *, enlarge: bool, what: str,
     frames: int = 1, judged: int = 1,
 ) -> tuple[int, int]:  # fmt: skip

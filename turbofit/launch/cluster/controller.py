@@ -65,7 +65,7 @@ class Controller:
         name: what people call it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         connection: RayConnection,
         places: Places,

@@ -51,7 +51,7 @@ class Front:
         on_fatal: called with the reason when the process must end, after the answer was sent.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         inner: Any,
         work: ServedWork,

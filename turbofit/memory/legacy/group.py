@@ -48,7 +48,7 @@ class GroupAccount(Account):
     warmup_words: ClassVar[str] = "in LMDeploy's own warm-up or with its first image"
     admits_prompts: ClassVar[bool] = False  # the tower is Python, before the engine
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         settings: Settings,
         gpus: Sequence[Gpu],

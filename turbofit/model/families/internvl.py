@@ -52,7 +52,7 @@ def hf_vision(config: Section) -> VisionDims:
     )
 
 
-def _vision(
+def _vision(  # noqa: PLR0913 - the numbers of a tower
     section: Section,
     *,
     hidden: int,

@@ -44,7 +44,7 @@ class Merged(Struct):
     warnings: tuple[str, ...]
 
 
-def merge(
+def merge(  # noqa: PLR0913 - a door: its keywords are what can be asked
     base: str,
     adapter: str | None,
     out: str,

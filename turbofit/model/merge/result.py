@@ -75,7 +75,7 @@ def plain(
     return Result(dict(zip(names, planned.files, strict=True)), texts, copies, architecture, None)
 
 
-def converted(
+def converted(  # noqa: PLR0913 - what a conversion did
     original: Section, folder: str, shards: Sequence[Shard], planned: Planned, given: str | None,
     kind: str, dtype: str,
 ) -> Result:  # fmt: skip

@@ -235,7 +235,7 @@ def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned
     return _document(fleet, cluster, nodes, served, {}, spanned.rounding, tuple(spans))
 
 
-def _document(
+def _document(  # noqa: PLR0913 - the parts of one document
     fleet: KindPlanner,
     cluster: Cluster,
     nodes: tuple[NodePlan, ...],
