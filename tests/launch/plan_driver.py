@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 
-from turbofit import api
 from turbofit.launch.leases import Leases
 from turbofit.launch.planner import Planner
+from turbofit.planning.request import PlanRequest
 
 with Leases() as leases:
-    bound = partial(api.plan, sys.argv[1])
-    planner = Planner(bound, json.loads(sys.argv[2]), leases, lambda _: None, rehearse=False)
+    request = PlanRequest(model=sys.argv[1], **json.loads(sys.argv[2]))
+    planner = Planner(request, leases, lambda _: None, rehearse=False)
     plan = planner.make({})
     gpus = {
         gpu.uuid: {

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError, PackageError
-from turbofit.core.plan import Plan, PlannedEngine
+from turbofit.core.plan import Engine, Plan
 from turbofit.launch.loop import loop_ended, no_cache, raced
 from turbofit.launch.phases import Watch
 from turbofit.model.source import resolve_model
@@ -22,9 +22,7 @@ FAILED = "2026-11-20 15:21:22,051 - lmdeploy - ERROR - engine.py:671 - Engine ma
 
 @pytest.fixture
 def plan() -> Plan:
-    return replace(
-        plausible_plan(gpus=1, tp=1), engine=PlannedEngine(name="pytorch", version="0.18")
-    )
+    return replace(plausible_plan(gpus=1, tp=1), engine=Engine(name="pytorch", version="0.18"))
 
 
 def watched(plan: Plan, *lines: str) -> Watch:

@@ -22,6 +22,7 @@ __all__ = [
     "Candidate",
     "Command",
     "Death",
+    "Engine",
     "Goal",
     "GpuLedger",
     "HostMemory",
@@ -32,7 +33,6 @@ __all__ = [
     "Parallel",
     "Phase",
     "Plan",
-    "PlannedEngine",
     "Rehearsal",
     "RehearsedCache",
     "RehearsedCase",
@@ -155,7 +155,7 @@ class GpuLedger(Struct):
         return self.headroom >= self.margin
 
 
-class PlannedEngine(Struct):
+class Engine(Struct):
     """The engine that the account is for."""
 
     name: Literal["turbomind", "pytorch", "transformers"]
@@ -302,7 +302,7 @@ class Plan(Struct):
     model: Model
     machine: Machine
     workload: Workload
-    engine: PlannedEngine
+    engine: Engine
     parallel: Parallel
     settings: Settings
     limits: Limits

@@ -17,11 +17,11 @@ from turbofit.core.plan import (
     Own,
     Parallel,
     Plan,
-    PlannedEngine,
     Remedy,
     Settings,
     Throughput,
 )
+from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__

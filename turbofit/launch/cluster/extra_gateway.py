@@ -164,7 +164,7 @@ class _Attending:
             self._coordinator.leave.remote(self._name)
 
     def _attend(self, seen: GatewayReport) -> Any:
-        return self._coordinator.run_extra_gateway.remote(self._name, seen, self._told, _SECONDS)
+        return self._coordinator.attend.remote(self._name, seen, self._told, _SECONDS)
 
 
 def _check(told: Told) -> None:

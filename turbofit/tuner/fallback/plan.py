@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import HostMemory, Kv, Parallel, Plan, PlannedEngine, Settings
+from turbofit.core.plan import Engine, HostMemory, Kv, Parallel, Plan, Settings
 from turbofit.core.units import format_bytes
 from turbofit.core.version import __version__
 from turbofit.core.words import groups_of, indices
@@ -72,7 +72,7 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
         model=ask.model,
         machine=ask.machine,
         workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
-        engine=PlannedEngine(name="transformers", version=TRANSFORMERS),
+        engine=Engine(name="transformers", version=TRANSFORMERS),
         parallel=Parallel(
             tp=1,
             replicas=len(parts.groups),
