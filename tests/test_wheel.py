@@ -79,6 +79,8 @@ def test_a_type_checker_takes_the_wheels_types(installed: Path, tmp_path: Path) 
         'plan = turbofit.plan("internvl2-8b", on="4xrtx3090")\n'
         "reveal_type(plan.gpus[0].headroom)\n"
         "turbofit.plan(3)\n"
+        'turbofit.PlanRequest(model="m", tp=2)\n'
+        'turbofit.PlanRequest(model="m", tp="two")\n'
     )
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", os.devnull, "use.py"],
@@ -88,6 +90,7 @@ def test_a_type_checker_takes_the_wheels_types(installed: Path, tmp_path: Path) 
     found = done.stdout.splitlines()
     assert found[0] == 'use.py:3: note: Revealed type is "int"', done.stdout
     assert 'use.py:4: error: Argument 1 to "plan" has incompatible type' in found[1]
+    assert 'use.py:6: error: Argument "tp" to "PlanRequest" has incompatible type' in found[2]
 
 
 def _interpreters() -> list[str]:

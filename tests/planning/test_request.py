@@ -92,7 +92,7 @@ def test_it_travels_to_other_processes_and_as_json() -> None:
 
 
 def test_a_prediction_may_say_what_a_log_said() -> None:
-    request = PredictRequest(model="m", free_at_cache="2780MiB", lmdeploy="0.6.4")
+    request = PredictRequest.of(model="m", free_at_cache="2780MiB", lmdeploy="0.6.4")
     assert request.free_at_cache == 2780 << 20
     with pytest.raises(UsageError, match="free_at_cache is nothing that PlanRequest knows"):
         PlanRequest.of(model="m", free_at_cache=1)

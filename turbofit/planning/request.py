@@ -73,71 +73,85 @@ class PlanRequest(Validated):
 
     model: str | Model = Field(description="a folder, a hub id, a preset's name, or a model read")
     on: str | Machine | None = Field(
-        None,
+        default=None,
         description="a SPEC such as 4xrtx3090, a snapshot's path, or a machine already read; None "
         "is this machine through NVML",
     )
-    gpus: str | None = Field(None, description="PCI indices or UUIDs to stay within")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    gpus: str | None = Field(default=None, description="PCI indices or UUIDs to stay within")
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     engine: EngineChoice = Field(
-        "auto",
+        default="auto",
         description="auto is the first engine that runs the model, or the PyTorch engine where "
         "that serves more of what is asked",
     )
 
-    tp: Positive | None = Field(None, description="GPUs of one engine")
-    replicas: Positive | None = Field(None, description="engines side by side")
+    tp: Positive | None = Field(default=None, description="GPUs of one engine")
+    replicas: Positive | None = Field(default=None, description="engines side by side")
 
-    images: Count = Field(1, description="images a request")
+    images: Count = Field(default=1, description="images a request")
     image_size: Annotated[tuple[Positive, Positive] | None, BeforeValidator(_size)] = Field(
-        None, description="their width and height; None is the worst that the model's rule admits"
+        default=None,
+        description="their width and height; None is the worst that the model's rule admits",
     )
     context: Positive | None = Field(
-        None,
+        default=None,
         description="tokens that one request may have; None is the model's own maximum, lowered "
         "to the cache",
     )
-    concurrency: Positive = Field(8, description="requests at once over all replicas")
-    goal: Goal = Field("throughput", description="what decides between shapes that serve")
+    concurrency: Positive = Field(default=8, description="requests at once over all replicas")
+    goal: Goal = Field(default="throughput", description="what decides between shapes that serve")
     queue_images: bool = Field(
-        False,
+        default=False,
         description="image requests wait for each other's prefill in the gateway, so that the peak "
         "pays for one of them and the cache gets the rest",
     )
 
-    max_dynamic_patch: Positive | None = Field(None, description="tiles an image, for InternVL")
-    max_pixels: Positive | None = Field(None, description="pixels an image, for Qwen2-VL")
+    max_dynamic_patch: Positive | None = Field(
+        default=None, description="tiles an image, for InternVL"
+    )
+    max_pixels: Positive | None = Field(default=None, description="pixels an image, for Qwen2-VL")
     margin: Annotated[int | str | None, BeforeValidator(_margin)] = Field(
-        None, description="bytes to leave free on each GPU, or a share such as 2%"
+        default=None, description="bytes to leave free on each GPU, or a share such as 2%"
     )
     budget: Bytes | None = Field(
-        None, description="bytes that this turbofit may take of each GPU, margin included"
+        default=None, description="bytes that this turbofit may take of each GPU, margin included"
     )
 
     # LMDeploy's own options by its names, in the order in which plans tell of them.
     cache_max_entry_count: float | None = Field(
-        None, gt=0, lt=1, description="share of free memory for the cache, between 0 and 1"
+        default=None, gt=0, lt=1, description="share of free memory for the cache, between 0 and 1"
     )
-    max_prefill_token_num: Positive | None = Field(None, description="tokens of one prefill")
-    max_batch_size: Positive | None = Field(None, description="requests that run at once")
-    session_len: Positive | None = Field(None, description="tokens of a request, answer included")
+    max_prefill_token_num: Positive | None = Field(
+        default=None, description="tokens of one prefill"
+    )
+    max_batch_size: Positive | None = Field(default=None, description="requests that run at once")
+    session_len: Positive | None = Field(
+        default=None, description="tokens of a request, answer included"
+    )
     communicator: Literal["nccl", "native", "cuda-ipc"] | None = None
     dtype: Annotated[Literal["float16", "bfloat16"] | None, BeforeValidator(_dtype)] = None
     quant_policy: Annotated[Literal[0, 4, 8, 16, 17] | None, BeforeValidator(_quant_policy)] = (
-        Field(None, description="0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch engine)")
+        Field(
+            default=None,
+            description="0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch engine)",
+        )
     )
-    cache_block_seq_len: Positive | None = Field(None, description="tokens of a cache block")
+    cache_block_seq_len: Positive | None = Field(
+        default=None, description="tokens of a cache block"
+    )
     model_format: Literal["hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"] | None = None
     enable_prefix_caching: bool | None = None
     async_: Annotated[int | None, Field(ge=0, le=1)] = None
     language_model_only: bool | None = None
-    num_gpu_blocks: Positive | None = Field(None, description="PyTorch engine: instead of a ratio")
-    eager_mode: bool | None = Field(None, description="PyTorch engine: no CUDA graphs")
+    num_gpu_blocks: Positive | None = Field(
+        default=None, description="PyTorch engine: instead of a ratio"
+    )
+    eager_mode: bool | None = Field(default=None, description="PyTorch engine: no CUDA graphs")
     cudagraph_capture_batch_sizes: tuple[Positive, ...] | None = Field(
-        None, description="PyTorch engine: batches that get a CUDA graph"
+        default=None, description="PyTorch engine: batches that get a CUDA graph"
     )
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(
-        None, description="PyTorch engine: who runs its ranks"
+        default=None, description="PyTorch engine: who runs its ranks"
     )
 
     @property
@@ -175,6 +189,7 @@ class PredictRequest(PlanRequest):
     """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
 
     free_at_cache: Bytes | None = Field(
-        None, description="free bytes when the cache was sized; replaces everything before it"
+        default=None,
+        description="free bytes when the cache was sized; replaces everything before it",
     )
-    lmdeploy: str | None = Field(None, description="LMDeploy's version, e.g. 0.18")
+    lmdeploy: str | None = Field(default=None, description="LMDeploy's version, e.g. 0.18")
