@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import fields
+from pydantic import ValidationError
 
 import turbofit
 from turbofit.core.errors import UsageError
@@ -104,3 +105,11 @@ def test_a_request_is_planned_as_it_is_or_changed() -> None:
     assert turbofit.plan(request, max_batch_size=2).settings.max_batch_size == 2
     with pytest.raises(UsageError, match="model"):
         turbofit.plan(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [{"margin": "many%"}, {"budget": "lots"}])
+def test_programs_with_pydantic_get_its_own_error(given: dict[str, Any]) -> None:
+    """FastAPI answers 422 to it; a UsageError would be a failure of the server there."""
+    (field,) = given
+    with pytest.raises(ValidationError, match=f"{field} '"):
+        PlanRequest(model="m", **given)

@@ -6,17 +6,38 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 from typing_extensions import Self
 
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic_core import ErrorDetails
 
-__all__ = ["Validated", "usage_error"]
+__all__ = ["Validated", "parsed", "usage_error"]
 
 _SHOWN = 80
+
+
+def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
+    """A validator that parses texts and leaves all else to the field's type.
+
+    Args:
+        parse: takes the text and the field's name; its UsageError becomes pydantic's error, which
+            :meth:`Validated.of` turns back.
+    """
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse(value, info.field_name or "value")
+        except UsageError as exc:
+            raise ValueError(f"{exc.message}; {exc.hint}") from exc
+
+    return BeforeValidator(validate)
 
 
 class Validated(BaseModel):
@@ -26,9 +47,7 @@ class Validated(BaseModel):
     :meth:`of` raises ours.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -63,6 +82,9 @@ class Validated(BaseModel):
 def usage_error(exc: ValidationError, kind: type[BaseModel]) -> UsageError:
     """The first of pydantic's errors: its field, its value and what would be right."""
     first = exc.errors(include_url=False)[0]
+    cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
+    if isinstance(cause, UsageError):
+        return cause
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         near = get_close_matches(name, kind.model_fields, n=3)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Goal, Workload
 from turbofit.core.units import parse_bytes
-from turbofit.core.validation import Validated
+from turbofit.core.validation import Validated, parsed
 from turbofit.tuner.ask import Margin
 
 __all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest", "PredictRequest"]
@@ -22,48 +22,44 @@ _LARGEST: Final = 1 << 40
 _QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8}
 
 
-def _bytes(value: Any) -> Any:
-    return parse_bytes(value) if isinstance(value, str) else value
+def _bytes(text: str, name: str) -> int:
+    return parse_bytes(text, what=name)
 
 
-def _margin(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if not value.endswith("%"):
-        return parse_bytes(value, what="margin")
+def _margin(text: str, name: str) -> int | str:
+    if not text.endswith("%"):
+        return parse_bytes(text, what=name)
     try:
-        share = float(value[:-1])
+        share = float(text[:-1])
     except ValueError:
         share = -1.0
     if not 0 <= share < 100:
-        raise UsageError(f"margin {value!r} is no share of a card", hint="write it as 2%")
-    return value
+        raise UsageError(f"{name} {text!r} is no share of a card", hint="write it as 2%")
+    return text
 
 
-def _size(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    width, _, height = value.lower().replace("×", "x").partition("x")
+def _size(text: str, _name: str) -> tuple[str, str]:
+    width, _, height = text.lower().replace("×", "x").partition("x")
     return width, height
 
 
-def _dtype(value: Any) -> Any:
-    return None if value == "auto" else value  # LMDeploy's word for "choose"
+def _dtype(text: str, _name: str) -> str | None:
+    return None if text == "auto" else text  # LMDeploy's word for "choose"
 
 
-def _quant_policy(value: Any) -> Any:
-    return _QUANT_POLICIES.get(value, value) if isinstance(value, str) else value
+def _quant_policy(text: str, _name: str) -> int | str:
+    return _QUANT_POLICIES.get(text, text)
 
 
 Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
 Count = Annotated[int, Field(ge=0, le=_LARGEST)]
-Bytes = Annotated[int, Field(ge=0), BeforeValidator(_bytes)]
+Bytes = Annotated[int, Field(ge=0), parsed(_bytes)]
 
 
 class PlanRequest(Validated):
     """A model, a machine, a workload, and whatever of the plan is fixed already.
 
-    What is None is chosen. Sizes are bytes, or texts such as ``"19GiB"``.
+    Turbofit chooses what is None. Sizes are bytes, or texts such as ``"19GiB"``.
 
         >>> request = turbofit.PlanRequest(model="internvl2-8b", on="4xrtx3090", concurrency=16)
         >>> turbofit.plan(request).fits
@@ -89,7 +85,7 @@ class PlanRequest(Validated):
     replicas: Positive | None = Field(default=None, description="engines side by side")
 
     images: Count = Field(default=1, description="images a request")
-    image_size: Annotated[tuple[Positive, Positive] | None, BeforeValidator(_size)] = Field(
+    image_size: Annotated[tuple[Positive, Positive] | None, parsed(_size)] = Field(
         default=None,
         description="their width and height; None is the worst that the model's rule admits",
     )
@@ -110,7 +106,7 @@ class PlanRequest(Validated):
         default=None, description="tiles an image, for InternVL"
     )
     max_pixels: Positive | None = Field(default=None, description="pixels an image, for Qwen2-VL")
-    margin: Annotated[int | str | None, BeforeValidator(_margin)] = Field(
+    margin: Annotated[int | str | None, parsed(_margin)] = Field(
         default=None, description="bytes to leave free on each GPU, or a share such as 2%"
     )
     budget: Bytes | None = Field(
@@ -129,12 +125,10 @@ class PlanRequest(Validated):
         default=None, description="tokens of a request, answer included"
     )
     communicator: Literal["nccl", "native", "cuda-ipc"] | None = None
-    dtype: Annotated[Literal["float16", "bfloat16"] | None, BeforeValidator(_dtype)] = None
-    quant_policy: Annotated[Literal[0, 4, 8, 16, 17] | None, BeforeValidator(_quant_policy)] = (
-        Field(
-            default=None,
-            description="0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch engine)",
-        )
+    dtype: Annotated[Literal["float16", "bfloat16"] | None, parsed(_dtype)] = None
+    quant_policy: Annotated[Literal[0, 4, 8, 16, 17] | None, parsed(_quant_policy)] = Field(
+        default=None,
+        description="0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch engine)",
     )
     cache_block_seq_len: Positive | None = Field(
         default=None, description="tokens of a cache block"
