@@ -40,7 +40,7 @@ def test_a_class_name_means_one_thing() -> None:
     """
     places: dict[str, list[str]] = {}
     for path in PACKAGE:
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     shared = {name: found for name, found in places.items() if len(found) > 1}

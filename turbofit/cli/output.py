@@ -79,12 +79,12 @@ def verbose_log(level: int) -> Iterator[None]:
 
     from turbofit.report.terminal import clean
 
-    class Line(logging.Formatter):
+    class CleanFormatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             return clean(super().format(record))
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Line("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("turbofit")
     before = logger.level
     logger.addHandler(handler)

@@ -292,12 +292,12 @@ def _uvicorn(gateway: Gateway) -> uvicorn.Server:
             f"the certificate cannot be read: {exc}", hint="see --ssl-certfile and --ssl-keyfile"
         ) from None
 
-    class Server(uvicorn.Server):
+    class WithoutSignals(uvicorn.Server):
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
             """Signals belong to whoever runs the gateway."""
             return nullcontext()
 
-    return Server(settings)
+    return WithoutSignals(settings)
 
 
 def run_loop(main: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.log import LazyLogger
 from turbofit.launch.runner import module_runner
-from turbofit.memory.versions import REFERENCE, parse
+from turbofit.memory.versions import REFERENCE, release
 
 __all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
 
@@ -29,7 +29,7 @@ class Lmdeploy:
     @property
     def warning(self) -> str | None:
         """What is doubtful about its version: another one than the account is for."""
-        found, planned = _release(self.version), _release(REFERENCE)
+        found, planned = release(self.version), release(REFERENCE)
         if found == planned:
             return None
         how = "newer" if found > planned else "older"
@@ -46,7 +46,7 @@ def find_lmdeploy() -> Lmdeploy:
     if found is None:
         raise PackageError("LMDeploy is not installed", hint=f"install it with {_INSTALL}")
     _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
-    if _release(found.version) < _OLDEST:
+    if release(found.version) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise PackageError(
             f"LMDeploy {found.version} is older than {oldest}, which serve needs",
@@ -118,7 +118,3 @@ def _on_path() -> Lmdeploy | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))
-
-
-def _release(version: str) -> tuple[int, int]:
-    return (parse(version) or (0, 0, 0))[:2]

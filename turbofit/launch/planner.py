@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
 from turbofit.launch.match import check_machine
 from turbofit.launch.others import counted
+from turbofit.planning.plan import doubled_margin
 from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Planner:
         """Plan, twice where the margin must be doubled, and rehearse the choice."""
         plan = best_plan(request)
         if self._doubled and request.margin is None and plan.fits:
-            request = request.changed(margin=2 * max(gpu.margin for gpu in plan.gpus))
+            request = request.changed(margin=doubled_margin(plan))
             plan = best_plan(request)
         if not self._rehearse or not plan.fits:
             return plan

@@ -8,7 +8,16 @@ from typing import Final
 
 from turbofit.core.presets import presets_dir
 
-__all__ = ["FIRST_OWN", "REFERENCE", "Version", "account_version", "doubt", "is_legacy", "parse"]
+__all__ = [
+    "FIRST_OWN",
+    "REFERENCE",
+    "Version",
+    "account_version",
+    "doubt",
+    "is_legacy",
+    "parse",
+    "release",
+]
 
 Version = tuple[int, int, int]
 
@@ -28,6 +37,11 @@ def parse(version: str) -> Version | None:
     return None if match is None else (int(match[1]), int(match[2]), int(match[3] or 0))
 
 
+def release(version: str) -> tuple[int, int]:
+    """The first two numbers, which an account is for; (0, 0) where there are none."""
+    return (parse(version) or (0, 0, 0))[:2]
+
+
 def is_legacy(version: str) -> bool:
     """Whether a version is an entry of ``generations.yaml``."""
     wanted, first = parse(version), parse(FIRST_OWN)
@@ -44,17 +58,15 @@ def account_version(engine: str, version: str | None = None) -> str | None:
     Returns:
         The version as the presets name it; None where all are newer, or it is no version.
     """
-    wanted = parse(version or REFERENCE)
-    if wanted is None:
-        return None
-    older = [own for own in _own(engine) if own[0][:2] <= wanted[:2]]
+    wanted = release(version or REFERENCE)
+    older = [own for own in _own(engine) if own[0][:2] <= wanted]
     return max(older)[1] if older else None
 
 
 def doubt(engine: str, version: str | None) -> str | None:
     """What is doubtful about a version that another one's account answers for."""
-    own, wanted = account_version(engine, version), parse(version or REFERENCE)
-    if own is None or wanted is None or parse(own) == (*wanted[:2], 0):
+    own = account_version(engine, version)
+    if own is None or release(own) == release(version or REFERENCE):
         return None
     return (
         f"LMDeploy {version} is newer than {own}, whose memory account this is: margins are doubled"

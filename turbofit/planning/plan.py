@@ -18,14 +18,14 @@ from turbofit.tuner.ask import Margin
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.predict import make_prediction
 
-__all__ = ["finished", "plan", "predict"]
+__all__ = ["doubled_margin", "finished", "plan", "predict"]
 
 
 def plan(request: PlanRequest) -> Plan:
     """The best plan, whether it fits or not.
 
     Raises:
-        UsageError: something asked for cannot be meant or used.
+        UsageError: two things that are asked for contradict each other, or one cannot be used.
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
@@ -50,9 +50,14 @@ def predict(request: PredictRequest) -> Plan:
     if account.doubt is None:
         return finished(made)
     if request.margin is None:
-        ask = replace(ask, margin=Margin(bytes=2 * max(gpu.margin for gpu in made.gpus)))
+        ask = replace(ask, margin=Margin(bytes=doubled_margin(made)))
         made = make_prediction(ask, account, request.free_at_cache)
     return finished(replace(made, warnings=(account.doubt, *made.warnings)))
+
+
+def doubled_margin(plan: Plan) -> int:
+    """Bytes to leave free on each GPU where the account is for another LMDeploy."""
+    return 2 * max(gpu.margin for gpu in plan.gpus)
 
 
 def finished(plan: Plan) -> Plan:

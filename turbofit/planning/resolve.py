@@ -20,7 +20,7 @@ def resolve(request: PlanRequest) -> Ask:
     """Read the model, measure the machine, and refuse contradictions that no search can mend.
 
     Raises:
-        UsageError: something that is asked for cannot be meant or used.
+        UsageError: two things that are asked for contradict each other, or one cannot be used.
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """

@@ -40,7 +40,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     check_rehearsable(plan)
     if not plan.fits:
         return plan
-    ask = resolve(request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None))
+    request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
     ratios: dict[int, float] = {}
     for _ in range(_REHEARSALS):
         seen = rehearse_plan(plan)
@@ -49,7 +49,7 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
             return finished(confirmed(seen))
         ratios |= lower
         _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
-        shape = replace(ask, ratio_caps=dict(ratios), groups=plan.parallel.groups)
+        shape = replace(resolve(request), ratio_caps=dict(ratios), groups=plan.parallel.groups)
         again = make_plan(shape, engine_named(plan.engine.name))
         plan = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
         if not plan.fits:

@@ -59,7 +59,7 @@ class Controller:
         connection: to Ray.
         places: the GPUs that are held.
         plan: what is served.
-        sites: the nodes that were measured for it.
+        node_states: the nodes that were measured for it.
         config: what every engine is started with.
         say: takes lines of progress.
         name: what people call it.

@@ -19,8 +19,8 @@ class EngineSpec(Struct):
     ``name`` is the engine's for good. ``plan`` is `alone.alone`'s. ``key`` is what the engine's API
     asks for. ``listen`` is the node's address, empty where the gateway is on the node itself.
     ``peers`` are the gateways' addresses. ``config`` is as for one machine; its request is what a
-    plan must keep that is made after the engine ran out of memory: the promise to clients. Where it
-    rehearses, the node plans once more and runs that on pretend GPUs before it believes it.
+    plan must keep that is made after the engine ran out of memory: the promise to clients. With
+    ``config.rehearse`` the node makes the plan again, and rehearses it before the launch.
     """
 
     name: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.cluster import Node
 from turbofit.core.version import __version__
-from turbofit.memory.versions import REFERENCE
+from turbofit.memory.versions import REFERENCE, release
 
 __all__ = ["why_unusable"]
 
@@ -23,10 +23,6 @@ def why_unusable(node: Node) -> str:
             f"it has turbofit {node.turbofit}, this one is {__version__}: its memory would be"
             " measured and its engines be started by other rules"
         )
-    if node.lmdeploy and _generation(node.lmdeploy) != REFERENCE:
+    if node.lmdeploy and release(node.lmdeploy) != release(REFERENCE):
         return f"it has LMDeploy {node.lmdeploy}, and plans are for {REFERENCE}"
     return node.why_not
-
-
-def _generation(version: str) -> str:
-    return ".".join(version.split(".")[:2])
