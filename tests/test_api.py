@@ -164,7 +164,7 @@ class TestPlan:
             ({"tp": 3}, "--tp 3"),
             ({"engine": "sglang"}, "engine 'sglang': it should be 'auto'"),
             ({"context": 10**9}, "reads"),
-            ({"images": -1}, "images -1: it should be greater"),
+            ({"images": -1}, "images -1: it should be 0 or more"),
             ({"context": 4096, "session_len": 4096}, "one setting"),
             ({"no_such_option": 1}, "no_such_option"),
             ({"margin": "many%"}, "share"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from itertools import product
 from pathlib import Path
 
+import click
 import pytest
 
-from turbofit.cli.main import COMMANDS, main
-from turbofit.cli.parser import Parser
+from turbofit.cli.commands import COMMANDS, TURBOFIT
+from turbofit.cli.main import main
 from turbofit.launch.cluster.nodes import PRETEND_ON
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +45,9 @@ def test_a_command_line_parses(page: str, line: str) -> None:
     words = shlex.split(line.replace("[", "").replace("]", "").replace("\\|", "|"))
     for _, name, *rest in product(*(word.split("|") for word in words)):
         assert name in COMMANDS, page
-        parser = Parser(prog=name)
-        importlib.import_module(f"turbofit.cli.{name}").add_arguments(parser)
-        parser.parse_args(rest)
+        command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
+        assert command is not None
+        command.make_context(name, rest).close()
 
 
 def test_every_page_has_its_commands() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.advice.readme import FIGURES, recipes
-from turbofit.cli.main import COMMANDS, main
+from turbofit.cli.commands import COMMANDS
+from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 
 ROOT = Path(__file__).parents[1]

@@ -6,20 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.common.plans import machine, plausible_plan
-from turbofit.cli import options
+from turbofit.cli.command import Command
+from turbofit.cli.commands import TURBOFIT
 from turbofit.cli.main import main
-from turbofit.cli.parser import Parser
+from turbofit.cli.options import FORMS, machine_options, planning_keywords, planning_options
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
-from turbofit.planning.request import PlanRequest
+from turbofit.planning.request import PlanRequest, PredictRequest
 
 Out = pytest.CaptureFixture[str]
 
@@ -57,8 +59,8 @@ def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys
 
     given_: dict[str, Any] = {}
 
-    def plan(model: str, **keywords: Any) -> Plan:
-        given_.update(model=model, **keywords)
+    def plan(request: PlanRequest, **keywords: Any) -> Plan:
+        given_.update(request.given(), **keywords)
         return plausible_plan()
 
     monkeypatch.setattr(api, "plan", plan)
@@ -87,19 +89,23 @@ def test_what_the_user_sets_is_handed_on(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_every_field_of_a_request_has_an_option() -> None:
-    parser = Parser(prog="turbofit")
-    for add in (options.add_model, options.add_machine, options.add_planning, options.add_settings):
-        add(parser)
-    assert set(vars(parser.parse_args(["m"]))) == set(PlanRequest.model_fields)
+    for name, kind in (("plan", PlanRequest), ("predict", PredictRequest)):
+        command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
+        assert command is not None
+        names = {one.name for one in command.params}
+        assert names - set(kind.model_fields) <= {
+            "cluster", "rehearse", "as_json", "md", "verbose", "help",
+        }  # fmt: skip
+        assert set(kind.model_fields) <= names
 
 
 def test_predict_hands_on_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     from turbofit import api
 
     given_: dict[str, Any] = {}
-    monkeypatch.setattr(api, "predict", lambda _, **k: given_.update(k) or plausible_plan())
+    monkeypatch.setattr(api, "predict", lambda r: given_.update(r.given()) or plausible_plan())
     assert main(["predict", "m", "--free-at-cache", "2780MiB", "--lmdeploy", "0.6.4"]) == 0
-    assert given_ == {"free_at_cache": 2780 << 20, "lmdeploy": "0.6.4"}
+    assert given_ == {"model": "m", "free_at_cache": 2780 << 20, "lmdeploy": "0.6.4"}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,7 @@ def test_dry_run_prints_what_would_be_launched(tmp_path: Path, capsys: Out) -> N
         (["--", "--session-len", "5"], "set by the plan"),
         (["--", "--adapters", "x"], "does not model"),
         (["--port", "65535", "--replicas", "2", "--tp", "1"], "beyond 65535"),
-        (["--port", "70000"], "no port"),
+        (["--port", "70000"], "65535 or less"),
     ],
 )
 def test_serve_refuses(words: list[str], message: str, capsys: Out) -> None:
@@ -221,15 +227,15 @@ words = st.sampled_from(WORDS.split())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(words, max_size=6))
 def test_any_words_are_options_or_wrong_use(given_words: list[str]) -> None:
-    parser = Parser(prog="turbofit plan")
-    options.add_machine(parser)
-    options.add_planning(parser)
-    options.add_settings(parser)
-    options.add_json(parser)
+    params = [*machine_options(), *planning_options(), *FORMS]
+    reader = Command(lambda **_: 0, params)
     try:
-        keywords = options.planning_keywords(parser.parse_args(given_words))
+        with reader.make_context("plan", list(given_words)) as ctx:
+            keywords = planning_keywords(ctx.params)
     except UsageError as exc:
         hint = exc.hint
+    except click.exceptions.Exit:
+        hint = "help"
     else:
         hint = "none"
         assert all(value == value for value in keywords.values())

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def test_zsh_reads_it(capsys: Out) -> None:
     assert text.startswith("#compdef turbofit")
     done = subprocess.run(["zsh", "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "internvl2-8b" in text
+    assert "_TURBOFIT_COMPLETE=zsh_complete" in text
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="no fish here")
@@ -70,8 +69,9 @@ def test_fish_completes_commands_options_and_presets(capsys: Out, tmp_path: Path
     assert "4xrtx3090" in offered("turbofit plan m --on 4xrtx30")
 
 
-def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert main(["completion", "bash"]) == 7
-    assert "pip install shtab" in capsys.readouterr().err
+def test_another_shell(monkeypatch: pytest.MonkeyPatch, capsys: Out) -> None:
     assert main(["completion", "csh"]) == 2
+    assert "'csh' is not one of 'bash', 'zsh', 'fish'" in capsys.readouterr().err
+    monkeypatch.setenv("_TURBOFIT_COMPLETE", "csh_complete")
+    assert main([]) == 2
+    assert "is no shell's question" in capsys.readouterr().err

@@ -11,7 +11,9 @@ import pytest
 
 import turbofit
 from turbofit.cli import main as cli
-from turbofit.cli.main import COMMANDS, main
+from turbofit.cli.command import Command, Option
+from turbofit.cli.commands import COMMANDS
+from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError
 
 
@@ -29,7 +31,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     import types
 
     made = types.ModuleType("turbofit.cli.fake")
-    made.add_arguments = lambda parser: parser.add_argument("--json", action="store_true")  # type: ignore[attr-defined]
+    as_json = Option("--json", "as_json", is_flag=True)
+    made.fake = Command(lambda **given: made.run(given), [as_json])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "turbofit.cli.fake", made)
     monkeypatch.setitem(COMMANDS, "fake", "for tests")
     return made
@@ -59,34 +62,49 @@ def test_help_lists_every_command_and_only_standing_ones(
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([name, "--help"])
-    assert ended.value.code == 0
-    assert f"turbofit {name}" in capsys.readouterr().out
+    assert main([name, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert f"turbofit {name}" in page
+    assert main(["help", name]) == 0
+    assert capsys.readouterr().out == page
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"turbofit {turbofit.__version__}\n"
+    for words in (["--version"], ["-V"], ["version"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == f"turbofit {turbofit.__version__}\n"
+
+
+def test_a_bare_turbofit_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for words in ([], ["-h"], ["help"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ([], "no command", "--help"),
         (["plam"], "unknown command 'plam'", "did you mean plan?"),
         (["wach"], "unknown command 'wach'", "did you mean watch"),
         (["qqqqqq"], "unknown command", "plan, predict"),
         (["--verbose"], "before the command", "COMMAND OPTIONS"),
-        (["plan"], "required: MODEL", "--help"),
-        (["plan", "m", "--tp", "0"], "not a positive", "--help"),
-        (["plan", "m", "--tp", "x"], "not a number", "--help"),
-        (["plan", "m", "--cache-max-entry-count", "1"], "between 0 and 1", "--help"),
-        (["plan", "m", "--image-size", "12"], "WIDTHxHEIGHT", "--help"),
-        (["plan", "m", "--margin", "120%"], "share", "--help"),
-        (["plan", "m", "--budget", "much"], "is not a size", "--help"),
-        (["plan", "m", "--quant-policy", "42"], "0, 4 and 8", "--help"),
-        (["plan", "m", "--sesion-len", "5"], "unrecognized", "did you mean --session-len?"),
+        (["plan"], "MODEL is missing", "--help"),
+        (["plan", "m", "--tp", "0"], "--tp '0': it should be 1 or more", "--tp: GPUs of one"),
+        (["plan", "m", "--tp", "x"], "--tp 'x': it should be a whole number", "--tp: GPUs of"),
+        (["plan", "m", "--tp"], "option '--tp' requires an argument", "plan --help"),
+        (["plan", "m", "--goal", "latancy"], "--goal 'latancy'", "did you mean latency?"),
+        (["plan", "m", "--cache-max-entry-count", "1"], "less than 1", "between 0 and 1"),
+        (["plan", "m", "--image-size", "12"], "--image-size '12' is not WIDTHxHEIGHT", "1920x1080"),
+        (["plan", "m", "--margin", "120%"], "--margin '120%' is no share", "2%"),
+        (["plan", "m", "--budget", "much"], "--budget", "GiB"),
+        (["plan", "m", "--quant-policy", "42"], "--quant-policy '42'", "0, 4 or 8"),
+        (
+            ["plan", "m", "--sesion-len", "5"],
+            "unknown option --sesion-len",
+            "did you mean --session-len?",
+        ),
         (["plan", "m", "--", "--tp", "2"], "nothing after --", "--help"),
         (["report", "/no/such/file"], "cannot be read", "--json > plan.json"),
         (["serve"], "needs a model", "--plan"),
@@ -112,6 +130,8 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == ""
     error = json.loads(captured.out)["error"]
     assert (error["kind"], error["exit_code"]) == ("usage", 2)
+    assert main(["plan", "m", "--json", "--md"]) == 2
+    assert "do not go together" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert main(["plam", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage"
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import importlib
 import shlex
 
+import click
 import pytest
 
-from turbofit.cli.main import COMMANDS
+from turbofit.cli.commands import COMMANDS, TURBOFIT
 from turbofit.cli.manual import EXIT_CODES, MANUAL, manual_text
-from turbofit.cli.parser import Parser
 
 
 def test_every_command_has_one() -> None:
@@ -16,10 +15,10 @@ def test_every_command_has_one() -> None:
 
 @pytest.mark.parametrize("name", list(MANUAL))
 def test_it_is_below_the_options_and_not_too_wide(name: str) -> None:
-    parser = Parser(prog=f"turbofit {name}")
-    importlib.import_module(f"turbofit.cli.{name}").add_arguments(parser)
-    text = parser.format_help()
-    assert text.endswith(manual_text(name))
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
+    assert command is not None
+    text = command.get_help(click.Context(command, info_name=name, terminal_width=96))
+    assert text.endswith(manual_text(name).rstrip())
     for word in ("examples:", "exit codes: 0 done; 1 a bug", "touches: "):
         assert word in text
     assert max(map(len, manual_text(name).splitlines())) <= 100
@@ -27,14 +26,11 @@ def test_it_is_below_the_options_and_not_too_wide(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "line"), [(n, e) for n, m in MANUAL.items() for e in m.examples])
 def test_every_example_is_understood(name: str, line: str) -> None:
-    module = importlib.import_module(f"turbofit.cli.{name}")
-    parser = Parser(prog=f"turbofit {name}")
-    module.add_arguments(parser)
-    program, command, *words = shlex.split(line.partition(" > ")[0])
-    assert (program, command) == ("turbofit", name)
-    own = words[: words.index("--")] if "--" in words else words
-    assert ("--" in words) <= getattr(module, "TAKES_REST", False)
-    parser.parse_args(own)
+    program, typed, *words = shlex.split(line.partition(" > ")[0])
+    assert (program, typed) == ("turbofit", name)
+    command = TURBOFIT.get_command(click.Context(TURBOFIT), name)
+    assert command is not None
+    command.make_context(name, words).close()
 
 
 def test_exit_codes_are_known() -> None:

@@ -19,8 +19,9 @@ from aiohttp import web
 
 from bench.common.gateway import CHAT, chat, image_part, plan_for
 from tests.waiting import HANG
-from turbofit.cli import gateway as command
-from turbofit.cli.parser import Parser
+from turbofit.cli.fields import filled
+from turbofit.cli.gateway import gateway as command
+from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
 from turbofit.gateway.limits import bounds_of
@@ -251,37 +252,35 @@ def test_upstreams_are_checked() -> None:
 
 
 def parsed(*words: str):
-    parser = Parser(prog="turbofit gateway")
-    command.add_arguments(parser)
-    return parser.parse_args(["--plan", "p", "--upstream", "http://x", *words])
+    with command.make_context("gateway", ["--plan", "p", "--upstream", "http://x", *words]) as ctx:
+        return filled(GatewayOptions, ctx.params)
 
 
 def test_options(monkeypatch) -> None:
     monkeypatch.setenv("TURBOFIT_API_KEYS", "a, b,")
-    made = command.gateway_config(parsed(), upstream_key=None)
+    made = parsed().config()
     assert (made.api_keys, made.host, made.port) == (("a", "b"), "127.0.0.1", 23333)
-    made = command.gateway_config(parsed("--api-key", "x", "--host", "::"), upstream_key="u")
+    made = parsed("--api-key", "x", "--host", "::").config(upstream_key="u")
     assert (made.api_keys, made.upstream_key) == (("x",), "u")
     with pytest.raises(UsageError, match="go together"):
-        command.gateway_config(parsed("--ssl-certfile", "x"), upstream_key=None)
+        parsed("--ssl-certfile", "x").config()
     with pytest.raises(UsageError, match="empty"):
-        command.gateway_config(parsed("--api-key", " "), upstream_key=None)
+        parsed("--api-key", " ").config()
     behind = parsed("--trusted-proxies", "10.0.0.7", "fd00::/8", "--connections-per-address", "9")
-    made = command.gateway_config(behind, upstream_key=None)
+    made = behind.config()
     assert made.trusted_proxies == ("10.0.0.7", "fd00::/8")
     assert made.connection == ConnectionLimits(connections_per_address=9)
     with pytest.raises(UsageError, match="is no address or network"):
-        command.gateway_config(parsed("--trusted-proxies", "proxy"), upstream_key=None)
+        parsed("--trusted-proxies", "proxy").config()
     monkeypatch.delenv("TURBOFIT_API_KEYS")
     with pytest.raises(UsageError, match="no key is set"):
-        command.gateway_config(parsed("--host", "0.0.0.0"), upstream_key=None)
+        parsed("--host", "0.0.0.0").config()
 
 
 def test_the_command_serves_until_a_signal(engine, tmp_path) -> None:
     (tmp_path / "plan.json").write_text(plan_for().to_json())
     code = (
-        "import sys; from turbofit.cli import gateway as g; from turbofit.cli.parser import Parser;"
-        " p = Parser(prog='g'); g.add_arguments(p); sys.exit(g.run(p.parse_args(sys.argv[1:])))"
+        "import sys; from turbofit.cli.main import main; sys.exit(main(['gateway', *sys.argv[1:]]))"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

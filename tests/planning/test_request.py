@@ -45,7 +45,7 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
 @pytest.mark.parametrize(
     ("given", "message", "hint"),
     [
-        ({"images": -1}, "images -1: it should be greater than or equal to 0", "images a request"),
+        ({"images": -1}, "images -1: it should be 0 or more", "images a request"),
         ({"goal": "througput"}, "goal 'througput': it should be", "did you mean throughput?"),
         ({"max_batchsize": 4}, "max_batchsize is nothing that", "did you mean max_batch_size"),
         ({"margin": "many%"}, "margin 'many%' is no share of a card", "2%"),

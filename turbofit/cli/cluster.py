@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli import options
+import click
+
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options import FORMS, planning_keywords, planning_options
+from turbofit.cli.output import answer, patience, show
 from turbofit.cli.serve_cluster import ray_address
 from turbofit.core.errors import LaunchError, UsageError, error_from
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
     from turbofit.core.cluster import ClusterStatus
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["cluster"]
 
 _ACTIONS: Final = ("status", "nodes", "change", "drain")
 #: What serves looks once a second; a plan for a thousand nodes takes seconds.
@@ -22,84 +23,93 @@ _LOOK_SECONDS: Final = 15.0
 _PLAN_SECONDS: Final = 300.0
 
 
-def add_arguments(parser: Parser) -> None:
-    """What to do, on which cluster, with which deployment."""
-    parser.usage = (
-        "turbofit cluster status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [options]"
-    )
-    add = parser.add_argument
-    add(
+@command(
+    Argument(
         "action",
-        choices=_ACTIONS,
-        help="status: what is served, node by node; nodes: measure them; change: plan again, and "
-        "change node by node while clients are served; drain: empty a node before it leaves",
-    )
-    add("node", nargs="?", metavar="NODE", help="drain: its name, address or id")
-    add("--cluster", metavar="RAY", default="ray", help="ray (default), or ray:ADDRESS")
-    add("--name", help="what is served under this name (default: the only one)")
-    add("--pretend", action="store_true", help="nodes: as they pretend to be")
-    options.add_planning(parser)
-    options.add_settings(parser)
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+        metavar="ACTION",
+        type=click.Choice(_ACTIONS),
+        explained="status: what is served, node by node; nodes: measure them; change: plan again, "
+        "and change node by node while clients are served; drain: empty a node before it leaves",
+    ),
+    Argument("node", metavar="NODE", required=False, explained="drain: its name, address or id"),
+    Option("--cluster", metavar="RAY", default="ray", help="ray (default), or ray:ADDRESS"),
+    Option("--name", help="what is served under this name (default: the only one)"),
+    Option("--pretend", is_flag=True, help="nodes: as they pretend to be"),
+    *FORMS,
+    *planning_options(),
+    usage="status|nodes|change|drain [NODE] [--cluster ray:ADDRESS] [OPTIONS]",
+)
+def cluster(
+    *,
+    action: str,
+    node: str | None,
+    cluster: str,
+    name: str | None,
+    pretend: bool,
+    as_json: bool,
+    md: bool,
+    **given: Any,
+) -> int:
     """Do it.
 
     Raises:
         UsageError: options of another action, or nothing is served there.
     """
-    given = options.planning_keywords(args)
-    if given and args.action != "change":
+    keywords = planning_keywords(given)
+    if keywords and action != "change":
         raise UsageError(
-            f"{next(iter(given))} plans, and {args.action} does not",
+            f"{next(iter(keywords))} plans, and {action} does not",
             hint="turbofit cluster change plans again",
         )
-    if (args.node is not None) != (args.action == "drain"):
+    if (node is not None) != (action == "drain"):
         raise UsageError("drain takes a node, others none", hint="turbofit cluster drain NODE")
-    if args.action == "nodes":
-        return _nodes(args)
-    if args.action == "status":
-        return _status(args)
-    if args.action == "change":
-        if not given:
+    address = ray_address(cluster)
+    if action == "nodes":
+        return _nodes(address, pretend=pretend, as_json=as_json, md=md)
+    if action == "status":
+        return _status(address, name, as_json=as_json, md=md)
+    if action == "change":
+        if not keywords:
             raise UsageError(
                 "nothing is to change", hint="give what shall be another: --context 16384"
             )
-        return _ask(args, {"kind": "change", "keywords": given}, _PLAN_SECONDS)
-    return _ask(args, {"kind": "drain", "node": args.node}, _LOOK_SECONDS)
-
-
-def _nodes(args: argparse.Namespace) -> int:
-    from turbofit.cli.output import answer, patience, show
-    from turbofit.launch.cluster.nodes import measure_nodes
-
-    with patience("measuring the nodes"):
-        cluster = measure_nodes(ray_address(args.cluster), pretend=args.pretend)
-    if args.json:
-        answer(cluster.to_json())
+        told = _told(address, name, {"kind": "change", "keywords": keywords}, _PLAN_SECONDS)
     else:
-        from turbofit.report.cluster_status import nodes_view
+        told = _told(address, name, {"kind": "drain", "node": node}, _LOOK_SECONDS)
+    import json
 
-        show(nodes_view(cluster), markdown=args.md)
+    answer(json.dumps(told, indent=2) + "\n" if as_json else f"{told['said']}\n")
     return 0
 
 
-def _status(args: argparse.Namespace) -> int:
-    from turbofit.cli.output import answer, show
+def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> int:
+    from turbofit.launch.cluster.nodes import measure_nodes
+
+    with patience("measuring the nodes"):
+        measured = measure_nodes(address, pretend=pretend)
+    if as_json:
+        answer(measured.to_json())
+    else:
+        from turbofit.report.cluster_status import nodes_view
+
+        show(nodes_view(measured), markdown=md)
+    return 0
+
+
+def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -> int:
     from turbofit.core.struct import to_json
 
-    served = _served(args)
-    if args.json:
+    served = _served(address, name)
+    if as_json:
         answer(to_json(served))
     else:
         from turbofit.report.cluster_status import status_view
 
-        show([block for one in served for block in status_view(one)], markdown=args.md)
+        show([block for one in served for block in status_view(one)], markdown=md)
     return 0
 
 
-def _served(args: argparse.Namespace) -> list[ClusterStatus]:
+def _served(address: str | None, name: str | None) -> list[ClusterStatus]:
     """What is served there.
 
     Raises:
@@ -108,8 +118,8 @@ def _served(args: argparse.Namespace) -> list[ClusterStatus]:
     from turbofit.launch.cluster.connect import connected
     from turbofit.launch.cluster.coordinator import find_coordinators, heard
 
-    with connected(ray_address(args.cluster)):
-        coordinators = find_coordinators(args.name)
+    with connected(address):
+        coordinators = find_coordinators(name)
         if not coordinators:
             raise UsageError(
                 "nothing is served on this cluster", hint="turbofit serve MODEL --cluster ray"
@@ -121,20 +131,19 @@ def _served(args: argparse.Namespace) -> list[ClusterStatus]:
     return [one for one in told if one is not None]
 
 
-def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> int:
-    """Ask what serves, and tell its answer.
+def _told(
+    address: str | None, name: str | None, question: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What answers, whatever serves there.
 
     Raises:
         TurbofitError: it refused.
     """
-    import json
-
-    from turbofit.cli.output import answer
     from turbofit.launch.cluster.connect import connected
     from turbofit.launch.cluster.coordinator import heard, one_coordinator
 
-    with connected(ray_address(args.cluster)):
-        coordinator = one_coordinator(args.name, "turbofit serve MODEL")
+    with connected(address):
+        coordinator = one_coordinator(name, "turbofit serve MODEL")
         told: dict[str, Any] | None = heard(
             coordinator.ask.remote(question, seconds), seconds + _LOOK_SECONDS
         )
@@ -144,5 +153,4 @@ def _ask(args: argparse.Namespace, question: dict[str, Any], seconds: float) -> 
         )
     if "error" in told:
         raise error_from(told["error"])
-    answer(json.dumps(told, indent=2) + "\n" if args.json else f"{told['said']}\n")
-    return 0
+    return told

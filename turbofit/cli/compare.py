@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
-from turbofit.cli import options
+from turbofit.cli.command import Argument, command
+from turbofit.cli.options import FORMS
 
-if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
-
-__all__ = ["add_arguments", "run"]
+__all__ = ["compare"]
 
 
-def add_arguments(parser: Parser) -> None:
-    """The two, and the form."""
-    what = "a plan, prediction or rehearsal that was saved, a run's folder, or latest"
-    parser.add_argument("a", metavar="A", help=what)
-    parser.add_argument("b", metavar="B", help="another one")
-    options.add_json(parser)
+_WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, or latest"
 
 
-def run(args: argparse.Namespace) -> int:
+@command(
+    Argument("a", metavar="A", explained=_WHAT),
+    Argument("b", metavar="B", explained="another one"),
+    *FORMS,
+)
+def compare(a: str, b: str, as_json: bool, md: bool) -> int:
     """Read both and show what differs."""
     from turbofit.cli.output import answer, show
     from turbofit.report.compare import compare, compare_blocks
     from turbofit.report.saved import read_saved
 
-    found = compare(read_saved(args.a), read_saved(args.b))
-    if args.json:
+    found = compare(read_saved(a), read_saved(b))
+    if as_json:
         from turbofit.core.struct import to_json
 
         answer(to_json(found))
     else:
-        show(compare_blocks(found), markdown=args.md)
+        show(compare_blocks(found), markdown=md)
     return 0

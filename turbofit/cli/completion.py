@@ -2,95 +2,85 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from turbofit.core.errors import PackageError
+import click
+
+from turbofit.cli.command import Argument, command
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterable
 
-    from turbofit.cli.parser import Parser
+    from click.shell_completion import CompletionItem
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["COMPLETE_VARIABLE", "complete", "complete_model", "complete_spec", "completion"]
 
 SHELLS: Final = ("bash", "zsh", "fish")
+#: The environment variable in which a shell asks `turbofit` for completions.
+COMPLETE_VARIABLE: Final = "_TURBOFIT_COMPLETE"
 #: How many cards of a kind `--on` offers.
 _COUNTS: Final = (1, 2, 4, 8)
-#: Options that name a file, and those that name a folder.
-_FILES: Final = ("plan", "save", "html", "ssl_certfile", "ssl_keyfile", "access_log")
-_FOLDERS: Final = ("keep", "vision_tower")
-#: Positionals that name files: a plan, a log.
-_FILE_WORDS: Final = ("what", "a", "b", "log")
 
 
-def add_arguments(parser: Parser) -> None:
-    """Which shell."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
+@command(
+    Argument("shell", metavar="SHELL", type=click.Choice(SHELLS), explained="bash, zsh or fish")
+)
+def completion(shell: str) -> int:
+    """Print the script, which asks turbofit itself at each TAB."""
+    from click.shell_completion import get_completion_class
 
-
-def run(args: argparse.Namespace) -> int:
-    """Print the script.
-
-    Raises:
-        PackageError: shtab is missing.
-    """
+    from turbofit.cli.commands import TURBOFIT
     from turbofit.cli.output import answer
 
-    try:
-        import shtab
-    except ImportError:
-        raise PackageError("shtab is not installed", hint="pip install shtab") from None
-    answer(shtab.complete(_whole(shtab), shell=args.shell) + "\n")
+    kind = get_completion_class(shell)
+    assert kind is not None
+    answer(kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE).source() + "\n")
     return 0
 
 
-def _whole(shtab: Any) -> Parser:
-    """All commands in one parser, their options told what they take."""
-    import importlib
+def complete(instruction: str) -> int:
+    """Answer a shell's question, which it asks in the environment.
 
-    from turbofit.cli.main import COMMANDS
-    from turbofit.cli.parser import Parser
+    Raises:
+        UsageError: no shell asks so.
+    """
+    from click.shell_completion import get_completion_class
+
+    from turbofit.cli.commands import TURBOFIT
+    from turbofit.cli.output import answer
+
+    shell, _, what = instruction.partition("_")
+    kind = get_completion_class(shell)
+    if kind is None or what != "complete":
+        raise UsageError(
+            f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
+            hint="unset it; turbofit completion bash prints the script that sets it",
+        )
+    answer(kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE).complete() + "\n")
+    return 0
+
+
+def complete_model(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Models that have a preset; files where none begins so."""
     from turbofit.core.presets import load_yaml, preset_path
+
+    return _words_or_files(sorted(load_yaml(preset_path("models", "aliases"))), incomplete)
+
+
+def complete_spec(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Cards that have a preset, one, two, four and eight of them; files where none begins so."""
     from turbofit.machine.presets import preset_names
 
-    models = _words("models", sorted(load_yaml(preset_path("models", "aliases"))))
-    specs = _words("specs", [f"{n}x{name}" for name in preset_names() for n in _COUNTS])
-    parser = Parser(prog="turbofit")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        own = commands.add_parser(name, help=text)
-        importlib.import_module(f"turbofit.cli.{name}").add_arguments(own)
-        own.add_verbose()
-        for action in own._actions:
-            _tell(action, shtab, models, specs)
-    return parser
+    return _words_or_files([f"{n}x{name}" for name in preset_names() for n in _COUNTS], incomplete)
 
 
-def _tell(action: Any, shtab: Any, models: Any, specs: Any) -> None:
-    """What an argument takes, by its name."""
-    positional = not action.option_strings
-    if action.dest == "model":
-        action.complete = models
-    elif action.dest == "on":
-        action.complete = specs
-    elif action.dest in (_FILE_WORDS if positional else _FILES):
-        action.complete = shtab.FILE
-    elif action.dest == "folders" or action.dest in _FOLDERS:
-        action.complete = shtab.DIRECTORY
+def _words_or_files(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
 
-
-def _words(name: str, words: list[str]) -> dict[str, Any]:
-    """Words, or a path: for shtab, in each shell's own way."""
-    function, joined = f"_turbofit_{name}", " ".join(words)
-    both = f"_alternative '{name}:{name}:({joined})' 'files:file:_files'"
-    return {
-        "bash": function,
-        "zsh": function,
-        "fish": f"({function})",
-        "preamble": {
-            "bash": f'{function}() {{ compgen -W "{joined}" -- "$1"; compgen -f -- "$1"; }}',
-            "zsh": f"{function}() {{ {both} }}",
-            "fish": f"function {function}\n  printf '%s\\n' {joined}\n"
-            "  __fish_complete_path (commandline -ct)\nend",
-        },
-    }
+    found = [CompletionItem(word) for word in words if word.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]

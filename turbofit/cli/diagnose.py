@@ -5,43 +5,40 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from turbofit.cli import options
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options import FORMS
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
-    from turbofit.cli.parser import Parser
     from turbofit.diagnose.answer import Advice, Diagnosis, Missing
     from turbofit.report.document import Block, Tone
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["diagnose"]
 
 _NOT_KNOWN: Final = 3
 
 
-def add_arguments(parser: Parser) -> None:
-    """The log, and what it may not name."""
-    parser.add_argument("log", metavar="LOG", help="a log file, or - for standard input")
-    parser.add_argument("--model", help="the model, where the log does not name it")
-    parser.add_argument(
+@command(
+    Argument("log", metavar="LOG", explained="a log file, or - for standard input"),
+    Option("--model", help="the model, where the log does not name it"),
+    Option(
         "--on", metavar="SPEC", help="the machine, where the log does not name it: 4xrtx3090, …"
-    )
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    *FORMS,
+)
+def diagnose(log: str, model: str | None, on: str | None, as_json: bool, md: bool) -> int:
     """Read, explain, show; exit 3 where nothing was recognised."""
     from turbofit.cli.output import answer, show
     from turbofit.core.struct import to_json
-    from turbofit.diagnose.explain import diagnose
+    from turbofit.diagnose.explain import diagnose as explain
 
-    found = diagnose(_chunks(args.log), model=args.model, on=args.on)
-    if args.json:
+    found = explain(_chunks(log), model=model, on=on)
+    if as_json:
         answer(to_json(found))
     else:
-        show(list(_view(found)), markdown=args.md)
+        show(list(_view(found)), markdown=md)
     return 0 if found.known else _NOT_KNOWN
 
 

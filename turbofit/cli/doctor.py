@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.cli import options
+from turbofit.cli.command import Option, command
+from turbofit.cli.options import FORMS, PORT
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
-    from turbofit.cli.parser import Parser
     from turbofit.diagnose.doctor.finding import DoctorReport, State
     from turbofit.report.document import Block, Tone
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["doctor"]
 
 _ORDER: Final[tuple[State, ...]] = ("stops", "warning", "unreadable", "ok")
 _TITLES: Final[dict[State, str]] = {
@@ -25,32 +24,29 @@ _TITLES: Final[dict[State, str]] = {
 }
 
 
-def add_arguments(parser: Parser) -> None:
-    """Another machine for the checks of GPUs, and what will be served."""
-    parser.add_argument(
-        "--on", metavar="SPEC", help="check this SPEC or snapshot instead of the GPUs here"
-    )
-    parser.add_argument("--model", help="the model that will be served: its weights need disk")
-    parser.add_argument("--port", type=options.port, help="the port that will be used")
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+@command(
+    Option("--on", metavar="SPEC", help="check this SPEC or snapshot instead of the GPUs here"),
+    Option("--model", help="the model that will be served: its weights need disk"),
+    Option("--port", type=PORT, help="the port that will be used"),
+    *FORMS,
+    only_linux=True,
+)
+def doctor(on: str | None, model: str | None, port: int | None, as_json: bool, md: bool) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
     from turbofit.cli.output import answer, show
     from turbofit.core.struct import to_json
     from turbofit.diagnose.doctor.examine import examine
 
-    model = None
-    if args.model:
+    served = None
+    if model:
         from turbofit.model.source import resolve_model
 
-        model = resolve_model(args.model)
-    report = examine(on=args.on, model=model, port=args.port)
-    if args.json:
+        served = resolve_model(model)
+    report = examine(on=on, model=served, port=port)
+    if as_json:
         answer(to_json(report))
     else:
-        show(list(_view(report)), markdown=args.md)
+        show(list(_view(report)), markdown=md)
     return report.exit_code
 
 

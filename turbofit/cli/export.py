@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    import argparse
+import click
 
-    from turbofit.cli.parser import Parser
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options import PORT
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["export"]
 
 _IMAGE: Final = "turbofit:latest"
 _EVERYWHERE: Final = "0.0.0.0"
 
 
-def add_arguments(parser: Parser) -> None:
-    """The kind, the plan, and what a manifest needs beside them."""
-    parser.add_argument("kind", choices=("systemd", "compose", "k8s"), help="what to write")
-    parser.add_argument("plan", metavar="PLAN", help="what `plan --json` wrote, or - for stdin")
-    parser.add_argument("--name", help="of the service (default: turbofit-MODEL)")
-    parser.add_argument("--port", type=int, default=23333, help="of the gateway (default 23333)")
-    parser.add_argument(
-        "--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"
-    )
-    parser.add_argument("--claim", help="k8s: a PersistentVolumeClaim for the hub's cache")
-    parser.add_argument(
+@command(
+    Argument(
+        "kind",
+        metavar="KIND",
+        type=click.Choice(("systemd", "compose", "k8s")),
+        explained="what to write: systemd, compose or k8s",
+    ),
+    Argument("plan", metavar="PLAN", explained="what `plan --json` wrote, or - for stdin"),
+    Option("--name", help="of the service (default: turbofit-MODEL)"),
+    Option("--port", type=PORT, default=23333, help="of the gateway (default 23333)"),
+    Option("--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"),
+    Option("--claim", help="k8s: a PersistentVolumeClaim for the hub's cache"),
+    Option(
         "--host",
         help="systemd: where the gateway listens (default 127.0.0.1); containers: all of them",
-    )
-    parser.add_argument(
+    ),
+    Option(
         "--executable", metavar="PATH", help="systemd: turbofit's path there (default: this one)"
-    )
-    parser.add_argument("--json", action="store_true", help="what the manifest says, as JSON")
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    Option("--json", "as_json", is_flag=True, help="what the manifest says, as JSON"),
+)
+def export(
+    *,
+    kind: str,
+    plan: str,
+    name: str | None,
+    port: int,
+    image: str,
+    claim: str | None,
+    host: str | None,
+    executable: str | None,
+    as_json: bool,
+) -> int:
     """Write the manifest to stdout."""
     from turbofit.cli.output import answer
     from turbofit.core.errors import UsageError
@@ -46,21 +58,21 @@ def run(args: argparse.Namespace) -> int:
     from turbofit.launch.export.systemd import systemd_unit
     from turbofit.report.saved import read_plan
 
-    if args.kind != "systemd" and args.host not in (None, _EVERYWHERE):
+    if kind != "systemd" and host not in (None, _EVERYWHERE):
         raise UsageError(
-            f"--host {args.host} is not for {args.kind}: the container's network is its own",
+            f"--host {host} is not for {kind}: the container's network is its own",
             hint="leave --host out; publish the port where you want it",
         )
-    host = args.host or ("127.0.0.1" if args.kind == "systemd" else _EVERYWHERE)
-    service = service_of(read_plan(args.plan), port=args.port, host=host, name=args.name)
-    if args.json:
+    host = host or ("127.0.0.1" if kind == "systemd" else _EVERYWHERE)
+    service = service_of(read_plan(plan), port=port, host=host, name=name)
+    if as_json:
         answer(to_json(service))
-    elif args.kind == "systemd":
-        answer(systemd_unit(service, executable=args.executable or _here()))
-    elif args.kind == "compose":
-        answer(compose_file(service, image=args.image))
+    elif kind == "systemd":
+        answer(systemd_unit(service, executable=executable or _here()))
+    elif kind == "compose":
+        answer(compose_file(service, image=image))
     else:
-        answer(k8s_objects(service, image=args.image, claim=args.claim))
+        answer(k8s_objects(service, image=image, claim=claim))
     return 0
 
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from turbofit.cli.command import command
+from turbofit.cli.options import FORMS
 
-from turbofit.cli import options
-
-if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
-
-__all__ = ["add_arguments", "run"]
+__all__ = ["gpus"]
 
 
-def add_arguments(parser: Parser) -> None:
-    """Only the form."""
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+@command(*FORMS)
+def gpus(as_json: bool, md: bool) -> int:
     """Show every preset."""
     from turbofit.cli.output import answer, show
     from turbofit.machine.presets import load_preset, preset_names
 
     known = [(name, load_preset(name)) for name in preset_names()]
-    if args.json:
+    if as_json:
         import json
 
         from turbofit.core.struct import to_builtins
@@ -35,5 +25,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         from turbofit.report.preset_view import gpus_view
 
-        show(gpus_view(known), markdown=args.md)
+        show(gpus_view(known), markdown=md)
     return 0

@@ -4,47 +4,47 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.cli import options
+import click
+
+from turbofit.cli.command import Option, command
+from turbofit.cli.options import FORMS, machine_options
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
     from turbofit.core.machine import Machine
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["machine"]
 
 
-def add_arguments(parser: Parser) -> None:
-    """Which machine, and where to keep it."""
-    options.add_machine(parser)
-    parser.add_argument("--save", metavar="FILE", help="write a snapshot for --on FILE")
-    parser.add_argument(
+@command(
+    *machine_options(),
+    Option("--save", metavar="FILE", type=click.Path(), help="write a snapshot for --on FILE"),
+    Option(
         "--measure",
-        action="store_true",
+        is_flag=True,
         help="measure cards and links with torch, in a minute, and keep it for later plans",
-    )
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    *FORMS,
+)
+def machine(
+    *, on: str | None, gpus: str | None, save: str | None, measure: bool, as_json: bool, md: bool
+) -> int:
     """Measure, keep, show."""
     from turbofit.cli.output import answer, note, show
     from turbofit.core.struct import to_json
     from turbofit.machine.source import machine_from
 
-    machine = machine_from(args.on, gpus=args.gpus)
-    if args.measure:
-        machine = _measured(machine, args.on)
-    if args.save:
-        _save(args.save, to_json(machine))
-        note(f"saved to {args.save}")
-    if args.json:
-        answer(to_json(machine))
+    found = machine_from(on, gpus=gpus)
+    if measure:
+        found = _measured(found, on)
+    if save:
+        _save(save, to_json(found))
+        note(f"saved to {save}")
+    if as_json:
+        answer(to_json(found))
     else:
         from turbofit.report.machine_view import machine_view
 
-        show(machine_view(machine), markdown=args.md)
+        show(machine_view(found), markdown=md)
     return 0
 
 

@@ -184,8 +184,11 @@ MANUAL: Final[dict[str, Manual]] = {
             "turbofit completion fish > ~/.config/fish/completions/turbofit.fish",
         ),
         (),
-        "reads its own presets; prints, and changes no file of your shell",
+        "prints, and changes no file of your shell; at each TAB the shell asks turbofit, which "
+        "reads its own presets",
     ),
+    "help": Manual(("turbofit help", "turbofit help serve"), (), "nothing"),
+    "version": Manual(("turbofit version",), (), "nothing"),
 }
 
 

@@ -6,68 +6,78 @@ import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from turbofit.cli import options
+import click
+
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options import FORMS
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
-    from turbofit.cli.parser import Parser
     from turbofit.model.merge.merge import Merged
     from turbofit.report.document import Block
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["merge"]
 
 
-def add_arguments(parser: Parser) -> None:
-    """The folders, and how the result is written."""
-    parser.usage = "turbofit merge [OPTIONS] BASE [ADAPTER] OUT"
-    parser.add_argument(
+@command(
+    Argument(
         "folders",
         metavar="BASE [ADAPTER] OUT",
-        nargs="+",
-        help="the checkpoint and the LoRA (folders, or hub ids in the local cache), and the folder"
-        " to make; without ADAPTER an original LLaVA is converted to the hf format",
-    )
-    parser.add_argument(
+        nargs=-1,
+        required=True,
+        explained="the checkpoint and the LoRA (folders, or hub ids in the local cache), and the "
+        "folder to make; without ADAPTER an original LLaVA is converted to the hf format",
+    ),
+    Option(
         "--vision-tower",
         metavar="FOLDER",
+        type=click.Path(),
         help="CLIP's checkpoint, for an original LLaVA without it (default: the hub cache)",
-    )
-    parser.add_argument(
-        "--dtype", choices=("float16", "bfloat16", "float32"), help="default: the base's"
-    )
-    parser.add_argument("--force", action="store_true", help="replace OUT where it is not empty")
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    Option(
+        "--dtype",
+        type=click.Choice(("float16", "bfloat16", "float32")),
+        help="default: the base's",
+    ),
+    Option("--force", is_flag=True, help="replace OUT where it is not empty"),
+    *FORMS,
+)
+def merge(
+    *,
+    folders: tuple[str, ...],
+    vision_tower: str | None,
+    dtype: str | None,
+    force: bool,
+    as_json: bool,
+    md: bool,
+) -> int:
     """Merge, and show what was written."""
     from turbofit.cli.output import answer, note, show
     from turbofit.core.struct import to_json
-    from turbofit.model.merge.merge import merge
+    from turbofit.model.merge.merge import merge as merge_checkpoint
 
-    if len(args.folders) not in (2, 3):
+    if len(folders) not in (2, 3):
         raise UsageError(
-            f"{len(args.folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
+            f"{len(folders)} folders were named", hint="turbofit merge BASE [ADAPTER] OUT"
         )
-    base, out = args.folders[0], args.folders[-1]
-    adapter = args.folders[1] if len(args.folders) == 3 else None
+    base, out = folders[0], folders[-1]
+    adapter = folders[1] if len(folders) == 3 else None
     with _ended_like_ctrl_c():
-        merged = merge(
+        merged = merge_checkpoint(
             base,
             adapter,
             out,
-            vision_tower=args.vision_tower,
-            dtype=args.dtype,
-            force=args.force,
+            vision_tower=vision_tower,
+            dtype=dtype,
+            force=force,
             say=note,
         )
-    if args.json:
+    if as_json:
         answer(to_json(merged))
     else:
-        show(list(_view(merged)), markdown=args.md)
+        show(list(_view(merged)), markdown=md)
     return 0
 
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.cli import options
+from turbofit.cli.command import command
+from turbofit.cli.options import FORMS
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
     from turbofit.core.model import Model
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["models"]
 
 
-def add_arguments(parser: Parser) -> None:
-    """Only the form."""
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+@command(*FORMS)
+def models(as_json: bool, md: bool) -> int:
     """Show every preset."""
     from turbofit.cli.output import answer, show
     from turbofit.core.presets import load_yaml, preset_path
@@ -28,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     found = [(name, _read(name)) for name in load_yaml(preset_path("models", "aliases"))]
     known = [(name, model) for name, model in found if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in found if isinstance(why, str)]
-    if args.json:
+    if as_json:
         import json
 
         from turbofit.core.struct import to_builtins
@@ -41,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from turbofit.report.preset_view import models_view
 
-        show(models_view(known, unsupported), markdown=args.md)
+        show(models_view(known, unsupported), markdown=md)
     return 0
 
 

@@ -2,86 +2,94 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from turbofit.cli import options
+from turbofit.cli.command import Option, command, option_name
+from turbofit.cli.fields import filled
+from turbofit.cli.options import (
+    CLUSTER,
+    FORMS,
+    machine_options,
+    model_argument,
+    planning_options,
+)
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
     from turbofit.core.plan import Plan
+    from turbofit.planning.request import PlanRequest
 
-__all__ = ["add_arguments", "run", "show_plan"]
-
-
-def add_arguments(parser: Parser) -> None:
-    """Everything that narrows the search."""
-    options.add_model(parser)
-    options.add_machine(parser)
-    options.add_cluster(parser)
-    options.add_planning(parser)
-    options.add_settings(parser)
-    parser.add_argument(
-        "--rehearse", action="store_true", help="check the choice with the engine on pretend GPUs"
-    )
-    options.add_json(parser)
+__all__ = ["plan", "show_plan"]
 
 
-def run(args: argparse.Namespace) -> int:
+@command(
+    *model_argument(),
+    *machine_options(),
+    CLUSTER,
+    Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
+    *FORMS,
+    *planning_options(),
+)
+def plan(*, rehearse: bool, cluster: str | None, as_json: bool, md: bool, **given: Any) -> int:
     """Plan and show; exit 3 where nothing fits."""
     from turbofit import api
     from turbofit.cli.output import patience
+    from turbofit.planning.request import PlanRequest
 
-    if args.cluster is not None:
-        return _cluster(args)
-    keywords = options.planning_keywords(args)
-    doing = "planning, and rehearsing on pretend GPUs" if args.rehearse else "planning"
+    request = filled(PlanRequest, given)
+    if cluster is not None:
+        _refuse_one_machine({**given, "rehearse": rehearse})
+        return _plan_cluster(request, cluster, as_json=as_json, md=md)
+    doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
     with patience(doing):
-        plan = api.plan(args.model, rehearse=args.rehearse, **keywords)
-    return show_plan(plan, args, "plan")
+        found = api.plan(request, rehearse=rehearse)
+    return show_plan(found, "plan", as_json=as_json, md=md)
 
 
-def _cluster(args: argparse.Namespace) -> int:
-    """Plan for a cluster and show; exit 3 where no node serves.
+def _refuse_one_machine(given: dict[str, Any]) -> None:
+    """Stop where an option of one machine is given beside --cluster.
 
     Raises:
-        UsageError: an option of one machine is given beside it.
+        UsageError: it is.
     """
-    from turbofit import api
-    from turbofit.cli.output import answer, patience, show
-    from turbofit.core.errors import DoesNotFitError, UsageError
-    from turbofit.launch.cluster.source import cluster_from
+    from turbofit.core.errors import UsageError
 
     for name in ("on", "gpus", "rehearse"):
-        if getattr(args, name):
+        if given[name]:
             raise UsageError(
-                f"--{name} is of one machine, and --cluster names several",
-                hint=f"leave --{name} out, or plan for that machine alone",
+                f"{option_name(name)} is of one machine, and --cluster names several",
+                hint=f"leave {option_name(name)} out, or plan for that machine alone",
             )
-    keywords = options.planning_keywords(args)
+
+
+def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool) -> int:
+    """Plan for a cluster and show; exit 3 where no node serves."""
+    from turbofit import api
+    from turbofit.cli.output import answer, patience, show
+    from turbofit.core.errors import DoesNotFitError
+    from turbofit.launch.cluster.source import cluster_from
+
     with patience("measuring the nodes, and planning"):
-        plan = api.plan_cluster(args.model, cluster_from(args.cluster), **keywords)
-    if args.json:
-        answer(plan.to_json())
+        found = api.plan_cluster(request, cluster_from(cluster))
+    if as_json:
+        answer(found.to_json())
     else:
         from turbofit.report.cluster_view import cluster_view
 
-        show(cluster_view(plan), markdown=args.md)
-    return 0 if plan.fits else DoesNotFitError.exit_code
+        show(cluster_view(found), markdown=md)
+    return 0 if found.fits else DoesNotFitError.exit_code
 
 
-def show_plan(plan: Plan, args: argparse.Namespace, command: str) -> int:
-    """Show a plan as asked, keep it as the newest of its command and return its exit code."""
+def show_plan(plan: Plan, command: str, *, as_json: bool, md: bool) -> int:
+    """Show a plan in the form asked for, keep it as the newest of its command; its exit code."""
     from turbofit.cli.output import answer, show
     from turbofit.core.errors import DoesNotFitError
     from turbofit.report.saved import keep
 
     keep(plan, command)
-    if args.json:
+    if as_json:
         answer(plan.to_json())
     else:
         from turbofit.report.plan_view import plan_view
 
-        show(plan_view(plan), markdown=args.md)
+        show(plan_view(plan), markdown=md)
     return 0 if plan.fits else DoesNotFitError.exit_code

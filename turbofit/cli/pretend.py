@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli import options
+import click
+
+from turbofit.cli.command import SIZE, Option, command
+from turbofit.cli.completion import complete_spec
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable
 
-    from turbofit.cli.parser import Parser
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.shared import SharedRecord
     from turbofit.report.document import Block
 
-__all__ = ["TAKES_REST", "add_arguments", "run"]
+__all__ = ["pretend"]
 
 #: The command comes after ``--``.
 TAKES_REST: Final = True
@@ -30,38 +31,52 @@ _EXAMPLE: Final = (
 )
 
 
-def add_arguments(parser: Parser) -> None:
-    """The machine, what to show and what to keep."""
-    parser.usage = _USAGE
-    parser.epilog = _EXAMPLE
-    parser.add_argument(
-        "--on", metavar="SPEC", help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path"
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="who holds what, on stderr every two seconds"
-    )
-    parser.add_argument(
-        "--keep", metavar="DIR", help="keep scenario, timelines and report.json in this new folder"
-    )
-    parser.add_argument(
+@command(
+    Option(
+        "--on",
+        metavar="SPEC",
+        shell_complete=complete_spec,
+        help="the machine: 2xrtx3090, 1xl4:free=19GiB, a snapshot's path",
+    ),
+    Option("--watch", is_flag=True, help="who holds what, on stderr every two seconds"),
+    Option(
+        "--keep",
+        metavar="DIR",
+        type=click.Path(),
+        help="keep scenario, timelines and report.json in this new folder",
+    ),
+    Option(
         "--context",
-        type=options.size,
+        type=SIZE,
         metavar="BYTES",
         help="what each process's CUDA context takes of a card (default: the card's preset)",
-    )
-    parser.add_argument(
+    ),
+    Option(
         "--python",
         metavar="PATH",
+        type=click.Path(),
         help="the Python whose packages the command loads, where it is no Python script itself",
-    )
-    parser.add_argument(
+    ),
+    Option(
         "--json",
-        action="store_true",
+        "as_json",
+        is_flag=True,
         help="the report as JSON on stdout; the command's stdout then goes to stderr",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    takes_rest=True,
+    only_linux=True,
+    usage="--on SPEC [OPTIONS] -- COMMAND ...",
+)
+def pretend(
+    *,
+    on: str | None,
+    watch: bool,
+    keep: str | None,
+    context: int | None,
+    python: str | None,
+    as_json: bool,
+    rest: list[str],
+) -> int:
     """Run the command, report, and end as it did."""
     import json
     from pathlib import Path
@@ -73,29 +88,29 @@ def run(args: argparse.Namespace) -> int:
     from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
     from turbofit.report.pretend_view import pretend_view
 
-    if not args.on:
+    if not on:
         raise UsageError("--on SPEC is missing", hint=f"{_USAGE}, e.g. --on 2xrtx3090")
-    if not args.after:
+    if not rest:
         raise UsageError("no command", hint=_USAGE)
     scenario = scenario_of(
-        machine_from(args.on),
-        lambda gpu: context_bytes(gpu)[0] if args.context is None else args.context,
+        machine_from(on),
+        lambda gpu: context_bytes(gpu)[0] if context is None else context,
     )
     note(NOTICE)
-    keep = Path(args.keep) if args.keep else None
+    folder = Path(keep) if keep else None
     ran = run_pretend(
-        args.after,
+        rest,
         scenario,
-        keep=keep,
-        stdout=2 if args.json else None,
-        watch=_watch if args.watch else None,
-        python=args.python,
+        keep=folder,
+        stdout=2 if as_json else None,
+        watch=_watch if watch else None,
+        python=python,
     )
     document = report(ran)
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if keep is not None:
-        (keep / "report.json").write_text(text, encoding="utf-8")
-    if args.json:
+    if folder is not None:
+        (folder / "report.json").write_text(text, encoding="utf-8")
+    if as_json:
         answer(text)
     else:
         _note(pretend_view(document))

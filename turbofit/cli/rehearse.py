@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from turbofit.cli import options
+import click
+
+from turbofit.cli.command import Option, command, option_name
+from turbofit.cli.options import (
+    FORMS,
+    machine_options,
+    model_argument,
+    planning_keywords,
+    planning_options,
+)
 from turbofit.core.errors import UsageError
 
-if TYPE_CHECKING:
-    import argparse
+__all__ = ["rehearse"]
 
-    from turbofit.cli.parser import Parser
-
-__all__ = ["add_arguments", "run"]
-
-#: Engines that run on torch: their own defaults are rehearsed without a plan.
-_TORCH: Final = ("pytorch", "transformers")
 #: What only a plan or another engine can use.
 _PLANNED: Final = (
     "replicas", "context", "concurrency", "goal", "queue_images", "margin", "budget",
@@ -23,58 +25,59 @@ _PLANNED: Final = (
 _TURBOMIND: Final = ("communicator", "async_")
 
 
-def add_arguments(parser: Parser) -> None:
-    """The options of `plan`; with `--defaults` LMDeploy's own settings are rehearsed."""
-    options.add_model(parser)
-    options.add_machine(parser)
-    options.add_planning(parser)
-    options.add_settings(parser)
-    parser.add_argument(
-        "--defaults", action="store_true", help="LMDeploy's defaults instead of turbofit's plan"
-    )
-    parser.add_argument(
+@command(
+    *model_argument(),
+    *machine_options(),
+    Option("--defaults", is_flag=True, help="LMDeploy's defaults instead of turbofit's plan"),
+    Option(
         "--keep",
         metavar="DIR",
+        type=click.Path(),
         help="keep timelines and log here (with --defaults of an engine on torch)",
-    )
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+    *FORMS,
+    *planning_options(),
+    only_linux=True,
+)
+def rehearse(
+    *, model: str, defaults: bool, keep: str | None, as_json: bool, md: bool, **given: Any
+) -> int:
     """Rehearse and show; exit 3 where the engine did not serve."""
     from turbofit import api
     from turbofit.cli.output import note
     from turbofit.cli.plan import show_plan
 
-    if args.engine == "transformers" or (args.engine == "pytorch" and args.defaults):
-        return _run_torch(args)
-    if args.keep is not None:
+    keywords = planning_keywords(given)
+    engine = keywords.get("engine")
+    if engine == "transformers" or (engine == "pytorch" and defaults):
+        _check(engine, keywords)
+        return _rehearse_torch(model, keywords, keep, as_json=as_json, md=md)
+    if keep is not None:
         raise UsageError(
             "--keep is for what is rehearsed without a plan", hint="add --engine pytorch --defaults"
         )
     note("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
-    keywords = options.planning_keywords(args)
-    plan = api.rehearse(args.model, defaults=args.defaults, **keywords)
-    code = show_plan(plan, args, "rehearse")
+    plan = api.rehearse(model, defaults=defaults, **keywords)
+    code = show_plan(plan, "rehearse", as_json=as_json, md=md)
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     return code if served or code else 3
 
 
-def _run_torch(args: argparse.Namespace) -> int:
+def _rehearse_torch(
+    model: str, keywords: dict[str, Any], keep: str | None, *, as_json: bool, md: bool
+) -> int:
     from turbofit import api
     from turbofit.cli.output import answer, note, show
     from turbofit.report.torch_view import torch_view
 
-    given = options.planning_keywords(args)
-    _check(args.engine, given)
     note("pretend GPUs: memory, admission and death are the engine's own; values are not")
-    document = api.rehearse_torch(args.model, keep=args.keep, **given)
-    if args.json:
+    document = api.rehearse_torch(model, keep=keep, **keywords)
+    if as_json:
         import json
 
         answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     else:
-        show(torch_view(document), markdown=args.md)
+        show(torch_view(document), markdown=md)
     return 0 if document["outcome"] == "served" else 3
 
 
@@ -85,7 +88,7 @@ def _check(engine: str, given: dict[str, Any]) -> None:
     for name in _PLANNED:
         if name in given:
             raise UsageError(
-                f"{_flag(name)} shapes a plan, and none is made for the {engine} engine",
+                f"{option_name(name)} shapes a plan, and none is made for the {engine} engine",
                 hint="give the engine's own options, such as --session-len or --max-batch-size",
             )
     unused = set(_TURBOMIND)
@@ -93,11 +96,7 @@ def _check(engine: str, given: dict[str, Any]) -> None:
         unused |= {*ENGINE_OPTIONS, "tp"} - {"dtype"}
     for name in sorted(unused & set(given)):
         raise UsageError(
-            f"{_flag(name)} is no option of the {engine} engine",
+            f"{option_name(name)} is no option of the {engine} engine",
             hint=f"leave it out, or rehearse with --engine "
             f"{'turbomind' if name in _TURBOMIND else 'pytorch'}",
         )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.rstrip('_').replace('_', '-')}"

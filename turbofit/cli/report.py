@@ -4,67 +4,75 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options import FORMS
 from turbofit.core.errors import DoesNotFitError, UsageError
+from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
     from turbofit.report.saved import Saved
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["report"]
 
 
-def add_arguments(parser: Parser) -> None:
-    """What to show, and in which form."""
-    from turbofit.report.schema import NAMES
-
-    parser.add_argument(
+@command(
+    Argument(
         "what",
         metavar="PLAN|RUN|latest",
-        nargs="?",
-        help="what `plan --json` wrote (- for stdin), the folder of a run of `serve`, or `latest`: "
-        "the newest plan, prediction, rehearsal or run",
-    )
-    forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    forms.add_argument("--md", action="store_true", help="Markdown on stdout, for issues")
-    forms.add_argument(
-        "--html", metavar="FILE", help="one page that needs no network; - for stdout"
-    )
-    forms.add_argument(
+        required=False,
+        type=click.Path(),
+        explained="what `plan --json` wrote (- for stdin), the folder of a run of `serve`, or "
+        "`latest`: the newest plan, prediction, rehearsal or run",
+    ),
+    *FORMS,
+    Option(
+        "--html",
+        metavar="FILE",
+        type=click.Path(),
+        help="one page that needs no network; - for stdout",
+    ),
+    Option(
         "--schema",
-        nargs="?",
-        choices=NAMES,
-        const=NAMES[0],
+        is_flag=False,
+        flag_value=NAMES[0],
+        type=click.Choice(NAMES),
         help=f"the JSON Schema of a document instead (default {NAMES[0]})",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+    ),
+)
+def report(
+    *, what: str | None, html: str | None, schema: str | None, as_json: bool, md: bool
+) -> int:
     """Read and show; exit 3 where the plan does not fit."""
     from turbofit.cli.output import answer, show
 
-    if args.schema:
+    forms = {"--json": as_json, "--md": md, "--html": html, "--schema": schema}
+    given = [name for name, value in forms.items() if value]
+    if len(given) > 1:
+        raise UsageError(
+            f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
+        )
+    if schema:
         from turbofit.report.schema import schema_text
 
-        answer(schema_text(args.schema))
+        answer(schema_text(schema))
         return 0
-    if args.what is None:
+    if what is None:
         raise UsageError("report needs a plan, a run or latest", hint="turbofit report latest")
     from turbofit.report.saved import read_saved
 
-    saved = read_saved(args.what)
-    if args.html:
-        _page(saved, args.html)
-    elif args.json:
+    saved = read_saved(what)
+    if html:
+        _page(saved, html)
+    elif as_json:
         from turbofit.report.saved import saved_json
 
         answer(saved_json(saved))
     else:
         from turbofit.report.plan_view import plan_view
 
-        show(plan_view(saved.plan, saved.run), markdown=args.md)
+        show(plan_view(saved.plan, saved.run), markdown=md)
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
 
 

@@ -2,138 +2,128 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli import options
-from turbofit.cli.gateway import add_gateway, gateway_config
+from turbofit.cli.command import command
+from turbofit.cli.fields import filled, options_of
+from turbofit.cli.gateway_options import GatewayOptions, gateway_options
 from turbofit.cli.interrupt import exit_code, run_until_signal
-from turbofit.cli.serve_cluster import add_cluster, serve_on_cluster
+from turbofit.cli.launch_options import ServeOptions
+from turbofit.cli.options import (
+    FORMS,
+    machine_options,
+    model_argument,
+    planning_keywords,
+    planning_options,
+)
+from turbofit.cli.serve_cluster import serve_on_cluster
 from turbofit.cli.serve_plan import (
+    LaunchArguments,
     first_plan,
+    launch_request,
     planner_of,
-    public_port,
     refuse,
-    serve_config,
     show_commands,
 )
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
     import signal
     from collections.abc import Sequence
 
-    from turbofit.cli.parser import Parser
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.config import ServeConfig
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.serve import Stop
 
-__all__ = ["TAKES_REST", "add_arguments", "run"]
+__all__ = ["serve"]
 
-#: LMDeploy's own options may follow ``--``.
-TAKES_REST: Final = True
-
+_LAUNCH: Final = (
+    "dry_run", "pretend", "pretend_taken", "no_check", "no_rehearse", "forget", "no_gateway",
+    "unplanned", "drain", "liveness",
+)  # fmt: skip
+_CLUSTER: Final = ("cluster", "name", "gateways")
 _PRETEND: Final = (
     "PRETEND GPUs: memory, admission, errors and death are real; the words that this server "
     "generates mean nothing"
 )
 
 
-def add_arguments(parser: Parser) -> None:
-    """The options of `plan`, those of the gateway, and those of the launch."""
-    parser.usage = "turbofit serve (MODEL | --plan FILE) [options] [-- LMDEPLOY OPTIONS]"
-    options.add_model(parser, optional=True)
-    parser.add_argument("--plan", metavar="FILE", help="launch what `plan --json` wrote")
-    _add_launch(parser)
-    add_gateway(parser)
-    # The run's folder keeps the access log where nothing else is said.
-    parser.set_defaults(port=None, access_log=None)
-    options.add_machine(parser)
-    add_cluster(parser)
-    options.add_planning(parser)
-    options.add_settings(parser)
-    options.add_json(parser)
-
-
-def _add_launch(parser: Parser) -> None:
-    group = parser.add_argument_group("launch")
-    add = group.add_argument
-    add("--dry-run", action="store_true", help="print what would be launched")
-    add(
-        "--pretend",
-        action="store_true",
-        help="LMDeploy's real server and engine on pretend GPUs: nothing is computed",
-    )
-    add(
-        "--pretend-taken",
-        type=options.size,
-        metavar="BYTES",
-        default=0,
-        help="with --pretend: somebody takes so much of each card after the plan was made",
-    )
-    add("--no-check", action="store_true", help="ready without answered worst-case requests")
-    add("--no-rehearse", action="store_true", help="do not run the plan on pretend GPUs first")
-    add("--forget", action="store_true", help="begin without what earlier launches learned")
-    add(
-        "--no-gateway",
-        action="store_true",
-        help="no gateway: any client can then take the engines past the plan",
-    )
-    add(
-        "--unplanned",
-        action="store_true",
-        help="pass LMDeploy options that change memory in ways the plan does not know",
-    )
-    add("--drain", type=_seconds, metavar="SECONDS", help="for open requests at the end (30)")
-    add(
-        "--liveness",
-        type=_seconds,
-        metavar="SECONDS",
-        help="between completions that show that an engine lives (60; 0: none)",
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+@command(
+    *model_argument(required=False),
+    *options_of(ServeOptions, ["plan"]),
+    *machine_options(),
+    *FORMS,
+    *options_of(ServeOptions, _LAUNCH, group="launch"),
+    *gateway_options(),
+    *options_of(ServeOptions, _CLUSTER, group="cluster"),
+    *planning_options(),
+    takes_rest=True,
+    only_linux=True,
+    usage="(MODEL | --plan FILE) [OPTIONS] [-- LMDEPLOY OPTIONS]",
+)
+def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **given: Any) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
     from turbofit.cli.output import note
     from turbofit.launch.passthrough import sort_options
 
-    passed = sort_options(args.after, unplanned=args.unplanned)
-    if args.on and not args.dry_run and not args.pretend:
+    options = filled(ServeOptions, given)
+    public = filled(GatewayOptions, given)
+    passed = sort_options(rest, unplanned=options.unplanned)
+    keywords = planning_keywords(given)
+    if "on" in keywords and not options.dry_run and not options.pretend:
         raise UsageError(
             "serve launches on the machine here, so --on does not go with it",
             hint="leave --on out, or add --dry-run or --pretend",
         )
-    if args.pretend_taken and not args.pretend:
-        raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
-    if args.cluster is not None and args.model is None:
-        raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
-    if args.model is None and not args.plan:
-        raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
-    if args.cluster is not None:
-        if args.pretend:
+    options.check()
+    arguments = LaunchArguments(model, keywords, options, passed, options.plan)
+    if options.cluster is not None:
+        if model is None:
+            raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
+        if options.pretend:
             note(_PRETEND)
-        return serve_on_cluster(args, passed, _gateway(args, passed))
-    if args.dry_run:
-        return show_commands(args, passed)
-    config = serve_config(args, passed, gateway=None if args.no_gateway else _gateway(args, passed))
-    return _stoppable(args, passed, config)
+        gateway = _gateway(public, passed)
+        return serve_on_cluster(arguments, options, gateway, public.access_log, as_json=as_json)
+    if model is None and not options.plan:
+        raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
+    if options.dry_run:
+        return show_commands(arguments, port=public.port, as_json=as_json, md=md)
+    config = _config(arguments, options, public)
+    return _stoppable(arguments, config, as_json=as_json)
 
 
-def _stoppable(args: argparse.Namespace, passed: Passed, config: ServeConfig) -> int:
+def _config(
+    arguments: LaunchArguments, options: ServeOptions, public: GatewayOptions
+) -> ServeConfig:
+    """What the options ask for."""
+    from turbofit.launch.config import ServeConfig
+
+    passed = arguments.passed
+    return ServeConfig.of(
+        request=None if arguments.plan else launch_request(arguments),
+        gateway=None if options.no_gateway else _gateway(public, passed),
+        port=public.port,
+        api_key=passed.api_keys[0] if passed.api_keys else None,
+        access_log=public.access_log,
+        options=tuple(passed.argv),
+        **options.config_fields(),
+    )
+
+
+def _stoppable(arguments: LaunchArguments, config: ServeConfig, *, as_json: bool) -> int:
     from turbofit.launch.leases import Leases
 
     def body(stop: Stop) -> signal.Signals:
         with Leases() as leases:
-            return _launch(args, passed, config, stop, leases)
+            return _launch(arguments, config, stop, leases, as_json=as_json)
 
     return exit_code(run_until_signal(body))
 
 
 def _launch(
-    args: argparse.Namespace, passed: Passed, config: ServeConfig, stop: Stop, leases: Leases
+    arguments: LaunchArguments, config: ServeConfig, stop: Stop, leases: Leases, *, as_json: bool
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
     from turbofit.launch.download import WeightsFetcher
@@ -143,35 +133,37 @@ def _launch(
     from turbofit.launch.record import Record, run_folder
     from turbofit.launch.session import run_session
 
-    lmdeploy, missing = lmdeploy_if_needed(args.engine)
+    lmdeploy, missing = lmdeploy_if_needed(arguments.keywords.get("engine"))
     for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
         note(f"warning: {text}")
-    if args.pretend:
+    if config.pretend:
         note(_PRETEND)
     planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
-    plan, changes = first_plan(args, passed, planner, lmdeploy.version)
+    plan, changes = first_plan(arguments, planner, lmdeploy.version)
     if plan.fits:
-        plan = planner.settle(plan, None if args.plan else changes)
+        plan = planner.settle(plan, None if arguments.plan else changes)
     refuse(plan, missing)
     note(plan.verdict)
-    for warning in (*plan.warnings, *_doubts(args, passed, lmdeploy.warning)):
+    for warning in (*plan.warnings, *_doubts(config, arguments.passed, lmdeploy.warning)):
         note(f"warning: {warning}")
     folder = run_folder(plan)
-    record = Record(folder, model=plan.model.name, pretend=args.pretend, lmdeploy=lmdeploy.version)
+    record = Record(
+        folder, model=plan.model.name, pretend=config.pretend, lmdeploy=lmdeploy.version
+    )
     job = Job(
         config,
         folder=folder,
         record=record,
         say=note,
-        on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
+        on_open=lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls)),
         lmdeploy=lmdeploy,
         leases=leases,
-        fetch=None if args.pretend else WeightsFetcher(note),
-        replan=None if args.plan else planner.make,
+        fetch=None if config.pretend else WeightsFetcher(note),
+        replan=None if arguments.plan else planner.make,
         changes=changes,
     )
     ended = run_session(job, plan, stop)
-    if args.json:
+    if as_json:
         import json
 
         answer(json.dumps({"ended": ended.name, "run": str(folder)}, indent=2) + "\n")
@@ -185,7 +177,7 @@ _PUBLIC: Final = (
 )  # fmt: skip
 
 
-def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
+def _gateway(public: GatewayOptions, passed: Passed) -> GatewayConfig:
     """The public side.
 
     Raises:
@@ -200,35 +192,21 @@ def _gateway(args: argparse.Namespace, passed: Passed) -> GatewayConfig:
                 hint="use --api-key and --allow-origins before --, or --no-gateway",
             )
     one = os.environ.get("TURBOFIT_API_KEY", "").strip()
-    if one and not args.api_key:
-        args.api_key = [one]
-    args.port = public_port(args)
-    return gateway_config(args, upstream_key=None)
+    if one and not public.api_key:
+        public = public.changed(api_key=(one,))
+    return public.config()
 
 
-def _doubts(args: argparse.Namespace, passed: Passed, version: str | None) -> list[str]:
+def _doubts(config: ServeConfig, passed: Passed, version: str | None) -> list[str]:
     """What the launch cannot promise, said before it."""
-    doubts: Sequence[str] = [version] if version else []
-    doubts = list(doubts)
+    doubts = [version] if version else []
     if passed.unplanned:
         doubts.append(
             f"{', '.join(passed.unplanned)} may change memory: the plan does not count it"
         )
-    if args.no_gateway:
+    if config.gateway is None:
         doubts.append(
             "--no-gateway: the plan holds only while no client asks for more than it; any client "
             "can, and the engine then aborts"
         )
     return doubts
-
-
-def _seconds(text: str) -> float:
-    import argparse
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return value

@@ -4,40 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.cli import options
+from turbofit.cli.command import option_name
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
+    from turbofit.cli.launch_options import ServeOptions
+    from turbofit.cli.serve_plan import LaunchArguments
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.config import ClusterServeConfig
-    from turbofit.launch.passthrough import Passed
 
-__all__ = ["add_cluster", "ray_address", "serve_on_cluster"]
+__all__ = ["ray_address", "serve_on_cluster"]
 
-#: Options of one machine; the value that means nothing was given.
-_ONE_MACHINE: Final = {
-    "on": None, "gpus": None, "plan": None, "dry_run": False, "no_gateway": False, "forget": False,
-}  # fmt: skip
-
-
-def add_cluster(parser: Parser) -> None:
-    """Where the cluster is, what people call what is served, and how many gateways there may be."""
-    group = parser.add_argument_group("cluster")
-    group.add_argument(
-        "--cluster", metavar="RAY", help="serve on all machines of a Ray cluster: ray, ray:ADDRESS"
-    )
-    group.add_argument("--name", help="what the cluster calls it (default: the model's name)")
-    group.add_argument(
-        "--gateways",
-        type=_gateways,
-        metavar="N",
-        default=1,
-        help="gateways that share the limits: this one, and turbofit gateway --cluster (1)",
-    )
+#: Options of one machine, of the plan and of the launch.
+_ONE_MACHINE: Final = ("on", "gpus", "plan", "dry_run", "no_gateway", "forget")
 
 
 def ray_address(text: str) -> str | None:
@@ -52,7 +32,14 @@ def ray_address(text: str) -> str | None:
     return address or None
 
 
-def serve_on_cluster(args: argparse.Namespace, passed: Passed, gateway: GatewayConfig) -> int:
+def serve_on_cluster(
+    arguments: LaunchArguments,
+    options: ServeOptions,
+    gateway: GatewayConfig,
+    access_log: str | None,
+    *,
+    as_json: bool,
+) -> int:
     """Serve until a signal; 0 once one ended it in order.
 
     Raises:
@@ -61,23 +48,24 @@ def serve_on_cluster(args: argparse.Namespace, passed: Passed, gateway: GatewayC
     from turbofit.cli.output import answer, note
     from turbofit.launch.cluster.run import serve_cluster
 
-    for name, nothing in _ONE_MACHINE.items():
-        if getattr(args, name) != nothing:
-            option = name.replace("_", "-")
+    given = {*arguments.keywords, *options.given()}
+    for name in _ONE_MACHINE:
+        if name in given:
             raise UsageError(
-                f"--{option} is of one machine, and --cluster names several",
-                hint=f"leave --{option} out; turbofit plan --cluster shows what would be served",
+                f"{option_name(name)} is of one machine, and --cluster names several",
+                hint=f"leave {option_name(name)} out; "
+                "turbofit plan --cluster shows what would be served",
             )
-    config = _config(args, passed, gateway)
+    config = _config(arguments, options, gateway, access_log)
     ended = run_until_signal(
         lambda stop: serve_cluster(
             config,
             stop,
             say=note,
-            on_open=lambda urls: None if args.json else answer("".join(f"{u}\n" for u in urls)),
+            on_open=lambda urls: None if as_json else answer("".join(f"{u}\n" for u in urls)),
         )
     )
-    if args.json:
+    if as_json:
         import json
 
         answer(json.dumps({"ended": ended.name}, indent=2) + "\n")
@@ -85,26 +73,26 @@ def serve_on_cluster(args: argparse.Namespace, passed: Passed, gateway: GatewayC
     return exit_code(ended)
 
 
-def _config(args: argparse.Namespace, passed: Passed, gateway: GatewayConfig) -> ClusterServeConfig:
+def _config(
+    arguments: LaunchArguments,
+    options: ServeOptions,
+    gateway: GatewayConfig,
+    access_log: str | None,
+) -> ClusterServeConfig:
     """What the options ask for; the model is read here, so that no node has to."""
-    from turbofit.cli.serve_plan import launch_options, plan_request
+    from turbofit.cli.serve_plan import plan_request
     from turbofit.launch.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
 
-    request = plan_request(args, passed)
+    assert options.cluster is not None
+    request = plan_request(arguments)
     return ClusterServeConfig.of(
         request=request.changed(model=model_of(request)),
         gateway=gateway,
-        address=ray_address(args.cluster),
-        name=args.name,
-        gateways=args.gateways,
-        **launch_options(args, passed),
+        address=ray_address(options.cluster),
+        name=options.name,
+        gateways=options.gateways,
+        access_log=access_log,
+        options=tuple(arguments.passed.argv),
+        **options.config_fields(),
     )
-
-
-def _gateways(text: str) -> int:
-    import argparse
-
-    if not text.isdecimal() or not 1 <= int(text) <= options.LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of gateways")
-    return int(text)

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from turbofit.cli import options
+from turbofit.cli.command import Command
+from turbofit.cli.options import LAST_PORT, planning_keywords, setting_options
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.core.plan import Command, Plan
-    from turbofit.gateway.config import GatewayConfig
+    from turbofit.cli.launch_options import LaunchOptions
+    from turbofit.core.plan import Command as ShellCommand
+    from turbofit.core.plan import Plan
     from turbofit.launch.config import ServeConfig
-    from turbofit.launch.engine import Timing
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
     from turbofit.launch.planner import Planner
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "first_plan", "launch_options", "launch_request", "plan_request", "planner_of", "public_port",
-    "refusal", "refuse", "serve_config", "show_commands",
+    "LaunchArguments", "first_plan", "launch_request", "plan_request", "planner_of", "refusal",
+    "refuse", "show_commands",
 ]  # fmt: skip
 
 
-def serve_config(
-    args: argparse.Namespace, passed: Passed, *, gateway: GatewayConfig | None
-) -> ServeConfig:
-    """What the options ask for."""
-    from turbofit.launch.config import ServeConfig
+class LaunchArguments(NamedTuple):
+    """The command line of what launches engines, read once.
 
-    return ServeConfig.of(
-        request=None if args.plan else launch_request(args, passed),
-        gateway=gateway,
-        port=public_port(args),
-        api_key=passed.api_keys[0] if passed.api_keys else None,
-        **launch_options(args, passed),
-    )
+    ``keywords`` are the plan's, as `planning_keywords` reads them; ``passed`` is what follows
+    ``--``; ``plan`` is a saved plan's file, with which nothing is planned.
+    """
 
-
-def launch_options(args: argparse.Namespace, passed: Passed) -> dict[str, Any]:
-    """The fields of `ServeConfig` that one machine and a cluster have options for."""
-    return {
-        "timing": _timing(args),
-        "options": tuple(passed.argv),
-        "access_log": args.access_log,
-        "check": not args.no_check,
-        "rehearse": not args.no_rehearse,
-        "pretend": args.pretend,
-        "pretend_taken": args.pretend_taken,
-    }
+    model: str | None
+    keywords: dict[str, Any]
+    options: LaunchOptions
+    passed: Passed
+    plan: str | None = None
 
 
 def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner:
@@ -64,7 +49,7 @@ def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner
     return Planner(config.request, leased, note, rehearse=rehearse, doubled=doubled)
 
 
-def launch_request(args: argparse.Namespace, passed: Passed) -> PlanRequest:
+def launch_request(given: LaunchArguments) -> PlanRequest:
     """`plan_request`; the machine of a pretend run has what pretend runs have learned.
 
     It never has what real runs have. A twin of the machine here has the real card's, as its plan.
@@ -72,35 +57,34 @@ def launch_request(args: argparse.Namespace, passed: Passed) -> PlanRequest:
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
 
-    request = plan_request(args, passed)
-    if not args.pretend:
+    request = plan_request(given)
+    if not given.options.pretend:
         return request
-    machine = machine_from(args.on, gpus=request.gpus)
+    machine = machine_from(given.keywords.get("on"), gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)
     return request.changed(on=machine, gpus=None)
 
 
 def first_plan(
-    args: argparse.Namespace, passed: Passed, planner: Planner, version: str
+    given: LaunchArguments, planner: Planner, version: str
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan to begin with, and the learned changes that it was made with."""
     from turbofit.cli.output import note
     from turbofit.launch.learned import forget, recall
 
-    if args.plan:
-        plan = _read(args, passed)
+    if given.plan:
+        plan = _read(given.plan, given)
         if plan.fits:
             planner.take(plan)
         return plan, {}
     plan = planner.make({})
-    if args.forget:
-        if forget(plan, version, pretend=args.pretend):
+    if given.options.forget:
+        if forget(plan, version, pretend=given.options.pretend):
             note("forgot what earlier launches had learned")
         return plan, {}
-    changes = recall(plan, version, pretend=args.pretend)
-    given = options.planning_keywords(args)
-    changes = {name: value for name, value in changes.items() if name not in given}
+    changes = recall(plan, version, pretend=given.options.pretend)
+    changes = {name: value for name, value in changes.items() if name not in given.keywords}
     if not changes or not plan.fits:
         return plan, {}
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
@@ -112,7 +96,7 @@ def first_plan(
     return again, changes
 
 
-def show_commands(args: argparse.Namespace, passed: Passed) -> int:
+def show_commands(given: LaunchArguments, *, port: int, as_json: bool, md: bool) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
@@ -121,10 +105,11 @@ def show_commands(args: argparse.Namespace, passed: Passed) -> int:
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
 
-    plan = _read(args, passed) if args.plan else best_plan(plan_request(args, passed))
-    commands = _commands(plan, args, passed)
-    if args.json or args.md:
-        return show_plan(msgspec.structs.replace(plan, commands=commands), args, "serve")
+    plan = _read(given.plan, given) if given.plan else best_plan(plan_request(given))
+    commands = _commands(plan, given.passed, port)
+    if as_json or md:
+        shown = msgspec.structs.replace(plan, commands=commands)
+        return show_plan(shown, "serve", as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
     answer("\n".join(shell_command(command) + "\n" for command in commands))
@@ -159,36 +144,38 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
         )
 
 
-def public_port(args: argparse.Namespace) -> int:
-    """The port that clients know."""
-    from turbofit.planning.commands import DEFAULT_PORT
+def plan_request(given: LaunchArguments) -> PlanRequest:
+    """What the options ask for, those after ``--`` among them.
 
-    return args.port or DEFAULT_PORT
+    Raises:
+        UsageError: one of them is given twice.
+    """
+    from turbofit.planning.request import PlanRequest
 
-
-def plan_request(args: argparse.Namespace, passed: Passed) -> PlanRequest:
-    """What the options ask for, those after ``--`` among them."""
-    keywords = options.planning_keywords(args)
-    for name, value in _modelled(passed).items():
+    keywords = dict(given.keywords)
+    for name, value in _modelled(given.passed).items():
         if keywords.setdefault(name, value) != value:
             raise UsageError(
                 f"{name} is given twice, before and after --", hint="leave one of the two out"
             )
-    return options.plan_request(args, keywords)
+    return PlanRequest.of(model=given.model, **keywords)
 
 
-def _read(args: argparse.Namespace, passed: Passed) -> Plan:
-    """A saved plan: it is complete, so that nothing may be planned beside it."""
+def _read(path: str, given: LaunchArguments) -> Plan:
+    """A saved plan: it is complete, so that nothing may be planned beside it.
+
+    Raises:
+        UsageError: something is.
+    """
     from turbofit.core.struct import to_builtins
     from turbofit.report.saved import read_plan
 
-    given = options.planning_keywords(args)
-    if args.model is not None or given:
-        what = "a model" if args.model is not None else f"{next(iter(given))}"
+    if given.model is not None or given.keywords:
+        what = "a model" if given.model is not None else next(iter(given.keywords))
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-    plan = read_plan(args.plan)
+    plan = read_plan(path)
     each = [to_builtins(one.settings) for one in plan.each()]
-    for name, value in _modelled(passed).items():
+    for name, value in _modelled(given.passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in each))
         if planned != [value]:
             words = " and ".join(map(str, planned))
@@ -201,34 +188,23 @@ def _read(args: argparse.Namespace, passed: Passed) -> Plan:
 
 def _modelled(passed: Passed) -> dict[str, Any]:
     """Options after ``--`` that are planned with, read as turbofit's own are."""
-    from turbofit.cli.parser import Parser
-
-    parser = Parser(prog="turbofit serve")
-    options.add_settings(parser)
-    return options.planning_keywords(parser.parse_args(passed.modelled))
+    reader = Command(lambda: 0, setting_options())
+    with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
+        return planning_keywords(ctx.params)
 
 
-def _commands(plan: Plan, args: argparse.Namespace, passed: Passed) -> tuple[Command, ...]:
-    from turbofit.core.plan import Command
+def _commands(plan: Plan, passed: Passed, port: int) -> tuple[ShellCommand, ...]:
+    from turbofit.core.plan import Command as ShellCommand
     from turbofit.planning.fallback_commands import any_commands, refuse_options
 
     if plan.engine.name == "transformers":
         refuse_options(passed.argv)
-    port = public_port(args)
-    if port + plan.parallel.replicas - 1 > options.LAST_PORT:
+    if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
-            f"{plan.parallel.replicas} engines from port {port} on go beyond {options.LAST_PORT}",
+            f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
             hint="choose a lower --port",
         )
     return tuple(
-        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
+        ShellCommand(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
         for command in any_commands(plan, port=port)
     )
-
-
-def _timing(args: argparse.Namespace) -> Timing:
-    """The deadlines that were given, the others as they are."""
-    from turbofit.launch.engine import Timing
-
-    given = {"drain": args.drain, "liveness": args.liveness}
-    return Timing(**{name: value for name, value in given.items() if value is not None})

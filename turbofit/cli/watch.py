@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli import options
+import click
+
+from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.options import FORMS
 
 if TYPE_CHECKING:
-    import argparse
-
-    from turbofit.cli.parser import Parser
     from turbofit.observe.live import Now
+    from turbofit.report.document import Block
     from turbofit.report.saved import Saved
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["watch"]
 
 _EVERY: Final = 2.0
 _LEAST: Final = 0.2
@@ -25,34 +26,45 @@ _BELOW: Final = "\x1b[J"
 _LINE_END: Final = "\x1b[K\n"
 
 
-def add_arguments(parser: Parser) -> None:
-    """Which run, how often, and with which key."""
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="a run's folder or name (default: the newest run)"
-    )
-    parser.add_argument("--url", help="the gateway, where it is not the run's own")
-    parser.add_argument("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEYS's first")
-    parser.add_argument(
-        "--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"
-    )
-    parser.add_argument("--once", action="store_true", help="one look, for scripts")
-    options.add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
+@command(
+    Argument(
+        "run",
+        metavar="RUN",
+        required=False,
+        type=click.Path(),
+        explained="a run's folder or name (default: the newest run)",
+    ),
+    Option("--url", help="the gateway, where it is not the run's own"),
+    Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEYS's first"),
+    Option("--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"),
+    Option("--once", is_flag=True, help="one look, for scripts"),
+    *FORMS,
+)
+def watch(
+    *,
+    run: str | None,
+    url: str | None,
+    api_key: str | None,
+    interval: float,
+    once: bool,
+    as_json: bool,
+    md: bool,
+) -> int:
     """Look until Ctrl-C or the run's end; one look where stdout is no terminal."""
     import sys
     import time
 
+    from turbofit.cli.output import answer
     from turbofit.core.errors import UsageError
     from turbofit.report.saved import newest_run, read_saved
+    from turbofit.report.watch_view import watch_view
 
-    if not args.interval >= _LEAST:
+    if not interval >= _LEAST:
         raise UsageError(
-            f"--interval {args.interval:g} is too short", hint=f"give {_LEAST} seconds or more"
+            f"--interval {interval:g} is too short", hint=f"give {_LEAST} seconds or more"
         )
-    place = args.run or newest_run()
-    live = sys.stdout.isatty() and not (args.once or args.json or args.md)
+    place = run or newest_run()
+    live = sys.stdout.isatty() and not (once or as_json or md)
     before: tuple[Now, float] | None = None
     while True:
         saved = read_saved(place)
@@ -61,65 +73,55 @@ def run(args: argparse.Namespace) -> int:
                 f"{place} is a plan, not a run", hint="turbofit watch, or a run's name"
             )
         began = time.monotonic()
-        now = _look_patiently(args, saved) if live else _look(args, saved)
-        if not live and not args.json and now is not None and before is None:
+        now = _look_patiently(saved, url, api_key) if live else _look(saved, url, api_key)
+        if not live and not as_json and now is not None and before is None:
             # Rates need two looks.
-            time.sleep(args.interval)
-            before, now = (now, args.interval), _look(args, saved)
-        _tell(args, saved, now, before, live=live)
+            time.sleep(interval)
+            before, now = (now, interval), _look(saved, url, api_key)
+        used = {} if saved.run.pretend else _used(saved)
+        if as_json:
+            answer(_json(saved, now, used))
+        else:
+            _paint(watch_view(saved.plan, saved.run, now, before, used), live=live, md=md)
         if not live or saved.run.state in _OVER:
             return 0
-        time.sleep(args.interval)
+        time.sleep(interval)
         before = (now, time.monotonic() - began) if now is not None else None
 
 
-def _look_patiently(args: argparse.Namespace, saved: Saved) -> Now | None:
+def _look_patiently(saved: Saved, url: str | None, api_key: str | None) -> Now | None:
     """A gateway that is closed for a moment, between two starts, is no reason to leave."""
     from turbofit.core.errors import UsageError
 
     try:
-        return _look(args, saved)
+        return _look(saved, url, api_key)
     except UsageError:
-        if args.url:
+        if url:
             raise
         return None
 
 
-def _look(args: argparse.Namespace, saved: Saved) -> Now | None:
+def _look(saved: Saved, url: str | None, api_key: str | None) -> Now | None:
     """What the gateway says; None while the run's own is not open."""
     import os
 
     from turbofit.observe.live import fetch_page, now_of
 
     assert saved.run is not None
-    urls = [args.url] if args.url else list(saved.run.urls)
-    if not urls or (saved.run.state != "ready" and not args.url):
+    urls = [url] if url else list(saved.run.urls)
+    if not urls or (saved.run.state != "ready" and not url):
         return None
-    key = args.api_key or os.environ.get("TURBOFIT_API_KEYS", "").split(",")[0].strip()
+    key = api_key or os.environ.get("TURBOFIT_API_KEYS", "").split(",")[0].strip()
     return now_of(fetch_page(urls[0], key or None))
 
 
-def _tell(
-    args: argparse.Namespace,
-    saved: Saved,
-    now: Now | None,
-    before: tuple[Now, float] | None,
-    *,
-    live: bool,
-) -> None:
+def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
     from turbofit.cli.output import answer, painted, show
-    from turbofit.report.watch_view import watch_view
 
-    assert saved.run is not None
-    used = {} if saved.run.pretend else _used(saved)
-    if args.json:
-        answer(_json(saved, now, used))
-        return
-    blocks = watch_view(saved.plan, saved.run, now, before, used)
     if live:
         answer(_HOME + painted(blocks).replace("\n", _LINE_END) + _BELOW)
     else:
-        show(blocks, markdown=args.md)
+        show(blocks, markdown=md)
 
 
 def _used(saved: Saved) -> dict[int, int]:

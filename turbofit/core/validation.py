@@ -12,13 +12,32 @@ from typing_extensions import Self
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["Validated", "parsed", "usage_error"]
+__all__ = ["Metavar", "Validated", "parsed", "usage_error"]
 
 _SHOWN = 80
+#: What should be instead, by pydantic's type of the error, where its own words are a program's.
+_SHOULD = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt}",
+    "less_than": "less than {lt}",
+}
+
+
+class Metavar:
+    """What stands for a field's value in help pages: a unit or a form, such as ``BYTES``.
+
+    >>> Bytes = Annotated[int, Metavar("BYTES")]
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
@@ -33,7 +52,8 @@ def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:
         if not isinstance(value, str):
             return value
         try:
-            return parse(value, info.field_name or "value")
+            spelled = (info.context or {}).get("spelled", str)
+            return parse(value, spelled(info.field_name or "value"))
         except UsageError as exc:
             raise ValueError(f"{exc.message}; {exc.hint}") from exc
 
@@ -47,7 +67,12 @@ class Validated(BaseModel):
     :meth:`of` raises ours.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        defer_build=True,  # a command builds the validators of what it asks for, and no others
+    )
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -56,10 +81,23 @@ class Validated(BaseModel):
         Raises:
             UsageError: a value is wrong, or has no field; the message names both.
         """
+        return cls.of_options(values, str)
+
+    @classmethod
+    def of_options(cls, values: Mapping[str, Any], spelled: Callable[[str], str]) -> Self:
+        """Build one from values that a person knows by other names: those of a command line.
+
+        Args:
+            values: by field.
+            spelled: a field's name as the person knows it, for messages.
+
+        Raises:
+            UsageError: as :meth:`of`.
+        """
         try:
-            return cls(**values)
+            return cls.model_validate(dict(values), context={"spelled": spelled})
         except ValidationError as exc:
-            raise usage_error(exc, cls) from None
+            raise usage_error(exc, cls, spelled) from None
 
     def given(self) -> dict[str, Any]:
         """The fields that were given and are not None, in the order of the class."""
@@ -79,28 +117,36 @@ class Validated(BaseModel):
         return self.of(**{**self.given(), **values})
 
 
-def usage_error(exc: ValidationError, kind: type[BaseModel]) -> UsageError:
+def usage_error(
+    exc: ValidationError, kind: type[BaseModel], spelled: Callable[[str], str] = str
+) -> UsageError:
     """The first of pydantic's errors: its field, its value and what would be right."""
     first = exc.errors(include_url=False)[0]
     cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
     if isinstance(cause, UsageError):
         return cause
-    name = str(first["loc"][0]) if first["loc"] else ""
+    field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(name, kind.model_fields, n=3)
+        near = get_close_matches(field, kind.model_fields, n=3)
         return UsageError(
-            f"{name} is nothing that {kind.__name__} knows",
+            f"{field} is nothing that {kind.__name__} knows",
             hint=f"did you mean {' or '.join(near)}?"
             if near
             else f"it knows {', '.join(sorted(kind.model_fields))}",
         )
+    name = spelled(field)
     if first["type"] == "missing":
         return UsageError(f"{name} is not given", hint=f"give {name}")
     value = repr(first["input"])
-    what = first["msg"].replace("Input should", "it should")
+    should = _SHOULD.get(first["type"])
+    what = (
+        first["msg"].replace("Input should", "it should")
+        if should is None
+        else f"it should be {should.format_map(first.get('ctx', {}))}"
+    )
     return UsageError(
         f"{name} {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}: {what}",
-        hint=_nearest(first) or _described(kind, name),
+        hint=_nearest(first) or _described(kind, field, name),
     )
 
 
@@ -111,7 +157,7 @@ def _nearest(error: ErrorDetails) -> str:
     return f"did you mean {near[0]}?" if near else ""
 
 
-def _described(kind: type[BaseModel], name: str) -> str:
-    field = kind.model_fields.get(name)
-    said = field.description if field is not None else None
+def _described(kind: type[BaseModel], field: str, name: str) -> str:
+    known = kind.model_fields.get(field)
+    said = known.description if known is not None else None
     return f"{name}: {said}" if said else f"give another {name}, or leave it out"

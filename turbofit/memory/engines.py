@@ -11,8 +11,6 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model
 from turbofit.memory import versions
 from turbofit.memory.engine import Engine
-from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
-from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.pytorch.constants import load_constants as load_torch_constants
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind.constants import load_constants
@@ -59,6 +57,8 @@ def engine_named(name: str, version: str | None = None) -> Engine:
         PackageError: turbofit has no account for it.
     """
     if version and versions.is_legacy(version):
+        from turbofit.memory.legacy.engine import LegacyPytorch, LegacyTurbomind
+
         return LegacyTurbomind(version) if name == "turbomind" else LegacyPytorch(version)
     known = versions.account_version(name, version) if name in ENGINES else None
     if known is None:
@@ -113,6 +113,8 @@ def engine_for(model: Model, asked: str = "auto", version: str | None = None) ->
                 f"turbofit has no account of gated delta nets with LMDeploy {version}",
                 hint=f"it has one for the PyTorch engine of {versions.REFERENCE}",
             )
+        from turbofit.memory.legacy.generations import generation_of
+
         if model.vision is not None and generation_of(version).vision.runs == "none":
             raise UsageError(
                 f"LMDeploy {version} runs no vision tower, and {model.name} has one",

@@ -11,7 +11,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Goal, Workload
 from turbofit.core.units import parse_bytes
-from turbofit.core.validation import Validated, parsed
+from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.ask import Margin
 
 __all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest", "PredictRequest"]
@@ -19,7 +19,7 @@ __all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest", "PredictRequest"]
 EngineChoice = Literal["auto", "turbomind", "pytorch", "transformers"]
 
 _LARGEST: Final = 1 << 40
-_QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8}
+_QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8, **{str(n): n for n in (0, 4, 8, 16, 17)}}
 
 
 def _bytes(text: str, name: str) -> int:
@@ -38,8 +38,10 @@ def _margin(text: str, name: str) -> int | str:
     return text
 
 
-def _size(text: str, _name: str) -> tuple[str, str]:
-    width, _, height = text.lower().replace("×", "x").partition("x")
+def _size(text: str, name: str) -> tuple[str, str]:
+    width, cross, height = text.lower().replace("×", "x").partition("x")
+    if not cross:
+        raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint="write it as 1920x1080")
     return width, height
 
 
@@ -48,12 +50,13 @@ def _dtype(text: str, _name: str) -> str | None:
 
 
 def _quant_policy(text: str, _name: str) -> int | str:
-    return _QUANT_POLICIES.get(text, text)
+    return _QUANT_POLICIES.get(text.lower(), text)
 
 
-Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
-Count = Annotated[int, Field(ge=0, le=_LARGEST)]
-Bytes = Annotated[int, Field(ge=0), parsed(_bytes)]
+Positive = Annotated[int, Field(ge=1, le=_LARGEST), Metavar("N")]
+Count = Annotated[int, Field(ge=0, le=_LARGEST), Metavar("N")]
+Tokens = Annotated[int, Field(ge=1, le=_LARGEST), Metavar("TOKENS")]
+Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
 
 
 class PlanRequest(Validated):
@@ -67,13 +70,18 @@ class PlanRequest(Validated):
         >>> smaller = request.changed(max_batch_size=4)
     """
 
-    model: str | Model = Field(description="a folder, a hub id, a preset's name, or a model read")
-    on: str | Machine | None = Field(
-        default=None,
-        description="a SPEC such as 4xrtx3090, a snapshot's path, or a machine already read; None "
-        "is this machine through NVML",
+    model: str | Model = Field(
+        description="a folder, a hub id, a name that `turbofit models` lists, or a model read"
     )
-    gpus: str | None = Field(default=None, description="PCI indices or UUIDs to stay within")
+    on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
+        default=None,
+        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, a snapshot's path, "
+        "or a machine already read (default: this one, through NVML)",
+    )
+    gpus: Annotated[str | None, Metavar("LIST")] = Field(
+        default=None,
+        description="only these GPUs: PCI indices or UUIDs, inside CUDA_VISIBLE_DEVICES",
+    )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     engine: EngineChoice = Field(
         default="auto",
@@ -85,14 +93,14 @@ class PlanRequest(Validated):
     replicas: Positive | None = Field(default=None, description="engines side by side")
 
     images: Count = Field(default=1, description="images a request")
-    image_size: Annotated[tuple[Positive, Positive] | None, parsed(_size)] = Field(
+    image_size: Annotated[tuple[Positive, Positive] | None, parsed(_size), Metavar("WxH")] = Field(
         default=None,
-        description="their width and height; None is the worst that the model's rule admits",
+        description="their width and height (default: the worst that the model's rule admits)",
     )
-    context: Positive | None = Field(
+    context: Tokens | None = Field(
         default=None,
-        description="tokens that one request may have; None is the model's own maximum, lowered "
-        "to the cache",
+        description="tokens that one request may have, answer included (default: the model's own "
+        "maximum, lowered to the cache)",
     )
     concurrency: Positive = Field(default=8, description="requests at once over all replicas")
     goal: Goal = Field(default="throughput", description="what decides between shapes that serve")
@@ -106,39 +114,56 @@ class PlanRequest(Validated):
         default=None, description="tiles an image, for InternVL"
     )
     max_pixels: Positive | None = Field(default=None, description="pixels an image, for Qwen2-VL")
-    margin: Annotated[int | str | None, parsed(_margin)] = Field(
-        default=None, description="bytes to leave free on each GPU, or a share such as 2%"
+    margin: Annotated[int | str | None, parsed(_margin), Metavar("BYTES|%")] = Field(
+        default=None,
+        description="left free on each GPU, in bytes or as a share of the card (default: the "
+        "larger of 256MiB and 1%)",
     )
     budget: Bytes | None = Field(
-        default=None, description="bytes that this turbofit may take of each GPU, margin included"
+        default=None,
+        description="the most that this turbofit may take of each GPU, margin included",
     )
 
     # LMDeploy's own options by its names, in the order in which plans tell of them.
-    cache_max_entry_count: float | None = Field(
-        default=None, gt=0, lt=1, description="share of free memory for the cache, between 0 and 1"
+    cache_max_entry_count: Annotated[float | None, Metavar("RATIO")] = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the free memory that the cache gets, between 0 and 1",
     )
-    max_prefill_token_num: Positive | None = Field(
-        default=None, description="tokens of one prefill"
-    )
+    max_prefill_token_num: Tokens | None = Field(default=None, description="tokens of one prefill")
     max_batch_size: Positive | None = Field(default=None, description="requests that run at once")
-    session_len: Positive | None = Field(
+    session_len: Tokens | None = Field(
         default=None, description="tokens of a request, answer included"
     )
-    communicator: Literal["nccl", "native", "cuda-ipc"] | None = None
-    dtype: Annotated[Literal["float16", "bfloat16"] | None, parsed(_dtype)] = None
-    quant_policy: Annotated[Literal[0, 4, 8, 16, 17] | None, parsed(_quant_policy)] = Field(
+    communicator: Literal["nccl", "native", "cuda-ipc"] | None = Field(
+        default=None, description="TurboMind: how the GPUs of an engine reach each other"
+    )
+    dtype: Annotated[
+        Literal["float16", "bfloat16"] | None, parsed(_dtype), Metavar("auto|float16|bfloat16")
+    ] = Field(default=None, description="of weights and activations (default: the checkpoint's)")
+    quant_policy: Annotated[
+        Literal[0, 4, 8, 16, 17] | None, parsed(_quant_policy), Metavar("0|4|8")
+    ] = Field(
         default=None,
-        description="0, 4 and 8 (none, int4, int8), or 16 and 17 (fp8, PyTorch engine)",
+        description="bits of the KV cache: 0, 4 or 8 (none, int4, int8), or 16 and 17 (fp8, "
+        "PyTorch engine)",
     )
-    cache_block_seq_len: Positive | None = Field(
-        default=None, description="tokens of a cache block"
+    cache_block_seq_len: Tokens | None = Field(default=None, description="tokens of a cache block")
+    model_format: Literal["hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"] | None = Field(
+        default=None, description="how the weights are stored (default: as the config says)"
     )
-    model_format: Literal["hf", "awq", "gptq", "compressed-tensors", "fp8", "mxfp4"] | None = None
-    enable_prefix_caching: bool | None = None
-    async_: Annotated[int | None, Field(ge=0, le=1)] = None
-    language_model_only: bool | None = None
+    enable_prefix_caching: bool | None = Field(
+        default=None, description="keep the cache of prompts that begin alike"
+    )
+    async_: Annotated[int | None, Field(ge=0, le=1), Metavar("0|1")] = Field(
+        default=None, description="TurboMind: prepare a step while another runs"
+    )
+    language_model_only: bool | None = Field(
+        default=None, description="without the vision encoder; images are then refused"
+    )
     num_gpu_blocks: Positive | None = Field(
-        default=None, description="PyTorch engine: instead of a ratio"
+        default=None, description="PyTorch engine: blocks of the cache, instead of a ratio"
     )
     eager_mode: bool | None = Field(default=None, description="PyTorch engine: no CUDA graphs")
     cudagraph_capture_batch_sizes: tuple[Positive, ...] | None = Field(
@@ -184,6 +209,8 @@ class PredictRequest(PlanRequest):
 
     free_at_cache: Bytes | None = Field(
         default=None,
-        description="free bytes when the cache was sized; replaces everything before it",
+        description="free when the cache was sized, as a log said it; replaces everything before",
     )
-    lmdeploy: str | None = Field(default=None, description="LMDeploy's version, e.g. 0.18")
+    lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
+        default=None, description="LMDeploy's version (default 0.18)"
+    )

@@ -5,20 +5,19 @@ Torch and Transformers are imported in here only: the supervisor runs it as a ch
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.units import format_bytes
 from turbofit.planning.device_maps import read_map
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from turbofit.launch.fallback.generating import Options
     from turbofit.launch.fallback.work import ServedWork
 
@@ -28,33 +27,39 @@ __all__ = ["main"]
 _SAYS = "turbofit-fallback:"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve; returns the exit code."""
-    args = _parser().parse_args(argv)
+@click.command("turbofit-fallback")
+@click.option("--model", required=True, help="a checkpoint's folder, or a hub id")
+@click.option("--served-name", help="what clients call it; default: --model")
+@click.option("--device-map", required=True, help="JSON, or a file that holds it")
+@click.option("--offload-folder", help="for what the map sends to disk")
+@click.option("--dtype", default="bfloat16", type=click.Choice(("float16", "bfloat16", "float32")))
+@click.option("--session-len", type=int, required=True, help="tokens of a request")
+@click.option("--max-images", type=int, default=1, help="of a request")
+@click.option("--host", default="127.0.0.1")
+@click.option("--port", type=int, default=23333)
+@click.option("--api-key", multiple=True, help="who may ask (repeatable); default: anybody")
+def main(**given: Any) -> None:
+    """Serve one model through Transformers, with one device map, on one port, until stopped."""
     try:
-        _serve(args)
+        _serve(**given)
     except TurbofitError as exc:
         print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
-        return exc.exit_code
-    return 0
+        sys.exit(exc.exit_code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="turbofit-fallback", description=__doc__)
-    parser.add_argument("--model", required=True, help="a checkpoint's folder, or a hub id")
-    parser.add_argument("--served-name", help="what clients call it; default: --model")
-    parser.add_argument("--device-map", required=True, help="JSON, or a file that holds it")
-    parser.add_argument("--offload-folder", help="for what the map sends to disk")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32"))
-    parser.add_argument("--session-len", type=int, required=True, help="tokens of a request")
-    parser.add_argument("--max-images", type=int, default=1, help="of a request")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=23333)
-    parser.add_argument("--api-keys", nargs="*", default=[], help="who may ask; default: anybody")
-    return parser
-
-
-def _serve(args: argparse.Namespace) -> None:
+def _serve(
+    *,
+    model: str,
+    served_name: str | None,
+    device_map: str,
+    offload_folder: str | None,
+    dtype: str,
+    session_len: int,
+    max_images: int,
+    host: str,
+    port: int,
+    api_key: tuple[str, ...],
+) -> None:
     """Load and listen.
 
     Raises:
@@ -67,19 +72,19 @@ def _serve(args: argparse.Namespace) -> None:
     from turbofit.launch.fallback.private import find_inside
     from turbofit.launch.fallback.work import ServedWork
 
-    placed = read_map(args.device_map)
+    placed = read_map(device_map)
     began = time.monotonic()
     inside = find_inside()
     _say(f"transformers {inside.version} is there after {time.monotonic() - began:.1f} s")
     with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
         options = Options(
-            model=args.model,
-            name=args.served_name or args.model,
+            model=model,
+            name=served_name or model,
             device_map=placed,
-            dtype=args.dtype,
-            session_len=args.session_len,
-            max_images=args.max_images,
-            offload=args.offload_folder or scratch,
+            dtype=dtype,
+            session_len=session_len,
+            max_images=max_images,
+            offload=offload_folder or scratch,
         )
         work = ServedWork()
         inner = _loaded(inside, inner_app, options, work)
@@ -89,10 +94,10 @@ def _serve(args: argparse.Namespace) -> None:
             name=options.name,
             session_len=options.session_len,
             max_images=options.max_images,
-            keys=args.api_keys,
+            keys=api_key,
             on_fatal=_end,
         )
-        _listen(front, args.host, args.port)
+        _listen(front, host, port)
 
 
 def _loaded(inside: Any, inner_app: Any, options: Options, work: ServedWork) -> Any:
@@ -139,4 +144,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,267 @@
+"""click's commands in turbofit's form: help in groups, errors with a hint, what follows ``--``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from turbofit.cli.manual import manual_text
+from turbofit.cli.output import answer, verbose_log
+from turbofit.core.errors import UsageError
+from turbofit.core.units import parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["SIZE", "Argument", "Command", "Option", "command", "option_name", "split_rest"]
+
+#: Columns of a help page.
+_WIDTH: Final = 96
+_SETTINGS: Final = {
+    "help_option_names": ["-h", "--help"],
+    "terminal_width": _WIDTH,
+    "max_content_width": _WIDTH,
+}
+_WINDOWS: Final = os.name == "nt"
+
+
+class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
+    """A size in bytes, with or without a unit."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, _ctx: click.Context | None) -> int:
+        """Bytes.
+
+        Raises:
+            UsageError: it is no size.
+        """
+        if isinstance(value, int):
+            return value
+        return parse_bytes(value, what=param.opts[0] if param is not None else "size")
+
+
+SIZE: Final = Size()
+
+
+class Option(click.Option):
+    """click's, in a named group of the help page.
+
+    Args:
+        names: the option, and the parameter's name where it is another.
+        group: the heading above it; empty for the first, unnamed group.
+        several: it takes all words up to the next option, as LMDeploy's options do.
+        attributes: as click's.
+    """
+
+    def __init__(
+        self, *names: str, group: str = "", several: bool = False, **attributes: Any
+    ) -> None:
+        if several:
+            attributes["multiple"] = True
+        super().__init__(names, **attributes)
+        self.group = group
+        self.several = several
+        #: Whether it may stand without a value.
+        self.bare = self.is_flag or self.count or "flag_value" in attributes
+
+
+class Argument(click.Argument):
+    """click's, with a line in the help page."""
+
+    def __init__(self, name: str, *, explained: str, **attributes: Any) -> None:
+        super().__init__([name], **attributes)
+        self.explained = explained
+
+
+def _print_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        answer(ctx.get_help() + "\n")
+        ctx.exit()
+
+
+class Command(click.Command):
+    """One command of the command line.
+
+    Args:
+        callback: does it; takes every option by its name, ``rest`` where there is one, and returns
+            the exit code.
+        params: its arguments and options.
+        takes_rest: what follows ``--`` is somebody else's, and handed on as ``rest``.
+        only_linux: it runs programs under watch, or reads /proc; with ``--dry-run`` it does not.
+        usage: the words after the command's name in the first line of the help, where click's
+            would say too little.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[..., int],
+        params: Sequence[click.Parameter],
+        *,
+        takes_rest: bool = False,
+        only_linux: bool = False,
+        usage: str | None = None,
+    ) -> None:
+        verbose = Option(
+            "-v", "--verbose", count=True, help="what is done, on stderr; -vv: each step of it"
+        )
+        show_help = Option(
+            "-h", "--help", is_flag=True, is_eager=True, expose_value=False, callback=_print_help,
+            help="this page",
+        )  # fmt: skip
+        super().__init__(
+            None,
+            callback=callback,
+            params=[*params, verbose, show_help],
+            context_settings=dict(_SETTINGS),
+            add_help_option=False,
+        )
+        self.takes_rest = takes_rest
+        self.only_linux = only_linux
+        self.usage = usage
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands before ``--``.
+
+        Raises:
+            UsageError: wrong use; something stands behind it that nobody takes; or two forms are
+                asked for.
+        """
+        own, rest = split_rest(args)
+        if rest and not self.takes_rest and not ctx.resilient_parsing:
+            raise UsageError(
+                f"`{ctx.command_path}` takes nothing after --",
+                hint=f"see {ctx.command_path} --help",
+            )
+        try:
+            left = super().parse_args(ctx, self._repeated(own))
+        except click.UsageError as exc:
+            raise _usage_error(exc, ctx) from None
+        if self.takes_rest:
+            ctx.params["rest"] = rest
+        if ctx.params.get("as_json") and ctx.params.get("md"):
+            raise UsageError("--json and --md do not go together", hint="give one of the two")
+        return left
+
+    def _repeated(self, words: Sequence[str]) -> list[str]:
+        """``--option a b`` as ``--option a --option b``, for options of several words.
+
+        Raises:
+            click.BadOptionUsage: an option stands where another one's value should.
+        """
+        known = {name: one for one in self.params if isinstance(one, Option) for name in one.opts}
+        found: list[str] = []
+        option = ""
+        for word in words:
+            last = known.get(found[-1]) if found else None
+            if word in known and last is not None and not last.bare:
+                raise click.BadOptionUsage(found[-1], f"{found[-1]} needs a value before {word}")
+            if word.startswith("-") and word != "-":
+                option = word if word in known and known[word].several else ""
+            elif option and found[-1] != option:
+                found.append(option)
+            found.append(word)
+        return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, with its log on stderr where that is asked for.
+
+        Raises:
+            UsageError: it needs Linux, and this is Windows.
+        """
+        if _WINDOWS and self.only_linux and not ctx.params.get("dry_run"):
+            raise UsageError(
+                f"{ctx.command_path} does not run on Windows",
+                hint="run it on Linux, or in WSL 2; plan, predict, machine and report work here",
+            )
+        with verbose_log(ctx.params.pop("verbose")):
+            return super().invoke(ctx)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first line."""
+        if self.usage is None:
+            super().format_usage(ctx, formatter)
+        else:
+            formatter.write_usage(ctx.command_path, self.usage)
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """They stand above the options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Arguments, then options group by group."""
+        arguments = [one for one in self.params if isinstance(one, Argument)]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(one.make_metavar(ctx), one.explained) for one in arguments])
+        groups: dict[str, list[tuple[str, str]]] = {"": []}
+        for one in self.params:
+            if not isinstance(one, Option):
+                continue
+            record = one.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(one.group, []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group.capitalize() if group.islower() else group or "Options"):
+                formatter.write_dl(records, col_max=36)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, exit codes and what the command touches."""
+        formatter.write(manual_text(ctx.info_name or ""))
+
+
+def command(
+    *params: click.Parameter,
+    takes_rest: bool = False,
+    only_linux: bool = False,
+    usage: str | None = None,
+) -> Callable[[Callable[..., int]], Command]:
+    """Decorator: the function is a command, see `Command`; it takes the parameters by name.
+
+    >>> @command(Option("--json", is_flag=True, help="one JSON document on stdout"))
+    ... def gpus(json: bool) -> int: ...
+    """
+
+    def made(callback: Callable[..., int]) -> Command:
+        return Command(callback, params, takes_rest=takes_rest, only_linux=only_linux, usage=usage)
+
+    return made
+
+
+def option_name(field: str) -> str:
+    """The option of a field: ``--max-batch-size`` of ``max_batch_size``."""
+    return f"--{field.rstrip('_').replace('_', '-')}"
+
+
+def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and what stands behind it."""
+    own = list(words)
+    if "--" not in own:
+        return own, []
+    at = own.index("--")
+    return own[:at], own[at + 1 :]
+
+
+def _usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:
+    """Turbofit's form of one of click's errors."""
+    hint = f"see {ctx.command_path} --help"
+    if isinstance(exc, click.NoSuchOption):
+        near = exc.possibilities or []
+        return UsageError(
+            f"unknown option {exc.option_name}",
+            hint=f"did you mean {near[0]}? {hint}" if near else hint,
+        )
+    if isinstance(exc, click.MissingParameter) and exc.param is not None:
+        return UsageError(f"{_spelled(exc.param, ctx)} is missing", hint=hint)
+    if isinstance(exc, click.BadParameter) and exc.param is not None:
+        return UsageError(f"{_spelled(exc.param, ctx)}: {exc.message.rstrip('.')}", hint=hint)
+    text = exc.format_message().rstrip(".")
+    return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+def _spelled(param: click.Parameter, ctx: click.Context) -> str:
+    """As a person types it."""
+    if isinstance(param, click.Option):
+        return max(param.opts, key=len)
+    return param.make_metavar(ctx).strip("[]")

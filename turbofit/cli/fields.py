@@ -1,0 +1,123 @@
+"""Options of the command line, made from the fields of what they fill."""
+
+from __future__ import annotations
+
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+import click
+
+from turbofit.cli.command import Option, option_name
+from turbofit.core.validation import Metavar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic.fields import FieldInfo
+
+    from turbofit.core.validation import Validated
+
+__all__ = ["filled", "options_of"]
+
+T = TypeVar("T", bound="Validated")
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
+    """A text that the field's own type reads; ``words`` are offered where TAB is pressed."""
+
+    name = "text"
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+class _Form(NamedTuple):
+    """What an annotation says of the words that an option takes."""
+
+    metavar: str = "TEXT"
+    words: tuple[str, ...] = ()
+    flag: bool = False
+    several: bool = False
+
+
+def options_of(
+    kind: type[Validated], fields: Iterable[str], *, group: str = "", **attributes: Any
+) -> Iterator[Option]:
+    """Options of these fields; what is not given stays with the field's own default.
+
+    Args:
+        kind: the class.
+        fields: their names, in the order of the help page.
+        group: the heading above them.
+        attributes: click's, for all of them; ``multiple`` makes an option repeatable.
+    """
+    for name in fields:
+        yield _option(name, kind.model_fields[name], group, attributes)
+
+
+def filled(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
+    """The class filled with those of the options given that are its fields.
+
+    Args:
+        kind: the class.
+        given: the values of the options, by their names.
+        more: fields that no option fills.
+
+    Raises:
+        UsageError: a value is wrong; the message names its option.
+    """
+    values = {
+        name: value
+        for name in kind.model_fields
+        if (value := given.get(name)) is not None and value is not False and value != ()
+    }
+    return kind.of_options({**values, **more}, option_name)
+
+
+def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
+    form = _form(field.annotation, field.metadata)
+    text = field.description or ""
+    if field.default not in (None, False, ()) and not field.is_required():
+        text = f"{text} (default {field.default})"
+    if form.flag:
+        return Option(option_name(name), name, is_flag=True, help=text, group=group, **attributes)
+    return Option(
+        option_name(name), name, default=None, help=text, group=group,
+        type=_Text(form.words), metavar=form.metavar,
+        several=form.several and not attributes.get("multiple"), **attributes,
+    )  # fmt: skip
+
+
+def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
+    named = [one.text for one in metadata if isinstance(one, Metavar)]
+    if named:
+        return _form(annotation)._replace(metavar=named[-1])
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _form(parts[0], parts[1:])
+    if origin in (Union, UnionType):
+        return _form(next(one for one in parts if one is not NoneType))
+    if origin is Literal:
+        words = tuple(map(str, parts))
+        return _Form(f"[{'|'.join(words)}]", words)
+    if origin is tuple:
+        inner = _form(parts[0])
+        return inner._replace(several=len(parts) == 2 and parts[1] is Ellipsis)
+    return _Form(flag=annotation is bool)

@@ -1,0 +1,41 @@
+"""``turbofit help [COMMAND]``: all commands, or the page of one."""
+
+from __future__ import annotations
+
+from turbofit.cli.command import Argument, command
+from turbofit.cli.output import answer
+
+__all__ = ["help"]
+
+
+@command(
+    Argument("name", required=False, metavar="COMMAND", explained="which; all where none is named")
+)
+def help(name: str | None) -> int:  # noqa: A001 - the command's name
+    """Print it."""
+    from turbofit.cli.commands import COMMANDS, TURBOFIT
+
+    if name is not None:
+        with TURBOFIT.make_context("turbofit", [name, "--help"]) as ctx:
+            code: int = TURBOFIT.invoke(ctx)
+        return code
+    width = max(map(len, COMMANDS))
+    lines = [f"  {one:<{width}}  {text}" for one, text in COMMANDS.items()]
+    answer(
+        "\n".join(
+            [
+                "Usage: turbofit [--help] [--version] COMMAND ...",
+                "",
+                "Plans, launches and checks LMDeploy vision-language servers so that they never",
+                "run out of GPU memory.",
+                "",
+                "Commands:",
+                *lines,
+                "",
+                "turbofit COMMAND --help tells more: options, examples, exit codes, and what it",
+                "touches.",
+                "",
+            ]
+        )
+    )
+    return 0

@@ -1,0 +1,108 @@
+"""Options of what launches engines: `serve` and `calibrate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from turbofit.core.errors import UsageError
+from turbofit.core.validation import Metavar, Validated
+from turbofit.planning.request import Bytes, Positive
+
+if TYPE_CHECKING:
+    from turbofit.launch.engine import Timing
+
+__all__ = ["CalibrateOptions", "LaunchOptions", "ServeOptions"]
+
+Seconds = Annotated[float, Field(ge=0, lt=1e6), Metavar("SECONDS")]
+
+
+class LaunchOptions(Validated):
+    """What both say of a launch, each field an option."""
+
+    pretend: bool = Field(
+        default=False,
+        description="LMDeploy's real server and engine on pretend GPUs: nothing is computed",
+    )
+    pretend_taken: Bytes = Field(
+        default=0,
+        description="with --pretend: somebody takes so much of each card after the plan was made",
+    )
+    no_rehearse: bool = Field(
+        default=False, description="do not run the plan on pretend GPUs first"
+    )
+    forget: bool = Field(default=False, description="drop what earlier launches learned")
+
+    def check(self) -> None:
+        """Whether they go together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.pretend_taken and not self.pretend:
+            raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of `ServeConfig` that they fill."""
+        return {
+            "rehearse": not self.no_rehearse,
+            "pretend": self.pretend,
+            "pretend_taken": self.pretend_taken,
+        }
+
+
+class ServeOptions(LaunchOptions):
+    """What `serve` asks beside."""
+
+    plan: Annotated[str | None, Metavar("FILE")] = Field(
+        default=None, description="launch what `plan --json` wrote"
+    )
+    dry_run: bool = Field(default=False, description="print what would be launched")
+    no_check: bool = Field(default=False, description="ready without answered worst-case requests")
+    no_gateway: bool = Field(
+        default=False,
+        description="no gateway: any client can then take the engines past the plan",
+    )
+    unplanned: bool = Field(
+        default=False,
+        description="pass LMDeploy options that change memory in ways the plan does not know",
+    )
+    drain: Seconds | None = Field(default=None, description="for open requests at the end (30)")
+    liveness: Seconds | None = Field(
+        default=None,
+        description="between completions that show that an engine lives (60; 0: none)",
+    )
+    cluster: Annotated[str | None, Metavar("RAY")] = Field(
+        default=None, description="serve on all machines of a Ray cluster: ray, ray:ADDRESS"
+    )
+    name: str | None = Field(
+        default=None, description="what the cluster calls it (default: the model's name)"
+    )
+    gateways: Positive = Field(
+        default=1,
+        description="gateways that share the limits: this one, and turbofit gateway --cluster",
+    )
+
+    def timing(self) -> Timing:
+        """The deadlines that were given, the others as they are."""
+        from turbofit.launch.engine import Timing
+
+        usual = Timing()
+        return Timing(
+            drain=usual.drain if self.drain is None else self.drain,
+            liveness=usual.liveness if self.liveness is None else self.liveness,
+        )
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of `ServeConfig` that they fill."""
+        return {**super().config_fields(), "timing": self.timing(), "check": not self.no_check}
+
+
+class CalibrateOptions(LaunchOptions):
+    """What `calibrate` asks beside."""
+
+    again: bool = Field(default=False, description="measure again what was calibrated before")
+    minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = Field(
+        default=60.0, description="give up after these"
+    )
