@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.common.plans import machine, plausible_plan
-from turbofit.cli.command import Command
+from turbofit.cli.command import CliCommand
 from turbofit.cli.commands import TURBOFIT
 from turbofit.cli.main import main
 from turbofit.cli.options import FORMS, machine_options, planning_keywords, planning_options
@@ -228,7 +228,7 @@ words = st.sampled_from(WORDS.split())
 @given(st.lists(words, max_size=6))
 def test_any_words_are_options_or_wrong_use(given_words: list[str]) -> None:
     params = [*machine_options(), *planning_options(), *FORMS]
-    reader = Command(lambda **_: 0, params)
+    reader = CliCommand(lambda **_: 0, params)
     try:
         with reader.make_context("plan", list(given_words)) as ctx:
             keywords = planning_keywords(ctx.params)

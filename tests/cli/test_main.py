@@ -11,7 +11,7 @@ import pytest
 
 import turbofit
 from turbofit.cli import main as cli
-from turbofit.cli.command import Command, Option
+from turbofit.cli.command import CliCommand, Option
 from turbofit.cli.commands import COMMANDS
 from turbofit.cli.main import main
 from turbofit.core.errors import DoesNotFitError
@@ -32,7 +32,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     made = types.ModuleType("turbofit.cli.fake")
     as_json = Option("--json", "as_json", is_flag=True)
-    made.fake = Command(lambda **given: made.run(given), [as_json])  # type: ignore[attr-defined]
+    made.fake = CliCommand(lambda **given: made.run(given), [as_json])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "turbofit.cli.fake", made)
     monkeypatch.setitem(COMMANDS, "fake", "for tests")
     return made

@@ -41,5 +41,8 @@ def test_its_json_schema_needs_no_other_document() -> None:
     schema = Answer.model_json_schema()
     plan = schema["properties"]["plan"]
     assert plan["title"] == "Plan"
-    assert plan["properties"]["kv"]["properties"]["tokens"] == {"type": "integer"}
+    assert plan["properties"]["kv"]["properties"]["tokens"] == {
+        "description": "Tokens of one group; of the smallest where they differ.",
+        "type": "integer",
+    }
     assert "$ref" not in json.dumps(plan)

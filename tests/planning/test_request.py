@@ -51,8 +51,8 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"margin": "many%"}, "margin 'many%' is no share of a card", "2%"),
         ({"margin": "100%"}, "margin '100%' is no share of a card", "2%"),
         ({"budget": "lots"}, "'lots' is not a size", "19GiB"),
-        ({"image_size": "wide"}, "image_size 'wide'", "width and height"),
-        ({"communicator": "x" * 500}, "communicator 'xxx", "give another communicator"),
+        ({"image_size": "wide"}, "image_size 'wide' is not WIDTHxHEIGHT", "1920x1080"),
+        ({"communicator": "x" * 500}, "communicator 'xxx", "how the GPUs of an engine"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field(

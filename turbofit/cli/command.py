@@ -15,7 +15,7 @@ from turbofit.core.units import parse_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["SIZE", "Argument", "Command", "Option", "command", "option_name", "split_rest"]
+__all__ = ["SIZE", "Argument", "CliCommand", "Option", "command", "option_name", "split_rest"]
 
 #: Columns of a help page.
 _WIDTH: Final = 96
@@ -82,7 +82,7 @@ def _print_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-class Command(click.Command):
+class CliCommand(click.Command):
     """One command of the command line.
 
     Args:
@@ -216,15 +216,17 @@ def command(
     takes_rest: bool = False,
     only_linux: bool = False,
     usage: str | None = None,
-) -> Callable[[Callable[..., int]], Command]:
-    """Decorator: the function is a command, see `Command`; it takes the parameters by name.
+) -> Callable[[Callable[..., int]], CliCommand]:
+    """Decorator: the function is a command, see `CliCommand`; it takes the parameters by name.
 
     >>> @command(Option("--json", is_flag=True, help="one JSON document on stdout"))
     ... def gpus(json: bool) -> int: ...
     """
 
-    def made(callback: Callable[..., int]) -> Command:
-        return Command(callback, params, takes_rest=takes_rest, only_linux=only_linux, usage=usage)
+    def made(callback: Callable[..., int]) -> CliCommand:
+        return CliCommand(
+            callback, params, takes_rest=takes_rest, only_linux=only_linux, usage=usage
+        )
 
     return made
 

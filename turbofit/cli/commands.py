@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from turbofit.cli.command import Command
+from turbofit.cli.command import CliCommand
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "TURBOFIT", "Turbofit"]
+__all__ = ["COMMANDS", "TURBOFIT", "Turbofit", "unknown_command"]
 
 #: Each command is ``turbofit.cli.NAME.NAME``, and imported when it is named.
 COMMANDS: Final[dict[str, str]] = {
@@ -50,11 +51,11 @@ class Turbofit(click.Group):
         """Their names."""
         return list(COMMANDS)
 
-    def get_command(self, _: click.Context, name: str) -> Command | None:
+    def get_command(self, _: click.Context, name: str) -> CliCommand | None:
         """One of them; None where there is no such command."""
         if name not in COMMANDS:
             return None
-        found: Command = getattr(importlib.import_module(f"turbofit.cli.{name}"), name)
+        found: CliCommand = getattr(importlib.import_module(f"turbofit.cli.{name}"), name)
         found.help = COMMANDS[name]
         return found
 
@@ -70,3 +71,17 @@ class Turbofit(click.Group):
 
 
 TURBOFIT: Final = Turbofit()
+
+
+def unknown_command(name: str) -> UsageError:
+    """The error for a first word that is no command, with the nearest ones."""
+    import difflib
+
+    if name.startswith("-"):
+        return UsageError(
+            f"unknown option {name!r} before the command",
+            hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
+        )
+    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
+    return UsageError(f"unknown command {name!r}", hint=hint)

@@ -13,8 +13,10 @@ __all__ = ["help"]
 )
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
     """Print it."""
-    from turbofit.cli.commands import COMMANDS, TURBOFIT
+    from turbofit.cli.commands import COMMANDS, TURBOFIT, unknown_command
 
+    if name is not None and name not in COMMANDS:
+        raise unknown_command(name)
     if name is not None:
         with TURBOFIT.make_context("turbofit", [name, "--help"]) as ctx:
             code: int = TURBOFIT.invoke(ctx)

@@ -10,10 +10,10 @@ import click
 
 import turbofit
 from turbofit.cli.command import split_rest
-from turbofit.cli.commands import COMMANDS, TURBOFIT
+from turbofit.cli.commands import COMMANDS, TURBOFIT, unknown_command
 from turbofit.cli.completion import COMPLETE_VARIABLE, complete
 from turbofit.cli.output import complain, prepare_streams
-from turbofit.core.errors import PackageError, TurbofitError, UsageError
+from turbofit.core.errors import PackageError, TurbofitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> int:
     elif name in ("-V", "--version"):
         name = "version"
     elif name not in COMMANDS:
-        raise _unknown(name)
+        raise unknown_command(name)
     with TURBOFIT.make_context("turbofit", [name, *argv[1:]]) as ctx:
         code: int = TURBOFIT.invoke(ctx)
     return code
@@ -82,19 +82,6 @@ def _missing(exc: ModuleNotFoundError) -> PackageError | None:
         f"this needs {package}, which is not installed",
         hint=f'install it with pip install "turbofit[{extra}]"',
     )
-
-
-def _unknown(name: str) -> UsageError:
-    import difflib
-
-    if name.startswith("-"):
-        return UsageError(
-            f"unknown option {name!r} before the command",
-            hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
-        )
-    near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
-    return UsageError(f"unknown command {name!r}", hint=hint)
 
 
 def _bug(exc: Exception, argv: Sequence[str]) -> dict[str, Any]:

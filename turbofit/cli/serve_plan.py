@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from turbofit.cli.command import Command
+from turbofit.cli.command import CliCommand
 from turbofit.cli.options import LAST_PORT, planning_keywords, setting_options
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
     from turbofit.cli.launch_options import LaunchOptions
-    from turbofit.core.plan import Command as ShellCommand
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import Command, Plan
     from turbofit.launch.config import ServeConfig
     from turbofit.launch.leases import Leases
     from turbofit.launch.passthrough import Passed
@@ -188,13 +187,13 @@ def _read(path: str, given: LaunchArguments) -> Plan:
 
 def _modelled(passed: Passed) -> dict[str, Any]:
     """Options after ``--`` that are planned with, read as turbofit's own are."""
-    reader = Command(lambda: 0, setting_options())
+    reader = CliCommand(lambda: 0, setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return planning_keywords(ctx.params)
 
 
-def _commands(plan: Plan, passed: Passed, port: int) -> tuple[ShellCommand, ...]:
-    from turbofit.core.plan import Command as ShellCommand
+def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
+    from turbofit.core.plan import Command
     from turbofit.planning.fallback_commands import any_commands, refuse_options
 
     if plan.engine.name == "transformers":
@@ -205,6 +204,6 @@ def _commands(plan: Plan, passed: Passed, port: int) -> tuple[ShellCommand, ...]
             hint="choose a lower --port",
         )
     return tuple(
-        ShellCommand(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
+        Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
         for command in any_commands(plan, port=port)
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, Literal
 
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Command, Limits, Plan, Remedy, Throughput, Workload
-from turbofit.core.struct import Struct, decode, to_json
+from turbofit.core.struct import Struct, const, decode, doc, to_json
 
 __all__ = [
     "CLUSTER_PLAN_SCHEMA", "CLUSTER_SCHEMA", "CLUSTER_STATUS_SCHEMA", "Cluster", "ClusterPlan",
@@ -27,21 +27,24 @@ class Node(Struct):
     has nothing to serve with; ``why_not`` then says why. ``pretend``: its GPUs are pretend ones.
     """
 
-    id: str
-    name: str
-    address: str
+    id: Annotated[str, doc("The cluster's own name for it.")]
+    name: Annotated[str, doc("The host's name.")]
+    address: Annotated[str, doc("Where other nodes reach it.")]
     machine: Machine | None = None
     why_not: str = ""
-    turbofit: str = ""
-    lmdeploy: str = ""
-    pretend: bool = False
+    turbofit: Annotated[str, doc("The version on it, empty where nobody told.")] = ""
+    lmdeploy: Annotated[str, doc("The version on it, empty where nobody told.")] = ""
+    pretend: Annotated[bool, doc("Whether its GPUs are pretend ones.")] = False
 
 
 class Cluster(Struct):
     """The nodes at one moment; ``source`` says where it comes from: ``ray ADDRESS`` or a file."""
 
-    schema: str = CLUSTER_SCHEMA
-    source: str
+    schema: Annotated[str, const(CLUSTER_SCHEMA)] = CLUSTER_SCHEMA
+    source: Annotated[
+        str,
+        doc("Where it comes from: Ray's address, a file, or a SPEC that is simulated."),
+    ]
     nodes: tuple[Node, ...]
 
     def to_json(self) -> str:
@@ -69,10 +72,15 @@ class NodePlan(Struct):
     node: str
     name: str
     address: str
-    plan: Plan | None = None
+    plan: Annotated[
+        Plan | None,
+        doc("Its own whole plan; considered is of the first node of each kind."),
+    ] = None
     why_not: str = ""
-    at_once: float = 0.0
-    cards: str = ""
+    at_once: Annotated[
+        float, doc("The workload's requests that are there at any time, on average.")
+    ] = 0.0
+    cards: Annotated[str, doc("Its visible GPUs in words.")] = ""
 
     def gpus(self) -> set[int]:
         """The node's GPUs that its engines use; none where it serves nothing."""
@@ -91,7 +99,7 @@ class Span(Struct):
     nodes: tuple[str, ...]
     plan: Plan
     groups: tuple[tuple[int, ...], ...]
-    commands: tuple[Command, ...]
+    commands: Annotated[tuple[Command, ...], doc("One a node, in their order.")]
     at_once: float = 0.0
 
 
@@ -102,24 +110,32 @@ class ClusterPlan(Struct):
     any of them. ``total_tokens`` counts the KV caches of all engines. ``source`` is the cluster's.
     """
 
-    schema: str = CLUSTER_PLAN_SCHEMA
-    turbofit_version: str
-    created: str
-    fits: bool
-    verdict: str
+    schema: Annotated[str, const(CLUSTER_PLAN_SCHEMA)] = CLUSTER_PLAN_SCHEMA
+    turbofit_version: Annotated[str, doc("The version that planned.")]
+    created: Annotated[str, doc("When, ISO 8601 with a zone.")]
+    fits: Annotated[bool, doc("Whether any node serves what was asked.")]
+    verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
-    workload: Workload
-    limits: Limits | None
-    longest_request_tokens: int
-    total_tokens: int
+    workload: Annotated[Workload, doc("What was asked; concurrency is over all nodes.")]
+    limits: Annotated[Limits | None, doc("What every used node holds; null where none serves.")]
+    longest_request_tokens: Annotated[int, doc("The longest request that every used node holds.")]
+    total_tokens: Annotated[int, doc("Tokens of the KV caches of all engines.")]
     engines: int
-    nodes: tuple[NodePlan, ...]
-    spans: tuple[Span, ...] = ()
-    throughput: Throughput | None = None
+    nodes: Annotated[tuple[NodePlan, ...], doc("All nodes, in the cluster's order.")]
+    spans: Annotated[
+        tuple[Span, ...],
+        doc("Engines over several nodes, only where no node alone serves."),
+    ] = ()
+    throughput: Annotated[Throughput | None, doc("A forecast over all nodes, never a promise.")] = (
+        None
+    )
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    remedies: tuple[Remedy, ...] = ()
-    source: str = ""
+    remedies: Annotated[
+        tuple[Remedy, ...],
+        doc("Other promises and what they would give; where nothing fits, what would."),
+    ] = ()
+    source: Annotated[str, doc("Where the cluster comes from.")] = ""
 
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""
@@ -146,30 +162,30 @@ class EngineStatus(Struct):
     what its cache holds. ``error`` is empty where it has not failed.
     """
 
-    name: str
-    gpus: tuple[int, ...]
-    state: str
-    said: str = ""
-    url: str = ""
-    up: bool = False
+    name: Annotated[str, doc("Its own for good.")]
+    gpus: Annotated[tuple[int, ...], doc("The node's indices of its GPUs.")]
+    state: Literal["starting", "ready", "draining", "failed", "ended"]
+    said: Annotated[str, doc("Its last line of progress.")] = ""
+    url: Annotated[str, doc("Where gateways reach it.")] = ""
+    up: Annotated[bool, doc("Whether requests go there.")] = False
     draining: bool = False
-    outstanding: int = 0
-    tokens: int = 0
-    restarts: int = 0
-    folder: str = ""
-    error: str = ""
+    outstanding: Annotated[int, doc("Requests at it.")] = 0
+    tokens: Annotated[int, doc("KV tokens that its cache holds.")] = 0
+    restarts: Annotated[int, doc("Of its Ray actor.")] = 0
+    folder: Annotated[str, doc("Its run's, on its node.")] = ""
+    error: Annotated[str, doc("Why it failed, empty where it did not.")] = ""
     warnings: tuple[str, ...] = ()
 
 
 class NodeStatus(Struct):
     """One node; ``state`` is ``joining``, ``serving``, ``changing``, ``drained`` or ``unfit``."""
 
-    id: str
-    name: str
+    id: Annotated[str, doc("Ray's.")]
+    name: Annotated[str, doc("The host's name.")]
     address: str
-    state: str
-    cards: str = ""
-    why_not: str = ""
+    state: Literal["joining", "serving", "changing", "drained", "unfit"]
+    cards: Annotated[str, doc("Its GPUs in words.")] = ""
+    why_not: Annotated[str, doc("Why it serves nothing.")] = ""
     engines: tuple[EngineStatus, ...] = ()
 
 
@@ -180,14 +196,17 @@ class ClusterStatus(Struct):
     is under way or was asked for; ``events`` are the last things that happened.
     """
 
-    schema: str = CLUSTER_STATUS_SCHEMA
-    name: str
+    schema: Annotated[str, const(CLUSTER_STATUS_SCHEMA)] = CLUSTER_STATUS_SCHEMA
+    name: Annotated[str, doc("What people call it.")]
     model: str
-    source: str
-    pretend: bool
-    at: str
-    urls: tuple[str, ...]
-    promise: str
+    source: Annotated[str, doc("Ray's address.")]
+    pretend: Annotated[bool, doc("Whether its GPUs are pretend ones.")]
+    at: Annotated[str, doc("When, as ISO 8601.")]
+    urls: Annotated[tuple[str, ...], doc("Of its gateways.")]
+    promise: Annotated[str, doc("What requests are held to, in words.")]
     nodes: tuple[NodeStatus, ...]
-    change: str = ""
-    events: tuple[str, ...] = ()
+    change: Annotated[
+        str,
+        doc("How far a change of plan has come, empty where none is under way or was asked for."),
+    ] = ""
+    events: Annotated[tuple[str, ...], doc("What happened last, oldest first.")] = ()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Final
+from typing import Annotated, Final
 
-from turbofit.core.struct import NA, NaType, Struct
+from turbofit.core.struct import NA, NaType, Struct, const, doc
 
 __all__ = [
     "MACHINE_SCHEMA", "Calibration", "CardSpeed", "Gpu", "Holder", "Host", "Link", "Machine",
@@ -139,17 +139,17 @@ class Calibration(Struct):
     ``lmdeploy`` the version that ran. ``pretend``: on pretend GPUs, so of no real card.
     """
 
-    model: str
+    model: Annotated[str, doc("Name, architecture, parameters.")]
     engine: str
-    engine_version: str
-    lmdeploy: str
-    gpus: tuple[str, ...]
+    engine_version: Annotated[str, doc("The account's generation.")]
+    lmdeploy: Annotated[str, doc("The version that ran.")]
+    gpus: Annotated[tuple[str, ...], doc("Names of one group's cards, sorted.")]
     driver: str
     communicator: str
     when: str
-    context: int
-    buffers: int
-    pretend: bool = False
+    context: Annotated[int, doc("Of what is there before the cache is sized.")]
+    buffers: Annotated[int, doc("Of what comes after it.")]
+    pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
 
 
 class Host(Struct):
@@ -170,7 +170,7 @@ class Machine(Struct):
     such cards have shown of memory that no formula knows.
     """
 
-    schema: str = MACHINE_SCHEMA
+    schema: Annotated[str, const(MACHINE_SCHEMA)] = MACHINE_SCHEMA
     name: str
     source: str
     gpus: tuple[Gpu, ...]
@@ -181,7 +181,9 @@ class Machine(Struct):
     visible: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     measured: Measured | None = None
-    calibrations: tuple[Calibration, ...] = ()
+    calibrations: Annotated[
+        tuple[Calibration, ...], doc("What turbofit calibrate learned on these cards.")
+    ] = ()
 
     def gpu(self, index: int) -> Gpu:
         """The GPU with this index (PCI order)."""

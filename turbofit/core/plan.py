@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
-from turbofit.core.struct import Struct, decode, to_builtins, to_json
+from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
 
 __all__ = [
     "PLAN_SCHEMA",
@@ -82,12 +82,18 @@ class Workload(Struct):
     each other's prefill in the gateway, so that the peak pays for one at a time.
     """
 
-    images: int = 1
-    image_size: tuple[int, int] | None = None
-    context: int | None = None
-    concurrency: int = 8
-    goal: Goal = "throughput"
-    queue_images: bool = False
+    images: Annotated[int, doc("Images a request.")] = 1
+    image_size: Annotated[
+        tuple[int, int] | None,
+        doc("Width and height in pixels; null is the worst that the model's rule admits."),
+    ] = None
+    context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
+    concurrency: Annotated[int, doc("Requests at once over all groups.")] = 8
+    goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
+    queue_images: Annotated[
+        bool,
+        doc("Image requests wait for each other's prefill in the gateway: the peak pays for one."),
+    ] = False
 
 
 class Settings(Struct):
@@ -100,18 +106,24 @@ class Settings(Struct):
 
     tp: int = 1
     dtype: Literal["float16", "bfloat16"] = "bfloat16"
-    cache_max_entry_count: float = 0.8
+    cache_max_entry_count: Annotated[
+        float, doc("Share of free memory; a multiple of 0.001 in a plan.")
+    ] = 0.8
     max_prefill_token_num: int = 8192
     max_batch_size: int = 128
     session_len: int = 32768
-    quant_policy: int = 0
-    cache_block_seq_len: int = 64
-    communicator: Literal["nccl", "native", "cuda-ipc"] = "nccl"
-    async_: int = 1
+    quant_policy: Annotated[int, doc("0 none, 4 int4, 8 int8, 16 and 17 fp8.")] = 0
+    cache_block_seq_len: Annotated[
+        int, doc("Tokens of a block; the PyTorch engine's block_size.")
+    ] = 64
+    communicator: Annotated[Literal["nccl", "native", "cuda-ipc"], doc("TurboMind's alone.")] = (
+        "nccl"
+    )
+    async_: Annotated[int, doc("TurboMind's alone.")] = 1
     enable_prefix_caching: bool = False
     model_format: str | None = None
     language_model_only: bool = False
-    num_gpu_blocks: int = 0
+    num_gpu_blocks: Annotated[int, doc("The PyTorch engine's; 0 is by the ratio.")] = 0
     eager_mode: bool = False
     cudagraph_capture_batch_sizes: tuple[int, ...] | None = None
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = None
@@ -123,31 +135,40 @@ class Term(Struct):
     ``rehearsed`` is what the engine allocated for it on pretend GPUs, where a rehearsal tells.
     """
 
-    term: str
-    phase: Phase
-    bytes: int
-    basis: Basis
-    note: str = ""
-    worst: bool = False
-    rehearsed: int | None = None
+    term: Annotated[str, doc("Its name.")]
+    phase: Annotated[
+        Phase,
+        doc("When it is taken; transients are alternatives, of which the largest counts."),
+    ]
+    bytes: Annotated[int, doc("Bytes of this GPU.")]
+    basis: Annotated[Basis, doc("What the figure rests on; an estimate enters at its upper end.")]
+    note: Annotated[str, doc("More for people.")] = ""
+    worst: Annotated[bool, doc("Marks the transient that decides the peak.")] = False
+    rehearsed: Annotated[
+        int | None,
+        doc(
+            "What the engine allocated for it on pretend GPUs; null where a rehearsal "
+            "does not tell."
+        ),
+    ] = None
 
 
 class GpuLedger(Struct):
     """What one GPU will hold, in bytes. See DESIGN section 2 for ``steady``, ``peak`` and so on."""
 
-    index: int
+    index: Annotated[int, doc("In PCI order.")]
     uuid: str
     name: str
-    total: int
-    reserved: int
-    used: int
-    free: int
+    total: Annotated[int, doc("Bytes of the card.")]
+    reserved: Annotated[int, doc("Bytes that the driver keeps.")]
+    used: Annotated[int, doc("Bytes that others hold.")]
+    free: Annotated[int, doc("Bytes that CUDA calls free before our context.")]
     ledger: tuple[Term, ...]
-    steady: int
-    load_peak: int
-    peak: int
-    headroom: int
-    margin: int
+    steady: Annotated[int, doc("Bytes in use after warm-up, before the first image.")]
+    load_peak: Annotated[int, doc("Bytes in use while loading, at most.")]
+    peak: Annotated[int, doc("Bytes in use in the worst case.")]
+    headroom: Annotated[int, doc("total - reserved - max(peak, load_peak).")]
+    margin: Annotated[int, doc("Bytes that must stay free.")]
 
     @property
     def fits(self) -> bool:
@@ -168,9 +189,9 @@ class Parallel(Struct):
     Groups of unequal cards may have other sizes: ``tp`` is then the largest.
     """
 
-    tp: int
-    replicas: int
-    groups: tuple[tuple[int, ...], ...]
+    tp: Annotated[int, doc("GPUs of one engine.")]
+    replicas: Annotated[int, doc("Engines side by side.")]
+    groups: Annotated[tuple[tuple[int, ...], ...], doc("GPU indices of each engine.")]
     communicator: str
     reason: str
 
@@ -178,15 +199,18 @@ class Parallel(Struct):
 class Limits(Struct):
     """What the gateway enforces; None where the limit has no meaning for the model."""
 
-    vision_unit: Literal["tile", "patch"] | None
+    vision_unit: Annotated[
+        Literal["tile", "patch"] | None,
+        doc("What images are counted in; null without images."),
+    ]
     max_dynamic_patch: int | None
     max_pixels_per_image: int | None
     images_per_request: int
     units_per_image: int
     units_per_request: int
-    units_per_forward: int
+    units_per_forward: Annotated[int, doc("Units that the peak pays for in one forward pass.")]
     image_tokens_per_request: int
-    n: int
+    n: Annotated[int, doc("Answers of one request.")]
     bytes_per_image: int
     bytes_per_body: int
 
@@ -206,19 +230,19 @@ class Limits(Struct):
 class Kv(Struct):
     """The KV cache of one group (``total_tokens`` over all groups); bytes per rank."""
 
-    bytes_per_token: int
-    tokens: int
-    total_tokens: int
-    region_bytes: int
-    longest_request_tokens: int
+    bytes_per_token: Annotated[int, doc("Bytes of a rank.")]
+    tokens: Annotated[int, doc("Tokens of one group; of the smallest where they differ.")]
+    total_tokens: Annotated[int, doc("Tokens of all groups.")]
+    region_bytes: Annotated[int, doc("Bytes of the cache of a rank.")]
+    longest_request_tokens: Annotated[int, doc("Tokens that one request may have.")]
 
 
 class HostMemory(Struct):
     """Host memory that the engines will take, in bytes; ``available`` None where it is unknown."""
 
-    pinned: int
-    pageable: int
-    available: int | None
+    pinned: Annotated[int, doc("Bytes.")]
+    pageable: Annotated[int, doc("Bytes.")]
+    available: Annotated[int | None, doc("Bytes; null where unknown.")]
 
 
 class Throughput(Struct):
@@ -241,11 +265,11 @@ class Candidate(Struct):
     tp: int
     replicas: int
     groups: tuple[tuple[int, ...], ...]
-    settings: dict[str, object]
+    settings: Annotated[dict[str, object], doc("Those that were varied.")]
     fits: bool
-    kv_tokens: int
-    score: float
-    why_not: str
+    kv_tokens: Annotated[int, doc("Tokens of all groups.")]
+    score: Annotated[float, doc("By the goal: requests a second, or its like.")]
+    why_not: Annotated[str, doc("Empty for the one chosen.")]
 
 
 class Remedy(Struct):
@@ -258,9 +282,9 @@ class Remedy(Struct):
 class Command(Struct):
     """One engine's command line for one group of GPUs."""
 
-    env: dict[str, str]
-    argv: tuple[str, ...]
-    group: int
+    env: Annotated[dict[str, str], doc("Variables of the engine's environment.")]
+    argv: Annotated[tuple[str, ...], doc("The words of the command.")]
+    group: Annotated[int, doc("Which of parallel.groups.")]
 
 
 class Own(Struct):
@@ -272,8 +296,14 @@ class Own(Struct):
 
     settings: Settings
     kv: Kv
-    units_per_forward: int
-    at_once: float
+    units_per_forward: Annotated[int, doc("As in limits, of this group.")]
+    at_once: Annotated[
+        float,
+        doc(
+            "Requests of the workload that are there at any time, on average; the gateway "
+            "shares in this proportion."
+        ),
+    ]
     rehearsal: Rehearsal | None = None
 
 
@@ -294,30 +324,54 @@ class Plan(Struct):
     #: HTML of a plan for notebooks: set by `turbofit.api`, since reports are below this room.
     notebook_html: ClassVar[Callable[[Plan], str] | None] = None
 
-    schema: str = PLAN_SCHEMA
-    turbofit_version: str
-    created: str
-    fits: bool
-    verdict: str
+    schema: Annotated[str, const(PLAN_SCHEMA)] = PLAN_SCHEMA
+    turbofit_version: Annotated[str, doc("The version that planned.")]
+    created: Annotated[str, doc("When, ISO 8601 with a zone.")]
+    fits: Annotated[
+        bool,
+        doc("Whether every GPU keeps its margin, and the engine served where it was rehearsed."),
+    ]
+    verdict: Annotated[str, doc("One sentence for people.")]
     model: Model
     machine: Machine
     workload: Workload
     engine: Engine
     parallel: Parallel
-    settings: Settings
-    limits: Limits
+    settings: Annotated[Settings, doc("What LMDeploy is told, under LMDeploy's own names.")]
+    limits: Annotated[Limits, doc("What the gateway enforces.")]
     kv: Kv
-    gpus: tuple[GpuLedger, ...]
-    host: HostMemory
-    throughput: Throughput | None = None
-    considered: tuple[Candidate, ...] = ()
-    reasons: tuple[str, ...] = ()
+    gpus: Annotated[tuple[GpuLedger, ...], doc("A ledger for each GPU that the plan uses.")]
+    host: Annotated[HostMemory, doc("Host memory of all engines together.")]
+    throughput: Annotated[
+        Throughput | None,
+        doc("A forecast that ranks shapes; null where there is none."),
+    ] = None
+    considered: Annotated[
+        tuple[Candidate, ...], doc("All that was weighed; empty in a prediction.")
+    ] = ()
+    reasons: Annotated[
+        tuple[str, ...],
+        doc("Why, a sentence each; those of a setting begin with its name."),
+    ] = ()
     warnings: tuple[str, ...] = ()
-    remedies: tuple[Remedy, ...] = ()
-    commands: tuple[Command, ...] = ()
-    rehearsal: Rehearsal | None = None
-    device_map: dict[str, int | str] | None = None
-    by_group: tuple[Own, ...] = ()
+    remedies: Annotated[tuple[Remedy, ...], doc("Changes that were computed, cheapest first.")] = ()
+    commands: Annotated[tuple[Command, ...], doc("One engine's command for each group.")] = ()
+    rehearsal: Annotated[
+        Rehearsal | None,
+        doc("What the engine did on pretend GPUs; null where it was not rehearsed."),
+    ] = None
+    device_map: Annotated[
+        dict[str, int | str] | None,
+        doc("The fallback engine's: module names to a GPU's place in its group, cpu or disk."),
+    ] = None
+    by_group: Annotated[
+        tuple[Own, ...],
+        doc(
+            "What each group has of its own, where cards are unequal; empty where all "
+            "groups run the same settings. Then settings and kv are those of the group "
+            "with the smallest cache."
+        ),
+    ] = ()
 
     def of_group(self, number: int) -> Plan:
         """The plan as one group's engine is started with it; itself where all run the same.

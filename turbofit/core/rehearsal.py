@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Struct, doc
 
 __all__ = ["Death", "Moment", "Rehearsal", "RehearsedCache", "RehearsedCase"]
 
@@ -13,9 +13,15 @@ class RehearsedCase(Struct):
     """One worst case as the engine ran it: bytes per GPU, and pinned host bytes."""
 
     name: str
-    peak: tuple[int, ...]
-    transient: tuple[int, ...]
-    pinned: int
+    peak: Annotated[
+        tuple[int, ...],
+        doc(
+            "Bytes that the engine had allocated on each GPU at most, without what is "
+            "charged beforehand."
+        ),
+    ]
+    transient: Annotated[tuple[int, ...], doc("Bytes of the pool on each GPU at most.")]
+    pinned: Annotated[int, doc("Bytes of pinned host memory.")]
 
 
 class RehearsedCache(Struct):
@@ -33,8 +39,10 @@ class Death(Struct):
 
     phase: str
     where: str
-    asked: int | None
-    left: int | None
+    asked: Annotated[
+        int | None, doc("Bytes that were asked; null where no allocation was refused.")
+    ]
+    left: Annotated[int | None, doc("Bytes that were left.")]
 
 
 class Moment(Struct):
@@ -44,10 +52,13 @@ class Moment(Struct):
     images ran in it.
     """
 
-    phase: str
-    peak: tuple[int, ...]
-    end: tuple[int, ...]
-    image: bool = False
+    phase: Annotated[str, doc("The engine's phase, or case NAME.")]
+    peak: Annotated[
+        tuple[int, ...],
+        doc("Bytes in use on each GPU of the group at most, others' included."),
+    ]
+    end: Annotated[tuple[int, ...], doc("Bytes in use on each GPU at the end of the phase.")]
+    image: Annotated[bool, doc("Whether images ran in it.")] = False
 
 
 class Rehearsal(Struct):
@@ -57,11 +68,13 @@ class Rehearsal(Struct):
     ``timeline`` has its phases in order, the last one where it died.
     """
 
-    outcome: Literal["served", "out_of_memory", "hang", "failed"]
-    seconds: float
+    outcome: Annotated[Literal["served", "out_of_memory", "hang", "failed"], doc("How it ended.")]
+    seconds: Annotated[float, doc("Wall time of the rehearsal; never a speed.")]
     engine_version: str
     cases: tuple[RehearsedCase, ...]
     cache: RehearsedCache
     death: Death | None
-    not_known: tuple[str, ...] = ()
-    timeline: tuple[Moment, ...] = ()
+    not_known: Annotated[tuple[str, ...], doc("What a rehearsal cannot see.")] = ()
+    timeline: Annotated[
+        tuple[Moment, ...], doc("Its phases in order; the last one where it died.")
+    ] = ()

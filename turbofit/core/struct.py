@@ -21,7 +21,18 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["NA", "NaType", "Struct", "decode", "known", "to_builtins", "to_json"]
+__all__ = [
+    "NA",
+    "NaType",
+    "Struct",
+    "any_json",
+    "const",
+    "decode",
+    "doc",
+    "known",
+    "to_builtins",
+    "to_json",
+]
 
 NaType = Literal["NA"]
 #: What could not be read. It is never 0, and prints and serialises as itself.
@@ -67,12 +78,12 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
         """The JSON Schema that msgspec makes of one, with all that it refers to in it."""
-        (schema,), parts = msgspec.json.schema_components([cls], schema_hook=_anything)
+        (schema,), parts = msgspec.json.schema_components([cls], schema_hook=any_json)
         inlined: dict[str, Any] = _inlined(schema, parts)
         return inlined
 
 
-def _anything(kind: type) -> dict[str, Any]:
+def any_json(kind: type) -> dict[str, Any]:
     """The schema of what is declared as ``object``."""
     if kind is object:
         return {"description": "any JSON value"}
@@ -89,6 +100,20 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
         return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
     # A discriminator's mapping is of references; the tag is a constant of each part too.
     return {key: _inlined(one, parts) for key, one in schema.items() if key != "discriminator"}
+
+
+def doc(text: str) -> msgspec.Meta:
+    """What a field is: its description in the JSON Schemas.
+
+    >>> class Run(Struct):
+    ...     seconds: Annotated[float, doc("Wall time.")]
+    """
+    return msgspec.Meta(description=text)
+
+
+def const(text: str) -> msgspec.Meta:
+    """The one value of a field in the JSON Schemas; reading checks it where it matters."""
+    return msgspec.Meta(extra_json_schema={"const": text})
 
 
 def to_builtins(value: Any) -> Any:

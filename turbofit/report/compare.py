@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.core.words import groups_of, indices
 from turbofit.report.capacity import capacity
@@ -55,7 +55,7 @@ class ComparedSide(Struct):
 class Comparison(Struct):
     """Both, and all rows, those that are the same included."""
 
-    schema: str = COMPARE_SCHEMA
+    schema: Annotated[str, const(COMPARE_SCHEMA)] = COMPARE_SCHEMA
     a: ComparedSide
     b: ComparedSide
     rows: tuple[ComparedRow, ...]

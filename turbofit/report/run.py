@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from turbofit.core.struct import Struct
+from turbofit.core.struct import Struct, const
 
 __all__ = [
     "RUN_SCHEMA",
@@ -78,7 +78,7 @@ class RunEvent(Struct):
 class RunReport(Struct):
     """A run's record, as far as a report tells it; ``urls`` where it answers, once it does."""
 
-    schema: str
+    schema: Annotated[str, const(RUN_SCHEMA)]
     turbofit_version: str
     started: str
     state: str

@@ -10,19 +10,20 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.state import state_dir
-from turbofit.core.struct import Struct, decode, to_json
+from turbofit.core.struct import Struct, const, decode, to_json
 from turbofit.report.consistent import check_consistent
 from turbofit.report.run import RUN_SCHEMA, RunReport
 
 __all__ = [
     "LATEST",
+    "RunDocument",
     "Saved",
     "keep",
     "newest_run",
@@ -54,10 +55,10 @@ class _Named(Struct):
     schema: str = ""
 
 
-class _Both(Struct):
+class RunDocument(Struct):
     """What ``report RUN --json`` wrote."""
 
-    schema: str
+    schema: Annotated[str, const(REPORT_SCHEMA)]
     plan: Plan
     run: RunReport
 
@@ -102,7 +103,7 @@ def read_saved(path: str) -> Saved:
         return _read_run(folder)
     data = _bytes(path)
     if _schema(data) == REPORT_SCHEMA:
-        both = decode(data, _Both, what=f"report {path}")
+        both = decode(data, RunDocument, what=f"report {path}")
         check_consistent(both.plan, f"report {path}")
         return Saved(both.plan, both.run, path)
     return Saved(_plan(data, path), None, path)

@@ -37,7 +37,7 @@ _SAYS = "turbofit-fallback:"
 @click.option("--max-images", type=int, default=1, help="of a request")
 @click.option("--host", default="127.0.0.1")
 @click.option("--port", type=int, default=23333)
-@click.option("--api-key", multiple=True, help="who may ask (repeatable); default: anybody")
+@click.option("--api-keys", multiple=True, help="who may ask (repeatable); default: anybody")
 def main(**given: Any) -> None:
     """Serve one model through Transformers, with one device map, on one port, until stopped."""
     try:
@@ -47,7 +47,7 @@ def main(**given: Any) -> None:
         sys.exit(exc.exit_code)
 
 
-def _serve(
+def _serve(  # noqa: PLR0913 - each option by name
     *,
     model: str,
     served_name: str | None,
@@ -58,7 +58,7 @@ def _serve(
     max_images: int,
     host: str,
     port: int,
-    api_key: tuple[str, ...],
+    api_keys: tuple[str, ...],
 ) -> None:
     """Load and listen.
 
@@ -94,7 +94,7 @@ def _serve(
             name=options.name,
             session_len=options.session_len,
             max_images=options.max_images,
-            keys=api_key,
+            keys=api_keys,
             on_fatal=_end,
         )
         _listen(front, host, port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["NAMES", "schema_text"]
+__all__ = ["NAMES", "schema_path", "schema_text"]
 
 #: The documents; ``plan`` is also a prediction and a rehearsal.
 NAMES: Final = ("plan", "report", "compare", "cluster", "cluster-plan", "cluster-status")
@@ -13,4 +13,9 @@ NAMES: Final = ("plan", "report", "compare", "cluster", "cluster-plan", "cluster
 
 def schema_text(name: str) -> str:
     """The schema of one of ``NAMES``, as JSON."""
-    return (Path(__file__).parent / f"turbofit.{name}-1.json").read_text(encoding="utf-8")
+    return schema_path(name).read_text(encoding="utf-8")
+
+
+def schema_path(name: str) -> Path:
+    """The file of one of ``NAMES``; `generate` writes it."""
+    return Path(__file__).parent / f"turbofit.{name}-1.json"

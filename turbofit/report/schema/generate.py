@@ -1,0 +1,137 @@
+"""The published JSON Schemas are made of the types: ``python -m turbofit.report.schema.generate``.
+
+A field's description stands beside the field, a type's is the first paragraph of its docstring.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
+from turbofit.core.plan import Plan
+from turbofit.core.struct import Struct, any_json
+from turbofit.report.compare import Comparison
+from turbofit.report.saved import RunDocument
+from turbofit.report.schema import NAMES, schema_path
+
+__all__ = ["document"]
+
+
+class _Document(NamedTuple):
+    """What is published of a type.
+
+    ``named``: whether every document of it names its schema; people write the others by hand.
+    """
+
+    kind: type[Struct]
+    title: str
+    comment: str = ""
+    named: bool = True
+
+
+_SIZES: Final = "All sizes are bytes."
+_LATER: Final = "A field that is not required was added later"
+_BY_HAND: Final = "may be left out by who writes"
+_DOCUMENTS: Final = {
+    "plan": _Document(
+        Plan,
+        "A plan, a prediction or a rehearsal of turbofit",
+        f"{_SIZES} {_LATER}, or {_BY_HAND} plans by hand; turbofit writes all of them.",
+    ),
+    "report": _Document(RunDocument, "A run of turbofit serve with its plan"),
+    "compare": _Document(Comparison, "Two plans side by side"),
+    "cluster": _Document(
+        Cluster,
+        "The machines of a cluster as they were measured",
+        f"{_SIZES} A field that is not required {_BY_HAND} clusters by hand; turbofit writes all "
+        "of them.",
+        named=False,
+    ),
+    "cluster-plan": _Document(
+        ClusterPlan,
+        "A plan for several machines",
+        f"{_SIZES} {_LATER}; turbofit writes all of them.",
+        named=False,
+    ),
+    "cluster-status": _Document(
+        ClusterStatus,
+        "A model that a Ray cluster serves, at one moment",
+        "turbofit cluster status --json prints an array of these, one for each model that is "
+        "served.",
+        named=False,
+    ),
+}
+_PLAN: Final = "urn:turbofit:plan:1"
+
+
+def document(name: str) -> dict[str, Any]:
+    """The schema of one of ``NAMES``; all but the plan's refer to the plan's for what it has."""
+    told = _DOCUMENTS[name]
+    kinds = [told.kind] if told.kind is Plan else [Plan, told.kind]
+    _, parts = msgspec.json.schema_components(kinds, schema_hook=any_json)
+    theirs = set() if told.kind is Plan else _named_in(Plan)
+    whole = _published(parts.pop(told.kind.__name__), theirs)
+    names = "schema" in whole["properties"] and told.named
+    if names and "schema" not in whole["required"]:
+        whole["required"].insert(0, "schema")
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:turbofit:{name}:1",
+        "title": told.title,
+        **({"$comment": told.comment} if told.comment else {}),
+    }
+    own = {one: _published(part, theirs) for one, part in parts.items() if one not in theirs}
+    return {**head, **whole, "$defs": own}
+
+
+def _named_in(kind: type[Struct]) -> set[str]:
+    _, parts = msgspec.json.schema_components([kind], schema_hook=any_json)
+    return set(parts)
+
+
+def _published(part: Any, theirs: set[str]) -> Any:
+    """A part of msgspec's schema as it is published.
+
+    Defaults are left out, since turbofit writes every field; a field that is unknown is an error;
+    a reference leads to the plan's schema where that has the type.
+    """
+    if isinstance(part, list):
+        return [_published(one, theirs) for one in part]
+    if not isinstance(part, dict):
+        return part
+    left_out = ("title", "default", "discriminator")
+    found = {
+        key: _published(value, theirs)
+        for key, value in part.items()
+        if key == "properties" or key not in left_out
+    }
+    if "$ref" in found:
+        name = found["$ref"].rpartition("/")[2]
+        inside = f"{_PLAN}#/$defs/{name}" if name in theirs else f"#/$defs/{name}"
+        found["$ref"] = _PLAN if name == "Plan" else inside
+    properties = part.get("properties")
+    if isinstance(properties, dict) and "type" in part:
+        found["properties"] = {
+            name: _published(value, theirs) for name, value in properties.items()
+        }
+        found["additionalProperties"] = False
+        found.setdefault("required", [])
+    if isinstance(found.get("description"), str):
+        found["description"] = " ".join(found["description"].split("\n\n")[0].split()).replace(
+            "``", ""
+        )
+    return found
+
+
+def main() -> None:
+    """Write all of them."""
+    for name in NAMES:
+        text = json.dumps(document(name), indent=2, ensure_ascii=False) + "\n"
+        schema_path(name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
