@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_a_class_name_means_one_thing() -> None:
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     shared = {name: found for name, found in places.items() if len(found) > 1}
     assert shared == {"Engine": ["turbofit/core/plan.py", "turbofit/memory/engine.py"]}
+
+
+def test_a_file_name_means_one_thing() -> None:
+    """Three at most: one of each engine, or the type, the command and the room."""
+    names = Counter(path.name for path in PACKAGE if not path.name.startswith("__"))
+    assert [name for name, times in names.items() if times > 3] == []
 
 
 def test_imports_make_no_circle() -> None:

@@ -16,7 +16,6 @@ from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.launch import learned
 from turbofit.launch.config import ServeConfig
-from turbofit.launch.engine import Timing
 from turbofit.launch.environment import Lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.leases import Leases
@@ -24,6 +23,7 @@ from turbofit.launch.others import end_orphans
 from turbofit.launch.record import Record
 from turbofit.launch.serve import Stop, StoppedError
 from turbofit.launch.session import run_session
+from turbofit.launch.supervised_engine import Timing
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 

@@ -15,7 +15,7 @@ from bench.gpu.results import Results
 from bench.gpu.terms import AFTER, BEFORE, after_cache, before_cache
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import NA
-from turbofit.memory.terms import HOPPER
+from turbofit.memory.shared_terms import HOPPER
 from turbofit.memory.turbomind.constants import load_constants
 
 __all__ = ["Implied", "Reading", "implied", "memory_readings", "sums", "value_of"]

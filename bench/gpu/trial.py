@@ -31,7 +31,6 @@ from turbofit.launch.attempt import Attempt
 from turbofit.launch.calibrator import Calibrator
 from turbofit.launch.config import ServeConfig
 from turbofit.launch.endings import EndedError
-from turbofit.launch.engine import SupervisedEngine, Timing
 from turbofit.launch.environment import Lmdeploy, find_lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.launches import free_ports
@@ -42,6 +41,7 @@ from turbofit.launch.readiness import Question
 from turbofit.launch.record import Record
 from turbofit.launch.runner import module_runner
 from turbofit.launch.serve import Stop, StoppedError
+from turbofit.launch.supervised_engine import SupervisedEngine, Timing
 from turbofit.observe.calibration import phase_rows
 
 __all__ = ["main"]

@@ -14,7 +14,7 @@ import turbofit
 from bench.rehearsal.grid import ROWS, Row
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens

@@ -21,9 +21,9 @@ from turbofit.gateway.outage import Outage
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.endings import EndedError
-from turbofit.launch.engine import Timing
 from turbofit.launch.launches import Launch
 from turbofit.launch.serve import Server, Stop
+from turbofit.launch.supervised_engine import Timing
 from turbofit.planning.commands import commands
 
 

@@ -11,12 +11,12 @@ from turbofit.pretend.timeline import Event
 from turbofit.rehearse.checkpoint import write_header
 from turbofit.rehearse.headers import HeaderCheckpoint, read_header, weight_files
 from turbofit.rehearse.ledger import Ledger
+from turbofit.rehearse.ledger_terms import card_terms, load_peak
 from turbofit.rehearse.report import judge
 from turbofit.rehearse.run import ChildOutcome, _Log
 from turbofit.rehearse.sites import LOADER, STAGING, Sites
 from turbofit.rehearse.spec import load_spec, parse_spec
 from turbofit.rehearse.tensors import parameters, tensors
-from turbofit.rehearse.terms import card_terms, load_peak
 from turbofit.rehearse.twin import _DECODERS, _TOWERS, main, twin_of, write_checkpoint
 
 # Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).

@@ -16,7 +16,14 @@ from turbofit.core.plan import (
     RehearsedCase,
 )
 from turbofit.core.units import MIB
-from turbofit.report.run import EngineRecord, RunAttempt, RunEvent, RunFigure, RunMoment, RunReport
+from turbofit.report.run_report import (
+    EngineRecord,
+    RunAttempt,
+    RunEvent,
+    RunFigure,
+    RunMoment,
+    RunReport,
+)
 
 #: What each is, and how it is asked for.
 KINDS = {

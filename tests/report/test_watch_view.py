@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 import turbofit.api
 from turbofit.observe.live import EngineNow, Now
-from turbofit.report.run import RunEvent, RunReport
+from turbofit.report.run_report import RunEvent, RunReport
 from turbofit.report.terminal import paint
 from turbofit.report.watch_view import watch_view
 

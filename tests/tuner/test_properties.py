@@ -18,7 +18,7 @@ from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.tuner.ask import Ask, Margin, vision_load_of
 from turbofit.tuner.candidates import Evaluation, evaluate
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.plan import make_plan
+from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.search import search
 from turbofit.tuner.shapes import shapes
 from turbofit.tuner.sizing import Shape

@@ -18,7 +18,7 @@ from turbofit.model.source import resolve_model
 from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.candidates import evaluate
 from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.plan import make_plan
+from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.search import search
 from turbofit.tuner.shapes import PREFILL_SIZES
 from turbofit.tuner.sizing import Shape

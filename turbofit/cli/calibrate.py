@@ -165,7 +165,7 @@ def _calibrate(asked: _Calibration, stop: Stop, leases: Leases) -> signal.Signal
 def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
     """What `serve` would be asked for, but for a public side and an end that nobody waits for."""
     from turbofit.launch.config import ServeConfig
-    from turbofit.launch.engine import Timing
+    from turbofit.launch.supervised_engine import Timing
 
     return ServeConfig.of(
         request=request,

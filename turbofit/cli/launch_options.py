@@ -11,7 +11,7 @@ from turbofit.core.validation import Metavar, Validated
 from turbofit.planning.request import Bytes, Positive
 
 if TYPE_CHECKING:
-    from turbofit.launch.engine import Timing
+    from turbofit.launch.supervised_engine import Timing
 
 __all__ = ["CalibrateOptions", "LaunchOptions", "ServeOptions"]
 
@@ -86,7 +86,7 @@ class ServeOptions(LaunchOptions):
 
     def timing(self) -> Timing:
         """The deadlines that were given, the others as they are."""
-        from turbofit.launch.engine import Timing
+        from turbofit.launch.supervised_engine import Timing
 
         usual = Timing()
         return Timing(

@@ -15,7 +15,7 @@ from turbofit.diagnose.padding import temporaries, weights_held
 from turbofit.diagnose.replay import Op, Replay, Shortfall
 from turbofit.diagnose.sequence import EXECUTOR, WEIGHTS, first_forward_ops, forward_ops, start_ops
 from turbofit.diagnose.settings import run_settings
-from turbofit.memory.terms import capability_of
+from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import FUSES_NOTHING, buffer_terms

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from turbofit.gateway.outage import Outage
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.endings import Ending
-    from turbofit.launch.engine import SupervisedEngine
     from turbofit.launch.job import Job
     from turbofit.launch.serve import Stop
+    from turbofit.launch.supervised_engine import SupervisedEngine
 
 __all__ = ["Attempt"]
 

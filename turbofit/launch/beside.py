@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import mib
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine import SupervisedEngine
+    from turbofit.launch.supervised_engine import SupervisedEngine
 
 __all__ = ["beside", "lines"]
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine import SupervisedEngine
     from turbofit.launch.meter import Meter
     from turbofit.launch.progress import Progress
     from turbofit.launch.readiness import Question
+    from turbofit.launch.supervised_engine import SupervisedEngine
     from turbofit.observe.sampler import SampledRange
 
 __all__ = ["Calibrator"]
@@ -57,7 +57,7 @@ class Calibrator:
         return self._plan
 
     def begin(self, plan: Plan) -> None:
-        """See :class:`turbofit.launch.engine.Examiner`."""
+        """See :class:`turbofit.launch.supervised_engine.Examiner`."""
         self._plan = plan
         self.before = self._meter.begin(plan)
         self._progress.begin(plan, self.before)
@@ -67,7 +67,7 @@ class Calibrator:
         self._meter.end()
 
     def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
-        """See :class:`turbofit.launch.engine.Examiner`."""
+        """See :class:`turbofit.launch.supervised_engine.Examiner`."""
         try:
             self._examine(engine, model, ask)
         except LaunchError:

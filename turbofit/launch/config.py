@@ -6,7 +6,7 @@ from pydantic import Field
 
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine import Timing
+from turbofit.launch.supervised_engine import Timing
 from turbofit.planning.commands import DEFAULT_PORT
 from turbofit.planning.request import Bytes, PlanRequest
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.config import ServeConfig
-    from turbofit.launch.engine import Examiner
     from turbofit.launch.environment import Lmdeploy
     from turbofit.launch.leases import Leases
     from turbofit.launch.record import Record
+    from turbofit.launch.supervised_engine import Examiner
 
 __all__ = ["Door", "Job"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes, round_up
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

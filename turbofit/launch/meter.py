@@ -13,8 +13,8 @@ from turbofit.observe.sampler import SampledRange, Sampler, memory_now
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.launch.engine import SupervisedEngine
     from turbofit.launch.pretended import PretendReader
+    from turbofit.launch.supervised_engine import SupervisedEngine
 
 __all__ = ["Meter", "NvmlMeter", "PretendMeter"]
 

@@ -104,7 +104,7 @@ class PretendReader:
 
             return torch_seen(self._plan, self._group, self.timeline)
         from turbofit.pretend.scenario import scenario_from_spec
-        from turbofit.rehearse.terms import executor_pool
+        from turbofit.rehearse.ledger_terms import executor_pool
 
         ledger = self.ledger()
         if ledger is None:
@@ -141,7 +141,7 @@ class PretendReader:
         from turbofit.pretend.scenario import scenario_from_spec
         from turbofit.pretend.symbols import Symbols
         from turbofit.pretend.timeline import TimelineReader
-        from turbofit.rehearse.engine import engine_library
+        from turbofit.rehearse.installed import engine_library
         from turbofit.rehearse.ledger import Ledger
         from turbofit.rehearse.sites import Sites
 

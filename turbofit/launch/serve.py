@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.signals import stop_signals, unblock
 from turbofit.gateway.outage import Outage
 from turbofit.launch.endings import EndedError, Ending
-from turbofit.launch.engine import SupervisedEngine, Timing
 from turbofit.launch.environment import check_port
 from turbofit.launch.launches import HOST
+from turbofit.launch.supervised_engine import SupervisedEngine, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine import Examiner
     from turbofit.launch.launches import Launch
+    from turbofit.launch.supervised_engine import Examiner
 
 __all__ = ["Server", "Stop", "StoppedError"]
 

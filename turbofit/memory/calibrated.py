@@ -18,7 +18,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import StaticMemory
-from turbofit.memory.terms import term
+from turbofit.memory.shared_terms import term
 
 __all__ = ["BUFFERS", "CONTEXT", "calibration_for", "corrected", "identity", "words"]
 

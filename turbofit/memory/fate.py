@@ -9,7 +9,7 @@ from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import TEMPORARIES, Account
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 
 __all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
 

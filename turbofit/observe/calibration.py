@@ -21,7 +21,7 @@ from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, round_up
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.calibrated import BUFFERS, CONTEXT, identity
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

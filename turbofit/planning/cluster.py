@@ -37,7 +37,7 @@ def plan_cluster(request: PlanRequest, cluster: Cluster) -> ClusterPlan:
         As :func:`turbofit.planning.plan.plan`, where it is so on every node.
     """
     from turbofit.planning.span_commands import span_commands
-    from turbofit.tuner.cluster.plan import make_cluster_plan
+    from turbofit.tuner.cluster.cluster_plan import make_cluster_plan
 
     made = make_cluster_plan(_anywhere(request), cluster, request.engine)
     nodes = tuple(_commanded(node) for node in made.nodes)

@@ -21,7 +21,7 @@ from turbofit.core.plan import (
     Term,
 )
 from turbofit.core.units import format_bytes
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.rehearse.planned import plan_spec, rehearsed_ledgers
 from turbofit.rehearse.probe import rehearse
 from turbofit.rehearse.twin import checkpoint_for

@@ -12,7 +12,7 @@ from turbofit.memory.engines import FALLBACK, engine_named
 from turbofit.planning.plan import finished
 from turbofit.planning.resolve import resolve
 from turbofit.rehearse.confirm import confirmed, corrected_ratios, rehearse_plan
-from turbofit.tuner.plan import make_plan
+from turbofit.tuner.engine_plan import make_plan
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.pretend.from_machine import machine_part
 from turbofit.rehearse.spec import Spec, parse_spec
 from turbofit.rehearse.worst import worst_cases

@@ -13,7 +13,7 @@ from turbofit.pretend.errors import PretendError
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
-from turbofit.rehearse.engine import engine_library
+from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.ledger import Ledger
 from turbofit.rehearse.report import report
 from turbofit.rehearse.run import new_folder, run_child

@@ -7,12 +7,12 @@ import signal
 from typing import Any
 
 from turbofit.core.struct import to_builtins
-from turbofit.rehearse.engine import engine_version
+from turbofit.rehearse.installed import engine_version
 from turbofit.rehearse.ledger import Ledger
+from turbofit.rehearse.ledger_terms import card_terms, executor_pool, load_peak
 from turbofit.rehearse.moments import moments
 from turbofit.rehearse.run import ChildOutcome
 from turbofit.rehearse.spec import Spec
-from turbofit.rehearse.terms import card_terms, executor_pool, load_peak
 
 _SLAB = re.compile(r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)")
 _PAGE = 32 * 1024 * 1024  # the engine's page of cache (memory/page allocator of TurboMind)

@@ -21,7 +21,7 @@ from turbofit.pretend.build import build
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
-from turbofit.rehearse.engine import engine_library
+from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.notes import read_notes
 from turbofit.rehearse.spec import Spec
 

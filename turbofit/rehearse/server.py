@@ -22,7 +22,7 @@ from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_envir
 from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
-from turbofit.rehearse.engine import engine_library
+from turbofit.rehearse.installed import engine_library
 
 _MACHINE = "TURBOFIT_PRETEND_MACHINE"
 NOTICE = (

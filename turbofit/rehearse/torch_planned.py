@@ -21,7 +21,7 @@ from turbofit.core.plan import (
 from turbofit.memory.calibrated import BUFFERS
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.environment import environment
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.pretend.from_machine import machine_part
 from turbofit.pretend.scenario import Scenario, scenario_from_spec

@@ -19,7 +19,7 @@ from turbofit.report.ways import ways_text
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan
     from turbofit.report.document import Block
-    from turbofit.report.run import RunReport
+    from turbofit.report.run_report import RunReport
 
 __all__ = ["capacity_blocks", "fact_block", "plan_view", "settings_blocks"]
 

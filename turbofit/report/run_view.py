@@ -11,7 +11,7 @@ from turbofit.report.sides import sides
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.document import Block
-    from turbofit.report.run import RunAttempt, RunReport
+    from turbofit.report.run_report import RunAttempt, RunReport
     from turbofit.report.sides import ForecastSide
 
 __all__ = ["run_blocks", "sides_blocks"]

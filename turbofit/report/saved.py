@@ -19,7 +19,7 @@ from turbofit.core.plan import PLAN_SCHEMA, Plan
 from turbofit.core.state import state_dir
 from turbofit.core.struct import Struct, const, decode, to_json
 from turbofit.report.consistent import check_consistent
-from turbofit.report.run import RUN_SCHEMA, RunReport
+from turbofit.report.run_report import RUN_SCHEMA, RunReport
 
 __all__ = [
     "LATEST",

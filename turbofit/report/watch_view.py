@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.observe.live import EngineNow, Now
     from turbofit.report.document import Block
-    from turbofit.report.run import RunReport
+    from turbofit.report.run_report import RunReport
 
 __all__ = ["watch_view"]
 

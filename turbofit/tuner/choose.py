@@ -16,9 +16,9 @@ from turbofit.core.log import LazyLogger
 from turbofit.core.plan import Plan, Remedy
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, FALLBACK, check_options, engine_for, fallback_reason
-from turbofit.memory.terms import capability_of
+from turbofit.memory.shared_terms import capability_of
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.plan import make_plan
+from turbofit.tuner.engine_plan import make_plan
 
 __all__ = ["best_plan"]
 
@@ -38,7 +38,7 @@ def best_plan(ask: Ask, asked: str = "auto") -> Plan:
     reason = fallback_reason(ask.model, asked)
     if reason is not None:
         _LOG.info("engine %s: %s", FALLBACK, reason)
-        from turbofit.tuner.fallback.plan import make_fallback_plan
+        from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
         return make_fallback_plan(ask, reason)
     first = engine_for(ask.model, asked)
@@ -142,7 +142,7 @@ def _other_engines(ask: Ask, rival: Plan | None) -> Iterator[Remedy]:
             " as old as this",
         )
     try:
-        from turbofit.tuner.fallback.plan import make_fallback_plan
+        from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
         reason = fallback_reason(ask.model, FALLBACK) or ""
         whole = make_fallback_plan(replace(ask, fixed={}), reason)

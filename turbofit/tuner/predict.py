@@ -14,7 +14,7 @@ from turbofit.memory.account import Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.memory.fate import Fate, fate_at, fates_at
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of, vision_load_of
 from turbofit.tuner.constraints import dtype_for

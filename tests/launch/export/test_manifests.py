@@ -204,7 +204,7 @@ def test_kubernetes_reads_the_objects(service: Service, claim: str | None) -> No
 
 def test_deadlines_are_the_supervisors() -> None:
     from turbofit.launch import serve
-    from turbofit.launch.engine import Timing
+    from turbofit.launch.supervised_engine import Timing
 
     service = service_of(plan_of("two copies"), port=1, host="h")
     assert service.start == Timing().start

@@ -11,13 +11,13 @@ from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.asking import Client
 from turbofit.launch.config import ServeConfig
-from turbofit.launch.engine import Timing
 from turbofit.launch.environment import Lmdeploy
 from turbofit.launch.job import Job
 from turbofit.launch.leases import Leases
 from turbofit.launch.record import Record
 from turbofit.launch.serve import Stop
 from turbofit.launch.session import run_session
+from turbofit.launch.supervised_engine import Timing
 
 
 def say(text: str) -> None:

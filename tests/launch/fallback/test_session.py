@@ -33,7 +33,7 @@ from turbofit.planning.fallback_commands import (
     refuse_options,
 )
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.fallback.plan import make_fallback_plan
+from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
 DRIVER = Path(__file__).with_name("driver.py")
 CHAT = "/v1/chat/completions"

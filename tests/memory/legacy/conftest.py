@@ -5,8 +5,8 @@ from __future__ import annotations
 from turbofit.core.plan import Settings
 from turbofit.machine.spec import parse_spec
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.legacy.legacy_account import LegacyAccount, legacy_account
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model

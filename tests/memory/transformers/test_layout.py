@@ -10,9 +10,9 @@ from bench.common.standin.standin_engine import shim_torchvision
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
-from turbofit.memory.transformers.account import Load, TransformersAccount
 from turbofit.memory.transformers.components import components
 from turbofit.memory.transformers.layout import _LAYOUTS, layout_of
+from turbofit.memory.transformers.ledgers import Load, TransformersAccount
 from turbofit.model.presets import preset_model
 from turbofit.tuner.fallback.cut import device_map, place_all
 

@@ -15,7 +15,7 @@ from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.fallback.plan import make_fallback_plan
+from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
 pytestmark = [
     pytest.mark.lmdeploy,

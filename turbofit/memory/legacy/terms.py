@@ -16,7 +16,7 @@ from turbofit.memory.legacy.forward import LegacyForward
 from turbofit.memory.legacy.generations import Generation, legacy_constants
 from turbofit.memory.legacy.tower import tower_activations, tower_bytes
 from turbofit.memory.legacy.weights import legacy_weight_classes
-from turbofit.memory.terms import POOL_WARMUP, capability_of, transients
+from turbofit.memory.shared_terms import POOL_WARMUP, capability_of, transients
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.terms import before_terms
 from turbofit.memory.vision_load import VisionLoad
@@ -28,7 +28,7 @@ _PROMPT: Final = 64
 
 
 class LegacyTerms:
-    """Terms of one group under one generation; see :class:`~turbofit.memory.legacy.account`."""
+    """Terms of one group under one generation, see `legacy_account`."""
 
     def __init__(
         self,

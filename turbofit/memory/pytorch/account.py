@@ -30,7 +30,7 @@ from turbofit.memory.pytorch.terms import (
     weight_terms,
 )
 from turbofit.memory.pytorch.weights import largest_loaded, staged_copy
-from turbofit.memory.terms import capability_of
+from turbofit.memory.shared_terms import capability_of
 
 __all__ = ["PytorchAccount"]
 

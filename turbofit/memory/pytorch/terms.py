@@ -13,7 +13,7 @@ from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.pytorch.weights import is_copied, packed_copy, weight_classes
-from turbofit.memory.terms import HOPPER, POOL_WARMUP, capability_of, term, transients
+from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP, capability_of, term, transients
 from turbofit.memory.vision_load import VisionLoad
 
 __all__ = [

@@ -10,7 +10,7 @@ from turbofit.core.units import round_up
 from turbofit.memory.account import Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.terms import capability_of
+from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import cache_shape, region_bytes, tokens_held
 from turbofit.memory.turbomind.constants import EngineConstants

@@ -14,7 +14,7 @@ from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
-from turbofit.memory.terms import HOPPER, POOL_WARMUP, capability_of, term, transients
+from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP, capability_of, term, transients
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import Forward, PoolModel

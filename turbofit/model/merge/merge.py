@@ -14,9 +14,9 @@ from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge import llava
 from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, read_adapter
 from turbofit.model.merge.output import check_target
-from turbofit.model.merge.plan import Planned, plan_pieces
 from turbofit.model.merge.result import converted, main_dtype, plain, write
 from turbofit.model.merge.shards import open_shards
+from turbofit.model.merge.tensor_steps import Planned, plan_pieces
 from turbofit.model.merge.tensors import DTYPES, FLOATS, torch_library
 
 __all__ = ["Merged", "merge"]

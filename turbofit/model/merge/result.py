@@ -19,8 +19,8 @@ from turbofit.model.merge.edits import GrowRows
 from turbofit.model.merge.llava_files import hf_config, other_files, vision_config
 from turbofit.model.merge.llava_tokens import TOKENIZER_FILES, Tokens, add_tokens
 from turbofit.model.merge.output import copy_file, staged, write_text
-from turbofit.model.merge.plan import Planned
 from turbofit.model.merge.shards import Shard, ShardPiece, header_of, index_of, write_shard
+from turbofit.model.merge.tensor_steps import Planned
 from turbofit.model.merge.tensors import FLOATS, Stored
 
 __all__ = ["Result", "converted", "main_dtype", "plain", "write"]

@@ -20,7 +20,7 @@ from turbofit.report.saved import saved_document
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.report.run import RunReport
+    from turbofit.report.run_report import RunReport
     from turbofit.report.saved import Saved
 
 __all__ = ["page"]

@@ -17,7 +17,7 @@ from turbofit.report.shell import shell_command
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.report.run import RunReport
+    from turbofit.report.run_report import RunReport
 
 __all__ = [
     "candidates",

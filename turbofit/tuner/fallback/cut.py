@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.memory.transformers.account import Load, Placement, TransformersAccount
+from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
 
 __all__ = ["device_map", "fewest_offloaded", "holds", "place_all"]
 

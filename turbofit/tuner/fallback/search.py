@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.struct import Struct, known
-from turbofit.memory.transformers.account import Load, Placement, TransformersAccount
+from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.constraints import dtype_for, dtype_problem

@@ -7,8 +7,8 @@ import pytest
 from tests.memory.legacy.conftest import account, terms
 from turbofit.core.units import GIB, MIB
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.account import LegacyAccount, legacy_account
 from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.legacy.legacy_account import LegacyAccount, legacy_account
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes

@@ -9,8 +9,8 @@ from turbofit.core.model import Model
 from turbofit.core.plan import HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.legacy.account import legacy_account
 from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
+from turbofit.memory.legacy.legacy_account import legacy_account
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
 from turbofit.memory.pytorch.constants import load_constants as load_torch_constants
 from turbofit.memory.pytorch.engine import Pytorch

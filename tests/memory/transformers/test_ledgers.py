@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.account import Load, Placement, TransformersAccount
+from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 

@@ -13,8 +13,8 @@ from turbofit.core.plan import Engine, HostMemory, Kv, Parallel, Plan, Settings
 from turbofit.core.units import format_bytes
 from turbofit.core.version import __version__
 from turbofit.core.words import groups_of, indices
-from turbofit.memory.transformers.account import HOST_PROCESS
 from turbofit.memory.transformers.components import components
+from turbofit.memory.transformers.ledgers import HOST_PROCESS
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.document import PlanDraft, host_problem, limits_of

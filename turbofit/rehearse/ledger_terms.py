@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.memory.terms import POOL_WARMUP
+from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.rehearse.ledger import Ledger, Pool
 
 

@@ -13,7 +13,7 @@ from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.tuner.ask import Ask, Margin
-from turbofit.tuner.fallback.plan import make_fallback_plan
+from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
 
 def onevision_like() -> Model:
