@@ -57,7 +57,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
         PackageError: turbofit has no account for it.
     """
     if version and versions.is_legacy(version):
-        from turbofit.memory.legacy.engines import LegacyPytorch, LegacyTurbomind
+        from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 
         return LegacyTurbomind(version) if name == "turbomind" else LegacyPytorch(version)
     known = versions.account_version(name, version) if name in ENGINES else None

@@ -8,7 +8,7 @@ import turbofit
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.units import MIB
 from turbofit.memory.engines import engine_for, engine_named
-from turbofit.memory.legacy.engines import LegacyPytorch, LegacyTurbomind
+from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 from turbofit.model.source import resolve_model
 
 
