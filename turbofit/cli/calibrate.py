@@ -137,7 +137,7 @@ def _calibrate(asked: _Calibration, stop: Stop, leases: Leases) -> signal.Signal
     changes: dict[str, Any] = {}
     if plan is None:
         plan, changes = first_plan(asked.arguments, planner, lmdeploy.version)
-        if plan.engine.name == "transformers":
+        if not plan.engine.of_lmdeploy:
             raise UsageError(
                 f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
                 hint="turbofit serve checks its plan with a worst-case request",

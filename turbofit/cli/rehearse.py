@@ -22,7 +22,6 @@ __all__ = ["rehearse"]
 _PLANNED: Final = (
     "replicas", "context", "concurrency", "goal", "queue_images", "margin", "budget",
 )  # fmt: skip
-_TURBOMIND: Final = ("communicator", "async_")
 
 
 @command(
@@ -83,6 +82,7 @@ def _rehearse_torch(
 
 def _check(engine: str, given: dict[str, Any]) -> None:
     """Refuse what this engine has no use for, rather than leave it unheard."""
+    from turbofit.memory.turbomind.engine import Turbomind
     from turbofit.planning.request import ENGINE_OPTIONS
 
     for name in _PLANNED:
@@ -91,12 +91,12 @@ def _check(engine: str, given: dict[str, Any]) -> None:
                 f"{option_name(name)} shapes a plan, and none is made for the {engine} engine",
                 hint="give the engine's own options, such as --session-len or --max-batch-size",
             )
-    unused = set(_TURBOMIND)
+    unused = set(Turbomind.own_options)
     if engine == "transformers":
         unused |= {*ENGINE_OPTIONS, "tp"} - {"dtype"}
     for name in sorted(unused & set(given)):
         raise UsageError(
             f"{option_name(name)} is no option of the {engine} engine",
             hint=f"leave it out, or rehearse with --engine "
-            f"{'turbomind' if name in _TURBOMIND else 'pytorch'}",
+            f"{'turbomind' if name in Turbomind.own_options else 'pytorch'}",
         )

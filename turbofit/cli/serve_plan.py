@@ -133,7 +133,7 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
 
     if not plan.fits:
         raise refusal(plan)
-    if missing is not None and plan.engine.name != "transformers":
+    if missing is not None and plan.engine.of_lmdeploy:
         raise missing
     check_needs(plan)
     ranks = rank_warning(plan.parallel.tp, os.environ)
@@ -196,7 +196,7 @@ def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
     from turbofit.planning.fallback_commands import any_commands, refuse_options
 
-    if plan.engine.name == "transformers":
+    if not plan.engine.of_lmdeploy:
         refuse_options(passed.argv)
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(

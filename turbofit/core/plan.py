@@ -182,6 +182,26 @@ class Engine(Struct):
     name: Literal["turbomind", "pytorch", "transformers"]
     version: str
 
+    @property
+    def of_lmdeploy(self) -> bool:
+        """Whether LMDeploy runs it, and not turbofit's server for Transformers."""
+        return self.name != "transformers"
+
+    @property
+    def on_torch(self) -> bool:
+        """Whether torch allocates its memory; TurboMind allocates its own."""
+        return self.name != "turbomind"
+
+    @property
+    def serial(self) -> bool:
+        """Whether it answers one request after the other."""
+        return not self.of_lmdeploy
+
+    @property
+    def ranks_by_ray(self) -> bool:
+        """Whether its ranks are Ray's workers where it has several GPUs, unless told otherwise."""
+        return self.name == "pytorch"
+
 
 class Parallel(Struct):
     """The shape: ``replicas`` groups of ``tp`` GPUs each, as machine indices.
@@ -415,7 +435,9 @@ class Plan(Struct):
     def takes_videos(self) -> bool:
         """Whether the engine takes videos of this model, each in the place of an image."""
         rule = self.model.image_rule if self.limits.vision_unit is not None else None
-        return self.engine.name == "pytorch" and rule is not None and rule.videos is not None
+        if rule is None or rule.videos is None:
+            return False
+        return self.engine.on_torch and self.engine.of_lmdeploy
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.

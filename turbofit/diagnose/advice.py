@@ -48,7 +48,7 @@ def advice(case: LogCase, draft: Draft) -> Advice | None:
 def _planned(case: LogCase, plan: Plan, spec: str, verdict: str) -> Advice:
     values: dict[str, object] = {"engine": plan.engine.name}
     values |= {name: _value(plan, name) for name in _SHOWN}
-    if plan.engine.name != "turbomind":
+    if plan.engine.on_torch:
         del values["communicator"]
     values["replicas"] = plan.parallel.replicas
     limits = plan.limits

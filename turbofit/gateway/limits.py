@@ -131,7 +131,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         watches=plan.takes_videos,
         engines=(plan.engine.name,),
         vocabulary=plan.model.text.vocab,
-        heeds=plan.engine.name != "transformers",
+        heeds=not plan.engine.serial,
     )
 
 
@@ -315,7 +315,7 @@ def shown(value: Any) -> str:
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """Units in flight where the plan paid for fewer than an engine could bring together."""
-    if rule is None or plan.engine.name == "transformers":  # which brings nothing together
+    if rule is None or plan.engine.serial:  # which brings nothing together
         return None
     vision_load = vision_load_within(plan.limits)
     engine, gates = engine_named(plan.engine.name), []

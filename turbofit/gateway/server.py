@@ -101,7 +101,7 @@ def make_gateway(
         config,
         host_bytes=host_budget(plan, bounds),
         prefix_affinity=plan.settings.enable_prefix_caching,
-        serial=plan.engine.name == "transformers",
+        serial=plan.engine.serial,
         shares=_shares(plan, len(upstreams)),
     )
     return Gateway(bounds, upstreams, settled, log)

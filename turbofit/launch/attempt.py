@@ -105,7 +105,7 @@ class Attempt:
     def _launches(self, stack: ExitStack) -> list[Launch]:
         job, config, plan = self._job, self._job.config, self._plan
         key: str | None
-        fallback = plan.engine.name == "transformers"
+        fallback = not plan.engine.of_lmdeploy
         if fallback:
             refuse_options(config.options)
         if config.gateway is None and job.examiner is None and job.door is None:

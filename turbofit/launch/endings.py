@@ -164,7 +164,7 @@ def stalled(what: str, log: Path) -> Ending:
 def silence(plan: Plan, phase: str, seconds: float) -> str:
     """What it may mean that a starting engine says nothing for so long."""
     said = f"silent for {seconds:.0f} s in phase {phase}"
-    if plan.settings.tp > 1 and plan.engine.name == "pytorch":
+    if plan.settings.tp > 1 and plan.engine.ranks_by_ray:
         return f"{said}; Ray waits like this, up to half an hour, for GPUs that somebody has"
     if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
         return (
@@ -186,7 +186,7 @@ def fallback(watch: Watch, log: Path) -> Ending:
 
 def _torch(fault: TorchOutOfMemory, watch: Watch, plan: Plan, log: Path) -> Ending:
     asked = f", asking {format_bytes(fault.asked)}" if fault.asked else ""
-    if plan.engine.name == "transformers":
+    if not plan.engine.of_lmdeploy:
         short = OutOfMemoryError(
             f"the fallback engine ran out of GPU memory {where(watch)}{asked}",
             hint=advice(watch, plan, log),
@@ -281,7 +281,7 @@ def where(watch: Watch, call: str = "") -> str:
 def advice(watch: Watch, plan: Plan, log: Path) -> str:
     """What to change for an out-of-memory of this phase."""
     if watch.phase in ("starting", "weights"):
-        if plan.engine.name == "transformers":
+        if not plan.engine.of_lmdeploy:
             return f"split it over more GPUs (--tp) or free them; the log is {log}"
         return f"more --tp, an AWQ variant or freer GPUs; the log is {log}"
     margin = max(gpu.margin for gpu in plan.gpus)

@@ -79,7 +79,7 @@ def _more_margin(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | 
     tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
     missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
     measured = "as it was" if ended.missing is not None else "assumed"
-    if plan.engine.name == "pytorch" and missing < _UNKNOWN:
+    if plan.engine.on_torch and plan.engine.of_lmdeploy and missing < _UNKNOWN:
         # Torch asks piece by piece: the one that was refused is not all that was to come.
         missing, measured = _UNKNOWN, "at least, and more to come"
     wrong = max(0, _left(tightest, ended.phase)) + missing
@@ -111,7 +111,7 @@ def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Run
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None
-    if plan.engine.name == "transformers":  # a prompt is one forward there
+    if plan.engine.serial:  # a prompt is one forward there
         return None
     why = "the warm-up did not fit" if ended.phase == "warm-up" else "a forward did not fit"
     return Rung(

@@ -102,7 +102,7 @@ class PretendLaunch(Launch):
     ) -> None:
         from turbofit.launch.runner import module_runner
 
-        torch = plan.engine.name != "turbomind"
+        torch = plan.engine.on_torch
         modules = {"pytorch": "lmdeploy", "transformers": FALLBACK_MODULE}
         module = modules.get(plan.engine.name, "turbofit.rehearse.server")
         super().__init__(command, module_runner(module), key, hidden=hidden)

@@ -107,7 +107,7 @@ def _refuse(plan: Plan) -> None:
     # The plan's other warnings are about clients of a server: here images are held to it.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
         warnings.warn(warning, stacklevel=4)
-    if plan.engine.name == "transformers":
+    if not plan.engine.of_lmdeploy:
         raise UsageError(
             f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
             hint="turbofit serve serves it with Transformers",
@@ -133,7 +133,7 @@ def _choose_gpus(plan: Plan, config: Any) -> None:
     group = plan.parallel.groups[0]
     if plan.machine.source == "preset":
         return
-    pytorch = plan.engine.name == "pytorch"
+    pytorch = plan.engine.on_torch
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         if pytorch:
             warnings.warn(

@@ -65,7 +65,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
 
     None where no allocation was refused, or the timeline cannot be read.
     """
-    if plan.engine.name != "turbomind":
+    if plan.engine.on_torch:
         from turbofit.launch.pretended_torch import torch_death
 
         return torch_death(plan, group, timeline)
@@ -99,7 +99,7 @@ class PretendReader:
 
     def seen(self) -> tuple[PretendUsage, ...]:
         """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
-        if self._plan.engine.name != "turbomind":
+        if self._plan.engine.on_torch:
             from turbofit.launch.pretended_torch import torch_seen
 
             return torch_seen(self._plan, self._group, self.timeline)

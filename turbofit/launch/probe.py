@@ -100,7 +100,7 @@ class Probe(threading.Thread):
             images = worst_image_tokens(self._plan)
             tokens = self._ask(worst)
             text = max(0, tokens - images)
-        if self._plan.engine.name == "transformers":
+        if self._plan.engine.serial:
             longest = longest_request(self._plan, name, worst, tokens, self._ask)
             if longest is not None:
                 self._ask(longest)

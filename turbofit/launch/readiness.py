@@ -162,7 +162,7 @@ def _images_that_meet(plan: Plan, model: str, text: int) -> WorstRequest | None:
         return None
     room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
     image = rule.image_of(min(most, rule.units_within(room)))
-    if plan.engine.name == "pytorch" or image is None:
+    if plan.engine.on_torch or image is None:
         parts = _largest_that_meet(plan, room)
         return chat(model, parts) if len(parts) > plan.limits.images_per_request else None
     if rule.client_knobs:

@@ -235,7 +235,7 @@ class SupervisedEngine:
                 self.state, self.was_ready = "ready", True
                 self._tell("phase: ready")
                 if self._timing.liveness:
-                    serial = self._plan.engine.name == "transformers"
+                    serial = self._plan.engine.serial
                     self._pulse = _Pulse(self.client, self._timing, serial=serial)
                     self._pulse.start()
             elif probe.checks and probe.healthy.is_set() and self.watch.phase != "check":
@@ -265,7 +265,7 @@ class SupervisedEngine:
         else:
             notes = kernel.driver_errors(self._kernel_began)
         fault = self.watch.fault is not None
-        if self._plan.engine.name == "pytorch":
+        if self._plan.engine.on_torch and self._plan.engine.of_lmdeploy:
             if isinstance(self.watch.fault, TorchOutOfMemory):
                 return torch_ran_out(
                     self.watch.fault, self.watch, self._plan, self.log, self.death()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Final, Literal
 
 from turbofit.core.images import ImageRule
@@ -43,6 +44,10 @@ class Engine(ABC):
     name: ClassVar[Literal["turbomind", "pytorch"]]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool]
+    #: LMDeploy's options that only this engine has, by their names in a plan's request.
+    own_options: ClassVar[tuple[str, ...]]
+    #: The options with which one engine runs on several nodes.
+    options_over_nodes: ClassVar[Mapping[str, object]]
     version: str
     #: Why its account may not be right for the version that was asked for; None where it is.
     doubt: str | None = None

@@ -24,15 +24,6 @@ ENGINES: Final = ("turbomind", "pytorch")
 #: What runs a model that LMDeploy does not, one request at a time.
 FALLBACK: Final = "transformers"
 
-#: Options that only one of them has.
-_ONLY: Final = {
-    "turbomind": ("communicator", "async_"),
-    "pytorch": (
-        "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
-        "distributed_executor_backend",
-    ),
-}  # fmt: skip
-
 
 def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
     """Refuse what the engine would not hear.
@@ -40,13 +31,13 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
     Raises:
         UsageError: an option is the other engine's.
     """
-    for owner, names in _ONLY.items():
-        found = [name for name in names if name in fixed]
-        if owner != engine.name and found:
+    for owner in (Turbomind, Pytorch):
+        found = [name for name in owner.own_options if name in fixed]
+        if owner.name != engine.name and found:
             flag = found[0].rstrip("_").replace("_", "-")
             raise UsageError(
                 f"--{flag} is no option of the {engine.name} engine",
-                hint=f"leave it out, or take --engine {owner} where it runs the model",
+                hint=f"leave it out, or take --engine {owner.name} where it runs the model",
             )
 
 

@@ -91,7 +91,7 @@ def ratio(value: float) -> str:
 
 def _engine_environment(plan: Plan) -> dict[str, str]:
     """What the engine needs to be told by its environment."""
-    if plan.engine.name == "turbomind":
+    if not plan.engine.on_torch:
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
         return {"TM_LOG_LEVEL": "INFO"}
     return environment(plan.settings, plan.model)
@@ -125,10 +125,10 @@ def _settings(plan: Plan) -> list[str]:
         "--quant-policy", str(settings.quant_policy),
         "--cache-block-seq-len", str(settings.cache_block_seq_len),
     ]  # fmt: skip
-    if plan.engine.name == "turbomind":
-        argv += ["--communicator", settings.communicator, "--async", str(settings.async_)]
-    else:
+    if plan.engine.on_torch:
         argv += _pytorch_settings(settings)
+    else:
+        argv += ["--communicator", settings.communicator, "--async", str(settings.async_)]
     if settings.model_format:
         argv += ["--model-format", settings.model_format]
     if settings.enable_prefix_caching:

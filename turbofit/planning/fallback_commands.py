@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
-from turbofit.memory.engines import FALLBACK
 from turbofit.planning.commands import DEFAULT_PORT, commands, model_path, visible_devices
 from turbofit.planning.device_maps import folded
 
@@ -32,7 +31,7 @@ _ALLOCATOR: Final = "expandable_segments:True"
 
 def any_commands(plan: Plan, *, port: int = DEFAULT_PORT) -> tuple[Command, ...]:
     """The plan's commands on loopback, LMDeploy's or the fallback engine's as it is planned for."""
-    made = fallback_commands if plan.engine.name == FALLBACK else commands
+    made = commands if plan.engine.of_lmdeploy else fallback_commands
     return made(plan, port=port)
 
 
@@ -84,7 +83,7 @@ def refuse_options(options: Sequence[str]) -> None:
 def _commands(
     plan: Plan, host: str, ports: Sequence[int], path: str, name: str
 ) -> tuple[Command, ...]:
-    if plan.engine.name != "transformers" or plan.device_map is None:
+    if plan.engine.of_lmdeploy or plan.device_map is None:
         raise UsageError(
             f"the plan is for {plan.engine.name}, not for the fallback engine",
             hint="plan with --engine transformers",

@@ -68,7 +68,7 @@ def rehearse_plan(plan: Plan) -> Plan:
 def _rehearsed(plan: Plan, group: int) -> Plan:
     """One group's view of the plan, with what its engine did."""
     plan = plan.of_group(group)
-    if plan.engine.name == "pytorch":
+    if plan.engine.on_torch:
         from turbofit.rehearse.torch_planned import rehearse_pytorch_plan
 
         return rehearse_pytorch_plan(plan, group)

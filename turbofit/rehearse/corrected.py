@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.log import LazyLogger
-from turbofit.memory.engines import FALLBACK, engine_named
+from turbofit.memory.engines import engine_named
 from turbofit.planning.plan import finished
 from turbofit.planning.resolve import resolve
 from turbofit.rehearse.confirm import confirmed, corrected_ratios, rehearse_plan
@@ -63,7 +63,7 @@ def check_rehearsable(plan: Plan) -> None:
     Raises:
         UsageError: it is for Transformers.
     """
-    if plan.engine.name == FALLBACK:
+    if not plan.engine.of_lmdeploy:
         raise UsageError(
             f"{plan.model.name} is planned for Transformers, whose plans are not rehearsed",
             hint="turbofit rehearse MODEL --engine transformers runs its worst case alone",

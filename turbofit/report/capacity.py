@@ -87,4 +87,4 @@ def _users(groups: Sequence[Plan], what: str, tokens: int) -> Users:
 
 
 def _serial(plan: Plan) -> bool:
-    return plan.engine.name == "transformers"
+    return plan.engine.serial

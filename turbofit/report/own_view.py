@@ -28,7 +28,7 @@ def settings_of(plan: Plan) -> dict[str, str]:
             continue
         if name == "num_gpu_blocks" and not value:
             continue
-        if plan.engine.name == "transformers" and name not in _FALLBACK:
+        if not plan.engine.of_lmdeploy and name not in _FALLBACK:
             continue
         if name == "cache_max_entry_count":
             out[name] = f"{value:.3f}"

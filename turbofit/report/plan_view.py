@@ -102,7 +102,7 @@ def fact_block(plan: Plan) -> FactList:
 
 
 def _engine(plan: Plan) -> str:
-    if plan.engine.name == "transformers":
+    if not plan.engine.of_lmdeploy:
         return f"Hugging Face Transformers, the fallback (accounted for {plan.engine.version})"
     return f"LMDeploy {plan.engine.version}, {plan.engine.name}"
 

@@ -105,7 +105,7 @@ def _whole(plan: Plan, group: int, ledger: GpuLedger, run: RunReport | None) -> 
 
 def _sized(plan: Plan) -> bool:
     """Whether the cache is a share of what is free."""
-    return plan.engine.name == "turbomind"
+    return not plan.engine.on_torch
 
 
 def _group(plan: Plan, index: int) -> int:

@@ -151,7 +151,7 @@ class Hosted:
         engine_spec = self._engine_spec
         plan, config = engine_spec.plan, engine_spec.config
         lmdeploy, missing = lmdeploy_if_needed(plan.engine.name)
-        if missing is not None and plan.engine.name != "transformers":
+        if missing is not None and plan.engine.of_lmdeploy:
             raise missing
         check_needs(plan)
         for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):

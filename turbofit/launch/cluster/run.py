@@ -184,7 +184,7 @@ class _Run:
         return replace(
             self._asked.gateway,
             prefix_affinity=any(plan.settings.enable_prefix_caching for plan in plans),
-            serial=any(plan.engine.name == "transformers" for plan in plans),
+            serial=any(plan.engine.serial for plan in plans),
             drain_seconds=self._asked.timing.drain,
             pretend=self._asked.pretend,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from turbofit.core.images import ImageRule
@@ -30,6 +31,11 @@ class Pytorch(Engine):
 
     name: ClassVar[Literal["turbomind", "pytorch"]] = "pytorch"
     encodes_again: ClassVar[bool] = False
+    own_options: ClassVar[tuple[str, ...]] = (
+        "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
+        "distributed_executor_backend",
+    )  # fmt: skip
+    options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
     def __init__(self, constants: PytorchConstants) -> None:
         self.constants = constants

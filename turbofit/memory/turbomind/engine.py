@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from turbofit.core.images import ImageRule
@@ -32,6 +33,8 @@ class Turbomind(Engine):
 
     name: ClassVar[Literal["turbomind", "pytorch"]] = "turbomind"
     encodes_again: ClassVar[bool] = True
+    own_options: ClassVar[tuple[str, ...]] = ("communicator", "async_")
+    options_over_nodes: ClassVar[Mapping[str, object]] = {"communicator": "nccl"}
 
     def __init__(self, constants: EngineConstants) -> None:
         self.constants = constants

@@ -9,7 +9,6 @@ from msgspec.structs import fields, replace
 
 from turbofit.core.cluster import ClusterPlan, Node, NodePlan
 from turbofit.core.plan import Limits, Plan
-from turbofit.memory.engines import FALLBACK
 from turbofit.tuner.ask import Ask
 from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
@@ -101,8 +100,8 @@ def _breaks(fleet: KindPlanner, plan: ClusterPlan, own: Plan) -> str:
         queues = field.name == "units_per_forward"  # its own gateway queue keeps it
         if isinstance(least, int) and isinstance(have, int) and have < least and not queues:
             return f"{field.name} is {have:,} on it, {least:,} are promised"
-    served = {one.plan.engine.name for one in plan.nodes if one.plan is not None}
-    if served and (own.engine.name == FALLBACK) != (FALLBACK in served):
+    served = {one.plan.engine.serial for one in plan.nodes if one.plan is not None}
+    if served and own.engine.serial not in served:
         return f"only {own.engine.name} serves on it, which is not mixed with LMDeploy's engines"
     return ""
 

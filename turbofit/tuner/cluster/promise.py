@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.memory.engines import FALLBACK
 from turbofit.tuner.ask import vision_load_of
 from turbofit.tuner.cluster.fleet import KindPlanner, Promise
 from turbofit.tuner.share import share_out
@@ -59,7 +58,7 @@ def even_shares(fleet: KindPlanner, members: Iterable[int]) -> dict[int, float]:
 
 def shares_of(fleet: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
     """Requests of one node of each kind as the goal gives them; by GPUs without a forecast."""
-    if len(plans) == 1 or any(plan.engine.name == FALLBACK for plan in plans.values()):
+    if len(plans) == 1 or any(plan.engine.serial for plan in plans.values()):
         return even_shares(fleet, plans)
     workload = fleet.base.workload
     sets = [(len(fleet.kinds[k].nodes), fleet.speed(plan)) for k, plan in plans.items()]
@@ -118,7 +117,7 @@ def _subsets(fleet: KindPlanner, members: dict[int, Plan]) -> list[dict[int, Pla
     if fleet.base.workload.goal != "latency" or len(members) < 2:
         return [members]
     shares = even_shares(fleet, members)
-    if any(plan.engine.name == FALLBACK for plan in members.values()):
+    if any(plan.engine.serial for plan in members.values()):
         return [members]
     order = sorted(members, key=lambda k: fleet.speed(members[k])(shares[k]).seconds_per_request)
     sizes = _spread(range(1, len(order) + 1), _MOST_SUBSETS)
@@ -148,7 +147,7 @@ def _value(fleet: KindPlanner, plans: dict[int, Plan], shares: dict[int, float])
     goal = fleet.base.workload.goal
     if goal == "context":
         return float(min(plan.kv.tokens for plan in plans.values()))
-    if any(plan.engine.name == FALLBACK for plan in plans.values()):
+    if any(plan.engine.serial for plan in plans.values()):
         engines = sum(p.parallel.replicas * len(fleet.kinds[k].nodes) for k, p in plans.items())
         return float(engines)
     speeds = {k: fleet.speed(plan)(shares[k]) for k, plan in plans.items()}

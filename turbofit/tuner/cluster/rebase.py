@@ -12,7 +12,7 @@ from turbofit.core.cluster import Node
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import known
-from turbofit.memory.engines import FALLBACK, engine_named
+from turbofit.memory.engines import engine_named
 from turbofit.memory.fate import fate_at
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.tuner.ask import Ask
@@ -56,7 +56,7 @@ class Rebase:
 
     def _accounted(self, machine: Machine) -> Plan | None:
         plan = self._plan
-        if plan.engine.name == FALLBACK:
+        if plan.engine.serial:
             return None
         ask, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
         groups, limits = plan.parallel.groups, plan.limits

@@ -84,8 +84,6 @@ def teams(base: Ask, nodes: Sequence[Node], engine: str) -> Iterator[tuple[Team,
 
 def span_ask(base: Ask, team: Team, engine: Engine) -> Ask:
     """What is asked of teams like this one."""
-    turbomind = engine.name == "turbomind"
-    joined = {"communicator": "nccl"} if turbomind else {"distributed_executor_backend": "ray"}
     whole = tuple(gpu.index for gpu in team.machine.gpus)
     return replace(
         base,
@@ -93,7 +91,7 @@ def span_ask(base: Ask, team: Team, engine: Engine) -> Ask:
         replicas=1,
         groups=(whole,),
         margin=replace(base.margin, more=NETWORK),
-        fixed={**base.fixed, **joined},
+        fixed={**base.fixed, **engine.options_over_nodes},
     )
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.memory.engines import FALLBACK, engine_named
+from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.rates import GpuRates, card_of, rates
 from turbofit.tuner.reduce import Reduce, reduce_of
@@ -46,7 +46,7 @@ class NodeSpeed:
 
     def __init__(self, plan: Plan, asked: VisionLoad, *, fixed_batch: bool) -> None:
         self._asked, self._fixed = asked, fixed_batch
-        known = plan.engine.name != FALLBACK
+        known = plan.engine.of_lmdeploy
         self._likes: Counter[_Like] = Counter(_likes(plan) if known else ())
 
     def __call__(self, there: float) -> Speed:

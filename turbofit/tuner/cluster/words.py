@@ -95,7 +95,7 @@ def _span_reasons(plan: ClusterPlan) -> Iterator[str]:
         f" as held, and {format_bytes(NETWORK)} more stay free, since they may come late; every"
         " card counts as full as the fullest of its engine. Over: it costs cache"
     )
-    if plan.spans[0].plan.engine.name == "turbomind":
+    if not plan.spans[0].plan.engine.on_torch:
         yield (
             "LMDeploy's own multi-node options, which turbofit has not seen run: start all commands"
             " of an engine within a minute or so, rank 0's node answers"
