@@ -49,6 +49,7 @@ def follow(tree: Path, recipe: str, **environment: str) -> str:
 def test_every_section_has_its_recipe() -> None:
     assert {name: len(recipes) for name, recipes in SECTIONS.items()} == {
         "A GPU": 1, "A model by name": 1, "A family": 1, "An image rule": 1, "An engine version": 1,
+        "An engine": 1,
     }  # fmt: skip
 
 
@@ -84,3 +85,10 @@ def test_an_engine_version(tree: Path) -> None:
     (line,) = (line for line in told.splitlines() if "gemm_workspace" in line)
     assert "67.0" in line  # 35 MiB and the 32 that the recipe added
     assert "newer than" not in told  # it has an account of its own
+
+
+def test_an_engine(tree: Path) -> None:
+    told = follow(tree, SECTIONS["An engine"][0])
+    assert "LMDeploy 0.18, toy" in told
+    assert "fits: InternVL2-1B" in told
+    assert re.search(r"transient  request \*     1,024.0  estimate", told)

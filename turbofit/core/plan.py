@@ -23,6 +23,7 @@ __all__ = [
     "Command",
     "Death",
     "Engine",
+    "EngineName",
     "Goal",
     "GpuLedger",
     "HostMemory",
@@ -68,6 +69,7 @@ PYTORCH_NAMES: Final = (
     )),
 )  # fmt: skip
 
+EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
 Phase = Literal["before", "context", "weights", "cache", "buffers", "transient"]
 Basis = Literal["formula", "file", "rehearsed", "measured", "estimate"]
@@ -179,7 +181,7 @@ class GpuLedger(Struct):
 class Engine(Struct):
     """The engine that the account is for."""
 
-    name: Literal["turbomind", "pytorch", "transformers"]
+    name: EngineName
     version: str
 
     @property

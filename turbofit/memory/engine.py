@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final
 
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
-from turbofit.core.plan import HostMemory, Settings
+from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
 from turbofit.memory.launch import EngineLaunch
@@ -41,7 +41,7 @@ class Traffic(Struct):
 class Engine(ABC):
     """An engine of LMDeploy in one generation."""
 
-    name: ClassVar[Literal["turbomind", "pytorch"]]
+    name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool]
     #: LMDeploy's options that only this engine has, by their names in a plan's request.

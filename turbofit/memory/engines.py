@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec.structs import replace
@@ -19,8 +19,13 @@ from turbofit.model.families.support import engine_problem
 
 __all__ = ["ENGINES", "FALLBACK", "check_options", "engine_for", "engine_named", "fallback_reason"]
 
-#: In the order of preference: TurboMind decodes faster and sizes what it takes.
-ENGINES: Final = ("turbomind", "pytorch")
+#: LMDeploy's engines, and how each is made of a version that has presets; in the order of
+#: preference: TurboMind decodes faster and sizes what it takes.
+_KINDS: Final[dict[str, Callable[[str], Engine]]] = {
+    "turbomind": lambda version: Turbomind(load_constants(version)),
+    "pytorch": lambda version: Pytorch(load_torch_constants(version)),
+}
+ENGINES: Final = tuple(_KINDS)
 #: What runs a model that LMDeploy does not, one request at a time.
 FALLBACK: Final = "transformers"
 
@@ -58,11 +63,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
             f" {version or versions.REFERENCE}",
             hint=f"it has them for {' and '.join(ENGINES)} of {versions.REFERENCE}",
         )
-    engine: Engine
-    if name == "turbomind":
-        engine = Turbomind(load_constants(known))
-    else:
-        engine = Pytorch(load_torch_constants(known))
+    engine = _KINDS[name](known)
     engine.doubt = versions.doubt(name, version)
     return engine
 

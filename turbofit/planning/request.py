@@ -9,14 +9,14 @@ from pydantic import Field
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
-from turbofit.core.plan import Goal, Workload
+from turbofit.core.plan import EngineName, Goal, Workload
 from turbofit.core.units import parse_bytes
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.ask import Margin
 
 __all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest", "PredictRequest"]
 
-EngineChoice = Literal["auto", "turbomind", "pytorch", "transformers"]
+EngineChoice = Literal["auto", EngineName]
 
 _LARGEST: Final = 1 << 40
 _QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8, **{str(n): n for n in (0, 4, 8, 16, 17)}}

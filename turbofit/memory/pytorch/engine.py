@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
-from turbofit.core.plan import HostMemory, Settings
+from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.launch import EngineLaunch
@@ -29,7 +29,7 @@ class Pytorch(Engine):
         constants: the version's figures.
     """
 
-    name: ClassVar[Literal["turbomind", "pytorch"]] = "pytorch"
+    name: ClassVar[EngineName] = "pytorch"
     encodes_again: ClassVar[bool] = False
     own_options: ClassVar[tuple[str, ...]] = (
         "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
-from turbofit.core.plan import HostMemory, Settings
+from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.launch import EngineLaunch
@@ -31,7 +31,7 @@ class Turbomind(Engine):
         constants: the generation's figures.
     """
 
-    name: ClassVar[Literal["turbomind", "pytorch"]] = "turbomind"
+    name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
     own_options: ClassVar[tuple[str, ...]] = ("communicator", "async_")
     options_over_nodes: ClassVar[Mapping[str, object]] = {"communicator": "nccl"}
