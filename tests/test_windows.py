@@ -77,7 +77,10 @@ def test_a_measured_machine_is_saved_and_planned_for(
 
 
 def test_the_simulation_takes_away_what_engines_need(tmp_path: Path) -> None:
-    code = "from tests.without_posix import take_away; take_away(); import turbofit.launch.leases"
+    code = (
+        "from tests.without_posix import take_away; take_away(); "
+        "import turbofit.launch.serve.leases"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from turbofit.core.plan import Plan
 from turbofit.machine.source import machine_from
 from turbofit.planning import plan as planning
-from turbofit.planning.request import PlanRequest, PredictRequest
+from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, ClusterPlan
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
+    from turbofit.planning.predict_request import PredictRequest
 
 __all__ = [
     "pipeline",
@@ -112,6 +113,8 @@ def predict(model: str | Model | PredictRequest, **options: Any) -> Plan:
     Raises:
         As :func:`plan`; PackageError for a version without an account.
     """
+    from turbofit.planning.predict_request import PredictRequest
+
     return planning.predict(_request(PredictRequest, model, options))
 
 
@@ -134,7 +137,7 @@ def pipeline(model_path: str, *arguments: Any, **keywords: Any) -> Any:
         UsageError: a keyword or config that cannot be planned for.
         LaunchError: started by a rank launcher with tp > 1.
     """
-    from turbofit.launch.pipeline import open_pipeline
+    from turbofit.launch.pipeline.pipeline import open_pipeline
 
     return open_pipeline(model_path, *arguments, **keywords)
 
@@ -200,7 +203,7 @@ def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be aske
     """
     from turbofit.machine.presets import context_bytes
     from turbofit.pretend.run import scenario_of
-    from turbofit.rehearse import torch_ask
+    from turbofit.rehearse.torch import torch_ask
 
     if "cache_block_seq_len" in settings:
         settings["block_size"] = settings.pop("cache_block_seq_len")

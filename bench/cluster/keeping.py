@@ -25,7 +25,7 @@ from turbofit.launch.cluster.node_state import NodeState
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import engine_specs_of, expected_members
 from turbofit.launch.cluster.replica import Replica
-from turbofit.launch.config import ClusterServeConfig
+from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.request import PlanRequest
 

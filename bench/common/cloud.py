@@ -82,7 +82,7 @@ class Cloud:
                 line, environ = path.read_bytes(), path.with_name("environ").read_bytes()
             except OSError:
                 continue
-            is_engine = b"turbofit.rehearse.server" in line and b"guard.py" not in line
+            is_engine = b"turbofit.rehearse.turbomind.server" in line and b"guard.py" not in line
             if is_engine and self.mark.encode() in environ:
                 found.append(int(path.parent.name))
         return sorted(found)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common.processes import HANG, Child, free_port
-from turbofit.launch.image import flat_png
+from turbofit.launch.engine.image import flat_png
 
 __all__ = ["Served", "image", "serve_pretend"]
 

@@ -14,16 +14,16 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
-from turbofit.launch import learned
-from turbofit.launch.config import ServeConfig
-from turbofit.launch.environment import Lmdeploy
-from turbofit.launch.job import Job
-from turbofit.launch.leases import Leases
-from turbofit.launch.others import end_orphans
-from turbofit.launch.record import Record
-from turbofit.launch.serve import Stop, StoppedError
-from turbofit.launch.session import run_session
-from turbofit.launch.supervised_engine import Timing
+from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.serve import learned
+from turbofit.launch.serve.config import ServeConfig
+from turbofit.launch.serve.job import Job
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.others import end_orphans
+from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.session import run_session
+from turbofit.launch.serve.supervisor import Stop, StoppedError
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 

@@ -23,9 +23,9 @@ from turbofit.diagnose.explain import diagnose
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.weights import weight_classes
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.spec import parse_spec
-from turbofit.rehearse.twin import write_checkpoint
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.spec import parse_spec
 
 CARD = {"name": "NVIDIA GeForce RTX 3090", "sm": [8, 6], "sm_count": 82, "l2": 6 * MIB}
 MODELS = (

@@ -157,7 +157,8 @@ class Ground:
     def torn_record(self, seconds: float) -> Path:
         """A record whose writer was killed after so many seconds of writing without a pause."""
         code = (
-            "import sys\nfrom pathlib import Path\nfrom turbofit.launch.record import Record\n"
+            "import sys\nfrom pathlib import Path\n"
+            "from turbofit.launch.serve.record import Record\n"
             "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
             "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
         )

@@ -37,8 +37,8 @@ GATEWAY = """
 import json, sys
 from bench.common.gateway import plan_for
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.routing_table import Member, RoutingTable
 from turbofit.gateway.server import make_routing_table_gateway, run_gateway
 port, urls, shares, gateways = json.loads(sys.argv[1])
 members = tuple(

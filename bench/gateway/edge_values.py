@@ -1,4 +1,4 @@
-"""Values at the edges of a field: from its rule in `turbofit.gateway.parameters`."""
+"""Values at the edges of a field: from its rule in `turbofit.gateway.limits.parameters`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from turbofit.gateway.rules import (
+from turbofit.gateway.limits.rules import (
     Biases,
     Flag,
     Ids,

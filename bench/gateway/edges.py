@@ -32,8 +32,8 @@ from statistics import median
 from typing import Any
 
 from bench.gateway.edge_values import ABSENT, BASE, COSTLY, PATHS, edges
-from turbofit.gateway.parameters import RULES
-from turbofit.gateway.rules import Scope, Unpassed
+from turbofit.gateway.limits.parameters import RULES
+from turbofit.gateway.limits.rules import Scope, Unpassed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

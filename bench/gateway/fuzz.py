@@ -36,7 +36,7 @@ def resident() -> float:
 async def app_side(bodies: int, seed: int) -> None:
     from bench.common.gateway import call, gateway, plan_for
     from bench.common.mutations import Mutator
-    from turbofit.gateway.limits import model_default
+    from turbofit.gateway.limits.request_limits import model_default
 
     each = bodies // len(CASES)
     print("| case | bodies | passed on | refused | images passed on | memory, MiB |")

@@ -3,8 +3,8 @@
     python -m bench.gateway.grammars TOKENIZER.json
 
 Prints seconds of one core for each, as LMDeploy would spend on its event loop: the prices of
-`turbofit.gateway.grammars`. Each in a process of its own, ended after a minute. Needs xgrammar and
-tokenizers.
+`turbofit.gateway.limits.grammars`. Each in a process of its own, ended after a minute. Needs
+xgrammar and tokenizers.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ import statistics
 import sys
 import time
 
-from turbofit.gateway.admission import Admission
-from turbofit.gateway.cost import Cost
-from turbofit.gateway.engines import RoutedEngine, least_busy
-from turbofit.gateway.health import Monitor
+from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.engines import RoutedEngine, least_busy
+from turbofit.gateway.routing.health import Monitor
 
 OLD = "gate" in inspect.signature(Admission).parameters
 COUNTS = (1, 16, 256, 1000, 8000)

@@ -13,7 +13,7 @@ def main() -> None:
     """Register, then hand over."""
     from lmdeploy.cli.entrypoint import run
 
-    from turbofit.rehearse.hfconfig import register_internvl
+    from turbofit.rehearse.turbomind.hfconfig import register_internvl
 
     register_internvl()
     sys.argv = ["lmdeploy", *sys.argv[1:]]

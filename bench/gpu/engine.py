@@ -17,7 +17,7 @@ import turbofit
 from bench.gpu.constants import mark
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
 __all__ = ["main"]
 
@@ -26,7 +26,7 @@ def worst_image(plan: Plan) -> Any:
     """The picture of which the plan's limits make most."""
     from PIL import Image
 
-    from turbofit.launch import image
+    from turbofit.launch.engine import image
 
     found = image.worst_image(plan)
     assert found is not None

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from turbofit.core.model import Model, TextDims, VisionDims
-from turbofit.rehearse import dims
-from turbofit.rehearse.checkpoint import write_header
-from turbofit.rehearse.tensors import Entry
-from turbofit.rehearse.tokenizer import special_tokens, write_tokenizer
+from turbofit.rehearse.checkpoint import dims
+from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.tensors import Entry
+from turbofit.rehearse.checkpoint.tokenizer import special_tokens, write_tokenizer
 
 __all__ = ["tensors", "write_llava"]
 

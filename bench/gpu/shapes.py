@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
 __all__ = ["Shape", "checkpoint", "defaults", "planned", "with_ratio"]
 

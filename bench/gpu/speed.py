@@ -110,7 +110,7 @@ def main(words: list[str]) -> int:
     from lmdeploy import GenerationConfig, TurbomindEngineConfig, pipeline
     from PIL import Image
 
-    from turbofit.rehearse.hfconfig import register_internvl
+    from turbofit.rehearse.turbomind.hfconfig import register_internvl
 
     register_internvl()
     begun = time.monotonic()

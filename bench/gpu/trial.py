@@ -27,21 +27,21 @@ from turbofit.core.files import write_atomic
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.attempt import Attempt
-from turbofit.launch.calibrator import Calibrator
-from turbofit.launch.config import ServeConfig
-from turbofit.launch.endings import EndedError
-from turbofit.launch.environment import Lmdeploy, find_lmdeploy
-from turbofit.launch.job import Job
-from turbofit.launch.launches import free_ports
-from turbofit.launch.leases import Leases
-from turbofit.launch.meter import NvmlMeter
-from turbofit.launch.progress import Progress
-from turbofit.launch.readiness import Question
-from turbofit.launch.record import Record
-from turbofit.launch.runner import module_runner
-from turbofit.launch.serve import Stop, StoppedError
-from turbofit.launch.supervised_engine import SupervisedEngine, Timing
+from turbofit.launch.calibrate.calibrator import Calibrator
+from turbofit.launch.calibrate.meter import NvmlMeter
+from turbofit.launch.calibrate.progress import Progress
+from turbofit.launch.engine.endings import EndedError
+from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
+from turbofit.launch.engine.launches import free_ports
+from turbofit.launch.engine.readiness import Question
+from turbofit.launch.engine.runner import module_runner
+from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+from turbofit.launch.serve.attempt import Attempt
+from turbofit.launch.serve.config import ServeConfig
+from turbofit.launch.serve.job import Job
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.supervisor import Stop, StoppedError
 from turbofit.observe.calibration import phase_rows
 
 __all__ = ["main"]

@@ -13,10 +13,10 @@ from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
-from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.spec import parse_spec
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.turbomind.planned import plan_spec
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.spec import parse_spec
 
 
 def plan_of(pair: Pair, setting: Setting) -> Plan:

@@ -55,7 +55,7 @@ def know_internvl(model: str) -> None:
     with open(f"{model}/config.json", encoding="utf-8") as file:
         if json.load(file)["model_type"] != "internvl_chat":
             return
-    from turbofit.rehearse.hfconfig import register_internvl
+    from turbofit.rehearse.turbomind.hfconfig import register_internvl
 
     register_internvl(whole=True)
 

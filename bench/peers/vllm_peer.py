@@ -19,7 +19,7 @@ from bench.peers.row import Fate, Row
 from bench.peers.vllm_cases import cases_of
 from turbofit.core.model import Model
 from turbofit.model.presets import find_preset, preset_model
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
 
 class Flavour(NamedTuple):

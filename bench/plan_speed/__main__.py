@@ -150,7 +150,7 @@ def peak_mb(argv: list[str], env: dict[str, str]) -> float:
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m bench.plan_speed", description=__doc__).parse_args()
-    from turbofit.rehearse.twin import write_checkpoint
+    from turbofit.rehearse.checkpoint.twin import write_checkpoint
 
     python = sys.executable
     with tempfile.TemporaryDirectory() as scratch:

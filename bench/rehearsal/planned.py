@@ -20,7 +20,7 @@ from turbofit import api
 from turbofit.core.plan import GpuLedger, Plan
 from turbofit.memory.pytorch.environment import segments
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.rehearse.torch_planned import beside, planned_document, planned_scenario
+from turbofit.rehearse.torch.torch_planned import beside, planned_document, planned_scenario
 
 #: What a term or a peak may be over, as a share of the card. Under is never allowed.
 SHARE = 0.02

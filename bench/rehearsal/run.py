@@ -18,10 +18,10 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
-from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.spec import Spec, parse_spec
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.turbomind.planned import plan_spec
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.spec import Spec, parse_spec
 
 TEXT = 32
 EXACT = 0.0005

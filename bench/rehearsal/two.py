@@ -28,10 +28,10 @@ from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
-from turbofit.rehearse.notes import read_notes
-from turbofit.rehearse.torch_planned import planned_scenario, planned_spec
-from turbofit.rehearse.torch_run import need_packages, torch_environment
-from turbofit.rehearse.torch_spec import dump_spec
+from turbofit.rehearse.torch.torch_planned import planned_scenario, planned_spec
+from turbofit.rehearse.torch.torch_run import need_packages, torch_environment
+from turbofit.rehearse.torch.torch_spec import dump_spec
+from turbofit.rehearse.turbomind.notes import read_notes
 
 #: How often each engine repeats its cases: the first outlives the second.
 ROUNDS = {"first": 12, "second": 2}
@@ -70,7 +70,7 @@ def drive(folder: Path) -> int:
     for name, rounds in ROUNDS.items():
         own = folder / name
         env = {**os.environ, "TURBOFIT_REHEARSAL": str(own)}
-        command = [sys.executable, "-m", "turbofit.rehearse.torch_child", str(own)]
+        command = [sys.executable, "-m", "turbofit.rehearse.torch.torch_child", str(own)]
         children.append(subprocess.Popen(command, env=env))
         each = len(json.loads((own / "spec.json").read_text())["cases"]) // rounds
         while len(read_notes(own).get("cases", [])) < each and children[-1].poll() is None:

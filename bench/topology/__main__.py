@@ -9,7 +9,7 @@ from statistics import median
 from bench.topology.cases import HERE, Case, read_cases
 from bench.topology.fit import FITTED, fit, left_out_scores
 from bench.topology.score import Score, score
-from turbofit.tuner.rates import rates
+from turbofit.tuner.speed.rates import rates
 
 _MOST = 0.22
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from bench.topology.cases import Case
 from bench.topology.score import Score, loss, score
-from turbofit.tuner.rates import Rates
+from turbofit.tuner.speed.rates import Rates
 
 __all__ = ["FITTED", "fit", "left_out_scores"]
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from bench.topology.cases import Case
 from bench.topology.forecast import forecast
 from turbofit.core.struct import Struct
-from turbofit.tuner.rates import Rates
+from turbofit.tuner.speed.rates import Rates
 
 __all__ = ["Score", "loss", "score"]
 

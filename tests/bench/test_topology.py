@@ -12,7 +12,7 @@ from bench.topology.cases import HERE, read_cases
 from bench.topology.fit import FITTED, fit, left_out_scores
 from bench.topology.forecast import forecast
 from bench.topology.score import loss, score
-from turbofit.tuner.rates import rates
+from turbofit.tuner.speed.rates import rates
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,8 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
-from turbofit.planning.request import PlanRequest, PredictRequest
+from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import PlanRequest
 
 Out = pytest.CaptureFixture[str]
 
@@ -252,7 +253,8 @@ def test_another_lmdeploy_doubles_the_margin(
 ) -> None:
     from types import SimpleNamespace
 
-    from turbofit.launch import environment, planner
+    from turbofit.launch.engine import environment
+    from turbofit.launch.serve import planner
 
     monkeypatch.setattr(
         environment,

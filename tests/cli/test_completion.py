@@ -38,6 +38,9 @@ def test_bash_completes_commands_options_and_presets(capsys: Out, tmp_path: Path
     assert "--cache-max-entry-count" in bash("turbofit plan m --cache-m", text)
     assert "4xrtx3090" in bash("turbofit plan m --on 4xrtx30", text)
     assert {"throughput", "latency", "context"} <= set(bash("turbofit plan m --goal ", text))
+    assert "--goal" in bash("turbofit plan m --on --tp 2 --go", text)
+    assert "plan" in bash("turbofit help pl", text)
+    assert "4xrtx3090" in bash("turbofit diagnose x --on 4xrtx30", text)
 
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh here")

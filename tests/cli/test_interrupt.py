@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from turbofit.cli.interrupt import exit_code, run_until_signal
-from turbofit.launch.serve import Stop
+from turbofit.launch.serve.supervisor import Stop
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

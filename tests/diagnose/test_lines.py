@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbofit.core.units import GIB, KIB, MIB
-from turbofit.diagnose.engine_lines import engine_line
-from turbofit.diagnose.events import (
+from turbofit.diagnose.facts import read_facts
+from turbofit.diagnose.lines.engine_lines import engine_line
+from turbofit.diagnose.lines.events import (
     Computed,
     DefaultSession,
     KvBlocks,
@@ -20,11 +21,10 @@ from turbofit.diagnose.events import (
     SmiDriver,
     VisionForward,
 )
-from turbofit.diagnose.facts import read_facts
-from turbofit.diagnose.host_lines import host_line
-from turbofit.diagnose.rows import rows
+from turbofit.diagnose.lines.host_lines import host_line
+from turbofit.diagnose.lines.rows import rows
+from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
 from turbofit.diagnose.subject import Subject
-from turbofit.diagnose.torch_lines import torch_line, torch_memory
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from turbofit.core.errors import PackageError
 from turbofit.core.units import MIB
 from turbofit.diagnose.answer import Diagnosis
 from turbofit.diagnose.explain import diagnose
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.installed import engine_library
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.spec import parse_spec
-from turbofit.rehearse.twin import write_checkpoint
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.spec import parse_spec
 
 pytestmark = pytest.mark.lmdeploy
 

@@ -11,7 +11,7 @@ import pytest
 from bench.common.processes import Child, pids
 from bench.common.serving import Served, serve_pretend
 from bench.gateway.edge_values import BASE, COSTLY, PATHS, edges
-from turbofit.gateway.rules import IntegerRule, Scope
+from turbofit.gateway.limits.rules import IntegerRule, Scope
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):

@@ -12,7 +12,7 @@ import pytest
 from bench.common.gateway import PATCHES, TILES, call, gateway, plan_for
 from bench.common.judge import check_body
 from bench.common.mutations import Mutator
-from turbofit.gateway.limits import model_default
+from turbofit.gateway.limits.request_limits import model_default
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 

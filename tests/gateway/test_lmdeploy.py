@@ -16,9 +16,9 @@ import pytest
 from bench.common.gateway import call, chat, gateway, image_part
 from bench.common.lmdeploy_front import drive, loaded, make, plan_of
 from bench.common.standin.standin_engine import shim_torchvision
+from turbofit.gateway.http.routes import MANAGEMENT, ROUTES
+from turbofit.gateway.limits.parameters import RULES, passed
 from turbofit.gateway.overlay import overlay
-from turbofit.gateway.parameters import RULES, passed
-from turbofit.gateway.routes import MANAGEMENT, ROUTES
 from turbofit.model.source import resolve_model
 
 pytestmark = [

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from bench.common.gateway import Recorder, ask, call, chat
 from tests import virtual_time
-from tests.gateway.test_routing_table import following, routing_table
+from tests.gateway.routing.test_routing_table import following, routing_table
 from tests.waiting import auntil
-from turbofit.gateway.engines import RoutedEngine
-from turbofit.gateway.health import Monitor
+from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.health import Monitor
 
 
 def engines(count: int) -> list[RoutedEngine]:

@@ -13,11 +13,11 @@ from tests.checkpoints_llava import make_llava
 from turbofit.core.images import AnyresRule, CanvasRule, CrossRule, HdRule, PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import decode, to_json
-from turbofit.gateway.limits import bounds_of, check_request, hold_image
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.request_limits import bounds_of, check_request, hold_image
 from turbofit.gateway.overlay import edits, overlay
-from turbofit.gateway.refusals import Refusal
-from turbofit.launch.image import worst_image
-from turbofit.launch.readiness import worst_image_tokens, worst_request
+from turbofit.launch.engine.image import worst_image
+from turbofit.launch.engine.readiness import worst_image_tokens, worst_request
 from turbofit.model.source import resolve_model
 
 GRIDS = AnyresRule(

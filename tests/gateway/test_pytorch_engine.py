@@ -28,8 +28,8 @@ from tests.waiting import HANG, until
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
-from turbofit.launch.image import flat_png
-from turbofit.rehearse.twin import write_checkpoint
+from turbofit.launch.engine.image import flat_png
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
 
 pytestmark = [
     pytest.mark.lmdeploy,

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from bench.common.gateway import CHAT, Answer, Recorder, call, chat, gateway, stream
 from tests import virtual_time
 from tests.waiting import auntil
-from turbofit.gateway.admission import Admission
-from turbofit.gateway.cost import Cost
-from turbofit.gateway.engines import Affinity, RoutedEngine, least_busy
-from turbofit.gateway.fleet import Fleet
-from turbofit.gateway.health import Monitor, healthy
-from turbofit.gateway.metrics import merge
-from turbofit.gateway.refusals import Refusal
+from turbofit.gateway.http.metrics import merge
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.engines import Affinity, RoutedEngine, least_busy
+from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.health import Monitor, healthy
 
 
 def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:

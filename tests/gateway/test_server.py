@@ -24,8 +24,8 @@ from turbofit.cli.gateway import gateway as command
 from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.routing_table import Member, RoutingTable
 from turbofit.gateway.server import bind, check_bind, make_gateway, make_routing_table_gateway
 from turbofit.gateway.thread import GatewayThread
 

@@ -19,9 +19,9 @@ from tests.model.conftest import transformers  # noqa: F401 - a fixture
 from tests.model.test_oracle_front_ends import glm, qwen3
 from tests.model.test_oracle_lmdeploy import picture as drawn
 from turbofit.core.images import ImageRule
-from turbofit.gateway.limits import Bounds
+from turbofit.gateway.limits.request_limits import Bounds
+from turbofit.gateway.limits.sharing import Wanted, hold_images
 from turbofit.gateway.overlay import overlay
-from turbofit.gateway.sharing import Wanted, hold_images
 from turbofit.model.source import resolve_model
 
 pytestmark = [

@@ -20,10 +20,10 @@ pytest.importorskip("uvicorn")
 from bench.common.gateway import plan_for
 from tests.waiting import HANG
 from turbofit.core.errors import LaunchError, UsageError
-from turbofit.gateway.accesslog import AccessLog
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.http.accesslog import AccessLog
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.routing_table import Member, RoutingTable
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
 

@@ -11,8 +11,8 @@ import turbofit
 from bench.common.gateway import plan_for
 from turbofit.core.plan import Own, Plan
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.engines import RoutedEngine, least_busy
-from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.engines import RoutedEngine, least_busy
 from turbofit.gateway.server import make_gateway
 
 URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]

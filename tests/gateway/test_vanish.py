@@ -19,12 +19,12 @@ from aiohttp import web
 from bench.common.gateway import CHAT, call, chat, plan_for
 from tests.waiting import HANG, auntil, until
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.engines import RoutedEngine
-from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.routing_table import Member, RoutingTable
+from turbofit.gateway.http.sockets import engine_socket
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.routing_table import Member, RoutingTable
+from turbofit.gateway.routing.upstream import Upstream
 from turbofit.gateway.server import make_routing_table_gateway
-from turbofit.gateway.sockets import engine_socket
-from turbofit.gateway.upstream import Upstream
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's options")
 BODY = b'{"choices":[{}]}'

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.launch.endings import EndedError
-from turbofit.launch.launches import Launch
-from turbofit.launch.serve import Server, Stop
-from turbofit.launch.supervised_engine import Timing
+from turbofit.launch.engine.endings import EndedError
+from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.serve.supervisor import Server, Stop
 from turbofit.planning.commands import commands
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 
-from turbofit.launch.leases import Leases
-from turbofit.launch.planner import Planner
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import Planner
 from turbofit.planning.request import PlanRequest
 
 with Leases() as leases:

@@ -15,7 +15,7 @@ import pytest
 from bench.common.processes import Child
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from turbofit.model.source import resolve_model
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):
@@ -76,7 +76,7 @@ def test_it_measures_stops_goes_on_and_the_next_plan_knows(
 def test_wrong_use_is_said(children: list[Child], tmp_path: Path) -> None:
     for words, code, text in (
         (("internvl2-8b", "--on", "1xrtx3090"), 2, "calibrate measures the machine here"),
-        (("internvl2-8b", "--on", "1xrtx3090", "--pretend", "--minutes", "0"), 2, "no time"),
+        (("internvl2-8b", "--on", "1xrtx3090", "--pretend", "--minutes", "0"), 2, "more than 0"),
         (("llava-onevision-7b", "--on", "1xrtx3090", "--pretend"), 2, "planned for Transformers"),
         (("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend"), 3, "does not fit"),
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.pretend.cuda_torch import CUDA_PATH, run
-from turbofit.rehearse.twin import write_checkpoint
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
 
 pytestmark = [
     pytest.mark.lmdeploy,

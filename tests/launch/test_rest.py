@@ -17,13 +17,13 @@ from bench.common.plans import plausible_plan
 from bench.common.processes import REPO, STANDIN
 from tests.waiting import HANG
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.outage import Outage
+from turbofit.gateway.routing.outage import Outage
 from turbofit.gateway.server import make_gateway
 from turbofit.gateway.thread import GatewayThread
-from turbofit.launch.endings import EndedError
-from turbofit.launch.launches import Launch
-from turbofit.launch.serve import Server, Stop
-from turbofit.launch.supervised_engine import Timing
+from turbofit.launch.engine.endings import EndedError
+from turbofit.launch.engine.launches import Launch
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.serve.supervisor import Server, Stop
 from turbofit.planning.commands import commands
 
 

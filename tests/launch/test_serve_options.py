@@ -19,7 +19,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.delenv("TURBOFIT_API_KEYS", raising=False)
     given: list[Any] = []
 
-    def stoppable(_args: Any, _passed: Any, config: Any) -> int:
+    def stoppable(_arguments: Any, config: Any, *, as_json: bool) -> int:
         given.append(config.gateway)
         return 0
 
@@ -56,7 +56,7 @@ def test_without_a_gateway_there_is_none(config: list[Any]) -> None:
         (["--", "--api-keys", "k"], "the gateway faces them"),
         (["--", "--allow-origins", "*"], "the gateway faces them"),
         (["--ssl-certfile", "x"], "go together"),
-        (["--drain", "soon"], "no number of seconds"),
+        (["--drain", "soon"], "should be a number"),
     ],
 )
 def test_what_is_refused(

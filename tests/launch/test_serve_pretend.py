@@ -113,7 +113,7 @@ def test_a_photo_is_lowered_and_answered(children: list[Child], tmp_path: Path) 
 
 @pytest.mark.slow
 def test_without_the_gateway_the_same_request_kills(children: list[Child], tmp_path: Path) -> None:
-    """Qwen2-VL's twin of it, without turbofit's own server, is `tests/rehearse/test_server.py`."""
+    """Qwen2-VL's twin, without turbofit's server: `tests/rehearse/turbomind/test_server.py`."""
     served = serve_pretend(children, tmp_path, *EIGHT, "--no-gateway", "--concurrency", "2")
     served.wait()
     assert "warning: --no-gateway: the plan holds only while" in served.child.stderr

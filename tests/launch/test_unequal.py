@@ -16,11 +16,11 @@ from turbofit.cli.main import main
 from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.endings import Ending
-from turbofit.launch.ladder import rungs
-from turbofit.launch.launches import Launch
-from turbofit.launch.serve import Server
-from turbofit.launch.session import _engines
+from turbofit.launch.engine.endings import Ending
+from turbofit.launch.engine.launches import Launch
+from turbofit.launch.serve.ladder import rungs
+from turbofit.launch.serve.session import _engines
+from turbofit.launch.serve.supervisor import Server
 
 MODEL, ON = "internvl2-8b-awq", "rtx3090+rtx4080"
 FULLER = ("internvl2-8b", "rtx3090:free=23GiB+rtx3090:free=18GiB")

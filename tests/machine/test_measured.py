@@ -19,9 +19,9 @@ from turbofit.core.struct import decode, to_json
 from turbofit.machine import measured
 from turbofit.machine.measured import keep, measure_speed, recall, with_measured
 from turbofit.machine.spec import parse_spec
-from turbofit.tuner.links import LinkClass, group_class
-from turbofit.tuner.rates import card_of, rates
-from turbofit.tuner.reduce import reduce_of
+from turbofit.tuner.speed.links import LinkClass, group_class
+from turbofit.tuner.speed.rates import card_of, rates
+from turbofit.tuner.speed.reduce import reduce_of
 
 PROGRAM = Path(measured.__file__).with_name("meter.py")
 

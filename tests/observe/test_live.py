@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.gateway.metrics import Metrics, merge
+from turbofit.gateway.http.metrics import Metrics, merge
 from turbofit.observe.live import fetch_page, now_of
 
 ENGINES = {

@@ -13,7 +13,8 @@ import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.spec import parse_spec
-from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest, PredictRequest
+from turbofit.planning.predict_request import PredictRequest
+from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
 from turbofit.tuner.ask import Margin
 
 

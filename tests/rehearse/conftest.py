@@ -10,10 +10,10 @@ import pytest
 from turbofit.core.errors import PackageError
 from turbofit.core.plan import Plan
 from turbofit.pretend.scenario import MIB
+from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.installed import engine_library
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.spec import parse_spec
-from turbofit.rehearse.twin import write_checkpoint
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.spec import parse_spec
 
 Rehearse = Callable[..., dict[str, Any]]
 

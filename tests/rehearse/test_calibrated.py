@@ -13,8 +13,8 @@ from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.calibrated import identity
-from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.torch_planned import planned_scenario
+from turbofit.rehearse.torch.torch_planned import planned_scenario
+from turbofit.rehearse.turbomind.planned import plan_spec
 
 
 def plans(engine: str, context: int, buffers: int) -> tuple[Plan, Plan]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.pretend.scenario import PretendGpu
-from turbofit.rehearse.ledger import RehearsedGpu
 from turbofit.rehearse.moments import moments, torch_moments
+from turbofit.rehearse.turbomind.ledger import RehearsedGpu
 
 
 def card(**phases: tuple[int, int]) -> RehearsedGpu:

@@ -8,16 +8,16 @@ import pytest
 from turbofit.core.errors import UsageError
 from turbofit.model.presets import known_presets, load_preset, preset_model
 from turbofit.pretend.timeline import Event
-from turbofit.rehearse.checkpoint import write_header
-from turbofit.rehearse.headers import HeaderCheckpoint, read_header, weight_files
-from turbofit.rehearse.ledger import Ledger
+from turbofit.rehearse.checkpoint.header_only import write_header
+from turbofit.rehearse.checkpoint.tensors import parameters, tensors
+from turbofit.rehearse.checkpoint.twin import _DECODERS, _TOWERS, main, twin_of, write_checkpoint
 from turbofit.rehearse.ledger_terms import card_terms, load_peak
-from turbofit.rehearse.report import judge
-from turbofit.rehearse.run import ChildOutcome, _Log
-from turbofit.rehearse.sites import LOADER, STAGING, Sites
-from turbofit.rehearse.spec import load_spec, parse_spec
-from turbofit.rehearse.tensors import parameters, tensors
-from turbofit.rehearse.twin import _DECODERS, _TOWERS, main, twin_of, write_checkpoint
+from turbofit.rehearse.turbomind.headers import HeaderCheckpoint, read_header, weight_files
+from turbofit.rehearse.turbomind.ledger import Ledger
+from turbofit.rehearse.turbomind.report import judge
+from turbofit.rehearse.turbomind.run import ChildOutcome, _Log
+from turbofit.rehearse.turbomind.sites import LOADER, STAGING, Sites
+from turbofit.rehearse.turbomind.spec import load_spec, parse_spec
 
 # Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).
 COUNTS = {

@@ -16,13 +16,13 @@ from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
-from turbofit.rehearse import torch_ask, torch_run
-from turbofit.rehearse.torch_ask import TorchAsk, rehearse_torch
-from turbofit.rehearse.torch_clerk import Phases, read_books
-from turbofit.rehearse.torch_death import judge
-from turbofit.rehearse.torch_ledger import combined
-from turbofit.rehearse.torch_spec import LONGEST, TorchSpec, dump_spec, load_spec
-from turbofit.rehearse.torch_worst import rehearsed_size, torch_cases
+from turbofit.rehearse.torch import torch_ask, torch_run
+from turbofit.rehearse.torch.torch_ask import TorchAsk, rehearse_torch
+from turbofit.rehearse.torch.torch_clerk import Phases, read_books
+from turbofit.rehearse.torch.torch_death import judge
+from turbofit.rehearse.torch.torch_ledger import combined
+from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec, dump_spec, load_spec
+from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
 PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
@@ -282,7 +282,7 @@ def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
 
 def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
     code = (
-        "import sys; import turbofit.rehearse.torch_ask, turbofit.report.torch_view; "
+        "import sys; import turbofit.rehearse.torch.torch_ask, turbofit.report.views.torch_view; "
         "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from tests.report.documents import planned
 from turbofit.cli.main import main
 from turbofit.report.compare import compare, compare_blocks
-from turbofit.report.document import Heading
+from turbofit.report.painters.document import Heading
+from turbofit.report.painters.terminal import paint
 from turbofit.report.saved import Saved
-from turbofit.report.terminal import paint
 
 Out = pytest.CaptureFixture[str]
 

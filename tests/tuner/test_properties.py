@@ -16,12 +16,12 @@ from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.tuner.ask import Ask, Margin, vision_load_of
-from turbofit.tuner.candidates import Evaluation, evaluate
-from turbofit.tuner.constraints import dtype_for
 from turbofit.tuner.engine_plan import make_plan
-from turbofit.tuner.search import search
-from turbofit.tuner.shapes import shapes
-from turbofit.tuner.sizing import Shape
+from turbofit.tuner.search.candidates import Evaluation, evaluate
+from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.search import search
+from turbofit.tuner.search.shapes import shapes
+from turbofit.tuner.search.sizing import Shape
 
 pytestmark = pytest.mark.slow
 

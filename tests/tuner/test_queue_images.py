@@ -8,11 +8,11 @@ import pytest
 
 import turbofit.api
 from turbofit.core.plan import Plan
-from turbofit.gateway.limits import bounds_of
-from turbofit.rehearse.planned import plan_spec
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.torch_planned import planned_spec
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.torch.torch_planned import planned_spec
+from turbofit.rehearse.turbomind.planned import plan_spec
+from turbofit.rehearse.turbomind.probe import rehearse
 
 PAIRS = [("qwen2-vl-7b", "1xrtx3090"), ("internvl2-8b", "1xrtx3090"), ("qwen3-vl-8b", "1xa100-40g")]
 

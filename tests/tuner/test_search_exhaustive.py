@@ -18,11 +18,11 @@ from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
 from turbofit.tuner.ask import Ask, launch_of, vision_load_of
-from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.search import Found, search
-from turbofit.tuner.shapes import PREFILL_SIZES
-from turbofit.tuner.sizing import Shape, shape_settings, shortest_context
-from turbofit.tuner.throughput import group_speed
+from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.search import Found, search
+from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.sizing import Shape, shape_settings, shortest_context
+from turbofit.tuner.speed.throughput import group_speed
 
 pytestmark = pytest.mark.slow
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import signal
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.calibrator import Calibrator
-    from turbofit.launch.config import ServeConfig
-    from turbofit.launch.environment import Lmdeploy
-    from turbofit.launch.leases import Leases
-    from turbofit.launch.planner import Planner
-    from turbofit.launch.progress import Progress
-    from turbofit.launch.serve import Stop
+    from turbofit.launch.calibrate.calibrator import Calibrator
+    from turbofit.launch.calibrate.progress import Progress
+    from turbofit.launch.engine.environment import Lmdeploy
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.planner import Planner
+    from turbofit.launch.serve.supervisor import Stop
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["calibrate"]
@@ -48,8 +48,8 @@ _PRETEND: Final = (
 )
 def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
-    from turbofit.launch.leases import Leases
-    from turbofit.launch.passthrough import sort_options
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.passthrough import sort_options
 
     options = filled(CalibrateOptions, given)
     options.check()
@@ -96,7 +96,7 @@ class _Calibration(NamedTuple):
 
     def progress(self) -> Progress:
         """How far an earlier run of the same calibration came."""
-        from turbofit.launch.progress import Progress
+        from turbofit.launch.calibrate.progress import Progress
 
         return Progress(self.model, self.arguments.keywords, pretend=self.kept_apart)
 
@@ -122,7 +122,7 @@ def _forget(asked: _Calibration) -> int:
 def _calibrate(asked: _Calibration, stop: Stop, leases: Leases) -> signal.Signals | None:
     """Measure and learn; the signal where one ended it before it was complete."""
     from turbofit.cli.output import note
-    from turbofit.launch.environment import lmdeploy_if_needed
+    from turbofit.launch.engine.environment import lmdeploy_if_needed
 
     lmdeploy, missing = lmdeploy_if_needed(asked.arguments.keywords.get("engine"))
     if asked.options.pretend:
@@ -164,8 +164,8 @@ def _calibrate(asked: _Calibration, stop: Stop, leases: Leases) -> signal.Signal
 
 def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
     """What `serve` would be asked for, but for a public side and an end that nobody waits for."""
-    from turbofit.launch.config import ServeConfig
-    from turbofit.launch.supervised_engine import Timing
+    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.serve.config import ServeConfig
 
     return ServeConfig.of(
         request=request,
@@ -177,7 +177,7 @@ def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
 def _drive(job: Any, plan: Plan, stop: Stop, progress: Progress) -> signal.Signals | None:
     """Launch and measure; the signal where one stopped it before the end."""
     from turbofit.cli.output import note
-    from turbofit.launch.session import run_session
+    from turbofit.launch.serve.session import run_session
 
     ended = run_session(job, plan, stop)
     if progress.complete:
@@ -207,9 +207,9 @@ def _job(
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""
     from turbofit.cli.output import note
-    from turbofit.launch.download import WeightsFetcher
-    from turbofit.launch.job import Job
-    from turbofit.launch.record import Record, run_folder
+    from turbofit.launch.serve.download import WeightsFetcher
+    from turbofit.launch.serve.job import Job
+    from turbofit.launch.serve.record import Record, run_folder
 
     folder = run_folder(plan)
     return Job(
@@ -235,7 +235,7 @@ def _learn(
 ) -> None:
     """Correct what later plans estimate, keep it, and show it."""
     from turbofit.cli.output import note
-    from turbofit.launch.learning import learned, relieve
+    from turbofit.launch.calibrate.learning import learned, relieve
 
     assert progress.plan is not None
     before = {} if asked.options.pretend else calibrator.before
@@ -252,14 +252,14 @@ def _learn(
 
 def _known(plan: Plan) -> bool:
     """Whether the plan rests on a calibration already."""
-    from turbofit.launch.learning import calibration_of
+    from turbofit.launch.calibrate.learning import calibration_of
 
     return calibration_of(plan) is not None
 
 
 def _show_known(plan: Plan, asked: _Calibration) -> None:
     from turbofit.cli.output import note
-    from turbofit.launch.learning import stored
+    from turbofit.launch.calibrate.learning import stored
 
     note("calibrated before: --again measures again, --forget drops it")
     _show(stored(plan), asked)
@@ -273,14 +273,14 @@ def _show(result: dict[str, Any], asked: _Calibration) -> None:
 
         answer(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         return
-    from turbofit.report.calibration_view import calibration_view
+    from turbofit.report.views.calibration_view import calibration_view
 
     show(calibration_view(result), markdown=asked.md)
 
 
 def _calibrator(progress: Progress, *, pretend: bool) -> Calibrator:
     from turbofit.cli.output import note
-    from turbofit.launch.calibrator import Calibrator
-    from turbofit.launch.meter import NvmlMeter, PretendMeter
+    from turbofit.launch.calibrate.calibrator import Calibrator
+    from turbofit.launch.calibrate.meter import NvmlMeter, PretendMeter
 
     return Calibrator(PretendMeter() if pretend else NvmlMeter(), progress, note)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import Argument, Option, command, option_name
 from turbofit.cli.options import FORMS, planning_keywords, planning_options
 from turbofit.cli.output import answer, patience, show
 from turbofit.cli.serve_cluster import ray_address
@@ -58,7 +58,7 @@ def cluster(
     keywords = planning_keywords(given)
     if keywords and action != "change":
         raise UsageError(
-            f"{next(iter(keywords))} plans, and {action} does not",
+            f"{option_name(next(iter(keywords)))} plans, and {action} does not",
             hint="turbofit cluster change plans again",
         )
     if (node is not None) != (action == "drain"):
@@ -90,7 +90,7 @@ def _nodes(address: str | None, *, pretend: bool, as_json: bool, md: bool) -> in
     if as_json:
         answer(measured.to_json())
     else:
-        from turbofit.report.cluster_status import nodes_view
+        from turbofit.report.views.cluster_status import nodes_view
 
         show(nodes_view(measured), markdown=md)
     return 0
@@ -103,7 +103,7 @@ def _status(address: str | None, name: str | None, *, as_json: bool, md: bool) -
     if as_json:
         answer(to_json(served))
     else:
-        from turbofit.report.cluster_status import status_view
+        from turbofit.report.views.cluster_status import status_view
 
         show([block for one in served for block in status_view(one)], markdown=md)
     return 0

@@ -15,7 +15,16 @@ from turbofit.core.units import parse_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["SIZE", "Argument", "CliCommand", "Option", "command", "option_name", "split_rest"]
+__all__ = [
+    "PATH",
+    "SIZE",
+    "Argument",
+    "CliCommand",
+    "Option",
+    "command",
+    "option_name",
+    "split_rest",
+]
 
 #: Columns of a help page.
 _WIDTH: Final = 96
@@ -44,6 +53,8 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks
 
 
 SIZE: Final = Size()
+#: A path; the command itself says what is wrong with it.
+PATH: Final = click.Path(readable=False)
 
 
 class Option(click.Option):
@@ -136,34 +147,44 @@ class CliCommand(click.Command):
                 hint=f"see {ctx.command_path} --help",
             )
         try:
-            left = super().parse_args(ctx, self._repeated(own))
+            left = super().parse_args(ctx, own if ctx.resilient_parsing else self._repeated(own))
         except click.UsageError as exc:
             raise _usage_error(exc, ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
-        if ctx.params.get("as_json") and ctx.params.get("md"):
+        if ctx.params.get("as_json") and ctx.params.get("md") and not ctx.resilient_parsing:
             raise UsageError("--json and --md do not go together", hint="give one of the two")
         return left
 
     def _repeated(self, words: Sequence[str]) -> list[str]:
-        """``--option a b`` as ``--option a --option b``, for options of several words.
+        """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
 
         Raises:
             click.BadOptionUsage: an option stands where another one's value should.
         """
         known = {name: one for one in self.params if isinstance(one, Option) for name in one.opts}
         found: list[str] = []
-        option = ""
+        lists: dict[str, list[str]] = {}
+        filling, waiting = "", ""
         for word in words:
-            last = known.get(found[-1]) if found else None
-            if word in known and last is not None and not last.bare:
-                raise click.BadOptionUsage(found[-1], f"{found[-1]} needs a value before {word}")
-            if word.startswith("-") and word != "-":
-                option = word if word in known and known[word].several else ""
-            elif option and found[-1] != option:
-                found.append(option)
-            found.append(word)
-        return found
+            name = word.partition("=")[0]
+            if waiting and (name in known or word.startswith("--")):
+                raise click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
+            option = known.get(word) if not waiting else None
+            waiting = ""
+            if option is not None and option.several:
+                filling, lists[word] = word, []
+            elif option is not None:
+                filling = ""
+                found.append(word)
+                waiting = "" if option.bare else word
+            elif filling and not (word.startswith("-") and word != "-"):
+                lists[filling].append(word)
+            else:
+                filling = ""
+                found.append(word)
+        pairs = [part for name, values in lists.items() for one in values for part in (name, one)]
+        return [*found, *pairs, *(name for name, values in lists.items() if not values)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, with its log on stderr where that is asked for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.cli.command import Argument, command
+from turbofit.cli.command import PATH, Argument, command
 from turbofit.cli.options import FORMS
 
 __all__ = ["compare"]
@@ -14,8 +14,8 @@ _WHAT: Final = "a plan, prediction or rehearsal that was saved, a run's folder, 
 
 
 @command(
-    Argument("a", metavar="A", explained=_WHAT),
-    Argument("b", metavar="B", explained="another one"),
+    Argument("a", metavar="A", type=PATH, explained=_WHAT),
+    Argument("b", metavar="B", type=PATH, explained="another one"),
     *FORMS,
 )
 def compare(a: str, b: str, as_json: bool, md: bool) -> int:

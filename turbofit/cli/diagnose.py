@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.completion import complete_model, complete_spec
 from turbofit.cli.options import FORMS
 from turbofit.core.errors import UsageError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.answer import Advice, Diagnosis, Missing
-    from turbofit.report.document import Block, Tone
+    from turbofit.report.painters.document import Block, Tone
 
 __all__ = ["diagnose"]
 
@@ -21,10 +22,15 @@ _NOT_KNOWN: Final = 3
 
 
 @command(
-    Argument("log", metavar="LOG", explained="a log file, or - for standard input"),
-    Option("--model", help="the model, where the log does not name it"),
+    Argument("log", metavar="LOG", type=PATH, explained="a log file, or - for standard input"),
     Option(
-        "--on", metavar="SPEC", help="the machine, where the log does not name it: 4xrtx3090, …"
+        "--model", shell_complete=complete_model, help="the model, where the log does not name it"
+    ),
+    Option(
+        "--on",
+        metavar="SPEC",
+        shell_complete=complete_spec,
+        help="the machine, where the log does not name it: 4xrtx3090, …",
     ),
     *FORMS,
 )
@@ -43,7 +49,7 @@ def diagnose(log: str, model: str | None, on: str | None, as_json: bool, md: boo
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    from turbofit.diagnose.rows import chunks_of
+    from turbofit.diagnose.lines.rows import chunks_of
 
     try:
         if path == "-":
@@ -59,7 +65,7 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _view(found: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
-    from turbofit.report.document import Column, FactList, Heading, Items, Line, Table
+    from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
 
     yield Heading(text="What happened")
     yield Line(text=found.what, tone="bad" if found.phase != "none" else "plain")
@@ -131,7 +137,7 @@ def _missing(missing: Missing) -> str:
 
 
 def _advice(advice: Advice) -> Iterator[Block]:
-    from turbofit.report.document import Code, FactList, Heading, Items, Line
+    from turbofit.report.painters.document import Code, FactList, Heading, Items, Line
 
     yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}

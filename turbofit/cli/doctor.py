@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Option, command
+from turbofit.cli.completion import complete_model, complete_spec
 from turbofit.cli.options import FORMS, PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.doctor.finding import DoctorReport, State
-    from turbofit.report.document import Block, Tone
+    from turbofit.report.painters.document import Block, Tone
 
 __all__ = ["doctor"]
 
@@ -25,8 +26,17 @@ _TITLES: Final[dict[State, str]] = {
 
 
 @command(
-    Option("--on", metavar="SPEC", help="check this SPEC or snapshot instead of the GPUs here"),
-    Option("--model", help="the model that will be served: its weights need disk"),
+    Option(
+        "--on",
+        metavar="SPEC",
+        shell_complete=complete_spec,
+        help="check this SPEC or snapshot instead of the GPUs here",
+    ),
+    Option(
+        "--model",
+        shell_complete=complete_model,
+        help="the model that will be served: its weights need disk",
+    ),
     Option("--port", type=PORT, help="the port that will be used"),
     *FORMS,
     only_linux=True,
@@ -52,7 +62,7 @@ def doctor(on: str | None, model: str | None, port: int | None, as_json: bool, m
 
 def _view(report: DoctorReport) -> Iterator[Block]:
     """What stops first; what is in order last and in short."""
-    from turbofit.report.document import Column, Heading, Line, Table
+    from turbofit.report.painters.document import Column, Heading, Line, Table
 
     counts = ", ".join(f"{report.count(state)} {state}" for state in _ORDER if report.count(state))
     yield Heading(text=f"{report.machine or 'no readable machine'} ({report.source})")

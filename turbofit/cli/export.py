@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import PORT
 
 __all__ = ["export"]
@@ -22,7 +22,9 @@ _EVERYWHERE: Final = "0.0.0.0"
         type=click.Choice(("systemd", "compose", "k8s")),
         explained="what to write: systemd, compose or k8s",
     ),
-    Argument("plan", metavar="PLAN", explained="what `plan --json` wrote, or - for stdin"),
+    Argument(
+        "plan", metavar="PLAN", type=PATH, explained="what `plan --json` wrote, or - for stdin"
+    ),
     Option("--name", help="of the service (default: turbofit-MODEL)"),
     Option("--port", type=PORT, default=23333, help="of the gateway (default 23333)"),
     Option("--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"),

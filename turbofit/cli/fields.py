@@ -33,18 +33,20 @@ T = TypeVar("T", bound="Validated")
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A text that the field's own type reads; ``words`` are offered where TAB is pressed."""
+    """A text that the field's own type reads; ``words``, or files, are offered at a TAB."""
 
     name = "text"
 
-    def __init__(self, words: tuple[str, ...]) -> None:
-        self.words = words
+    def __init__(self, words: tuple[str, ...], *, path: bool) -> None:
+        self.words, self.path = words, path
 
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[Any]:
         from click.shell_completion import CompletionItem
 
+        if self.path:
+            return [CompletionItem(incomplete, type="file")]
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
@@ -98,10 +100,11 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
         text = f"{text} (default {field.default})"
     if form.flag:
         return Option(option_name(name), name, is_flag=True, help=text, group=group, **attributes)
+    several = form.several and not attributes.get("multiple")
     return Option(
         option_name(name), name, default=None, help=text, group=group,
-        type=_Text(form.words), metavar=form.metavar,
-        several=form.several and not attributes.get("multiple"), **attributes,
+        type=_Text(form.words, path=form.metavar == "FILE"),
+        metavar=f"{form.metavar}..." if several else form.metavar, several=several, **attributes,
     )  # fmt: skip
 
 

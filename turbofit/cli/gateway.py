@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
-from turbofit.cli.command import Option, command, option_name
+from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.fields import filled
 from turbofit.cli.gateway_options import GatewayOptions, gateway_options
 from turbofit.cli.interrupt import exit_code, run_until_signal
@@ -17,7 +15,7 @@ __all__ = ["gateway"]
 
 
 @command(
-    Option("--plan", metavar="FILE", type=click.Path(), help="what `plan --json` wrote"),
+    Option("--plan", metavar="FILE", type=PATH, help="what `plan --json` wrote"),
     Option(
         "--upstream",
         metavar="URL",
@@ -59,7 +57,7 @@ def gateway(
     import os
 
     from turbofit.cli.output import answer, note
-    from turbofit.gateway.accesslog import access_log
+    from turbofit.gateway.http.accesslog import access_log
     from turbofit.gateway.server import make_gateway, run_gateway
     from turbofit.report.saved import read_plan
 
@@ -99,7 +97,7 @@ def _one_more(cluster: str, name: str | None, options: GatewayOptions, *, as_jso
     """In front of a cluster; 0 after a drain."""
     from turbofit.cli.output import answer
     from turbofit.cli.serve_cluster import ray_address
-    from turbofit.gateway.accesslog import access_log
+    from turbofit.gateway.http.accesslog import access_log
     from turbofit.launch.cluster.extra_gateway import run_extra_gateway
 
     config = options.config()

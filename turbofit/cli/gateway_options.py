@@ -38,16 +38,16 @@ class GatewayOptions(Validated):
         "commas)",
     )
     no_auth: bool = Field(default=False, description="let everybody in, beyond loopback too")
-    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN...")], ...] = Field(
+    allowed_media_domains: tuple[Annotated[str, Metavar("DOMAIN")], ...] = Field(
         default=(),
         description="fetch remote images from these: example.com, *.example.com, example.com:8443",
     )
-    allow_origins: tuple[Annotated[str, Metavar("ORIGIN...")], ...] = Field(
+    allow_origins: tuple[Annotated[str, Metavar("ORIGIN")], ...] = Field(
         default=(),
         description="web pages that may use the server, e.g. https://chat.example.com (default: "
         "none)",
     )
-    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS...")], ...] = Field(
+    trusted_proxies: tuple[Annotated[str, Metavar("ADDRESS")], ...] = Field(
         default=(),
         description="reverse proxies whose X-Forwarded-For says who the client is: 10.0.0.7, "
         "10.0.0.0/8",
@@ -73,7 +73,7 @@ class GatewayOptions(Validated):
         """
         from turbofit.cli.output import note
         from turbofit.gateway.config import ConnectionLimits, GatewayConfig
-        from turbofit.gateway.connections import Networks
+        from turbofit.gateway.http.connections import Networks
         from turbofit.gateway.server import check_bind
 
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):

@@ -23,7 +23,7 @@ def gpus(as_json: bool, md: bool) -> int:
         document = {"gpus": {name: to_builtins(preset) for name, preset in known}}
         answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     else:
-        from turbofit.report.preset_view import gpus_view
+        from turbofit.report.views.preset_view import gpus_view
 
         show(gpus_view(known), markdown=md)
     return 0

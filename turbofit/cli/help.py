@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from turbofit.cli.command import Argument, command
 from turbofit.cli.output import answer
+
+if TYPE_CHECKING:
+    import click
+    from click.shell_completion import CompletionItem
 
 __all__ = ["help"]
 
 
+def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from turbofit.cli.commands import TURBOFIT
+
+    return TURBOFIT.shell_complete(ctx, incomplete)
+
+
 @command(
-    Argument("name", required=False, metavar="COMMAND", explained="which; all where none is named")
+    Argument(
+        "name",
+        required=False,
+        metavar="COMMAND",
+        explained="which; all where none is named",
+        shell_complete=_complete,
+    )
 )
 def help(name: str | None) -> int:  # noqa: A001 - the command's name
     """Print it."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
-    from turbofit.launch.serve import Stop
+    from turbofit.launch.serve.supervisor import Stop
 
 __all__ = ["INTERRUPTED", "exit_code", "run_until_signal"]
 
@@ -27,7 +27,7 @@ def run_until_signal(body: Callable[[Stop], T]) -> T | signal.Signals:
     Returns:
         What the body returns, or the signal that came before anything ran.
     """
-    from turbofit.launch.serve import Stop, StoppedError
+    from turbofit.launch.serve.supervisor import Stop, StoppedError
 
     with Stop() as stop:
         try:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from turbofit.cli.options import LAST_PORT
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
-from turbofit.planning.request import Bytes, Positive
+from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
-    from turbofit.launch.supervised_engine import Timing
+    from turbofit.launch.engine.supervised_engine import Timing
 
 __all__ = ["CalibrateOptions", "LaunchOptions", "ServeOptions"]
 
@@ -79,14 +80,14 @@ class ServeOptions(LaunchOptions):
     name: str | None = Field(
         default=None, description="what the cluster calls it (default: the model's name)"
     )
-    gateways: Positive = Field(
+    gateways: Annotated[int, Field(ge=1, le=LAST_PORT), Metavar("N")] = Field(
         default=1,
         description="gateways that share the limits: this one, and turbofit gateway --cluster",
     )
 
     def timing(self) -> Timing:
         """The deadlines that were given, the others as they are."""
-        from turbofit.launch.supervised_engine import Timing
+        from turbofit.launch.engine.supervised_engine import Timing
 
         usual = Timing()
         return Timing(
@@ -102,6 +103,8 @@ class ServeOptions(LaunchOptions):
 class CalibrateOptions(LaunchOptions):
     """What `calibrate` asks beside."""
 
+    pretend: bool = Field(default=False, description="on pretend GPUs: nothing real is learned")
+    forget: bool = Field(default=False, description="drop what was learned of this model, and end")
     again: bool = Field(default=False, description="measure again what was calibrated before")
     minutes: Annotated[float, Field(gt=0, lt=1e6), Metavar("N")] = Field(
         default=60.0, description="give up after these"

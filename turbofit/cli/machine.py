@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
-from turbofit.cli.command import Option, command
+from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.options import FORMS, machine_options
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ __all__ = ["machine"]
 
 @command(
     *machine_options(),
-    Option("--save", metavar="FILE", type=click.Path(), help="write a snapshot for --on FILE"),
+    Option("--save", metavar="FILE", type=PATH, help="write a snapshot for --on FILE"),
     Option(
         "--measure",
         is_flag=True,
@@ -42,7 +40,7 @@ def machine(
     if as_json:
         answer(to_json(found))
     else:
-        from turbofit.report.machine_view import machine_view
+        from turbofit.report.views.machine_view import machine_view
 
         show(machine_view(found), markdown=md)
     return 0

@@ -62,9 +62,9 @@ def _run(argv: list[str]) -> int:
         return complete(os.environ[COMPLETE_VARIABLE])
     name = argv[0] if argv else "help"
     if name in ("-h", "--help"):
-        name = "help"
+        argv = [name := "help"]
     elif name in ("-V", "--version"):
-        name = "version"
+        argv = [name := "version"]
     elif name not in COMMANDS:
         raise unknown_command(name)
     with TURBOFIT.make_context("turbofit", [name, *argv[1:]]) as ctx:

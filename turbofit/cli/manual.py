@@ -72,7 +72,9 @@ MANUAL: Final[dict[str, Manual]] = {
             "turbofit pretend --on 1xl4:free=19GiB --watch -- lmdeploy serve api_server m",
         ),
         (4, 7),
-        "builds its pretend libraries once in the cache folder; all else is what COMMAND does",
+        "builds its pretend libraries once in the cache folder; all else is what COMMAND does. Its "
+        "output passes through untouched, the report goes to stderr, and the exit code is its own, "
+        "128 + N where signal N killed it; values and speed are not real",
     ),
     "serve": Manual(
         (

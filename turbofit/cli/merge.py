@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import FORMS
 from turbofit.core.errors import UsageError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.model.merge.merge import Merged
-    from turbofit.report.document import Block
+    from turbofit.report.painters.document import Block
 
 __all__ = ["merge"]
 
@@ -33,7 +33,7 @@ __all__ = ["merge"]
     Option(
         "--vision-tower",
         metavar="FOLDER",
-        type=click.Path(),
+        type=PATH,
         help="CLIP's checkpoint, for an original LLaVA without it (default: the hub cache)",
     ),
     Option(
@@ -98,7 +98,7 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 def _view(merged: Merged) -> Iterator[Block]:
     """What was written, what to heed, and what comes next."""
     from turbofit.core.units import format_bytes
-    from turbofit.report.document import Heading, Line
+    from turbofit.report.painters.document import Heading, Line
 
     yield Heading(text=merged.out)
     yield Line(

@@ -33,7 +33,7 @@ def models(as_json: bool, md: bool) -> int:
         }
         answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     else:
-        from turbofit.report.preset_view import models_view
+        from turbofit.report.views.preset_view import models_view
 
         show(models_view(known, unsupported), markdown=md)
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from turbofit.report.document import Block
+    from turbofit.report.painters.document import Block
 
 __all__ = [
     "answer",
@@ -77,7 +77,7 @@ def verbose_log(level: int) -> Iterator[None]:
         return
     import logging
 
-    from turbofit.report.terminal import clean
+    from turbofit.report.painters.terminal import clean
 
     class CleanFormatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -103,7 +103,7 @@ def complain(document: dict[str, Any], *, as_json: bool) -> None:
 
         answer(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         return
-    from turbofit.report.terminal import clean
+    from turbofit.report.painters.terminal import clean
 
     error = document["error"]
     note(f"error: {clean(error['message'])}")
@@ -113,7 +113,7 @@ def complain(document: dict[str, Any], *, as_json: bool) -> None:
 def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
     """Paint a document on stdout, as wide as the terminal between 80 and 120 columns."""
     if markdown:
-        from turbofit.report import markdown as painter
+        from turbofit.report.painters import markdown as painter
 
         answer(painter.paint(blocks))
         return
@@ -122,7 +122,7 @@ def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
 
 def painted(blocks: Iterable[Block]) -> str:
     """A document as `show` paints it on stdout."""
-    from turbofit.report.terminal import paint
+    from turbofit.report.painters.terminal import paint
 
     terminal = _is_terminal(sys.stdout)
     return paint(

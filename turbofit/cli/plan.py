@@ -73,7 +73,7 @@ def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool
     if as_json:
         answer(found.to_json())
     else:
-        from turbofit.report.cluster_view import cluster_view
+        from turbofit.report.views.cluster_view import cluster_view
 
         show(cluster_view(found), markdown=md)
     return 0 if found.fits else DoesNotFitError.exit_code
@@ -89,7 +89,7 @@ def show_plan(plan: Plan, command: str, *, as_json: bool, md: bool) -> int:
     if as_json:
         answer(plan.to_json())
     else:
-        from turbofit.report.plan_view import plan_view
+        from turbofit.report.views.plan_view import plan_view
 
         show(plan_view(plan), markdown=md)
     return 0 if plan.fits else DoesNotFitError.exit_code

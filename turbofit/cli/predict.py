@@ -8,7 +8,7 @@ from turbofit.cli.command import command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
 from turbofit.cli.plan import show_plan
-from turbofit.planning.request import PredictRequest
+from turbofit.planning.predict_request import PredictRequest
 
 __all__ = ["predict"]
 

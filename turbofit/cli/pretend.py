@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
-from turbofit.cli.command import SIZE, Option, command
+from turbofit.cli.command import PATH, SIZE, Option, command
 from turbofit.cli.completion import complete_spec
 from turbofit.core.errors import UsageError
 
@@ -15,20 +13,11 @@ if TYPE_CHECKING:
 
     from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.shared import SharedRecord
-    from turbofit.report.document import Block
+    from turbofit.report.painters.document import Block
 
 __all__ = ["pretend"]
 
-#: The command comes after ``--``.
-TAKES_REST: Final = True
-
 _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
-_EXAMPLE: Final = (
-    "example: turbofit pretend --on 2xrtx3090 --watch -- python train.py. "
-    "The command's output passes through untouched; the report goes to stderr. Exit code: the "
-    "command's own, 128 + N where signal N killed it; without a command run, turbofit's (2 wrong "
-    "use, 4 machine, 7 no C compiler). Values and speed are not real."
-)
 
 
 @command(
@@ -42,7 +31,7 @@ _EXAMPLE: Final = (
     Option(
         "--keep",
         metavar="DIR",
-        type=click.Path(),
+        type=PATH,
         help="keep scenario, timelines and report.json in this new folder",
     ),
     Option(
@@ -54,7 +43,7 @@ _EXAMPLE: Final = (
     Option(
         "--python",
         metavar="PATH",
-        type=click.Path(),
+        type=PATH,
         help="the Python whose packages the command loads, where it is no Python script itself",
     ),
     Option(
@@ -86,7 +75,7 @@ def pretend(
     from turbofit.machine.source import machine_from
     from turbofit.pretend.report import report
     from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
-    from turbofit.report.pretend_view import pretend_view
+    from turbofit.report.views.pretend_view import pretend_view
 
     if not on:
         raise UsageError("--on SPEC is missing", hint=f"{_USAGE}, e.g. --on 2xrtx3090")
@@ -118,7 +107,7 @@ def pretend(
 
 
 def _watch(scenario: Scenario, shared: SharedRecord) -> None:
-    from turbofit.report.pretend_view import watch_view
+    from turbofit.report.views.pretend_view import watch_view
 
     cards = []
     for index, gpu in enumerate(scenario.gpus):
@@ -139,7 +128,7 @@ def _words(pid: int) -> str:
 
 def _note(blocks: Iterable[Block]) -> None:
     from turbofit.cli.output import note
-    from turbofit.report.terminal import paint
+    from turbofit.report.painters.terminal import paint
 
     shown: Any = paint(blocks, width=100)
     note(f"\n{shown}".rstrip("\n"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import click
-
-from turbofit.cli.command import Option, command, option_name
+from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.options import (
     FORMS,
     machine_options,
@@ -31,7 +29,7 @@ _PLANNED: Final = (
     Option(
         "--keep",
         metavar="DIR",
-        type=click.Path(),
+        type=PATH,
         help="keep timelines and log here (with --defaults of an engine on torch)",
     ),
     *FORMS,
@@ -67,7 +65,7 @@ def _rehearse_torch(
 ) -> int:
     from turbofit import api
     from turbofit.cli.output import answer, note, show
-    from turbofit.report.torch_view import torch_view
+    from turbofit.report.views.torch_view import torch_view
 
     note("pretend GPUs: memory, admission and death are the engine's own; values are not")
     document = api.rehearse_torch(model, keep=keep, **keywords)

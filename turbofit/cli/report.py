@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import FORMS
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.report.schema import NAMES
@@ -22,7 +22,7 @@ __all__ = ["report"]
         "what",
         metavar="PLAN|RUN|latest",
         required=False,
-        type=click.Path(),
+        type=PATH,
         explained="what `plan --json` wrote (- for stdin), the folder of a run of `serve`, or "
         "`latest`: the newest plan, prediction, rehearsal or run",
     ),
@@ -30,7 +30,7 @@ __all__ = ["report"]
     Option(
         "--html",
         metavar="FILE",
-        type=click.Path(),
+        type=PATH,
         help="one page that needs no network; - for stdout",
     ),
     Option(
@@ -70,7 +70,7 @@ def report(
 
         answer(saved_json(saved))
     else:
-        from turbofit.report.plan_view import plan_view
+        from turbofit.report.views.plan_view import plan_view
 
         show(plan_view(saved.plan, saved.run), markdown=md)
     return 0 if saved.plan.fits else DoesNotFitError.exit_code

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.config import ServeConfig
-    from turbofit.launch.leases import Leases
-    from turbofit.launch.passthrough import Passed
-    from turbofit.launch.serve import Stop
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.passthrough import Passed
+    from turbofit.launch.serve.supervisor import Stop
 
 __all__ = ["serve"]
 
@@ -66,7 +66,7 @@ _PRETEND: Final = (
 def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **given: Any) -> int:
     """Plan or read the plan, check, launch; 0 once a signal ended it in order."""
     from turbofit.cli.output import note
-    from turbofit.launch.passthrough import sort_options
+    from turbofit.launch.serve.passthrough import sort_options
 
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
@@ -98,7 +98,7 @@ def _config(
     arguments: LaunchArguments, options: ServeOptions, public: GatewayOptions
 ) -> ServeConfig:
     """What the options ask for."""
-    from turbofit.launch.config import ServeConfig
+    from turbofit.launch.serve.config import ServeConfig
 
     passed = arguments.passed
     return ServeConfig.of(
@@ -113,7 +113,7 @@ def _config(
 
 
 def _stoppable(arguments: LaunchArguments, config: ServeConfig, *, as_json: bool) -> int:
-    from turbofit.launch.leases import Leases
+    from turbofit.launch.serve.leases import Leases
 
     def body(stop: Stop) -> signal.Signals:
         with Leases() as leases:
@@ -126,12 +126,12 @@ def _launch(
     arguments: LaunchArguments, config: ServeConfig, stop: Stop, leases: Leases, *, as_json: bool
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
-    from turbofit.launch.download import WeightsFetcher
-    from turbofit.launch.environment import lmdeploy_if_needed
-    from turbofit.launch.job import Job
-    from turbofit.launch.others import end_orphans
-    from turbofit.launch.record import Record, run_folder
-    from turbofit.launch.session import run_session
+    from turbofit.launch.engine.environment import lmdeploy_if_needed
+    from turbofit.launch.serve.download import WeightsFetcher
+    from turbofit.launch.serve.job import Job
+    from turbofit.launch.serve.others import end_orphans
+    from turbofit.launch.serve.record import Record, run_folder
+    from turbofit.launch.serve.session import run_session
 
     lmdeploy, missing = lmdeploy_if_needed(arguments.keywords.get("engine"))
     for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):

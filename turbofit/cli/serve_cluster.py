@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbofit.cli.launch_options import ServeOptions
     from turbofit.cli.serve_plan import LaunchArguments
     from turbofit.gateway.config import GatewayConfig
-    from turbofit.launch.config import ClusterServeConfig
+    from turbofit.launch.serve.config import ClusterServeConfig
 
 __all__ = ["ray_address", "serve_on_cluster"]
 
@@ -81,7 +81,7 @@ def _config(
 ) -> ClusterServeConfig:
     """What the options ask for; the model is read here, so that no node has to."""
     from turbofit.cli.serve_plan import plan_request
-    from turbofit.launch.config import ClusterServeConfig
+    from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
 
     assert options.cluster is not None

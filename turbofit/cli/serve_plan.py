@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from turbofit.cli.command import CliCommand
+from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.options import LAST_PORT, planning_keywords, setting_options
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
     from turbofit.cli.launch_options import LaunchOptions
     from turbofit.core.plan import Command, Plan
-    from turbofit.launch.config import ServeConfig
-    from turbofit.launch.leases import Leases
-    from turbofit.launch.passthrough import Passed
-    from turbofit.launch.planner import Planner
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.passthrough import Passed
+    from turbofit.launch.serve.planner import Planner
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
@@ -40,7 +40,7 @@ class LaunchArguments(NamedTuple):
 def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner:
     """What plans, or only reserves where a plan was given."""
     from turbofit.cli.output import note
-    from turbofit.launch.planner import Planner, can_rehearse
+    from turbofit.launch.serve.planner import Planner, can_rehearse
 
     # A server on pretend GPUs is its own rehearsal.
     rehearse = config.rehearse and not config.pretend and can_rehearse()
@@ -70,7 +70,7 @@ def first_plan(
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan to begin with, and the learned changes that it was made with."""
     from turbofit.cli.output import note
-    from turbofit.launch.learned import forget, recall
+    from turbofit.launch.serve.learned import forget, recall
 
     if given.plan:
         plan = _read(given.plan, given)
@@ -155,7 +155,8 @@ def plan_request(given: LaunchArguments) -> PlanRequest:
     for name, value in _modelled(given.passed).items():
         if keywords.setdefault(name, value) != value:
             raise UsageError(
-                f"{name} is given twice, before and after --", hint="leave one of the two out"
+                f"{option_name(name)} is given twice, before and after --",
+                hint="leave one of the two out",
             )
     return PlanRequest.of(model=given.model, **keywords)
 
@@ -170,7 +171,7 @@ def _read(path: str, given: LaunchArguments) -> Plan:
     from turbofit.report.saved import read_plan
 
     if given.model is not None or given.keywords:
-        what = "a model" if given.model is not None else next(iter(given.keywords))
+        what = "a model" if given.model is not None else option_name(next(iter(given.keywords)))
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
     plan = read_plan(path)
     each = [to_builtins(one.settings) for one in plan.each()]
@@ -179,7 +180,7 @@ def _read(path: str, given: LaunchArguments) -> Plan:
         if planned != [value]:
             words = " and ".join(map(str, planned))
             raise UsageError(
-                f"{name} after -- is {value}, the plan was made for {words}",
+                f"{option_name(name)} after -- is {value}, the plan was made for {words}",
                 hint="plan again with it before --",
             )
     return plan

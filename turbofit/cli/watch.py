@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
-from turbofit.cli.command import Argument, Option, command
+from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import FORMS
 
 if TYPE_CHECKING:
     from turbofit.observe.live import Now
-    from turbofit.report.document import Block
+    from turbofit.report.painters.document import Block
     from turbofit.report.saved import Saved
 
 __all__ = ["watch"]
@@ -31,7 +29,7 @@ _LINE_END: Final = "\x1b[K\n"
         "run",
         metavar="RUN",
         required=False,
-        type=click.Path(),
+        type=PATH,
         explained="a run's folder or name (default: the newest run)",
     ),
     Option("--url", help="the gateway, where it is not the run's own"),
@@ -57,7 +55,7 @@ def watch(
     from turbofit.cli.output import answer
     from turbofit.core.errors import UsageError
     from turbofit.report.saved import newest_run, read_saved
-    from turbofit.report.watch_view import watch_view
+    from turbofit.report.views.watch_view import watch_view
 
     if not interval >= _LEAST:
         raise UsageError(
@@ -125,7 +123,7 @@ def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
 
 
 def _used(saved: Saved) -> dict[int, int]:
-    from turbofit.launch.sentinel import used_now
+    from turbofit.launch.serve.sentinel import used_now
 
     return used_now(saved.plan)
 

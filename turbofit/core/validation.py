@@ -25,8 +25,8 @@ _SHOULD = {
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     "greater_than_equal": "{ge} or more",
     "less_than_equal": "{le} or less",
-    "greater_than": "more than {gt}",
-    "less_than": "less than {lt}",
+    "greater_than": "more than {gt:g}",
+    "less_than": "less than {lt:g}",
 }
 
 
@@ -71,7 +71,6 @@ class Validated(BaseModel):
         frozen=True,
         extra="forbid",
         protected_namespaces=(),
-        defer_build=True,  # a command builds the validators of what it asks for, and no others
     )
 
     @classmethod

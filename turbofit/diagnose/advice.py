@@ -18,7 +18,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.draft import Draft
+    from turbofit.diagnose.rules.draft import Draft
 
 __all__ = ["advice"]
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
-from turbofit.diagnose.events import PeerMissing, SmiGpu, TorchMemory
+from turbofit.diagnose.lines.events import PeerMissing, SmiGpu, TorchMemory
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.plan import predict
-from turbofit.planning.request import PredictRequest
+from turbofit.planning.predict_request import PredictRequest
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu

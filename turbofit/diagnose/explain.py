@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Final
 from turbofit.diagnose.advice import advice
 from turbofit.diagnose.answer import Diagnosis, Read
 from turbofit.diagnose.case import LogCase
-from turbofit.diagnose.draft import evidence
-from turbofit.diagnose.events import KvBlocks, LegacyCuda, PeerMissing
 from turbofit.diagnose.facts import read_facts
-from turbofit.diagnose.rows import rows
-from turbofit.diagnose.rules_engine import engine_rules
-from turbofit.diagnose.rules_hang import hang_rules
-from turbofit.diagnose.rules_host import host_rules, peer_meaning, quiet_rules
-from turbofit.diagnose.rules_legacy import legacy_rules
-from turbofit.diagnose.rules_torch import torch_rules
+from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, PeerMissing
+from turbofit.diagnose.lines.rows import rows
+from turbofit.diagnose.rules.draft import evidence
+from turbofit.diagnose.rules.rules_engine import engine_rules
+from turbofit.diagnose.rules.rules_hang import hang_rules
+from turbofit.diagnose.rules.rules_host import host_rules, peer_meaning, quiet_rules
+from turbofit.diagnose.rules.rules_legacy import legacy_rules
+from turbofit.diagnose.rules.rules_torch import torch_rules
 from turbofit.observe.turbomind_log import CacheBudget, CudaError, PythonError, Slab
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.diagnose.answer import Evidence
-    from turbofit.diagnose.draft import Draft
     from turbofit.diagnose.facts import LogFacts
+    from turbofit.diagnose.rules.draft import Draft
 
 __all__ = ["diagnose"]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from turbofit.diagnose.engine_lines import engine_line
-from turbofit.diagnose.events import (
+from turbofit.diagnose.lines.engine_lines import engine_line
+from turbofit.diagnose.lines.events import (
     DefaultSession,
     LegacyCuda,
     PythonFrame,
     Said,
     TorchMemory,
 )
-from turbofit.diagnose.host_lines import SmiTable, host_line
-from turbofit.diagnose.known import said
+from turbofit.diagnose.lines.host_lines import SmiTable, host_line
+from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
+from turbofit.diagnose.rules.known import said
 from turbofit.diagnose.subject import Subject
-from turbofit.diagnose.torch_lines import torch_line, torch_memory
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CheckFailed,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.struct import Struct
-    from turbofit.diagnose.rows import Row
+    from turbofit.diagnose.lines.rows import Row
 
 __all__ = ["LogFacts", "Mark", "read_facts"]
 

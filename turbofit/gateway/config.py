@@ -9,7 +9,7 @@ from turbofit.core.units import GIB, KIB
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.gateway.limits import Bounds
+    from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = ["ConnectionLimits", "GatewayConfig", "host_budget", "host_of_one"]
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
-from turbofit.gateway.announce import Announce
 from turbofit.gateway.config import GatewayConfig, host_budget
-from turbofit.gateway.fleet_updater import check_gateways
-from turbofit.gateway.limits import bounds_of
-from turbofit.gateway.sockets import open_files
+from turbofit.gateway.http.announce import Announce
+from turbofit.gateway.http.sockets import open_files
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.fleet_updater import check_gateways
 
 if TYPE_CHECKING:
     import ssl
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import uvicorn
 
     from turbofit.core.plan import Plan
-    from turbofit.gateway.accesslog import Log
-    from turbofit.gateway.app import Gateway
-    from turbofit.gateway.routing_table import RoutingTable
+    from turbofit.gateway.http.accesslog import Log
+    from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.routing.routing_table import RoutingTable
 
 __all__ = [
     "bind",
@@ -94,7 +94,7 @@ def make_gateway(
             raise UsageError(
                 f"{url!r} is no address of an engine", hint="write http://127.0.0.1:23334"
             )
-    from turbofit.gateway.app import Gateway
+    from turbofit.gateway.http.app import Gateway
 
     bounds = bounds_of(plan, overlay=overlay)
     settled = msgspec.structs.replace(
@@ -128,8 +128,8 @@ def make_routing_table_gateway(
         UsageError: there are more gateways than one request leaves room for.
     """
     _need("aiohttp", "PIL")
-    from turbofit.gateway.app import Gateway
-    from turbofit.gateway.upstream import Upstream
+    from turbofit.gateway.http.app import Gateway
+    from turbofit.gateway.routing.upstream import Upstream
 
     check_gateways(routing_table)
     config = msgspec.structs.replace(config, shares=())
@@ -263,7 +263,7 @@ def _uvicorn(gateway: Gateway) -> uvicorn.Server:
     _need("uvicorn", "httptools")
     import uvicorn
 
-    from turbofit.gateway.protocol import limited_protocol
+    from turbofit.gateway.http.protocol import limited_protocol
 
     config, limits = gateway.config, gateway.config.connection
     files = open_files(_OTHER_FILES + 2 * limits.connections)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from turbofit.gateway.app import Gateway
+    from turbofit.gateway.http.app import Gateway
 
 __all__ = ["GatewayThread"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -12,11 +13,14 @@ from turbofit.memory.engines import check_options, engine_for, fallback_reason
 from turbofit.planning.fallback_commands import any_commands
 from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
-from turbofit.planning.request import PlanRequest, PredictRequest
+from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.ask import Margin
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.predict import make_prediction
+
+if TYPE_CHECKING:
+    from turbofit.planning.predict_request import PredictRequest
 
 __all__ = ["doubled_margin", "finished", "plan", "predict"]
 

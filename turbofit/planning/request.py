@@ -14,7 +14,7 @@ from turbofit.core.units import parse_bytes
 from turbofit.core.validation import Metavar, Validated, parsed
 from turbofit.tuner.ask import Margin
 
-__all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest", "PredictRequest"]
+__all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest"]
 
 EngineChoice = Literal["auto", EngineName]
 
@@ -71,12 +71,12 @@ class PlanRequest(Validated):
     """
 
     model: str | Model = Field(
-        description="a folder, a hub id, a name that `turbofit models` lists, or a model read"
+        description="a folder, a hub id, or a name that `turbofit models` lists"
     )
     on: Annotated[str | Machine | None, Metavar("SPEC")] = Field(
         default=None,
-        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, a snapshot's path, "
-        "or a machine already read (default: this one, through NVML)",
+        description="the machine: 4xrtx3090, rtx3090+rtx4090, 1xl4:free=19GiB, or a snapshot's "
+        "path (default: this one, through NVML)",
     )
     gpus: Annotated[str | None, Metavar("LIST")] = Field(
         default=None,
@@ -202,15 +202,3 @@ class PlanRequest(Validated):
 _NAMES: Final = tuple(PlanRequest.model_fields)
 #: The fields that are LMDeploy's own options; a plan never changes what is given of them.
 ENGINE_OPTIONS: Final = _NAMES[_NAMES.index("cache_max_entry_count") :]
-
-
-class PredictRequest(PlanRequest):
-    """A plan's request whose open settings are LMDeploy's defaults, and what a log said."""
-
-    free_at_cache: Bytes | None = Field(
-        default=None,
-        description="free when the cache was sized, as a log said it; replaces everything before",
-    )
-    lmdeploy: Annotated[str | None, Metavar("VERSION")] = Field(
-        default=None, description="LMDeploy's version (default 0.18)"
-    )

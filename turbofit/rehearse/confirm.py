@@ -22,9 +22,9 @@ from turbofit.core.plan import (
 )
 from turbofit.core.units import format_bytes
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.rehearse.planned import plan_spec, rehearsed_ledgers
-from turbofit.rehearse.probe import rehearse
-from turbofit.rehearse.twin import checkpoint_for
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.turbomind.planned import plan_spec, rehearsed_ledgers
+from turbofit.rehearse.turbomind.probe import rehearse
 
 __all__ = ["confirmed", "corrected_ratio", "corrected_ratios", "rehearse_plan"]
 
@@ -69,7 +69,7 @@ def _rehearsed(plan: Plan, group: int) -> Plan:
     """One group's view of the plan, with what its engine did."""
     plan = plan.of_group(group)
     if plan.engine.on_torch:
-        from turbofit.rehearse.torch_planned import rehearse_pytorch_plan
+        from turbofit.rehearse.torch.torch_planned import rehearse_pytorch_plan
 
         return rehearse_pytorch_plan(plan, group)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:

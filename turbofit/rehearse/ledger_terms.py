@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.rehearse.ledger import Ledger, Pool
+from turbofit.rehearse.turbomind.ledger import Ledger, Pool
 
 
 def executor_pool(ledger: Ledger, index: int) -> Pool | None:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.core.plan import Moment
 from turbofit.pretend.scenario import PretendGpu
-from turbofit.rehearse.ledger import RehearsedGpu
+from turbofit.rehearse.turbomind.ledger import RehearsedGpu
 
 __all__ = ["moments", "torch_moments"]
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
 from turbofit.core.words import groups_of, indices
-from turbofit.report.capacity import capacity
-from turbofit.report.document import Column, Heading, Line, Table
-from turbofit.report.own_view import settings_of
+from turbofit.report.painters.document import Column, Heading, Line, Table
+from turbofit.report.views.capacity import capacity
+from turbofit.report.views.own_view import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.document import Block
+    from turbofit.report.painters.document import Block
     from turbofit.report.saved import Saved
 
 __all__ = ["COMPARE_SCHEMA", "ComparedRow", "Comparison", "compare", "compare_blocks"]

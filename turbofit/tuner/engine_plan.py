@@ -11,8 +11,7 @@ from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.tuner.ask import Ask, vision_load_of
-from turbofit.tuner.candidates import Evaluation, explain
-from turbofit.tuner.document import (
+from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
     document,
@@ -21,11 +20,12 @@ from turbofit.tuner.document import (
     host_problem,
     verdict_of,
 )
-from turbofit.tuner.reasons import reasons
-from turbofit.tuner.remedies import remedies
-from turbofit.tuner.search import Found, search
-from turbofit.tuner.throughput import total
-from turbofit.tuner.why_rejected import lost
+from turbofit.tuner.explain.reasons import reasons
+from turbofit.tuner.explain.remedies import remedies
+from turbofit.tuner.explain.why_rejected import lost
+from turbofit.tuner.search.candidates import Evaluation, explain
+from turbofit.tuner.search.search import Found, search
+from turbofit.tuner.speed.throughput import total
 
 __all__ = ["make_plan"]
 

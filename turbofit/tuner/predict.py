@@ -17,12 +17,18 @@ from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, launch_of, vision_load_of
-from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.document import PlanDraft, accounts_of, document, host_of, host_problem
-from turbofit.tuner.links import LinkClass, group_class
-from turbofit.tuner.remedies import remedies
-from turbofit.tuner.search import search
-from turbofit.tuner.sizing import Shape, shape_settings
+from turbofit.tuner.explain.plan_document import (
+    PlanDraft,
+    accounts_of,
+    document,
+    host_of,
+    host_problem,
+)
+from turbofit.tuner.explain.remedies import remedies
+from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.search import search
+from turbofit.tuner.search.sizing import Shape, shape_settings
+from turbofit.tuner.speed.links import LinkClass, group_class
 
 __all__ = ["make_prediction"]
 

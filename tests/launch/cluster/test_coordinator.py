@@ -10,7 +10,7 @@ from tests.launch.cluster.test_promise import planned
 from tests.waiting import HANG
 from turbofit.core.cluster import ClusterStatus
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.routing_table import RoutingTable
+from turbofit.gateway.routing.routing_table import RoutingTable
 from turbofit.launch.cluster.coordinator import Coordinator, GatewayReport
 from turbofit.launch.cluster.promise import expected_routing_table
 

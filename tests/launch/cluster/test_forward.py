@@ -102,8 +102,8 @@ def test_strangers_are_turned_away_and_counted() -> None:
 def test_while_the_engine_does_not_listen_that_is_the_answer() -> None:
     """A gateway could not tell a closed connection from an engine that died of the request."""
     pytest.importorskip("aiohttp")
-    from turbofit.gateway.engines import RoutedEngine
-    from turbofit.gateway.upstream import Unreachable, Upstream
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.upstream import Unreachable, Upstream
 
     forwarder = Forwarder(HOME, free_port(), [HOME])
     forwarder.start()
@@ -186,8 +186,8 @@ def test_under_rays_certificates(certificates: dict[str, str]) -> None:
 def test_a_gateway_shows_rays_certificates(certificates: dict[str, str]) -> None:
     """To the engines that it is told of; without them none would ever be up."""
     pytest.importorskip("aiohttp")
-    from turbofit.gateway.engines import RoutedEngine
-    from turbofit.gateway.upstream import Upstream
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.upstream import Upstream
 
     listener = socket.create_server((HOME, 0))
 

@@ -10,8 +10,8 @@ from turbofit import api
 from turbofit.core.cluster import Cluster, ClusterPlan, Node
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.fleet_updater import check_gateways
-from turbofit.gateway.limits import bounds_of
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.routing.fleet_updater import check_gateways
 from turbofit.launch.cluster.promise import (
     bounds_of_cluster,
     engine_specs_of,
@@ -19,7 +19,7 @@ from turbofit.launch.cluster.promise import (
     in_words,
     share_of,
 )
-from turbofit.launch.config import ClusterServeConfig
+from turbofit.launch.serve.config import ClusterServeConfig
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest

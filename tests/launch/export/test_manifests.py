@@ -203,8 +203,8 @@ def test_kubernetes_reads_the_objects(service: Service, claim: str | None) -> No
 
 
 def test_deadlines_are_the_supervisors() -> None:
-    from turbofit.launch import serve
-    from turbofit.launch.supervised_engine import Timing
+    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.serve import supervisor as serve
 
     service = service_of(plan_of("two copies"), port=1, host="h")
     assert service.start == Timing().start

@@ -9,15 +9,15 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.asking import Client
-from turbofit.launch.config import ServeConfig
-from turbofit.launch.environment import Lmdeploy
-from turbofit.launch.job import Job
-from turbofit.launch.leases import Leases
-from turbofit.launch.record import Record
-from turbofit.launch.serve import Stop
-from turbofit.launch.session import run_session
-from turbofit.launch.supervised_engine import Timing
+from turbofit.launch.engine.asking import Client
+from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.serve.config import ServeConfig
+from turbofit.launch.serve.job import Job
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.session import run_session
+from turbofit.launch.serve.supervisor import Stop
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from bench.common.checkpoints import make_qwen2_vl
 from bench.common.standin.standin_engine import shim_torchvision
 from tests.waiting import HANG, until
-from turbofit.launch.image import flat_png
+from turbofit.launch.engine.image import flat_png
 
 __all__ = ["KEY", "NAME", "Served", "picture", "tiny_map", "tiny_qwen2_vl"]
 
@@ -70,11 +70,11 @@ class Served:
     def __init__(self, folder: Path, *, session_len: int = 512) -> None:
         import uvicorn
 
+        from turbofit.launch.engine.launches import free_ports
         from turbofit.launch.fallback.front import Front
         from turbofit.launch.fallback.generating import Options, inner_app
         from turbofit.launch.fallback.private import find_inside
         from turbofit.launch.fallback.work import ServedWork
-        from turbofit.launch.launches import free_ports
 
         shim_torchvision()
         self.work = ServedWork()

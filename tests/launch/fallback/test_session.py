@@ -18,11 +18,11 @@ from tests.launch.fallback.support import picture, tiny_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
-from turbofit.launch.endings import ending
+from turbofit.launch.engine.endings import ending
+from turbofit.launch.engine.launches import free_ports, port_of
+from turbofit.launch.engine.phases import Watch
+from turbofit.launch.engine.readiness import worst_request
 from turbofit.launch.fallback.longest import longest_request
-from turbofit.launch.launches import free_ports, port_of
-from turbofit.launch.phases import Watch
-from turbofit.launch.readiness import worst_request
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.struct import NA, NaType
-from turbofit.launch.environment import check_port
+from turbofit.launch.engine.environment import check_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.cluster import Cluster
 from turbofit.core.errors import LaunchError, TurbofitError, UsageError
-from turbofit.gateway.fleet_updater import check_gateways
-from turbofit.gateway.intersect import intersect
+from turbofit.gateway.limits.intersect import intersect
+from turbofit.gateway.routing.fleet_updater import check_gateways
 from turbofit.launch.cluster.change import changed
 from turbofit.launch.cluster.promise import bounds_of_cluster, expected_routing_table
 from turbofit.planning.cluster import plan_cluster

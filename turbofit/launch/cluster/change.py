@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.gateway.intersect import intersect
+from turbofit.gateway.limits.intersect import intersect
 from turbofit.launch.cluster.node_state import outcome
 from turbofit.launch.cluster.promise import bounds_of_cluster, in_words
 

@@ -17,9 +17,9 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import ClusterStatus, Node, NodePlan
 from turbofit.core.errors import LaunchError, UsageError, error_from
-from turbofit.gateway.fleet_updater import check_gateways
-from turbofit.gateway.intersect import intersect
-from turbofit.gateway.routing_table import RoutingTable
+from turbofit.gateway.limits.intersect import intersect
+from turbofit.gateway.routing.fleet_updater import check_gateways
+from turbofit.gateway.routing.routing_table import RoutingTable
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.agent import start_agent
 from turbofit.launch.cluster.node_state import NodeState, outcome
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan
     from turbofit.launch.cluster.connect import Alive, RayConnection
     from turbofit.launch.cluster.places import Places
-    from turbofit.launch.config import ClusterServeConfig
+    from turbofit.launch.serve.config import ClusterServeConfig
 
 __all__ = ["Controller"]
 

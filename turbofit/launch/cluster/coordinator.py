@@ -15,7 +15,7 @@ import msgspec
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.struct import Struct
 from turbofit.gateway.config import GatewayConfig
-from turbofit.gateway.routing_table import RoutingTable
+from turbofit.gateway.routing.routing_table import RoutingTable
 from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import msgspec
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.launch.config import ClusterServeConfig
+from turbofit.launch.serve.config import ClusterServeConfig
 
 __all__ = ["EngineSpec", "EngineState"]
 

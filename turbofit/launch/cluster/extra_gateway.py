@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
-    from turbofit.gateway.accesslog import Log
     from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.coordinator import Told
-    from turbofit.launch.serve import Stop
+    from turbofit.launch.serve.supervisor import Stop
 
 __all__ = ["run_extra_gateway"]
 

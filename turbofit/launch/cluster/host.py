@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.cluster.engine_spec import EngineSpec
-    from turbofit.launch.leases import Leases
-    from turbofit.launch.planner import Planner
-    from turbofit.launch.serve import Stop
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.launch.serve.planner import Planner
+    from turbofit.launch.serve.supervisor import Stop
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["Hosted", "prepare_environment"]
@@ -60,7 +60,7 @@ class Hosted:
     """
 
     def __init__(self, engine_spec: EngineSpec) -> None:
-        from turbofit.launch.serve import Stop
+        from turbofit.launch.serve.supervisor import Stop
 
         self._engine_spec, self.key = engine_spec, engine_spec.key
         self._peers = engine_spec.peers
@@ -97,7 +97,7 @@ class Hosted:
 
     def open(self, plan: Plan, urls: list[str]) -> list[str]:
         """The engine is ready."""
-        from turbofit.gateway.limits import bounds_of
+        from turbofit.gateway.limits.request_limits import bounds_of
 
         (url,) = urls
         if self._engine_spec.listen:
@@ -125,7 +125,7 @@ class Hosted:
         self._tell(state="starting", url="")
 
     def _run(self) -> None:
-        from turbofit.launch.leases import Leases
+        from turbofit.launch.serve.leases import Leases
 
         try:
             with Leases() as leases:
@@ -139,13 +139,13 @@ class Hosted:
 
     def _serve(self, leases: Leases) -> None:
         """What `turbofit serve --plan` does, from the last look at the machine on."""
-        from turbofit.launch.download import WeightsFetcher
-        from turbofit.launch.environment import lmdeploy_if_needed
-        from turbofit.launch.job import Job
-        from turbofit.launch.others import end_orphans
-        from turbofit.launch.planner import Planner, can_rehearse
-        from turbofit.launch.record import Record, run_folder
-        from turbofit.launch.session import run_session
+        from turbofit.launch.engine.environment import lmdeploy_if_needed
+        from turbofit.launch.serve.download import WeightsFetcher
+        from turbofit.launch.serve.job import Job
+        from turbofit.launch.serve.others import end_orphans
+        from turbofit.launch.serve.planner import Planner, can_rehearse
+        from turbofit.launch.serve.record import Record, run_folder
+        from turbofit.launch.serve.session import run_session
         from turbofit.planning.needs import check_needs
 
         engine_spec = self._engine_spec

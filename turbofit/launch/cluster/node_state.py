@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.cluster import ClusterPlan, Node
-    from turbofit.gateway.routing_table import Member
+    from turbofit.gateway.routing.routing_table import Member
     from turbofit.launch.cluster.replica import Replica
 
 __all__ = ["NodeState", "outcome"]

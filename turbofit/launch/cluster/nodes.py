@@ -144,7 +144,7 @@ def _why(exc: BaseException) -> str:
 
 
 def _here(*, pretend: bool) -> Node:
-    from turbofit.launch.environment import find_lmdeploy
+    from turbofit.launch.engine.environment import find_lmdeploy
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import pretends, with_calibrations
 

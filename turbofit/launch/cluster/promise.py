@@ -15,9 +15,9 @@ from turbofit.launch.cluster.engine_spec import EngineSpec
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterPlan, NodePlan
     from turbofit.core.plan import Plan
-    from turbofit.gateway.limits import Bounds
-    from turbofit.gateway.routing_table import Member, RoutingTable
-    from turbofit.launch.config import ClusterServeConfig
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.routing.routing_table import Member, RoutingTable
+    from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
 
 def bounds_of_cluster(plan: ClusterPlan) -> Bounds:
     """What requests are held to, so that each may go to any engine."""
-    from turbofit.gateway.intersect import intersect
-    from turbofit.gateway.limits import bounds_of
+    from turbofit.gateway.limits.intersect import intersect
+    from turbofit.gateway.limits.request_limits import bounds_of
 
     plans = [node.plan for node in plan.nodes if node.plan is not None]
     # Nodes of one kind have one set of bounds: a thousand of them are a few.
@@ -46,8 +46,8 @@ def bounds_of_cluster(plan: ClusterPlan) -> Bounds:
 def expected_members(node: NodePlan) -> list[Member]:
     """What gateways would be told of a node's engines, but for where they are."""
     from turbofit.gateway.config import host_budget
-    from turbofit.gateway.limits import bounds_of
-    from turbofit.gateway.routing_table import Member
+    from turbofit.gateway.limits.request_limits import bounds_of
+    from turbofit.gateway.routing.routing_table import Member
 
     if node.plan is None:
         return []
@@ -66,7 +66,7 @@ def expected_members(node: NodePlan) -> list[Member]:
 
 def expected_routing_table(plan: ClusterPlan, gateways: int) -> RoutingTable:
     """What gateways would be told of a plan: whether that many can share its limits."""
-    from turbofit.gateway.routing_table import RoutingTable
+    from turbofit.gateway.routing.routing_table import RoutingTable
 
     members = tuple(member for node in plan.nodes for member in expected_members(node))
     bounds = bounds_of_cluster(plan)

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.cluster import EngineStatus
-from turbofit.gateway.routing_table import Member
+from turbofit.gateway.routing.routing_table import Member
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.engine_spec import EngineState
 

@@ -24,7 +24,7 @@ from turbofit.launch.cluster.nodes import held_only, tell_nodes
 from turbofit.launch.cluster.places import Places
 from turbofit.launch.cluster.promise import expected_routing_table
 from turbofit.launch.cluster.tls import client_context
-from turbofit.launch.record import state_folder
+from turbofit.launch.serve.record import state_folder
 from turbofit.planning.cluster import plan_cluster
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.cluster.connect import RayConnection
     from turbofit.launch.cluster.coordinator import GatewayReport
-    from turbofit.launch.config import ClusterServeConfig
-    from turbofit.launch.serve import Stop
+    from turbofit.launch.serve.config import ClusterServeConfig
+    from turbofit.launch.serve.supervisor import Stop
 
 __all__ = ["serve_cluster"]
 
@@ -122,7 +122,7 @@ def _planned(
             "supervised",
             hint="turbofit plan --cluster prints the command of each node, to be run by hand",
         )
-    from turbofit.gateway.fleet_updater import check_gateways
+    from turbofit.gateway.routing.fleet_updater import check_gateways
 
     check_gateways(expected_routing_table(plan, config.gateways))
     return plan, [NodeState(node) for node in nodes if alive[node.id].gpus]
@@ -190,7 +190,7 @@ class _Run:
         )
 
     def _gateway(self) -> GatewayThread:
-        from turbofit.gateway.accesslog import access_log
+        from turbofit.gateway.http.accesslog import access_log
         from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
-from turbofit.launch.supervised_engine import Timing
+from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.tuner.ask import Margin
 
 if TYPE_CHECKING:

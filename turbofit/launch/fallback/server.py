@@ -18,6 +18,8 @@ from turbofit.core.units import format_bytes
 from turbofit.planning.device_maps import read_map
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbofit.launch.fallback.generating import Options
     from turbofit.launch.fallback.work import ServedWork
 
@@ -27,7 +29,24 @@ __all__ = ["main"]
 _SAYS = "turbofit-fallback:"
 
 
-@click.command("turbofit-fallback")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve; returns the exit code. A signal that ends it does so as if click were not there."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with serve.make_context("turbofit-fallback", words) as context:
+            serve.invoke(context)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.UsageError as exc:
+        exc.show()
+        return exc.exit_code
+    except TurbofitError as exc:
+        print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
+        return exc.exit_code
+    return 0
+
+
+@click.command("turbofit-fallback", help=__doc__)
 @click.option("--model", required=True, help="a checkpoint's folder, or a hub id")
 @click.option("--served-name", help="what clients call it; default: --model")
 @click.option("--device-map", required=True, help="JSON, or a file that holds it")
@@ -38,16 +57,7 @@ _SAYS = "turbofit-fallback:"
 @click.option("--host", default="127.0.0.1")
 @click.option("--port", type=int, default=23333)
 @click.option("--api-keys", multiple=True, help="who may ask (repeatable); default: anybody")
-def main(**given: Any) -> None:
-    """Serve one model through Transformers, with one device map, on one port, until stopped."""
-    try:
-        _serve(**given)
-    except TurbofitError as exc:
-        print(f"turbofit-fallback: {exc.message}\nhint: {exc.hint}", file=sys.stderr)  # noqa: T201
-        sys.exit(exc.exit_code)
-
-
-def _serve(  # noqa: PLR0913 - each option by name
+def serve(  # noqa: PLR0913 - each option by name
     *,
     model: str,
     served_name: str | None,
@@ -60,7 +70,7 @@ def _serve(  # noqa: PLR0913 - each option by name
     port: int,
     api_keys: tuple[str, ...],
 ) -> None:
-    """Load and listen.
+    """Serve one model through Transformers, with one device map, on one port, until stopped.
 
     Raises:
         PackageError: Transformers is missing, or another inside.
@@ -144,4 +154,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, format_bytes, mib
-from turbofit.report.ledger_view import fold_indices
-from turbofit.report.memory_view import memory_words
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.stack import KINDS, stack, sums
+from turbofit.report.views.ledger_view import fold_indices
+from turbofit.report.views.memory_view import memory_words
+from turbofit.report.views.stack import KINDS, stack, sums
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.stack import Kind, StackPiece
+    from turbofit.report.views.stack import Kind, StackPiece
 
 __all__ = ["bars", "tick_step"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from turbofit.report.bar import legend
-from turbofit.report.document import Bar, Code, FactList, Heading, Items, Line, Table
 from turbofit.report.page.tag import Markup, join, tag
+from turbofit.report.painters.bar import legend
+from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Line, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from turbofit.report.document import Block
+    from turbofit.report.painters.document import Block
 
 __all__ = ["command", "paint", "scrolled", "table"]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Final
 
-from turbofit.report.ledger_view import ledger_blocks
 from turbofit.report.page import sections
 from turbofit.report.page.bars import bars
 from turbofit.report.page.blocks import paint
 from turbofit.report.page.tag import Markup, join, json_text, tag
 from turbofit.report.page.timeline import timeline
 from turbofit.report.page.topology import topology
-from turbofit.report.plan_view import capacity_blocks
 from turbofit.report.saved import saved_document
+from turbofit.report.views.ledger_view import ledger_blocks
+from turbofit.report.views.plan_view import capacity_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

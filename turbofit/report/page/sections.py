@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.words import groups_of
-from turbofit.report.capacity import capacity
-from turbofit.report.document import Column, Heading, Items, Line, Table
-from turbofit.report.own_view import own_blocks
 from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.plan_view import fact_block, settings_blocks
-from turbofit.report.rehearsal_view import rehearsal_blocks
-from turbofit.report.run_view import run_blocks, sides_blocks
+from turbofit.report.painters.document import Column, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
+from turbofit.report.views.capacity import capacity
+from turbofit.report.views.own_view import own_blocks
+from turbofit.report.views.plan_view import fact_block, settings_blocks
+from turbofit.report.views.rehearsal_view import rehearsal_blocks
+from turbofit.report.views.run_view import run_blocks, sides_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes, mib
 from turbofit.core.words import indices
-from turbofit.report.document import Column, Table
 from turbofit.report.page.blocks import scrolled, table
 from turbofit.report.page.chart import DASHES, ChartSlot, Lane, chart
 from turbofit.report.page.tag import Markup, join, tag
+from turbofit.report.painters.document import Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from turbofit.tuner.cluster.fleet import KindPlanner, Tried
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
 from turbofit.tuner.cluster.spans import Team, span_ask, span_engine, teams
-from turbofit.tuner.throughput import Speed, total
+from turbofit.tuner.speed.throughput import Speed, total
 
 __all__ = ["common_limits", "make_cluster_plan"]
 

@@ -14,7 +14,7 @@ from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
 from turbofit.tuner.cluster.fleet import KindPlanner, Promise
 from turbofit.tuner.cluster.kinds import kinds_of
-from turbofit.tuner.throughput import total
+from turbofit.tuner.speed.throughput import total
 
 __all__ = ["plan_joining_node"]
 

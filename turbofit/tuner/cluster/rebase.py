@@ -16,7 +16,7 @@ from turbofit.memory.engines import engine_named
 from turbofit.memory.fate import fate_at
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.document import (
+from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
     document,

@@ -16,8 +16,8 @@ from turbofit.tuner.cluster.fleet import KindPlanner, Promise, Tried
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
 from turbofit.tuner.cluster.spans import NETWORK
-from turbofit.tuner.links import LinkClass
-from turbofit.tuner.rates import rates
+from turbofit.tuner.speed.links import LinkClass
+from turbofit.tuner.speed.rates import rates
 
 __all__ = [
     "cards_of", "count", "gains", "left_out", "over_network", "reasons", "remedies", "too_short",

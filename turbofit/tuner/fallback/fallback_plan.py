@@ -16,12 +16,12 @@ from turbofit.core.words import groups_of, indices
 from turbofit.memory.transformers.components import components
 from turbofit.memory.transformers.ledgers import HOST_PROCESS
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.constraints import dtype_for
-from turbofit.tuner.document import PlanDraft, host_problem, limits_of
+from turbofit.tuner.explain.plan_document import PlanDraft, host_problem, limits_of
 from turbofit.tuner.fallback.cut import device_map
 from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
 from turbofit.tuner.fallback.words import verdict, warnings
+from turbofit.tuner.search.constraints import dtype_for
 
 __all__ = ["TRANSFORMERS", "make_fallback_plan"]
 

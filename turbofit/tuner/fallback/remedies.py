@@ -12,8 +12,8 @@ from turbofit.core.plan import Remedy
 from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.tuner.ask import Ask
+from turbofit.tuner.explain.with_more_gpus import bought
 from turbofit.tuner.fallback.search import search
-from turbofit.tuner.with_more_gpus import bought
 
 __all__ = ["fallback_remedies"]
 

@@ -17,9 +17,9 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.ask import Ask, vision_load_of
-from turbofit.tuner.constraints import dtype_for, dtype_problem
 from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
-from turbofit.tuner.sizing import excess_tokens, shortest_context
+from turbofit.tuner.search.constraints import dtype_for, dtype_problem
+from turbofit.tuner.search.sizing import excess_tokens, shortest_context
 
 __all__ = ["Chosen", "load_of", "search"]
 

@@ -9,9 +9,9 @@ from turbofit.core.machine import Gpu
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.tuner.ask import Ask
-from turbofit.tuner.candidates import too_long
 from turbofit.tuner.fallback.search import Chosen
-from turbofit.tuner.sizing import excess_tokens
+from turbofit.tuner.search.candidates import too_long
+from turbofit.tuner.search.sizing import excess_tokens
 
 __all__ = ["verdict", "warnings"]
 

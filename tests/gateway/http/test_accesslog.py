@@ -1,0 +1,44 @@
+"""The record of each request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.gateway.http.accesslog import AccessLog, access_log
+
+
+def test_it_begins_anew(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "access.log", cap=200)
+    for number in range(50):
+        log({"number": number})
+    kept = (tmp_path / "access.log").read_text() + (tmp_path / "access.log.1").read_text()
+    assert '"number": 49' in kept
+    assert len(kept) <= 400
+
+
+def test_after_its_end_it_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "access.log")
+    log({"b": "é"})
+    log.close()
+    log({"after": "the end"})
+    assert json.loads((tmp_path / "access.log").read_text()) == {"b": "é"}
+
+
+def test_where_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert access_log("none") is None
+    said = access_log("-")
+    assert said is not None
+    said({"a": 1})
+    assert json.loads(capsys.readouterr().err) == {"a": 1}
+    kept = access_log(str(tmp_path / "log"))
+    assert kept is not None
+    kept({"a": 1})
+    kept({"a": 2})
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(UsageError, match="cannot be written"):
+        access_log(str(tmp_path / "no" / "log"))

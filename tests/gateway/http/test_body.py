@@ -1,0 +1,217 @@
+"""Bodies that come slowly, stand still or never end, and what they leave to others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from turbofit.gateway.config import GatewayConfig
+from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.refusals import Refusal
+
+JSON = {b"content-type": b"application/json"}
+
+
+class Time:
+    """A clock that stands until it is told to go on, and the timers by it."""
+
+    def __init__(self) -> None:
+        self.now, self._timers = 0.0, []
+
+    def later(self, seconds, act):
+        timer = _Timer(self.now + seconds, act)
+        self._timers.append(timer)
+        return timer
+
+    def go(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [one for one in self._timers if one.at <= end and one.act]:
+            first = min(due, key=lambda one: one.at)
+            self.now, act = first.at, first.act
+            first.cancel()
+            act()
+        self.now = end
+
+
+class _Timer:
+    def __init__(self, at, act) -> None:
+        self.at, self.act = at, act
+
+    def cancel(self) -> None:
+        self.act = None
+
+
+class Upload:
+    """A client's body: `send` returns once it was taken."""
+
+    def __init__(self, bodies: Bodies, client: str) -> None:
+        self._parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._wants = asyncio.Semaphore(0)
+        self.task = asyncio.ensure_future(bodies.read(JSON, self._receive, client))
+
+    async def _receive(self):
+        self._wants.release()
+        return await self._parts.get()
+
+    async def wanted(self) -> None:
+        """Until the gateway waits for more, or has done with it."""
+        asks = asyncio.ensure_future(self._wants.acquire())
+        await asyncio.wait((asks, self.task), return_when=asyncio.FIRST_COMPLETED)
+        asks.cancel()
+
+    async def send(self, size: int, *, more: bool = True) -> None:
+        part = {"type": "http.request", "body": b" " * size, "more_body": more}
+        self._parts.put_nowait(part)
+        await self.wanted()
+
+    async def refusal(self) -> Refusal:
+        with pytest.raises(Refusal) as caught:
+            await self.task
+        return caught.value
+
+
+def make(room: int = 100, **config):
+    time = Time()
+    settings = GatewayConfig(**{"body_window_seconds": 10.0, "body_rate": 1, **config})
+    bodies = Bodies(50, settings, lambda: time.now, time.later)
+    bodies._room = room
+    return bodies, time
+
+
+async def begun(bodies, client: str, *sizes: int) -> Upload:
+    upload = Upload(bodies, client)
+    await upload.wanted()
+    for size in sizes:
+        await upload.send(size)
+    return upload
+
+
+def test_a_slow_but_honest_client_is_served() -> None:
+    async def run():
+        bodies, time = make()
+        upload = await begun(bodies, "a", 10)
+        for _ in range(3):
+            time.go(10)
+            await upload.send(10)
+        await upload.send(1, more=False)
+        return await upload.task, time.now, bodies.in_memory, bodies._held
+
+    assert asyncio.run(run()) == (b" " * 41, 30.0, 0, {})
+
+
+@pytest.mark.parametrize(("sizes", "after"), [((), 10), ((50,), 20), ((10, 9), 20)])
+def test_a_body_below_the_least_rate_is_given_up(sizes, after) -> None:
+    async def run():
+        bodies, time = make()
+        upload = await begun(bodies, "a", *sizes[:1])
+        time.go(9.5)
+        for size in sizes[1:]:
+            await upload.send(size)
+        while not upload.task.done() and time.now < 100:
+            time.go(0.5)
+            await asyncio.wait((upload.task,), timeout=0)
+        return await upload.refusal(), time.now, bodies.in_memory
+
+    refusal, now, held = asyncio.run(run())
+    assert (refusal.status, refusal.reason, held) == (408, "slow_body", 0)
+    assert now <= after + 0.5
+    assert "the least is 1 a second" in refusal.message
+
+
+def test_a_body_has_a_deadline_however_it_comes() -> None:
+    async def run():
+        bodies, time = make(body_seconds=25.0, body_rate=0)
+        upload = await begun(bodies, "a", 10)
+        time.go(24)
+        await upload.send(10)
+        time.go(1)
+        return await upload.refusal()
+
+    assert "did not arrive within 25 s" in asyncio.run(run()).message
+
+
+def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> None:
+    async def run():
+        bodies, _ = make()
+        first = await begun(bodies, "a", 30)
+        second = await begun(bodies, "a", 20)  # 50 of 100: as much as is left
+        await second.send(1)
+        refusal = await second.refusal()
+        assert (refusal.status, refusal.reason, refusal.retry_after) == (429, "too_many_bodies", 1)
+        assert "take 51 bytes, more than the 49" in refusal.message
+        assert bodies.in_memory == 30  # what was refused is given back
+        other = await begun(bodies, "b", 30)
+        await other.send(1, more=False)
+        assert len(await other.task) == 31
+        await first.send(1, more=False)
+        return len(await first.task), bodies.in_memory, bodies._held
+
+    assert asyncio.run(run()) == (31, 0, {})
+
+
+def test_nine_bodies_that_stand_still_make_room_even_for_their_own_client() -> None:
+    async def run():
+        bodies, time = make()
+        still = []
+        for _ in range(9):
+            still.append(await begun(bodies, "a", 45))
+            time.go(1.0)
+        # Two had been too many: the one that stood still longest made room for the next.
+        assert [one.task.done() for one in still] == [True] * 8 + [False]
+        assert bodies.in_memory == 45
+        for one in still[:8]:
+            refusal = await one.refusal()
+            assert (refusal.status, refusal.reason) == (408, "slow_body")
+            assert "stood still" in refusal.message
+        mine = await begun(bodies, "a", 10)
+        await mine.send(10, more=False)
+        assert (await still[8].refusal()).reason == "slow_body"
+        return len(await mine.task), bodies.in_memory, bodies._held
+
+    assert asyncio.run(run()) == (20, 0, {})
+
+
+def test_a_client_that_holds_less_is_not_sent_away_for_one_that_holds_more() -> None:
+    async def run():
+        bodies, time = make()
+        small = await begun(bodies, "b", 5)
+        time.go(5)
+        large = await begun(bodies, "a", 45)
+        await large.send(5)
+        refusal = await large.refusal()
+        assert not small.task.done()
+        await small.send(5, more=False)
+        return refusal.status, len(await small.task)
+
+    assert asyncio.run(run()) == (429, 10)
+
+
+def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
+    async def run():
+        bodies, _ = make()
+        bodies.keep(60, "a")
+        late = Upload(bodies, "a")
+        status = (await late.refusal()).status
+        other = await begun(bodies, "b", 15)
+        await other.send(1, more=False)
+        bodies.keep(-60, "a")
+        return status, len(await other.task), bodies.in_memory, bodies._held
+
+    assert asyncio.run(run()) == (429, 16, 0, {})
+
+
+def test_a_client_that_leaves_gives_its_room_back() -> None:
+    async def run():
+        bodies, _ = make()
+        upload = await begun(bodies, "a", 40)
+        upload._parts.put_nowait({"type": "http.disconnect"})
+        refusal = await upload.refusal()
+        ended = await begun(bodies, "a", 40)
+        ended.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ended.task
+        return refusal.reason, bodies.in_memory, bodies._held
+
+    assert asyncio.run(run()) == ("incomplete_body", 0, {})

@@ -1,0 +1,315 @@
+"""What strangers send over real sockets before anybody has looked at a key."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import threading
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPResponse
+
+import pytest
+
+pytest.importorskip("aiohttp")
+pytest.importorskip("uvicorn")
+
+from bench.common.gateway import CHAT, Recorder, chat, plan_for
+from tests.waiting import HANG
+from turbofit.gateway.config import ConnectionLimits, GatewayConfig
+from turbofit.gateway.http.app import Gateway
+from turbofit.gateway.limits.request_limits import bounds_of
+from turbofit.gateway.thread import GatewayThread
+
+HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
+#: Deadlines that no test waits for.
+LONG = {"headers_seconds": 1000.0, "unread_seconds": 1000.0}
+
+
+@contextmanager
+def serving(limits=None, room: int = 0, **config):
+    """A gateway on a port of its own; what is asked of it is answered at once."""
+    settings = GatewayConfig(port=0, connection=ConnectionLimits(**(limits or {})), **config)
+    app = Gateway(bounds_of(plan_for()), ["http://127.0.0.1:9"], settings, upstream=Recorder())
+    app.engines[0].last_success = 0.0  # so that /health is 200 before the first probe
+    if room:
+        app._bodies._room = room
+    with GatewayThread(app) as thread:
+        thread.app = app
+        thread.port = int(thread.url.rpartition(":")[2])
+        yield thread
+
+
+def connected(gateway, source: str = "127.0.0.1") -> socket.socket:
+    address = ("127.0.0.1", gateway.port)
+    return socket.create_connection(address, timeout=HANG, source_address=(source, 0))
+
+
+def answered(client: socket.socket) -> tuple[int, dict[str, str], dict]:
+    response = HTTPResponse(client)
+    response.begin()
+    body = response.read()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return response.status, headers, json.loads(body)
+
+
+def ended(client: socket.socket) -> bool:
+    """Waits for the other end's close."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def health(gateway, source: str = "127.0.0.1") -> int:
+    with closing(connected(gateway, source)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        return answered(client)[0]
+
+
+def asked(gateway, key: str = "", source: str = "127.0.0.1") -> int:
+    connection = HTTPConnection("127.0.0.1", gateway.port, HANG, source_address=(source, 0))
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    with closing(connection):
+        connection.request("POST", CHAT, json.dumps(chat()), headers)
+        return connection.getresponse().status
+
+
+def endless(client: socket.socket, piece: bytes) -> None:
+    """Send until nobody takes it any more."""
+    try:
+        while True:
+            client.sendall(piece)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (HEAD + b"x: " + b"a" * 20_000 + b"\r\n\r\n", 431, "header_too_big"),
+        (HEAD + b"x: " + b"a" * (5 << 20) + b"\r\n\r\n", 431, "header"),
+        (HEAD + b"".join(b"x-%d: a\r\n" % n for n in range(5000)), 431, "too_many_headers"),
+        (HEAD + (b"x: " + b"a" * 16_000 + b"\r\n") * 5, 431, "headers_too_big"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n", 414, "url_too_long"),
+        (b"a" * 10 + b"\r\n\r\n", 400, "bad_request"),
+        (b"GET /a b c HTTP/1.1\r\n\r\n", 400, "bad_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", 400, "bad_request"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"zz\r\n", 400, "bad_request"),
+        (
+            HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nx: " + b"a" * (1 << 20),
+            431,
+            "headers_too_big",
+        ),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n1;" + b"a" * (1 << 20), 431, "headers_too_big"),
+    ],
+)
+def test_what_is_too_big_or_no_http_is_answered_and_the_connection_ends(sent, status, code) -> None:
+    with serving(LONG) as gateway, closing(connected(gateway)) as client:
+        threading.Thread(target=_send, args=(client, sent), daemon=True).start()
+        found, headers, body = answered(client)
+        assert (found, headers["connection"]) == (status, "close")
+        assert body["error"]["code"].startswith(code)
+        assert headers["x-request-id"]
+        assert ended(client)
+        assert health(gateway) == 200
+        page = gateway.app.metrics.text({})
+        assert f'turbofit_gateway_refused_total{{reason="{body["error"]["code"]}"}} 1' in page
+
+
+def _send(client: socket.socket, data: bytes) -> None:
+    try:
+        client.sendall(data)
+    except OSError:
+        return
+
+
+def test_an_endless_header_is_cut_off() -> None:
+    with serving({"unread_seconds": 0.1}) as gateway, closing(connected(gateway)) as client:
+        client.sendall(HEAD + b"x: ")
+        sender = threading.Thread(target=endless, args=(client, b"a" * 65536))
+        sender.start()
+        sender.join(HANG)
+        assert not sender.is_alive()
+        assert health(gateway) == 200
+
+
+def test_the_error_has_the_form_of_the_api_that_was_asked() -> None:
+    with serving(LONG, pretend=True) as gateway, closing(connected(gateway)) as client:
+        client.sendall(b"POST /v1/messages HTTP/1.1\r\nx: " + b"a" * 20_000 + b"\r\ny: b")
+        status, headers, body = answered(client)
+    assert (status, body["type"], headers["x-turbofit-pretend"]) == (431, "error", "1")
+    assert "the limit is 16384" in body["error"]["message"]
+
+
+def test_headers_below_the_limits_pass() -> None:
+    with serving(LONG) as gateway, closing(connected(gateway)) as client:
+        lines = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 600) for n in range(99))
+        client.sendall(b"GET /health HTTP/1.1\r\n" + lines)
+        client.sendall(b"x: " + b"a" * 4000 + b"\r\n\r\n")
+        assert answered(client)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(b"", 0), (b"\r\n\r\n", 408), (b"PO", 408), (HEAD, 408), (HEAD + b"x: a", 408)],
+)
+def test_headers_that_are_not_whole_in_time(sent, status) -> None:
+    limits = {"headers_seconds": 0.05, "unread_seconds": 0.05}
+    with serving(limits) as gateway, closing(connected(gateway)) as client:
+        client.sendall(sent)
+        if status:
+            found, headers, body = answered(client)
+            assert (found, headers["connection"]) == (408, "close")
+            assert body["error"]["code"] == "slow_headers"
+        assert ended(client)
+
+
+def test_a_later_request_has_the_same_deadline() -> None:
+    quick = ConnectionLimits(headers_seconds=0.05)
+    with serving(LONG) as gateway, closing(connected(gateway)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answered(client)[0] == 200
+        gateway.call(lambda app: [setattr(one, "limits", quick) for one in app.connections._of])
+        client.sendall(b"GET /health HTTP/1.1\r\nx: ")
+        assert answered(client)[0] == 408
+        assert ended(client)
+
+
+def test_idle_connections_end() -> None:
+    with serving({"keep_alive_seconds": 1}) as gateway, closing(connected(gateway)) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answered(client)[0] == 200
+        assert ended(client)
+
+
+def test_the_key_is_looked_at_before_the_body_and_the_rest_is_read_for_a_while() -> None:
+    with serving({"unread_seconds": 0.1}, api_keys=("k",)) as gateway:
+        with closing(connected(gateway)) as client:
+            client.sendall(HEAD + b"content-length: 10000000\r\n\r\n{")
+            assert answered(client)[0] == 401
+            endless(client, b" " * 1000)  # until the connection ends
+        with closing(connected(gateway)) as client:
+            client.sendall(
+                HEAD + b"content-length: 100000000000\r\nauthorization: Bearer k\r\n\r\n"
+            )
+            assert answered(client)[0] == 413
+            assert ended(client)
+
+
+def test_a_refused_body_that_comes_whole_leaves_the_connection_usable() -> None:
+    with serving(LONG, api_keys=("k",)) as gateway, closing(connected(gateway)) as client:
+        client.sendall(HEAD + b"content-length: 1000000\r\n\r\n")
+        assert answered(client)[0] == 401
+        client.sendall(b" " * 1_000_000)
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answered(client)[0] == 200
+
+
+def test_a_slow_body_is_given_up_and_its_connection_too() -> None:
+    slow = serving({"unread_seconds": 0.05}, body_window_seconds=0.05)
+    with slow as gateway, closing(connected(gateway)) as client:
+        client.sendall(HEAD + b"content-length: 100\r\n\r\n{")
+        status, _, body = answered(client)
+        assert (status, body["error"]["code"]) == (408, "slow_body")
+        assert ended(client)
+
+
+def test_a_body_in_small_pieces_is_served() -> None:
+    body = json.dumps(chat()).encode()
+    with serving(LONG) as gateway, closing(connected(gateway)) as client:
+        for letter in HEAD + b"content-length: %d\r\n\r\n" % len(body) + body:
+            client.sendall(bytes([letter]))
+        assert answered(client)[0] == 200
+
+
+@pytest.mark.parametrize("other", [{"key": "b"}, {"key": "a", "source": "127.0.0.2"}])
+def test_nine_unfinished_bodies_lock_no_other_client_out(other) -> None:
+    keys = ("a", "b") if other["key"] == "b" else ()
+    config = {"room": 1 << 20, "api_keys": keys, "body_window_seconds": 1000.0}
+    with serving(LONG, **config, body_seconds=1000.0) as gateway:
+        posting = HEAD + b"authorization: Bearer a\r\ncontent-length: 200000\r\n\r\n"
+        clients = [connected(gateway) for _ in range(9)]
+        for client in clients:
+            client.sendall(posting + b" " * 150_000)
+            assert asked(gateway, **other) == 200
+        # Three are within half of the room; the others are told so. One that stood still for a
+        # second, on a slow machine, has made room for the next.
+        told, waiting = [], list(clients)
+        while len(told) < 6:
+            ready, _, _ = select.select(waiting, [], [], HANG)
+            assert ready
+            told += [answered(client)[0] for client in ready]
+            waiting = [client for client in waiting if client not in ready]
+        assert set(told) <= {429, 408}
+        assert asked(gateway, **other) == 200
+        assert gateway.call(lambda app: app._bodies.in_memory) <= 1 << 19
+        for client in clients:
+            client.close()
+
+
+def test_requests_are_taken_one_at_a_time() -> None:
+    body = json.dumps(chat()).encode()
+    one = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    with serving(LONG) as gateway, closing(connected(gateway)) as client:
+        client.sendall(one * 50)
+        status, headers, _ = answered(client)
+        assert (status, headers["connection"]) == (200, "close")
+        assert ended(client)
+        assert len(gateway.app._upstream.seen) == 1
+
+
+def test_connections_of_an_address_make_room_for_its_own() -> None:
+    with serving({**LONG, "connections_per_address": 3}) as gateway:
+        first = connected(gateway)
+        others = [connected(gateway, "127.0.0.2") for _ in range(3)]
+        assert health(gateway, "127.0.0.2") == 200
+        assert ended(others[0])
+        page = gateway.app.metrics.text({})
+        assert 'connections_closed_total{reason="made_room"} 1' in page
+        first.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answered(first)[0] == 200
+        for client in (first, *others):
+            client.close()
+
+
+def test_many_half_open_connections_leave_health_alone() -> None:
+    """A small twin of the slow-loris row of ``bench/gateway/hostile.py``."""
+    with serving({**LONG, "connections": 50, "connections_per_address": 40}) as gateway:
+        half = [connected(gateway, f"127.0.0.{2 + n % 4}") for n in range(200)]
+        for client in half:
+            _send(client, HEAD + b"x: a\r\n")
+        for _ in range(5):
+            assert health(gateway) == 200
+            assert asked(gateway) == 200
+        assert gateway.call(lambda app: len(app.connections)) <= 50
+        for client in half:
+            client.close()
+
+
+def test_behind_a_trusted_proxy_the_client_is_who_the_proxy_says() -> None:
+    records = []
+    settings = {"trusted_proxies": ("127.0.0.1",), "port": 0}
+    limits = ConnectionLimits(connections_per_address=1)
+    app = Gateway(
+        bounds_of(plan_for()), ["http://127.0.0.1:9"],
+        GatewayConfig(connection=limits, **settings), records.append, upstream=Recorder(),
+    )  # fmt: skip
+    with GatewayThread(app) as gateway:
+        gateway.port = int(gateway.url.rpartition(":")[2])
+        idle = [connected(gateway) for _ in range(3)]
+        connection = HTTPConnection("127.0.0.1", gateway.port, HANG)
+        headers = {"content-type": "application/json", "x-forwarded-for": "1.2.3.4, 192.0.2.7"}
+        connection.request("POST", CHAT, json.dumps(chat()), headers)
+        assert connection.getresponse().status == 200
+        connection.close()
+        stranger = HTTPConnection("127.0.0.1", gateway.port, HANG, source_address=("127.0.0.2", 0))
+        stranger.request("POST", CHAT, json.dumps(chat()), headers)
+        assert stranger.getresponse().status == 200
+        stranger.close()
+        for client in idle:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):  # still open
+                client.recv(1)
+            client.close()
+    assert [record["client"] for record in records] == ["192.0.2.7", "127.0.0.2"]

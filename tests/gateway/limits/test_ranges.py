@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from bench.common.gateway import chat
+from turbofit.gateway.http.bodies import read_body
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.parameters import RULES
+from turbofit.gateway.limits.ranges import hold_parameters, lower_answer
+from turbofit.gateway.limits.rules import Scope
+
+SCOPE = Scope(engines=("turbomind",), vocabulary=512, session=4096)
+BASE: dict[str, dict[str, Any]] = {
+    "chat": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    "completions": {"model": "m", "prompt": "x"},
+    "generate": {"prompt": "x"},
+    "messages": {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
+    "responses": {"model": "m", "input": "x"},
+    "encode": {"input": "hello"},
+    "count_tokens": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+}
+
+
+def held(kind: Any, scope: Scope = SCOPE, **fields: Any) -> tuple[dict[str, Any], list[str]]:
+    body = read_body(kind, {**copy.deepcopy(BASE[kind]), **fields}).body
+    return body, hold_parameters(kind, body, scope)
+
+
+def refused(kind: Any, scope: Scope = SCOPE, **fields: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        held(kind, scope, **fields)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "asked", "given", "said"),
+    [
+        ("chat", "top_k", 1024, 1024, []),
+        ("chat", "top_k", 1025, 1024, ["top_k=1025->1024"]),
+        ("generate", "top_k", 2**63, 1024, ["top_k=9223372036854775808->1024"]),
+        ("messages", "top_k", 10**30, 1024, ["top_k=huge->1024"]),
+        ("responses", "top_k", "4096", 1024, ["top_k=4096->1024"]),
+        ("completions", "top_k", 3.0, 3, []),
+        ("chat", "seed", -1, 2**64 - 1, ["seed=-1->18446744073709551615"]),
+        ("chat", "seed", 2**64, 0, ["seed=huge->0"]),
+        ("chat", "min_new_tokens", 2**31, 4096, ["min_new_tokens=2147483648->4096"]),
+        ("chat", "max_tokens", 64000, 4096, ["max_tokens=64000->4096"]),
+        ("responses", "max_output_tokens", 10**30, 4096, ["max_output_tokens=huge->4096"]),
+        ("chat", "temperature", 1e-300, 0.01, ["temperature=1e-300->0.01"]),
+        ("chat", "temperature", 0, 0, []),
+        ("chat", "temperature", "0.5", 0.5, []),
+        ("chat", "presence_penalty", 9, 2, ["presence_penalty=9->2"]),
+        ("chat", "repetition_ngram_size", 2000, 1024, ["repetition_ngram_size=2000->1024"]),
+        ("generate", "top_logprobs_num", 5000, 1024, ["top_logprobs_num=5000->1024"]),
+        ("generate", "stop_token_ids", [0, 511], [0, 511], []),
+        ("chat", "logit_bias", {"5": 300, "6": -1}, {"5": 100, "6": -1}, []),
+        ("chat", "stream", "yes", True, []),
+        ("chat", "ignore_eos", 0, False, []),
+    ],
+)  # fmt: skip
+def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, given, said) -> None:
+    body, words = held(kind, **{name: asked})
+    assert (body[name], words) == (given, said)
+    assert type(body[name]) is type(given) or not isinstance(given, int)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "asked", "word"),
+    [
+        ("chat", "top_k", -1, "between 0 and 1024"),
+        ("chat", "top_k", "x", "no number"),
+        ("chat", "top_k", 1.5, "no whole number"),
+        ("chat", "top_k", [1], "no number"),
+        ("chat", "temperature", 2.01, "at most 2"),
+        ("messages", "temperature", 1.01, "at most 1"),
+        ("chat", "temperature", "nan", "not a finite number"),
+        ("chat", "temperature", "inf", "not a finite number"),
+        ("chat", "top_p", 0, "above 0"),
+        ("completions", "min_p", 2, "at most 1"),
+        ("generate", "min_p", -0.1, "at least 0"),
+        ("chat", "repetition_penalty", 0, "at least 0.01"),
+        ("chat", "repetition_penalty", "nan", "not a finite number"),
+        ("chat", "max_tokens", 0, "between 1 and 4096"),
+        ("chat", "top_logprobs", 21, "between 0 and 20"),
+        ("completions", "logprobs", 1, "between 0 and 0"),
+        ("completions", "prompt", "", "is empty"),
+        ("completions", "prompt", ["a", ""], "is empty"),
+        ("generate", "prompt", "", "is empty"),
+        ("generate", "stop_token_ids", [-1], "token id -1, ids are between 0 and 511"),
+        ("generate", "stop_token_ids", [512], "token id 512, ids are between 0 and 511"),
+        ("generate", "stop_token_ids", list(range(33)), "33 token ids, the limit is 32"),
+        ("generate", "stop_token_ids", "12", "no list"),
+        ("chat", "input_ids", [10**9], "ids are between 0 and 511"),
+        ("chat", "input_ids", [1] * 4097, "4097 token ids, the limit is 4096"),
+        ("messages", "input_ids", [2**63], "ids are between 0 and 511"),
+        ("chat", "logit_bias", {"512": 1}, "ids are between 0 and 511"),
+        ("chat", "logit_bias", {"x": 1}, "no number"),
+        ("chat", "logit_bias", {"1": "nan"}, "not a finite number"),
+        ("chat", "logit_bias", [1], "no object"),
+        ("chat", "stop", "", "is empty"),
+        ("chat", "stop", "x" * 1025, "1025 characters, the limit is 1024"),
+        ("chat", "stop", [f"stop{i}" for i in range(17)], "17 strings, the limit is 16"),
+        ("chat", "stop", list("abcde"), "5 strings of less than 3 characters, the limit is 4"),
+        ("messages", "stop_sequences", [""], "is empty"),
+        ("chat", "stop", [1], "no string"),
+        ("chat", "stream", "maybe", "neither true nor false"),
+        ("chat", "model", 7, "no string"),
+        ("chat", "user", "x" * 5000, "5000 characters"),
+        ("chat", "chat_template_kwargs", {"chat_template": "{{ x }}"}, "may not hold"),
+        ("chat", "chat_template_kwargs", [], "no object"),
+        ("responses", "input", [{"role": "user", "content": "x"}] * 4097, "4097 messages"),
+        (
+            "chat",
+            "messages",
+            [{"role": "user", "content": [{"type": "text", "text": ""}] * 8193}],
+            "8193 parts",
+        ),
+        ("chat", "tools", [{}] * 129, "129 tools"),
+        ("responses", "input", ["x"], "no object"),
+        ("responses", "include", ["x"] * 257, "257 items, the limit is 256"),
+        ("messages", "metadata", {str(n): n for n in range(300)}, "300 items"),
+    ],
+)
+def test_what_cannot_is_refused_with_the_range(kind, name, asked, word) -> None:
+    said = refused(kind, **{name: asked})
+    assert said.param == name
+    assert word in said.message
+
+
+def test_engines_differ_where_they_do() -> None:
+    both = Scope(engines=("pytorch", "turbomind"), vocabulary=512, session=4096)
+    assert held("chat", both, top_k=1000)[0]["top_k"] == 512
+    assert held("chat", top_k=1000)[0]["top_k"] == 1000
+    serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
+    assert held("chat", serial, frequency_penalty=-2)[0]["frequency_penalty"] == -0.99
+
+
+def test_what_nobody_knows_refuses_nothing() -> None:
+    body, said = held("generate", Scope(), stop_token_ids=[10**6], max_tokens=10**6)
+    assert (body["stop_token_ids"], body["max_tokens"], said) == ([10**6], 10**6, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "left", "said"),
+    [
+        ("chat", {"max_tokens": 9, "max_completion_tokens": 700}, 600,
+         ["max_completion_tokens=700->600"]),
+        ("messages", {"max_tokens": 4096}, 600, ["max_tokens=4096->600"]),
+        ("responses", {"max_output_tokens": 600}, 600, []),
+        ("count_tokens", {}, 1, []),
+    ],
+)  # fmt: skip
+def test_an_answer_is_lowered_to_what_images_leave(kind, fields, left, said) -> None:
+    body = held(kind, **fields)[0]
+    assert lower_answer(kind, body, left) == said
+
+
+def test_an_ordinary_request_is_passed_as_it_is() -> None:
+    fields = {"temperature": 0.7, "top_p": 0.9, "stop": ["\n", "END"], "max_tokens": 64, "seed": 7}
+    body, said = held("chat", **fields)
+    assert body == {**chat(**fields), "messages": BASE["chat"]["messages"]}
+    assert said == []
+
+
+ODD: list[Any] = [
+    True, 0, -1, 2**31, 2**63, 2**64, -(2**70), 0.0, 1e308, "", "x", "nan", "1e999", [], {},
+    [None], [[]], {"a": None}, "9" * 39, {"type": "json_schema", "json_schema": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(kind, value) -> None:
+    for name in RULES[kind]:
+        with suppress(Refusal):
+            held(kind, **{name: copy.deepcopy(value)})

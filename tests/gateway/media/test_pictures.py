@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from base64 import b64encode
+
+import pytest
+from PIL import Image
+
+from bench.common.gateway import data_url, picture
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.media.pictures import LARGEST_PIXELS, from_base64, from_bytes, from_url
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+MOST = 4 << 20
+
+
+def png(width: int, height: int, *, rows: bytes = b"") -> bytes:
+    """A PNG with any header, whether or not its pixels are there."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in parts
+    )
+
+
+def refused(data: bytes | str, most: int = MOST) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        from_url(data, most) if isinstance(data, str) else from_bytes(data, most)
+    assert 400 <= caught.value.status < 500
+    return caught.value
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("size", [(1, 1), (37, 61), (640, 480)])
+def test_size_and_type_come_from_the_content(kind, size) -> None:
+    data = picture(*size, kind)
+    found = from_url(data_url(data, "image/svg+xml"), MOST)
+    assert (found.size, found.bytes) == (size, len(data))
+    assert found.mime == f"image/{kind.lower()}"
+    assert found.base64 == b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "unknown_image_type"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "unknown_image_type"),
+        (b"<!doctype html><html></html>", "unknown_image_type"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown_image_type"),
+        (b"\x1f\x8b" + bytes(50), "unknown_image_type"),
+        (b"%PDF-1.4", "unknown_image_type"),
+        (b"BM", "broken_image"),
+        (b"\xff\xd8\xff", "broken_image"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "broken_image"),
+        (b"GIF89a", "broken_image"),
+        (b"\x89PNG\r\n\x1a\n", "broken_image"),
+        (png(1, 100_000), "bad_image_size"),
+        (png(65_000, 65_000), "too_many_pixels"),
+        (png(60_000, 1600), "too_many_pixels"),
+    ],
+)
+def test_what_is_no_usable_image_is_refused_from_its_header(data, reason) -> None:
+    assert refused(data).reason == reason
+
+
+def test_a_zero_sided_image_is_refused() -> None:
+    for size in ((0, 5), (5, 0)):
+        assert refused(png(*size)).reason in ("bad_image_size", "broken_image")
+
+
+def test_the_pixel_limit_is_said() -> None:
+    refusal = refused(png(12_000, 8_000))
+    assert "96000000 pixels" in refusal.message
+    assert str(LARGEST_PIXELS) in refusal.message
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animations_are_refused(kind, tmp_path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    file = tmp_path / "a"
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    assert refused(file.read_bytes()).reason == "animated_image"
+
+
+def test_pictures_of_phones_with_a_second_one_inside_are_taken(tmp_path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    file = tmp_path / "a"
+    frames[0].save(file, "MPO", save_all=True, append_images=frames[1:])
+    assert from_bytes(file.read_bytes(), MOST).mime == "image/jpeg"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_truncated_images_are_refused(kind) -> None:
+    data = picture(300, 300, kind)
+    assert refused(data[: len(data) * 2 // 3]).reason in ("truncated_image", "broken_image")
+
+
+def test_a_file_that_two_parsers_read_differently_is_refused() -> None:
+    """Pillow asks its Photo CD reader before its WebP reader, and that looks at byte 2048."""
+    data = bytearray(picture(64, 64, "WEBP"))
+    data += bytes(4096 - len(data))
+    data[2048:2052] = b"PCD_"
+    data[4:8] = struct.pack("<I", len(data) - 8)
+    assert refused(bytes(data)).reason == "unknown_image_type"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "x", "data:", "data:,", "data:image/png,QQ==", "data:image/png;base64", "file:///etc/x",
+        "/etc/passwd", "ftp://a/b", "data:image/png;base64,", "data:image/png;base64,####",
+        "data:image/png;base64,QQ==;base64,QQ==", "DATA:image/png;charset=x;base64,Q",
+    ],
+)  # fmt: skip
+def test_other_urls_and_junk_are_refused(url) -> None:
+    assert refused(url).status in (400, 415)
+
+
+def test_base64_with_line_feeds_and_without_padding_is_mended() -> None:
+    data = picture(33, 21)
+    text = b64encode(data).decode()
+    loose = "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76)).rstrip("=")
+    assert from_base64(loose, MOST).base64 == text
+
+
+def test_bytes_are_counted_before_decoding() -> None:
+    refusal = refused("data:image/png;base64," + "A" * (9 << 20))
+    assert refusal.status == 413
+    assert str(MOST) in refusal.message
+    assert refused(b"\x89PNG" + bytes(MOST)).status == 413
+
+
+def test_junk_never_breaks_anything() -> None:
+    rng = random.Random(5)
+    files = [picture(40, 30, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
+    for _ in range(1500):
+        data = bytearray(rng.choice(files))
+        for _ in range(rng.choice((1, 3, 30))):
+            data[rng.randrange(min(len(data), rng.choice((24, 400))))] = rng.randrange(256)
+        try:
+            found = from_bytes(bytes(data[: rng.randrange(len(data)) or None]), MOST)
+        except Refusal as refusal:
+            status = refusal.status
+        else:
+            status = 0
+            assert found.size[0] * found.size[1] <= LARGEST_PIXELS
+        assert status < 500
+
+
+def test_a_url_that_is_well_spelled_is_not_put_together_again() -> None:
+    data = picture(9, 9)
+    assert from_url(data_url(data), MOST).inline == data_url(data)
+    for mime in ("image/jpeg", "image/png;charset=x", ""):
+        assert from_url(data_url(data, mime), MOST).inline == data_url(data)

@@ -1,0 +1,84 @@
+"""A pretend card's account is read on from where the last reading stopped."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from turbofit.api import plan
+from turbofit.core.errors import MachineError
+from turbofit.core.units import MIB
+from turbofit.launch.calibrate.meter import PretendMeter
+from turbofit.launch.engine.pretended import pretend_machine
+from turbofit.pretend import timeline as timelines
+
+
+def allocated(size: int, held: int, address: str) -> str:
+    return f"A 0 0 -1 {size} {held} {address}\n"
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The events that were read from any timeline."""
+    found: list[Any] = []
+    event = timelines._event
+
+    def counted(line: str) -> Any:
+        found.append(line)
+        return event(line)
+
+    monkeypatch.setattr(timelines, "_event", counted)
+    # Any library will do: these events have no traces.
+    library = Path(sys.executable).resolve()
+    monkeypatch.setattr(
+        import_module("turbofit.rehearse.installed"), "engine_library", lambda: library
+    )
+    return found
+
+
+def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> None:
+    made = plan("internvl2-8b", on="1xrtx3090")
+    gpu = pretend_machine(made, 0)["gpus"][0]
+    others = gpu["used"] + gpu["late"]
+    path = tmp_path / "timeline"
+    engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
+    meter = PretendMeter()
+    meter.begin(made)
+    text = (
+        "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
+    )
+    path.write_text(text)
+    (loaded,) = meter.read(engine).values()
+    assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
+    assert len(taken) == 4
+    path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
+    (worst,) = meter.read(engine).values()
+    assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
+    assert len(taken) == 6
+    # A new start has a timeline of its own.
+    engine.words = SimpleNamespace(timeline=tmp_path / "another")
+    with pytest.raises(MachineError, match="account cannot be read"):
+        meter.read(engine)
+    (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
+    (again,) = meter.read(engine).values()
+    assert again.last == others + 2 * MIB
+
+
+def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
+    taken: list[Any], tmp_path: Path
+) -> None:
+    made = plan("internvl2-8b", on="1xrtx3090")
+    path = tmp_path / "timeline"
+    engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
+    meter = PretendMeter()
+    meter.begin(made)
+    path.write_text("P context\nA 0 0 -1 nonsense\n")
+    with pytest.raises(MachineError):
+        meter.read(engine)
+    path.write_text("P context\n" + allocated(MIB, MIB, "a1"))
+    assert 0 in meter.read(engine)

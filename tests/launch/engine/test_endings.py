@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bench.common.plans import plausible_plan
+from turbofit.core.errors import LaunchError, OutOfMemoryError
+from turbofit.launch.engine.endings import ending, hang
+from turbofit.launch.engine.phases import Watch
+
+LOG = Path("/state/engine-0.log")
+TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
+START = TM + "`max_context_token_num` is not set, default to 32768."
+BUDGET = TM + "Object cache budget: 800.00 MB from free 1000.00 MB and ratio 0.800"
+SLAB = TM + "slab_size 33554432, object_size 8388608, object_count 4, ratio 1"
+WARM = TM + "Warm-up lengths: 8, 8320"
+DONE = TM + "Warm-up finished in 1.00 seconds."
+CUDA = "[TM][FATAL][1120.08:30:01.123456][a.cc:1] CUDA error: out of memory"
+FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
+
+
+def watch(*lines: str) -> Watch:
+    seen = Watch(plausible_plan())
+    for line in lines:
+        seen.see(line, 1, 0.0)
+    return seen
+
+
+def test_phases_come_once_and_figures_with_them() -> None:
+    seen = Watch(plausible_plan())
+    said = [text for line in (START, BUDGET, BUDGET, SLAB, SLAB, WARM, DONE)
+            for text in seen.see(line, 1, 0.0)]  # fmt: skip
+    assert [text for text in said if text.startswith("phase")] == [
+        "phase: weights",
+        "phase: cache",
+        "phase: warm-up",
+        "phase: serving",
+    ]
+    assert sum("free when the cache was sized" in text for text in said) == 1
+    assert sum("KV tokens" in text for text in said) == 1
+    assert seen.cached_tokens() == 24 * 4 * 64
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "kind", "words"),
+    [
+        ((START, CUDA), -6, OutOfMemoryError, "while it loaded weights"),
+        ((START, BUDGET, CUDA), 134, OutOfMemoryError, "when it allocated the cache"),
+        ((START, BUDGET, WARM, CUDA), -6, OutOfMemoryError, "in its warm-up"),
+        ((START, BUDGET, WARM, DONE, CUDA, FRAME), -6, OutOfMemoryError, "InternVit"),
+        (("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",), 1,
+         OutOfMemoryError, "asking 2.0 GiB"),
+        ((START,), -9, OutOfMemoryError, "host memory"),
+        ((START,), 137, OutOfMemoryError, "host memory"),
+        ((START, "ValueError: no"), 1, LaunchError, "exit code 1: ValueError: no"),
+        ((START, CUDA.replace("out of memory", "misaligned address")), -6, LaunchError,
+         "SIGABRT: CUDA error: misaligned address"),
+        ((TM + "Check failed: a < b (2 vs. 1) ",), -6, LaunchError, "check failed: a < b"),
+        ((), -11, LaunchError, "SIGSEGV"),
+        ((), 0, LaunchError, "exit code 0"),
+    ],
+)  # fmt: skip
+def test_endings(lines: tuple[str, ...], code: int, kind: type, words: str) -> None:
+    error = ending(code, watch(*lines), plausible_plan(), LOG).error
+    assert type(error) is kind
+    assert words in error.message
+    assert str(LOG) in error.hint
+
+
+def test_the_first_fault_counts_not_what_follows_from_it() -> None:
+    seen = watch(START, CUDA, "RuntimeError: NCCL error x:1 'aborted'")
+    assert ending(-6, seen, plausible_plan(), LOG).error.exit_code == 6
+
+
+def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> None:
+    wait = TM + "out of memory at 0/1"
+    seen = watch(START, BUDGET, SLAB, WARM, TM + "8320")
+    seen.see(wait, 999, 10.0)
+    assert not seen.hangs(20.0)
+    seen.see(wait, 1, 10.5)
+    assert not seen.hangs(11.0)
+    assert seen.hangs(12.5)
+    error = hang(seen, plausible_plan(), LOG).error
+    assert error.exit_code == 3
+    assert "6,144 tokens, a request of 8,320" in error.message
+    seen.see(TM + "16", 1, 13.0)
+    assert not seen.hangs(60.0)
+
+
+def test_back_pressure_while_serving_is_no_hang() -> None:
+    seen = watch(START, BUDGET, WARM, DONE)
+    seen.see(TM + "out of memory at 0/1", 10**6, 0.0)
+    seen.see(TM + "hit resource limit at 1/2", 10**6, 0.0)
+    assert not seen.hangs(1e6)
+
+
+def test_every_signal_has_a_name_or_a_number() -> None:
+    assert "signal 99" in ending(-99, watch(), plausible_plan(), LOG).error.message
+    assert signal.SIGABRT.name in ending(134, watch(), plausible_plan(), LOG).error.message
+
+
+@pytest.mark.parametrize(
+    ("lines", "phase"),
+    [
+        ((CUDA,), "start"),
+        ((START, CUDA), "weights"),
+        ((START, BUDGET, CUDA), "cache"),
+        ((START, BUDGET, WARM, CUDA), "warm-up"),
+        ((START, BUDGET, WARM, DONE, CUDA, FRAME), "vision"),
+        ((START, BUDGET, WARM, DONE, CUDA, "  [ 0] LlamaLinear::Forward @ src/x.cc:1"), "text"),
+    ],
+)
+def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
+    ended = ending(-6, watch(*lines), plausible_plan(), LOG)
+    assert ended.kind == "out_of_memory"
+    assert ended.phase == phase
+    assert ended.of_memory
+    assert not ended.passing
+
+
+def test_the_pretend_account_adds_the_bytes() -> None:
+    death = {
+        "gpu": 2, "phase": "serving", "where": "InternVit::Impl::Forward", "asked": 500 << 20,
+        "left": 300 << 20, "short": 202 << 20,
+    }  # fmt: skip
+    ended = ending(-6, watch(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
+    assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
+    assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
+    assert "(in InternVit::Impl::Forward)" in ended.error.message
+    assert ended.record()["where"] == "InternVit::Impl::Forward"
+
+
+def test_who_killed_it() -> None:
+    by_kernel = ending(-9, watch(START), plausible_plan(), LOG, host_kills=1)
+    assert (by_kernel.kind, by_kernel.phase) == ("host_memory", "host")
+    nobody_knows = ending(-9, watch(START), plausible_plan(), LOG, host_kills=None)
+    assert nobody_knows.kind == "host_memory"
+    by_somebody = ending(-9, watch(START), plausible_plan(), LOG, host_kills=0)
+    assert by_somebody.kind == "killed"
+    assert by_somebody.passing
+    assert isinstance(by_somebody.error, LaunchError)
+
+
+def test_the_drivers_errors_are_said() -> None:
+    note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
+    ended = ending(-6, watch(START), plausible_plan(), LOG, notes=(note,))
+    assert note in ended.error.message
+
+
+def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
+    plan = plausible_plan()
+    seen = Watch(replace(plan, engine=replace(plan.engine, name="pytorch")))
+    line = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
+    assert not seen.failing
+    seen.see(line, 1, 10.0)
+    assert seen.failing
+    assert not seen.loop_failed(11.0)
+    seen.see("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB.", 1, 11.0)
+    assert seen.loop_failed(11.0)

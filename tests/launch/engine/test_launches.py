@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.common.plans import plausible_plan
+from turbofit.core.plan import Command
+from turbofit.launch.engine.launches import KEY, Launch, _outgoing, free_ports, port_of
+from turbofit.launch.engine.runner import module_runner
+from turbofit.planning.commands import private_commands
+
+DUMP = (
+    "import json, os, sys\nprint(json.dumps([sys.argv, os.environ.get('TURBOFIT_ENGINE_KEY')]))\n"
+)
+
+
+def test_the_key_is_in_no_command_line(tmp_path: Path) -> None:
+    (tmp_path / "dumps.py").write_text(DUMP)
+    command = Command(env={"A": "1"}, argv=("lmdeploy", "serve", "--server-port", "7"), group=0)
+    launch = Launch(command, module_runner("dumps"), "secret", hidden=True)
+    words = launch.words(0)
+    assert "secret" not in " ".join(words.argv)
+    assert words.env["A"] == "1"
+    done = subprocess.run(
+        words.argv, env={**words.env, "PYTHONPATH": str(tmp_path)}, capture_output=True, check=True
+    )
+    (argv, left) = json.loads(done.stdout)
+    assert argv[1:] == ["serve", "--server-port", "7", "--api-keys", "secret"]
+    # Nor is it handed on to what the engine starts.
+    assert left is None
+
+
+def test_a_key_of_the_users_own_is_not_given_twice() -> None:
+    command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
+    launch = Launch(command, module_runner("x"), "mine")
+    assert launch.key == "mine"
+    assert KEY not in launch.words(0).env
+
+
+def test_private_commands_are_closed() -> None:
+    plan = plausible_plan(gpus=2, tp=1)
+    one, two = private_commands(plan, [5001, 5002], "/overlay/InternVL2-8B", "org/name")
+    assert [port_of(command) for command in (one, two)] == [5001, 5002]
+    assert one.argv[3] == "/overlay/InternVL2-8B"
+    assert one.argv[one.argv.index("--model-name") + 1] == "org/name"
+    assert one.argv[one.argv.index("--server-name") + 1] == "127.0.0.1"
+    assert "--disable-fastapi-docs" in one.argv
+    assert one.argv[one.argv.index("--allow-origins") + 1] == "https://closed.invalid"
+
+
+def test_ports_are_different_and_free() -> None:
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert all(port < _outgoing() for port in ports)
+    assert port_of(Command(env={}, argv=("lmdeploy",), group=0)) == 23333
+
+
+def test_lmdeploy_does_not_see_our_folder(tmp_path: Path) -> None:
+    """A script's folder comes first on its path; ours has a module named like many others."""
+    (tmp_path / "looks.py").write_text("import sys\nprint('\\n'.join(sys.path))\n")
+    runner = module_runner("looks", (sys.executable,))
+    done = subprocess.run(
+        runner, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert not any(path.endswith("turbofit/launch") for path in done.stdout.splitlines())

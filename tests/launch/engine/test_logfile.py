@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbofit.launch.engine import logfile
+from turbofit.launch.engine.logfile import _TIME, LogFile
+
+HANG = b"[TM][INFO][1120.08:30:00.%06d][scheduler.cc:1186] out of memory at 0/1\n"
+
+
+def test_repeats_become_a_count_whatever_their_time(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    runs = log.feed(b"first\n" + b"".join(HANG % i for i in range(500)))
+    runs += log.feed(b"".join(HANG % i for i in range(500)) + b"last\n")
+    log.close()
+    text = "[TM][INFO][scheduler.cc:1186] out of memory at 0/1"
+    assert runs == [("first", 1), (text, 500), (text, 500), ("last", 1)]
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "first",
+        (HANG % 0).decode().rstrip(),
+        "    (the line above came 999 more times)",
+        "last",
+    ]
+
+
+def test_python_times_are_taken_out_too(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    line = b"2026-11-20 08:00:0%d,123 - lmdeploy - WARNING - x\n"
+    assert log.feed(line % 1 + line % 2) == [(" - lmdeploy - WARNING - x", 2)]
+
+
+def test_a_flood_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine prints in one second: a pass and a run for each chunk, hardly a write."""
+    log = LogFile(tmp_path / "log")
+    flood = b"".join(HANG % i for i in range(36_000))
+    passes: list[int] = []
+    writes: list[int] = []
+
+    def passed(new: bytes, text: bytes) -> bytes:
+        passes.append(len(text))
+        return _TIME.sub(new, text)
+
+    def write(data: bytes) -> int:
+        writes.append(len(data))
+        return file.write(data) or 0
+
+    file = log._file
+    monkeypatch.setattr(logfile, "_TIME", SimpleNamespace(sub=passed))
+    monkeypatch.setattr(log, "_file", SimpleNamespace(write=write, close=file.close))
+    chunks = range(0, len(flood), 1 << 16)
+    runs = [log.feed(flood[at : at + (1 << 16)]) for at in chunks]
+    log.close()
+    assert len(passes) == len(chunks)
+    assert all(len(run) == 1 for run in runs)
+    assert len(writes) == 2  # the first line, and how often it came
+    assert (tmp_path / "log").stat().st_size < 300
+
+
+def test_the_size_is_capped(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", cap=1000)
+    for i in range(200):
+        log.feed(b"line %04d of different text\n" % i)
+    log.close()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(sizes) == {"log", "log.1"}
+    assert max(sizes.values()) <= 1000
+    assert "line 0199" in (tmp_path / "log").read_text()
+
+
+def test_lines_cut_by_chunks_and_lines_without_end(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    assert log.feed(b"ab") == []
+    assert log.feed(b"c\nd") == [("abc", 1)]
+    assert log.close() == [("d", 1)]
+    log = LogFile(tmp_path / "long")
+    assert log.feed(b"x" * 70_000) == [("x" * 70_000, 1)]
+
+
+def test_of_a_progress_bar_the_last_state_counts(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    assert log.feed(b"Loading:  1%\rLoading: 50%\rdone\n") == [("done", 1)]
+    assert log.feed(b"windows\r\n") == [("windows", 1)]
+
+
+@given(st.lists(st.binary(max_size=80), max_size=30))
+def test_any_bytes_in_any_cuts(chunks: list[bytes]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = LogFile(Path(folder) / "log")
+        runs = [run for chunk in chunks for run in log.feed(chunk)] + log.close()
+    data = b"".join(chunks)
+    lines = data.split(b"\n")
+    expected = len(lines) - (1 if lines[-1] == b"" else 0)
+    assert sum(count for _, count in runs) == expected
+
+
+def test_a_full_disk_costs_the_log_only(tmp_path: Path, monkeypatch: object) -> None:
+    log = LogFile(Path("/dev/full"))
+    assert log.feed(b"a\nb\n") == [("a", 1), ("b", 1)]
+    log.close()

@@ -1,0 +1,102 @@
+"""How a PyTorch engine's end is read: from its words, since its server lives on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bench.common.plans import plausible_plan
+from turbofit.core.errors import LaunchError, OutOfMemoryError, PackageError
+from turbofit.core.plan import Engine, Plan
+from turbofit.launch.engine.loop import loop_ended, no_cache, raced
+from turbofit.launch.engine.phases import Watch
+from turbofit.model.source import resolve_model
+from turbofit.planning.needs import _satisfies, check_needs, need_warning
+
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
+LOG = Path("engine-0.log")
+FAILED = "2026-11-20 15:21:22,051 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return replace(plausible_plan(gpus=1, tp=1), engine=Engine(name="pytorch", version="0.18"))
+
+
+def watched(plan: Plan, *lines: str) -> Watch:
+    watch = Watch(plan)
+    for number, line in enumerate(lines):
+        watch.see(line, 1, float(number) / 100)
+    return watch
+
+
+def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
+    watch = watched(
+        plan,
+        "INFO:     Uvicorn running on http://127.0.0.1:1",
+        FAILED,
+        "    image_embeds = self.visual(pixel_values)",
+        OOM,
+    )
+    assert watch.loop_failed(0.05)
+    end = loop_ended(watch, plan, LOG)
+    assert (end.kind, end.phase, end.asked) == ("out_of_memory", "vision", 640 << 20)
+    assert isinstance(end.error, OutOfMemoryError)
+    assert end.of_memory
+
+
+def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
+    watch = watched(plan, FAILED, OOM)
+    death = {
+        "gpu": 0, "where": "qwen2_vl.py:449 forward", "asked": 100, "left": 40, "short": 60,
+        "phase": "start",
+    }  # fmt: skip
+    end = loop_ended(watch, plan, LOG, death)
+    assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
+
+
+def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
+    watch = watched(plan, FAILED, "KeyError: 'x'")
+    assert not watch.loop_failed(0.5)
+    assert watch.loop_failed(2.5)
+    end = loop_ended(watch, plan, LOG)
+    assert end.kind == "crash"
+    assert end.passing
+    assert "503" in end.error.message
+
+
+def test_no_room_for_a_cache(plan: Plan) -> None:
+    watch = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
+    assert watch.no_cache == "kv cache"
+    assert no_cache(watch, plan, LOG).phase == "cache"
+
+
+def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
+    assert watched(plan, "EOFError").raced
+    late = watched(plan, "INFO:     Uvicorn running on http://127.0.0.1:1", "EOFError")
+    assert not late.raced
+    end = raced(LOG)
+    assert end.passing
+    assert isinstance(end.error, LaunchError)
+
+
+def test_a_turbomind_s_log_is_read_as_before() -> None:
+    watch = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
+    assert not watch.raced
+    assert not watch.loop_failed(10.0)
+
+
+def test_what_a_model_needs_beside_lmdeploy(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    llava = replace(plan, model=resolve_model("llava-1.5-7b"))
+    assert need_warning(plan) is None
+    assert "transformers<5" in str(need_warning(llava))
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "5.17.0")
+    check_needs(plan)
+    with pytest.raises(PackageError, match=r"transformers<5"):
+        check_needs(llava)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "4.57.6")
+    check_needs(llava)
+    assert _satisfies("4.57.6", "<5")
+    assert not _satisfies("5.0.0", "<5")

@@ -1,0 +1,145 @@
+"""What an engine must answer before it is ready."""
+
+from __future__ import annotations
+
+import base64
+import struct
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from turbofit import api
+from turbofit.core.plan import Plan
+from turbofit.launch.engine.readiness import (
+    Question,
+    fullest_forward,
+    worst_image_tokens,
+    worst_request,
+)
+from turbofit.memory.turbomind.pool import forward_tokens
+
+CARDS = ["1xrtx3090", "1xa100-80gb", "2xl4"]
+#: Tokens of a chat template around a question: InternVL's, and three times as many.
+TEXT = [75, 225]
+
+
+def image_units(plan: Plan, question: Question) -> list[int]:
+    """Units of each image, by the model's own rule."""
+    found = []
+    for part in question.request.body["messages"][0]["content"]:
+        if part["type"] == "image_url":
+            fields = dict(part["image_url"])
+            raw = base64.b64decode(fields.pop("url").partition(",")[2])
+            size = struct.unpack(">II", raw[16:24])
+            found.append(replace(plan.model.image_rule, **fields).units(*size))
+    return found
+
+
+def fullest(plan: Plan, sizes: list[int], text: int) -> int:
+    """Units that meet in the fullest forward of one prompt, as TurboMind cuts it.
+
+    The text of a template comes first but for 10 tokens of it; each image stands between two of
+    its own. An image counts in every forward that holds one of its tokens.
+    """
+    forward, place, met = forward_tokens(plan.settings), text - 10, dict[int, int]()
+    for size in sizes:
+        place += 1
+        end = place + plan.model.image_rule.unit_tokens(size)
+        for number in range(place // forward, (end - 1) // forward + 1):
+            met[number] = met.get(number, 0) + size
+        place = end + 1
+    assert place < plan.settings.session_len
+    return max(met.values())
+
+
+@pytest.mark.parametrize("model", ["internvl2-8b", "internvl2-1b", "qwen2-vl-7b", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize("on", CARDS)
+def test_one_image_holds_the_worst_forward(model: str, on: str) -> None:
+    plan = api.plan(model, on=on)
+    assert plan.fits
+    first = worst_request(plan, "m")
+    assert first is not None
+    assert sum(image_units(plan, first)) == plan.limits.units_per_request
+    tokens = plan.model.image_rule.unit_tokens(plan.limits.units_per_request)
+    assert worst_image_tokens(plan) == tokens
+    second = fullest_forward(plan, "m", 75)
+    if plan.limits.units_per_forward <= plan.limits.units_per_request:
+        assert second is None
+        return
+    (got,) = image_units(plan, second)
+    assert plan.limits.units_per_request < got <= plan.limits.units_per_forward
+    if plan.limits.units_per_forward * 1.1 < plan.settings.session_len:
+        assert got >= 0.98 * plan.limits.units_per_forward
+    assert plan.model.image_rule.unit_tokens(got) < plan.settings.session_len
+
+
+@pytest.mark.parametrize("on", CARDS)
+@pytest.mark.parametrize("text", TEXT)
+@pytest.mark.parametrize("forward", [1024, 2048, 4096, 8192])
+@pytest.mark.parametrize("patch", [None, 1, 4, 6])
+def test_where_no_client_can_ask_for_one_image_many_meet(
+    on: str, text: int, forward: int, patch: int | None
+) -> None:
+    plan = api.plan(
+        "internvl3-8b-hf", on=on, max_prefill_token_num=forward, max_dynamic_patch=patch
+    )
+    question = fullest_forward(plan, "m", text)
+    if plan.limits.units_per_forward <= plan.limits.units_per_request:
+        assert question is None
+        return
+    assert question is not None
+    sizes = image_units(plan, question)
+    assert max(sizes) <= plan.limits.units_per_image
+    assert fullest(plan, sizes, text) >= plan.limits.units_per_forward - 2
+
+
+def test_a_session_too_short_for_two_forwards_is_filled() -> None:
+    plan = api.plan("internvl3-8b-hf", on="1xrtx3090", context=5120)
+    question = fullest_forward(plan, "m", 75)
+    assert question is not None
+    sizes = image_units(plan, question)
+    assert 75 + sum(sizes) * 258 <= 5120
+    assert sum(sizes) >= plan.limits.units_per_forward - 1
+
+
+def test_a_text_model_is_asked_for_what_decides() -> None:
+    plan = api.plan("qwen2.5-7b", on="1xrtx3090")
+    assert worst_request(plan, "m") is None
+    assert worst_image_tokens(plan) == 0
+    longest = fullest_forward(plan, "m", 0)
+    assert longest is not None
+    assert len(longest.request.body["input_ids"]) == plan.settings.session_len - 2
+
+
+def test_a_full_batch_samples_together() -> None:
+    plan = decided_by(api.plan("qwen2.5-0.5b", on="1xrtx3090", concurrency=100), "sampling")
+    question = fullest_forward(plan, "m", 0)
+    assert question is not None
+    path, body = question.request
+    assert (path, body["top_k"], body["ignore_eos"]) == ("/v1/completions", 0, True)
+    assert len(body["prompt"]) == plan.settings.max_batch_size == 100
+    small = msgspec.structs.replace(plan, kv=msgspec.structs.replace(plan.kv, tokens=2304))
+    few = fullest_forward(small, "m", 0)
+    assert few is not None
+    rows = len(few.request.body["prompt"])
+    assert rows == 36
+    assert rows * (few.request.body["max_tokens"] + 32) <= 2304
+
+
+def test_where_the_decoder_decides_no_more_images_are_asked() -> None:
+    plan = decided_by(api.plan("internvl2-8b", on="1xrtx3090"), "text_prefill")
+    question = fullest_forward(plan, "m", 75)
+    assert question is not None
+    assert question.request.path == "/generate"
+    request = decided_by(plan, "vision_request")
+    assert fullest_forward(request, "m", 75) is None
+
+
+def decided_by(plan: Plan, name: str) -> Plan:
+    """The same plan, with another term as the one that decides."""
+    ledger = tuple(
+        msgspec.structs.replace(term, worst=term.term == name) for term in plan.gpus[0].ledger
+    )
+    gpus = (msgspec.structs.replace(plan.gpus[0], ledger=ledger),)
+    return msgspec.structs.replace(plan, gpus=gpus)

@@ -1,0 +1,339 @@
+"""``turbofit.pipeline``: LMDeploy's real Pipeline over a stand-in engine."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.common.standin import standin_engine
+from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
+from turbofit.launch.pipeline.pipeline import open_pipeline
+
+pytestmark = pytest.mark.lmdeploy
+lmdeploy = pytest.importorskip("lmdeploy")
+
+
+@pytest.fixture(autouse=True)
+def standin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine replaced, for one test."""
+    standin_engine.shim_torchvision()
+    import lmdeploy.turbomind
+    import torch
+    from lmdeploy.serve.core.async_engine import AsyncEngine
+    from lmdeploy.vl import engine
+
+    for target, name in (
+        (AsyncEngine, "_build_turbomind"),
+        (lmdeploy.turbomind, "is_available"),
+        (engine, "is_bf16_supported"),
+        (torch.cuda, "mem_get_info"),
+    ):
+        monkeypatch.setattr(target, name, getattr(target, name))
+    monkeypatch.delenv("STANDIN_SCRIPT", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "TM_LOG_LEVEL"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    standin_engine.patch_lmdeploy()
+
+
+@pytest.fixture
+def pipeline() -> Iterator[Any]:
+    """`turbofit.pipeline` on one RTX 3090, closed at the end."""
+
+    opened = []
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        made = open_pipeline(*arguments, **{"on": "1xrtx3090", **keywords})
+        opened.append(made)
+        return made
+
+    yield run
+    for made in opened:
+        if not made.async_engine.engine.closed:
+            made.close()
+
+
+@pytest.fixture
+def image() -> Any:
+    """A 1920x1080 image: nine tiles at the model's own limit."""
+    return pytest.importorskip("PIL.Image").new("RGB", (1920, 1080))
+
+
+def seen(pipe: Any) -> list[dict[str, Any]]:
+    """The requests that reached the engine."""
+    return pipe.async_engine.engine.requests
+
+
+def test_every_way_to_ask(pipeline: Any, internvl2: Path, image: Any) -> None:
+    pipe = pipeline(str(internvl2))
+    assert isinstance(pipe, lmdeploy.Pipeline)
+    assert pipe("hi").text == "ok"
+    assert [answer.text for answer in pipe(["a", "b"])] == ["ok", "ok"]
+    assert pipe.infer(("what?", image)).text == "ok"
+    assert pipe.infer((image, "what?")).text == "ok"
+    assert pipe.batch_infer([("what?", [image])])[0].text == "ok"
+    text = "".join(out.text or "" for out in pipe.stream_infer(("what?", image)))
+    assert text == "ok"
+    config = lmdeploy.GenerationConfig(max_new_tokens=1)
+    assert pipe("hi", gen_config=config).text == "o"
+    session = pipe.chat("hi")
+    session = pipe.chat(("and this?", image), session=session)
+    assert [answer for _, answer in session.history] == ["ok", "ok"]
+    assert "".join(out.text or "" for out in pipe.chat("hi", stream_response=True)) == "ok"
+    assert pipe.session() is not None
+    assert {tuple(request["units"]) for request in seen(pipe)} == {(), (9,)}
+
+
+def test_context_manager_and_close(internvl2: Path) -> None:
+
+    with open_pipeline(str(internvl2), on="1xrtx3090") as pipe:
+        assert pipe("hi").text == "ok"
+        engine = pipe.async_engine.engine
+    assert engine.closed
+
+
+def test_the_planned_settings_reach_the_engine(pipeline: Any, internvl2: Path) -> None:
+    pipe = pipeline(str(internvl2), concurrency=5, context=4096)
+    config, plan = pipe.async_engine.engine.engine_config, pipe.plan
+    for name in ("cache_max_entry_count", "max_prefill_token_num", "session_len", "tp", "dtype"):
+        assert getattr(config, name) == getattr(plan.settings, name)
+    assert (config.max_batch_size, config.session_len) == (5, 4096)
+
+
+def test_the_callers_config_is_kept_and_not_touched(pipeline: Any, internvl2: Path) -> None:
+    own = lmdeploy.TurbomindEngineConfig(
+        session_len=2048,
+        quant_policy=8,
+        cache_max_entry_count=0.5,
+        download_dir="/x",
+        cache_prompt="all",
+    )
+    before = dict(vars(own))
+    pipe = pipeline(str(internvl2), own)
+    assert vars(own) == before
+    config = pipe.async_engine.engine.engine_config
+    assert config is not own
+    assert (config.session_len, config.quant_policy, config.cache_max_entry_count) == (2048, 8, 0.5)
+    assert (config.download_dir, config.cache_prompt) == ("/x", "all")
+    assert pipe.plan.settings.quant_policy == 8
+
+
+def test_what_the_ledger_does_not_know_is_kept_and_said(pipeline: Any, internvl2: Path) -> None:
+    own = lmdeploy.TurbomindEngineConfig(num_tokens_per_iter=512)
+    with pytest.warns(UserWarning, match="num_tokens_per_iter of backend_config may change memory"):
+        pipe = pipeline(str(internvl2), backend_config=own)
+    assert pipe.async_engine.engine.engine_config.num_tokens_per_iter == 512
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"backend_config": "none"}, "no config of LMDeploy"),
+        ({"backend_config": "pytorch", "engine": "turbomind"}, "of the pytorch engine, and"),
+        ({"replicas": 2}, "one engine"),
+        ({"speculative_config": object()}, "speculative"),
+        ({"backend_config": {"tp": 2}, "tp": 1}, "tp is 2 in backend_config and 1"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    keywords: dict[str, Any], words: str, pipeline: Any, internvl2: Path
+) -> None:
+    own = {"none": object(), "pytorch": lmdeploy.PytorchEngineConfig()}
+    if isinstance(keywords.get("backend_config"), str):
+        keywords = {**keywords, "backend_config": own[keywords["backend_config"]]}
+    elif "backend_config" in keywords:
+        config = lmdeploy.TurbomindEngineConfig(**keywords["backend_config"])
+        keywords = {**keywords, "backend_config": config}
+    with pytest.raises(UsageError, match=words):
+        pipeline(str(internvl2), **keywords)
+
+
+def test_what_does_not_fit_never_starts(pipeline: Any) -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        pipeline("internvl2-26b", on="1xrtx3060")
+    assert caught.value.hint
+
+
+def test_rank_launchers(pipeline: Any, internvl2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LaunchError, match="whole engines"):
+        pipeline(str(internvl2), on="2xrtx3090", tp=2)
+
+
+def part(image: Any, kind: str = "image_data", **asked: Any) -> dict[str, Any]:
+    """One image of an OpenAI message."""
+    return {"type": kind, kind: {"data": image, **asked}}
+
+
+def message(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """One user turn."""
+    return [{"role": "user", "content": [{"type": "text", "text": "?"}, *parts]}]
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "tiles"),
+    [
+        (None, {}, 9),
+        (None, {"detail": "high"}, 9),
+        (None, {"detail": "low"}, 3),
+        (None, {"max_dynamic_patch": 40}, 9),
+        (4, {}, 3),
+        (4, {"detail": "high"}, 3),
+        (4, {"max_dynamic_patch": 24}, 3),
+        (4, {"max_dynamic_patch": 1}, 1),
+    ],
+)
+def test_tiles_are_held(
+    limit: int | None, asked: dict[str, Any], tiles: int, pipeline: Any, internvl2: Path, image: Any
+) -> None:
+    pipe = pipeline(str(internvl2), max_dynamic_patch=limit)
+    assert pipe(message(part(image, **asked))).text == "ok"
+    assert seen(pipe)[-1]["units"] == [tiles]
+    assert tiles <= pipe.plan.limits.units_per_image
+
+
+def test_a_parameter_beside_the_image_is_held_too(
+    pipeline: Any, internvl2: Path, image: Any
+) -> None:
+    pipe = pipeline(str(internvl2), max_dynamic_patch=2)
+    beside = {"type": "image", "image": image, "max_dynamic_patch": 24}
+    assert pipe(message(beside)).text == "ok"
+    assert seen(pipe)[-1]["units"] == [3]
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"max_pixels": 10**9}, {"min_pixels": 10**9}, {"max_pixels": "x"}]
+)
+def test_pixels_are_held(asked: dict[str, Any], pipeline: Any, qwen2_vl: Path, image: Any) -> None:
+    pipe = pipeline(str(qwen2_vl), max_pixels=401_408)
+    assert pipe(message(part(image, **asked))).text == "ok"
+    (patches,) = seen(pipe)[-1]["units"]
+    assert patches <= pipe.plan.limits.units_per_image
+    assert patches * 14 * 14 <= 401_408
+
+
+@pytest.mark.parametrize(("limit", "tiles"), [(None, 9), (4, 3)])
+def test_the_transformers_format_is_held_by_its_processor(
+    limit: int | None, tiles: int, pipeline: Any, internvl_hf: Path, image: Any
+) -> None:
+    pipe = pipeline(str(internvl_hf), max_dynamic_patch=limit)
+    assert pipe(message(part(image, detail="high", max_dynamic_patch=24))).text == "ok"
+    assert seen(pipe)[-1]["units"] == [tiles]
+
+
+def test_turbofit_pipeline_is_the_same_door(internvl2: Path) -> None:
+    import turbofit
+
+    with turbofit.pipeline(str(internvl2), on="1xrtx3090", images=2, log_level="ERROR") as pipe:
+        assert pipe("hi").text == "ok"
+        assert pipe.plan.limits.images_per_request == 2
+
+
+def test_the_models_own_pixels_without_a_limit(pipeline: Any, qwen2_vl: Path, image: Any) -> None:
+    pipe = pipeline(str(qwen2_vl))
+    assert pipe(("?", image)).text == "ok"
+    assert seen(pipe)[-1]["units"] == [78 * 138]
+
+
+def test_more_images_than_planned_share_the_units(
+    pipeline: Any, internvl2: Path, image: Any
+) -> None:
+    pipe = pipeline(str(internvl2), images=2)
+    most = pipe.plan.limits.units_per_request
+    assert pipe(("?", [image, image])).text == "ok"
+    assert seen(pipe)[-1]["units"] == [9, 9]
+    assert pipe(("?", [image] * 5)).text == "ok"
+    assert sum(seen(pipe)[-1]["units"]) <= most == 26
+    answer = pipe(("?", [image] * 27))
+    assert answer.finish_reason == "error"
+    assert "27 images in a request, the limit is 26" in answer.error_message
+    assert len(seen(pipe)) == 2
+
+
+def test_a_chat_goes_on_with_a_picture_in_each_turn(
+    pipeline: Any, internvl2: Path, image: Any
+) -> None:
+    pipe = pipeline(str(internvl2))
+    session = None
+    for turn in range(1, 5):
+        session = pipe.chat(("?", image), session=session)
+        assert session.response.text == "ok"
+        assert len(seen(pipe)[-1]["units"]) == turn
+        assert sum(seen(pipe)[-1]["units"]) <= 13
+    assert image.size == (1920, 1080)
+
+
+def test_pictures_without_a_knob_are_resized(pipeline: Any, internvl_hf: Path, image: Any) -> None:
+    pipe = pipeline(str(internvl_hf))
+    assert pipe(("?", [image] * 3)).text == "ok"
+    units = seen(pipe)[-1]["units"]
+    assert len(units) == 3
+    assert sum(units) <= pipe.plan.limits.units_per_request
+
+
+def test_an_image_that_no_preprocessor_takes(pipeline: Any, qwen2_vl: Path) -> None:
+    strip = pytest.importorskip("PIL.Image").new("RGB", (4000, 10))
+    answer = pipeline(str(qwen2_vl))(("?", strip))
+    assert answer.finish_reason == "error"
+    assert "200:1" in answer.error_message
+
+
+def test_remote_code_is_asked_for_only_where_it_is_needed(
+    pipeline: Any, internvl2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from turbofit.launch.pipeline import planned_pipeline
+
+    given: list[bool] = []
+
+    class Recorder:
+        def __init__(self, plan: Any, path: str, **keywords: Any) -> None:
+            given.append(keywords["trust_remote_code"])
+
+    monkeypatch.setattr(planned_pipeline, "PlannedPipeline", Recorder)
+
+    def run(model: str, **keywords: Any) -> None:
+        open_pipeline(model, on="1xrtx3090", **keywords)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(str(internvl2))
+        run("internvl2-8b", trust_remote_code=False)
+        run("internvl2-8b", trust_remote_code=True)
+    with pytest.warns(UserWarning, match="code of its own repository"):
+        run("internvl2-8b")
+    assert given == [False, False, True, True]
+
+
+def test_the_planned_group_is_all_that_the_engine_sees(
+    internvl2: Path, tmp_path: Path, nvml_library: Path
+) -> None:
+    from tests.nvml.standin import Scenario, gpu_3090, in_process
+
+    scenario = Scenario(gpus=[gpu_3090(i) for i in range(3)])
+    with in_process(nvml_library, scenario, tmp_path):
+        with open_pipeline(str(internvl2), gpus="2") as pipe:
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == scenario.gpus[2].uuid
+            assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+            assert pipe.backend_config.devices is None
+        own = lmdeploy.TurbomindEngineConfig(devices=[1])
+        os.environ["CUDA_VISIBLE_DEVICES"] = "1,2"
+        with open_pipeline(str(internvl2), own) as pipe:
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == scenario.gpus[2].uuid
+            assert own.devices == [1]
+        with pytest.raises(UsageError, match="devices"):
+            open_pipeline(str(internvl2), lmdeploy.TurbomindEngineConfig(devices=[7]))
+
+
+def test_the_signature_is_lmdeploys() -> None:
+    theirs = inspect.signature(lmdeploy.pipeline).parameters
+    ours = inspect.signature(open_pipeline).parameters
+    assert list(theirs)[:-1] == list(ours)[:-1]
+    for name in list(theirs)[:-1]:
+        if name != "trust_remote_code":
+            assert ours[name].default == theirs[name].default

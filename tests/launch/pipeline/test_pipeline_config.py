@@ -1,0 +1,49 @@
+"""A caller's own config beside a plan, for both of LMDeploy's engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit import api
+from turbofit.core.errors import UsageError
+from turbofit.launch.pipeline.pipeline_config import engine_of, planned_config, with_config
+
+pytestmark = pytest.mark.lmdeploy
+lmdeploy = pytest.importorskip("lmdeploy")
+
+
+def test_a_config_is_the_word_for_its_engine() -> None:
+    assert engine_of(None, "auto") == "auto"
+    assert engine_of(lmdeploy.PytorchEngineConfig(), "auto") == "pytorch"
+    assert engine_of(lmdeploy.TurbomindEngineConfig(), "turbomind") == "turbomind"
+    with pytest.raises(UsageError):
+        engine_of(lmdeploy.PytorchEngineConfig(), "turbomind")
+
+
+def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
+    own = lmdeploy.PytorchEngineConfig(
+        session_len=4096, quant_policy=8, eager_mode=True, block_size=32, download_dir="/x"
+    )
+    planning = with_config({"on": "1xrtx3090"}, own, "pytorch")
+    assert planning["cache_block_seq_len"] == 32
+    assert (planning["quant_policy"], planning["eager_mode"]) == (8, True)
+    plan = api.plan("qwen2-vl-7b", engine="pytorch", **planning)
+    config = planned_config(plan, own)
+    assert config is not own
+    assert (config.session_len, config.block_size, config.download_dir) == (4096, 32, "/x")
+    assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
+    assert config.max_batch_size == 8
+    assert own.max_batch_size is None
+
+
+def test_without_a_config_the_plan_makes_one() -> None:
+    plan = api.plan("llava-1.5-7b", on="1xrtx3090")
+    config = planned_config(plan, None)
+    assert type(config) is lmdeploy.PytorchEngineConfig
+    assert config.max_prefill_token_num == plan.settings.max_prefill_token_num
+
+
+def test_what_the_ledger_does_not_know_is_said() -> None:
+    own = lmdeploy.PytorchEngineConfig(num_cpu_blocks=100)
+    with pytest.warns(UserWarning, match="num_cpu_blocks"):
+        with_config({}, own, "pytorch")

@@ -1,0 +1,114 @@
+"""Downloads, with a module that stands in for the hub's client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit.core.errors import LaunchError
+from turbofit.core.model import ModelSource
+from turbofit.core.plan import Plan
+from turbofit.launch.serve import download
+from turbofit.launch.serve.download import WeightsFetcher, with_weights
+
+
+def hub_plan(checkpoint: str | None = None) -> Plan:
+    plan = plausible_plan(gpus=1, tp=1)
+    source = ModelSource(kind="hub", where="hub", sizes="file", checkpoint=checkpoint)
+    model = msgspec.structs.replace(
+        plan.model, hub_id="org/name", revision="abc", source=source, weight_bytes=1 << 20
+    )
+    return msgspec.structs.replace(plan, model=model)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LMDEPLOY_USE_MODELSCOPE", raising=False)
+
+    def install(body: str, module: str = "huggingface_hub") -> None:
+        package = tmp_path / "hub"
+        package.mkdir(exist_ok=True)
+        (package / f"{module}.py").write_text(
+            f"def snapshot_download(name, revision=None, ignore_patterns=()):\n    {body}\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(package))
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+    return install
+
+
+def test_the_folder_that_came(hub, tmp_path: Path) -> None:
+    hub(f"assert (name, revision) == ('org/name', 'abc'); return {str(tmp_path)!r}")
+    said: list[str] = []
+    plan = with_weights(hub_plan(), said.append)
+    assert plan.model.source.checkpoint == str(tmp_path)
+    assert said == ["phase: download (org/name, 1.0 MiB)"]
+    # What is on disk is not asked for.
+    assert with_weights(plan, said.append) is plan
+    (tmp_path / "hub" / "huggingface_hub.py").unlink()
+
+
+def test_a_run_fetches_once(hub, tmp_path: Path) -> None:
+    hub(f"return {str(tmp_path)!r}")
+    said: list[str] = []
+    fetch = WeightsFetcher(said.append)
+    assert fetch(hub_plan(str(tmp_path))).model.source.checkpoint == str(tmp_path)
+    assert said == []
+    for _ in range(2):
+        assert fetch(hub_plan()).model.source.checkpoint == str(tmp_path)
+    assert len(said) == 1
+
+
+def test_it_takes_its_time(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_TELL_SECONDS", 0.1)
+    # It comes to its end once it was told of.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    hub(f"open({str(gate)!r}).close(); return {str(tmp_path)!r}")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if sum(one.startswith("download: ") for one in said) == 1:
+            gate.write_text("")
+
+    with_weights(hub_plan(), say)
+    assert any(line.startswith("download: ") for line in said)
+
+
+def test_what_goes_wrong(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub("raise RuntimeError('401 Client Error')")
+    with pytest.raises(LaunchError, match="RuntimeError: 401 Client Error"):
+        with_weights(hub_plan(), lambda _: None)
+    hub("return '/no/such/folder'")
+    with pytest.raises(LaunchError, match="cannot be downloaded"):
+        with_weights(hub_plan(), lambda _: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(LaunchError, match="the weights take"):
+        with_weights(hub_plan(), lambda _: None)
+
+
+def test_modelscope_where_lmdeploy_would_ask_it(hub, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    hub("raise AssertionError")
+    hub(f"print('Downloading'); return {str(tmp_path)!r}", "modelscope")
+    assert with_weights(hub_plan(), lambda _: None).model.source.checkpoint == str(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(LaunchError, match="ms has") as error:
+        with_weights(hub_plan(), lambda _: None)
+    assert "MODELSCOPE_CACHE" in error.value.hint
+
+
+def test_modelscope_that_is_not_installed(hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
+    hub("raise ModuleNotFoundError(\"No module named 'modelscope'\")", "modelscope")
+    with pytest.raises(LaunchError, match="No module named 'modelscope'") as error:
+        with_weights(hub_plan(), lambda _: None)
+    assert "install modelscope" in error.value.hint

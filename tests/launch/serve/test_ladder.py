@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit import api
+from turbofit.core.errors import OutOfMemoryError
+from turbofit.core.plan import Plan
+from turbofit.core.units import MIB
+from turbofit.launch.engine.endings import Ending
+from turbofit.launch.serve.ladder import Rung, merged, rungs
+
+ERROR = OutOfMemoryError("no memory", hint="none")
+
+
+def died(phase: str, **facts: Any) -> Ending:
+    return Ending(facts.pop("kind", "out_of_memory"), ERROR, phase=phase, **facts)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return api.plan("internvl2-8b", on="1xrtx3090")
+
+
+def steps(ended: Ending, plan: Plan, **fixed: Any) -> list[str]:
+    return [next(iter(rung.changes)) for rung in rungs(ended, plan, fixed)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "wanted"),
+    [
+        ("weights", ["margin"]),
+        ("cache", ["margin", "max_prefill_token_num"]),
+        ("warm-up", ["max_prefill_token_num", "margin"]),
+        ("vision", ["margin", "max_dynamic_patch", "max_prefill_token_num"]),
+        ("text", ["margin", "max_prefill_token_num"]),
+        ("host", []),
+    ],
+)
+def test_each_phase_has_its_setting(phase: str, wanted: list[str], plan: Plan) -> None:
+    assert steps(died(phase), plan) == wanted
+
+
+def test_known_bytes_are_taken_from_the_cache(plan: Plan) -> None:
+    assert steps(died("warm-up", missing=MIB), plan) == ["margin", "max_prefill_token_num"]
+    assert steps(died("warm-up", kind="hang"), plan) == ["max_prefill_token_num"]
+
+
+@pytest.mark.parametrize("phase", ["weights", "cache", "warm-up", "vision"])
+@pytest.mark.parametrize("missing", [1, 100 * MIB])
+def test_the_new_plan_leaves_what_was_missing(phase: str, missing: int, plan: Plan) -> None:
+    """With the forecast's error counted, the margin is left in truth."""
+    ended = died(phase, missing=missing)
+    rung = next(r for r in rungs(ended, plan, {}) if "margin" in r.changes)
+    (gpu,) = plan.gpus
+    pool = next(t.bytes for t in gpu.ledger if t.term == "pool_warmup")
+    usable = gpu.total - gpu.reserved
+    held = {
+        "weights": gpu.load_peak, "cache": gpu.steady - pool, "warm-up": gpu.steady,
+        "vision": gpu.peak,
+    }[phase]  # fmt: skip
+    wrong = missing + usable - held
+    assert 0 <= rung.changes["margin"] - (gpu.margin + wrong) < MIB
+    again = api.plan("internvl2-8b", on="1xrtx3090", **rung.changes)
+    if again.fits:
+        assert again.gpus[0].headroom - wrong >= gpu.margin
+
+
+def test_what_the_user_set_stays(plan: Plan) -> None:
+    assert steps(died("vision"), plan, max_dynamic_patch=12) == ["margin", "max_prefill_token_num"]
+    assert steps(died("text"), plan, max_prefill_token_num=4096) == ["margin"]
+    fixed = {"cache_max_entry_count": 0.8, "tp": 1, "max_prefill_token_num": 4096}
+    assert steps(died("text"), plan, **fixed) == []
+    assert steps(died("vision"), plan, image_size=(448, 448), **fixed) == []
+
+
+def test_the_ends_of_the_settings(plan: Plan) -> None:
+    settings = msgspec.structs.replace(plan.settings, max_prefill_token_num=512)
+    limits = msgspec.structs.replace(plan.limits, max_dynamic_patch=1)
+    least = msgspec.structs.replace(plan, settings=settings, limits=limits)
+    assert steps(died("vision"), least) == ["margin"]
+    qwen = api.plan("qwen2-vl-7b", on="1xrtx3090")
+    assert "max_pixels" in steps(died("vision"), qwen)
+    text = api.plan("qwen2.5-7b", on="1xrtx3090")
+    assert steps(died("vision"), text) == ["margin", "max_prefill_token_num"]
+
+
+def test_fewer_engines_for_the_hosts_memory() -> None:
+    two = plausible_plan(gpus=2, tp=1)
+    (rung,) = rungs(died("host", kind="host_memory"), two, {})
+    assert rung.changes == {"replicas": two.parallel.replicas - 1, "tp": 1}
+    assert steps(died("host"), two, replicas=2) == []
+
+
+def test_changes_add_up() -> None:
+    before = {"margin": 1, "max_pixels": 5}
+    assert merged(before, Rung(changes={"margin": 2}, why="")) == {"margin": 2, "max_pixels": 5}

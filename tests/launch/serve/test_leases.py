@@ -1,0 +1,232 @@
+"""Two turbofits never count the same memory; what dead ones left is ignored."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.common.plans import gpu, machine, plausible_plan
+from bench.common.processes import REPO
+from tests.nvml.standin import Scenario, gpu_3090
+from turbofit.core.errors import LaunchError
+from turbofit.core.machine import Holder
+from turbofit.core.units import GIB, MIB
+from turbofit.launch.engine.proc import group_of, members, start_time
+from turbofit.launch.serve import leases as module
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.others import counted, end_orphans
+
+pytestmark = pytest.mark.slow
+
+DRIVER = Path(__file__).with_name("plan_driver.py")
+UUID = gpu(0).uuid
+
+
+def reserved(folder: Path, gpus: int = 1) -> Leases:
+    leases = Leases(folder)
+    leases.reserve(plausible_plan(gpus=gpus, tp=1))
+    return leases
+
+
+def test_a_lease_counts_for_others_and_not_for_its_owner(tmp_path: Path) -> None:
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        assert mine.others() == []
+        (lease,) = yours.others()
+        assert lease.pid == os.getpid()
+        ledger = plausible_plan(gpus=1, tp=1).gpus[0]
+        need = max(ledger.peak, ledger.load_peak) - ledger.used + ledger.margin
+        assert lease.need == {UUID: need}
+        seen = counted(machine(1), yours).gpus[0]
+        before = machine(1).gpus[0]
+        assert seen.free == max(0, before.free - need)
+        assert seen.used + seen.free == before.used + before.free
+        assert seen.holders[-1].pid == os.getpid()
+        assert "reserved" in seen.holders[-1].name
+        assert counted(machine(1), mine) == machine(1)
+    with Leases(tmp_path) as later:
+        assert later.others() == []
+        assert later.stale() == []
+
+
+def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path) -> None:
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        (lease,) = yours.others()
+        engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            mine.note(model="m", engines=[engine.pid], ready=False)
+            held = 5 * GIB
+            card = gpu(
+                0, used=300 * MIB + held, free=23968 * MIB - held,
+                holders=(Holder(pid=engine.pid, name="python", bytes=held),),
+            )  # fmt: skip
+            one = msgspec.structs.replace(machine(1), gpus=(card,))
+            seen = counted(one, yours).gpus[0]
+            assert card.free - seen.free == min(card.free, lease.need[UUID] - held)
+            # Nobody is seen on the card (a container): whole until it is ready, then its growth.
+            hidden = msgspec.structs.replace(one, gpus=(msgspec.structs.replace(card, holders=()),))
+            whole = counted(hidden, yours).gpus[0]
+            assert card.free - whole.free == min(card.free, lease.need[UUID])
+            mine.note(model="m", engines=[engine.pid], ready=True)
+            rest = counted(hidden, yours).gpus[0]
+            assert card.free - rest.free == lease.growth[UUID]
+        finally:
+            engine.kill()
+            engine.communicate()
+
+
+def test_the_lock_waits_and_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Leases(tmp_path) as one, Leases(tmp_path) as two, one.locked():
+        slept: list[float] = []
+        clock = SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append)
+        monkeypatch.setattr(module, "time", clock)
+        told: list[int] = []
+        with pytest.raises(LaunchError, match="five minutes"), two.locked(lambda: told.append(1)):
+            pass
+        assert told == [1]
+        assert sum(slept) > 300
+        monkeypatch.undo()
+    with Leases(tmp_path) as three, three.locked():
+        pass
+
+
+def test_a_folder_that_is_none_or_cannot_be_written(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    trap.write_text("")
+    with pytest.raises(LaunchError, match="is no folder"):
+        Leases(trap)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(LaunchError, match="is no folder"):
+        Leases(link)
+    alone = Leases(Path("/proc/turbofit"))
+    assert alone.alone is not None
+    with alone.locked():
+        alone.reserve(plausible_plan())
+    assert alone.others() == []
+
+
+def test_broken_leases_are_no_leases(tmp_path: Path) -> None:
+    for number, text in enumerate(("", "{", "[]", '{"need": 3}', '{"engines": [[1]]}', '"x"')):
+        (tmp_path / f"{number}.json").write_text(text)
+        (tmp_path / f"{number}.lock").write_text("")
+    with Leases(tmp_path) as leases:
+        assert leases.others() == []
+        assert counted(machine(1), leases) == machine(1)
+        assert end_orphans(leases) == []
+
+
+def test_a_killed_owner_is_stale_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bench.common.plans import plausible_plan\n"
+        "from turbofit.launch.serve.leases import Leases\n"
+        "leases = Leases(Path(sys.argv[1]))\n"
+        "leases.reserve(plausible_plan(gpus=1, tp=1))\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with Leases(tmp_path) as leases:
+        assert len(leases.others()) == 1
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert leases.others() == []
+        assert len(leases.stale()) == 1
+        assert end_orphans(leases) == []
+        assert list(tmp_path.glob("*.json")) == []
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_groups_are_told_by_when_their_leader_began() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                             start_new_session=True)  # fmt: skip
+    try:
+        began = start_time(child.pid)
+        assert began > 0
+        assert group_of(child.pid) == child.pid
+        assert members(child.pid, began) == [child.pid]
+        # The same number with another start is somebody else.
+        assert members(child.pid, began - 1) == []
+    finally:
+        child.kill()
+        child.communicate()
+    assert start_time(child.pid) == 0
+    assert members(child.pid, began) == []
+
+
+@pytest.fixture
+def planning(tmp_path: Path, nvml_machine: Any):
+    """Start turbofits that plan at the same moment on one card."""
+    started: list[subprocess.Popen[str]] = []
+    scenario = Scenario(gpus=[gpu_3090(0)])
+    environ = {**os.environ, **nvml_machine(scenario), "PYTHONPATH": str(REPO),
+               "TURBOFIT_LEASES": str(tmp_path / "leases")}  # fmt: skip
+
+    def run(model: str, **keywords: Any) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, str(DRIVER), model, json.dumps(keywords)], env=environ,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(child)
+        return child
+
+    yield run
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def answers(children: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    found = []
+    for child in children:
+        assert child.stdout is not None
+        found.append(json.loads(child.stdout.readline()))
+    return found
+
+
+def test_many_turbofits_at_once_share_one_card(planning) -> None:
+    children = [planning("internvl2-1b", budget=5 * GIB) for _ in range(6)]
+    found = answers(children)
+    fit = [one for one in found if one["fits"]]
+    need = sum(next(iter(one["gpus"].values()))["need"] for one in fit)
+    usable = max(next(iter(one["gpus"].values()))["free"] for one in found)
+    assert 2 <= len(fit) < 6
+    assert need <= usable
+    # Each saw what those before it had reserved.
+    free = sorted((next(iter(one["gpus"].values()))["free"] for one in fit), reverse=True)
+    assert len(set(free)) == len(fit)
+
+
+def test_the_second_takes_what_the_first_leaves(planning) -> None:
+    (first,) = answers([planning("internvl2-1b")])
+    (second,) = answers([planning("internvl2-8b")])
+    assert first["fits"]
+    assert not second["fits"]
+    assert "does not fit" in second["verdict"]
+
+
+def test_when_the_first_is_killed_the_second_has_it_all(planning) -> None:
+    child = planning("internvl2-8b")
+    (first,) = answers([child])
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    (second,) = answers([planning("internvl2-8b")])
+    assert second["fits"]
+    assert second["gpus"] == first["gpus"]

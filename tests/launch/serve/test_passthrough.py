@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbofit.core.errors import UsageError
+from turbofit.launch.serve.passthrough import option_classes, sort_options
+
+
+def test_what_changes_no_memory_passes() -> None:
+    passed = sort_options(
+        ["--api-keys", "a", "b", "--max-log-len=5", "--disable-fastapi-docs", "--model-name", "x"]
+    )
+    assert passed.argv == [
+        "--api-keys", "a", "b", "--max-log-len", "5", "--disable-fastapi-docs", "--model-name", "x",
+    ]  # fmt: skip
+    assert passed.api_keys == ["a", "b"]
+    assert not passed.modelled
+    assert not passed.unplanned
+
+
+def test_what_the_ledger_models_is_planned_with() -> None:
+    passed = sort_options(["--quant-policy", "8", "--enable-prefix-caching", "--async=0"])
+    assert passed.modelled == ["--quant-policy", "8", "--enable-prefix-caching", "--async", "0"]
+    assert not passed.argv
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["--session-len", "4096"], "set by the plan", "before --"),
+        (["--tp=4"], "set by the plan", "before --"),
+        (["--server-name", "0.0.0.0"], "set by turbofit", "leave it out"),
+        (["--backend", "pytorch"], "set by turbofit", "leave it out"),
+        (["--adapters", "a=b"], "does not model", "--unplanned"),
+        (["--num-tokens-per-iter", "5"], "does not model", "--unplanned"),
+        (["--no-such-option"], "no option of LMDeploy", "--unplanned"),
+        (["model"], "not an option", "before --"),
+        (["--chat-template"], "needs a value", "VALUE"),
+        (["--allow-origins", "--ssl"], "needs a value", "VALUE"),
+        (["--cache-max", "0.5"], "set by the plan", "before --"),
+        (["--allow", "x"], "could be", "write it out"),
+    ],
+)
+def test_refusals(words: list[str], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sort_options(words)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_unplanned_is_said() -> None:
+    passed = sort_options(["--adapters", "a=b", "c=d", "--new", "1"], unplanned=True)
+    assert passed.unplanned == ["--adapters", "--new"]
+    assert passed.argv == ["--adapters", "a=b", "c=d", "--new", "1"]
+
+
+def test_unplanned_never_lets_the_plan_be_contradicted() -> None:
+    with pytest.raises(UsageError, match="set by the plan"):
+        sort_options(["--cache-max-entry-count", "0.9"], unplanned=True)
+
+
+def test_abbreviations_mean_what_lmdeploy_makes_of_them() -> None:
+    assert sort_options(["--chat-t", "x"]).argv == ["--chat-template", "x"]
+
+
+@given(st.lists(st.text(alphabet="-abcdept=0 ", max_size=8), max_size=5))
+def test_words_of_any_kind(words: list[str]) -> None:
+    with contextlib.suppress(UsageError):
+        sort_options(words)
+
+
+@pytest.mark.lmdeploy
+def test_the_classes_cover_lmdeploys_parser() -> None:
+    pytest.importorskip("lmdeploy")
+    from lmdeploy.cli.serve import SubCliServe
+
+    if "api_server" not in SubCliServe.subparsers.choices:
+        SubCliServe.add_parsers()
+    parser = SubCliServe.subparsers.choices["api_server"]
+    theirs = {
+        option: 1 if action.nargs is None else action.nargs
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    assert {name: option["values"] for name, option in option_classes().items()} == theirs
+    kinds = {option["class"] for option in option_classes().values()}
+    assert kinds == {"planned", "launcher", "modelled", "memory", "free"}

@@ -1,0 +1,84 @@
+"""Plans that are rehearsed before they are believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.common.plans import plausible_plan
+from turbofit.core.errors import PackageError
+from turbofit.core.plan import Death, Plan, Rehearsal, RehearsedCache
+from turbofit.launch.serve.planner import Planner
+from turbofit.planning.request import PlanRequest
+from turbofit.rehearse import corrected
+
+REQUEST = PlanRequest(model="internvl2-1b", on="1xrtx3060")
+CACHE = RehearsedCache(free=(), region=(), object_size=None, slab_size=None, tokens=None)
+
+
+def rehearsed(outcome: Any, *, fits: bool) -> Plan:
+    death = Death(phase="warm-up", where="somewhere", asked=2, left=1)
+    rehearsal = Rehearsal(
+        outcome=outcome, seconds=1.0, engine_version="0.18.0", cases=(), cache=CACHE, death=death
+    )
+    return msgspec.structs.replace(plausible_plan(), fits=fits, rehearsal=rehearsal)
+
+
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], Plan | Exception], Planner]:
+    """A planner whose rehearsals are given."""
+
+    def with_rehearsal(said: list[str], seen: Plan | Exception) -> Planner:
+        def given(_request: PlanRequest, _plan: Plan) -> Plan:
+            if isinstance(seen, Exception):
+                raise seen
+            return seen
+
+        monkeypatch.setattr(corrected, "rehearsed", given)
+        return Planner(REQUEST, None, said.append, rehearse=True)
+
+    return with_rehearsal
+
+
+def test_what_a_rehearsal_shows_counts(planner: Any) -> None:
+    said: list[str] = []
+    served = rehearsed("served", fits=True)
+    assert planner(said, served).make({}) is served
+    dead = rehearsed("out_of_memory", fits=False)
+    assert planner(said, dead).make({}) is dead
+    assert all(text.startswith("rehearsing") for text in said)
+
+
+@pytest.mark.parametrize(
+    "seen", [rehearsed("failed", fits=False), PackageError("no compiler", hint="install one")]
+)
+def test_a_rehearsal_that_cannot_be_held_costs_nothing_but_itself(
+    planner: Any, seen: Plan | Exception
+) -> None:
+    said: list[str] = []
+    assert planner(said, seen).make({}).fits
+    assert said[-1].startswith("not rehearsed: ")
+
+
+def test_pretend_plans_are_neither_measured_nor_reserved() -> None:
+    one = Planner(REQUEST, None, print, rehearse=False)
+    plan = one.make({"max_prefill_token_num": 2048})
+    assert plan.settings.max_prefill_token_num == 2048
+    assert one.settle(plan, {}) is plan
+    one.take(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.lmdeploy
+def test_the_real_engine_rehearses() -> None:
+    pytest.importorskip("lmdeploy")
+    said: list[str] = []
+    one = Planner(REQUEST, None, said.append, rehearse=True)
+    plan = one.make({})
+    assert plan.fits
+    assert plan.rehearsal is not None
+    assert plan.rehearsal.outcome == "served"
+    assert said == ["rehearsing: LMDeploy's own engine on pretend GPUs, some seconds"]

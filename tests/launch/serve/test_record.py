@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.common.processes import REPO
+from turbofit.launch.serve.record import Record
+
+
+def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
+    record = Record(tmp_path, model="m", pretend=True)
+    path = tmp_path / "run.json"
+    assert json.loads(path.read_text())["state"] == "starting"
+    record.begin(number=0)
+    record.attempt(memory_back=True)
+    record.event("grown", "somebody")
+    record.state("ended", ended="SIGTERM")
+    document = json.loads(path.read_text())
+    assert document["attempts"][0]["memory_back"] is True
+    assert document["events"][0]["kind"] == "grown"
+    assert (document["state"], document["ended"], document["pretend"]) == ("ended", "SIGTERM", True)
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:
+    record = Record(tmp_path / "gone", model="m")
+    record.begin()
+    record.state("ready")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_kill_at_any_write_leaves_a_whole_document(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom turbofit.launch.serve.record import Record\n"
+        "record = Record(Path(sys.argv[1]), model='m')\nprint('x', flush=True)\n"
+        "for number in range(10**9):\n    record.event('n', 'x' * (number % 5000))\n"
+        "    print('x', flush=True)\n"
+    )
+    rng = random.Random(5)
+    for _ in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        for _ in range(rng.randrange(1, 60)):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        assert json.loads((tmp_path / "run.json").read_text())["schema"] == "turbofit.run/1"

@@ -1,0 +1,180 @@
+"""Others who grow into the margin, and memory that must come back; on a stand-in NVML."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench.common.plans import plausible_plan
+from tests.nvml.standin import LOST, Process, Scenario, gpu_3090, in_process
+from tests.waiting import HANG
+from turbofit.core.errors import DoesNotFitError
+from turbofit.core.plan import Plan
+from turbofit.core.units import GIB, MIB
+from turbofit.launch.serve import sentinel as module
+from turbofit.launch.serve.leases import Leases
+from turbofit.launch.serve.planner import Planner
+from turbofit.launch.serve.sentinel import Sentinel, memory_back, used_now
+from turbofit.planning.request import PlanRequest
+
+ENGINE = 20 * GIB
+
+
+class Ground:
+    """A machine whose scenario may change, and a plan for it."""
+
+    def __init__(self, scenario: Scenario, path: Path, plan: Plan, engine: int) -> None:
+        self.scenario, self.path, self.plan, self.engine = scenario, path, plan, engine
+        self.warned: list[tuple[str, str]] = []
+        self.heard = threading.Event()
+
+    def change(self) -> None:
+        self.scenario.write(self.path)
+
+    def warn(self, kind: str, text: str) -> None:
+        self.warned.append((kind, text))
+        self.heard.set()
+
+    def wait(self) -> str:
+        assert self.heard.wait(HANG)
+        return self.warned[-1][1]
+
+
+@pytest.fixture
+def ground(nvml_library: Path, tmp_path: Path) -> Iterator[Ground]:
+    engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    card = gpu_3090(0)
+    card.used = ENGINE
+    card.compute.append(Process(engine.pid, ENGINE, "python"))
+    scenario = Scenario(gpus=[card])
+    plan = plausible_plan(gpus=1, tp=1)
+    ledger = msgspec.structs.replace(
+        plan.gpus[0], uuid=card.uuid, used=0, headroom=400 * MIB, margin=256 * MIB
+    )
+    plan = msgspec.structs.replace(plan, gpus=(ledger,))
+    with in_process(nvml_library, scenario, tmp_path) as path:
+        yield Ground(scenario, path, plan, engine.pid)
+    engine.kill()
+    engine.communicate()
+
+
+@pytest.fixture
+def sentinel(ground: Ground) -> Sentinel:
+    """Looks when it is told to."""
+    return Sentinel(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
+
+
+def grow(ground: Ground, size: int) -> None:
+    card = ground.scenario.gpus[0]
+    card.compute[1:] = [Process(os.getpid(), size, "python3")] if size else []
+    card.used = ENGINE + size
+    ground.change()
+
+
+def test_each_step_into_the_margin_is_said_once(sentinel: Sentinel, ground: Ground) -> None:
+    def said(size: int) -> list[str]:
+        grow(ground, size)
+        before = len(ground.warned)
+        sentinel.look()
+        sentinel.look()
+        return [text for _, text in ground.warned[before:]]
+
+    assert said(100 * MIB) == []
+    (text,) = said(200 * MIB)
+    assert f"[{os.getpid()}] took 200 MiB on GPU 0" in text
+    assert "200 MiB of the margin are left" in text
+    (text,) = said(500 * MIB)
+    assert "a worst-case request would now kill the engine" in text
+    assert said(0) == []
+    assert len(said(200 * MIB)) == 1
+
+
+def test_our_own_growth_is_ours(sentinel: Sentinel, ground: Ground) -> None:
+    card = ground.scenario.gpus[0]
+    card.compute[0].size = card.used = ENGINE + 2 * GIB
+    ground.change()
+    sentinel.look()
+    assert ground.warned == []
+
+
+def test_a_lost_card_is_said(sentinel: Sentinel, ground: Ground) -> None:
+    """By its thread, which looks on its own."""
+    sentinel.start()
+    ground.scenario.gpus[0].error = LOST
+    ground.change()
+    text = ground.wait()
+    assert ground.warned[-1][0] in ("lost", "machine")
+    assert "any more" in text
+    sentinel.stop()
+    sentinel.join()
+
+
+def test_memory_that_comes_back_and_that_does_not(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=lambda: sum(looks), sleep=looks.append)
+    )
+    before = used_now(ground.plan)
+    assert before == {0: ENGINE}
+    grow(ground, 300 * MIB)
+    (late,) = memory_back(ground.plan, before, seconds=10.0)
+    assert sum(looks) > 10
+    assert late == "GPU 0 still has 300 MiB more in use than before the launch"
+
+    def comes_back(seconds: float) -> None:
+        looks.append(seconds)
+        grow(ground, 0)
+
+    monkeypatch.setattr(module.time, "sleep", comes_back)
+    assert memory_back(ground.plan, before, seconds=10.0) == []
+
+
+@pytest.fixture
+def planner(nvml_library: Path, tmp_path: Path) -> Iterator[tuple[Any, Scenario, Any]]:
+    scenario = Scenario(gpus=[gpu_3090(0)])
+    said: list[str] = []
+    with in_process(nvml_library, scenario, tmp_path) as path, Leases(tmp_path / "l") as leases:
+
+        def take(size: int) -> None:
+            scenario.gpus[0].used += size
+            scenario.gpus[0].compute.append(Process(os.getpid(), size, "python3"))
+            scenario.write(path)
+
+        yield (
+            Planner(PlanRequest(model="internvl2-1b"), leases, said.append, rehearse=False),
+            said,
+            take,
+        )
+
+
+def test_the_last_look_plans_again(planner: Any) -> None:
+    one, said, take = planner
+    plan = one.make({})
+    assert one.settle(plan, {}) == plan
+    assert said == []
+    take(3 * GIB)
+    again = one.settle(plan, {})
+    assert again.fits
+    assert again.gpus[0].free <= plan.gpus[0].free - 3 * GIB
+    assert f"[{os.getpid()}] took 3.0 GiB on GPU 0; planning again" in said[0]
+
+
+def test_the_last_look_refuses_for_a_given_plan(planner: Any) -> None:
+    one, _, take = planner
+    plan = one.make({})
+    take(3 * GIB)
+    with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
+        one.settle(plan, None)
+    with pytest.raises(DoesNotFitError, match=r"took 3\.0 GiB on GPU 0"):
+        one.take(plan)

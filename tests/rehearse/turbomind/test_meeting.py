@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit.api
+from tests.rehearse.conftest import Rehearse, forward_pool
+from turbofit.core.plan import Plan
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.turbomind.meeting import Prompt, most_met, queue
+from turbofit.rehearse.turbomind.planned import plan_spec
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.worst import worst_cases
+
+
+def prompts(lengths: list[tuple[int, int, int]]) -> list[Prompt]:
+    return [Prompt(lead, tokens // 256, tokens, rest) for lead, tokens, rest in lengths]
+
+
+def test_whole_prompts_meet_while_tokens_last() -> None:
+    # 8320 tokens: two prompts of 3330, and of the third what is left, which has its image's head.
+    assert most_met(prompts([(1, 3328, 1)] * 4), 8320, 32768) == 39
+
+
+def test_prompts_that_meet_are_as_long_as_the_context_at_most() -> None:
+    assert most_met(prompts([(1, 3328, 1)] * 4), 8320, 6660) == 26
+    assert most_met(prompts([(1, 3328, 1)] * 4), 8320, 6659) == 13
+
+
+def test_a_chunk_ends_at_a_blocks_edge() -> None:
+    # The second prompt's image begins at its 64th token: 63 tokens of room do not reach it.
+    long = Prompt(8192 - 3328 - 63, 13, 3328, 0)
+    assert most_met([long, Prompt(63, 1, 256, 1)], 8192, 32768) == 13
+    assert most_met([long, Prompt(0, 1, 256, 1)], 8192 + 1, 32768) == 14
+
+
+def test_an_image_is_encoded_in_every_chunk_that_it_lies_in() -> None:
+    cut = Prompt(4096 + 1 - 3328, 13, 3328, 8)
+    assert most_met([cut], 4104, 32768) == 13
+    assert most_met([cut, Prompt(1, 13, 3328, 1)], 4104, 32768) == 26
+
+
+def test_a_prompt_beyond_the_context_ends_it() -> None:
+    assert most_met([Prompt(0, 13, 3328, 0)], 8192, 100) == 0
+
+
+def aimed(plan: Plan) -> tuple[int, int]:
+    """What the queue brings together by the scheduler's rule, and the bound that is paid for."""
+    rule, settings = plan.model.image_rule, plan.settings
+    assert rule is not None
+    sent = queue(plan, rule, plan.limits.units_per_image)
+    assert len(sent) <= settings.max_batch_size
+    found = []
+    for request in sent:
+        (unit,) = request["units"]
+        tiles = isinstance(unit, int)
+        units = unit if tiles else unit[1] * unit[2]
+        tokens = units * 256 if tiles else units // 4
+        rest = request["text_tokens"] - request["lead"]
+        found.append(Prompt(request["lead"], units, tokens, rest))
+    forward = settings.max_prefill_token_num + settings.max_batch_size
+    return most_met(found, forward, settings.session_len), plan.limits.units_per_forward
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "options"),
+    [
+        ("internvl2-8b", "1xrtx3090", {}),
+        ("internvl2-8b", "1xrtx3090", {"max_prefill_token_num": 8192, "max_batch_size": 128}),
+        ("internvl2-8b", "1xrtx3090", {"max_prefill_token_num": 2048}),
+        ("internvl2-40b-awq", "1xa100-40g", {}),  # a context of 8,192, less than a forward
+        ("internvl3.5-4b", "1xt4", {}),
+        ("qwen2-vl-7b", "1xrtx3090", {}),
+        ("qwen2.5-vl-7b", "1xv100-32g", {}),  # a context that three images fit
+        ("qwen2-vl-2b", "1xrtx3060", {"max_batch_size": 2}),
+    ],
+)
+def test_nearly_as_many_meet_as_the_account_pays_for(
+    model: str, on: str, options: dict[str, Any]
+) -> None:
+    met, paid = aimed(turbofit.api.plan(model, on=on, tp=1, replicas=1, **options))
+    assert 0.96 * paid <= met <= paid
+
+
+def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
+    cases = {case["name"]: case["requests"] for case in worst_cases(plan)}
+    assert cases["vision_request"][0]["images"] == 1
+    again = cases["vision_forward"]
+    assert {request["images"] for request in again} == {1}
+    assert sum(sum(request["units"]) for request in again) == plan.limits.units_per_forward
+
+
+def test_the_gateway_lets_no_more_through_than_was_paid_for() -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+    less = replace(plan, limits=replace(plan.limits, units_per_forward=26))
+    cases = {case["name"]: case["requests"] for case in worst_cases(less)}
+    assert [request["units"] for request in cases["vision_forward"]] == [[13], [13]]
+
+
+def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
+    told = turbofit.api.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.004)
+    assert told.model.image_rule is not None
+    (one,) = queue(told, told.model.image_rule, 13)
+    assert one["units"] == [13]
+
+
+@pytest.mark.lmdeploy
+def test_the_engine_brings_them_together(run: Rehearse, tmp_path: Path) -> None:
+    """With a prefix cache too; without one see `test_planned`."""
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
+    document = rehearse(plan_spec(plan, checkpoint_for(plan.model, tmp_path)))
+    assert document["outcome"] == "served"
+    seen, paid = forward_pool(plan, document)
+    assert 0.96 * paid <= seen <= paid

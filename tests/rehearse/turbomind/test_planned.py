@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import turbofit.api
+from tests.rehearse.conftest import Rehearse, forward_pool
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan
+from turbofit.model.source import resolve_model
+from turbofit.pretend.scenario import MIB
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.turbomind.headers import read_header, weight_files
+from turbofit.rehearse.turbomind.planned import compare, plan_spec, rehearsed_ledgers
+from turbofit.rehearse.turbomind.probe import rehearse
+from turbofit.rehearse.turbomind.spec import Spec
+from turbofit.rehearse.turbomind.worst import worst_cases
+
+
+@pytest.fixture(scope="module")
+def planned() -> Plan:
+    return turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+
+
+def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
+    cases = {case["name"]: case["requests"] for case in worst_cases(planned)}
+    assert set(cases) == {t.term for t in planned.gpus[0].ledger if t.phase == "transient"}
+    assert cases["vision_request"][0]["units"] == [planned.limits.units_per_image]
+    queued = sum(sum(r["units"]) for r in cases["vision_forward"])
+    # One tile less: the chunk before it ends at a block's edge.
+    assert planned.limits.units_per_forward - 1 <= queued <= planned.limits.units_per_forward
+    assert len(cases["sampling"]) == planned.settings.max_batch_size
+    assert cases["sampling"][0]["top_k"] == 0
+    longest = cases["text_prefill"][0]
+    assert longest["text_tokens"] + longest["max_new_tokens"] <= planned.settings.session_len
+
+
+def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_path: Path) -> None:
+    spec = plan_spec(planned, tmp_path)
+    terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
+    (gpu,) = spec.machine["gpus"]
+    assert gpu["used"] == planned.gpus[0].used + terms["cuda_context"] + terms["cublas"]
+    assert gpu["late"] == terms["kernel_modules"] + terms["pool_growth"]
+    assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
+    assert "model_format" not in spec.settings
+
+
+def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no stand-in checkpoint"):
+        checkpoint_for(resolve_model("mixtral-8x7b"), tmp_path)
+    folder = checkpoint_for(resolve_model("qwen3-8b"), tmp_path / "q")
+    assert "model.layers.0.self_attn.q_norm.weight" in read_header(weight_files(folder)[0])
+
+
+@pytest.fixture(scope="module")
+def spec(planned: Plan, tmp_path_factory: pytest.TempPathFactory) -> Spec:
+    return plan_spec(planned, checkpoint_for(planned.model, tmp_path_factory.mktemp("planned")))
+
+
+@pytest.fixture(scope="module")
+def document(run: Rehearse, spec: Spec) -> dict[str, Any]:
+    """The plan on the pretend card, once for all that is asked about it."""
+    return rehearse(spec)
+
+
+@pytest.mark.lmdeploy
+def test_the_plan_holds_on_the_pretend_card(
+    document: dict[str, Any], planned: Plan, spec: Spec
+) -> None:
+    assert document["outcome"] == "served"
+    rows = {row.term: row for row in compare(planned, document)}
+    for exact in ("weights", "kv_cache", "pool_warmup"):
+        assert rows[exact].difference == 0
+    for close in ("attention", "token_ids", "guided_decoding", "gemm_workspace", "l2_flush"):
+        assert abs(rows[close].difference) < 32 * 1024
+    for term in ("vision_request", "vision_forward", "text_prefill", "sampling"):
+        assert rows[term].difference <= 0
+    (ledger,) = rehearsed_ledgers(planned, document)
+    beside = {t.term: t.rehearsed for t in ledger.ledger}
+    assert beside["kv_cache"] == rows["kv_cache"].rehearsed
+    assert beside["cuda_context"] is None
+    gpu = spec.machine["gpus"][0]
+    seen = max(case["peak"][0] for case in document["cases"]) + gpu["used"] + gpu["late"]
+    assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
+
+
+@pytest.mark.lmdeploy
+def test_the_engine_brings_together_what_the_plan_pays_for(
+    document: dict[str, Any], planned: Plan
+) -> None:
+    """All of the pool, but for a tile and rounding; with a prefix cache see `test_meeting`."""
+    seen, paid = forward_pool(planned, document)
+    assert 0.96 * paid <= seen <= paid

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.terminal import clean, paint
+
+words = st.text(alphabet="abc xyz-_/", max_size=60)
+
+
+def test_columns_line_up_and_the_wrapped_one_gives_way() -> None:
+    table = Table(
+        columns=(
+            Column(title="name"),
+            Column(title="MiB", right=True),
+            Column(title="note", wrap=True),
+        ),
+        rows=(("a", "1.0", "word " * 30), ("long name", "1,000.0", "")),
+        sums=(("sum", "1,001.0", ""),),
+    )
+    lines = paint([table], width=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[0] == "  name           MiB  note"
+    assert lines[1].startswith("  a              1.0  word word")
+    assert lines[-1].split() == ["sum", "1,001.0"]
+    assert lines[-1].index("1,001.0") == next(x for x in lines if "1,000.0" in x).index("1,000.0")
+
+
+def test_a_word_longer_than_its_column_stays_whole_and_aligned() -> None:
+    path = "/a/very/long/path/that/cannot/be/broken/anywhere/at/all"
+    table = Table(
+        columns=(Column(title="x", wrap=True), Column(title="y")), rows=((path, "1"), ("b", "2"))
+    )
+    lines = paint([table], width=40).splitlines()
+    assert path in lines[1]
+    assert lines[1].index(" 1") == lines[2].index(" 2")
+
+
+def test_control_characters_of_others_never_reach_the_terminal() -> None:
+    evil = "name\x1b[2Jx\x07\x9b31m\r\n"
+    blocks = [
+        Heading(text=evil),
+        Line(text=evil),
+        Items(items=(evil,)),
+        FactList(facts=((evil, evil),)),
+        Table(columns=(Column(title="t"),), rows=((evil,),), sums=((evil,),)),
+        Code(text=evil),
+    ]
+    text = paint(blocks)
+    assert not set(text) & {"\x1b", "\x07", "\x9b", "\r"}
+    assert clean(evil) == "name?[2Jx??31m??"
+
+
+def test_colour_only_when_asked() -> None:
+    blocks = [Heading(text="head"), Line(text="bad", tone="bad"), Items(items=("w",), tone="warn")]
+    assert "\x1b" not in paint(blocks)
+    coloured = paint(blocks, colour=True)
+    assert "\x1b[31mbad\x1b[0m" in coloured
+    assert "\x1b[1mhead\x1b[0m" in coloured
+
+
+@given(
+    rows=st.lists(st.tuples(words, words, words), max_size=6),
+    width=st.integers(min_value=60, max_value=120),
+)
+def test_no_text_is_lost(rows: list[tuple[str, str, str]], width: int) -> None:
+    columns = (Column(title="a", wrap=True), Column(title="b"), Column(title="c", wrap=True))
+    text = paint([Table(columns=columns, rows=tuple(rows))], width=width)
+    for row in rows:
+        for cell in row:
+            for word in cell.split():
+                assert word in text
+
+
+def test_nothing_is_nothing() -> None:
+    assert paint([]) == ""

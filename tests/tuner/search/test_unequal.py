@@ -1,0 +1,232 @@
+"""Settings of each card's own: what is common, what differs, and what the user set."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from tests.tuner.conftest import MODELS, with_used
+from turbofit.core.errors import UsageError
+from turbofit.core.plan import Plan, Settings, Workload
+from turbofit.core.units import MIB
+from turbofit.machine.source import machine_from
+from turbofit.memory.engines import ENGINES, engine_named
+from turbofit.model.source import resolve_model
+from turbofit.tuner.ask import Ask, vision_load_of
+from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.search.candidates import evaluate
+from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.search import search
+from turbofit.tuner.search.shapes import PREFILL_SIZES
+from turbofit.tuner.search.sizing import Shape
+
+pytestmark = pytest.mark.slow
+
+#: A machine, a model, and KV tokens of all engines when all ran the settings of the tightest card.
+GROWN = [
+    ("rtx3090+rtx4080", "internvl2-8b-awq", 190_976),
+    ("2xrtx3090+1xl4:free=12GiB", "internvl2-2b", 415_296),
+    ("a100-80g+rtx3090+l4", "qwen2-vl-7b", 437_760),
+    ("rtx3090:free=23GiB+rtx3090:free=18GiB", "internvl2-8b", 47_616),
+]
+
+
+@pytest.mark.parametrize(("on", "model", "before"), GROWN)
+def test_each_card_holds_more_than_under_common_settings(on: str, model: str, before: int) -> None:
+    plan = turbofit.plan(model, on=on)
+    assert plan.fits
+    assert plan.kv.total_tokens > before
+    assert plan.kv.total_tokens == sum(own.kv.tokens for own in plan.by_group)
+    weakest = min(plan.by_group, key=lambda own: own.kv.tokens)
+    assert (plan.settings, plan.kv) == (weakest.settings, weakest.kv)
+
+
+@pytest.mark.parametrize(("on", "model", "_before"), GROWN)
+def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int) -> None:
+    plan = turbofit.plan(model, on=on)
+    for own in plan.by_group:
+        same = replace(
+            own.settings,
+            cache_max_entry_count=plan.settings.cache_max_entry_count,
+            max_prefill_token_num=plan.settings.max_prefill_token_num,
+            max_batch_size=plan.settings.max_batch_size,
+            tp=plan.settings.tp,
+        )
+        assert same == plan.settings
+        assert own.kv.tokens >= plan.settings.session_len
+        assert own.settings.max_batch_size >= max(plan.limits.n, own.at_once)
+    assert plan.limits.n == min(own.settings.max_batch_size for own in plan.by_group)
+    assert plan.limits.units_per_forward == max(own.units_per_forward for own in plan.by_group)
+    assert sum(own.at_once for own in plan.by_group) == pytest.approx(8, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache_max_entry_count", 0.5),
+        ("max_prefill_token_num", 2048),
+        ("max_batch_size", 12),
+        ("session_len", 9000),
+        ("quant_policy", 8),
+    ],
+)
+def test_what_the_user_sets_holds_for_every_engine(name: str, value: object) -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", **{name: value})
+    assert plan.fits
+    assert [getattr(own.settings, name) for own in plan.by_group] == [value, value]
+
+
+def test_equal_cards_have_nothing_of_their_own() -> None:
+    plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+    assert plan.by_group == ()
+    assert plan.of_group(3) is plan
+    assert plan.unlike_groups() == ((0, 1, 2, 3),)
+
+
+def test_equal_cards_of_which_one_is_fuller() -> None:
+    plan = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB")
+    assert len(plan.by_group) == 3
+    assert plan.unlike_groups() == ((0, 1), (2,))
+    assert plan.by_group[0].kv.tokens > plan.by_group[2].kv.tokens
+
+
+def test_the_plan_survives_json_and_an_older_one_is_read() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    assert Plan.from_json(plan.to_json()) == plan
+    older = turbofit.plan("internvl2-8b", on="1xrtx3090").to_json().replace('"by_group"', '"_"')
+    assert Plan.from_json(older).by_group == ()
+
+
+def test_a_group_sees_its_own_plan() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    for number, own in enumerate(plan.by_group):
+        view = plan.of_group(number)
+        assert (view.settings, view.kv) == (own.settings, own.kv)
+        assert [gpu.index for gpu in view.gpus] == list(plan.parallel.groups[number])
+        assert view.limits.units_per_forward == own.units_per_forward
+        assert view.of_group(number) == view
+    ratios = [
+        command.argv[command.argv.index("--cache-max-entry-count") + 1] for command in plan.commands
+    ]
+    assert ratios == [f"{own.settings.cache_max_entry_count:.3f}" for own in plan.by_group]
+
+
+def test_the_forecast_counts_each_engine_by_its_own_share() -> None:
+    mixed = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    assert mixed.throughput is not None
+    row = mixed.considered[0]
+    assert row.why_not == ""
+    assert [one["max_batch_size"] for one in row.settings["by_group"]] == [
+        own.settings.max_batch_size for own in mixed.by_group
+    ]
+    even = turbofit.plan(
+        "internvl2-8b-awq", on="rtx3090+rtx4080", max_batch_size=4, concurrency=8
+    ).throughput
+    assert even is not None
+    assert mixed.throughput.requests_per_second >= even.requests_per_second * 0.999
+
+
+def test_a_slow_card_beside_a_fast_one_is_left_out_with_a_reason() -> None:
+    plan = turbofit.plan("qwen2-vl-2b", on="h100+t4", concurrency=1, dtype="float16")
+    assert plan.parallel.groups == ((0,),)
+    both = [one for one in plan.considered if len(one.groups) == 2]
+    assert both
+    assert all(one.why_not for one in both)
+
+
+def test_host_memory_is_that_of_all_engines() -> None:
+    both = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    alone = [
+        turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080", gpus=str(i), concurrency=n)
+        for i, n in enumerate(own.settings.max_batch_size for own in both.by_group)
+    ]
+    assert [one.settings.max_prefill_token_num for one in alone] == [
+        own.settings.max_prefill_token_num for own in both.by_group
+    ]
+    assert both.host.pageable == sum(one.host.pageable for one in alone)
+    assert both.host.pinned == pytest.approx(sum(one.host.pinned for one in alone), rel=0.01)
+
+
+def test_settings_differ_only_in_what_a_card_decides() -> None:
+    plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
+    names = list(Settings.__struct_fields__)
+    differ = {
+        name for name in names if len({repr(getattr(o.settings, name)) for o in plan.by_group}) > 1
+    }
+    assert differ <= {"cache_max_entry_count", "max_prefill_token_num", "max_batch_size"}
+
+
+def random_mixed(seed: int) -> Ask:
+    """Two or three kinds of card, partly full."""
+    rng = random.Random(seed)
+    cards = rng.sample(
+        ["rtx3090", "rtx4090", "l4", "a100-40g", "rtx4080", "l40s"], rng.choice([2, 3])
+    )
+    machine = machine_from("+".join(f"{rng.choice([1, 1, 2])}x{card}" for card in cards))
+    used = [rng.choice([0, 0, 300, 1500, 4000]) * MIB for _ in machine.gpus]
+    model = resolve_model(rng.choice(MODELS))
+    longest = model.text.max_position_embeddings
+    return Ask(
+        model=model,
+        machine=with_used(machine, used),
+        workload=Workload(
+            images=rng.choice([0, 1, 2]) if model.image_rule else 1,
+            context=rng.choice([None, 4096, 8192, min(20000, longest)]),
+            concurrency=rng.choice([1, 3, 8, 32]),
+            goal=rng.choice(["throughput", "latency", "context"]),
+        ),
+    )
+
+
+CASES = [(name, seed) for name in ENGINES for seed in range(40)]
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
+    ask, engine = random_mixed(seed), engine_named(name)
+    if ask.workload.context is None:  # the longest that each shape holds is no one context
+        ask = replace(ask, workload=replace(ask.workload, context=4096))
+    try:
+        found = search(ask, engine)
+    except UsageError:
+        return
+    asked = vision_load_of(ask, ask.own_limit)
+    for one in found.evaluations:
+        if not one.parts or not one.fits or one.shape.units_per_forward is not None:
+            continue
+        if one.shape.limit != ask.own_limit or len({len(g) for g in one.shape.groups}) > 1:
+            continue
+        gpus = [ask.machine.gpu(index) for group in one.shape.groups for index in group]
+        for prefill in PREFILL_SIZES:
+            shape = Shape(
+                tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
+                limit=ask.own_limit, longest=one.shape.longest,
+            )  # fmt: skip
+            common = evaluate(ask, shape, dtype_for(ask.model, gpus)[0], asked, asked, engine)
+            assert not common.fits or one.score >= common.score * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
+    ask = random_mixed(1000 + seed)
+    try:
+        plan = make_plan(ask, engine_named(name))
+    except UsageError:
+        return
+    if not plan.fits or not plan.by_group:
+        return
+    assert all(ledger.fits for ledger in plan.gpus)
+    for own, group in zip(plan.by_group, plan.parallel.groups, strict=True):
+        assert own.settings.tp == len(group)
+        assert plan.settings.session_len == own.settings.session_len <= own.kv.tokens
+        assert own.units_per_forward <= plan.limits.units_per_forward
+        ratio = own.settings.cache_max_entry_count
+        assert 0 < ratio < 1
+        assert round(ratio * 1000) == pytest.approx(ratio * 1000)
+    assert plan.kv.tokens == min(own.kv.tokens for own in plan.by_group)
+    there = sum(own.at_once for own in plan.by_group)
+    assert there == pytest.approx(ask.workload.concurrency, abs=0.01)
+    assert Plan.from_json(plan.to_json()) == plan

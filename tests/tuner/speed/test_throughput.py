@@ -1,0 +1,142 @@
+"""The forecast of speed: its parts, its limits, and what must not be able to make it worse."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from turbofit.core.plan import Settings
+from turbofit.machine.spec import parse_spec
+from turbofit.memory.engines import engine_named
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
+from turbofit.model.source import resolve_model
+from turbofit.tuner.speed.rates import card_of, rates
+from turbofit.tuner.speed.reduce import reduce_of
+from turbofit.tuner.speed.throughput import Speed, group_speed, request_tokens, speed_of, total
+from turbofit.tuner.speed.work import work_of
+
+ENGINE = engine_named("turbomind")
+IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=13 * 256)
+
+
+def speed(
+    model: str = "llama-3.1-8b", on: str = "1xrtx4090", kv: int = 10**9, batch: int = 8,
+    asked: VisionLoad = NO_IMAGES, **settings: object,
+) -> Speed:  # fmt: skip
+    machine = parse_spec(on)
+    given = Settings(tp=len(machine.gpus), max_batch_size=batch, **settings)
+    return group_speed(resolve_model(model), given, machine, machine.gpus, asked, kv, ENGINE)
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "low", "high"),
+    [
+        # Single stream, tokens/s, as widely reported for these cards at 16 bits.
+        ("llama-3.1-8b", "1xrtx4090", 45, 60),
+        ("llama-3.1-8b", "1xrtx3090", 38, 56),
+        ("llama-3.1-8b", "1xh100", 110, 160),
+        ("llama-2-7b", "1xa100-80g", 85, 120),
+        ("llama-3.1-70b", "4xa100-80g", 25, 50),
+    ],
+)
+def test_a_single_stream_is_of_the_size_that_people_see(model, on, low, high) -> None:
+    assert low < 1 / speed(model, on, batch=1).step < high
+
+
+def test_the_cache_bounds_what_runs_together_and_the_rest_waits() -> None:
+    tokens = request_tokens(NO_IMAGES)
+    found = [speed(kv=tokens * fit) for fit in (1, 2, 8, 100)]
+    assert [one.concurrent for one in found] == [1, 2, 8, 8]
+    rates_ = [one.requests_per_second for one in found]
+    assert rates_ == sorted(rates_)
+    first = [one.seconds_to_first_token for one in found]
+    assert first == sorted(first, reverse=True)
+    assert found[-1].seconds_to_first_token == pytest.approx(found[-1].prefill + found[-1].step)
+    for one in found:
+        assert one.seconds_per_request == pytest.approx(8 / one.requests_per_second)
+
+
+def test_a_batch_is_faster_in_all_and_slower_for_each() -> None:
+    one, many = speed(batch=1), speed(batch=64)
+    assert many.requests_per_second > 5 * one.requests_per_second
+    assert many.step > one.step
+
+
+def test_shards_halve_a_step_and_pay_for_links() -> None:
+    alone, host = speed(batch=1), speed(on="2xrtx4090", batch=1)
+    near = speed(on="2xrtx4090,p2p=all", batch=1)
+    assert alone.reduce == 0
+    assert host.reduce > near.reduce > 0
+    assert host.step > near.step > alone.step / 2
+    assert host.step < alone.step
+    many, shards = speed(batch=256), speed(on="2xrtx4090", batch=256)
+    assert shards.requests_per_second < 2 * many.requests_per_second
+
+
+def test_images_cost_their_tokens_and_the_tower() -> None:
+    text, image = speed("internvl2-8b"), speed("internvl2-8b", asked=IMAGE)
+    assert image.prefill > 5 * text.prefill
+    two = replace(IMAGE, images_per_request=2, tokens_per_request=2 * 13 * 256)
+    assert speed("internvl2-8b", asked=two).prefill > 1.8 * image.prefill
+    # TurboMind encodes an image again in each chunk that cuts it.
+    chunks = speed("internvl2-8b", asked=IMAGE, max_prefill_token_num=1024)
+    assert chunks.prefill > 1.3 * image.prefill
+    plain = speed("llama-3.1-8b", max_prefill_token_num=128)
+    assert plain.prefill == speed("llama-3.1-8b").prefill
+
+
+def test_few_tokens_meet_few_experts() -> None:
+    work = work_of(resolve_model("mixtral-8x7b"), Settings(tp=4), ENGINE)
+    assert work.routed == 2 / 8
+    assert work.experts > 5 * work.weights
+    one, some, all_ = (work.read_bytes(batch) for batch in (1, 8, 10**6))
+    assert one == pytest.approx(work.weights + work.experts / 4)
+    assert one < some < all_ == pytest.approx(work.weights + work.experts)
+    dense = work_of(resolve_model("llama-3.1-8b"), Settings(), ENGINE)
+    assert (dense.experts, dense.read_bytes(1)) == (0, dense.read_bytes(100))
+
+
+def test_unknown_cards_are_slow_ones() -> None:
+    machine = parse_spec("1xrtx4090")
+    blind = [replace(machine.gpus[0], memory_bandwidth="NA", dense_flops="NA")]
+    known, unknown = card_of(machine.gpus, rates()), card_of(blind, rates())
+    assert unknown.bandwidth < known.bandwidth
+    assert unknown.flops < known.flops
+
+
+def test_the_sum_over_replicas() -> None:
+    two = [speed(), speed(kv=1)]
+    found = total(two)
+    assert found.requests_per_second == round(sum(s.requests_per_second for s in two), 4)
+    assert found.concurrent_requests == 9
+    assert found.seconds_to_first_token == round(two[1].seconds_to_first_token, 3)
+    assert "not measured" in found.basis
+
+
+def test_the_parts_make_the_whole() -> None:
+    machine, figures = parse_spec("2xrtx4090"), rates()
+    work = work_of(resolve_model("llama-3.1-8b"), Settings(tp=2), ENGINE)
+    found = speed_of(
+        work, card_of(machine.gpus, figures), reduce_of(machine, machine.gpus, figures), figures,
+        prompt=1000, output=100, at_once=4, concurrent=4, chunk=8192, asked=NO_IMAGES,
+    )  # fmt: skip
+    cycle = 4 * found.prefill + 100 * found.step
+    assert found.requests_per_second == pytest.approx(4 / cycle)
+
+
+def test_more_replicas_than_requests_are_idle_in_between() -> None:
+    machine = parse_spec("1xrtx4090")
+    model, given = resolve_model("llama-3.1-8b"), Settings(max_batch_size=1)
+
+    def rate(at_once: float) -> float:
+        return group_speed(
+            model, given, machine, machine.gpus, NO_IMAGES, 10**9, ENGINE, at_once
+        ).requests_per_second
+
+    assert rate(0.5) == pytest.approx(rate(1) / 2)
+    # Eight requests over seven replicas are 8/7 on each, not two.
+    seven = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=7, tp=2)
+    eight = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=8, tp=2)
+    assert seven.throughput.concurrent_requests == eight.throughput.concurrent_requests == 8
+    assert seven.throughput.requests_per_second < eight.throughput.requests_per_second

@@ -1,0 +1,1 @@
+"""Lines of logs, as types: engines, torch, the host."""

@@ -1,0 +1,58 @@
+"""Lines of LMDeploy's engines that `observe` has no use for: older generations, the scheduler.
+
+Sources: LMDeploy 0.5 to 0.18 (BlockManager.cc, LlamaBatch.cc, allocator.h, scheduler.cc).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.units import MIB
+from turbofit.diagnose.lines.events import (
+    Computed,
+    DefaultSession,
+    KvBlocks,
+    KvTokens,
+    LegacyCuda,
+    PeerMissing,
+    VisionForward,
+)
+
+if TYPE_CHECKING:
+    from turbofit.core.struct import Struct
+
+__all__ = ["engine_line"]
+
+_BLOCKS: Final = re.compile(
+    r"(block_size|max_block_count|chunk_size) = (\d+(?:\.\d+)?)(?: MB)?\s*$"
+)
+_CUDA: Final = re.compile(r"CUDA runtime error: (.*?)(?:\s+(\S*\.(?:h|cc|cu|cpp|cuh):\d+))?\s*$")
+_CUT: Final = re.compile(r"`?session_len`? truncated to (\d+)")
+_CACHED: Final = re.compile(r"max cached tokens: (\d+)")
+_PEER: Final = re.compile(r"Devicl?e (\d+) peer access Device (\d+) is not available")
+_SESSION: Final = re.compile(r"`max_context_token_num` is not set, default to (\d+)")
+_SHAPE: Final = re.compile(r"vision forward shape: torch\.Size\(\[([\d, ]+)\]\)")
+_COMPUTED: Final = re.compile(r"\(uid (\d+)\) .*computed \[(\d+),(\d+)\)")
+
+
+def engine_line(text: str) -> Struct | None:
+    """The event of one line, or None. ``block_size`` is in MiB, floored before 0.8."""
+    if "computed [" in text and (match := _COMPUTED.search(text)):
+        return Computed(uid=int(match[1]), start=int(match[2]), end=int(match[3]))
+    if "CUDA runtime error" in text and (match := _CUDA.search(text)):
+        return LegacyCuda(message=match[1], where=match[2] or "")
+    if " = " in text and (match := _BLOCKS.search(text)):
+        scale = MIB if match[1] == "block_size" else 1
+        return KvBlocks(field=match[1], value=round(float(match[2]) * scale))
+    if "peer access" in text and (match := _PEER.search(text)):
+        return PeerMissing(a=int(match[1]), b=int(match[2]))
+    if "truncated to" in text and (match := _CUT.search(text)):
+        return KvTokens(what="session", tokens=int(match[1]))
+    if "vision forward shape" in text and (match := _SHAPE.search(text)):
+        return VisionForward(shape=tuple(int(part) for part in match[1].split(",") if part.strip()))
+    if "max cached tokens" in text and (match := _CACHED.search(text)):
+        return KvTokens(what="cache", tokens=int(match[1]))
+    if "max_context_token_num" in text and (match := _SESSION.search(text)):
+        return DefaultSession(tokens=int(match[1]))
+    return None

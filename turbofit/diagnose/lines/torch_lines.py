@@ -1,0 +1,138 @@
+"""Torch, Accelerate and Python tracebacks: memory texts of every generation, devices, frames."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from turbofit.diagnose.lines.events import (
+    ModelLoaded,
+    Offload,
+    OtherDevices,
+    PythonFrame,
+    TorchMemory,
+)
+
+if TYPE_CHECKING:
+    from turbofit.core.struct import Struct
+
+__all__ = ["torch_line", "torch_memory"]
+
+_SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
+_UNITS: Final = {"bytes": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_ASKED: Final = re.compile(rf"Tried to allocate {_SIZE}")
+#: Torch up to 2.0: all in one pair of brackets, free after allocated.
+_BRACKET: Final = re.compile(
+    rf"\(GPU (\d+); {_SIZE} total capacity; {_SIZE} already allocated; {_SIZE} free; "
+    rf"{_SIZE} (?:reserved in total by PyTorch|cached)"
+)
+#: Torch from 2.1, which first wrote "capacty".
+_CAPACITY: Final = re.compile(
+    rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
+)
+_OWN: Final = re.compile(rf"this process has {_SIZE} memory in use")
+_OTHER: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
+_ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
+_CACHED: Final = re.compile(rf"and {_SIZE} is reserved by PyTorch but unallocated")
+
+#: Torch rounds to hundredths of a GiB; a context and libraries take less than so much.
+_ROUNDED: Final = (1 << 30) // 100
+_CONTEXT: Final = 3 << 29
+
+_FRAME: Final = re.compile(r'^\s*File "([^"]+)", line \d+, in (\S+)')
+_SHARDS: Final = re.compile(r"Loading checkpoint shards:\s+100%.*?(\d+)/(\d+)")
+_OFFLOAD: Final = re.compile(
+    r"need an `?offload_(?:dir|folder)`?|provide an `?offload_(?:dir|folder)`?"
+)
+_MODULES: Final = re.compile(r"submodules need to be offloaded: (.+)")
+_TWO: Final = re.compile(r"at least two devices, (.+?)!")
+_ONE: Final = re.compile(r"is on (\w+:\d+|cpu|meta), different from other tensors on (\S+)")
+_DEVICE: Final = re.compile(r"(?:cuda|xpu|npu):\d+|cpu|meta")
+_OPERATOR: Final = re.compile(r"in method \W*(\w+)")
+
+
+def torch_line(text: str) -> Struct | None:
+    """The event of one line, or None; a memory text is only begun here, see `torch_memory`."""
+    if "out of memory" in text and ("Tried to allocate" in text or "CUDA out of memory" in text):
+        return torch_memory(text)
+    if "File" in text and (match := _FRAME.match(text)):
+        return PythonFrame(path=match[1], function=match[2])
+    if "same device" in text and "tensors" in text:
+        return _devices(text)
+    if "offload_" in text and _OFFLOAD.search(text):
+        match = _MODULES.search(text)
+        names = match[1].rstrip(". ").split(",") if match else []
+        return Offload(modules=tuple(name.strip() for name in names if name.strip()))
+    if "checkpoint shards" in text and (match := _SHARDS.search(text)):
+        return ModelLoaded(shards=int(match[2])) if match[1] == match[2] else None
+    return None
+
+
+def torch_memory(text: str) -> TorchMemory:
+    """All figures of an out-of-memory text, which a terminal may have wrapped over lines.
+
+    In the form up to 2.0 the process's own use is what torch reserved; contexts and libraries are
+    not in it.
+    """
+    asked = _ASKED.search(text)
+    size = _bytes(asked[1]) if asked else None
+    if match := _BRACKET.search(text):
+        total, used, free, reserved = (_bytes(match[i]) for i in (2, 3, 4, 5))
+        return TorchMemory(
+            asked=size,
+            gpu=int(match[1]),
+            total=total,
+            free=free,
+            process=reserved,
+            allocated=used,
+            cached=max(0, reserved - used),
+        )
+    others = [(int(match[1]), _bytes(match[2])) for match in _OTHER.finditer(text)]
+    capacity, own = _CAPACITY.search(text), _OWN.search(text)
+    allocated_text, cached_text = _ALLOCATED.search(text), _CACHED.search(text)
+    allocated = _bytes(allocated_text[1]) if allocated_text else None
+    cached = _bytes(cached_text[1]) if cached_text else None
+    process = _bytes(own[1]) if own else _own_among(others, allocated, cached)
+    return TorchMemory(
+        asked=size,
+        gpu=int(capacity[1]) if capacity else None,
+        total=_bytes(capacity[2]) if capacity else None,
+        free=_bytes(capacity[3]) if capacity else None,
+        process=process,
+        allocated=allocated,
+        cached=cached,
+        others=tuple(others),
+    )
+
+
+def _own_among(
+    others: list[tuple[int, int]], allocated: int | None, cached: int | None
+) -> int | None:
+    """Take torch's own process out of a list of pids and return what it holds.
+
+    Torch 2.1, and later ones in a container, call themselves by pid like everybody else: it is the
+    process that holds what torch allocated and a context on top.
+    """
+    if allocated is None:
+        return None
+    least = allocated + (cached or 0)
+    alike = [pair for pair in others if 0 <= pair[1] - least + _ROUNDED <= _CONTEXT]
+    if not alike:
+        return None
+    own = min(alike, key=lambda pair: pair[1])
+    others.remove(own)
+    return own[1]
+
+
+def _bytes(text: str) -> int:
+    unit = text.lstrip("0123456789. ")
+    scale = _UNITS["bytes"] if unit == "bytes" else _UNITS[unit[0]]
+    return round(float(text.removesuffix(unit)) * scale)
+
+
+def _devices(text: str) -> OtherDevices:
+    devices: list[str] = []
+    if (match := _TWO.search(text)) or (match := _ONE.search(text)):
+        devices = _DEVICE.findall(" ".join(match.groups()))
+    operator = _OPERATOR.search(text)
+    return OtherDevices(devices=tuple(devices), operator=operator[1] if operator else "")

@@ -1,0 +1,1 @@
+"""What each kind of log means, and the arithmetic of what was missing."""

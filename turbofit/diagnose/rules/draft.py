@@ -1,0 +1,40 @@
+"""What a rule makes of a case, before advice and the log's own facts are added."""
+
+from __future__ import annotations
+
+from turbofit.core.struct import Struct
+from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.facts import Mark
+from turbofit.diagnose.rules.known import Rank
+
+__all__ = ["Draft", "evidence"]
+
+_SHOWN = 240
+
+
+class Draft(Struct):
+    """A rule's answer. ``line`` is where the trouble stands; the earliest cause is the answer.
+
+    ``planned``: a plan belongs to it; ``others``: bytes that others held on each card, which the
+    plan must do without.
+    """
+
+    kind: str
+    phase: PhaseName
+    what: str
+    line: int
+    rank: Rank = "cause"
+    why: tuple[str, ...] = ()
+    held: tuple[Holding, ...] = ()
+    missing: Missing | None = None
+    missing_in_all: Missing | None = None
+    changes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    planned: bool = False
+    others: int = 0
+
+
+def evidence(mark: Mark, tells: str) -> Evidence:
+    """A mark as evidence."""
+    return Evidence(line=mark.line, text=mark.text.strip()[:_SHOWN], tells=tells)

@@ -1,0 +1,322 @@
+"""Messages that tell their cause by themselves: pattern, what happened, why, what to change.
+
+``{0}``, ``{1}`` … stand for the pattern's groups. Sources of the patterns: LMDeploy 0.18 (Python
+and binary), torch, transformers, huggingface_hub, the kernel and the shell, as users paste them.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.core.struct import Struct
+from turbofit.diagnose.lines.events import Said
+
+if TYPE_CHECKING:
+    from turbofit.diagnose.answer import PhaseName
+
+__all__ = ["KNOWN", "Known", "Rank", "said"]
+
+#: A cause ends a run; a consequence follows one; a notice harms nobody.
+Rank = Literal["cause", "consequence", "notice"]
+
+
+class Known(Struct):
+    """One message. ``planned``: a plan for the model and machine belongs to the answer.
+
+    ``words`` are plain strings of which each match has at least one, so that most lines are passed
+    over without a regular expression.
+    """
+
+    kind: str
+    words: tuple[str, ...]
+    pattern: str
+    phase: PhaseName
+    what: str
+    why: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    rank: Rank = "cause"
+    planned: bool = False
+
+
+KNOWN: Final[tuple[Known, ...]] = (
+    Known(
+        kind="too_few_gpus",
+        words=("no valid parallel config",),
+        pattern=r"no valid parallel config: .*?tp=(\d+).*?available_devices=([^;\s]+)",
+        phase="configuration",
+        what="LMDeploy was asked for tp {0} and sees other GPUs than that: {1}",
+        why=(
+            "tp must equal the number of GPUs that the process sees, and CUDA_VISIBLE_DEVICES "
+            "decides which those are",
+        ),
+        changes=("set --tp to the number of visible GPUs, or CUDA_VISIBLE_DEVICES to tp of them",),
+        planned=True,
+    ),
+    Known(
+        kind="unsupported_model",
+        words=("Can not found rewrite",),
+        pattern=r"Can not found rewrite for architectures: \[?'?([\w', ]+?)'?\]?[.\s]*$",
+        phase="configuration",
+        what="this LMDeploy has no engine for the architecture {0}",
+        why=(
+            "TurboMind does not list it, LMDeploy falls back to its PyTorch engine, and that has "
+            "no rewrite of it either",
+        ),
+        changes=("use a checkpoint in Hugging Face's own format (…-hf) or another engine",),
+    ),
+    Known(
+        kind="unsupported_model",
+        words=("support has been removed from LMDeploy",),
+        pattern=r"([\w.-]+) \(\w+\) support has been removed from LMDeploy",
+        phase="configuration",
+        what="LMDeploy no longer runs this model: {0} was removed",
+        changes=("use Hugging Face Transformers for it, or an LMDeploy from before the removal",),
+    ),
+    Known(
+        kind="remote_code",
+        words=("trust_remote_code", "trust-remote-code"),
+        pattern=r"(?:set|pass|with|option|argument|execut\w+)\b.*trust[_-]remote[_-]code",
+        phase="configuration",
+        what="the checkpoint brings its own code, and the run was not told to trust it",
+        why=("transformers refuses to execute a repository's code unless it is allowed to",),
+        changes=("add --trust-remote-code (trust_remote_code=True) if you trust the repository",),
+    ),
+    Known(
+        kind="port_taken",
+        words=("ddress already in use", "while attempting to bind"),
+        pattern=r"bind on address \('[^']*', (\d+)|(?:A|a)ddress already in use",
+        phase="configuration",
+        what="another program has the server's port {0}",
+        why=(
+            "LMDeploy binds its port only after the model is loaded, so minutes pass before it "
+            "fails; often it is an earlier server that still runs and holds its GPU memory",
+        ),
+        changes=("stop the other server, or choose another --server-port",),
+    ),
+    Known(
+        kind="block_count",
+        words=("cache_ratio < 1", "cache_max_block_count"),
+        pattern=r"cache_ratio < 1|no longer accepts cache_max_block_count",
+        phase="configuration",
+        what="cache_max_entry_count was 1 or more, which LMDeploy refuses since 0.15",
+        why=("older versions read such a number as a count of KV blocks; now it is only a ratio",),
+        changes=("set cache_max_entry_count to a share of free memory between 0 and 1",),
+        planned=True,
+    ),
+    Known(
+        kind="tp_impossible",
+        words=("must be divisible by heads", "not divisible by tp", "symmetric buffer"),
+        pattern=r"(target_heads=.*must be divisible by heads=\S+"
+        r"|TP split: .*not divisible by tp=\d+"
+        r"|InternViT symmetric buffer cannot hold one image tile"
+        r"|QwenVit communicator requires registered symmetric buffers)",
+        phase="configuration",
+        what="this tp is not possible for this model with these settings: {0}",
+        changes=("choose another --tp, or --communicator nccl",),
+        planned=True,
+    ),
+    Known(
+        kind="no_kv_memory",
+        words=("No enough gpu memory",),
+        pattern=r"No enough gpu memory for (kv cache|runtime)",
+        phase="cache",
+        what="LMDeploy's PyTorch engine found no room for its {0} after the weights",
+        why=(
+            "it takes cache_max_entry_count of what the weights and a reserve of "
+            "(max_prefill_token_num + 2 x max_batch_size) x vocabulary x 2 bytes leave",
+        ),
+        changes=(
+            "lower --max-prefill-token-num and --max-batch-size, use more GPUs (--tp) or a "
+            "quantised variant",
+        ),
+        planned=True,
+    ),
+    Known(
+        kind="gpu_too_old",
+        words=("no kernel image is available", "is not compatible with the current PyTorch"),
+        pattern=r"(no kernel image is available|with CUDA capability sm_\d+ is not compatible)",
+        phase="configuration",
+        what="the installed torch or LMDeploy has no code for this GPU: {0}",
+        why=("wheels carry code for some compute capabilities only; CUDA 13 dropped Volta (V100)",),
+        changes=("install a build for this GPU, e.g. torch for CUDA 12.x; see `turbofit doctor`",),
+    ),
+    Known(
+        kind="driver_too_old",
+        words=("driver on your system is too old", "driver version is insufficient"),
+        pattern=r"(?:too old \(found version (\d+)\)|driver version is (insufficient))",
+        phase="configuration",
+        what="the NVIDIA driver is older than the CUDA that torch was built for ({0})",
+        changes=("update the driver, or install torch for an older CUDA",),
+    ),
+    Known(
+        kind="no_gpu",
+        words=("No CUDA GPUs are available", "Found no NVIDIA driver", "no CUDA-capable device"),
+        pattern=r"(No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device)",
+        phase="configuration",
+        what="CUDA sees no GPU: {0}",
+        changes=("check nvidia-smi, CUDA_VISIBLE_DEVICES, and --gpus all in a container",),
+    ),
+    Known(
+        kind="no_bfloat16",
+        words=("float16 is only supported", "fp16 is not supported"),
+        pattern=r"[Bb](?:f|float)(?:loat)?16 is (?:only supported|not supported)",
+        phase="configuration",
+        what="this GPU has no bfloat16 (compute capability below 8.0: V100, T4)",
+        changes=("use float16: --dtype float16",),
+        planned=True,
+    ),
+    Known(
+        kind="gpu_lost",
+        words=("Xid", "GPU is lost", "fallen off the bus"),
+        pattern=r"(NVRM: Xid \([^)]*\): (?:79|119|120|48|63|64|94|95)\b|GPU is lost|off the bus)",
+        phase="serving",
+        what="the driver lost or isolated a GPU: {0}",
+        why=("this is hardware, power, heat or the driver, and no setting of LMDeploy",),
+        changes=("read dmesg for Xid lines, check power and cooling, restart the machine",),
+    ),
+    Known(
+        kind="shared_memory",
+        words=("shared memory", "/dev/shm"),
+        pattern=r"(insufficient shared memory|unable to (?:open|write).*shared memory"
+        r"|Error while creating shared memory segment|/dev/shm.*[Nn]o space)",
+        phase="host RAM",
+        what="/dev/shm is too small: {0}",
+        why=("NCCL between GPUs without peer access, and worker processes, exchange data in it",),
+        changes=("start the container with --shm-size 8g, or --ipc host",),
+    ),
+    Known(
+        kind="disk_full",
+        words=("No space left on device",),
+        pattern=r"No space left on device",
+        phase="configuration",
+        what="a disk is full",
+        changes=("free space where the weights are (HF_HOME) or in /tmp; see `turbofit doctor`",),
+    ),
+    Known(
+        kind="no_access",
+        words=("gated repo", "401 Client Error", "GatedRepoError", "RepositoryNotFoundError"),
+        pattern=r"(gated repo|401 Client Error|GatedRepoError|RepositoryNotFoundError)",
+        phase="weights",
+        what="the hub refused the model: {0}",
+        changes=("check the name, accept its licence on its page, and log in (HF_TOKEN)",),
+    ),
+    Known(
+        kind="no_hub",
+        words=("LocalEntryNotFoundError", "couldn't connect to", "valid model identifier"),
+        pattern=r"(LocalEntryNotFoundError|couldn't connect to '?\S+|not a valid model identifier)",
+        phase="weights",
+        what="the model was neither here nor could it be fetched: {0}",
+        changes=("name an existing folder or hub id; check HF_ENDPOINT, HF_HUB_OFFLINE, proxies",),
+    ),
+    Known(
+        kind="old_transformers",
+        words=("does not recognize this architecture",),
+        pattern=r"model type `?(\S+?)`? but Transformers does not recognize this architecture",
+        phase="configuration",
+        what="the installed transformers is older than the model type {0}",
+        changes=("update transformers to a version that knows it",),
+    ),
+    Known(
+        kind="nccl_timeout",
+        words=("Watchdog caught collective", "timed out after", "NCCL WARN"),
+        pattern=r"(Watchdog caught collective operation timeout|collective.*timed out after"
+        r"|NCCL WARN .*(?:failed|error|timed? ?out).*)",
+        phase="communication",
+        what="the GPUs of a group waited for each other in vain: {0}",
+        why=(
+            "one rank died or never came (look for its error further up), or peer access is "
+            "reported but does not work (IOMMU, ACS)",
+        ),
+        changes=("if no other rank failed first, try NCCL_P2P_DISABLE=1; see `turbofit doctor`",),
+    ),
+    Known(
+        kind="ray_waits",
+        words=("placement group",),
+        pattern=r"([Ww]aiting for creating a placement group|Cannot provide a placement group"
+        r"|placement group .*(?:timed out|not (?:ready|enough)|infeasible))",
+        phase="communication",
+        what="Ray waits for GPUs that its own book-keeping does not have",
+        why=(
+            "LMDeploy's PyTorch engine starts tp > 1 through Ray and waits up to 1800 s for a "
+            "placement group of tp GPUs; GPUs that an older Ray job holds are not free for it",
+        ),
+        changes=(
+            "`ray stop --force` where no other job needs Ray, or set "
+            "LMDEPLOY_EXECUTOR_BACKEND=mp; check CUDA_VISIBLE_DEVICES",
+        ),
+    ),
+    Known(
+        kind="engine_gone",
+        words=("inference engine is unavailable", "ENGINE_STOP_ERROR"),
+        pattern=r"inference engine is unavailable|ENGINE_STOP_ERROR",
+        phase="serving",
+        what="the engine is dead while its port still answers",
+        why=("LMDeploy's PyTorch engine does not outlive an error in a forward pass",),
+        changes=("restart it; the first error above it is the cause",),
+        rank="consequence",
+    ),
+    Known(
+        kind="aborted",
+        words=("134", "bort", "-6"),
+        pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:134|-6)\b"
+        r"|Exited \(134\)|Aborted(?: \(core dumped\)| *$)|Signal 6 \(SIGABRT\)|SIGABRT)",
+        phase="unknown",
+        what="the process aborted (SIGABRT, exit code 134)",
+        why=(
+            "TurboMind aborts on each failed CUDA call, out of memory most often; the line that "
+            "says which comes before the abort",
+        ),
+        changes=("send the log from its start, with TM_LOG_LEVEL=INFO",),
+        rank="consequence",
+    ),
+    Known(
+        kind="killed",
+        words=("137", "Killed", "OOMKilled", "-9"),
+        pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:137|-9)\b"
+        r"|Exited \(137\)|OOMKilled|(?:^|\s)Killed *$|Signal 9 \(SIGKILL\))",
+        phase="host RAM",
+        what="the process was killed from outside (SIGKILL, exit code 137)",
+        why=(
+            "most often the kernel or the container's memory limit: host RAM ran out, not GPU "
+            "memory",
+        ),
+        changes=("look into dmesg, or raise the container's memory limit",),
+        rank="consequence",
+    ),
+    Known(
+        kind="halved_prefill",
+        words=("Update max_prefill_token_num",),
+        pattern=r"No enough memory. Update max_prefill_token_num=(\d+)",
+        phase="cache",
+        what="LMDeploy's PyTorch engine lowered max_prefill_token_num to {0} by itself",
+        rank="notice",
+    ),
+    Known(
+        kind="no_such_gpu",
+        words=("invalid device ordinal",),
+        pattern=r"invalid device ordinal",
+        phase="configuration",
+        what="a GPU was addressed that the process does not see",
+        changes=("compare CUDA_VISIBLE_DEVICES with --tp and with nvidia-smi",),
+    ),
+)
+
+
+@cache
+def _compiled() -> tuple[re.Pattern[str], tuple[re.Pattern[str], ...]]:
+    words = "|".join(re.escape(word) for known in KNOWN for word in known.words)
+    return re.compile(words), tuple(re.compile(known.pattern) for known in KNOWN)
+
+
+def said(text: str) -> Said | None:
+    """The first known message in a line, or None."""
+    any_word, patterns = _compiled()
+    if not any_word.search(text):
+        return None
+    for index, (known, pattern) in enumerate(zip(KNOWN, patterns, strict=True)):
+        if any(word in text for word in known.words) and (match := pattern.search(text)):
+            groups = tuple(group for group in match.groups() if group)
+            return Said(place=index, detail=groups)
+    return None

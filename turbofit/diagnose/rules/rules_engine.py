@@ -1,0 +1,255 @@
+"""TurboMind 0.14 to 0.18: aborts, the silent hang, refused requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.units import format_bytes
+from turbofit.diagnose.answer import Holding, Missing, PhaseName
+from turbofit.diagnose.case import LogCase, usable
+from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.rules_faults import other_faults, rejections, stack_names
+from turbofit.diagnose.rules.shortage import Shortage, shortage
+from turbofit.observe.turbomind_log import (
+    CacheBudget,
+    CudaError,
+    ServerUp,
+    Slab,
+    VisionSetup,
+    WarmupFinished,
+    WarmupLength,
+    WarmupLengths,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.diagnose.answer import Evidence
+    from turbofit.diagnose.facts import LogFacts, Mark
+
+__all__ = ["engine_rules"]
+
+_VISION: Final = ("InternVit", "QwenVit", "Vit::", "VisionModel")
+#: The generation whose allocations `sequence` knows, and those that pin much host memory.
+_REPLAYED: Final = "0.18"
+_PINNING: Final = ("0.16", "0.17")
+_NAMES: Final[dict[PhaseName, str]] = {
+    "weights": "while it loaded weights",
+    "cache": "when it made its cache and buffers",
+    "warm-up": "in its own warm-up",
+    "vision": "when it encoded images",
+    "text": "in a text forward",
+}
+
+
+def engine_rules(case: LogCase) -> Iterator[Draft]:
+    """All that these engines say of themselves."""
+    yield from _out_of_memory(case)
+    yield from other_faults(case)
+    yield from rejections(case)
+
+
+def _out_of_memory(case: LogCase) -> Iterator[Draft]:
+    facts = case.facts
+    for mark, event in facts.every(CudaError):
+        if event.out_of_memory:
+            frames = stack_names(facts, mark)
+            phase = _phase(facts, mark, frames)
+            if phase == "weights":
+                yield _while_loading(case, mark, frames)
+            else:
+                yield _after_sizing(case, mark, phase, frames)
+            return
+
+
+def _phase(facts: LogFacts, mark: Mark, frames: list[str]) -> PhaseName:
+    """Where a run was when it died: its stack first, else the last news before it."""
+    if any(word in frame for frame in frames for word in _VISION):
+        return "vision"
+    if facts.before(mark, WarmupFinished) or facts.before(mark, ServerUp):
+        return "vision" if facts.before(mark, VisionSetup) and not frames else "text"
+    if facts.before(mark, WarmupLengths):
+        return "warm-up"
+    if facts.before(mark, Slab) or facts.before(mark, CacheBudget):
+        # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
+        forward = any("Forward" in frame or "forward" in frame for frame in frames)
+        return "warm-up" if forward else "cache"
+    return "weights"
+
+
+def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
+    """No line tells sizes yet: what is missing follows from the account of model and card."""
+    missing_in_all, held, why = None, _table(case), []
+    forecast = case.forecast()
+    if forecast is not None:
+        tightest = min(forecast.gpus, key=lambda gpu: gpu.total - gpu.reserved - gpu.load_peak)
+        short = tightest.load_peak - (tightest.total - tightest.reserved)
+        weights = sum(term.bytes for term in tightest.ledger if term.phase == "weights")
+        why.append(
+            f"loading peaks at {format_bytes(tightest.load_peak)} on GPU {tightest.index}"
+            f" ({format_bytes(weights)} weights), and the card has"
+            f" {format_bytes(tightest.total - tightest.reserved)}"
+        )
+        if short > 0:
+            missing_in_all = Missing(
+                bytes=short, basis="formula", note="for the whole load, by the account"
+            )
+        else:
+            why.append(
+                f"on an empty card {format_bytes(-short)} would stay free: somebody else held"
+                " memory, or the run had other settings or an older LMDeploy"
+            )
+    where = f" (in {frames[0]})" if frames else ""
+    return Draft(
+        kind="out_of_memory",
+        phase="weights",
+        what=f"LMDeploy ran out of GPU memory {_NAMES['weights']}{where} and aborted",
+        line=mark.line,
+        why=tuple(why),
+        held=held,
+        missing=Missing(bytes=None, basis="unknown", note="TurboMind does not print what it asked"),
+        missing_in_all=missing_in_all,
+        unknown=("how much the failing allocation asked for: the log has no line about it",),
+        evidence=(evidence(mark, "the abort; no cache was sized before it"),),
+        changes=(
+            "more GPUs (--tp), a quantised variant, or freer cards; the cache ratio is not it",
+        ),
+        planned=True,
+    )
+
+
+def _after_sizing(case: LogCase, mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
+    lines = [evidence(mark, "the abort")]
+    version = case.facts.subject.version
+    replayed = version is None or version.startswith(_REPLAYED)
+    found: Shortage | None = None
+    if case.model is not None and replayed:
+        found = shortage(case.facts, case.model, case.gpu)
+    budget_mark = case.facts.first(CacheBudget)
+    why: list[str] = []
+    if budget_mark and isinstance(budget_mark.event, CacheBudget):
+        budget = budget_mark.event
+        lines.insert(0, evidence(budget_mark, "free memory, and what the cache took of it"))
+        why.append(
+            f"the cache took {format_bytes(budget.budget)} of {format_bytes(budget.free)} free"
+            f" (ratio {budget.ratio:g}): {format_bytes(budget.free - budget.budget)} stayed for"
+            " buffers, the warm-up and every request"
+        )
+    lines += _under_way(case.facts, phase)
+    unknown, at_call, in_all = _missing(case, found)
+    if not replayed:
+        unknown = [f"what LMDeploy {version} asked: turbofit replays {_REPLAYED} only"]
+    elif found is not None and version is None:
+        unknown.append(f"assumed LMDeploy {_REPLAYED}")
+    if version is not None and version.startswith(_PINNING):
+        why.append(
+            f"LMDeploy {version} pins 18.7 GiB of host memory a rank for InternVL, and dies of the"
+            " same words when that is what it lacks"
+        )
+    if found and found.at_call:
+        why.append(
+            f"{found.step} asked {format_bytes(found.at_call.asked)} for {found.at_call.what}"
+            f" where {format_bytes(found.at_call.left)} were left"
+        )
+    if found and found.surprise:
+        unknown.append(found.surprise)
+    where = f" (in {frames[0]})" if frames else ""
+    return Draft(
+        kind="out_of_memory",
+        phase=phase,
+        what=f"LMDeploy ran out of GPU memory {_NAMES[phase]}{where} and aborted",
+        line=mark.line,
+        why=tuple(why),
+        held=_held(case, found),
+        missing=at_call,
+        missing_in_all=in_all,
+        unknown=tuple(unknown),
+        evidence=tuple(lines),
+        changes=_changes(phase, found),
+        planned=True,
+    )
+
+
+def _missing(case: LogCase, found: Shortage | None) -> tuple[list[str], Missing, Missing | None]:
+    """What is not known, what lacked at the call, what lacked in all."""
+    nothing = Missing(bytes=None, basis="unknown", note="the log does not allow it")
+    if case.model is None:
+        return ["which model it was: name it with --model"], nothing, None
+    if found is None:
+        note = "what was free: the line `Object cache budget` comes with TM_LOG_LEVEL=INFO"
+        return [note], nothing, None
+    unknown = [f"assumed {one}" for one in found.assumed]
+    if case.gpu is None:
+        unknown.append("which card it was: name it with --on")
+    if found.at_call is None:
+        return unknown, nothing, None
+    note = f"at the allocation that failed: {found.at_call.what} of {found.step}"
+    at_call = Missing(bytes=found.at_call.short, basis="formula", note=note, doubt=found.doubt)
+    in_all = Missing(
+        bytes=found.in_all or found.at_call.short,
+        basis="formula",
+        note="until the warm-up passes" if "warm-up" in found.step else f"for {found.step}",
+        doubt=found.doubt,
+    )
+    return unknown, at_call, in_all
+
+
+def _under_way(facts: LogFacts, phase: PhaseName) -> list[Evidence]:
+    """The last news before the abort."""
+    kinds: dict[PhaseName, tuple[type, str]] = {
+        "warm-up": (WarmupLength, "tokens of the warm-up request under way"),
+        "vision": (VisionSetup, "images of the forward under way"),
+    }
+    if phase not in kinds:
+        return []
+    kind, tells = kinds[phase]
+    marks = [mark for mark in facts.marks if isinstance(mark.event, kind)]
+    return [evidence(marks[-1], tells)] if marks else []
+
+
+def _held(case: LogCase, found: Shortage | None) -> tuple[Holding, ...]:
+    """Who held the first card when the cache was sized, as far as figures go."""
+    mark = case.facts.first(CacheBudget)
+    held = list(_table(case))
+    if not mark or not isinstance(mark.event, CacheBudget):
+        return tuple(held)
+    budget, lines = mark.event, (mark.line,)
+    held.append(Holding(who="the KV cache", bytes=budget.budget, lines=lines))
+    total = usable(case.gpu) if case.gpu else None
+    if total is None or case.model is None or found is None:
+        return tuple(held)
+    from turbofit.memory.turbomind.constants import load_constants
+    from turbofit.memory.turbomind.weights import weight_classes
+
+    weights = sum(weight_classes(case.model, found.settings.tp, load_constants()).values())
+    rest = total - budget.free - weights
+    held.append(Holding(who="this model's weights", bytes=weights))
+    if rest > 0:
+        who = "CUDA contexts, communicator and everybody else, together"
+        held.append(Holding(who=who, bytes=rest, lines=lines))
+    return tuple(held)
+
+
+def _table(case: LogCase) -> tuple[Holding, ...]:
+    """Processes of an nvidia-smi table in the log."""
+    from turbofit.diagnose.lines.events import SmiProcess
+
+    return tuple(
+        Holding(
+            who=f"{event.name}[{event.pid}]", bytes=event.used, gpu=event.gpu, lines=(mark.line,)
+        )
+        for mark, event in case.facts.every(SmiProcess)
+    )
+
+
+def _changes(phase: PhaseName, found: Shortage | None) -> tuple[str, ...]:
+    changes = ["lower --cache-max-entry-count: it leaves more for what comes after the cache"]
+    if found and found.in_all and found.left:
+        free = found.left
+        changes[0] += f" (by {format_bytes(found.in_all + found.doubt)} of cache at least;"
+        changes[0] += f" {format_bytes(free)} were left)"
+    if phase == "vision":
+        changes.append("limit images: --max-dynamic-patch or --max-pixels of `turbofit serve`")
+    if phase in ("warm-up", "text"):
+        changes.append("lower --max-prefill-token-num: a forward's tensors grow with it")
+    return tuple(changes)

@@ -1,0 +1,165 @@
+"""The silent hang: TurboMind's cache is smaller than one request of its own warm-up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import format_bytes
+from turbofit.diagnose.answer import Evidence, Missing
+from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.observe.turbomind_log import (
+    CacheBudget,
+    CheckFailed,
+    CudaError,
+    ServerUp,
+    Slab,
+    WarmupFinished,
+    WarmupLength,
+    WarmupLengths,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.diagnose.case import LogCase
+    from turbofit.diagnose.facts import LogFacts
+
+__all__ = ["hang_rules"]
+
+_DEFAULT_BLOCK = 64
+
+
+def hang_rules(case: LogCase) -> Iterator[Draft]:
+    """A warm-up that waits, with or without the lines that say so."""
+    facts = case.facts
+    over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
+    if any(isinstance(mark.event, over) for mark in facts.marks):
+        return
+    if facts.waits and facts.waiting:
+        yield _hang(case)
+    elif facts.first(Slab) and isinstance(facts.marks[-1].event, Slab | CacheBudget):
+        yield _silence(case)
+
+
+def _hang(case: LogCase) -> Draft:
+    facts = case.facts
+    assert facts.waiting is not None
+    line, text = facts.waiting
+    lines = [
+        Evidence(
+            line=line,
+            text=text.strip(),
+            tells=f"nothing can be admitted; {facts.waits:,} such lines to the log's end",
+        )
+    ]
+    figures, unknown = _blocks(facts)
+    why = [
+        "the warm-up sends one request as long as a forward; while the cache has fewer blocks than"
+        " it needs, the scheduler tries again for ever, without an error",
+    ]
+    missing = Missing(bytes=None, basis="unknown", note="the cache's figures are not in the log")
+    if figures:
+        missing = Missing(
+            bytes=(figures.needed - figures.held) * figures.block,
+            basis="formula",
+            note=f"of cache: it holds {figures.held} blocks of {format_bytes(figures.block)}, one"
+            f" warm-up request needs {figures.needed}",
+            doubt=figures.spread * figures.block,
+        )
+        for kind, tells in ((CacheBudget, "the cache's size"), (Slab, "the size of a block")):
+            mark = facts.first(kind)
+            if mark:
+                lines.append(evidence(mark, tells))
+    mark = facts.first(WarmupLengths)
+    if mark:
+        lines.append(evidence(mark, "the lengths of the warm-up"))
+    return Draft(
+        kind="start_hang",
+        phase="start-up hang",
+        what="LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request",
+        line=line,
+        why=tuple(why),
+        missing=missing,
+        unknown=tuple(unknown),
+        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        changes=_changes(facts, figures),
+        planned=True,
+    )
+
+
+class _Blocks(Struct):
+    """KV blocks held and needed, bytes of one, and how many an unaligned start may cost."""
+
+    held: int
+    needed: int
+    block: int
+    spread: int
+
+
+def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
+    """The figures, and what is missing for them."""
+    budget, slab, warm = (facts.first(kind) for kind in (CacheBudget, Slab, WarmupLengths))
+    unknown = []
+    if not (budget and slab):
+        unknown.append("the size of the cache: it is printed with TM_LOG_LEVEL=INFO")
+        return None, unknown
+    assert isinstance(budget.event, CacheBudget)
+    assert isinstance(slab.event, Slab)
+    page = load_constants().page_size
+    per_slab = slab.event.slab_size // slab.event.object_size
+    held = budget.event.budget // page // (slab.event.slab_size // page) * per_slab
+    limit = facts.session_limit
+    lengths = warm.event.lengths if warm and isinstance(warm.event, WarmupLengths) else ()
+    fitting = [n for n in lengths if limit is None or n <= limit]
+    asked = [event.tokens for _, event in facts.every(WarmupLength)]
+    block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
+    assert isinstance(block, int)
+    longest = max(fitting, default=max(asked, default=0))
+    if not longest:
+        unknown.append("the warm-up's lengths: they are printed with TM_LOG_LEVEL=INFO")
+        return None, unknown
+    needed = -(-longest // block)
+    if needed <= held:
+        unknown.append("why: by its figures the cache would hold the request")
+        return None, unknown
+    figures = _Blocks(held=held, needed=needed, block=slab.event.object_size, spread=per_slab)
+    return figures, unknown
+
+
+def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
+    """The smallest ratio that would start, where the log has the figures for it."""
+    mark = facts.first(CacheBudget)
+    rest = "lower --max-prefill-token-num, or free GPU memory"
+    if figures is None or not mark or not isinstance(mark.event, CacheBudget):
+        return (f"raise --cache-max-entry-count, {rest}",)
+    # Whole slabs, and one for the start of the region that is rarely aligned.
+    slabs = -(-figures.needed // figures.spread) + 1
+    ratio = -(-1000 * slabs * figures.spread * figures.block // mark.event.free)
+    if ratio >= 1000:
+        return (
+            f"free GPU memory: no ratio of {format_bytes(mark.event.free)} would do; or {rest}",
+        )
+    return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
+
+
+def _silence(case: LogCase) -> Draft:
+    facts = case.facts
+    mark = facts.first(Slab)
+    assert mark is not None
+    return Draft(
+        kind="start_hang",
+        phase="start-up hang",
+        what="the log ends in the warm-up without an error: LMDeploy hangs there, silently, when"
+        " its cache is smaller than one warm-up request",
+        line=mark.line,
+        missing=Missing(bytes=None, basis="unknown", note="the cache's size is not in the log"),
+        unknown=(
+            "whether it still ran when the log was taken, with one core at full load (a hang), or"
+            " was ended from outside",
+        ),
+        evidence=(evidence(mark, "the last news: the cache was cut into blocks"),),
+        changes=("start it with TM_LOG_LEVEL=INFO: a hang then repeats `out of memory at 0/1`",),
+        planned=True,
+    )

@@ -1,0 +1,263 @@
+"""LMDeploy 0.2 to 0.14: BlockManager lines, `CUDA runtime error`, the torch vision tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import GIB, format_bytes
+from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.case import LogCase, usable
+from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
+from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.memory.legacy.generations import generation_of
+from turbofit.memory.legacy.weights import legacy_weight_classes
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.weights import weight_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.diagnose.facts import LogFacts, Mark
+    from turbofit.memory.legacy.generations import Generation
+from turbofit.memory.versions import is_legacy
+
+__all__ = ["Blocks", "blocks", "double_start", "legacy_rules"]
+
+#: LMDeploy's own default since 0.2.2.
+_DEFAULT_RATIO: Final = 0.8
+#: More than contexts and communicators of one engine take on a card.
+_OWN_OVERHEAD: Final = 2 * GIB
+_VISION_WORDS: Final = ("vl/engine", "vl/model", "vision", "intern_vit", "visual")
+_LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", "export", "load")
+
+
+class Blocks(Struct):
+    """The cache of an older engine, from its BlockManager: bytes a card, and how free follows.
+
+    ``ratio`` is the log's or the default; ``free`` was free when the cache was sized.
+    """
+
+    block: int
+    count: int
+    ratio: float
+    assumed: bool
+    lines: tuple[Evidence, ...]
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the KV cache."""
+        return self.block * self.count
+
+    @property
+    def free(self) -> int:
+        """Bytes that were free when it was sized."""
+        return round(self.cache / self.ratio)
+
+    @property
+    def left(self) -> int:
+        """Bytes that it left to everything after it."""
+        return self.free - self.cache
+
+
+def blocks(case: LogCase) -> Blocks | None:
+    """The BlockManager's figures, where both lines are there."""
+    rules = generation(case)
+    size = count = None
+    lines = []
+    for mark, event in case.facts.every(KvBlocks):
+        if event.field == "block_size" and size is None:
+            size = event.value
+            tokens = rules.cache.block_tokens if rules else 64
+            lines.append(evidence(mark, f"bytes of one KV block ({tokens} tokens, all layers)"))
+        elif event.field == "max_block_count" and count is None:
+            count = event.value
+            lines.append(evidence(mark, "how many blocks the cache has"))
+    if not size or not count:
+        return None
+    ratio = case.ratio
+    fits = ratio is not None and 0 < ratio < 1
+    return Blocks(
+        block=size,
+        count=count,
+        ratio=ratio if ratio is not None and fits else _default_ratio(rules),
+        assumed=not fits,
+        lines=tuple(lines),
+    )
+
+
+def generation(case: LogCase) -> Generation | None:
+    """The rules of the version that the log names, where it is older than the reference."""
+    version = case.facts.subject.version
+    return generation_of(version) if version and is_legacy(version) else None
+
+
+def _default_ratio(rules: Generation | None) -> float:
+    """LMDeploy's own ratio; what it was of before 0.2.2 has no meaning for free memory."""
+    if rules is None or rules.cache.of != "free":
+        return _DEFAULT_RATIO
+    return rules.cache.default
+
+
+def legacy_rules(case: LogCase) -> Iterator[Draft]:
+    """Out of memory, and other CUDA errors, as these versions print them."""
+    facts = case.facts
+    for mark, event in facts.every(LegacyCuda):
+        if not event.out_of_memory:
+            yield Draft(
+                kind="cuda_error",
+                phase="unknown",
+                what=f"a CUDA call of TurboMind failed: {event.message}",
+                line=mark.line,
+                evidence=(evidence(mark, "the error; it is not about memory"),),
+                unknown=("why: such errors come from the driver, the hardware or a bug",),
+            )
+            continue
+        yield _out_of_memory(case, mark, event)
+        return
+
+
+def _out_of_memory(case: LogCase, mark: Mark, event: LegacyCuda) -> Draft:
+    facts, found = case.facts, blocks(case)
+    phase = _phase(facts, mark)
+    why: list[str] = []
+    held: list[Holding] = []
+    lines = [evidence(mark, "TurboMind's own out-of-memory error")]
+    unknown = ["how much the failing allocation asked for: this LMDeploy does not print it"]
+    if found is not None:
+        lines[:0] = found.lines
+        why.append(cache_story(found))
+        if found.assumed:
+            unknown.append(f"the cache ratio: {found.ratio:g} is LMDeploy's default")
+        held += cache_holders(case, found)
+    others = _others(case, found)
+    why += cards_story(case, found)
+    twice = double_start(case)
+    if twice:
+        why.append(twice[0])
+        lines.append(twice[1])
+    where = f" (in {event.where})" if event.where else ""
+    return Draft(
+        kind="out_of_memory",
+        phase=phase,
+        what=f"TurboMind ran out of GPU memory {_when(phase)}{where}",
+        line=mark.line,
+        why=tuple(why),
+        held=tuple(held),
+        missing=Missing(bytes=None, basis="unknown", note="this LMDeploy prints no sizes"),
+        unknown=tuple(unknown),
+        evidence=tuple(sorted(lines, key=lambda one: one.line)),
+        changes=legacy_changes(phase, case),
+        planned=True,
+        others=0 if twice else others,
+    )
+
+
+def cache_story(found: Blocks) -> str:
+    """The cache in numbers."""
+    return (
+        f"the cache took {found.count} blocks of {format_bytes(found.block)},"
+        f" {format_bytes(found.cache)} of the {format_bytes(found.free)} that were free (ratio"
+        f" {found.ratio:g}): {format_bytes(found.left)} stayed for everything after it, images"
+        " included"
+    )
+
+
+def cache_holders(case: LogCase, found: Blocks) -> list[Holding]:
+    """Who held a card when the cache was sized, as far as model and card are known."""
+    lines = tuple(one.line for one in found.lines)
+    held = [Holding(who="the KV cache", bytes=found.cache, lines=lines)]
+    weights = rank_weights(case)
+    total = usable(case.gpu) if case.gpu else None
+    if weights is None or total is None:
+        return held
+    held.append(Holding(who="this model's weights, on each card", bytes=weights))
+    rest = total - found.free - weights
+    if rest > 0:
+        held.append(Holding(who="CUDA contexts and everybody else, together", bytes=rest))
+    return held
+
+
+def rank_weights(case: LogCase) -> int | None:
+    """Bytes of the language model's weights on one rank, by the account (the tower apart)."""
+    if case.model is None:
+        return None
+    rules = generation(case)
+    if rules is not None:
+        return sum(
+            legacy_weight_classes(case.model, case.tp or 1, load_constants(), rules).values()
+        )
+    classes = weight_classes(case.model, case.tp or 1, load_constants())
+    return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
+
+
+def _others(case: LogCase, found: Blocks | None) -> int:
+    """Bytes on each card that this engine does not explain."""
+    weights, total = rank_weights(case), usable(case.gpu) if case.gpu else None
+    if found is None or weights is None or total is None:
+        return 0
+    rest = total - found.free - weights
+    return rest if rest > _OWN_OVERHEAD else 0
+
+
+def cards_story(case: LogCase, found: Blocks | None) -> Iterator[str]:
+    """Whether the cards were empty before this engine came."""
+    others = _others(case, found)
+    if not others or found is None:
+        return
+    weights = rank_weights(case) or 0
+    yield (
+        f"the cards were not empty: only {format_bytes(found.free)} were free when the cache was"
+        f" sized, though the weights take {format_bytes(weights)} a card at tp {case.tp or 1}:"
+        f" about {format_bytes(others)} were held by somebody else (or by other copies of this"
+        " engine)"
+    )
+
+
+def double_start(case: LogCase) -> tuple[str, Evidence] | None:
+    """A rank launcher around an engine that drives all its GPUs itself."""
+    ranks = case.facts.subject.ranks
+    if ranks is None or (case.tp or 1) < 2:
+        return None
+    count, (line, text) = ranks
+    return (
+        f"a rank launcher started the program {count} times, and each start builds a whole engine"
+        f" with tp {case.tp} on the same cards: {count} models where one was meant; start it once,"
+        " without torchrun",
+        Evidence(line=line, text=text.strip()[:240], tells=f"{count} processes of one program"),
+    )
+
+
+def legacy_changes(phase: PhaseName, case: LogCase) -> tuple[str, ...]:
+    """What to change, surest first."""
+    changes = []
+    if double_start(case):
+        changes.append("start the engine once (plain python), not under torchrun")
+    if phase == "weights":
+        changes.append("more GPUs (--tp), a quantised variant, or freer cards")
+        return tuple(changes)
+    changes.append("a lower cache_max_entry_count: 0.5, then 0.4")
+    changes.append("fewer image tiles (max_dynamic_patch) or smaller images")
+    return tuple(changes)
+
+
+def _when(phase: PhaseName) -> str:
+    return {
+        "weights": "while it loaded weights",
+        "vision": "after its cache, when images were encoded",
+        "text": "after its cache, in a forward",
+    }.get(phase, "after its cache was made")
+
+
+def _phase(facts: LogFacts, mark: Mark) -> PhaseName:
+    """By the Python stack, else by what was printed before."""
+    for frame in reversed(mark.stack):
+        name = f"{frame.path} {frame.function}"
+        if any(word in name for word in _VISION_WORDS):
+            return "vision"
+        if any(word in frame.function for word in _LOAD_WORDS):
+            return "weights"
+    if not facts.before(mark, KvBlocks):
+        return "weights"
+    vision = facts.before(mark, VisionForward) or facts.before(mark, TorchMemory)
+    return "vision" if vision else "text"

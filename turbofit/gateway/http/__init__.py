@@ -1,0 +1,1 @@
+"""The public side: connections, bodies, routes, pages, refusals."""

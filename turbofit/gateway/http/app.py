@@ -1,0 +1,326 @@
+"""The gateway as an ASGI app: who may ask, what is passed on, and what is told and written down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.log import LazyLogger
+from turbofit.gateway.http.body import Bodies
+from turbofit.gateway.http.connections import Connections, Networks
+from turbofit.gateway.http.guard import Keys, Origins
+from turbofit.gateway.http.metrics import Metrics
+from turbofit.gateway.http.pages import health_page, metrics_page
+from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
+from turbofit.gateway.http.refusals import Refusal, refusal_body
+from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.media.fetch import MediaFetcher
+from turbofit.gateway.media.films import Films
+from turbofit.gateway.media.resize import Resizer
+from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.call import Call, answer, entry
+from turbofit.gateway.routing.carry import Carrier
+from turbofit.gateway.routing.engines import Affinity, RoutedEngine
+from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.fleet_updater import FleetUpdater
+from turbofit.gateway.routing.health import Monitor
+from turbofit.gateway.routing.upstream import Upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.gateway.http.routes import Kind, Route
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.routing.engines import Chooser
+    from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.routing_table import RoutingTable
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+__all__ = ["Gateway"]
+
+_LOG: Final = LazyLogger(__name__)
+
+
+class Gateway:
+    """The app.
+
+    Args:
+        bounds: what requests are held to.
+        upstreams: addresses of the engines; none where `follow` will tell.
+        config: everything else.
+        log: takes one record a request; it holds no prompt and no image.
+        fetcher: for tests.
+        upstream: for tests.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        upstreams: Sequence[str],
+        config: GatewayConfig,
+        log: Callable[[dict[str, Any]], None] | None = None,
+        fetcher: MediaFetcher | None = None,
+        upstream: Upstream | None = None,
+    ) -> None:
+        self.bounds, self.config = bounds, config
+        self.fleet = Fleet(_engines(bounds, upstreams, config))
+        self._fleet_updater = FleetUpdater(self.fleet)
+        self.metrics = Metrics()
+        self.connections = Connections(
+            config.connection, Networks(config.trusted_proxies), self.metrics.count
+        )
+        self._log = log or (lambda _: None)
+        self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
+        self._bodies = Bodies(bounds.limits.bytes_per_body, config)
+        self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
+        self._films, self._resizer = Films(), Resizer()
+        self._upstream = upstream or Upstream(serial=config.serial)
+        self.admission = Admission(
+            self.fleet, longest=config.queue_length, seconds=config.queue_seconds
+        )
+        self.monitor = Monitor(
+            self.fleet,
+            self._upstream.probe,
+            self.admission.pump,
+            idle=config.idle_seconds,
+            stall=config.stall_seconds,
+            retry=config.retry_seconds,
+            patience=config.probe_seconds,
+        )
+        self._carrier = Carrier(
+            self.fleet, self.admission, self._upstream, self.monitor, self._bodies, self.metrics
+        )
+        self._affinity = Affinity() if config.prefix_affinity else None
+
+    @property
+    def engines(self) -> tuple[RoutedEngine, ...]:
+        """All engines, in order."""
+        return self.fleet.engines
+
+    def follow(self, routing_table: RoutingTable) -> None:
+        """Send to these engines and no others from now on; to be called in the gateway's loop.
+
+        Requests at engines that went are aborted, and go to others where nothing was passed on yet.
+        Requests that began before are held to the bounds that were in force then. A routing table
+        that is not newer than the one in force changes nothing.
+        """
+        ended = self._fleet_updater.apply(routing_table)
+        if ended is None:
+            return
+        self.bounds = routing_table.bounds
+        self._bodies.limit(routing_table.bounds.limits.bytes_per_body)
+        for engine in ended:
+            self.monitor.forget(engine)
+            engine.abort_all(died=False)
+        self.admission.pump()
+        self.monitor.look()
+
+    def rest(self, outage: Outage | None) -> None:
+        """No engine runs, or will for a while; None once they are started again.
+
+        To be called in the gateway's loop. Nothing is sent to where an engine was: somebody else
+        may listen there.
+        """
+        self.fleet.outage = outage
+        for engine in self.engines if outage is not None else ():
+            self.monitor.doubt(engine)
+
+    def outstanding(self) -> dict[str, int]:
+        """Requests at each engine by its name; one that drains has drained at 0."""
+        return {engine.name: engine.outstanding for engine in self.fleet}
+
+    def health(self) -> dict[str, bool]:
+        """Whether each engine is up, by its name."""
+        return {engine.name: engine.up for engine in self.fleet}
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def startup(self) -> None:
+        """Begin to watch the engines; a server does it through ASGI's lifespan."""
+        self.monitor.start()
+
+    async def shutdown(self) -> None:
+        """Stop watching and close all connections."""
+        await self.monitor.stop()
+        await self._upstream.close()
+        await self._fetcher.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.startup()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        call = Call(scope, self.bounds, self.fleet.routing_table)
+        watch: asyncio.Task[None] | None = None
+        try:
+            raw_path = _raw_path(scope)
+            call.api = api_of(raw_path)
+            if call.method == "OPTIONS":
+                call.out += self._origins.preflight(call.headers)
+                await answer(call, send, 204, b"", "text/plain")
+                return
+            call.out += self._origins.check(call.headers)
+            if not is_health(raw_path):
+                # Before the route: strangers learn nothing of what exists.
+                call.key = self._keys.check(call.headers)
+            call.route = find_route(call.method, raw_path)
+            call.api = call.route.api
+            if call.route.kind in ("health", "metrics"):
+                await self._own(call, send, call.route.kind)
+                return
+            if call.route.method == "POST":
+                call.body = await self._bodies.read(call.headers, receive, call.who)
+            call.bytes_in, call.read = len(call.body), time.perf_counter()
+            self._bodies.keep(call.bytes_in, call.who)
+            watch = asyncio.ensure_future(_watch(receive, call, asyncio.current_task()))
+            try:
+                await self._pass_on(call, send)
+            finally:
+                self._carrier.forget(call)
+        except Refusal as refusal:
+            await self._refuse(call, refusal, send)
+        except asyncio.CancelledError:
+            if not call.gone:
+                raise
+            self.metrics.count("disconnected_total")
+            call.reason = "disconnected"
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
+            call.reason = f"bug: {type(exc).__name__}"
+            await self._refuse(call, Refusal(500, "internal", "an internal error"), send)
+            self._bug(exc)
+        finally:
+            if watch is not None:
+                watch.cancel()
+            self._record(call)
+
+    async def _pass_on(self, call: Call, send: Send) -> None:
+        """Hold it to the plan, wait for room, and carry it to an engine."""
+        choose: Chooser | None = None
+        assert call.route is not None
+        if call.route.method == "POST":
+            choose = await self._prepare(call, call.route)
+        if call.prepared.lowered:
+            call.out.append((b"x-turbofit-limited", _joined(call.prepared.lowered)))
+            _LOG.debug("request %s is lowered: %s", call.id, call.prepared.lowered)
+        await self._carrier.carry(call, choose, send)
+
+    async def _prepare(self, call: Call, route: Route) -> Chooser | None:
+        """The body as it goes on, and how to choose an engine for it."""
+        bounds = call.bounds
+        parsed = start(bounds, route.kind, call.body)
+        most = bounds.limits.bytes_per_image
+        fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
+        clip = await self._films.look(parsed, fetched, most)
+        media = hold(bounds, route.kind, parsed, fetched, clip)
+        if route.kind != "count_tokens":
+            media = await self._resizer.resize(media)
+        call.body, call.prepared = finish(bounds, route.kind, parsed, media)
+        several = self._affinity is not None and len(self.fleet) > 1
+        return self._affinity.chooser(parsed.body) if self._affinity and several else None
+
+    async def _own(self, call: Call, send: Send, kind: Kind) -> None:
+        """The two pages of the gateway itself."""
+        if kind == "health":
+            await health_page(call, send, self.fleet)
+        else:
+            await metrics_page(
+                call,
+                send,
+                self.fleet,
+                self._upstream,
+                self.metrics,
+                self.admission,
+                len(self.connections),
+            )
+
+    async def _refuse(self, call: Call, refusal: Refusal, send: Send) -> None:
+        call.reason = call.reason or refusal.reason
+        self.metrics.count("refused_total", f"reason={refusal.reason}")
+        _LOG.debug("request %s is refused: %s", call.id, call.reason)
+        if call.outcome is not None and call.outcome.started:
+            return
+        if refusal.retry_after is not None:
+            call.out.append((b"retry-after", str(refusal.retry_after).encode()))
+        if refusal.status == 401:
+            call.out.append((b"www-authenticate", b"Bearer"))
+        body = refusal_body(call.api, refusal, call.id)
+        await answer(call, send, refusal.status, body, "application/json")
+
+    def _record(self, call: Call) -> None:
+        """One line of the log, and the counters."""
+        prepared, outcome = call.prepared, call.outcome
+        if outcome is not None and outcome.started:
+            call.status = outcome.status
+        path = call.route.path if call.route else ""
+        self.metrics.count("requests_total", f"route={path}", f"status={call.status}")
+        for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):
+            self.metrics.count("limited_total", f"what={word}")
+        if outcome is not None:
+            self.metrics.count("images_total", by=prepared.images)
+            self.metrics.count("units_total", by=prepared.units)
+        first = outcome.first_byte if outcome is not None else None
+        if first is not None and call.method == "POST":
+            self.metrics.first_byte(first - call.read)
+        if path != "/health" or call.status != 200:
+            self._log(entry(call, path, first))
+
+    def _bug(self, exc: BaseException) -> None:
+        """Hand a bug of ours to the loop's handler, which shows a traceback."""
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler({"message": "a bug in turbofit's gateway", "exception": exc})
+
+
+def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[RoutedEngine]:
+    """Engines that share one key, one gate and one host limit; their numbers are their names."""
+    shares = config.shares or (1.0,) * len(upstreams)
+    return [
+        RoutedEngine(
+            number,
+            url,
+            share,
+            key=config.upstream_key,
+            gate=bounds.gate,
+            host_limit=config.host_bytes,
+        )
+        for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))
+    ]
+
+
+async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any] | None) -> None:
+    """End the request when its client goes away."""
+    while True:
+        if (await receive())["type"] == "http.disconnect":
+            call.gone = True
+            if task is not None:
+                task.cancel()
+            return
+
+
+def _raw_path(scope: Message) -> bytes:
+    """The path as it was sent, without the query."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw.partition(b"?")[0]
+
+
+def _joined(words: Sequence[str]) -> bytes:
+    return ", ".join(words)[:1024].encode("ascii", "replace")

@@ -1,0 +1,375 @@
+"""Where each API hides images and numbers: a body is read, and rewritten in one canonical shape.
+
+Pure: nothing is decoded or fetched here. `read_body` finds the images as slots; once they are
+known, `MediaSlot.fill` writes each back inline. LMDeploy then sees one spelling of everything, and
+never a URL, a path or a knob that a client wrote.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.parameters import passed
+from turbofit.gateway.limits.request_limits import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from turbofit.gateway.http.routes import Kind
+    from turbofit.gateway.media.clips import Clip
+    from turbofit.gateway.media.pictures import Picture
+
+__all__ = ["MediaSlot", "Parsed", "read_body"]
+
+_Shape = Literal["part", "data", "block", "count", "clip"]
+
+#: Types of a message part that is text; the longer names are those of the Responses API.
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
+#: Types of a message part that LMDeploy's multimodal processor takes for an image.
+_IMAGE_PARTS: Final = ("image_url", "image", "image_data")
+#: Those that it takes for a video.
+_CLIP_PARTS: Final = ("video_url", "video")
+#: What it takes for something else, and no plan counts.
+_OTHER_PARTS: Final = ("audio_url", "audio", "time_series_url", "time_series")
+#: LMDeploy's own intermediate messages travel under these roles.
+_INNER_ROLES: Final = ("preprocess", "forward")
+_MOST_NUMBER: Final = 1 << 31
+
+
+class MediaSlot:
+    """A place in a body where an image stands, or a video (shape ``clip``).
+
+    Args:
+        source: what the client wrote: a URL, or base64 where ``inline``.
+        asked: the parameters beside it.
+        shape: how it is written back.
+        place: the list that holds it.
+        index: where in the list.
+        inline: whether ``source`` is bare base64.
+    """
+
+    __slots__ = ("asked", "index", "inline", "place", "shape", "source")
+
+    def __init__(
+        self,
+        source: str,
+        asked: dict[str, Any],
+        shape: _Shape,
+        place: list[Any],
+        index: int,
+        *,
+        inline: bool = False,
+    ) -> None:
+        self.source, self.asked, self.shape = source, asked, shape
+        self.place, self.index, self.inline = place, index, inline
+
+    @property
+    def carries(self) -> bool:
+        """Whether parameters can be written here."""
+        return self.shape in ("part", "data")
+
+    def show(self, clip: Clip) -> None:
+        """Write the video back inline."""
+        self.place[self.index] = {"type": "video_url", "video_url": {"url": clip.url}}
+
+    def fill(self, picture: Picture, knobs: dict[str, int]) -> None:
+        """Write the image back inline, with the parameters it is held to."""
+        if self.shape == "count":
+            self.place[self.index] = {"type": "text", "text": ""}
+        elif self.shape == "block":
+            source = {"type": "base64", "media_type": picture.mime, "data": picture.base64}
+            self.place[self.index] = {"type": "image", "source": source}
+        else:
+            value = {"url": picture.inline, **knobs}
+            part = {"type": "image_url", "image_url": value}
+            self.place[self.index] = value if self.shape == "data" else part
+
+
+class Parsed:
+    """A body as it will be passed on, once its slots are filled.
+
+    ``copies`` are the requests that the engine makes of it, ``lowered`` says what was changed so
+    far. ``watching`` is what the client asked of the loader and the processor of its video,
+    ``of_images`` of the processor of its images.
+    """
+
+    __slots__ = ("body", "copies", "lowered", "of_images", "slots", "watching")
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+        self.slots: list[MediaSlot] = []
+        self.copies = 1
+        self.lowered: list[str] = []
+        self.watching: dict[str, Any] = {}
+        self.of_images: dict[str, Any] = {}
+
+
+def read_body(kind: Kind, body: Any) -> Parsed:
+    """Find the images and numbers of a decoded body, and drop what is not passed on.
+
+    The body is changed in place.
+
+    Raises:
+        Refusal: a shape that LMDeploy does not take, or that could carry an image past the gateway.
+    """
+    if not isinstance(body, dict):
+        raise Refusal(400, "bad_body", "the body is not a JSON object")
+    fields = passed(kind)
+    # A null stands for the default, which LMDeploy takes only from a field's absence.
+    parsed = Parsed({k: v for k, v in body.items() if k in fields and v is not None})
+    _READERS[kind](parsed)
+    _processor_fields(parsed)
+    return parsed
+
+
+def _chat(parsed: Parsed) -> None:
+    body = parsed.body
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        for message in messages:
+            _chat_message(parsed, message)
+    elif messages is not None and not isinstance(messages, str):
+        raise _bad("messages", "is no list")
+    _image_data(parsed)
+    parsed.copies = _integer(body, "n") or 1
+
+
+def _chat_message(parsed: Parsed, message: Any) -> None:
+    if not isinstance(message, dict):
+        raise _bad("messages", "holds something that is no object")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or role in _INNER_ROLES:
+        raise _bad("messages", "holds a role that does not exist")
+    if isinstance(content, dict):
+        raise _bad("messages", "holds content that is neither text nor a list")
+    if not isinstance(content, list):
+        return
+    if role == "assistant":
+        _forget_unknown(parsed, content)
+    for index, part in enumerate(content):
+        kind = _part_type(part)
+        if kind in _TEXT_PARTS:
+            if not isinstance(part.get("text"), str):
+                raise _bad("messages", "holds a text part without text")
+            content[index] = {"type": "text", "text": part["text"]}
+        elif kind in _IMAGE_PARTS and role in ("user", "tool"):
+            source, asked = _source(part, kind)
+            parsed.slots.append(MediaSlot(source, asked, "part", content, index))
+        elif kind in _CLIP_PARTS and role in ("user", "tool"):
+            parsed.slots.append(MediaSlot(_source(part, kind)[0], {}, "clip", content, index))
+        elif kind == "refusal" and role == "assistant":
+            content[index] = {"type": "text", "text": str(part.get("refusal", ""))}
+        elif kind in _IMAGE_PARTS:
+            raise _bad("messages", f"holds an image in a message of role {role[:20]!r}")
+        elif kind in _CLIP_PARTS:
+            raise _bad("messages", f"holds a video in a message of role {role[:20]!r}")
+        elif kind in _OTHER_PARTS:
+            raise _bad("messages", f"holds a part of type {kind!r}, which this model does not take")
+        else:
+            raise _bad(
+                "messages",
+                f"holds a part of unknown type {kind[:20]!r}: text, image_url and video_url are "
+                "taken",
+            )
+
+
+def _forget_unknown(parsed: Parsed, content: list[Any]) -> None:
+    """Leave out of an earlier answer what is no input: ``thinking`` and the like.
+
+    Clients send answers back with everything that another server put there. LMDeploy ignores it
+    where no image is in the request, and leaves it to the chat template where one is. A user's own
+    part of unknown type is refused instead: an answer that never saw it would pass for one that
+    did.
+    """
+    known = (*_TEXT_PARTS, *_IMAGE_PARTS, *_CLIP_PARTS, *_OTHER_PARTS, "refusal")
+    unknown = [_part_type(part) for part in content if _part_type(part) not in known]
+    if unknown:
+        content[:] = [part for part in content if part["type"] in known]
+        parsed.lowered += [f"messages={shown(kind)}->none" for kind in dict.fromkeys(unknown)]
+
+
+def _part_type(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise _bad("messages", "holds a part without a type")
+    return kind
+
+
+def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
+    """URL and parameters of an image part: a value beside its parameters, or an object of both."""
+    value = part.get(kind)
+    beside = {name: found for name, found in part.items() if name not in ("type", kind)}
+    if not isinstance(value, dict):
+        return _url(value), beside
+    asked = {**beside, **value}
+    return _url(value.get("url") or value.get("data")), asked
+
+
+def _url(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _bad("image_url", "is no string")
+    return value
+
+
+def _image_data(parsed: Parsed) -> None:
+    """``image_data`` beside ``input_ids`` or a prompt: a URL, an object, or a list of these."""
+    found = parsed.body.get("image_data")
+    if found is None:
+        return
+    images = found if isinstance(found, list) else [found]
+    parsed.body["image_data"] = images
+    for index, image in enumerate(images):
+        if isinstance(image, dict):
+            source = _url(image.get("url") or image.get("data"))
+            parsed.slots.append(MediaSlot(source, dict(image), "data", images, index))
+        else:
+            parsed.slots.append(MediaSlot(_url(image), {}, "data", images, index))
+
+
+def _completions(parsed: Parsed) -> None:
+    """Text only: LMDeploy takes a list of anything, messages with images included."""
+    prompt = parsed.body.get("prompt")
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    if not prompts or not all(isinstance(one, str) for one in prompts):
+        raise _bad("prompt", "is neither a string nor a list of strings")
+    parsed.copies = len(prompts) * (_integer(parsed.body, "n") or 1)
+
+
+def _generate(parsed: Parsed) -> None:
+    _image_data(parsed)
+
+
+def _messages(parsed: Parsed) -> None:
+    _anthropic(parsed, "block")
+    _image_data(parsed)
+
+
+def _count_tokens(parsed: Parsed) -> None:
+    _anthropic(parsed, "count")
+
+
+def _anthropic(parsed: Parsed, shape: _Shape) -> None:
+    messages = parsed.body.get("messages")
+    if messages is None:
+        return
+    if not isinstance(messages, list):
+        raise _bad("messages", "is no list")
+    for message in messages:
+        if not isinstance(message, dict):
+            raise _bad("messages", "holds something that is no object")
+        role, content = message.get("role"), message.get("content")
+        if role not in ("user", "assistant", "system"):
+            raise _bad("messages", "holds a role that does not exist")
+        if isinstance(content, list):
+            _blocks(parsed, content, role == "user", shape)
+        elif not isinstance(content, str):
+            raise _bad("messages", "holds content that is neither text nor a list")
+
+
+def _blocks(parsed: Parsed, blocks: list[Any], may: bool, shape: _Shape, depth: int = 0) -> None:
+    """Image blocks of a message, and of the tool results inside it."""
+    for index, block in enumerate(blocks):
+        kind = _part_type(block)
+        if kind == "image":
+            if not may:
+                raise _bad("messages", "holds an image in a message that is not the user's")
+            parsed.slots.append(_block_slot(block, shape, blocks, index))
+        elif kind == "tool_result" and isinstance(block.get("content"), list):
+            if depth:
+                raise _bad("messages", "holds a tool result inside another")
+            _blocks(parsed, block["content"], may, shape, depth + 1)
+        elif kind in (*_CLIP_PARTS, *_OTHER_PARTS):
+            raise _bad(
+                "messages", f"holds a block of type {kind!r}, which this route does not take"
+            )
+
+
+def _block_slot(block: dict[str, Any], shape: _Shape, place: list[Any], index: int) -> MediaSlot:
+    source = block.get("source")
+    kind = source.get("type") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or kind not in ("base64", "url"):
+        raise _bad("messages", "holds an image whose source is neither base64 nor url")
+    inline = kind == "base64"
+    return MediaSlot(
+        _url(source.get("data" if inline else "url")), {}, shape, place, index, inline=inline
+    )
+
+
+def _responses(parsed: Parsed) -> None:
+    """Text only, as LMDeploy itself says; looked through in case a later one thinks better."""
+    _no_images((parsed.body.get("input"), parsed.body.get("prompt")))
+
+
+def _encode(parsed: Parsed) -> None:
+    """Texts to tokenise."""
+    texts = parsed.body.get("input")
+    if not isinstance(texts, str) and not (
+        isinstance(texts, list) and all(isinstance(one, str) for one in texts)
+    ):
+        raise _bad("input", "is neither a string nor a list of strings")
+
+
+def _no_images(values: Iterable[Any]) -> None:
+    rest = [value for value in values if isinstance(value, dict | list)]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            kind = value.get("type")
+            if isinstance(kind, str) and (
+                "image" in kind or kind in ("input_file", *_CLIP_PARTS, *_OTHER_PARTS)
+            ):
+                raise _bad("input", f"holds a part of type {kind[:20]!r}: this route is text only")
+        inner = value.values() if isinstance(value, dict) else value
+        rest.extend(one for one in inner if isinstance(one, dict | list))
+
+
+def _processor_fields(parsed: Parsed) -> None:
+    """Keywords for loaders and processors.
+
+    Those of a video and of the processor of images are kept aside, the rest is dropped.
+    """
+    watches = any(slot.shape == "clip" for slot in parsed.slots)
+    for name in ("media_io_kwargs", "mm_processor_kwargs"):
+        value = parsed.body.pop(name, None)
+        if watches and isinstance(value, dict) and isinstance(value.get("video"), dict):
+            parsed.watching.update(value.pop("video"))
+        aside = name == "mm_processor_kwargs" and parsed.slots and isinstance(value, dict)
+        if aside and isinstance(value.get("image"), dict):
+            parsed.of_images = value.pop("image")
+        if value:
+            inner = "+".join(sorted(value)) if isinstance(value, dict) else ""
+            safe = "".join(c for c in inner[:40] if c.isascii() and (c.isalnum() or c in "_+"))
+            parsed.lowered.append(f"{name}={safe or 'set'}->none")
+
+
+def _integer(body: dict[str, Any], name: str) -> int | None:
+    """A number as LMDeploy's own validation reads it, written back as a plain integer."""
+    value = body.get(name)
+    if value is None:
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _bad(name, "is no whole number") from None
+    if isinstance(value, float) and number != value:
+        raise _bad(name, "is no whole number")
+    if not 1 <= number <= _MOST_NUMBER:
+        raise _bad(name, f"must be between 1 and {_MOST_NUMBER}")
+    body[name] = number
+    return number
+
+
+def _bad(param: str, what: str) -> Refusal:
+    return Refusal(400, "bad_request", f"{param} {what}", param=param)
+
+
+_READERS: Final = {
+    "chat": _chat,
+    "completions": _completions,
+    "generate": _generate,
+    "messages": _messages,
+    "count_tokens": _count_tokens,
+    "responses": _responses,
+    "encode": _encode,
+}

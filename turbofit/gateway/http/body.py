@@ -1,0 +1,232 @@
+"""Request bodies: of the right kind, whole, in time, and no more than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.tasks import uncancel
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+
+    from turbofit.gateway.config import GatewayConfig
+
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    #: `asyncio.AbstractEventLoop.call_later`.
+    Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+
+__all__ = ["Bodies"]
+
+#: Bytes of all bodies held at once: so many of the largest, at least.
+_LARGEST_AT_ONCE: Final = 16
+_LEAST_AT_ONCE: Final = 512 << 20
+#: A body of which nothing came for so long gives its room to one that needs it, in seconds.
+_STILL_SECONDS: Final = 1.0
+
+
+class _Arrival:
+    """A body on its way here."""
+
+    __slots__ = ("came", "client", "heard", "parts", "refusal", "size", "task")
+
+    def __init__(self, client: str, now: float) -> None:
+        self.client, self.heard = client, now
+        self.task = asyncio.current_task()
+        self.parts: list[bytes] = []
+        #: Bytes that are held, and all that ever came.
+        self.size = self.came = 0
+        self.refusal: Refusal | None = None
+
+    def give_up(self, refusal: Refusal) -> None:
+        """End its reading with this refusal."""
+        self.refusal = refusal
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Bodies:
+    """Reads bodies, and counts what all of them take, and those of each client.
+
+    Room is taken as bytes arrive. A client may hold as much as is left free, so that one alone gets
+    half of the room, and there is always some for one more. Where there is none, bodies that stand
+    still make room, whose clients hold no less than the one that needs it.
+
+    Args:
+        most: bytes of one.
+        config: how long it may take to arrive, and how slowly.
+        clock: for tests.
+        later: for tests; the running loop's `call_later`.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        config: GatewayConfig,
+        clock: Callable[[], float] = time.monotonic,
+        later: Later | None = None,
+    ) -> None:
+        self._config, self._clock, self._later = config, clock, later
+        self.in_memory = 0
+        self._held: dict[str, int] = {}
+        self._arriving: set[_Arrival] = set()
+        self.limit(most)
+
+    def limit(self, most: int) -> None:
+        """So many bytes at most, of bodies that are read from now on."""
+        self._most = most
+        self._room = max(_LARGEST_AT_ONCE * most, _LEAST_AT_ONCE)
+
+    @property
+    def roomy(self) -> bool:
+        """Whether there is room to hold bodies that were sent already, in case they fail there."""
+        return self.in_memory <= self._room // 2
+
+    async def read(
+        self, headers: Mapping[bytes, bytes], receive: Receive, client: str = ""
+    ) -> bytes:
+        """A whole body.
+
+        Args:
+            headers: of the request.
+            receive: ASGI's.
+            client: whose room it takes.
+
+        Raises:
+            Refusal: not JSON, compressed, too large, too slow, or no room for it now.
+        """
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            # It is LMDeploy's rule too, and what makes a browser ask before it sends.
+            raise Refusal(415, "content_type", "the body must be application/json")
+        if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+            raise Refusal(415, "content_encoding", "compressed bodies are not taken")
+        length = headers.get(b"content-length", b"")
+        most = self._most  # another one may be in force before this body is here
+        if length.isdigit() and int(length) > most:
+            raise _too_big(int(length), most)
+        arrival = _Arrival(client, self._clock())
+        self._fit(arrival)
+        return await self._in_time(arrival, receive, most)
+
+    def keep(self, size: int, client: str = "") -> None:
+        """Count a body that stays in memory; give the same number back, negative, at the end."""
+        self.in_memory += size
+        held = self._held.get(client, 0) + size
+        if held > 0:
+            self._held[client] = held
+        else:
+            self._held.pop(client, None)
+
+    async def _in_time(self, arrival: _Arrival, receive: Receive, most: int) -> bytes:
+        """All of it, or a refusal; `asyncio.wait_for` would cost a task a request."""
+        config = self._config
+        later = self._later or asyncio.get_running_loop().call_later
+        ends = self._clock() + config.body_seconds
+        window, before = config.body_window_seconds, 0
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal before, timer
+            left = ends - self._clock()
+            if left <= 0:
+                arrival.give_up(_slow(f"the body did not arrive within {config.body_seconds:g} s"))
+                return
+            if arrival.came - before < config.body_rate * window:
+                arrival.give_up(
+                    _slow(
+                        f"{arrival.came - before} bytes of the body came in {window:g} s, the "
+                        f"least is {config.body_rate} a second"
+                    )
+                )
+                return
+            before = arrival.came
+            timer = later(min(window, left), look)
+
+        timer = later(min(window, config.body_seconds), look)
+        self._arriving.add(arrival)
+        try:
+            return await self._all(arrival, receive, most)
+        except asyncio.CancelledError:
+            if arrival.refusal is None:
+                raise
+            uncancel(arrival.task)
+            raise arrival.refusal from None
+        finally:
+            timer.cancel()
+            self._arriving.discard(arrival)
+            self._let_go(arrival)
+
+    async def _all(self, arrival: _Arrival, receive: Receive, most: int) -> bytes:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "incomplete_body", "the client went away")
+            part: bytes = message.get("body", b"")
+            more = bool(message.get("more_body"))
+            arrival.parts.append(part)
+            arrival.size += len(part)
+            arrival.came += len(part)
+            arrival.heard = self._clock()
+            self.keep(len(part), arrival.client)
+            if arrival.size > most:
+                raise _too_big(arrival.size, most)
+            self._fit(arrival)
+        return arrival.parts[0] if len(arrival.parts) == 1 else b"".join(arrival.parts)
+
+    def _fit(self, arrival: _Arrival) -> None:
+        """Refuse what there is no room for, unless others stand still.
+
+        Raises:
+            Refusal: no room.
+        """
+        while True:
+            held = self._held.get(arrival.client, 0)
+            free = self._room - self.in_memory
+            if held <= free:
+                return
+            other = self._still(arrival, held)
+            if other is None:
+                break
+            self._let_go(other)
+            still = f"the body stood still for {_STILL_SECONDS:g} s while its room was needed"
+            other.give_up(_slow(still))
+        if not held:
+            raise Refusal(503, "busy", "the gateway holds too many bodies", retry_after=1)
+        raise Refusal(
+            429,
+            "too_many_bodies",
+            f"bodies of this client take {held} bytes, more than the {max(0, free)} that are left "
+            f"of {self._room} for all",
+            retry_after=1,
+        )
+
+    def _still(self, needy: _Arrival, held: int) -> _Arrival | None:
+        """The body that has stood still longest, of clients that hold no less than this one."""
+        heard = self._clock() - _STILL_SECONDS
+        still = (
+            one
+            for one in self._arriving
+            if one.size
+            and one.heard <= heard
+            and one is not needy
+            and self._held.get(one.client, 0) >= held
+        )
+        return min(still, key=lambda one: one.heard, default=None)
+
+    def _let_go(self, arrival: _Arrival) -> None:
+        """Its bytes are held no more."""
+        self.keep(-arrival.size, arrival.client)
+        arrival.size = 0
+        arrival.parts = []
+
+
+def _slow(message: str) -> Refusal:
+    return Refusal(408, "slow_body", message)
+
+
+def _too_big(size: int, most: int) -> Refusal:
+    return Refusal(413, "body_too_big", f"a body of {size} bytes or more, the limit is {most}")

@@ -1,0 +1,193 @@
+"""All connections of a gateway: how many there may be, and which one makes room for a new one."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Protocol
+
+from turbofit.core.errors import UsageError
+from turbofit.gateway.http.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from turbofit.gateway.config import ConnectionLimits
+
+__all__ = ["ClientConnection", "Connections", "Networks", "address_of"]
+
+_RETRY_SECONDS: Final = 2
+#: Of an IPv6 address: what one client is given.
+_IPV6_PREFIX: Final = 64
+
+
+class ClientConnection(Protocol):
+    """One connection, as far as it is counted here."""
+
+    def make_room(self) -> None:
+        """Close: no request of it is under way, and another client needs the place."""
+
+
+class Networks:
+    """Addresses and networks, e.g. of trusted proxies.
+
+    Args:
+        words: such as ``10.0.0.7`` and ``10.0.0.0/8``.
+
+    Raises:
+        UsageError: a word that is neither.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._networks = [_network(word) for word in words]
+
+    def __contains__(self, host: str) -> bool:
+        if not self._networks:
+            return False
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+
+def address_of(host: str) -> str:
+    """Whose address it is: an IPv6 client may use any address of its /64."""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address.packed, _IPV6_PREFIX), strict=False))
+
+
+class _Address:
+    """Connections of one address: how many, and those that wait, the longest first."""
+
+    __slots__ = ("count", "waiting")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.waiting: OrderedDict[ClientConnection, None] = OrderedDict()
+
+
+class Connections:
+    """Counts connections, in all and by address.
+
+    A connection waits while no request of it is under way: it is idle, or its headers are not
+    whole. Where there is no room, the one that has waited longest is closed for the new one: a
+    client that sends its request needs a round trip, one that holds connections open has always
+    waited longer. Only where a request is under way on each of them is the new one refused.
+
+    Args:
+        limits: how many.
+        proxies: addresses whose connections are not counted by address, being many clients'.
+        count: takes the metric of what was closed.
+    """
+
+    def __init__(
+        self, limits: ConnectionLimits, proxies: Networks, count: Callable[[str, str], None]
+    ) -> None:
+        self._most, self._most_of_one = limits.connections, limits.connections_per_address
+        self._proxies, self._count = proxies, count
+        self._of: dict[ClientConnection, str] = {}
+        self._addresses: dict[str, _Address] = {}
+        self._waiting: OrderedDict[ClientConnection, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def lower(self, most: int) -> None:
+        """So many in all, where the system gives room for no more."""
+        self._most = min(self._most, most)
+
+    def opened(self, connection: ClientConnection, host: str) -> Refusal | None:
+        """Count a new connection, which waits; what to answer where there is no room for it.
+
+        One that is refused is counted too, until it is closed.
+        """
+        address = address_of(host)
+        here = self._addresses.setdefault(address, _Address())
+        refusal = None
+        if here.count >= self._most_of_one and host not in self._proxies:
+            if not self._make_room(here.waiting):
+                refusal = _too_many(here.count, self._most_of_one)
+        elif len(self._of) >= self._most and not self._make_room(self._waiting):
+            refusal = _full(self._most)
+        here = self._addresses.setdefault(address, here)
+        here.count += 1
+        self._of[connection] = address
+        self.waits(connection)
+        return refusal
+
+    def waits(self, connection: ClientConnection) -> None:
+        """No request of it is under way from now on."""
+        address = self._of.get(connection)
+        if address is not None:
+            self._waiting[connection] = None
+            self._addresses[address].waiting[connection] = None
+
+    def works(self, connection: ClientConnection) -> None:
+        """A request of it is under way from now on."""
+        address = self._of.get(connection)
+        if address is not None:
+            self._waiting.pop(connection, None)
+            self._addresses[address].waiting.pop(connection, None)
+
+    def closed(self, connection: ClientConnection) -> None:
+        """It is counted no more; may be said twice."""
+        self.works(connection)
+        address = self._of.pop(connection, None)
+        if address is not None:
+            here = self._addresses[address]
+            here.count -= 1
+            if not here.count:
+                del self._addresses[address]
+
+    def count_closed(self, reason: str) -> None:
+        """One was closed without an answer."""
+        self._count("connections_closed_total", f"reason={reason}")
+
+    def count_refused(self, reason: str) -> None:
+        """One was answered before its request had come to the app."""
+        self._count("refused_total", f"reason={reason}")
+
+    def _make_room(self, waiting: OrderedDict[ClientConnection, None]) -> bool:
+        oldest = next(iter(waiting), None)
+        if oldest is None:
+            return False
+        self.closed(oldest)
+        self.count_closed("made_room")
+        oldest.make_room()
+        return True
+
+
+def _network(word: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(word)
+    except ValueError as exc:
+        raise UsageError(
+            f"{word!r} is no address or network: {exc}",
+            hint="write 10.0.0.7, 10.0.0.0/8 or fd00::/8",
+        ) from None
+
+
+def _too_many(count: int, most: int) -> Refusal:
+    return Refusal(
+        429,
+        "too_many_connections",
+        f"requests are under way on {count} connections of this address, the limit is {most}",
+        retry_after=_RETRY_SECONDS,
+    )
+
+
+def _full(most: int) -> Refusal:
+    return Refusal(
+        503,
+        "busy",
+        f"requests are under way on all {most} connections that the gateway takes",
+        retry_after=_RETRY_SECONDS,
+    )

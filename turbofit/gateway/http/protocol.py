@@ -1,0 +1,289 @@
+"""HTTP/1.1 as uvicorn and httptools speak it, with limits and deadlines on what strangers send.
+
+httptools has no limits of its own, and uvicorn's are a deadline for idle connections, which any
+byte ends, and a number of connections, beyond which everybody is refused. uvicorn's h11 protocol
+bounds the headers' size, but has no deadline either and is slower.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from turbofit.gateway.http.refusals import Refusal, refusal_body
+from turbofit.gateway.http.routes import api_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from turbofit.gateway.config import ConnectionLimits
+    from turbofit.gateway.http.connections import Connections
+
+__all__ = ["LimitedProtocol", "limited_protocol"]
+
+#: Beside the name and the value of a header: a colon, a space and the end of the line.
+_AROUND: Final = 4
+
+
+class _Pipelined(Exception):  # noqa: N818
+    """A request that did not wait for the answer to the one before it."""
+
+
+def limited_protocol(
+    limits: ConnectionLimits,
+    connections: Connections,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+) -> type[LimitedProtocol]:
+    """The protocol for `uvicorn.Config`.
+
+    Args:
+        limits: what a connection is held to.
+        connections: all of this gateway, among which each is counted.
+        headers: of each refusal.
+    """
+    return type(
+        "GatewayProtocol",
+        (LimitedProtocol,),
+        {"limits": limits, "all_connections": connections, "refusal_headers": headers},
+    )
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    ``_unclaimed`` are the bytes since the last that meant something: the beginning of a request
+    before its headers are whole, and whatever is no body (chunk extensions, trailers) after that.
+    Requests are taken one at a time: one that does not wait for the answer before it is not read,
+    and the connection ends after that answer. uvicorn would queue them without a bound.
+    """
+
+    limits: ConnectionLimits
+    all_connections: Connections
+    refusal_headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._in_headers, self._whole = True, True
+        self._deaf = False
+        self._unclaimed = self._headers_size = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """It is counted; where there is no room for it, that is answered."""
+        super().connection_made(transport)
+        refusal = self.all_connections.opened(self, self.client[0] if self.client else "")
+        if refusal is not None:
+            self._refuse(refusal)
+        else:
+            self._within(self.limits.headers_seconds, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It ended."""
+        self.all_connections.closed(self)
+        self._no_deadline()
+        self._writes()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: they are read within the limits."""
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._unclaimed += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # there is nothing to upgrade to: the request is answered as it is
+        except httptools.HttpParserError as exc:
+            why = exc.__context__
+            if isinstance(why, _Pipelined):
+                self._end_after_this()
+            else:
+                unreadable = Refusal(400, "bad_request", "what was sent is not HTTP/1.1")
+                self._refuse(why if isinstance(why, Refusal) else unreadable)
+            return
+        if self._unclaimed > self.limits.all_headers_bytes:
+            self._refuse(_headers_too_big(self._unclaimed, self.limits))
+        elif self._in_headers and self._unclaimed and self._timer is None:
+            self._within(self.limits.headers_seconds, self._late)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            raise _Pipelined
+        super().on_message_begin()
+        self._headers_size = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request line's address."""
+        super().on_url(url)
+        size = len(self.url)
+        if size > self.limits.header_bytes:
+            raise Refusal(
+                414,
+                "url_too_long",
+                f"an address of {size} bytes or more, the limit is {self.limits.header_bytes}",
+            )
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer."""
+        limits, size = self.limits, len(name) + len(value) + _AROUND
+        self._headers_size += size
+        if size > limits.header_bytes:
+            raise Refusal(
+                431,
+                "header_too_big",
+                f"a header of {size} bytes, the limit is {limits.header_bytes}",
+            )
+        if len(self.headers) >= limits.headers:
+            raise Refusal(
+                431, "too_many_headers", f"more headers than the limit of {limits.headers}"
+            )
+        if self._headers_size + len(self.url) > limits.all_headers_bytes:
+            raise _headers_too_big(self._headers_size + len(self.url), limits)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The request is under way from now on; its deadlines are the app's."""
+        self._in_headers = self._whole = False
+        self._unclaimed = 0
+        self._no_deadline()
+        self.all_connections.works(self)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._unclaimed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._in_headers = self._whole = True
+        self._unclaimed = 0
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            # The rest of a body that was refused: now the connection is idle.
+            self._no_deadline()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """Answered; what is left of a body that was refused is read for a while."""
+        super().on_response_complete()
+        self.all_connections.waits(self)
+        if self.transport.is_closing():
+            self._within(self.limits.unread_seconds, self.transport.abort)
+        elif not self._whole:
+            self._unset_keepalive_if_required()
+            self._within(self.limits.unread_seconds, self._close)
+
+    def pause_writing(self) -> None:
+        """The client does not read fast enough; it is given a while."""
+        super().pause_writing()
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(self.limits.write_seconds, self._give_up)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._writes()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """It was idle between two requests for too long."""
+        self._close()
+
+    def make_room(self) -> None:
+        """See `connections.Connection`."""
+        self._deaf = True
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _late(self) -> None:
+        """The headers are not whole in time."""
+        self._timer = None
+        if not self._unclaimed:
+            # It never asked for anything; an answer would only confuse it.
+            self.all_connections.count_closed("idle")
+            self._close()
+            return
+        seconds = self.limits.headers_seconds
+        self._refuse(
+            Refusal(408, "slow_headers", f"the headers were not whole within {seconds:g} s")
+        )
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer, and end the connection; an answer that is under way is ended first."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not cycle.more_body:
+                self._end_after_this()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.all_connections.count_refused(refusal.reason)
+        self.all_connections.waits(self)
+        self._deaf = True
+        self.transport.write(self._answer(refusal))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._within(self.limits.unread_seconds, self.transport.abort)
+
+    def _answer(self, refusal: Refusal) -> bytes:
+        path: bytes = getattr(self, "url", b"")
+        number = uuid4().hex
+        body = refusal_body(api_of(path.partition(b"?")[0]), refusal, number)
+        headers = [
+            *self.server_state.default_headers, *self.refusal_headers,
+            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", number.encode()), (b"connection", b"close"),
+        ]  # fmt: skip
+        if refusal.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % refusal.retry_after))
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        phrase = HTTPStatus(refusal.status).phrase.encode()
+        return b"".join([b"HTTP/1.1 %d %s\r\n" % (refusal.status, phrase), *lines, b"\r\n", body])
+
+    def _end_after_this(self) -> None:
+        self._deaf, self.cycle.keep_alive = True, False
+        self._no_deadline()
+
+    def _close(self) -> None:
+        """Close, and wait a moment only for a client that does not read what it was sent."""
+        if not self.transport.is_closing():
+            self.transport.close()
+            self._within(self.limits.unread_seconds, self.transport.abort)
+
+    def _give_up(self) -> None:
+        self.all_connections.count_closed("unread")
+        self.transport.abort()
+
+    def _within(self, seconds: float, act: Callable[[], None]) -> None:
+        self._no_deadline()
+        self._timer = self.loop.call_later(seconds, act)
+
+    def _no_deadline(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _writes(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+
+def _headers_too_big(size: int, limits: ConnectionLimits) -> Refusal:
+    return Refusal(
+        431,
+        "headers_too_big",
+        f"{size} bytes of headers or more, the limit is {limits.all_headers_bytes}",
+    )

@@ -1,0 +1,130 @@
+"""Which paths exist. Only exact ones pass, with or without slashes at the end.
+
+The engine's path is a constant of the route, so that no spelling of a path (``//``, ``..``, percent
+encodings, upper case) can lead anywhere else. Where LMDeploy redirects a path that ends in a slash,
+the route is served: clients that do not send a body again after a redirect work too.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+from urllib.parse import unquote
+
+from turbofit.core.struct import Struct
+from turbofit.gateway.http.refusals import Api, Refusal
+
+__all__ = ["MANAGEMENT", "ROUTES", "Kind", "Route", "api_of", "find_route", "is_health"]
+
+Kind = Literal[
+    "chat", "completions", "messages", "count_tokens", "responses", "generate", "encode",
+    "models", "health", "metrics",
+]  # fmt: skip
+
+
+class Route(Struct):
+    """A path that is served, and how."""
+
+    path: str
+    method: Literal["GET", "POST"]
+    kind: Kind
+    api: Api = "openai"
+
+
+#: What passes, and the two that are the gateway's own.
+ROUTES: Final[dict[str, Route]] = {
+    route.path: route
+    for route in (
+        Route(path="/v1/chat/completions", method="POST", kind="chat"),
+        Route(path="/v1/completions", method="POST", kind="completions"),
+        Route(path="/v1/responses", method="POST", kind="responses", api="responses"),
+        Route(path="/v1/messages", method="POST", kind="messages", api="anthropic"),
+        Route(
+            path="/v1/messages/count_tokens", method="POST", kind="count_tokens", api="anthropic"
+        ),
+        Route(path="/generate", method="POST", kind="generate", api="generate"),
+        Route(path="/v1/encode", method="POST", kind="encode", api="generate"),
+        Route(path="/v1/models", method="GET", kind="models"),
+        Route(path="/anthropic/v1/models", method="GET", kind="models", api="anthropic"),
+        Route(path="/health", method="GET", kind="health"),
+        Route(path="/metrics", method="GET", kind="metrics"),
+    )
+}
+
+#: Routes of LMDeploy 0.18 and of its proxy that clients have no business with: 403, not 404, so
+#: that whoever relied on them learns why.
+MANAGEMENT: Final = frozenset(
+    {
+        "/update_weights", "/update_weights_from_ipc", "/init_weights_update_group",
+        "/update_weights_from_distributed", "/destroy_weights_update_group", "/sleep", "/wakeup",
+        "/is_sleeping", "/abort_request", "/terminate", "/get_ppl", "/pooling",
+        "/v1/embeddings", "/distserve/engine_info", "/distserve/p2p_initialize",
+        "/distserve/p2p_connect", "/distserve/p2p_drop_connect", "/distserve/free_cache",
+        "/nodes/status", "/nodes/add", "/nodes/remove", "/nodes/terminate", "/nodes/terminate_all",
+    }
+)  # fmt: skip
+_MANAGES: Final = "it manages the engine"
+#: Why those are closed that do not manage anything.
+_CLOSED: Final = {
+    "/get_ppl": "it takes GPU memory for the logits of a whole prompt, which no plan counts",
+    "/pooling": "it takes GPU memory for reward scores, which no plan counts",
+    "/v1/embeddings": "LMDeploy makes no embeddings",
+}
+
+_MANAGEMENT_FOLDERS: Final = ("/distserve", "/nodes")
+_DECODINGS: Final = 4
+
+
+def find_route(method: str, raw_path: bytes) -> Route:
+    """The route of a request line.
+
+    Args:
+        method: upper case; HEAD counts as GET.
+        raw_path: as sent, without the query.
+
+    Raises:
+        Refusal: 403 for a closed route however it is spelled, 404 for what does not exist, 405 for
+            the wrong method.
+    """
+    route = ROUTES.get(_unslashed(raw_path).decode("latin-1"))
+    if route is None:
+        plain = _plain(raw_path)
+        if plain in MANAGEMENT or plain.startswith(_MANAGEMENT_FOLDERS):
+            why = _CLOSED.get(plain, _MANAGES)
+            raise Refusal(403, "management_route", f"{plain[:80]} is closed to clients: {why}")
+        raise Refusal(404, "not_found", "there is no such route")
+    if route.method != ("GET" if method == "HEAD" else method):
+        raise Refusal(405, "method_not_allowed", f"{route.path} takes {route.method}")
+    return route
+
+
+def api_of(raw_path: bytes) -> Api:
+    """Whose error form fits a path that may not exist."""
+    if raw_path.startswith((b"/v1/messages", b"/anthropic/")):
+        return "anthropic"
+    if _unslashed(raw_path) in (b"/generate", b"/v1/encode"):
+        return "generate"
+    return "openai"
+
+
+def is_health(raw_path: bytes) -> bool:
+    """Whether the path is the health page's, which needs no key."""
+    return _unslashed(raw_path) == b"/health"
+
+
+def _unslashed(raw_path: bytes) -> bytes:
+    return raw_path.rstrip(b"/")
+
+
+def _plain(raw_path: bytes) -> str:
+    """The path that a careless server could read out of it: for the choice between 403 and 404."""
+    text = raw_path.decode("latin-1")
+    for _ in range(_DECODINGS):
+        text = unquote(text, "latin-1")
+    parts: list[str] = []
+    for part in text.replace("\\", "/").lower().split("/"):
+        word = part.partition(";")[0].strip()
+        if word == "..":
+            del parts[-1:]
+        elif word not in ("", "."):
+            parts.append(word)
+    return "/" + "/".join(parts)

@@ -1,0 +1,163 @@
+"""What a grammar costs: LMDeploy compiles schemas and patterns on its event loop, for everybody.
+
+The prices are seconds of one core, of XGrammar 0.2.8 over 151,643 tokens (the table is in
+`bench/gateway/GRAMMARS.md`), each at its upper end: over. XGrammar compiles with up to eight
+threads, so that a second of the loop buys as many seconds of one core as there are cores, up to
+eight.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from turbofit.gateway.limits.patterns import pattern_weight
+from turbofit.gateway.limits.request_limits import shown
+from turbofit.gateway.limits.rules import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["check_format", "check_tools", "grammar_seconds"]
+
+#: Bytes of all schemas of a request; how deep they are nested (100: 0.7 s, 400: over 40 s).
+_BYTES: Final = 64 << 10
+_DEPTH: Final = 64
+#: Characters of one pattern.
+_PATTERN: Final = 4096
+#: Tools of a request; a model's template writes each of them into the prompt.
+_TOOLS: Final = 128
+
+_BASE: Final = 0.05
+_PROPERTY: Final = 0.001
+#: Optional properties of an object cost their square: 50 of them 0.39 s, 100 of them 1.2 s.
+_OPTIONAL_SQUARED: Final = 1.6e-4
+#: A counted length of a string: 50 cost 2.3 s, ``.{1,100}`` 7.3 s, and more costs no more.
+_LENGTH: Final = 0.08
+_MOST_LENGTH: Final = 95
+#: Of a pattern's weight: ``[a-z]{1,100}`` 0.8 s.
+_WEIGHT: Final = 5e-4
+_LOOPS_SQUARED: Final = 1e-3
+_MOST_WEIGHT: Final = 1 << 20
+_BYTE: Final = 1.3e-6
+
+_LENGTHS: Final = ("minLength", "maxLength")
+_MOST_THREADS: Final = 8
+
+
+def check_format(body: Mapping[str, Any]) -> list[str]:
+    """Bound a ``response_format``, or a ``text`` of the Responses API, in place.
+
+    Returns:
+        What was left out, as ``maxLength=200->none``.
+
+    Raises:
+        Refusal: it costs too much all the same.
+    """
+    said: list[str] = []
+    for name in ("response_format", "text"):
+        value = body.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            raise refused(name, "is no object")
+        _check_schema_type(name, value)
+        said += _bound(name, value)
+    return said
+
+
+def check_tools(tools: Any) -> list[str]:
+    """Bound the schemas of tools, in place; as `check_format`."""
+    if tools is None:
+        return []
+    if not isinstance(tools, list):
+        raise refused("tools", "is no list")
+    if len(tools) > _TOOLS:
+        raise refused("tools", f"has {len(tools)} tools, the limit is {_TOOLS}")
+    return _bound("tools", tools)
+
+
+def grammar_seconds(name: str, value: Any) -> float:
+    """What compiling all schemas and patterns inside would cost, in seconds of one core.
+
+    Raises:
+        Refusal: nested too deep, or a pattern too long.
+    """
+    seconds = _BASE
+    for schema in _objects(name, value):
+        properties, required = schema.get("properties"), schema.get("required")
+        if isinstance(properties, dict):
+            needed = required if isinstance(required, list) else []
+            optional = properties.keys() - {one for one in needed if isinstance(one, str)}
+            seconds += _PROPERTY * len(properties) + _OPTIONAL_SQUARED * len(optional) ** 2
+        longest = max((0, *(schema[word] for word in _lengths(schema))))
+        seconds += _LENGTH * min(_MOST_LENGTH, longest)
+        for word in ("pattern", "regex_schema"):
+            pattern = schema.get(word)
+            if isinstance(pattern, str):
+                seconds += _pattern_seconds(name, pattern)
+    return seconds
+
+
+def _pattern_seconds(name: str, pattern: str) -> float:
+    if len(pattern) > _PATTERN:
+        raise refused(name, f"has a pattern of {len(pattern)} characters, the limit is {_PATTERN}")
+    weight, loops = pattern_weight(pattern, _MOST_WEIGHT)
+    return _WEIGHT * weight + _LOOPS_SQUARED * loops**2
+
+
+def _bound(name: str, value: Any) -> list[str]:
+    """Leave counted lengths of strings out where they make it cost too much."""
+    size = len(msgspec.json.encode(value))
+    if size > _BYTES:
+        raise refused(name, f"has {size} bytes of schemas, the limit is {_BYTES}")
+    most, said = _most_seconds(), []
+    seconds = grammar_seconds(name, value) + _BYTE * size
+    if seconds > most:
+        for schema in _objects(name, value):
+            said += [f"{word}={shown(schema.pop(word))}->none" for word in _lengths(schema)]
+        seconds = grammar_seconds(name, value) + _BYTE * size
+    if seconds > most:
+        raise refused(
+            name,
+            f"would take about {seconds:.1f} s of one core to compile, the limit is {most} (no "
+            "other request is answered meanwhile); many optional properties of one object and "
+            "counted repetitions as .{1,99} cost most",
+        )
+    return said
+
+
+def _lengths(schema: dict[str, Any]) -> list[str]:
+    return [word for word in _LENGTHS if isinstance(schema.get(word), int | float)]
+
+
+def _check_schema_type(name: str, value: dict[str, Any]) -> None:
+    """LMDeploy answers 500 for a schema of another type in the Responses API."""
+    inner = value.get("format") if name == "text" else value.get("json_schema")
+    if inner is not None and not isinstance(inner, dict):
+        raise refused(name, "holds a format that is no object")
+    schema = inner.get("schema") if inner else None
+    if schema is not None and not isinstance(schema, dict):
+        raise refused(name, "holds a schema that is no object")
+
+
+def _most_seconds() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MOST_THREADS, cores or 1)
+
+
+def _objects(name: str, value: Any) -> Iterator[dict[str, Any]]:
+    """All objects inside, each taken for a schema."""
+    level: list[Any] = [value]
+    for _ in range(_DEPTH):
+        deeper: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                yield one
+            deeper.extend(one.values() if isinstance(one, dict) else one)
+        level = [one for one in deeper if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise refused(name, f"is nested deeper than {_DEPTH}")

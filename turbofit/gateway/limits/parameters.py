@@ -1,0 +1,278 @@
+"""Every field of LMDeploy's request models, and the range in which an engine survives it.
+
+Data only; `rules` says what each kind of rule means. A test reads the models of the installed
+LMDeploy and fails for a field that is not here. Sources: LMDeploy 0.18.0, paths within its package
+(``serve/``, ``pytorch/``, ``messages.py``) or its C++ sources (``src/turbomind/``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.gateway.limits.rules import (
+    Biases,
+    Elsewhere,
+    Flag,
+    Ids,
+    IntegerRule,
+    Number,
+    Rule,
+    Short,
+    TextRule,
+    Texts,
+    Unpassed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ANSWER_LENGTHS", "DIFFERENT", "GENERATION", "RULES", "TEMPLATE_ARGUMENTS", "passed"]
+
+#: Strings that stop an answer. LMDeploy looks for each in its whole vocabulary, on the event loop
+#: (`tokenizer.py`, indexes_containing_token): 10 ms each over 151,643 tokens, 0.3 s for one that
+#: stands in tens of thousands of them ("e"), 2.8 s for one of 1 MB; the empty one stands in all.
+_STOP: Final = Texts(most=16, characters=1024, short=4)
+#: The answer's length: what is left of the session is the limit, as in the engines themselves
+#: (`src/turbomind/engine/engine.cc`, `pytorch/engine/engine.py`).
+_LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
+_NAME: Final = TextRule(most=4096)
+_IMAGES: Final = Elsewhere(by="bodies: images become slots")
+_MEDIA: Final = Elsewhere(by="bodies: keywords of processors are the plan's")
+_CONVERSATION: Final = Elsewhere(by="bodies and texts: shape, number of messages, bytes")
+_SESSION: Final = Unpassed(why="a client could occupy the numbers of others")
+_GRAMMAR: Final = Elsewhere(by="grammars: schemas and patterns")
+#: Pydantic takes 7 us an item that it refuses, and as long to say so.
+_UNREAD: Final = Short(most=256)
+
+_SAMPLING: Final[Mapping[str, Rule]] = {
+    # `messages.py` GenerationConfig asserts 0 to 2; less than 0.01 divides logits to infinity.
+    "temperature": Number(least=0, most=2, floor=0.01),
+    "top_p": Number(least=0, most=1, above=True),
+    # Only the chat route checks it: elsewhere GenerationConfig's assertion is an answer 500.
+    "min_p": Number(least=0, most=1),
+    # `src/turbomind/kernels/sampling_topk_kernels.cu`: std::domain_error above 1024, and the
+    # process ends. Above the vocabulary torch.topk raises, which ends the PyTorch engine's loop.
+    "top_k": IntegerRule(most=1024, over="lower"),
+    # TurboMind divides by it (`sampling_penalty_kernels.cu`): 0 and NaN make logits that sampling
+    # finds no token in; 100 keeps float16 logits below infinity.
+    "repetition_penalty": Number(least=0.01, most=100),
+    # Conv1d over a window of 1,024 tokens (`pytorch/engine/logits_process.py`, ngram; `envs.py`):
+    # a longer n-gram raises there, which ends the engine's loop.
+    "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
+    "repetition_ngram_threshold": IntegerRule(over="lower"),
+    "ignore_eos": Flag(),
+    "skip_special_tokens": Flag(),
+    "spaces_between_special_tokens": Flag(),
+    "stop": _STOP,
+    "stream": Flag(),
+    "session_id": _SESSION,
+}
+_OPENAI: Final[Mapping[str, Rule]] = {
+    "model": _NAME,
+    "n": Elsewhere(by="bodies and limits: copies are the plan's"),
+    "max_tokens": _LENGTH,
+    "max_completion_tokens": _LENGTH,
+    # uint64 (`src/turbomind/engine/request.h`): others are an answer 500. OpenAI's may be negative.
+    "seed": IntegerRule(most=(1 << 64) - 1, over="wrap"),
+    # Ignored by LMDeploy (`serve/openai/protocol.py`); OpenAI's range.
+    "presence_penalty": Number(least=-2, most=2, clamp=True),
+    "frequency_penalty": Number(least=-2, most=2, clamp=True),
+    "stream_options": _UNREAD,
+    "user": _NAME,
+}
+_RETURNS: Final[Mapping[str, Rule]] = {
+    "include_stop_str_in_output": Flag(),
+    "return_logprob": Flag(),
+    "return_routed_experts": Flag(),
+}
+#: A negative id is cast into the embedding's index; one beyond it reads other memory.
+_INPUT: Final = Ids(most="session")
+
+_CHAT: Final[Mapping[str, Rule]] = {
+    **_SAMPLING,
+    **_OPENAI,
+    **_RETURNS,
+    "messages": _CONVERSATION,
+    "input_ids": _INPUT,
+    "image_data": _IMAGES,
+    "media_io_kwargs": _MEDIA,
+    "mm_processor_kwargs": _MEDIA,
+    "response_format": _GRAMMAR,
+    "tools": Elsewhere(by="grammars: number and schemas"),
+    "tool_choice": _UNREAD,
+    "parallel_tool_calls": Flag(),
+    "logprobs": Flag(),
+    "top_logprobs": IntegerRule(most=20),
+    # The PyTorch engine adds each on its own, for each token of each answer.
+    "logit_bias": Biases(most=1024, bias=100),
+    "reasoning_effort": TextRule(most=64),
+    # An int32 (`src/turbomind/engine/request.h`), which the prompt's length is added to.
+    "min_new_tokens": IntegerRule(most="session", over="lower"),
+    "enable_thinking": Flag(),
+    "return_token_ids": Flag(),
+    "chat_template_kwargs": Elsewhere(by="texts: names and bytes"),
+}
+_COMPLETIONS: Final[Mapping[str, Rule]] = {
+    **_SAMPLING,
+    **_OPENAI,
+    # An empty one has no tokens, which is an answer 500.
+    "prompt": Texts(),
+    "suffix": _UNREAD,
+    "echo": Flag(),
+    # `serve/openai/endpoints/completions.py` raises "logprobs is removed" for any: 500.
+    "logprobs": IntegerRule(most=0),
+}
+_GENERATE: Final[Mapping[str, Rule]] = {
+    **_SAMPLING,
+    **_RETURNS,
+    "prompt": TextRule(empty=False),
+    "input_ids": _INPUT,
+    "image_data": _IMAGES,
+    "media_io_kwargs": _MEDIA,
+    "mm_processor_kwargs": _MEDIA,
+    "max_tokens": _LENGTH,
+    # `src/turbomind/generation/utils.h`: the first 32 are read. The kernel writes at each.
+    "stop_token_ids": Ids(most=32),
+    # `src/turbomind/utils/constant.h`; torch.topk raises above the vocabulary.
+    "top_logprobs_num": IntegerRule(most=1024, over="lower"),
+    "logprob_start_len": IntegerRule(least=-1, most="session"),
+}
+_MESSAGES: Final[Mapping[str, Rule]] = {
+    **{name: _SAMPLING[name] for name in ("stream", "top_k")},
+    **_RETURNS,
+    # `serve/anthropic/endpoints/validation.py`.
+    "temperature": Number(least=0, most=1, floor=0.01),
+    "top_p": Number(least=0, most=1),
+    "model": _NAME,
+    "messages": _CONVERSATION,
+    "system": _CONVERSATION,
+    "max_tokens": _LENGTH,
+    "stop_sequences": _STOP,
+    "metadata": _UNREAD,
+    "tools": Elsewhere(by="grammars: number and schemas"),
+    "tool_choice": _UNREAD,
+    "service_tier": _UNREAD,
+    "input_ids": _INPUT,
+    "image_data": _IMAGES,
+    "return_token_ids": Flag(),
+}
+_COUNT_TOKENS: Final[Mapping[str, Rule]] = {
+    name: _MESSAGES[name] for name in ("model", "messages", "system", "tools")
+}
+_ENCODE: Final[Mapping[str, Rule]] = {
+    "input": Elsewhere(by="limits: bytes to tokenise"),
+    "do_preprocess": Flag(),
+    "add_bos": Flag(),
+}
+_UNREAD_RESPONSES: Final = (
+    "background", "context_management", "conversation", "include", "max_tool_calls", "metadata",
+    "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key",
+    "prompt_cache_retention", "reasoning", "request_id", "safety_identifier", "service_tier",
+    "store", "stream_options", "tool_choice", "top_logprobs", "truncation",
+)  # fmt: skip
+_RESPONSES: Final[Mapping[str, Rule]] = {
+    **dict.fromkeys(_UNREAD_RESPONSES, _UNREAD),
+    **{
+        name: _SAMPLING[name]
+        for name in (
+            "temperature", "min_p", "top_k", "repetition_penalty", "ignore_eos",
+            "skip_special_tokens", "stop", "stream",
+        )
+    },
+    **{name: _OPENAI[name] for name in (
+        "model", "seed", "presence_penalty", "frequency_penalty", "user",
+    )},
+    # `serve/openai/responses/request.py`: 0 is in.
+    "top_p": Number(least=0, most=1),
+    "input": _CONVERSATION,
+    "instructions": _CONVERSATION,
+    "max_output_tokens": _LENGTH,
+    "logit_bias": _CHAT["logit_bias"],
+    "include_stop_str_in_output": Flag(),
+    "text": _GRAMMAR,
+    "tools": _CHAT["tools"],
+}  # fmt: skip
+
+#: By `routes.Kind`, then by field.
+RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
+    "chat": _CHAT,
+    "completions": _COMPLETIONS,
+    "generate": _GENERATE,
+    "messages": _MESSAGES,
+    "count_tokens": _COUNT_TOKENS,
+    "encode": _ENCODE,
+    "responses": _RESPONSES,
+}
+
+#: Where an engine differs: its rule is held beside the one above, on every route.
+DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
+    "turbomind": {},
+    "pytorch": {
+        "top_k": IntegerRule(most="vocabulary", over="lower"),
+        "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
+    },
+    "transformers": {
+        # `transformers/cli/serving/chat_completion.py`: 1 + this is the repetition penalty.
+        "frequency_penalty": Number(least=-0.99, most=2, clamp=True),
+    },
+}
+
+#: By field of LMDeploy's GenerationConfig, for `turbofit.pipeline`.
+GENERATION: Final[Mapping[str, Rule]] = {
+    **{
+        name: _SAMPLING[name]
+        for name in (
+            "temperature", "min_p", "top_k", "repetition_penalty", "repetition_ngram_size",
+            "repetition_ngram_threshold", "ignore_eos", "skip_special_tokens",
+            "spaces_between_special_tokens",
+        )
+    },
+    **dict.fromkeys(
+        (
+            "n", "do_sample", "stop_words", "bad_words", "response_format", "logits_processors",
+            "output_logits", "output_last_hidden_state", "return_ppl", "with_cache",
+            "preserve_cache", "migration_request", "return_routed_experts",
+            "include_stop_str_in_output",
+        ),
+        Rule(),
+    ),
+    "top_p": Number(least=0, most=1),
+    "max_new_tokens": IntegerRule(most="session", over="lower"),
+    "min_new_tokens": _CHAT["min_new_tokens"],
+    "random_seed": _OPENAI["seed"],
+    "stop_token_ids": _GENERATE["stop_token_ids"],
+    "bad_token_ids": _GENERATE["stop_token_ids"],
+    "logprobs": IntegerRule(most=1024, over="lower"),
+    "logprob_start_len": _GENERATE["logprob_start_len"],
+}  # fmt: skip
+
+#: Limits of the answer's length, by kind; the first one given is the one that LMDeploy reads.
+ANSWER_LENGTHS: Final[Mapping[str, tuple[str, ...]]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completions": ("max_completion_tokens", "max_tokens"),
+    "generate": ("max_tokens",),
+    "messages": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+
+#: Arguments of Transformers' apply_chat_template, which LMDeploy passes ``chat_template_kwargs``
+#: to: a template of the client's own runs on the event loop for as long as it likes.
+TEMPLATE_ARGUMENTS: Final = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+        "max_length", "messages", "padding", "processor_kwargs", "return_assistant_tokens_mask",
+        "return_dict", "return_tensors", "self", "tokenize", "tokenizer_kwargs", "tools",
+        "truncation",
+    }
+)  # fmt: skip
+
+
+def passed(kind: str) -> frozenset[str]:
+    """Fields of a route that are passed on; all others are left out.
+
+    What LMDeploy does not declare it ignores; a later version may begin to read an image or a limit
+    there, which is why it does not pass unseen.
+    """
+    return frozenset(
+        name for name, rule in RULES.get(kind, {}).items() if not isinstance(rule, Unpassed)
+    )

@@ -1,0 +1,143 @@
+"""Holds the fields of a request to `parameters.RULES`, before anything of an engine sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.gateway.limits.grammars import check_format, check_tools
+from turbofit.gateway.limits.parameters import ANSWER_LENGTHS, DIFFERENT, RULES, TEMPLATE_ARGUMENTS
+from turbofit.gateway.limits.request_limits import shown
+from turbofit.gateway.limits.rules import Scope, refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.limits.rules import Rule
+
+__all__ = ["hold_fields", "hold_parameters", "lower_answer", "scope_of"]
+
+#: Messages and their parts. LMDeploy takes 43 us each on its event loop, so that these take 0.4 s.
+#: Over: a chat of more of them is refused, whether or not it would fit the session.
+_MOST_MESSAGES: Final = 8192
+_CONVERSATIONS: Final = ("messages", "input", "system")
+_TEMPLATE: Final = "chat_template_kwargs"
+_MOST_TEMPLATE_ARGUMENTS: Final = 64
+
+
+def scope_of(bounds: Bounds) -> Scope:
+    """What the ranges of these bounds are counted against."""
+    return Scope(
+        engines=bounds.engines,
+        vocabulary=bounds.vocabulary,
+        session=bounds.longest_request_tokens,
+    )
+
+
+def hold_parameters(kind: str, body: dict[str, Any], scope: Scope) -> list[str]:
+    """Hold each field of a body to its range, in place.
+
+    Args:
+        kind: of route, see `routes.Kind`.
+        body: with known fields only, none of them null.
+        scope: what ranges are counted against.
+
+    Returns:
+        What was changed, as ``top_k=4096->1024``.
+
+    Raises:
+        Refusal: a value that cannot be brought into its range, with the range.
+    """
+    said = hold_fields(RULES[kind], body, scope)
+    if kind != "encode":  # its texts are no conversation
+        _check_conversation(body, scope.session)
+    _check_template(body.get(_TEMPLATE))
+    return said + check_format(body) + check_tools(body.get("tools"))
+
+
+def hold_fields(rules: Mapping[str, Rule], fields: dict[str, Any], scope: Scope) -> list[str]:
+    """Hold values to their rules, in place; arguments and result as of `hold_parameters`."""
+    said = []
+    for name, value in fields.items():
+        held = _held(name, value, rules[name], scope)
+        if held is not value:
+            fields[name] = held
+            if isinstance(held, int | float) and _differs(value, held):
+                said.append(f"{name}={shown(value)}->{shown(held)}")
+    return said
+
+
+def lower_answer(kind: str, body: dict[str, Any], left: int) -> list[str]:
+    """Lower the answer's length to what is left of the session, in place.
+
+    Over by the tokens of the text, which nobody has counted yet: the engines lower it by those
+    themselves, without a word.
+
+    Args:
+        kind: of route.
+        body: as `hold_parameters` left it.
+        left: tokens of the session that images do not take.
+
+    Returns:
+        What was changed.
+    """
+    said = []
+    for name in ANSWER_LENGTHS.get(kind, ()):
+        asked = body.get(name)
+        if isinstance(asked, int) and asked > left > 0:
+            body[name] = left
+            said.append(f"{name}={shown(asked)}->{left}")
+    return said
+
+
+def _held(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
+    held = rule.hold(name, value, scope)
+    for engine in scope.engines:
+        other: Mapping[str, Rule] = DIFFERENT.get(engine, {})
+        if name in other:
+            held = other[name].hold(name, held, scope)
+    return held
+
+
+def _differs(value: Any, held: float) -> bool:
+    """Whether it is another number, not the same one spelled otherwise."""
+    if isinstance(held, bool):
+        return False
+    try:
+        return int(value) != held if isinstance(held, int) else float(value) != held
+    except (TypeError, ValueError, OverflowError):
+        return True
+
+
+def _check_conversation(body: Mapping[str, Any], session: int) -> None:
+    """Refuse too many messages; each is a token at least in every chat template."""
+    most = min(_MOST_MESSAGES, session or _MOST_MESSAGES)
+    parts = 0
+    for name in _CONVERSATIONS:
+        listed = body.get(name)
+        if not isinstance(listed, list):
+            continue
+        if len(listed) > most:
+            raise refused(name, f"has {len(listed)} messages, the limit is {most}")
+        for message in listed:
+            if not isinstance(message, dict):
+                # The Responses API tries it as sixty types of items, and says of each why not.
+                raise refused(name, "holds something that is no object")
+            content = message.get("content")
+            parts += len(content) if isinstance(content, list) else 0
+        if parts > _MOST_MESSAGES:
+            raise refused(name, f"has {parts} parts of messages, the limit is {_MOST_MESSAGES}")
+
+
+def _check_template(arguments: Any) -> None:
+    if arguments is None:
+        return
+    if not isinstance(arguments, dict):
+        raise refused(_TEMPLATE, "is no object")
+    if len(arguments) > _MOST_TEMPLATE_ARGUMENTS:
+        raise refused(
+            _TEMPLATE, f"has {len(arguments)} names, the limit is {_MOST_TEMPLATE_ARGUMENTS}"
+        )
+    for name in arguments:
+        if name in TEMPLATE_ARGUMENTS:
+            raise refused(_TEMPLATE, f"may not hold {name!r}: it is the server's")

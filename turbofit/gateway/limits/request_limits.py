@@ -1,0 +1,326 @@
+"""What one request may hold: pure functions from a plan and image sizes to LMDeploy's parameters.
+
+Every image that can carry parameters is given explicit ones, whatever the model's default, so that
+the limit holds with and without the overlay. Where it cannot (blocks of the Messages API, InternVL
+in the Transformers format), it is counted at the default and refused past the plan.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.images import AnyImageRule, ImageRule
+from turbofit.core.images.rule import Allowed, Size
+from turbofit.core.model import DTYPE_BYTES
+from turbofit.core.plan import Limits
+from turbofit.core.struct import Struct
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.memory.engines import engine_named
+from turbofit.memory.vision_load import vision_load_within
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turbofit.core.plan import Plan
+
+__all__ = [
+    "KNOBS", "Bounds", "LimitedImage", "bounds_of", "check_images", "check_request", "check_texts",
+    "hold_image", "model_default", "planned_limit", "shown",
+]  # fmt: skip
+
+#: What LMDeploy reads beside an image.
+KNOBS: Final = ("max_dynamic_patch", "detail", "min_pixels", "max_pixels")
+
+_SHOWN: Final = 24
+#: Bytes of a value of an image while it is preprocessed: at 32 bits, and at 16 of the result.
+_WIDE: Final = DTYPE_BYTES["float32"] + DTYPE_BYTES["bfloat16"]
+#: Copies of a request without images, at least: as many as LMDeploy takes (`n` of a chat). Copies
+#: beyond the engine's batch wait there, as requests do, and take no memory meanwhile.
+_TEXT_COPIES: Final = 128
+#: What each text costs beside its bytes, in bytes that take as long to tokenise.
+_BYTES_PER_TEXT: Final = 64
+#: Bytes of text that LMDeploy may always be given: 0.5 s of its event loop (2 s a MB).
+_LEAST_TEXT: Final = 256 << 10
+#: Bytes of a token of the session, beyond that. No language's text has so many on average; a text
+#: of long runs of one character may. Over: such a one is refused where it would just fit.
+_BYTES_PER_TOKEN: Final = 8
+#: Bytes of the longest token, twice the 128 spaces of common vocabularies: text of more cannot fit.
+#: Under: most of what is shorter does not fit either. Tools and names have room in any case.
+_LONGEST_TOKEN: Final = 256
+_LEAST_BODY: Final = 1 << 16
+
+
+class Bounds(Struct):
+    """What requests are held to.
+
+    ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
+    ``gate`` are the units that may be in flight to one engine, None where the plan paid for the
+    engine's own bound. ``gate_to_end``: they stay so until the answer has ended, not only until it
+    begins: where the cache does not hold a whole batch of the longest requests, an engine evicts
+    one that generates and encodes its images again, beside whatever was let through meanwhile.
+    ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
+    ``watches``: the engine and its model take videos, each in the place of an image. ``default`` is
+    the limit of an image without parameters, None where it follows from ``overlay``. ``heeds``:
+    whether the engine reads the parameters of a request's images at all. ``engines`` and
+    ``vocabulary`` (rows of the embedding, 0 where it is not known) decide what `parameters` may be.
+    """
+
+    rule: AnyImageRule | None
+    limits: Limits
+    longest_request_tokens: int
+    overlay: bool = True
+    gate: int | None = None
+    gate_to_end: bool = False
+    bytes_per_unit: int = 0
+    watches: bool = False
+    default: int | None = None
+    engines: tuple[str, ...] = ("turbomind",)
+    vocabulary: int = 0
+    heeds: bool = True
+
+    @property
+    def room_beside_images(self) -> int:
+        """Bytes of a body that its images leave, at their largest."""
+        most = int(self.limits.images_per_request * self.limits.bytes_per_image * 4 / 3)
+        return max(_LEAST_BODY, self.limits.bytes_per_body - most)
+
+    @property
+    def beside_images(self) -> int:
+        """Bytes of a body that are not images; text past any context need not be tokenised."""
+        tokens = self.longest_request_tokens
+        cheap = max(_LEAST_TEXT, _BYTES_PER_TOKEN * tokens)
+        fitting = max(_LEAST_BODY, _LONGEST_TOKEN * tokens)
+        return min(cheap, fitting, self.room_beside_images)
+
+
+class LimitedImage(Struct):
+    """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
+
+    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``. ``words`` are
+    text tokens that stand between the frames of a video, beside its ``tokens``. ``resize`` is the
+    width and height that the picture itself must be given, since no parameter can hold it.
+    """
+
+    knobs: dict[str, int]
+    units: int
+    tokens: int
+    lowered: tuple[str, ...] = ()
+    frames: int = 1
+    words: int = 0
+    resize: tuple[int, int] | None = None
+
+
+def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
+    """The bounds of a plan.
+
+    Args:
+        plan: the plan.
+        overlay: whether the engines run on `gateway.overlay`'s folder.
+    """
+    rule = plan.model.image_rule if plan.limits.vision_unit is not None else None
+    gate = _gate(plan, rule)
+    return Bounds(
+        rule=rule,
+        limits=plan.limits,
+        longest_request_tokens=plan.kv.longest_request_tokens,
+        overlay=overlay,
+        gate=gate,
+        gate_to_end=gate is not None and plan.may_evict(),
+        bytes_per_unit=plan.model.unit_values * _WIDE if rule is not None else 0,
+        watches=plan.takes_videos,
+        engines=(plan.engine.name,),
+        vocabulary=plan.model.text.vocab,
+        heeds=not plan.engine.serial,
+    )
+
+
+def model_default(bounds: Bounds) -> int:
+    """The limit of an image without parameters: the plan's on an overlay, else the checkpoint's."""
+    if bounds.default is not None:
+        return bounds.default
+    rule = bounds.rule
+    assert rule is not None
+    return planned_limit(bounds) if bounds.overlay else rule.checkpoint_limit
+
+
+def planned_limit(bounds: Bounds) -> int:
+    """The planned limit of an image in tiles or pixels, the checkpoint's own where none was."""
+    assert bounds.rule is not None
+    return bounds.limits.image_limit or bounds.rule.checkpoint_limit
+
+
+def hold_image(
+    bounds: Bounds,
+    size: tuple[int, int],
+    asked: Mapping[str, Any],
+    *,
+    carries: bool = True,
+    by_request: bool = False,
+    cap: int | None = None,
+) -> LimitedImage:
+    """One image, lowered to the plan.
+
+    Both kinds of limit hold: the planned one, and that this very image takes no more units than the
+    plan paid for an image. Values that LMDeploy would not read are not obeyed here either.
+
+    Args:
+        bounds: the plan's.
+        size: width and height in pixels.
+        asked: the client's parameters of this image; others than `KNOBS` are not looked at.
+        carries: whether its place in the request can carry parameters.
+        by_request: whether the request can carry pixel bounds for all its images together.
+        cap: a limit in tiles or pixels below the planned one, for images that share a request. An
+            image that it does not make smaller stays as it is without.
+
+    Raises:
+        Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
+    """
+    rule = bounds.rule
+    if rule is None:
+        raise Refusal(400, "no_images", "this server was planned without images")
+    carried = bounds.heeds and (carries if rule.client_knobs else by_request)
+    hold = _carried if carried else _uncarried
+    try:
+        held = hold(bounds, rule, size, asked, cap)
+    except UsageError as exc:
+        raise Refusal(400, "bad_image_size", f"{exc.message}: {exc.hint}") from None
+    most = bounds.limits.units_per_image
+    if held.units > most:
+        raise Refusal(
+            400,
+            "image_too_large",
+            f"an image of {size[0]}x{size[1]} takes {held.units} {rule.units_name} here, {most} are"
+            " planned for; send it smaller, or plan for that size",
+        )
+    return held
+
+
+def check_images(bounds: Bounds, count: int) -> None:
+    """Refuse too many images before any of them is decoded.
+
+    Raises:
+        Refusal: more than can share what was planned.
+    """
+    most = bounds.limits.most_images(bounds.rule)
+    if count > most:
+        raise Refusal(
+            400,
+            "too_many_images" if most else "no_images",
+            f"{count} image{'s' * (count > 1)} in a request, the limit is {most}"
+            if most
+            else "this server was planned without images",
+        )
+
+
+def check_texts(bounds: Bounds, texts: str | Sequence[str]) -> None:
+    """Refuse to tokenise more at once than the text of a request may be.
+
+    Raises:
+        Refusal: with the bytes asked and the limit.
+    """
+    listed = [texts] if isinstance(texts, str) else texts
+    size = sum(len(text.encode()) + _BYTES_PER_TEXT for text in listed)
+    most = bounds.beside_images
+    if size > most + _BYTES_PER_TEXT:
+        raise Refusal(
+            413,
+            "text_too_big",
+            f"{size} bytes to tokenise ({_BYTES_PER_TEXT} added for each text), the limit is "
+            f"{most}; ask in parts",
+            param="input",
+        )
+
+
+def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1) -> None:
+    """Refuse what no lowering can bring within the plan.
+
+    Args:
+        bounds: the plan's.
+        images: the images of the request, held.
+        n: copies, each of which is a request to the engine.
+
+    Raises:
+        Refusal: with the number asked and the limit.
+    """
+    limits = bounds.limits
+    check_images(bounds, len(images))
+    unit_count, tokens = sum(i.units for i in images), sum(i.tokens for i in images)
+    unit = bounds.rule.units_name if bounds.rule is not None else "units"
+    _within("n", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
+    _within("images", unit_count, limits.units_per_request, f"vision {unit} in a request")
+    _within("images", tokens, limits.image_tokens_per_request, "image tokens in a request")
+    tokens += sum(image.words for image in images)
+    if bounds.gate is not None:
+        _within("n", n * unit_count, bounds.gate, f"vision {unit} in {n} copies")
+    # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.
+    _within("images", tokens + 1, bounds.longest_request_tokens, "tokens of images and an answer")
+
+
+def _within(param: str, number: int, limit: int, what: str) -> None:
+    if number > limit:
+        raise Refusal(
+            400, f"{param}_over_limit", f"{number} {what}, the limit is {limit}", param=param
+        )
+
+
+def _uncarried(
+    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
+) -> LimitedImage:
+    """No parameters can be given: the model's own default decides, or the picture is resized."""
+    default, most = model_default(bounds), bounds.limits.units_per_image
+    served = rule.with_limit(default)
+    dropped = [f"{name}={shown(asked[name])}->default" for name in KNOBS if name in asked]
+    resize, count = None, served.units(*size)
+    if count > most:
+        paid = rule.largest_limit(most) or 1
+        cap = paid if cap is None else min(cap, paid)
+    if cap is not None and cap < default:
+        resize = served.size_within(size, cap)
+    if resize is not None:
+        dropped.append(f"image={size[0]}x{size[1]}->{resize[0]}x{resize[1]}")
+        size = resize
+        count = served.units(*size)
+    return LimitedImage(
+        knobs={},
+        units=count,
+        tokens=served.tokens(*size),
+        lowered=tuple(dropped),
+        resize=resize,
+    )
+
+
+def _carried(
+    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
+) -> LimitedImage:
+    """Parameters are given, whatever the model's default."""
+    planned, default = planned_limit(bounds), model_default(bounds)
+    to = Allowed(planned, default, bounds.limits.units_per_image, cap)
+    lowered = rule.lower(size, asked, to)
+    return LimitedImage(
+        knobs=lowered.knobs,
+        units=lowered.units,
+        tokens=rule.unit_tokens(lowered.units),
+        lowered=tuple(f"{name}={shown(value)}->{kept}" for name, value, kept in lowered.changes),
+    )
+
+
+def shown(value: Any) -> str:
+    """A client's value, safe in a header."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "huge"
+    text = str(value)[:_SHOWN] if isinstance(value, str | int | float) else type(value).__name__
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-+") else "?" for c in text)
+
+
+def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
+    """Units in flight where the plan paid for fewer than an engine could bring together."""
+    if rule is None or plan.engine.serial:  # which brings nothing together
+        return None
+    vision_load = vision_load_within(plan.limits)
+    engine, gates = engine_named(plan.engine.name), []
+    for numbers in plan.unlike_groups():
+        own = plan.of_group(numbers[0])
+        if own.limits.units_per_forward < engine.units_bound(rule, vision_load, own.settings):
+            gates.append(own.limits.units_per_forward)
+    return min(gates, default=None)

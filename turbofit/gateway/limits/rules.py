@@ -1,0 +1,281 @@
+"""What a rule of `parameters.RULES` can say of a field, and how a value is held to it.
+
+Pure. Values are read as LMDeploy's own request models read them (``"3"`` and ``3.0`` are 3), and
+written back as plain numbers, so that an engine never sees another spelling.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, Final, Literal, TypeAlias
+
+from turbofit.core.struct import Struct
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.request_limits import shown
+
+__all__ = [
+    "Biases",
+    "Elsewhere",
+    "Flag",
+    "Ids",
+    "IntegerRule",
+    "Number",
+    "Rule",
+    "Scope",
+    "Short",
+    "TextRule",
+    "Texts",
+    "Unpassed",
+    "refused",
+]  # fmt: skip
+
+#: A number, or what the plan says of it.
+Most: TypeAlias = int | Literal["vocabulary", "session"]
+
+_TRUE: Final = ("true", "1", "yes", "y", "t", "on")
+_FALSE: Final = ("false", "0", "no", "n", "f", "off")
+#: Characters of a number written as a string; pydantic takes such strings too.
+_NUMBER_TEXT: Final = 40
+#: Shorter stop strings stand in so many tokens that LMDeploy decodes thousands of them.
+_SHORT: Final = 3
+
+
+class Scope(Struct):
+    """What ranges are counted against; 0 is "not known", and then nothing is refused for it.
+
+    ``vocabulary``: rows of the embedding. ``session``: tokens of the longest request. ``engines``:
+    all that may answer, as in `parameters.DIFFERENT`.
+    """
+
+    engines: tuple[str, ...] = ()
+    vocabulary: int = 0
+    session: int = 0
+
+    def number(self, most: Most) -> int:
+        """A limit as a number; 0 where it is not known."""
+        if isinstance(most, int):
+            return most
+        return self.vocabulary if most == "vocabulary" else self.session
+
+
+class Rule(Struct):
+    """A field that nothing else says anything of: it passes as it is."""
+
+    def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - others need them
+        """The value as it is passed on: the same, or one inside the range.
+
+        Raises:
+            Refusal: it cannot be brought inside, or is of another type.
+        """
+        return value
+
+
+class Short(Rule):
+    """Anything, but lists and objects of up to ``most``: each wrong item is an error to write."""
+
+    most: int
+
+    def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
+        """See `Rule.hold`."""
+        if isinstance(value, list | dict) and len(value) > self.most:
+            raise refused(name, f"has {len(value)} items, the limit is {self.most}")
+        return value
+
+
+class Elsewhere(Rule):
+    """Held by other code of the gateway: ``by`` says which."""
+
+    by: str
+
+
+class Unpassed(Rule):
+    """Never passed on: ``why``."""
+
+    why: str
+
+
+class Flag(Rule):
+    """True or false."""
+
+    def hold(self, name: str, value: Any, scope: Scope) -> bool:  # noqa: ARG002 - see Rule
+        """See `Rule.hold`."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int | float) and value in (0, 1):
+            return value == 1
+        word = value.lower() if isinstance(value, str) else None
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        raise refused(name, "is neither true nor false")
+
+
+class IntegerRule(Rule):
+    """A whole number from ``least`` to ``most``.
+
+    ``over``: what becomes of more than ``most``. ``wrap`` takes any number modulo ``most`` + 1: a
+    seed is a label.
+    """
+
+    least: int = 0
+    most: Most = (1 << 31) - 1
+    over: Literal["refuse", "lower", "wrap"] = "refuse"
+
+    def hold(self, name: str, value: Any, scope: Scope) -> int:
+        """See `Rule.hold`."""
+        number, most = _whole(name, value), scope.number(self.most)
+        if most == 0 and not isinstance(self.most, int):
+            most = max(number, self.least)
+        if self.over == "wrap":
+            return number % (most + 1)
+        if number < self.least or (number > most and self.over != "lower"):
+            raise refused(name, f"is {shown(number)}, it must be between {self.least} and {most}")
+        return min(number, most)
+
+
+class Number(Rule):
+    """A number from ``least`` to ``most``.
+
+    ``above``: ``least`` itself is out. ``floor``: positive numbers below are raised to it.
+    ``clamp``: what is outside goes to the nearer end, instead of being refused.
+    """
+
+    least: float
+    most: float
+    above: bool = False
+    floor: float = 0.0
+    clamp: bool = False
+
+    def hold(self, name: str, value: Any, scope: Scope) -> float:  # noqa: ARG002 - see Rule
+        """See `Rule.hold`."""
+        number = _number(name, value)
+        if self.clamp:
+            number = min(max(number, self.least), self.most)
+        if number < self.least or number > self.most or (self.above and number == self.least):
+            edge = "above" if self.above else "at least"
+            raise refused(
+                name,
+                f"is {shown(number)}, it must be {edge} {self.least:g} and at most {self.most:g}",
+            )
+        if 0 < number < self.floor:
+            number = self.floor
+        return int(value) if isinstance(value, int) and value == number else number
+
+
+class TextRule(Rule):
+    """A string of up to ``most`` characters; None where the limit of all text is enough."""
+
+    most: int | None = None
+    empty: bool = True
+
+    def hold(self, name: str, value: Any, scope: Scope) -> str:  # noqa: ARG002 - see Rule
+        """See `Rule.hold`."""
+        if not isinstance(value, str):
+            raise refused(name, "is no string")
+        if not value and not self.empty:
+            raise refused(name, "is empty")
+        if self.most is not None and len(value) > self.most:
+            raise refused(name, f"has {len(value)} characters, the limit is {self.most}")
+        return value
+
+
+class Texts(Rule):
+    """A string or a list of them: ``most`` of up to ``characters``, none of them empty.
+
+    ``short``: how many may have one or two characters.
+    """
+
+    most: int | None = None
+    characters: int | None = None
+    short: int | None = None
+
+    def hold(self, name: str, value: Any, scope: Scope) -> Any:
+        """See `Rule.hold`."""
+        texts = value if isinstance(value, list) else [value]
+        if self.most is not None and len(texts) > self.most:
+            raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
+        one = TextRule(most=self.characters, empty=False)
+        for text in texts:
+            one.hold(name, text, scope)
+        short = sum(len(text) < _SHORT for text in texts)
+        if self.short is not None and short > self.short:
+            raise refused(
+                name,
+                f"has {short} strings of less than {_SHORT} characters, the limit is {self.short}",
+            )
+        return value
+
+
+class Ids(Rule):
+    """A list of up to ``most`` token ids, each of the vocabulary."""
+
+    most: Most
+
+    def hold(self, name: str, value: Any, scope: Scope) -> list[int]:
+        """See `Rule.hold`."""
+        if not isinstance(value, list):
+            raise refused(name, "is no list of token ids")
+        most = scope.number(self.most)
+        if 0 < most < len(value):
+            raise refused(name, f"has {len(value)} token ids, the limit is {most}")
+        ids = value
+        if not all(type(one) is int for one in value):
+            ids = [_whole(name, one) for one in value]
+        if ids:
+            _within_vocabulary(name, min(ids), max(ids), scope)
+        return ids
+
+
+class Biases(Rule):
+    """Numbers by token id: up to ``most`` of them, clamped to ``bias`` and its negative."""
+
+    most: int
+    bias: float
+
+    def hold(self, name: str, value: Any, scope: Scope) -> dict[str, float]:
+        """See `Rule.hold`."""
+        if not isinstance(value, dict):
+            raise refused(name, "is no object of token ids and numbers")
+        if len(value) > self.most:
+            raise refused(name, f"has {len(value)} token ids, the limit is {self.most}")
+        number = Number(least=-self.bias, most=self.bias, clamp=True)
+        held = {_whole(name, one): number.hold(name, bias, scope) for one, bias in value.items()}
+        if held:
+            _within_vocabulary(name, min(held), max(held), scope)
+        return {str(one): bias for one, bias in held.items()}
+
+
+def refused(name: str, what: str) -> Refusal:
+    """The refusal of a field."""
+    return Refusal(400, "bad_request", f"{name} {what}", param=name)
+
+
+def _within_vocabulary(name: str, least: int, most: int, scope: Scope) -> None:
+    last = scope.vocabulary - 1
+    if least < 0 or 0 <= last < most:
+        wrong = least if least < 0 else most
+        upper = f" and {last}" if last >= 0 else ""
+        raise refused(name, f"has token id {shown(wrong)}, ids are between 0{upper}")
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is int:
+        return value
+    number = _number(name, value)
+    if number != int(number):
+        raise refused(name, f"is {shown(value)}, no whole number")
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else int(number)
+
+
+def _number(name: str, value: Any) -> float:
+    """A finite number, as pydantic reads it outside its strict mode."""
+    if isinstance(value, str) and len(value) > _NUMBER_TEXT:
+        raise refused(name, "is no number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise refused(name, f"is {shown(value)}, no number a float can hold") from None
+    if not isfinite(number):
+        raise refused(name, "is not a finite number")
+    return number

@@ -1,0 +1,1 @@
+"""Images and videos as clients send them: sizes from headers, fetching, resizing."""

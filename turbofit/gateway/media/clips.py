@@ -1,0 +1,157 @@
+"""Videos as clients send them: how many frames of which size, from their headers. Never decoded."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Final
+
+from turbofit.core.struct import Struct
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.media.pictures import (
+    BYTES_OF_PIXEL,
+    LARGEST_PIXELS,
+    LONGEST_SIDE,
+    decoded,
+    from_base64,
+)
+
+__all__ = ["RATES", "Clip", "check_film", "film_clip", "film_of", "frames_of"]
+
+#: How LMDeploy names frames that the client has sampled itself, each a JPEG, between commas.
+_SEQUENCE: Final = "video/jpeg"
+_TAKEN: Final = "MP4, MOV, WebM, Matroska, AVI and JPEG frames (data:video/jpeg) are taken"
+#: Frames a second that no clock of a film has, and above which none is needed.
+RATES: Final = (0.01, 1000.0)
+
+
+class Clip(Struct):
+    """One video: its ``data:`` URL, frames, their size in pixels, and its bytes.
+
+    ``rate`` is in frames a second, None where the client sampled the frames itself: then the engine
+    takes all of them, else as many as it is told.
+    """
+
+    url: str
+    frames: int
+    size: tuple[int, int]
+    bytes: int
+    rate: float | None = None
+
+    @property
+    def payload(self) -> int:
+        """Characters of the URL."""
+        return len(self.url)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Host memory of one frame once an engine has decoded it to RGB."""
+        return self.size[0] * self.size[1] * BYTES_OF_PIXEL
+
+
+def frames_of(url: str, most_bytes: int) -> Clip | None:
+    """The frames that a client sampled itself, None where the URL holds a film.
+
+    Args:
+        url: as the client wrote it.
+        most_bytes: how many bytes all frames may have together.
+
+    Raises:
+        Refusal: another kind of URL, or no usable frames.
+    """
+    head, payload = _split(url)
+    return _sequence(payload, most_bytes) if head == f"data:{_SEQUENCE};base64" else None
+
+
+def film_of(url: str, most_bytes: int) -> bytes:
+    """The file of a ``data:`` URL.
+
+    Raises:
+        Refusal: another kind of URL, too large, or junk.
+    """
+    _, payload = _split(url)
+    if len(payload) > most_bytes * 4 // 3 + 4:
+        raise _too_big(len(payload) * 3 // 4, most_bytes)
+    try:
+        data = decoded(payload)
+    except ValueError:
+        raise Refusal(400, "bad_video_base64", "a video's base64 is not valid") from None
+    return check_film(data, most_bytes)
+
+
+def check_film(data: bytes, most_bytes: int) -> bytes:
+    """The same bytes, where their first ones are a film's.
+
+    Raises:
+        Refusal: too large, or not one of the types taken. No playlist that names other files may
+            reach a demuxer.
+    """
+    if len(data) > most_bytes:
+        raise _too_big(len(data), most_bytes)
+    if _mime(data) is None:
+        raise Refusal(415, "unknown_video_type", f"a video is of no known type; {_TAKEN}")
+    return data
+
+
+def film_clip(data: bytes, frames: int, rate: float, size: tuple[int, int]) -> Clip:
+    """A film as its header says it is.
+
+    Raises:
+        Refusal: frames that cannot be.
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise Refusal(400, "broken_video", f"a video says that it has {rate:g} frames a second")
+    width, height = size
+    if not 1 <= min(size) <= max(size) <= LONGEST_SIDE or width * height > LARGEST_PIXELS:
+        raise Refusal(
+            400,
+            "bad_video_size",
+            f"a video of {width}x{height}: sides must be between 1 and {LONGEST_SIDE}, with "
+            f"{LARGEST_PIXELS} pixels at most",
+        )
+    url = f"data:{_mime(data)};base64,{b64encode(data).decode()}"
+    return Clip(url=url, frames=frames, size=size, bytes=len(data), rate=rate)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Head in lower case and payload of a ``data:`` URL with base64.
+
+    Raises:
+        Refusal: another kind.
+    """
+    head, comma, payload = url.partition(",")
+    head = head.lower()
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise Refusal(
+            400, "bad_video_url", "a video is neither an http(s) URL nor a data: URL with base64"
+        )
+    return head, payload
+
+
+def _sequence(payload: str, most_bytes: int) -> Clip:
+    """Frames that the client sampled: all of one size, as LMDeploy stacks them."""
+    if len(payload) > most_bytes * 4 // 3 + (1 << 16):
+        raise _too_big(len(payload) * 3 // 4, most_bytes)
+    frames = [from_base64(text, most_bytes) for text in payload.split(",")]
+    sizes = {frame.size for frame in frames}
+    if {frame.mime for frame in frames} != {"image/jpeg"}:
+        raise Refusal(415, "unknown_video_type", f"a frame of a video is no JPEG; {_TAKEN}")
+    if len(sizes) > 1:
+        raise Refusal(400, "broken_video", "the frames of a video are not all of one size")
+    return Clip(
+        url=f"data:{_SEQUENCE};base64,{','.join(frame.base64 for frame in frames)}",
+        frames=len(frames),
+        size=sizes.pop(),
+        bytes=sum(frame.bytes for frame in frames),
+    )
+
+
+def _mime(data: bytes) -> str | None:
+    if data[4:8] == b"ftyp":
+        return "video/mp4"
+    if data.startswith(b"\x1a\x45\xdf\xa3"):
+        return "video/webm"
+    return "video/x-msvideo" if data[:4] == b"RIFF" and data[8:12] == b"AVI " else None
+
+
+def _too_big(size: int, most: int) -> Refusal:
+    return Refusal(413, "video_too_big", f"a video of {size} bytes, the limit is {most}")

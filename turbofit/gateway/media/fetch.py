@@ -1,0 +1,228 @@
+"""Remote images and videos: fetched once, by the gateway, from allowed domains only.
+
+An address is judged where it is resolved, and the connection goes to the very address that was
+judged: between the two nothing is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from turbofit.gateway.http.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["MediaFetcher", "allowed_host", "is_public"]
+
+_REDIRECTS: Final = 3
+_SECONDS: Final = 10.0
+_AT_ONCE: Final = 16
+_PORTS: Final = {"http": 80, "https": 443}
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_LONGEST_URL: Final = 4096
+_CHUNK: Final = 1 << 16
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to nobody's inner network, however it is wrapped."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def allowed_host(host: str, port: int, scheme: str, allowed: Sequence[str]) -> bool:
+    """Whether a URL's host is one of the domains that were allowed.
+
+    Args:
+        host: lower case, without a final dot.
+        port: of the URL.
+        scheme: of the URL.
+        allowed: ``example.com``, ``*.example.com`` (any name below it) or ``example.com:8443``;
+            without a port only the scheme's own is meant.
+    """
+    for entry in allowed:
+        name, _, wanted = entry.lower().rpartition(":")
+        name, wanted = (name, wanted) if wanted.isdigit() and name else (entry.lower(), "")
+        if port != (int(wanted) if wanted else _PORTS[scheme]):
+            continue
+        if host == name or (name.startswith("*.") and host.endswith(name[1:]) and host != name[2:]):
+            return True
+    return False
+
+
+class _PublicOnly(AbstractResolver):
+    """Resolves as the system does, and keeps only public addresses; one private one refuses all."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        addresses = [(info[0], str(info[4][0])) for info in found]
+        if not addresses or not all(is_public(address) for _, address in addresses):
+            raise OSError(f"{host} is not a public address")
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=kind, proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for kind, address in addresses
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class MediaFetcher:
+    """Fetches the files of requests.
+
+    Args:
+        allowed: domains, see `allowed_host`; none means that remote images are refused.
+        resolver: for tests.
+    """
+
+    def __init__(
+        self, allowed: Sequence[str] = (), resolver: AbstractResolver | None = None
+    ) -> None:
+        self._allowed = tuple(allowed)
+        self._resolver = resolver or _PublicOnly()
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def fetch_all(self, urls: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+        """Each address once, side by side.
+
+        Raises:
+            Refusal: a domain that is not allowed, an inner address, a server that does not answer
+                in time, or with too much.
+        """
+        if not urls:
+            return {}
+        tasks = [asyncio.ensure_future(self._fetch(url, most_bytes)) for url in urls]
+        try:
+            return dict(zip(urls, await asyncio.gather(*tasks), strict=True))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Close what is open."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _fetch(self, url: str, most_bytes: int) -> bytes:
+        try:
+            async with self._turn:
+                return await asyncio.wait_for(self._bytes(url, most_bytes), _SECONDS)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise _refusal(400, f"did not come within {_SECONDS:.0f} s") from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise _refusal(400, "could not be fetched") from None
+
+    async def _bytes(self, url: str, most_bytes: int) -> bytes:
+        session = self._open()
+        for _ in range(_REDIRECTS + 1):
+            self._judge(url)
+            async with session.get(url, allow_redirects=False) as response:
+                if response.status in (301, 302, 303, 307, 308):
+                    url = urljoin(url, response.headers.get("Location", ""))
+                    continue
+                return await _body(response, most_bytes)
+        raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
+
+    def _judge(self, url: str) -> None:
+        """Refuse an address before anything is resolved.
+
+        Raises:
+            Refusal: not http(s), not an allowed domain, or an inner address.
+        """
+        parts = _split(url)
+        host = (parts.hostname or "").rstrip(".").lower()
+        if not host or parts.username is not None or parts.password is not None:
+            raise _refusal(400, "has no plain host name")
+        port = parts.port or _PORTS[parts.scheme]
+        if not allowed_host(host, port, parts.scheme, self._allowed):
+            shown = "".join(c for c in host[:80] if c.isalnum() or c in ".-:")
+            raise Refusal(
+                403,
+                "media_domain",
+                f"remote images of {shown} are not allowed here; send the image inline, or start "
+                "the server with --allowed-media-domains",
+            )
+        if _is_address(host) and not is_public(host):
+            raise _refusal(403, "has an inner address")
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # No cookies, no proxies of the environment, no decompression: bombs stay folded.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    resolver=self._resolver, use_dns_cache=False, limit=_AT_ONCE, force_close=True
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                headers={"Accept": "image/*, video/*", "Accept-Encoding": "identity"},
+            )
+        return self._session
+
+
+async def _body(response: Any, most_bytes: int) -> bytes:
+    """The bytes of an answer, never more than allowed."""
+    if response.status != 200:
+        raise _refusal(400, f"was answered with status {response.status}")
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise _refusal(400, "came compressed")
+    if (response.content_length or 0) > most_bytes:
+        raise _refusal(413, f"has more than the {most_bytes} bytes allowed")
+    data = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        data += chunk
+        if len(data) > most_bytes:
+            raise _refusal(413, f"has more than the {most_bytes} bytes allowed")
+    return bytes(data)
+
+
+def _split(url: str) -> SplitResult:
+    """Parts of an http(s) address.
+
+    Raises:
+        Refusal: anything else.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise _refusal(400, "has an address that cannot be read") from None
+    odd = any(c.isspace() or not c.isprintable() or c == "\\" for c in url)
+    if odd or len(url) > _LONGEST_URL or parts.scheme not in _PORTS:
+        raise _refusal(400, "has an address that cannot be read")
+    return parts
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is written as numbers, in any of the ways that resolvers understand."""
+    if ":" in host:
+        return True
+    last = host.rsplit(".", 1)[-1]
+    return last.isdigit() or last.startswith("0x")
+
+
+def _refusal(status: int, what: str) -> Refusal:
+    return Refusal(status, "remote_image", f"a remote image {what}")

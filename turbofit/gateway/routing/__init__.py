@@ -1,0 +1,1 @@
+"""Which engine gets a request, and how it gets there."""

@@ -1,0 +1,268 @@
+"""Who goes to which engine, and who waits.
+
+Each engine holds so much at once: units of the vision tower where the plan paid for fewer than
+could meet in a forward, and host memory for decoded images always. What does not fit waits in turn:
+one queue a client, served in a circle, so that nobody starves behind somebody else's hundred
+requests. The first in line is never overtaken by smaller ones of the queue; requests that cost
+nothing do not queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.engines import least_busy
+from turbofit.gateway.routing.fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.routing.engines import Chooser, RoutedEngine
+
+__all__ = ["RETRY_DEAD", "Admission", "dead"]
+
+#: Seconds after which to try again where no engine is up.
+RETRY_DEAD: Final = 5
+#: Ends the name of the line of a client's requests that an engine failed; no client's own name.
+_AGAIN: Final = "\n"
+
+
+class _Waiter:
+    """A request in line."""
+
+    __slots__ = ("avoid", "choose", "cost", "future")
+
+    def __init__(
+        self,
+        cost: Cost,
+        choose: Chooser | None,
+        avoid: Collection[RoutedEngine],
+        future: asyncio.Future[RoutedEngine],
+    ) -> None:
+        self.cost, self.choose, self.avoid, self.future = cost, choose, avoid, future
+
+
+class Admission:
+    """Lets requests through to engines.
+
+    Args:
+        engines: all of them, each with its own gate and host limit.
+        longest: how many may wait.
+        seconds: how long one may wait.
+    """
+
+    def __init__(
+        self, engines: Fleet | Sequence[RoutedEngine], *, longest: int = 256, seconds: float = 30.0
+    ) -> None:
+        self._fleet = engines if isinstance(engines, Fleet) else Fleet(engines)
+        self._longest, self._seconds = longest, seconds
+        self._lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self.waiting = 0
+        # As long as the fleet has this version, only these engines may have room for so much.
+        self._full: Cost | None = None
+        self._freed: set[RoutedEngine] = set()
+        self._version = -1
+
+    async def admit(
+        self,
+        client: str,
+        cost: Cost,
+        choose: Chooser | None = None,
+        avoid: Collection[RoutedEngine] = (),
+    ) -> RoutedEngine:
+        """Wait for a place, and take it.
+
+        Args:
+            client: whose turn it is.
+            cost: what it will hold; give it back with `release`.
+            choose: prefers another engine that has room to the least busy one.
+            avoid: engines that had this request already. It was let in once: it goes to the head
+                of the line, however long that is.
+
+        Raises:
+            Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 400
+                for what no engine could ever hold.
+        """
+        if not self._may_go(cost, avoid):
+            raise dead(self._fleet)
+        self._refuse_impossible(cost)
+        if cost.free or not self._lines:
+            engine = self._find(cost, choose, avoid)
+            if engine is not None:
+                return self._take(engine, cost)
+        if self.waiting >= self._longest and not avoid:
+            raise self._busy(f"{self.waiting} requests wait already")
+        while True:
+            engine = await self._wait(client, cost, choose, avoid)
+            if engine.takes and engine.fleet is self._fleet:
+                return engine
+            # It went out, or began to drain, before this task had its turn.
+            self.release(engine, cost)
+
+    def release(self, engine: RoutedEngine, cost: Cost) -> None:
+        """Give back what `admit` took, and let the next in."""
+        engine.suspects -= cost.suspect
+        engine.units -= cost.units
+        engine.host_bytes -= cost.host_bytes
+        if self._full is not None and engine.fleet is self._fleet:
+            self._freed.add(engine)
+        if self._lines:
+            self.pump()
+
+    def pump(self) -> None:
+        """Let in whoever has room now; call it too when an engine has come back or gone."""
+        passed = 0
+        while len(self._lines) > passed:
+            client, line = next(islice(self._lines.items(), passed, None))
+            waiter = line[0]
+            if waiter.future.done():
+                self._drop(client, waiter)
+                continue
+            refusal = self._hopeless(waiter)
+            if refusal is not None:
+                waiter.future.set_exception(refusal)
+                self._drop(client, waiter)
+                continue
+            engine = self._find(waiter.cost, waiter.choose, waiter.avoid)
+            if engine is None:
+                if not waiter.avoid:
+                    return
+                # Others may go where it must not: it holds nobody up.
+                passed += 1
+                continue
+            waiter.future.set_result(self._take(engine, waiter.cost))
+            self._drop(client, waiter)
+            if client in self._lines:
+                self._lines.move_to_end(client)
+
+    async def _wait(
+        self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
+    ) -> RoutedEngine:
+        waiter = _Waiter(cost, choose, avoid, asyncio.get_running_loop().create_future())
+        if avoid:
+            client += _AGAIN
+        self._lines.setdefault(client, deque()).append(waiter)
+        if avoid:
+            self._lines.move_to_end(client, last=False)
+        self.waiting += 1
+        # Those before it may wait for what it does not need.
+        self.pump()
+        try:
+            # Not wait_for: it may swallow a cancellation that meets the result.
+            done, _ = await asyncio.wait((waiter.future,), timeout=self._seconds)
+        except asyncio.CancelledError:
+            self._leave(client, waiter)
+            raise
+        if not done:
+            self._leave(client, waiter)
+            raise self._busy(f"no room within {self._seconds:.0f} s")
+        return waiter.future.result()
+
+    def _leave(self, client: str, waiter: _Waiter) -> None:
+        """Stop waiting; a place that was just given goes back."""
+        if waiter.future.done():
+            if not waiter.future.cancelled() and waiter.future.exception() is None:
+                self.release(waiter.future.result(), waiter.cost)
+            return
+        waiter.future.cancel()
+        self._drop(client, waiter)
+        self.pump()
+
+    def _drop(self, client: str, waiter: _Waiter) -> None:
+        line = self._lines.get(client)
+        if line is None or waiter not in line:
+            return
+        line.remove(waiter)
+        self.waiting -= 1
+        if not line:
+            del self._lines[client]
+
+    def _find(
+        self, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
+    ) -> RoutedEngine | None:
+        if cost.suspect:
+            avoid = (*avoid, *self._fleet.kept)
+        best = self._best(cost, avoid)
+        if best is None or choose is None:
+            return best
+        return choose(best, lambda other: other.fits(cost) and other not in avoid)
+
+    def _best(self, cost: Cost, avoid: Collection[RoutedEngine]) -> RoutedEngine | None:
+        """The least busy engine with room.
+
+        Where all are full, each request that ends would have the next in line look at every engine:
+        what fitted nowhere fits only where something was given back since.
+        """
+        full = self._full
+        if full is not None and self._version != self._fleet.version:
+            full = self._full = None
+        if full is None or cost.units < full.units or cost.host_bytes < full.host_bytes:
+            best = self._fleet.best(cost, avoid)
+            if best is None and not avoid:
+                self._full, self._version = cost, self._fleet.version
+                self._freed.clear()
+            return best
+        self._freed = {engine for engine in self._freed if engine.fits(full)}
+        fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
+        return least_busy(fitting) if fitting else None
+
+    def _may_go(self, cost: Cost, avoid: Collection[RoutedEngine]) -> bool:
+        """Whether any engine may have it, now or later."""
+        return self._fleet.others(avoid) and (not cost.suspect or self._fleet.spare)
+
+    def _take(self, engine: RoutedEngine, cost: Cost) -> RoutedEngine:
+        engine.suspects += cost.suspect
+        engine.units += cost.units
+        engine.host_bytes += cost.host_bytes
+        return engine
+
+    def _hopeless(self, waiter: _Waiter) -> Refusal | None:
+        """Why it need not wait any longer, since the engines changed."""
+        if not self._may_go(waiter.cost, waiter.avoid):
+            return dead(self._fleet)
+        try:
+            self._refuse_impossible(waiter.cost)
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    def _refuse_impossible(self, cost: Cost) -> None:
+        if self._fleet.holds(cost):
+            return
+        gates = [gate for gate, _ in self._fleet.sizes]
+        widest = None if None in gates else max(gate for gate in gates if gate is not None)
+        if widest is not None and cost.units > widest:
+            raise Refusal(
+                400,
+                "units_over_limit",
+                f"{cost.units} vision units at once, the limit is {widest}",
+            )
+        most = max(
+            most
+            for gate, most in self._fleet.sizes
+            if most is not None and (gate is None or cost.units <= gate)
+        )
+        raise Refusal(
+            400,
+            "images_over_limit",
+            f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
+        )
+
+    def _busy(self, why: str) -> Refusal:
+        return Refusal(
+            429, "busy", f"the server is busy: {why}", retry_after=max(1, round(self._seconds / 4))
+        )
+
+
+def dead(fleet: Fleet) -> Refusal:
+    """No engine is up."""
+    if fleet.outage is not None:
+        return fleet.outage.refusal()
+    return Refusal(
+        503, "engine_unavailable", "the inference engine is unavailable", retry_after=RETRY_DEAD
+    )

@@ -1,0 +1,128 @@
+"""One request on its way through the gateway."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.gateway.http.connections import address_of
+from turbofit.gateway.http.guard import request_id
+from turbofit.gateway.http.prepare import PreparedBody
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from turbofit.gateway.http.refusals import Api
+    from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.limits.request_limits import Bounds
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.relay import ForwardOutcome
+
+    Message = MutableMapping[str, Any]
+    Send = Callable[[Message], Awaitable[None]]
+
+__all__ = ["Call", "answer", "entry", "sent_headers"]
+
+_EMPTY: Final = PreparedBody()
+
+
+class Call:
+    """One request on its way, and what the log will say of it."""
+
+    __slots__ = (
+        "api",
+        "body",
+        "bounds",
+        "bytes_in",
+        "client",
+        "engine",
+        "forgotten",
+        "gone",
+        "headers",
+        "id",
+        "key",
+        "method",
+        "out",
+        "outcome",
+        "prepared",
+        "read",
+        "reason",
+        "route",
+        "routing_table",
+        "status",
+        "t0",
+    )  # fmt: skip
+
+    def __init__(self, scope: Message, bounds: Bounds, routing_table: int = 0) -> None:
+        #: What it is held to, from its beginning to its end, and the routing table that said so.
+        self.bounds, self.routing_table = bounds, routing_table
+        self.t0 = self.read = time.perf_counter()
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.method: str = scope["method"]
+        client = scope.get("client")
+        self.client: str = client[0] if client else ""
+        self.id = request_id(self.headers)
+        self.key = ""
+        self.api: Api = "openai"
+        self.route: Route | None = None
+        self.prepared = _EMPTY
+        self.engine: RoutedEngine | None = None
+        self.outcome: ForwardOutcome | None = None
+        self.status, self.reason, self.bytes_in = 0, "", 0
+        self.gone = False
+        #: As it came, then as it goes on, then nothing.
+        self.body = b""
+        self.forgotten = False
+        #: Headers of the answer.
+        self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
+
+    @property
+    def who(self) -> str:
+        """Whose request it is, where clients share: the key's, else the address's."""
+        return self.key or address_of(self.client)
+
+
+async def answer(call: Call, send: Send, status: int, body: bytes, kind: str) -> None:
+    """An answer of the gateway's own."""
+    call.status = status
+    headers = [
+        (b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *call.out,
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def sent_headers(call: Call) -> dict[str, str]:
+    """Headers for the engine: ours, and nothing else of the client's."""
+    headers = {"X-Request-Id": call.id}
+    if call.method == "POST":
+        headers["Content-Type"] = "application/json"
+    version = call.headers.get(b"anthropic-version", b"").decode("latin-1")
+    if version and version.isascii() and version.isprintable():
+        headers["Anthropic-Version"] = version[:40]
+    return headers
+
+
+def entry(call: Call, path: str, first: float | None) -> dict[str, Any]:
+    """One record of the log: numbers and names, never a prompt or an image."""
+    prepared, outcome, now = call.prepared, call.outcome, time.perf_counter()
+    return {
+        "time": round(time.time(), 3),
+        "id": call.id,
+        "method": call.method,
+        "route": path,
+        "status": call.status,
+        "client": call.client,
+        "key": call.key,
+        "engine": call.engine.label if call.engine is not None else None,
+        "images": prepared.images,
+        "units": prepared.units,
+        "copies": prepared.copies,
+        "limited": list(prepared.lowered),
+        "refused": call.reason,
+        "bytes_in": call.bytes_in,
+        "bytes_out": outcome.bytes_out if outcome is not None else 0,
+        "ms": round((now - call.t0) * 1e3, 1),
+        "ms_first_byte": None if first is None else round((first - call.read) * 1e3, 1),
+        "broken": outcome is not None and outcome.broken,
+    }

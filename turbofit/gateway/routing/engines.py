@@ -1,0 +1,268 @@
+"""The engines behind the gateway: what each is doing, and which one is next."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from turbofit.gateway.limits.cost import Cost
+
+    #: Rank, a number of its own, engine.
+    Entry = tuple[tuple[float, float, float], int, "RoutedEngine"]
+
+    #: From the least busy engine that has room, and whether another one has it too.
+    Chooser = Callable[["RoutedEngine", Callable[["RoutedEngine"], bool]], "RoutedEngine"]
+
+    class RankListener(Protocol):
+        """Hears when an engine has a better rank, and when it takes requests or none any more."""
+
+        def risen(self, engine: RoutedEngine) -> None: ...
+        def turned(self, engine: RoutedEngine) -> None: ...
+
+    class Abort(Protocol):
+        """Ends one request that waits for an engine."""
+
+        def __call__(self, *, died: bool) -> None: ...
+
+
+__all__ = ["Affinity", "RoutedEngine", "least_busy"]
+
+#: Prefixes shorter than this many bytes of JSON are not worth a detour.
+_SHORTEST_PREFIX: Final = 2048
+_REMEMBERED: Final = 8192
+#: A prefix's own engine may have so many requests more than the least busy one.
+_DETOUR: Final = 4
+
+
+class RoutedEngine:
+    """One engine.
+
+    Where it stands in the fleet's order follows from what is written here, at once.
+
+    Args:
+        index: its number, unlike that of any other.
+        url: its address, without a final slash.
+        share: how many requests it takes beside the others' shares.
+        name: what metrics and logs call it, None for its number.
+        key: its API key.
+        gate: vision units that may be in flight to it, None for any number.
+        host_limit: bytes of host memory of images in flight to it, None for any number.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        index: int,
+        url: str,
+        share: float = 1.0,
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        gate: int | None = None,
+        host_limit: int | None = None,
+    ) -> None:
+        self.index, self.url, self.key = index, url.rstrip("/"), key
+        #: Of engines that are as full as each other the one with the lowest is next.
+        self.turn: float = index
+        self.label: int | str = index if name is None else name
+        self.gate, self.host_limit = gate, host_limit
+        #: Whether units stay in flight until the answer has ended, whatever the bounds say.
+        self.gate_to_end = False
+        self.fleet: RankListener | None = None
+        #: The fleet's newest note of where it stands.
+        self.entry: Entry | None = None
+        self.host_bytes = 0
+        self._share, self._outstanding, self._units = share, 0, 0
+        self._up, self._draining = True, False
+        #: Whether it gets requests.
+        self.takes = True
+        #: Failed probes in a row.
+        self.failures = 0
+        #: The routing table that first had it, as the process that it is.
+        self.since = 0
+        self.model: str | None = None
+        now = time.monotonic()
+        #: When a completion last brought a byte, and when anything last did.
+        self.last_success = float("-inf")
+        self.last_byte = now
+        #: When it was last asked for a token.
+        self.last_asked = float("-inf")
+        #: Something failed: probe soon.
+        self.suspect = True
+        self.aborts: set[Abort] = set()
+        #: Requests that were in flight when it died.
+        self.lost = 0
+        #: Requests in flight that another engine may have died of, until their answers begin.
+        self.suspects = 0
+
+    @property
+    def name(self) -> str:
+        """Its label as text."""
+        return str(self.label)
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers; an engine that was never asked is taken to answer."""
+        return self._up
+
+    @up.setter
+    def up(self, up: bool) -> None:
+        self._up = up
+        self._turn()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests, and has answered one."""
+        return self.takes and self.last_success > float("-inf")
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is to end what it has, and get nothing new."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        self._turn()
+
+    @property
+    def share(self) -> float:
+        """How many requests it takes beside the others' shares."""
+        return self._share
+
+    @share.setter
+    def share(self, share: float) -> None:
+        self._share = share
+        self._rise()
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that it has."""
+        return self._outstanding
+
+    @outstanding.setter
+    def outstanding(self, outstanding: int) -> None:
+        fewer, self._outstanding = outstanding < self._outstanding, outstanding
+        if fewer:
+            self._rise()
+
+    @property
+    def units(self) -> int:
+        """Vision units that it has."""
+        return self._units
+
+    @units.setter
+    def units(self, units: int) -> None:
+        fewer, self._units = units < self._units, units
+        if fewer:
+            self._rise()
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """How full one more request would make it, the smaller the better.
+
+        Full is relative to its share: an engine of twice the share gets twice the requests. Of
+        equals the one with the fewest units is next.
+        """
+        share = self._share
+        return ((self._outstanding + 1) / share, self._units / share, self.turn)
+
+    def fits(self, cost: Cost) -> bool:
+        """Whether it takes requests, and has room for this one beside those it has."""
+        return (
+            self.takes
+            and (not cost.units or self.gate is None or self._units + cost.units <= self.gate)
+            and (
+                not cost.host_bytes
+                or self.host_limit is None
+                or self.host_bytes + cost.host_bytes <= self.host_limit
+            )
+        )
+
+    def _rise(self) -> None:
+        if self.fleet is not None:
+            self.fleet.risen(self)
+
+    def _turn(self) -> None:
+        before, self.takes = self.takes, self._up and not self._draining
+        if self.fleet is not None and before is not self.takes:
+            self.fleet.turned(self)
+
+    def succeeded(self) -> None:
+        """A completion brought its first byte."""
+        self.last_success = self.last_byte = time.monotonic()
+        self.failures = 0
+        self.suspect = False
+
+    def heard(self) -> None:
+        """A byte came."""
+        self.last_byte = time.monotonic()
+
+    def abort_all(self, *, died: bool = True) -> None:
+        """End every request that waits for this engine.
+
+        Args:
+            died: whether it may have died of one of them.
+        """
+        for abort in tuple(self.aborts):
+            abort(died=died)
+
+
+def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine:
+    """The one that one more request fills least, see `RoutedEngine.rank`."""
+    return min(engines, key=lambda one: one.rank)
+
+
+class Affinity:
+    """Keeps requests that share a long beginning on one engine, whose cache then holds it.
+
+    Beginnings are known by hashes of whole messages; the last few thousand are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, RoutedEngine] = OrderedDict()
+
+    def chooser(self, body: dict[str, Any]) -> Chooser:
+        """How to choose an engine for a request with this body."""
+        prefixes = _prefixes(body)
+
+        def choose(best: RoutedEngine, fits: Callable[[RoutedEngine], bool]) -> RoutedEngine:
+            for prefix in reversed(prefixes):
+                home = self._known.get(prefix)
+                if (
+                    home is not None
+                    and home.fleet is best.fleet
+                    and home.outstanding <= best.outstanding + _DETOUR
+                    and fits(home)
+                ):
+                    best = home
+                    break
+            for prefix in prefixes:
+                self._known[prefix] = best
+                self._known.move_to_end(prefix)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+            return best
+
+        return choose
+
+
+def _prefixes(body: dict[str, Any]) -> list[bytes]:
+    """Hashes of the request up to each message, the short ones left out."""
+    state = blake2b(digest_size=16)
+    found, length = [], 0
+    messages = body.get("messages")
+    parts = messages if isinstance(messages, list) else [body.get("prompt")]
+    for part in (body.get("system"), body.get("tools"), *parts):
+        data = msgspec.json.encode(part)
+        state.update(data)
+        length += len(data)
+        if length >= _SHORTEST_PREFIX:
+            found.append(state.copy().digest())
+    return found

@@ -1,0 +1,162 @@
+"""All engines of a gateway, and the least busy of them without looking at each.
+
+A heap of notes: where an engine stood when the note was written. A note that promises less than is
+true now would hide its engine, so one is written whenever an engine gets better; a note that
+promises too much is corrected when it comes up. The choice is exact at any number of engines.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count, islice
+from typing import TYPE_CHECKING, Final
+
+from turbofit.gateway.routing.engines import least_busy
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.routing.engines import Entry, RoutedEngine
+    from turbofit.gateway.routing.outage import Outage
+
+__all__ = ["Fleet"]
+
+#: After so many engines without room the rest is looked through in one go.
+_SET_ASIDE: Final = 64
+_SPARE_NOTES: Final = 256
+
+
+class Fleet:
+    """Engines in order; iterate over it for all of them, draining and dead ones too.
+
+    Args:
+        engines: those to begin with.
+    """
+
+    def __init__(self, engines: Sequence[RoutedEngine] = ()) -> None:
+        self._all: tuple[RoutedEngine, ...] = ()
+        self._notes: list[Entry] = []
+        self._number = count()
+        #: The routing table that is in force, and those that brought other bounds.
+        self.routing_table = 0
+        self.turns: list[int] = []
+        #: Why none will be up for a while, where that is known.
+        self.outage: Outage | None = None
+        #: How many take requests.
+        self.open = 0
+        #: Grows whenever there may be more room than what was given back.
+        self.version = 0
+        #: Gate and host limit of those that do not drain, each pair once.
+        self.sizes: frozenset[tuple[int | None, int | None]] = frozenset()
+        self.set(engines)
+
+    def __iter__(self) -> Iterator[RoutedEngine]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def engines(self) -> tuple[RoutedEngine, ...]:
+        """All of them."""
+        return self._all
+
+    def set(self, engines: Sequence[RoutedEngine]) -> None:
+        """These and no others from now on; call it too when the limits of one changed."""
+        for engine in self._all:
+            engine.fleet = engine.entry = None
+        self._all = tuple(engines)
+        for engine in self._all:
+            engine.fleet = self
+        self.open = sum(engine.takes for engine in self._all)
+        self.sizes = frozenset((one.gate, one.host_limit) for one in self._all if not one.draining)
+        self.version += 1
+        self._write_anew()
+
+    def risen(self, engine: RoutedEngine) -> None:
+        """An engine stands better than before."""
+        rank, entry = engine.rank, engine.entry
+        if engine.takes and (entry is None or rank < entry[0]):
+            engine.entry = (rank, next(self._number), engine)
+            heappush(self._notes, engine.entry)
+            if len(self._notes) > 4 * len(self._all) + _SPARE_NOTES:
+                self._write_anew()
+
+    def turned(self, engine: RoutedEngine) -> None:
+        """An engine takes requests now, or takes none any more."""
+        self.open += 1 if engine.takes else -1
+        if engine.takes:
+            self.version += 1
+            self.risen(engine)
+
+    def others(self, avoid: Collection[RoutedEngine]) -> bool:
+        """Whether any engine takes requests beside these, each of which is named once."""
+        return self.open > sum(one.takes and one.fleet is self for one in avoid)
+
+    @property
+    def spare(self) -> bool:
+        """Whether at least two engines serve, so that one may be put at risk."""
+        return len(tuple(islice((one for one in self._all if one.serves), 2))) == 2
+
+    @property
+    def kept(self) -> tuple[RoutedEngine, ...]:
+        """Engines that get no suspect now, so that always one that serves has none."""
+        clean = (one for one in self._all if one.serves and not one.suspects)
+        found = tuple(islice(clean, 2))
+        return () if len(found) == 2 else found or self._all
+
+    def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
+        """Whether an engine was there while the bounds that a routing table brought were in force.
+
+        One that came later may have been planned for less than they let through.
+        """
+        later = bisect_right(self.turns, routing_table)
+        return later == len(self.turns) or engine.since < self.turns[later]
+
+    def holds(self, cost: Cost) -> bool:
+        """Whether any engine could hold this if it were alone there."""
+        return any(
+            (gate is None or cost.units <= gate) and (most is None or cost.host_bytes <= most)
+            for gate, most in self.sizes
+        )
+
+    def best(self, cost: Cost, avoid: Collection[RoutedEngine] = ()) -> RoutedEngine | None:
+        """The least busy engine that has room, None where none has.
+
+        Args:
+            cost: what it must have room for.
+            avoid: engines that are not asked.
+        """
+        aside: list[Entry] = []
+        found = None
+        while self._notes:
+            entry = self._notes[0]
+            engine = entry[2]
+            if engine.entry is not entry:
+                heappop(self._notes)
+            elif not engine.takes:
+                heappop(self._notes)
+                engine.entry = None
+            elif engine.rank != entry[0]:
+                engine.entry = (engine.rank, next(self._number), engine)
+                heapreplace(self._notes, engine.entry)
+            elif engine.fits(cost) and engine not in avoid:
+                found = engine
+                break
+            elif len(aside) == _SET_ASIDE:
+                fitting = [e for e in self._all if e not in avoid and e.fits(cost)]
+                found = least_busy(fitting) if fitting else None
+                break
+            else:
+                aside.append(heappop(self._notes))
+        for entry in aside:
+            heappush(self._notes, entry)
+        return found
+
+    def _write_anew(self) -> None:
+        for engine in self._all:
+            engine.entry = (engine.rank, next(self._number), engine) if engine.takes else None
+        self._notes = [engine.entry for engine in self._all if engine.entry is not None]
+        heapify(self._notes)

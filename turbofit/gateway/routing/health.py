@@ -1,0 +1,194 @@
+"""Do completions still work? Seen from traffic, and asked for where there is none.
+
+LMDeploy's own ``/health`` can be 200 while every request fails or hangs; a completion cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.log import LazyLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from turbofit.gateway.routing.engines import RoutedEngine
+
+__all__ = ["Monitor", "healthy"]
+
+_LOG: Final = LazyLogger(__name__)
+
+_TICK: Final = 0.5
+_FAILURES: Final = 3
+#: Probes at once to engines that are up, and to others.
+_AT_ONCE: Final = 256
+#: Part of the idle time by which the last of many engines is asked before the first.
+_SPREAD: Final = 0.25
+_GOLDEN: Final = 0.6180339887
+
+
+def healthy(engines: Iterable[RoutedEngine]) -> bool:
+    """Whether at least one engine answers completions, and takes more."""
+    return any(engine.serves for engine in engines)
+
+
+class Monitor:
+    """Takes engines out and brings them back.
+
+    An engine is probed with a completion of one text token when it has been idle for long, when
+    something failed, and when it owes answers but sends nothing. Three failures in a row take it
+    out, and end what still waits for it; one success brings it back.
+
+    Args:
+        engines: all of them, looked through anew each time.
+        probe: asks one engine; False or an exception is a failure.
+        changed: called when an engine was taken out or brought back.
+        idle: seconds without a success after which to ask.
+        stall: seconds without a byte, while answers are owed, after which to ask.
+        retry: seconds between questions to an engine that failed.
+        patience: seconds that an answer may take.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        engines: Iterable[RoutedEngine],
+        probe: Callable[[RoutedEngine], Awaitable[bool]],
+        changed: Callable[[], None],
+        *,
+        idle: float = 60.0,
+        stall: float = 120.0,
+        retry: float = 5.0,
+        patience: float = 30.0,
+    ) -> None:
+        self._engines, self._probe, self._changed = engines, probe, changed
+        self._idle, self._stall, self._retry, self._patience = idle, stall, retry, patience
+        self._asking: dict[RoutedEngine, asyncio.Task[None]] = {}
+        self._poke = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begin to watch, in the running loop."""
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """End the watch."""
+        # Not by cancelling alone: before Python 3.12 `wait_for` may swallow that.
+        self._stopped = True
+        self._poke.set()
+        tasks = [task for task in (self._task, *self._asking.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def suspect(self, engine: RoutedEngine) -> None:
+        """A request failed there."""
+        engine.suspect = True
+        self._poke.set()
+
+    def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
+        """A request could not be sent there.
+
+        Args:
+            engine: which.
+            vanished: whether nobody answered at all; else its machine did, and nothing listens.
+        """
+        engine.suspect = True
+        if engine.up:
+            engine.failures = _FAILURES
+            self._take_out(engine, died=not vanished)
+        self._poke.set()
+
+    def doubt(self, engine: RoutedEngine) -> None:
+        """It broke off, or its machine is not heard of: it gets nothing new until it answers.
+
+        What it has is not ended: each of its connections finds out for itself, and some may live.
+        """
+        engine.suspect = True
+        if engine.up:
+            engine.up = False
+            _LOG.info("engine %s is in doubt: it gets no new requests", engine.label)
+            self._changed()
+        self._poke.set()
+
+    def look(self) -> None:
+        """Engines came or went: look at them now."""
+        self._poke.set()
+
+    def forget(self, engine: RoutedEngine) -> None:
+        """An engine is gone, or another process now: what it was asked is of no interest."""
+        task = self._asking.pop(engine, None)
+        if task is not None:
+            task.cancel()
+
+    async def _run(self) -> None:
+        while not self._stopped:
+            began = time.perf_counter()
+            self._ask_those_due()
+            # However many engines there are and fail, this takes a fifth of the time at most.
+            await asyncio.sleep(4 * (time.perf_counter() - began))
+            with suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._poke.wait(), _TICK)
+            self._poke.clear()
+
+    def _ask_those_due(self) -> None:
+        """Begin to ask, no more at once than a gateway has time for.
+
+        Dead engines answer late or never: they have places of their own, so that the others never
+        wait for them.
+        """
+        now = time.monotonic()
+        due = [one for one in self._engines if one not in self._asking and self._due(one, now)]
+        for up in (True, False):
+            places = _AT_ONCE - sum(engine.up is up for engine in self._asking)
+            waiting = [engine for engine in due if engine.up is up]
+            if len(waiting) > places:
+                waiting.sort(key=lambda engine: engine.last_asked)
+            for engine in waiting[: max(0, places)]:
+                engine.last_asked = now
+                self._asking[engine] = asyncio.ensure_future(self._ask(engine))
+
+    def _due(self, engine: RoutedEngine, now: float) -> bool:
+        since = now - engine.last_asked
+        if since < (self._retry if engine.failures else min(1.0, self._retry)):
+            return False
+        stalled = engine.outstanding > 0 and now - engine.last_byte > self._stall
+        # Those which began together are not asked together: some a little early.
+        early = 1 - _SPREAD * (engine.index * _GOLDEN % 1.0)
+        idle = now - engine.last_success > self._idle * early
+        return engine.suspect or stalled or idle or not engine.up
+
+    async def _ask(self, engine: RoutedEngine) -> None:
+        began = time.monotonic()
+        try:
+            works = await asyncio.wait_for(self._probe(engine), self._patience)
+        except (asyncio.TimeoutError, TimeoutError):
+            works = False
+        finally:
+            mine = self._asking.get(engine) is asyncio.current_task()
+            if mine:
+                del self._asking[engine]
+        if not mine:
+            return  # forgotten meanwhile
+        if works or (engine.up and engine.last_success > began):
+            self._bring_back(engine)
+            return
+        engine.failures += 1
+        if engine.failures >= _FAILURES and (engine.up or engine.aborts):
+            self._take_out(engine)
+
+    def _bring_back(self, engine: RoutedEngine) -> None:
+        engine.succeeded()
+        if not engine.up:
+            engine.up = True
+            _LOG.info("engine %s answers: it gets requests", engine.label)
+            self._changed()
+
+    def _take_out(self, engine: RoutedEngine, *, died: bool = True) -> None:
+        engine.up = False
+        _LOG.info("engine %s is taken out after %d failures", engine.label, engine.failures)
+        engine.abort_all(died=died)
+        self._changed()

@@ -1,0 +1,269 @@
+"""One request at one engine: sent, its answer passed on as it comes, and never left hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from turbofit.gateway.http.refusals import Refusal, refusal_event
+from turbofit.gateway.http.sockets import vanished
+from turbofit.gateway.routing.upstream import Died
+from turbofit.gateway.tasks import uncancel
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from turbofit.gateway.http.prepare import PreparedBody
+    from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.upstream import Upstream
+
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    HeaderList = list[tuple[bytes, bytes]]
+
+__all__ = ["EngineDied", "ForwardOutcome", "Relay"]
+
+_LARGEST_ANSWER: Final = 64 << 20
+#: An event longer than this is passed on in pieces.
+_LONGEST_EVENT: Final = 1 << 20
+_RETRY_DIED: Final = 5
+#: How a stream begins whose engine is out of order.
+_ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
+
+
+class EngineDied(Refusal):
+    """The engine broke off before anything was passed on: another one may be asked."""
+
+    def __init__(self, message: str = "the inference engine broke off; try again") -> None:
+        super().__init__(503, "engine_died", message, retry_after=_RETRY_DIED)
+
+
+class ForwardOutcome:
+    """What became of it, for the log."""
+
+    __slots__ = (
+        "alone", "answered", "broken", "bytes_out", "died", "failed", "first_byte", "started",
+        "status", "vanished",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.bytes_out = 0
+        self.first_byte: float | None = None
+        self.started = False
+        #: A byte of the answer came from the engine.
+        self.answered = False
+        #: The engine broke off.
+        self.broken = False
+        #: It ended, or was given up; else its machine vanished, or it was taken out.
+        self.died = False
+        #: No other request was in flight there when it died, as far as this gateway knows.
+        self.alone = False
+        #: And so, it seems, did its machine.
+        self.vanished = False
+        #: It answered that it cannot.
+        self.failed = False
+
+
+class Relay:
+    """Carries one request to one engine.
+
+    Args:
+        upstream: the connection.
+        engine: where it goes.
+        route: the route.
+        prepared: the request's cost.
+        send: the client, as ASGI has it.
+        headers: response headers that the gateway adds.
+        sent: called once the engine has the request.
+        begins: called before anything is passed to the client; nobody else is asked from then on.
+        first: called at the answer's first byte, where the engine has all images behind it.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        upstream: Upstream,
+        engine: RoutedEngine,
+        route: Route,
+        prepared: PreparedBody,
+        send: Send,
+        headers: HeaderList,
+        sent: Callable[[], None],
+        begins: Callable[[], None],
+        first: Callable[[], None],
+    ) -> None:
+        self._upstream, self._engine, self._route = upstream, engine, route
+        self._prepared, self._send, self._headers = prepared, send, headers
+        self._sent, self._begins, self._first = sent, begins, first
+        self._task: asyncio.Task[Any] | None = None
+        self._aborted = False
+        #: How many requests the engine had lost when this one came.
+        self._lost_before = 0
+        self.outcome = ForwardOutcome()
+
+    async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
+        """Carry it there and back.
+
+        Args:
+            body: of the request.
+            sent_headers: for the engine.
+
+        Raises:
+            EngineDied: it broke off, or was taken out, before anything was passed on.
+            Unreachable: the request was never sent.
+        """
+        engine, self._task = self._engine, asyncio.current_task()
+        engine.aborts.add(self._abort)
+        engine.outstanding += 1
+        self._lost_before = engine.lost
+        if engine.outstanding == 1:
+            engine.heard()  # its silence counts from now
+        try:
+            response = await self._open(body, sent_headers)
+            del body
+            await self._answer(response)
+        except (Died, aiohttp.ClientError, OSError) as exc:
+            self.outcome.vanished = vanished(exc)
+            # What a draining engine has not ended in time is broken off.
+            self._note_break(died=not self.outcome.vanished and not engine.draining)
+            await self._end_broken()
+        except asyncio.CancelledError:
+            if not self._aborted:
+                raise
+            uncancel(self._task)
+            await self._end_broken()
+        finally:
+            engine.outstanding -= 1
+            engine.aborts.discard(self._abort)
+
+    def _abort(self, *, died: bool) -> None:
+        """The engine was given up: stop waiting for it."""
+        if self._task is not None and not self._aborted:
+            self._aborted = True
+            self._note_break(died=died)
+            self._task.cancel()
+
+    def _note_break(self, *, died: bool) -> None:
+        """The engine broke off: whether it died, and who else was there."""
+        engine, outcome = self._engine, self.outcome
+        if outcome.broken:
+            return
+        outcome.broken, outcome.died = True, died
+        if died:
+            # Of those that were there together the last to notice sees no other in flight.
+            outcome.alone = engine.outstanding == 1 and engine.lost == self._lost_before
+            engine.lost += 1
+
+    async def _open(self, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        route = self._route
+        response = await self._upstream.open(
+            self._engine, route.method, route.path, body or None, headers
+        )
+        self._sent()
+        return response
+
+    async def _answer(self, response: aiohttp.ClientResponse) -> None:
+        try:
+            self.outcome.status = response.status
+            self.outcome.failed = response.status >= 500
+            kind = response.headers.get("Content-Type", "application/json")
+            if response.status == 200 and kind.startswith("text/event-stream"):
+                await self._stream(response, kind)
+            else:
+                await self._whole(response, kind)
+        finally:
+            # Unread answers close the connection, which is how the engine learns to stop.
+            response.close() if not response.content.at_eof() else response.release()
+
+    async def _stream(self, response: aiohttp.ClientResponse, kind: str) -> None:
+        """Whole events as they come, so that a broken stream can still end with one."""
+        engine, rest = self._engine, b""
+        content = response.content
+        while True:
+            data = await content.readany()
+            if not data:
+                break
+            if self.outcome.first_byte is None:
+                self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
+                if data.startswith(_ERROR_EVENTS):
+                    self.outcome.failed = True
+                else:
+                    engine.succeeded()
+                self._first()
+            else:
+                engine.heard()
+            if rest or not data.endswith(b"\n\n"):
+                data, rest = _events(rest + data)
+            if data:
+                await self._pass(data, kind)
+        if rest:
+            await self._pass(rest, kind)
+        if not self.outcome.started:
+            raise Died("an empty stream")
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _whole(self, response: aiohttp.ClientResponse, kind: str) -> None:
+        """An answer in one piece, kept back until it is whole."""
+        data = bytearray()
+        while chunk := await response.content.readany():
+            data += chunk
+            self.outcome.answered = True
+            self._engine.heard()
+            if len(data) > _LARGEST_ANSWER:
+                raise Died("an endless answer")
+        self.outcome.first_byte = time.perf_counter()
+        if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
+            self._engine.succeeded()
+        body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
+        headers = [(b"content-length", str(len(body)).encode())]
+        retry = response.headers.get("Retry-After")
+        if retry is not None and retry.isdigit():
+            headers.append((b"retry-after", retry.encode()))
+        await self._start(response.status, kind, headers)
+        self.outcome.bytes_out += len(body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _counted(self, body: bytes) -> bytes:
+        """Image tokens added to a count of the text."""
+        if self._route.kind != "count_tokens" or not self._prepared.tokens:
+            return body
+        try:
+            document = msgspec.json.decode(body)
+            document["input_tokens"] += self._prepared.tokens
+        except (msgspec.MsgspecError, LookupError, TypeError):
+            return body
+        return msgspec.json.encode(document)
+
+    async def _pass(self, data: bytes, kind: str) -> None:
+        if not self.outcome.started:
+            no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            await self._start(200, kind, no_buffer)
+        self.outcome.bytes_out += len(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _start(self, status: int, kind: str, headers: HeaderList) -> None:
+        self.outcome.started = True
+        self._begins()
+        head = [(b"content-type", kind.encode("latin-1", "replace")), *headers, *self._headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+
+    async def _end_broken(self) -> None:
+        """An error event where the stream had begun, else `EngineDied`."""
+        refusal = EngineDied()
+        if not self.outcome.started:
+            raise refusal
+        event = refusal_event(self._route.api, refusal)
+        self.outcome.bytes_out += len(event)
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _events(data: bytes) -> tuple[bytes, bytes]:
+    """What ends in whole events, and the rest."""
+    at = data.rfind(b"\n\n")
+    if at < 0:
+        return (data, b"") if len(data) > _LONGEST_EVENT else (b"", data)
+    return data[: at + 2], data[at + 2 :]

@@ -1,0 +1,177 @@
+"""The connection to engines: one request out, its answer back, and what went wrong with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import msgspec
+
+from turbofit.gateway.http.sockets import engine_socket
+
+if TYPE_CHECKING:
+    import ssl
+
+    from turbofit.gateway.routing.engines import RoutedEngine
+
+__all__ = ["UNREACHED", "Died", "Unreachable", "Upstream"]
+
+#: In the answer of a forwarder that stands before an engine and finds that nothing listens there.
+UNREACHED: Final = "X-Turbofit-Unreached"
+
+_CONNECT_SECONDS: Final = 5.0
+#: Below uvicorn's 5 s, so that no request meets a connection which the engine is closing.
+_KEEP_ALIVE: Final = 3.0
+#: An answer that is silent for so long is given up, even where its engine answers others.
+_SILENCE: Final = 3600.0
+_READ_BUFFER: Final = 1 << 18
+_HEALTH_SECONDS: Final = 10.0
+
+
+class Unreachable(Exception):  # noqa: N818
+    """The request was never sent.
+
+    Args:
+        message: why.
+        vanished: nobody answered at all; else the machine did, and nothing listens there.
+    """
+
+    def __init__(self, message: str, *, vanished: bool = False) -> None:
+        super().__init__(message)
+        self.vanished = vanished
+
+
+class Died(Exception):  # noqa: N818
+    """The engine broke off, before or within its answer."""
+
+
+class Upstream:
+    """A client of all engines, each of which is told its own API key.
+
+    Args:
+        serial: whether they answer one request after the other: a token would wait for whatever
+            is under way, while their own health tells whether tokens still come.
+        tls: what is shown to engines at https addresses, and asked of them; None is aiohttp's own.
+    """
+
+    def __init__(self, *, serial: bool = False, tls: ssl.SSLContext | None = None) -> None:
+        self._serial, self._tls = serial, tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(
+        self,
+        engine: RoutedEngine,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+    ) -> aiohttp.ClientResponse:
+        """Send a request and wait for the head of the answer.
+
+        Raises:
+            Unreachable: it was never sent.
+            Died: the engine broke off.
+        """
+        if engine.key:
+            headers = {**headers, "Authorization": f"Bearer {engine.key}"}
+        try:
+            # In one piece, though aiohttp would rather have megabytes as a file: that is slower.
+            response = await self._opened().request(
+                method, engine.url + path, data=body, headers=headers, allow_redirects=False
+            )
+        except aiohttp.ClientConnectorError as exc:
+            refused = isinstance(exc.os_error, ConnectionRefusedError)
+            raise Unreachable(str(exc), vanished=not refused) from None
+        except aiohttp.ConnectionTimeoutError as exc:
+            raise Unreachable(str(exc), vanished=True) from None
+        except (aiohttp.ClientError, OSError) as exc:
+            raise Died(str(exc)) from exc
+        if UNREACHED in response.headers:
+            response.close()
+            raise Unreachable("nothing listens behind the forwarder")
+        return response
+
+    async def probe(self, engine: RoutedEngine) -> bool:
+        """Ask for one token; whether it came. A serial engine: ask how it is."""
+        if self._serial:
+            return bool(await self.page(engine, "/health", _HEALTH_SECONDS))
+        try:
+            if engine.model is None:
+                engine.model = await self._model(engine)
+            if engine.model is None:
+                return False
+            question = {
+                "model": engine.model,
+                "messages": [{"role": "user", "content": "1"}],
+                "max_tokens": 1,
+                "temperature": 0,
+            }
+            body = msgspec.json.encode(question)
+            headers = {"Content-Type": "application/json"}
+            response = await self.open(engine, "POST", "/v1/chat/completions", body, headers)
+            async with response:
+                await response.read()
+        except (Unreachable, Died, aiohttp.ClientError, OSError):
+            return False
+        if response.status == 404:
+            # Another model is served there now.
+            engine.model = None
+        return response.status == 200
+
+    async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
+        """A page of text, empty where it does not come."""
+        try:
+            response = await self.open(engine, "GET", path, None, {})
+            async with response:
+                text = await aiohttp_text(response, seconds)
+        except (Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
+            return ""
+        return text if response.status == 200 else ""
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _model(self, engine: RoutedEngine) -> str | None:
+        text = await self.page(engine, "/v1/models", 10.0)
+        try:
+            name = msgspec.json.decode(text.encode())["data"][0]["id"]
+        except (msgspec.MsgspecError, LookupError, TypeError):
+            return None
+        return name if isinstance(name, str) else None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # No limit of connections: how many there are is admission's to say.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    keepalive_timeout=_KEEP_ALIVE,
+                    socket_factory=engine_socket,
+                    ssl=True if self._tls is None else self._tls,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE
+                ),
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                auto_decompress=False,
+                trust_env=False,
+                read_bufsize=_READ_BUFFER,
+            )
+        return self._session
+
+
+async def aiohttp_text(response: aiohttp.ClientResponse, seconds: float) -> str:
+    """The whole body as text, in time.
+
+    Raises:
+        OSError: it took too long.
+    """
+    import asyncio
+
+    try:
+        return await asyncio.wait_for(response.text("utf-8"), seconds)
+    except (asyncio.TimeoutError, TimeoutError):
+        raise OSError("too slow") from None

@@ -1,0 +1,1 @@
+"""Measures a launch, and what later plans learn of it."""

@@ -1,0 +1,134 @@
+"""Drives engines through everything that their plan pays for, and reads their GPUs after each step.
+
+Steps: after the warm-up; one small request of each kind, for kernels; then each worst case. What a
+step showed is kept at once, so that a run that was cut short goes on after it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.units import format_bytes
+from turbofit.launch.engine.readiness import (
+    every_worst,
+    small_requests,
+    worst_image_tokens,
+    worst_request,
+)
+from turbofit.observe.calibration import KERNELS, STEADY, CalibratedGpu, Observation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.calibrate.meter import Meter
+    from turbofit.launch.calibrate.progress import Progress
+    from turbofit.launch.engine.readiness import Question
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.observe.sampler import SampledRange
+
+__all__ = ["Calibrator"]
+
+_REQUEST = "vision_request"
+
+
+class Calibrator:
+    """An examiner of engines.
+
+    Args:
+        meter: reads the GPUs.
+        progress: what earlier runs have shown already.
+        say: takes lines of progress.
+    """
+
+    def __init__(self, meter: Meter, progress: Progress, say: Callable[[str], None]) -> None:
+        self._meter, self._progress, self._say = meter, progress, say
+        #: Bytes in use on each GPU before the last start.
+        self.before: dict[int, int] = {}
+        self._plan: Plan | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def plan(self) -> Plan:
+        """The one that was launched last."""
+        assert self._plan is not None
+        return self._plan
+
+    def begin(self, plan: Plan) -> None:
+        """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
+        self._plan = plan
+        self.before = self._meter.begin(plan)
+        self._progress.begin(plan, self.before)
+
+    def end(self) -> None:
+        """No GPU is read any more."""
+        self._meter.end()
+
+    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
+        """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
+        try:
+            self._examine(engine, model, ask)
+        except LaunchError:
+            raise
+        except TurbofitError as exc:  # a GPU that cannot be read any more
+            raise LaunchError(exc.message, hint=exc.hint) from None
+
+    def _examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]
+    ) -> None:
+        plan = self.plan.of_group(engine.group)
+        budget = engine.watch.budget
+        self._take(
+            engine, STEADY, self._meter.read(engine),
+            free=None if budget is None else budget.free,
+            region=None if budget is None else budget.budget,
+        )  # fmt: skip
+        for small in small_requests(plan, model):
+            ask(small)
+        self._take(engine, KERNELS, self._meter.read(engine))
+        worst = worst_request(plan, model)
+        if worst is not None:
+            tokens = self._drive(engine, _REQUEST, worst, ask)
+            if tokens is not None:
+                text = max(0, tokens - worst_image_tokens(plan))
+                self._progress.texts[engine.group] = text
+        text = self._progress.texts.get(engine.group, 0)
+        for question in every_worst(plan, model, text):
+            self._drive(engine, question.name, question, ask)
+        with self._lock:
+            self._progress.finish(engine.group)
+
+    def _drive(
+        self,
+        engine: SupervisedEngine,
+        name: str,
+        question: Question,
+        ask: Callable[[Question], int],
+    ) -> int | None:
+        """Ask and read; None where that was done before."""
+        if self._progress.has(engine.group, name):
+            self._say(f"{engine.name}: {name}: measured before")
+            return None
+        tokens = ask(question)
+        self._take(engine, name, self._meter.read(engine))
+        return tokens
+
+    def _take(
+        self, engine: SupervisedEngine, name: str, spans: dict[int, SampledRange],
+        free: int | None = None,
+        region: int | None = None,
+    ) -> None:  # fmt: skip
+        """Keep a reading. What was in use after a step belongs to it too: pools keep their most."""
+        steady = name in (STEADY, KERNELS)
+        used = {i: span.last if steady else max(span) for i, span in spans.items()}
+        cards = tuple(
+            CalibratedGpu(index=i, before=self.before[i], used={name: used[i]}) for i in used
+        )
+        with self._lock:
+            self._progress.add(
+                Observation(group=engine.group, free=free, region=region, cards=cards)
+            )
+        most = max(used, key=lambda i: used[i])
+        self._say(f"{engine.name}: {name}: GPU {most} has {format_bytes(used[most])} in use")

@@ -1,0 +1,131 @@
+"""What each GPU of a plan holds while engines run: NVML's word, or the pretend cards' own account.
+
+A reading is in bytes of the whole card, everybody's.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from turbofit.core.errors import MachineError
+from turbofit.observe.sampler import SampledRange, Sampler, memory_now
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.launch.engine.pretended import PretendReader
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+
+__all__ = ["Meter", "NvmlMeter", "PretendMeter"]
+
+#: So long a card is looked at before a reading counts as its last.
+_SETTLE: Final = 0.3
+
+
+class Meter(Protocol):
+    """Reads the GPUs of one engine."""
+
+    def begin(self, plan: Plan) -> dict[int, int]:
+        """Before the engines are started: used bytes by the machine's index."""
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """The most since the last reading of this engine, and now."""
+
+    def end(self) -> None:
+        """No more is asked."""
+
+
+class NvmlMeter:
+    """Of real GPUs."""
+
+    def __init__(self) -> None:
+        self._sampler: Sampler | None = None
+        self._since: dict[int, float] = {}
+        self._cards: dict[int, GpuLedger] = {}
+        self._groups: tuple[tuple[int, ...], ...] = ()
+
+    def begin(self, plan: Plan) -> dict[int, int]:
+        """See :class:`Meter`.
+
+        Raises:
+            MachineError: a GPU cannot be read.
+        """
+        self.end()
+        self._cards, self._groups = {one.index: one for one in plan.gpus}, plan.parallel.groups
+        before = {index: memory_now(one.uuid).used for index, one in self._cards.items()}
+        self._sampler = Sampler([one.uuid for one in plan.gpus])
+        self._sampler.__enter__()
+        self._since = dict.fromkeys(self._cards, time.monotonic())
+        return before
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """See :class:`Meter`.
+
+        Raises:
+            MachineError: a GPU did not answer.
+        """
+        time.sleep(_SETTLE)
+        now, found = time.monotonic(), {}
+        assert self._sampler is not None
+        for index in self._groups[engine.group]:
+            span = self._sampler.between(self._cards[index].uuid, self._since[index], now)
+            if span is None:
+                raise MachineError(
+                    f"GPU {index} did not answer NVML", hint="turbofit doctor says more"
+                )
+            found[index], self._since[index] = span, now
+        return found
+
+    def end(self) -> None:
+        """See :class:`Meter`."""
+        if self._sampler is not None:
+            self._sampler.__exit__()
+            self._sampler = None
+
+
+class PretendMeter:
+    """Of pretend ones, from their timeline. A peak is told where it is the highest so far."""
+
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+        self._highest: dict[int, int] = {}
+        self._readers: dict[int, PretendReader] = {}
+
+    def begin(self, plan: Plan) -> dict[int, int]:
+        """See :class:`Meter`: only what the plan says that others hold."""
+        self._plan, self._highest, self._readers = plan, {}, {}
+        return {one.index: one.used for one in plan.gpus}
+
+    def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
+        """See :class:`Meter`.
+
+        Raises:
+            MachineError: its account cannot be read.
+        """
+        found = {}
+        for seen in self._reader(engine).seen():
+            first = seen.gpu not in self._highest
+            new = not first and seen.peak > self._highest[seen.gpu]
+            # Before the first reading the peak is that of loading.
+            found[seen.gpu] = SampledRange(peak=seen.peak if new else seen.held, last=seen.held)
+            self._highest[seen.gpu] = seen.peak
+        if not found:
+            raise MachineError("the pretend GPUs' account cannot be read", hint="see the log")
+        return found
+
+    def _reader(self, engine: SupervisedEngine) -> PretendReader:
+        """The engine's, which is a new one after each start: every start has its own timeline."""
+        from turbofit.launch.engine.pretended import PretendReader
+
+        assert self._plan is not None
+        assert engine.words is not None
+        timeline = engine.words.timeline
+        assert timeline is not None
+        reader = self._readers.get(engine.group)
+        if reader is None or reader.timeline != timeline:
+            reader = PretendReader(self._plan, engine.group, timeline)
+            self._readers[engine.group] = reader
+        return reader
+
+    def end(self) -> None:
+        """See :class:`Meter`."""

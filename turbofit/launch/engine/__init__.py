@@ -1,0 +1,1 @@
+"""One engine: its process, log, phases, readiness and end."""

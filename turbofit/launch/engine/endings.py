@@ -1,0 +1,313 @@
+"""Why an engine ended, as one typed ending: from its exit code, its phase and its last words.
+
+On pretend GPUs the account's timeline adds which GPU, which call, and how many bytes were missing.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from turbofit.core.errors import (
+    DoesNotFitError,
+    LaunchError,
+    OutOfMemoryError,
+    TurbofitError,
+)
+from turbofit.core.units import format_bytes
+from turbofit.observe.turbomind_log import CheckFailed, CudaError, NcclError, TorchOutOfMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.phases import Watch
+
+__all__ = [
+    "EndedError", "Ending", "MemoryPhase", "advice", "ending", "fallback", "hang", "silence",
+    "stalled", "where",
+]  # fmt: skip
+
+Kind = Literal[
+    "out_of_memory", "host_memory", "hang", "killed", "raced", "crash", "stalled", "refused"
+]
+
+#: What the memory was for when there was none left.
+MemoryPhase = Literal["start", "weights", "cache", "warm-up", "vision", "text", "host"]
+
+#: Characters of somebody else's message: some list everything that they know.
+_SHOWN: Final = 300
+_VISION: Final = ("Vit", "vit", "Vision", "vision")
+#: Phases of the pretend account, as `MemoryPhase`; what is not here is serving.
+_PRETEND: Final[dict[str, MemoryPhase]] = {
+    "import": "start", "context": "start", "weights": "weights", "prepare": "weights",
+    "engine": "cache", "cache": "cache", "buffers": "cache", "warm-up": "warm-up",
+}  # fmt: skip
+
+
+class Ending:
+    """How one engine ended.
+
+    Args:
+        kind: what happened.
+        error: the same for people.
+        phase: for a lack of memory, what it was for.
+        where: the engine's call, as far as it is known.
+        gpu: the machine's index of the GPU, as far as it is known.
+        missing: bytes that were missing, as far as they are known.
+        asked: bytes that were asked for, likewise.
+        left: bytes that were left, likewise.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        kind: Kind,
+        error: TurbofitError,
+        *,
+        phase: MemoryPhase | None = None,
+        where: str = "",
+        gpu: int | None = None,
+        missing: int | None = None,
+        asked: int | None = None,
+        left: int | None = None,
+    ) -> None:
+        self.kind, self.error, self.phase, self.where = kind, error, phase, where
+        self.gpu, self.missing, self.asked, self.left = gpu, missing, asked, left
+        #: Which of the plan's groups it was, where that is known.
+        self.group: int | None = None
+
+    @property
+    def passing(self) -> bool:
+        """Whether starting the same again may well work."""
+        return self.kind in ("killed", "raced", "crash", "stalled")
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether other settings may help."""
+        return self.kind in ("out_of_memory", "host_memory", "hang")
+
+    def record(self) -> dict[str, Any]:
+        """For the run's record."""
+        facts = {
+            "kind": self.kind, "phase": self.phase, "where": self.where, "gpu": self.gpu,
+            "asked": self.asked, "left": self.left, "missing": self.missing,
+            "message": self.error.message,
+        }  # fmt: skip
+        return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+class EndedError(Exception):
+    """An engine ended, and the supervisor cannot mend it by starting it again."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.error.message)
+        self.ending = ending
+
+
+def ending(  # noqa: PLR0913 - what is known of an ending
+    code: int,
+    watch: Watch,
+    plan: Plan,
+    log: Path,
+    *,
+    death: Mapping[str, Any] | None = None,
+    host_kills: int | None = None,
+    notes: tuple[str, ...] = (),
+) -> Ending:
+    """The ending of an engine that ended by itself.
+
+    Args:
+        code: its exit code; negative for a signal, or 128 + the signal.
+        watch: what its log said.
+        plan: what it was started with.
+        log: where its log is.
+        death: on pretend GPUs, the refused allocation.
+        host_kills: processes that the kernel killed for memory while it ran; None: not readable.
+        notes: what the kernel's log says about it.
+    """
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    fault = watch.fault
+    if isinstance(fault, TorchOutOfMemory):
+        return _torch(fault, watch, plan, log)
+    if isinstance(fault, CudaError) and fault.out_of_memory:
+        return _cuda(fault, watch, plan, log, death)
+    if number == signal.SIGKILL:
+        return _killed(watch, plan, log, host_kills)
+    more = "".join(f"; {note}" for note in notes)
+    error = LaunchError(
+        f"the engine ended {where(watch)} with {_code(code, number)}{_last_words(watch)}{more}",
+        hint=f"its log is {log}",
+    )
+    return Ending("crash", error, where=_frame(watch))
+
+
+def hang(watch: Watch, plan: Plan, log: Path) -> Ending:
+    """A warm-up that waits for ever: the cache cannot hold one of its requests."""
+    tokens = watch.cached_tokens()
+    holds = f"{tokens:,} tokens" if tokens is not None else "too few tokens"
+    asked = watch.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
+    error = DoesNotFitError(
+        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {asked:,} waits for "
+        "room in it, and it would wait for ever without an error",
+        hint="free GPU memory, raise --cache-max-entry-count or lower --max-prefill-token-num; "
+        f"the log is {log}",
+    )
+    return Ending("hang", error, phase="warm-up")
+
+
+def stalled(what: str, log: Path) -> Ending:
+    """An engine that lives and does nothing."""
+    return Ending("stalled", LaunchError(what, hint=f"its log is {log}"))
+
+
+def silence(plan: Plan, phase: str, seconds: float) -> str:
+    """What it may mean that a starting engine says nothing for so long."""
+    said = f"silent for {seconds:.0f} s in phase {phase}"
+    if plan.settings.tp > 1 and plan.engine.ranks_by_ray:
+        return f"{said}; Ray waits like this, up to half an hour, for GPUs that somebody has"
+    if plan.settings.tp > 1 and plan.settings.communicator == "nccl":
+        return (
+            f"{said}; NCCL waits like this where GPUs do not reach each other as the driver says "
+            "(IOMMU, ACS): try NCCL_P2P_DISABLE=1, and see turbofit doctor"
+        )
+    return f"{said}; weights may come from a slow disk" if phase == "weights" else said
+
+
+def fallback(watch: Watch, log: Path) -> Ending:
+    """LMDeploy chose another engine than the one planned for."""
+    said = watch.fallback.message if watch.fallback is not None else "it fell back to PyTorch"
+    error = LaunchError(
+        f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
+        hint=f"TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; the log is {log}",
+    )
+    return Ending("refused", error)
+
+
+def _torch(fault: TorchOutOfMemory, watch: Watch, plan: Plan, log: Path) -> Ending:
+    asked = f", asking {format_bytes(fault.asked)}" if fault.asked else ""
+    if not plan.engine.of_lmdeploy:
+        short = OutOfMemoryError(
+            f"the fallback engine ran out of GPU memory {where(watch)}{asked}",
+            hint=advice(watch, plan, log),
+        )
+        return Ending("out_of_memory", short, phase=_memory_phase(watch), asked=fault.asked)
+    error = OutOfMemoryError(
+        f"the engine ran out of GPU memory {where(watch)}{asked}: torch stages the weights on the "
+        "first GPU",
+        hint=advice(watch, plan, log),
+    )
+    return Ending("out_of_memory", error, phase="weights", asked=fault.asked)
+
+
+def _cuda(
+    fault: CudaError, watch: Watch, plan: Plan, log: Path, death: Mapping[str, Any] | None
+) -> Ending:
+    phase = _memory_phase(watch)
+    if death is None:
+        error = OutOfMemoryError(
+            f"the engine ran out of GPU memory {where(watch)}: CUDA error: {fault.message}",
+            hint=advice(watch, plan, log),
+        )
+        return Ending("out_of_memory", error, phase=phase, where=_frame(watch))
+    asked, left = int(death["asked"]), int(death["left"])
+    serving: MemoryPhase = "vision" if _is_vision(str(death["where"])) else "text"
+    error = OutOfMemoryError(
+        f"the engine ran out of GPU memory {where(watch, death['where'])}: it asked "
+        f"{format_bytes(asked)} where {format_bytes(left)} were left on GPU {death['gpu']}",
+        hint=advice(watch, plan, log),
+    )
+    return Ending(
+        "out_of_memory",
+        error,
+        phase=_PRETEND.get(str(death["phase"]), serving),
+        where=str(death["where"]),
+        gpu=int(death["gpu"]),
+        missing=int(death["short"]),
+        asked=asked,
+        left=left,
+    )
+
+
+def _killed(watch: Watch, plan: Plan, log: Path, host_kills: int | None) -> Ending:
+    """SIGKILL: the kernel's, where it counted one or nobody can tell; else somebody's."""
+    if host_kills == 0:
+        error = LaunchError(
+            f"the engine was killed {where(watch)} by SIGKILL; the kernel counts no such kill for "
+            "want of memory, so somebody did it",
+            hint=f"its log is {log}",
+        )
+        return Ending("killed", error)
+    pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
+    oom = OutOfMemoryError(
+        f"the engine was killed {where(watch)}: the kernel does so when host memory runs out",
+        hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
+        f"the log is {log}",
+    )
+    return Ending("host_memory", oom, phase="host")
+
+
+def _memory_phase(watch: Watch) -> MemoryPhase:
+    if watch.phase == "starting":
+        return "start"
+    if watch.phase in ("weights", "cache", "warm-up"):
+        return watch.phase
+    return "vision" if any(_is_vision(name) for name in watch.frames) else "text"
+
+
+def _is_vision(name: str) -> bool:
+    return any(word in name for word in _VISION)
+
+
+def _frame(watch: Watch) -> str:
+    return next((name for name in watch.frames if not name.startswith("TM_")), "")
+
+
+def where(watch: Watch, call: str = "") -> str:
+    """In which phase an engine was, and in which call, in words."""
+    phase = {
+        "starting": "while it started",
+        "weights": "while it loaded weights",
+        "cache": "when it allocated the cache",
+        "warm-up": "in its warm-up",
+        "serving": "while it served",
+        "check": "at a worst-case request",
+        "ready": "while it served",
+    }[watch.phase]
+    name = call or _frame(watch)
+    return f"{phase} (in {name})" if name else phase
+
+
+def advice(watch: Watch, plan: Plan, log: Path) -> str:
+    """What to change for an out-of-memory of this phase."""
+    if watch.phase in ("starting", "weights"):
+        if not plan.engine.of_lmdeploy:
+            return f"split it over more GPUs (--tp) or free them; the log is {log}"
+        return f"more --tp, an AWQ variant or freer GPUs; the log is {log}"
+    margin = max(gpu.margin for gpu in plan.gpus)
+    return (
+        "somebody else may have taken memory, or the plan counted too little: plan with a --margin "
+        f"above {format_bytes(margin)}; the log is {log}"
+    )
+
+
+def _code(code: int, number: int) -> str:
+    if number:
+        try:
+            return f"signal {signal.Signals(number).name}"
+        except ValueError:
+            return f"signal {number}"
+    return f"exit code {code}"
+
+
+def _last_words(watch: Watch) -> str:
+    fault = watch.fault
+    if isinstance(fault, CudaError):
+        return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
+    if isinstance(fault, CheckFailed):
+        return f": check failed: {fault.message}"
+    if isinstance(fault, NcclError):
+        return f": {fault.message}"
+    if watch.error is not None:
+        return f": {watch.error.name}: {watch.error.message[:_SHOWN]}"
+    return ""

@@ -1,0 +1,121 @@
+"""What around a launch would make it go wrong: LMDeploy missing, ports taken."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from turbofit.core.errors import LaunchError, PackageError
+from turbofit.core.log import LazyLogger
+from turbofit.launch.engine.runner import module_runner
+from turbofit.memory.engines import ENGINES
+from turbofit.memory.versions import REFERENCE, release
+
+__all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
+
+_LOG: Final = LazyLogger(__name__)
+
+_INSTALL: Final = 'pip install "turbofit[lmdeploy]"'
+#: The oldest that `serve` launches.
+_OLDEST: Final = (0, 16)
+
+
+class Lmdeploy:
+    """The LMDeploy that would be launched: its version and the words that start it."""
+
+    def __init__(self, version: str, argv: tuple[str, ...]) -> None:
+        self.version = version
+        self.argv = argv
+
+    @property
+    def warning(self) -> str | None:
+        """What is doubtful about its version: another one than the account is for."""
+        found, planned = release(self.version), release(REFERENCE)
+        if found == planned:
+            return None
+        how = "newer" if found > planned else "older"
+        return f"LMDeploy {self.version} is {how} than {REFERENCE}, which the plan's account is for"
+
+
+def find_lmdeploy() -> Lmdeploy:
+    """LMDeploy of this interpreter, else the one on PATH. It is not imported: that takes seconds.
+
+    Raises:
+        PackageError: there is none, or it is too old.
+    """
+    found = _of_interpreter() or _on_path()
+    if found is None:
+        raise PackageError("LMDeploy is not installed", hint=f"install it with {_INSTALL}")
+    _LOG.info("LMDeploy %s, started by %s", found.version, found.argv)
+    if release(found.version) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise PackageError(
+            f"LMDeploy {found.version} is older than {oldest}, which serve needs",
+            hint=f"install a newer one with {_INSTALL}",
+        )
+    return found
+
+
+def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | None]:
+    """LMDeploy, or why there is none where the engine may turn out to be another one.
+
+    Raises:
+        PackageError: it is missing, and it was asked for.
+    """
+    try:
+        return find_lmdeploy(), None
+    except PackageError as exc:
+        if engine in ENGINES:
+            raise
+        return Lmdeploy(REFERENCE, ()), exc
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that somebody has, before minutes of loading.
+
+    Raises:
+        LaunchError: it cannot be bound.
+    """
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise LaunchError(
+                f"port {port} cannot be used: {reason}", hint="choose another with --port"
+            ) from None
+
+
+def _of_interpreter() -> Lmdeploy | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Lmdeploy(version("lmdeploy"), module_runner("lmdeploy"))
+    except PackageNotFoundError:
+        return None
+
+
+def _on_path() -> Lmdeploy | None:
+    """The script's first line names its interpreter, which knows the version."""
+    import shutil
+    import subprocess
+
+    script = shutil.which("lmdeploy")
+    if script is None:
+        return None
+    try:
+        with open(script, "rb") as file:
+            first = os.fsdecode(file.readline(1024)).strip()
+        if not first.startswith("#!"):
+            return None
+        interpreter = first[2:].split()
+        code = "import importlib.metadata as m; print(m.version('lmdeploy'))"
+        out = subprocess.run(
+            [*interpreter, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return Lmdeploy(out.stdout.strip(), module_runner("lmdeploy", interpreter))

@@ -1,0 +1,188 @@
+"""How each engine of a plan is started: words, environment, port; on real GPUs or on pretend ones.
+
+A launch can be made several times (an engine that died is started again on its port), so it is a
+recipe: `Launch.words` gives what one start needs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import LaunchError
+from turbofit.planning.commands import DEFAULT_PORT
+from turbofit.planning.fallback_commands import MODULE as FALLBACK_MODULE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from turbofit.core.plan import Command, Plan
+
+__all__ = ["HOST", "KEY", "Launch", "PretendLaunch", "Words", "free_ports", "port_of"]
+
+#: Engines listen here only: their management routes are open to whoever reaches them.
+HOST: Final = "127.0.0.1"
+
+#: Private ports are looked for from here on.
+_FIRST_PORT: Final = 20000
+
+#: The variable in which `entry.py` finds the engine's API key.
+KEY: Final = "TURBOFIT_ENGINE_KEY"
+
+
+class Words:
+    """One start: the command, its environment, and where a pretend machine's timeline is.
+
+    That is a file, or the machine's folder where several processes share it.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], timeline: Path | None = None
+    ) -> None:
+        self.argv, self.env, self.timeline = tuple(argv), dict(env), timeline
+
+
+class Launch:
+    """An engine on real GPUs.
+
+    Args:
+        command: what the plan says, with whatever the user added; its first word is replaced.
+        runner: the words that start LMDeploy.
+        key: the engine's API key, where it has one.
+        hidden: whether the engine must be given it, out of sight; else its command has it.
+    """
+
+    pretend = False
+
+    def __init__(
+        self,
+        command: Command,
+        runner: Sequence[str],
+        key: str | None = None,
+        *,
+        hidden: bool = False,
+    ) -> None:
+        self.command, self.runner, self.key = command, tuple(runner), key
+        self._hidden = key if hidden else None
+        self.group, self.port = command.group, port_of(command)
+
+    def words(self, number: int) -> Words:  # noqa: ARG002 - a pretend launch needs it
+        """What the start with this number (from 0) needs."""
+        env = {**os.environ, **self.command.env, **_own(self._hidden)}
+        return Words((*self.runner, *self.command.argv[1:]), env)
+
+
+class PretendLaunch(Launch):
+    """An engine on pretend GPUs: LMDeploy's own server and engine, memory and nothing else real.
+
+    Args:
+        plan: what the machine looks like, and what a pretend card is charged with beforehand.
+        command: as for `Launch`.
+        folder: where the scenario and the timeline of each start go.
+        key: as for `Launch`.
+        hidden: as for `Launch`.
+        taken: bytes that somebody takes of each card once the cache is sized.
+    """
+
+    pretend = True
+
+    def __init__(
+        self,
+        plan: Plan,
+        command: Command,
+        folder: Path,
+        key: str | None = None,
+        *,
+        hidden: bool = False,
+        taken: int = 0,
+    ) -> None:
+        from turbofit.launch.engine.runner import module_runner
+
+        torch = plan.engine.on_torch
+        modules = {"pytorch": "lmdeploy", "transformers": FALLBACK_MODULE}
+        module = modules.get(plan.engine.name, "turbofit.rehearse.turbomind.server")
+        super().__init__(command, module_runner(module), key, hidden=hidden)
+        self._torch = torch
+        self._plan, self._folder, self._taken = plan, folder, taken
+
+    def words(self, number: int) -> Words:
+        """What the start with this number needs; each has a machine of its own.
+
+        Raises:
+            PackageError: LMDeploy or a C compiler is missing.
+        """
+        from turbofit.launch.engine.pretended import pretend_machine
+        from turbofit.rehearse.turbomind.server import server_launch
+
+        folder = self._folder / f"{self.group}-{number}"
+        shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
+        arguments = self.command.argv[1:]
+        if self._torch:
+            from turbofit.launch.engine.pretended_torch import torch_environment
+
+            base = {**os.environ, **self.command.env}
+            env = torch_environment(self._plan, self.group, folder, base, self._taken)
+            return Words((*self.runner, *arguments), {**env, **_own(self._hidden)}, folder)
+        made = server_launch(
+            pretend_machine(self._plan, self.group, self._taken), arguments, folder
+        )
+        return Words((*self.runner, *arguments), {**made.env, **_own(self._hidden)}, made.timeline)
+
+
+def port_of(command: Command) -> int:
+    """The port that a command's engine will listen on."""
+    argv = command.argv
+    for option in ("--server-port", "--port"):  # LMDeploy's, the fallback engine's
+        if option in argv:
+            return int(argv[argv.index(option) + 1])
+    return DEFAULT_PORT
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody has at this moment.
+
+    They are taken from below the range of outgoing connections: a port in it may become somebody's
+    own end before the engine listens, even of a client that asks whether the engine listens yet.
+
+    Raises:
+        LaunchError: there are none.
+    """
+    held: list[socket.socket] = []
+    candidates = list(range(_FIRST_PORT, max(_FIRST_PORT + 1000, _outgoing())))
+    random.SystemRandom().shuffle(candidates)
+    try:
+        for port in candidates:
+            if len(held) == count:
+                break
+            one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                one.bind((HOST, port))
+            except OSError:
+                one.close()
+            else:
+                held.append(one)
+        if len(held) < count:
+            raise LaunchError("no port on loopback can be had", hint="see ss -tln")
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def _outgoing() -> int:
+    """The first port that the kernel gives to outgoing connections."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+            return int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32768
+
+
+def _own(key: str | None) -> dict[str, str]:
+    """What keeps the engine's output timely, its imports its own, and its key to itself."""
+    env = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    return {**env, KEY: key} if key else env

@@ -1,0 +1,103 @@
+"""How the PyTorch engine ends: its loop dies, and the server before it lives on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError, OutOfMemoryError
+from turbofit.core.units import format_bytes
+from turbofit.launch.engine.endings import Ending, advice, where
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.endings import MemoryPhase
+    from turbofit.launch.engine.phases import Watch
+    from turbofit.observe.turbomind_log import TorchOutOfMemory
+
+__all__ = ["loop_ended", "no_cache", "raced", "torch_ran_out"]
+
+#: Characters of somebody else's message.
+_SHOWN: Final = 300
+
+
+def loop_ended(
+    watch: Watch, plan: Plan, log: Path, death: Mapping[str, Any] | None = None
+) -> Ending:
+    """An engine whose loop failed: its server would answer 503 to every request, for ever."""
+    from turbofit.observe.turbomind_log import TorchOutOfMemory
+
+    if isinstance(watch.fault, TorchOutOfMemory):
+        return torch_ran_out(watch.fault, watch, plan, log, death)
+    said = ""
+    if watch.error is not None:
+        said = f": {watch.error.name}: {watch.error.message[:_SHOWN]}"
+    error = LaunchError(
+        f"the engine's loop ended {where(watch)}{said}; its server would answer 503 for ever",
+        hint=f"its log is {log}",
+    )
+    return Ending("crash", error)
+
+
+def torch_ran_out(
+    fault: TorchOutOfMemory,
+    watch: Watch,
+    plan: Plan,
+    log: Path,
+    death: Mapping[str, Any] | None = None,
+) -> Ending:
+    """Torch's own out-of-memory, with what the pretend account adds where there is one."""
+    asked, left = fault.asked, None
+    call = ""
+    if death is not None:
+        asked, left, call = int(death["asked"]), int(death["left"]), str(death["where"])
+    words = f", asking {format_bytes(asked)}" if asked else ""
+    if left is not None and death is not None:
+        words += f" where {format_bytes(left)} were left on GPU {death['gpu']}"
+    error = OutOfMemoryError(
+        f"the engine ran out of GPU memory {where(watch, call)}{words}",
+        hint=advice(watch, plan, log),
+    )
+    return Ending(
+        "out_of_memory",
+        error,
+        phase=_phase(watch),
+        where=call,
+        gpu=None if death is None else int(death["gpu"]),
+        missing=None if death is None else int(death["short"]),
+        asked=asked,
+        left=left,
+    )
+
+
+def no_cache(watch: Watch, plan: Plan, log: Path) -> Ending:
+    """The engine found too little free memory to size a cache."""
+    what = watch.no_cache or "kv cache"
+    error = OutOfMemoryError(
+        f"the engine found no memory for its {what} when it had loaded the weights",
+        hint=advice(watch, plan, log),
+    )
+    return Ending("out_of_memory", error, phase="cache")
+
+
+def raced(log: Path) -> Ending:
+    """LMDeploy's two processes lost each other while they met: the same start mostly works.
+
+    The server closes the lock under which the engine has told its port, sometimes before the
+    engine has let go of it. Source: LMDeploy 0.18 mp_engine/zmq_engine.py, ``_start_mp_proc``.
+    """
+    error = LaunchError(
+        "LMDeploy's server and its engine lost each other while they started (EOFError)",
+        hint=f"its log is {log}",
+    )
+    return Ending("raced", error)
+
+
+def _phase(watch: Watch) -> MemoryPhase:
+    if watch.phase in ("starting", "weights"):
+        return "weights"
+    if watch.phase in ("cache", "warm-up"):
+        return "warm-up"
+    return "vision" if watch.in_vision else "text"

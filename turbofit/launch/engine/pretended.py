@@ -1,0 +1,151 @@
+"""The pretend machine of a launch, and what an engine did on it, from its timeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from turbofit.core.units import round_up
+from turbofit.launch.engine.pretend_usage import PretendUsage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.pretend.timeline import TimelineReader
+    from turbofit.rehearse.turbomind.ledger import Ledger
+
+__all__ = [
+    "PretendReader",
+    "localised",
+    "pretend_death",
+    "pretend_machine",
+    "pretend_seen",
+]
+
+
+def localised(plan: Plan, folder: Path) -> Plan:
+    """The plan with a checkpoint on disk: the model's own, or a header-only twin made in a folder.
+
+    Chat templates are chosen by the folder's name, so that the twin keeps the model's.
+
+    Raises:
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    from turbofit.rehearse.checkpoint.twin import checkpoint_for
+
+    name = (plan.model.hub_id or plan.model.name).rpartition("/")[2]
+    checkpoint = checkpoint_for(plan.model, folder / name)
+    source = replace(plan.model.source, checkpoint=str(checkpoint))
+    return replace(plan, model=replace(plan.model, source=source))
+
+
+def pretend_machine(plan: Plan, group: int, taken: int = 0) -> dict[str, Any]:
+    """The pretend twin of one group's GPUs.
+
+    Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
+
+    Args:
+        plan: what the machine is.
+        group: which of its groups.
+        taken: bytes that somebody takes of each card once the cache is sized.
+    """
+    from pathlib import Path
+
+    from turbofit.rehearse.turbomind.planned import plan_spec
+
+    machine = plan_spec(plan, Path(), group).machine
+    gpus = [{**gpu, "late": gpu["late"] + taken} for gpu in machine["gpus"]]
+    return {**machine, "gpus": gpus}
+
+
+def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | None:
+    """The last refused allocation: ``gpu``, ``phase``, ``where``, ``asked``, ``left``, ``short``.
+
+    None where no allocation was refused, or the timeline cannot be read.
+    """
+    if plan.engine.on_torch:
+        from turbofit.launch.engine.pretended_torch import torch_death
+
+        return torch_death(plan, group, timeline)
+    ledger = PretendReader(plan, group, timeline).ledger()
+    if ledger is None or not ledger.deaths:
+        return None
+    death = dict(ledger.deaths[-1])
+    death["gpu"] = plan.parallel.groups[group][death["gpu"]]
+    return death
+
+
+def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[PretendUsage, ...]:
+    """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+    return PretendReader(plan, group, timeline).seen()
+
+
+class PretendReader:
+    """What one engine does on its pretend GPUs; each reading goes on where the last one stopped.
+
+    Args:
+        plan: what the machine is.
+        group: which of its groups.
+        timeline: TurboMind's, which is written meanwhile; the machine's folder of other engines.
+    """
+
+    def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
+        self.timeline = timeline
+        self._plan, self._group = plan, group
+        self._ledger: Ledger | None = None
+        self._events: TimelineReader | None = None
+
+    def seen(self) -> tuple[PretendUsage, ...]:
+        """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+        if self._plan.engine.on_torch:
+            from turbofit.launch.engine.pretended_torch import torch_seen
+
+            return torch_seen(self._plan, self._group, self.timeline)
+        from turbofit.pretend.scenario import scenario_from_spec
+        from turbofit.rehearse.ledger_terms import executor_pool
+
+        ledger = self.ledger()
+        if ledger is None:
+            return ()
+        machine = pretend_machine(self._plan, self._group)
+        step = scenario_from_spec(machine).pool_step
+        seen = []
+        for place, index in enumerate(self._plan.parallel.groups[self._group]):
+            card, pool = ledger.cards[place], executor_pool(ledger, place)
+            others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
+            seen.append(
+                PretendUsage(
+                    gpu=index,
+                    peak=others + max(card.peak.values(), default=0),
+                    held=others + card.held,
+                    pool=round_up(max(pool.live_peak.values(), default=0), step) if pool else 0,
+                    free_at_cache=card.free_at_cache,
+                    region=card.cache_region,
+                )
+            )
+        return tuple(seen)
+
+    def ledger(self) -> Ledger | None:
+        """TurboMind's ledger so far; None where the timeline cannot be read."""
+        if self._ledger is None or self._events is None:
+            self._ledger, self._events = self._begin()
+        try:
+            return self._ledger.read(self._events.new_events())
+        except (OSError, ValueError, LookupError):
+            self._ledger = None  # an event may have been taken in part: the next reading is whole
+            return None
+
+    def _begin(self) -> tuple[Ledger, TimelineReader]:
+        from turbofit.pretend.scenario import scenario_from_spec
+        from turbofit.pretend.symbols import Symbols
+        from turbofit.pretend.timeline import TimelineReader
+        from turbofit.rehearse.installed import engine_library
+        from turbofit.rehearse.turbomind.ledger import Ledger
+        from turbofit.rehearse.turbomind.sites import Sites
+
+        scenario = scenario_from_spec(pretend_machine(self._plan, self._group))
+        sites = Sites(Symbols(engine_library()).name)
+        ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
+        return ledger, TimelineReader(self.timeline)

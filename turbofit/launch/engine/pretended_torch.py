@@ -1,0 +1,98 @@
+"""The pretend machine of a PyTorch engine's launch: several processes share one account."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turbofit.launch.engine.pretend_usage import PretendUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.pretend.scenario import Scenario
+
+__all__ = ["torch_death", "torch_environment", "torch_seen"]
+
+
+def torch_environment(
+    plan: Plan, group: int, folder: Path, base: Mapping[str, str], taken: int = 0
+) -> dict[str, str]:
+    """The environment in which LMDeploy's own server finds the pretend cards.
+
+    Args:
+        plan: what the machine is.
+        group: which of its groups.
+        folder: a new one, for the machine's files.
+        base: the environment to start from.
+        taken: bytes that somebody takes of each card once the cache is sized.
+
+    Raises:
+        PackageError: torch is no CUDA build.
+    """
+    from turbofit.pretend.environment import cuda_site
+    from turbofit.pretend.run import prepare
+    from turbofit.rehearse.torch.torch_run import need_packages
+
+    need_packages(plan.engine.name, ray=plan.settings.tp > 1)
+    made = prepare(_scenario(plan, group, taken), folder, base, site=cuda_site())
+    return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def torch_death(plan: Plan, group: int, folder: Path) -> dict[str, Any] | None:
+    """The last refused allocation, as `pretend_death` tells it."""
+    from turbofit.pretend.run import machine_files
+    from turbofit.pretend.shared import read_shared
+
+    try:
+        files = machine_files(folder)
+        usages = {usage.pid: usage for usage in files.usages() if usage.refused}
+        processes = [p for p in read_shared(files.shared).processes if p.pid in usages]
+    except (OSError, ValueError, LookupError):
+        return None
+    if not processes:
+        return None
+    last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
+    return {
+        "gpu": plan.parallel.groups[group][last.device],
+        "phase": last.phase,
+        "where": (last.site or "").partition(" < ")[0],
+        "asked": last.asked,
+        "left": last.left,
+        "short": last.short,
+    }
+
+
+def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[PretendUsage, ...]:
+    """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+    from turbofit.pretend.run import machine_files
+    from turbofit.pretend.shared import read_shared
+
+    try:
+        shared = read_shared(machine_files(folder).shared)
+    except (OSError, ValueError):
+        return ()
+    scenario = _scenario(plan, group, 0)
+    seen = []
+    for place, index in enumerate(plan.parallel.groups[group]):
+        card = scenario.gpus[place]
+        others = card.used + card.late
+        held = sum(size for _, size in shared.holders(place))
+        seen.append(
+            PretendUsage(
+                gpu=index, peak=others + shared.peak[place], held=others + held, pool=None,
+                free_at_cache=None, region=None,
+            )
+        )  # fmt: skip
+    return tuple(seen)
+
+
+def _scenario(plan: Plan, group: int, taken: int) -> Scenario:
+    from dataclasses import replace as changed
+
+    from turbofit.rehearse.torch.torch_planned import planned_scenario
+
+    scenario = planned_scenario(plan, group)
+    gpus = tuple(changed(gpu, late=gpu.late + taken) for gpu in scenario.gpus)
+    return changed(scenario, gpus=gpus)

@@ -1,0 +1,137 @@
+"""One engine as a process: its group, its output, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.log import LazyLogger
+from turbofit.launch.engine.logfile import LogFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from turbofit.launch.engine.logfile import Run
+
+__all__ = ["EngineProcess", "command_text"]
+
+_LOG: Final = LazyLogger(__name__)
+
+#: A full pipe holds 64 KiB: while an engine floods it, this bounds how often we wake up, at the
+#: price of slowing the flood down.
+_PAUSE: Final = 0.02
+_CHUNK: Final = 1 << 20
+
+
+class EngineProcess:
+    """Starts a command in its own process group and reads what it prints.
+
+    Start it in the main thread: the engine is killed when the thread that started it ends.
+
+    Args:
+        argv: the command.
+        env: its whole environment.
+        log: where its output is kept.
+
+    Raises:
+        LaunchError: it cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self.runs: deque[Run] = deque()
+        guard = str(Path(__file__).with_name("guard.py"))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", guard, str(os.getpid()), *argv],
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._file = LogFile(log)
+        except OSError as exc:
+            raise LaunchError(
+                f"{argv[0]} cannot be started: {exc.strerror or exc}", hint="see turbofit machine"
+            ) from None
+        _LOG.info("process %d: %s", self.pid, command_text(argv))
+        self._reader = threading.Thread(target=self._read, name=f"log-{self.pid}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The process, which is also its process group."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code (negative: the signal), or None while it runs."""
+        return self._process.poll()
+
+    def take(self) -> list[Run]:
+        """What it said since the last call."""
+        taken = []
+        while self.runs:
+            taken.append(self.runs.popleft())
+        return taken
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the engine."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, at most so long."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, seconds))
+
+    def strike(self) -> None:
+        """Kill whatever is left of the group; safe in a signal handler, since it takes no lock."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill whatever is left of the group, and collect the engine."""
+        self.strike()
+        self._process.wait()
+
+    def finish(self, seconds: float = 2.0) -> list[Run]:
+        """After its end: what it said last. A grandchild may hold the pipe open, so do not wait."""
+        self._reader.join(seconds)
+        return self.take()
+
+    def _read(self) -> None:
+        stream = self._process.stdout
+        assert stream is not None
+        fd = stream.fileno()
+        with contextlib.suppress(OSError, ValueError):
+            while chunk := os.read(fd, _CHUNK):
+                self.runs.extend(self._file.feed(chunk))
+                if len(chunk) > 4096:
+                    time.sleep(_PAUSE)
+        self.runs.extend(self._file.close())
+
+
+def command_text(argv: Sequence[str]) -> str:
+    """A command as a shell takes it, with ``...`` for API keys."""
+    said: list[str] = []
+    keys = False
+    for word in argv:
+        if word.startswith("--"):
+            keys = word.partition("=")[0] in ("--api-key", "--api-keys")
+            said.append(word.partition("=")[0] if keys else word)
+        elif not keys:
+            said.append(word)
+        elif said[-1] != "...":
+            said.append("...")
+    return shlex.join(said)

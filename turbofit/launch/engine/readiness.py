@@ -1,0 +1,243 @@
+"""The requests that an engine must answer before it counts as ready.
+
+The first is the worst that a client may send. The second brings the executor's pool to the size
+that the plan pays for: what the plan's worst forward holds. It goes to the engine directly, past
+the gateway, which would refuse it.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.launch.engine.image import flat_png, worst_image
+from turbofit.memory.turbomind.pool import forward_tokens
+
+if TYPE_CHECKING:
+    from turbofit.core.images import ImageRule
+    from turbofit.core.images.rule import DummyImage
+    from turbofit.core.plan import Plan
+
+__all__ = [
+    "Question",
+    "WorstRequest",
+    "chat",
+    "every_worst",
+    "fullest_forward",
+    "image_part",
+    "small_requests",
+    "worst_image_tokens",
+    "worst_request",
+]
+
+#: Prompt tokens beside what is asked for: a chat template, a question, and the answer.
+_TEXT: Final = 256
+_ANSWER: Final = 2
+#: Tokens after the images in a chat, and around each of them; about.
+_AFTER: Final = 8
+_AROUND: Final = 2
+#: What the guesses above may be wrong by.
+_SLACK: Final = 15
+#: Tokens of a row of a full batch: a block of the cache at least. Its answer outlasts the arrival
+#: of the others, which takes a step of decoding each at most.
+_LEAST_ROW: Final = 64
+_ROW_ANSWER: Final = 256
+_STEPS_A_ROW: Final = 4
+#: Tokens of a small answer.
+_SMALL_ANSWER: Final = 8
+#: Any token but a special one.
+_TOKEN: Final = 100
+
+
+class WorstRequest(NamedTuple):
+    """A POST to an engine."""
+
+    path: str
+    body: dict[str, Any]
+
+
+class Question(NamedTuple):
+    """A request, and what it is for."""
+
+    name: str
+    request: WorstRequest
+
+
+def worst_request(plan: Plan, model: str) -> Question | None:
+    """A chat request with as many images as the plan allows, each of the worst size.
+
+    None for a model without images.
+    """
+    image = worst_image(plan)
+    if image is None:
+        return None
+    parts = [image_part(image)] * plan.limits.images_per_request
+    return Question("a worst-case request", chat(model, parts))
+
+
+def worst_image_tokens(plan: Plan) -> int:
+    """Tokens of the images of `worst_request`, without those around them."""
+    image, rule, limits = worst_image(plan), plan.model.image_rule, plan.limits
+    if image is None or rule is None or limits.image_limit is None:
+        return 0
+    return rule.with_limit(limits.image_limit).tokens(*image.size) * limits.images_per_request
+
+
+def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
+    """What brings the pool to the planned peak, by the term that decides it.
+
+    Args:
+        plan: what was planned.
+        model: the name to ask for.
+        text: tokens of a chat's prompt beside its images, as the engine counted them.
+
+    Returns:
+        None where the worst request was all of it, or where no client can ask for more.
+    """
+    deciding = next((term.term for gpu in plan.gpus for term in gpu.ledger if term.worst), "")
+    request: WorstRequest | None = None
+    if deciding == "vision_forward":
+        request = _images_that_meet(plan, model, text)
+    elif deciding == "text_prefill":
+        request = _longest(plan)
+    elif deciding == "sampling":
+        request = _full_batch(plan, model)
+    return None if request is None else Question("the fullest forward", request)
+
+
+def every_worst(plan: Plan, model: str, text: int) -> tuple[Question, ...]:
+    """Each worst case beside `worst_request`, by the name of its term of the ledger.
+
+    Args as for `fullest_forward`.
+    """
+    made = {
+        "vision_forward": _images_that_meet(plan, model, text),
+        "text_prefill": _longest(plan),
+        "sampling": _full_batch(plan, model),
+    }
+    return tuple(Question(name, request) for name, request in made.items() if request is not None)
+
+
+def small_requests(plan: Plan, model: str) -> tuple[Question, ...]:
+    """A small request of each kind: they load the kernels that the warm-up had no use for."""
+    rule, found = plan.model.image_rule, []
+    if rule is not None and plan.limits.vision_unit is not None:
+        found.append(Question("a small image", chat(model, [image_part(rule.small_image)])))
+    body = {
+        "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
+        "temperature": 1.0, "ignore_eos": True,
+    }  # fmt: skip
+    return (*found, Question("a small text", WorstRequest("/v1/completions", body)))
+
+
+def _longest(plan: Plan) -> WorstRequest:
+    """The longest prompt that the session and the cache hold."""
+    tokens = min(plan.settings.session_len, plan.kv.longest_request_tokens) - _ANSWER
+    ids = [_TOKEN] * max(1, tokens)
+    return WorstRequest("/generate", {"input_ids": ids, "max_tokens": _ANSWER, "top_k": 1})
+
+
+def _full_batch(plan: Plan, model: str) -> WorstRequest:
+    """A batch that samples over the whole vocabulary, in one request, so that its rows meet.
+
+    Each generates for long, so that the last begins before the first ends.
+    """
+    rows = max(1, min(plan.settings.max_batch_size, plan.kv.tokens // _LEAST_ROW))
+    room = min(plan.settings.session_len, plan.kv.tokens // rows) - _LEAST_ROW // 2
+    body = {
+        "model": model,
+        "prompt": ["What is this?"] * rows,
+        "max_tokens": max(1, min(max(_ROW_ANSWER, _STEPS_A_ROW * rows), room)),
+        "top_k": 0,
+        "temperature": 1.0,
+        "ignore_eos": True,
+    }
+    return WorstRequest("/v1/completions", body)
+
+
+def _images_that_meet(plan: Plan, model: str, text: int) -> WorstRequest | None:
+    """Images of as many units as the plan lets meet in a forward."""
+    rule, most = plan.model.image_rule, plan.limits.units_per_forward
+    if rule is None or most <= plan.limits.units_per_request:
+        return None
+    room = min(plan.settings.session_len, plan.kv.tokens) - _TEXT - _ANSWER
+    image = rule.image_of(min(most, rule.units_within(room)))
+    if plan.engine.on_torch or image is None:
+        parts = _largest_that_meet(plan, room)
+        return chat(model, parts) if len(parts) > plan.limits.images_per_request else None
+    if rule.client_knobs:
+        return chat(model, [image_part(image)])
+    return chat(model, _images_across(plan, rule, text))
+
+
+def _largest_that_meet(plan: Plan, room: int) -> list[dict[str, Any]]:
+    """Images of the planned size side by side, as many as meet and as the sequence has room for."""
+    image, limits = worst_image(plan), plan.limits
+    tokens = worst_image_tokens(plan) // max(1, limits.images_per_request) + _AROUND
+    count = min(limits.units_per_forward // max(1, limits.units_per_image), room // tokens)
+    return [image_part(image._replace(knobs={}))] * max(1, count) if image else []
+
+
+def _images_across(plan: Plan, rule: ImageRule, text: int) -> list[dict[str, Any]]:
+    """Images that lie across the forwards of one long prompt, for clients without a knob.
+
+    An image is encoded whole in each forward that holds one of its tokens, so that a forward sees
+    most where it begins with the last tokens of a full image and ends with the first of another.
+    What lies before that (``lead``) and between the two is tried through; a guess at the template's
+    tokens that is wrong by `_SLACK` must not matter.
+    """
+    each, most = rule.unit_tokens(1), plan.limits.units_per_image
+    before, forward = max(0, text - _AFTER), forward_tokens(plan.settings)
+    room = min(plan.settings.session_len, plan.kv.tokens) - text - _ANSWER
+    best: tuple[int, list[int]] = (0, [])
+    for lead in range(forward // each + 2):
+        for between in range(forward // each + 1):
+            parts = (lead, most, between, most)
+            sizes = [size for part in parts for size in _split(part, most, rule)]
+            while sum(size * each + _AROUND for size in sizes) > room:
+                sizes.pop()
+            places = (before - _SLACK, before, before + _SLACK)
+            met = min(_met(sizes, place, each, forward) for place in places)
+            best = max(best, (met, sizes), key=lambda found: found[0])
+    images = [rule.image_of(size) for size in best[1]]
+    return [image_part(image) for image in images if image is not None]
+
+
+def _met(sizes: list[int], place: int, each: int, forward: int) -> int:
+    """Units of the fullest forward, where the first image begins at token ``place``."""
+    met: dict[int, int] = {}
+    for size in sizes:
+        end = place + size * each + _AROUND
+        for number in range((place + 1) // forward, (end - 2) // forward + 1):
+            met[number] = met.get(number, 0) + size
+        place = end
+    return max(met.values(), default=0)
+
+
+def _split(total: int, most: int, rule: ImageRule) -> list[int]:
+    """Images of so many units in all, or one less where that cannot be."""
+    sizes = [most] * (total // most) + ([total % most] if total % most else [])
+    if sizes and sizes[-1] == rule.unmade_units:
+        if len(sizes) == 1 or most < 5:
+            sizes[-1] = 1
+        else:
+            sizes[-2:] = [most - 1, 3]
+    return sizes
+
+
+def image_part(image: DummyImage) -> dict[str, Any]:
+    """A flat image as a part of a chat message, with its fields beside its URL."""
+    url = "data:image/png;base64," + b64encode(flat_png(*image.size)).decode()
+    return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
+
+
+def chat(model: str, parts: list[dict[str, Any]]) -> WorstRequest:
+    """A short question about images."""
+    text = {"type": "text", "text": "What is this?"}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": [text, *parts]}],
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    return WorstRequest("/v1/chat/completions", body)

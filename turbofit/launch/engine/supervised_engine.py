@@ -1,0 +1,309 @@
+"""One engine through all its starts: process, log, readiness, liveness, restarts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.log import LazyLogger
+from turbofit.core.struct import Struct
+from turbofit.launch.engine import kernel
+from turbofit.launch.engine.asking import Client
+from turbofit.launch.engine.endings import Ending, ending, fallback, hang, silence, stalled
+from turbofit.launch.engine.launches import HOST
+from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
+from turbofit.launch.engine.phases import Watch
+from turbofit.launch.engine.probe import Probe
+from turbofit.launch.engine.process import EngineProcess
+from turbofit.observe.turbomind_log import TorchOutOfMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.launches import Launch, Words
+    from turbofit.launch.engine.readiness import Question
+
+__all__ = ["Examiner", "SupervisedEngine", "Timing"]
+
+
+class Examiner(Protocol):
+    """Looks closer at engines than their readiness needs."""
+
+    def begin(self, plan: Plan) -> None:
+        """The engines of this plan are about to be started."""
+
+    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
+        """One of them is up: ask it, in a thread of its own, before it counts as ready.
+
+        Raises:
+            LaunchError: it does not answer as it should.
+        """
+
+
+class Timing(Struct):
+    """Deadlines and pauses, in seconds.
+
+    ``restarts`` within ``window`` break the circuit: the engine is left alone for ``window``.
+    ``quiet`` without a line while it starts is said, with what it may mean.
+    """
+
+    tick: float = 0.1
+    start: float = 2 * 3600.0
+    drain: float = 30.0
+    liveness: float = 60.0
+    patience: float = 120.0
+    quiet: float = 180.0
+    backoff: float = 1.0
+    longest_backoff: float = 60.0
+    restarts: int = 5
+    window: float = 600.0
+
+
+_LOG: Final = LazyLogger(__name__)
+
+_LIVENESS_FAILURES: Final = 3
+
+
+class SupervisedEngine:
+    """One group's engine.
+
+    Args:
+        plan: what it is started with.
+        launch: how.
+        folder: where its log goes.
+        tell: takes lines of progress.
+        check: whether it must answer worst-case requests before it counts as ready.
+        timing: deadlines.
+        name: how people read of it.
+        examiner: asks it other questions instead of these.
+        clock: seconds that only grow.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        plan: Plan,
+        launch: Launch,
+        folder: Path,
+        tell: Callable[[str], None],
+        *,
+        check: bool,
+        timing: Timing,
+        name: str,
+        examiner: Examiner | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._examiner, self._clock = examiner, clock
+        self._plan, self._launch, self._tell = plan, launch, tell
+        self._check, self._timing, self.name = check, timing, name
+        self.log = folder / f"engine-{launch.group}.log"
+        self.url = f"http://{HOST}:{launch.port}"
+        self.state: Literal["starting", "ready", "waiting", "broken"] = "waiting"
+        self.starts = 0
+        self.phases: list[tuple[str, float]] = []
+        self.again_at = 0.0
+        self.was_ready = False
+        self.process: EngineProcess | None = None
+        self.words: Words | None = None
+        self.watch = Watch(plan)
+        self.client = Client(launch.port, launch.key)
+        self._probe: Probe | None = None
+        self._pulse: _Pulse | None = None
+        self._ends: deque[float] = deque()
+        self._began = self._kernel_began = 0.0
+        self._kills: int | None = None
+        self._heard, self._told = 0.0, False
+
+    @property
+    def group(self) -> int:
+        """Which of the plan's groups it is."""
+        return self._launch.group
+
+    def start(self) -> None:
+        """Start it. Call it in the main thread.
+
+        Raises:
+            LaunchError: it cannot be started.
+        """
+        words = self._launch.words(self.starts)
+        self.starts += 1
+        self.watch, self.words = Watch(self._plan), words
+        self._began, self._kernel_began = self._clock(), kernel.uptime()
+        self._kills = kernel.host_kills()
+        self.phases = [("starting", 0.0)]
+        self.process = EngineProcess(words.argv, words.env, self.log)
+        self.state, self._heard = "starting", self._began
+        self._tell(f"phase: starting (process {self.process.pid}, log {self.log})")
+        # Once it serves, clients may reach it at any moment: a worst case beside them would be more
+        # than the plan pays for. The same plan was checked before.
+        check = self._check and not self.was_ready
+        exam = None if self._examiner is None else partial(self._examiner.examine, self)
+        self._probe = Probe(self._plan, self.client, check=check, exam=exam)
+        self._probe.start()
+
+    def look(self, now: float) -> Ending | None:
+        """Read on; how it ended, if it did."""
+        process, probe = self.process, self._probe
+        if process is None or probe is None:
+            return None
+        code = process.poll()
+        said = process.take() if code is None else process.finish()
+        self._listen(bool(said), now)
+        for text, count in said:
+            for line in self.watch.see(text, count, now):
+                self._tell(line)
+            self._time()
+        self._follow()
+        if code is not None:
+            return self._ended(code)
+        if self.watch.fallback is not None:
+            return fallback(self.watch, self.log)
+        if self.watch.loop_failed(now):
+            return loop_ended(self.watch, self._plan, self.log, self.death())
+        if self.watch.hangs(now):
+            return hang(self.watch, self._plan, self.log)
+        # A loop that ends answers what it was asked at once: why it did comes by the log.
+        if probe.error is not None and not self.watch.failing:
+            refused = probe.error
+            error = LaunchError(refused.message, hint=f"{refused.hint} ({self.log})")
+            return Ending("crash" if self.was_ready else "refused", error)
+        if self.state == "starting" and now - self._began > self._timing.start:
+            hours = self._timing.start / 3600
+            return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
+        if self._pulse is not None and self._pulse.lost:
+            return stalled("the engine lives but answers no completion", self.log)
+        return None
+
+    def end(self) -> None:
+        """Kill what is left of it and forget this start."""
+        self.quiet()
+        if self.process is not None:
+            self.process.kill()
+            self.process.finish(0.5)
+            self.process = None
+
+    def quiet(self) -> None:
+        """Ask it nothing any more."""
+        if self._probe is not None:
+            self._probe.stop()
+        if self._pulse is not None:
+            self._pulse.stop()
+        self._pulse = None
+
+    def wait(self, now: float) -> float | None:
+        """Plan its next start; the pause before it, or None once the circuit breaks."""
+        timing = self._timing
+        while self._ends and now - self._ends[0] >= timing.window:
+            self._ends.popleft()
+        self._ends.append(now)
+        if len(self._ends) > timing.restarts:
+            self.state, self.again_at = "broken", now + timing.window
+            return None
+        pause: float = min(timing.longest_backoff, timing.backoff * 2 ** (len(self._ends) - 1))
+        self.state, self.again_at = "waiting", now + pause
+        return pause
+
+    def death(self) -> dict[str, Any] | None:
+        """On pretend GPUs, the allocation that was refused."""
+        if self.words is None or self.words.timeline is None:
+            return None
+        from turbofit.launch.engine.pretended import pretend_death
+
+        return pretend_death(self._plan, self.group, self.words.timeline)
+
+    def spent(self) -> dict[str, float]:
+        """Seconds that each phase of this start took, as far as it came."""
+        times = [*self.phases, ("", self._clock() - self._began)]
+        return {
+            name: round(after - at, 3)
+            for (name, at), (_, after) in pairwise(times)
+            if name != "ready"
+        }
+
+    def _follow(self) -> None:
+        """Phases that only the probe knows, and their times."""
+        probe = self._probe
+        if self.state == "starting" and probe is not None:
+            if probe.ready.is_set():
+                self.watch.phase = "ready"
+                self.state, self.was_ready = "ready", True
+                self._tell("phase: ready")
+                if self._timing.liveness:
+                    serial = self._plan.engine.serial
+                    self._pulse = _Pulse(self.client, self._timing, serial=serial)
+                    self._pulse.start()
+            elif probe.checks and probe.healthy.is_set() and self.watch.phase != "check":
+                self.watch.phase = "check"
+                self._tell("phase: check (worst-case requests)")
+        self._time()
+
+    def _time(self) -> None:
+        """Note when a phase began."""
+        if self.phases[-1][0] != self.watch.phase:
+            self.phases.append((self.watch.phase, self._clock() - self._began))
+
+    def _listen(self, said: bool, now: float) -> None:
+        """Say what a long silence may mean, once for each."""
+        if said or self.state != "starting" or self.watch.phase in ("serving", "check"):
+            self._heard, self._told = now, False
+        elif not self._told and now - self._heard >= self._timing.quiet:
+            self._told = True
+            self._tell(silence(self._plan, self.watch.phase, self._timing.quiet))
+
+    def _ended(self, code: int) -> Ending:
+        _LOG.info("%s ended with code %d in phase %s", self.name, code, self.watch.phase)
+        before, after = self._kills, kernel.host_kills()
+        kills = None if before is None or after is None else after - before
+        if self._launch.pretend:
+            notes: tuple[str, ...] = ()
+        else:
+            notes = kernel.driver_errors(self._kernel_began)
+        fault = self.watch.fault is not None
+        if self._plan.engine.on_torch and self._plan.engine.of_lmdeploy:
+            if isinstance(self.watch.fault, TorchOutOfMemory):
+                return torch_ran_out(
+                    self.watch.fault, self.watch, self._plan, self.log, self.death()
+                )
+            if self.watch.no_cache:
+                return no_cache(self.watch, self._plan, self.log)
+            if self.watch.raced:
+                return raced(self.log)
+        return ending(
+            code, self.watch, self._plan, self.log,
+            death=self.death() if fault else None, host_kills=kills, notes=notes,
+        )  # fmt: skip
+
+
+class _Pulse(threading.Thread):
+    """Asks a ready engine for one token from time to time; ``lost`` after three failures.
+
+    A serial engine is asked how it is instead: a token would wait for whatever is under way, and
+    its health tells whether tokens still come.
+    """
+
+    def __init__(self, client: Client, timing: Timing, *, serial: bool = False) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self._ask = client.is_healthy if serial else client.completes
+        self._timing = timing
+        self._stopped = threading.Event()
+        self.lost = False
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Until stopped."""
+        failures = 0
+        while not self._stopped.wait(self._timing.liveness if not failures else 1.0):
+            fine = self._ask(self._timing.patience)
+            failures = 0 if fine else failures + 1
+            if failures >= _LIVENESS_FAILURES:
+                self.lost = True
+                return

@@ -1,0 +1,1 @@
+"""``lmdeploy.pipeline`` with a plan."""

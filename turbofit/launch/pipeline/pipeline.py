@@ -1,0 +1,173 @@
+"""`lmdeploy.pipeline` with a plan: the same call, the settings that fit, images held to them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import DoesNotFitError, LaunchError, UsageError
+from turbofit.launch.engine.environment import find_lmdeploy
+from turbofit.launch.pipeline.pipeline_config import engine_of, planned_config, with_config
+from turbofit.memory.pytorch.environment import environment
+from turbofit.planning.needs import check_needs
+from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.ranks import rank_warning
+from turbofit.planning.request import PlanRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["PLANNING", "open_pipeline"]
+
+#: Keywords that are for the plan; all others are LMDeploy's.
+PLANNING: Final[tuple[str, ...]] = (
+    "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
+    "queue_images", "max_dynamic_patch", "max_pixels", "margin", "budget", "engine",
+)  # fmt: skip
+
+
+def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
+    model_path: str,
+    backend_config: Any = None,
+    chat_template_config: Any = None,
+    log_level: str = "WARNING",
+    max_log_len: int | None = None,
+    trust_remote_code: bool | None = None,
+    speculative_config: Any = None,
+    allowed_media_domains: list[str] | None = None,
+    **keywords: Any,
+) -> Any:
+    """Plan, then open LMDeploy's own pipeline with the plan's settings.
+
+    Args:
+        model_path: as LMDeploy takes it, or a name that presets know.
+        backend_config: a `TurbomindEngineConfig` or `PytorchEngineConfig`; each field that
+            differs from LMDeploy's default stays. It is not changed: a copy is used.
+        chat_template_config: LMDeploy's.
+        log_level: LMDeploy's.
+        max_log_len: LMDeploy's.
+        trust_remote_code: LMDeploy's; None means where the model's tokenizer needs it, with a
+            warning.
+        speculative_config: LMDeploy's; it is not planned for.
+        allowed_media_domains: LMDeploy's.
+        **keywords: those of `PLANNING`, and LMDeploy's own.
+
+    Returns:
+        An `lmdeploy.Pipeline`; its ``plan`` is the plan.
+
+    Raises:
+        PackageError: LMDeploy is missing or too old.
+        DoesNotFitError: nothing fits; the message says what is missing.
+        UsageError: a keyword or config that cannot be planned for.
+        LaunchError: started by a rank launcher with tp > 1.
+    """
+    lmdeploy = find_lmdeploy()
+    if lmdeploy.warning:
+        warnings.warn(lmdeploy.warning, stacklevel=3)
+    planning: dict[str, Any] = {n: keywords.pop(n) for n in PLANNING if n in keywords}
+    if keywords.pop("replicas", 1) != 1:
+        raise UsageError(
+            "a pipeline is one engine", hint="leave replicas out, or use turbofit serve"
+        )
+    if speculative_config is not None:
+        raise UsageError(
+            "speculative decoding is not planned for",
+            hint="leave speculative_config out",
+        )
+    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    planning = with_config(planning, backend_config, engine)
+    plan = best_plan(PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning))
+    _refuse(plan)
+    config = planned_config(plan, backend_config)
+    _choose_gpus(plan, config)
+
+    from turbofit.launch.pipeline.planned_pipeline import PlannedPipeline
+    from turbofit.planning.commands import model_path as checkpoint
+
+    return PlannedPipeline(
+        plan,
+        checkpoint(plan.model),
+        backend_config=config,
+        chat_template_config=chat_template_config,
+        log_level=log_level,
+        max_log_len=max_log_len,
+        trust_remote_code=_trust(plan, trust_remote_code),
+        allowed_media_domains=allowed_media_domains,
+        **keywords,
+    )
+
+
+def _refuse(plan: Plan) -> None:
+    ranks = rank_warning(plan.parallel.tp, os.environ)
+    if ranks:
+        raise LaunchError(ranks, hint="start it with python, not with torchrun")
+    # The plan's other warnings are about clients of a server: here images are held to it.
+    for warning in (*plan.machine.warnings, *plan.model.warnings):
+        warnings.warn(warning, stacklevel=4)
+    if not plan.engine.of_lmdeploy:
+        raise UsageError(
+            f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",
+            hint="turbofit serve serves it with Transformers",
+        )
+    check_needs(plan)
+    if not plan.fits:
+        first = plan.remedies[0] if plan.remedies else None
+        hint = f"{first.change}: {first.effect}" if first else "see turbofit plan MODEL"
+        raise DoesNotFitError(plan.verdict, hint=hint)
+
+
+def _choose_gpus(plan: Plan, config: Any) -> None:
+    """Let the engine see the planned group only, and tell torch what the account relies on.
+
+    LMDeploy and torch ask the first GPUs for their memory whatever ``devices`` says, so the
+    environment decides while CUDA is not yet in use in this process; after that only ``devices``
+    can, which the PyTorch engine has not.
+    """
+    import torch
+
+    from turbofit.planning.commands import visible_devices
+
+    group = plan.parallel.groups[0]
+    if plan.machine.source == "preset":
+        return
+    pytorch = plan.engine.on_torch
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if pytorch:
+            warnings.warn(
+                "CUDA is in use in this process already: torch's allocator cannot be told to use"
+                " expandable segments any more, and the engine takes the first visible GPUs;"
+                " open the pipeline first",
+                stacklevel=4,
+            )
+            return
+        config.devices = [plan.machine.visible.index(index) for index in group]
+        return
+    if pytorch:
+        _set_environment(environment(plan.settings, plan.model))
+    _set_environment(
+        {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
+        }
+    )
+    if not pytorch:
+        config.devices = None
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
+
+
+def _trust(plan: Plan, asked: bool | None) -> bool:
+    if asked is not None:
+        return asked
+    if plan.model.needs_remote_code:
+        warnings.warn(
+            f"the tokenizer of {plan.model.name} is code of its own repository, which will run; "
+            "trust_remote_code=False forbids it",
+            stacklevel=4,
+        )
+    return plan.model.needs_remote_code

@@ -1,0 +1,216 @@
+"""LMDeploy's pipeline with every image held to a plan. Imports LMDeploy: import it late."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from lmdeploy import Pipeline
+from lmdeploy.serve.processors import MultimodalProcessor
+from msgspec.structs import replace
+
+from turbofit.core.errors import PackageError
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.ranges import scope_of
+from turbofit.gateway.limits.request_limits import (
+    KNOBS,
+    Bounds,
+    LimitedImage,
+    bounds_of,
+    check_images,
+    check_request,
+    planned_limit,
+)
+from turbofit.gateway.limits.sharing import (
+    Wanted,
+    beside_images,
+    by_request,
+    hold_images,
+    request_bounds,
+    within,
+)
+from turbofit.gateway.limits.video_limits import check_clips, hold_frames
+from turbofit.gateway.media.resize import resized_image
+from turbofit.launch.pipeline.held_config import hold_engine
+from turbofit.launch.pipeline.image_queue import queued
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.images import ImageRule
+    from turbofit.core.plan import Plan
+
+__all__ = ["PlannedPipeline", "PlannedProcessor"]
+
+
+class _Request:
+    """LMDeploy's ``mm_processor_kwargs`` of the request in hand.
+
+    ``image`` and ``video`` are what the caller asks; ``held`` is what holds the request's images
+    and its video to the plan.
+    """
+
+    def __init__(self, image: Any = None, video: Any = None) -> None:
+        self.image = image
+        asked = video.get("max_pixels") if isinstance(video, dict) else None
+        self.video_pixels: int = asked if isinstance(asked, int) else 0
+        self.held: dict[str, dict[str, int]] = {}
+
+
+_REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
+
+
+class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy has no types
+    """The prompt processor of LMDeploy; images pass it after they are loaded, before any tiling.
+
+    Args:
+        base: LMDeploy's own, which this replaces.
+        bounds: the plan's, the same that the gateway holds requests to.
+    """
+
+    def __init__(self, base: MultimodalProcessor, bounds: Bounds) -> None:
+        self.__dict__.update(vars(base))
+        self._bounds = bounds
+
+    async def get_prompt_input(
+        self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
+    ) -> Any:
+        """LMDeploy's, with keywords for the processor that are the plan's and not the caller's."""
+        asked = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
+        request = _Request(image=asked.get("image"), video=asked.get("video"))
+        _REQUEST.set(request)
+        return await super().get_prompt_input(
+            prompt, *arguments, mm_processor_kwargs=request.held, **keywords
+        )
+
+    async def async_parse_multimodal_item(
+        self, messages: Any, *arguments: Any, **keywords: Any
+    ) -> Any:
+        """Refuse too many images before they are loaded, then lower what each asks.
+
+        Raises:
+            ValueError: more than planned; LMDeploy makes it the request's own error.
+        """
+        try:
+            check_clips(self._bounds, _count(messages, _VIDEOS))
+            check_images(self._bounds, _count(messages, _IMAGES + _VIDEOS))
+            parsed = await MultimodalProcessor.async_parse_multimodal_item(
+                messages, *arguments, **keywords
+            )
+            parts: list[dict[str, Any]] = []
+            for message in parsed:
+                content = message.get("content")
+                if message.get("role") in ("user", "tool") and isinstance(content, list):
+                    message["content"] = [dict(part) for part in content]
+                    parts += message["content"]
+            await self._hold(parts)
+        except Refusal as refusal:
+            raise ValueError(refusal.message) from None
+        return parsed
+
+    async def _hold(self, parts: list[dict[str, Any]]) -> None:
+        """Lower all images and videos of a request, in place.
+
+        Raises:
+            Refusal: what no preprocessor takes, or what cannot be lowered enough.
+        """
+        images = [part for part in parts if part.get("type") == "image" and "data" in part]
+        videos = [part for part in parts if part.get("type") == "video"]
+        request = _REQUEST.get()
+        together = by_request(self._bounds)
+        of_all = request_bounds(self._bounds, request.image) if together else {}
+        wanted = [
+            Wanted(size=part["data"].size, asked=of_all if together else part, by_request=together)
+            for part in images
+        ]
+        shared = hold_images(self._bounds, wanted)
+        held = [self._held_frames(part["data"], request, shared.images) for part in videos]
+        if held and not within(self._bounds, (*held, *shared.images)):
+            shared = hold_images(self._bounds, wanted, held)
+        check_request(self._bounds, (*held, *shared.images))
+        if shared.request:
+            request.held["image"] = shared.request
+        for part, one in zip(images, shared.images, strict=True):
+            for name in KNOBS:
+                part.pop(name, None)
+            part.update(one.knobs)
+            if one.resize is not None:
+                part["data"] = await to_thread(resized_image, part["data"], one.resize)
+
+    def _held_frames(
+        self, frames: Any, request: _Request, images: Sequence[LimitedImage]
+    ) -> LimitedImage:
+        """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
+
+        Raises:
+            Refusal: a video that no preprocessor takes.
+        """
+        count, *sides = (int(side) for side in frames.shape)
+        height, width = sides[:2] if sides[-1] == 3 else sides[1:]
+        bounds = beside_images(self._bounds, images)
+        held, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
+        request.held["video"] = {"min_pixels": least, "max_pixels": most}
+        return held
+
+
+class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
+    """An `lmdeploy.Pipeline` that keeps its plan and holds images to it.
+
+    Args:
+        plan: what the settings come from.
+        model_path: the checkpoint.
+        **keywords: LMDeploy's.
+    """
+
+    def __init__(self, plan: Plan, model_path: str, **keywords: Any) -> None:
+        super().__init__(model_path, **keywords)
+        self.plan = plan
+        bounds = bounds_of(plan, overlay=False)
+        hold_engine(self.async_engine, scope_of(bounds))
+        processor = self.async_engine.prompt_processor
+        if bounds.rule is None or processor.vl_encoder is None:
+            return
+        if not hasattr(type(processor), "async_parse_multimodal_item"):
+            self.close()
+            raise PackageError(
+                "this LMDeploy has no place where images can be held to the plan",
+                hint='install a known one with pip install "turbofit[lmdeploy]"',
+            )
+        bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
+        self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
+        if bounds.gate is not None:
+            most = max(1, bounds.gate // max(1, bounds.limits.units_per_request))
+            self.async_engine.generate = queued(
+                self.async_engine.generate, most, to_end=bounds.gate_to_end
+            )
+
+
+_IMAGES: Final = ("image", "image_url", "image_data")
+_VIDEOS: Final = ("video", "video_url")
+
+
+def _count(messages: Any, kinds: tuple[str, ...]) -> int:
+    """Images or videos of all turns: each is encoded again with every request."""
+    listed = [messages] if isinstance(messages, dict) else messages
+    return sum(
+        1
+        for message in listed
+        if message.get("role") in ("user", "tool") and isinstance(message.get("content"), list)
+        for item in message["content"]
+        if isinstance(item, dict) and item.get("type") in kinds
+    )
+
+
+def _hold_processor(model: Any, bounds: Bounds, rule: ImageRule) -> Bounds:
+    """InternVL in the Transformers format reads no parameters: its processor's own limit is set.
+
+    Where there is none to set, what is planned for less is refused before it is encoded.
+    """
+    name = rule.processor_limit
+    if name is None:
+        return bounds
+    most = min(planned_limit(bounds), rule.largest_limit(bounds.limits.units_per_image) or 1)
+    setattr(model.processor.image_processor, name, most)
+    limits = replace(bounds.limits, **{rule.plan_limit_name: most})
+    return replace(bounds, limits=limits, overlay=True)

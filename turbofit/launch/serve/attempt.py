@@ -1,0 +1,268 @@
+"""One start of one plan: overlay, engines, gateway, the watch over the GPUs, and the way back."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.plan import Command
+from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
+from turbofit.launch.engine.runner import module_runner
+from turbofit.launch.serve.beside import beside, lines
+from turbofit.launch.serve.checks import check_before
+from turbofit.launch.serve.sentinel import Sentinel, memory_back, used_now
+from turbofit.launch.serve.supervisor import Server
+from turbofit.planning.commands import private_commands
+from turbofit.planning.fallback_commands import (
+    MODULE,
+    any_commands,
+    private_fallback_commands,
+    refuse_options,
+)
+
+if TYPE_CHECKING:
+    import signal
+    from contextlib import ExitStack
+
+    from turbofit.core.plan import Plan
+    from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.thread import GatewayThread
+    from turbofit.launch.engine.endings import Ending
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.launch.serve.job import Job
+    from turbofit.launch.serve.supervisor import Stop
+
+__all__ = ["Attempt"]
+
+#: Phases of an attempt that are kept: restarts begin them again.
+_MOMENTS: Final = 100
+
+
+class Attempt:
+    """A plan, once.
+
+    Args:
+        job: the run.
+        plan: what to launch.
+        number: how many attempts came before.
+    """
+
+    def __init__(self, job: Job, plan: Plan, number: int) -> None:
+        self._job, self._plan, self._number = job, plan, number
+        self._server: Server | None = None
+        self._front: GatewayThread | None = None
+        self._sentinel: Sentinel | None = None
+        self._noted: tuple[list[int], bool] = ([], False)
+        self._began = time.monotonic()
+        self._moments: list[dict[str, Any]] = []
+        self.was_ready = False
+
+    def run(self, stop: Stop, stack: ExitStack) -> signal.Signals:
+        """Launch, serve, and come back by a signal.
+
+        Args:
+            stop: tells of signals.
+            stack: takes what must be undone at the end.
+
+        Raises:
+            EndedError: an engine ended, and starting it again would not help.
+            TurbofitError: something else is in the way.
+        """
+        from turbofit.launch.engine.pretended import localised
+        from turbofit.machine.host import read_host
+
+        job, config = self._job, self._job.config
+        if config.pretend:
+            self._plan = localised(self._plan, job.folder / "model")
+        elif job.fetch is not None:
+            self._plan = job.fetch(self._plan)
+        if config.gateway is not None:
+            from turbofit.gateway.server import bind
+
+            # Before minutes of loading; it is bound again, for good, when the engines are ready.
+            bind(config.gateway).close()
+        launches = self._launches(stack)
+        ports = [launch.port for launch in launches]
+        warnings = check_before(self._plan, read_host(), job.folder, ports, pretend=config.pretend)
+        for warning in warnings:
+            job.say(f"warning: {warning}")
+        before = {} if config.pretend else used_now(self._plan)
+        if job.examiner is not None:
+            job.examiner.begin(self._plan)
+        self._server = Server(
+            self._plan, launches, job.folder, job.say,
+            check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
+            examiner=job.examiner,
+        )  # fmt: skip
+        try:
+            return self._server.run(stop, self._open, self._tick, self._drain)
+        finally:
+            self._gone(before)
+
+    def _launches(self, stack: ExitStack) -> list[Launch]:
+        job, config, plan = self._job, self._job.config, self._plan
+        key: str | None
+        fallback = not plan.engine.of_lmdeploy
+        if fallback:
+            refuse_options(config.options)
+        if config.gateway is None and job.examiner is None and job.door is None:
+            made, key = any_commands(plan, port=config.port), None
+        else:
+            from turbofit.gateway.overlay import overlay
+
+            base = job.folder / f"overlay-{self._number}"
+            folder = stack.enter_context(overlay(plan, base))
+            stack.callback(_remove, base)
+            name = config.model_name or plan.model.hub_id or plan.model.name
+            ports = free_ports(len(plan.parallel.groups))
+            # Hexadecimal: a key that begins with a dash would be read as an option.
+            private = private_fallback_commands if fallback else private_commands
+            made = private(plan, ports, str(folder), name)
+            key = secrets.token_hex(32) if job.door is None else job.door.key
+        full = [
+            Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
+        ]
+        self._key = key
+        # Without a gateway the user's own key is on the command line already.
+        hidden, key = key is not None, key or config.api_key
+        if config.pretend:
+            room = job.folder / f"pretend-{self._number}"
+            return [
+                PretendLaunch(
+                    plan.of_group(one.group),
+                    one,
+                    room,
+                    key,
+                    hidden=hidden,
+                    taken=config.pretend_taken,
+                )
+                for one in full
+            ]
+        runner = module_runner(MODULE) if fallback else job.lmdeploy.argv
+        return [Launch(one, runner, key, hidden=hidden) for one in full]
+
+    def _open(self, urls: list[str]) -> None:
+        """All engines are ready: tell, compare, open."""
+        job, plan, server = self._job, self._plan, self._server
+        assert server is not None
+        self.was_ready = True
+        held = {} if job.config.pretend else used_now(plan)
+        engines = []
+        for engine in server.engines:
+            rows = beside(plan.of_group(engine.group), engine, held)
+            for line in lines([row for row in rows if "gpu" in row]):
+                job.say(f"{engine.name}: {line}")
+            engines.append({"group": engine.group, "seconds": engine.spent(), "beside": rows})
+        if job.config.gateway is not None:
+            self._front = self._gateway(urls)
+            urls = [self._front.url]
+        elif job.door is not None:
+            urls = job.door.open(plan, urls)
+        if not job.config.pretend:
+            self._sentinel = Sentinel(plan, self._pids, self._warn)
+            self._sentinel.start()
+        job.record.attempt(engines=engines)
+        job.record.state("ready", urls=urls)
+        job.on_open(urls)
+
+    def _gateway(self, urls: list[str]) -> GatewayThread:
+        from msgspec.structs import replace
+
+        from turbofit.gateway.http.accesslog import access_log
+        from turbofit.gateway.server import make_gateway
+        from turbofit.gateway.thread import GatewayThread
+
+        job, asked = self._job, self._job.config
+        assert asked.gateway is not None
+        config = replace(
+            asked.gateway,
+            upstream_key=self._key,
+            drain_seconds=asked.timing.drain,
+            pretend=asked.pretend,
+        )
+        log = access_log(asked.access_log or str(job.folder / "access.log"))
+        gateway = make_gateway(self._plan, urls, config, log=log)
+        for engine in gateway.engines if asked.check else ():
+            engine.succeeded()  # it has just answered: /health need not wait for the first question
+        front = GatewayThread(gateway)
+        front.start()
+        return front
+
+    def _tick(self) -> None:
+        """Keep the lease true: which processes are ours, and whether they still grow."""
+        server = self._server
+        # An engine that is started again, or rests, takes again what it will need.
+        ready = server is not None and all(one.state == "ready" for one in server.engines)
+        noted = (self._pids(), ready)
+        if noted != self._noted:
+            self._noted = noted
+            name = self._plan.model.name
+            self._job.leases.note(model=name, engines=noted[0], ready=noted[1])
+        if server is not None:
+            phases = dict.fromkeys(engine.watch.phase for engine in server.engines)
+            self._enter(", ".join(phases))
+
+    def _enter(self, phase: str) -> None:
+        """Note when a phase was first seen, and what the GPUs had in use then."""
+        if self._moments and self._moments[-1]["phase"] == phase:
+            return
+        used = {} if self._job.config.pretend else used_now(self._plan)
+        at = round(time.monotonic() - self._began, 3)
+        self._moments.append({"phase": phase, "at": at, "used": used})
+        del self._moments[:-_MOMENTS]
+        self._job.record.attempt(moments=self._moments)
+
+    def _drain(self, urgent: bool) -> None:
+        if self._job.door is not None:
+            self._job.door.close()
+        if self._sentinel is not None:
+            self._sentinel.stop()
+        if self._front is not None:
+            if not urgent:
+                self._job.say("draining: what is under way may end")
+            self._front.stop(drain=not urgent)
+
+    def _gone(self, before: dict[int, int]) -> None:
+        """The engines are gone: so must be their memory."""
+        late = memory_back(self._plan, before) if before else []
+        for text in late:
+            self._job.say(f"warning: {text}")
+        if before and not late:
+            self._job.say("the GPUs' memory is back")
+        with suppress(IndexError):
+            self._job.record.attempt(memory_back=not late, restarts=self._restarts())
+
+    def _restarts(self) -> int:
+        assert self._server is not None
+        return sum(max(0, engine.starts - 1) for engine in self._server.engines)
+
+    def _pids(self) -> list[int]:
+        server = self._server
+        if server is None:
+            return []
+        return [engine.process.pid for engine in server.engines if engine.process is not None]
+
+    def _ended(self, engine: SupervisedEngine, ending: Ending) -> None:
+        self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
+
+    def _rest(self, outage: Outage | None) -> None:
+        """No engine runs for a while, or one is started again: clients are told."""
+        if outage is not None:
+            self._job.record.event("resting", outage.message)
+        if self._front is not None:
+            try:
+                self._front.call(lambda gateway: gateway.rest(outage))
+            except LaunchError as exc:  # clients are told that none is up, not for how long
+                self._warn("gateway", exc.message)
+
+    def _warn(self, kind: str, text: str) -> None:
+        self._job.say(f"warning: {text}")
+        self._job.record.event(kind, text)
+
+
+def _remove(folder: Any) -> None:
+    with suppress(OSError):
+        folder.rmdir()

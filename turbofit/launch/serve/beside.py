@@ -1,0 +1,88 @@
+"""Forecast beside actual, once an engine is ready: its own figures, and the GPU's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from turbofit.core.units import mib
+from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.observe.forecast import cache_beside, tokens_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.supervised_engine import SupervisedEngine
+
+__all__ = ["beside", "lines"]
+
+
+def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Rows ``{what, gpu?, forecast, actual, unit}`` of one engine.
+
+    Args:
+        plan: the forecast.
+        engine: ready.
+        held: bytes in use on each GPU now, by the machine's index: NVML's, or the pretend card's.
+    """
+    rows: list[dict[str, Any]] = []
+    watch = engine.watch
+    if watch.budget is not None:
+        rows += [
+            _row(one.what, one.forecast, one.actual) for one in cache_beside(plan, watch.budget)
+        ]
+        if watch.slab is not None:
+            one = tokens_beside(plan, watch.budget, watch.slab)
+            rows.append(_row(one.what, one.forecast, one.actual, unit="tokens"))
+    if engine.words is not None and engine.words.timeline is not None:
+        rows += _pretend_rows(plan, engine)
+        return rows
+    for index in plan.parallel.groups[engine.group]:
+        ledger = next(gpu for gpu in plan.gpus if gpu.index == index)
+        if index in held:
+            # The pool keeps its high-water mark, so that after the check it stands at the peak.
+            rows.append(_row("in use after the check", ledger.peak, held[index], gpu=index))
+    return rows
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows for people."""
+    return [_line(row) for row in rows]
+
+
+def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[dict[str, Any]]:
+    from turbofit.launch.engine.pretended import pretend_seen
+
+    assert engine.words is not None
+    assert engine.words.timeline is not None
+    rows = []
+    for seen in pretend_seen(plan, engine.group, engine.words.timeline):
+        ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
+        pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
+        pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]
+        most = max(pools, default=0)
+        if seen.pool is not None:
+            rows.append(_row("executor pool at most", most, seen.pool, gpu=seen.gpu))
+        rows.append(
+            _row("in use at most", max(ledger.peak, ledger.load_peak), seen.peak, gpu=seen.gpu)
+        )
+    return rows
+
+
+def _row(
+    what: str, forecast: int, actual: int, *, gpu: int | None = None, unit: str = "bytes"
+) -> dict[str, Any]:
+    row = {"what": what, "forecast": forecast, "actual": actual, "unit": unit}
+    return row if gpu is None else {**row, "gpu": gpu}
+
+
+def _line(row: dict[str, Any]) -> str:
+    where = f"GPU {row['gpu']}: " if "gpu" in row else ""
+    if row["unit"] == "tokens":
+        return f"{where}{row['what']}: {row['actual']:,} (forecast {row['forecast']:,})"
+    over = row["actual"] - row["forecast"]
+    said = "unaccounted" if over > 0 else "less than forecast"
+    return (
+        f"{where}{row['what']}: {mib(row['actual'])} MiB (forecast {mib(row['forecast'])}; "
+        f"{mib(abs(over))} {said})"
+    )

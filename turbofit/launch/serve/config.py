@@ -1,0 +1,60 @@
+"""What `serve` is asked for: a plan's request, the public side, deadlines, what is checked."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from turbofit.core.validation import Validated
+from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.planning.commands import DEFAULT_PORT
+from turbofit.planning.request import Bytes, PlanRequest
+
+__all__ = ["ClusterServeConfig", "ServeConfig"]
+
+
+class ServeConfig(Validated):
+    """One `turbofit serve` on one machine.
+
+    >>> ServeConfig(request=PlanRequest(model="internvl2-8b"), gateway=GatewayConfig(port=8000))
+    """
+
+    request: PlanRequest | None = Field(
+        default=None,
+        description="what to plan for; None where a plan is given, which may not change",
+    )
+    gateway: GatewayConfig | None = Field(
+        default=None, description="the public side; None for engines that clients reach themselves"
+    )
+    port: int = Field(
+        default=DEFAULT_PORT, ge=0, le=65535, description="without a gateway, the first engine's"
+    )
+    timing: Timing = Field(default=Timing(), description="deadlines and pauses")
+    options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")
+    api_key: str | None = Field(default=None, description="without a gateway, the engines' key")
+    model_name: str | None = Field(default=None, description="what clients call the model")
+    access_log: str | None = Field(
+        default=None, description="a file, - for stderr, or none; None is the run's folder"
+    )
+    check: bool = Field(
+        default=True, description="worst-case requests must be answered before it opens"
+    )
+    rehearse: bool = Field(default=True, description="a plan is rehearsed before it is launched")
+    pretend: bool = Field(default=False, description="on pretend GPUs")
+    pretend_taken: Bytes = Field(
+        default=0,
+        description="bytes that somebody takes of each pretend card once the cache is sized",
+    )
+
+
+class ClusterServeConfig(ServeConfig):
+    """One `turbofit serve --cluster`: every engine is started as on one machine."""
+
+    request: PlanRequest = Field(description="what to plan for; it names no machine")
+    address: str | None = Field(default=None, description="Ray's; None is the cluster of this host")
+    name: str | None = Field(
+        default=None, description="what people call it; None is the model's name"
+    )
+    gateways: int = Field(
+        default=1, ge=1, description="gateways that share the limits, this one included"
+    )

@@ -1,0 +1,147 @@
+"""Weights that are not on disk yet: fetched before the engines start, where it can be watched.
+
+LMDeploy would download them itself, once for each replica and without a word; and the overlay needs
+a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import LaunchError
+from turbofit.core.log import LazyLogger
+from turbofit.core.units import GIB, format_bytes
+from turbofit.model.modelscope_cache import cache_root, uses_modelscope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["WeightsFetcher", "with_weights"]
+
+_LOG: Final = LazyLogger(__name__)
+
+_TELL_SECONDS: Final = 10.0
+_SPARE: Final = GIB
+
+#: Prints the folder; leaves out copies of the weights in other formats. The two packages take the
+#: same arguments.
+_CODE: Final = """
+import sys
+from {package} import snapshot_download
+print(snapshot_download(sys.argv[1], revision=sys.argv[2] or None,
+      ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]))
+"""
+
+_HINTS: Final = {
+    "huggingface_hub": "see HF_ENDPOINT, HF_TOKEN and the network, or give a folder",
+    "modelscope": "LMDEPLOY_USE_MODELSCOPE is set: install modelscope, and see the id's owner there"
+    " and MODELSCOPE_API_TOKEN; or unset it, or give a folder",
+}
+
+
+class WeightsFetcher:
+    """`with_weights` for every plan of a run: what came once is not asked for again.
+
+    Args:
+        say: takes lines of progress.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._folder: str | None = None
+
+    def __call__(self, plan: Plan) -> Plan:
+        """The plan with its checkpoint on disk."""
+        if self._folder is not None:
+            return _at(plan, self._folder)
+        here = with_weights(plan, self._say)
+        if here is not plan:
+            self._folder = here.model.source.checkpoint
+        return here
+
+
+def with_weights(plan: Plan, say: Callable[[str], None]) -> Plan:
+    """The plan with its checkpoint on disk; downloaded where only the hub has it.
+
+    It comes from the hub that LMDeploy would ask: ModelScope where LMDEPLOY_USE_MODELSCOPE is set.
+    A signal ends the download; what came so far is kept by the hub's cache.
+
+    Raises:
+        LaunchError: no disk space, no package for the hub, or the hub refuses.
+    """
+    model = plan.model
+    where = model.source.checkpoint
+    if (where is not None and os.path.isdir(where)) or model.hub_id is None:
+        return plan
+    _check_disk(model.weight_bytes)
+    say(f"phase: download ({model.hub_id}, {format_bytes(model.weight_bytes)})")
+    return _at(plan, _download(model.hub_id, model.revision or "", say))
+
+
+def _at(plan: Plan, folder: str) -> Plan:
+    source = replace(plan.model.source, checkpoint=folder)
+    return replace(plan, model=replace(plan.model, source=source))
+
+
+def _cache() -> Path:
+    if uses_modelscope():
+        return Path(cache_root())
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+
+
+def _check_disk(need: int) -> None:
+    folder = _cache()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return
+    if free < need + _SPARE:
+        raise LaunchError(
+            f"{_cache()} has {format_bytes(free)} free, the weights take {format_bytes(need)}",
+            hint="free disk space, or set "
+            f"{'MODELSCOPE_CACHE' if uses_modelscope() else 'HF_HOME'} to a folder on another disk",
+        )
+
+
+def _download(name: str, revision: str, say: Callable[[str], None]) -> str:
+    guard = str(Path(__file__).parents[1] / "engine" / "guard.py")
+    package = "modelscope" if uses_modelscope() else "huggingface_hub"
+    command = [sys.executable, "-c", _CODE.format(package=package), name, revision]
+    child = subprocess.Popen(
+        [sys.executable, "-I", guard, str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    _LOG.info("%s of %s: process %d, into %s", package, name, child.pid, _cache())
+    began = time.monotonic()
+    try:
+        while True:
+            try:
+                out, errors = child.communicate(timeout=_TELL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                say(f"download: {time.monotonic() - began:.0f} s")
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+    folder = out.strip().rpartition("\n")[2]
+    if child.returncode != 0 or not os.path.isdir(folder):
+        last = errors.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}"
+        raise LaunchError(f"{name} cannot be downloaded: {last}", hint=_HINTS[package])
+    _LOG.info("%s is in %s after %.0f s", name, folder, time.monotonic() - began)
+    return folder

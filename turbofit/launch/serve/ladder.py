@@ -1,0 +1,144 @@
+"""After an out-of-memory: which one setting its phase needs, as a change that is planned with.
+
+A rung is never a guess at a plan: it is a keyword of the planner (a margin, a smaller prefill,
+fewer units, fewer engines), and the planner says what comes of it. What the user has set is never
+touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB, format_bytes, round_up
+from turbofit.memory.shared_terms import POOL_WARMUP
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.launch.engine.endings import Ending
+
+__all__ = ["MOST_RUNGS", "Rung", "merged", "rungs"]
+
+#: Starts after the first that a lack of memory may cost.
+MOST_RUNGS: Final = 3
+
+#: Where nobody can say how much was missing: a sixteenth of a common card, on top of the margin.
+_UNKNOWN: Final = 512 * MIB
+_LEAST_PREFILL: Final = 512
+
+
+class Rung(Struct):
+    """One step: what is planned with, and why, in words."""
+
+    changes: dict[str, Any]
+    why: str
+
+
+def rungs(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[Rung]:
+    """Steps that may help against an ending, the one that its phase needs first.
+
+    Args:
+        ended: how the engine ended.
+        plan: what it was started with: of several unequal engines, this one's.
+        fixed: the planner's keywords that the user gave.
+    """
+    steps = {
+        "host": (_fewer_engines,),
+        "start": (_more_margin,),
+        "weights": (_more_margin,),
+        "cache": (_more_margin, _smaller_prefill),
+        "warm-up": (_smaller_prefill, _more_margin),
+        "vision": (_more_margin, _fewer_units, _smaller_prefill),
+        "text": (_more_margin, _smaller_prefill),
+    }
+    chosen = (_smaller_prefill,) if ended.kind == "hang" else steps[ended.phase or "text"]
+    if ended.kind == "out_of_memory" and ended.phase == "warm-up" and ended.missing is not None:
+        # The bytes are known, so that the cache can give just these.
+        chosen = (_more_margin, _smaller_prefill)
+    for step in chosen:
+        rung = step(ended, plan, fixed)
+        if rung is not None:
+            yield rung
+
+
+def merged(before: Mapping[str, Any], rung: Rung) -> dict[str, Any]:
+    """The changes so far, and this one."""
+    return {**before, **rung.changes}
+
+
+def _more_margin(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+    """A smaller cache (or another shape): the forecast was under by what it left and what missed.
+
+    The engine took all that the forecast left in that phase and `missing` more, so that a plan with
+    that much more margin leaves the margin in truth.
+    """
+    if "cache_max_entry_count" in fixed and "tp" in fixed:
+        return None
+    tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
+    missing = _UNKNOWN if ended.missing is None else max(1, ended.missing)
+    measured = "as it was" if ended.missing is not None else "assumed"
+    if plan.engine.on_torch and plan.engine.of_lmdeploy and missing < _UNKNOWN:
+        # Torch asks piece by piece: the one that was refused is not all that was to come.
+        missing, measured = _UNKNOWN, "at least, and more to come"
+    wrong = max(0, _left(tightest, ended.phase)) + missing
+    margin = round_up(tightest.margin + wrong, MIB)
+    return Rung(
+        changes={"margin": margin},
+        why=f"{format_bytes(missing)} were missing ({measured}): planned with a margin of "
+        f"{format_bytes(margin)}",
+    )
+
+
+def _left(gpu: GpuLedger, phase: str | None) -> int:
+    """Bytes that the forecast left free of a GPU in a phase."""
+    usable = gpu.total - gpu.reserved
+    pool = sum(term.bytes for term in gpu.ledger if term.term == POOL_WARMUP)
+    if phase in ("start", "weights"):
+        return usable - gpu.load_peak
+    if phase == "cache":
+        return usable - (gpu.steady - pool)
+    return usable - (gpu.steady if phase == "warm-up" else gpu.peak)
+
+
+def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+    """Half the tokens of a forward: the warm-up and every activation shrink with them.
+
+    What is planned with holds for all engines, so that none gets more than it had.
+    """
+    others = [own.settings.max_prefill_token_num for own in plan.by_group]
+    tokens = min([plan.settings.max_prefill_token_num // 2, *others])
+    if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
+        return None
+    if plan.engine.serial:  # a prompt is one forward there
+        return None
+    why = "the warm-up did not fit" if ended.phase == "warm-up" else "a forward did not fit"
+    return Rung(
+        changes={"max_prefill_token_num": tokens}, why=f"{why}: max_prefill_token_num {tokens}"
+    )
+
+
+def _fewer_units(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+    """Images of half the size."""
+    rule, now = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or rule.limit_name in fixed or "image_size" in fixed:
+        return None
+    if now is None or now // 2 < rule.least_limit:
+        return None
+    name, half = rule.limit_name, now // 2
+    return Rung(changes={name: half}, why=f"images did not fit: {name} {half}")
+
+
+def _fewer_engines(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+    """One engine less: each takes host memory of its own."""
+    replicas = plan.parallel.replicas - 1
+    if "replicas" in fixed or replicas < 1:
+        return None
+    changes: dict[str, Any] = {"replicas": replicas}
+    if len(set(map(len, plan.parallel.groups))) == 1:
+        changes["tp"] = plan.parallel.tp
+    return Rung(
+        changes=changes,
+        why=f"host memory ran out: {replicas} engines",
+    )

@@ -1,0 +1,244 @@
+"""What the turbofits of this machine are about to take, so that two never count the same memory.
+
+A folder that all users share holds one lock, taken while somebody measures and plans, and one lease
+for each turbofit that launched something: bytes by GPU, and its engines. A lease counts as long as
+its owner holds a lock on it, which the kernel drops however the owner ends; so a stale lease is
+known for certain, in containers too as far as they share the folder. Without a folder that can be
+written, launches go on alone and say so.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.files import write_atomic
+from turbofit.core.units import MIB
+from turbofit.launch.engine.proc import group_of, start_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbofit.core.plan import GpuLedger, Plan
+
+__all__ = ["Lease", "Leases", "leases_folder"]
+
+#: Shared on purpose, and at one place whatever TMPDIR says; see `_open_folder`.
+_FOLDER: Final = "/tmp/turbofit-leases"
+_WAIT_SECONDS: Final = 300.0
+_SCHEMA: Final = "turbofit.lease/1"
+
+
+def leases_folder() -> Path:
+    """Where the machine's turbofits meet; ``TURBOFIT_LEASES`` names another folder."""
+    return Path(os.environ.get("TURBOFIT_LEASES") or _FOLDER)
+
+
+class Lease:
+    """What one turbofit holds or will hold.
+
+    ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
+    what they may still take once they are ready. ``engines`` are (pid, start time).
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self.path = path
+        self.pid = int(document.get("pid", 0))
+        self.uid = int(document.get("uid", -1))
+        self.model = str(document.get("model", ""))
+        self.ready = bool(document.get("ready"))
+        self.need = {str(k): int(v) for k, v in dict(document.get("need", {})).items()}
+        self.growth = {str(k): int(v) for k, v in dict(document.get("growth", {})).items()}
+        self.engines = [(int(p), int(t)) for p, t in document.get("engines", [])]
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process belongs to one of its engines."""
+        group = group_of(pid)
+        return any(engine in (pid, group) for engine, _ in self.engines)
+
+
+class Leases:
+    """The folder, and our own lease in it. A context manager: at the end our lease goes.
+
+    Raises:
+        LaunchError: the folder is somebody's trap (a link, or not shared as it must be).
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or leases_folder()
+        self._document: dict[str, Any] = {}
+        self._name = f"{os.getpid()}-{time.monotonic_ns()}"
+        self._own: int | None = None
+        #: Why launches go on alone, or None.
+        self.alone = _open_folder(self._folder)
+
+    def __enter__(self) -> Leases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def locked(self, waiting: Any = None) -> Iterator[None]:
+        """Nobody else measures and plans meanwhile.
+
+        Args:
+            waiting: called once where somebody else has the lock.
+
+        Raises:
+            LaunchError: somebody has it for minutes.
+        """
+        if self.alone:
+            yield
+            return
+        descriptor = _open_lock(self._folder / "lock")
+        try:
+            deadline = time.monotonic() + _WAIT_SECONDS
+            told = False
+            while not _try_lock(descriptor):
+                if not told and waiting is not None:
+                    waiting()
+                told = True
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        "another turbofit has been planning for five minutes",
+                        hint=f"see who holds {self._folder / 'lock'}: fuser -v on it",
+                    )
+                time.sleep(0.05)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def others(self) -> list[Lease]:
+        """The leases of living turbofits but us."""
+        return [lease for lease, alive in self._all() if alive]
+
+    def stale(self) -> list[Lease]:
+        """Leases of our user whose owners are gone."""
+        return [lease for lease, alive in self._all() if not alive and lease.uid == os.getuid()]
+
+    def reserve(self, plan: Plan) -> None:
+        """Say what a plan's engines will take; engines that were noted before are forgotten."""
+        need = {
+            gpu.uuid: max(gpu.peak, gpu.load_peak) - gpu.used + _margin(gpu) for gpu in plan.gpus
+        }
+        growth = {gpu.uuid: gpu.peak - gpu.steady + _margin(gpu) for gpu in plan.gpus}
+        self._write(model=plan.model.name, need=need, growth=growth, engines=[], ready=False)
+
+    def note(self, *, model: str, engines: list[int], ready: bool) -> None:
+        """Say which processes the engines are, and whether they hold what they hold for good."""
+        started = [(pid, start_time(pid)) for pid in engines]
+        alive = [pair for pair in started if pair[1]]
+        self._write(model=model, engines=alive, ready=ready)
+
+    def drop(self, lease: Lease) -> None:
+        """Remove a stale lease."""
+        for path in (lease.path, lease.path.with_suffix(".lock")):
+            with suppress(OSError):
+                path.unlink()
+
+    def close(self) -> None:
+        """Remove our own lease."""
+        if self._own is None:
+            return
+        for suffix in (".json", ".lock"):
+            with suppress(OSError):
+                (self._folder / f"{self._name}{suffix}").unlink()
+        os.close(self._own)
+        self._own = None
+
+    def _write(self, **facts: Any) -> None:
+        if self.alone:
+            return
+        self._document.update(facts)
+        document = {"schema": _SCHEMA, "pid": os.getpid(), "uid": os.getuid(), **self._document}
+        try:
+            if self._own is None:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._own = os.open(self._folder / f"{self._name}.lock", flags, 0o644)
+                fcntl.flock(self._own, fcntl.LOCK_EX)
+            write_atomic(self._folder / f"{self._name}.json", json.dumps(document))
+        except (OSError, UsageError) as exc:
+            self.alone = f"{self._folder} cannot be written: {exc}"
+
+    def _all(self) -> Iterator[tuple[Lease, bool]]:
+        """Every lease but ours, and whether its owner lives."""
+        if self.alone:
+            return
+        for path in sorted(self._folder.glob("*.json")):
+            if path.stem == self._name:
+                continue
+            try:
+                document = json.loads(path.read_bytes())
+                lease = Lease(path, document)
+            except (OSError, ValueError, TypeError, AttributeError):
+                continue
+            yield lease, _is_held(path.with_suffix(".lock"))
+
+
+def _margin(gpu: GpuLedger) -> int:
+    """The margin that others must leave alone; a budget or a large margin is open to them."""
+    return min(gpu.margin, max(256 * MIB, gpu.total // 100))
+
+
+def _open_folder(folder: Path) -> str | None:
+    """Make the folder where it is missing; why it cannot be used, or None."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+            os.chmod(folder, 0o1777)
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode):
+            raise LaunchError(
+                f"{folder} is no folder: launches of this machine meet there",
+                hint="remove it, or name another with TURBOFIT_LEASES",
+            )
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written"
+    except OSError as exc:
+        return f"{folder} cannot be made: {exc.strerror or exc}"
+    return None
+
+
+def _open_lock(path: Path) -> int:
+    """The lock file, whoever made it: in such a folder the kernel lets no one create it again."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with suppress(FileExistsError):
+            flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            return os.open(path, flags, 0o644)
+    raise LaunchError(f"{path} comes and goes", hint="name another folder with TURBOFIT_LEASES")
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _is_held(path: Path) -> bool:
+    """Whether somebody has this file locked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,163 @@
+"""Plans for a launch: measured under the machine's lock, with what others reserved, and reserved.
+
+On pretend GPUs there is nothing to measure and nothing to reserve.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.launch.serve.match import check_machine
+from turbofit.launch.serve.others import counted
+from turbofit.planning.plan import doubled_margin
+from turbofit.planning.plan import plan as best_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from turbofit.core.machine import Machine
+    from turbofit.core.plan import Plan
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.planning.request import PlanRequest
+
+__all__ = ["Planner", "can_rehearse"]
+
+_LOOKS: Final = 3
+_SHOWN: Final = 200
+
+
+class Planner:
+    """Makes the plans of one run.
+
+    Args:
+        request: what the user asked for; None where a plan was given, which is only reserved.
+        leases: the machine's reservations; None on pretend GPUs.
+        say: takes lines of progress.
+        rehearse: whether each plan is rehearsed before it is believed.
+        doubled: whether margins are doubled: the account is for another LMDeploy.
+    """
+
+    def __init__(
+        self,
+        request: PlanRequest | None,
+        leases: Leases | None,
+        say: Callable[[str], None],
+        *,
+        rehearse: bool,
+        doubled: bool = False,
+    ) -> None:
+        self._request, self._leases = request, leases
+        self._say, self._rehearse, self._doubled = say, rehearse, doubled
+
+    def make(self, changes: Mapping[str, Any]) -> Plan:
+        """A plan with changes on top of what the user asked for; reserved where it fits."""
+        assert self._request is not None
+        request = self._request.changed(**changes)
+        if self._leases is None:
+            return self._made(request)
+        with self._leases.locked(lambda: self._say("waiting: another turbofit is planning")):
+            here = measured(self._leases, request.gpus)
+            plan = self._made(request.changed(on=here, gpus=None))
+            if plan.fits:
+                self._leases.reserve(plan)
+        return plan
+
+    def take(self, plan: Plan) -> None:
+        """Reserve what a given plan needs, if the machine is still as it was.
+
+        Raises:
+            DoesNotFitError: somebody took memory that it counted on.
+            MachineError: a GPU is not there.
+            UsageError: it was made for no machine.
+        """
+        if self._leases is None:
+            return
+        with self._leases.locked(lambda: self._say("waiting: another turbofit is planning")):
+            check_machine(plan, measured(self._leases, None))
+            self._leases.reserve(plan)
+
+    def settle(self, plan: Plan, changes: Mapping[str, Any] | None) -> Plan:
+        """The last look before the launch: the plan, or another one where the machine changed.
+
+        Args:
+            plan: what was planned, and reserved.
+            changes: what it was planned with; None where it was given and may not change.
+
+        Raises:
+            DoesNotFitError: somebody took memory, and no plan may be made instead.
+            MachineError: a GPU is gone.
+        """
+        if self._leases is None:
+            return plan
+        for _ in range(_LOOKS):
+            changed = self._changed(plan)
+            if changed is None:
+                return plan
+            if changes is None:
+                raise changed
+            self._say(f"the machine changed: {changed.message}; planning again")
+            plan = self.make(changes)
+            if not plan.fits:
+                return plan
+        return plan
+
+    def _changed(self, plan: Plan) -> DoesNotFitError | None:
+        """What somebody took since the plan was made, if that matters to it."""
+        assert self._leases is not None
+        try:
+            with self._leases.locked():
+                check_machine(plan, measured(self._leases, None))
+        except DoesNotFitError as exc:
+            return exc
+        return None
+
+    def _made(self, request: PlanRequest) -> Plan:
+        """Plan, twice where the margin must be doubled, and rehearse the choice."""
+        plan = best_plan(request)
+        if self._doubled and request.margin is None and plan.fits:
+            request = request.changed(margin=doubled_margin(plan))
+            plan = best_plan(request)
+        if not self._rehearse or not plan.fits:
+            return plan
+        from turbofit.rehearse.corrected import rehearsed
+
+        self._say("rehearsing: LMDeploy's own engine on pretend GPUs, some seconds")
+        try:
+            seen = rehearsed(request, plan)
+        except (PackageError, UsageError) as exc:
+            self._say(f"not rehearsed: {exc.message}")
+            return plan
+        rehearsal = seen.rehearsal
+        if rehearsal is None or rehearsal.outcome != "failed":
+            return seen
+        # It says nothing about memory: the rehearsal itself could not be held.
+        why = rehearsal.death.where if rehearsal.death is not None else "no reason given"
+        self._say(f"not rehearsed: it failed: {why[:_SHOWN]}")
+        if _ratios(seen) == _ratios(plan):
+            return plan
+        # Before it failed, another rehearsal had lowered a ratio: that holds.
+        told = f"fits: {seen.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
+        return replace(seen, fits=True, verdict=told)
+
+
+def _ratios(plan: Plan) -> list[float]:
+    return [one.settings.cache_max_entry_count for one in plan.each()]
+
+
+def measured(leases: Leases, gpus: str | None) -> Machine:
+    """The machine here, with what other turbofits have reserved counted as used."""
+    from turbofit.machine.source import machine_from
+
+    return counted(machine_from(None, gpus=gpus), leases)
+
+
+def can_rehearse() -> bool:
+    """Whether LMDeploy is in our interpreter and a C compiler is there."""
+    import shutil
+    from importlib.util import find_spec
+
+    compilers = ("cc", "gcc", "clang")
+    return find_spec("lmdeploy") is not None and any(map(shutil.which, compilers))

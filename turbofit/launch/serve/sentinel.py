@@ -1,0 +1,191 @@
+"""The GPUs while engines run: others who grow into our margin, cards that are lost or too hot.
+
+Everything here warns; nothing stops a server that still answers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.struct import NA
+from turbofit.core.units import MIB, format_bytes
+from turbofit.launch.engine.proc import group_of
+from turbofit.launch.serve.match import who_grew
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from turbofit.core.machine import Gpu, Machine
+    from turbofit.core.plan import GpuLedger, Plan
+
+__all__ = ["Sentinel", "memory_back", "used_now"]
+
+_EVERY: Final = 10.0
+#: Growth below this is noise of drivers and displays.
+_NOISE: Final = 64 * MIB
+_HOT: Final = 0x20 | 0x40
+_POWER: Final = 0x80
+
+
+class Sentinel(threading.Thread):
+    """Looks at a plan's GPUs every ten seconds.
+
+    Args:
+        plan: what it counted on.
+        engines: gives the engines' processes.
+        warn: takes (kind, text) of a warning; each is said once until it has passed.
+        every: seconds between looks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engines: Callable[[], Iterable[int]],
+        warn: Callable[[str, str], None],
+        *,
+        every: float = _EVERY,
+    ) -> None:
+        super().__init__(name="sentinel", daemon=True)
+        self._plan, self._engines, self._warn, self._every = plan, engines, warn, every
+        self._stopped = threading.Event()
+        self._said: dict[str, int] = {}
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Until stopped."""
+        while not self._stopped.wait(self._every):
+            self.look()
+
+    def look(self) -> None:
+        """Look once."""
+        machine, why = _measured()
+        if machine is None:
+            self._say("machine", 1, f"the GPUs cannot be read any more: {why}")
+            return
+        self._said.pop("machine", None)
+        for ledger in self._plan.gpus:
+            self._look(ledger, machine)
+        for name, text in _heat([ledger.uuid for ledger in self._plan.gpus]):
+            self._say(name, 1, text)
+
+    def _look(self, ledger: GpuLedger, machine: Machine) -> None:
+        gpu = next((gpu for gpu in machine.gpus if gpu.uuid == ledger.uuid), None)
+        if gpu is None or gpu.used == NA:
+            notes = "; ".join(machine.warnings)
+            said = f": {notes}" if notes else ""
+            self._say(
+                f"lost {ledger.uuid}", 1,
+                f"GPU {ledger.index} ({ledger.name}) does not answer NVML any more{said}",
+            )  # fmt: skip
+            return
+        self._said.pop(f"lost {ledger.uuid}", None)
+        grown = _others(gpu, self._engines()) - ledger.used
+        left = ledger.headroom - grown
+        # 0: fine, 1: into the margin, 2: half of it is gone, 3: the worst request would die.
+        level = 0 if grown < _NOISE or left >= ledger.margin else 1
+        if level and left < ledger.margin // 2:
+            level = 3 if left <= 0 else 2
+        name = f"grown {ledger.uuid}"
+        if not level:
+            self._said.pop(name, None)
+            return
+        who = who_grew(self._plan.machine.gpu(ledger.index), gpu, grown, set(self._engines()))
+        worst = (
+            "a worst-case request would now kill the engine"
+            if left <= 0
+            else (f"{format_bytes(left)} of the margin are left for the worst request")
+        )
+        self._say(name, level, f"somebody grows into the margin: {who}; {worst}")
+
+    def _say(self, name: str, level: int, text: str) -> None:
+        if self._said.get(name, 0) < level:
+            self._said[name] = level
+            self._warn(name.partition(" ")[0], text)
+
+
+def used_now(plan: Plan) -> dict[int, int]:
+    """Bytes in use on each of the plan's GPUs, everybody's; without those that cannot be read."""
+    machine, _ = _measured()
+    if machine is None:
+        return {}
+    used = {gpu.uuid: gpu.used for gpu in machine.gpus if isinstance(gpu.used, int)}
+    return {ledger.index: used[ledger.uuid] for ledger in plan.gpus if ledger.uuid in used}
+
+
+def memory_back(plan: Plan, before: dict[int, int], seconds: float = 10.0) -> list[str]:
+    """Wait until the GPUs hold no more than before; what still does, in words."""
+    deadline = time.monotonic() + seconds
+    while True:
+        now = used_now(plan)
+        more = {index: now[index] - before[index] for index in now if index in before}
+        late = {index: size for index, size in more.items() if size > _NOISE}
+        if not late or time.monotonic() > deadline:
+            return [
+                f"GPU {index} still has {format_bytes(size)} more in use than before the launch"
+                for index, size in late.items()
+            ]
+        time.sleep(0.2)
+
+
+def _others(gpu: Gpu, engines: Iterable[int]) -> int:
+    """Bytes that processes other than our engines hold; those without a name count as others'.
+
+    Where NVML shows none of our engines, nothing can be told apart and growth is not seen.
+    """
+    ours = set(engines)
+    mine = [
+        holder
+        for holder in gpu.holders
+        if isinstance(holder.pid, int) and (holder.pid in ours or group_of(holder.pid) in ours)
+    ]
+    if not mine or any(holder.bytes == NA for holder in mine) or gpu.used == NA:
+        return 0
+    return gpu.used - sum(int(holder.bytes) for holder in mine)
+
+
+def _measured() -> tuple[Machine | None, str]:
+    """The machine, or why it cannot be read: no surprise of a driver may end a server."""
+    from turbofit.machine.measure import measure
+
+    try:
+        all_of_them = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+        return measure(all_of_them), ""
+    except TurbofitError as exc:
+        return None, exc.message
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve
+        return None, f"{type(exc).__name__}: {exc}"
+
+
+def _heat(uuids: list[str]) -> list[tuple[str, str]]:
+    """Cards that slow down, and ECC errors, where the driver tells."""
+    from turbofit.machine.nvml import GpuLostError, Nvml, answered
+
+    found = []
+    try:
+        with Nvml() as nvml:
+            for uuid in uuids:
+                try:
+                    handle: Any = nvml.query("nvmlDeviceGetHandleByUUID", uuid)
+                    if not answered(handle):
+                        continue
+                    why = nvml.query("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+                    errors = nvml.query("nvmlDeviceGetTotalEccErrors", handle, 1, 0)
+                except GpuLostError:
+                    continue
+                if answered(why) and int(why) & _HOT:
+                    found.append((f"hot {uuid}", f"{uuid} slows down: it is too hot"))
+                if answered(why) and int(why) & _POWER:
+                    found.append((f"power {uuid}", f"{uuid} slows down: power brake"))
+                if answered(errors) and int(errors) > 0:
+                    text = f"{uuid} has had {errors} uncorrectable ECC errors since the driver came"
+                    found.append((f"ecc {uuid}", f"{text}: watch this card"))
+    except Exception:  # noqa: BLE001 - as in `_measured`
+        return []
+    return found

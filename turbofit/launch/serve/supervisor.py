@@ -1,0 +1,269 @@
+"""Supervises the engines of one plan: to readiness, through restarts, to their end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.core.signals import stop_signals, unblock
+from turbofit.gateway.routing.outage import Outage
+from turbofit.launch.engine.endings import EndedError, Ending
+from turbofit.launch.engine.environment import check_port
+from turbofit.launch.engine.launches import HOST
+from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.launches import Launch
+    from turbofit.launch.engine.supervised_engine import Examiner
+
+__all__ = ["Server", "Stop", "StoppedError"]
+
+#: Before it is killed, an engine that was asked to end has this long beside the drain.
+_LAST_SECONDS: Final = 10.0
+
+
+class StoppedError(BaseException):
+    """A signal came while nothing ran yet."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.signal = number
+
+
+class Stop:
+    """The signal that ends a run; from the first on, the second one is urgent. A context manager.
+
+    `stop_signals` says which signals those are. Use it in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.urgent = False
+        #: While nothing runs that must be stopped in order, a signal raises `StoppedError`.
+        self.abrupt = True
+        self._before: dict[signal.Signals, Any] = {}
+        self._strikes: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Stop:
+        heard = stop_signals()
+        self._before = {number: signal.signal(number, self._caught) for number in heard}
+        unblock(heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def rearm(self) -> None:
+        """Hear signals again, where a library has taken them since."""
+        for number in self._before:
+            signal.signal(number, self._caught)
+
+    def end(self) -> None:
+        """End the run in order, as SIGTERM would."""
+        self.signal = self.signal or signal.SIGTERM
+
+    def on_second(self, strike: Callable[[], None]) -> None:
+        """Have something done at once by the second signal; it must take no lock."""
+        self._strikes.append(strike)
+
+    def _caught(self, number: int, _frame: Any) -> None:
+        if self.signal is not None:
+            self.urgent = True
+            for strike in self._strikes:
+                strike()
+        self.signal = signal.Signals(number)
+        if self.abrupt:
+            raise StoppedError(self.signal)
+
+
+class Server:
+    """All engines of one plan.
+
+    Args:
+        plan: what to launch; it must fit.
+        launches: one a group.
+        folder: where the logs go.
+        say: takes lines of progress.
+        check: whether worst-case requests must be answered before an engine counts as ready.
+        timing: deadlines.
+        on_end: told of each end that is mended by another start.
+        on_rest: told when no engine runs and none is started for a while, and, with None, when one
+            is started again.
+        clock: seconds that only grow.
+        examiner: asks engines other questions than the worst-case requests.
+    """
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        plan: Plan,
+        launches: Sequence[Launch],
+        folder: Path,
+        say: Callable[[str], None],
+        *,
+        check: bool = True,
+        timing: Timing | None = None,
+        on_end: Callable[[SupervisedEngine, Ending], None] = lambda _engine, _ending: None,
+        on_rest: Callable[[Outage | None], None] = lambda _outage: None,
+        clock: Callable[[], float] = time.monotonic,
+        examiner: Examiner | None = None,
+    ) -> None:
+        self._examiner, self._on_rest, self._clock = examiner, on_rest, clock
+        self._opened = False
+        self._outage: Outage | None = None
+        self._say, self._timing, self._on_end = say, timing or Timing(), on_end
+        self._launches = tuple(launches)
+        self._began = clock()
+        self.engines = [
+            self._engine(plan, launch, folder, check=check) for launch in self._launches
+        ]
+
+    def _engine(self, plan: Plan, launch: Launch, folder: Path, *, check: bool) -> SupervisedEngine:
+        name = f"engine {launch.group}" if len(self._launches) > 1 else "engine"
+        return SupervisedEngine(
+            plan.of_group(launch.group), launch, folder, lambda text: self._tell(name, text),
+            check=check, timing=self._timing, name=name, examiner=self._examiner,
+            clock=self._clock,
+        )  # fmt: skip
+
+    def run(
+        self,
+        stop: Stop,
+        on_ready: Callable[[list[str]], None],
+        on_tick: Callable[[], None] = lambda: None,
+        on_drain: Callable[[bool], None] = lambda _urgent: None,
+    ) -> signal.Signals:
+        """Launch, wait until ready, follow to the end. Call it in the main thread.
+
+        Args:
+            stop: tells of signals.
+            on_ready: called once with the engines' addresses, when all are ready.
+            on_tick: called at each look.
+            on_drain: called before the engines are stopped, with whether there is no time.
+
+        Returns:
+            The signal that ended it.
+
+        Raises:
+            LaunchError: an engine could not be started.
+            EndedError: an engine ended in a way that the same start would not mend, or again and
+                again before all were ready.
+        """
+        self._began = self._clock()
+        for launch in self._launches:
+            check_port(HOST, launch.port)
+        stop.on_second(self._strike)
+        stop.abrupt = False
+        try:
+            for engine in self.engines:
+                engine.start()
+            ended = self._follow(stop, on_ready, on_tick)
+        except BaseException:
+            on_drain(True)
+            raise
+        else:
+            on_drain(stop.urgent)
+            return ended
+        finally:
+            self._stop(stop)
+            stop.abrupt = stop.signal is None
+
+    def _follow(
+        self, stop: Stop, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
+    ) -> signal.Signals:
+        while stop.signal is None:
+            now = self._clock()
+            for engine in self.engines:
+                if engine.state in ("waiting", "broken"):
+                    if now >= engine.again_at:
+                        engine.start()
+                    continue
+                ended = engine.look(now)
+                if ended is not None:
+                    self._mend(engine, ended, now)
+            self._rest()
+            if not self._opened and all(engine.state == "ready" for engine in self.engines):
+                self._opened = True
+                on_ready([engine.url for engine in self.engines])
+            on_tick()
+            time.sleep(self._timing.tick)
+        return stop.signal
+
+    def _mend(self, engine: SupervisedEngine, ended: Ending, now: float) -> None:
+        """Start it again later, or give up.
+
+        Raises:
+            EndedError: it would not help.
+        """
+        engine.end()
+        ended.group = engine.group
+        if not ended.passing or not (engine.was_ready or ended.kind in ("killed", "raced")):
+            raise EndedError(ended)
+        self._on_end(engine, ended)
+        pause = engine.wait(now)
+        self._tell(engine.name, ended.error.message)
+        if pause is not None:
+            self._tell(engine.name, f"starting again in {pause:.1f} s")
+            return
+        serves = any(other.state == "ready" for other in self.engines)
+        if not serves and not self._opened:
+            raise EndedError(ended)
+        meanwhile = "while the others serve" if serves else "no engine serves until another starts"
+        self._tell(
+            engine.name,
+            f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
+            f"{meanwhile}",
+        )
+
+    @property
+    def _minutes(self) -> str:
+        return f"{self._timing.window / 60:.2g}"
+
+    def _rest(self) -> None:
+        """Tell when all engines are left alone, and when that has ended."""
+        broken = all(engine.state == "broken" for engine in self.engines)
+        if not broken:
+            if self._outage is not None:
+                self._outage = None
+                self._on_rest(None)
+            return
+        if self._outage is None:
+            reason = (
+                f"the inference engine ended {self._timing.restarts + 1} times within "
+                f"{self._minutes} minutes and rests"
+            )
+            until = min(engine.again_at for engine in self.engines)
+            self._outage = Outage(reason, until, self._clock)
+            self._on_rest(self._outage)
+
+    def _stop(self, stop: Stop) -> None:
+        """Pass the signal on, wait, kill what is left; all engines share one deadline.
+
+        Before it serves, an engine sits in C++ where SIGINT would wait for ever: SIGTERM ends it.
+        """
+        running = [(engine, engine.process) for engine in self.engines if engine.process]
+        for engine, _ in running:
+            engine.quiet()
+        if stop.signal is not None:
+            self._say(f"stopping: {stop.signal.name}")
+            deadline = time.monotonic() + self._timing.drain + _LAST_SECONDS
+            for engine, process in running:
+                serving = engine.watch.phase in ("serving", "check", "ready")
+                process.send(stop.signal if serving else signal.SIGTERM)
+            for _, process in running:
+                process.wait(deadline - time.monotonic())
+        for engine, _ in running:
+            engine.end()
+
+    def _strike(self) -> None:
+        for engine in self.engines:
+            if engine.process is not None:
+                engine.process.strike()
+
+    def _tell(self, name: str, text: str) -> None:
+        self._say(f"[{self._clock() - self._began:7.1f} s] {name}: {text}")

@@ -1,0 +1,1 @@
+"""Header-only checkpoints: what an engine needs to allocate, and no weights."""

@@ -1,0 +1,196 @@
+"""Names, types and shapes of a checkpoint's tensors, as the models are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vision
+
+Entry = tuple[str, str, tuple[int, ...]]
+_DTYPE = {"bfloat16": "BF16", "float16": "F16"}
+_GROUP = 128
+
+
+def _linear(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.weight", dtype, (outs, ins)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _awq(name: str, outs: int, ins: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.qweight", "I32", (ins, outs // 8)
+    yield f"{name}.qzeros", "I32", (ins // _GROUP, outs // 8)
+    yield f"{name}.scales", "F16", (ins // _GROUP, outs)
+    if bias:
+        yield f"{name}.bias", dtype, (outs,)
+
+
+def _norm(name: str, size: int, dtype: str, bias: bool = False) -> Iterator[Entry]:
+    yield f"{name}.weight", dtype, (size,)
+    if bias:
+        yield f"{name}.bias", dtype, (size,)
+
+
+def _internlm2(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
+    linear = _awq if awq else _linear
+    qkv = (t.heads + 2 * t.kv_heads) * t.dim
+    yield f"{pre}model.tok_embeddings.weight", dtype, (t.vocab, t.hidden)
+    for i in range(t.layers):
+        at = f"{pre}model.layers.{i}."
+        yield from linear(f"{at}attention.wqkv", qkv, t.hidden, dtype)
+        yield from linear(f"{at}attention.wo", t.hidden, t.heads * t.dim, dtype)
+        yield from linear(f"{at}feed_forward.w1", t.inter, t.hidden, dtype)
+        yield from linear(f"{at}feed_forward.w3", t.inter, t.hidden, dtype)
+        yield from linear(f"{at}feed_forward.w2", t.hidden, t.inter, dtype)
+        yield from _norm(f"{at}attention_norm", t.hidden, dtype)
+        yield from _norm(f"{at}ffn_norm", t.hidden, dtype)
+    yield from _norm(f"{pre}model.norm", t.hidden, dtype)
+    yield f"{pre}output.weight", dtype, (t.vocab, t.hidden)
+
+
+def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
+    """Llama, Qwen2 (biases on q, k and v) and Qwen3 (norms on q and k)."""
+    linear, bias = (_awq if awq else _linear), t.arch == "qwen2"
+    yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
+    for i in range(t.layers):
+        at = f"{pre}model.layers.{i}."
+        yield from linear(f"{at}self_attn.q_proj", t.heads * t.dim, t.hidden, dtype, bias)
+        yield from linear(f"{at}self_attn.k_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
+        yield from linear(f"{at}self_attn.v_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
+        yield from linear(f"{at}self_attn.o_proj", t.hidden, t.heads * t.dim, dtype)
+        if t.arch == "qwen3":
+            yield from _norm(f"{at}self_attn.q_norm", t.dim, dtype)
+            yield from _norm(f"{at}self_attn.k_norm", t.dim, dtype)
+        yield from linear(f"{at}mlp.gate_proj", t.inter, t.hidden, dtype)
+        yield from linear(f"{at}mlp.up_proj", t.inter, t.hidden, dtype)
+        yield from linear(f"{at}mlp.down_proj", t.hidden, t.inter, dtype)
+        yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
+        yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
+    yield from _norm(f"{pre}model.norm", t.hidden, dtype)
+    if not t.tied:
+        yield f"{pre}lm_head.weight", dtype, (t.vocab, t.hidden)
+
+
+def _internvit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """InternViT and InternVL2's projector, in the names of InternVLChatModel."""
+    pre = "vision_model.embeddings."
+    yield f"{pre}class_embedding", dtype, (1, 1, v.hidden)
+    yield f"{pre}patch_embedding.weight", dtype, (v.hidden, 3, v.patch, v.patch)
+    yield f"{pre}patch_embedding.bias", dtype, (v.hidden,)
+    yield f"{pre}position_embedding", dtype, (1, (v.image // v.patch) ** 2 + 1, v.hidden)
+    for i in range(v.layers):
+        at = f"vision_model.encoder.layers.{i}."
+        yield from _linear(f"{at}attn.qkv", 3 * v.hidden, v.hidden, dtype, v.qkv_bias)
+        yield from _linear(f"{at}attn.proj", v.hidden, v.hidden, dtype, True)
+        if v.qk_norm:
+            yield from _norm(f"{at}attn.q_norm", v.hidden, dtype)
+            yield from _norm(f"{at}attn.k_norm", v.hidden, dtype)
+        yield from _linear(f"{at}mlp.fc1", v.inter, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.fc2", v.hidden, v.inter, dtype, True)
+        yield from _norm(f"{at}norm1", v.hidden, dtype, not v.rms_norm)
+        yield from _norm(f"{at}norm2", v.hidden, dtype, not v.rms_norm)
+        yield f"{at}ls1", dtype, (v.hidden,)
+        yield f"{at}ls2", dtype, (v.hidden,)
+    yield from _norm("mlp1.0", 4 * v.hidden, dtype, True)
+    yield from _linear("mlp1.1", out, 4 * v.hidden, dtype, True)
+    yield from _linear("mlp1.3", out, out, dtype, True)
+
+
+def _internvit_hf(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """The same tower in the names of Transformers' InternVLForConditionalGeneration."""
+    pre = "vision_tower.embeddings."
+    yield f"{pre}cls_token", dtype, (1, 1, v.hidden)
+    yield f"{pre}position_embeddings", dtype, (1, (v.image // v.patch) ** 2 + 1, v.hidden)
+    patch = f"{pre}patch_embeddings.projection"
+    yield f"{patch}.weight", dtype, (v.hidden, 3, v.patch, v.patch)
+    yield f"{patch}.bias", dtype, (v.hidden,)
+    for i in range(v.layers):
+        at = f"vision_tower.encoder.layer.{i}."
+        for name in ("q_proj", "k_proj", "v_proj"):
+            yield from _linear(f"{at}attention.{name}", v.hidden, v.hidden, dtype, v.qkv_bias)
+        yield from _linear(f"{at}attention.projection_layer", v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.fc1", v.inter, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.fc2", v.hidden, v.inter, dtype, True)
+        yield from _norm(f"{at}layernorm_before", v.hidden, dtype, True)
+        yield from _norm(f"{at}layernorm_after", v.hidden, dtype, True)
+        yield f"{at}lambda_1", dtype, (v.hidden,)
+        yield f"{at}lambda_2", dtype, (v.hidden,)
+    yield from _norm("multi_modal_projector.layer_norm", 4 * v.hidden, dtype, True)
+    yield from _linear("multi_modal_projector.linear_1", out, 4 * v.hidden, dtype, True)
+    yield from _linear("multi_modal_projector.linear_2", out, out, dtype, True)
+
+
+_TOWERS = {"internvit": _internvit, "internvit_hf": _internvit_hf}
+
+
+def _qwen_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """The towers of Qwen2-VL (layer norms, one MLP branch) and Qwen2.5-VL (RMS norms, gated)."""
+    layer_norm = not v.rms_norm
+    yield "visual.patch_embed.proj.weight", dtype, (v.hidden, 3, 2, v.patch, v.patch)
+    for i in range(v.layers):
+        at = f"visual.blocks.{i}."
+        yield from _norm(f"{at}norm1", v.hidden, dtype, layer_norm)
+        yield from _norm(f"{at}norm2", v.hidden, dtype, layer_norm)
+        yield from _linear(f"{at}attn.qkv", 3 * v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}attn.proj", v.hidden, v.hidden, dtype, True)
+        if v.kind == "qwen2":
+            yield from _linear(f"{at}mlp.fc1", v.inter, v.hidden, dtype, True)
+            yield from _linear(f"{at}mlp.fc2", v.hidden, v.inter, dtype, True)
+        else:
+            yield from _linear(f"{at}mlp.gate_proj", v.inter, v.hidden, dtype, True)
+            yield from _linear(f"{at}mlp.up_proj", v.inter, v.hidden, dtype, True)
+            yield from _linear(f"{at}mlp.down_proj", v.hidden, v.inter, dtype, True)
+    yield from _norm("visual.merger.ln_q", v.hidden, dtype, layer_norm)
+    yield from _linear("visual.merger.mlp.0", 4 * v.hidden, 4 * v.hidden, dtype, True)
+    yield from _linear("visual.merger.mlp.2", out, 4 * v.hidden, dtype, True)
+
+
+def _qwen3_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
+    """Qwen3-VL's tower: learnt positions, and a merger for each layer that the decoder sees."""
+    pre, merged = "model.visual.", 4 * v.hidden
+    yield f"{pre}patch_embed.proj.weight", dtype, (v.hidden, 3, 2, v.patch, v.patch)
+    yield f"{pre}patch_embed.proj.bias", dtype, (v.hidden,)
+    yield f"{pre}pos_embed.weight", dtype, ((v.image // v.patch) ** 2, v.hidden)
+    for i in range(v.layers):
+        at = f"{pre}blocks.{i}."
+        yield from _norm(f"{at}norm1", v.hidden, dtype, True)
+        yield from _norm(f"{at}norm2", v.hidden, dtype, True)
+        yield from _linear(f"{at}attn.qkv", 3 * v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}attn.proj", v.hidden, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.linear_fc1", v.inter, v.hidden, dtype, True)
+        yield from _linear(f"{at}mlp.linear_fc2", v.hidden, v.inter, dtype, True)
+    for i in range(-1, v.deepstack):
+        at = f"{pre}merger." if i < 0 else f"{pre}deepstack_merger_list.{i}."
+        yield from _norm(f"{at}norm", v.hidden if i < 0 else merged, dtype, True)
+        yield from _linear(f"{at}linear_fc1", merged, merged, dtype, True)
+        yield from _linear(f"{at}linear_fc2", out, merged, dtype, True)
+
+
+def _qwen3_vl_names(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The decoder's tensors as Qwen3-VL's checkpoint names them."""
+    for name, dtype, shape in entries:
+        yield name.replace("model.", "model.language_model.", 1), dtype, shape
+
+
+def tensors(model: RehearsedModel) -> Iterator[Entry]:
+    """Yields name, safetensors type and shape of every tensor of a model."""
+    dtype = _DTYPE[model.dtype]
+    internvl = model.vision is not None and model.vision.kind in _TOWERS
+    decoder = _internlm2 if model.text.arch == "internlm2" else _llama
+    named = decoder(model.text, "language_model." if internvl else "", dtype, model.awq)
+    qwen3_vl = model.vision is not None and model.vision.kind == "qwen3"
+    yield from _qwen3_vl_names(named) if qwen3_vl else named
+    if model.vision is not None:
+        tower = _qwen3_vit if qwen3_vl else _TOWERS.get(model.vision.kind, _qwen_vit)
+        yield from tower(model.vision, model.text.hidden, dtype)
+
+
+def parameters(model: RehearsedModel) -> int:
+    """Parameters of a model that is not quantised; tied weights count once."""
+    total = 0
+    for _, _, shape in tensors(model):
+        size = 1
+        for n in shape:
+            size *= n
+        total += size
+    return total

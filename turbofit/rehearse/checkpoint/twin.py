@@ -1,0 +1,137 @@
+"""The header-only twin of a model that turbofit knows, from a preset or a hub's headers.
+
+``python -m turbofit.rehearse.checkpoint.twin NAME FOLDER`` writes the twin of a preset.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model, TextDims, VisionDims
+from turbofit.model.presets import find_preset, nearest_names, preset_model
+from turbofit.rehearse.checkpoint import dims
+from turbofit.rehearse.checkpoint.header_only import write_model
+
+_DECODERS = {
+    "InternLM2ForCausalLM": "internlm2",
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+_TOWERS = {
+    "internvit": "internvit",
+    "qwen2vit": "qwen2",
+    "qwen2_5vit": "qwen2_5",
+    "qwen3vit": "qwen3",
+}
+
+
+def _text(text: TextDims) -> dims.RehearsedText:
+    if text.architecture not in _DECODERS or text.moe is not None:
+        known = ", ".join(_DECODERS)
+        raise UsageError(
+            f"no stand-in checkpoint can be made for {text.architecture}",
+            hint=f"give a checkpoint folder; stand-ins are made for dense {known}",
+        )
+    return dims.RehearsedText(
+        arch=_DECODERS[text.architecture],
+        hidden=text.hidden,
+        layers=text.layers,
+        heads=text.heads,
+        kv_heads=text.kv_heads,
+        inter=text.intermediate,
+        vocab=text.vocab,
+        head_dim=text.head_dim,
+        tied=text.tie_word_embeddings,
+        positions=text.max_position_embeddings,
+    )
+
+
+def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
+    hub = architecture == "InternVLForConditionalGeneration"
+    if vision.kind not in _TOWERS:
+        raise UsageError(
+            f"no stand-in checkpoint can be made for a vision tower of {architecture}",
+            hint="give the checkpoint's folder",
+        )
+    return dims.Vision(
+        kind="internvit_hf" if hub else _TOWERS[vision.kind],
+        hidden=vision.hidden,
+        layers=vision.layers,
+        heads=vision.heads,
+        inter=vision.intermediate,
+        qk_norm=vision.qk_norm,
+        qkv_bias=vision.qkv_bias,
+        rms_norm=vision.norm == "rms_norm",
+        patch=vision.patch_size,
+        image=vision.image_size or 448,
+        deepstack=vision.deepstack,
+    )
+
+
+def carries_limit(model: Model) -> bool:
+    """Whether a stand-in checkpoint is written with the limit of the model's image rule."""
+    return model.vision is not None and model.vision.kind == "internvit"
+
+
+def twin_of(model: Model) -> dims.RehearsedModel:
+    """The dimensions from which a header-only checkpoint is written.
+
+    Raises:
+        UsageError: the model is of a kind for which only its own checkpoint will do.
+    """
+    quantization = model.quantization
+    if quantization and (quantization.method, quantization.group_size) != ("awq", 128):
+        raise UsageError(
+            f"no stand-in checkpoint can be made for {quantization.method} weights",
+            hint="give the checkpoint's folder",
+        )
+    rule = model.image_rule
+    return dims.RehearsedModel(
+        name=model.name,
+        text=_text(model.text),
+        vision=_vision(model.vision, model.architecture) if model.vision else None,
+        awq=quantization is not None,
+        dtype="float16" if model.dtype == "float16" else "bfloat16",
+        max_tiles=rule.checkpoint_limit if rule and carries_limit(model) else 12,
+    )
+
+
+def checkpoint_for(model: Model, folder: Path) -> Path:
+    """The model's own folder where its weights are on disk, else a twin made in ``folder``."""
+    own = Path(model.source.checkpoint or model.source.where)
+    if model.source.kind in ("folder", "hub_cache") and any(own.glob("*.safetensors")):
+        return own
+    return write_model(twin_of(model), folder)
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """Writes the twin of the preset that ``name`` means; returns the folder.
+
+    Raises:
+        UsageError: no preset has this name, or no twin can be made of it.
+    """
+    preset = find_preset(name)
+    if preset is None:
+        near = ", ".join(nearest_names(name)) or "listed by turbofit models"
+        raise UsageError(f"no preset is named {name}", hint=f"names that are known: {near}")
+    return write_model(twin_of(preset_model(preset)), folder)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns an exit code."""
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m turbofit.rehearse.checkpoint.twin NAME FOLDER\n")
+        return 2
+    try:
+        sys.stdout.write(f"{write_checkpoint(arguments[0], Path(arguments[1]))}\n")
+    except UsageError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The PyTorch engine and Transformers on a pretend machine."""

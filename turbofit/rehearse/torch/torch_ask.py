@@ -1,0 +1,162 @@
+"""``turbofit rehearse --engine pytorch|transformers``: from what was asked to the document."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.core.images import ImageRule
+from turbofit.core.machine import Machine
+from turbofit.core.model import Model
+from turbofit.model.source import resolve_model
+from turbofit.pretend.scenario import Scenario
+from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.torch.torch_report import torch_report
+from turbofit.rehearse.torch.torch_run import need_packages, run_torch
+from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
+from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
+
+__all__ = ["TorchAsk", "rehearse_torch"]
+
+#: LMDeploy's default, by which requests meet in one forward.
+_PREFILL = 8192
+#: `get_max_batch_size` of LMDeploy 0.18: by the card's name, else the last.
+_BATCHES = (("a100", 384), ("a800", 384), ("h100", 1024), ("h800", 1024), ("l20y", 1024),
+            ("h200", 1024), ("", 128))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TorchAsk:
+    """What to rehearse.
+
+    Attributes:
+        model: a checkpoint's folder, a hub id or a preset's name.
+        engine: ``pytorch`` or ``transformers``.
+        settings: LMDeploy's own options, only those that were given.
+        images, image_size, max_dynamic_patch, max_pixels: the worst request, in part or whole.
+        cases: drive these cases only, by name; empty: all.
+        revision: branch, tag or commit on the hub.
+    """
+
+    model: str
+    engine: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    images: int = 1
+    image_size: tuple[int, int] | None = None
+    max_dynamic_patch: int | None = None
+    max_pixels: int | None = None
+    cases: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+def rehearse_torch(
+    ask: TorchAsk, scenario: Scenario, machine: Machine | None = None, keep: Path | None = None
+) -> dict[str, Any]:
+    """Runs the engine itself on the pretend machine and returns the document of ``torch_report``.
+
+    Args:
+        ask: what to rehearse.
+        scenario: the machine; its ``context`` is charged to each process.
+        machine: what the scenario was made of, for the document.
+        keep: where to leave timelines and log; by default they are removed.
+
+    Raises:
+        UsageError: the request cannot be meant.
+        PackageError: torch is no CUDA build, or another package is missing.
+    """
+    tp = int(ask.settings.get("tp") or 1)
+    if tp > len(scenario.gpus):
+        raise UsageError(
+            f"--tp {tp} needs {tp} GPUs, the machine has {len(scenario.gpus)}",
+            hint="name a machine with as many: --on 2xrtx3090",
+        )
+    ray = tp > 1 and ask.settings.get("distributed_executor_backend") in (None, "ray")
+    versions = need_packages(ask.engine, ray=ray)
+    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
+        name, rule, sees, folder = _model(ask, Path(scratch))
+        size = _size(ask, rule) if sees and ask.images else None
+        cases = _cases(ask, rule, size, scenario)
+        settings = dict(ask.settings)
+        if ask.engine == "transformers":
+            settings.setdefault("device_map", "auto" if len(scenario.gpus) > 1 else {"": 0})
+        elif settings.get("max_batch_size") is None:
+            settings.pop("max_batch_size", None)
+        seen = run_torch(TorchSpec(ask.engine, folder, settings, cases), scenario, keep)
+    about = {
+        "model": {"name": name, "asked": ask.model, "twin": folder.is_relative_to(scratch)},
+        "machine": machine.name if machine else None,
+        "given": dict(ask.settings),
+        "worst_image": _image(rule, size),
+    }
+    return torch_report(seen, versions, about)
+
+
+def _model(ask: TorchAsk, scratch: Path) -> tuple[str, ImageRule | None, bool, Path]:
+    """Name, image rule, whether it sees, and a folder to load from.
+
+    A folder of a model that turbofit has no account of is taken as it is; so are its pictures.
+    """
+    own = Path(ask.model).expanduser()
+    try:
+        model: Model = resolve_model(ask.model, revision=ask.revision)
+    except (UsageError, PackageError):
+        if not (own / "config.json").is_file():
+            raise
+        text = (own / "config.json").read_text(encoding="utf-8", errors="replace")
+        return own.name, None, '"vision_config"' in text, own.resolve()
+    # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+    folder = checkpoint_for(model, scratch / model.name).resolve()
+    text_only = bool(ask.settings.get("language_model_only"))
+    return model.name, model.image_rule, model.vision is not None and not text_only, folder
+
+
+def _size(ask: TorchAsk, rule: ImageRule | None) -> tuple[int, int]:
+    if ask.image_size is not None:
+        if ask.max_dynamic_patch or ask.max_pixels:
+            raise UsageError(
+                "--image-size and a limit both say how large a picture is", hint="give one of them"
+            )
+        if rule is not None:
+            rule.units(*ask.image_size)  # the preprocessor's own refusals
+        return ask.image_size
+    if rule is None:
+        raise UsageError(
+            f"turbofit does not know how {ask.model} takes pictures",
+            hint="say how large its worst picture is: --image-size 1344x1344",
+        )
+    return rehearsed_size(rule, getattr(ask, rule.limit_name))
+
+
+def _cases(
+    ask: TorchAsk, rule: ImageRule | None, size: tuple[int, int] | None, scenario: Scenario
+) -> tuple[TorchCase, ...]:
+    if ask.engine == "transformers":
+        made = torch_cases(rule, size, images=ask.images)
+    else:
+        name = scenario.gpus[0].name.lower()
+        batch = next(most for part, most in _BATCHES if part in name)
+        made = torch_cases(
+            rule,
+            size,
+            images=ask.images,
+            batch=int(ask.settings.get("max_batch_size") or batch),
+            prefill=int(ask.settings.get("max_prefill_token_num") or _PREFILL),
+        )
+    unknown = sorted(set(ask.cases) - {case.name for case in made})
+    if unknown:
+        raise UsageError(
+            f"there is no case {unknown[0]}", hint=f"{', '.join(case.name for case in made)}"
+        )
+    return tuple(case for case in made if not ask.cases or case.name in ask.cases)
+
+
+def _image(rule: ImageRule | None, size: tuple[int, int] | None) -> dict[str, Any] | None:
+    if size is None:
+        return None
+    seen = rule.units(*size) if rule else None
+    tokens = rule.tokens(*size) if rule else None
+    return {"width": size[0], "height": size[1], "units": seen, "tokens": tokens}

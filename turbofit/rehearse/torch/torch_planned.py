@@ -1,0 +1,245 @@
+"""A plan for the PyTorch engine before that engine, and what was seen beside its forecast."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.plan import (
+    Death,
+    GpuLedger,
+    Plan,
+    Rehearsal,
+    RehearsedCache,
+    RehearsedCase,
+    Term,
+)
+from turbofit.memory.calibrated import BUFFERS
+from turbofit.memory.pytorch.bound import engine_bound
+from turbofit.memory.pytorch.environment import environment
+from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.vision_load import vision_load_within
+from turbofit.pretend.from_machine import machine_part
+from turbofit.pretend.scenario import Scenario, scenario_from_spec
+from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
+from turbofit.rehearse.moments import torch_moments
+from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
+from turbofit.rehearse.torch.torch_run import need_packages, run_torch
+from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
+from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
+from turbofit.rehearse.turbomind.meeting import let_through
+
+__all__ = [
+    "beside",
+    "planned_document",
+    "planned_scenario",
+    "planned_spec",
+    "rehearse_pytorch_plan",
+]
+
+#: Terms of the ledger that no rehearsal sees: charged to the pretend cards beforehand. The context
+#: of the process that runs the engine is charged by the account itself.
+_BEFORE: Final = ("communicator",)
+_AFTER: Final = ("kernel_modules", BUFFERS)
+_OUTCOMES: Final = {"served": "served", "out_of_memory": "out_of_memory", "hang": "hang"}
+
+
+def rehearse_pytorch_plan(plan: Plan, group: int = 0) -> Plan:
+    """The plan with what the engine did in its worst cases, on one group of GPUs.
+
+    Raises:
+        PackageError: torch is no CUDA build, or another package is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    document = planned_document(plan, group)
+    rehearsal = replace(
+        _rehearsal(document), timeline=torch_moments(document, planned_scenario(plan, group).gpus)
+    )
+    return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
+
+
+def planned_document(plan: Plan, group: int = 0) -> dict[str, Any]:
+    """All that was seen of one of a plan's groups in its worst cases, as ``torch_report`` tells it.
+
+    Raises:
+        PackageError: torch is no CUDA build, or another package is missing.
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    ray = plan.settings.tp > 1 and plan.settings.distributed_executor_backend in (None, "ray")
+    versions = need_packages("pytorch", ray=ray)
+    with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
+        seen = run_torch(planned_spec(plan, Path(scratch)), planned_scenario(plan, group))
+    return torch_report(seen, versions, {})
+
+
+def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
+    """What a rehearsal of the plan drives; a stand-in checkpoint is made in ``scratch``.
+
+    Raises:
+        UsageError: only the model's own checkpoint would do, and it is not on disk.
+    """
+    # Chat templates are chosen by the folder's name, so the twin keeps the model's.
+    folder = checkpoint_for(_limited(plan), scratch / plan.model.name)
+    settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
+    environ = environment(plan.settings, plan.model)
+    return TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
+
+
+def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
+    """The pretend machine of one group, charged with what a rehearsal cannot see."""
+    indices = plan.parallel.groups[group]
+    machine = machine_part(plan.machine, indices)
+    ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
+    for gpu, index in zip(machine["gpus"], indices, strict=True):
+        gpu["used"] += _sum(ledgers[index], _BEFORE)
+        gpu["late"] = max(0, _sum(ledgers[index], _AFTER))
+    machine["context"] = max(_sum(ledgers[index], ("cuda_context",)) for index in indices)
+    return scenario_from_spec(machine)
+
+
+def _limited(plan: Plan) -> Any:
+    """The model with the planned limit as its own, where its stand-in is written with it."""
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or limit is None or not carries_limit(plan.model):
+        return plan.model
+    return replace(plan.model, image_rule=rule.with_limit(limit))
+
+
+def _cases(plan: Plan) -> tuple[TorchCase, ...]:
+    limits, settings, rule = plan.limits, plan.settings, _limited(plan).image_rule
+    size = None
+    if limits.vision_unit is not None and limits.images_per_request:
+        size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
+    cases = torch_cases(
+        rule,
+        size,
+        images=limits.images_per_request,
+        batch=settings.max_batch_size,
+        prefill=settings.max_prefill_token_num,
+    )
+    return tuple(_gated(plan, cases))
+
+
+def _gated(plan: Plan, cases: Sequence[TorchCase]) -> Iterator[TorchCase]:
+    """The cases as the gateway lets them through, where the plan pays for fewer units than meet."""
+    limits, rule = plan.limits, plan.model.image_rule
+    count = None
+    if rule is not None:
+        bound = engine_bound(rule, vision_load_within(limits), plan.settings)
+        count = let_through(limits, bound)
+    one = next((case.request for case in cases if case.name == "vision_request"), None)
+    for case in cases:
+        if count is not None and one is not None and case.name == "vision_forward":
+            yield TorchCase(case.name, one, count)
+        else:
+            yield case
+
+
+def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:
+    return sum(term.bytes for term in terms if term.term in names)
+
+
+def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
+    cache, death = document["cache"] or {}, document["death"]
+    cards = range(len(document["gpus"]))
+    return Rehearsal(
+        outcome=_OUTCOMES.get(document["outcome"], "failed"),  # type: ignore[arg-type]
+        seconds=document["seconds"],
+        engine_version=document["versions"].get("lmdeploy", ""),
+        cases=tuple(
+            RehearsedCase(
+                name=case["name"],
+                peak=tuple(_phase(document, i, f"case {case['name']}", "peak") for i in cards),
+                transient=tuple(_transient(document, i, case["name"]) or 0 for i in cards),
+                pinned=0,
+            )
+            for case in document["cases"]
+        ),
+        cache=RehearsedCache(
+            free=tuple(cache.get("free") or [None for _ in cards]),
+            region=tuple(cache.get("bytes") or [None for _ in cards]),
+            object_size=next(iter(cache.get("block_bytes") or []), None),
+            slab_size=None,
+            tokens=cache.get("tokens"),
+        ),
+        death=None
+        if death is None
+        else Death(
+            phase=death["phase"],
+            where=" < ".join(death["where"]) or death["message"][:200],
+            asked=death["asked"],
+            left=death["left"],
+        ),
+        not_known=tuple(NOT_KNOWN),
+    )
+
+
+def beside(plan: Plan, document: Mapping[str, Any], group: int = 0) -> tuple[GpuLedger, ...]:
+    """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's books tell."""
+    place = {index: i for i, index in enumerate(plan.parallel.groups[group])}
+
+    def one(gpu: GpuLedger) -> GpuLedger:
+        card = place[gpu.index]
+        terms = (replace(t, rehearsed=_seen(document, card, t.term)) for t in gpu.ledger)
+        return replace(gpu, ledger=tuple(terms))
+
+    return tuple(one(gpu) if gpu.index in place else gpu for gpu in plan.gpus)
+
+
+def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
+    """What torch's allocator said of one term; None where it does not tell it apart."""
+    cache = document["cache"] or {}
+    if name == "kv_cache":
+        sizes = cache.get("bytes") or []
+        return int(sizes[card]) if len(sizes) > card else None
+    if name == "load_fragmentation":
+        held, asked = _torch(document, card, "sizing"), _torch(document, card, "sizing")
+        return held["reserved"] - asked["requested"] if held and asked else None
+    if name == POOL_WARMUP:
+        before, after = _torch(document, card, "cache"), _torch(document, card, "ready")
+        if not before or not after:
+            return None
+        # Idle only: what the warm-up left allocated is cuBLAS's and the graphs'.
+        return _idle(after) - _idle(before)
+    return _transient(document, card, name)
+
+
+def _transient(document: Mapping[str, Any], card: int, case: str) -> int | None:
+    """The most that was live in a case above what the engine holds for good."""
+    during, steady = _torch(document, card, f"case {case}"), _steady(document, card)
+    if not during or steady is None:
+        return None
+    return int(during["allocated_peak"] - steady)
+
+
+def _idle(told: Mapping[str, int]) -> int:
+    return told["reserved"] - told["allocated"]
+
+
+def _steady(document: Mapping[str, Any], card: int) -> int | None:
+    """What stays: the first request adds a cuBLAS workspace, which the ledger names by itself.
+
+    The least that a served case left, so that what one of them forgot is never taken for it.
+    """
+    ready = _torch(document, card, "ready")
+    if not ready:
+        return None
+    served = [case["name"] for case in document["cases"] if set(case["statuses"]) == {"finished"}]
+    left = [_torch(document, card, f"case {name}") for name in served]
+    ends = [one["allocated"] for one in left if one]
+    return max(ready["allocated"], min(ends)) if ends else ready["allocated"]
+
+
+def _torch(document: Mapping[str, Any], card: int, phase: str) -> dict[str, int] | None:
+    found = document["gpus"][card]["phases"].get(phase)
+    told: dict[str, int] | None = found["torch"] if found else None
+    return told
+
+
+def _phase(document: Mapping[str, Any], card: int, phase: str, name: str) -> int:
+    found = document["gpus"][card]["phases"].get(phase)
+    return int(found[name]) if found else 0

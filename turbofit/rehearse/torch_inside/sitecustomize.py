@@ -1,8 +1,0 @@
-"""Python finds this in every process of a rehearsal of a torch engine; see ``torch_clerk``."""
-
-import os
-
-if os.environ.get("TURBOFIT_REHEARSAL"):
-    from turbofit.rehearse.torch_clerk import start
-
-    start(os.environ["TURBOFIT_REHEARSAL"])

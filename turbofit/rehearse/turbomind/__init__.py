@@ -1,0 +1,1 @@
+"""TurboMind on a pretend machine."""

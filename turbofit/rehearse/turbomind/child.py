@@ -1,0 +1,156 @@
+"""The child: starts TurboMind on a pretend machine and drives the cases.
+
+Run by ``turbofit.rehearse.turbomind.run`` only, with the pretend libraries on its own library
+path. It reports on file descriptors and files that the parent gave it; memory is in
+the timeline, which the account writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from turbofit.core.errors import UsageError
+from turbofit.pretend.library import LibraryAccount
+from turbofit.pretend.scenario import scenario_from_spec
+from turbofit.rehearse.turbomind.notes import Notes, leave, peak_rss
+from turbofit.rehearse.turbomind.spec import Spec, load_spec
+
+_STATUS = {
+    0: "ok",
+    1: "invalid",
+    2: "conflict",
+    5: "failed",
+    6: "too_long",
+    7: "finished",
+    8: "cancelled",
+    9: "inconsistent",
+    10: "no_queue",
+    11: "out_of_memory",
+}
+
+
+def _start(spec: Spec, account: LibraryAccount, report: Notes) -> Any:
+    import torch  # noqa: F401 - its import is timed
+
+    from turbofit.rehearse.turbomind.hooks import install
+
+    report.at("torch")
+    from lmdeploy.messages import TurbomindEngineConfig
+
+    known = {field.name for field in dataclasses.fields(TurbomindEngineConfig)}
+    unknown = sorted(set(spec.settings) - known)
+    if unknown:  # LMDeploy would ignore them
+        raise UsageError(
+            f"LMDeploy's TurbomindEngineConfig has no field {', '.join(unknown)}",
+            hint="give fields of the installed LMDeploy's engine configuration",
+        )
+    config = TurbomindEngineConfig(**spec.settings)
+
+    def ready(engine: Any, staged: int | None) -> None:
+        settings = {k: v for k, v in vars(engine.engine_config).items() if _plain(v)}
+        report.write(resolved=settings, staging_peak=staged)
+
+    install(
+        scenario_from_spec(spec.machine),
+        account,
+        first_device=(config.devices or [0])[0],
+        staging=spec.staging,
+        ready=ready,
+    )
+    report.at("import")
+    from lmdeploy.turbomind.turbomind import TurboMind
+
+    engine = TurboMind.from_pretrained(str(spec.model_dir), engine_config=config)
+    report.at("ready")
+    return engine
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float, str, bool, list))
+
+
+def _quiet(account: LibraryAccount, seconds: float = 0.03, limit: float = 5.0) -> bool:
+    """Waits until no thread calls CUDA any more; False where one does not stop."""
+    begun = time.monotonic()
+    before, since = account.calls(), begun
+    while time.monotonic() - since < seconds:
+        time.sleep(0.005)
+        now = account.calls()
+        if now != before:
+            before, since = now, time.monotonic()
+        if since - begun > limit:
+            return False
+    return True
+
+
+def _run_case(engine: Any, case: Any, account: LibraryAccount, spec: Spec) -> dict[str, Any]:
+    from turbofit.rehearse.turbomind.drive import submit
+
+    # With data parallel attention the idle engine polls its queues, under their locks.
+    whole = engine.engine_config.attn_dp_size == 1
+    if not _quiet(account) or (whole and not account.freeze()):
+        raise RuntimeError("the engine's threads could not be held")
+    if not whole:
+        account.mark(f"case {case.name}")
+    try:
+        pending = [submit(engine, i, request) for i, request in enumerate(case.requests)]
+        if whole:
+            account.mark(f"case {case.name}")
+    finally:
+        whole = account.thaw() and whole
+    begun = time.monotonic()
+    late = False
+    for one in pending:
+        late = not one.done.wait(max(0.0, begun + spec.case_seconds - time.monotonic())) or late
+    _quiet(account)
+    account.mark(f"after {case.name}")
+    statuses = [_STATUS.get(one.status, str(one.status)) for one in pending]
+    return {
+        "name": case.name,
+        "seconds": round(time.monotonic() - begun, 3),
+        "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
+        "tokens": [one.tokens for one in pending],
+        "queued_whole": whole,
+        "finished": not late,
+    }
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Runs a rehearsal: specification, report file, folder of the pretend libraries."""
+    spec, report = load_spec(Path(arguments[0])), Notes(Path(arguments[1]))
+    account = LibraryAccount(Path(arguments[2]))
+    account.mark("import")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        engine = _start(spec, account, report)
+        for case in spec.cases:
+            report.write(running=case.name)
+            done = _run_case(engine, case, account, spec)
+            report.data["cases"].append(done)
+            report.at(f"case {case.name}")
+            if not done["finished"]:
+                break
+    except Exception as error:  # noqa: BLE001 - told to the parent, which decides what it means
+        import traceback
+
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        report.write(
+            error={
+                "type": type(error).__name__,
+                "message": str(error),
+                "where": f"{Path(last.filename).name}:{last.lineno} {last.name}",
+                "traceback": traceback.format_exc(),
+            }
+        )
+        leave(1)
+    report.write(done=True, peak_rss=peak_rss())
+    leave(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,234 @@
+"""Reduces a timeline to what each card held, by phase, kind and call of the engine.
+
+Phases are the child's marks (import, context, weights, prepare, engine, ready, ``case …``,
+``after …``). Inside ``engine`` each card passes through three of its own: ``cache`` from the
+engine's question how much is free, ``buffers`` after the cache's region, and ``warm-up`` from
+the first allocation of the executor's pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from turbofit.pretend.timeline import KINDS, PINNED, POOL, Event
+from turbofit.rehearse.turbomind.sites import Sites
+
+
+class Place(NamedTuple):
+    """Where an allocation was made: phase of its card, kind of memory, call of the engine."""
+
+    phase: str
+    kind: str
+    site: str
+
+
+@dataclass
+class Tally:
+    """Allocations of one place: how many, bytes in all, bytes live now and at most."""
+
+    count: int = 0
+    total: int = 0
+    live: int = 0
+    peak: int = 0
+
+
+@dataclass
+class Pool:
+    """A stream-ordered pool: its card and owner, bytes live and held, by phase of its card."""
+
+    device: int
+    owner: str
+    live: int = 0
+    held: int = 0
+    live_peak: dict[str, int] = field(default_factory=dict)
+    live_end: dict[str, int] = field(default_factory=dict)
+    held_end: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class RehearsedGpu:
+    """One card: bytes held, by phase at its end and at its peak; tallies; the cache's sizing.
+
+    Page-locked host memory is counted with the card that was current when it was made: with
+    several ranks the process's own peak depends on how their threads met, a rank's does not.
+    """
+
+    held: int = 0
+    phase: str = "import"
+    allocations: int = 0
+    end: dict[str, int] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    tallies: dict[Place, Tally] = field(default_factory=dict)
+    pinned: int = 0
+    pinned_end: dict[str, int] = field(default_factory=dict)
+    pinned_peak: dict[str, int] = field(default_factory=dict)
+    free_at_cache: int | None = None
+    cache_region: int | None = None
+    cache_address: int = 0
+
+
+class _Block(NamedTuple):
+    device: int
+    pool: int
+    size: int
+    place: Place
+
+
+class Ledger:
+    """Built from a timeline's events, in order; all sizes are bytes.
+
+    Args:
+        cards: how many cards the machine has.
+        sites: names for traces.
+        pool_step: the growth granularity of pools in the scenario.
+    """
+
+    def __init__(self, cards: int, sites: Sites, pool_step: int) -> None:
+        self.cards = [RehearsedGpu() for _ in range(cards)]
+        self.pools: dict[int, Pool] = {}
+        self.phases = ["import"]
+        self.deaths: list[dict[str, Any]] = []
+        self.refused: list[dict[str, Any]] = []
+        self._sites = sites
+        self.pool_step = pool_step
+        self._blocks: dict[str, _Block] = {}
+
+    def read(self, events: Iterable[Event]) -> Ledger:
+        """Takes events, those after what was read before, and closes the last phase so far."""
+        handlers = {
+            "P": self._mark,
+            "C": self._made,
+            "A": self._given,
+            "F": self._freed,
+            "R": self._resized,
+            "G": self._asked,
+            "O": self._died,
+            "X": self._denied,
+        }
+        for event in events:
+            if event.tag in handlers:
+                handlers[event.tag](event)
+        for index in range(len(self.cards)):
+            self._leave(index)
+        return self
+
+    # ------------------------------------------------------------- phases
+
+    def _leave(self, index: int) -> None:
+        card = self.cards[index]
+        card.end[card.phase] = card.held
+        card.pinned_end[card.phase] = card.pinned
+        for pool in self.pools.values():
+            if pool.device == index:
+                pool.live_end[card.phase] = pool.live
+                pool.held_end[card.phase] = pool.held
+
+    def _enter(self, index: int, phase: str) -> None:
+        self._leave(index)
+        card = self.cards[index]
+        card.phase = phase
+        card.peak[phase] = card.held
+        card.pinned_peak[phase] = card.pinned
+        for pool in self.pools.values():
+            if pool.device == index:
+                pool.live_peak[phase] = pool.live
+
+    def _mark(self, event: Event) -> None:
+        self.phases.append(event.words[0])
+        for index in range(len(self.cards)):
+            self._enter(index, event.words[0])
+
+    def _asked(self, event: Event) -> None:
+        index = event.number(0)
+        card = self.cards[index]
+        if self.phases[-1] == "engine" and card.free_at_cache is None:
+            card.free_at_cache = event.number(1)
+            self._enter(index, "cache")
+
+    # ------------------------------------------------------------- memory
+
+    def _made(self, event: Event) -> None:
+        self.pools[event.number(1)] = Pool(event.number(0), self._sites.owner(event.trace))
+
+    def _pool(self, device: int, number: int) -> Pool:
+        return self.pools.setdefault(number, Pool(device, "default"))
+
+    def _hold(self, device: int, value: int) -> None:
+        card = self.cards[device]
+        card.held = value
+        card.peak[card.phase] = max(card.peak.get(card.phase, 0), value)
+
+    def _given(self, event: Event) -> None:
+        device, kind, number, size, held = (event.number(i) for i in range(5))
+        card = self.cards[device]
+        if kind == PINNED:
+            card.pinned += size
+            card.pinned_peak[card.phase] = max(card.pinned_peak.get(card.phase, 0), card.pinned)
+            self._tally(event, device, kind, number, size)
+            return
+        card.allocations += 1
+        if kind == POOL:
+            pool = self._pool(device, number)
+            if card.phase == "buffers" and pool.owner == "executor":
+                self._enter(device, "warm-up")
+            pool.live += size
+            pool.held = max(pool.held, -(-pool.live // self.pool_step) * self.pool_step)
+            pool.live_peak[card.phase] = max(pool.live_peak.get(card.phase, 0), pool.live)
+        self._hold(device, held)
+        self._tally(event, device, kind, number, size)
+        if card.phase == "cache":
+            card.cache_region, card.cache_address = size, int(event.words[5], 16)
+            self._enter(device, "buffers")
+
+    def _tally(self, event: Event, device: int, kind: int, number: int, size: int) -> None:
+        card = self.cards[device]
+        name = f"pool: {self.pools[number].owner}" if kind == POOL else KINDS[kind]
+        place = Place(card.phase, name, self._sites.site(event.trace))
+        self._blocks[event.words[5]] = _Block(device, number, size, place)
+        tally = card.tallies.setdefault(place, Tally())
+        tally.count += 1
+        tally.total += size
+        tally.live += size
+        tally.peak = max(tally.peak, tally.live)
+
+    def _freed(self, event: Event) -> None:
+        block = self._blocks.pop(event.words[0], None)
+        if block is None:
+            return
+        self.cards[block.device].tallies[block.place].live -= block.size
+        if block.place.kind == KINDS[PINNED]:
+            self.cards[block.device].pinned -= block.size
+            return
+        self._hold(block.device, event.number(1))
+        if block.pool in self.pools:
+            self.pools[block.pool].live -= block.size
+
+    def _resized(self, event: Event) -> None:
+        device, number, held, card_held = (event.number(i) for i in range(4))
+        self._pool(device, number).held = held
+        self._hold(device, card_held)
+
+    # ------------------------------------------------------------- deaths
+
+    def _died(self, event: Event) -> None:
+        device, kind, number, size, left, growth = (event.number(i) for i in range(6))
+        self.deaths.append(
+            {
+                "gpu": device,
+                "phase": self.cards[device].phase,
+                "kind": KINDS[kind],
+                "pool": self.pools[number].owner if number in self.pools else None,
+                "where": self._sites.site(event.trace),
+                "asked": size,
+                "left": left,
+                "short": growth - left,
+                "trace": self._sites.names(event.trace),
+            }
+        )
+
+    def _denied(self, event: Event) -> None:
+        self.refused.append(
+            {"from": event.number(0), "to": event.number(1), "where": self._sites.site(event.trace)}
+        )

@@ -1,0 +1,183 @@
+"""What a rehearsal saw, as one JSON document; all sizes are bytes."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Any
+
+from turbofit.core.struct import to_builtins
+from turbofit.rehearse.installed import engine_version
+from turbofit.rehearse.ledger_terms import card_terms, executor_pool, load_peak
+from turbofit.rehearse.moments import moments
+from turbofit.rehearse.turbomind.ledger import Ledger
+from turbofit.rehearse.turbomind.run import ChildOutcome
+from turbofit.rehearse.turbomind.spec import Spec
+
+_SLAB = re.compile(r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)")
+_PAGE = 32 * 1024 * 1024  # the engine's page of cache (memory/page allocator of TurboMind)
+
+NOT_KNOWN = (
+    "CUDA context",
+    "kernel modules, loaded lazily",
+    "NCCL's own buffers",
+    "workspaces inside cuBLAS",
+    "the driver's rounding of pools",
+    "fragmentation of torch's allocator while loading",
+)
+
+
+def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> dict[str, Any]:
+    """The document: outcome, death, cards, cache, pool, pinned host memory, seconds."""
+    what, death = judge(outcome, ledger)
+    slabs = [m for line in outcome.budgets if (m := _SLAB.search(line))]
+    settings = outcome.report.get("resolved") or dict(spec.settings)
+    cache = _cache(ledger, slabs, int(settings.get("cache_block_seq_len") or 64))
+    return {
+        "schema": "turbofit.pretend-probe/1",
+        "pretend": "memory only: nothing was computed and no GPU was used",
+        "outcome": what,
+        "death": death,
+        "engine_version": engine_version(),
+        "seconds": outcome.seconds,
+        "child_seconds": outcome.report.get("seconds", {}),
+        "not_known": list(NOT_KNOWN),
+        "settings": settings,
+        "cache": cache,
+        "terms": [
+            card_terms(ledger, i, int(spec.machine["gpus"][i].get("used", 0)))
+            for i in range(len(ledger.cards))
+        ],
+        "gpus": [_card(ledger, i) for i in range(len(ledger.cards))],
+        "pinned": {"end": _pinned(ledger, "end"), "peak": _pinned(ledger, "peak")},
+        "cases": [_case(ledger, c) for c in outcome.report.get("cases", [])],
+        "timeline": [to_builtins(one) for one in moments(ledger.cards, spec.machine["gpus"])],
+        "load_peak": [load_peak(ledger, i) for i in range(len(ledger.cards))],
+        "staging_peak": outcome.report.get("staging_peak"),
+        "peer_refused": ledger.refused,
+        "error": outcome.report.get("error"),
+        "peak_rss": outcome.report.get("peak_rss"),
+        "log": outcome.fatal + outcome.budgets[:8] + outcome.log[-12:],
+    }
+
+
+def judge(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, dict[str, Any] | None]:
+    """What a child's end means: served, out_of_memory, hang or failed; and its death.
+
+    ``served`` means that every request came to an end: a prompt that the cache cannot hold is
+    refused by the engine and shows in its case's statuses.
+    """
+    last = ledger.phases[-1]
+    if outcome.ended == "hang":
+        where = "the cache is smaller than one warm-up request: the scheduler waits for ever"
+        return "hang", _death("warm-up", where)
+    if outcome.ended == "timeout":
+        return "hang", _death(last, "nothing happened any more")
+    if outcome.ended == "exit" and outcome.code == 0 and outcome.report.get("done"):
+        unfinished = [c["name"] for c in outcome.report["cases"] if not c["finished"]]
+        if not unfinished:
+            return "served", None
+        return "hang", _death(f"case {unfinished[0]}", "not finished in time")
+    if ledger.deaths:
+        return "out_of_memory", ledger.deaths[-1] | {"ended": _ended(outcome)}
+    return "failed", _death(last, _last_words(outcome)) | {"ended": _ended(outcome)}
+
+
+def _death(phase: str, where: str) -> dict[str, Any]:
+    """A death that no refused allocation explains."""
+    return {"phase": phase, "where": where, "asked": None, "left": None}
+
+
+def _ended(outcome: ChildOutcome) -> str:
+    if outcome.ended == "signal":
+        return signal.Signals(outcome.code).name
+    return f"{outcome.ended} {outcome.code}"
+
+
+def _last_words(outcome: ChildOutcome) -> str:
+    if outcome.fatal:
+        return outcome.fatal[-1]
+    error = outcome.report.get("error")
+    if error:
+        return f"{error['type']}: {error['message']} ({error['where']})"
+    return outcome.log[-1] if outcome.log else ""
+
+
+def _cache(ledger: Ledger, slabs: list[re.Match[str]], block: int) -> dict[str, Any]:
+    """The cache's sizing; tokens are cut as the engine's page and slab allocators cut them."""
+    data: dict[str, Any] = {
+        "free": [card.free_at_cache for card in ledger.cards],
+        "region": [card.cache_region for card in ledger.cards],
+        "object_size": None,
+        "slab_size": None,
+        "tokens": None,
+    }
+    if slabs:
+        slab, size = int(slabs[0].group(1)), int(slabs[0].group(2))
+        data.update(slab_size=slab, object_size=size)
+        first = ledger.cards[0]
+        if first.cache_region is not None:
+            pages = (first.cache_region - -first.cache_address % _PAGE) // _PAGE
+            data["tokens"] = pages // (slab // _PAGE) * (slab // size) * block
+    return data
+
+
+def _card(ledger: Ledger, index: int) -> dict[str, Any]:
+    card = ledger.cards[index]
+    pools = {
+        pool.owner: {
+            "live_peak": pool.live_peak,
+            "live_end": pool.live_end,
+            "held_end": pool.held_end,
+        }
+        for pool in ledger.pools.values()
+        if pool.device == index
+    }
+    rows = [
+        {
+            "phase": place.phase,
+            "kind": place.kind,
+            "site": place.site,
+            "count": tally.count,
+            "bytes": tally.total,
+            "live_end": tally.live,
+            "live_peak": tally.peak,
+        }
+        for place, tally in sorted(card.tallies.items())
+    ]
+    return {
+        "held_end": card.end,
+        "held_peak": card.peak,
+        "pools": pools,
+        "allocations": card.allocations,
+        "sites": rows,
+    }
+
+
+def _pinned(ledger: Ledger, what: str) -> dict[str, int]:
+    """Page-locked host memory of the process by phase: the sum of the ranks' ends or peaks."""
+    total: dict[str, int] = {}
+    for card in ledger.cards:
+        for phase, size in (card.pinned_end if what == "end" else card.pinned_peak).items():
+            total[phase] = total.get(phase, 0) + size
+    return total
+
+
+def _executor(ledger: Ledger, phase: str) -> list[dict[str, int]]:
+    pools = [executor_pool(ledger, i) for i in range(len(ledger.cards))]
+    return [
+        {"live_peak": p.live_peak.get(phase, 0), "held": p.held_end.get(phase, 0)}
+        for p in pools
+        if p is not None
+    ]
+
+
+def _case(ledger: Ledger, case: dict[str, Any]) -> dict[str, Any]:
+    phase = f"case {case['name']}"
+    return dict(
+        case,
+        peak=[card.peak.get(phase) for card in ledger.cards],
+        end=[card.end.get(phase) for card in ledger.cards],
+        executor=_executor(ledger, phase),
+        pinned=sum(card.pinned_peak.get(phase, 0) for card in ledger.cards),
+    )

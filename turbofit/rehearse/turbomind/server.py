@@ -1,0 +1,111 @@
+"""LMDeploy's own HTTP server on a pretend machine.
+
+Run by ``python -m turbofit.rehearse.turbomind.server ARGS…``.
+
+``ARGS`` are those of the ``lmdeploy`` command (``serve api_server MODEL …``). Preprocessing,
+scheduling, memory, errors and death are LMDeploy's and TurboMind's own; the words mean nothing.
+The environment must be that of ``server_launch``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.pretend.build import build
+from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
+from turbofit.pretend.library import LibraryAccount
+from turbofit.pretend.scenario import scenario_from_spec
+from turbofit.pretend.surface import check_surface
+from turbofit.rehearse.installed import engine_library
+
+_MACHINE = "TURBOFIT_PRETEND_MACHINE"
+NOTICE = (
+    "turbofit: PRETEND GPUs: memory, admission, errors and death are real; "
+    "the words that this server generates mean nothing"
+)
+
+
+@dataclass(frozen=True)
+class ServerLaunch:
+    """How to start the server: command, environment, and where its timeline will be."""
+
+    argv: list[str]
+    env: dict[str, str]
+    timeline: Path
+
+
+def server_launch(
+    machine: Mapping[str, Any],
+    lmdeploy_arguments: Sequence[str],
+    folder: Path,
+    base: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> ServerLaunch:
+    """Prepares LMDeploy's server on a pretend machine.
+
+    Args:
+        machine: the machine as in a rehearsal's specification.
+        lmdeploy_arguments: what would follow the word ``lmdeploy``.
+        folder: an own folder, for the scenario and the timeline.
+        base: the environment to start from.
+        python: the interpreter that has LMDeploy.
+    """
+    site = cuda_site()
+    libraries = build(site=site)
+    check_surface(engine_library(), libraries)
+    folder.mkdir(parents=True, exist_ok=True)
+    scenario, timeline = folder / "scenario", folder / "timeline"
+    scenario.write_text(scenario_from_spec(machine).text(str(timeline)), encoding="utf-8")
+    (folder / "machine.json").write_text(json.dumps(dict(machine)), encoding="utf-8")
+    env = pretend_environment(libraries, scenario, base, site=site)
+    env[_MACHINE] = str(folder / "machine.json")
+    env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
+    env["TM_LOG_LEVEL"] = "INFO"
+    find_turbofit(env)
+    argv = [python, "-m", "turbofit.rehearse.turbomind.server", *lmdeploy_arguments]
+    return ServerLaunch(argv, env, timeline)
+
+
+def main(arguments: list[str]) -> int:
+    """Installs the pretend machine in this process and hands over to LMDeploy's command line."""
+    try:
+        path, libraries = os.environ.get(_MACHINE), os.environ.get("TURBOFIT_PRETEND_LIBRARIES")
+        if not path or not libraries:
+            raise UsageError(
+                "this command is started by turbofit, in an environment of its own",
+                hint="use turbofit serve --pretend",
+            )
+        machine = json.loads(Path(path).read_text(encoding="utf-8"))
+    except TurbofitError as error:
+        sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
+        return error.exit_code
+    from turbofit.rehearse.turbomind.hooks import install
+
+    sys.stderr.write(f"{NOTICE}\n")
+    sys.stderr.flush()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    account = LibraryAccount(Path(libraries))
+    account.mark("import")
+    install(
+        scenario_from_spec(machine),
+        account,
+        tokenizer=True,
+        ready=lambda _engine, _staged: account.mark("serving"),
+    )
+    from lmdeploy.cli.entrypoint import run
+
+    sys.argv = ["lmdeploy", *arguments]
+    run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""Paints a document as GitHub-flavoured Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.report.painters.bar import cells, legend
+from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.terminal import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.report.painters.document import Block, Tone
+
+__all__ = ["paint"]
+
+_MARK: Final[dict[Tone, str]] = {"good": "**", "bad": "**", "warn": "", "plain": "", "dim": ""}
+#: Letters of a bar: as many as GitHub shows beside its margins.
+_BAR: Final = 76
+_SPECIAL: Final = {ord(c): f"\\{c}" for c in "\\`*[]<>|#~"}
+
+
+def paint(blocks: Iterable[Block]) -> str:
+    """The document as Markdown; blocks are parted by empty lines."""
+    parts: list[str] = []
+    level = "#"
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"{level} {_text(block.text)}")
+            level = "##"
+        elif isinstance(block, Line):
+            mark = _MARK[block.tone]
+            parts.append(f"{mark}{_text(block.text)}{mark}")
+        elif isinstance(block, Items):
+            parts.append("\n".join(f"- {_text(item)}" for item in block.items))
+        elif isinstance(block, FactList):
+            parts.append("\n".join(f"- {_text(n)}: {_text(v)}" for n, v in block.facts))
+        elif isinstance(block, Table):
+            parts.append(_table(block))
+        elif isinstance(block, Bar):
+            drawn = clean("".join(cells(block, _BAR)))
+            bar = f"```text\n[{drawn}]\n```"
+            parts += [_text(block.title), bar, _text(", ".join(legend(block)))]
+        elif isinstance(block, Code):
+            fence = "```"
+            while fence in block.text:
+                fence += "`"
+            parts.append(f"{fence}sh\n{block.text.rstrip()}\n{fence}")
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _text(text: str) -> str:
+    return clean(text).translate(_SPECIAL)
+
+
+def _table(block: Table) -> str:
+    titles = _row([_text(column.title) for column in block.columns])
+    rule = "|" + "|".join("---:" if column.right else "---" for column in block.columns) + "|"
+    rows = [_row([_text(cell) for cell in row]) for row in block.rows]
+    sums = [_row([f"**{_text(cell)}**" if cell else "" for cell in row]) for row in block.sums]
+    return "\n".join([titles, rule, *rows, *sums])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,168 @@
+"""Paints a document as plain text of a given width, with colour where asked."""
+
+from __future__ import annotations
+
+import textwrap
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, Literal
+
+from turbofit.report.painters.bar import cells, legend
+from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Line, Table, Tone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from turbofit.report.painters.document import Block
+
+__all__ = ["clean", "paint"]
+
+_GAP: Final = 2
+_NARROWEST: Final = 10
+_ANSI: Final[dict[Tone | Literal["head"], str]] = {
+    "plain": "", "good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1",
+}  # fmt: skip
+#: Colours of a bar's letters; the letters say the same without them.
+_LETTERS: Final = {
+    "r": "90", "o": "35", "c": "36", "W": "34", "K": "32", "b": "33", "t": "31", "l": "95",
+    ".": "2", "m": "37", "!": "1;31", "|": "1",
+}  # fmt: skip
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "?")
+_CONTROLS_BUT_NEWLINE: Final = {code: mark for code, mark in _CONTROLS.items() if code != 10}
+
+
+def clean(text: str) -> str:
+    """The text without control characters: names come from files and processes of others."""
+    return text.translate(_CONTROLS)
+
+
+def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> str:
+    """The document as text whose lines are at most ``width`` wide where words allow it."""
+    parts: list[str] = []
+    last: Block | None = None
+    for block in blocks:
+        if isinstance(block, Heading):
+            head = _tint(clean(block.text), "head", colour)
+            parts.append(f"\n{head}" if parts else head)
+        elif isinstance(block, Line):
+            parts.append(_tint("\n".join(_fold(clean(block.text), width)), block.tone, colour))
+        elif isinstance(block, Items):
+            for item in block.items:
+                lines = _fold(clean(item), width - 4)
+                parts.append(_tint("\n    ".join(lines), block.tone, colour, before="  - "))
+        elif isinstance(block, FactList):
+            parts.extend(_facts(block, width))
+        elif isinstance(block, Table):
+            parts.extend(_table(block, width, colour))
+        elif isinstance(block, Bar):
+            parts.extend(_bar(block, width, colour))
+        elif isinstance(block, Code):
+            code = block.text.translate(_CONTROLS_BUT_NEWLINE)
+            before = "\n" if isinstance(last, Code) else ""
+            parts.append(before + "\n".join(f"  {line}" for line in code.splitlines()))
+        last = block
+    return "\n".join(parts) + "\n" if parts else ""
+
+
+def _tint(text: str, tone: Tone | Literal["head"], colour: bool, *, before: str = "") -> str:
+    code = _ANSI[tone]
+    return f"{before}\x1b[{code}m{text}\x1b[0m" if colour and code else f"{before}{text}"
+
+
+def _fold(text: str, width: int) -> list[str]:
+    """Break at spaces; a word longer than a line (a path) stays whole."""
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(
+        text, max(width, _NARROWEST), break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def _facts(block: FactList, width: int) -> list[str]:
+    left = max((len(name) for name, _ in block.facts), default=0)
+    out = []
+    for name, value in block.facts:
+        lines = _fold(clean(value), width - left - _GAP - 2)
+        out.append(f"  {clean(name):<{left}}{' ' * _GAP}{lines[0]}".rstrip())
+        out.extend(f"{' ' * (left + _GAP + 2)}{line}" for line in lines[1:])
+    return out
+
+
+def _bar(block: Bar, width: int, colour: bool) -> list[str]:
+    """The title, a line of letters, and what each of them is."""
+    letters = cells(block, width - 4)
+    drawn = "".join(_letters(mark, list(run), colour) for mark, run in groupby(letters))
+    lines = [""]
+    for text in map(clean, legend(block)):
+        if lines[-1] and len(lines[-1]) + len(text) + 2 > width - 4:
+            lines.append("")
+        lines[-1] += f"  {text}" if lines[-1] else text
+    title = _fold(clean(block.title), width - 2)
+    return [*(f"  {line}" for line in title), f"  [{drawn}]", *(f"    {line}" for line in lines)]
+
+
+def _letters(mark: str, run: list[str], colour: bool) -> str:
+    code = _LETTERS.get(mark, "")
+    text = clean("".join(run))
+    return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
+
+
+def _table(block: Table, width: int, colour: bool) -> list[str]:
+    shown = [i for i, column in enumerate(block.columns) if not column.aside]
+    block = Table(
+        columns=tuple(block.columns[i] for i in shown),
+        rows=tuple(tuple(clean(row[i]) for i in shown) for row in block.rows),
+        sums=tuple(tuple(clean(row[i]) for i in shown) for row in block.sums),
+    )
+    rows, sums = block.rows, block.sums
+    titles = tuple(column.title for column in block.columns)
+    widths = _widths(block, [titles, *rows, *sums], width)
+    out = [_tint(line, "dim", colour) for line in _cells(block, titles, widths)]
+    for row in rows:
+        out.extend(_cells(block, row, widths))
+    if sums:
+        out.append("  " + _tint("-" * (sum(widths) + _GAP * (len(widths) - 1)), "dim", colour))
+        for row in sums:
+            out.extend(_cells(block, row, widths))
+    return out
+
+
+def _widths(block: Table, rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Natural widths; the columns that may wrap give up what the line does not have."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(block.columns))]
+    over = sum(widths) + _GAP * (len(widths) - 1) + 2 - width
+    least = {
+        i: max(len(word) for row in rows for word in (row[i].split() or [""]))
+        for i, column in enumerate(block.columns)
+        if column.wrap
+    }
+    while over > 0:
+        soft = [i for i, floor in least.items() if widths[i] > max(floor, _NARROWEST)]
+        if not soft:
+            break
+        widest = max(soft, key=lambda i: widths[i])
+        second = max((widths[i] for i in least if i != widest), default=0)
+        floor = max(least[widest], _NARROWEST, min(second, widths[widest] - 1))
+        cut = min(over, widths[widest] - floor)
+        widths[widest] -= cut
+        over -= cut
+    return widths
+
+
+def _cells(block: Table, row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    folded = [
+        _fold(cell, width) if column.wrap else [cell]
+        for cell, width, column in zip(row, widths, block.columns, strict=True)
+    ]
+    out = []
+    for i in range(max(map(len, folded), default=0)):
+        cells = [
+            f"{text:>{width}}" if column.right else f"{text:<{width}}"
+            for text, width, column in zip(
+                (lines[i] if i < len(lines) else "" for lines in folded),
+                widths,
+                block.columns,
+                strict=True,
+            )
+        ]
+        out.append(("  " + (" " * _GAP).join(cells)).rstrip())
+    return out

@@ -1,0 +1,1 @@
+"""Plans, machines, runs and rehearsals as documents."""

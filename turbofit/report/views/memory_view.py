@@ -1,0 +1,46 @@
+"""A bar for each set of equal GPUs: its memory from empty to full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.units import format_bytes
+from turbofit.report.painters.document import Bar, Heading, Part
+from turbofit.report.views.ledger_view import fold
+from turbofit.report.views.stack import KINDS, stack, sums
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.report.painters.document import Block
+
+__all__ = ["memory_bar", "memory_blocks", "memory_words"]
+
+
+def memory_blocks(plan: Plan) -> list[Block]:
+    """The bars, each with what it means in a sentence."""
+    blocks: list[Block] = [Heading(text="Memory from empty to full")]
+    for title, ledger in fold(plan.gpus):
+        blocks.append(memory_bar(ledger, f"{title}: {memory_words(ledger)}"))
+    return blocks
+
+
+def memory_bar(ledger: GpuLedger, title: str) -> Bar:
+    """One card's forecast from empty to full."""
+    parts = tuple(
+        Part(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
+        for kind, size in sums(stack(ledger)).items()
+    )
+    return Bar(title=title, room=ledger.total, parts=parts)
+
+
+def memory_words(ledger: GpuLedger) -> str:
+    """What the bar means, in a sentence."""
+    most = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
+    need = format_bytes(max(ledger.load_peak, ledger.peak))
+    card = f"{ledger.name}, {format_bytes(ledger.total)}: {need} in use {most}"
+    if ledger.headroom < 0:
+        return f"{card}, {format_bytes(-ledger.headroom)} more than there are"
+    left = f"{card}, {format_bytes(ledger.headroom)} left"
+    if ledger.fits:
+        return f"{left} ({format_bytes(ledger.margin)} of them are the margin)"
+    return f"{left}, less than the margin of {format_bytes(ledger.margin)}"

@@ -1,0 +1,80 @@
+"""The settings of a plan as text, and those that engines on unequal cards have of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.words import indices
+from turbofit.report.painters.document import Column, Heading, Table
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Plan
+    from turbofit.report.painters.document import Block
+
+__all__ = ["differing", "own_blocks", "settings_of"]
+
+_SAID_WHERE_SET = ("language_model_only", "eager_mode")
+#: All that the fallback engine is told.
+_FALLBACK = ("dtype", "max_batch_size", "session_len")
+#: Engines beside each other; more start a new table, so that 80 columns hold it.
+_ABREAST: Final = 3
+
+
+def settings_of(plan: Plan) -> dict[str, str]:
+    """The settings under LMDeploy's names, as text; what LMDeploy is not told is left out."""
+    out = {}
+    for name, value in plan.lmdeploy_settings().items():
+        if value is None or (value is False and name in _SAID_WHERE_SET):
+            continue
+        if name == "num_gpu_blocks" and not value:
+            continue
+        if not plan.engine.of_lmdeploy and name not in _FALLBACK:
+            continue
+        if name == "cache_max_entry_count":
+            out[name] = f"{value:.3f}"
+        else:
+            out[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return out
+
+
+def differing(plan: Plan) -> tuple[str, ...]:
+    """The settings in which the plan's engines differ."""
+    each = [settings_of(plan.of_group(numbers[0])) for numbers in plan.unlike_groups()]
+    return tuple(name for name in each[0] if len({settings.get(name) for settings in each}) > 1)
+
+
+def own_blocks(plan: Plan) -> list[Block]:
+    """The settings that differ between engines, one column for those that are equal; or nothing."""
+    if not plan.by_group:
+        return []
+    rows = [*differing(plan), "KV tokens", "requests there", "units in a forward"]
+    if plan.limits.vision_unit is None:
+        rows.pop()
+    columns = [_column(plan, numbers, rows) for numbers in plan.unlike_groups()]
+    blocks: list[Block] = [Heading(text="Settings of each engine's own")]
+    for start in range(0, len(columns), _ABREAST):
+        part = columns[start : start + _ABREAST]
+        blocks.append(
+            Table(
+                columns=(
+                    Column(title="each engine"),
+                    *(Column(title=title, right=True) for title, _ in part),
+                ),
+                rows=tuple(
+                    (name, *(cells[row] for _, cells in part)) for row, name in enumerate(rows)
+                ),
+            )
+        )
+    return blocks
+
+
+def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str, list[str]]:
+    """The engines of these groups: their GPUs, and a cell for each row."""
+    own = plan.by_group[numbers[0]]
+    cells = settings_of(plan.of_group(numbers[0])) | {
+        "KV tokens": f"{own.kv.tokens:,}",
+        "requests there": f"{own.at_once:.3g}",
+        "units in a forward": f"{own.units_per_forward:,}",
+    }
+    gpus = [index for number in numbers for index in plan.parallel.groups[number]]
+    return f"GPU {indices(gpus)}", [cells.get(name, "-") for name in rows]

@@ -1,0 +1,1 @@
+"""A plan in words: reasons, remedies, why others lost."""

@@ -1,0 +1,231 @@
+"""An evaluated shape as the contract's document: verdict, limits, ledgers, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import (
+    Candidate,
+    GpuLedger,
+    HostMemory,
+    Kv,
+    Limits,
+    Own,
+    Parallel,
+    Plan,
+    Remedy,
+    Settings,
+    Throughput,
+)
+from turbofit.core.plan import Engine as PlannedEngine
+from turbofit.core.struct import Struct
+from turbofit.core.units import MIB, format_bytes
+from turbofit.core.version import __version__
+from turbofit.memory.account import Account, GroupOutcome
+from turbofit.memory.engine import Engine
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask, launch_of
+from turbofit.tuner.speed.links import group_class
+from turbofit.tuner.speed.throughput import request_tokens
+
+__all__ = ["PlanDraft", "accounts_of", "document", "host_problem", "limits_of", "verdict_of"]
+
+#: Encoded bytes that one image and one request body may have.
+_BYTES_PER_IMAGE = 32 * MIB
+_BODY_BESIDE_IMAGES = 4 * MIB
+_BASE64 = 4 / 3
+
+
+class PlanDraft(Struct):
+    """What a document is made of besides the accounts.
+
+    ``at_once`` are the requests that are counted on in each group where cards are unequal, empty
+    where all groups run ``settings``.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    settings: Settings
+    vision_load: VisionLoad
+    limit: int | None
+    fits: bool
+    verdict: str
+    parallel_reason: str
+    throughput: Throughput | None = None
+    considered: tuple[Candidate, ...] = ()
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    at_once: tuple[float, ...] = ()
+
+
+def accounts_of(
+    ask: Ask,
+    settings: Sequence[Settings],
+    groups: Sequence[Sequence[int]],
+    vision_load: VisionLoad,
+    engine: Engine,
+    free_at_cache: int | None = None,
+) -> tuple[Account, ...]:
+    """One account a group, each of its own settings."""
+    return tuple(
+        engine.account(
+            launch_of(
+                ask, own, [ask.machine.gpu(index) for index in group], vision_load, free_at_cache
+            )
+        )
+        for own, group in zip(settings, groups, strict=True)
+    )
+
+
+def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: Engine) -> Plan:
+    """The whole plan, without the command lines."""
+    settings = parts.settings
+    outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
+    ledgers: list[GpuLedger] = [one for outcome in outcomes for one in outcome.ledgers]
+    total = sum(outcome.tokens for outcome in outcomes)
+    each = [
+        _kv(account, outcome, total) for account, outcome in zip(accounts, outcomes, strict=True)
+    ]
+    least = min(each, key=lambda kv: kv.tokens)
+    units_per_forward = max(account.units_per_forward for account in accounts)
+    return Plan(
+        turbofit_version=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        fits=parts.fits,
+        verdict=parts.verdict,
+        model=ask.model,
+        machine=ask.machine,
+        workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
+        engine=PlannedEngine(name=engine.name, version=engine.version),
+        parallel=Parallel(
+            tp=max(account.settings.tp for account in accounts),
+            replicas=len(parts.groups),
+            groups=parts.groups,
+            communicator=settings.communicator,
+            reason=parts.parallel_reason,
+        ),
+        settings=settings,
+        limits=replace(
+            limits_of(ask, parts, units_per_forward),
+            n=min(account.settings.max_batch_size for account in accounts),
+        ),
+        kv=least
+        if parts.at_once
+        else replace(least, region_bytes=min(k.region_bytes for k in each)),
+        gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
+        host=host_of(ask, accounts, engine),
+        throughput=parts.throughput,
+        considered=parts.considered,
+        reasons=parts.reasons,
+        warnings=(*ask.model.warnings, *ask.machine.warnings, *parts.warnings),
+        remedies=parts.remedies,
+        by_group=tuple(
+            Own(
+                settings=account.settings,
+                kv=kv,
+                units_per_forward=account.units_per_forward,
+                at_once=round(at_once, 3),
+            )
+            for account, kv, at_once in zip(accounts, each, parts.at_once, strict=False)
+        ),
+    )
+
+
+def _kv(account: Account, outcome: GroupOutcome, total: int) -> Kv:
+    """The cache of one group."""
+    return Kv(
+        bytes_per_token=account.bytes_per_token,
+        tokens=outcome.tokens,
+        total_tokens=total,
+        region_bytes=outcome.region,
+        longest_request_tokens=min(account.settings.session_len, outcome.tokens),
+    )
+
+
+def limits_of(ask: Ask, parts: PlanDraft, units_per_forward: int) -> Limits:
+    """What the gateway holds requests to."""
+    rule, vision_load, limit = ask.model.image_rule, parts.vision_load, parts.limit
+    images = vision_load.images_per_request
+    vision = rule if vision_load.units_per_image else None
+    limits = Limits(
+        vision_unit=None,
+        max_dynamic_patch=None,
+        max_pixels_per_image=None,
+        images_per_request=images,
+        units_per_image=vision_load.units_per_image,
+        units_per_request=vision_load.units_per_request,
+        units_per_forward=units_per_forward,
+        image_tokens_per_request=vision_load.tokens_per_request,
+        n=parts.settings.max_batch_size,
+        bytes_per_image=_BYTES_PER_IMAGE if images else 0,
+        bytes_per_body=int(images * _BYTES_PER_IMAGE * _BASE64) + _BODY_BESIDE_IMAGES,
+    )
+    if vision is None:
+        return limits
+    return replace(limits, vision_unit=vision.unit_name, **{vision.plan_limit_name: limit})
+
+
+def host_of(ask: Ask, accounts: Sequence[Account], engine: Engine) -> HostMemory:
+    """Host memory of all groups beside what the machine has."""
+    available = ask.machine.host.ram_available
+    each = [
+        engine.host_memory(ask.model, account.settings, units_per_forward=account.units_per_forward)
+        for account in accounts
+    ]
+    return HostMemory(
+        pinned=sum(one.pinned for one in each),
+        pageable=sum(one.pageable for one in each),
+        available=None if available == "NA" else available,
+    )
+
+
+def host_problem(host: HostMemory) -> str | None:
+    """Why host memory does not do, where it is known not to."""
+    need = host.pinned + host.pageable
+    if host.available is None or need <= host.available:
+        return None
+    return (
+        f"host RAM is {format_bytes(need - host.available)} short: {format_bytes(host.pinned)}"
+        f" pinned and {format_bytes(host.pageable)} pageable of {format_bytes(host.available)}"
+    )
+
+
+def verdict_of(
+    ask: Ask,
+    groups: Sequence[Sequence[int]],
+    accounts: Sequence[Account],
+    tokens: Sequence[int],
+    vision_load: VisionLoad,
+) -> str:
+    """The words of a plan that fits.
+
+    Args:
+        ask: for the model and the cards.
+        groups: of all engines.
+        accounts: of those engines whose cards may be the tightest.
+        tokens: what each engine's cache holds.
+        vision_load: of the request that is counted.
+    """
+    outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
+    spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
+    request = request_tokens(vision_load)
+    together = sum(held // request for held in tokens)  # none lies in two caches
+    requests = "request" if together == 1 else "requests"
+    where = " and ".join(group_words(ask, group) for group in groups)
+    return (
+        f"fits: {ask.model.name} on {where}: {sum(tokens):,} KV tokens, enough for"
+        f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
+    )
+
+
+def group_words(ask: Ask, group: Sequence[int]) -> str:
+    """A group as people say it: ``GPU 0+2 (NVLink)``."""
+    gpus: list[Gpu] = [ask.machine.gpu(index) for index in group]
+    names = "+".join(str(index) for index in group)
+    return (
+        f"GPU {names} ({group_class(ask.machine, gpus).words})" if len(gpus) > 1 else f"GPU {names}"
+    )

@@ -1,0 +1,58 @@
+"""Why a shape that fits was not chosen, in one line."""
+
+from __future__ import annotations
+
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.search.candidates import Evaluation
+from turbofit.tuner.speed.links import group_class
+
+__all__ = ["lost"]
+
+#: Less than this share of a step on links is not what decides.
+_MUCH = 0.1
+
+
+def lost(ask: Ask, best: Evaluation, other: Evaluation) -> str:
+    """The goal's figures of both, and what holds the other back."""
+    if other.score < best.score:
+        return f"{_figures(ask, best, other)}{_because(ask, best, other)}"
+    if other.kv_tokens < best.kv_tokens:
+        return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
+    return "equal; the larger prefill and fewer shards are preferred"
+
+
+def _figures(ask: Ask, best: Evaluation, other: Evaluation) -> str:
+    if other.vision_load.units_per_request < best.vision_load.units_per_request:
+        return "serves smaller images"
+    if best.shape.units_per_forward is None and other.shape.units_per_forward is not None:
+        return "image requests would queue"
+    goal = ask.workload.goal
+    if goal == "latency":
+        return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
+    if goal == "context":
+        return f"{other.kv_tokens:,} KV tokens for one request, not {best.kv_tokens:,}"
+    return f"{other.score:.3g} requests/s, not {best.score:.3g}"
+
+
+def _because(ask: Ask, best: Evaluation, other: Evaluation) -> str:
+    """What holds it back, empty where nothing stands out."""
+    speeds, ours = other.speeds, best.speeds
+    if not speeds or not ours or ask.workload.goal == "context":
+        return ""
+    worst = max(range(len(speeds)), key=lambda i: speeds[i].reduce / speeds[i].step)
+    share = speeds[worst].reduce / speeds[worst].step
+    if share > max(_MUCH, *(speed.reduce / speed.step for speed in ours)):
+        gpus = [ask.machine.gpu(index) for index in other.shape.groups[worst]]
+        return f": {share:.0%} of a step waits for links ({group_class(ask.machine, gpus).words})"
+    together, own = (sum(speed.concurrent for speed in each) for each in (speeds, ours))
+    if together < own - 0.5:
+        return f": its cache holds {together:.0f} requests at once, not {own:.0f}"
+    if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):
+        return ": GPUs stay idle"
+    slow, fast = (max(speed.prefill for speed in each) for each in (speeds, ours))
+    if slow > fast * (1 + _MUCH):
+        return f": a prompt takes {slow:.2g} s, not {fast:.2g}"
+    slow, fast = (max(speed.step for speed in each) for each in (speeds, ours))
+    if slow > fast * (1 + _MUCH):
+        return f": a token takes {slow * 1000:.2g} ms, not {fast * 1000:.2g}"
+    return ""

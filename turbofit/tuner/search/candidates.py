@@ -1,0 +1,160 @@
+"""One shape, evaluated: does it fit, how many tokens does it hold, what is it worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from turbofit.core.plan import Candidate, Settings
+from turbofit.core.struct import Struct
+from turbofit.memory.engine import Engine
+from turbofit.memory.fate import fate_at, fate_without_cache
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
+from turbofit.tuner.speed.throughput import Speed
+
+__all__ = ["Evaluation", "evaluate", "explain", "score_of", "too_long"]
+
+
+class Evaluation(Struct):
+    """A shape with its settings, and whether it serves.
+
+    ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
+    does not is told by :func:`explain`, since a search needs the words of few shapes. ``parts`` are
+    the sets of like groups where cards are unequal; ``settings`` and ``kv_tokens`` are then those
+    of the weakest, ``speeds`` are in the order of the shape's groups.
+    """
+
+    engine: str
+    shape: Shape
+    settings: Settings
+    vision_load: VisionLoad
+    kv_tokens: int
+    fits: bool
+    score: float = 0.0
+    short: int = 0
+    speeds: tuple[Speed, ...] = ()
+    parts: tuple[Evaluation, ...] = ()
+
+    def of_group(self, group: tuple[int, ...]) -> Evaluation:
+        """What one of the shape's groups runs."""
+        return next((part for part in self.parts if group in part.shape.groups), self)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What is compared: the score, then the longer context, then tokens.
+
+        Last the larger prefill, then fewer shards.
+        """
+        shape = self.shape
+        whole = shape.longest is None
+        return (self.score, whole, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
+
+    def candidate(self, why_not: str) -> Candidate:
+        """The row of ``considered``."""
+        kept = ("max_prefill_token_num", "max_batch_size", "session_len", "cache_max_entry_count")
+        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in kept}
+        if self.parts:
+            each = [self.of_group(group).settings for group in self.shape.groups]
+            settings["by_group"] = [{name: getattr(one, name) for name in kept} for one in each]
+        if self.shape.limit is not None:
+            settings["limit"] = self.shape.limit
+        return Candidate(
+            engine=self.engine,
+            tp=self.shape.tp,
+            replicas=self.shape.replicas,
+            groups=self.shape.groups,
+            settings=settings,
+            fits=self.fits,
+            kv_tokens=self.kv_tokens,
+            score=self.score,
+            why_not=why_not,
+        )
+
+
+def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
+    ask: Ask,
+    shape: Shape,
+    dtype: str,
+    vision_load: VisionLoad,
+    asked: VisionLoad,
+    engine: Engine,
+    memo: Memo | None = None,
+) -> Evaluation:
+    """Size the context and the ratio of a shape, and score what comes out."""
+    sizer = Sizer(ask, shape, dtype, vision_load, engine, memo or Memo())
+    session_len = sizer.session_len()
+    accounts = sizer.accounts(session_len)
+    settings = accounts[0].settings
+    ratio = sizer.ratio(accounts)
+    kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
+    short = sizer.short(accounts, ratio, kv_tokens)
+    if ratio is not None:
+        settings = replace(settings, cache_max_entry_count=ratio)
+    evaluation = Evaluation(
+        engine=engine.name,
+        shape=shape,
+        settings=settings,
+        vision_load=vision_load,
+        kv_tokens=kv_tokens,
+        fits=not short,
+        short=short,
+    )
+    if short:
+        return evaluation
+    speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
+    evaluation = replace(evaluation, speeds=speeds)
+    return replace(evaluation, score=score_of(ask, evaluation, asked))
+
+
+def explain(ask: Ask, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
+    """Why a shape does not serve, in words; empty where it does."""
+    if evaluation.fits:
+        return ""
+    if evaluation.parts:
+        worst = max(evaluation.parts, key=lambda part: part.short)
+        return explain(ask, worst, dtype, engine)
+    if excess_tokens(ask, evaluation.vision_load):
+        return too_long(ask, evaluation.vision_load)
+    sizer = Sizer(ask, evaluation.shape, dtype, evaluation.vision_load, engine, Memo())
+    accounts = sizer.named(evaluation.settings)
+    ratio = sizer.ratio(accounts)
+    if ratio is None:
+        fates = [fate_without_cache(account) for account in accounts]
+    else:
+        fates = [fate_at(account, ratio) for account in accounts]
+    bad = [fate for fate in fates if fate.kind != "serves"]
+    if bad:
+        return max(bad, key=lambda fate: fate.missing).text
+    return (
+        f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
+    )
+
+
+def too_long(ask: Ask, vision_load: VisionLoad) -> str:
+    """Why the images of a request do not go with the context, in words."""
+    count = vision_load.images_per_request
+    images = "one image" if count == 1 else f"{count} images"
+    return (
+        f"{images} of the largest size are {vision_load.tokens_per_request:,} tokens, which do not"
+        f" fit a context of {most_context(ask):,} with text beside them"
+    )
+
+
+def score_of(ask: Ask, evaluation: Evaluation, asked: VisionLoad) -> float:
+    """The goal's value; a shape that serves less than was asked comes after all that serve it."""
+    goal, speeds, vision_load = ask.workload.goal, evaluation.speeds, evaluation.vision_load
+    if goal == "throughput":
+        value = sum(speed.requests_per_second for speed in speeds)
+    elif goal == "latency":
+        value = 1 / max(speed.seconds_per_request for speed in speeds)
+    else:
+        value = float(evaluation.kv_tokens)
+    served = (
+        vision_load.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
+    )
+    unasked = evaluation.shape.units_per_forward is not None and not ask.workload.queue_images
+    queued = 1e-6 if unasked else 0.0
+    return value - (1.0 - served + queued) * 1e12

@@ -1,0 +1,216 @@
+"""The search: every legal shape, the workload served first, then the goal.
+
+Tiers, best first: the asked limit with the engine's own bound paid for, so that nothing queues;
+the asked limit with less paid for, where the gateway must queue; smaller limits. The first tier in
+which any shape serves decides; within it the best rank wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.log import LazyLogger
+from turbofit.core.struct import Struct
+from turbofit.memory.engine import Engine
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask, launch_of, vision_load_of
+from turbofit.tuner.search.candidates import Evaluation, evaluate
+from turbofit.tuner.search.constraints import dtype_for, dtype_problem
+from turbofit.tuner.search.shapes import no_shape, shapes
+from turbofit.tuner.search.sizing import Memo, Shape, shape_settings
+from turbofit.tuner.search.unequal import evaluate_unequal
+
+__all__ = ["Found", "search"]
+
+_LOG: Final = LazyLogger(__name__)
+
+
+class Found(Struct):
+    """The search's answer: the best shape (which may not fit) and what else was looked at."""
+
+    best: Evaluation
+    evaluations: tuple[Evaluation, ...]
+    asked: VisionLoad
+
+
+def search(ask: Ask, engine: Engine) -> Found:
+    """The best plan for what was asked.
+
+    Raises:
+        UsageError: an option of the user's cannot be used on this machine or by this model.
+    """
+    found = _search(ask, engine)
+    best = found.best
+    _LOG.info(
+        "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
+        engine.name, ask.machine.name, len(found.evaluations),
+        sum(one.fits for one in found.evaluations),
+        best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
+        f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
+    )  # fmt: skip
+    return found
+
+
+def _search(ask: Ask, engine: Engine) -> Found:
+    one = _Search(ask, engine)
+    found = one.shapes()
+    evaluations = [one.evaluate(shape, ask.own_limit) for shape in found]
+    best = max(evaluations, key=_order)
+    if best.fits:
+        return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
+    for tier in (one.queued, one.lowered):
+        more = [result for shape in found for result in tier(shape)]
+        evaluations += more
+        fitting = [result for result in more if result.fits]
+        if fitting:
+            best = max(fitting, key=_order)
+            break
+    return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
+
+
+class _Search:
+    """What all shapes of one search share."""
+
+    def __init__(self, ask: Ask, engine: Engine) -> None:
+        self.ask = ask
+        self.engine = engine
+        self.asked = vision_load_of(ask, ask.own_limit)
+        self.memo = Memo()
+
+    def shapes(self) -> list[Shape]:
+        """The shapes that LMDeploy would take with the user's options.
+
+        Raises:
+            UsageError: there is none; the message names the option.
+        """
+        possible = list(shapes(self.ask, self.engine))
+        if not possible:
+            raise UsageError(
+                no_shape(self.ask, self.engine), hint="let turbofit choose --tp and --replicas"
+            )
+        problems = [(shape, self._problem(shape)) for shape in possible]
+        legal = [shape for shape, problem in problems if problem is None]
+        if not legal:
+            raise UsageError(problems[0][1] or "", hint="leave the option out, or change it")
+        return legal
+
+    def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
+        """A shape under a limit."""
+        vision_load = self.asked if limit == self.ask.own_limit else vision_load_of(self.ask, limit)
+        if self.ask.workload.queue_images and vision_load.units_per_image:
+            shape = replace(shape, units_per_forward=vision_load.units_per_request)
+        evaluation = evaluate_unequal if shape.prefills else evaluate
+        found = evaluation(
+            self.ask,
+            replace(shape, limit=limit),
+            self._dtype(shape),
+            vision_load,
+            self.asked,
+            self.engine,
+            self.memo,
+        )
+        _LOG.debug(
+            "groups %s, prefill %d, limit %s, units %s: fits %s, %d tokens, score %.3g, %d short",
+            shape.groups, shape.max_prefill_token_num, limit, shape.units_per_forward, found.fits,
+            found.kv_tokens, found.score, found.short,
+        )  # fmt: skip
+        return found
+
+    def queued(self, shape: Shape) -> Iterator[Evaluation]:
+        """The asked limit, paying for as many units in one forward as fit."""
+        rule = self.ask.model.image_rule
+        if rule is None or not self.asked.units_per_image or self.ask.workload.queue_images:
+            return  # with `queue_images` every shape pays for one request's already
+
+        def at(units: int) -> Evaluation:
+            return self.evaluate(replace(shape, units_per_forward=units), self.ask.own_limit)
+
+        low = self.asked.units_per_request
+        best = at(low)
+        if best.fits:
+            each = [part.settings for part in best.parts or (best,)]
+            bounds = [self.engine.units_bound(rule, self.asked, settings) for settings in each]
+            high = max(low, *bounds)
+            best = _largest(best, low, high, rule.unit_step, at)
+        yield best
+
+    def lowered(self, shape: Shape) -> Iterator[Evaluation]:
+        """The largest limit that serves; it pays for the engine's bound where that fits too."""
+        ask = self.ask
+        rule, own = ask.model.image_rule, ask.own_limit
+        given = ask.fixed_limit is not None or ask.workload.image_size is not None
+        if rule is None or own is None or given:
+            return
+        step, least = rule.limit_step, rule.least_limit
+
+        def at(limit: int) -> Evaluation:
+            units = vision_load_of(ask, limit).units_per_request
+            return self.evaluate(replace(shape, units_per_forward=units), limit)
+
+        best = at(least)
+        if best.fits:
+            best = _largest(best, least, own - step, step, at)
+            whole = self.evaluate(shape, best.shape.limit)
+            best = whole if whole.fits else best
+        yield best
+
+    def _dtype(self, shape: Shape) -> str:
+        """The user's dtype, or what ``auto`` becomes on the shape's GPUs.
+
+        Raises:
+            UsageError: a dtype that LMDeploy would change without a word.
+        """
+        gpus = [self.ask.machine.gpu(index) for group in shape.groups for index in group]
+        fixed = self.ask.fixed.get("dtype")
+        if isinstance(fixed, str) and fixed != "auto":
+            problem = dtype_problem(self.ask.model, fixed, gpus)
+            if problem:
+                hint = "leave --dtype out: float16 is chosen where it is needed"
+                raise UsageError(problem, hint=hint)
+            return fixed
+        return dtype_for(self.ask.model, gpus)[0]
+
+    def _problem(self, shape: Shape) -> str | None:
+        """Why LMDeploy would refuse or abort on the user's options in this shape."""
+        ask = self.ask
+        longest = ask.model.text.max_position_embeddings
+        problem, dtype = None, self._dtype(shape)
+        for group in shape.groups:
+            settings = shape_settings(ask, replace(shape, tp=len(group)), longest, dtype)
+            gpus = [ask.machine.gpu(index) for index in group]
+            launch = launch_of(ask, settings, gpus, self.asked)
+            problem = problem or self.engine.problem(launch)
+        return problem
+
+
+def _largest(
+    best: Evaluation, low: int, high: int, step: int, at: Callable[[int], Evaluation]
+) -> Evaluation:
+    """Bisect for the largest value that fits; ``low`` is known to."""
+    low_steps, high_steps = 0, (high - low) // step
+    while low_steps < high_steps:
+        middle = (low_steps + high_steps + 1) // 2
+        tried = at(low + middle * step)
+        if tried.fits:
+            best, low_steps = tried, middle
+        else:
+            high_steps = middle - 1
+    return best
+
+
+def _order(evaluation: Evaluation) -> tuple[object, ...]:
+    """Fitting shapes by rank; those that do not fit by how little is missing."""
+    indices = tuple(-index for group in evaluation.shape.groups for index in group)
+    if evaluation.fits:
+        return (1, *evaluation.rank, indices)
+    return (
+        0,
+        -evaluation.short,
+        -evaluation.shape.tp,
+        evaluation.shape.max_prefill_token_num,
+        indices,
+    )

@@ -1,0 +1,292 @@
+"""The context and the ratio of one shape: as much as its cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import msgspec
+from msgspec.structs import replace
+
+from turbofit.core.errors import UsageError
+from turbofit.core.machine import Gpu
+from turbofit.core.plan import Settings
+from turbofit.core.struct import Struct, known
+from turbofit.memory.account import Account
+from turbofit.memory.engine import Engine
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask, launch_of
+from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
+from turbofit.tuner.speed.reduce import reduce_class
+from turbofit.tuner.speed.throughput import Speed, group_speed
+
+__all__ = [
+    "MIN_TEXT_TOKENS", "Memo", "Shape", "Sizer", "excess_tokens", "most_context", "shape_settings",
+    "shortest_context",
+]  # fmt: skip
+
+#: Tokens of text and answer that a context must hold beside the images to be of use.
+MIN_TEXT_TOKENS = 1024
+#: Of a context too short for so many, this share.
+_TEXT_SHARE = 8
+_CONTEXT_STEP = 64
+_ROUND_CONTEXT = 1024
+_ROUND_KEEPS = 0.95
+
+
+class Shape(Struct):
+    """A point of the search space.
+
+    ``units_per_forward`` None pays for the engine's own bound; ``longest`` is the context that it
+    is content with where the cache would hold a longer one, ``promised`` the one that engines on
+    other cards hold. ``at_once`` are the requests that are there in each group at any time, None
+    for an even share of the workload's. ``prefills`` are what groups on unequal cards may choose
+    from, each for itself; empty where all run the same settings.
+    """
+
+    tp: int
+    groups: tuple[tuple[int, ...], ...]
+    max_prefill_token_num: int
+    limit: int | None
+    units_per_forward: int | None = None
+    longest: int | None = None
+    promised: int | None = None
+    at_once: float | None = None
+    prefills: tuple[int, ...] = ()
+
+    @property
+    def replicas(self) -> int:
+        """Groups that serve side by side."""
+        return len(self.groups)
+
+    def requests(self, concurrency: int) -> float:
+        """Requests that are there in each group at any time, of so many over all groups."""
+        return concurrency / self.replicas if self.at_once is None else self.at_once
+
+
+def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Settings:
+    """The engine's options for a shape; what the user fixed stays.
+
+    Raises:
+        UsageError: a fixed option has a value that LMDeploy does not take.
+    """
+    chosen: dict[str, object] = {
+        "dtype": dtype,
+        "max_batch_size": max(1, ceil(shape.requests(ask.workload.concurrency))),
+        "session_len": session_len,
+        "model_format": ask.model.quantization.method if ask.model.quantization else None,
+    }
+    chosen.update(ask.fixed)
+    chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
+    try:
+        return msgspec.convert(chosen, Settings)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"an engine option cannot be used: {exc}", hint="see turbofit plan --help"
+        ) from None
+
+
+def shortest_context(vision_load: VisionLoad) -> int:
+    """The least ``session_len`` that serves the workload's request."""
+    need = vision_load.tokens_per_request + MIN_TEXT_TOKENS
+    return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
+
+
+def most_context(ask: Ask) -> int:
+    """The longest context that there may be: the user's, or else the model's own."""
+    fixed = ask.fixed.get("session_len", ask.workload.context)
+    return fixed if isinstance(fixed, int) else ask.model.text.max_position_embeddings
+
+
+def excess_tokens(ask: Ask, vision_load: VisionLoad) -> int:
+    """Tokens by which the images of one request and some text are more than any context here.
+
+    What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
+    the memory.
+    """
+    if not vision_load.units_per_image:
+        return 0
+    context = most_context(ask)
+    text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
+    return max(0, vision_load.tokens_per_request + text - context)
+
+
+class Memo:
+    """Accounts and speeds of one search, so that a group met in many groupings is evaluated once.
+
+    Equal cards behind equal links are one group here whatever their indices: the first card and the
+    fullest of the others decide all that a search asks of an account.
+    """
+
+    def __init__(self) -> None:
+        self.accounts: dict[tuple[object, ...], Account] = {}
+        self.speeds: dict[tuple[object, ...], Speed] = {}
+        self.links: dict[tuple[int, ...], LinkClass] = {}
+
+    def link(self, ask: Ask, gpus: Sequence[Gpu]) -> LinkClass:
+        """The group's link class."""
+        key = tuple(gpu.index for gpu in gpus)
+        if key not in self.links:
+            self.links[key] = group_class(ask.machine, gpus)
+        return self.links[key]
+
+
+class Sizer:
+    """Finds the context and the ratio of one shape."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        shape: Shape,
+        dtype: str,
+        vision_load: VisionLoad,
+        engine: Engine,
+        memo: Memo,
+    ) -> None:
+        self.ask = ask
+        self.memo = memo
+        self.shape = shape
+        self.dtype = dtype
+        self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
+        self.engine = engine
+        self.groups: list[tuple[Gpu, ...]] = [
+            tuple(ask.machine.gpu(index) for index in group) for group in shape.groups
+        ]
+        self.fixed_ratio = ask.fixed.get("cache_max_entry_count")
+
+    def accounts(self, session_len: int) -> list[Account]:
+        """The accounts of the groups that differ; their indices may be another equal group's."""
+        settings = shape_settings(self.ask, self.shape, session_len, self.dtype)
+        distinct = {self._key(gpus): gpus for gpus in self.groups}
+        return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
+
+    def speed(
+        self,
+        settings: Settings,
+        gpus: tuple[Gpu, ...],
+        asked: VisionLoad,
+        kv_tokens: int,
+        at_once: float | None = None,
+    ) -> Speed:
+        """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
+        if at_once is None:
+            at_once = self.shape.requests(self.ask.workload.concurrency)
+        key = (settings, self._key(gpus), asked, kv_tokens, at_once)
+        if key not in self.memo.speeds:
+            self.memo.speeds[key] = group_speed(
+                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.engine,
+                at_once,
+            )  # fmt: skip
+        return self.memo.speeds[key]
+
+    def session_len(self) -> int:
+        """The context: the user's, or the model's own lowered to what the cache holds."""
+        fixed = self.ask.fixed.get("session_len", self.ask.workload.context)
+        if isinstance(fixed, int):
+            return fixed
+        longest = self.ask.model.text.max_position_embeddings
+        for most in (self.shape.longest, self.shape.promised):
+            longest = longest if most is None else min(longest, most)
+        low = min(shortest_context(self.vision_load), longest)
+        if self._holds(longest):
+            return longest
+        if not self._holds(low):
+            return low
+        high = longest
+        while high - low > _CONTEXT_STEP:
+            middle = (low + high) // 2 // _CONTEXT_STEP * _CONTEXT_STEP
+            if middle <= low:
+                break
+            if self._holds(middle):
+                low = middle
+            else:
+                high = middle
+        rounded = low // _ROUND_CONTEXT * _ROUND_CONTEXT
+        # A round number where it costs little: 3,072 of 4,032 would be a quarter.
+        cheap = rounded >= low * _ROUND_KEEPS and rounded >= shortest_context(self.vision_load)
+        return rounded if cheap else low
+
+    def ratio(self, accounts: Sequence[Account]) -> float | None:
+        """The largest ratio that fits every group, or the user's own."""
+        if isinstance(self.fixed_ratio, int | float):
+            return float(self.fixed_ratio)
+        ratios = [account.best_ratio() for account in accounts]
+        found = [ratio for ratio in ratios if ratio is not None]
+        if len(found) < len(ratios):
+            return None
+        return min(*found, *self._caps())
+
+    def _caps(self) -> list[float]:
+        """What rehearsals left of the ratios of these GPUs; 1 where there was none."""
+        caps = self.ask.ratio_caps
+        return [
+            1.0,
+            *(caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps),
+        ]
+
+    def short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
+        """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
+        missing = max(account.missing_at(ratio or 0.0) for account in accounts)
+        if missing or ratio is None:
+            return max(1, missing)
+        first = accounts[0]
+        cache_shortfall = max(account.cache_shortfall_at(ratio) for account in accounts)
+        if cache_shortfall:
+            return cache_shortfall
+        tokens = self.needed_tokens() - kv_tokens
+        return max(0, tokens, excess_tokens(self.ask, self.vision_load)) * first.bytes_per_token
+
+    def named(self, settings: Settings) -> list[Account]:
+        """The accounts of all groups, each with its own GPUs, for words that name them."""
+        return [self._account(settings, gpus) for gpus in self.groups]
+
+    def needed_tokens(self) -> int:
+        """What the cache must hold: a context that was promised, or else the workload's request."""
+        longest = self.ask.model.text.max_position_embeddings
+        if self.ask.workload.context is not None:
+            return self.ask.workload.context
+        fixed = self.ask.fixed.get("session_len")
+        shortest = min(shortest_context(self.vision_load), longest)
+        return min(shortest, fixed) if isinstance(fixed, int) else shortest
+
+    def _holds(self, session_len: int) -> bool:
+        """Whether the cache holds a whole context of this length, and the warm-up's request."""
+        accounts = self.accounts(session_len)
+        ratio = self.ratio(accounts)
+        if ratio is None:
+            return False
+        return all(
+            account.tokens_at(ratio) >= session_len and not account.cache_shortfall_at(ratio)
+            for account in accounts
+        )
+
+    def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
+        return self.engine.account(launch_of(self.ask, settings, gpus, self.vision_load))
+
+    def _remembered(
+        self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]
+    ) -> Account:
+        whole = (settings, self.vision_load, key)
+        if whole not in self.memo.accounts:
+            self.memo.accounts[whole] = self._account(settings, gpus)
+        return self.memo.accounts[whole]
+
+    def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
+        """What of a group an account and a speed depend on; of equal cards two tell all."""
+        first, rest = gpus[0], gpus[1:]
+        unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
+        fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
+        bandwidth = nvlink_bandwidth(self.ask.machine, gpus)
+        link = self.memo.link(self.ask, gpus)
+        speed = reduce_class(self.ask.machine, gpus)
+        return (
+            first.name,
+            first.total,
+            first.reserved,
+            first.used,
+            fullest,
+            link,
+            bandwidth,
+            speed,
+            tuple(gpu.index for gpu in gpus) if unequal else (),
+        )

@@ -1,0 +1,152 @@
+"""Engines on unequal cards: each set of like groups with the settings that serve most on it.
+
+One gateway stands before them, so that clients are promised one thing: the image limits and the
+context are common, and the weakest set bounds them. Cache ratio, prefill and batch are each set's
+own, and it gets the share of the requests that the goal gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+from msgspec.structs import replace
+
+from turbofit.memory.engine import Engine
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.ask import Ask
+from turbofit.tuner.search.candidates import Evaluation, evaluate, score_of
+from turbofit.tuner.search.groups import like_groups
+from turbofit.tuner.search.share import share_out
+from turbofit.tuner.search.sizing import Memo, Shape, Sizer
+from turbofit.tuner.speed.throughput import Speed
+
+__all__ = ["evaluate_unequal"]
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+def evaluate_unequal(  # noqa: PLR0913 - all that an evaluation depends on
+    ask: Ask,
+    shape: Shape,
+    dtype: str,
+    vision_load: VisionLoad,
+    asked: VisionLoad,
+    engine: Engine,
+    memo: Memo,
+) -> Evaluation:
+    """Evaluate a shape with ``prefills``: each set by itself, then all under one context."""
+    return _Unequal(ask, shape, dtype, vision_load, asked, engine, memo).evaluate()
+
+
+class _Unequal:
+    """One shape of unequal groups; arguments as for :func:`evaluate_unequal`."""
+
+    def __init__(  # noqa: PLR0913 - a constructor
+        self,
+        ask: Ask,
+        shape: Shape,
+        dtype: str,
+        vision_load: VisionLoad,
+        asked: VisionLoad,
+        engine: Engine,
+        memo: Memo,
+    ) -> None:
+        self.ask, self.shape, self.dtype = ask, shape, dtype
+        self.vision_load, self.asked, self.engine, self.memo = vision_load, asked, engine, memo
+        self.sets: tuple[Groups, ...] = like_groups(ask.machine, shape.groups)
+
+    def evaluate(self) -> Evaluation:
+        """The better of even shares and of those that the goal gives."""
+        requests = self.ask.workload.concurrency
+        even = [requests / self.shape.replicas] * len(self.sets)
+        alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
+        if not all(part.fits for part in alone):
+            return self._whole(alone)
+        curves = [(len(part.shape.groups), self._curve(part)) for part in alone]
+        weighed = share_out(curves, requests, self.ask.workload.goal)
+        promised = min(part.settings.session_len for part in alone)
+        found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
+        return max(found, key=lambda one: (one.fits, one.rank))
+
+    def _agreed(self, shares: Sequence[float], promised: int) -> list[Evaluation]:
+        """The sets under these shares, with the longest context that all of them hold."""
+        while True:
+            pairs = zip(self.sets, shares, strict=True)
+            parts = [self._best(groups, share, promised) for groups, share in pairs]
+            least = min(part.settings.session_len for part in parts)
+            if least >= promised:
+                return parts
+            promised = least
+
+    def _best(self, groups: Groups, share: float, promised: int | None) -> Evaluation:
+        """One set with the prefill that ranks best of those that hold the promised context."""
+        tried = [
+            evaluate(
+                self.ask,
+                replace(
+                    self.shape,
+                    tp=len(groups[0]),
+                    groups=groups,
+                    max_prefill_token_num=prefill,
+                    at_once=share,
+                    promised=promised,
+                    prefills=(),
+                ),
+                self.dtype,
+                self.vision_load,
+                self.asked,
+                self.engine,
+                self.memo,
+            )
+            for prefill in self.shape.prefills
+        ]
+        return max(tried, key=lambda one: _worth(one, promised or 0))
+
+    def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
+        """One group's speed with so many requests there, at the cache that the part holds."""
+        sizer = Sizer(self.ask, part.shape, self.dtype, self.vision_load, self.engine, self.memo)
+        fixed = "max_batch_size" in self.ask.fixed
+
+        def speed(there: float) -> Speed:
+            batch = part.settings.max_batch_size if fixed else max(1, ceil(there))
+            settings = replace(part.settings, max_batch_size=batch)
+            return sizer.speed(settings, sizer.groups[0], self.asked, part.kv_tokens, there)
+
+        return speed
+
+    def _whole(self, parts: Sequence[Evaluation]) -> Evaluation:
+        """The sets as one shape: it is what the weakest of them is, and serves what all serve."""
+        fits = all(part.fits for part in parts)
+        weakest = min(parts, key=lambda one: (one.fits, -one.short, one.kv_tokens))
+        settings = weakest.settings
+        evaluation = Evaluation(
+            engine=self.engine.name,
+            shape=replace(
+                self.shape,
+                tp=max(part.shape.tp for part in parts),
+                max_prefill_token_num=settings.max_prefill_token_num,
+            ),
+            settings=settings,
+            vision_load=self.vision_load,
+            kv_tokens=weakest.kv_tokens,
+            fits=fits,
+            short=max(part.short for part in parts),
+            parts=tuple(parts),
+        )
+        if not fits:
+            return evaluation
+        own = {
+            group: speed
+            for part in parts
+            for group, speed in zip(part.shape.groups, part.speeds, strict=True)
+        }
+        evaluation = replace(evaluation, speeds=tuple(own[group] for group in self.shape.groups))
+        return replace(evaluation, score=score_of(self.ask, evaluation, self.asked))
+
+
+def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:
+    """What decides between prefills of one set; of those that do not fit the least that misses."""
+    if evaluation.fits:
+        return (1, evaluation.settings.session_len >= promised, *evaluation.rank)
+    return (0, -evaluation.short, evaluation.shape.max_prefill_token_num)

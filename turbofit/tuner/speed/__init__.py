@@ -1,0 +1,1 @@
+"""The forecast of speed that ranks shapes."""

@@ -1,0 +1,108 @@
+"""How long a group's all-reduce takes: a latency and a bandwidth by the class of its worst link."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log2
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Machine
+from turbofit.core.struct import Struct, known
+from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
+from turbofit.tuner.speed.rates import Rates, rates
+
+__all__ = ["Reduce", "reduce_class", "reduce_of"]
+
+
+class Reduce(Struct):
+    """An all-reduce of ``ranks`` GPUs.
+
+    ``latency`` is of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in bytes/s.
+    ``shared_by`` ranks cross one host bridge and take from each other what two of them have.
+    """
+
+    ranks: int
+    latency: float = 0.0
+    bandwidth: float = 1.0
+    shared_by: int = 2
+
+    def seconds(self, size: float) -> float:
+        """Seconds for ``size`` bytes: a latency, half of it by the tree's depth; then traffic."""
+        if self.ranks == 1:
+            return 0.0
+        traffic = 2 * size * (self.ranks - 1) / self.ranks
+        traffic *= max(2, min(self.ranks, self.shared_by)) / 2
+        return self.latency * (1 + log2(self.ranks)) / 2 + traffic / self.bandwidth
+
+
+def reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> Reduce:
+    """The all-reduce of a group. Unread links count as the slowest, so the forecast is low."""
+    kind, ranks = group_class(machine, gpus), len(gpus)
+    if kind == LinkClass.ALONE:
+        return Reduce(ranks=1)
+    found = _measured(machine, gpus)
+    if found is not None:
+        return found
+    slot = figures.pcie_bandwidth * min(_pcie_scale(gpu) for gpu in gpus)
+    host = min(figures.host_bandwidth, slot * figures.host_factor)
+    if kind == LinkClass.NVLINK:
+        bandwidth = nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency
+        return Reduce(ranks=ranks, latency=figures.nvlink_latency, bandwidth=max(bandwidth, host))
+    if kind == LinkClass.PCIE_PEER:
+        return Reduce(
+            ranks=ranks,
+            latency=figures.pcie_latency,
+            bandwidth=slot,
+            shared_by=figures.bridge_ranks,
+        )
+    if kind == LinkClass.ACROSS_HOST:
+        host *= figures.across_factor
+    return Reduce(
+        ranks=ranks, latency=figures.host_latency, bandwidth=host, shared_by=figures.bridge_ranks
+    )
+
+
+def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
+    """Groups of one link class whose measured all-reduces differ by two fifths differ in this."""
+    if machine.measured is None or len(gpus) == 1:
+        return 0
+    return round(2 * log2(reduce_of(machine, gpus, rates()).seconds(1 << 20)))
+
+
+def _measured(machine: Machine, gpus: Sequence[Gpu]) -> Reduce | None:
+    """The group's own all-reduce where it was measured, or that of its slowest measured pair.
+
+    The second is for groups that nobody measured: as if all of it crossed one host bridge, so low.
+    """
+    if machine.measured is None:
+        return None
+    indices = frozenset(gpu.index for gpu in gpus)
+    by_group: dict[frozenset[int], dict[int, float]] = {}
+    for one in machine.measured.reduces:
+        if one.right:
+            by_group.setdefault(frozenset(one.gpus), {})[one.size] = one.seconds
+    own = by_group.get(indices)
+    if own is not None and len(own) > 1:
+        return _line(own, len(gpus), len(gpus))
+    pairs = [times for group, times in by_group.items() if group <= indices and len(group) == 2]
+    wanted = len(indices) * (len(indices) - 1) // 2
+    if len(pairs) < wanted or any(len(times) < 2 for times in pairs):
+        return None
+    lines = [_line(times, 2, len(gpus)) for times in pairs]
+    slowest = max(lines, key=lambda line: line.seconds(1 << 20))
+    return replace(slowest, shared_by=len(gpus))
+
+
+def _line(times: dict[int, float], measured: int, ranks: int) -> Reduce:
+    """A latency and a bandwidth through the smallest and the largest size of ``measured`` ranks."""
+    small, large = min(times), max(times)
+    slope = max((times[large] - times[small]) / (large - small), 1e-15)
+    latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
+    return Reduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
+
+
+def _pcie_scale(gpu: Gpu) -> float:
+    """The card's PCIe link relative to 3.0 x16; the older where unknown."""
+    generation, width = known(gpu.pcie.generation, 3), known(gpu.pcie.width, 16)
+    return float(2.0 ** (generation - 3) * width / 16)
