@@ -15,7 +15,7 @@ from turbofit.core.plan import Settings, Workload
 from turbofit.machine.spec import parse_spec
 from turbofit.planning.predict_request import PredictRequest
 from turbofit.planning.request import ENGINE_OPTIONS, PlanRequest
-from turbofit.tuner.ask import Margin
+from turbofit.tuner.resolved_request import Margin
 
 
 def test_every_setting_of_a_plan_can_be_fixed() -> None:

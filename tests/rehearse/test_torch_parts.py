@@ -16,8 +16,8 @@ from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
-from turbofit.rehearse.torch import torch_ask, torch_run
-from turbofit.rehearse.torch.torch_ask import TorchAsk, rehearse_torch
+from turbofit.rehearse.torch import rehearsal_request, torch_run
+from turbofit.rehearse.torch.rehearsal_request import RehearsalRequest, rehearse_torch
 from turbofit.rehearse.torch.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch.torch_death import judge
 from turbofit.rehearse.torch.torch_ledger import combined
@@ -273,16 +273,17 @@ def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
 ) -> None:
     config = {"architectures": ["StrangeForVision"], "model_type": "strange", "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(torch_ask, "need_packages", lambda *_, **__: {})
+    monkeypatch.setattr(rehearsal_request, "need_packages", lambda *_, **__: {})
     scenario: Any = SimpleNamespace(gpus=(SimpleNamespace(name="x"),))
     with pytest.raises(UsageError, match="takes pictures") as error:
-        rehearse_torch(TorchAsk(str(tmp_path), "pytorch"), scenario)
+        rehearse_torch(RehearsalRequest(str(tmp_path), "pytorch"), scenario)
     assert "--image-size" in error.value.hint
 
 
 def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
     code = (
-        "import sys; import turbofit.rehearse.torch.torch_ask, turbofit.report.views.torch_view; "
+        "import sys; import turbofit.rehearse.torch.rehearsal_request; "
+        "import turbofit.report.views.torch_view; "
         "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

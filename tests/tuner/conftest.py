@@ -11,7 +11,7 @@ from turbofit.core.plan import Workload
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.resolved_request import ResolvedRequest
 
 CARDS = ["rtx3090", "rtx4090", "t4", "l4", "a100-40g", "v100-32g", "rtx3060", "l40s", "rtx2080ti"]
 MODELS = [
@@ -43,10 +43,10 @@ def random_machine(rng: random.Random, most: int = 4) -> Machine:
     return with_used(machine, [min(u, t - 1) for u, t in zip(used, limit, strict=True)])
 
 
-def random_ask(rng: random.Random, *, context: bool = True, most: int = 4) -> Ask:
+def random_request(rng: random.Random, *, context: bool = True, most: int = 4) -> ResolvedRequest:
     model = resolve_model(rng.choice(MODELS))
     longest = model.text.max_position_embeddings
-    return Ask(
+    return ResolvedRequest(
         model=model,
         machine=random_machine(rng, most),
         workload=Workload(

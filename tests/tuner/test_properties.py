@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.tuner.conftest import random_ask, with_used
+from tests.tuner.conftest import random_request, with_used
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, engine_named
-from turbofit.tuner.ask import Ask, Margin, vision_load_of
 from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
@@ -29,22 +29,24 @@ engines = st.sampled_from([engine_named(name) for name in ENGINES])
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def some_shape(ask: Ask, engine: Engine, index: int) -> Shape:
+def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
     """One shape of the space at the model's own limit."""
-    space = list(shapes(ask, engine))
+    space = list(shapes(request, engine))
     assume(space)
     return space[index % len(space)]
 
 
-def evaluation(ask: Ask, engine: Engine, shape: Shape) -> Evaluation:
-    gpus = [ask.machine.gpu(i) for group in shape.groups for i in group]
-    vision_load = vision_load_of(ask, ask.own_limit)
-    return evaluate(ask, shape, dtype_for(ask.model, gpus)[0], vision_load, vision_load, engine)
+def evaluation(request: ResolvedRequest, engine: Engine, shape: Shape) -> Evaluation:
+    gpus = [request.machine.gpu(i) for group in shape.groups for i in group]
+    vision_load = vision_load_of(request, request.own_limit)
+    return evaluate(
+        request, shape, dtype_for(request.model, gpus)[0], vision_load, vision_load, engine
+    )
 
 
-def less_used(ask: Ask, freed: int) -> Ask:
-    used = [max(0, gpu.used - freed) for gpu in ask.machine.gpus]
-    return replace(ask, machine=with_used(ask.machine, used))
+def less_used(request: ResolvedRequest, freed: int) -> ResolvedRequest:
+    used = [max(0, gpu.used - freed) for gpu in request.machine.gpus]
+    return replace(request, machine=with_used(request.machine, used))
 
 
 @given(
@@ -52,11 +54,11 @@ def less_used(ask: Ask, freed: int) -> Ask:
 )
 @relaxed
 def test_more_free_memory_never_gives_fewer_tokens(engine, seed, index, freed):
-    ask = random_ask(random.Random(seed))
-    shape = some_shape(ask, engine, index)
+    request = random_request(random.Random(seed))
+    shape = some_shape(request, engine, index)
     before, after = (
-        evaluation(ask, engine, shape),
-        evaluation(less_used(ask, freed * MIB), engine, shape),
+        evaluation(request, engine, shape),
+        evaluation(less_used(request, freed * MIB), engine, shape),
     )
     # A ratio that fits one block more by a hair takes a whole step less: a thousandth.
     assert after.kv_tokens >= before.kv_tokens * 0.998 - 64
@@ -71,26 +73,26 @@ def test_more_free_memory_never_gives_fewer_tokens(engine, seed, index, freed):
 )
 @relaxed
 def test_more_images_context_or_margin_never_give_more_tokens(engine, seed, index, kind):
-    ask = random_ask(random.Random(seed))
-    work = ask.workload
+    request = random_request(random.Random(seed))
+    work = request.workload
     harder = {
-        "i": replace(ask, workload=replace(work, images=work.images + 1)),
-        "c": replace(ask, workload=replace(work, context=(work.context or 0) + 4096)),
-        "m": replace(ask, margin=Margin(bytes=900 * MIB)),
+        "i": replace(request, workload=replace(work, images=work.images + 1)),
+        "c": replace(request, workload=replace(work, context=(work.context or 0) + 4096)),
+        "m": replace(request, margin=Margin(bytes=900 * MIB)),
     }[kind]
-    shape = some_shape(ask, engine, index)
-    before, after = evaluation(ask, engine, shape), evaluation(harder, engine, shape)
+    shape = some_shape(request, engine, index)
+    before, after = evaluation(request, engine, shape), evaluation(harder, engine, shape)
     assert after.kv_tokens <= before.kv_tokens
 
 
 @given(engine=engines, seed=st.integers(0, 10**6), freed=st.integers(1, 6000))
 @relaxed
 def test_the_score_grows_with_free_memory(engine, seed, freed):
-    ask = random_ask(random.Random(seed))
+    request = random_request(random.Random(seed))
     try:
         before, after = (
-            search(ask, engine).best,
-            search(less_used(ask, freed * MIB), engine).best,
+            search(request, engine).best,
+            search(less_used(request, freed * MIB), engine).best,
         )
     except UsageError:
         return
@@ -104,14 +106,14 @@ def test_the_score_grows_with_free_memory(engine, seed, freed):
 @given(engine=engines, seed=st.integers(0, 10**6), shuffle=st.randoms(use_true_random=False))
 @relaxed
 def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, shuffle):
-    ask = random_ask(random.Random(seed))
-    if ask.machine.links and any(link.nvlinked for link in ask.machine.links):
+    request = random_request(random.Random(seed))
+    if request.machine.links and any(link.nvlinked for link in request.machine.links):
         return  # their links make them unequal
-    used = [gpu.used for gpu in ask.machine.gpus]
+    used = [gpu.used for gpu in request.machine.gpus]
     shuffle.shuffle(used)
-    other = replace(ask, machine=with_used(ask.machine, used))
+    other = replace(request, machine=with_used(request.machine, used))
     try:
-        one, two = search(ask, engine).best, search(other, engine).best
+        one, two = search(request, engine).best, search(other, engine).best
     except UsageError:
         return
     assert one.fits == two.fits
@@ -122,9 +124,9 @@ def test_permuting_equal_gpus_changes_neither_verdict_nor_score(engine, seed, sh
 @given(engine=engines, seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_a_plan_survives_json(engine, seed):
-    ask = random_ask(random.Random(seed))
+    request = random_request(random.Random(seed))
     try:
-        plan = make_plan(ask, engine)
+        plan = make_plan(request, engine)
     except UsageError:
         return
     assert Plan.from_json(plan.to_json()) == plan
@@ -133,9 +135,9 @@ def test_a_plan_survives_json(engine, seed):
 @given(engine=engines, seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_a_plan_that_fits_keeps_every_promise(engine, seed):
-    ask = random_ask(random.Random(seed), context=False)
+    request = random_request(random.Random(seed), context=False)
     try:
-        plan = make_plan(ask, engine)
+        plan = make_plan(request, engine)
     except UsageError:
         return
     if not plan.fits:

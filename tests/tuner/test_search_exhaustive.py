@@ -13,11 +13,11 @@ from itertools import combinations
 import pytest
 from msgspec.structs import replace
 
-from tests.tuner.conftest import random_ask
+from tests.tuner.conftest import random_request
 from turbofit.core.errors import UsageError
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import engine_named
-from turbofit.tuner.ask import Ask, launch_of, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.shapes import PREFILL_SIZES
@@ -42,23 +42,25 @@ def every_grouping(indices: tuple[int, ...], tp: int, replicas: int):
             yield (group, *more)
 
 
-def accounts_for(ask: Ask, engine: Engine, groups, prefill: int, context: int, vision_load=None):
+def accounts_for(
+    request: ResolvedRequest, engine: Engine, groups, prefill: int, context: int, vision_load=None
+):
     shape = Shape(tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None)
-    dtype = dtype_for(ask.model, [ask.machine.gpu(i) for i in groups[0]])[0]
-    settings = shape_settings(ask, shape, context, dtype)
-    vision_load = vision_load or vision_load_of(ask, ask.own_limit)
+    dtype = dtype_for(request.model, [request.machine.gpu(i) for i in groups[0]])[0]
+    settings = shape_settings(request, shape, context, dtype)
+    vision_load = vision_load or vision_load_of(request, request.own_limit)
     for group in groups:
-        gpus = sorted((ask.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
-        yield engine.account(launch_of(ask, settings, gpus, vision_load))
+        gpus = sorted((request.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
+        yield engine.account(launch_of(request, settings, gpus, vision_load))
 
 
-def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
+def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, context: int):
     """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None."""
-    asked = vision_load_of(ask, ask.own_limit)
+    asked = vision_load_of(request, request.own_limit)
     # Its images and some text are no longer than a request may be.
     if asked.units_per_image and asked.tokens_per_request + min(1024, context // 8) > context:
         return None
-    accounts = list(accounts_for(ask, engine, groups, prefill, context))
+    accounts = list(accounts_for(request, engine, groups, prefill, context))
     place = bisect_left(RATIOS, True, key=lambda r: all(a.fits_at(r) for a in accounts))
     if place == len(RATIOS) or any(a.cache_shortfall_at(RATIOS[place]) for a in accounts):
         return None
@@ -69,8 +71,8 @@ def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
     settings = replace(accounts[0].settings, cache_max_entry_count=ratio)
     speeds = [
         group_speed(
-            ask.model, settings, ask.machine, a.gpus, asked, tokens, engine,
-            ask.workload.concurrency / len(groups),
+            request.model, settings, request.machine, a.gpus, asked, tokens, engine,
+            request.workload.concurrency / len(groups),
         )
         for a in accounts
     ]  # fmt: skip
@@ -78,21 +80,21 @@ def value_of(ask: Ask, engine: Engine, groups, prefill: int, context: int):
         "throughput": sum(s.requests_per_second for s in speeds),
         "latency": 1 / max(s.seconds_per_request for s in speeds),
         "context": float(tokens),
-    }[ask.workload.goal]
+    }[request.workload.goal]
     return value, True, tokens, prefill, -settings.tp
 
 
-def exhaustive(ask: Ask, engine: Engine, contexts):
+def exhaustive(request: ResolvedRequest, engine: Engine, contexts):
     """The best value over the whole space; for each shape the longest context that holds."""
     best = None
-    indices = ask.machine.visible
+    indices = request.machine.visible
     for tp in range(1, min(8, len(indices)) + 1):
-        if engine.tp_problem(ask.model, tp):
+        if engine.tp_problem(request.model, tp):
             continue
         for replicas in range(1, len(indices) // tp + 1):
             for groups in every_grouping(indices, tp, replicas):
                 for prefill in PREFILL_SIZES:
-                    values = (value_of(ask, engine, groups, prefill, c) for c in contexts)
+                    values = (value_of(request, engine, groups, prefill, c) for c in contexts)
                     found = next((v for v in values if v is not None), None)
                     if found is not None and (best is None or found > best):
                         best = found
@@ -102,14 +104,16 @@ def exhaustive(ask: Ask, engine: Engine, contexts):
 @pytest.mark.parametrize(("engine", "seed"), ASKED[::3])
 def test_each_card_of_its_own_holds_all_that_it_can(engine, seed):
     """Each set of groups as chosen: a thousandth more of the ratio does not leave the margin."""
-    ask = random_ask(random.Random(seed))
+    request = random_request(random.Random(seed))
     try:
-        best = search(ask, engine).best
+        best = search(request, engine).best
     except UsageError:
         return
     for part in best.parts if best.fits else ():
         shape, context = part.shape, part.settings.session_len
-        asked = replace(ask, fixed={**ask.fixed, "max_batch_size": part.settings.max_batch_size})
+        asked = replace(
+            request, fixed={**request.fixed, "max_batch_size": part.settings.max_batch_size}
+        )
         vision_load = replace(part.vision_load, units_per_forward=shape.units_per_forward)
         prefill = shape.max_prefill_token_num
         accounts = list(accounts_for(asked, engine, shape.groups, prefill, context, vision_load))
@@ -128,16 +132,16 @@ def chosen(found: Found):
 
 @pytest.mark.parametrize(("engine", "seed"), ASKED)
 def test_the_choice_equals_exhaustive_search(engine, seed):
-    ask = random_ask(random.Random(seed))
+    request = random_request(random.Random(seed))
     try:
-        found = search(ask, engine)
+        found = search(request, engine)
     except UsageError:  # no legal shape
-        assert exhaustive(ask, engine, [ask.workload.context]) is None
+        assert exhaustive(request, engine, [request.workload.context]) is None
         return
-    if found.best.shape.limit != ask.own_limit:  # a later tier: the first has nothing
-        assert exhaustive(ask, engine, [ask.workload.context]) is None
+    if found.best.shape.limit != request.own_limit:  # a later tier: the first has nothing
+        assert exhaustive(request, engine, [request.workload.context]) is None
         return
-    best = exhaustive(ask, engine, [ask.workload.context])
+    best = exhaustive(request, engine, [request.workload.context])
     if not found.best.parts:
         assert chosen(found) == pytest.approx(best)
         return
@@ -151,17 +155,19 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_the_context_is_the_longest_that_the_cache_holds(seed):
     """Without a promised context: stepping down by 1024 from the model's own finds the same."""
-    ask = random_ask(random.Random(1000 + seed), context=False, most=1)
-    found = search(ask, TURBOMIND).best
+    request = random_request(random.Random(1000 + seed), context=False, most=1)
+    found = search(request, TURBOMIND).best
     if not found.fits or found.shape.units_per_forward is not None:
         return
-    longest = min(ask.model.text.max_position_embeddings, found.shape.longest or 1 << 30)
-    vision_load = vision_load_of(ask, found.shape.limit)
+    longest = min(request.model.text.max_position_embeddings, found.shape.longest or 1 << 30)
+    vision_load = vision_load_of(request, found.shape.limit)
     held = [
         context
         for context in (longest, *range(longest // 1024 * 1024, 0, -1024))
         if context >= shortest_context(vision_load)
-        and value_of(ask, TURBOMIND, found.shape.groups, found.shape.max_prefill_token_num, context)
+        and value_of(
+            request, TURBOMIND, found.shape.groups, found.shape.max_prefill_token_num, context
+        )
     ]
-    if held and found.shape.limit == ask.own_limit:
+    if held and found.shape.limit == request.own_limit:
         assert found.settings.session_len == held[0]

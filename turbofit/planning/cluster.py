@@ -17,7 +17,7 @@ from turbofit.planning.resolve import resolve
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan
     from turbofit.planning.request import PlanRequest
-    from turbofit.tuner.ask import Ask
+    from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["plan_cluster", "plan_joining"]
 
@@ -58,11 +58,11 @@ def plan_joining(request: PlanRequest, plan: ClusterPlan, node: Node) -> NodePla
     """
     from turbofit.tuner.cluster.joining import plan_joining_node
 
-    ask = _anywhere(request.changed(model=plan.model, revision=None))
-    return _commanded(plan_joining_node(ask, plan, node, request.engine))
+    resolved = _anywhere(request.changed(model=plan.model, revision=None))
+    return _commanded(plan_joining_node(resolved, plan, node, request.engine))
 
 
-def _anywhere(request: PlanRequest) -> Ask:
+def _anywhere(request: PlanRequest) -> ResolvedRequest:
     """The input of the search but for the machine, which each node is."""
     nowhere = Machine(name="cluster", source="cluster", gpus=())
     return resolve(request.changed(on=nowhere, gpus=None))

@@ -15,9 +15,9 @@ from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
-from turbofit.tuner.ask import Margin
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.predict import make_prediction
+from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
     from turbofit.planning.predict_request import PredictRequest
@@ -42,20 +42,20 @@ def predict(request: PredictRequest) -> Plan:
     Raises:
         As :func:`plan`; PackageError for a generation without an account.
     """
-    ask = resolve(request)
-    if request.lmdeploy is None and fallback_reason(ask.model, request.engine) is not None:
+    resolved = resolve(request)
+    if request.lmdeploy is None and fallback_reason(resolved.model, request.engine) is not None:
         raise UsageError(
-            f"predict tells what LMDeploy does, and it does not run {ask.model.name}",
+            f"predict tells what LMDeploy does, and it does not run {resolved.model.name}",
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
-    account = engine_for(ask.model, request.engine, request.lmdeploy)
-    check_options(account, ask.fixed)
-    made = make_prediction(ask, account, request.free_at_cache)
+    account = engine_for(resolved.model, request.engine, request.lmdeploy)
+    check_options(account, resolved.fixed)
+    made = make_prediction(resolved, account, request.free_at_cache)
     if account.doubt is None:
         return finished(made)
     if request.margin is None:
-        ask = replace(ask, margin=Margin(bytes=doubled_margin(made)))
-        made = make_prediction(ask, account, request.free_at_cache)
+        resolved = replace(resolved, margin=Margin(bytes=doubled_margin(made)))
+        made = make_prediction(resolved, account, request.free_at_cache)
     return finished(replace(made, warnings=(account.doubt, *made.warnings)))
 
 

@@ -12,7 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, Goal, Workload
 from turbofit.core.units import parse_bytes
 from turbofit.core.validation import Metavar, Validated, parsed
-from turbofit.tuner.ask import Margin
+from turbofit.tuner.resolved_request import Margin
 
 __all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest"]
 

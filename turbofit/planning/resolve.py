@@ -11,12 +11,12 @@ from turbofit.machine.source import machine_from
 from turbofit.model.source import resolve_model
 from turbofit.observe.calibrations import pretends, with_calibrations
 from turbofit.planning.request import PlanRequest
-from turbofit.tuner.ask import Ask, check_limits
+from turbofit.tuner.resolved_request import ResolvedRequest, check_limits
 
 __all__ = ["model_of", "resolve"]
 
 
-def resolve(request: PlanRequest) -> Ask:
+def resolve(request: PlanRequest) -> ResolvedRequest:
     """Read the model, measure the machine, and refuse contradictions that no search can mend.
 
     Raises:
@@ -24,7 +24,7 @@ def resolve(request: PlanRequest) -> Ask:
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: a package that reads the model is missing.
     """
-    ask = Ask(
+    resolved = ResolvedRequest(
         model=model_of(request),
         machine=_machine(request),
         workload=request.workload,
@@ -36,8 +36,8 @@ def resolve(request: PlanRequest) -> Ask:
         margin=request.margins,
         budget=request.budget,
     )
-    _check(ask)
-    return ask
+    _check(resolved)
+    return resolved
 
 
 def model_of(request: PlanRequest) -> Model:
@@ -61,14 +61,14 @@ def _machine(request: PlanRequest) -> Machine:
     return machine
 
 
-def _check(ask: Ask) -> None:
-    workload = ask.workload
-    check_limits(ask)
-    if workload.context is not None and "session_len" in ask.fixed:
+def _check(resolved: ResolvedRequest) -> None:
+    workload = resolved.workload
+    check_limits(resolved)
+    if workload.context is not None and "session_len" in resolved.fixed:
         raise UsageError("context and session_len are one setting", hint="give only one of the two")
-    longest = ask.model.text.max_position_embeddings
+    longest = resolved.model.text.max_position_embeddings
     if workload.context is not None and workload.context > longest:
         raise UsageError(
-            f"{ask.model.name} reads {longest} tokens, not {workload.context}",
+            f"{resolved.model.name} reads {longest} tokens, not {workload.context}",
             hint=f"--context {longest} at most",
         )

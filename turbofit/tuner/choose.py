@@ -17,8 +17,8 @@ from turbofit.core.plan import Plan, Remedy
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, FALLBACK, check_options, engine_for, fallback_reason
 from turbofit.memory.shared_terms import capability_of
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["best_plan"]
 
@@ -28,44 +28,46 @@ _LOG: Final = LazyLogger(__name__)
 _LEAST_TRITON: Final = (7, 5)
 
 
-def best_plan(ask: Ask, asked: str = "auto") -> Plan:
+def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
     """The best plan on the engine that was asked for, or on the one that serves more.
 
     Raises:
         UsageError: something asked for cannot be used here at all.
         PackageError: turbofit has no account for the engine.
     """
-    reason = fallback_reason(ask.model, asked)
+    reason = fallback_reason(request.model, asked)
     if reason is not None:
         _LOG.info("engine %s: %s", FALLBACK, reason)
         from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
-        return make_fallback_plan(ask, reason)
-    first = engine_for(ask.model, asked)
-    check_options(first, ask.fixed)
-    made = _planned(ask, first)
-    if asked != "auto" or (_served(ask, made) == (True, True) and ask.workload.goal != "context"):
+        return make_fallback_plan(request, reason)
+    first = engine_for(request.model, asked)
+    check_options(first, request.fixed)
+    made = _planned(request, first)
+    if asked != "auto" or (
+        _served(request, made) == (True, True) and request.workload.goal != "context"
+    ):
         return made
-    rival = _rival(ask, made)
+    rival = _rival(request, made)
     _LOG.info(
         "engine %s: %s; LMDeploy's other one: %s",
         made.engine.name, made.verdict, "does not fit" if rival is None else rival.verdict,
     )  # fmt: skip
-    if rival is not None and _compiles(ask) and _worth(ask, rival) > _worth(ask, made):
+    if rival is not None and _compiles(request) and _worth(request, rival) > _worth(request, made):
         return _told(rival, made)
     if made.fits:
         return made
-    return replace(made, remedies=(*made.remedies, *_other_engines(ask, rival)))
+    return replace(made, remedies=(*made.remedies, *_other_engines(request, rival)))
 
 
-def _planned(ask: Ask, engine: Engine) -> Plan:
+def _planned(request: ResolvedRequest, engine: Engine) -> Plan:
     """The plan, with fewer engines where host memory does not do for as many as the GPUs hold."""
-    made = make_plan(ask, engine)
-    if not _host_short(made) or ask.replicas is not None or ask.groups is not None:
+    made = make_plan(request, engine)
+    if not _host_short(made) or request.replicas is not None or request.groups is not None:
         return made
     for replicas in range(made.parallel.replicas - 1, 0, -1):
         try:
-            fewer = make_plan(replace(ask, replicas=replicas), engine)
+            fewer = make_plan(replace(request, replicas=replicas), engine)
         except TurbofitError:
             continue
         if fewer.fits:
@@ -81,13 +83,13 @@ def _host_short(plan: Plan) -> bool:
     return host.available is not None and host.pinned + host.pageable > host.available
 
 
-def _rival(ask: Ask, made: Plan) -> Plan | None:
+def _rival(request: ResolvedRequest, made: Plan) -> Plan | None:
     """The plan on LMDeploy's other engine, None where that does not run the model or not fit."""
     for name in ENGINES[ENGINES.index(made.engine.name) + 1 :]:
         try:
-            other = engine_for(ask.model, name)
-            check_options(other, ask.fixed)
-            plan = _planned(ask, other)
+            other = engine_for(request.model, name)
+            check_options(other, request.fixed)
+            plan = _planned(request, other)
         except TurbofitError as exc:
             _LOG.debug("engine %s: %s", name, exc.message)
             continue
@@ -95,19 +97,19 @@ def _rival(ask: Ask, made: Plan) -> Plan | None:
     return None
 
 
-def _compiles(ask: Ask) -> bool:
+def _compiles(request: ResolvedRequest) -> bool:
     """Whether Triton is sure to compile for every card."""
-    return all(capability_of(gpu) >= _LEAST_TRITON for gpu in ask.visible)
+    return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
-def _served(ask: Ask, plan: Plan) -> tuple[bool, bool]:
+def _served(request: ResolvedRequest, plan: Plan) -> tuple[bool, bool]:
     """Whether it fits, and whether it admits images as large as was asked."""
     limits = plan.limits
-    return plan.fits, limits.vision_unit is None or limits.image_limit == ask.own_limit
+    return plan.fits, limits.vision_unit is None or limits.image_limit == request.own_limit
 
 
-def _worth(ask: Ask, plan: Plan) -> tuple[bool, bool, int]:
-    return (*_served(ask, plan), plan.kv.tokens if ask.workload.goal == "context" else 0)
+def _worth(request: ResolvedRequest, plan: Plan) -> tuple[bool, bool, int]:
+    return (*_served(request, plan), plan.kv.tokens if request.workload.goal == "context" else 0)
 
 
 def _told(won: Plan, lost: Plan) -> Plan:
@@ -133,7 +135,7 @@ def _told(won: Plan, lost: Plan) -> Plan:
     )
 
 
-def _other_engines(ask: Ask, rival: Plan | None) -> Iterator[Remedy]:
+def _other_engines(request: ResolvedRequest, rival: Plan | None) -> Iterator[Remedy]:
     """Engines that would serve, and why they are not chosen."""
     if rival is not None:
         yield Remedy(
@@ -144,8 +146,8 @@ def _other_engines(ask: Ask, rival: Plan | None) -> Iterator[Remedy]:
     try:
         from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
-        reason = fallback_reason(ask.model, FALLBACK) or ""
-        whole = make_fallback_plan(replace(ask, fixed={}), reason)
+        reason = fallback_reason(request.model, FALLBACK) or ""
+        whole = make_fallback_plan(replace(request, fixed={}), reason)
     except TurbofitError:  # Transformers does not run it, or not so
         return
     if whole.fits:

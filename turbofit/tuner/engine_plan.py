@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
-from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -23,6 +22,7 @@ from turbofit.tuner.explain.plan_document import (
 from turbofit.tuner.explain.reasons import reasons
 from turbofit.tuner.explain.remedies import remedies
 from turbofit.tuner.explain.why_rejected import lost
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.speed.throughput import total
@@ -33,19 +33,19 @@ __all__ = ["make_plan"]
 _MOST_CANDIDATES = 24
 
 
-def make_plan(ask: Ask, engine: Engine) -> Plan:
+def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
     """Search, and say what was found.
 
     Raises:
         UsageError: something asked for cannot be used here at all.
     """
-    found = search(ask, engine)
+    found = search(request, engine)
     best = found.best
     vision_load = replace(best.vision_load, units_per_forward=best.shape.units_per_forward)
     groups = best.shape.groups
     settings = [best.of_group(group).settings for group in groups]
-    accounts = accounts_of(ask, settings, groups, vision_load, engine)
-    host = host_problem(host_of(ask, accounts, engine))
+    accounts = accounts_of(request, settings, groups, vision_load, engine)
+    host = host_problem(host_of(request, accounts, engine))
     fits = best.fits and host is None
     largest = max(accounts, key=lambda account: account.units_per_forward)
     parts = PlanDraft(
@@ -54,59 +54,63 @@ def make_plan(ask: Ask, engine: Engine) -> Plan:
         vision_load=vision_load,
         limit=best.shape.limit,
         fits=fits,
-        verdict=_verdict(ask, found, accounts, host, engine),
-        parallel_reason=_parallel_reason(ask, found),
-        throughput=total(best.speeds, ask.machine.measured) if best.speeds else None,
-        considered=_considered(ask, found, engine),
-        reasons=tuple(reasons(ask, found, largest, engine)),
-        warnings=tuple(_warnings(ask, found, engine)),
-        remedies=() if best.fits else remedies(ask, found, engine),
-        at_once=_at_once(ask, best),
+        verdict=_verdict(request, found, accounts, host, engine),
+        parallel_reason=_parallel_reason(request, found),
+        throughput=total(best.speeds, request.machine.measured) if best.speeds else None,
+        considered=_considered(request, found, engine),
+        reasons=tuple(reasons(request, found, largest, engine)),
+        warnings=tuple(_warnings(request, found, engine)),
+        remedies=() if best.fits else remedies(request, found, engine),
+        at_once=_at_once(request, best),
     )
-    return document(ask, parts, accounts, engine)
+    return document(request, parts, accounts, engine)
 
 
-def _at_once(ask: Ask, best: Evaluation) -> tuple[float, ...]:
+def _at_once(request: ResolvedRequest, best: Evaluation) -> tuple[float, ...]:
     """Requests in each group where cards are unequal."""
     if not best.parts:
         return ()
-    requests = ask.workload.concurrency
+    requests = request.workload.concurrency
     return tuple(best.of_group(group).shape.requests(requests) for group in best.shape.groups)
 
 
 def _verdict(
-    ask: Ask, found: Found, accounts: Sequence[Account], host: str | None, engine: Engine
+    request: ResolvedRequest,
+    found: Found,
+    accounts: Sequence[Account],
+    host: str | None,
+    engine: Engine,
 ) -> str:
-    best, name = found.best, ask.model.name
+    best, name = found.best, request.model.name
     if not best.fits:
-        return f"does not fit: {name}: {_why_not(ask, best, engine)}"
+        return f"does not fit: {name}: {_why_not(request, best, engine)}"
     if host is not None:
         return f"does not fit: {name}: {host}"
     groups = best.shape.groups
     each = [best.of_group(group).kv_tokens for group in groups]
     shown = accounts if best.parts else accounts[:1]
-    return verdict_of(ask, groups, shown, each, best.vision_load)
+    return verdict_of(request, groups, shown, each, best.vision_load)
 
 
-def _considered(ask: Ask, found: Found, engine: Engine) -> tuple[Candidate, ...]:
+def _considered(request: ResolvedRequest, found: Found, engine: Engine) -> tuple[Candidate, ...]:
     """The chosen shape, then the best of the others with the reason why each lost."""
     chosen = found.best
     rest = [one for one in found.evaluations if one is not chosen]
     rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
-    rows = [chosen.candidate(_why_not(ask, chosen, engine))]
+    rows = [chosen.candidate(_why_not(request, chosen, engine))]
     for one in rest[: _MOST_CANDIDATES - 1]:
-        why_not = lost(ask, chosen, one) if one.fits else _why_not(ask, one, engine)
+        why_not = lost(request, chosen, one) if one.fits else _why_not(request, one, engine)
         rows.append(one.candidate(why_not))
     return tuple(rows)
 
 
-def _why_not(ask: Ask, evaluation: Evaluation, engine: Engine) -> str:
-    return explain(ask, evaluation, evaluation.settings.dtype, engine)
+def _why_not(request: ResolvedRequest, evaluation: Evaluation, engine: Engine) -> str:
+    return explain(request, evaluation, evaluation.settings.dtype, engine)
 
 
-def _parallel_reason(ask: Ask, found: Found) -> str:
+def _parallel_reason(request: ResolvedRequest, found: Found) -> str:
     best, shape = found.best, found.best.shape
-    if ask.tp is not None and ask.replicas is not None:
+    if request.tp is not None and request.replicas is not None:
         return "as asked"
     if not best.fits:
         return "the closest to fitting"
@@ -114,24 +118,24 @@ def _parallel_reason(ask: Ask, found: Found) -> str:
         "throughput": "the most requests per second by the stated model",
         "latency": "the shortest answer by the stated model",
         "context": "the most KV tokens for one request",
-    }[ask.workload.goal]
+    }[request.workload.goal]
     sizes = sorted(Counter(map(len, shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
     return f"{engines}: {words} of {len(found.evaluations)} shapes"
 
 
-def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
+def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[str]:
     shape = found.best.shape
     used = {index for group in shape.groups for index in group}
-    idle = [gpu for gpu in ask.visible if gpu.index not in used]
+    idle = [gpu for gpu in request.visible if gpu.index not in used]
     if idle and found.best.fits:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}"
     for group in shape.groups if found.best.fits else ():
-        if len({ask.machine.gpu(index).name for index in group}) > 1:
+        if len({request.machine.gpu(index).name for index in group}) > 1:
             yield (
-                f"{group_words(ask, group)} is split over unequal cards, as you asked: the one with"
-                " the least free memory sizes the cache of all, the slowest one paces them"
+                f"{group_words(request, group)} is split over unequal cards, as you asked: the one"
+                " with the least free memory sizes the cache of all, the slowest one paces them"
             )
     if found.best.fits and shape.units_per_forward is not None:
         yield (
@@ -146,7 +150,7 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
                 " encoded again; with a smaller --max-batch-size or --context it waits for the"
                 " first token only"
             )
-    asked = vision_load_of(ask, ask.own_limit)
+    asked = vision_load_of(request, request.own_limit)
     if asked.units_per_image and found.best.fits:
         yield (
             "requests beyond these limits are not planned for: turbofit serve and"
@@ -155,5 +159,5 @@ def _warnings(ask: Ask, found: Found, engine: Engine) -> Iterator[str]:
     if found.best.fits:
         each = [part.settings for part in found.best.parts or (found.best,)]
         yield from dict.fromkeys(text for one in each for text in engine.warnings(one))
-    if ask.model.needs_remote_code:
+    if request.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"

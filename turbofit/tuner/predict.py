@@ -16,7 +16,6 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask, launch_of, vision_load_of
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -25,6 +24,7 @@ from turbofit.tuner.explain.plan_document import (
     host_problem,
 )
 from turbofit.tuner.explain.remedies import remedies
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
 from turbofit.tuner.search.sizing import Shape, shape_settings
@@ -33,7 +33,9 @@ from turbofit.tuner.speed.links import LinkClass, group_class
 __all__ = ["make_prediction"]
 
 
-def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) -> Plan:
+def make_prediction(
+    request: ResolvedRequest, engine: Engine, free_at_cache: int | None = None
+) -> Plan:
     """The account of LMDeploy's defaults, or of what the user set, on the first GPUs.
 
     LMDeploy takes the first ``tp`` GPUs in CUDA's order; images are what an ordinary OpenAI client
@@ -42,23 +44,23 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
     Raises:
         UsageError: the settings are refused before any memory is taken.
     """
-    tp = ask.tp or 1
-    groups = _groups(ask, tp, engine)
-    gpus = [ask.machine.gpu(index) for index in groups[0]]
-    limit = _exposed(ask)
-    vision_load = vision_load_of(ask, limit)
-    if ask.workload.queue_images:
+    tp = request.tp or 1
+    groups = _groups(request, tp, engine)
+    gpus = [request.machine.gpu(index) for index in groups[0]]
+    limit = _exposed(request)
+    vision_load = vision_load_of(request, limit)
+    if request.workload.queue_images:
         vision_load = replace(vision_load, units_per_forward=vision_load.units_per_request)
-    settings = _settings(ask, groups, gpus, vision_load, engine)
+    settings = _settings(request, groups, gpus, vision_load, engine)
     same = [settings] * len(groups)
-    accounts = accounts_of(ask, same, groups, vision_load, engine, free_at_cache)
+    accounts = accounts_of(request, same, groups, vision_load, engine, free_at_cache)
     ratio = settings.cache_max_entry_count
-    held = _held(ask, vision_load, accounts, ratio)
+    held = _held(request, vision_load, accounts, ratio)
     if held != vision_load:
-        accounts = accounts_of(ask, same, groups, held, engine, free_at_cache)
+        accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
-    host = host_problem(host_of(ask, accounts, engine))
+    host = host_problem(host_of(request, accounts, engine))
     serves = fate.serves and host is None
     parts = PlanDraft(
         groups=groups,
@@ -66,25 +68,25 @@ def make_prediction(ask: Ask, engine: Engine, free_at_cache: int | None = None) 
         vision_load=vision_load,
         limit=limit,
         fits=fate.kind == "serves" and host is None,
-        verdict=_verdict(ask, fate, host),
+        verdict=_verdict(request, fate, host),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         reasons=tuple(_story(accounts[0], ratio, fate, free_at_cache)),
-        warnings=tuple(_warnings(ask, gpus, settings)),
+        warnings=tuple(_warnings(request, gpus, settings)),
     )
-    plan = document(ask, parts, accounts, engine)
+    plan = document(request, parts, accounts, engine)
     if serves or free_at_cache is not None:
         return plan
-    return replace(plan, remedies=_remedies(ask, engine))
+    return replace(plan, remedies=_remedies(request, engine))
 
 
 def _held(
-    ask: Ask, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
+    request: ResolvedRequest, vision_load: VisionLoad, accounts: Sequence[Account], ratio: float
 ) -> VisionLoad:
     """What can meet where the cache is smaller than the context: whole prompts have their blocks.
 
     Never under: the whole region counts, without what its slabs leave over.
     """
-    rule = ask.model.image_rule
+    rule = request.model.image_rule
     if rule is None or not vision_load.units_per_image or not accounts[0].admits_prompts:
         return vision_load
     if accounts[0].settings.enable_prefix_caching:
@@ -97,10 +99,14 @@ def _held(
     return replace(vision_load, units_per_forward=most)
 
 
-def _remedies(ask: Ask, engine: Engine) -> tuple[Remedy, ...]:
+def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     """What turbofit would do instead: its own plan first, else what makes one possible."""
     free = replace(
-        ask, fixed={}, tp=ask.tp, max_dynamic_patch=ask.max_dynamic_patch, max_pixels=ask.max_pixels
+        request,
+        fixed={},
+        tp=request.tp,
+        max_dynamic_patch=request.max_dynamic_patch,
+        max_pixels=request.max_pixels,
     )
     try:
         found = search(free, engine)
@@ -124,13 +130,14 @@ def _remedies(ask: Ask, engine: Engine) -> tuple[Remedy, ...]:
     return (Remedy(change=change, effect=effect),)
 
 
-def _groups(ask: Ask, tp: int, engine: Engine) -> tuple[tuple[int, ...], ...]:
-    visible = ask.machine.visible
-    replicas = ask.replicas or 1
-    problem = engine.tp_problem(ask.model, tp)
+def _groups(request: ResolvedRequest, tp: int, engine: Engine) -> tuple[tuple[int, ...], ...]:
+    visible = request.machine.visible
+    replicas = request.replicas or 1
+    problem = engine.tp_problem(request.model, tp)
     if problem:
         raise UsageError(
-            f"--tp {tp} is not possible for {ask.model.name}: {problem}", hint="choose another --tp"
+            f"--tp {tp} is not possible for {request.model.name}: {problem}",
+            hint="choose another --tp",
         )
     if tp * replicas > len(visible):
         raise UsageError(
@@ -140,15 +147,15 @@ def _groups(ask: Ask, tp: int, engine: Engine) -> tuple[tuple[int, ...], ...]:
     return tuple(visible[k * tp : (k + 1) * tp] for k in range(replicas))
 
 
-def _exposed(ask: Ask) -> int | None:
+def _exposed(request: ResolvedRequest) -> int | None:
     """The limit that holds for clients: the user's, else what ordinary clients can ask for."""
-    if ask.fixed_limit is not None:
-        return ask.own_limit
-    return None if ask.model.image_rule is None else ask.model.image_rule.exposed_limit
+    if request.fixed_limit is not None:
+        return request.own_limit
+    return None if request.model.image_rule is None else request.model.image_rule.exposed_limit
 
 
 def _settings(
-    ask: Ask,
+    request: ResolvedRequest,
     groups: tuple[tuple[int, ...], ...],
     gpus: list[Gpu],
     vision_load: VisionLoad,
@@ -160,26 +167,26 @@ def _settings(
         UsageError: values that TurboMind refuses.
     """
     defaults = engine.defaults(gpus[0].name)
-    context = ask.workload.context or ask.model.text.max_position_embeddings
-    prefill = ask.fixed.get("max_prefill_token_num", defaults["max_prefill_token_num"])
+    context = request.workload.context or request.model.text.max_position_embeddings
+    prefill = request.fixed.get("max_prefill_token_num", defaults["max_prefill_token_num"])
     shape = Shape(
         tp=len(groups[0]),
         groups=groups,
         max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
         limit=None,
     )
-    asked = replace(ask, fixed={**defaults, **ask.fixed})
-    settings = shape_settings(asked, shape, context, dtype_for(ask.model, gpus)[0])
-    problem = engine.problem(launch_of(ask, settings, gpus, vision_load))
+    asked = replace(request, fixed={**defaults, **request.fixed})
+    settings = shape_settings(asked, shape, context, dtype_for(request.model, gpus)[0])
+    problem = engine.problem(launch_of(request, settings, gpus, vision_load))
     if problem:
         raise UsageError(problem, hint="change the option")
     return settings
 
 
-def _verdict(ask: Ask, fate: Fate, host: str | None) -> str:
+def _verdict(request: ResolvedRequest, fate: Fate, host: str | None) -> str:
     if fate.serves and host is not None:
-        return f"{ask.model.name}: {host}"
-    return f"{ask.model.name}: {fate.text}"
+        return f"{request.model.name}: {host}"
+    return f"{request.model.name}: {fate.text}"
 
 
 def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None) -> Iterator[str]:
@@ -211,15 +218,15 @@ def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None
         yield "at the server's default log level nothing is printed; the port never opens"
 
 
-def _warnings(ask: Ask, gpus: list[Gpu], settings: Settings) -> Iterator[str]:
+def _warnings(request: ResolvedRequest, gpus: list[Gpu], settings: Settings) -> Iterator[str]:
     if settings.tp > 1:
-        kind = group_class(ask.machine, gpus)
+        kind = group_class(request.machine, gpus)
         if kind < LinkClass.PCIE_PEER:
             yield (
                 "these GPUs do not reach each other: NCCL goes through host memory; slower, but it"
                 " takes no more GPU memory"
             )
-    dtype = ask.fixed.get("dtype")
-    possible, why = dtype_for(ask.model, gpus)
+    dtype = request.fixed.get("dtype")
+    possible, why = dtype_for(request.model, gpus)
     if dtype == "bfloat16" and possible == "float16":
         yield f"LMDeploy would run in float16 without a word: {why}"

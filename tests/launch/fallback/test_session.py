@@ -32,16 +32,18 @@ from turbofit.planning.fallback_commands import (
     private_fallback_commands,
     refuse_options,
 )
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.resolved_request import ResolvedRequest
 
 DRIVER = Path(__file__).with_name("driver.py")
 CHAT = "/v1/chat/completions"
 
 
 def planned(model="qwen2-vl-7b", on="2xrtx3060"):
-    ask = Ask(model=preset_model(model), machine=machine_from(on), workload=Workload())
-    return make_fallback_plan(ask, "as asked")
+    resolved = ResolvedRequest(
+        model=preset_model(model), machine=machine_from(on), workload=Workload()
+    )
+    return make_fallback_plan(resolved, "as asked")
 
 
 def test_commands():
@@ -120,11 +122,11 @@ def call(port, path, body=None):
 )
 def test_a_session(tmp_path, children):
     folder = tiny_qwen2_vl(tmp_path / "Qwen2-VL")
-    ask = Ask(
+    resolved = ResolvedRequest(
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
         workload=Workload(context=1024), max_pixels=100352,
     )  # fmt: skip
-    plan = make_fallback_plan(ask, "as asked")
+    plan = make_fallback_plan(resolved, "as asked")
     assert plan.fits
     assert plan.device_map is not None
     plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))

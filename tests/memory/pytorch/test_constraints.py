@@ -12,7 +12,7 @@ from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.pytorch.terms import capture_sizes
 from turbofit.model.source import resolve_model
-from turbofit.tuner.ask import Ask, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_the_engine_s_own_capture_sizes() -> None:
 
 
 def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
-    ask = Ask(
+    request = ResolvedRequest(
         model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
     )
-    rule, vision_load = ask.model.image_rule, vision_load_of(ask, ask.own_limit)
+    rule, vision_load = request.model.image_rule, vision_load_of(request, request.own_limit)
     assert rule is not None
     many = Settings(max_batch_size=8, max_prefill_token_num=8192)
     assert engine_bound(rule, vision_load, many) == 32  # 8192 tokens of 256 each

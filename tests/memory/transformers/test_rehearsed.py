@@ -14,8 +14,8 @@ from tests.waiting import HANG
 from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.resolved_request import ResolvedRequest
 
 pytestmark = [
     pytest.mark.lmdeploy,
@@ -48,11 +48,11 @@ def rehearsed(**asked):
     ("on", "more"), [("1xrtx3090", {}), ("2xrtx3060", {"tp": 2}), ("1xrtx3060:used=8600MiB", {})]
 )
 def test_qwen2_vl_2b(on, more):
-    ask = Ask(
+    request = ResolvedRequest(
         model=preset_model("qwen2-vl-2b"), machine=machine_from(f"{on},ram=64GiB"),
         workload=Workload(), max_pixels=1003520, **more,
     )  # fmt: skip
-    plan = make_fallback_plan(ask, "as asked")
+    plan = make_fallback_plan(request, "as asked")
     assert plan.fits
     assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
     # The longest prompt that a rehearsal sends is the model's own.

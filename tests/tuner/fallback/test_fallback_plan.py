@@ -12,8 +12,8 @@ from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
 from turbofit.model.presets import preset_model
-from turbofit.tuner.ask import Ask, Margin
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+from turbofit.tuner.resolved_request import Margin, ResolvedRequest
 
 
 def onevision_like() -> Model:
@@ -35,13 +35,13 @@ def onevision_like() -> Model:
 
 def plan(model="onevision", on="1xrtx3090", **more) -> Plan:
     workload = {k: more.pop(k) for k in ("images", "context", "image_size") if k in more}
-    ask = Ask(
+    request = ResolvedRequest(
         model=onevision_like() if model == "onevision" else preset_model(model),
         machine=on if isinstance(on, Machine) else machine_from(on),
         workload=Workload(**workload),
         **more,
     )
-    return make_fallback_plan(ask, "LMDeploy 0.18 runs it on no engine")
+    return make_fallback_plan(request, "LMDeploy 0.18 runs it on no engine")
 
 
 def layers_on(made: Plan) -> dict[int | str, list[int]]:

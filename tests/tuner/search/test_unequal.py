@@ -15,8 +15,8 @@ from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
 from turbofit.memory.engines import ENGINES, engine_named
 from turbofit.model.source import resolve_model
-from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.engine_plan import make_plan
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import evaluate
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import search
@@ -159,7 +159,7 @@ def test_settings_differ_only_in_what_a_card_decides() -> None:
     assert differ <= {"cache_max_entry_count", "max_prefill_token_num", "max_batch_size"}
 
 
-def random_mixed(seed: int) -> Ask:
+def random_mixed(seed: int) -> ResolvedRequest:
     """Two or three kinds of card, partly full."""
     rng = random.Random(seed)
     cards = rng.sample(
@@ -169,7 +169,7 @@ def random_mixed(seed: int) -> Ask:
     used = [rng.choice([0, 0, 300, 1500, 4000]) * MIB for _ in machine.gpus]
     model = resolve_model(rng.choice(MODELS))
     longest = model.text.max_position_embeddings
-    return Ask(
+    return ResolvedRequest(
         model=model,
         machine=with_used(machine, used),
         workload=Workload(
@@ -186,34 +186,36 @@ CASES = [(name, seed) for name in ENGINES for seed in range(40)]
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> None:
-    ask, engine = random_mixed(seed), engine_named(name)
-    if ask.workload.context is None:  # the longest that each shape holds is no one context
-        ask = replace(ask, workload=replace(ask.workload, context=4096))
+    request, engine = random_mixed(seed), engine_named(name)
+    if request.workload.context is None:  # the longest that each shape holds is no one context
+        request = replace(request, workload=replace(request.workload, context=4096))
     try:
-        found = search(ask, engine)
+        found = search(request, engine)
     except UsageError:
         return
-    asked = vision_load_of(ask, ask.own_limit)
+    asked = vision_load_of(request, request.own_limit)
     for one in found.evaluations:
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue
-        if one.shape.limit != ask.own_limit or len({len(g) for g in one.shape.groups}) > 1:
+        if one.shape.limit != request.own_limit or len({len(g) for g in one.shape.groups}) > 1:
             continue
-        gpus = [ask.machine.gpu(index) for group in one.shape.groups for index in group]
+        gpus = [request.machine.gpu(index) for group in one.shape.groups for index in group]
         for prefill in PREFILL_SIZES:
             shape = Shape(
                 tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
-                limit=ask.own_limit, longest=one.shape.longest,
+                limit=request.own_limit, longest=one.shape.longest,
             )  # fmt: skip
-            common = evaluate(ask, shape, dtype_for(ask.model, gpus)[0], asked, asked, engine)
+            common = evaluate(
+                request, shape, dtype_for(request.model, gpus)[0], asked, asked, engine
+            )
             assert not common.fits or one.score >= common.score * (1 - 1e-9)
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
-    ask = random_mixed(1000 + seed)
+    request = random_mixed(1000 + seed)
     try:
-        plan = make_plan(ask, engine_named(name))
+        plan = make_plan(request, engine_named(name))
     except UsageError:
         return
     if not plan.fits or not plan.by_group:
@@ -228,5 +230,5 @@ def test_every_engine_keeps_every_promise(name: str, seed: int) -> None:
         assert round(ratio * 1000) == pytest.approx(ratio * 1000)
     assert plan.kv.tokens == min(own.kv.tokens for own in plan.by_group)
     there = sum(own.at_once for own in plan.by_group)
-    assert there == pytest.approx(ask.workload.concurrency, abs=0.01)
+    assert there == pytest.approx(request.workload.concurrency, abs=0.01)
     assert Plan.from_json(plan.to_json()) == plan

@@ -9,7 +9,7 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.tuner.ask import Margin
+from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

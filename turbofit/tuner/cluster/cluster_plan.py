@@ -11,13 +11,13 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
 from turbofit.core.plan import Limits, Plan, Throughput
 from turbofit.core.struct import Struct
 from turbofit.core.version import __version__
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
 from turbofit.tuner.cluster.fleet import KindPlanner, Tried
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
-from turbofit.tuner.cluster.spans import Team, span_ask, span_engine, teams
+from turbofit.tuner.cluster.spans import Team, span_engine, span_request, teams
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed.throughput import Speed, total
 
 __all__ = ["common_limits", "make_cluster_plan"]
@@ -46,7 +46,7 @@ class _Spanned:
         return (self.served.choice.served, self.served.choice.value)
 
 
-def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
+def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "auto") -> ClusterPlan:
     """Plan every node for itself and all under one promise, without the command lines.
 
     Args:
@@ -75,7 +75,7 @@ def make_cluster_plan(base: Ask, cluster: Cluster, engine: str = "auto") -> Clus
 
 
 def _kinds_alone(
-    base: Ask, nodes: list[Node], engine: str
+    base: ResolvedRequest, nodes: list[Node], engine: str
 ) -> tuple[KindPlanner, dict[int, Tried], Rounding]:
     """The nodes by kind, and each kind by itself.
 
@@ -190,7 +190,7 @@ def common_limits(plans: list[Plan]) -> Limits:
     return Limits(**least)
 
 
-def _spanned(base: Ask, usable: list[Node], engine: str) -> _Spanned | None:
+def _spanned(base: ResolvedRequest, usable: list[Node], engine: str) -> _Spanned | None:
     """The teams of nodes that serve most; None where none does."""
     best: _Spanned | None = None
     runner = span_engine(base, engine)
@@ -202,7 +202,7 @@ def _spanned(base: Ask, usable: list[Node], engine: str) -> _Spanned | None:
         if card in tried_cards:
             continue  # fewer nodes an engine do already
         kinds, rounding = kinds_of([team.as_node() for team in some])
-        fleet = KindPlanner(span_ask(base, some[0], runner), kinds, runner.name)
+        fleet = KindPlanner(span_request(base, some[0], runner), kinds, runner.name)
         alone = _alone(fleet)
         served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
         if served is None:

@@ -12,11 +12,11 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.images import ImageRule
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.choose import best_plan
 from turbofit.tuner.cluster.kinds import Kind
 from turbofit.tuner.cluster.rebase import Rebase
 from turbofit.tuner.cluster.speeds import ALMOST, NodeSpeed
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 
 __all__ = ["KindPlanner", "Promise", "Tried"]
 
@@ -51,7 +51,7 @@ class KindPlanner:
         engine: as for :func:`best_plan`.
     """
 
-    def __init__(self, base: Ask, kinds: Sequence[Kind], engine: str) -> None:
+    def __init__(self, base: ResolvedRequest, kinds: Sequence[Kind], engine: str) -> None:
         self.base, self.kinds, self.engine = base, tuple(kinds), engine
         self.asked = vision_load_of(base, base.own_limit)
         self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
@@ -83,11 +83,13 @@ class KindPlanner:
             return alone
         return self._once(number, requests, promise)
 
-    def ask(self, number: int, requests: int, promise: Promise) -> Ask:
+    def request(self, number: int, requests: int, promise: Promise) -> ResolvedRequest:
         """What is asked of one kind."""
         return self.ask_of(self.kinds[number].nodes[0], requests, promise, number)
 
-    def ask_of(self, node: Node, requests: int, promise: Promise, number: int | None) -> Ask:
+    def ask_of(
+        self, node: Node, requests: int, promise: Promise, number: int | None
+    ) -> ResolvedRequest:
         """What is asked of one node, or of the kind of this number."""
         base = self.base
         machine = node.machine if number is None else self.kinds[number].machine
@@ -95,16 +97,16 @@ class KindPlanner:
         workload = replace(base.workload, concurrency=requests)
         if promise.context is not None and self.context_free:
             workload = replace(workload, context=promise.context)
-        ask = replace(base, machine=machine, workload=workload)
+        request = replace(base, machine=machine, workload=workload)
         if promise.limit is None or not self.limit_free:
-            return ask
-        return ask.with_limit(promise.limit)
+            return request
+        return request.with_limit(promise.limit)
 
     def on_nodes(self, number: int, share: float, promise: Promise) -> list[Tried]:
         """The kind's plan on each of its nodes; it serves on the kind's machine."""
         requests = max(1, ceil(share - ALMOST))
         tried = self.plan(number, share, promise)
-        rebase = Rebase(self.ask(number, requests, promise), tried.serves)
+        rebase = Rebase(self.request(number, requests, promise), tried.serves)
         found = []
         for node in self.kinds[number].nodes:
             plan = rebase.on(node)
@@ -124,27 +126,27 @@ class KindPlanner:
     def _once(self, number: int, requests: int, promise: Promise) -> Tried:
         key = (number, requests, promise)
         if key not in self._made:
-            self._made[key] = self._tried(self.ask(number, requests, promise))
+            self._made[key] = self._tried(self.request(number, requests, promise))
         return self._made[key]
 
-    def _tried(self, ask: Ask) -> Tried:
+    def _tried(self, request: ResolvedRequest) -> Tried:
         try:
-            plan = best_plan(ask, self.engine)
+            plan = best_plan(request, self.engine)
         except TurbofitError as error:
             self.errors.append(error)
             return Tried(plan=None, why_not=error.message)
         said = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
-        return Tried(plan=self._promised(plan, ask), why_not="" if plan.fits else said)
+        return Tried(plan=self._promised(plan, request), why_not="" if plan.fits else said)
 
-    def _promised(self, plan: Plan, ask: Ask) -> Plan:
+    def _promised(self, plan: Plan, request: ResolvedRequest) -> Plan:
         """The plan with the promise as the reason of what it fixed."""
         base, swaps = self.base, {}
-        if ask.workload.context is not None and base.workload.context is None:
+        if request.workload.context is not None and base.workload.context is None:
             own = base.model.text.max_position_embeddings
             swaps["session_len"] = f"what every node holds of the model's {own}, promised for all"
         for name in ("max_dynamic_patch", "max_pixels"):
-            if getattr(ask, name) is not None and getattr(base, name) is None:
-                limit = getattr(ask, name)
+            if getattr(request, name) is not None and getattr(base, name) is None:
+                limit = getattr(request, name)
                 lowered = f"promised for all nodes; the model's own is {base.own_limit}"
                 swaps[name] = "the model's own" if limit == base.own_limit else lowered
         return replace(plan, reasons=tuple(_swapped(line, swaps) for line in plan.reasons))

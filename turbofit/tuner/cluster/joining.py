@@ -9,11 +9,11 @@ from msgspec.structs import fields, replace
 
 from turbofit.core.cluster import ClusterPlan, Node, NodePlan
 from turbofit.core.plan import Limits, Plan
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.cluster import words
 from turbofit.tuner.cluster.fitness import why_unusable
 from turbofit.tuner.cluster.fleet import KindPlanner, Promise
 from turbofit.tuner.cluster.kinds import kinds_of
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed.throughput import total
 
 __all__ = ["plan_joining_node"]
@@ -22,7 +22,9 @@ __all__ = ["plan_joining_node"]
 _TRIES: Final = 4
 
 
-def plan_joining_node(base: Ask, plan: ClusterPlan, node: Node, engine: str = "auto") -> NodePlan:
+def plan_joining_node(
+    base: ResolvedRequest, plan: ClusterPlan, node: Node, engine: str = "auto"
+) -> NodePlan:
     """What a node serves under a plan's promise, without the command lines; no other node changes.
 
     Args:
@@ -61,13 +63,13 @@ def plan_joining_node(base: Ask, plan: ClusterPlan, node: Node, engine: str = "a
     return replace(made, why_not=_plainly(fleet, plan, share) or why)
 
 
-def _asked(base: Ask, plan: ClusterPlan) -> Ask:
+def _asked(base: ResolvedRequest, plan: ClusterPlan) -> ResolvedRequest:
     """The plan's workload; its context is asked for only where the session's length is not set."""
     context = None if "session_len" in base.fixed else plan.longest_request_tokens
     return replace(base, workload=replace(plan.workload, context=context))
 
 
-def _promise(base: Ask, plan: ClusterPlan) -> Promise:
+def _promise(base: ResolvedRequest, plan: ClusterPlan) -> Promise:
     assert plan.limits is not None
     return Promise(limit=plan.limits.image_limit, context=base.workload.context)
 

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.tuner.ask import vision_load_of
 from turbofit.tuner.cluster.fleet import KindPlanner, Promise
+from turbofit.tuner.resolved_request import vision_load_of
 from turbofit.tuner.search.share import share_out
 
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]

@@ -15,7 +15,6 @@ from turbofit.core.struct import known
 from turbofit.memory.engines import engine_named
 from turbofit.memory.fate import fate_at
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -24,6 +23,7 @@ from turbofit.tuner.explain.plan_document import (
     host_problem,
     verdict_of,
 )
+from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["Rebase"]
 
@@ -32,12 +32,12 @@ class Rebase:
     """One kind's plan, for its members. Equally full ones are accounted for once.
 
     Args:
-        ask: what the kind was planned for.
+        request: what the kind was planned for.
         plan: what came out, and fits.
     """
 
-    def __init__(self, ask: Ask, plan: Plan) -> None:
-        self._ask, self._plan = ask, plan
+    def __init__(self, request: ResolvedRequest, plan: Plan) -> None:
+        self._ask, self._plan = request, plan
         self._own: dict[tuple[object, ...], Plan | None] = {_fullness(plan.machine): plan}
 
     def on(self, node: Node) -> Plan | None:
@@ -58,15 +58,15 @@ class Rebase:
         plan = self._plan
         if plan.engine.serial:
             return None
-        ask, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
+        request, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
         groups, limits = plan.parallel.groups, plan.limits
         own = [one.settings for one in plan.by_group] or [plan.settings] * len(groups)
         vision_load = vision_load_within(limits)
         forward = replace(vision_load, units_per_forward=limits.units_per_forward)
-        accounts = accounts_of(ask, own, groups, forward, engine)
+        accounts = accounts_of(request, own, groups, forward, engine)
         ratios = [one.settings.cache_max_entry_count for one in accounts]
         pairs = list(zip(accounts, ratios, strict=True))
-        if host_problem(host_of(ask, accounts, engine)) is not None:
+        if host_problem(host_of(request, accounts, engine)) is not None:
             return None
         if not all(fate_at(account, ratio).kind == "serves" for account, ratio in pairs):
             return None
@@ -79,11 +79,11 @@ class Rebase:
             vision_load=forward,
             limit=limits.image_limit,
             fits=True,
-            verdict=verdict_of(ask, groups, accounts, tokens, vision_load),
+            verdict=verdict_of(request, groups, accounts, tokens, vision_load),
             parallel_reason=plan.parallel.reason,
             at_once=tuple(one.at_once for one in plan.by_group),
         )
-        made = document(ask, parts, accounts, engine)
+        made = document(request, parts, accounts, engine)
         return replace(
             plan, verdict=made.verdict, kv=made.kv, gpus=made.gpus, host=made.host,
             limits=made.limits, by_group=made.by_group,

@@ -24,10 +24,10 @@ from turbofit.core.struct import NA, Struct, known
 from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import check_options, engine_for
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.groups import kinds as card_kinds
 
-__all__ = ["NETWORK", "Team", "span_ask", "span_engine", "teams"]
+__all__ = ["NETWORK", "Team", "span_engine", "span_request", "teams"]
 
 #: Bytes a GPU that NCCL may take to reach other nodes: as much again as its largest figure of one
 #: PCIe host that the account knows. An assumption.
@@ -53,7 +53,7 @@ class Team(Struct):
         return Node(id=self.id, name=self.machine.name, address="", machine=self.machine)
 
 
-def teams(base: Ask, nodes: Sequence[Node], engine: str) -> Iterator[tuple[Team, ...]]:
+def teams(base: ResolvedRequest, nodes: Sequence[Node], engine: str) -> Iterator[tuple[Team, ...]]:
     """Ways to make teams: of each kind of card the fewest nodes an engine first.
 
     Args:
@@ -82,7 +82,7 @@ def teams(base: Ask, nodes: Sequence[Node], engine: str) -> Iterator[tuple[Team,
             count *= 2
 
 
-def span_ask(base: Ask, team: Team, engine: Engine) -> Ask:
+def span_request(base: ResolvedRequest, team: Team, engine: Engine) -> ResolvedRequest:
     """What is asked of teams like this one."""
     whole = tuple(gpu.index for gpu in team.machine.gpus)
     return replace(
@@ -95,7 +95,7 @@ def span_ask(base: Ask, team: Team, engine: Engine) -> Ask:
     )
 
 
-def span_engine(base: Ask, engine: str) -> Engine | None:
+def span_engine(base: ResolvedRequest, engine: str) -> Engine | None:
     """The engine that spans nodes for this model, None where none that is asked for does."""
     name = "pytorch" if _sees(base) else "turbomind"
     if engine not in ("auto", name) or base.replicas not in (None, 1):
@@ -112,7 +112,7 @@ def span_engine(base: Ask, engine: str) -> Engine | None:
     return found
 
 
-def _sees(base: Ask) -> bool:
+def _sees(base: ResolvedRequest) -> bool:
     """Whether LMDeploy loads the model as one that takes images."""
     return base.model.vision is not None and not base.fixed.get("language_model_only")
 

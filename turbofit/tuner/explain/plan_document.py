@@ -28,7 +28,7 @@ from turbofit.core.version import __version__
 from turbofit.memory.account import Account, GroupOutcome
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask, launch_of
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.speed.links import group_class
 from turbofit.tuner.speed.throughput import request_tokens
 
@@ -63,7 +63,7 @@ class PlanDraft(Struct):
 
 
 def accounts_of(
-    ask: Ask,
+    resolved: ResolvedRequest,
     settings: Sequence[Settings],
     groups: Sequence[Sequence[int]],
     vision_load: VisionLoad,
@@ -74,14 +74,20 @@ def accounts_of(
     return tuple(
         engine.account(
             launch_of(
-                ask, own, [ask.machine.gpu(index) for index in group], vision_load, free_at_cache
+                resolved,
+                own,
+                [resolved.machine.gpu(index) for index in group],
+                vision_load,
+                free_at_cache,
             )
         )
         for own, group in zip(settings, groups, strict=True)
     )
 
 
-def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: Engine) -> Plan:
+def document(
+    resolved: ResolvedRequest, parts: PlanDraft, accounts: Sequence[Account], engine: Engine
+) -> Plan:
     """The whole plan, without the command lines."""
     settings = parts.settings
     outcomes = [account.at(account.settings.cache_max_entry_count) for account in accounts]
@@ -97,9 +103,11 @@ def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: En
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         fits=parts.fits,
         verdict=parts.verdict,
-        model=ask.model,
-        machine=ask.machine,
-        workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
+        model=resolved.model,
+        machine=resolved.machine,
+        workload=replace(
+            resolved.workload, context=resolved.workload.context or settings.session_len
+        ),
         engine=PlannedEngine(name=engine.name, version=engine.version),
         parallel=Parallel(
             tp=max(account.settings.tp for account in accounts),
@@ -110,18 +118,18 @@ def document(ask: Ask, parts: PlanDraft, accounts: Sequence[Account], engine: En
         ),
         settings=settings,
         limits=replace(
-            limits_of(ask, parts, units_per_forward),
+            limits_of(resolved, parts, units_per_forward),
             n=min(account.settings.max_batch_size for account in accounts),
         ),
         kv=least
         if parts.at_once
         else replace(least, region_bytes=min(k.region_bytes for k in each)),
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
-        host=host_of(ask, accounts, engine),
+        host=host_of(resolved, accounts, engine),
         throughput=parts.throughput,
         considered=parts.considered,
         reasons=parts.reasons,
-        warnings=(*ask.model.warnings, *ask.machine.warnings, *parts.warnings),
+        warnings=(*resolved.model.warnings, *resolved.machine.warnings, *parts.warnings),
         remedies=parts.remedies,
         by_group=tuple(
             Own(
@@ -146,9 +154,9 @@ def _kv(account: Account, outcome: GroupOutcome, total: int) -> Kv:
     )
 
 
-def limits_of(ask: Ask, parts: PlanDraft, units_per_forward: int) -> Limits:
+def limits_of(resolved: ResolvedRequest, parts: PlanDraft, units_per_forward: int) -> Limits:
     """What the gateway holds requests to."""
-    rule, vision_load, limit = ask.model.image_rule, parts.vision_load, parts.limit
+    rule, vision_load, limit = resolved.model.image_rule, parts.vision_load, parts.limit
     images = vision_load.images_per_request
     vision = rule if vision_load.units_per_image else None
     limits = Limits(
@@ -169,11 +177,13 @@ def limits_of(ask: Ask, parts: PlanDraft, units_per_forward: int) -> Limits:
     return replace(limits, vision_unit=vision.unit_name, **{vision.plan_limit_name: limit})
 
 
-def host_of(ask: Ask, accounts: Sequence[Account], engine: Engine) -> HostMemory:
+def host_of(resolved: ResolvedRequest, accounts: Sequence[Account], engine: Engine) -> HostMemory:
     """Host memory of all groups beside what the machine has."""
-    available = ask.machine.host.ram_available
+    available = resolved.machine.host.ram_available
     each = [
-        engine.host_memory(ask.model, account.settings, units_per_forward=account.units_per_forward)
+        engine.host_memory(
+            resolved.model, account.settings, units_per_forward=account.units_per_forward
+        )
         for account in accounts
     ]
     return HostMemory(
@@ -195,7 +205,7 @@ def host_problem(host: HostMemory) -> str | None:
 
 
 def verdict_of(
-    ask: Ask,
+    resolved: ResolvedRequest,
     groups: Sequence[Sequence[int]],
     accounts: Sequence[Account],
     tokens: Sequence[int],
@@ -204,7 +214,7 @@ def verdict_of(
     """The words of a plan that fits.
 
     Args:
-        ask: for the model and the cards.
+        resolved: for the model and the cards.
         groups: of all engines.
         accounts: of those engines whose cards may be the tightest.
         tokens: what each engine's cache holds.
@@ -215,17 +225,19 @@ def verdict_of(
     request = request_tokens(vision_load)
     together = sum(held // request for held in tokens)  # none lies in two caches
     requests = "request" if together == 1 else "requests"
-    where = " and ".join(group_words(ask, group) for group in groups)
+    where = " and ".join(group_words(resolved, group) for group in groups)
     return (
-        f"fits: {ask.model.name} on {where}: {sum(tokens):,} KV tokens, enough for"
+        f"fits: {resolved.model.name} on {where}: {sum(tokens):,} KV tokens, enough for"
         f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
     )
 
 
-def group_words(ask: Ask, group: Sequence[int]) -> str:
+def group_words(resolved: ResolvedRequest, group: Sequence[int]) -> str:
     """A group as people say it: ``GPU 0+2 (NVLink)``."""
-    gpus: list[Gpu] = [ask.machine.gpu(index) for index in group]
+    gpus: list[Gpu] = [resolved.machine.gpu(index) for index in group]
     names = "+".join(str(index) for index in group)
     return (
-        f"GPU {names} ({group_class(ask.machine, gpus).words})" if len(gpus) > 1 else f"GPU {names}"
+        f"GPU {names} ({group_class(resolved.machine, gpus).words})"
+        if len(gpus) > 1
+        else f"GPU {names}"
     )

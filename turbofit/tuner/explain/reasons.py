@@ -8,7 +8,7 @@ from turbofit.core.words import indices
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
-from turbofit.tuner.ask import Ask, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import Found
@@ -17,62 +17,64 @@ from turbofit.tuner.search.sizing import excess_tokens
 __all__ = ["reasons"]
 
 
-def reasons(ask: Ask, found: Found, account: Account, engine: Engine) -> Iterator[str]:
+def reasons(
+    request: ResolvedRequest, found: Found, account: Account, engine: Engine
+) -> Iterator[str]:
     """The lines, for the weakest group where each has settings of its own.
 
     Args:
-        ask: what was asked.
+        request: what was asked.
         found: what the search found.
         account: of the group whose forwards are told.
         engine: the engine generation.
     """
     best, settings = found.best, found.best.settings
     if best.fits:
-        yield _ratio(ask, best)
+        yield _ratio(request, best)
     if account.calibration is not None:
         yield words(account.calibration)
     prefill = f"best rank of the sizes tried; {engine.prefill_words(settings)}"
     if _differs(best, "max_prefill_token_num"):
         yield "max_prefill_token_num: on each card the best rank of the sizes tried"
     else:
-        yield _because(ask, "max_prefill_token_num", settings.max_prefill_token_num, prefill)
-    yield _batch(ask, best)
-    yield _context(ask, best)
-    gpus = [ask.machine.gpu(index) for index in best.shape.groups[0]]
-    yield _because(ask, "dtype", settings.dtype, dtype_for(ask.model, gpus)[1])
+        yield _because(request, "max_prefill_token_num", settings.max_prefill_token_num, prefill)
+    yield _batch(request, best)
+    yield _context(request, best)
+    gpus = [request.machine.gpu(index) for index in best.shape.groups[0]]
+    yield _because(request, "dtype", settings.dtype, dtype_for(request.model, gpus)[1])
     if best.parts:
         yield (
             "each engine has the settings that serve most on its own card; images and context are"
             " promised once for all of them, as the smallest cache holds them"
         )
     if best.shape.limit is not None and best.vision_load.units_per_image:
-        yield _limit(ask, best)
+        yield _limit(request, best)
         yield (
             f"the peak pays for {account.units_per_forward:,} vision units in one forward: "
             + (
                 "the engine's own bound, so nothing queues"
                 if best.shape.units_per_forward is None
                 else "less than the engine could bring together, so the gateway must queue"
-                + (", as you asked" if ask.workload.queue_images else "")
+                + (", as you asked" if request.workload.queue_images else "")
             )
         )
 
 
-def _ratio(ask: Ask, best: Evaluation) -> str:
+def _ratio(request: ResolvedRequest, best: Evaluation) -> str:
     name, ratio = "cache_max_entry_count", best.settings.cache_max_entry_count
     if _differs(best, name):
         return f"{name}: on each card the largest that leaves the margin"
     why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
-    if ask.ratio_caps and ratio >= min(ask.ratio_caps.values()):
+    if request.ratio_caps and ratio >= min(request.ratio_caps.values()):
         why = "lowered by what a rehearsal saw"
-    return _because(ask, name, f"{ratio:.3f}", why)
+    return _because(request, name, f"{ratio:.3f}", why)
 
 
-def _batch(ask: Ask, best: Evaluation) -> str:
-    name, requests = "max_batch_size", ask.workload.concurrency
+def _batch(request: ResolvedRequest, best: Evaluation) -> str:
+    name, requests = "max_batch_size", request.workload.concurrency
     if not best.parts:
         why = f"{requests} concurrent requests over {best.shape.replicas} replicas"
-        return _because(ask, name, best.settings.max_batch_size, why)
+        return _because(request, name, best.settings.max_batch_size, why)
     shares = ", ".join(
         f"{part.shape.requests(requests):.3g} on GPU {indices(group)}"
         for part in best.parts
@@ -81,12 +83,12 @@ def _batch(ask: Ask, best: Evaluation) -> str:
     why = f"{requests} concurrent requests are shared: {shares}"
     if _differs(best, name):
         return f"{name}: {why}"
-    return _because(ask, name, best.settings.max_batch_size, why)
+    return _because(request, name, best.settings.max_batch_size, why)
 
 
-def _context(ask: Ask, best: Evaluation) -> str:
-    settings, longest = best.settings, ask.model.text.max_position_embeddings
-    if ask.workload.context is not None:
+def _context(request: ResolvedRequest, best: Evaluation) -> str:
+    settings, longest = best.settings, request.model.text.max_position_embeddings
+    if request.workload.context is not None:
         why = "the context asked for"
     elif best.shape.longest is not None and settings.session_len == best.shape.longest:
         why = f"less than the cache would hold: with {longest} more images meet in a forward, and"
@@ -98,11 +100,11 @@ def _context(ask: Ask, best: Evaluation) -> str:
         if best.parts:
             why = f"the model's {longest} lowered to what the smallest cache holds; --context asks"
             why += " for more, without the cards that cannot hold it"
-    return _because(ask, "session_len", settings.session_len, why)
+    return _because(request, "session_len", settings.session_len, why)
 
 
-def _because(ask: Ask, name: str, value: object, why: str) -> str:
-    return f"{name} {value}: {'as set by you' if name in ask.fixed else why}"
+def _because(request: ResolvedRequest, name: str, value: object, why: str) -> str:
+    return f"{name} {value}: {'as set by you' if name in request.fixed else why}"
 
 
 def _differs(best: Evaluation, name: str) -> bool:
@@ -110,18 +112,18 @@ def _differs(best: Evaluation, name: str) -> bool:
     return len({getattr(part.settings, name) for part in best.parts}) > 1
 
 
-def _limit(ask: Ask, best: Evaluation) -> str:
-    assert ask.model.image_rule is not None
-    name, limit = ask.model.image_rule.limit_name, best.shape.limit
-    if ask.fixed_limit is not None:
+def _limit(request: ResolvedRequest, best: Evaluation) -> str:
+    assert request.model.image_rule is not None
+    name, limit = request.model.image_rule.limit_name, best.shape.limit
+    if request.fixed_limit is not None:
         return f"{name} {limit}: as set by you"
-    if limit == ask.own_limit:
+    if limit == request.own_limit:
         return f"{name} {limit}: the model's own"
     why = "the largest that can be served"
-    asked = vision_load_of(ask, ask.own_limit)
-    if excess_tokens(ask, asked):
-        count = ask.workload.images
+    asked = vision_load_of(request, request.own_limit)
+    if excess_tokens(request, asked):
+        count = request.workload.images
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
         why += f" take {asked.tokens_per_request:,} tokens"
-    return f"{name} {limit}: {why}; the model's own is {ask.own_limit}"
+    return f"{name} {limit}: {why}; the model's own is {request.own_limit}"

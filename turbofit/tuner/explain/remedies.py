@@ -13,8 +13,8 @@ from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
-from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.explain.with_more_gpus import BOUGHT, bought
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens
 
@@ -25,7 +25,7 @@ _WORTH_SAYING = 0.99
 _QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
 
 
-def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
+def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> tuple[Remedy, ...]:
     """Changes for a plan that does not fit, with what each would do.
 
     Those that make it fit come first, in order of cost; of the others only the ones that come
@@ -33,7 +33,7 @@ def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
     """
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
-    for change, changed in _changes(ask):
+    for change, changed in _changes(request):
         if fitting and changed.machine.name == BOUGHT:
             continue  # fewer such cards do already
         try:
@@ -54,85 +54,85 @@ def remedies(ask: Ask, found: Found, engine: Engine) -> tuple[Remedy, ...]:
     return (*fitting, *closer)
 
 
-def _changes(ask: Ask) -> Iterator[tuple[str, Ask]]:
+def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """Single changes, cheapest first."""
-    yield from _released_options(ask)
-    yield from _smaller_workload(ask)
-    yield from _smaller_images(ask)
-    yield from _quantised_cache(ask)
-    yield from _other_checkpoint(ask)
-    yield from _more_gpus(ask)
-    yield from _stopped_processes(ask)
+    yield from _released_options(request)
+    yield from _smaller_workload(request)
+    yield from _smaller_images(request)
+    yield from _quantised_cache(request)
+    yield from _other_checkpoint(request)
+    yield from _more_gpus(request)
+    yield from _stopped_processes(request)
 
 
-def _released_options(ask: Ask) -> Iterator[tuple[str, Ask]]:
+def _released_options(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """Each option that the user fixed, left to turbofit."""
-    for name in ask.fixed:
-        rest = {key: value for key, value in ask.fixed.items() if key != name}
-        yield f"leave --{name.replace('_', '-')} to turbofit", replace(ask, fixed=rest)
-    if ask.budget is not None:
-        yield "leave --budget out", replace(ask, budget=None)
-    if ask.replicas is not None and ask.replicas > 1:
+    for name in request.fixed:
+        rest = {key: value for key, value in request.fixed.items() if key != name}
+        yield f"leave --{name.replace('_', '-')} to turbofit", replace(request, fixed=rest)
+    if request.budget is not None:
+        yield "leave --budget out", replace(request, budget=None)
+    if request.replicas is not None and request.replicas > 1:
         # Copies need whole models on their cards; one model may be split over the same cards.
-        yield "leave --replicas to turbofit", replace(ask, replicas=None)
+        yield "leave --replicas to turbofit", replace(request, replicas=None)
 
 
-def _smaller_workload(ask: Ask) -> Iterator[tuple[str, Ask]]:
-    workload = ask.workload
-    if workload.concurrency > 1 and "max_batch_size" not in ask.fixed:
+def _smaller_workload(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    workload = request.workload
+    if workload.concurrency > 1 and "max_batch_size" not in request.fixed:
         fewer = replace(workload, concurrency=1)
-        yield "--concurrency 1", replace(ask, workload=fewer)
+        yield "--concurrency 1", replace(request, workload=fewer)
     if workload.context is not None:
         shorter = replace(workload, context=None)
-        yield "leave --context to what the cache holds", replace(ask, workload=shorter)
-    asked = vision_load_of(ask, ask.own_limit)
-    excess = excess_tokens(ask, asked)
+        yield "leave --context to what the cache holds", replace(request, workload=shorter)
+    asked = vision_load_of(request, request.own_limit)
+    excess = excess_tokens(request, asked)
     if excess:
         each = asked.tokens_per_request // asked.images_per_request
         count = workload.images - -(-excess // each)
         if count > 1:
-            yield f"--images {count}", replace(ask, workload=replace(workload, images=count))
+            yield f"--images {count}", replace(request, workload=replace(workload, images=count))
     if workload.images > 1:
-        yield "--images 1", replace(ask, workload=replace(workload, images=1))
+        yield "--images 1", replace(request, workload=replace(workload, images=1))
 
 
-def _smaller_images(ask: Ask) -> Iterator[tuple[str, Ask]]:
+def _smaller_images(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """Half the user's own limit; the search has tried every one where it was free to."""
-    rule, own = ask.model.image_rule, ask.own_limit
-    if rule is None or own is None or own <= 1 or ask.fixed_limit is None:
+    rule, own = request.model.image_rule, request.own_limit
+    if rule is None or own is None or own <= 1 or request.fixed_limit is None:
         return
-    if excess_tokens(ask, vision_load_of(ask, own)):
-        yield f"leave {rule.limit_option} to turbofit", ask.with_limit(None)
-    yield f"{rule.limit_option} {own // 2}", ask.with_limit(own // 2)
+    if excess_tokens(request, vision_load_of(request, own)):
+        yield f"leave {rule.limit_option} to turbofit", request.with_limit(None)
+    yield f"{rule.limit_option} {own // 2}", request.with_limit(own // 2)
 
 
-def _quantised_cache(ask: Ask) -> Iterator[tuple[str, Ask]]:
-    if "quant_policy" in ask.fixed:
+def _quantised_cache(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    if "quant_policy" in request.fixed:
         return
     for policy, name in _QUANT:
         yield (
             f"--quant-policy {policy} ({name} KV cache)",
-            replace(ask, fixed={**ask.fixed, "quant_policy": policy}),
+            replace(request, fixed={**request.fixed, "quant_policy": policy}),
         )
 
 
-def _other_checkpoint(ask: Ask) -> Iterator[tuple[str, Ask]]:
-    variant = awq_variant(ask.model)
+def _other_checkpoint(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    variant = awq_variant(request.model)
     if variant is not None:
-        fixed = {key: value for key, value in ask.fixed.items() if key != "dtype"}
+        fixed = {key: value for key, value in request.fixed.items() if key != "dtype"}
         name = variant.hub_id or variant.name
-        yield f"use {name} (4-bit weights)", replace(ask, model=variant, fixed=fixed)
+        yield f"use {name} (4-bit weights)", replace(request, model=variant, fixed=fixed)
 
 
-def _more_gpus(ask: Ask) -> Iterator[tuple[str, Ask]]:
-    if ask.tp is not None and len(ask.visible) > ask.tp:
-        yield "leave --tp to turbofit", replace(ask, tp=None, replicas=None)
-    yield from bought(ask)
+def _more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    if request.tp is not None and len(request.visible) > request.tp:
+        yield "leave --tp to turbofit", replace(request, tp=None, replicas=None)
+    yield from bought(request)
 
 
-def _stopped_processes(ask: Ask) -> Iterator[tuple[str, Ask]]:
+def _stopped_processes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """The largest holder on any GPU, gone."""
-    held = [(gpu, holder) for gpu in ask.visible for holder in gpu.holders]
+    held = [(gpu, holder) for gpu in request.visible for holder in gpu.holders]
     sized = [
         (gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0 and holder.pid != "NA"
     ]
@@ -141,10 +141,10 @@ def _stopped_processes(ask: Ask) -> Iterator[tuple[str, Ask]]:
     gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))
     freed = known(holder.bytes, 0)
     gpus = tuple(
-        _without(one, holder) if one.index == gpu.index else one for one in ask.machine.gpus
+        _without(one, holder) if one.index == gpu.index else one for one in request.machine.gpus
     )
     change = f"stop {holder.name}[{holder.pid}] on GPU {gpu.index} ({format_bytes(freed)})"
-    yield change, replace(ask, machine=replace(ask.machine, gpus=gpus))
+    yield change, replace(request, machine=replace(request.machine, gpus=gpus))
 
 
 def _without(gpu: Gpu, holder: Holder) -> Gpu:
@@ -152,8 +152,7 @@ def _without(gpu: Gpu, holder: Holder) -> Gpu:
     return replace(gpu, used=known(gpu.used, 0) - freed, free=known(gpu.free, 0) + freed)
 
 
-def _limit(ask: Ask, limit: int) -> str:
-    assert ask.model.image_rule is not None
-    return (
-        f"{limit:,} {ask.model.image_rule.limit_unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"
-    )
+def _limit(request: ResolvedRequest, limit: int) -> str:
+    assert request.model.image_rule is not None
+    unit = request.model.image_rule.limit_unit
+    return f"{limit:,} {unit} (text beside them: {MIN_TEXT_TOKENS} tokens)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.speed.links import group_class
 
@@ -12,21 +12,21 @@ __all__ = ["lost"]
 _MUCH = 0.1
 
 
-def lost(ask: Ask, best: Evaluation, other: Evaluation) -> str:
+def lost(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """The goal's figures of both, and what holds the other back."""
     if other.score < best.score:
-        return f"{_figures(ask, best, other)}{_because(ask, best, other)}"
+        return f"{_figures(request, best, other)}{_because(request, best, other)}"
     if other.kv_tokens < best.kv_tokens:
         return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
     return "equal; the larger prefill and fewer shards are preferred"
 
 
-def _figures(ask: Ask, best: Evaluation, other: Evaluation) -> str:
+def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     if other.vision_load.units_per_request < best.vision_load.units_per_request:
         return "serves smaller images"
     if best.shape.units_per_forward is None and other.shape.units_per_forward is not None:
         return "image requests would queue"
-    goal = ask.workload.goal
+    goal = request.workload.goal
     if goal == "latency":
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
     if goal == "context":
@@ -34,16 +34,18 @@ def _figures(ask: Ask, best: Evaluation, other: Evaluation) -> str:
     return f"{other.score:.3g} requests/s, not {best.score:.3g}"
 
 
-def _because(ask: Ask, best: Evaluation, other: Evaluation) -> str:
+def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """What holds it back, empty where nothing stands out."""
     speeds, ours = other.speeds, best.speeds
-    if not speeds or not ours or ask.workload.goal == "context":
+    if not speeds or not ours or request.workload.goal == "context":
         return ""
     worst = max(range(len(speeds)), key=lambda i: speeds[i].reduce / speeds[i].step)
     share = speeds[worst].reduce / speeds[worst].step
     if share > max(_MUCH, *(speed.reduce / speed.step for speed in ours)):
-        gpus = [ask.machine.gpu(index) for index in other.shape.groups[worst]]
-        return f": {share:.0%} of a step waits for links ({group_class(ask.machine, gpus).words})"
+        gpus = [request.machine.gpu(index) for index in other.shape.groups[worst]]
+        return (
+            f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
+        )
     together, own = (sum(speed.concurrent for speed in each) for each in (speeds, ours))
     if together < own - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {own:.0f}"

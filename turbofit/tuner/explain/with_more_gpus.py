@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from turbofit.core.struct import known
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["BOUGHT", "bought"]
 
@@ -16,20 +16,20 @@ __all__ = ["BOUGHT", "bought"]
 BOUGHT: Final = "more of these GPUs"
 
 
-def bought(ask: Ask) -> Iterator[tuple[str, Ask]]:
+def bought(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """The remedy's words and the changed question, for 2, 4 and 8 of the GPU with most memory free.
 
     Only counts above those visible; no link joins them, so over in what splitting costs.
     """
-    gpu = max(ask.visible, key=lambda one: known(one.free, 0))
+    gpu = max(request.visible, key=lambda one: known(one.free, 0))
     for count in (2, 4, 8):
-        if count <= len(ask.visible):
+        if count <= len(request.visible):
             continue
         machine = replace(
-            ask.machine,
+            request.machine,
             name=BOUGHT,
             gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
             links=(),
             visible=tuple(range(count)),
         )
-        yield f"{count} x {gpu.name}", replace(ask, machine=machine, tp=None, replicas=None)
+        yield f"{count} x {gpu.name}", replace(request, machine=machine, tp=None, replicas=None)

@@ -15,12 +15,12 @@ from turbofit.core.version import __version__
 from turbofit.core.words import groups_of, indices
 from turbofit.memory.transformers.components import components
 from turbofit.memory.transformers.ledgers import HOST_PROCESS
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.explain.plan_document import PlanDraft, host_problem, limits_of
 from turbofit.tuner.fallback.cut import device_map
 from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
 from turbofit.tuner.fallback.words import verdict, warnings
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.constraints import dtype_for
 
 __all__ = ["TRANSFORMERS", "make_fallback_plan"]
@@ -29,23 +29,21 @@ __all__ = ["TRANSFORMERS", "make_fallback_plan"]
 TRANSFORMERS = "5.17"
 
 
-def make_fallback_plan(ask: Ask, reason: str) -> Plan:
+def make_fallback_plan(request: ResolvedRequest, reason: str) -> Plan:
     """The best plan on Hugging Face Transformers, without the command lines.
 
-    ``ask.tp`` is the number of GPUs that one copy's layers are split over, ``ask.replicas`` the
-    number of copies side by side; None: the fewest GPUs that hold one copy, and one copy.
-
     Args:
-        ask: what is wanted.
+        request: ``tp`` is the number of GPUs that one copy's layers are split over (None: the
+            fewest that hold one), ``replicas`` the number of copies side by side (None: one).
         reason: why no engine of LMDeploy is used, as a clause.
 
     Raises:
         UsageError: something asked for cannot be used with this engine.
     """
-    _refuse(ask)
-    chosen = search(ask)
+    _refuse(request)
+    chosen = search(request)
     settings = _settings(chosen)
-    host, kept = _host(ask, chosen)
+    host, kept = _host(request, chosen)
     problem = host_problem(host)
     parts = PlanDraft(
         groups=tuple(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts),
@@ -53,8 +51,8 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
         vision_load=chosen.vision_load,
         limit=chosen.limit,
         fits=chosen.fits and problem is None,
-        verdict=verdict(ask, chosen, problem),
-        parallel_reason=_parallel(ask, chosen),
+        verdict=verdict(request, chosen, problem),
+        parallel_reason=_parallel(request, chosen),
     )
     ledgers = [
         account.ledger(place, chosen.placement, chosen.load)
@@ -69,9 +67,11 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         fits=parts.fits,
         verdict=parts.verdict,
-        model=ask.model,
-        machine=ask.machine,
-        workload=replace(ask.workload, context=ask.workload.context or settings.session_len),
+        model=request.model,
+        machine=request.machine,
+        workload=replace(
+            request.workload, context=request.workload.context or settings.session_len
+        ),
         engine=Engine(name="transformers", version=TRANSFORMERS),
         parallel=Parallel(
             tp=1,
@@ -81,7 +81,7 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
             reason=parts.parallel_reason,
         ),
         settings=settings,
-        limits=limits_of(ask, parts, chosen.load.units),
+        limits=limits_of(request, parts, chosen.load.units),
         kv=Kv(
             bytes_per_token=sum(layer.kv_per_token for layer in layers),
             tokens=settings.session_len,
@@ -91,30 +91,30 @@ def make_fallback_plan(ask: Ask, reason: str) -> Plan:
         ),
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
-        reasons=tuple(_reasons(ask, chosen, settings, reason)),
+        reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=(
-            *ask.model.warnings,
-            *ask.machine.warnings,
-            *warnings(ask, chosen, placed),
+            *request.model.warnings,
+            *request.machine.warnings,
+            *warnings(request, chosen, placed),
         ),
-        remedies=() if chosen.fits else fallback_remedies(ask),
+        remedies=() if chosen.fits else fallback_remedies(request),
         device_map=placed,
     )
 
 
-def _refuse(ask: Ask) -> None:
+def _refuse(request: ResolvedRequest) -> None:
     """Options of LMDeploy that mean nothing here.
 
     Raises:
         UsageError: one of them was given.
     """
     meant = {"dtype", "session_len", "max_batch_size", "tp"}
-    for name in sorted(set(ask.fixed) - meant):
+    for name in sorted(set(request.fixed) - meant):
         raise UsageError(
             f"--{name.replace('_', '-')} is LMDeploy's, and the fallback engine has no such option",
             hint="leave it out; --dtype and --session-len are heard",
         )
-    if ask.fixed.get("max_batch_size", 1) != 1:
+    if request.fixed.get("max_batch_size", 1) != 1:
         raise UsageError(
             "the fallback engine serves one request at a time: --max-batch-size is 1",
             hint="--replicas N serves N at a time, each on GPUs of its own",
@@ -137,12 +137,12 @@ def _settings(chosen: Chosen) -> Settings:
         ) from None
 
 
-def _host(ask: Ask, chosen: Chosen) -> tuple[HostMemory, int | None]:
+def _host(request: ResolvedRequest, chosen: Chosen) -> tuple[HostMemory, int | None]:
     """Host memory of all copies, and what of it one copy's offloaded layers may take.
 
     Layers that host memory does not hold stay on the disk: only the largest is in memory then.
     """
-    available = ask.machine.host.ram_available
+    available = request.machine.host.ram_available
     copies = len(chosen.accounts)
     weights = [chosen.accounts[0].parts.layers[n].weights for n in chosen.placement.offloaded]
     if available == "NA":
@@ -161,10 +161,10 @@ def _host(ask: Ask, chosen: Chosen) -> tuple[HostMemory, int | None]:
     return host, kept
 
 
-def _parallel(ask: Ask, chosen: Chosen) -> str:
+def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
     copies, devices = len(chosen.accounts), chosen.placement.devices
     split = "one GPU each" if devices == 1 else f"its layers split over {devices} GPUs"
-    if ask.tp is not None or ask.replicas is not None:
+    if request.tp is not None or request.replicas is not None:
         return f"{copies} cop{'y' if copies == 1 else 'ies'}, {split}: as asked"
     if not chosen.fits:
         return f"one copy, {split}: the closest to fitting"
@@ -172,13 +172,15 @@ def _parallel(ask: Ask, chosen: Chosen) -> str:
     return f"one copy, {split}: {'it holds it' if devices == 1 else why}"
 
 
-def _reasons(ask: Ask, chosen: Chosen, settings: Settings, reason: str) -> Iterator[str]:
+def _reasons(
+    request: ResolvedRequest, chosen: Chosen, settings: Settings, reason: str
+) -> Iterator[str]:
     yield f"engine transformers: {reason}"
     yield "max_batch_size 1: this engine answers one request after the other"
-    fixed, longest = ask.fixed, ask.model.text.max_position_embeddings
+    fixed, longest = request.fixed, request.model.text.max_position_embeddings
     if "session_len" in fixed:
         why = "as set by you"
-    elif ask.workload.context is not None:
+    elif request.workload.context is not None:
         why = "the context asked for"
     elif settings.session_len >= longest:
         why = "the model's own context, which fits"
@@ -186,7 +188,7 @@ def _reasons(ask: Ask, chosen: Chosen, settings: Settings, reason: str) -> Itera
         why = f"the model's {longest} lowered to what fits"
     yield f"session_len {settings.session_len}: {why}"
     gpus = chosen.accounts[0].gpus
-    why = "as set by you" if fixed.get("dtype") else dtype_for(ask.model, gpus)[1]
+    why = "as set by you" if fixed.get("dtype") else dtype_for(request.model, gpus)[1]
     yield f"dtype {settings.dtype}: {why}"
     if any(chosen.accounts[0].writes_matrix(place) for place in range(len(gpus))):
         yield (
@@ -194,12 +196,12 @@ def _reasons(ask: Ask, chosen: Chosen, settings: Settings, reason: str) -> Itera
             "kernel for grouped heads on cards before Ampere"
         )
     if chosen.limit is not None and chosen.vision_load.units_per_image:
-        own = ask.own_limit
+        own = request.own_limit
         said = "the model's own" if chosen.limit == own else f"lowered from {own} to what fits"
-        if ask.fixed_limit is not None:
+        if request.fixed_limit is not None:
             said = "as set by you"
         yield f"image limit {chosen.limit}: {said}"
-    parts = components(ask.model, settings.dtype)
+    parts = components(request.model, settings.dtype)
     groups = groups_of(tuple(g.index for g in one.gpus) for one in chosen.accounts)
     yield (
         f"device map on GPU {groups}: vision tower ({format_bytes(parts.vision)}) and embeddings "

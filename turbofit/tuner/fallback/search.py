@@ -16,8 +16,8 @@ from turbofit.core.machine import Gpu
 from turbofit.core.struct import Struct, known
 from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask, vision_load_of
 from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
+from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.constraints import dtype_for, dtype_problem
 from turbofit.tuner.search.sizing import excess_tokens, shortest_context
 
@@ -68,87 +68,89 @@ def load_of(vision_load: VisionLoad, tokens: int) -> Load:
     )
 
 
-def search(ask: Ask) -> Chosen:
+def search(request: ResolvedRequest) -> Chosen:
     """The placement to launch.
 
     Raises:
         UsageError: something asked for cannot be used with this engine.
     """
-    _check(ask)
-    ask = _held(ask)
-    every: list[int | None] = list(_limits(ask))
-    limits = [limit for limit in every if not excess_tokens(ask, vision_load_of(ask, limit))]
-    shapes = list(_shapes(ask))
+    _check(request)
+    request = _held(request)
+    every: list[int | None] = list(_limits(request))
+    limits = [
+        limit for limit in every if not excess_tokens(request, vision_load_of(request, limit))
+    ]
+    shapes = list(_shapes(request))
     for limit in limits:
-        vision_load = vision_load_of(ask, limit)
+        vision_load = vision_load_of(request, limit)
         for shape in shapes:
-            found = _on_gpus(ask, shape, vision_load, limit)
+            found = _on_gpus(request, shape, vision_load, limit)
             if found is not None:
                 return found
     largest = shapes[-1]
     for limit in limits:
-        found = _offloading(ask, largest, vision_load_of(ask, limit), limit)
+        found = _offloading(request, largest, vision_load_of(request, limit), limit)
         if found is not None:
             return found
-    return _closest(ask, largest, every[-1])
+    return _closest(request, largest, every[-1])
 
 
-def _check(ask: Ask) -> None:
-    if not ask.visible:
+def _check(request: ResolvedRequest) -> None:
+    if not request.visible:
         raise UsageError("there is no GPU to plan for", hint="see turbofit machine")
-    wanted = (ask.tp or 1) * (ask.replicas or 1)
-    if wanted > len(ask.visible):
+    wanted = (request.tp or 1) * (request.replicas or 1)
+    if wanted > len(request.visible):
         raise UsageError(
-            f"{wanted} GPUs are asked for, {len(ask.visible)} may be used",
+            f"{wanted} GPUs are asked for, {len(request.visible)} may be used",
             hint="lower --tp (GPUs that one copy is split over) or --replicas",
         )
 
 
-def _held(ask: Ask) -> Ask:
+def _held(request: ResolvedRequest) -> ResolvedRequest:
     """A stated image size as an image limit.
 
     This engine heeds no parameter of a request: what holds larger images down is the limit in the
     model folder alone, so that the limit's own worst image is what must be paid for.
     """
-    rule, size, own = ask.model.image_rule, ask.workload.image_size, ask.own_limit
+    rule, size, own = request.model.image_rule, request.workload.image_size, request.own_limit
     if rule is None or size is None or own is None:
-        return ask
-    promised = vision_load_of(ask, own).units_per_image
-    whole = replace(ask, workload=replace(ask.workload, image_size=None))
+        return request
+    promised = vision_load_of(request, own).units_per_image
+    whole = replace(request, workload=replace(request.workload, image_size=None))
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
     if limit is None or limit >= own:
         return whole
     return whole.with_limit(limit)
 
 
-def _limits(ask: Ask) -> Iterator[int | None]:
+def _limits(request: ResolvedRequest) -> Iterator[int | None]:
     """Image limits worth trying; one that the user set is not changed."""
-    rule, own = ask.model.image_rule, ask.own_limit
-    if rule is None or own is None or vision_load_of(ask, own).units_per_image == 0:
+    rule, own = request.model.image_rule, request.own_limit
+    if rule is None or own is None or vision_load_of(request, own).units_per_image == 0:
         yield None
         return
-    if ask.fixed_limit is not None:
+    if request.fixed_limit is not None:
         yield own
         return
     steps = rule.lower_limits(_HALVES) if rule.varies_by_limit else (own,)
     seen = -1
     for limit in steps:
-        units = vision_load_of(ask, limit).units_per_image
+        units = vision_load_of(request, limit).units_per_image
         if units != seen:
             yield limit
         seen = units
 
 
-def _shapes(ask: Ask) -> Iterator[_Shape]:
+def _shapes(request: ResolvedRequest) -> Iterator[_Shape]:
     """Groups of GPUs, the fewest first; the freest cards first.
 
     Copies side by side are split over several GPUs only where both are asked for.
     """
-    freest = sorted(ask.visible, key=lambda gpu: (-_free(ask, gpu), gpu.index))
-    replicas = ask.replicas or 1
-    if ask.tp is not None:
-        sizes: Sequence[int] = (ask.tp,)
-    elif ask.replicas is not None and ask.replicas > 1:
+    freest = sorted(request.visible, key=lambda gpu: (-_free(request, gpu), gpu.index))
+    replicas = request.replicas or 1
+    if request.tp is not None:
+        sizes: Sequence[int] = (request.tp,)
+    elif request.replicas is not None and request.replicas > 1:
         sizes = (1,)
     else:
         sizes = range(1, len(freest) + 1)
@@ -158,33 +160,35 @@ def _shapes(ask: Ask) -> Iterator[_Shape]:
         yield _Shape(groups=tuple(tuple(gpu.index for gpu in group) for group in groups))
 
 
-def _free(ask: Ask, gpu: Gpu) -> int:
+def _free(request: ResolvedRequest, gpu: Gpu) -> int:
     usable = known(gpu.total, 0) - known(gpu.reserved, 0) - known(gpu.used, 0)
-    return usable - ask.margin_of(gpu)
+    return usable - request.margin_of(gpu)
 
 
-def _accounts(ask: Ask, shape: _Shape) -> list[TransformersAccount]:
-    gpus = [ask.machine.gpu(index) for group in shape.groups for index in group]
-    dtype = _dtype(ask, gpus)
+def _accounts(request: ResolvedRequest, shape: _Shape) -> list[TransformersAccount]:
+    gpus = [request.machine.gpu(index) for group in shape.groups for index in group]
+    dtype = _dtype(request, gpus)
     made = []
     for group in shape.groups:
-        cards = [ask.machine.gpu(index) for index in group]
+        cards = [request.machine.gpu(index) for index in group]
         made.append(
-            TransformersAccount(ask.model, dtype, cards, [ask.margin_of(gpu) for gpu in cards])
+            TransformersAccount(
+                request.model, dtype, cards, [request.margin_of(gpu) for gpu in cards]
+            )
         )
     return made
 
 
-def _dtype(ask: Ask, gpus: Sequence[Gpu]) -> str:
+def _dtype(request: ResolvedRequest, gpus: Sequence[Gpu]) -> str:
     """The user's dtype, else what these GPUs can.
 
     Raises:
         UsageError: they cannot what the user set.
     """
-    fixed = ask.fixed.get("dtype")
+    fixed = request.fixed.get("dtype")
     if fixed in (None, "auto"):
-        return dtype_for(ask.model, gpus)[0]
-    problem = dtype_problem(ask.model, fixed, gpus)
+        return dtype_for(request.model, gpus)[0]
+    problem = dtype_problem(request.model, fixed, gpus)
     if problem is not None:
         raise UsageError(problem, hint="leave --dtype out")
     return cast("str", fixed)
@@ -206,38 +210,42 @@ def _tightest(accounts: Sequence[TransformersAccount]) -> TransformersAccount:
     return TransformersAccount(first.model, first.dtype, cards, margins)
 
 
-def _wanted(ask: Ask) -> int | None:
+def _wanted(request: ResolvedRequest) -> int | None:
     """The context that the user fixed."""
-    fixed = ask.fixed.get("session_len", ask.workload.context)
+    fixed = request.fixed.get("session_len", request.workload.context)
     return fixed if isinstance(fixed, int) else None
 
 
-def _shortest(ask: Ask, vision_load: VisionLoad) -> int:
-    wanted = _wanted(ask)
+def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
+    wanted = _wanted(request)
     if wanted is not None:
         return wanted
-    return min(shortest_context(vision_load), ask.model.text.max_position_embeddings)
+    return min(shortest_context(vision_load), request.model.text.max_position_embeddings)
 
 
-def _on_gpus(ask: Ask, shape: _Shape, vision_load: VisionLoad, limit: int | None) -> Chosen | None:
-    accounts = _accounts(ask, shape)
-    tightest, tokens = _tightest(accounts), _shortest(ask, vision_load)
+def _on_gpus(
+    request: ResolvedRequest, shape: _Shape, vision_load: VisionLoad, limit: int | None
+) -> Chosen | None:
+    accounts = _accounts(request, shape)
+    tightest, tokens = _tightest(accounts), _shortest(request, vision_load)
     if not holds(tightest, load_of(vision_load, tokens)):
         return None
-    if _wanted(ask) is None:
-        tokens = _longest(ask, tightest, vision_load, tokens)
+    if _wanted(request) is None:
+        tokens = _longest(request, tightest, vision_load, tokens)
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
     return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
 
 
-def _longest(ask: Ask, account: TransformersAccount, vision_load: VisionLoad, low: int) -> int:
+def _longest(
+    request: ResolvedRequest, account: TransformersAccount, vision_load: VisionLoad, low: int
+) -> int:
     """The model's own context, lowered to what fits."""
 
     def fits(tokens: int) -> bool:
         return holds(account, load_of(vision_load, tokens))
 
-    shortest, high = low, ask.model.text.max_position_embeddings
+    shortest, high = low, request.model.text.max_position_embeddings
     if fits(high):
         return high
     while high - low > _STEP:
@@ -248,20 +256,22 @@ def _longest(ask: Ask, account: TransformersAccount, vision_load: VisionLoad, lo
 
 
 def _offloading(
-    ask: Ask, shape: _Shape, vision_load: VisionLoad, limit: int | None
+    request: ResolvedRequest, shape: _Shape, vision_load: VisionLoad, limit: int | None
 ) -> Chosen | None:
     """With decoder layers off the GPUs: the shortest context, so that as few as possible are."""
-    accounts = _accounts(ask, shape)
-    tokens = _shortest(ask, vision_load)
+    accounts = _accounts(request, shape)
+    tokens = _shortest(request, vision_load)
     placement = fewest_offloaded(_tightest(accounts), load_of(vision_load, tokens))
     if placement is None:
         return None
     return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
 
 
-def _closest(ask: Ask, shape: _Shape, limit: int | None) -> Chosen:
+def _closest(request: ResolvedRequest, shape: _Shape, limit: int | None) -> Chosen:
     """What does not fit: every layer off the GPUs, so that what is left is what is too large."""
-    accounts, vision_load = _accounts(ask, shape), vision_load_of(ask, limit)
+    accounts, vision_load = _accounts(request, shape), vision_load_of(request, limit)
     count = len(accounts[0].parts.layers)
     placement = Placement(devices=len(accounts[0].gpus), layers=(None,) * count)
-    return Chosen(accounts, placement, vision_load, limit, _shortest(ask, vision_load), fits=False)
+    return Chosen(
+        accounts, placement, vision_load, limit, _shortest(request, vision_load), fits=False
+    )

@@ -8,8 +8,8 @@ from typing import Final
 from turbofit.core.machine import Gpu
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
-from turbofit.tuner.ask import Ask
 from turbofit.tuner.fallback.search import Chosen
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import too_long
 from turbofit.tuner.search.sizing import excess_tokens
 
@@ -19,23 +19,23 @@ __all__ = ["verdict", "warnings"]
 _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
-def verdict(ask: Ask, chosen: Chosen, host: str | None) -> str:
+def verdict(request: ResolvedRequest, chosen: Chosen, host: str | None) -> str:
     """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much."""
-    name = ask.model.name
+    name = request.model.name
     ledgers = [
         account.ledger(place, chosen.placement, chosen.load)
         for account in chosen.accounts
         for place in range(len(account.gpus))
     ]
     where = groups_of(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts)
-    if not chosen.fits and excess_tokens(ask, chosen.vision_load):
-        return f"does not fit: {name} on Transformers: {too_long(ask, chosen.vision_load)}"
+    if not chosen.fits and excess_tokens(request, chosen.vision_load):
+        return f"does not fit: {name} on Transformers: {too_long(request, chosen.vision_load)}"
     if not chosen.fits:
         tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
         term = max(tightest.ledger, key=lambda one: one.bytes)
         short = tightest.margin - tightest.headroom
         split = ""
-        if (ask.replicas or 1) > 1 and ask.tp is None:
+        if (request.replicas or 1) > 1 and request.tp is None:
             split = "; copies are split over GPUs only where --tp asks for it too"
         return (
             f"does not fit: {name} on Transformers: GPU {tightest.index} is "
@@ -58,16 +58,18 @@ def _at_once(chosen: Chosen) -> str:
     return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
 
 
-def warnings(ask: Ask, chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
+def warnings(
+    request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
+) -> Iterator[str]:
     """What a person should know before choosing this engine."""
     copies = len(chosen.accounts)
     yield (
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
     )
-    if ask.workload.concurrency > copies:
+    if request.workload.concurrency > copies:
         yield (
-            f"of {ask.workload.concurrency} concurrent requests {copies} "
+            f"of {request.workload.concurrency} concurrent requests {copies} "
             f"{'is' if copies == 1 else 'are'} served and the others wait"
         )
     if chosen.placement.devices > 1:
@@ -77,7 +79,7 @@ def warnings(ask: Ask, chosen: Chosen, placed: Mapping[str, int | str]) -> Itera
         )
     yield from _slow(chosen, placed)
     used = {gpu.index for one in chosen.accounts for gpu in one.gpus}
-    idle = [gpu for gpu in ask.visible if gpu.index not in used]
+    idle = [gpu for gpu in request.visible if gpu.index not in used]
     if idle and chosen.fits:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"

@@ -11,7 +11,7 @@ from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.fate import fate_at, fate_without_cache
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
 from turbofit.tuner.speed.throughput import Speed
 
@@ -75,7 +75,7 @@ class Evaluation(Struct):
 
 
 def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
-    ask: Ask,
+    request: ResolvedRequest,
     shape: Shape,
     dtype: str,
     vision_load: VisionLoad,
@@ -84,7 +84,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     memo: Memo | None = None,
 ) -> Evaluation:
     """Size the context and the ratio of a shape, and score what comes out."""
-    sizer = Sizer(ask, shape, dtype, vision_load, engine, memo or Memo())
+    sizer = Sizer(request, shape, dtype, vision_load, engine, memo or Memo())
     session_len = sizer.session_len()
     accounts = sizer.accounts(session_len)
     settings = accounts[0].settings
@@ -106,19 +106,19 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
         return evaluation
     speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
     evaluation = replace(evaluation, speeds=speeds)
-    return replace(evaluation, score=score_of(ask, evaluation, asked))
+    return replace(evaluation, score=score_of(request, evaluation, asked))
 
 
-def explain(ask: Ask, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
+def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
     """Why a shape does not serve, in words; empty where it does."""
     if evaluation.fits:
         return ""
     if evaluation.parts:
         worst = max(evaluation.parts, key=lambda part: part.short)
-        return explain(ask, worst, dtype, engine)
-    if excess_tokens(ask, evaluation.vision_load):
-        return too_long(ask, evaluation.vision_load)
-    sizer = Sizer(ask, evaluation.shape, dtype, evaluation.vision_load, engine, Memo())
+        return explain(request, worst, dtype, engine)
+    if excess_tokens(request, evaluation.vision_load):
+        return too_long(request, evaluation.vision_load)
+    sizer = Sizer(request, evaluation.shape, dtype, evaluation.vision_load, engine, Memo())
     accounts = sizer.named(evaluation.settings)
     ratio = sizer.ratio(accounts)
     if ratio is None:
@@ -133,19 +133,19 @@ def explain(ask: Ask, evaluation: Evaluation, dtype: str, engine: Engine) -> str
     )
 
 
-def too_long(ask: Ask, vision_load: VisionLoad) -> str:
+def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     """Why the images of a request do not go with the context, in words."""
     count = vision_load.images_per_request
     images = "one image" if count == 1 else f"{count} images"
     return (
         f"{images} of the largest size are {vision_load.tokens_per_request:,} tokens, which do not"
-        f" fit a context of {most_context(ask):,} with text beside them"
+        f" fit a context of {most_context(request):,} with text beside them"
     )
 
 
-def score_of(ask: Ask, evaluation: Evaluation, asked: VisionLoad) -> float:
+def score_of(request: ResolvedRequest, evaluation: Evaluation, asked: VisionLoad) -> float:
     """The goal's value; a shape that serves less than was asked comes after all that serve it."""
-    goal, speeds, vision_load = ask.workload.goal, evaluation.speeds, evaluation.vision_load
+    goal, speeds, vision_load = request.workload.goal, evaluation.speeds, evaluation.vision_load
     if goal == "throughput":
         value = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":
@@ -155,6 +155,6 @@ def score_of(ask: Ask, evaluation: Evaluation, asked: VisionLoad) -> float:
     served = (
         vision_load.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
     )
-    unasked = evaluation.shape.units_per_forward is not None and not ask.workload.queue_images
+    unasked = evaluation.shape.units_per_forward is not None and not request.workload.queue_images
     queued = 1e-6 if unasked else 0.0
     return value - (1.0 - served + queued) * 1e12

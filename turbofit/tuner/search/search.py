@@ -17,7 +17,7 @@ from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask, launch_of, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import dtype_for, dtype_problem
 from turbofit.tuner.search.shapes import no_shape, shapes
@@ -37,17 +37,17 @@ class Found(Struct):
     asked: VisionLoad
 
 
-def search(ask: Ask, engine: Engine) -> Found:
+def search(request: ResolvedRequest, engine: Engine) -> Found:
     """The best plan for what was asked.
 
     Raises:
         UsageError: an option of the user's cannot be used on this machine or by this model.
     """
-    found = _search(ask, engine)
+    found = _search(request, engine)
     best = found.best
     _LOG.info(
         "%s on %s: %d shapes looked at, %d fit; the best: tp %d x %d, prefill %d, limit %s, %s",
-        engine.name, ask.machine.name, len(found.evaluations),
+        engine.name, request.machine.name, len(found.evaluations),
         sum(one.fits for one in found.evaluations),
         best.shape.tp, best.shape.replicas, best.shape.max_prefill_token_num, best.shape.limit,
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
@@ -55,10 +55,10 @@ def search(ask: Ask, engine: Engine) -> Found:
     return found
 
 
-def _search(ask: Ask, engine: Engine) -> Found:
-    one = _Search(ask, engine)
+def _search(request: ResolvedRequest, engine: Engine) -> Found:
+    one = _Search(request, engine)
     found = one.shapes()
-    evaluations = [one.evaluate(shape, ask.own_limit) for shape in found]
+    evaluations = [one.evaluate(shape, request.own_limit) for shape in found]
     best = max(evaluations, key=_order)
     if best.fits:
         return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
@@ -75,10 +75,10 @@ def _search(ask: Ask, engine: Engine) -> Found:
 class _Search:
     """What all shapes of one search share."""
 
-    def __init__(self, ask: Ask, engine: Engine) -> None:
-        self.ask = ask
+    def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
+        self.request = request
         self.engine = engine
-        self.asked = vision_load_of(ask, ask.own_limit)
+        self.asked = vision_load_of(request, request.own_limit)
         self.memo = Memo()
 
     def shapes(self) -> list[Shape]:
@@ -87,10 +87,10 @@ class _Search:
         Raises:
             UsageError: there is none; the message names the option.
         """
-        possible = list(shapes(self.ask, self.engine))
+        possible = list(shapes(self.request, self.engine))
         if not possible:
             raise UsageError(
-                no_shape(self.ask, self.engine), hint="let turbofit choose --tp and --replicas"
+                no_shape(self.request, self.engine), hint="let turbofit choose --tp and --replicas"
             )
         problems = [(shape, self._problem(shape)) for shape in possible]
         legal = [shape for shape, problem in problems if problem is None]
@@ -100,12 +100,14 @@ class _Search:
 
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
-        vision_load = self.asked if limit == self.ask.own_limit else vision_load_of(self.ask, limit)
-        if self.ask.workload.queue_images and vision_load.units_per_image:
+        vision_load = (
+            self.asked if limit == self.request.own_limit else vision_load_of(self.request, limit)
+        )
+        if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
         evaluation = evaluate_unequal if shape.prefills else evaluate
         found = evaluation(
-            self.ask,
+            self.request,
             replace(shape, limit=limit),
             self._dtype(shape),
             vision_load,
@@ -122,12 +124,12 @@ class _Search:
 
     def queued(self, shape: Shape) -> Iterator[Evaluation]:
         """The asked limit, paying for as many units in one forward as fit."""
-        rule = self.ask.model.image_rule
-        if rule is None or not self.asked.units_per_image or self.ask.workload.queue_images:
+        rule = self.request.model.image_rule
+        if rule is None or not self.asked.units_per_image or self.request.workload.queue_images:
             return  # with `queue_images` every shape pays for one request's already
 
         def at(units: int) -> Evaluation:
-            return self.evaluate(replace(shape, units_per_forward=units), self.ask.own_limit)
+            return self.evaluate(replace(shape, units_per_forward=units), self.request.own_limit)
 
         low = self.asked.units_per_request
         best = at(low)
@@ -140,15 +142,15 @@ class _Search:
 
     def lowered(self, shape: Shape) -> Iterator[Evaluation]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
-        ask = self.ask
-        rule, own = ask.model.image_rule, ask.own_limit
-        given = ask.fixed_limit is not None or ask.workload.image_size is not None
+        request = self.request
+        rule, own = request.model.image_rule, request.own_limit
+        given = request.fixed_limit is not None or request.workload.image_size is not None
         if rule is None or own is None or given:
             return
         step, least = rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Evaluation:
-            units = vision_load_of(ask, limit).units_per_request
+            units = vision_load_of(request, limit).units_per_request
             return self.evaluate(replace(shape, units_per_forward=units), limit)
 
         best = at(least)
@@ -164,25 +166,25 @@ class _Search:
         Raises:
             UsageError: a dtype that LMDeploy would change without a word.
         """
-        gpus = [self.ask.machine.gpu(index) for group in shape.groups for index in group]
-        fixed = self.ask.fixed.get("dtype")
+        gpus = [self.request.machine.gpu(index) for group in shape.groups for index in group]
+        fixed = self.request.fixed.get("dtype")
         if isinstance(fixed, str) and fixed != "auto":
-            problem = dtype_problem(self.ask.model, fixed, gpus)
+            problem = dtype_problem(self.request.model, fixed, gpus)
             if problem:
                 hint = "leave --dtype out: float16 is chosen where it is needed"
                 raise UsageError(problem, hint=hint)
             return fixed
-        return dtype_for(self.ask.model, gpus)[0]
+        return dtype_for(self.request.model, gpus)[0]
 
     def _problem(self, shape: Shape) -> str | None:
         """Why LMDeploy would refuse or abort on the user's options in this shape."""
-        ask = self.ask
-        longest = ask.model.text.max_position_embeddings
+        request = self.request
+        longest = request.model.text.max_position_embeddings
         problem, dtype = None, self._dtype(shape)
         for group in shape.groups:
-            settings = shape_settings(ask, replace(shape, tp=len(group)), longest, dtype)
-            gpus = [ask.machine.gpu(index) for index in group]
-            launch = launch_of(ask, settings, gpus, self.asked)
+            settings = shape_settings(request, replace(shape, tp=len(group)), longest, dtype)
+            gpus = [request.machine.gpu(index) for index in group]
+            launch = launch_of(request, settings, gpus, self.asked)
             problem = problem or self.engine.problem(launch)
         return problem
 

@@ -15,7 +15,7 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask, launch_of
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.speed.reduce import reduce_class
 from turbofit.tuner.speed.throughput import Speed, group_speed
@@ -64,7 +64,9 @@ class Shape(Struct):
         return concurrency / self.replicas if self.at_once is None else self.at_once
 
 
-def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Settings:
+def shape_settings(
+    request: ResolvedRequest, shape: Shape, session_len: int, dtype: str
+) -> Settings:
     """The engine's options for a shape; what the user fixed stays.
 
     Raises:
@@ -72,11 +74,11 @@ def shape_settings(ask: Ask, shape: Shape, session_len: int, dtype: str) -> Sett
     """
     chosen: dict[str, object] = {
         "dtype": dtype,
-        "max_batch_size": max(1, ceil(shape.requests(ask.workload.concurrency))),
+        "max_batch_size": max(1, ceil(shape.requests(request.workload.concurrency))),
         "session_len": session_len,
-        "model_format": ask.model.quantization.method if ask.model.quantization else None,
+        "model_format": request.model.quantization.method if request.model.quantization else None,
     }
-    chosen.update(ask.fixed)
+    chosen.update(request.fixed)
     chosen.update(tp=shape.tp, max_prefill_token_num=shape.max_prefill_token_num)
     try:
         return msgspec.convert(chosen, Settings)
@@ -92,13 +94,13 @@ def shortest_context(vision_load: VisionLoad) -> int:
     return -(-need // _CONTEXT_STEP) * _CONTEXT_STEP
 
 
-def most_context(ask: Ask) -> int:
+def most_context(request: ResolvedRequest) -> int:
     """The longest context that there may be: the user's, or else the model's own."""
-    fixed = ask.fixed.get("session_len", ask.workload.context)
-    return fixed if isinstance(fixed, int) else ask.model.text.max_position_embeddings
+    fixed = request.fixed.get("session_len", request.workload.context)
+    return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
 
 
-def excess_tokens(ask: Ask, vision_load: VisionLoad) -> int:
+def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     """Tokens by which the images of one request and some text are more than any context here.
 
     What is promised together must be possible together: LMDeploy refuses a longer prompt, whatever
@@ -106,7 +108,7 @@ def excess_tokens(ask: Ask, vision_load: VisionLoad) -> int:
     """
     if not vision_load.units_per_image:
         return 0
-    context = most_context(ask)
+    context = most_context(request)
     text = min(MIN_TEXT_TOKENS, context // _TEXT_SHARE)
     return max(0, vision_load.tokens_per_request + text - context)
 
@@ -123,11 +125,11 @@ class Memo:
         self.speeds: dict[tuple[object, ...], Speed] = {}
         self.links: dict[tuple[int, ...], LinkClass] = {}
 
-    def link(self, ask: Ask, gpus: Sequence[Gpu]) -> LinkClass:
+    def link(self, request: ResolvedRequest, gpus: Sequence[Gpu]) -> LinkClass:
         """The group's link class."""
         key = tuple(gpu.index for gpu in gpus)
         if key not in self.links:
-            self.links[key] = group_class(ask.machine, gpus)
+            self.links[key] = group_class(request.machine, gpus)
         return self.links[key]
 
 
@@ -136,27 +138,27 @@ class Sizer:
 
     def __init__(
         self,
-        ask: Ask,
+        request: ResolvedRequest,
         shape: Shape,
         dtype: str,
         vision_load: VisionLoad,
         engine: Engine,
         memo: Memo,
     ) -> None:
-        self.ask = ask
+        self.request = request
         self.memo = memo
         self.shape = shape
         self.dtype = dtype
         self.vision_load = replace(vision_load, units_per_forward=shape.units_per_forward)
         self.engine = engine
         self.groups: list[tuple[Gpu, ...]] = [
-            tuple(ask.machine.gpu(index) for index in group) for group in shape.groups
+            tuple(request.machine.gpu(index) for index in group) for group in shape.groups
         ]
-        self.fixed_ratio = ask.fixed.get("cache_max_entry_count")
+        self.fixed_ratio = request.fixed.get("cache_max_entry_count")
 
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
-        settings = shape_settings(self.ask, self.shape, session_len, self.dtype)
+        settings = shape_settings(self.request, self.shape, session_len, self.dtype)
         distinct = {self._key(gpus): gpus for gpus in self.groups}
         return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
 
@@ -170,21 +172,21 @@ class Sizer:
     ) -> Speed:
         """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
         if at_once is None:
-            at_once = self.shape.requests(self.ask.workload.concurrency)
+            at_once = self.shape.requests(self.request.workload.concurrency)
         key = (settings, self._key(gpus), asked, kv_tokens, at_once)
         if key not in self.memo.speeds:
             self.memo.speeds[key] = group_speed(
-                self.ask.model, settings, self.ask.machine, gpus, asked, kv_tokens, self.engine,
-                at_once,
+                self.request.model, settings, self.request.machine, gpus, asked, kv_tokens,
+                self.engine, at_once,
             )  # fmt: skip
         return self.memo.speeds[key]
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
-        fixed = self.ask.fixed.get("session_len", self.ask.workload.context)
+        fixed = self.request.fixed.get("session_len", self.request.workload.context)
         if isinstance(fixed, int):
             return fixed
-        longest = self.ask.model.text.max_position_embeddings
+        longest = self.request.model.text.max_position_embeddings
         for most in (self.shape.longest, self.shape.promised):
             longest = longest if most is None else min(longest, most)
         low = min(shortest_context(self.vision_load), longest)
@@ -218,7 +220,7 @@ class Sizer:
 
     def _caps(self) -> list[float]:
         """What rehearsals left of the ratios of these GPUs; 1 where there was none."""
-        caps = self.ask.ratio_caps
+        caps = self.request.ratio_caps
         return [
             1.0,
             *(caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps),
@@ -234,7 +236,7 @@ class Sizer:
         if cache_shortfall:
             return cache_shortfall
         tokens = self.needed_tokens() - kv_tokens
-        return max(0, tokens, excess_tokens(self.ask, self.vision_load)) * first.bytes_per_token
+        return max(0, tokens, excess_tokens(self.request, self.vision_load)) * first.bytes_per_token
 
     def named(self, settings: Settings) -> list[Account]:
         """The accounts of all groups, each with its own GPUs, for words that name them."""
@@ -242,10 +244,10 @@ class Sizer:
 
     def needed_tokens(self) -> int:
         """What the cache must hold: a context that was promised, or else the workload's request."""
-        longest = self.ask.model.text.max_position_embeddings
-        if self.ask.workload.context is not None:
-            return self.ask.workload.context
-        fixed = self.ask.fixed.get("session_len")
+        longest = self.request.model.text.max_position_embeddings
+        if self.request.workload.context is not None:
+            return self.request.workload.context
+        fixed = self.request.fixed.get("session_len")
         shortest = min(shortest_context(self.vision_load), longest)
         return min(shortest, fixed) if isinstance(fixed, int) else shortest
 
@@ -261,7 +263,7 @@ class Sizer:
         )
 
     def _account(self, settings: Settings, gpus: tuple[Gpu, ...]) -> Account:
-        return self.engine.account(launch_of(self.ask, settings, gpus, self.vision_load))
+        return self.engine.account(launch_of(self.request, settings, gpus, self.vision_load))
 
     def _remembered(
         self, settings: Settings, key: tuple[object, ...], gpus: tuple[Gpu, ...]
@@ -276,9 +278,9 @@ class Sizer:
         first, rest = gpus[0], gpus[1:]
         unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
         fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
-        bandwidth = nvlink_bandwidth(self.ask.machine, gpus)
-        link = self.memo.link(self.ask, gpus)
-        speed = reduce_class(self.ask.machine, gpus)
+        bandwidth = nvlink_bandwidth(self.request.machine, gpus)
+        link = self.memo.link(self.request, gpus)
+        speed = reduce_class(self.request.machine, gpus)
         return (
             first.name,
             first.total,

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.ask import Ask
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation, evaluate, score_of
 from turbofit.tuner.search.groups import like_groups
 from turbofit.tuner.search.share import share_out
@@ -27,7 +27,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def evaluate_unequal(  # noqa: PLR0913 - all that an evaluation depends on
-    ask: Ask,
+    request: ResolvedRequest,
     shape: Shape,
     dtype: str,
     vision_load: VisionLoad,
@@ -36,7 +36,7 @@ def evaluate_unequal(  # noqa: PLR0913 - all that an evaluation depends on
     memo: Memo,
 ) -> Evaluation:
     """Evaluate a shape with ``prefills``: each set by itself, then all under one context."""
-    return _Unequal(ask, shape, dtype, vision_load, asked, engine, memo).evaluate()
+    return _Unequal(request, shape, dtype, vision_load, asked, engine, memo).evaluate()
 
 
 class _Unequal:
@@ -44,7 +44,7 @@ class _Unequal:
 
     def __init__(  # noqa: PLR0913 - a constructor
         self,
-        ask: Ask,
+        request: ResolvedRequest,
         shape: Shape,
         dtype: str,
         vision_load: VisionLoad,
@@ -52,19 +52,19 @@ class _Unequal:
         engine: Engine,
         memo: Memo,
     ) -> None:
-        self.ask, self.shape, self.dtype = ask, shape, dtype
+        self.request, self.shape, self.dtype = request, shape, dtype
         self.vision_load, self.asked, self.engine, self.memo = vision_load, asked, engine, memo
-        self.sets: tuple[Groups, ...] = like_groups(ask.machine, shape.groups)
+        self.sets: tuple[Groups, ...] = like_groups(request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
         """The better of even shares and of those that the goal gives."""
-        requests = self.ask.workload.concurrency
+        requests = self.request.workload.concurrency
         even = [requests / self.shape.replicas] * len(self.sets)
         alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
         if not all(part.fits for part in alone):
             return self._whole(alone)
         curves = [(len(part.shape.groups), self._curve(part)) for part in alone]
-        weighed = share_out(curves, requests, self.ask.workload.goal)
+        weighed = share_out(curves, requests, self.request.workload.goal)
         promised = min(part.settings.session_len for part in alone)
         found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
         return max(found, key=lambda one: (one.fits, one.rank))
@@ -83,7 +83,7 @@ class _Unequal:
         """One set with the prefill that ranks best of those that hold the promised context."""
         tried = [
             evaluate(
-                self.ask,
+                self.request,
                 replace(
                     self.shape,
                     tp=len(groups[0]),
@@ -105,8 +105,10 @@ class _Unequal:
 
     def _curve(self, part: Evaluation) -> Callable[[float], Speed]:
         """One group's speed with so many requests there, at the cache that the part holds."""
-        sizer = Sizer(self.ask, part.shape, self.dtype, self.vision_load, self.engine, self.memo)
-        fixed = "max_batch_size" in self.ask.fixed
+        sizer = Sizer(
+            self.request, part.shape, self.dtype, self.vision_load, self.engine, self.memo
+        )
+        fixed = "max_batch_size" in self.request.fixed
 
         def speed(there: float) -> Speed:
             batch = part.settings.max_batch_size if fixed else max(1, ceil(there))
@@ -142,7 +144,7 @@ class _Unequal:
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
         evaluation = replace(evaluation, speeds=tuple(own[group] for group in self.shape.groups))
-        return replace(evaluation, score=score_of(self.ask, evaluation, self.asked))
+        return replace(evaluation, score=score_of(self.request, evaluation, self.asked))
 
 
 def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:

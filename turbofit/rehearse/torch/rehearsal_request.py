@@ -20,7 +20,7 @@ from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
-__all__ = ["TorchAsk", "rehearse_torch"]
+__all__ = ["RehearsalRequest", "rehearse_torch"]
 
 #: LMDeploy's default, by which requests meet in one forward.
 _PREFILL = 8192
@@ -30,7 +30,7 @@ _BATCHES = (("a100", 384), ("a800", 384), ("h100", 1024), ("h800", 1024), ("l20y
 
 
 @dataclass(frozen=True)
-class TorchAsk:
+class RehearsalRequest:
     """What to rehearse.
 
     Attributes:
@@ -54,12 +54,15 @@ class TorchAsk:
 
 
 def rehearse_torch(
-    ask: TorchAsk, scenario: Scenario, machine: Machine | None = None, keep: Path | None = None
+    request: RehearsalRequest,
+    scenario: Scenario,
+    machine: Machine | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the engine itself on the pretend machine and returns the document of ``torch_report``.
 
     Args:
-        ask: what to rehearse.
+        request: what to rehearse.
         scenario: the machine; its ``context`` is charged to each process.
         machine: what the scenario was made of, for the document.
         keep: where to leave timelines and log; by default they are removed.
@@ -68,41 +71,41 @@ def rehearse_torch(
         UsageError: the request cannot be meant.
         PackageError: torch is no CUDA build, or another package is missing.
     """
-    tp = int(ask.settings.get("tp") or 1)
+    tp = int(request.settings.get("tp") or 1)
     if tp > len(scenario.gpus):
         raise UsageError(
             f"--tp {tp} needs {tp} GPUs, the machine has {len(scenario.gpus)}",
             hint="name a machine with as many: --on 2xrtx3090",
         )
-    ray = tp > 1 and ask.settings.get("distributed_executor_backend") in (None, "ray")
-    versions = need_packages(ask.engine, ray=ray)
+    ray = tp > 1 and request.settings.get("distributed_executor_backend") in (None, "ray")
+    versions = need_packages(request.engine, ray=ray)
     with tempfile.TemporaryDirectory(prefix="turbofit-rehearsal-") as scratch:
-        name, rule, sees, folder = _model(ask, Path(scratch))
-        size = _size(ask, rule) if sees and ask.images else None
-        cases = _cases(ask, rule, size, scenario)
-        settings = dict(ask.settings)
-        if ask.engine == "transformers":
+        name, rule, sees, folder = _model(request, Path(scratch))
+        size = _size(request, rule) if sees and request.images else None
+        cases = _cases(request, rule, size, scenario)
+        settings = dict(request.settings)
+        if request.engine == "transformers":
             settings.setdefault("device_map", "auto" if len(scenario.gpus) > 1 else {"": 0})
         elif settings.get("max_batch_size") is None:
             settings.pop("max_batch_size", None)
-        seen = run_torch(TorchSpec(ask.engine, folder, settings, cases), scenario, keep)
+        seen = run_torch(TorchSpec(request.engine, folder, settings, cases), scenario, keep)
     about = {
-        "model": {"name": name, "asked": ask.model, "twin": folder.is_relative_to(scratch)},
+        "model": {"name": name, "asked": request.model, "twin": folder.is_relative_to(scratch)},
         "machine": machine.name if machine else None,
-        "given": dict(ask.settings),
+        "given": dict(request.settings),
         "worst_image": _image(rule, size),
     }
     return torch_report(seen, versions, about)
 
 
-def _model(ask: TorchAsk, scratch: Path) -> tuple[str, ImageRule | None, bool, Path]:
+def _model(request: RehearsalRequest, scratch: Path) -> tuple[str, ImageRule | None, bool, Path]:
     """Name, image rule, whether it sees, and a folder to load from.
 
     A folder of a model that turbofit has no account of is taken as it is; so are its pictures.
     """
-    own = Path(ask.model).expanduser()
+    own = Path(request.model).expanduser()
     try:
-        model: Model = resolve_model(ask.model, revision=ask.revision)
+        model: Model = resolve_model(request.model, revision=request.revision)
     except (UsageError, PackageError):
         if not (own / "config.json").is_file():
             raise
@@ -110,48 +113,51 @@ def _model(ask: TorchAsk, scratch: Path) -> tuple[str, ImageRule | None, bool, P
         return own.name, None, '"vision_config"' in text, own.resolve()
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
     folder = checkpoint_for(model, scratch / model.name).resolve()
-    text_only = bool(ask.settings.get("language_model_only"))
+    text_only = bool(request.settings.get("language_model_only"))
     return model.name, model.image_rule, model.vision is not None and not text_only, folder
 
 
-def _size(ask: TorchAsk, rule: ImageRule | None) -> tuple[int, int]:
-    if ask.image_size is not None:
-        if ask.max_dynamic_patch or ask.max_pixels:
+def _size(request: RehearsalRequest, rule: ImageRule | None) -> tuple[int, int]:
+    if request.image_size is not None:
+        if request.max_dynamic_patch or request.max_pixels:
             raise UsageError(
                 "--image-size and a limit both say how large a picture is", hint="give one of them"
             )
         if rule is not None:
-            rule.units(*ask.image_size)  # the preprocessor's own refusals
-        return ask.image_size
+            rule.units(*request.image_size)  # the preprocessor's own refusals
+        return request.image_size
     if rule is None:
         raise UsageError(
-            f"turbofit does not know how {ask.model} takes pictures",
+            f"turbofit does not know how {request.model} takes pictures",
             hint="say how large its worst picture is: --image-size 1344x1344",
         )
-    return rehearsed_size(rule, getattr(ask, rule.limit_name))
+    return rehearsed_size(rule, getattr(request, rule.limit_name))
 
 
 def _cases(
-    ask: TorchAsk, rule: ImageRule | None, size: tuple[int, int] | None, scenario: Scenario
+    request: RehearsalRequest,
+    rule: ImageRule | None,
+    size: tuple[int, int] | None,
+    scenario: Scenario,
 ) -> tuple[TorchCase, ...]:
-    if ask.engine == "transformers":
-        made = torch_cases(rule, size, images=ask.images)
+    if request.engine == "transformers":
+        made = torch_cases(rule, size, images=request.images)
     else:
         name = scenario.gpus[0].name.lower()
         batch = next(most for part, most in _BATCHES if part in name)
         made = torch_cases(
             rule,
             size,
-            images=ask.images,
-            batch=int(ask.settings.get("max_batch_size") or batch),
-            prefill=int(ask.settings.get("max_prefill_token_num") or _PREFILL),
+            images=request.images,
+            batch=int(request.settings.get("max_batch_size") or batch),
+            prefill=int(request.settings.get("max_prefill_token_num") or _PREFILL),
         )
-    unknown = sorted(set(ask.cases) - {case.name for case in made})
+    unknown = sorted(set(request.cases) - {case.name for case in made})
     if unknown:
         raise UsageError(
             f"there is no case {unknown[0]}", hint=f"{', '.join(case.name for case in made)}"
         )
-    return tuple(case for case in made if not ask.cases or case.name in ask.cases)
+    return tuple(case for case in made if not request.cases or case.name in request.cases)
 
 
 def _image(rule: ImageRule | None, size: tuple[int, int] | None) -> dict[str, Any] | None:

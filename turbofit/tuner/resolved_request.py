@@ -15,7 +15,7 @@ from turbofit.core.units import MIB
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 
-__all__ = ["Ask", "Margin", "check_limits", "launch_of", "vision_load_of"]
+__all__ = ["Margin", "ResolvedRequest", "check_limits", "launch_of", "vision_load_of"]
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
@@ -41,7 +41,7 @@ class Margin(Struct):
         return max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE)) + self.more
 
 
-class Ask(Struct):
+class ResolvedRequest(Struct):
     """A model on a machine for a workload, and what the user has fixed.
 
     ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
@@ -91,13 +91,13 @@ class Ask(Struct):
         """The limit of an image that the user gives: tiles or pixels."""
         return self.max_pixels if self.max_dynamic_patch is None else self.max_dynamic_patch
 
-    def with_limit(self, limit: int | None) -> Ask:
+    def with_limit(self, limit: int | None) -> ResolvedRequest:
         """The same with this limit of an image; None leaves it to turbofit."""
         assert self.model.image_rule is not None
         return msgspec.structs.replace(self, **{self.model.image_rule.limit_name: limit})
 
 
-def vision_load_of(ask: Ask, limit: int | None) -> VisionLoad:
+def vision_load_of(request: ResolvedRequest, limit: int | None) -> VisionLoad:
     """What clients can ask of the vision tower under a limit.
 
     A stated image size that gives fewer units than the limit's worst image is what is promised:
@@ -106,10 +106,10 @@ def vision_load_of(ask: Ask, limit: int | None) -> VisionLoad:
     Raises:
         UsageError: images are asked of a model that takes none.
     """
-    rule, workload = ask.model.image_rule, ask.workload
-    if rule is None or limit is None or ask.fixed.get("language_model_only"):
+    rule, workload = request.model.image_rule, request.workload
+    if rule is None or limit is None or request.fixed.get("language_model_only"):
         if workload.image_size is not None:
-            raise UsageError(f"{ask.model.name} takes no images", hint="leave --image-size out")
+            raise UsageError(f"{request.model.name} takes no images", hint="leave --image-size out")
         return NO_IMAGES
     if workload.images == 0:
         return NO_IMAGES
@@ -124,7 +124,7 @@ def vision_load_of(ask: Ask, limit: int | None) -> VisionLoad:
 
 
 def launch_of(
-    ask: Ask,
+    request: ResolvedRequest,
     settings: Settings,
     gpus: Sequence[Gpu],
     vision_load: VisionLoad,
@@ -132,31 +132,31 @@ def launch_of(
 ) -> EngineLaunch:
     """One engine of the asked model on some of the machine's GPUs, with the asked margins."""
     return EngineLaunch(
-        model=ask.model,
+        model=request.model,
         settings=settings,
         gpus=tuple(gpus),
-        machine=ask.machine,
+        machine=request.machine,
         vision_load=vision_load,
-        margins=tuple(ask.margin_of(gpu) for gpu in gpus),
+        margins=tuple(request.margin_of(gpu) for gpu in gpus),
         free_at_cache=free_at_cache,
     )
 
 
-def check_limits(ask: Ask) -> None:
+def check_limits(request: ResolvedRequest) -> None:
     """Refuse a limit that the model's images have no use for, rather than show it as kept.
 
     Raises:
         UsageError: it limits what this model's images have not.
     """
-    name, rule = ask.model.name, ask.model.image_rule
+    name, rule = request.model.name, request.model.image_rule
     taken = rule.limit_option if rule is not None and rule.varies_by_limit else ""
     hint = f"leave it out, or give {taken}" if taken else "leave it out"
-    if ask.max_dynamic_patch is not None and taken != "--max-dynamic-patch":
+    if request.max_dynamic_patch is not None and taken != "--max-dynamic-patch":
         raise UsageError(
             f"--max-dynamic-patch limits tiles, and no image of {name} has more or fewer of them",
             hint=hint,
         )
-    if ask.max_pixels is not None and taken != "--max-pixels":
+    if request.max_pixels is not None and taken != "--max-pixels":
         raise UsageError(
             f"--max-pixels limits images that keep their size, and {name} has none of them",
             hint=hint,
