@@ -203,11 +203,11 @@ def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be aske
     """
     from turbofit.machine.presets import context_bytes
     from turbofit.pretend.run import scenario_of
-    from turbofit.rehearse.torch import rehearsal_request
+    from turbofit.rehearse.torch import torch_rehearsal
 
     if "cache_block_seq_len" in settings:
         settings["block_size"] = settings.pop("cache_block_seq_len")
-    resolved = rehearsal_request.RehearsalRequest(
+    resolved = torch_rehearsal.TorchRehearsal(
         model=model,
         engine=engine,
         settings={name: value for name, value in settings.items() if value is not None},
@@ -220,4 +220,4 @@ def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be aske
     machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
     scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
     folder = Path(keep) if keep is not None else None
-    return rehearsal_request.rehearse_torch(resolved, scenario, machine, folder)
+    return torch_rehearsal.rehearse_torch(resolved, scenario, machine, folder)

@@ -16,11 +16,11 @@ from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
-from turbofit.rehearse.torch import rehearsal_request, torch_run
-from turbofit.rehearse.torch.rehearsal_request import RehearsalRequest, rehearse_torch
+from turbofit.rehearse.torch import torch_rehearsal, torch_run
 from turbofit.rehearse.torch.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch.torch_death import judge
 from turbofit.rehearse.torch.torch_ledger import combined
+from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch
 from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec, dump_spec, load_spec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
@@ -273,16 +273,16 @@ def test_a_folder_of_an_unknown_kind_wants_a_picture_size(
 ) -> None:
     config = {"architectures": ["StrangeForVision"], "model_type": "strange", "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(rehearsal_request, "need_packages", lambda *_, **__: {})
+    monkeypatch.setattr(torch_rehearsal, "need_packages", lambda *_, **__: {})
     scenario: Any = SimpleNamespace(gpus=(SimpleNamespace(name="x"),))
     with pytest.raises(UsageError, match="takes pictures") as error:
-        rehearse_torch(RehearsalRequest(str(tmp_path), "pytorch"), scenario)
+        rehearse_torch(TorchRehearsal(str(tmp_path), "pytorch"), scenario)
     assert "--image-size" in error.value.hint
 
 
 def test_the_parent_imports_neither_torch_nor_lmdeploy() -> None:
     code = (
-        "import sys; import turbofit.rehearse.torch.rehearsal_request; "
+        "import sys; import turbofit.rehearse.torch.torch_rehearsal; "
         "import turbofit.report.views.torch_view; "
         "print(sorted({'torch', 'lmdeploy', 'transformers'} & set(sys.modules)))"
     )

@@ -62,6 +62,7 @@ def make_fallback_plan(request: ResolvedRequest, reason: str) -> Plan:
     layers = chosen.accounts[0].parts.layers
     region = sum(layer.kv(chosen.session_len, chosen.load.images) for layer in layers)
     placed = device_map(chosen.accounts[0], chosen.placement, kept)
+    workload = request.workload
     return Plan(
         turbofit_version=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -69,9 +70,7 @@ def make_fallback_plan(request: ResolvedRequest, reason: str) -> Plan:
         verdict=parts.verdict,
         model=request.model,
         machine=request.machine,
-        workload=replace(
-            request.workload, context=request.workload.context or settings.session_len
-        ),
+        workload=replace(workload, context=workload.context or settings.session_len),
         engine=Engine(name="transformers", version=TRANSFORMERS),
         parallel=Parallel(
             tp=1,

@@ -20,7 +20,7 @@ from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
-__all__ = ["RehearsalRequest", "rehearse_torch"]
+__all__ = ["TorchRehearsal", "rehearse_torch"]
 
 #: LMDeploy's default, by which requests meet in one forward.
 _PREFILL = 8192
@@ -30,7 +30,7 @@ _BATCHES = (("a100", 384), ("a800", 384), ("h100", 1024), ("h800", 1024), ("l20y
 
 
 @dataclass(frozen=True)
-class RehearsalRequest:
+class TorchRehearsal:
     """What to rehearse.
 
     Attributes:
@@ -54,7 +54,7 @@ class RehearsalRequest:
 
 
 def rehearse_torch(
-    request: RehearsalRequest,
+    request: TorchRehearsal,
     scenario: Scenario,
     machine: Machine | None = None,
     keep: Path | None = None,
@@ -98,7 +98,7 @@ def rehearse_torch(
     return torch_report(seen, versions, about)
 
 
-def _model(request: RehearsalRequest, scratch: Path) -> tuple[str, ImageRule | None, bool, Path]:
+def _model(request: TorchRehearsal, scratch: Path) -> tuple[str, ImageRule | None, bool, Path]:
     """Name, image rule, whether it sees, and a folder to load from.
 
     A folder of a model that turbofit has no account of is taken as it is; so are its pictures.
@@ -117,7 +117,7 @@ def _model(request: RehearsalRequest, scratch: Path) -> tuple[str, ImageRule | N
     return model.name, model.image_rule, model.vision is not None and not text_only, folder
 
 
-def _size(request: RehearsalRequest, rule: ImageRule | None) -> tuple[int, int]:
+def _size(request: TorchRehearsal, rule: ImageRule | None) -> tuple[int, int]:
     if request.image_size is not None:
         if request.max_dynamic_patch or request.max_pixels:
             raise UsageError(
@@ -135,7 +135,7 @@ def _size(request: RehearsalRequest, rule: ImageRule | None) -> tuple[int, int]:
 
 
 def _cases(
-    request: RehearsalRequest,
+    request: TorchRehearsal,
     rule: ImageRule | None,
     size: tuple[int, int] | None,
     scenario: Scenario,
