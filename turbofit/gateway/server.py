@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from turbofit.core.errors import LaunchError, PackageError, UsageError
+from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
 from turbofit.gateway.http.sockets import open_files
@@ -162,6 +163,7 @@ async def serve_gateway(
         LaunchError: the address cannot be bound.
         UsageError: the certificate cannot be read.
     """
+    keep_large_blocks()
     listener = bind(gateway.config)
     try:
         server = _uvicorn(gateway)

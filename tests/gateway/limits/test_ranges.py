@@ -179,3 +179,12 @@ def test_no_value_of_any_type_fails_in_another_way_than_a_refusal(kind, value) -
     for name in RULES[kind]:
         with suppress(Refusal):
             held(kind, **{name: copy.deepcopy(value)})
+
+
+def test_what_the_pytorch_engine_never_gets_is_refused() -> None:
+    """LMDeploy cannot pickle what it makes of it, and answers 500."""
+    body = {"logit_bias": {"5": 1.0}}
+    pytorch = Scope(engines=("pytorch",), vocabulary=512, session=4096)
+    with pytest.raises(Refusal, match="cannot send it to its PyTorch engine"):
+        hold_parameters("chat", dict(body), pytorch)
+    hold_parameters("chat", dict(body), Scope(engines=("turbomind",), vocabulary=512, session=4096))

@@ -16,6 +16,7 @@ from turbofit.gateway.limits.rules import (
     Ids,
     IntegerRule,
     Number,
+    Refused,
     Rule,
     Short,
     TextRule,
@@ -208,6 +209,11 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
 DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "turbomind": {},
     "pytorch": {
+        # Its server makes a local function of it, which cannot be pickled on the way to its engine:
+        # 500 with "Can't pickle local object" (chat_completions/logits_processors.py).
+        "logit_bias": Refused(
+            why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
+        ),
         "top_k": IntegerRule(most="vocabulary", over="lower"),
         "top_logprobs_num": IntegerRule(most="vocabulary", over="lower"),
     },

@@ -20,6 +20,7 @@ __all__ = [
     "Ids",
     "IntegerRule",
     "Number",
+    "Refused",
     "Rule",
     "Scope",
     "Short",
@@ -92,6 +93,16 @@ class Unpassed(Rule):
     """Never passed on: ``why``."""
 
     why: str
+
+
+class Refused(Rule):
+    """Never taken: ``why`` ends the sentence that begins with the field's name."""
+
+    why: str
+
+    def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
+        """See `Rule.hold`."""
+        raise refused(name, self.why)
 
 
 class Flag(Rule):
