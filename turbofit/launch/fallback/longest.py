@@ -20,6 +20,8 @@ __all__ = ["longest_request"]
 
 _WORD: Final = " a"
 _FEW: Final = 64
+#: A word is two tokens at the most, where each byte is one: two short prompts fit so many times.
+_SHORT: Final = 8
 _ANSWER: Final = 2
 #: Of the room: a tokenizer that joins words elsewhere than in a short prompt must not exceed it.
 _SHARE: Final = 0.99
@@ -44,11 +46,12 @@ def longest_request(
     Returns:
         None where the engine does not count, or has no room left.
     """
-    few, more = (count(Question("a short prompt", _words(model, n))) for n in (_FEW, 2 * _FEW))
-    each = (more - few) / _FEW
+    least = max(1, min(_FEW, plan.settings.session_len // _SHORT))
+    few, more = (count(Question("a short prompt", _words(model, n))) for n in (least, 2 * least))
+    each = (more - few) / least
     if each <= 0:
         return None
-    taken = tokens if worst is not None else few - _FEW * each
+    taken = tokens if worst is not None else few - least * each
     words = int((plan.settings.session_len - _ANSWER - taken) / each * _SHARE)
     if words < 1:
         return None
