@@ -188,3 +188,25 @@ def test_what_the_pytorch_engine_never_gets_is_refused() -> None:
     with pytest.raises(Refusal, match="cannot send it to its PyTorch engine"):
         hold_parameters("chat", dict(body), pytorch)
     hold_parameters("chat", dict(body), Scope(engines=("turbomind",), vocabulary=512, session=4096))
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (["a"] * 3 + ["bcd", "efg"], "has 5 strings, the limit is 4"),
+        (["a" * 30, "b" * 35], "has 65 characters together, the limit is 64"),
+    ],
+)
+def test_stops_cost_transformers_a_walk_over_its_vocabulary(stop: list[str], said: str) -> None:
+    serial = Scope(engines=("transformers",), vocabulary=512, session=4096)
+    with pytest.raises(Refusal, match=said):
+        hold_parameters("chat", {"stop": stop}, serial)
+    body = {"stop": stop}
+    hold_parameters("chat", body, Scope(engines=("turbomind",), vocabulary=512, session=4096))
+    assert body["stop"] == stop
+
+
+def test_an_empty_list_of_stops_is_none_for_transformers() -> None:
+    body = {"stop": []}
+    hold_parameters("chat", body, Scope(engines=("transformers",), vocabulary=512, session=4096))
+    assert body["stop"] is None

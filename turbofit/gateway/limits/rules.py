@@ -16,6 +16,7 @@ from turbofit.gateway.limits.request_limits import shown
 __all__ = [
     "Biases",
     "Elsewhere",
+    "FewTexts",
     "Flag",
     "Ids",
     "IntegerRule",
@@ -216,6 +217,28 @@ class Texts(Rule):
                 f"has {short} strings of less than {_SHORT} characters, the limit is {self.short}",
             )
         return value
+
+
+class FewTexts(Rule):
+    """A string or a list: ``most`` of them, ``characters`` together; an empty list is none.
+
+    It is held beside `Texts`, which has looked at each.
+    """
+
+    most: int
+    characters: int
+
+    def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - see Rule
+        """See `Rule.hold`."""
+        texts = value if isinstance(value, list) else [value]
+        if len(texts) > self.most:
+            raise refused(name, f"has {len(texts)} strings, the limit is {self.most}")
+        characters = sum(map(len, texts))
+        if characters > self.characters:
+            raise refused(
+                name, f"has {characters} characters together, the limit is {self.characters}"
+            )
+        return value or None
 
 
 class Ids(Rule):
