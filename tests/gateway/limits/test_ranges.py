@@ -83,7 +83,7 @@ def test_what_can_be_brought_into_its_range_is_and_is_said(kind, name, asked, gi
         ("chat", "top_p", 0, "above 0"),
         ("completions", "min_p", 2, "at most 1"),
         ("generate", "min_p", -0.1, "at least 0"),
-        ("chat", "repetition_penalty", 0, "at least 0.01"),
+        ("chat", "repetition_penalty", 0, "above 0"),
         ("chat", "repetition_penalty", "nan", "not a finite number"),
         ("chat", "max_tokens", 0, "between 1 and 4096"),
         ("chat", "top_logprobs", 21, "between 0 and 20"),
@@ -210,3 +210,10 @@ def test_an_empty_list_of_stops_is_none_for_transformers() -> None:
     body = {"stop": []}
     hold_parameters("chat", body, Scope(engines=("transformers",), vocabulary=512, session=4096))
     assert body["stop"] is None
+
+
+def test_a_small_penalty_is_raised_and_said() -> None:
+    """LMDeploy's own tests send 1e-7."""
+    body, said = held("chat", repetition_penalty=1e-7)
+    assert body["repetition_penalty"] == 0.01
+    assert said == ["repetition_penalty=1e-07->0.01"]

@@ -57,7 +57,7 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
     "top_k": IntegerRule(most=1024, over="lower"),
     # TurboMind divides by it (`sampling_penalty_kernels.cu`): 0 and NaN make logits that sampling
     # finds no token in; 100 keeps float16 logits below infinity.
-    "repetition_penalty": Number(least=0.01, most=100),
+    "repetition_penalty": Number(least=0, above=True, floor=0.01, most=100),
     # Conv1d over a window of 1,024 tokens (`pytorch/engine/logits_process.py`, ngram; `envs.py`):
     # a longer n-gram raises there, which ends the engine's loop.
     "repetition_ngram_size": IntegerRule(most=1024, over="lower"),
