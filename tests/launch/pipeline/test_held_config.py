@@ -64,7 +64,7 @@ def test_an_ordinary_config_stays(config) -> None:
     ("keywords", "word"),
     [
         ({"gen_config": {"stop_token_ids": [512]}}, "ids are between 0 and 511"),
-        ({"gen_config": {"repetition_penalty": 0.0}}, "at least 0.01"),
+        ({"gen_config": {"repetition_penalty": 0.0}}, "above 0"),
         ({"input_ids": [-1]}, "ids are between 0 and 511"),
     ],
 )

@@ -16,8 +16,8 @@ from turbofit.gateway.limits.rules import (
     Flag,
     Ids,
     IntegerRule,
+    NeverTaken,
     Number,
-    Refused,
     Rule,
     Short,
     TextRule,
@@ -212,7 +212,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "pytorch": {
         # Its server makes a local function of it, which cannot be pickled on the way to its engine:
         # 500 with "Can't pickle local object" (chat_completions/logits_processors.py).
-        "logit_bias": Refused(
+        "logit_bias": NeverTaken(
             why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
         ),
         "top_k": IntegerRule(most="vocabulary", over="lower"),

@@ -20,8 +20,8 @@ __all__ = [
     "Flag",
     "Ids",
     "IntegerRule",
+    "NeverTaken",
     "Number",
-    "Refused",
     "Rule",
     "Scope",
     "Short",
@@ -96,7 +96,7 @@ class Unpassed(Rule):
     why: str
 
 
-class Refused(Rule):
+class NeverTaken(Rule):
     """Never taken: ``why`` ends the sentence that begins with the field's name."""
 
     why: str
