@@ -37,7 +37,8 @@ class Supervised:
     """A server on stand-in engines; the test acts at each look, and moves the clock."""
 
     def __init__(self, tmp_path: Path, port: int, *, gpus: int = 1, restarts: int = 2) -> None:
-        self.now = time.monotonic()
+        # Whole seconds: (now + 600) - now is then 600, and no end counts at the edge of the window.
+        self.now = float(round(time.monotonic()))
         self.rests: list[Outage | None] = []
         self.said: list[str] = []
         self.plan = plausible_plan(gpus=gpus, tp=1)
