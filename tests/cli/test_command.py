@@ -15,8 +15,8 @@ def read(*words: str, takes_rest: bool = False) -> dict[str, Any]:
         Option("--key", multiple=True),
         Option("--name"),
         Option("--schema", is_flag=False, flag_value="plan"),
-        Option("--json", "as_json", is_flag=True),
-        Option("--md", is_flag=True),
+        Option("--json", "as_json", is_flag=True, form=True),
+        Option("--md", is_flag=True, form=True),
     ]
     reader = CliCommand(lambda **_: 0, params, takes_rest=takes_rest)
     with reader.make_context("turbofit", list(words)) as ctx:

@@ -19,18 +19,14 @@ class Asked(Validated):
     )
     goal: Literal["speed", "memory"] | None = None
     sizes: tuple[Annotated[int, Metavar("BYTES")], ...] = ()
-    keys: tuple[str, ...] = ()
+    keys: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = ()
     eager: bool = False
     seconds: float = 1.0
 
 
 def reader() -> CliCommand:
     """A command with an option for each field."""
-    options = [
-        *options_of(Asked, ["count", "goal", "sizes", "eager", "seconds"]),
-        *options_of(Asked, ["keys"], multiple=True),
-    ]
-    return CliCommand(lambda **_: 0, options)
+    return CliCommand(lambda **_: 0, [*options_of(Asked, Asked.model_fields)])
 
 
 def given(*words: str) -> Asked:

@@ -60,23 +60,23 @@ def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
             hint="leave --on out, or add --pretend",
         )
     passed = sort_options([], unplanned=False)
-    asked = _Calibration(
+    arguments = _CalibrateArguments(
         LaunchArguments(model, keywords, options, passed), options, as_json=as_json, md=md
     )
     if options.forget:
-        return _forget(asked)
+        return _forget(arguments)
 
     def body(stop: Stop) -> signal.Signals | None:
         with Leases() as leases:
-            return _calibrate(asked, stop, leases)
+            return _calibrate(arguments, stop, leases)
 
     return exit_code(run_until_signal(body))
 
 
-class _Calibration(NamedTuple):
-    """What is to be calibrated, and how the answer is shown."""
+class _CalibrateArguments(NamedTuple):
+    """The command line of `calibrate`, read once."""
 
-    arguments: LaunchArguments
+    launch: LaunchArguments
     options: CalibrateOptions
     as_json: bool
     md: bool
@@ -84,8 +84,8 @@ class _Calibration(NamedTuple):
     @property
     def model(self) -> str:
         """A folder, a hub id or a preset's name."""
-        assert self.arguments.model is not None
-        return self.arguments.model
+        assert self.launch.model is not None
+        return self.launch.model
 
     @property
     def kept_apart(self) -> bool:
@@ -98,58 +98,58 @@ class _Calibration(NamedTuple):
         """How far an earlier run of the same calibration came."""
         from turbofit.launch.calibrate.progress import Progress
 
-        return Progress(self.model, self.arguments.keywords, pretend=self.kept_apart)
+        return Progress(self.model, self.launch.keywords, pretend=self.kept_apart)
 
 
-def _drop(asked: _Calibration) -> int:
+def _drop(arguments: _CalibrateArguments) -> int:
     """Forget what was learned of the model; how many there were."""
     from turbofit.memory.calibrated import identity
     from turbofit.model.source import resolve_model
     from turbofit.observe.calibrations import forget
 
-    return forget(identity(resolve_model(asked.model)), pretend=asked.kept_apart)
+    return forget(identity(resolve_model(arguments.model)), pretend=arguments.kept_apart)
 
 
-def _forget(asked: _Calibration) -> int:
+def _forget(arguments: _CalibrateArguments) -> int:
     from turbofit.cli.output import note
 
-    gone = _drop(asked)
-    left = asked.progress().forget()
+    gone = _drop(arguments)
+    left = arguments.progress().forget()
     note(f"forgot {gone} calibrations{' and one that was under way' if left else ''}")
     return 0
 
 
-def _calibrate(asked: _Calibration, stop: Stop, leases: Leases) -> signal.Signals | None:
+def _calibrate(arguments: _CalibrateArguments, stop: Stop, leases: Leases) -> signal.Signals | None:
     """Measure and learn; the signal where one ended it before it was complete."""
     from turbofit.cli.output import note
     from turbofit.launch.engine.environment import lmdeploy_if_needed
 
-    lmdeploy, missing = lmdeploy_if_needed(asked.arguments.keywords.get("engine"))
-    if asked.options.pretend:
+    lmdeploy, missing = lmdeploy_if_needed(arguments.launch.keywords.get("engine"))
+    if arguments.options.pretend:
         note(_PRETEND)
-        if asked.options.again:
+        if arguments.options.again:
             # A pretend card is charged with what its plan says: it would learn the same twice.
-            _drop(asked)
-    progress = asked.progress()
-    config = _config(asked.options, launch_request(asked.arguments))
+            _drop(arguments)
+    progress = arguments.progress()
+    config = _config(arguments.options, launch_request(arguments.launch))
     planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
     plan = _resumed(progress, planner)
     changes: dict[str, Any] = {}
     if plan is None:
-        plan, changes = first_plan(asked.arguments, planner, lmdeploy.version)
+        plan, changes = first_plan(arguments.launch, planner, lmdeploy.version)
         if not plan.engine.of_lmdeploy:
             raise UsageError(
                 f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
                 hint="turbofit serve checks its plan with a worst-case request",
             )
-        if _known(plan) and not asked.options.again:
-            _show_known(plan, asked)
+        if _known(plan) and not arguments.options.again:
+            _show_known(plan, arguments)
             return None
         if plan.fits:
             plan = planner.settle(plan, changes)
     refuse(plan, missing)
     note(plan.verdict)
-    calibrator = _calibrator(progress, pretend=asked.options.pretend)
+    calibrator = _calibrator(progress, pretend=arguments.options.pretend)
     if not progress.complete:
         job = _job(config, plan, lmdeploy, stop, leases, calibrator, planner, changes)
         try:
@@ -158,12 +158,12 @@ def _calibrate(asked: _Calibration, stop: Stop, leases: Leases) -> signal.Signal
             calibrator.end()
         if ended is not None:
             return ended
-    _learn(asked, calibrator, progress, lmdeploy)
+    _learn(arguments, calibrator, progress, lmdeploy)
     return None
 
 
 def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
-    """What `serve` would be asked for, but for a public side and an end that nobody waits for."""
+    """The config of a `serve` without a public side, and with an end that nobody waits for."""
     from turbofit.launch.engine.supervised_engine import Timing
     from turbofit.launch.serve.config import ServeConfig
 
@@ -231,23 +231,27 @@ def _job(
 
 
 def _learn(
-    asked: _Calibration, calibrator: Calibrator, progress: Progress, lmdeploy: Lmdeploy
+    arguments: _CalibrateArguments, calibrator: Calibrator, progress: Progress, lmdeploy: Lmdeploy
 ) -> None:
     """Correct what later plans estimate, keep it, and show it."""
     from turbofit.cli.output import note
     from turbofit.launch.calibrate.learning import learned, relieve
 
     assert progress.plan is not None
-    before = {} if asked.options.pretend else calibrator.before
+    before = {} if arguments.options.pretend else calibrator.before
     result = learned(
-        progress.plan, progress.seen, before, lmdeploy=lmdeploy.version, pretend=asked.kept_apart
+        progress.plan,
+        progress.seen,
+        before,
+        lmdeploy=lmdeploy.version,
+        pretend=arguments.kept_apart,
     )
     progress.forget()
     if not result["kept"]:
         note(f"warning: nothing was learned: {result['why_not']}")
-    if relieve(progress.plan, result, lmdeploy.version, pretend=asked.options.pretend):
+    if relieve(progress.plan, result, lmdeploy.version, pretend=arguments.options.pretend):
         note("what restarts had learned is dropped: this measurement says what was missing")
-    _show(result, asked)
+    _show(result, arguments)
 
 
 def _known(plan: Plan) -> bool:
@@ -257,25 +261,25 @@ def _known(plan: Plan) -> bool:
     return calibration_of(plan) is not None
 
 
-def _show_known(plan: Plan, asked: _Calibration) -> None:
+def _show_known(plan: Plan, arguments: _CalibrateArguments) -> None:
     from turbofit.cli.output import note
     from turbofit.launch.calibrate.learning import stored
 
     note("calibrated before: --again measures again, --forget drops it")
-    _show(stored(plan), asked)
+    _show(stored(plan), arguments)
 
 
-def _show(result: dict[str, Any], asked: _Calibration) -> None:
+def _show(result: dict[str, Any], arguments: _CalibrateArguments) -> None:
     from turbofit.cli.output import answer, show
 
-    if asked.as_json:
+    if arguments.as_json:
         import json
 
         answer(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         return
     from turbofit.report.views.calibration_view import calibration_view
 
-    show(calibration_view(result), markdown=asked.md)
+    show(calibration_view(result), markdown=arguments.md)
 
 
 def _calibrator(progress: Progress, *, pretend: bool) -> Calibrator:

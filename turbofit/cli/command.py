@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.manual import manual_text
+from turbofit.cli.manual import WIDTH, manual_text
 from turbofit.cli.output import answer, verbose_log
 from turbofit.core.errors import UsageError
-from turbofit.core.units import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
     "PATH",
-    "SIZE",
     "Argument",
     "CliCommand",
     "Option",
@@ -26,33 +24,7 @@ __all__ = [
     "split_rest",
 ]
 
-#: Columns of a help page.
-_WIDTH: Final = 96
-_SETTINGS: Final = {
-    "help_option_names": ["-h", "--help"],
-    "terminal_width": _WIDTH,
-    "max_content_width": _WIDTH,
-}
 _WINDOWS: Final = os.name == "nt"
-
-
-class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A size in bytes, with or without a unit."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, _ctx: click.Context | None) -> int:
-        """Bytes.
-
-        Raises:
-            UsageError: it is no size.
-        """
-        if isinstance(value, int):
-            return value
-        return parse_bytes(value, what=param.opts[0] if param is not None else "size")
-
-
-SIZE: Final = Size()
 #: A path; the command itself says what is wrong with it.
 PATH: Final = click.Path(readable=False)
 
@@ -64,17 +36,24 @@ class Option(click.Option):
         names: the option, and the parameter's name where it is another.
         group: the heading above it; empty for the first, unnamed group.
         several: it takes all words up to the next option, as LMDeploy's options do.
+        form: it is a form of the answer, of which a command gives one.
         attributes: as click's.
     """
 
     def __init__(
-        self, *names: str, group: str = "", several: bool = False, **attributes: Any
+        self,
+        *names: str,
+        group: str = "",
+        several: bool = False,
+        form: bool = False,
+        **attributes: Any,
     ) -> None:
         if several:
             attributes["multiple"] = True
         super().__init__(names, **attributes)
         self.group = group
         self.several = several
+        self.form = form
         #: Whether it may stand without a value.
         self.bare = self.is_flag or self.count or "flag_value" in attributes
 
@@ -126,7 +105,7 @@ class CliCommand(click.Command):
             None,
             callback=callback,
             params=[*params, verbose, show_help],
-            context_settings=dict(_SETTINGS),
+            context_settings={"terminal_width": WIDTH, "max_content_width": WIDTH},
             add_help_option=False,
         )
         self.takes_rest = takes_rest
@@ -152,8 +131,12 @@ class CliCommand(click.Command):
             raise _usage_error(exc, ctx) from None
         if self.takes_rest:
             ctx.params["rest"] = rest
-        if ctx.params.get("as_json") and ctx.params.get("md") and not ctx.resilient_parsing:
-            raise UsageError("--json and --md do not go together", hint="give one of the two")
+        forms = [one for one in self.params if isinstance(one, Option) and one.form]
+        given = [one.opts[0] for one in forms if one.name and ctx.params[one.name]]
+        if len(given) > 1 and not ctx.resilient_parsing:
+            raise UsageError(
+                f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
+            )
         return left
 
     def _repeated(self, words: Sequence[str]) -> list[str]:

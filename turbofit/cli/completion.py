@@ -12,7 +12,7 @@ from turbofit.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from click.shell_completion import CompletionItem
+    from click.shell_completion import CompletionItem, ShellComplete
 
 __all__ = ["COMPLETE_VARIABLE", "complete", "complete_model", "complete_spec", "completion"]
 
@@ -28,14 +28,11 @@ _COUNTS: Final = (1, 2, 4, 8)
 )
 def completion(shell: str) -> int:
     """Print the script, which asks turbofit itself at each TAB."""
-    from click.shell_completion import get_completion_class
-
-    from turbofit.cli.commands import TURBOFIT
     from turbofit.cli.output import answer
 
-    kind = get_completion_class(shell)
-    assert kind is not None
-    answer(kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE).source() + "\n")
+    known = _shell(shell)
+    assert known is not None
+    answer(known.source() + "\n")
     return 0
 
 
@@ -45,20 +42,27 @@ def complete(instruction: str) -> int:
     Raises:
         UsageError: no shell asks so.
     """
-    from click.shell_completion import get_completion_class
-
-    from turbofit.cli.commands import TURBOFIT
     from turbofit.cli.output import answer
 
     shell, _, what = instruction.partition("_")
-    kind = get_completion_class(shell)
-    if kind is None or what != "complete":
+    known = _shell(shell)
+    if known is None or what != "complete":
         raise UsageError(
             f"{COMPLETE_VARIABLE}={instruction[:40]} is no shell's question",
             hint="unset it; turbofit completion bash prints the script that sets it",
         )
-    answer(kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE).complete() + "\n")
+    answer(known.complete() + "\n")
     return 0
+
+
+def _shell(name: str) -> ShellComplete | None:
+    """Click's completion of turbofit in a shell; None where click does not know the shell."""
+    from click.shell_completion import get_completion_class
+
+    from turbofit.cli.commands import TURBOFIT
+
+    kind = get_completion_class(name)
+    return None if kind is None else kind(TURBOFIT, {}, "turbofit", COMPLETE_VARIABLE)
 
 
 def complete_model(

@@ -57,6 +57,7 @@ class _Form(NamedTuple):
     words: tuple[str, ...] = ()
     flag: bool = False
     several: bool = False
+    repeatable: bool = False
 
 
 def options_of(
@@ -68,19 +69,18 @@ def options_of(
         kind: the class.
         fields: their names, in the order of the help page.
         group: the heading above them.
-        attributes: click's, for all of them; ``multiple`` makes an option repeatable.
+        attributes: click's, for all of them.
     """
     for name in fields:
         yield _option(name, kind.model_fields[name], group, attributes)
 
 
-def filled(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
+def filled(kind: type[T], given: Mapping[str, Any]) -> T:
     """The class filled with those of the options given that are its fields.
 
     Args:
         kind: the class.
         given: the values of the options, by their names.
-        more: fields that no option fills.
 
     Raises:
         UsageError: a value is wrong; the message names its option.
@@ -90,7 +90,7 @@ def filled(kind: type[T], given: Mapping[str, Any], **more: Any) -> T:
         for name in kind.model_fields
         if (value := given.get(name)) is not None and value is not False and value != ()
     }
-    return kind.of_options({**values, **more}, option_name)
+    return kind.of_options(values, option_name)
 
 
 def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any]) -> Option:
@@ -100,18 +100,19 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
         text = f"{text} (default {field.default})"
     if form.flag:
         return Option(option_name(name), name, is_flag=True, help=text, group=group, **attributes)
-    several = form.several and not attributes.get("multiple")
+    several = form.several and not form.repeatable
     return Option(
         option_name(name), name, default=None, help=text, group=group,
         type=_Text(form.words, path=form.metavar == "FILE"),
-        metavar=f"{form.metavar}..." if several else form.metavar, several=several, **attributes,
+        metavar=f"{form.metavar}..." if several else form.metavar, several=several,
+        multiple=form.several, **attributes,
     )  # fmt: skip
 
 
 def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
-    named = [one.text for one in metadata if isinstance(one, Metavar)]
-    if named:
-        return _form(annotation)._replace(metavar=named[-1])
+    for one in metadata:
+        if isinstance(one, Metavar):
+            return _form(annotation)._replace(metavar=one.text, repeatable=one.repeatable)
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _form(parts[0], parts[1:])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.cli.command import PATH, Option, command, option_name
-from turbofit.cli.fields import filled
-from turbofit.cli.gateway_options import GatewayOptions, gateway_options
+from turbofit.cli.fields import filled, options_of
+from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.options import JSON
 from turbofit.core.errors import UsageError
@@ -39,7 +39,7 @@ __all__ = ["gateway"]
     ),
     Option("--name", help="with --cluster: what is served (default: the only one)"),
     JSON,
-    *gateway_options(),
+    *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
     only_linux=True,
 )
 def gateway(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from turbofit.cli.fields import options_of
 from turbofit.cli.options import LAST_PORT
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
@@ -15,11 +14,9 @@ from turbofit.planning.commands import DEFAULT_PORT
 from turbofit.planning.request import Positive
 
 if TYPE_CHECKING:
-    import click
-
     from turbofit.gateway.config import GatewayConfig
 
-__all__ = ["GatewayOptions", "Port", "gateway_options"]
+__all__ = ["GatewayOptions"]
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -32,7 +29,7 @@ class GatewayOptions(Validated):
 
     host: str = Field(default="127.0.0.1", description="where to listen")
     port: Port = Field(default=DEFAULT_PORT, description="where to listen")
-    api_key: tuple[Annotated[str, Metavar("KEY")], ...] = Field(
+    api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = Field(
         default=(),
         description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEYS, by "
         "commas)",
@@ -103,17 +100,3 @@ class GatewayOptions(Validated):
         if not config.ssl_certfile and config.host not in _LOOPBACK:
             note("warning: without --ssl-certfile, keys and prompts cross the network in clear")
         return config
-
-
-def gateway_options() -> list[click.Parameter]:
-    """An option for each field."""
-    return [
-        option
-        for name in GatewayOptions.model_fields
-        for option in options_of(
-            GatewayOptions,
-            [name],
-            group="gateway",
-            **({"multiple": True} if name == "api_key" else {}),
-        )
-    ]

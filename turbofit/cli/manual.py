@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from typing import Final, NamedTuple
 
-__all__ = ["EXIT_CODES", "MANUAL", "Manual", "manual_text"]
+__all__ = ["EXIT_CODES", "MANUAL", "WIDTH", "Manual", "manual_text"]
 
-_WIDTH: Final = 96
+#: Columns of a help page.
+WIDTH: Final = 96
 
 #: What each exit code means.
 EXIT_CODES: Final[dict[int, str]] = {
@@ -206,4 +207,4 @@ def manual_text(name: str) -> str:
 
 
 def _folded(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.command import Argument, Option
+from turbofit.cli.command import Argument, Option, option_name
+from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterable, Mapping
 
 
 __all__ = [
-    "CLUSTER",
     "FORMS",
     "JSON",
     "LAST_PORT",
@@ -22,6 +22,7 @@ __all__ = [
     "model_argument",
     "planning_keywords",
     "planning_options",
+    "refuse_beside_cluster",
     "setting_options",
 ]
 
@@ -38,17 +39,11 @@ _KEEP: Final = "LMDeploy settings to keep"
 
 PORT: Final = click.IntRange(1, LAST_PORT)
 
-JSON: Final = Option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
-#: The forms of the answer; no command takes both.
-FORMS: Final = (JSON, Option("--md", is_flag=True, help="Markdown on stdout"))
-
-#: Several machines instead of one.
-CLUSTER: Final = Option(
-    "--cluster",
-    metavar="CLUSTER",
-    help="plan for all machines of a cluster: ray, ray:ADDRESS, a cluster's file, or "
-    "sim:4xrtx3090@100/8xh100@2, which simulates 100 machines and 2",
+JSON: Final = Option(
+    "--json", "as_json", is_flag=True, form=True, help="one JSON document on stdout"
 )
+#: The forms of the answer; no command takes both.
+FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 
 
 def model_argument(*, required: bool = True) -> list[click.Parameter]:
@@ -109,3 +104,23 @@ def planning_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
 
     request = filled(PlanRequest, {**given, "model": "-"})
     return {name: value for name, value in request.given().items() if name != "model"}
+
+
+def refuse_beside_cluster(names: Iterable[str], given: Container[str], instead: str) -> None:
+    """Stop where an option of one machine is given beside --cluster.
+
+    Args:
+        names: the options of one machine, as their fields are called.
+        given: the fields that were given.
+        instead: what to do, after the option is left out.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name in names:
+        if name in given:
+            option = option_name(name)
+            raise UsageError(
+                f"{option} is of one machine, and --cluster names several",
+                hint=f"leave {option} out{instead}",
+            )

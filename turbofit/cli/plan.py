@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turbofit.cli.command import Option, command, option_name
+from turbofit.cli.command import Option, command
 from turbofit.cli.fields import filled
 from turbofit.cli.options import (
-    CLUSTER,
     FORMS,
     machine_options,
     model_argument,
     planning_options,
+    refuse_beside_cluster,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +24,12 @@ __all__ = ["plan", "show_plan"]
 @command(
     *model_argument(),
     *machine_options(),
-    CLUSTER,
+    Option(
+        "--cluster",
+        metavar="CLUSTER",
+        help="plan for all machines of a cluster: ray, ray:ADDRESS, a cluster's file, or "
+        "sim:4xrtx3090@100/8xh100@2, which simulates 100 machines and 2",
+    ),
     Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
     *FORMS,
     *planning_options(),
@@ -37,28 +42,14 @@ def plan(*, rehearse: bool, cluster: str | None, as_json: bool, md: bool, **give
 
     request = filled(PlanRequest, given)
     if cluster is not None:
-        _refuse_one_machine({**given, "rehearse": rehearse})
+        one_machine = {*request.given(), *(["rehearse"] if rehearse else [])}
+        instead = ", or plan for that machine alone"
+        refuse_beside_cluster(("on", "gpus", "rehearse"), one_machine, instead)
         return _plan_cluster(request, cluster, as_json=as_json, md=md)
     doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
     with patience(doing):
         found = api.plan(request, rehearse=rehearse)
     return show_plan(found, "plan", as_json=as_json, md=md)
-
-
-def _refuse_one_machine(given: dict[str, Any]) -> None:
-    """Stop where an option of one machine is given beside --cluster.
-
-    Raises:
-        UsageError: it is.
-    """
-    from turbofit.core.errors import UsageError
-
-    for name in ("on", "gpus", "rehearse"):
-        if given[name]:
-            raise UsageError(
-                f"{option_name(name)} is of one machine, and --cluster names several",
-                hint=f"leave {option_name(name)} out, or plan for that machine alone",
-            )
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool) -> int:

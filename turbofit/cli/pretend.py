@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.cli.command import PATH, SIZE, Option, command
+from turbofit.cli.command import PATH, Option, command
 from turbofit.cli.completion import complete_spec
 from turbofit.core.errors import UsageError
+from turbofit.core.units import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +37,6 @@ _USAGE: Final = "turbofit pretend --on SPEC [options] -- COMMAND ..."
     ),
     Option(
         "--context",
-        type=SIZE,
         metavar="BYTES",
         help="what each process's CUDA context takes of a card (default: the card's preset)",
     ),
@@ -61,7 +61,7 @@ def pretend(
     on: str | None,
     watch: bool,
     keep: str | None,
-    context: int | None,
+    context: str | None,
     python: str | None,
     as_json: bool,
     rest: list[str],
@@ -77,13 +77,14 @@ def pretend(
     from turbofit.pretend.run import NOTICE, run_pretend, scenario_of
     from turbofit.report.views.pretend_view import pretend_view
 
+    taken = None if context is None else parse_bytes(context, what="--context")
     if not on:
         raise UsageError("--on SPEC is missing", hint=f"{_USAGE}, e.g. --on 2xrtx3090")
     if not rest:
         raise UsageError("no command", hint=_USAGE)
     scenario = scenario_of(
         machine_from(on),
-        lambda gpu: context_bytes(gpu)[0] if context is None else context,
+        lambda gpu: context_bytes(gpu)[0] if taken is None else taken,
     )
     note(NOTICE)
     folder = Path(keep) if keep else None

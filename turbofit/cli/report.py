@@ -29,12 +29,14 @@ __all__ = ["report"]
     *FORMS,
     Option(
         "--html",
+        form=True,
         metavar="FILE",
         type=PATH,
         help="one page that needs no network; - for stdout",
     ),
     Option(
         "--schema",
+        form=True,
         is_flag=False,
         flag_value=NAMES[0],
         type=click.Choice(NAMES),
@@ -47,12 +49,6 @@ def report(
     """Read and show; exit 3 where the plan does not fit."""
     from turbofit.cli.output import answer, show
 
-    forms = {"--json": as_json, "--md": md, "--html": html, "--schema": schema}
-    given = [name for name, value in forms.items() if value]
-    if len(given) > 1:
-        raise UsageError(
-            f"{given[0]} and {given[1]} do not go together", hint="give one of the two"
-        )
     if schema:
         from turbofit.report.schema import schema_text
 

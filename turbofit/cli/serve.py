@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.cli.command import command
 from turbofit.cli.fields import filled, options_of
-from turbofit.cli.gateway_options import GatewayOptions, gateway_options
+from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.launch_options import ServeOptions
 from turbofit.cli.options import (
@@ -56,7 +56,7 @@ _PRETEND: Final = (
     *machine_options(),
     *FORMS,
     *options_of(ServeOptions, _LAUNCH, group="launch"),
-    *gateway_options(),
+    *options_of(GatewayOptions, GatewayOptions.model_fields, group="gateway"),
     *options_of(ServeOptions, _CLUSTER, group="cluster"),
     *planning_options(),
     takes_rest=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.cli.command import option_name
 from turbofit.cli.interrupt import exit_code, run_until_signal
+from turbofit.cli.options import refuse_beside_cluster
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,13 +49,8 @@ def serve_on_cluster(
     from turbofit.launch.cluster.run import serve_cluster
 
     given = {*arguments.keywords, *options.given()}
-    for name in _ONE_MACHINE:
-        if name in given:
-            raise UsageError(
-                f"{option_name(name)} is of one machine, and --cluster names several",
-                hint=f"leave {option_name(name)} out; "
-                "turbofit plan --cluster shows what would be served",
-            )
+    instead = "; turbofit plan --cluster shows what would be served"
+    refuse_beside_cluster(_ONE_MACHINE, given, instead)
     config = _config(arguments, options, gateway, access_log)
     ended = run_until_signal(
         lambda stop: serve_cluster(

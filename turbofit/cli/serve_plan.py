@@ -48,7 +48,7 @@ def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner
     return Planner(config.request, leased, note, rehearse=rehearse, doubled=doubled)
 
 
-def launch_request(given: LaunchArguments) -> PlanRequest:
+def launch_request(arguments: LaunchArguments) -> PlanRequest:
     """`plan_request`; the machine of a pretend run has what pretend runs have learned.
 
     It never has what real runs have. A twin of the machine here has the real card's, as its plan.
@@ -56,34 +56,34 @@ def launch_request(given: LaunchArguments) -> PlanRequest:
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
 
-    request = plan_request(given)
-    if not given.options.pretend:
+    request = plan_request(arguments)
+    if not arguments.options.pretend:
         return request
-    machine = machine_from(given.keywords.get("on"), gpus=request.gpus)
+    machine = machine_from(arguments.keywords.get("on"), gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)
     return request.changed(on=machine, gpus=None)
 
 
 def first_plan(
-    given: LaunchArguments, planner: Planner, version: str
+    arguments: LaunchArguments, planner: Planner, version: str
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan to begin with, and the learned changes that it was made with."""
     from turbofit.cli.output import note
     from turbofit.launch.serve.learned import forget, recall
 
-    if given.plan:
-        plan = _read(given.plan, given)
+    if arguments.plan:
+        plan = _read(arguments)
         if plan.fits:
             planner.take(plan)
         return plan, {}
     plan = planner.make({})
-    if given.options.forget:
-        if forget(plan, version, pretend=given.options.pretend):
+    if arguments.options.forget:
+        if forget(plan, version, pretend=arguments.options.pretend):
             note("forgot what earlier launches had learned")
         return plan, {}
-    changes = recall(plan, version, pretend=given.options.pretend)
-    changes = {name: value for name, value in changes.items() if name not in given.keywords}
+    changes = recall(plan, version, pretend=arguments.options.pretend)
+    changes = {name: value for name, value in changes.items() if name not in arguments.keywords}
     if not changes or not plan.fits:
         return plan, {}
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
@@ -95,7 +95,7 @@ def first_plan(
     return again, changes
 
 
-def show_commands(given: LaunchArguments, *, port: int, as_json: bool, md: bool) -> int:
+def show_commands(arguments: LaunchArguments, *, port: int, as_json: bool, md: bool) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
@@ -104,8 +104,8 @@ def show_commands(given: LaunchArguments, *, port: int, as_json: bool, md: bool)
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
 
-    plan = _read(given.plan, given) if given.plan else best_plan(plan_request(given))
-    commands = _commands(plan, given.passed, port)
+    plan = _read(arguments) if arguments.plan else best_plan(plan_request(arguments))
+    commands = _commands(plan, arguments.passed, port)
     if as_json or md:
         shown = msgspec.structs.replace(plan, commands=commands)
         return show_plan(shown, "serve", as_json=as_json, md=md)
@@ -143,7 +143,7 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
         )
 
 
-def plan_request(given: LaunchArguments) -> PlanRequest:
+def plan_request(arguments: LaunchArguments) -> PlanRequest:
     """What the options ask for, those after ``--`` among them.
 
     Raises:
@@ -151,17 +151,17 @@ def plan_request(given: LaunchArguments) -> PlanRequest:
     """
     from turbofit.planning.request import PlanRequest
 
-    keywords = dict(given.keywords)
-    for name, value in _modelled(given.passed).items():
+    keywords = dict(arguments.keywords)
+    for name, value in _modelled(arguments.passed).items():
         if keywords.setdefault(name, value) != value:
             raise UsageError(
                 f"{option_name(name)} is given twice, before and after --",
                 hint="leave one of the two out",
             )
-    return PlanRequest.of(model=given.model, **keywords)
+    return PlanRequest.of(model=arguments.model, **keywords)
 
 
-def _read(path: str, given: LaunchArguments) -> Plan:
+def _read(arguments: LaunchArguments) -> Plan:
     """A saved plan: it is complete, so that nothing may be planned beside it.
 
     Raises:
@@ -170,12 +170,14 @@ def _read(path: str, given: LaunchArguments) -> Plan:
     from turbofit.core.struct import to_builtins
     from turbofit.report.saved import read_plan
 
-    if given.model is not None or given.keywords:
-        what = "a model" if given.model is not None else option_name(next(iter(given.keywords)))
+    model, keywords = arguments.model, arguments.keywords
+    if model is not None or keywords:
+        what = "a model" if model is not None else option_name(next(iter(keywords)))
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-    plan = read_plan(path)
+    assert arguments.plan is not None
+    plan = read_plan(arguments.plan)
     each = [to_builtins(one.settings) for one in plan.each()]
-    for name, value in _modelled(given.passed).items():
+    for name, value in _modelled(arguments.passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in each))
         if planned != [value]:
             words = " and ".join(map(str, planned))

@@ -33,11 +33,15 @@ _SHOULD = {
 class Metavar:
     """What stands for a field's value in help pages: a unit or a form, such as ``BYTES``.
 
+    Args:
+        text: the unit or the form.
+        repeatable: of the items of a tuple: its option takes one, and may stand several times.
+
     >>> Bytes = Annotated[int, Metavar("BYTES")]
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, *, repeatable: bool = False) -> None:
+        self.text, self.repeatable = text, repeatable
 
 
 def parsed(parse: Callable[[str, str], Any]) -> BeforeValidator:

@@ -223,7 +223,8 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
         "frequency_penalty": Number(least=-0.99, most=2, clamp=True),
         # `generation/stopping_criteria.py` lays each string beside each token in Python: 0.4 s and
         # 22 ms a character over 150,000 tokens; 16 strings of 1,024 took a minute and 10 GB of host
-        # memory over 300. Of an empty list it says that it cannot be found, in an answer 500.
+        # memory with a tokenizer of bytes alone. Of an empty list it says that it cannot be found,
+        # in an answer 500.
         "stop": FewTexts(most=4, characters=64),
     },
 }

@@ -65,14 +65,14 @@ _DOCUMENTS: Final = {
     ),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
+_LEFT_OUT: Final = ("title", "default", "discriminator")
 
 
 def document(name: str) -> dict[str, Any]:
     """The schema of one of ``NAMES``; all but the plan's refer to the plan's for what it has."""
     told = _DOCUMENTS[name]
-    kinds = [told.kind] if told.kind is Plan else [Plan, told.kind]
-    _, parts = msgspec.json.schema_components(kinds, schema_hook=any_json)
-    theirs = set() if told.kind is Plan else _named_in(Plan)
+    parts = _parts(told.kind)
+    theirs = set() if told.kind is Plan else set(_parts(Plan))
     whole = _published(parts.pop(told.kind.__name__), theirs)
     names = "schema" in whole["properties"] and told.named
     if names and "schema" not in whole["required"]:
@@ -87,9 +87,9 @@ def document(name: str) -> dict[str, Any]:
     return {**head, **whole, "$defs": own}
 
 
-def _named_in(kind: type[Struct]) -> set[str]:
-    _, parts = msgspec.json.schema_components([kind], schema_hook=any_json)
-    return set(parts)
+def _parts(kind: type[Struct]) -> dict[str, Any]:
+    """The schemas of a type and of all that its fields hold, by their names."""
+    return msgspec.json.schema_components([kind], schema_hook=any_json)[1]
 
 
 def _published(part: Any, theirs: set[str]) -> Any:
@@ -102,21 +102,18 @@ def _published(part: Any, theirs: set[str]) -> Any:
         return [_published(one, theirs) for one in part]
     if not isinstance(part, dict):
         return part
-    left_out = ("title", "default", "discriminator")
-    found = {
-        key: _published(value, theirs)
+    found: dict[str, Any] = {
+        key: {name: _published(one, theirs) for name, one in value.items()}
+        if key == "properties"
+        else _published(value, theirs)
         for key, value in part.items()
-        if key == "properties" or key not in left_out
+        if key not in _LEFT_OUT
     }
     if "$ref" in found:
         name = found["$ref"].rpartition("/")[2]
         inside = f"{_PLAN}#/$defs/{name}" if name in theirs else f"#/$defs/{name}"
         found["$ref"] = _PLAN if name == "Plan" else inside
-    properties = part.get("properties")
-    if isinstance(properties, dict) and "type" in part:
-        found["properties"] = {
-            name: _published(value, theirs) for name, value in properties.items()
-        }
+    if "properties" in found:
         found["additionalProperties"] = False
         found.setdefault("required", [])
     if isinstance(found.get("description"), str):
