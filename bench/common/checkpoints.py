@@ -1,7 +1,7 @@
 """Makes tiny checkpoints offline: real file formats, real tensor names, random nothing inside.
 
-Dims are small, the image rules are the published ones. Needs no library: safetensors and the
-byte-level BPE tokenizer are written by hand.
+Dims are small, the image rules are the published ones. Needs no library: safetensors are written by
+hand, and the tokenizer is the stand-in of rehearsals.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
+
+from turbofit.rehearse.checkpoint.tokenizer import byte_alphabet, byte_level
 
 __all__ = ["make_internvl2", "make_internvl_hf", "make_qwen2_vl", "make_text"]
 
@@ -327,42 +329,8 @@ def _safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
 
 def _tokenizer(folder: Path) -> None:
     """Byte-level BPE without merges: a token a byte, and the special tokens."""
-    vocab = {letter: i for i, letter in enumerate(_byte_letters())}
-    added = [
-        {
-            "id": 256 + i,
-            "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for i, text in enumerate(_SPECIAL)
-    ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "use_regex": True},
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": [],
-        },
-    }
+    vocab = {letter: i for i, letter in enumerate(byte_alphabet())}
+    tokenizer = byte_level(vocab, {text: 256 + i for i, text in enumerate(_SPECIAL)})
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|endoftext|>",
@@ -375,16 +343,3 @@ def _tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 258}))
-
-
-def _byte_letters() -> list[str]:
-    """The printable letter that byte-level BPE writes for each byte, in order of bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters, extra = [], 0
-    for byte in range(256):
-        if byte in plain:
-            letters.append(chr(byte))
-        else:
-            letters.append(chr(256 + extra))
-            extra += 1
-    return letters

@@ -7,6 +7,7 @@ the model's own tokenizer; image tokens are counted exactly.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,43 @@ def special_tokens(model: RehearsedModel) -> dict[str, int]:
     return {name: first + i for i, name in enumerate(names)}
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """One printable character for each byte, as byte-level BPE tokenizers use them."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
+
+
+def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> dict[str, Any]:
+    """A ``tokenizer.json``: byte-level BPE without merges, so that a token is a byte or special.
+
+    Args:
+        vocab: ids by token; the special ones may be among them.
+        special: ids of the special ones.
+    """
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(token, number) for token, number in special.items()],
+        "normalizer": None,
+        "pre_tokenizer": level | {"use_regex": True},
+        "post_processor": None,
+        "decoder": level | {"use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": dict(vocab),
+            "merges": [],
+        },
+    }
 
 
 def _added(token: str, number: int) -> dict[str, Any]:
@@ -72,30 +105,8 @@ def _added(token: str, number: int) -> dict[str, Any]:
 def write_tokenizer(model: RehearsedModel, folder: Path) -> None:
     """Writes ``tokenizer.json`` and ``tokenizer_config.json`` for a model."""
     special = special_tokens(model)
-    vocab = {character: i for i, character in enumerate(_byte_alphabet())} | special
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    data: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added(t, i) for t, i in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": level | {"use_regex": True},
-        "post_processor": None,
-        "decoder": level | {"use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": [],
-        },
-    }
+    vocab = {character: i for i, character in enumerate(byte_alphabet())} | special
+    data = byte_level(vocab, special)
     qwen = model.vision is not None and not model.vision.kind.startswith("internvit")
     config: dict[str, Any] = {
         "tokenizer_class": "Qwen2Tokenizer" if qwen else "PreTrainedTokenizerFast",
