@@ -17,6 +17,8 @@ from turbofit.diagnose.doctor.examine import examine
 from turbofit.diagnose.doctor.finding import DoctorReport, Finding
 from turbofit.diagnose.doctor.sources import Sources
 from turbofit.diagnose.explain import diagnose
+from turbofit.kernels.census import Census
+from turbofit.kernels.released import released
 
 __all__ = ["HEALTHY", "Healthy", "nvml_library"]
 
@@ -48,10 +50,14 @@ class Healthy(Sources):
         self.locked: int | NaType | None = None
         self.disk: tuple[int, bool] | None = (500 * GIB, True)
         self.port: str | None = None
+        self.census: Census | None = released((0, 18, 0))
         (root / "torch").mkdir()
         (root / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
         (root / "lmdeploy/turbomind").mkdir(parents=True)
         (root / "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so").write_text("")
+
+    def kernels(self) -> Census | None:
+        return self.census
 
     def version(self, package: str) -> str | None:
         return self.packages.get(package)

@@ -38,15 +38,22 @@ _TITLES: Final[dict[State, str]] = {
         help="the model that will be served: its weights need disk",
     ),
     Option("--port", type=PORT, help="the port that will be used"),
+    Option("--kernels", is_flag=True, help="show which kernels TurboMind holds for these cards"),
     *FORMS,
     only_linux=True,
 )
-def doctor(on: str | None, model: str | None, port: int | None, as_json: bool, md: bool) -> int:
+def doctor(
+    *, on: str | None, model: str | None, port: int | None, kernels: bool, as_json: bool, md: bool
+) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
     from turbofit.cli.output import answer, show
     from turbofit.core.struct import to_json
     from turbofit.diagnose.doctor.examine import examine
 
+    if kernels:
+        from turbofit.cli.kernels import show_kernels
+
+        return show_kernels(on, as_json=as_json, md=md)
     served = None
     if model:
         from turbofit.model.source import resolve_model

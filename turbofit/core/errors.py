@@ -11,6 +11,7 @@ __all__ = [
     "DoesNotFitError",
     "LaunchError",
     "MachineError",
+    "NoKernelError",
     "OutOfMemoryError",
     "PackageError",
     "TurbofitError",
@@ -59,6 +60,12 @@ class DoesNotFitError(TurbofitError):
 
     exit_code = 3
     kind = "does_not_fit"
+
+
+class NoKernelError(DoesNotFitError):
+    """The engine has no code for what the model needs on this card."""
+
+    kind = "no_kernel"
 
 
 class MachineError(TurbofitError):

@@ -72,6 +72,10 @@ class Engine(ABC):
     def problem(self, launch: EngineLaunch) -> str | None:
         """Why the engine would refuse these options, or die of them; None where it would not."""
 
+    def missing_kernels(self, launch: EngineLaunch) -> str | None:  # noqa: ARG002
+        """What the engine has no code for on these cards, in words; None where it has all."""
+        return None
+
     @abstractmethod
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """The most vision units that the engine can bring together in one forward, never under."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.log import LazyLogger
 from turbofit.core.plan import Plan, Remedy
 from turbofit.memory.engine import Engine
@@ -34,6 +34,7 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
     Raises:
         UsageError: something asked for cannot be used here at all.
         PackageError: turbofit has no account for the engine.
+        NoKernelError: no engine that runs the model has code for these cards.
     """
     reason = fallback_reason(request.model, asked)
     if reason is not None:
@@ -43,12 +44,15 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
         return make_fallback_plan(request, reason)
     first = engine_for(request.model, asked)
     check_options(first, request.fixed)
-    made = _planned(request, first)
+    try:
+        made = _planned(request, first)
+    except NoKernelError as exc:
+        return _with_kernels(request, asked, first, exc)
     if asked != "auto" or (
         _served(request, made) == (True, True) and request.workload.goal != "context"
     ):
         return made
-    rival = _rival(request, made)
+    rival = _rival(request, made.engine.name)
     _LOG.info(
         "engine %s: %s; LMDeploy's other one: %s",
         made.engine.name, made.verdict, "does not fit" if rival is None else rival.verdict,
@@ -58,6 +62,25 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
     if made.fits:
         return made
     return replace(made, remedies=(*made.remedies, *_other_engines(request, rival)))
+
+
+def _with_kernels(
+    request: ResolvedRequest, asked: str, first: Engine, lacking: NoKernelError
+) -> Plan:
+    """The plan on the engine that compiles its kernels, where the first holds none for the cards.
+
+    Raises:
+        NoKernelError: no other engine may be taken, or none serves.
+    """
+    rival = _rival(request, first.name) if _compiles(request) else None
+    if rival is None:
+        raise lacking
+    if asked == "auto":
+        reason = f"engine {rival.engine.name}: it compiles its kernels; {lacking.message}"
+        return replace(rival, reasons=(reason, *rival.reasons))
+    raise NoKernelError(
+        lacking.message, hint=f"--engine {rival.engine.name} serves: it compiles its kernels"
+    )
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> Plan:
@@ -83,9 +106,9 @@ def _host_short(plan: Plan) -> bool:
     return host.available is not None and host.pinned + host.pageable > host.available
 
 
-def _rival(request: ResolvedRequest, made: Plan) -> Plan | None:
+def _rival(request: ResolvedRequest, first: str) -> Plan | None:
     """The plan on LMDeploy's other engine, None where that does not run the model or not fit."""
-    for name in ENGINES[ENGINES.index(made.engine.name) + 1 :]:
+    for name in ENGINES[ENGINES.index(first) + 1 :]:
         try:
             other = engine_for(request.model, name)
             check_options(other, request.fixed)

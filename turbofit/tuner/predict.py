@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import format_bytes
@@ -61,14 +61,15 @@ def make_prediction(
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
     host = host_problem(host_of(request, accounts, engine))
-    serves = fate.serves and host is None
+    kernels = engine.missing_kernels(launch_of(request, settings, gpus, held))
+    serves = fate.serves and host is None and kernels is None
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        fits=fate.kind == "serves" and host is None,
-        verdict=_verdict(request, fate, host),
+        fits=fate.kind == "serves" and host is None and kernels is None,
+        verdict=_verdict(request, fate, host, kernels),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         reasons=tuple(_story(accounts[0], ratio, fate, free_at_cache)),
         warnings=tuple(_warnings(request, gpus, settings)),
@@ -110,7 +111,7 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
     )
     try:
         found = search(free, engine)
-    except UsageError:
+    except (UsageError, NoKernelError):
         return ()
     best = found.best
     if not best.fits:
@@ -183,7 +184,9 @@ def _settings(
     return settings
 
 
-def _verdict(request: ResolvedRequest, fate: Fate, host: str | None) -> str:
+def _verdict(request: ResolvedRequest, fate: Fate, host: str | None, kernels: str | None) -> str:
+    if kernels is not None:
+        return f"{request.model.name}: does not run: {kernels}"
     if fate.serves and host is not None:
         return f"{request.model.name}: {host}"
     return f"{request.model.name}: {fate.text}"

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA
+from turbofit.diagnose.doctor.about_kernels import capabilities, kernel_findings
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ _OLDEST: Final = (0, 16)
 _NEWEST: Final = (0, 18)
 #: The oldest driver of each CUDA generation (CUDA release notes, minor version compatibility).
 _OLDEST_DRIVER: Final = {11: 450, 12: 525, 13: 580}
-#: Compute capabilities that TurboMind 0.18 has native code for, the oldest of them.
-_TURBOMIND_OLDEST: Final = (7, 0)
 _CUDA_LINE: Final = re.compile(r"^cuda(?:\s*:[^=]*)?\s*=\s*(?:'([\d.]+)'|None)", re.MULTILINE)
 _REQUIREMENT: Final = re.compile(r"^([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?\s*(;.*)?$")
 _BOUND: Final = re.compile(r"(<=|>=|==|!=|~=|<|>)\s*(\d+(?:\.\d+)*)(\.\*)?")
@@ -36,7 +35,7 @@ def package_findings(sources: Sources, machine: Machine | None) -> Iterator[Find
     yield _driver(sources, cuda, machine)
     gpus = [machine.gpu(index) for index in machine.visible] if machine else []
     yield _architectures(sources, cuda, gpus)
-    yield _turbomind_cards(gpus)
+    yield from kernel_findings(sources, gpus)
 
 
 def torch_cuda(sources: Sources) -> str | None:
@@ -211,37 +210,6 @@ def _architectures(sources: Sources, cuda: str | None, gpus: Sequence[Gpu]) -> F
             else "install a torch whose wheel has code for this card",
         )
     return ok(check, f"torch has code for {', '.join(cards)}")
-
-
-def _turbomind_cards(gpus: Sequence[Gpu]) -> Finding:
-    """TurboMind's own kernels, and what a card without bfloat16 costs."""
-    check, cards = "compute_capability", capabilities(gpus)
-    if not cards or len(cards) < len({gpu.name for gpu in gpus}):
-        return unreadable(
-            check, "the cards' compute capability", "it decides the dtype and the kernels"
-        )
-    old = [name for name, version in cards.items() if version < _TURBOMIND_OLDEST]
-    if old:
-        return stops(
-            check,
-            f"{', '.join(old)}: older than Volta",
-            "TurboMind has no code for it",
-            "leave these GPUs out with --gpus",
-        )
-    halves = [name for name, version in cards.items() if version < (8, 0)]
-    if halves:
-        return warning(
-            check,
-            f"{', '.join(halves)}: no bfloat16",
-            "LMDeploy runs bfloat16 checkpoints in float16 there, and casting them takes memory",
-            "nothing, the plan counts it; models with large activations may overflow",
-        )
-    return ok(check, ", ".join(f"{name} {a}.{b}" for name, (a, b) in cards.items()))
-
-
-def capabilities(gpus: Sequence[Gpu]) -> dict[str, tuple[int, int]]:
-    """Compute capability by the card's name, where it is known."""
-    return {gpu.name: gpu.compute_capability for gpu in gpus if gpu.compute_capability != NA}
 
 
 def _runs(card: tuple[int, int], built: Sequence[str]) -> bool:

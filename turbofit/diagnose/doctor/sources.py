@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.struct import NA, NaType
+from turbofit.kernels.installed import installed
 from turbofit.launch.engine.environment import check_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from turbofit.kernels.census import Census
 
 __all__ = ["CHILD_SECONDS", "Sources"]
 
@@ -102,6 +105,10 @@ class Sources:
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.split()
+
+    def kernels(self) -> Census | None:
+        """The kernels of the installed TurboMind; None where they cannot be read."""
+        return installed()
 
     def kernel_log(self) -> str | None:
         """The end of the kernel's log; None where it may not be read."""

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import BITS, RESERVED_BLOCKS
+from turbofit.memory.shared_terms import capability_of
 
-__all__ = ["communicator_problem", "settings_problem", "tp_problem"]
+__all__ = ["communicator_problem", "missing_kernels", "settings_problem", "tp_problem"]
+
+#: The first compute capability with fp8 in Triton.
+_FP8 = (8, 9)
 
 #: What does not repeat KV heads. Source: configurations/llava_hf.py, models/llama4.py.
 _NO_REPEAT = frozenset(
@@ -70,4 +75,22 @@ def communicator_problem(settings: Settings) -> str | None:
     """The engine always uses NCCL."""
     if settings.communicator != "nccl":
         return f"--communicator {settings.communicator} is TurboMind's: the PyTorch engine has NCCL"
+    return None
+
+
+def missing_kernels(launch: EngineLaunch) -> str | None:
+    """What Triton does not compile for one of the cards.
+
+    Source: triton.compile of Triton 3.7.1 for each architecture: ``fp8e4nv`` from sm_89 on
+    (`python -m bench.census.triton`). LMDeploy's fp8 kernels load weights of that type.
+    """
+    quantization = launch.model.quantization
+    if quantization is None or quantization.method != "fp8":
+        return None
+    for gpu in launch.gpus:
+        if capability_of(gpu) < _FP8:
+            return (
+                f"Triton compiles no fp8 kernel for {gpu.name}: it takes compute capability"
+                f" {_FP8[0]}.{_FP8[1]} or newer"
+            )
     return None

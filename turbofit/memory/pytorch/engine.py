@@ -54,6 +54,10 @@ class Pytorch(Engine):
         problem = constraints.settings_problem(launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
+    def missing_kernels(self, launch: EngineLaunch) -> str | None:
+        """See :meth:`Engine.missing_kernels`. Triton compiles all but what a card cannot do."""
+        return constraints.missing_kernels(launch)
+
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""
         return engine_bound(rule, vision_load, settings)

@@ -8,6 +8,9 @@ from typing import ClassVar
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings
+from turbofit.kernels.installed import installed
+from turbofit.kernels.released import released
+from turbofit.memory import versions
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, Traffic
 from turbofit.memory.launch import EngineLaunch
@@ -16,6 +19,7 @@ from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import block_bytes
 from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.kernels import missing_kernels
 from turbofit.memory.turbomind.loading import host_memory
 from turbofit.memory.turbomind.terms import warmup_tokens
 from turbofit.memory.turbomind.weights import weight_classes
@@ -52,6 +56,14 @@ class Turbomind(Engine):
         """See :meth:`Engine.problem`."""
         problem = constraints.settings_problem(launch.settings, self.constants)
         return problem or constraints.communicator_problem(launch)
+
+    def missing_kernels(self, launch: EngineLaunch) -> str | None:
+        """See :meth:`Engine.missing_kernels`. This machine has the engine that is installed."""
+        version = versions.parse(self.version)
+        census = installed() if launch.machine.source == "nvml" else None
+        census = census or (released(version) if version else None)
+        found = None if census is None else missing_kernels(launch, census)
+        return None if found is None else f"TurboMind of LMDeploy {self.version} has {found}"
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""

@@ -12,10 +12,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
+from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
@@ -96,7 +97,14 @@ class _Search:
         legal = [shape for shape, problem in problems if problem is None]
         if not legal:
             raise UsageError(problems[0][1] or "", hint="leave the option out, or change it")
-        return legal
+        missing = [(shape, self._ask(self.engine.missing_kernels, shape)) for shape in legal]
+        running = [shape for shape, kernels in missing if kernels is None]
+        if not running:
+            raise NoKernelError(
+                f"{self.request.model.name} does not run here: {missing[0][1]}",
+                hint="take another engine, cards of another generation, or other weights",
+            )
+        return running
 
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
@@ -178,15 +186,20 @@ class _Search:
 
     def _problem(self, shape: Shape) -> str | None:
         """Why LMDeploy would refuse or abort on the user's options in this shape."""
+        return self._ask(self.engine.problem, shape)
+
+    def _ask(self, of: Callable[[EngineLaunch], str | None], shape: Shape) -> str | None:
+        """The first problem that one of a shape's engines has."""
         request = self.request
         longest = request.model.text.max_position_embeddings
-        problem, dtype = None, self._dtype(shape)
+        dtype = self._dtype(shape)
         for group in shape.groups:
             settings = shape_settings(request, replace(shape, tp=len(group)), longest, dtype)
             gpus = [request.machine.gpu(index) for index in group]
-            launch = launch_of(request, settings, gpus, self.asked)
-            problem = problem or self.engine.problem(launch)
-        return problem
+            problem = of(launch_of(request, settings, gpus, self.asked))
+            if problem is not None:
+                return problem
+        return None
 
 
 def _largest(

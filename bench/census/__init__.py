@@ -1,0 +1,1 @@
+"""Which kernels do LMDeploy's wheels hold for which card?"""

@@ -1,0 +1,37 @@
+import pytest
+
+from tests.kernels.device_code import (
+    BRA,
+    CODE,
+    EMPTY,
+    EXIT,
+    EXIT_IF,
+    FFMA,
+    LDC,
+    MOV,
+    NOP,
+    SHFL,
+    cubin,
+)  # fmt: skip
+from turbofit.kernels.cubin import Function, functions
+
+
+def test_functions_by_name() -> None:
+    data = cubin({"full": CODE, "hollow": EMPTY})
+    assert list(functions(data)) == [Function("full", False), Function("hollow", True)]
+
+
+@pytest.mark.parametrize(
+    ("body", "empty"),
+    [
+        ((MOV, EXIT, BRA), True),
+        ((LDC, EXIT, BRA, NOP, NOP), True),
+        ((MOV, SHFL, EXIT, BRA), True),  # Volta's
+        ((MOV, FFMA, EXIT), False),
+        ((MOV, EXIT_IF, EXIT), False),
+        ((MOV, BRA), False),
+        ((), False),
+    ],
+)
+def test_what_is_empty(body: tuple[int, ...], empty: bool) -> None:
+    assert [one.empty for one in functions(cubin({"kernel": body}))] == [empty]

@@ -1,0 +1,9 @@
+from turbofit.kernels.demangle import demangle
+
+
+def test_a_mangled_name() -> None:
+    assert demangle("_ZN9turbomind15MoeGatherKernelEv") == "turbomind::MoeGatherKernel()"
+
+
+def test_another_name_stays() -> None:
+    assert demangle("main") == "main"

@@ -1,0 +1,111 @@
+"""What TurboMind 0.18's wheel holds for a card, as a plan asks it."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit
+from turbofit.core.errors import NoKernelError
+from turbofit.core.plan import Plan, Settings
+from turbofit.kernels.released import released
+from turbofit.machine.source import machine_from
+from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.turbomind.kernels import missing_kernels
+from turbofit.memory.vision_load import NO_IMAGES
+from turbofit.model.source import resolve_model
+
+
+def missing(model: str, on: str, **settings: object) -> str | None:
+    machine = machine_from(on)
+    launch = EngineLaunch(
+        model=resolve_model(model),
+        settings=Settings(**{"tp": 1, "max_batch_size": 8, "session_len": 4096, **settings}),
+        gpus=machine.gpus,
+        machine=machine,
+        vision_load=NO_IMAGES,
+    )
+    census = released((0, 18, 0))
+    assert census is not None
+    return missing_kernels(launch, census)
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "dtype", "said"),
+    [
+        ("internvl2-8b-awq", "1xrtx5090", "float16", "int4 weights with float16"),
+        ("internvl2-8b-awq", "1xb200", "float16", "all 80 are empty functions"),
+        ("internvl2-8b-awq", "1xrtx3090", "bfloat16", "int4 weights with bfloat16"),
+        ("mixtral-8x7b", "1xb200", "bfloat16", "experts in bfloat16"),
+        ("qwen3-30b-a3b", "1xh100", "float16", "experts in float16"),
+        ("internvl2-8b", "1xt4", "bfloat16", "attention kernel for bfloat16"),
+    ],
+)
+def test_pairs_without_code(model: str, on: str, dtype: str, said: str) -> None:
+    assert said in str(missing(model, on, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("model", "on", "dtype"),
+    [
+        ("internvl2-8b", "1xrtx5090", "bfloat16"),
+        ("internvl2-8b-awq", "1xrtx3090", "float16"),
+        ("internvl2-8b-awq", "1xh100", "float16"),
+        ("internvl2-8b-awq", "1xv100-16g", "float16"),
+        ("qwen3-30b-a3b", "1xh100", "bfloat16"),
+        ("mixtral-8x7b", "1xa100-80g", "bfloat16"),
+        ("qwen2-vl-7b", "1xb200", "bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("quant_policy", [0, 4, 8])
+def test_pairs_with_code(model: str, on: str, dtype: str, quant_policy: int) -> None:
+    assert missing(model, on, dtype=dtype, quant_policy=quant_policy) is None
+
+
+def test_a_card_of_a_generation_without_code() -> None:
+    machine = machine_from("1xb200")
+    new = replace(machine.gpus[0], name="NVIDIA B300", compute_capability=(10, 3))
+    launch = EngineLaunch(
+        model=resolve_model("internvl2-8b"),
+        settings=Settings(tp=1, max_batch_size=8, session_len=4096),
+        gpus=(new,),
+        machine=machine,
+        vision_load=NO_IMAGES,
+    )
+    census = released((0, 18, 0))
+    assert census is not None
+    found = missing_kernels(launch, census)
+    assert str(found).startswith("no code at all for NVIDIA B300 (compute capability 10.3)")
+    unread = replace(launch, gpus=(replace(new, compute_capability="NA"),))
+    assert missing_kernels(unread, census) is None
+
+
+def plan_of(model: str, on: str, **options: object) -> Plan:
+    return turbofit.plan(model, on=on, **options)
+
+
+def test_the_engine_that_compiles_is_taken() -> None:
+    plan = plan_of("internvl2-8b-awq", "1xrtx5090")
+    assert (plan.fits, plan.engine.name) == (True, "pytorch")
+    assert plan.reasons[0].startswith("engine pytorch: it compiles its kernels; ")
+
+
+def test_an_engine_that_was_named_is_refused() -> None:
+    with pytest.raises(NoKernelError) as caught:
+        plan_of("internvl2-8b-awq", "1xrtx5090", engine="turbomind")
+    assert caught.value.exit_code == 3
+    assert caught.value.hint.startswith("--engine pytorch serves")
+
+
+def test_cards_with_code_are_planned_for_beside_one_without() -> None:
+    plan = plan_of("internvl2-8b-awq", "rtx3090+rtx5090", engine="turbomind")
+    assert plan.fits
+    assert plan.parallel.groups == ((0,),)
+
+
+def test_predict_says_that_it_does_not_run() -> None:
+    prediction = turbofit.predict("internvl2-8b-awq", on="1xrtx5090")
+    assert not prediction.fits
+    assert "does not run: TurboMind of LMDeploy 0.18 has no GEMM kernel" in prediction.verdict
+    old = turbofit.predict("internvl2-8b", on="1xrtx5090", lmdeploy="0.10.0")
+    assert "LMDeploy 0.10.0 has no code at all" in old.verdict

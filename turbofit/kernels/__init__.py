@@ -1,0 +1,1 @@
+"""Which kernels an engine holds for which card, read from the engine's library itself."""

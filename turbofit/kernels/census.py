@@ -1,0 +1,127 @@
+"""Which kernels a library holds for which architecture: with code, empty, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from turbofit.core.struct import Struct
+from turbofit.kernels.cubin import functions
+from turbofit.kernels.demangle import demangle
+from turbofit.kernels.families import family
+from turbofit.kernels.fatbin import entries
+
+__all__ = ["Census", "Count", "empty_kernels", "take_census"]
+
+#: Cards of Jetson run code for themselves alone (CUDA C++ Programming Guide, "Binary
+#: Compatibility": it is promised for desktop cards, not for Tegra).
+_TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
+
+
+class Count(Struct):
+    """Kernels of one family for one architecture."""
+
+    code: int = 0
+    empty: int = 0
+
+
+class Census(Struct):
+    """The device code of one library.
+
+    ``architectures`` are those of its cubins, as CUDA names them without ``sm_``: ``86`` runs on
+    compute capability 8.6 and newer ones of 8.x, ``90a`` on 9.0 alone. ``ptx`` are those of its
+    PTX, which the driver compiles for newer cards. ``families``: counts by family and architecture.
+    """
+
+    library: str
+    architectures: tuple[str, ...]
+    ptx: tuple[str, ...]
+    families: dict[str, dict[str, Count]]
+
+    def architecture(self, capability: tuple[int, int]) -> str | None:
+        """The architecture whose cubins a card of this compute capability runs; None: none.
+
+        Source: CUDA C++ Programming Guide, "Binary Compatibility", "Feature Availability".
+        """
+        major, minor = capability
+        exact = (f"{major}{minor}a", f"{major}{minor}")
+        older = (f"{major}{k}" for k in range(minor - 1, -1, -1))
+        wanted = exact if capability in _TEGRA else (*exact, *older)
+        return next((name for name in wanted if name in self.architectures), None)
+
+    def has_ptx(self, capability: tuple[int, int]) -> bool:
+        """Whether the driver can compile some of its PTX for such a card."""
+        number = capability[0] * 10 + capability[1]
+        return any(name.isdigit() and int(name) <= number for name in self.ptx)
+
+    def count(self, names: Iterable[str], architecture: str) -> Count:
+        """The kernels of these families for one architecture."""
+        found = [self.families.get(name, {}).get(architecture, Count()) for name in names]
+        return Count(code=sum(one.code for one in found), empty=sum(one.empty for one in found))
+
+
+def take_census(library: Path) -> Census:
+    """Read the kernels of TurboMind from its library, about a second for 0.4 GB.
+
+    Raises:
+        OSError: the library, or C++'s own, cannot be read.
+        ValueError: it is no library, or its device code is broken.
+        PackageError: cramjam is missing.
+    """
+    architectures: set[str] = set()
+    ptx: set[str] = set()
+    by_name: dict[str, dict[str, list[int]]] = {}
+    for architecture, cubin in entries(library):
+        (ptx if cubin is None else architectures).add(architecture)
+        for name, empty in functions(cubin) if cubin is not None else ():
+            counts = by_name.setdefault(name, {}).setdefault(architecture, [0, 0])
+            counts[empty] += 1
+    return Census(
+        library=library.name,
+        architectures=tuple(sorted(architectures, key=_number)),
+        ptx=tuple(sorted(ptx, key=_number)),
+        families=_by_family(by_name),
+    )
+
+
+def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
+    """The mangled names of the kernels that are empty on a card of this compute capability.
+
+    Raises:
+        As :func:`take_census`.
+    """
+    by_architecture: dict[str, tuple[set[str], set[str]]] = {}
+    for architecture, cubin in entries(library):
+        for name, empty in functions(cubin) if cubin is not None else ():
+            by_architecture.setdefault(architecture, (set(), set()))[empty].add(name)
+    names = tuple(by_architecture)
+    census = Census(library=library.name, architectures=names, ptx=(), families={})
+    found = by_architecture.get(census.architecture(capability) or "", (set(), set()))
+    return frozenset(found[True] - found[False])
+
+
+def _by_family(
+    by_name: Mapping[str, Mapping[str, list[int]]],
+) -> dict[str, dict[str, Count]]:
+    sums: dict[str, dict[str, list[int]]] = {}
+    for name, counts in by_name.items():
+        found = family(demangle(name))
+        if found is None:
+            continue
+        for architecture, (code, empty) in counts.items():
+            both = sums.setdefault(found, {}).setdefault(architecture, [0, 0])
+            both[0] += code
+            both[1] += empty
+    return {
+        name: {
+            architecture: Count(code=code, empty=empty)
+            for architecture, (code, empty) in found.items()
+        }
+        for name, found in sorted(sums.items())
+    }
+
+
+def _number(architecture: str) -> tuple[int, str]:
+    digits = architecture.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return int(digits), architecture

@@ -1,0 +1,131 @@
+"""The family of a kernel of TurboMind, by its demangled name.
+
+Source: the names in the wheels of LMDeploy 0.6 to 0.18 (`bench/census`), and what their template
+arguments are in its `src/turbomind/kernels`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["decode", "experts", "family", "gemm", "prefill"]
+
+#: Types as the names have them.
+_TYPES: Final = {
+    "__half": "float16",
+    "__nv_bfloat16": "bfloat16",
+    "turbomind::uint4_t": "int4",
+    "unsigned char": "int8",
+    "__nv_fp8_e4m3": "fp8",
+    "turbomind::fp4_e2m1_t": "mxfp4",
+}
+#: `turbomind::DataType` as a number: bits of the exponent, bits of the mantissa.
+_DATA_TYPES: Final = {0x1050A: "float16", 0x10807: "bfloat16"}
+_16_BITS: Final = frozenset({"float16", "bfloat16"})
+
+_KERNEL: Final = re.compile(r"(?:void )?(?P<name>[\w:]+)")
+_OPERANDS: Final = re.compile(r"::Operand_([AB])\w*<([\w: ]+)")
+#: `Striding`: 0 is one matrix, the others are rows of experts.
+_STRIDING: Final = re.compile(r"\(turbomind::gemm::Striding\)(\d)")
+_ATTENTION: Final = re.compile(
+    r"::Impl<turbomind::attention::\w+, (?P<type>[\w: ]+), (?P<kv>[\w: ]+), \d+, (?P<queries>\d+),"
+    r" \d+, \d+, \d+, \d+, (?P<head_dim>\d+)"
+)
+_SM90_U4: Final = re.compile(r"::Sm90U4Format<\d+, \(turbomind::DataType\)(\d+)>")
+_SM90_FORMATS: Final = {
+    "Sm90Fp8E4M3Format": "fp8", "Sm90MxFp4Format": "mxfp4", "Sm90NvFp4Format": "nvfp4",
+}  # fmt: skip
+#: GEMM kernels of Hopper whose name says which weights they take.
+_SM90_WEIGHTS: Final = {
+    "gemm_kernel_sm90": "fp8",
+    "gemm_kernel_sm90_bf16": "bfloat16",
+    "gemm_universal_sm90_mxfp4_fp8": "mxfp4",
+}
+_OTHERS: Final[Mapping[str, str]] = {
+    r"turbomind::comm::.*NVLS": "collectives over NVLink SHARP",
+    r"turbomind::comm::": "collectives",
+    r"turbomind::linear_attn::|turbomind::fused_conv1d": "gated delta net",
+    r"turbomind::(?:AddBias)?ActivationKernel": "activation",
+    r"turbomind::Moe": "routing of experts",
+    r"turbomind::(?:flattenKV|ProcessKV)": "KV cache",
+    r"turbomind::(?:top|sampling|softmax|curand)": "sampling",
+    r"turbomind::(?:RepetitionPenalty|BanBadWords|batchApply)": "sampling",
+    r"turbomind::.*Norm": "norms",
+}
+
+
+def gemm(weights: str, activations: str) -> str:
+    """The family that multiplies these weights with activations of a 16-bit type."""
+    return f"gemm {weights} {activations}"
+
+
+def experts(weights: str, activations: str) -> str:
+    """The family that does so for the experts of a layer at once."""
+    return f"experts {weights} {activations}"
+
+
+def prefill(dtype: str, head_dim: int) -> str:
+    """The family of attention over a prompt."""
+    return f"prefill {dtype} {head_dim}"
+
+
+def decode(dtype: str, kv: str, head_dim: int) -> str:
+    """The family of attention of a decode step, over keys and values of a type."""
+    return f"decode {dtype} {kv} {head_dim}"
+
+
+def family(name: str) -> str | None:
+    """The family of a kernel; None for what no plan depends on.
+
+    Args:
+        name: demangled.
+    """
+    match = _KERNEL.match(name)
+    kernel = match["name"].rpartition("::")[2] if match else ""
+    if kernel == "attention_kernel":
+        return _attention(name)
+    if kernel == "gemm_kernel":
+        return _gemm(name)
+    if kernel in _SM90_WEIGHTS or kernel == "gemm_kernel_sm90_mixed":
+        return _sm90(kernel, name)
+    beginning = name.removeprefix("void ")
+    return next((found for start, found in _OTHERS.items() if re.match(start, beginning)), None)
+
+
+def _attention(name: str) -> str | None:
+    match = _ATTENTION.search(name)
+    if match is None:
+        return None
+    dtype, kv = _TYPES[match["type"]], _TYPES[match["kv"]]
+    if match["queries"] == "1":
+        return decode(dtype, kv, int(match["head_dim"]))
+    return prefill(dtype, int(match["head_dim"]))
+
+
+def _gemm(name: str) -> str | None:
+    """Either operand may be the weights: it is the one that is not of 16 bits."""
+    found = {side: _TYPES.get(kind.strip()) for side, kind in _OPERANDS.findall(name)[:2]}
+    kinds = [kind for kind in found.values() if kind]
+    if len(kinds) != 2:
+        return None
+    activations = next((kind for kind in kinds if kind in _16_BITS), kinds[0])
+    weights = next((kind for kind in kinds if kind not in _16_BITS), activations)
+    return _of(name, weights, activations)
+
+
+def _sm90(kernel: str, name: str) -> str | None:
+    """Hopper's. Activations are in bfloat16 where the name does not say. Under."""
+    packed = _SM90_U4.search(name)
+    if packed:
+        return _of(name, "int4", _DATA_TYPES[int(packed[1])])
+    weights = _SM90_WEIGHTS.get(kernel) or next(
+        (found for form, found in _SM90_FORMATS.items() if form in name), None
+    )
+    return None if weights is None else _of(name, weights, "bfloat16")
+
+
+def _of(name: str, weights: str, activations: str) -> str:
+    rows = _STRIDING.search(name)
+    return (experts if rows and rows[1] != "0" else gemm)(weights, activations)

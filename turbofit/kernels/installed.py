@@ -1,0 +1,98 @@
+"""The census of the engine that is installed in this interpreter's environment."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.files import write_atomic
+from turbofit.core.log import LazyLogger
+from turbofit.core.state import state_dir
+from turbofit.core.struct import decode, to_json
+from turbofit.kernels.census import Census, take_census
+from turbofit.kernels.released import Version, is_released, released
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
+__all__ = ["census_of", "installed", "turbomind_library"]
+
+_LOG: Final = LazyLogger(__name__)
+_LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
+
+
+@cache
+def installed() -> Census | None:
+    """The census of the installed TurboMind; None where there is none, or its kernels are unread.
+
+    A released wheel's is known. Another library is read once, and its census kept by its SHA-256.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        found = distribution("lmdeploy")
+    except PackageNotFoundError:
+        return None
+    version = _version(found.version)
+    digest = _recorded(found)
+    if version is not None and digest is not None and is_released(version, digest):
+        return released(version)
+    library = turbomind_library(found)
+    if library is None:
+        return None
+    try:
+        return census_of(library)
+    except (OSError, ValueError, TurbofitError) as exc:
+        _LOG.info("the kernels of %s are not read: %s", library.name, exc)
+        return None if version is None else released(version)
+
+
+def turbomind_library(lmdeploy: Distribution | None = None) -> Path | None:
+    """Where the installed TurboMind's library is; None where there is none."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        found = lmdeploy or distribution("lmdeploy")
+    except PackageNotFoundError:
+        return None
+    for file in found.files or ():
+        if _LIBRARY.search(file.name):
+            path = Path(str(file.locate()))
+            return path if path.is_file() else None
+    return None
+
+
+def census_of(library: Path) -> Census:
+    """The census of a library, read once: kept under its SHA-256.
+
+    Raises:
+        As :func:`take_census`.
+    """
+    with library.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 24):
+            digest.update(block)
+    kept = state_dir("kernels") / f"{digest.hexdigest()}.json"
+    if kept.is_file():
+        try:
+            return decode(kept.read_bytes(), Census, what=f"census {kept.name}")
+        except TurbofitError:
+            _LOG.info("%s is read anew: of another turbofit", library.name)
+    census = take_census(library)
+    write_atomic(kept, to_json(census))
+    return census
+
+
+def _recorded(lmdeploy: Distribution) -> str | None:
+    files = lmdeploy.files or ()
+    hashes = (file.hash for file in files if _LIBRARY.search(file.name))
+    return next((found.value for found in hashes if found and found.mode == "sha256"), None)
+
+
+def _version(text: str) -> Version | None:
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
+    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))

@@ -1,0 +1,79 @@
+"""Whether TurboMind holds the kernels that a launch needs, for each card of the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from turbofit.core.machine import Gpu
+from turbofit.kernels import families
+from turbofit.kernels.census import Census
+from turbofit.memory.launch import EngineLaunch
+
+__all__ = ["missing_kernels"]
+
+_INT4: Final = frozenset({"awq", "gptq", "compressed-tensors"})
+_KV: Final = {4: "int4", 8: "int8"}
+
+
+def missing_kernels(launch: EngineLaunch, census: Census) -> str | None:
+    """What the engine has no code for on one of these cards, in words; None where it has all.
+
+    A family counts as there when one of its kernels has code. Under: the engine may choose another
+    kernel of the family, which a rehearsal finds. Cards of unknown compute capability pass. Under.
+    """
+    for gpu in launch.gpus:
+        if gpu.compute_capability != "NA":
+            problem = next(_missing(launch, census, gpu, gpu.compute_capability), None)
+            if problem is not None:
+                return problem
+    return None
+
+
+def _missing(
+    launch: EngineLaunch, census: Census, gpu: Gpu, capability: tuple[int, int]
+) -> Iterator[str]:
+    if census.has_ptx(capability):
+        return
+    architecture = census.architecture(capability)
+    card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
+    if architecture is None:
+        built = ", ".join(f"sm_{one}" for one in census.architectures)
+        yield f"no code at all for {card}: its kernels are for {built}"
+        return
+    for what, names in _needed(launch):
+        count = census.count(names, architecture)
+        if not count.code:
+            empty = f": all {count.empty} are empty functions" if count.empty else ""
+            yield f"no {what} for {card}{empty}"
+
+
+def _needed(launch: EngineLaunch) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Kernels in words, and the families of which one must have code.
+
+    Matrices of 16 bits are cuBLAS's, but for experts. A kernel for rows of experts takes one matrix
+    too (LMDeploy, gemm/kernel.cu: what `accept` says of striding modes).
+    """
+    model, dtype = launch.model, launch.settings.dtype
+    weights = _packed(launch)
+    if weights is not None:
+        both = families.gemm(weights, dtype), families.experts(weights, dtype)
+        yield f"GEMM kernel for {weights} weights with {dtype}", both
+    if model.text.moe is not None:
+        kind = weights or dtype
+        yield f"GEMM kernel for experts in {kind}", (families.experts(kind, dtype),)
+    head_dim = model.text.head_dim
+    yield f"attention kernel for {dtype}, head_dim {head_dim}", (families.prefill(dtype, head_dim),)
+    kv = _KV.get(launch.settings.quant_policy, dtype)
+    yield (
+        f"attention kernel for {dtype} with {kv} KV, head_dim {head_dim}",
+        (families.decode(dtype, kv, head_dim),),
+    )
+
+
+def _packed(launch: EngineLaunch) -> str | None:
+    """The type of packed weights as the kernels name it; None for 16 bits."""
+    quantization = launch.model.quantization
+    if quantization is None:
+        return None
+    return "int4" if quantization.method in _INT4 else quantization.method
