@@ -18,7 +18,9 @@ from turbofit.diagnose.lines.events import (
     Offload,
     OtherDevices,
     PeerMissing,
+    PythonFrame,
     SmiDriver,
+    TorchMemory,
     VisionForward,
 )
 from turbofit.diagnose.lines.host_lines import host_line
@@ -74,6 +76,50 @@ def test_offload_without_modules() -> None:
     assert torch_line("ValueError: Please provide an `offload_folder` for them.") == Offload(
         modules=()
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ValueError: Please provide an 'offload_folder' for them.",
+        "ValueError: The current `device_map` had weights offloaded to the disk.",
+    ],
+)
+def test_offload_as_programs_quote_it(text: str) -> None:
+    assert torch_line(text) == Offload(modules=())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '  File "/venv/vllm/llm.py", line 214, in __init__',
+        "File /venv/vllm/llm.py:214, in __init__(self, model)",
+        "File [/venv/vllm/llm.py:214](http://localhost/llm.py#line=213), in __init__(self, model)",
+        "│ /venv/vllm/llm.py:214 in __init__                      │",
+    ],
+)
+def test_frames_of_python_of_notebooks_and_of_rich(text: str) -> None:
+    assert torch_line(text) == PythonFrame(path="/venv/vllm/llm.py", function="__init__")
+
+
+def test_a_memory_text_without_figures() -> None:
+    assert torch_line("torch.cuda.OutOfMemoryError: Allocation on device 0") == TorchMemory()
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "ERROR 05-21 13:04:20 engine.py:389] ",
+        "(EngineCore_DP0 pid=936) ERROR 10-31 10:58:27 [core.py:779] ",
+        "(VllmWorker rank=1 pid=5) ERROR 04-16 11:12:31 [multiproc_executor.py:380] ",
+        "2024-06-10 17:54:07 | ERROR | stderr | ",
+        "2024-06-06 20:27:25,549 - lmdeploy - ERROR - ",
+        "llava-1  | 2024-06-27 11:10:22,420 - lmdeploy - ERROR - ",
+    ],
+)
+def test_what_servers_put_before_an_error(prefix: str) -> None:
+    error = "ValueError: x"
+    assert list(rows([f"{prefix}{error}\n".encode()])) == [(1, error)]
 
 
 def test_memory_text_with_private_pools_and_small_units() -> None:

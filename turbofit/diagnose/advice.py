@@ -9,8 +9,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Advice
-from turbofit.diagnose.case import spec_with_used
-from turbofit.machine.source import machine_from
+from turbofit.diagnose.case import with_used
 from turbofit.model.presets import awq_variant
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
@@ -30,8 +29,9 @@ def advice(case: LogCase, draft: Draft) -> Advice | None:
     """The plan; None where model or machine is not known."""
     if case.machine is None or case.on is None or case.model is None:
         return None
-    spec = spec_with_used(case.on, draft.others) if draft.others else case.on
-    machine = machine_from(spec)
+    machine, spec = case.machine, case.on
+    if draft.others:
+        machine, spec = with_used(machine, spec, draft.others)
     try:
         plan = best_plan(PlanRequest.of(model=case.model, on=machine))
         if not plan.fits and draft.others:

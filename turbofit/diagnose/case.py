@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.struct import NA
-from turbofit.core.units import MIB
+from turbofit.core.units import MIB, format_bytes
 from turbofit.diagnose.lines.events import PeerMissing, SmiGpu, TorchMemory
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
@@ -18,12 +18,12 @@ from turbofit.planning.plan import predict
 from turbofit.planning.predict_request import PredictRequest
 
 if TYPE_CHECKING:
-    from turbofit.core.machine import Gpu
+    from turbofit.core.machine import Gpu, Machine
     from turbofit.core.model import Model
     from turbofit.core.plan import Plan
     from turbofit.diagnose.facts import LogFacts
 
-__all__ = ["LogCase", "spec_with_used", "usable"]
+__all__ = ["LogCase", "usable", "with_used"]
 
 
 class LogCase:
@@ -123,10 +123,26 @@ def usable(gpu: Gpu) -> int | None:
     return gpu.total - gpu.reserved
 
 
-def spec_with_used(spec: str, used: int) -> str:
-    """A SPEC of one group of cards with so much held by others on each."""
-    group, comma, rest = spec.partition(",")
-    return f"{group}:used={used // MIB}MiB{comma}{rest}" if ":" not in group else spec
+def with_used(machine: Machine, on: str, used: int) -> tuple[Machine, str]:
+    """A machine on each card of which others hold so much, all of it at most, and its name.
+
+    The name is a SPEC where ``on`` is one of equal cards without sizes.
+    """
+    from msgspec.structs import replace
+
+    gpus = []
+    for gpu in machine.gpus:
+        most = usable(gpu)
+        if most is not None:
+            held = min(most, max(used, 0 if gpu.used == NA else gpu.used))
+            gpu = replace(gpu, used=held, free=most - held)  # noqa: PLW2901 - the same card
+        gpus.append(gpu)
+    group, comma, rest = on.partition(",")
+    if any(mark in group for mark in ":+/") or group.endswith(".json"):
+        name = f"{on}, {format_bytes(used)} of each card held by others"
+    else:
+        name = f"{group}:used={used // MIB}MiB{comma}{rest}"
+    return replace(machine, gpus=tuple(gpus)), name
 
 
 def _grouped(names: list[str]) -> list[str]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["LogFacts", "Mark", "read_facts"]
 
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
+#: The source line of a frame, indented or, in a notebook, behind an arrow.
+_CALL: Final = re.compile(r"(?:    |-+> \d+)\s*(.+)")
 _T = TypeVar("_T", bound="Struct")
 #: A terminal wraps torch's text over at most so many more lines.
 _WRAPPED: Final = 6
@@ -86,9 +88,9 @@ class LogFacts:
             return
         if event is not None:
             self._keep(line, text, event)
-        elif self._stack and text.startswith("    "):
-            self._code(text.strip())
-        if text.startswith("Traceback (most recent call last)"):
+        elif self._stack and (call := _CALL.match(text)):
+            self._code(call[1])
+        if "Traceback (most recent call last)" in text:
             self._stack.clear()
         self.subject.read(line, text)
 

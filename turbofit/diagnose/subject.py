@@ -68,6 +68,7 @@ class Subject:
         self.ranks: tuple[int, Place] | None = None
         self.visible: tuple[str, Place] | None = None
         self.auto_map: Place | None = None
+        self.lmdeploy = False
         self.names: dict[str, tuple[int, Place]] = {}
 
     def read(self, line: int, text: str) -> None:
@@ -82,8 +83,10 @@ class Subject:
                 self.cards[key] = (int(card[1] or 0), place)
         if "=" in text or "--" in text:
             self._options(place)
-        if "lmdeploy" in lower and (match := _VERSION.search(text)):
-            self.version = self.version or match[1] or match[2]
+        if "lmdeploy" in lower or "turbomind" in lower:
+            self.lmdeploy = True
+            match = _VERSION.search(text)
+            self.version = self.version or (match and (match[1] or match[2]))
         self._launcher(place)
 
     @property

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from turbofit.core.struct import Struct
 
 __all__ = [
+    "CONTEXT",
     "Computed",
     "DefaultSession",
     "HostKill",
@@ -25,11 +28,17 @@ __all__ = [
 ]
 
 
+#: A CUDA context and libraries of one process take less than so many bytes.
+CONTEXT: Final = 3 << 29
+
+
 class TorchMemory(Struct, tag="torch_memory"):
     """Torch's out-of-memory text, all its figures in bytes, rounded as it prints them.
 
     ``process`` is what torch's own process holds on the GPU, ``others`` the rest by pid;
-    ``cached`` is reserved by torch's allocator but not allocated.
+    ``cached`` is reserved by torch's allocator but not allocated. ``pid``: the text calls this
+    process by it. ``named`` False: this process may be one of the ``others``. ``context`` False:
+    ``process`` leaves out the process's CUDA context.
     """
 
     asked: int | None = None
@@ -39,7 +48,18 @@ class TorchMemory(Struct, tag="torch_memory"):
     process: int | None = None
     allocated: int | None = None
     cached: int | None = None
+    pid: int | None = None
     others: tuple[tuple[int, int], ...] = ()
+    named: bool = True
+    context: bool = True
+
+    @property
+    def outside_torch(self) -> int:
+        """Bytes of this process that neither torch's allocator nor a CUDA context explains."""
+        if self.process is None or self.allocated is None or not self.context:
+            return 0
+        rest = self.process - self.allocated - (self.cached or 0)
+        return rest if rest > CONTEXT else 0
 
     @property
     def figures(self) -> int:

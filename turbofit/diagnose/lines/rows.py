@@ -14,14 +14,20 @@ __all__ = ["Row", "chunks_of", "rows"]
 Row = tuple[int, str]
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][0-9A-B])")
-#: Ray, torchrun, docker compose and `journalctl` put something before each line.
+#: Ray, torchrun, docker compose, `journalctl`, vLLM, LLaVA's worker and LMDeploy's checks put
+#: something before each line.
 _PREFIX: Final = re.compile(
-    r"(?:\(\w[\w.]* pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"(?:\(\w[\w.]*(?: rank=\d+)? pid=\d+(?:, ip=[\d.]+)?\)\s?"
+    r"|(?:INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]{8} \[?\w+\.py:\d+\] ?"
+    r"|\d{4}-\d\d-\d\d [\d:]{8} \| [A-Z]+ \| \w+ \| "
+    r"|\d{4}-\d\d-\d\d [\d:,]+ - lmdeploy - ERROR - (?=\w+(?:Error|Exception): )"
     r"|\[?rank\d+\]?:\s?(?:\[rank\d+\]:\s?)?"
     r"|\[\d+\]:\s?"
     r"|[\w.-]+-\d+\s+\|\s?"
     r"|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)\s)+"
 )
+#: What quotes a line of TurboMind as an error's text.
+_QUOTES: Final = ("Error:", "Error: b'", "what():")
 _LONGEST: Final = 8192
 _CHUNK: Final = 1 << 20
 
@@ -58,7 +64,7 @@ def _parts(number: int, text: str) -> Iterator[Row]:
     for part in text.split("\r") if "\r" in text else (text,):
         piece = part
         at = piece.find("[TM][", 1)
-        while at > 0 and not piece[:at].rstrip().endswith(("Error:", "Error: b'")):
+        while at > 0 and not piece[:at].rstrip().endswith(_QUOTES):
             yield from _one(number, piece[:at])
             piece = piece[at:]
             at = piece.find("[TM][", 1)

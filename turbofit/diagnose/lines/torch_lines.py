@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.diagnose.lines.events import (
+    CONTEXT,
     ModelLoaded,
     Offload,
     OtherDevices,
@@ -30,19 +31,22 @@ _BRACKET: Final = re.compile(
 _CAPACITY: Final = re.compile(
     rf"GPU (\d+) has a total capaci?ty of {_SIZE} of which {_SIZE} is free"
 )
-_OWN: Final = re.compile(rf"this process has {_SIZE} memory in use")
+_THIS: Final = re.compile(rf"this process has {_SIZE} memory in use")
 _OTHER: Final = re.compile(rf"Process (\d+) has {_SIZE} memory in use")
 _ALLOCATED: Final = re.compile(rf"allocated memory {_SIZE} is allocated by PyTorch")
 _CACHED: Final = re.compile(rf"and {_SIZE} is reserved by PyTorch but unallocated")
 
-#: Torch rounds to hundredths of a GiB; a context and libraries take less than so much.
+#: Torch rounds to hundredths of a GiB.
 _ROUNDED: Final = (1 << 30) // 100
-_CONTEXT: Final = 3 << 29
 
 _FRAME: Final = re.compile(r'^\s*File "([^"]+)", line \d+, in (\S+)')
+#: IPython's form, which links the path in a notebook, and rich's.
+_NOTEBOOK: Final = re.compile(
+    r"^(?:File \[?|│ )((?:[A-Za-z]:)?[^\s:\[\]]+\.py):\d+(?:\]\([^)]*\))?,? in ([\w.<>]+)"
+)
 _SHARDS: Final = re.compile(r"Loading checkpoint shards:\s+100%.*?(\d+)/(\d+)")
 _OFFLOAD: Final = re.compile(
-    r"need an `?offload_(?:dir|folder)`?|provide an `?offload_(?:dir|folder)`?"
+    r"(?:need|provide) an [`'\"]?offload_(?:dir|folder)|had weights offloaded to the disk"
 )
 _MODULES: Final = re.compile(r"submodules need to be offloaded: (.+)")
 _TWO: Final = re.compile(r"at least two devices, (.+?)!")
@@ -55,11 +59,15 @@ def torch_line(text: str) -> Struct | None:
     """The event of one line, or None; a memory text is only begun here, see `torch_memory`."""
     if "out of memory" in text and ("Tried to allocate" in text or "CUDA out of memory" in text):
         return torch_memory(text)
-    if "File" in text and (match := _FRAME.match(text)):
+    if "OutOfMemoryError: Allocation on device" in text:  # with backend:cudaMallocAsync
+        return torch_memory(text)
+    if ("File" in text and (match := _FRAME.match(text))) or (
+        ".py:" in text and (match := _NOTEBOOK.match(text))
+    ):
         return PythonFrame(path=match[1], function=match[2])
     if "same device" in text and "tensors" in text:
         return _devices(text)
-    if "offload_" in text and _OFFLOAD.search(text):
+    if "offload" in text and _OFFLOAD.search(text):
         match = _MODULES.search(text)
         names = match[1].rstrip(". ").split(",") if match else []
         return Offload(modules=tuple(name.strip() for name in names if name.strip()))
@@ -71,7 +79,7 @@ def torch_line(text: str) -> Struct | None:
 def torch_memory(text: str) -> TorchMemory:
     """All figures of an out-of-memory text, which a terminal may have wrapped over lines.
 
-    In the form up to 2.0 the process's own use is what torch reserved; contexts and libraries are
+    In the form up to 2.0 the process's use is what torch reserved; its context and libraries are
     not in it.
     """
     asked = _ASKED.search(text)
@@ -86,42 +94,48 @@ def torch_memory(text: str) -> TorchMemory:
             process=reserved,
             allocated=used,
             cached=max(0, reserved - used),
+            context=False,
         )
-    others = [(int(match[1]), _bytes(match[2])) for match in _OTHER.finditer(text)]
-    capacity, own = _CAPACITY.search(text), _OWN.search(text)
+    others = {int(match[1]): _bytes(match[2]) for match in _OTHER.finditer(text)}
+    capacity, this = _CAPACITY.search(text), _THIS.search(text)
     allocated_text, cached_text = _ALLOCATED.search(text), _CACHED.search(text)
     allocated = _bytes(allocated_text[1]) if allocated_text else None
     cached = _bytes(cached_text[1]) if cached_text else None
-    process = _bytes(own[1]) if own else _own_among(others, allocated, cached)
+    process = _bytes(this[1]) if this else None
+    pid = None if this else _pid_among(others, allocated, cached)
+    if pid is not None:
+        process = others.pop(pid)
     return TorchMemory(
         asked=size,
         gpu=int(capacity[1]) if capacity else None,
         total=_bytes(capacity[2]) if capacity else None,
         free=_bytes(capacity[3]) if capacity else None,
-        process=process,
+        # A driver that does not tell what a process holds makes torch print 0.
+        process=process or None,
+        pid=pid,
         allocated=allocated,
         cached=cached,
-        others=tuple(others),
+        others=tuple(others.items()),
+        named=this is not None or pid is not None or not others,
     )
 
 
-def _own_among(
-    others: list[tuple[int, int]], allocated: int | None, cached: int | None
-) -> int | None:
-    """Take torch's own process out of a list of pids and return what it holds.
+def _pid_among(processes: dict[int, int], allocated: int | None, cached: int | None) -> int | None:
+    """The pid under which torch lists this process, where the figures allow one answer.
 
-    Torch 2.1, and later ones in a container, call themselves by pid like everybody else: it is the
-    process that holds what torch allocated and a context on top.
+    Torch lists every process of the card, and calls itself "this process" where the pid is its own:
+    not in 2.1, and not in a container, whose pids differ from the driver's. So this process is one
+    of them: the only one; the one that holds what torch allocated and a context on top; the only
+    one that holds as much, if an engine allocates outside torch.
     """
-    if allocated is None:
+    least = (allocated or 0) + (cached or 0) - _ROUNDED
+    if allocated is None and len(processes) > 1:
         return None
-    least = allocated + (cached or 0)
-    alike = [pair for pair in others if 0 <= pair[1] - least + _ROUNDED <= _CONTEXT]
-    if not alike:
-        return None
-    own = min(alike, key=lambda pair: pair[1])
-    others.remove(own)
-    return own[1]
+    able = {pid: size for pid, size in processes.items() if size >= least}
+    alike = [pid for pid, size in able.items() if size - least <= CONTEXT]
+    if alike:
+        return min(alike, key=lambda pid: able[pid])
+    return next(iter(able)) if len(able) == 1 else None
 
 
 def _bytes(text: str) -> int:

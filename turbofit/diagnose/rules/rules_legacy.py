@@ -258,6 +258,10 @@ def _phase(facts: LogFacts, mark: Mark) -> PhaseName:
         if any(word in frame.function for word in _LOAD_WORDS):
             return "weights"
     if not facts.before(mark, KvBlocks):
-        return "weights"
+        # Weights are allocated in memory_utils.cu, cache and buffers through the allocator; an
+        # error that no Python code caught was thrown by the thread that runs the forwards.
+        if "allocator.h" not in mark.text:
+            return "weights"
+        return "text" if "what():" in mark.text else "cache"
     vision = facts.before(mark, VisionForward) or facts.before(mark, TorchMemory)
     return "vision" if vision else "text"

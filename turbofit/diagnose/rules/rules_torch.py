@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import GIB, MIB, format_bytes
-from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
+from turbofit.diagnose.answer import Evidence, Missing, PhaseName
 from turbofit.diagnose.lines.events import ModelLoaded, Offload, OtherDevices, TorchMemory
 from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.holders import (
+    doubts,
+    foreign,
+    holders,
+    unclear,
+    unexplained,
+    what_to_end,
+)
+from turbofit.diagnose.rules.phases import phase_of, whole_matrix
 from turbofit.diagnose.rules.rules_legacy import (
     blocks,
     cache_holders,
@@ -21,24 +31,11 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.case import LogCase
     from turbofit.diagnose.facts import Mark
-    from turbofit.diagnose.lines.events import PythonFrame
 
 __all__ = ["torch_rules"]
 
-#: Words in a frame's file name, function or source, in the order in which a class is looked for:
-#: nothing is computed while loading, and a vision tower calls nothing of the language model.
-_PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
-    ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
-                 "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
-                 "module.py convert", "module.py _apply", "load_weight")),
-    ("cache", ("cache_engine", "build_cache")),
-    ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph")),
-    ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "siglip", "eva_clip",
-                "image_encoder", "encode_images", "extract_feature", "get_image_features")),
-    ("text", ("modeling_", "lm_head", "generate", "forward", "mlp", "self_attn")),
-)  # fmt: skip
-#: Source of attention that holds the whole matrix.
-_EAGER: Final = ("matmul", "softmax", "bmm", "baddbmm")
+#: A tensor of a forward is rarely as large.
+_ONE_TENSOR: Final = 4 * GIB
 _WHEN: Final[dict[PhaseName, str]] = {
     "vision": "when images were encoded",
     "cache": "when the cache was made",
@@ -60,28 +57,13 @@ def torch_rules(case: LogCase) -> Iterator[Draft]:
         yield _devices(case, mark, devices)
 
 
-def _phase(stack: tuple[PythonFrame, ...]) -> PhaseName:
-    """Which part of a run a stack is of."""
-    frames = [
-        f"{frame.path.rpartition('/')[2]} {frame.function} {frame.code}".lower() for frame in stack
-    ]
-    for phase, words in _PHASES:
-        if any(word in frame for frame in frames for word in words):
-            return phase
-    return "unknown"
-
-
 def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
-    phase = _phase(mark.stack)
+    phase = phase_of(mark.stack)
+    if phase == "unknown" and case.facts.subject.lmdeploy and memory.outside_torch:
+        phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
     lines = [evidence(mark, "torch's own figures")]
-    why = list(_figures(memory))
-    if phase == "vision" and mark.stack and any(w in mark.stack[-1].code for w in _EAGER):
-        why.append(
-            "attention was computed with its whole matrix, which grows with the square of the"
-            " image's patches: attn_implementation sdpa or flash_attention_2 does without"
-        )
-    others = sum(size for _, size in memory.others)
-    held = list(_holders(mark, memory))
+    why = [*_figures(case, memory), *_one_tensor(mark, memory, phase)]
+    held = list(holders(case, mark, memory))
     found = blocks(case)
     if found is not None:
         lines[:0] = found.lines
@@ -93,7 +75,9 @@ def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
             why.append(told[0])
             lines.append(told[1])
     unknown = [] if mark.stack else ["where: the log has no traceback before the error"]
-    if _foreign(memory) and memory.gpu is not None:
+    unknown += doubts(case, memory)
+    others = foreign(case, memory)
+    if others and memory.gpu is not None:
         unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
     if memory.total is None:
         unknown.append("the card's size and what was free: this torch does not print them")
@@ -108,10 +92,26 @@ def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
         missing=_missing(memory),
         unknown=tuple(unknown),
         evidence=tuple(sorted(lines, key=lambda one: one.line)),
-        changes=_changes(case, phase, memory, others),
+        changes=_changes(case, phase, memory),
         planned=True,
-        others=_foreign(memory),
+        others=others,
     )
+
+
+def _one_tensor(mark: Mark, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+    """Attention that is computed with its whole matrix, by the stack or by the size alone."""
+    cure = "attn_implementation sdpa or flash_attention_2 does without"
+    if phase == "vision" and whole_matrix(mark.stack):
+        yield (
+            "attention was computed with its whole matrix, which grows with the square of the"
+            f" image's patches: {cure}"
+        )
+    elif memory.asked and memory.asked > max(memory.allocated or 0, _ONE_TENSOR):
+        yield (
+            f"it asked {format_bytes(memory.asked)} at once, more than the program had allocated in"
+            " all: most often attention with its whole matrix, which grows with the square of"
+            f" the tokens or patches: {cure}"
+        )
 
 
 def _missing(memory: TorchMemory) -> Missing:
@@ -145,78 +145,82 @@ def _rounding(size: int) -> int:
     return 0
 
 
-def _figures(memory: TorchMemory) -> Iterator[str]:
+def _figures(case: LogCase, memory: TorchMemory) -> Iterator[str]:
     if memory.cached is not None and memory.asked is not None and memory.cached >= memory.asked:
         yield (
             f"{format_bytes(memory.cached)} lay unused in torch's own cache, in pieces too small or"
             " of another size: fragmentation"
         )
+    if memory.outside_torch:
+        yield (
+            f"{format_bytes(memory.outside_torch)} of what this process held was allocated outside"
+            " torch: an engine such as TurboMind allocates its weights and its KV cache itself, and"
+            " leaves torch the vision tower at most"
+        )
     others = sum(size for _, size in memory.others)
-    if others:
+    if others and not unclear(case, memory):
         yield f"other processes held {format_bytes(others)} of the card"
-    if memory.total is not None and memory.process is not None and memory.free is not None:
-        unseen = memory.total - memory.process - memory.free - others
-        if unseen > GIB:
-            yield (
-                f"{format_bytes(unseen)} of the card are explained by nobody in this text: another"
-                " process or container, or the driver"
-            )
+    nobody = unexplained(case, memory)
+    if nobody > GIB:
+        least = "" if memory.context else "at least "
+        yield (
+            f"{least}{format_bytes(nobody)} of the card are explained by nobody in this text:"
+            " another process or container, or the driver"
+        )
 
 
-def _foreign(memory: TorchMemory) -> int:
-    """Bytes of the card that the failing process did not hold."""
-    if memory.total is None or memory.process is None or memory.free is None:
-        return sum(size for _, size in memory.others)
-    rest = memory.total - memory.process - memory.free
-    return rest if rest > GIB // 4 else 0
-
-
-def _holders(mark: Mark, memory: TorchMemory) -> Iterator[Holding]:
-    lines = (mark.line,)
-    if memory.process is not None:
-        yield Holding(who="this process", bytes=memory.process, gpu=memory.gpu, lines=lines)
-    elif memory.allocated is not None:
-        who = "this process's tensors"
-        yield Holding(who=who, bytes=memory.allocated, gpu=memory.gpu, lines=lines)
-    for pid, size in memory.others:
-        yield Holding(who=f"process {pid}", bytes=size, gpu=memory.gpu, lines=lines)
-
-
-def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory, others: int) -> tuple[str, ...]:
+def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str, ...]:
     changes = []
     if double_start(case):
         changes.append("start the engine once (plain python), not under torchrun")
     if _loaded_twice(case):
-        changes.append("choose one: a whole model on each card, or one model sharded over them")
-    if others > GIB // 4:
-        pids = ", ".join(str(pid) for pid, _ in memory.others)
-        changes.append(f"end what else holds the card (process {pids}), or plan for what is free")
+        changes.append(
+            "load the model once; over several cards choose one: a whole model on each card, or one"
+            " model sharded over them"
+        )
+    changes += what_to_end(case, memory)
     if phase == "weights":
         changes.append("16-bit or quantised weights, or more cards")
     elif phase == "vision":
         changes.append("fewer or smaller images: tiles or pixels a request")
+    elif phase == "cache":
+        changes.append("a smaller KV cache: a lower share of memory, or shorter sequences")
+    elif phase == "warm-up":
+        changes.append(
+            "fewer sequences and tokens a forward, fewer or smaller images a request: the start-up"
+            " runs the largest batch that the settings allow"
+        )
     else:
         changes.append("batch 1, 16-bit weights, shorter prompts and fewer images")
+    if memory.outside_torch:
+        changes.append(
+            "a lower cache_max_entry_count: it leaves more for what comes after the cache"
+        )
     if memory.cached and memory.asked and memory.cached >= memory.asked:
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
     return tuple(changes)
 
 
 def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
-    """Whole models loaded side by side by one program that also shards each over all cards."""
-    loads = case.facts.every(ModelLoaded)
-    if len(loads) < 2:
+    """Whole models loaded by one program, more often than a launcher started the program.
+
+    A bar that is drawn again at its end, in the next line, is the same load.
+    """
+    marks = [mark for mark, _ in case.facts.every(ModelLoaded)]
+    loads = [now for before, now in pairwise(marks) if now.line - before.line > 1]
+    ranks = case.facts.subject.ranks
+    if len(loads) + 1 <= (ranks[0] if ranks else 1) or not loads:
         return None
-    mark = loads[1][0]
     sharded = (
         ", and `device_map=auto` shards each over the same cards"
         if (case.facts.subject.auto_map)
         else ""
     )
     return (
-        f"the program loaded the whole model {len(loads)} times{sharded}: replicas and shards at"
-        " once, so every copy after the first meets cards that are already full",
-        evidence(mark, "the model is loaded again"),
+        f"the program loaded the whole model {len(loads) + 1} times{sharded}: replicas, or"
+        " replicas and shards at once, so every copy after the first meets cards that are already"
+        " full",
+        evidence(loads[0], "the model is loaded again"),
     )
 
 
