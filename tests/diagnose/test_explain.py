@@ -246,6 +246,60 @@ def test_torch_text_of_2_0() -> None:
     assert found.held[0].bytes == round(22.40 * GIB)
 
 
+SHARDS = "Loading checkpoint shards: {}%|{}| {}/2 [00:02<00:00,  1.00s/it]\n"
+LOAD = SHARDS.format(0, "", 0) + SHARDS.format(100, "##", 2)
+OUT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "twice"),
+    [
+        (LOAD + OUT, False),
+        (LOAD + SHARDS.format(100, "##", 2) + OUT, False),
+        (LOAD * 2 + OUT, True),
+        (f"$ torchrun --nproc_per_node=2 x.py\n{LOAD * 2}{OUT}", False),
+        (f"$ torchrun --nproc_per_node=2 x.py\n{LOAD * 4}{OUT}", True),
+    ],
+)
+def test_a_model_that_is_loaded_twice(log: str, twice: bool) -> None:
+    """Not a bar that is drawn again at its end, nor one of each rank."""
+    found = explain(log)
+    assert any("loaded the whole model" in one for one in found.why) == twice
+    assert any(one.startswith("load the model once") for one in found.changes) == twice
+
+
+@pytest.mark.parametrize(
+    ("text", "phase"),
+    [
+        ("RuntimeError: {} memory_utils.cu:32", "weights"),
+        ("RuntimeError: {} allocator.h:233", "cache"),
+        ("terminate called\n  what():  {} allocator.h:233", "text"),
+    ],
+)
+def test_turbomind_s_own_error_tells_its_phase_by_its_place(text: str, phase: str) -> None:
+    error = "[TM][ERROR] CUDA runtime error: out of memory /lmdeploy/src/turbomind/utils/{}"
+    before, _, place = text.partition("{} ")
+    assert explain(f"{before}{error.format(place)}\n").phase == phase
+
+
+VLLM = [
+    ("no_kv_memory", "ValueError: No available memory for the cache blocks. Try increasing it."),
+    ("no_kv_memory", "ValueError: The model's max seq len (8192) is larger than the maximum number"
+     " of tokens that can be stored in KV cache (2400)."),
+    ("no_kv_memory", "ValueError: the max seq len (262144), (36.0 GiB KV cache is needed, which is"
+     " larger than the available KV cache memory (6.94 GiB)."),
+    ("card_occupied", "ValueError: Free memory on device (0.49/79.32 GiB) on startup is less than"
+     " desired GPU memory utilization (0.6, 47.59 GiB)."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), VLLM)
+def test_what_vllm_refuses_at_its_start(kind: str, text: str) -> None:
+    found = explain(f"{text}\n")
+    assert found.kind == kind
+    assert any(character.isdigit() for character in found.what) == ("No available" not in text)
+
+
 def test_more_free_than_asked_is_said_to_be_odd() -> None:
     found = explain(
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 38.00 MiB. GPU 0 \nhas a "

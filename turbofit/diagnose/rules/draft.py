@@ -5,7 +5,7 @@ from __future__ import annotations
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.facts import Mark
-from turbofit.diagnose.rules.known import Rank
+from turbofit.diagnose.rules.message import Rank
 
 __all__ = ["Draft", "evidence"]
 

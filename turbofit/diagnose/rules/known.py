@@ -8,39 +8,16 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final
 
-from turbofit.core.struct import Struct
 from turbofit.diagnose.lines.events import Said
+from turbofit.diagnose.rules.known_vllm import VLLM
+from turbofit.diagnose.rules.message import Known
 
-if TYPE_CHECKING:
-    from turbofit.diagnose.answer import PhaseName
-
-__all__ = ["KNOWN", "Known", "Rank", "said"]
-
-#: A cause ends a run; a consequence follows one; a notice harms nobody.
-Rank = Literal["cause", "consequence", "notice"]
-
-
-class Known(Struct):
-    """One message. ``planned``: a plan for the model and machine belongs to the answer.
-
-    ``words`` are plain strings of which each match has at least one, so that most lines are passed
-    over without a regular expression.
-    """
-
-    kind: str
-    words: tuple[str, ...]
-    pattern: str
-    phase: PhaseName
-    what: str
-    why: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
-    rank: Rank = "cause"
-    planned: bool = False
-
+__all__ = ["KNOWN", "said"]
 
 KNOWN: Final[tuple[Known, ...]] = (
+    *VLLM,
     Known(
         kind="too_few_gpus",
         words=("no valid parallel config",),
@@ -77,7 +54,8 @@ KNOWN: Final[tuple[Known, ...]] = (
     Known(
         kind="remote_code",
         words=("trust_remote_code", "trust-remote-code"),
-        pattern=r"(?:set|pass|with|option|argument|execut\w+)\b.*trust[_-]remote[_-]code",
+        pattern=r"^(?!.*(?:has no effect|unexpected keyword))"
+        r".*\b(?:set|pass|with|option|argument|execut\w+)\b.*trust[_-]remote[_-]code",
         phase="configuration",
         what="the checkpoint brings its own code, and the run was not told to trust it",
         why=("transformers refuses to execute a repository's code unless it is allowed to",),
@@ -209,6 +187,27 @@ KNOWN: Final[tuple[Known, ...]] = (
         phase="weights",
         what="the model was neither here nor could it be fetched: {0}",
         changes=("name an existing folder or hub id; check HF_ENDPOINT, HF_HUB_OFFLINE, proxies",),
+    ),
+    Known(
+        kind="package_versions",
+        words=("Checking failed with error",),
+        pattern=r"Checking failed with error (.*? has no attribute '\w+')",
+        phase="configuration",
+        what="LMDeploy's check of the model failed: {0}",
+        why=("this LMDeploy does not know the model's kind of configuration",),
+        changes=("pip install -U lmdeploy; `turbofit models` lists what the newest one runs",),
+    ),
+    Known(
+        kind="package_versions",
+        words=("requires transformers version",),
+        pattern=r"requires transformers version (\S+) but transformers (\S+) is installed",
+        phase="configuration",
+        what="LMDeploy's check found transformers {1}, where the model asks for {0}",
+        why=("None: its config.json names no version, because LMDeploy could not read it",),
+        changes=(
+            "pip install -U lmdeploy, which brings a transformers that it was made for",
+            "transformers_version in the checkpoint's config.json is the one it was saved with",
+        ),
     ),
     Known(
         kind="old_transformers",

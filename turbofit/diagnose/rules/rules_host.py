@@ -9,6 +9,7 @@ from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.lines.events import HostKill, PeerMissing, Said, SmiGpu, SmiProcess
 from turbofit.diagnose.rules.draft import Draft, evidence
 from turbofit.diagnose.rules.known import KNOWN
+from turbofit.diagnose.rules.rules_versions import is_of_versions
 from turbofit.observe.turbomind_log import PythonError, ServerUp, WarmupFinished
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _python(mark: Mark, error: PythonError) -> Draft | None:
             evidence=lines,
             planned=True,
         )
-    if error.name.rpartition(".")[2] in ("ModuleNotFoundError", "ImportError"):
+    names = ("ModuleNotFoundError", "ImportError")
+    if error.name.rpartition(".")[2] in names and not is_of_versions(mark, error):
         return Draft(
             kind="missing_package",
             phase="configuration",

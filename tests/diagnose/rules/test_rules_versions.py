@@ -1,0 +1,93 @@
+"""Packages that do not go together: cause and the line that mends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.diagnose.conftest import explain
+
+TRACE = "Traceback (most recent call last):\n"
+
+
+def frame(path: str, function: str, call: str = "") -> str:
+    code = f"    {call}\n" if call else ""
+    return f'  File "/venv/site-packages/{path}", line 1, in {function}\n{code}'
+
+
+@pytest.mark.parametrize(
+    ("error", "mends"),
+    [
+        ("AttributeError: 'dict' object has no attribute 'num_attention_heads'",
+         'pip install "transformers<4.52"'),
+        ("AttributeError: 'LlavaConfig' object has no attribute 'attention_dropout'",
+         "transformers==VERSION"),
+        ("AttributeError: 'DynamicCache' object has no attribute 'seen_tokens'",
+         "transformers==VERSION"),
+        ("AttributeError: 'NoneType' object has no attribute 'image_processor'", "AutoProcessor"),
+        ("ImportError: cannot import name 'AutoModelForVision2Seq' from 'transformers' (/x)",
+         'pip install "transformers<5"'),
+        ("ImportError: cannot import name 'LLM' from 'vllm' (/x)", "version of vllm"),
+        ("2025-01-01 10:00:00,125 - lmdeploy - ERROR - AttributeError: 'InternVLChatConfig' object "
+         "has no attribute 'hidden_size'", "pip install -U lmdeploy"),
+        ("model `/data/x` requires transformers version None but transformers 4.36.2 is installed.",
+         "pip install -U lmdeploy"),
+    ],
+)  # fmt: skip
+def test_an_error_and_the_line_that_mends_it(error: str, mends: str) -> None:
+    found = explain(f"$ lmdeploy serve api_server m\n{error}\n")
+    assert (found.kind, found.phase) == ("package_versions", "configuration")
+    assert any(mends in one for one in found.changes)
+    assert found.evidence[0].line == 2
+
+
+def test_llava_1_5_with_transformers_5() -> None:
+    """What LMDeploy 0.18 and Transformers 5.17 say of a picture of 40 x 30."""
+    error = (
+        "The size of tensor a (30) must match the size of tensor b (3) at non-singleton dimension 1"
+    )
+    trace = (
+        TRACE
+        + frame("lmdeploy/vl/model/llava_hf.py", "preprocess", "self.processor(image)")
+        + frame("torchvision/transforms/v2/functional/_misc.py", "normalize_image")
+    )
+    found = explain(f"{trace}RuntimeError: {error}\n")
+    assert found.kind == "package_versions"
+    assert found.changes == ('pip install "transformers<5"',)
+    assert explain(f"{TRACE}RuntimeError: {error}\n").kind == "unknown"
+
+
+def test_llava_next_gets_an_argument_that_it_does_not_take() -> None:
+    trace = TRACE + frame("lmdeploy/vl/model/llava_next.py", "build_model")
+    error = "TypeError: LlavaNext.__init__() got an unexpected keyword argument 'trust_remote_code'"
+    found = explain(f"{trace}{error}\n")
+    assert found.kind == "package_versions"
+    assert "takes no argument trust_remote_code" in found.what
+
+
+def test_a_warning_about_remote_code_is_no_cause() -> None:
+    warning = (
+        "The argument `trust_remote_code` is to be used with Auto classes. It has no effect here"
+        " and is ignored.\n"
+    )
+    found = explain(f"{warning}AttributeError: 'dict' object has no attribute 'image_size'\n")
+    assert found.kind == "package_versions"
+    assert explain(warning).kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "AttributeError: 'dict' object has no attribute 'append'",
+        "AttributeError: 'str' object has no attribute 'shape'",
+        "TypeError: f() got an unexpected keyword argument 'x'",
+    ],
+)
+def test_errors_of_people_s_programs_are_not_of_versions(error: str) -> None:
+    assert explain(f'{TRACE}  File "/data/main.py", line 1, in main\n{error}\n').kind == "unknown"
+    of_lmdeploy = explain(f"{TRACE}{frame('lmdeploy/archs.py', 'get')}{error}\n").kind
+    assert of_lmdeploy == ("unknown" if "'str'" in error else "package_versions")
+
+
+def test_a_name_of_another_package_is_a_missing_one() -> None:
+    found = explain("ImportError: cannot import name 'x' from 'timm' (/x)\n")
+    assert found.kind == "missing_package"
