@@ -168,6 +168,24 @@ def test_too_small_a_card_dies_while_loading(run: Rehearse) -> None:
     assert document["cases"] == []
 
 
+def test_kernels_without_code_for_the_card_end_the_engine(run: Rehearse) -> None:
+    """As on real RTX 5090s: 11 of 11 runs with 4-bit weights aborted."""
+    blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
+    document = run("internvl2-2b-awq", card=blackwell)
+    assert document["outcome"] == "failed"
+    assert document["death"]["ended"] == "SIGABRT"
+    assert document["death"]["where"].endswith(
+        "no code for a kernel of the family 'gemm int4 float16'"
+    )
+
+
+@pytest.mark.parametrize("quant_policy", [0, 4, 8])
+def test_16_bits_have_code_for_the_newest_cards(run: Rehearse, quant_policy: int) -> None:
+    blackwell = {"name": "NVIDIA GeForce RTX 5090", "sm": [12, 0], "sm_count": 170}
+    document = run("internvl2-2b", card=blackwell, cases=tiles(13), quant_policy=quant_policy)
+    assert document["outcome"] == "served"
+
+
 def test_too_high_a_ratio_dies_in_warm_up(run: Rehearse) -> None:
     document = run("internvl2-8b", cache_max_entry_count=0.95)
     assert document["outcome"] == "out_of_memory"

@@ -10,7 +10,7 @@ from turbofit.core.struct import Struct
 from turbofit.kernels.cubin import functions
 from turbofit.kernels.demangle import demangle
 from turbofit.kernels.families import family
-from turbofit.kernels.fatbin import entries
+from turbofit.kernels.fatbin import architectures, entries
 
 __all__ = ["Census", "Count", "empty_kernels", "take_census"]
 
@@ -69,17 +69,17 @@ def take_census(library: Path) -> Census:
         ValueError: it is no library, or its device code is broken.
         PackageError: cramjam is missing.
     """
-    architectures: set[str] = set()
+    built: set[str] = set()
     ptx: set[str] = set()
     by_name: dict[str, dict[str, list[int]]] = {}
     for architecture, cubin in entries(library):
-        (ptx if cubin is None else architectures).add(architecture)
+        (ptx if cubin is None else built).add(architecture)
         for name, empty in functions(cubin) if cubin is not None else ():
             counts = by_name.setdefault(name, {}).setdefault(architecture, [0, 0])
             counts[empty] += 1
     return Census(
         library=library.name,
-        architectures=tuple(sorted(architectures, key=_number)),
+        architectures=tuple(sorted(built, key=_number)),
         ptx=tuple(sorted(ptx, key=_number)),
         families=_by_family(by_name),
     )
@@ -91,14 +91,15 @@ def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
     Raises:
         As :func:`take_census`.
     """
-    by_architecture: dict[str, tuple[set[str], set[str]]] = {}
-    for architecture, cubin in entries(library):
-        for name, empty in functions(cubin) if cubin is not None else ():
-            by_architecture.setdefault(architecture, (set(), set()))[empty].add(name)
-    names = tuple(by_architecture)
+    names = tuple(architectures(library))
     census = Census(library=library.name, architectures=names, ptx=(), families={})
-    found = by_architecture.get(census.architecture(capability) or "", (set(), set()))
-    return frozenset(found[True] - found[False])
+    architecture = census.architecture(capability)
+    code: set[str] = set()
+    empty: set[str] = set()
+    for _, cubin in entries(library, architecture) if architecture else ():
+        for function in functions(cubin) if cubin is not None else ():
+            (empty if function.empty else code).add(function.name)
+    return frozenset(empty - code)
 
 
 def _by_family(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from turbofit.core.errors import PackageError
 from turbofit.kernels.sections import sections
 
-__all__ = ["Entry", "entries"]
+__all__ = ["Entry", "architectures", "entries"]
 
 _SECTIONS: Final = (".nv_fatbin", "__nv_relfatbin")
 _MAGIC: Final = 0xBA55ED50
@@ -33,45 +34,83 @@ class Entry(NamedTuple):
     cubin: bytes | None
 
 
-def entries(library: Path) -> Iterator[Entry]:
+class _Header(NamedTuple):
+    """Where the body of an entry is; ``size`` as stored, ``whole`` before it was compressed."""
+
+    architecture: str
+    kind: int
+    flags: int
+    at: int
+    size: int
+    whole: int
+
+
+def entries(library: Path, architecture: str | None = None) -> Iterator[Entry]:
     """The entries of all fat binaries of a host library, in the order of the file.
+
+    Args:
+        library: the file.
+        architecture: entries for another one are passed over.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not an ELF file, or a fat binary in it is broken.
         PackageError: cramjam is missing, which decompresses what the compiler compressed.
     """
+    with _mapped(library) as data:
+        for header in _headers(data):
+            if architecture in (None, header.architecture):
+                body = data[header.at : header.at + header.size]
+                code = None if header.kind == _PTX else _unpacked(body, header)
+                yield Entry(header.architecture, code)
+
+
+def architectures(library: Path) -> frozenset[str]:
+    """The architectures that a host library has cubins for.
+
+    Raises:
+        OSError, ValueError: as :func:`entries`.
+    """
+    with _mapped(library) as data:
+        return frozenset(one.architecture for one in _headers(data) if one.kind != _PTX)
+
+
+@contextmanager
+def _mapped(library: Path) -> Iterator[mmap.mmap]:
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for section in sections(data):
-            if section.name in _SECTIONS:
-                yield from _entries(data, section.offset, section.offset + section.size)
+        yield data
 
 
-def _entries(data: mmap.mmap, at: int, stop: int) -> Iterator[Entry]:
-    try:
-        while at < stop:
-            magic, _, header, size = _FATBIN.unpack_from(data, at)
-            if magic != _MAGIC:
-                at += _ALIGNMENT
-                continue
-            end = at + header + size
-            at += header
-            while at < end:
-                kind, _, header, size, packed, _, _, _, number, _, _, flags, _, whole = (
-                    _ENTRY.unpack_from(data, at)
-                )
-                if header + size <= 0:
-                    raise ValueError("a fat binary is broken: an entry has no size")
-                body = data[at + header : at + header + (packed or size)]
-                architecture = f"{number}{'a' if flags & _EXACT else ''}"
-                yield Entry(architecture, None if kind == _PTX else _unpacked(body, flags, whole))
-                at += header + size
-    except struct.error as exc:
-        raise ValueError(f"a fat binary is cut short: {exc}") from None
+def _headers(data: mmap.mmap) -> Iterator[_Header]:
+    for section in sections(data):
+        if section.name in _SECTIONS:
+            try:
+                yield from _section_headers(data, section.offset, section.offset + section.size)
+            except struct.error as exc:
+                raise ValueError(f"a fat binary is cut short: {exc}") from None
 
 
-def _unpacked(body: bytes, flags: int, size: int) -> bytes:
-    if not flags & (_LZ4 | _ZSTD):
+def _section_headers(data: mmap.mmap, at: int, stop: int) -> Iterator[_Header]:
+    while at < stop:
+        magic, _, header, size = _FATBIN.unpack_from(data, at)
+        if magic != _MAGIC:
+            at += _ALIGNMENT
+            continue
+        end = at + header + size
+        at += header
+        while at < end:
+            kind, _, header, size, packed, _, _, _, number, _, _, flags, _, whole = (
+                _ENTRY.unpack_from(data, at)
+            )
+            if header + size <= 0:
+                raise ValueError("a fat binary is broken: an entry has no size")
+            name = f"{number}{'a' if flags & _EXACT else ''}"
+            yield _Header(name, kind, flags, at + header, packed or size, whole)
+            at += header + size
+
+
+def _unpacked(body: bytes, header: _Header) -> bytes:
+    if not header.flags & (_LZ4 | _ZSTD):
         return body
     try:
         import cramjam
@@ -80,6 +119,6 @@ def _unpacked(body: bytes, flags: int, size: int) -> bytes:
             "the kernels of the engine are compressed, and cramjam is missing",
             hint="pip install cramjam",
         ) from None
-    if flags & _LZ4:
-        return bytes(cramjam.lz4.decompress_block(body, output_len=size))
-    return bytes(cramjam.zstd.decompress(body, output_len=size))
+    if header.flags & _LZ4:
+        return bytes(cramjam.lz4.decompress_block(body, output_len=header.whole))
+    return bytes(cramjam.zstd.decompress(body, output_len=header.whole))

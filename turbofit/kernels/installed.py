@@ -13,13 +13,13 @@ from turbofit.core.files import write_atomic
 from turbofit.core.log import LazyLogger
 from turbofit.core.state import state_dir
 from turbofit.core.struct import decode, to_json
-from turbofit.kernels.census import Census, take_census
+from turbofit.kernels.census import Census, empty_kernels, take_census
 from turbofit.kernels.released import Version, is_released, released
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-__all__ = ["census_of", "installed", "turbomind_library"]
+__all__ = ["census_of", "empty_kernels_file", "installed", "turbomind_library"]
 
 _LOG: Final = LazyLogger(__name__)
 _LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
@@ -85,6 +85,34 @@ def census_of(library: Path) -> Census:
     census = take_census(library)
     write_atomic(kept, to_json(census))
     return census
+
+
+def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
+    """A file with the kernels of the installed TurboMind that are empty on such a card.
+
+    One mangled name a line, in the order of their bytes. None where there is no engine, or its
+    kernels cannot be read.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        found = distribution("lmdeploy")
+    except PackageNotFoundError:
+        return None
+    library = turbomind_library(found)
+    if library is None:
+        return None
+    digest = _recorded(found) or f"{library.stat().st_mtime_ns}"
+    name = f"{digest}-{library.stat().st_size}-{capability[0]}{capability[1]}"
+    kept = state_dir("kernels") / f"empty-{name}.txt"
+    if not kept.is_file():
+        try:
+            names = empty_kernels(library, capability)
+        except (OSError, ValueError, TurbofitError) as exc:
+            _LOG.info("the kernels of %s are not read: %s", library.name, exc)
+            return None
+        write_atomic(kept, "".join(f"{one}\n" for one in sorted(names)))
+    return kept
 
 
 def _recorded(lmdeploy: Distribution) -> str | None:

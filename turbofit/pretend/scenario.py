@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from turbofit.kernels.installed import empty_kernels_file
 from turbofit.pretend.errors import PretendError
 
 MIB = 1024 * 1024
@@ -110,6 +111,9 @@ class Scenario:
                 f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
                 f"{gpu.sm_count} {gpu.l2} {one} {block} {' '.join(gpu.name.split())}"
             )
+        for major, minor in sorted({gpu.sm for gpu in self.gpus}):
+            names = empty_kernels_file((major, minor))
+            lines += [f"empty {major} {minor} {names}"] if names else []
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
         lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib import metadata
 from pathlib import Path
 
 from turbofit.core.errors import PackageError
+from turbofit.kernels.installed import turbomind_library
 
 _HINT = "install it beside turbofit: pip install lmdeploy==0.18.0"
 
@@ -20,10 +20,12 @@ def engine_version() -> str:
 
 
 def engine_library() -> Path:
-    """TurboMind's shared library in the installed wheel."""
-    spec = importlib.util.find_spec("lmdeploy")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        found = sorted(Path(folder, "turbomind").glob("_turbomind.*.so"))
-        if found:
-            return found[0]
-    raise PackageError("LMDeploy's TurboMind library is not installed", hint=_HINT)
+    """TurboMind's shared library in the installed wheel.
+
+    Raises:
+        PackageError: there is none.
+    """
+    found = turbomind_library()
+    if found is None:
+        raise PackageError("LMDeploy's TurboMind library is not installed", hint=_HINT)
+    return found

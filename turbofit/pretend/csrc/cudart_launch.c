@@ -160,6 +160,7 @@ API error_t_ cudaLaunchKernel(const void *f, dim3_ grid, dim3_ block, void **arg
     (void)shared;
     (void)stream;
     pretend_called();
+    empty_refuse(f);
     effect_run(f, args);
     return success;
 }
@@ -168,6 +169,7 @@ API error_t_ cudaLaunchKernelExC(const void *config, const void *f, void **args)
 {
     (void)config;
     pretend_called();
+    empty_refuse(f);
     effect_run(f, args);
     return success;
 }
@@ -277,6 +279,7 @@ API void __cudaRegisterFunction(void **handle, const char *host, char *device_fu
     (void)handle, (void)device_function, (void)limit, (void)tid, (void)bid, (void)block, (void)grid,
         (void)warp;
     effect_register(host, name);
+    empty_register(host, name);
 }
 
 API void __cudaRegisterVar(void **handle, char *host, char *address, const char *name, int external,

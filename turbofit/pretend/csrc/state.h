@@ -23,6 +23,8 @@ struct scenario {
     char peers[PRETEND_MAX_DEVICES][PRETEND_MAX_DEVICES];
     size_t pool_step, malloc_step, vmm_step, extra, skew, pinned_limit, timeline_limit, context;
     char timeline[4096]; /* a file, or a folder where it ends with "/" */
+    struct { int major, minor; char path[4096]; } empty[8]; /* files of empty kernels */
+    int empty_count;
     char shared[4096];   /* the file of the machine's processes; empty: this process alone */
 };
 

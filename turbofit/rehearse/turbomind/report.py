@@ -7,6 +7,8 @@ import signal
 from typing import Any
 
 from turbofit.core.struct import to_builtins
+from turbofit.kernels.demangle import demangle
+from turbofit.kernels.families import family
 from turbofit.rehearse.installed import engine_version
 from turbofit.rehearse.ledger_terms import card_terms, executor_pool, load_peak
 from turbofit.rehearse.moments import moments
@@ -15,6 +17,8 @@ from turbofit.rehearse.turbomind.run import ChildOutcome
 from turbofit.rehearse.turbomind.spec import Spec
 
 _SLAB = re.compile(r"slab_size (\d+), object_size (\d+), object_count (\d+), ratio ([0-9.]+)")
+#: What the pretend driver says of a kernel without code.
+_EMPTY = re.compile(r"no code for the kernel (\S+): it is empty")
 _PAGE = 32 * 1024 * 1024  # the engine's page of cache (memory/page allocator of TurboMind)
 
 NOT_KNOWN = (
@@ -96,11 +100,17 @@ def _ended(outcome: ChildOutcome) -> str:
 
 def _last_words(outcome: ChildOutcome) -> str:
     if outcome.fatal:
-        return outcome.fatal[-1]
+        return _EMPTY.sub(_family, outcome.fatal[-1])
     error = outcome.report.get("error")
     if error:
         return f"{error['type']}: {error['message']} ({error['where']})"
     return outcome.log[-1] if outcome.log else ""
+
+
+def _family(match: re.Match[str]) -> str:
+    """A kernel's mangled name in the words of `turbofit doctor --kernels`."""
+    name = demangle(match[1])
+    return f"no code for a kernel of the family {family(name) or name.partition('<')[0]!r}"
 
 
 def _cache(ledger: Ledger, slabs: list[re.Match[str]], block: int) -> dict[str, Any]:

@@ -32,6 +32,8 @@ _STUCK = re.compile(rb"out of memory at 0/\d+")
 # Many ranks on few cores write it slowly, one rank 36,000 times a second.
 _STUCK_LINES = 60
 _STUCK_SECONDS = 0.5
+#: How the pretend libraries begin what they say: why they end a process, among others.
+_PRETEND = "turbofit pretend:"
 _KEPT_LINES = 400
 
 
@@ -95,7 +97,7 @@ class _Log:
         self.last.append(text)
         if "Object cache budget" in text or "slab_size" in text:
             self.budgets.append(text)
-        if "[FATAL]" in text:
+        if "[FATAL]" in text or text.startswith(_PRETEND):
             self.fatal.append(text)
 
     def close(self) -> None:
