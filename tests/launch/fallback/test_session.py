@@ -24,6 +24,7 @@ from turbofit.launch.engine.phases import Watch
 from turbofit.launch.engine.readiness import worst_request
 from turbofit.launch.fallback.longest import longest_request
 from turbofit.machine.source import machine_from
+from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 from turbofit.planning.device_maps import read_map
@@ -43,7 +44,7 @@ def planned(model="qwen2-vl-7b", on="2xrtx3060"):
     resolved = ResolvedRequest(
         model=preset_model(model), machine=machine_from(on), workload=Workload()
     )
-    return make_fallback_plan(resolved, "as asked")
+    return make_fallback_plan(resolved, Transformers(), "as asked")
 
 
 def test_commands():
@@ -126,7 +127,7 @@ def test_a_session(tmp_path, children):
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
         workload=Workload(context=1024), max_pixels=100352,
     )  # fmt: skip
-    plan = make_fallback_plan(resolved, "as asked")
+    plan = make_fallback_plan(resolved, Transformers(), "as asked")
     assert plan.fits
     assert plan.device_map is not None
     plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))

@@ -15,7 +15,7 @@ from turbofit.memory.pytorch import constraints
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.memory.pytorch.constants import PytorchConstants, load_constants
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.memory.vision_load import VisionLoad
 
@@ -40,6 +40,11 @@ class Pytorch(Engine):
     def __init__(self, constants: PytorchConstants) -> None:
         self.constants = constants
         self.version = constants.version
+
+    @classmethod
+    def of_version(cls, version: str) -> Pytorch:
+        """See :meth:`Engine.of_version`."""
+        return Pytorch(load_constants(version))
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""

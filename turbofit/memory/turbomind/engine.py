@@ -18,7 +18,7 @@ from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.constants import EngineConstants, load_constants
 from turbofit.memory.turbomind.kernels import missing_kernels
 from turbofit.memory.turbomind.loading import host_memory
 from turbofit.memory.turbomind.terms import warmup_tokens
@@ -43,6 +43,11 @@ class Turbomind(Engine):
     def __init__(self, constants: EngineConstants) -> None:
         self.constants = constants
         self.version = constants.version
+
+    @classmethod
+    def of_version(cls, version: str) -> Turbomind:
+        """See :meth:`Engine.of_version`."""
+        return Turbomind(load_constants(version))
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""
