@@ -197,10 +197,9 @@ def _modelled(passed: Passed) -> dict[str, Any]:
 
 def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
-    from turbofit.planning.fallback_commands import any_commands, refuse_options
+    from turbofit.planning.commands import commands, refuse_options
 
-    if not plan.engine.of_lmdeploy:
-        refuse_options(passed.argv)
+    refuse_options(plan.engine, passed.argv)
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
             f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
@@ -208,5 +207,5 @@ def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
         )
     return tuple(
         Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in any_commands(plan, port=port)
+        for command in commands(plan, port=port)
     )

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.memory.engines import check_options, engine_for
-from turbofit.planning.fallback_commands import any_commands
+from turbofit.planning.commands import commands
 from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
@@ -68,4 +68,4 @@ def finished(plan: Plan) -> Plan:
     """With command lines, and what the environment and the packages say against them."""
     said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
     new = (text for text in said if text and text not in plan.warnings)
-    return replace(plan, commands=any_commands(plan), warnings=(*plan.warnings, *new))
+    return replace(plan, commands=commands(plan), warnings=(*plan.warnings, *new))

@@ -27,12 +27,8 @@ from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.planning.commands import commands, private_commands, refuse_options
 from turbofit.planning.device_maps import read_map
-from turbofit.planning.fallback_commands import (
-    fallback_commands,
-    private_fallback_commands,
-    refuse_options,
-)
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
@@ -49,19 +45,21 @@ def planned(model="qwen2-vl-7b", on="2xrtx3060"):
 
 def test_commands():
     plan = planned()
-    (command,) = fallback_commands(plan, port=4000)
+    (command,) = commands(plan, port=4000)
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert port_of(command) == 4000
     words = command.argv
     assert read_map(words[words.index("--device-map") + 1]) == plan.device_map
     assert words[words.index("--served-name") + 1] == "Qwen/Qwen2-VL-7B-Instruct"
-    (private,) = private_fallback_commands(plan, [5000], "/models/x", "name")
+    (private,) = private_commands(plan, [5000], "/models/x", "name")
     assert "/models/x" in private.argv
     assert port_of(private) == 5000
-    with pytest.raises(UsageError, match="turbomind"):
-        fallback_commands(replace(plan, engine=replace(plan.engine, name="turbomind")))
+    with pytest.raises(UsageError, match="no device map"):
+        commands(replace(plan, device_map=None))
     with pytest.raises(UsageError, match="--x"):
-        refuse_options(["--x"])
+        refuse_options(plan.engine, ["--x"])
+    refuse_options(plan.engine, [])
+    refuse_options(replace(plan.engine, name="turbomind"), ["--x"])
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.planning.commands import DEFAULT_PORT
-from turbofit.planning.fallback_commands import MODULE as FALLBACK_MODULE
+from turbofit.planning.commands import DEFAULT_PORT, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,11 +101,9 @@ class PretendLaunch(Launch):
     ) -> None:
         from turbofit.launch.engine.runner import module_runner
 
-        torch = plan.engine.on_torch
-        modules = {"pytorch": "lmdeploy", "transformers": FALLBACK_MODULE}
-        module = modules.get(plan.engine.name, "turbofit.rehearse.turbomind.server")
+        self._torch = plan.engine.on_torch
+        module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"
         super().__init__(command, module_runner(module), key, hidden=hidden)
-        self._torch = torch
         self._plan, self._folder, self._taken = plan, folder, taken
 
     def words(self, number: int) -> Words:

@@ -15,13 +15,7 @@ from turbofit.launch.serve.beside import beside, lines
 from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.sentinel import Sentinel, memory_back, used_now
 from turbofit.launch.serve.supervisor import Server
-from turbofit.planning.commands import private_commands
-from turbofit.planning.fallback_commands import (
-    MODULE,
-    any_commands,
-    private_fallback_commands,
-    refuse_options,
-)
+from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
 
 if TYPE_CHECKING:
     import signal
@@ -105,11 +99,9 @@ class Attempt:
     def _launches(self, stack: ExitStack) -> list[Launch]:
         job, config, plan = self._job, self._job.config, self._plan
         key: str | None
-        fallback = not plan.engine.of_lmdeploy
-        if fallback:
-            refuse_options(config.options)
+        refuse_options(plan.engine, config.options)
         if config.gateway is None and job.examiner is None and job.door is None:
-            made, key = any_commands(plan, port=config.port), None
+            made, key = commands(plan, port=config.port), None
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -119,8 +111,7 @@ class Attempt:
             name = config.model_name or plan.model.hub_id or plan.model.name
             ports = free_ports(len(plan.parallel.groups))
             # Hexadecimal: a key that begins with a dash would be read as an option.
-            private = private_fallback_commands if fallback else private_commands
-            made = private(plan, ports, str(folder), name)
+            made = private_commands(plan, ports, str(folder), name)
             key = secrets.token_hex(32) if job.door is None else job.door.key
         full = [
             Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
@@ -141,7 +132,8 @@ class Attempt:
                 )
                 for one in full
             ]
-        runner = module_runner(MODULE) if fallback else job.lmdeploy.argv
+        ours = module_runner(module_of(plan.engine))
+        runner = job.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [Launch(one, runner, key, hidden=hidden) for one in full]
 
     def _open(self, urls: list[str]) -> None:
