@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_notes import NotesReport
 from turbofit.rehearse.torch.torch_spec import TorchSpec, load_spec
 from turbofit.rehearse.turbomind.notes import leave, peak_rss
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 
 def _run(spec: TorchSpec, report: NotesReport) -> Callable[[], None] | None:
-    if spec.engine == "transformers":
+    if not DRIVERS[spec.engine].batches:
         from turbofit.rehearse.torch.torch_generate import run_transformers
 
         run_transformers(spec, report)

@@ -15,6 +15,7 @@ from turbofit.core.model import Model
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_report import torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
@@ -84,7 +85,7 @@ def rehearse_torch(
         size = _size(request, rule) if sees and request.images else None
         cases = _cases(request, rule, size, scenario)
         settings = dict(request.settings)
-        if request.engine == "transformers":
+        if not DRIVERS[request.engine].batches:
             settings.setdefault("device_map", "auto" if len(scenario.gpus) > 1 else {"": 0})
         elif settings.get("max_batch_size") is None:
             settings.pop("max_batch_size", None)
@@ -140,7 +141,7 @@ def _cases(
     size: tuple[int, int] | None,
     scenario: Scenario,
 ) -> tuple[TorchCase, ...]:
-    if request.engine == "transformers":
+    if not DRIVERS[request.engine].batches:
         made = torch_cases(rule, size, images=request.images)
     else:
         name = scenario.gpus[0].name.lower()
