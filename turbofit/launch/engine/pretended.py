@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
 
@@ -41,7 +42,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     return replace(plan, model=replace(plan.model, source=source))
 
 
-def pretend_machine(plan: Plan, group: int, taken: int = 0) -> dict[str, Any]:
+def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
     """The pretend twin of one group's GPUs.
 
     Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
@@ -51,13 +52,14 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> dict[str, Any]:
         group: which of its groups.
         taken: bytes that somebody takes of each card once the cache is sized.
     """
+    from dataclasses import replace as changed
     from pathlib import Path
 
     from turbofit.rehearse.turbomind.planned import plan_spec
 
     machine = plan_spec(plan, Path(), group).machine
-    gpus = [{**gpu, "late": gpu["late"] + taken} for gpu in machine["gpus"]]
-    return {**machine, "gpus": gpus}
+    gpus = tuple(changed(gpu, late=gpu.late + taken) for gpu in machine.gpus)
+    return changed(machine, gpus=gpus)
 
 
 def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | None:
@@ -103,18 +105,17 @@ class PretendReader:
             from turbofit.launch.engine.pretended_torch import torch_seen
 
             return torch_seen(self._plan, self._group, self.timeline)
-        from turbofit.pretend.scenario import scenario_from_spec
         from turbofit.rehearse.ledger_terms import executor_pool
 
         ledger = self.ledger()
         if ledger is None:
             return ()
         machine = pretend_machine(self._plan, self._group)
-        step = scenario_from_spec(machine).pool_step
         seen = []
         for place, index in enumerate(self._plan.parallel.groups[self._group]):
             card, pool = ledger.cards[place], executor_pool(ledger, place)
-            others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
+            others = machine.gpus[place].used + machine.gpus[place].late
+            step = machine.pool_step
             seen.append(
                 PretendUsage(
                     gpu=index,
@@ -138,14 +139,13 @@ class PretendReader:
             return None
 
     def _begin(self) -> tuple[Ledger, TimelineReader]:
-        from turbofit.pretend.scenario import scenario_from_spec
         from turbofit.pretend.symbols import Symbols
         from turbofit.pretend.timeline import TimelineReader
         from turbofit.rehearse.installed import engine_library
         from turbofit.rehearse.turbomind.ledger import Ledger
         from turbofit.rehearse.turbomind.sites import Sites
 
-        scenario = scenario_from_spec(pretend_machine(self._plan, self._group))
+        scenario = pretend_machine(self._plan, self._group)
         sites = Sites(Symbols(engine_library()).name)
         ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
         return ledger, TimelineReader(self.timeline)
