@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
+from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.beside import beside, lines
@@ -51,7 +52,7 @@ class Attempt:
         self._sentinel: Sentinel | None = None
         self._noted: tuple[list[int], bool] = ([], False)
         self._began = time.monotonic()
-        self._moments: list[dict[str, Any]] = []
+        self._moments: list[RunMoment] = []
         self.was_ready = False
 
     def run(self, stop: Stop, stack: ExitStack) -> signal.Signals:
@@ -145,9 +146,10 @@ class Attempt:
         engines = []
         for engine in server.engines:
             rows = beside(plan.of_group(engine.group), engine, held)
-            for line in lines([row for row in rows if "gpu" in row]):
+            for line in lines([row for row in rows if row.gpu is not None]):
                 job.say(f"{engine.name}: {line}")
-            engines.append({"group": engine.group, "seconds": engine.spent(), "beside": rows})
+            spent = engine.spent()
+            engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         if job.config.gateway is not None:
             self._front = self._gateway(urls)
             urls = [self._front.url]
@@ -156,8 +158,8 @@ class Attempt:
         if not job.config.pretend:
             self._sentinel = Sentinel(plan, self._pids, self._warn)
             self._sentinel.start()
-        job.record.attempt(engines=engines)
-        job.record.state("ready", urls=urls)
+        job.record.attempt(engines=tuple(engines))
+        job.record.state("ready", urls=tuple(urls))
         job.on_open(urls)
 
     def _gateway(self, urls: list[str]) -> GatewayThread:
@@ -199,13 +201,14 @@ class Attempt:
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
-        if self._moments and self._moments[-1]["phase"] == phase:
+        if self._moments and self._moments[-1].phase == phase:
             return
         used = {} if self._job.config.pretend else used_now(self._plan)
         at = round(time.monotonic() - self._began, 3)
-        self._moments.append({"phase": phase, "at": at, "used": used})
+        held = {str(index): size for index, size in used.items()}
+        self._moments.append(RunMoment(phase=phase, at=at, used=held))
         del self._moments[:-_MOMENTS]
-        self._job.record.attempt(moments=self._moments)
+        self._job.record.attempt(moments=tuple(self._moments))
 
     def _drain(self, urgent: bool) -> None:
         if self._job.door is not None:
@@ -224,8 +227,7 @@ class Attempt:
             self._job.say(f"warning: {text}")
         if before and not late:
             self._job.say("the GPUs' memory is back")
-        with suppress(IndexError):
-            self._job.record.attempt(memory_back=not late, restarts=self._restarts())
+        self._job.record.attempt(memory_back=not late, restarts=self._restarts())
 
     def _restarts(self) -> int:
         assert self._server is not None
