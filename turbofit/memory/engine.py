@@ -40,23 +40,24 @@ class Traffic(Struct):
 
 
 class Engine(ABC):
-    """An engine in one generation."""
+    """An engine in one generation.
+
+    Args:
+        version: one with presets, e.g. ``0.18``.
+    """
 
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
-    encodes_again: ClassVar[bool]
+    encodes_again: ClassVar[bool] = False
     #: LMDeploy's options that only this engine has, by their names in a plan's request.
-    own_options: ClassVar[tuple[str, ...]]
+    own_options: ClassVar[tuple[str, ...]] = ()
     #: The options with which one engine runs on several nodes.
-    options_over_nodes: ClassVar[Mapping[str, object]]
-    version: str
+    options_over_nodes: ClassVar[Mapping[str, object]] = {}
     #: Why its account may not be right for the version that was asked for; None where it is.
     doubt: str | None = None
 
-    @classmethod
-    def of_version(cls, version: str) -> Engine:  # noqa: ARG003 - of those with presets
-        """The engine with the presets of a version."""
-        return cls()
+    def __init__(self, version: str) -> None:
+        self.version = version
 
     @property
     def planned(self) -> PlannedEngine:

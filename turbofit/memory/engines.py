@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.model import Model
-from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.memory import versions
 from turbofit.memory.engine import Engine
 from turbofit.memory.pytorch.engine import Pytorch
@@ -28,9 +27,7 @@ _KINDS: Final[tuple[type[Engine], ...]] = (
 #: what LMDeploy does not, one request at a time.
 ENGINES: Final[dict[str, type[Engine]]] = {kind.name: kind for kind in _KINDS}
 #: LMDeploy's engines.
-LMDEPLOY: Final = tuple(
-    kind.name for kind in _KINDS if PlannedEngine(name=kind.name, version="").of_lmdeploy
-)
+LMDEPLOY: Final = tuple(name for name in ENGINES if name != Transformers.name)
 
 
 def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
@@ -56,21 +53,20 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     Raises:
         PackageError: turbofit has no account for it.
     """
-    kind = ENGINES.get(name)
-    if kind is not None and version is None and name not in LMDEPLOY:
-        return kind.of_version("")
+    if version is None and name == Transformers.name:
+        return Transformers()
     if version and versions.is_legacy(version) and name in LMDEPLOY:
         from turbofit.memory.legacy.legacy_engines import LegacyPytorch, LegacyTurbomind
 
         return LegacyTurbomind(version) if name == Turbomind.name else LegacyPytorch(version)
     known = versions.account_version(name, version)
-    if kind is None or known is None:
+    if known is None or name not in LMDEPLOY:
         raise PackageError(
             f"turbofit has no memory account for the {name} engine of LMDeploy"
             f" {version or versions.REFERENCE}",
             hint=f"it has them for {' and '.join(LMDEPLOY)} of {versions.REFERENCE}",
         )
-    engine = kind.of_version(known)
+    engine = ENGINES[name](known)
     engine.doubt = versions.doubt(name, version)
     return engine
 

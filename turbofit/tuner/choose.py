@@ -171,9 +171,7 @@ def _other_engines(request: ResolvedRequest, rival: Plan | None) -> Iterator[Rem
             effect=f"fits: {rival.kv.tokens:,} KV tokens, if its Triton still compiles for a card"
             " as old as this",
         )
-    for name in ENGINES:
-        if name in LMDEPLOY:
-            continue
+    for name in [one for one in ENGINES if one not in LMDEPLOY]:
         try:
             whole = _serial(replace(request, fixed={}), engine_for(request.model, name), "")
         except TurbofitError:  # it does not run the model, or not so

@@ -118,15 +118,14 @@ class PretendLaunch(Launch):
         folder = self._folder / f"{self.group}-{number}"
         shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
         arguments = self.command.argv[1:]
+        machine = pretend_machine(self._plan, self.group, self._taken)
         if self._torch:
             from turbofit.launch.engine.pretended_torch import torch_environment
 
             base = {**os.environ, **self.command.env}
-            env = torch_environment(self._plan, self.group, folder, base, self._taken)
+            env = torch_environment(self._plan, machine, folder, base)
             return Words((*self.runner, *arguments), {**env, **_own(self._hidden)}, folder)
-        made = server_launch(
-            pretend_machine(self._plan, self.group, self._taken), arguments, folder
-        )
+        made = server_launch(machine, arguments, folder)
         return Words((*self.runner, *arguments), {**made.env, **_own(self._hidden)}, made.timeline)
 
 

@@ -30,10 +30,9 @@ class Transformers(Engine):
     """What runs a model that LMDeploy does not, one request at a time."""
 
     name: ClassVar[EngineName] = "transformers"
-    version: str = _RELEASE
-    encodes_again: ClassVar[bool] = False
-    own_options: ClassVar[tuple[str, ...]] = ()
-    options_over_nodes: ClassVar[Mapping[str, object]] = {}
+
+    def __init__(self, version: str = _RELEASE) -> None:
+        super().__init__(version)
 
     def defaults(self, gpu_name: str) -> dict[str, object]:  # noqa: ARG002 - alike on all cards
         """See :meth:`Engine.defaults`."""

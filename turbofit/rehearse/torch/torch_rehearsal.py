@@ -12,6 +12,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
+from turbofit.memory.engine import default_batch_size
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
@@ -25,9 +26,6 @@ __all__ = ["TorchRehearsal", "rehearse_torch"]
 
 #: LMDeploy's default, by which requests meet in one forward.
 _PREFILL = 8192
-#: `get_max_batch_size` of LMDeploy 0.18: by the card's name, else the last.
-_BATCHES = (("a100", 384), ("a800", 384), ("h100", 1024), ("h800", 1024), ("l20y", 1024),
-            ("h200", 1024), ("", 128))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,7 @@ def _cases(
     if not DRIVERS[request.engine].batches:
         made = torch_cases(rule, size, images=request.images)
     else:
-        name = scenario.gpus[0].name.lower()
-        batch = next(most for part, most in _BATCHES if part in name)
+        batch = default_batch_size(scenario.gpus[0].name)
         made = torch_cases(
             rule,
             size,

@@ -7,6 +7,7 @@ and decoder layers off the GPUs only where nothing else serves a request at all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -31,25 +32,18 @@ _HALVES = 4
 _Groups = tuple[tuple[int, ...], ...]
 
 
-class Chosen:
+class Chosen(NamedTuple):
     """What was found: groups of GPUs, a placement that is good for each, and the request.
 
     ``fits`` False: the placement is the closest to fitting.
     """
 
-    def __init__(
-        self,
-        copies: Sequence[ModelCopy],
-        placement: Placement,
-        vision_load: VisionLoad,
-        limit: int | None,
-        session_len: int,
-        *,
-        fits: bool,
-    ) -> None:
-        self.copies, self.placement = tuple(copies), placement
-        self.vision_load, self.limit, self.session_len = vision_load, limit, session_len
-        self.fits = fits
+    copies: Sequence[ModelCopy]
+    placement: Placement
+    vision_load: VisionLoad
+    limit: int | None
+    session_len: int
+    fits: bool = True
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -204,7 +198,7 @@ def _on_gpus(
         tokens = _longest(request, tightest, vision_load, tokens)
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
-    return Chosen(copies, placement, vision_load, limit, tokens, fits=True)
+    return Chosen(copies, placement, vision_load, limit, tokens)
 
 
 def _longest(request: ResolvedRequest, copy: ModelCopy, vision_load: VisionLoad, low: int) -> int:
@@ -232,7 +226,7 @@ def _offloading(
     placement = fewest_offloaded(_tightest(copies), load_of(vision_load, tokens))
     if placement is None:
         return None
-    return Chosen(copies, placement, vision_load, limit, tokens, fits=True)
+    return Chosen(copies, placement, vision_load, limit, tokens)
 
 
 def _closest(request: ResolvedRequest, groups: _Groups, limit: int | None) -> Chosen:
