@@ -8,8 +8,11 @@ import subprocess
 from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from turbofit.core.plan import EngineName
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "turbofit").rglob("*.py"))
@@ -131,6 +134,46 @@ def test_nobody_asks_an_image_rule_for_its_class() -> None:
         str(path.relative_to(ROOT)): lines
         for path, tree in trees.items()
         if path.parent != folder and (lines := asks_for_class(tree, rules))
+    }
+    assert found == {}
+
+
+def asks_for_engine(tree: ast.Module) -> list[int]:
+    """Lines that compare something with the name of an engine; packages have such names too."""
+    names = set(get_args(EngineName))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides: list[ast.AST] = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            sides = [node.value]
+        else:
+            continue
+        for side in sides:
+            texts = {it.value for it in ast.walk(side) if isinstance(it, ast.Constant)}
+            if texts & names and texts <= names | {"auto"}:
+                found.append(node.lineno)
+    return found
+
+
+def test_nobody_asks_an_engine_for_its_name() -> None:
+    """An engine answers (`turbofit/memory/engine.py`), and a plan's `Engine` does for its own."""
+    for text in (
+        "engine == 'pytorch'", "plan.engine.name != 'turbomind'", "x in ('auto', 'transformers')",
+        "match name:\n    case 'pytorch': pass",
+    ):  # fmt: skip
+        assert asks_for_engine(ast.parse(text)), text
+    # A package, and a table.
+    assert not asks_for_engine(ast.parse("x in ('torch', 'transformers')\nt = {'pytorch': 1}[x]"))
+    answers = {"turbofit/core/plan.py", "turbofit/memory/engine.py", "turbofit/memory/engines.py"}
+    folders = tuple(f"turbofit/memory/{name}/" for name in get_args(EngineName))
+    places = {str(path.relative_to(ROOT)): path for path in PACKAGE}
+    found = {
+        name: lines
+        for name, path in places.items()
+        if name not in answers
+        and not name.startswith(folders)
+        and (lines := asks_for_engine(ast.parse(path.read_text())))
     }
     assert found == {}
 

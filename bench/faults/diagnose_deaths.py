@@ -101,7 +101,7 @@ def run(chosen: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Diagnosis
         write_checkpoint(chosen["model"], checkpoint)
     card = CARD | {"total": chosen["total"] * MIB, "used": chosen["used"] * MIB}
     spec = {
-        "machine": {"gpus": [card] * chosen["tp"], "p2p": True},
+        "machine": {"gpus": [card] * chosen["tp"]},
         "model_dir": str(checkpoint),
         "settings": chosen["settings"],
         "cases": chosen["cases"],

@@ -169,7 +169,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
             meter.end()
             out.add(
                 phases=phase_rows(plan, progress.seen), seen=to_builtins(progress.seen),
-                moments=job.record.document["attempts"][-1].get("moments", []),
+                moments=to_builtins(job.record.run.attempts[-1].moments),
             )  # fmt: skip
     out.add(outcome=outcome, seconds=round(time.monotonic() - begun, 1))
     return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
+from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.turbomind.planned import plan_spec
 from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.spec import parse_spec
+from turbofit.rehearse.turbomind.spec import RehearsalCase
 
 
 def plan_of(pair: Pair, setting: Setting) -> Plan:
@@ -37,7 +39,8 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
         checkpoint_for(plan.model, checkpoint)
     # Clients are not held to a limit where no gateway stands; a plan's are.
     cases = requests_of(plan)
-    spec = parse_spec({**plan_spec(plan, checkpoint).raw, "cases": cases})
+    whole = plan_spec(plan, checkpoint)
+    spec = replace(whole, cases=from_builtins(cases, tuple[RehearsalCase, ...]))
     with Peak() as peak:
         seen = rehearse(spec)
     fate, of = _fate(seen)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.pool import Forward, PoolModel
 from turbofit.memory.turbomind.terms import FUSES_NOTHING, capability_of, warmup_tokens
+from turbofit.pretend.documents import from_builtins
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.turbomind.planned import plan_spec
 from turbofit.rehearse.turbomind.probe import rehearse
-from turbofit.rehearse.turbomind.spec import Spec, parse_spec
+from turbofit.rehearse.turbomind.spec import RehearsalCase, Spec
 
 TEXT = 32
 EXACT = 0.0005
@@ -132,7 +134,7 @@ def check_row(row: Row, folder: Path) -> tuple[list[Check], dict[str, Any]]:
 def with_cases(spec: Spec, driven: list[Driven]) -> Spec:
     """The specification with the row's own requests."""
     cases = [{"name": case.name, "requests": case.requests} for case in driven]
-    return parse_spec({**spec.raw, "cases": cases})
+    return replace(spec, cases=from_builtins(cases, tuple[RehearsalCase, ...]))
 
 
 def fate_checks(row: Row, plan: Plan, seen: dict[str, Any]) -> Iterator[Check]:

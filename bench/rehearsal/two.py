@@ -26,11 +26,11 @@ from typing import Any
 from bench.rehearsal.pytorch import mib, table
 from turbofit import api
 from turbofit.core.plan import Plan
+from turbofit.pretend.documents import dumped
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.torch.torch_planned import planned_scenario, planned_spec
 from turbofit.rehearse.torch.torch_run import need_packages, torch_environment
-from turbofit.rehearse.torch.torch_spec import dump_spec
 from turbofit.rehearse.turbomind.notes import read_notes
 
 #: How often each engine repeats its cases: the first outlives the second.
@@ -101,7 +101,7 @@ def rehearse(first: Plan, second: Plan, folder: Path) -> Ran:
         own.mkdir()
         spec = planned_spec(plan, own)
         spec = dataclasses.replace(spec, cases=spec.cases * rounds)
-        (own / "spec.json").write_text(dump_spec(spec))
+        (own / "spec.json").write_text(dumped(spec))
         environ |= spec.environ
     return run_pretend(
         [sys.executable, "-m", "bench.rehearsal.two", "--drive", str(folder)],

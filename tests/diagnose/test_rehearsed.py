@@ -45,7 +45,7 @@ def die(
     card = {"name": "NVIDIA GeForce RTX 3090", "total": total * MIB, "used": 300 * MIB,
             "sm": [8, 6], "sm_count": 82, "l2": 6 * MIB}  # fmt: skip
     spec = {
-        "machine": {"gpus": [card] * options["tp"], "p2p": True},
+        "machine": {"gpus": [card] * options["tp"]},
         "model_dir": str(folder / model),
         "settings": options,
         "cases": cases,

@@ -9,8 +9,8 @@ from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Link, Machine
 from turbofit.core.struct import NA
 from turbofit.pretend.environment import cuda_site, pretend_environment
-from turbofit.pretend.from_machine import machine_part
-from turbofit.pretend.scenario import MIB, scenario_from_spec
+from turbofit.pretend.from_machine import pretend_twin
+from turbofit.pretend.scenario import MIB
 
 
 def test_only_the_child_is_changed() -> None:
@@ -76,17 +76,15 @@ def test_the_twin_of_a_machine() -> None:
         gpus=tuple(_gpu(i) for i in range(4)),
         links=(Link(a=1, b=3, p2p_read=True, p2p_write=True), Link(a=0, b=1, p2p_read=True)),
     )
-    part = machine_part(machine, [3, 1, 0], context=500 * MIB)
-    assert part["p2p"] == [[1, 0], [0, 1]]
-    scenario = scenario_from_spec(part)
+    scenario = pretend_twin(machine, [3, 1, 0])
     assert scenario.gpus[0].total == 22728 * MIB
-    assert scenario.gpus[0].used == 600 * MIB
+    assert scenario.gpus[0].used == 100 * MIB
     assert scenario.peers == frozenset({(0, 1), (1, 0)})
 
 
 def test_what_is_not_known_is_an_error() -> None:
     machine = Machine(name="m", source="nvml", gpus=(_gpu(0, l2=NA),))
     with pytest.raises(MachineError, match="l2 is not known"):
-        machine_part(machine, [0])
+        pretend_twin(machine, [0])
     with pytest.raises(MachineError, match="no GPU 5"):
-        machine_part(machine, [5])
+        pretend_twin(machine, [5])

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from turbofit.pretend.build import compiler
+from turbofit.pretend.documents import dumped, from_builtins, loaded
 from turbofit.pretend.elf import dynamic_symbols
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT
-from turbofit.pretend.scenario import PretendGpu, Scenario, scenario_from_spec
+from turbofit.pretend.scenario import PretendGpu, Scenario
 from turbofit.pretend.surface import check_surface, provided, wanted
 from turbofit.pretend.symbols import Symbols, demangle, short_name
 from turbofit.pretend.timeline import Event, TimelineReader, read_timeline
@@ -91,7 +92,7 @@ def test_the_wheel_imports_nothing_that_we_lack(libraries: Path) -> None:
 
 
 def test_scenario_text_has_everything() -> None:
-    scenario = scenario_from_spec(
+    scenario = from_builtins(
         {
             "gpus": [
                 {
@@ -104,10 +105,12 @@ def test_scenario_text_has_everything() -> None:
                 }
             ]
             * 2,
-            "p2p": [[0, 1]],
+            "peers": [[0, 1]],
             "extra": 512,
-        }
+        },
+        Scenario,
     )
+    assert loaded(dumped(scenario), Scenario) == scenario
     lines = scenario.text("/t").splitlines()
     assert "device 1000 10 0 8 6 82 6291456 102400 101376 NVIDIA GeForce RTX 3090" in lines
     assert "peer 0 1" in lines

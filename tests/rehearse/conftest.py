@@ -94,7 +94,7 @@ def run(checkpoints: Callable[[str], Path]) -> Rehearse:
             "session_len": 32768,
         }
         data = {
-            "machine": {"gpus": [CARD | (card or {})] * tp, "p2p": True} | (machine or {}),
+            "machine": {"gpus": [CARD | (card or {})] * tp} | (machine or {}),
             "model_dir": str(checkpoints(model)),
             "settings": base | settings,
             "cases": cases or [],

@@ -34,16 +34,16 @@ def plans(engine: str, context: int, buffers: int) -> tuple[Plan, Plan]:
 @pytest.mark.parametrize(("context", "buffers"), [(-60, -38), (25, 140)])
 def test_turbominds_twin_has_the_corrections(context: int, buffers: int) -> None:
     (before,), (after,) = (
-        plan_spec(plan, Path("x")).machine["gpus"] for plan in plans("turbomind", context, buffers)
+        plan_spec(plan, Path("x")).machine.gpus for plan in plans("turbomind", context, buffers)
     )
-    assert after["used"] - before["used"] == context * MIB
-    assert after["late"] - before["late"] == buffers * MIB
+    assert after.used - before.used == context * MIB
+    assert after.late - before.late == buffers * MIB
 
 
 def test_no_twin_has_less_than_nothing() -> None:
     _, plan = plans("turbomind", -5000, -5000)
-    (gpu,) = plan_spec(plan, Path("x")).machine["gpus"]
-    assert gpu["used"] == gpu["late"] == 0
+    (gpu,) = plan_spec(plan, Path("x")).machine.gpus
+    assert gpu.used == gpu.late == 0
 
 
 @pytest.mark.parametrize("buffers", [-20, 140])

@@ -17,7 +17,7 @@ def card(**phases: tuple[int, int]) -> RehearsedGpu:
 
 def test_what_is_charged_to_a_card_is_in_use_when_the_account_says_so() -> None:
     held = card(weights=(90, 80), cache=(180, 180), case_vision_request=(190, 185))
-    seen = moments([held], [{"used": 1000, "late": 50}])
+    seen = moments([held], [PretendGpu("x", 2000, used=1000, late=50)])
     assert [(one.phase, one.peak, one.end) for one in seen] == [
         ("weights", (1090,), (1080,)),
         ("cache", (1230,), (1230,)),  # the question how much is free came first
@@ -29,14 +29,14 @@ def test_what_is_charged_to_a_card_is_in_use_when_the_account_says_so() -> None:
 def test_a_card_without_a_phase_stays_as_it_was() -> None:
     first = card(weights=(90, 80), cache=(180, 180), ready=(180, 180))
     second = card(weights=(70, 60), ready=(160, 150))
-    seen = moments([first, second], [{"used": 0}, {"used": 0}])
+    seen = moments([first, second], [PretendGpu("x", 2000)] * 2)
     assert [one.phase for one in seen] == ["weights", "cache", "ready"]
     assert [one.peak for one in seen] == [(90, 70), (180, 60), (180, 160)]
     assert [one.end for one in seen] == [(80, 60), (180, 60), (180, 150)]
 
 
 def test_a_start_that_died_ends_where_it_died() -> None:
-    seen = moments([RehearsedGpu(end={"import": 0})], [{"used": 7}])
+    seen = moments([RehearsedGpu(end={"import": 0})], [PretendGpu("x", 2000, used=7)])
     assert [(one.phase, one.peak, one.end) for one in seen] == [("import", (7,), (7,))]
 
 

@@ -108,7 +108,7 @@ def test_spec_units_and_errors(tmp_path: Path) -> None:
     spec = parse_spec(data)
     assert spec.cases[0].requests[0].units == (13, (1, 78, 138))
     with pytest.raises(UsageError, match="model_dir"):
-        parse_spec({"machine": {}})
+        parse_spec({"machine": {"gpus": []}})
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(UsageError, match="cannot read"):
         load_spec(tmp_path / "s.json")

@@ -126,7 +126,7 @@ def test_cuda_ipc_holds_its_buffers_before_the_cache(run: Rehearse) -> None:
 
 
 def test_cuda_ipc_without_peer_access_dies_as_the_driver_fails_it(run: Rehearse) -> None:
-    document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"p2p": False})
+    document = run("internvl2-8b", tp=2, communicator="cuda-ipc", machine={"peers": []})
     assert document["outcome"] == "failed"
     assert "invalid device ordinal" in document["death"]["where"]
     assert document["death"]["phase"] == "context"

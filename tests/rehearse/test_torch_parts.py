@@ -16,12 +16,13 @@ from tests.rehearse.timelines import held_in
 from turbofit.cli.main import main
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
+from turbofit.pretend.documents import dumped, loaded
 from turbofit.rehearse.torch import torch_rehearsal, torch_run
 from turbofit.rehearse.torch.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch.torch_death import judge
 from turbofit.rehearse.torch.torch_ledger import combined
 from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch
-from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec, dump_spec, load_spec
+from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
 
 TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
@@ -93,7 +94,7 @@ def test_the_cases_of_what_serves_one_at_a_time() -> None:
 def test_a_specification_survives_its_text() -> None:
     cases = torch_cases(TILES, (448, 896), batch=4)
     spec = TorchSpec("pytorch", Path("somewhere"), {"tp": 2}, cases)
-    assert load_spec(dump_spec(spec)) == spec
+    assert loaded(dumped(spec), TorchSpec) == spec
 
 
 # ---------------------------------------------------------------- books and ledger

@@ -15,8 +15,7 @@ from turbofit.core.plan import (
     RehearsedCache,
     RehearsedCase,
 )
-from turbofit.core.units import MIB
-from turbofit.report.run_report import (
+from turbofit.core.run_report import (
     EngineRecord,
     RunAttempt,
     RunEvent,
@@ -24,6 +23,7 @@ from turbofit.report.run_report import (
     RunMoment,
     RunReport,
 )
+from turbofit.core.units import MIB
 
 #: What each is, and how it is asked for.
 KINDS = {

@@ -14,7 +14,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
 from turbofit.memory.engine import Engine
-from turbofit.memory.engines import ENGINES, engine_named
+from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
@@ -25,7 +25,7 @@ from turbofit.tuner.search.sizing import Shape
 
 pytestmark = pytest.mark.slow
 
-engines = st.sampled_from([engine_named(name) for name in ENGINES])
+engines = st.sampled_from([engine_named(name) for name in LMDEPLOY])
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -8,14 +8,8 @@ from turbofit.cli.command import command
 from turbofit.cli.fields import filled, options_of
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.launch_options import CalibrateOptions
-from turbofit.cli.options import (
-    FORMS,
-    machine_options,
-    model_argument,
-    planning_keywords,
-    planning_options,
-)
-from turbofit.cli.serve_plan import LaunchArguments, first_plan, launch_request, planner_of, refuse
+from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
+from turbofit.cli.serve_plan import first_plan, given_request, launch_request, planner_of, refuse
 from turbofit.core.errors import TurbofitError, UsageError
 
 if TYPE_CHECKING:
@@ -49,20 +43,16 @@ _PRETEND: Final = (
 def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
     """Calibrate and show; 130 where Ctrl-C ended it, and it then goes on from there next time."""
     from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.serve.passthrough import sort_options
 
     options = filled(CalibrateOptions, given)
     options.check()
-    keywords = planning_keywords(given)
-    if "on" in keywords and not options.pretend:
+    request = given_request(model, given)
+    if request.on is not None and not options.pretend:
         raise UsageError(
             "calibrate measures the machine here, so --on does not go with it",
             hint="leave --on out, or add --pretend",
         )
-    passed = sort_options([], unplanned=False)
-    arguments = _CalibrateArguments(
-        LaunchArguments(model, keywords, options, passed), options, as_json=as_json, md=md
-    )
+    arguments = _CalibrateArguments(model, request, options, as_json=as_json, md=md)
     if options.forget:
         return _forget(arguments)
 
@@ -76,16 +66,11 @@ def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
 class _CalibrateArguments(NamedTuple):
     """The command line of `calibrate`, read once."""
 
-    launch: LaunchArguments
+    model: str
+    request: PlanRequest
     options: CalibrateOptions
     as_json: bool
     md: bool
-
-    @property
-    def model(self) -> str:
-        """A folder, a hub id or a preset's name."""
-        assert self.launch.model is not None
-        return self.launch.model
 
     @property
     def kept_apart(self) -> bool:
@@ -98,7 +83,8 @@ class _CalibrateArguments(NamedTuple):
         """How far an earlier run of the same calibration came."""
         from turbofit.launch.calibrate.progress import Progress
 
-        return Progress(self.model, self.launch.keywords, pretend=self.kept_apart)
+        asked = self.request.given()
+        return Progress(asked.pop("model"), asked, pretend=self.kept_apart)
 
 
 def _drop(arguments: _CalibrateArguments) -> int:
@@ -124,32 +110,33 @@ def _calibrate(arguments: _CalibrateArguments, stop: Stop, leases: Leases) -> si
     from turbofit.cli.output import note
     from turbofit.launch.engine.environment import lmdeploy_if_needed
 
-    lmdeploy, missing = lmdeploy_if_needed(arguments.launch.keywords.get("engine"))
-    if arguments.options.pretend:
+    lmdeploy, missing = lmdeploy_if_needed(arguments.request.engine)
+    options, request = arguments.options, arguments.request
+    if options.pretend:
         note(_PRETEND)
-        if arguments.options.again:
+        if options.again:
             # A pretend card is charged with what its plan says: it would learn the same twice.
             _drop(arguments)
     progress = arguments.progress()
-    config = _config(arguments.options, launch_request(arguments.launch))
+    config = _config(options, launch_request(request, pretend=options.pretend))
     planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
     plan = _resumed(progress, planner)
     changes: dict[str, Any] = {}
     if plan is None:
-        plan, changes = first_plan(arguments.launch, planner, lmdeploy.version)
+        plan, changes = first_plan(request, options, planner, lmdeploy.version)
         if not plan.engine.of_lmdeploy:
             raise UsageError(
                 f"{plan.model.name} is planned for Transformers: calibrate measures LMDeploy",
                 hint="turbofit serve checks its plan with a worst-case request",
             )
-        if _known(plan) and not arguments.options.again:
+        if _known(plan) and not options.again:
             _show_known(plan, arguments)
             return None
         if plan.fits:
             plan = planner.settle(plan, changes)
     refuse(plan, missing)
     note(plan.verdict)
-    calibrator = _calibrator(progress, pretend=arguments.options.pretend)
+    calibrator = _calibrator(progress, pretend=options.pretend)
     if not progress.complete:
         job = _job(config, plan, lmdeploy, stop, leases, calibrator, planner, changes)
         try:

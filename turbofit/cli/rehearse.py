@@ -43,11 +43,13 @@ def rehearse(
     from turbofit import api
     from turbofit.cli.output import note
     from turbofit.cli.plan import show_plan
+    from turbofit.rehearse.torch.torch_drivers import DRIVERS
 
     keywords = planning_keywords(given)
-    engine = keywords.get("engine")
-    if engine == "transformers" or (engine == "pytorch" and defaults):
-        _check(engine, keywords)
+    engine = keywords.get("engine", "auto")
+    driver = DRIVERS.get(engine)
+    if driver is not None and (defaults or not driver.batches):
+        _check(engine, keywords, batches=driver.batches)
         return _rehearse_torch(model, keywords, keep, as_json=as_json, md=md)
     if keep is not None:
         raise UsageError(
@@ -78,7 +80,7 @@ def _rehearse_torch(
     return 0 if document["outcome"] == "served" else 3
 
 
-def _check(engine: str, given: dict[str, Any]) -> None:
+def _check(engine: str, given: dict[str, Any], *, batches: bool) -> None:
     """Refuse what this engine has no use for, rather than leave it unheard."""
     from turbofit.memory.turbomind.engine import Turbomind
     from turbofit.planning.request import ENGINE_OPTIONS
@@ -90,7 +92,7 @@ def _check(engine: str, given: dict[str, Any]) -> None:
                 hint="give the engine's own options, such as --session-len or --max-batch-size",
             )
     unused = set(Turbomind.own_options)
-    if engine == "transformers":
+    if not batches:
         unused |= {*ENGINE_OPTIONS, "tp"} - {"dtype"}
     for name in sorted(unused & set(given)):
         raise UsageError(

@@ -9,21 +9,18 @@ from turbofit.cli.fields import filled, options_of
 from turbofit.cli.gateway_options import GatewayOptions
 from turbofit.cli.interrupt import exit_code, run_until_signal
 from turbofit.cli.launch_options import ServeOptions
-from turbofit.cli.options import (
-    FORMS,
-    machine_options,
-    model_argument,
-    planning_keywords,
-    planning_options,
-)
+from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
 from turbofit.cli.serve_cluster import serve_on_cluster
 from turbofit.cli.serve_plan import (
-    LaunchArguments,
+    ServeArguments,
     first_plan,
+    given_request,
     launch_request,
     planner_of,
+    read_saved,
     refuse,
     show_commands,
+    with_passed,
 )
 from turbofit.core.errors import UsageError
 
@@ -71,38 +68,39 @@ def serve(*, model: str | None, as_json: bool, md: bool, rest: Sequence[str], **
     options = filled(ServeOptions, given)
     public = filled(GatewayOptions, given)
     passed = sort_options(rest, unplanned=options.unplanned)
-    keywords = planning_keywords(given)
-    if "on" in keywords and not options.dry_run and not options.pretend:
+    request = given_request(model, given)
+    if request.on is not None and not options.dry_run and not options.pretend:
         raise UsageError(
             "serve launches on the machine here, so --on does not go with it",
             hint="leave --on out, or add --dry-run or --pretend",
         )
     options.check()
-    arguments = LaunchArguments(model, keywords, options, passed, options.plan)
+    arguments = ServeArguments(request, options, passed)
     if options.cluster is not None:
         if model is None:
             raise UsageError("--cluster needs a model", hint="turbofit serve MODEL --cluster ray")
         if options.pretend:
             note(_PRETEND)
         gateway = _gateway(public, passed)
-        return serve_on_cluster(arguments, options, gateway, public.access_log, as_json=as_json)
+        return serve_on_cluster(arguments, gateway, public.access_log, as_json=as_json)
     if model is None and not options.plan:
         raise UsageError("serve needs a model", hint="turbofit serve MODEL, or --plan FILE")
     if options.dry_run:
         return show_commands(arguments, port=public.port, as_json=as_json, md=md)
-    config = _config(arguments, options, public)
+    config = _config(arguments, public)
     return _stoppable(arguments, config, as_json=as_json)
 
 
-def _config(
-    arguments: LaunchArguments, options: ServeOptions, public: GatewayOptions
-) -> ServeConfig:
+def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
     """What the options ask for."""
     from turbofit.launch.serve.config import ServeConfig
 
-    passed = arguments.passed
+    options, passed = arguments.options, arguments.passed
+    request = None
+    if not options.plan:
+        request = launch_request(with_passed(arguments), pretend=options.pretend)
     return ServeConfig.of(
-        request=None if arguments.plan else launch_request(arguments),
+        request=request,
         gateway=None if options.no_gateway else _gateway(public, passed),
         port=public.port,
         api_key=passed.api_keys[0] if passed.api_keys else None,
@@ -112,7 +110,7 @@ def _config(
     )
 
 
-def _stoppable(arguments: LaunchArguments, config: ServeConfig, *, as_json: bool) -> int:
+def _stoppable(arguments: ServeArguments, config: ServeConfig, *, as_json: bool) -> int:
     from turbofit.launch.serve.leases import Leases
 
     def body(stop: Stop) -> signal.Signals:
@@ -123,7 +121,7 @@ def _stoppable(arguments: LaunchArguments, config: ServeConfig, *, as_json: bool
 
 
 def _launch(
-    arguments: LaunchArguments, config: ServeConfig, stop: Stop, leases: Leases, *, as_json: bool
+    arguments: ServeArguments, config: ServeConfig, stop: Stop, leases: Leases, *, as_json: bool
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
     from turbofit.launch.engine.environment import lmdeploy_if_needed
@@ -133,15 +131,22 @@ def _launch(
     from turbofit.launch.serve.record import Record, run_folder
     from turbofit.launch.serve.session import run_session
 
-    lmdeploy, missing = lmdeploy_if_needed(arguments.keywords.get("engine"))
+    request, options = arguments.request, arguments.options
+    lmdeploy, missing = lmdeploy_if_needed(request.engine)
     for text in (*end_orphans(leases), *([leases.alone] if leases.alone else [])):
         note(f"warning: {text}")
     if config.pretend:
         note(_PRETEND)
     planner = planner_of(config, leases, doubled=lmdeploy.warning is not None)
-    plan, changes = first_plan(arguments, planner, lmdeploy.version)
+    changes: dict[str, Any] | None = None
+    if options.plan:
+        plan = read_saved(arguments, options.plan)
+        if plan.fits:
+            planner.take(plan)
+    else:
+        plan, changes = first_plan(request, options, planner, lmdeploy.version)
     if plan.fits:
-        plan = planner.settle(plan, None if arguments.plan else changes)
+        plan = planner.settle(plan, changes)
     refuse(plan, missing)
     note(plan.verdict)
     for warning in (*plan.warnings, *_doubts(config, arguments.passed, lmdeploy.warning)):
@@ -159,7 +164,7 @@ def _launch(
         lmdeploy=lmdeploy,
         leases=leases,
         fetch=None if config.pretend else WeightsFetcher(note),
-        replan=None if arguments.plan else planner.make,
+        replan=None if options.plan else planner.make,
         changes=changes,
     )
     ended = run_session(job, plan, stop)

@@ -9,8 +9,7 @@ from turbofit.cli.options import refuse_beside_cluster
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from turbofit.cli.launch_options import ServeOptions
-    from turbofit.cli.serve_plan import LaunchArguments
+    from turbofit.cli.serve_plan import ServeArguments
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.serve.config import ClusterServeConfig
 
@@ -33,12 +32,7 @@ def ray_address(text: str) -> str | None:
 
 
 def serve_on_cluster(
-    arguments: LaunchArguments,
-    options: ServeOptions,
-    gateway: GatewayConfig,
-    access_log: str | None,
-    *,
-    as_json: bool,
+    arguments: ServeArguments, gateway: GatewayConfig, access_log: str | None, *, as_json: bool
 ) -> int:
     """Serve until a signal; 0 once one ended it in order.
 
@@ -48,10 +42,10 @@ def serve_on_cluster(
     from turbofit.cli.output import answer, note
     from turbofit.launch.cluster.run import serve_cluster
 
-    given = {*arguments.keywords, *options.given()}
+    given = {*arguments.request.given(), *arguments.options.given()}
     instead = "; turbofit plan --cluster shows what would be served"
     refuse_beside_cluster(_ONE_MACHINE, given, instead)
-    config = _config(arguments, options, gateway, access_log)
+    config = _config(arguments, gateway, access_log)
     ended = run_until_signal(
         lambda stop: serve_cluster(
             config,
@@ -69,18 +63,15 @@ def serve_on_cluster(
 
 
 def _config(
-    arguments: LaunchArguments,
-    options: ServeOptions,
-    gateway: GatewayConfig,
-    access_log: str | None,
+    arguments: ServeArguments, gateway: GatewayConfig, access_log: str | None
 ) -> ClusterServeConfig:
     """What the options ask for; the model is read here, so that no node has to."""
-    from turbofit.cli.serve_plan import plan_request
+    from turbofit.cli.serve_plan import with_passed
     from turbofit.launch.serve.config import ClusterServeConfig
     from turbofit.planning.resolve import model_of
 
+    options, request = arguments.options, with_passed(arguments)
     assert options.cluster is not None
-    request = plan_request(arguments)
     return ClusterServeConfig.of(
         request=request.changed(model=model_of(request)),
         gateway=gateway,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name
+from turbofit.cli.fields import filled
 from turbofit.cli.options import LAST_PORT, planning_keywords, setting_options
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
-    from turbofit.cli.launch_options import LaunchOptions
+    from collections.abc import Mapping
+
+    from turbofit.cli.launch_options import LaunchOptions, ServeOptions
     from turbofit.core.plan import Command, Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
@@ -18,23 +21,23 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
 
 __all__ = [
-    "LaunchArguments", "first_plan", "launch_request", "plan_request", "planner_of", "refusal",
-    "refuse", "show_commands",
+    "ServeArguments", "first_plan", "given_request", "launch_request", "planner_of", "read_saved",
+    "refusal", "refuse", "show_commands", "with_passed",
 ]  # fmt: skip
 
+#: The model of a request that names none: a saved plan has its own.
+_NO_MODEL: Final = "-"
 
-class LaunchArguments(NamedTuple):
-    """The command line of what launches engines, read once.
 
-    ``keywords`` are the plan's, as `planning_keywords` reads them; ``passed`` is what follows
-    ``--``; ``plan`` is a saved plan's file, with which nothing is planned.
+class ServeArguments(NamedTuple):
+    """The command line of `serve`, read once.
+
+    ``request`` is what stands before ``--``, ``passed`` what follows.
     """
 
-    model: str | None
-    keywords: dict[str, Any]
-    options: LaunchOptions
+    request: PlanRequest
+    options: ServeOptions
     passed: Passed
-    plan: str | None = None
 
 
 def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner:
@@ -48,42 +51,49 @@ def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner
     return Planner(config.request, leased, note, rehearse=rehearse, doubled=doubled)
 
 
-def launch_request(arguments: LaunchArguments) -> PlanRequest:
-    """`plan_request`; the machine of a pretend run has what pretend runs have learned.
+def given_request(model: str | None, given: Mapping[str, Any]) -> PlanRequest:
+    """What the options ask for.
+
+    Raises:
+        UsageError: a value is wrong.
+    """
+    from turbofit.planning.request import PlanRequest
+
+    return filled(PlanRequest, {**given, "model": model or _NO_MODEL})
+
+
+def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
+    """What a launch plans; the machine of a pretend run has what pretend runs have learned.
 
     It never has what real runs have. A twin of the machine here has the real card's, as its plan.
     """
+    from turbofit.core.machine import Machine
     from turbofit.machine.source import machine_from
     from turbofit.observe.calibrations import with_calibrations
 
-    request = plan_request(arguments)
-    if not arguments.options.pretend:
+    if not pretend:
         return request
-    machine = machine_from(arguments.keywords.get("on"), gpus=request.gpus)
+    assert not isinstance(request.on, Machine)  # the command line names it
+    machine = machine_from(request.on, gpus=request.gpus)
     if machine.source != "nvml":
         machine = with_calibrations(machine, pretend=True)
     return request.changed(on=machine, gpus=None)
 
 
 def first_plan(
-    arguments: LaunchArguments, planner: Planner, version: str
+    request: PlanRequest, options: LaunchOptions, planner: Planner, version: str
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan to begin with, and the learned changes that it was made with."""
     from turbofit.cli.output import note
     from turbofit.launch.serve.learned import forget, recall
 
-    if arguments.plan:
-        plan = _read(arguments)
-        if plan.fits:
-            planner.take(plan)
-        return plan, {}
-    plan = planner.make({})
-    if arguments.options.forget:
-        if forget(plan, version, pretend=arguments.options.pretend):
+    plan, given = planner.make({}), request.given()
+    if options.forget:
+        if forget(plan, version, pretend=options.pretend):
             note("forgot what earlier launches had learned")
         return plan, {}
-    changes = recall(plan, version, pretend=arguments.options.pretend)
-    changes = {name: value for name, value in changes.items() if name not in arguments.keywords}
+    changes = recall(plan, version, pretend=options.pretend)
+    changes = {name: value for name, value in changes.items() if name not in given}
     if not changes or not plan.fits:
         return plan, {}
     said = ", ".join(f"{name} {value}" for name, value in changes.items())
@@ -95,7 +105,7 @@ def first_plan(
     return again, changes
 
 
-def show_commands(arguments: LaunchArguments, *, port: int, as_json: bool, md: bool) -> int:
+def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bool) -> int:
     """Print instead of launching: the commands as somebody would run them without a gateway."""
     import msgspec
 
@@ -104,7 +114,10 @@ def show_commands(arguments: LaunchArguments, *, port: int, as_json: bool, md: b
     from turbofit.planning.plan import plan as best_plan
     from turbofit.report.shell import shell_command
 
-    plan = _read(arguments) if arguments.plan else best_plan(plan_request(arguments))
+    if arguments.options.plan:
+        plan = read_saved(arguments, arguments.options.plan)
+    else:
+        plan = best_plan(with_passed(arguments))
     commands = _commands(plan, arguments.passed, port)
     if as_json or md:
         shown = msgspec.structs.replace(plan, commands=commands)
@@ -143,25 +156,24 @@ def refuse(plan: Plan, missing: PackageError | None) -> None:
         )
 
 
-def plan_request(arguments: LaunchArguments) -> PlanRequest:
-    """What the options ask for, those after ``--`` among them.
+def with_passed(arguments: ServeArguments) -> PlanRequest:
+    """The request with the options after ``--`` that are planned with.
 
     Raises:
         UsageError: one of them is given twice.
     """
-    from turbofit.planning.request import PlanRequest
-
-    keywords = dict(arguments.keywords)
-    for name, value in _modelled(arguments.passed).items():
-        if keywords.setdefault(name, value) != value:
+    request, more = arguments.request, _modelled(arguments.passed)
+    given = request.given()
+    for name, value in more.items():
+        if given.get(name, value) != value:
             raise UsageError(
                 f"{option_name(name)} is given twice, before and after --",
                 hint="leave one of the two out",
             )
-    return PlanRequest.of(model=arguments.model, **keywords)
+    return request.changed(**more) if more else request
 
 
-def _read(arguments: LaunchArguments) -> Plan:
+def read_saved(arguments: ServeArguments, file: str) -> Plan:
     """A saved plan: it is complete, so that nothing may be planned beside it.
 
     Raises:
@@ -170,12 +182,11 @@ def _read(arguments: LaunchArguments) -> Plan:
     from turbofit.core.struct import to_builtins
     from turbofit.report.saved import read_plan
 
-    model, keywords = arguments.model, arguments.keywords
-    if model is not None or keywords:
-        what = "a model" if model is not None else option_name(next(iter(keywords)))
+    given = arguments.request.given()
+    if given.pop("model") != _NO_MODEL or given:
+        what = option_name(next(iter(given))) if arguments.request.model == _NO_MODEL else "a model"
         raise UsageError(f"--plan and {what} do not go together", hint="give one of the two")
-    assert arguments.plan is not None
-    plan = read_plan(arguments.plan)
+    plan = read_plan(file)
     each = [to_builtins(one.settings) for one in plan.each()]
     for name, value in _modelled(arguments.passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in each))
@@ -197,10 +208,9 @@ def _modelled(passed: Passed) -> dict[str, Any]:
 
 def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
-    from turbofit.planning.fallback_commands import any_commands, refuse_options
+    from turbofit.planning.commands import commands, refuse_options
 
-    if not plan.engine.of_lmdeploy:
-        refuse_options(passed.argv)
+    refuse_options(plan.engine, passed.argv)
     if port + plan.parallel.replicas - 1 > LAST_PORT:
         raise UsageError(
             f"{plan.parallel.replicas} engines from port {port} on go beyond {LAST_PORT}",
@@ -208,5 +218,5 @@ def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
         )
     return tuple(
         Command(env=command.env, argv=(*command.argv, *passed.argv), group=command.group)
-        for command in any_commands(plan, port=port)
+        for command in commands(plan, port=port)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from msgspec.structs import replace
@@ -15,9 +15,8 @@ from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, Re
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
 
 __all__ = [
+    "CONFIG_NAMES",
     "PLAN_SCHEMA",
-    "PYTORCH_NAMES",
-    "TURBOMIND_NAMES",
     "Basis",
     "Candidate",
     "Command",
@@ -51,13 +50,12 @@ PLAN_SCHEMA: Final = "turbofit.plan/1"
 #: preprocessing 2 ms at the least and about 30 ms as a photograph, and all clients wait for it.
 _MOST_IMAGES: Final = 64
 
-#: Settings that TurboMind's config has, and those of the PyTorch engine's with its own names.
-TURBOMIND_NAMES: Final = (
+_TURBOMIND_NAMES: Final = (
     "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
     "session_len", "quant_policy", "cache_block_seq_len", "communicator", "async_",
     "enable_prefix_caching", "model_format", "language_model_only",
 )  # fmt: skip
-PYTORCH_NAMES: Final = (
+_PYTORCH_NAMES: Final = (
     *((name, name) for name in (
         "tp", "dtype", "cache_max_entry_count", "max_prefill_token_num", "max_batch_size",
         "session_len", "quant_policy",
@@ -68,6 +66,12 @@ PYTORCH_NAMES: Final = (
         "eager_mode", "cudagraph_capture_batch_sizes", "distributed_executor_backend",
     )),
 )  # fmt: skip
+
+#: Settings that each of LMDeploy's configs has: our names and its own.
+CONFIG_NAMES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "turbomind": tuple((name, name) for name in _TURBOMIND_NAMES),
+    "pytorch": _PYTORCH_NAMES,
+}
 
 EngineName = Literal["turbomind", "pytorch", "transformers"]
 Goal = Literal["throughput", "latency", "context"]
@@ -466,16 +470,14 @@ class Plan(Struct):
             raise PackageError(
                 "LMDeploy is not installed", hint='pip install "turbofit[lmdeploy]"'
             ) from None
-        if self.engine.name == "pytorch":
-            return PytorchEngineConfig(**self.lmdeploy_settings())
-        return TurbomindEngineConfig(**self.lmdeploy_settings())
+        kind = {"pytorch": PytorchEngineConfig}.get(self.engine.name, TurbomindEngineConfig)
+        return kind(**self.lmdeploy_settings())
 
     def lmdeploy_settings(self) -> dict[str, Any]:
         """The settings that the plan's engine has, under the names of its config."""
         values = to_builtins(self.settings)
-        if self.engine.name == "pytorch":
-            return {theirs: values[name] for name, theirs in PYTORCH_NAMES}
-        return {name: values[name] for name in TURBOMIND_NAMES}
+        names = CONFIG_NAMES.get(self.engine.name, CONFIG_NAMES["turbomind"])
+        return {theirs: values[name] for name, theirs in names}
 
     @staticmethod
     def from_json(data: bytes | str, *, what: str = "plan") -> Plan:

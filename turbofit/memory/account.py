@@ -52,13 +52,15 @@ class StaticMemory(Struct):
 
     ``before`` is there when free memory is read, ``buffers`` are persistent and come after the
     cache. ``temporaries`` are bytes of ``before`` that are gone before the first request;
-    ``staged`` is the most that loading holds above the rest of ``before``.
+    ``staged`` is the most that loading holds above the rest of ``before``. ``transients`` are the
+    alternatives that this GPU alone has.
     """
 
     before: tuple[Term, ...]
     buffers: tuple[Term, ...]
     temporaries: int = 0
     staged: int = 0
+    transients: tuple[Term, ...] = ()
 
 
 class Account(ABC):
@@ -70,8 +72,8 @@ class Account(ABC):
         margins: bytes to leave free, one for each GPU.
         held: what each GPU holds whatever the ratio is.
         pool: the term that transients share room with: what the engine's allocator keeps after its
-            warm-up.
-        transients: the alternatives; the largest decides.
+            warm-up; None where the engine has none.
+        transients: the alternatives on every GPU; the largest decides.
         units_per_forward: vision units that the largest of them pays for.
         calibration: what was measured of such a launch, where it was; its corrections are in
             ``held`` already.
@@ -94,7 +96,7 @@ class Account(ABC):
         gpus: Sequence[Gpu],
         margins: Sequence[int],
         held: Sequence[StaticMemory],
-        pool: Term,
+        pool: Term | None,
         transients: Sequence[Term],
         units_per_forward: int,
         calibration: Calibration | None = None,
@@ -103,11 +105,16 @@ class Account(ABC):
         self.settings = settings
         self.gpus = tuple(gpus)
         self.margins = tuple(margins)
-        self.transients = tuple(transients)
         self.units_per_forward = units_per_forward
         self._held = tuple(held)
-        self._pool = pool
-        self._worst = max((term.bytes for term in transients), default=0)
+        self._pool = () if pool is None else (pool,)
+        self._pool_bytes = total_bytes(self._pool)
+        self.transients = tuple(transients)
+        #: Each GPU's largest transient, or the pool that it lives in.
+        self._worst = [
+            max(self._pool_bytes, *(term.bytes for term in (*transients, *one.transients)), 0)
+            for one in held
+        ]
         self._before_bytes = [total_bytes(one.before) for one in held]
         self._buffer_bytes = [total_bytes(one.buffers) for one in held]
         #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
@@ -206,8 +213,7 @@ class Account(ABC):
     def _room(self, i: int) -> int:
         """Bytes that the cache may take on one GPU."""
         held = self._before_bytes[i] - self._held[i].temporaries + self._buffer_bytes[i]
-        pool = max(self._pool.bytes, self._worst)
-        return self._usable(i) - self.margins[i] - held - pool
+        return self._usable(i) - self.margins[i] - held - self._worst[i]
 
     def _loads(self) -> bool:
         return all(
@@ -221,9 +227,9 @@ class Account(ABC):
 
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
         gpu, one = self.gpus[i], self._held[i]
-        body = [*one.before, *self.cache_terms(i, ratio), *one.buffers, self._pool]
+        body = [*one.before, *self.cache_terms(i, ratio), *one.buffers, *self._pool]
         steady = total_bytes(body)
-        peak = steady - self._pool.bytes + max(self._pool.bytes, self._worst)
+        peak = steady - self._pool_bytes + self._worst[i]
         load_peak = self._load_peak(i)
         return GpuLedger(
             index=gpu.index,
@@ -233,7 +239,7 @@ class Account(ABC):
             reserved=known(gpu.reserved, 0),
             used=known(gpu.used, 0),
             free=known(gpu.free, 0),
-            ledger=(*body, *self.transients),
+            ledger=(*body, *self.transients, *one.transients),
             steady=steady,
             load_peak=load_peak,
             peak=peak,

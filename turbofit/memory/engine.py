@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
+from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.account import Account
@@ -39,18 +40,36 @@ class Traffic(Struct):
 
 
 class Engine(ABC):
-    """An engine of LMDeploy in one generation."""
+    """An engine in one generation.
+
+    Args:
+        version: one with presets, e.g. ``0.18``.
+    """
 
     name: ClassVar[EngineName]
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
-    encodes_again: ClassVar[bool]
+    encodes_again: ClassVar[bool] = False
     #: LMDeploy's options that only this engine has, by their names in a plan's request.
-    own_options: ClassVar[tuple[str, ...]]
+    own_options: ClassVar[tuple[str, ...]] = ()
     #: The options with which one engine runs on several nodes.
-    options_over_nodes: ClassVar[Mapping[str, object]]
-    version: str
+    options_over_nodes: ClassVar[Mapping[str, object]] = {}
     #: Why its account may not be right for the version that was asked for; None where it is.
     doubt: str | None = None
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    @property
+    def planned(self) -> PlannedEngine:
+        """The engine as a plan names it."""
+        return PlannedEngine(name=self.name, version=self.version)
+
+    def check_options(self, fixed: Mapping[str, object]) -> None:  # noqa: B027 - most have all
+        """Refuse options that every engine of LMDeploy has, and this one has not.
+
+        Raises:
+            UsageError: one is given.
+        """
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         """What LMDeploy takes where nothing is given, on a GPU of this name."""
@@ -97,6 +116,10 @@ class Engine(ABC):
     def warnings(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - an engine's own
         """What a person should know before this engine runs with these settings."""
         return ()
+
+    def communicator(self, settings: Settings) -> str:
+        """How the GPUs of a group reach each other."""
+        return settings.communicator
 
     @abstractmethod
     def prefill_words(self, settings: Settings) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from turbofit.core.machine import Machine
-from turbofit.planning.fallback_commands import any_commands
+from turbofit.planning.commands import commands
 from turbofit.planning.needs import need_warning
 from turbofit.planning.resolve import resolve
 
@@ -74,5 +74,5 @@ def _commanded(node: NodePlan) -> NodePlan:
         return node
     need = need_warning(node.plan)
     warnings = (*node.plan.warnings, need) if need else node.plan.warnings
-    made = replace(node.plan, commands=any_commands(node.plan), warnings=warnings)
+    made = replace(node.plan, commands=commands(node.plan), warnings=warnings)
     return replace(node, plan=made)

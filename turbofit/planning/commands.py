@@ -1,4 +1,7 @@
-"""The planned settings as command lines of ``lmdeploy serve api_server``, one a group of GPUs."""
+"""The planned settings as command lines, one for each group of GPUs.
+
+LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by turbofit's server.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
 from turbofit.memory.pytorch.environment import environment
+from turbofit.planning import fallback_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
-    from turbofit.core.plan import Plan, Settings
+    from turbofit.core.plan import Engine, Plan, Settings
 
 __all__ = [
-    "DEFAULT_PORT", "commands", "model_path", "private_commands", "ratio", "visible_devices",
+    "DEFAULT_PORT", "commands", "model_path", "module_of", "private_commands", "ratio",
+    "refuse_options", "visible_devices",
 ]  # fmt: skip
 
 #: LMDeploy's own default port.
@@ -29,7 +35,8 @@ def commands(
 ) -> tuple[Command, ...]:
     """One command for each group of the plan, on consecutive ports from ``port`` on.
 
-    The first word is ``lmdeploy``: whoever runs it may put an interpreter there.
+    The first word is ``lmdeploy`` or ``turbofit-fallback``: whoever runs it may put an interpreter
+    and `module_of` there.
     """
     ports = [port + number for number in range(len(plan.parallel.groups))]
     return _commands(plan, host, ports, [])
@@ -43,11 +50,13 @@ def private_commands(
     Args:
         plan: what to launch.
         ports: one a group.
-        folder: the model folder that LMDeploy is given.
+        folder: the model folder that the engine is given.
         name: what clients call the model.
     """
-    # An empty list is not possible on the command line, and the default lets every page in.
-    closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
+    closed: list[str] = []
+    if plan.engine.of_lmdeploy:
+        # An empty list is not possible on the command line, and the default lets every page in.
+        closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
     own = replace(plan.model.source, checkpoint=folder)
     model = replace(plan.model, source=own, hub_id=name)
     return _commands(replace(plan, model=model), "127.0.0.1", ports, closed)
@@ -63,11 +72,29 @@ def _commands(
                 "CUDA_VISIBLE_DEVICES": visible_devices(plan.machine, group),
                 **_engine_environment(plan.of_group(number)),
             },
-            argv=(*_argv(plan.of_group(number), host, port), *more),
+            argv=(*_arguments(plan.of_group(number), host, port), *more),
             group=number,
         )
         for number, (group, port) in enumerate(zip(plan.parallel.groups, ports, strict=True))
     )
+
+
+def module_of(engine: Engine) -> str:
+    """What ``python -m`` runs for the first word of an engine's command."""
+    return "lmdeploy" if engine.of_lmdeploy else fallback_command.MODULE
+
+
+def refuse_options(engine: Engine, options: Sequence[str]) -> None:
+    """Refuse LMDeploy's own options for another server.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if options and not engine.of_lmdeploy:
+        raise UsageError(
+            f"{options[0]} is an option of LMDeploy, which the plan does not run",
+            hint="leave out what follows --",
+        )
 
 
 def visible_devices(machine: Machine, group: tuple[int, ...]) -> str:
@@ -91,14 +118,18 @@ def ratio(value: float) -> str:
 
 def _engine_environment(plan: Plan) -> dict[str, str]:
     """What the engine needs to be told by its environment."""
+    if not plan.engine.of_lmdeploy:
+        return fallback_command.ENVIRONMENT
     if not plan.engine.on_torch:
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
         return {"TM_LOG_LEVEL": "INFO"}
     return environment(plan.settings, plan.model)
 
 
-def _argv(plan: Plan, host: str, port: int) -> tuple[str, ...]:
+def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
     model, path = plan.model, model_path(plan.model)
+    if not plan.engine.of_lmdeploy:
+        return fallback_command.arguments(plan, path, host, port)
     argv = ["lmdeploy", "serve", "api_server", path, "--backend", plan.engine.name]
     argv += _settings(plan)
     if model.hub_id and path != model.hub_id:

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.memory.engines import check_options, engine_for, fallback_reason
-from turbofit.planning.fallback_commands import any_commands
+from turbofit.memory.engines import check_options, engine_for
+from turbofit.planning.commands import commands
 from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
@@ -43,20 +43,20 @@ def predict(request: PredictRequest) -> Plan:
         As :func:`plan`; PackageError for a generation without an account.
     """
     resolved = resolve(request)
-    if request.lmdeploy is None and fallback_reason(resolved.model, request.engine) is not None:
+    engine = engine_for(resolved.model, request.engine, request.lmdeploy)
+    if not engine.planned.of_lmdeploy:
         raise UsageError(
             f"predict tells what LMDeploy does, and it does not run {resolved.model.name}",
             hint="turbofit plan finds settings for Hugging Face Transformers",
         )
-    account = engine_for(resolved.model, request.engine, request.lmdeploy)
-    check_options(account, resolved.fixed)
-    made = make_prediction(resolved, account, request.free_at_cache)
-    if account.doubt is None:
+    check_options(engine, resolved.fixed)
+    made = make_prediction(resolved, engine, request.free_at_cache)
+    if engine.doubt is None:
         return finished(made)
     if request.margin is None:
         resolved = replace(resolved, margin=Margin(bytes=doubled_margin(made)))
-        made = make_prediction(resolved, account, request.free_at_cache)
-    return finished(replace(made, warnings=(account.doubt, *made.warnings)))
+        made = make_prediction(resolved, engine, request.free_at_cache)
+    return finished(replace(made, warnings=(engine.doubt, *made.warnings)))
 
 
 def doubled_margin(plan: Plan) -> int:
@@ -68,4 +68,4 @@ def finished(plan: Plan) -> Plan:
     """With command lines, and what the environment and the packages say against them."""
     said = (rank_warning(plan.parallel.tp, os.environ), need_warning(plan))
     new = (text for text in said if text and text not in plan.warnings)
-    return replace(plan, commands=any_commands(plan), warnings=(*plan.warnings, *new))
+    return replace(plan, commands=commands(plan), warnings=(*plan.warnings, *new))

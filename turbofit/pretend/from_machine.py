@@ -7,16 +7,20 @@ from typing import Any
 
 from turbofit.core.errors import MachineError
 from turbofit.core.machine import Gpu, Machine
+from turbofit.pretend.scenario import PretendGpu, Scenario
+
+__all__ = ["pretend_twin"]
 
 
-def machine_part(machine: Machine, indices: Sequence[int], context: int = 0) -> dict[str, Any]:
-    """The ``machine`` part of a rehearsal's specification; sizes are bytes.
+def pretend_twin(machine: Machine, indices: Sequence[int]) -> Scenario:
+    """Some GPUs of a machine as pretend ones, without anything of our own on them.
 
     Args:
         machine: measured, or parsed from a SPEC.
         indices: the GPUs of one replica, in the order in which CUDA would number them.
-        context: bytes charged to each card for what a rehearsal cannot know (CUDA context,
-            kernel modules, NCCL's buffers); from presets or a calibration.
+
+    Raises:
+        MachineError: it has no such GPU, or something of one is not known.
     """
     gpus = {gpu.index: gpu for gpu in machine.gpus}
     missing = [i for i in indices if i not in gpus]
@@ -29,24 +33,24 @@ def machine_part(machine: Machine, indices: Sequence[int], context: int = 0) -> 
         for pair in ((link.a, link.b), (link.b, link.a))
     ]
     place = {index: position for position, index in enumerate(indices)}
-    return {
-        "gpus": [_gpu(gpus[i], context) for i in indices],
-        "p2p": [[place[a], place[b]] for a, b in reach],
-    }
+    return Scenario(
+        gpus=tuple(_gpu(gpus[i]) for i in indices),
+        peers=frozenset((place[a], place[b]) for a, b in reach),
+    )
 
 
-def _gpu(gpu: Gpu, context: int) -> dict[str, Any]:
+def _gpu(gpu: Gpu) -> PretendGpu:
     total, capability = _known(gpu, "total"), _known(gpu, "compute_capability")
     # What CUDA calls total excludes what the driver keeps; where that cannot be read, it is all.
     reserved = gpu.reserved if isinstance(gpu.reserved, int) else 0
-    return {
-        "name": gpu.name,
-        "total": total - reserved,
-        "used": _known(gpu, "used") + context,
-        "sm": list(capability),
-        "sm_count": _known(gpu, "sm_count"),
-        "l2": _known(gpu, "l2"),
-    }
+    return PretendGpu(
+        name=gpu.name,
+        total=total - reserved,
+        used=_known(gpu, "used"),
+        sm=capability,
+        sm_count=_known(gpu, "sm_count"),
+        l2=_known(gpu, "l2"),
+    )
 
 
 def _known(gpu: Gpu, field: str) -> Any:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -16,10 +16,10 @@ from turbofit.core.log import LazyLogger
 from turbofit.core.machine import Gpu, Machine
 from turbofit.pretend.build import build
 from turbofit.pretend.environment import pretend_environment
-from turbofit.pretend.from_machine import machine_part
+from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.group import run_group
 from turbofit.pretend.program import site_of
-from turbofit.pretend.scenario import MIB, Scenario, scenario_from_spec
+from turbofit.pretend.scenario import MIB, Scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
@@ -69,14 +69,17 @@ def scenario_of(machine: Machine, context: Callable[[Gpu], int]) -> Scenario:
         PretendError: a card is of a kind that cannot be pretended.
     """
     indices = machine.visible or tuple(gpu.index for gpu in machine.gpus)
-    part = machine_part(machine, indices)
-    gpus = {gpu.index: gpu for gpu in machine.gpus}
-    for index, one in zip(indices, part["gpus"], strict=True):
-        reserved = gpus[index].reserved
-        one["reserved"] = reserved if isinstance(reserved, int) else 0
-    part["context"] = max((context(gpus[i]) for i in indices), default=0)
-    part["timeline_limit"] = _TIMELINE_LIMIT
-    return scenario_from_spec(part)
+    twin = pretend_twin(machine, indices)
+    cards = [machine.gpu(index) for index in indices]
+    return replace(
+        twin,
+        gpus=tuple(
+            replace(one, reserved=card.reserved if isinstance(card.reserved, int) else 0)
+            for one, card in zip(twin.gpus, cards, strict=True)
+        ),
+        context=max(map(context, cards), default=0),
+        timeline_limit=_TIMELINE_LIMIT,
+    )
 
 
 def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked

@@ -1,10 +1,12 @@
-"""What the pretend machine looks like, and the text that tells the C side so."""
+"""What the pretend machine looks like, and the text that tells the C side so.
+
+JSON documents hold one as it is here: `turbofit.pretend.documents` reads and writes them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from turbofit.kernels.installed import empty_kernels_file
 from turbofit.pretend.errors import PretendError
@@ -128,34 +130,3 @@ class Scenario:
             return self.peers
         every = range(len(self.gpus))
         return [(a, b) for a in every for b in every if a != b]
-
-
-def scenario_from_spec(machine: Mapping[str, Any]) -> Scenario:
-    """The scenario of the ``machine`` part of a rehearsal's SPEC; sizes are bytes."""
-    gpus = tuple(
-        PretendGpu(
-            name=str(g["name"]),
-            total=int(g["total"]),
-            used=int(g.get("used", 0)),
-            late=int(g.get("late", 0)),
-            sm=(int(g["sm"][0]), int(g["sm"][1])),
-            sm_count=int(g["sm_count"]),
-            l2=int(g["l2"]),
-            reserved=int(g.get("reserved", 0)),
-        )
-        for g in machine["gpus"]
-    )
-    p2p = machine.get("p2p", True)
-    peers: frozenset[tuple[int, int]] | None
-    if isinstance(p2p, bool):
-        peers = None if p2p else frozenset()
-    else:
-        peers = frozenset((int(a), int(b)) for a, b in p2p)
-    knobs: dict[str, Any] = {k: int(machine[k]) for k in _KNOBS if machine.get(k) is not None}
-    return Scenario(gpus=gpus, peers=peers, **knobs)
-
-
-_KNOBS = (
-    "pool_step", "malloc_step", "vmm_step", "extra", "skew", "pinned_limit", "timeline_limit",
-    "context",
-)  # fmt: skip

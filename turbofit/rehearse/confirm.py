@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import convert
 from msgspec.structs import replace
 
 from turbofit.core.log import LazyLogger
@@ -165,7 +166,6 @@ def confirmed(plan: Plan) -> Plan:
 
 def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
     """The contract's summary of the probe's document."""
-    cache, death = document["cache"], document["death"]
     return Rehearsal(
         outcome=document["outcome"],
         seconds=document["seconds"],
@@ -179,23 +179,10 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
             )
             for case in document["cases"]
         ),
-        cache=RehearsedCache(
-            free=tuple(cache["free"]),
-            region=tuple(cache["region"]),
-            object_size=cache["object_size"],
-            slab_size=cache["slab_size"],
-            tokens=cache["tokens"],
-        ),
-        death=None
-        if death is None
-        else Death(
-            phase=death["phase"], where=death["where"], asked=death["asked"], left=death["left"]
-        ),
+        cache=convert(document["cache"], RehearsedCache),
+        death=convert(document["death"], Death | None),
         not_known=tuple(document["not_known"]),
-        timeline=tuple(
-            Moment(**{**one, "peak": tuple(one["peak"]), "end": tuple(one["end"])})
-            for one in document["timeline"]
-        ),
+        timeline=convert(document["timeline"], tuple[Moment, ...]),
     )
 
 

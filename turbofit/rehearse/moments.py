@@ -37,17 +37,17 @@ class _Lane(NamedTuple):
         return found
 
 
-def moments(cards: Sequence[RehearsedGpu], gpus: Sequence[Mapping[str, Any]]) -> tuple[Moment, ...]:
+def moments(cards: Sequence[RehearsedGpu], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
     """Moments of TurboMind's rehearsal.
 
     Args:
         cards: what each card held, by phase.
-        gpus: the pretend machine's cards, with ``used`` and ``late`` in bytes.
+        gpus: the pretend machine's cards.
     """
     lanes = []
     for card, gpu in zip(cards, gpus, strict=True):
         spans = {name: (card.peak.get(name, end), end) for name, end in card.end.items()}
-        lanes.append(_Lane(int(gpu.get("used", 0)), int(gpu.get("late", 0)), "cache", spans))
+        lanes.append(_Lane(gpu.used, gpu.late, "cache", spans))
     return _moments(lanes)
 
 

@@ -15,8 +15,9 @@ from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.log import LazyLogger
 from turbofit.core.plan import Plan, Remedy
 from turbofit.memory.engine import Engine
-from turbofit.memory.engines import ENGINES, FALLBACK, check_options, engine_for, fallback_reason
+from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for
 from turbofit.memory.shared_terms import capability_of
+from turbofit.model.families.support import engine_problem
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
@@ -36,14 +37,12 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
         PackageError: turbofit has no account for the engine.
         NoKernelError: no engine that runs the model has code for these cards.
     """
-    reason = fallback_reason(request.model, asked)
-    if reason is not None:
-        _LOG.info("engine %s: %s", FALLBACK, reason)
-        from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
-
-        return make_fallback_plan(request, reason)
     first = engine_for(request.model, asked)
     check_options(first, request.fixed)
+    if first.planned.serial:
+        reason = "as asked" if asked != "auto" else engine_problem(request.model, LMDEPLOY[0])
+        _LOG.info("engine %s: %s", first.name, reason)
+        return _serial(request, first, str(reason))
     try:
         made = _planned(request, first)
     except NoKernelError as exc:
@@ -83,6 +82,12 @@ def _with_kernels(
     )
 
 
+def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
+    from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
+
+    return make_fallback_plan(request, engine, reason)
+
+
 def _planned(request: ResolvedRequest, engine: Engine) -> Plan:
     """The plan, with fewer engines where host memory does not do for as many as the GPUs hold."""
     made = make_plan(request, engine)
@@ -108,7 +113,7 @@ def _host_short(plan: Plan) -> bool:
 
 def _rival(request: ResolvedRequest, first: str) -> Plan | None:
     """The plan on LMDeploy's other engine, None where that does not run the model or not fit."""
-    for name in ENGINES[ENGINES.index(first) + 1 :]:
+    for name in LMDEPLOY[LMDEPLOY.index(first) + 1 :]:
         try:
             other = engine_for(request.model, name)
             check_options(other, request.fixed)
@@ -166,14 +171,12 @@ def _other_engines(request: ResolvedRequest, rival: Plan | None) -> Iterator[Rem
             effect=f"fits: {rival.kv.tokens:,} KV tokens, if its Triton still compiles for a card"
             " as old as this",
         )
-    try:
-        from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
-
-        reason = fallback_reason(request.model, FALLBACK) or ""
-        whole = make_fallback_plan(replace(request, fixed={}), reason)
-    except TurbofitError:  # Transformers does not run it, or not so
-        return
-    if whole.fits:
-        yield Remedy(
-            change=f"--engine {FALLBACK}", effect="fits: one request at a time, and slower"
-        )
+    for name in [one for one in ENGINES if one not in LMDEPLOY]:
+        try:
+            whole = _serial(replace(request, fixed={}), engine_for(request.model, name), "")
+        except TurbofitError:  # it does not run the model, or not so
+            continue
+        if whole.fits:
+            yield Remedy(
+                change=f"--engine {name}", effect="fits: one request at a time, and slower"
+            )

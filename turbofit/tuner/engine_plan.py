@@ -45,17 +45,18 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
     groups = best.shape.groups
     settings = [best.of_group(group).settings for group in groups]
     accounts = accounts_of(request, settings, groups, vision_load, engine)
-    host = host_problem(host_of(request, accounts, engine))
-    fits = best.fits and host is None
+    host = host_of(request, accounts, engine)
+    problem = host_problem(host)
     largest = max(accounts, key=lambda account: account.units_per_forward)
     parts = PlanDraft(
         groups=groups,
         settings=best.settings,
         vision_load=vision_load,
         limit=best.shape.limit,
-        fits=fits,
-        verdict=_verdict(request, found, accounts, host, engine),
+        fits=best.fits and problem is None,
+        verdict=_verdict(request, found, accounts, problem, engine),
         parallel_reason=_parallel_reason(request, found),
+        host=host,
         throughput=total(best.speeds, request.machine.measured) if best.speeds else None,
         considered=_considered(request, found, engine),
         reasons=tuple(reasons(request, found, largest, engine)),

@@ -60,17 +60,19 @@ def make_prediction(
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
     fates = [fate_at(account, ratio) for account in accounts]
     fate = next((one for one in fates if not one.serves), fates[0])
-    host = host_problem(host_of(request, accounts, engine))
+    host = host_of(request, accounts, engine)
+    problem = host_problem(host)
     kernels = engine.missing_kernels(launch_of(request, settings, gpus, held))
-    serves = fate.serves and host is None and kernels is None
+    serves = fate.serves and problem is None and kernels is None
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        fits=fate.kind == "serves" and host is None and kernels is None,
-        verdict=_verdict(request, fate, host, kernels),
+        fits=fate.kind == "serves" and problem is None and kernels is None,
+        verdict=_verdict(request, fate, problem, kernels),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
+        host=host,
         reasons=tuple(_story(accounts[0], ratio, fate, free_at_cache)),
         warnings=tuple(_warnings(request, gpus, settings)),
     )

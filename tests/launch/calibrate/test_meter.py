@@ -43,8 +43,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> None:
     made = plan("internvl2-8b", on="1xrtx3090")
-    gpu = pretend_machine(made, 0)["gpus"][0]
-    others = gpu["used"] + gpu["late"]
+    gpu = pretend_machine(made, 0).gpus[0]
+    others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
     meter = PretendMeter()

@@ -24,14 +24,11 @@ from turbofit.launch.engine.phases import Watch
 from turbofit.launch.engine.readiness import worst_request
 from turbofit.launch.fallback.longest import longest_request
 from turbofit.machine.source import machine_from
+from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
+from turbofit.planning.commands import commands, private_commands, refuse_options
 from turbofit.planning.device_maps import read_map
-from turbofit.planning.fallback_commands import (
-    fallback_commands,
-    private_fallback_commands,
-    refuse_options,
-)
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 
@@ -43,24 +40,26 @@ def planned(model="qwen2-vl-7b", on="2xrtx3060"):
     resolved = ResolvedRequest(
         model=preset_model(model), machine=machine_from(on), workload=Workload()
     )
-    return make_fallback_plan(resolved, "as asked")
+    return make_fallback_plan(resolved, Transformers(), "as asked")
 
 
 def test_commands():
     plan = planned()
-    (command,) = fallback_commands(plan, port=4000)
+    (command,) = commands(plan, port=4000)
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert port_of(command) == 4000
     words = command.argv
     assert read_map(words[words.index("--device-map") + 1]) == plan.device_map
     assert words[words.index("--served-name") + 1] == "Qwen/Qwen2-VL-7B-Instruct"
-    (private,) = private_fallback_commands(plan, [5000], "/models/x", "name")
+    (private,) = private_commands(plan, [5000], "/models/x", "name")
     assert "/models/x" in private.argv
     assert port_of(private) == 5000
-    with pytest.raises(UsageError, match="turbomind"):
-        fallback_commands(replace(plan, engine=replace(plan.engine, name="turbomind")))
+    with pytest.raises(UsageError, match="no device map"):
+        commands(replace(plan, device_map=None))
     with pytest.raises(UsageError, match="--x"):
-        refuse_options(["--x"])
+        refuse_options(plan.engine, ["--x"])
+    refuse_options(plan.engine, [])
+    refuse_options(replace(plan.engine, name="turbomind"), ["--x"])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_a_session(tmp_path, children):
         model=resolve_model(str(folder)), machine=machine_from("1xrtx3090"),
         workload=Workload(context=1024), max_pixels=100352,
     )  # fmt: skip
-    plan = make_fallback_plan(resolved, "as asked")
+    plan = make_fallback_plan(resolved, Transformers(), "as asked")
     assert plan.fits
     assert plan.device_map is not None
     plan = replace(plan, device_map=dict.fromkeys(plan.device_map, "cpu"))

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.common.processes import REPO
-from turbofit.launch.serve.record import Record
+from turbofit.core.run_report import RunReport
+from turbofit.core.struct import decode
+from turbofit.launch.serve.record import Record, RunRecord
 
 
 def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
@@ -24,6 +28,21 @@ def test_it_is_whole_after_every_change(tmp_path: Path) -> None:
     assert document["events"][0]["kind"] == "grown"
     assert (document["state"], document["ended"], document["pretend"]) == ("ended", "SIGTERM", True)
     assert path.stat().st_mode & 0o077 == 0
+    assert decode(path.read_bytes(), RunRecord, what="run") == record.run
+    report = decode(path.read_bytes(), RunReport, what="run")
+    assert report.last is not None
+    assert report.last.memory_back is True
+
+
+def test_a_field_that_no_reader_knows_is_not_written(tmp_path: Path) -> None:
+    record = Record(tmp_path, model="m")
+    record.attempt(memory_back=True)  # before the first start there is nothing to say it of
+    record.begin()
+    with pytest.raises(TypeError):
+        record.attempt(memory=True)
+    for number in range(1100):
+        record.event("n", str(number))
+    assert [one.text for one in record.run.events] == [str(n) for n in range(100, 1100)]
 
 
 def test_a_disk_that_refuses_costs_the_record_only(tmp_path: Path) -> None:

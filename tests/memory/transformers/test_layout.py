@@ -12,9 +12,9 @@ from turbofit.core.machine import Gpu
 from turbofit.core.model import Model, ModelSource, Quantization, TextDims
 from turbofit.memory.transformers.components import components
 from turbofit.memory.transformers.layout import _LAYOUTS, layout_of
-from turbofit.memory.transformers.ledgers import Load, TransformersAccount
+from turbofit.memory.transformers.model_copy import Load, ModelCopy
+from turbofit.memory.transformers.placement import device_map, place_all
 from turbofit.model.presets import preset_model
-from turbofit.tuner.fallback.cut import device_map, place_all
 
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None, reason="needs Transformers"
@@ -97,10 +97,10 @@ def described(architecture):
 @pytest.mark.parametrize("architecture", sorted(_LAYOUTS))
 def test_a_map_names_every_parameter_and_buffer_once(architecture):
     card = Gpu(index=0, uuid="GPU-0", name="card", total=24 << 30, reserved=0, used=0, free=0)
-    account = TransformersAccount(described(architecture), "bfloat16", [card], [0])
-    placement = place_all(account, Load(tokens=64, images=0, units=0))
+    copy = ModelCopy(described(architecture), "bfloat16", [card], [0])
+    placement = place_all(copy, Load(tokens=64, images=0, units=0))
     assert placement is not None
-    placed = device_map(account, placement, None)
+    placed = device_map(copy, placement, None)
     model = tiny(architecture)
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
     covers = {name: [key for key in placed if name == key or name.startswith(f"{key}.")]

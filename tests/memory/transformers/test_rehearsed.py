@@ -13,6 +13,7 @@ from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from tests.waiting import HANG
 from turbofit.core.plan import Workload
 from turbofit.machine.source import machine_from
+from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.model.presets import preset_model
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -52,7 +53,7 @@ def test_qwen2_vl_2b(on, more):
         model=preset_model("qwen2-vl-2b"), machine=machine_from(f"{on},ram=64GiB"),
         workload=Workload(), max_pixels=1003520, **more,
     )  # fmt: skip
-    plan = make_fallback_plan(request, "as asked")
+    plan = make_fallback_plan(request, Transformers(), "as asked")
     assert plan.fits
     assert ("cpu" in (plan.device_map or {}).values()) == ("used" in on)
     # The longest prompt that a rehearsal sends is the model's own.

@@ -40,9 +40,9 @@ def test_worst_cases_are_named_as_the_ledgers_transients(planned: Plan) -> None:
 def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_path: Path) -> None:
     spec = plan_spec(planned, tmp_path)
     terms = {t.term: t.bytes for t in planned.gpus[0].ledger}
-    (gpu,) = spec.machine["gpus"]
-    assert gpu["used"] == planned.gpus[0].used + terms["cuda_context"] + terms["cublas"]
-    assert gpu["late"] == terms["kernel_modules"] + terms["pool_growth"]
+    (gpu,) = spec.machine.gpus
+    assert gpu.used == planned.gpus[0].used + terms["cuda_context"] + terms["cublas"]
+    assert gpu.late == terms["kernel_modules"] + terms["pool_growth"]
     assert spec.settings["max_batch_size"] == planned.settings.max_batch_size
     assert "model_format" not in spec.settings
 
@@ -81,8 +81,8 @@ def test_the_plan_holds_on_the_pretend_card(
     beside = {t.term: t.rehearsed for t in ledger.ledger}
     assert beside["kv_cache"] == rows["kv_cache"].rehearsed
     assert beside["cuda_context"] is None
-    gpu = spec.machine["gpus"][0]
-    seen = max(case["peak"][0] for case in document["cases"]) + gpu["used"] + gpu["late"]
+    gpu = spec.machine.gpus[0]
+    seen = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
     assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 import turbofit.api
+from turbofit.core.run_report import RunEvent, RunReport
 from turbofit.observe.live import EngineNow, Now
 from turbofit.report.painters.terminal import paint
-from turbofit.report.run_report import RunEvent, RunReport
 from turbofit.report.views.watch_view import watch_view
 
 PLAN = turbofit.api.plan("internvl2-8b", on="2xrtx3090")

@@ -11,6 +11,7 @@ from turbofit.core.model import Model, ModelSource, TextDims
 from turbofit.core.plan import Plan, Workload
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.source import machine_from
+from turbofit.memory.engines import check_options, engine_named
 from turbofit.model.presets import preset_model
 from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 from turbofit.tuner.resolved_request import Margin, ResolvedRequest
@@ -41,7 +42,9 @@ def plan(model="onevision", on="1xrtx3090", **more) -> Plan:
         workload=Workload(**workload),
         **more,
     )
-    return make_fallback_plan(request, "LMDeploy 0.18 runs it on no engine")
+    engine = engine_named("transformers")
+    check_options(engine, request.fixed)
+    return make_fallback_plan(request, engine, "LMDeploy 0.18 runs it on no engine")
 
 
 def layers_on(made: Plan) -> dict[int | str, list[int]]:

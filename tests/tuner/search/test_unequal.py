@@ -13,7 +13,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan, Settings, Workload
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
-from turbofit.memory.engines import ENGINES, engine_named
+from turbofit.memory.engines import LMDEPLOY, engine_named
 from turbofit.model.source import resolve_model
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
@@ -181,7 +181,7 @@ def random_mixed(seed: int) -> ResolvedRequest:
     )
 
 
-CASES = [(name, seed) for name in ENGINES for seed in range(40)]
+CASES = [(name, seed) for name in LMDEPLOY for seed in range(40)]
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)

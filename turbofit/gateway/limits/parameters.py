@@ -285,6 +285,4 @@ def passed(kind: str) -> frozenset[str]:
     What LMDeploy does not declare it ignores; a later version may begin to read an image or a limit
     there, which is why it does not pass unseen.
     """
-    return frozenset(
-        name for name, rule in RULES.get(kind, {}).items() if not isinstance(rule, Unpassed)
-    )
+    return frozenset(name for name, rule in RULES.get(kind, {}).items() if rule.passed)

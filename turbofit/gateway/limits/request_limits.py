@@ -315,7 +315,7 @@ def shown(value: Any) -> str:
 
 def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     """Units in flight where the plan paid for fewer than an engine could bring together."""
-    if rule is None or plan.engine.serial:  # which brings nothing together
+    if rule is None:
         return None
     vision_load = vision_load_within(plan.limits)
     engine, gates = engine_named(plan.engine.name), []

@@ -7,7 +7,7 @@ written back as plain numbers, so that an engine never sees another spelling.
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
@@ -63,6 +63,9 @@ class Scope(Struct):
 class Rule(Struct):
     """A field that nothing else says anything of: it passes as it is."""
 
+    #: Whether the field is passed on at all.
+    passed: ClassVar[bool] = True
+
     def hold(self, name: str, value: Any, scope: Scope) -> Any:  # noqa: ARG002 - others need them
         """The value as it is passed on: the same, or one inside the range.
 
@@ -93,6 +96,7 @@ class Elsewhere(Rule):
 class Unpassed(Rule):
     """Never passed on: ``why``."""
 
+    passed: ClassVar[bool] = False
     why: str
 
 

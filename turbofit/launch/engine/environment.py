@@ -8,7 +8,7 @@ from typing import Final
 from turbofit.core.errors import LaunchError, PackageError
 from turbofit.core.log import LazyLogger
 from turbofit.launch.engine.runner import module_runner
-from turbofit.memory.engines import ENGINES
+from turbofit.memory.engines import LMDEPLOY
 from turbofit.memory.versions import REFERENCE, release
 
 __all__ = ["Lmdeploy", "check_port", "find_lmdeploy", "lmdeploy_if_needed"]
@@ -65,7 +65,7 @@ def lmdeploy_if_needed(engine: str | None) -> tuple[Lmdeploy, PackageError | Non
     try:
         return find_lmdeploy(), None
     except PackageError as exc:
-        if engine in ENGINES:
+        if engine in LMDEPLOY:
             raise
         return Lmdeploy(REFERENCE, ()), exc
 

@@ -13,8 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.planning.commands import DEFAULT_PORT
-from turbofit.planning.fallback_commands import MODULE as FALLBACK_MODULE
+from turbofit.planning.commands import DEFAULT_PORT, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,11 +101,9 @@ class PretendLaunch(Launch):
     ) -> None:
         from turbofit.launch.engine.runner import module_runner
 
-        torch = plan.engine.on_torch
-        modules = {"pytorch": "lmdeploy", "transformers": FALLBACK_MODULE}
-        module = modules.get(plan.engine.name, "turbofit.rehearse.turbomind.server")
+        self._torch = plan.engine.on_torch
+        module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"
         super().__init__(command, module_runner(module), key, hidden=hidden)
-        self._torch = torch
         self._plan, self._folder, self._taken = plan, folder, taken
 
     def words(self, number: int) -> Words:
@@ -121,15 +118,14 @@ class PretendLaunch(Launch):
         folder = self._folder / f"{self.group}-{number}"
         shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
         arguments = self.command.argv[1:]
+        machine = pretend_machine(self._plan, self.group, self._taken)
         if self._torch:
             from turbofit.launch.engine.pretended_torch import torch_environment
 
             base = {**os.environ, **self.command.env}
-            env = torch_environment(self._plan, self.group, folder, base, self._taken)
+            env = torch_environment(self._plan, machine, folder, base)
             return Words((*self.runner, *arguments), {**env, **_own(self._hidden)}, folder)
-        made = server_launch(
-            pretend_machine(self._plan, self.group, self._taken), arguments, folder
-        )
+        made = server_launch(machine, arguments, folder)
         return Words((*self.runner, *arguments), {**made.env, **_own(self._hidden)}, made.timeline)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.pretend.scenario import Scenario
     from turbofit.pretend.timeline import TimelineReader
     from turbofit.rehearse.turbomind.ledger import Ledger
 
@@ -41,7 +42,7 @@ def localised(plan: Plan, folder: Path) -> Plan:
     return replace(plan, model=replace(plan.model, source=source))
 
 
-def pretend_machine(plan: Plan, group: int, taken: int = 0) -> dict[str, Any]:
+def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
     """The pretend twin of one group's GPUs.
 
     Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
@@ -51,13 +52,19 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> dict[str, Any]:
         group: which of its groups.
         taken: bytes that somebody takes of each card once the cache is sized.
     """
+    from dataclasses import replace as changed
     from pathlib import Path
 
-    from turbofit.rehearse.turbomind.planned import plan_spec
+    if plan.engine.on_torch:
+        from turbofit.rehearse.torch.torch_planned import planned_scenario
 
-    machine = plan_spec(plan, Path(), group).machine
-    gpus = [{**gpu, "late": gpu["late"] + taken} for gpu in machine["gpus"]]
-    return {**machine, "gpus": gpus}
+        machine = planned_scenario(plan, group)
+    else:
+        from turbofit.rehearse.turbomind.planned import plan_spec
+
+        machine = plan_spec(plan, Path(), group).machine
+    gpus = tuple(changed(gpu, late=gpu.late + taken) for gpu in machine.gpus)
+    return changed(machine, gpus=gpus)
 
 
 def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | None:
@@ -94,33 +101,33 @@ class PretendReader:
     def __init__(self, plan: Plan, group: int, timeline: Path) -> None:
         self.timeline = timeline
         self._plan, self._group = plan, group
+        self._machine = pretend_machine(plan, group)
         self._ledger: Ledger | None = None
         self._events: TimelineReader | None = None
 
     def seen(self) -> tuple[PretendUsage, ...]:
         """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+        machine, group = self._machine, self._plan.parallel.groups[self._group]
         if self._plan.engine.on_torch:
             from turbofit.launch.engine.pretended_torch import torch_seen
 
-            return torch_seen(self._plan, self._group, self.timeline)
-        from turbofit.pretend.scenario import scenario_from_spec
+            return torch_seen(group, machine, self.timeline)
         from turbofit.rehearse.ledger_terms import executor_pool
 
         ledger = self.ledger()
         if ledger is None:
             return ()
-        machine = pretend_machine(self._plan, self._group)
-        step = scenario_from_spec(machine).pool_step
         seen = []
-        for place, index in enumerate(self._plan.parallel.groups[self._group]):
+        for place, index in enumerate(group):
             card, pool = ledger.cards[place], executor_pool(ledger, place)
-            others = int(machine["gpus"][place]["used"]) + int(machine["gpus"][place]["late"])
+            most = max(pool.live_peak.values(), default=0) if pool else 0
+            others = machine.gpus[place].used + machine.gpus[place].late
             seen.append(
                 PretendUsage(
                     gpu=index,
                     peak=others + max(card.peak.values(), default=0),
                     held=others + card.held,
-                    pool=round_up(max(pool.live_peak.values(), default=0), step) if pool else 0,
+                    pool=round_up(most, machine.pool_step),
                     free_at_cache=card.free_at_cache,
                     region=card.cache_region,
                 )
@@ -138,14 +145,12 @@ class PretendReader:
             return None
 
     def _begin(self) -> tuple[Ledger, TimelineReader]:
-        from turbofit.pretend.scenario import scenario_from_spec
         from turbofit.pretend.symbols import Symbols
         from turbofit.pretend.timeline import TimelineReader
         from turbofit.rehearse.installed import engine_library
         from turbofit.rehearse.turbomind.ledger import Ledger
         from turbofit.rehearse.turbomind.sites import Sites
 
-        scenario = scenario_from_spec(pretend_machine(self._plan, self._group))
         sites = Sites(Symbols(engine_library()).name)
-        ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
+        ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)
         return ledger, TimelineReader(self.timeline)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from turbofit.launch.engine.pretend_usage import PretendUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from turbofit.core.plan import Plan
@@ -17,16 +17,15 @@ __all__ = ["torch_death", "torch_environment", "torch_seen"]
 
 
 def torch_environment(
-    plan: Plan, group: int, folder: Path, base: Mapping[str, str], taken: int = 0
+    plan: Plan, machine: Scenario, folder: Path, base: Mapping[str, str]
 ) -> dict[str, str]:
     """The environment in which LMDeploy's own server finds the pretend cards.
 
     Args:
-        plan: what the machine is.
-        group: which of its groups.
+        plan: what is launched.
+        machine: what it is launched on.
         folder: a new one, for the machine's files.
         base: the environment to start from.
-        taken: bytes that somebody takes of each card once the cache is sized.
 
     Raises:
         PackageError: torch is no CUDA build.
@@ -36,7 +35,7 @@ def torch_environment(
     from turbofit.rehearse.torch.torch_run import need_packages
 
     need_packages(plan.engine.name, ray=plan.settings.tp > 1)
-    made = prepare(_scenario(plan, group, taken), folder, base, site=cuda_site())
+    made = prepare(machine, folder, base, site=cuda_site())
     return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
@@ -64,8 +63,8 @@ def torch_death(plan: Plan, group: int, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[PretendUsage, ...]:
-    """What each of the group's pretend GPUs held so far; empty where it cannot be read."""
+def torch_seen(group: Sequence[int], machine: Scenario, folder: Path) -> tuple[PretendUsage, ...]:
+    """What each of a group's pretend GPUs held so far; empty where it cannot be read."""
     from turbofit.pretend.run import machine_files
     from turbofit.pretend.shared import read_shared
 
@@ -73,10 +72,9 @@ def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[PretendUsage, ...]
         shared = read_shared(machine_files(folder).shared)
     except (OSError, ValueError):
         return ()
-    scenario = _scenario(plan, group, 0)
     seen = []
-    for place, index in enumerate(plan.parallel.groups[group]):
-        card = scenario.gpus[place]
+    for place, index in enumerate(group):
+        card = machine.gpus[place]
         others = card.used + card.late
         held = sum(size for _, size in shared.holders(place))
         seen.append(
@@ -86,13 +84,3 @@ def torch_seen(plan: Plan, group: int, folder: Path) -> tuple[PretendUsage, ...]
             )
         )  # fmt: skip
     return tuple(seen)
-
-
-def _scenario(plan: Plan, group: int, taken: int) -> Scenario:
-    from dataclasses import replace as changed
-
-    from turbofit.rehearse.torch.torch_planned import planned_scenario
-
-    scenario = planned_scenario(plan, group)
-    gpus = tuple(changed(gpu, late=gpu.late + taken) for gpu in scenario.gpus)
-    return changed(scenario, gpus=gpus)

@@ -9,18 +9,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import UsageError
-from turbofit.core.plan import PYTORCH_NAMES, TURBOMIND_NAMES
+from turbofit.core.plan import CONFIG_NAMES
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = ["engine_of", "planned_config", "with_config"]
-
-#: Ours and theirs, by engine.
-_NAMES: Final = {
-    "turbomind": tuple((name, name) for name in TURBOMIND_NAMES),
-    "pytorch": PYTORCH_NAMES,
-}
 
 #: Fields that change memory in ways the ledger does not model.
 _UNPLANNED: Final = (
@@ -69,7 +63,7 @@ def with_config(planning: dict[str, Any], config: Any, engine: str) -> dict[str,
         return planning
     changed = _changed(config)
     out = dict(planning)
-    names = [("revision", "revision"), *_NAMES[engine]]
+    names = [("revision", "revision"), *CONFIG_NAMES[engine]]
     for ours, theirs in names:
         if theirs not in changed:
             continue

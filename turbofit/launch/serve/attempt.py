@@ -9,19 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.plan import Command
+from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.beside import beside, lines
 from turbofit.launch.serve.checks import check_before
 from turbofit.launch.serve.sentinel import Sentinel, memory_back, used_now
 from turbofit.launch.serve.supervisor import Server
-from turbofit.planning.commands import private_commands
-from turbofit.planning.fallback_commands import (
-    MODULE,
-    any_commands,
-    private_fallback_commands,
-    refuse_options,
-)
+from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
 
 if TYPE_CHECKING:
     import signal
@@ -57,7 +52,7 @@ class Attempt:
         self._sentinel: Sentinel | None = None
         self._noted: tuple[list[int], bool] = ([], False)
         self._began = time.monotonic()
-        self._moments: list[dict[str, Any]] = []
+        self._moments: list[RunMoment] = []
         self.was_ready = False
 
     def run(self, stop: Stop, stack: ExitStack) -> signal.Signals:
@@ -105,11 +100,9 @@ class Attempt:
     def _launches(self, stack: ExitStack) -> list[Launch]:
         job, config, plan = self._job, self._job.config, self._plan
         key: str | None
-        fallback = not plan.engine.of_lmdeploy
-        if fallback:
-            refuse_options(config.options)
+        refuse_options(plan.engine, config.options)
         if config.gateway is None and job.examiner is None and job.door is None:
-            made, key = any_commands(plan, port=config.port), None
+            made, key = commands(plan, port=config.port), None
         else:
             from turbofit.gateway.overlay import overlay
 
@@ -119,8 +112,7 @@ class Attempt:
             name = config.model_name or plan.model.hub_id or plan.model.name
             ports = free_ports(len(plan.parallel.groups))
             # Hexadecimal: a key that begins with a dash would be read as an option.
-            private = private_fallback_commands if fallback else private_commands
-            made = private(plan, ports, str(folder), name)
+            made = private_commands(plan, ports, str(folder), name)
             key = secrets.token_hex(32) if job.door is None else job.door.key
         full = [
             Command(env=one.env, argv=(*one.argv, *config.options), group=one.group) for one in made
@@ -141,7 +133,8 @@ class Attempt:
                 )
                 for one in full
             ]
-        runner = module_runner(MODULE) if fallback else job.lmdeploy.argv
+        ours = module_runner(module_of(plan.engine))
+        runner = job.lmdeploy.argv if plan.engine.of_lmdeploy else ours
         return [Launch(one, runner, key, hidden=hidden) for one in full]
 
     def _open(self, urls: list[str]) -> None:
@@ -153,9 +146,10 @@ class Attempt:
         engines = []
         for engine in server.engines:
             rows = beside(plan.of_group(engine.group), engine, held)
-            for line in lines([row for row in rows if "gpu" in row]):
+            for line in lines([row for row in rows if row.gpu is not None]):
                 job.say(f"{engine.name}: {line}")
-            engines.append({"group": engine.group, "seconds": engine.spent(), "beside": rows})
+            spent = engine.spent()
+            engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
         if job.config.gateway is not None:
             self._front = self._gateway(urls)
             urls = [self._front.url]
@@ -164,8 +158,8 @@ class Attempt:
         if not job.config.pretend:
             self._sentinel = Sentinel(plan, self._pids, self._warn)
             self._sentinel.start()
-        job.record.attempt(engines=engines)
-        job.record.state("ready", urls=urls)
+        job.record.attempt(engines=tuple(engines))
+        job.record.state("ready", urls=tuple(urls))
         job.on_open(urls)
 
     def _gateway(self, urls: list[str]) -> GatewayThread:
@@ -207,13 +201,14 @@ class Attempt:
 
     def _enter(self, phase: str) -> None:
         """Note when a phase was first seen, and what the GPUs had in use then."""
-        if self._moments and self._moments[-1]["phase"] == phase:
+        if self._moments and self._moments[-1].phase == phase:
             return
         used = {} if self._job.config.pretend else used_now(self._plan)
         at = round(time.monotonic() - self._began, 3)
-        self._moments.append({"phase": phase, "at": at, "used": used})
+        held = {str(index): size for index, size in used.items()}
+        self._moments.append(RunMoment(phase=phase, at=at, used=held))
         del self._moments[:-_MOMENTS]
-        self._job.record.attempt(moments=self._moments)
+        self._job.record.attempt(moments=tuple(self._moments))
 
     def _drain(self, urgent: bool) -> None:
         if self._job.door is not None:
@@ -232,8 +227,7 @@ class Attempt:
             self._job.say(f"warning: {text}")
         if before and not late:
             self._job.say("the GPUs' memory is back")
-        with suppress(IndexError):
-            self._job.record.attempt(memory_back=not late, restarts=self._restarts())
+        self._job.record.attempt(memory_back=not late, restarts=self._restarts())
 
     def _restarts(self) -> int:
         assert self._server is not None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from turbofit.core.run_report import RunFigure
 from turbofit.core.units import mib
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
@@ -17,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["beside", "lines"]
 
 
-def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Rows ``{what, gpu?, forecast, actual, unit}`` of one engine.
+def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[RunFigure]:
+    """Figures of one engine.
 
     Args:
         plan: the forecast.
         engine: ready.
         held: bytes in use on each GPU now, by the machine's index: NVML's, or the pretend card's.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[RunFigure] = []
     watch = engine.watch
     if watch.budget is not None:
         rows += [
@@ -33,7 +36,7 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
         ]
         if watch.slab is not None:
             one = tokens_beside(plan, watch.budget, watch.slab)
-            rows.append(_row(one.what, one.forecast, one.actual, unit="tokens"))
+            rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
     if engine.words is not None and engine.words.timeline is not None:
         rows += _pretend_rows(plan, engine)
         return rows
@@ -45,12 +48,12 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
     return rows
 
 
-def lines(rows: list[dict[str, Any]]) -> list[str]:
+def lines(rows: Sequence[RunFigure]) -> list[str]:
     """The rows for people."""
     return [_line(row) for row in rows]
 
 
-def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[dict[str, Any]]:
+def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
     from turbofit.launch.engine.pretended import pretend_seen
 
     assert engine.words is not None
@@ -69,20 +72,17 @@ def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(
-    what: str, forecast: int, actual: int, *, gpu: int | None = None, unit: str = "bytes"
-) -> dict[str, Any]:
-    row = {"what": what, "forecast": forecast, "actual": actual, "unit": unit}
-    return row if gpu is None else {**row, "gpu": gpu}
+def _row(what: str, forecast: int, actual: int, gpu: int | None = None) -> RunFigure:
+    return RunFigure(what=what, forecast=forecast, actual=actual, gpu=gpu)
 
 
-def _line(row: dict[str, Any]) -> str:
-    where = f"GPU {row['gpu']}: " if "gpu" in row else ""
-    if row["unit"] == "tokens":
-        return f"{where}{row['what']}: {row['actual']:,} (forecast {row['forecast']:,})"
-    over = row["actual"] - row["forecast"]
+def _line(row: RunFigure) -> str:
+    where = "" if row.gpu is None else f"GPU {row.gpu}: "
+    if row.unit == "tokens":
+        return f"{where}{row.what}: {row.actual:,} (forecast {row.forecast:,})"
+    over = row.actual - row.forecast
     said = "unaccounted" if over > 0 else "less than forecast"
     return (
-        f"{where}{row['what']}: {mib(row['actual'])} MiB (forecast {mib(row['forecast'])}; "
+        f"{where}{row.what}: {mib(row.actual)} MiB (forecast {mib(row.forecast)}; "
         f"{mib(abs(over))} {said})"
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.files import write_atomic
+from turbofit.core.plan import Limits, Settings
+from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
+from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
 
 if TYPE_CHECKING:
@@ -16,9 +20,29 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
 
-__all__ = ["Record", "run_folder", "state_folder"]
+__all__ = ["AttemptRecord", "Record", "RunRecord", "run_folder", "state_folder"]
 
-_SCHEMA: Final = "turbofit.run/1"
+_MOST_EVENTS = 1000
+
+
+class AttemptRecord(RunAttempt):
+    """One start, with what it was started with: ``by_group`` where cards are unequal."""
+
+    settings: Settings | None = None
+    by_group: tuple[Settings, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+    limits: Limits | None = None
+    forecast: tuple[dict[str, int], ...] = ()
+    ended_at: str | None = None
+
+
+class RunRecord(RunReport):
+    """All of ``run.json``: ``member`` is an engine's name in a cluster."""
+
+    pid: int
+    attempts: tuple[AttemptRecord, ...] = ()
+    calibrates: bool = False
+    member: str | None = None
 
 
 class Record:
@@ -26,50 +50,49 @@ class Record:
 
     Args:
         folder: the run's own.
-        facts: of the whole run.
+        facts: of the whole run, as `RunRecord` calls them.
     """
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.folder = folder
-        self.document: dict[str, Any] = {
-            "schema": _SCHEMA,
-            "turbofit_version": __version__,
-            "pid": os.getpid(),
-            "started": _now(),
-            "state": "starting",
+        self.run = RunRecord(
+            schema=RUN_SCHEMA,
+            turbofit_version=__version__,
+            pid=os.getpid(),
+            started=_now(),
+            state="starting",
             **facts,
-            "attempts": [],
-            "events": [],
-        }
-        self.write()
+        )
+        self._write()
 
     def begin(self, **facts: Any) -> None:
         """A new attempt with its own settings."""
-        self.document["attempts"].append({"started": _now(), **facts})
-        self.write()
+        attempt = AttemptRecord(started=_now(), **facts)
+        self._change(attempts=(*self.run.attempts, attempt))
 
     def attempt(self, **facts: Any) -> None:
-        """More of the current attempt."""
-        self.document["attempts"][-1].update(facts)
-        self.write()
+        """More of the current attempt; nothing before the first."""
+        if self.run.attempts:
+            *before, last = self.run.attempts
+            self._change(attempts=(*before, replace(last, **facts)))
 
     def event(self, kind: str, text: str) -> None:
         """Something that happened; the last thousand are kept."""
-        events = self.document["events"]
-        events.append({"at": _now(), "kind": kind, "text": text})
-        del events[:-1000]
-        self.write()
+        events = (*self.run.events, RunEvent(at=_now(), kind=kind, text=text))
+        self._change(events=events[-_MOST_EVENTS:])
 
     def state(self, state: str, **facts: Any) -> None:
         """Where the run stands."""
-        self.document.update(state=state, **facts)
-        self.write()
+        self._change(state=state, **facts)
 
-    def write(self) -> None:
+    def _change(self, **facts: Any) -> None:
+        self.run = replace(self.run, **facts)
+        self._write()
+
+    def _write(self) -> None:
         """Keep it; a full disk costs the record, never the server."""
         try:
-            text = json.dumps(self.document, indent=1, ensure_ascii=False) + "\n"
-            write_atomic(self.folder / "run.json", text, mode=0o600)
+            write_atomic(self.folder / "run.json", to_json(self.run), mode=0o600)
         except (UsageError, OSError):
             return
 

@@ -64,13 +64,7 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
             raise
         else:
             if changes and attempt.was_ready:
-                learned.remember(
-                    plan,
-                    job.lmdeploy.version,
-                    pretend=job.config.pretend,
-                    changes=changes,
-                    why=[why],
-                )
+                _remember(job, plan, changes, why)
             job.record.state("ended", ended=ended.name)
             return ended
         job.record.attempt(ended=end.record(), ended_at=time.strftime("%H:%M:%S"))
@@ -83,9 +77,7 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
         changes, why = merged(changes, rung), rung.why
         job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {end.error.message}")
         job.say(f"ladder {len(failed)}/{MOST_RUNGS}: {why}")
-        learned.remember(
-            plan, job.lmdeploy.version, pretend=job.config.pretend, changes=changes, why=[why]
-        )
+        _remember(job, plan, changes, why)
 
 
 def _remember(job: Job, plan: Plan, changes: dict[str, Any], why: str) -> None:
@@ -163,18 +155,16 @@ def _keep(job: Job, plan: Plan, number: int) -> None:
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    from turbofit.core.struct import to_builtins
-
     return {
-        "settings": to_builtins(plan.settings),
-        "by_group": [to_builtins(own.settings) for own in plan.by_group],
+        "settings": plan.settings,
+        "by_group": tuple(own.settings for own in plan.by_group),
         "groups": plan.parallel.groups,
-        "limits": to_builtins(plan.limits),
-        "forecast": [
+        "limits": plan.limits,
+        "forecast": tuple(
             {
                 "gpu": gpu.index, "steady": gpu.steady, "peak": gpu.peak,
                 "load_peak": gpu.load_peak, "headroom": gpu.headroom, "margin": gpu.margin,
             }
             for gpu in plan.gpus
-        ],
+        ),
     }  # fmt: skip

@@ -92,7 +92,7 @@ class GroupAccount(Account):
         less = total_bytes(self._held[i].buffers) - total_bytes(late)
         if not less:
             return made
-        body = (*self._held[i].before, *self.cache_terms(i, ratio), *late, self._pool)
+        body = (*self._held[i].before, *self.cache_terms(i, ratio), *late, *self._pool)
         peak = made.peak - less
         return replace(
             made,

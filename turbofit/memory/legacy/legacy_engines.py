@@ -12,7 +12,6 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.legacy.generations import Generation, generation_of, torch_generation_of
 from turbofit.memory.legacy.legacy_account import legacy_account
 from turbofit.memory.legacy.pytorch import LegacyTorchAccount
-from turbofit.memory.pytorch.constants import load_constants as load_torch_constants
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
@@ -36,7 +35,7 @@ class LegacyTurbomind(Turbomind):
     """
 
     def __init__(self, version: str) -> None:
-        super().__init__(load_constants(FIRST_OWN))
+        super().__init__(FIRST_OWN)
         self.version = version
         self.generation: Generation = generation_of(version)
 
@@ -94,7 +93,7 @@ class LegacyPytorch(Pytorch):
     """
 
     def __init__(self, version: str) -> None:
-        super().__init__(load_torch_constants(FIRST_OWN))
+        super().__init__(FIRST_OWN)
         self.version = version
         self.generation = torch_generation_of(version)
         self._turbomind = load_constants(FIRST_OWN)

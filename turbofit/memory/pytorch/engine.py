@@ -15,7 +15,7 @@ from turbofit.memory.pytorch import constraints
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.pytorch.constants import PytorchConstants
+from turbofit.memory.pytorch.constants import load_constants
 from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.memory.vision_load import VisionLoad
 
@@ -23,23 +23,18 @@ __all__ = ["Pytorch"]
 
 
 class Pytorch(Engine):
-    """LMDeploy's engine in Python, on torch and Triton.
-
-    Args:
-        constants: the version's figures.
-    """
+    """LMDeploy's engine in Python, on torch and Triton."""
 
     name: ClassVar[EngineName] = "pytorch"
-    encodes_again: ClassVar[bool] = False
     own_options: ClassVar[tuple[str, ...]] = (
         "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
         "distributed_executor_backend",
     )  # fmt: skip
     options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
-    def __init__(self, constants: PytorchConstants) -> None:
-        self.constants = constants
-        self.version = constants.version
+    def __init__(self, version: str) -> None:
+        super().__init__(version)
+        self.constants = load_constants(version)
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""

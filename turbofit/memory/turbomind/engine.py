@@ -18,7 +18,7 @@ from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.turbomind.cache import block_bytes
-from turbofit.memory.turbomind.constants import EngineConstants
+from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.kernels import missing_kernels
 from turbofit.memory.turbomind.loading import host_memory
 from turbofit.memory.turbomind.terms import warmup_tokens
@@ -29,20 +29,16 @@ __all__ = ["Turbomind"]
 
 
 class Turbomind(Engine):
-    """LMDeploy's C++ engine.
-
-    Args:
-        constants: the generation's figures.
-    """
+    """LMDeploy's C++ engine."""
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
     own_options: ClassVar[tuple[str, ...]] = ("communicator", "async_")
     options_over_nodes: ClassVar[Mapping[str, object]] = {"communicator": "nccl"}
 
-    def __init__(self, constants: EngineConstants) -> None:
-        self.constants = constants
-        self.version = constants.version
+    def __init__(self, version: str) -> None:
+        super().__init__(version)
+        self.constants = load_constants(version)
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""

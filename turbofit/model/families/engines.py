@@ -53,6 +53,12 @@ _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {
 _TURBOMIND_QWEN_HEADS: Final = {64, 80}
 
 
+#: A package and its versions with which alone an engine serves an architecture. LMDeploy 0.18 says
+#: of LLaVA's images that their channels come last; Transformers 5 then turns the axes of what it
+#: has turned before, and every image fails. Tried with 4.57.6 and 5.17.0.
+_NEEDS: Final = {("pytorch", "LlavaForConditionalGeneration"): ("transformers", "<5")}
+
+
 def engine_problem(model: Model, engine: str) -> str | None:
     """Why an engine does not run a model, None where it does.
 
@@ -70,14 +76,8 @@ def engine_problem(model: Model, engine: str) -> str | None:
 
 
 def package_need(model: Model, engine: str) -> tuple[str, str] | None:
-    """A package and the versions of it with which alone an engine serves this model.
-
-    LMDeploy 0.18 says of LLaVA's images that their channels come last; Transformers 5 then turns
-    the axes of what it has turned before, and every image fails. Tried with 4.57.6 and 5.17.0.
-    """
-    if engine == "pytorch" and model.architecture == "LlavaForConditionalGeneration":
-        return "transformers", "<5"
-    return None
+    """A package and the versions of it with which alone an engine serves this model."""
+    return _NEEDS.get((engine, model.architecture))
 
 
 def _turbomind(model: Model) -> str | None:

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from turbofit.pretend.documents import loaded
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_notes import NotesReport
-from turbofit.rehearse.torch.torch_spec import TorchSpec, load_spec
+from turbofit.rehearse.torch.torch_spec import TorchSpec
 from turbofit.rehearse.turbomind.notes import leave, peak_rss
 
 
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> NoReturn:
     os.dup2(log, 1)
     os.dup2(log, 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    spec = load_spec((folder / "spec.json").read_text(encoding="utf-8"))
+    spec = loaded((folder / "spec.json").read_bytes(), TorchSpec)
     report = NotesReport(folder)
     # Where even this takes too long the parent ends all of us; the log then says where it stood.
     faulthandler.enable()
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 
 def _run(spec: TorchSpec, report: NotesReport) -> Callable[[], None] | None:
-    if spec.engine == "transformers":
+    if not DRIVERS[spec.engine].batches:
         from turbofit.rehearse.torch.torch_generate import run_transformers
 
         run_transformers(spec, report)

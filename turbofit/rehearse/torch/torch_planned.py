@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ from turbofit.memory.pytorch.bound import engine_bound
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.pretend.from_machine import machine_part
-from turbofit.pretend.scenario import Scenario, scenario_from_spec
+from turbofit.pretend.from_machine import pretend_twin
+from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
 from turbofit.rehearse.moments import torch_moments
 from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
@@ -92,13 +93,16 @@ def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
 def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
     """The pretend machine of one group, charged with what a rehearsal cannot see."""
     indices = plan.parallel.groups[group]
-    machine = machine_part(plan.machine, indices)
-    ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
-    for gpu, index in zip(machine["gpus"], indices, strict=True):
-        gpu["used"] += _sum(ledgers[index], _BEFORE)
-        gpu["late"] = max(0, _sum(ledgers[index], _AFTER))
-    machine["context"] = max(_sum(ledgers[index], ("cuda_context",)) for index in indices)
-    return scenario_from_spec(machine)
+    twin = pretend_twin(plan.machine, indices)
+    ledgers = [next(one.ledger for one in plan.gpus if one.index == index) for index in indices]
+    gpus = tuple(
+        dataclasses.replace(
+            gpu, used=gpu.used + _sum(ledger, _BEFORE), late=max(0, _sum(ledger, _AFTER))
+        )
+        for gpu, ledger in zip(twin.gpus, ledgers, strict=True)
+    )
+    context = max(_sum(ledger, ("cuda_context",)) for ledger in ledgers)
+    return dataclasses.replace(twin, gpus=gpus, context=context)
 
 
 def _limited(plan: Plan) -> Any:

@@ -12,9 +12,11 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
+from turbofit.memory.engine import default_batch_size
 from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_report import torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
@@ -24,9 +26,6 @@ __all__ = ["TorchRehearsal", "rehearse_torch"]
 
 #: LMDeploy's default, by which requests meet in one forward.
 _PREFILL = 8192
-#: `get_max_batch_size` of LMDeploy 0.18: by the card's name, else the last.
-_BATCHES = (("a100", 384), ("a800", 384), ("h100", 1024), ("h800", 1024), ("l20y", 1024),
-            ("h200", 1024), ("", 128))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def rehearse_torch(
         size = _size(request, rule) if sees and request.images else None
         cases = _cases(request, rule, size, scenario)
         settings = dict(request.settings)
-        if request.engine == "transformers":
+        if not DRIVERS[request.engine].batches:
             settings.setdefault("device_map", "auto" if len(scenario.gpus) > 1 else {"": 0})
         elif settings.get("max_batch_size") is None:
             settings.pop("max_batch_size", None)
@@ -140,11 +139,10 @@ def _cases(
     size: tuple[int, int] | None,
     scenario: Scenario,
 ) -> tuple[TorchCase, ...]:
-    if request.engine == "transformers":
+    if not DRIVERS[request.engine].batches:
         made = torch_cases(rule, size, images=request.images)
     else:
-        name = scenario.gpus[0].name.lower()
-        batch = next(most for part, most in _BATCHES if part in name)
+        batch = default_batch_size(scenario.gpus[0].name)
         made = torch_cases(
             rule,
             size,

@@ -9,6 +9,7 @@ from typing import Any, Final
 from turbofit.core.version import __version__
 from turbofit.pretend.run import NOTICE
 from turbofit.rehearse.torch.torch_death import judge
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_ledger import combined
 from turbofit.rehearse.torch.torch_run import KEPT, EndedRehearsal
 
@@ -26,8 +27,6 @@ NOT_KNOWN: Final = (
     "what hangs on large float values: tokens, sampling, expert routing",
     "the CUDA context's size is the card's preset, charged to each process",
 )
-#: The phase at whose end the weights alone are there.
-_LOADED: Final = {"pytorch": "sizing", "transformers": "load"}
 
 
 def torch_report(
@@ -160,7 +159,7 @@ def _card(seen: EndedRehearsal, gpu: int) -> dict[str, Any]:
         "peak": peak,
         "left_at_peak": max(0, _free(seen, gpu) - peak),
     }
-    loaded = _LOADED[seen.spec.engine]
+    loaded = DRIVERS[seen.spec.engine].loaded
     if loaded in order:
         weights = _state(seen, gpu, loaded)
         data["weights"] = weights | {"held": (weights["held"] or 0) - contexts}

@@ -15,14 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from turbofit.core.errors import PackageError
+from turbofit.core.errors import PackageError, UsageError
+from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put_first
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import SharedRecord
 from turbofit.rehearse.torch.torch_clerk import read_books
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_ledger import HeldBytes, held_by
-from turbofit.rehearse.torch.torch_spec import TorchSpec, dump_spec
+from turbofit.rehearse.torch.torch_spec import TorchSpec
 from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.run import new_folder
 
@@ -68,11 +70,15 @@ def need_packages(engine: str, *, ray: bool = False) -> dict[str, str]:
         ray: whether its workers are Ray's.
 
     Raises:
+        UsageError: no engine has this name.
         PackageError: something is missing, or torch is no CUDA build.
     """
-    names = ["torch", "transformers", "accelerate"]
-    if engine == "pytorch":
-        names = ["torch", "triton", "lmdeploy", "transformers"] + (["ray"] if ray else [])
+    driver = DRIVERS.get(engine)
+    if driver is None:
+        raise UsageError(
+            f"{engine} is no engine that is rehearsed on torch", hint=f"{' or '.join(DRIVERS)}"
+        )
+    names = (*driver.packages, *(["ray"] if ray else []))
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise PackageError(
@@ -105,7 +111,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
     """
     folder = new_folder()
     try:
-        (folder / "spec.json").write_text(dump_spec(spec), encoding="utf-8")
+        (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
         limit = _START_SECONDS + (spec.case_seconds + 10) * (len(spec.cases) + 1)
         watch = _Deadline(limit)
         ran = run_pretend(

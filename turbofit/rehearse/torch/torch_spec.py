@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["LONGEST", "TorchCase", "TorchRequest", "TorchSpec", "dump_spec", "load_spec"]
+__all__ = ["LONGEST", "TorchCase", "TorchRequest", "TorchSpec"]
 
 #: ``text_tokens`` of a prompt as long as the engine takes one.
 LONGEST: Final = -1
@@ -61,22 +60,3 @@ class TorchSpec:
     cases: tuple[TorchCase, ...] = ()
     case_seconds: float = 120.0
     environ: Mapping[str, str] = field(default_factory=dict)
-
-
-def dump_spec(spec: TorchSpec) -> str:
-    """The JSON text of a specification."""
-    return json.dumps(asdict(spec) | {"model_dir": str(spec.model_dir)})
-
-
-def load_spec(text: str) -> TorchSpec:
-    """The specification of ``dump_spec``'s text."""
-    data = json.loads(text)
-    cases = tuple(
-        TorchCase(case["name"], _request(case["request"]), case["count"]) for case in data["cases"]
-    )
-    return TorchSpec(**{**data, "model_dir": Path(data["model_dir"]), "cases": cases})
-
-
-def _request(data: Mapping[str, Any]) -> TorchRequest:
-    images = tuple((int(size[0]), int(size[1])) for size in data["images"])
-    return TorchRequest(**{**data, "images": images})

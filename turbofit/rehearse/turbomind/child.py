@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from turbofit.core.errors import UsageError
 from turbofit.pretend.library import LibraryAccount
-from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.rehearse.turbomind.notes import Notes, leave, peak_rss
 from turbofit.rehearse.turbomind.spec import Spec, load_spec
 
@@ -56,7 +55,7 @@ def _start(spec: Spec, account: LibraryAccount, report: Notes) -> Any:
         report.write(resolved=settings, staging_peak=staged)
 
     install(
-        scenario_from_spec(spec.machine),
+        spec.machine,
         account,
         first_device=(config.devices or [0])[0],
         staging=spec.staging,

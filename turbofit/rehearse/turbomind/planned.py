@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ from msgspec.structs import replace
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.pretend.from_machine import machine_part
-from turbofit.rehearse.turbomind.spec import Spec, parse_spec
+from turbofit.pretend.documents import from_builtins
+from turbofit.pretend.from_machine import pretend_twin
+from turbofit.rehearse.turbomind.spec import RehearsalCase, Spec
 from turbofit.rehearse.turbomind.worst import worst_cases
 
 # Terms of the ledger that exist on a real card only: charged to the pretend one beforehand.
@@ -49,24 +51,23 @@ def plan_spec(plan: Plan, checkpoint: Path, group: int = 0) -> Spec:
     real pools after it.
     """
     indices = plan.parallel.groups[group]
-    machine = machine_part(plan.machine, indices)
+    twin = pretend_twin(plan.machine, indices)
     hidden = [*_BEFORE_CACHE]
     if plan.settings.communicator == "nccl":
         hidden.append("communicator")
     ledgers = {ledger.index: ledger.ledger for ledger in plan.gpus}
-    for gpu, index in zip(machine["gpus"], indices, strict=True):
-        # A correction may take back more than these: then of what the engine itself takes.
-        gpu["used"] += max(0, _sum(ledgers[index], hidden))
-        gpu["late"] = max(0, _sum(ledgers[index], _AFTER_CACHE))
-    settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
-    return parse_spec(
-        {
-            "machine": machine,
-            "model_dir": str(checkpoint),
-            "settings": settings,
-            "cases": worst_cases(plan),
-        }
+    # A correction may take back more than these: then of what the engine itself takes.
+    gpus = tuple(
+        dataclasses.replace(
+            gpu,
+            used=gpu.used + max(0, _sum(ledgers[index], hidden)),
+            late=max(0, _sum(ledgers[index], _AFTER_CACHE)),
+        )
+        for gpu, index in zip(twin.gpus, indices, strict=True)
     )
+    settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
+    cases = from_builtins(worst_cases(plan), tuple[RehearsalCase, ...])
+    return Spec(dataclasses.replace(twin, gpus=gpus), checkpoint, settings, cases)
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:

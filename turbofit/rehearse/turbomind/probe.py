@@ -10,7 +10,6 @@ from typing import Any
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.pretend.errors import PretendError
-from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.rehearse.installed import engine_library
@@ -37,7 +36,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> dict[str, Any]:
     folder = new_folder()
     try:
         outcome = run_child(spec, folder)
-        scenario = scenario_from_spec(spec.machine)
+        scenario = spec.machine
         sites = Sites(Symbols(engine_library()).name)
         ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
         timeline = folder / "timeline"

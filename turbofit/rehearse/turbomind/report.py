@@ -49,13 +49,12 @@ def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> dict[str, Any]:
         "settings": settings,
         "cache": cache,
         "terms": [
-            card_terms(ledger, i, int(spec.machine["gpus"][i].get("used", 0)))
-            for i in range(len(ledger.cards))
+            card_terms(ledger, i, spec.machine.gpus[i].used) for i in range(len(ledger.cards))
         ],
         "gpus": [_card(ledger, i) for i in range(len(ledger.cards))],
         "pinned": {"end": _pinned(ledger, "end"), "peak": _pinned(ledger, "peak")},
         "cases": [_case(ledger, c) for c in outcome.report.get("cases", [])],
-        "timeline": [to_builtins(one) for one in moments(ledger.cards, spec.machine["gpus"])],
+        "timeline": [to_builtins(one) for one in moments(ledger.cards, spec.machine.gpus)],
         "load_peak": [load_peak(ledger, i) for i in range(len(ledger.cards))],
         "staging_peak": outcome.report.get("staging_peak"),
         "peer_refused": ledger.refused,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import selectors
@@ -18,8 +17,8 @@ from typing import Any, Final
 
 from turbofit.core.log import LazyLogger
 from turbofit.pretend.build import build
+from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
-from turbofit.pretend.scenario import scenario_from_spec
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.turbomind.notes import read_notes
@@ -122,8 +121,8 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOu
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
     scenario, timeline = folder / "scenario", folder / "timeline"
-    scenario.write_text(scenario_from_spec(spec.machine).text(str(timeline)), encoding="utf-8")
-    (folder / "spec.json").write_text(json.dumps(dict(spec.raw)), encoding="utf-8")
+    scenario.write_text(spec.machine.text(str(timeline)), encoding="utf-8")
+    (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
     begun = time.monotonic()
     process = subprocess.Popen(
         [

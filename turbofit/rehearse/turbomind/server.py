@@ -9,20 +9,19 @@ The environment must be that of ``server_launch``.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.pretend.build import build
+from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
 from turbofit.pretend.library import LibraryAccount
-from turbofit.pretend.scenario import scenario_from_spec
+from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.installed import engine_library
 
@@ -43,7 +42,7 @@ class ServerLaunch:
 
 
 def server_launch(
-    machine: Mapping[str, Any],
+    machine: Scenario,
     lmdeploy_arguments: Sequence[str],
     folder: Path,
     base: Mapping[str, str] | None = None,
@@ -52,7 +51,7 @@ def server_launch(
     """Prepares LMDeploy's server on a pretend machine.
 
     Args:
-        machine: the machine as in a rehearsal's specification.
+        machine: with what is charged to it beforehand.
         lmdeploy_arguments: what would follow the word ``lmdeploy``.
         folder: an own folder, for the scenario and the timeline.
         base: the environment to start from.
@@ -63,8 +62,8 @@ def server_launch(
     check_surface(engine_library(), libraries)
     folder.mkdir(parents=True, exist_ok=True)
     scenario, timeline = folder / "scenario", folder / "timeline"
-    scenario.write_text(scenario_from_spec(machine).text(str(timeline)), encoding="utf-8")
-    (folder / "machine.json").write_text(json.dumps(dict(machine)), encoding="utf-8")
+    scenario.write_text(machine.text(str(timeline)), encoding="utf-8")
+    (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
     env = pretend_environment(libraries, scenario, base, site=site)
     env[_MACHINE] = str(folder / "machine.json")
     env["HF_HUB_OFFLINE"] = env["TRANSFORMERS_OFFLINE"] = "1"
@@ -83,7 +82,7 @@ def main(arguments: list[str]) -> int:
                 "this command is started by turbofit, in an environment of its own",
                 hint="use turbofit serve --pretend",
             )
-        machine = json.loads(Path(path).read_text(encoding="utf-8"))
+        machine = loaded(Path(path).read_bytes(), Scenario)
     except TurbofitError as error:
         sys.stderr.write(f"error: {error.message}\nhint: {error.hint}\n")
         return error.exit_code
@@ -95,7 +94,7 @@ def main(arguments: list[str]) -> int:
     account = LibraryAccount(Path(libraries))
     account.mark("import")
     install(
-        scenario_from_spec(machine),
+        machine,
         account,
         tokenizer=True,
         ready=lambda _engine, _staged: account.mark("serving"),

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from turbofit.core.errors import UsageError
+from turbofit.pretend.documents import from_builtins
+from turbofit.pretend.scenario import Scenario
+
+__all__ = ["RehearsalCase", "RehearsalRequest", "Spec", "Unit", "load_spec", "parse_spec"]
 
 Unit = int | tuple[int, int, int]
 
@@ -50,65 +56,45 @@ class Spec:
     """A rehearsal.
 
     Attributes:
-        machine: as ``turbofit.pretend.scenario.scenario_from_spec`` reads it.
+        machine: the pretend machine.
         model_dir: a checkpoint folder; of its safetensors files only the headers are read.
         settings: fields of LMDeploy's TurbomindEngineConfig.
         cases: run in this order, each after the last has come to rest.
         staging: charge the first card with what loading stages through torch.
         start_seconds, case_seconds: how long to wait before it counts as a hang.
-        raw: the JSON document.
     """
 
-    machine: Mapping[str, Any]
+    machine: Scenario
     model_dir: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[RehearsalCase, ...] = ()
     staging: bool = True
     start_seconds: float = 300.0
     case_seconds: float = 120.0
-    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-
-def _request(data: Mapping[str, Any]) -> RehearsalRequest:
-    units = tuple(u if isinstance(u, int) else (u[0], u[1], u[2]) for u in data.get("units", ()))
-    return RehearsalRequest(
-        text_tokens=int(data.get("text_tokens", 20)),
-        units=units,
-        max_new_tokens=int(data.get("max_new_tokens", 4)),
-        top_k=int(data.get("top_k", 1)),
-        output_logits=data.get("output_logits"),
-        lead=data.get("lead"),
-        images=data.get("images"),
-    )
 
 
 def parse_spec(data: Mapping[str, Any]) -> Spec:
-    """The Spec of a parsed JSON document."""
+    """The Spec of a parsed JSON document.
+
+    Raises:
+        UsageError: it is none.
+    """
     try:
-        cases = tuple(
-            RehearsalCase(str(c["name"]), tuple(_request(r) for r in c["requests"]))
-            for c in data.get("cases", ())
-        )
-        return Spec(
-            machine=data["machine"],
-            model_dir=Path(data["model_dir"]),
-            settings=dict(data.get("settings", {})),
-            cases=cases,
-            staging=bool(data.get("staging", True)),
-            start_seconds=float(data.get("start_seconds", 300.0)),
-            case_seconds=float(data.get("case_seconds", 120.0)),
-            raw=data,
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return from_builtins(data, Spec)
+    except msgspec.ValidationError as error:
         raise UsageError(
-            f"the rehearsal's specification is not valid: {type(error).__name__} {error}",
+            f"the rehearsal's specification is not valid: {error}",
             hint="it needs machine, model_dir, settings and cases; "
             "see turbofit/rehearse/turbomind/spec.py",
         ) from error
 
 
 def load_spec(path: Path) -> Spec:
-    """Reads a Spec from a JSON file."""
+    """Reads a Spec from a JSON file.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from turbofit.report.views.plan_view import capacity_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.report.run_report import RunReport
+    from turbofit.core.run_report import RunReport
     from turbofit.report.saved import Saved
 
 __all__ = ["page"]

@@ -17,7 +17,7 @@ from turbofit.report.views.run_view import run_blocks, sides_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
-    from turbofit.report.run_report import RunReport
+    from turbofit.core.run_report import RunReport
 
 __all__ = [
     "candidates",

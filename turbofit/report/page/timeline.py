@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from turbofit.core.plan import Plan
-    from turbofit.report.run_report import RunReport
+    from turbofit.core.run_report import RunReport
 
 __all__ = ["timeline"]
 

@@ -18,8 +18,8 @@ from turbofit.report.views.ways import ways_text
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan
+    from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
-    from turbofit.report.run_report import RunReport
 
 __all__ = ["capacity_blocks", "fact_block", "plan_view", "settings_blocks"]
 

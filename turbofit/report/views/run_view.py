@@ -10,8 +10,8 @@ from turbofit.report.views.sides import sides
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
+    from turbofit.core.run_report import RunAttempt, RunReport
     from turbofit.report.painters.document import Block
-    from turbofit.report.run_report import RunAttempt, RunReport
     from turbofit.report.views.sides import ForecastSide
 
 __all__ = ["run_blocks", "sides_blocks"]

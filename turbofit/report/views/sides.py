@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.report.run_report import RunReport
+    from turbofit.core.run_report import RunReport
 
 __all__ = ["ForecastSide", "sides"]
 

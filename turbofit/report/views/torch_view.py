@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turbofit.core.units import format_bytes, mib
+from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.report.painters.document import Block, Column, FactList, Heading, Items, Line, Table
 
 __all__ = ["torch_view"]
 
-_ENGINES = {"pytorch": "LMDeploy's PyTorch engine", "transformers": "Transformers"}
-_PACKAGES = {"pytorch": "lmdeploy", "transformers": "transformers"}
 #: Parts of a card's start, and what they are called.
 _PARTS = (
     ("weights", "weights"),
@@ -24,8 +23,8 @@ _PARTS = (
 def torch_view(document: Mapping[str, Any]) -> Iterator[Block]:
     """The document of `rehearse.torch.torch_report`, for people."""
     versions = document["versions"]
-    engine = document["engine"]
-    named = f"{_ENGINES[engine]} {versions.get(_PACKAGES[engine], '')}".strip()
+    driver = DRIVERS[document["engine"]]
+    named = f"{driver.title} {versions.get(driver.package, '')}".strip()
     yield Heading(text=f"{document['model']['name']} with {named} on pretend GPUs")
     served = document["outcome"] == "served"
     yield Line(
@@ -76,7 +75,7 @@ def _settings(document: Mapping[str, Any]) -> Iterator[Block]:
     given = document["given"]
     words = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
     facts = [("given", words)]
-    if document["engine"] == "pytorch":
+    if DRIVERS[document["engine"]].batches:
         facts.append(("all else", "LMDeploy's own defaults"))
     else:
         own = {k: v for k, v in document["settings"].items() if k not in given}

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.run_report import RunReport
     from turbofit.observe.live import EngineNow, Now
     from turbofit.report.painters.document import Block
-    from turbofit.report.run_report import RunReport
 
 __all__ = ["watch_view"]
 

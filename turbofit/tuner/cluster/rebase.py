@@ -66,7 +66,8 @@ class Rebase:
         accounts = accounts_of(request, own, groups, forward, engine)
         ratios = [one.settings.cache_max_entry_count for one in accounts]
         pairs = list(zip(accounts, ratios, strict=True))
-        if host_problem(host_of(request, accounts, engine)) is not None:
+        host = host_of(request, accounts, engine)
+        if host_problem(host) is not None:
             return None
         if not all(fate_at(account, ratio).kind == "serves" for account, ratio in pairs):
             return None
@@ -81,6 +82,7 @@ class Rebase:
             fits=True,
             verdict=verdict_of(request, groups, accounts, tokens, vision_load),
             parallel_reason=plan.parallel.reason,
+            host=host,
             at_once=tuple(one.at_once for one in plan.by_group),
         )
         made = document(request, parts, accounts, engine)

@@ -21,7 +21,6 @@ from turbofit.core.plan import (
     Settings,
     Throughput,
 )
-from turbofit.core.plan import Engine as PlannedEngine
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.core.version import __version__
@@ -32,7 +31,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.speed.links import group_class
 from turbofit.tuner.speed.throughput import request_tokens
 
-__all__ = ["PlanDraft", "accounts_of", "document", "host_problem", "limits_of", "verdict_of"]
+__all__ = ["PlanDraft", "accounts_of", "document", "host_of", "host_problem", "verdict_of"]
 
 #: Encoded bytes that one image and one request body may have.
 _BYTES_PER_IMAGE = 32 * MIB
@@ -43,8 +42,9 @@ _BASE64 = 4 / 3
 class PlanDraft(Struct):
     """What a document is made of besides the accounts.
 
-    ``at_once`` are the requests that are counted on in each group where cards are unequal, empty
-    where all groups run ``settings``.
+    ``host`` is of all groups. ``at_once`` are the requests that are counted on in each group where
+    cards are unequal, empty where all groups run ``settings``. ``device_map`` is where an engine
+    that splits a model by its layers has each of them.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -54,12 +54,14 @@ class PlanDraft(Struct):
     fits: bool
     verdict: str
     parallel_reason: str
+    host: HostMemory
     throughput: Throughput | None = None
     considered: tuple[Candidate, ...] = ()
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     at_once: tuple[float, ...] = ()
+    device_map: dict[str, int | str] | None = None
 
 
 def accounts_of(
@@ -108,24 +110,24 @@ def document(
         workload=replace(
             resolved.workload, context=resolved.workload.context or settings.session_len
         ),
-        engine=PlannedEngine(name=engine.name, version=engine.version),
+        engine=engine.planned,
         parallel=Parallel(
             tp=max(account.settings.tp for account in accounts),
             replicas=len(parts.groups),
             groups=parts.groups,
-            communicator=settings.communicator,
+            communicator=engine.communicator(settings),
             reason=parts.parallel_reason,
         ),
         settings=settings,
         limits=replace(
-            limits_of(resolved, parts, units_per_forward),
+            _limits_of(resolved, parts, units_per_forward),
             n=min(account.settings.max_batch_size for account in accounts),
         ),
         kv=least
         if parts.at_once
         else replace(least, region_bytes=min(k.region_bytes for k in each)),
         gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
-        host=host_of(resolved, accounts, engine),
+        host=parts.host,
         throughput=parts.throughput,
         considered=parts.considered,
         reasons=parts.reasons,
@@ -140,6 +142,7 @@ def document(
             )
             for account, kv, at_once in zip(accounts, each, parts.at_once, strict=False)
         ),
+        device_map=parts.device_map,
     )
 
 
@@ -154,7 +157,7 @@ def _kv(account: Account, outcome: GroupOutcome, total: int) -> Kv:
     )
 
 
-def limits_of(resolved: ResolvedRequest, parts: PlanDraft, units_per_forward: int) -> Limits:
+def _limits_of(resolved: ResolvedRequest, parts: PlanDraft, units_per_forward: int) -> Limits:
     """What the gateway holds requests to."""
     rule, vision_load, limit = resolved.model.image_rule, parts.vision_load, parts.limit
     images = vision_load.images_per_request

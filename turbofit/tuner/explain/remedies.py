@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
-from turbofit.core.machine import Gpu, Holder
 from turbofit.core.plan import Remedy
-from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
-from turbofit.tuner.explain.with_more_gpus import BOUGHT, bought
+from turbofit.tuner.explain.other_machines import BOUGHT, bought, stopped
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens
 
-__all__ = ["remedies"]
+__all__ = ["left_to_turbofit", "remedies"]
 
 #: A change that closes less of the gap than one percent helps nobody.
 _WORTH_SAYING = 0.99
@@ -62,16 +60,21 @@ def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     yield from _quantised_cache(request)
     yield from _other_checkpoint(request)
     yield from _more_gpus(request)
-    yield from _stopped_processes(request)
+    yield from stopped(request)
 
 
-def _released_options(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
-    """Each option that the user fixed, left to turbofit."""
+def left_to_turbofit(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    """Each option that the user fixed, and the budget, left out."""
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
         yield f"leave --{name.replace('_', '-')} to turbofit", replace(request, fixed=rest)
     if request.budget is not None:
         yield "leave --budget out", replace(request, budget=None)
+
+
+def _released_options(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    """Each option that the user fixed, left to turbofit."""
+    yield from left_to_turbofit(request)
     if request.replicas is not None and request.replicas > 1:
         # Copies need whole models on their cards; one model may be split over the same cards.
         yield "leave --replicas to turbofit", replace(request, replicas=None)
@@ -128,28 +131,6 @@ def _more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]
     if request.tp is not None and len(request.visible) > request.tp:
         yield "leave --tp to turbofit", replace(request, tp=None, replicas=None)
     yield from bought(request)
-
-
-def _stopped_processes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
-    """The largest holder on any GPU, gone."""
-    held = [(gpu, holder) for gpu in request.visible for holder in gpu.holders]
-    sized = [
-        (gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0 and holder.pid != "NA"
-    ]
-    if not sized:
-        return
-    gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))
-    freed = known(holder.bytes, 0)
-    gpus = tuple(
-        _without(one, holder) if one.index == gpu.index else one for one in request.machine.gpus
-    )
-    change = f"stop {holder.name}[{holder.pid}] on GPU {gpu.index} ({format_bytes(freed)})"
-    yield change, replace(request, machine=replace(request.machine, gpus=gpus))
-
-
-def _without(gpu: Gpu, holder: Holder) -> Gpu:
-    freed = known(holder.bytes, 0)
-    return replace(gpu, used=known(gpu.used, 0) - freed, free=known(gpu.free, 0) + freed)
 
 
 def _limit(request: ResolvedRequest, limit: int) -> str:

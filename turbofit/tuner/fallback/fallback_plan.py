@@ -2,166 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from collections.abc import Iterator, Sequence
 
-import msgspec
 from msgspec.structs import replace
 
-from turbofit.core.errors import UsageError
-from turbofit.core.plan import Engine, HostMemory, Kv, Parallel, Plan, Settings
+from turbofit.core.plan import HostMemory, Plan, Settings
 from turbofit.core.units import format_bytes
-from turbofit.core.version import __version__
 from turbofit.core.words import groups_of, indices
-from turbofit.memory.transformers.components import components
-from turbofit.memory.transformers.ledgers import HOST_PROCESS
-from turbofit.tuner.explain.plan_document import PlanDraft, host_problem, limits_of
-from turbofit.tuner.fallback.cut import device_map
+from turbofit.memory.engine import Engine
+from turbofit.memory.transformers.placement import device_map
+from turbofit.memory.transformers.transformers_account import TransformersAccount
+from turbofit.tuner.explain.plan_document import PlanDraft, document, host_of, host_problem
 from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
 from turbofit.tuner.fallback.words import verdict, warnings
-from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.constraints import dtype_for
+from turbofit.tuner.search.sizing import Shape, shape_settings
 
-__all__ = ["TRANSFORMERS", "make_fallback_plan"]
-
-#: The release that the account was laid beside; any 5.x is launched that has the same inside.
-TRANSFORMERS = "5.17"
+__all__ = ["make_fallback_plan"]
 
 
-def make_fallback_plan(request: ResolvedRequest, reason: str) -> Plan:
+def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
     """The best plan on Hugging Face Transformers, without the command lines.
 
     Args:
         request: ``tp`` is the number of GPUs that one copy's layers are split over (None: the
             fewest that hold one), ``replicas`` the number of copies side by side (None: one).
+        engine: Transformers.
         reason: why no engine of LMDeploy is used, as a clause.
 
     Raises:
         UsageError: something asked for cannot be used with this engine.
     """
-    _refuse(request)
     chosen = search(request)
-    settings = _settings(chosen)
-    host, kept = _host(request, chosen)
+    settings = _settings(request, chosen)
+    accounts = [
+        TransformersAccount(
+            launch_of(request, settings, copy.gpus, chosen.vision_load), chosen.placement
+        )
+        for copy in chosen.copies
+    ]
+    host, kept = _host(request, accounts, engine)
     problem = host_problem(host)
-    parts = PlanDraft(
-        groups=tuple(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts),
+    placed = device_map(chosen.copies[0], chosen.placement, kept)
+    ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
+    draft = PlanDraft(
+        groups=chosen.groups,
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
         fits=chosen.fits and problem is None,
-        verdict=verdict(request, chosen, problem),
+        verdict=verdict(request, chosen, ledgers, problem),
         parallel_reason=_parallel(request, chosen),
-    )
-    ledgers = [
-        account.ledger(place, chosen.placement, chosen.load)
-        for account in chosen.accounts
-        for place in range(len(account.gpus))
-    ]
-    layers = chosen.accounts[0].parts.layers
-    region = sum(layer.kv(chosen.session_len, chosen.load.images) for layer in layers)
-    placed = device_map(chosen.accounts[0], chosen.placement, kept)
-    workload = request.workload
-    return Plan(
-        turbofit_version=__version__,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        fits=parts.fits,
-        verdict=parts.verdict,
-        model=request.model,
-        machine=request.machine,
-        workload=replace(workload, context=workload.context or settings.session_len),
-        engine=Engine(name="transformers", version=TRANSFORMERS),
-        parallel=Parallel(
-            tp=1,
-            replicas=len(parts.groups),
-            groups=parts.groups,
-            communicator="none",
-            reason=parts.parallel_reason,
-        ),
-        settings=settings,
-        limits=limits_of(request, parts, chosen.load.units),
-        kv=Kv(
-            bytes_per_token=sum(layer.kv_per_token for layer in layers),
-            tokens=settings.session_len,
-            total_tokens=settings.session_len * len(parts.groups),
-            region_bytes=region,
-            longest_request_tokens=settings.session_len,
-        ),
-        gpus=tuple(sorted(ledgers, key=lambda ledger: ledger.index)),
         host=host,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
-        warnings=(
-            *request.model.warnings,
-            *request.machine.warnings,
-            *warnings(request, chosen, placed),
-        ),
+        warnings=tuple(warnings(request, chosen, placed)),
         remedies=() if chosen.fits else fallback_remedies(request),
         device_map=placed,
     )
+    return document(request, draft, accounts, engine)
 
 
-def _refuse(request: ResolvedRequest) -> None:
-    """Options of LMDeploy that mean nothing here.
-
-    Raises:
-        UsageError: one of them was given.
-    """
-    meant = {"dtype", "session_len", "max_batch_size", "tp"}
-    for name in sorted(set(request.fixed) - meant):
-        raise UsageError(
-            f"--{name.replace('_', '-')} is LMDeploy's, and the fallback engine has no such option",
-            hint="leave it out; --dtype and --session-len are heard",
-        )
-    if request.fixed.get("max_batch_size", 1) != 1:
-        raise UsageError(
-            "the fallback engine serves one request at a time: --max-batch-size is 1",
-            hint="--replicas N serves N at a time, each on GPUs of its own",
-        )
+def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
+    """One request at a time, in one forward; each copy's layers are split by the device map."""
+    tokens = chosen.session_len
+    shape = Shape(
+        tp=1, groups=chosen.groups, max_prefill_token_num=tokens, limit=chosen.limit, at_once=1
+    )
+    return shape_settings(request, shape, tokens, chosen.copies[0].dtype)
 
 
-def _settings(chosen: Chosen) -> Settings:
-    asked = {
-        "tp": 1,
-        "dtype": chosen.accounts[0].dtype,
-        "max_batch_size": 1,
-        "session_len": chosen.session_len,
-        "max_prefill_token_num": chosen.session_len,
-    }
-    try:
-        return msgspec.convert(asked, Settings)
-    except msgspec.ValidationError as exc:
-        raise UsageError(
-            f"an engine option cannot be used: {exc}", hint="--dtype float16 or bfloat16"
-        ) from None
-
-
-def _host(request: ResolvedRequest, chosen: Chosen) -> tuple[HostMemory, int | None]:
+def _host(
+    request: ResolvedRequest, accounts: Sequence[TransformersAccount], engine: Engine
+) -> tuple[HostMemory, int | None]:
     """Host memory of all copies, and what of it one copy's offloaded layers may take.
 
     Layers that host memory does not hold stay on the disk: only the largest is in memory then.
     """
-    available = request.machine.host.ram_available
-    copies = len(chosen.accounts)
-    weights = [chosen.accounts[0].parts.layers[n].weights for n in chosen.placement.offloaded]
-    if available == "NA":
-        taken, kept = sum(weights), None
-    else:
-        kept = max(0, available // copies - HOST_PROCESS - max(weights, default=0))
-        taken, left = max(weights, default=0), kept
+    host, copies, one = host_of(request, accounts, engine), len(accounts), accounts[0]
+    weights = [one.copy.parts.layers[number].weights for number in one.placement.offloaded]
+    taken, kept = sum(weights), None
+    if host.available is not None:
+        taken = max(weights, default=0)
+        kept = left = max(0, (host.available - host.pageable) // copies - taken)
         for size in weights:
             left -= size
             taken += size if left >= 0 else 0
-    host = HostMemory(
-        pinned=0,
-        pageable=(HOST_PROCESS + taken) * copies,
-        available=None if available == "NA" else available,
-    )
-    return host, kept
+    return replace(host, pageable=host.pageable + taken * copies), kept
 
 
 def _parallel(request: ResolvedRequest, chosen: Chosen) -> str:
-    copies, devices = len(chosen.accounts), chosen.placement.devices
+    copies, devices = len(chosen.copies), chosen.placement.devices
     split = "one GPU each" if devices == 1 else f"its layers split over {devices} GPUs"
     if request.tp is not None or request.replicas is not None:
         return f"{copies} cop{'y' if copies == 1 else 'ies'}, {split}: as asked"
@@ -186,10 +118,11 @@ def _reasons(
     else:
         why = f"the model's {longest} lowered to what fits"
     yield f"session_len {settings.session_len}: {why}"
-    gpus = chosen.accounts[0].gpus
+    copy = chosen.copies[0]
+    gpus = copy.gpus
     why = "as set by you" if fixed.get("dtype") else dtype_for(request.model, gpus)[1]
     yield f"dtype {settings.dtype}: {why}"
-    if any(chosen.accounts[0].writes_matrix(place) for place in range(len(gpus))):
+    if any(copy.writes_matrix(place) for place in range(len(gpus))):
         yield (
             "attention is charged with the matrix of all pairs of tokens: torch has no other "
             "kernel for grouped heads on cards before Ampere"
@@ -200,11 +133,11 @@ def _reasons(
         if request.fixed_limit is not None:
             said = "as set by you"
         yield f"image limit {chosen.limit}: {said}"
-    parts = components(request.model, settings.dtype)
-    groups = groups_of(tuple(g.index for g in one.gpus) for one in chosen.accounts)
+    parts = copy.parts
     yield (
-        f"device map on GPU {groups}: vision tower ({format_bytes(parts.vision)}) and embeddings "
-        f"({format_bytes(parts.embeddings)}) first; {_cuts(chosen)}; the last norm and lm_head "
+        f"device map on GPU {groups_of(chosen.groups)}: vision tower"
+        f" ({format_bytes(parts.vision)}) and embeddings"
+        f" ({format_bytes(parts.embeddings)}) first; {_cuts(chosen)}; the last norm and lm_head "
         f"{'with the embeddings, whose tensor it is' if parts.tied else 'last'}"
     )
 

@@ -7,65 +7,48 @@ and decoder layers off the GPUs only where nothing else serves a request at all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
-from turbofit.core.struct import Struct, known
-from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
+from turbofit.core.struct import known
+from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_of
+from turbofit.memory.transformers.placement import fewest_offloaded, holds, nowhere, place_all
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.fallback.cut import fewest_offloaded, holds, place_all
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
-from turbofit.tuner.search.constraints import dtype_for, dtype_problem
+from turbofit.tuner.search.constraints import chosen_dtype
 from turbofit.tuner.search.sizing import excess_tokens, shortest_context
 
-__all__ = ["Chosen", "load_of", "search"]
+__all__ = ["Chosen", "search"]
 
 _STEP = 64
 _ROUND = 1024
 #: Pixels are halved so often before decoder layers are taken off the GPUs instead.
 _HALVES = 4
 
+#: GPUs of each copy, equally many.
+_Groups = tuple[tuple[int, ...], ...]
 
-class Chosen:
+
+class Chosen(NamedTuple):
     """What was found: groups of GPUs, a placement that is good for each, and the request.
 
     ``fits`` False: the placement is the closest to fitting.
     """
 
-    def __init__(
-        self,
-        accounts: Sequence[TransformersAccount],
-        placement: Placement,
-        vision_load: VisionLoad,
-        limit: int | None,
-        session_len: int,
-        *,
-        fits: bool,
-    ) -> None:
-        self.accounts, self.placement = tuple(accounts), placement
-        self.vision_load, self.limit, self.session_len = vision_load, limit, session_len
-        self.fits = fits
+    copies: Sequence[ModelCopy]
+    placement: Placement
+    vision_load: VisionLoad
+    limit: int | None
+    session_len: int
+    fits: bool = True
 
     @property
-    def load(self) -> Load:
-        """The request that the account pays for."""
-        return load_of(self.vision_load, self.session_len)
-
-
-class _Shape(Struct):
-    """GPUs of each copy; all groups have equally many."""
-
-    groups: tuple[tuple[int, ...], ...]
-
-
-def load_of(vision_load: VisionLoad, tokens: int) -> Load:
-    """The worst request of so many tokens."""
-    return Load(
-        tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
-    )
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The GPUs of each copy."""
+        return tuple(tuple(gpu.index for gpu in copy.gpus) for copy in self.copies)
 
 
 def search(request: ResolvedRequest) -> Chosen:
@@ -80,14 +63,14 @@ def search(request: ResolvedRequest) -> Chosen:
     limits = [
         limit for limit in every if not excess_tokens(request, vision_load_of(request, limit))
     ]
-    shapes = list(_shapes(request))
+    groupings = list(_groupings(request))
     for limit in limits:
         vision_load = vision_load_of(request, limit)
-        for shape in shapes:
-            found = _on_gpus(request, shape, vision_load, limit)
+        for groups in groupings:
+            found = _on_gpus(request, groups, vision_load, limit)
             if found is not None:
                 return found
-    largest = shapes[-1]
+    largest = groupings[-1]
     for limit in limits:
         found = _offloading(request, largest, vision_load_of(request, limit), limit)
         if found is not None:
@@ -141,7 +124,7 @@ def _limits(request: ResolvedRequest) -> Iterator[int | None]:
         seen = units
 
 
-def _shapes(request: ResolvedRequest) -> Iterator[_Shape]:
+def _groupings(request: ResolvedRequest) -> Iterator[_Groups]:
     """Groups of GPUs, the fewest first; the freest cards first.
 
     Copies side by side are split over several GPUs only where both are asked for.
@@ -157,7 +140,7 @@ def _shapes(request: ResolvedRequest) -> Iterator[_Shape]:
     for size in sizes:
         chosen = freest[: size * replicas]
         groups = [chosen[number::replicas] for number in range(replicas)]
-        yield _Shape(groups=tuple(tuple(gpu.index for gpu in group) for group in groups))
+        yield tuple(tuple(gpu.index for gpu in group) for group in groups)
 
 
 def _free(request: ResolvedRequest, gpu: Gpu) -> int:
@@ -165,49 +148,30 @@ def _free(request: ResolvedRequest, gpu: Gpu) -> int:
     return usable - request.margin_of(gpu)
 
 
-def _accounts(request: ResolvedRequest, shape: _Shape) -> list[TransformersAccount]:
-    gpus = [request.machine.gpu(index) for group in shape.groups for index in group]
-    dtype = _dtype(request, gpus)
-    made = []
-    for group in shape.groups:
-        cards = [request.machine.gpu(index) for index in group]
-        made.append(
-            TransformersAccount(
-                request.model, dtype, cards, [request.margin_of(gpu) for gpu in cards]
-            )
-        )
-    return made
+def _copies(request: ResolvedRequest, groups: _Groups) -> list[ModelCopy]:
+    cards = [[request.machine.gpu(index) for index in group] for group in groups]
+    everywhere = [gpu for group in cards for gpu in group]
+    dtype = chosen_dtype(request.model, request.fixed.get("dtype"), everywhere)
+    return [
+        ModelCopy(request.model, dtype, group, [request.margin_of(gpu) for gpu in group])
+        for group in cards
+    ]
 
 
-def _dtype(request: ResolvedRequest, gpus: Sequence[Gpu]) -> str:
-    """The user's dtype, else what these GPUs can.
-
-    Raises:
-        UsageError: they cannot what the user set.
-    """
-    fixed = request.fixed.get("dtype")
-    if fixed in (None, "auto"):
-        return dtype_for(request.model, gpus)[0]
-    problem = dtype_problem(request.model, fixed, gpus)
-    if problem is not None:
-        raise UsageError(problem, hint="leave --dtype out")
-    return cast("str", fixed)
-
-
-def _tightest(accounts: Sequence[TransformersAccount]) -> TransformersAccount:
-    """One account for all groups: place by place the card with the least room.
+def _tightest(copies: Sequence[ModelCopy]) -> ModelCopy:
+    """One copy for all groups: place by place the card with the least room.
 
     Over: a group with more room could hold more layers early.
     """
-    if len(accounts) == 1:
-        return accounts[0]
-    first = accounts[0]
+    if len(copies) == 1:
+        return copies[0]
+    first = copies[0]
     cards, margins = [], []
     for place in range(len(first.gpus)):
-        worst = min(accounts, key=lambda account: account.room(place))
+        worst = min(copies, key=lambda copy: copy.room(place))
         cards.append(worst.gpus[place])
         margins.append(worst.margins[place])
-    return TransformersAccount(first.model, first.dtype, cards, margins)
+    return ModelCopy(first.model, first.dtype, cards, margins)
 
 
 def _wanted(request: ResolvedRequest) -> int | None:
@@ -224,26 +188,24 @@ def _shortest(request: ResolvedRequest, vision_load: VisionLoad) -> int:
 
 
 def _on_gpus(
-    request: ResolvedRequest, shape: _Shape, vision_load: VisionLoad, limit: int | None
+    request: ResolvedRequest, groups: _Groups, vision_load: VisionLoad, limit: int | None
 ) -> Chosen | None:
-    accounts = _accounts(request, shape)
-    tightest, tokens = _tightest(accounts), _shortest(request, vision_load)
+    copies = _copies(request, groups)
+    tightest, tokens = _tightest(copies), _shortest(request, vision_load)
     if not holds(tightest, load_of(vision_load, tokens)):
         return None
     if _wanted(request) is None:
         tokens = _longest(request, tightest, vision_load, tokens)
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None
-    return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
+    return Chosen(copies, placement, vision_load, limit, tokens)
 
 
-def _longest(
-    request: ResolvedRequest, account: TransformersAccount, vision_load: VisionLoad, low: int
-) -> int:
+def _longest(request: ResolvedRequest, copy: ModelCopy, vision_load: VisionLoad, low: int) -> int:
     """The model's own context, lowered to what fits."""
 
     def fits(tokens: int) -> bool:
-        return holds(account, load_of(vision_load, tokens))
+        return holds(copy, load_of(vision_load, tokens))
 
     shortest, high = low, request.model.text.max_position_embeddings
     if fits(high):
@@ -256,22 +218,19 @@ def _longest(
 
 
 def _offloading(
-    request: ResolvedRequest, shape: _Shape, vision_load: VisionLoad, limit: int | None
+    request: ResolvedRequest, groups: _Groups, vision_load: VisionLoad, limit: int | None
 ) -> Chosen | None:
     """With decoder layers off the GPUs: the shortest context, so that as few as possible are."""
-    accounts = _accounts(request, shape)
+    copies = _copies(request, groups)
     tokens = _shortest(request, vision_load)
-    placement = fewest_offloaded(_tightest(accounts), load_of(vision_load, tokens))
+    placement = fewest_offloaded(_tightest(copies), load_of(vision_load, tokens))
     if placement is None:
         return None
-    return Chosen(accounts, placement, vision_load, limit, tokens, fits=True)
+    return Chosen(copies, placement, vision_load, limit, tokens)
 
 
-def _closest(request: ResolvedRequest, shape: _Shape, limit: int | None) -> Chosen:
+def _closest(request: ResolvedRequest, groups: _Groups, limit: int | None) -> Chosen:
     """What does not fit: every layer off the GPUs, so that what is left is what is too large."""
-    accounts, vision_load = _accounts(request, shape), vision_load_of(request, limit)
-    count = len(accounts[0].parts.layers)
-    placement = Placement(devices=len(accounts[0].gpus), layers=(None,) * count)
-    return Chosen(
-        accounts, placement, vision_load, limit, _shortest(request, vision_load), fits=False
-    )
+    copies, vision_load = _copies(request, groups), vision_load_of(request, limit)
+    tokens = _shortest(request, vision_load)
+    return Chosen(copies, nowhere(copies[0]), vision_load, limit, tokens, fits=False)

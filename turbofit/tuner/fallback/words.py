@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from turbofit.core.machine import Gpu
+from turbofit.core.plan import GpuLedger
 from turbofit.core.units import format_bytes
 from turbofit.core.words import groups_of
 from turbofit.tuner.fallback.search import Chosen
@@ -19,15 +20,11 @@ __all__ = ["verdict", "warnings"]
 _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
-def verdict(request: ResolvedRequest, chosen: Chosen, host: str | None) -> str:
+def verdict(
+    request: ResolvedRequest, chosen: Chosen, ledgers: Sequence[GpuLedger], host: str | None
+) -> str:
     """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much."""
     name = request.model.name
-    ledgers = [
-        account.ledger(place, chosen.placement, chosen.load)
-        for account in chosen.accounts
-        for place in range(len(account.gpus))
-    ]
-    where = groups_of(tuple(gpu.index for gpu in one.gpus) for one in chosen.accounts)
     if not chosen.fits and excess_tokens(request, chosen.vision_load):
         return f"does not fit: {name} on Transformers: {too_long(request, chosen.vision_load)}"
     if not chosen.fits:
@@ -48,13 +45,14 @@ def verdict(request: ResolvedRequest, chosen: Chosen, host: str | None) -> str:
     off = len(chosen.placement.offloaded)
     how = f", {off} decoder layers in host memory or on disk" if off else ""
     return (
-        f"fits: {name} on GPU {where} with Transformers{how}: {_at_once(chosen)} "
-        f"{chosen.session_len:,} tokens at a time; {format_bytes(spare)} stay free on each GPU"
+        f"fits: {name} on GPU {groups_of(chosen.groups)} with Transformers{how}:"
+        f" {_at_once(chosen)} {chosen.session_len:,} tokens at a time;"
+        f" {format_bytes(spare)} stay free on each GPU"
     )
 
 
 def _at_once(chosen: Chosen) -> str:
-    copies = len(chosen.accounts)
+    copies = len(chosen.copies)
     return "one request of" if copies == 1 else f"{copies} requests, one a copy, of"
 
 
@@ -62,7 +60,7 @@ def warnings(
     request: ResolvedRequest, chosen: Chosen, placed: Mapping[str, int | str]
 ) -> Iterator[str]:
     """What a person should know before choosing this engine."""
-    copies = len(chosen.accounts)
+    copies = len(chosen.copies)
     yield (
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
@@ -78,7 +76,7 @@ def warnings(
             "work one after the other"
         )
     yield from _slow(chosen, placed)
-    used = {gpu.index for one in chosen.accounts for gpu in one.gpus}
+    used = {index for group in chosen.groups for index in group}
     idle = [gpu for gpu in request.visible if gpu.index not in used]
     if idle and chosen.fits:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
@@ -95,15 +93,15 @@ def _slow(chosen: Chosen, placed: Mapping[str, int | str]) -> Iterator[str]:
     off = chosen.placement.offloaded
     if not off or not chosen.fits:
         return
-    account = chosen.accounts[0]
-    size = sum(account.parts.layers[number].weights for number in off)
+    copy = chosen.copies[0]
+    size = sum(copy.parts.layers[number].weights for number in off)
     disk = sum(1 for where in placed.values() if where == "disk")
     said = (
-        f"{len(off)} of {len(account.parts.layers)} decoder layers ({format_bytes(size)}) do not "
+        f"{len(off)} of {len(copy.parts.layers)} decoder layers ({format_bytes(size)}) do not "
         "fit on the GPUs and pass through GPU "
-        f"{account.gpus[0].index} at every token"
+        f"{copy.gpus[0].index} at every token"
     )
-    rate = _bus(account.gpus[0])
+    rate = _bus(copy.gpus[0])
     if rate is not None:
         said += f": {size / rate:.2g} s a token at the best that its PCIe link can do"
     if disk:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.model import Model
 
-__all__ = ["dtype_for", "dtype_problem"]
+__all__ = ["chosen_dtype", "dtype_for"]
 
 _AMPERE = (8, 0)
 
@@ -27,12 +28,21 @@ def dtype_for(model: Model, gpus: Sequence[Gpu]) -> tuple[Literal["float16", "bf
     return "bfloat16", "the checkpoint's own" if model.dtype == "bfloat16" else "of float32"
 
 
-def dtype_problem(model: Model, dtype: object, gpus: Sequence[Gpu]) -> str | None:
-    """Why a dtype that the user set cannot run: LMDeploy would change it without a word."""
+def chosen_dtype(model: Model, fixed: object, gpus: Sequence[Gpu]) -> str:
+    """The user's dtype, or what ``auto`` becomes on these GPUs.
+
+    Raises:
+        UsageError: they cannot run the user's, and LMDeploy would change it without a word.
+    """
     possible, why = dtype_for(model, gpus)
-    if dtype == "bfloat16" and possible == "float16" and why != "the checkpoint's own":
-        return f"--dtype bfloat16 cannot run: {why}"
-    return None
+    if not isinstance(fixed, str) or fixed == "auto":
+        return possible
+    if fixed == "bfloat16" and possible == "float16" and why != "the checkpoint's own":
+        raise UsageError(
+            f"--dtype bfloat16 cannot run: {why}",
+            hint="leave --dtype out: float16 is chosen where it is needed",
+        )
+    return fixed
 
 
 def _capability(gpu: Gpu) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, evaluate
-from turbofit.tuner.search.constraints import dtype_for, dtype_problem
+from turbofit.tuner.search.constraints import chosen_dtype
 from turbofit.tuner.search.shapes import no_shape, shapes
 from turbofit.tuner.search.sizing import Memo, Shape, shape_settings
 from turbofit.tuner.search.unequal import evaluate_unequal
@@ -169,20 +169,8 @@ class _Search:
         yield best
 
     def _dtype(self, shape: Shape) -> str:
-        """The user's dtype, or what ``auto`` becomes on the shape's GPUs.
-
-        Raises:
-            UsageError: a dtype that LMDeploy would change without a word.
-        """
         gpus = [self.request.machine.gpu(index) for group in shape.groups for index in group]
-        fixed = self.request.fixed.get("dtype")
-        if isinstance(fixed, str) and fixed != "auto":
-            problem = dtype_problem(self.request.model, fixed, gpus)
-            if problem:
-                hint = "leave --dtype out: float16 is chosen where it is needed"
-                raise UsageError(problem, hint=hint)
-            return fixed
-        return dtype_for(self.request.model, gpus)[0]
+        return chosen_dtype(self.request.model, self.request.fixed.get("dtype"), gpus)
 
     def _problem(self, shape: Shape) -> str | None:
         """Why LMDeploy would refuse or abort on the user's options in this shape."""

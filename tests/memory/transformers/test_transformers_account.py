@@ -10,8 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.model import Model, ModelSource, MoeDims, TextDims
+from turbofit.core.plan import Settings
 from turbofit.machine.source import machine_from
-from turbofit.memory.transformers.ledgers import Load, Placement, TransformersAccount
+from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.transformers.model_copy import Placement
+from turbofit.memory.transformers.transformers_account import TransformersAccount
+from turbofit.memory.vision_load import VisionLoad
 from turbofit.model.parameters import text_parameters
 from turbofit.model.presets import preset_model
 
@@ -39,12 +43,24 @@ QWEN3_MOE = text_model(
 )  # fmt: skip
 
 
+def account(model, load=(64, 0, 0), placement=None, machine="1xa100-80g", dtype="bfloat16"):
+    """``load``: tokens, images and vision units of a request."""
+    machine, (tokens, images, units) = machine_from(machine), load
+    launch = EngineLaunch(
+        model=model, settings=Settings(dtype=dtype, session_len=tokens), gpus=machine.gpus,
+        machine=machine, margins=(0,) * len(machine.gpus),
+        vision_load=VisionLoad(
+            units_per_image=units, images_per_request=images, tokens_per_request=0
+        ),
+    )  # fmt: skip
+    return TransformersAccount(launch, placement)
+
+
 def forecast(model, load, place=0, placement=None, gpus=1):
     """What the process's torch may hold on a card, without what its weights leave out."""
-    machine = machine_from(f"{gpus}xa100-80g")
-    placement = placement or Placement(devices=1, layers=(0,) * model.text.layers)
-    account = TransformersAccount(model, "bfloat16", machine.gpus, [0] * gpus)
-    ledger = account.ledger(place, placement, load)
+    made = account(model, load, placement, f"{gpus}xa100-80g")
+    ledger = made.at(0.5).ledgers[place]
+    assert ledger == made.at(0.9).ledgers[place]
     return (ledger.peak - sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context")),
             sum(t.bytes for t in ledger.ledger if t.phase == "weights"))  # fmt: skip
 
@@ -70,8 +86,7 @@ def forecast(model, load, place=0, placement=None, gpus=1):
 )
 def test_never_under(model, tokens, images, units, weights, reserved):
     model = preset_model(model) if isinstance(model, str) else model
-    load = Load(tokens=tokens, images=images, units=units)
-    peak, held = forecast(model, load)
+    peak, held = forecast(model, (tokens, images, units))
     beside, seen = (peak - held) / MIB, reserved - weights
     # What weights round up to is among the reserved bytes, so that it is charged here too.
     rounding = 64 + (576 if model.text.moe else 0)
@@ -81,7 +96,7 @@ def test_never_under(model, tokens, images, units, weights, reserved):
 def test_two_cards():
     model = preset_model("qwen2-vl-7b")
     placement = Placement(devices=2, layers=(*[0] * 12, *[1] * 16))
-    load = Load(tokens=16384, images=1, units=32768)
+    load = (16384, 1, 32768)
     for place, reserved in enumerate((10730, 11002)):
         peak, _ = forecast(model, load, place, placement, gpus=2)
         assert reserved <= peak / MIB <= 1.06 * reserved
@@ -90,26 +105,25 @@ def test_two_cards():
 def test_an_offloaded_layer_is_charged_where_it_runs():
     model = preset_model("qwen2-vl-7b")
     layers = (*[0] * 8, *[None] * 13, *[0] * 7)
-    load = Load(tokens=2304, images=1, units=5120)
+    load = (2304, 1, 5120)
     peak, _ = forecast(model, load, 0, Placement(devices=1, layers=layers))
     assert 10564 <= peak / MIB <= 1.07 * 10564
 
 
 def test_the_matrix_is_charged_before_ampere_where_heads_are_grouped():
-    old, new = (machine_from(name).gpus for name in ("1xv100-32g", "1xrtx3090"))
+    def writes(model, machine):
+        return account(model, machine=machine, dtype="float16").copy.writes_matrix(0)
+
     grouped = preset_model("qwen2-vl-7b")
-    assert TransformersAccount(grouped, "float16", old, [0]).writes_matrix(0)
-    assert not TransformersAccount(grouped, "float16", new, [0]).writes_matrix(0)
-    assert not TransformersAccount(LLAVA, "float16", old, [0]).writes_matrix(0)
+    assert writes(grouped, "1xv100-32g")
+    assert not writes(grouped, "1xrtx3090")
+    assert not writes(LLAVA, "1xv100-32g")
 
 
 def test_a_cast_is_charged_while_loading():
     model = preset_model("qwen2-vl-7b")
-    machine = machine_from("1xa100-80g")
-    one = Placement(devices=1, layers=(0,) * 28)
-    load = Load(tokens=64, images=0, units=0)
     plain, cast = (
-        TransformersAccount(model, dtype, machine.gpus, [0]).ledger(0, one, load).load_peak
+        account(model, dtype=dtype).at(0.5).ledgers[0].load_peak
         for dtype in ("bfloat16", "float16")
     )
     # Four tensors of the embeddings' size.
@@ -119,7 +133,5 @@ def test_a_cast_is_charged_while_loading():
 def test_unread_bytes_of_a_checkpoint_are_charged_on_the_first_device():
     model = preset_model("qwen2-vl-7b")
     more = replace(model, weight_bytes=model.weight_bytes + 100 * MIB)
-    (peak, _), (before, _) = (
-        forecast(one, Load(tokens=64, images=0, units=0)) for one in (more, model)
-    )
+    (peak, _), (before, _) = (forecast(one, (64, 0, 0)) for one in (more, model))
     assert 99 * MIB <= peak - before <= 100 * MIB

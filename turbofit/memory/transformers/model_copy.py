@@ -1,4 +1,4 @@
-"""The ledger of each GPU of one copy of a model, for a placement of its components."""
+"""Bytes of one copy of a model on a group of GPUs, wherever its decoder layers are."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Final
 
 from turbofit.core.machine import Gpu
 from turbofit.core.model import DTYPE_BYTES, Model
-from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import NA, Struct, known
-from turbofit.core.units import GIB, MIB, format_bytes
+from turbofit.core.units import MIB
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.transformers.activations import (
     embedding_bytes,
@@ -19,12 +18,9 @@ from turbofit.memory.transformers.activations import (
 )
 from turbofit.memory.transformers.components import Layer, components
 from turbofit.memory.transformers.layout import layout_of
+from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["HOST_PROCESS", "Load", "Placement", "TransformersAccount"]
-
-#: Host bytes of one server: torch, its CUDA libraries, Transformers. An estimate, over: 1 GB was
-#: seen on a CPU (without CUDA's libraries).
-HOST_PROCESS: Final = 4 * GIB
+__all__ = ["Load", "ModelCopy", "Placement", "load_of"]
 
 _AMPERE: Final = (8, 0)
 _HOPPER: Final = (9, 0)
@@ -51,6 +47,13 @@ class Load(Struct):
     units: int
 
 
+def load_of(vision_load: VisionLoad, tokens: int) -> Load:
+    """The worst request of so many tokens."""
+    return Load(
+        tokens=tokens, images=vision_load.images_per_request, units=vision_load.units_per_request
+    )
+
+
 class Placement(Struct):
     """Which device (by its place in the group) holds each decoder layer; None: none does.
 
@@ -67,7 +70,7 @@ class Placement(Struct):
         return tuple(n for n, place in enumerate(self.layers) if place is None)
 
 
-class TransformersAccount:
+class ModelCopy:
     """Bytes of one copy of a model on a group of GPUs.
 
     Args:
@@ -88,7 +91,8 @@ class TransformersAccount:
         self.layout = layout_of(model)
         self.parts = components(model, dtype)
         self._width = DTYPE_BYTES[dtype]
-        self._contexts = [context_bytes(gpu) for gpu in gpus]
+        #: Bytes of each CUDA context, and where the figure is from.
+        self.contexts = [context_bytes(gpu) for gpu in gpus]
 
     def writes_matrix(self, place: int) -> bool:
         """Whether attention writes the matrix of all pairs there.
@@ -104,12 +108,12 @@ class TransformersAccount:
         """Bytes of a card for weights, cache and activations: without others, context, margin."""
         gpu = self.gpus[place]
         usable = known(gpu.total, 0) - known(gpu.reserved, 0) - known(gpu.used, 0)
-        fixed = self._contexts[place][0] + self._workspace(place) + self._rounding
+        fixed = self.contexts[place][0] + self.workspace(place) + self.rounding
         return usable - self.margins[place] - fixed
 
     def cache_bytes(self, number: int, load: Load) -> int:
         """The cache of a layer, on the device that holds it; of an offloaded one on the first."""
-        return self._cached([self.parts.layers[number]], load)
+        return self.cached([self.parts.layers[number]], load)
 
     def resident_bytes(self, place: int, devices: int) -> int:
         """Weights of what is no decoder layer."""
@@ -155,114 +159,17 @@ class TransformersAccount:
         largest = max(text.vocab, text.intermediate) * text.hidden * stored
         return joined + largest * _LOADERS
 
-    def ledger(self, place: int, placement: Placement, load: Load) -> GpuLedger:
-        """The ledger of one GPU."""
-        gpu, margin = self.gpus[place], self.margins[place]
-        terms = self._terms(place, placement, load)
-        worst = max((t for t in terms if t.phase == "transient"), key=lambda t: t.bytes)
-        steady = sum(t.bytes for t in terms if t.phase != "transient")
-        loaded = sum(t.bytes for t in terms if t.phase not in ("transient", "cache"))
-        total, reserved = known(gpu.total, 0), known(gpu.reserved, 0)
-        peak, load_peak = steady + worst.bytes, loaded + self.staging()
-        return GpuLedger(
-            index=gpu.index,
-            uuid=gpu.uuid,
-            name=gpu.name,
-            total=total,
-            reserved=reserved,
-            used=known(gpu.used, 0),
-            free=known(gpu.free, 0),
-            ledger=tuple(
-                Term(
-                    term=t.term, phase=t.phase, bytes=t.bytes, basis=t.basis, note=t.note,
-                    worst=t is worst,
-                )
-                for t in terms
-            ),
-            steady=steady,
-            load_peak=load_peak,
-            peak=peak,
-            headroom=total - reserved - max(peak, load_peak),
-            margin=margin,
-        )  # fmt: skip
-
-    def _terms(self, place: int, placement: Placement, load: Load) -> list[Term]:
-        gpu, parts, last = self.gpus[place], self.parts, placement.devices - 1
-        mine = [parts.layers[n] for n, at in enumerate(placement.layers) if at == place]
-        guests = [parts.layers[n] for n in placement.offloaded] if place == 0 else []
-        context, note = self._contexts[place]
-        head = 0 if parts.tied else parts.head
-        basis = self.model.source.sizes
-        terms = [
-            Term(term="others", phase="before", bytes=known(gpu.used, 0), basis="measured"),
-            Term(term="cuda_context", phase="context", bytes=context, basis="estimate", note=note),
-        ]
-        weights = [
-            ("vision_tower", parts.vision if place == 0 else 0, "with its projector"),
-            ("embeddings", parts.embeddings if place == 0 else 0,
-             "lm_head is the same tensor" if parts.tied else ""),
-            ("decoder_layers", sum(one.weights for one in mine), f"{len(mine)} of them"),
-            ("norm_and_head", parts.norm + head if place == last else 0, ""),
-        ]  # fmt: skip
-        terms += [
-            Term(term=name, phase="weights", bytes=size, basis=basis, note=why)
-            for name, size, why in weights
-            if size
-        ]
-        return [
-            *terms,
-            Term(
-                term="allocator_rounding", phase="weights", bytes=self._rounding,
-                basis="estimate", note="torch takes memory in steps of up to 20 MiB"
-                + ("; holes that joining experts leaves" if parts.experts else ""),
-            ),
-            Term(
-                term="kv_cache", phase="cache", bytes=self._cached([*mine, *guests], load),
-                basis="formula", note=f"one request of {load.tokens:,} tokens; grown as it comes, "
-                "then kept by torch; fragments included",
-            ),
-            Term(
-                term="workspace", phase="buffers", bytes=self._workspace(place), basis="estimate",
-                note="cuBLAS",
-            ),
-            *self._alternatives(place, placement, load, self._cached([*mine, *guests], load)),
-        ]  # fmt: skip
-
-    def _alternatives(self, place: int, placement: Placement, load: Load, cache: int) -> list[Term]:
-        notes = {
-            "prefill": "a whole prompt in one layer",
-            "sampling": "one token",
-            "image_features": "features put among the embeddings",
-        }
-        block = self.block(placement.offloaded) if place == 0 else 0
-        terms: list[Term] = []
-        vision = self.vision(place, load)
-        if vision:
-            terms.append(
-                Term(
-                    term="vision", phase="transient", bytes=max(0, vision - cache),
-                    basis="estimate", note="all images of a request in the tower take "
-                    f"{format_bytes(vision)}, fragments included; the cache's room is empty then",
-                )
-            )  # fmt: skip
-        for name, size in self.activations(place, load, block=block).items():
-            note = notes[name] + ", fragments included"
-            if block and name in ("prefill", "sampling"):
-                note += "; an offloaded layer's weights pass through"
-            terms.append(
-                Term(term=name, phase="transient", bytes=size, basis="estimate", note=note)
-            )
-        return terms
-
-    def _cached(self, layers: Sequence[Layer], load: Load) -> int:
+    def cached(self, layers: Sequence[Layer], load: Load) -> int:
+        """The cache of some layers for a request."""
         return self._rounded(sum(layer.kv(load.tokens, load.images) for layer in layers))
 
     @property
-    def _rounding(self) -> int:
+    def rounding(self) -> int:
         """With experts, the holes of loading too: seen 0.3 times a layer's experts."""
         return _ROUNDING + self.parts.experts // 2
 
-    def _workspace(self, place: int) -> int:
+    def workspace(self, place: int) -> int:
+        """Bytes of cuBLAS on a card."""
         capability = self.gpus[place].compute_capability
         return _WORKSPACE[capability == NA or capability >= _HOPPER]
 

@@ -1,4 +1,4 @@
-"""What `serve` recorded of a run: a reader of ``run.json``, and its figures by GPU."""
+"""What `serve` records of a run in ``run.json``, as far as reports tell it."""
 
 from __future__ import annotations
 

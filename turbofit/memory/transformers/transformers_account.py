@@ -1,0 +1,135 @@
+"""The account of Transformers: every byte of one copy of a model, its layers placed on a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from turbofit.core.plan import Term
+from turbofit.core.struct import known
+from turbofit.core.units import format_bytes
+from turbofit.memory.account import Account, StaticMemory
+from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.shared_terms import term, transients
+from turbofit.memory.transformers.model_copy import ModelCopy, Placement, load_of
+from turbofit.memory.transformers.placement import best_placement
+
+__all__ = ["TransformersAccount"]
+
+_NOTES = {
+    "prefill": "a whole prompt in one layer",
+    "sampling": "one token",
+    "image_features": "features put among the embeddings",
+}
+
+
+class TransformersAccount(Account):
+    """One copy of a model for the longest request on one group of GPUs.
+
+    No ratio sizes its cache, which grows with the request: it is the same at every ratio.
+
+    Args:
+        launch: the copy on its group; ``session_len`` is the longest request.
+        placement: of the decoder layers; None: the best.
+    """
+
+    cache_shortfall: ClassVar[str] = "of the longest request ({more} more)"
+    dies: ClassVar[str] = "answers with an error"
+    allocator: ClassVar[str] = "torch's allocator"
+    least_blocks: ClassVar[int] = 0
+
+    def __init__(self, launch: EngineLaunch, placement: Placement | None = None) -> None:
+        settings, gpus = launch.settings, launch.gpus
+        self.copy = ModelCopy(launch.model, settings.dtype, gpus, launch.margins)
+        self._load = load_of(launch.vision_load, settings.session_len)
+        self.placement = placement or best_placement(self.copy, self._load)
+        held = [self._static(place) for place in range(len(gpus))]
+        super().__init__(settings, gpus, launch.margins, held, None, (), self._load.units)
+
+    @property
+    def ratio_base(self) -> int:
+        """All that is free."""
+        return self.free
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one token: the cache grows by tokens."""
+        return sum(layer.kv_per_token for layer in self.copy.parts.layers)
+
+    @property
+    def block_tokens(self) -> int:
+        """One token."""
+        return 1
+
+    def region_at(self, ratio: float) -> int:  # noqa: ARG002 - it grows with the request
+        """Bytes of the longest request's cache on all GPUs."""
+        load = self._load
+        return sum(layer.kv(load.tokens, load.images) for layer in self.copy.parts.layers)
+
+    def tokens_at(self, ratio: float) -> int:  # noqa: ARG002
+        """Tokens of the longest request."""
+        return self._load.tokens
+
+    def cache_terms(self, i: int, ratio: float) -> list[Term]:  # noqa: ARG002
+        """The cache of the layers that one GPU runs."""
+        note = (
+            f"one request of {self._load.tokens:,} tokens; grown as it comes, then kept by torch;"
+            " fragments included"
+        )
+        return [term("kv_cache", "cache", self._cached(i), "formula", note)]
+
+    def _cached(self, place: int) -> int:
+        layers = self.copy.parts.layers
+        mine = [layers[n] for n, at in enumerate(self.placement.layers) if at == place]
+        guests = [layers[n] for n in self.placement.offloaded] if place == 0 else []
+        return self.copy.cached([*mine, *guests], self._load)
+
+    def _static(self, place: int) -> StaticMemory:
+        workspace = self.copy.workspace(place)
+        return StaticMemory(
+            before=tuple(self._before(place)),
+            buffers=(term("workspace", "buffers", workspace, "estimate", "cuBLAS"),),
+            # Loading may come to cuBLAS too.
+            staged=workspace + self.copy.staging(),
+            transients=self._transients(place),
+        )
+
+    def _before(self, place: int) -> Iterator[Term]:
+        """Others, the context and the weights of one GPU."""
+        copy, parts, last = self.copy, self.copy.parts, self.placement.devices - 1
+        mine = [parts.layers[n] for n, at in enumerate(self.placement.layers) if at == place]
+        context, note = copy.contexts[place]
+        yield term("others", "before", known(copy.gpus[place].used, 0), "measured")
+        yield term("cuda_context", "context", context, "estimate", note)
+        head = 0 if parts.tied else parts.head
+        weights = [
+            ("vision_tower", parts.vision if place == 0 else 0, "with its projector"),
+            ("embeddings", parts.embeddings if place == 0 else 0,
+             "lm_head is the same tensor" if parts.tied else ""),
+            ("decoder_layers", sum(one.weights for one in mine), f"{len(mine)} of them"),
+            ("norm_and_head", parts.norm + head if place == last else 0, ""),
+        ]  # fmt: skip
+        basis = copy.model.source.sizes
+        yield from (term(name, "weights", size, basis, why) for name, size, why in weights if size)
+        why = "torch takes memory in steps of up to 20 MiB"
+        why += "; holes that joining experts leaves" if parts.experts else ""
+        yield term("allocator_rounding", "weights", copy.rounding, "estimate", why)
+
+    def _transients(self, place: int) -> tuple[Term, ...]:
+        """The alternatives of one GPU."""
+        copy, load = self.copy, self._load
+        block = copy.block(self.placement.offloaded) if place == 0 else 0
+        cases = []
+        vision = copy.vision(place, load)
+        if vision:
+            note = (
+                f"all images of a request in the tower take {format_bytes(vision)}, fragments"
+                " included; the cache's room is empty then"
+            )
+            cases.append(("vision", max(0, vision - self._cached(place)), note))
+        for name, size in copy.activations(place, load, block=block).items():
+            note = f"{_NOTES[name]}, fragments included"
+            if block and name in ("prefill", "sampling"):
+                note += "; an offloaded layer's weights pass through"
+            cases.append((name, size, note))
+        return transients([(name, size, "estimate", note) for name, size, note in cases])

@@ -1,0 +1,59 @@
+"""The same question for machines that might be: with more GPUs, without a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.machine import Gpu, Holder
+from turbofit.core.struct import known
+from turbofit.core.units import format_bytes
+from turbofit.tuner.resolved_request import ResolvedRequest
+
+__all__ = ["BOUGHT", "bought", "stopped"]
+
+#: The name of a machine that nobody has yet.
+BOUGHT: Final = "more of these GPUs"
+
+
+def bought(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    """The remedy's words and the changed question, for 2, 4 and 8 of the GPU with most memory free.
+
+    Only counts above those visible; no link joins them, so over in what splitting costs.
+    """
+    gpu = max(request.visible, key=lambda one: known(one.free, 0))
+    for count in (2, 4, 8):
+        if count <= len(request.visible):
+            continue
+        machine = replace(
+            request.machine,
+            name=BOUGHT,
+            gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
+            links=(),
+            visible=tuple(range(count)),
+        )
+        yield f"{count} x {gpu.name}", replace(request, machine=machine, tp=None, replicas=None)
+
+
+def stopped(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    """The largest holder on any GPU, gone."""
+    held = [(gpu, holder) for gpu in request.visible for holder in gpu.holders]
+    sized = [
+        (gpu, holder) for gpu, holder in held if known(holder.bytes, 0) > 0 and holder.pid != "NA"
+    ]
+    if not sized:
+        return
+    gpu, holder = max(sized, key=lambda pair: known(pair[1].bytes, 0))
+    freed = known(holder.bytes, 0)
+    gpus = tuple(
+        _without(one, holder) if one.index == gpu.index else one for one in request.machine.gpus
+    )
+    change = f"stop {holder.name}[{holder.pid}] on GPU {gpu.index} ({format_bytes(freed)})"
+    yield change, replace(request, machine=replace(request.machine, gpus=gpus))
+
+
+def _without(gpu: Gpu, holder: Holder) -> Gpu:
+    freed = known(holder.bytes, 0)
+    return replace(gpu, used=known(gpu.used, 0) - freed, free=known(gpu.free, 0) + freed)
