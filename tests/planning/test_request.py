@@ -93,7 +93,7 @@ def test_a_command_line_has_texts_alone() -> None:
         "model": "m", "tp": 4, "image_size": (640, 480), "context": 4096,
         "cache_max_entry_count": 0.5, "quant_policy": 8, "async_": 1,
     }  # fmt: skip
-    with pytest.raises(UsageError, match="'4.0' is not a whole number"):
+    with pytest.raises(UsageError, match="is not a whole number"):
         PlanRequest.of_options({"model": "m", "tp": "4.0"}, str)
 
 
