@@ -73,7 +73,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     from difflib import get_close_matches
 
     known = _aliases()
-    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.55)
+    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.7)
     return list(dict.fromkeys(known[key] for key in close))[:count]
 
 
@@ -161,5 +161,5 @@ def _aliases() -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """Case, dots, underscores, blanks and repeated dashes do not matter."""
-    return re.sub(r"[\s._-]+", "-", name.strip().lower()).strip("-")
+    """Case, dots, underscores, blanks and dashes do not matter: ``llava1.5`` is LLaVA-1.5."""
+    return re.sub(r"[\s._-]+", "", name.lower())

@@ -207,7 +207,7 @@ def _without_hub(
         said = f"{reason.message}: the preset {preset} is used instead"
         # What was asked for is what will be downloaded: the preset may know it by another owner.
         return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
-    raise reason
+    raise _known_refusal(hub_id) or reason
 
 
 def _unheeded(revision: str | None) -> tuple[str, ...]:
@@ -217,7 +217,15 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
-    return UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+    known = _known_refusal(name)
+    return known or UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+
+
+def _known_refusal(name: str) -> UsageError | None:
+    """Why there is no account for a model that is known by name; None for any other."""
+    from turbofit.model.families.support import named_refusal
+
+    return named_refusal(name)
 
 
 def _nearest_hint(name: str) -> str:
