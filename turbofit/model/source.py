@@ -52,11 +52,14 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
 
 def _resolved(name: str, revision: str | None) -> Model:
     path = os.path.expanduser(name)
-    if name and os.path.isdir(path) and (_is_path(name) or _has_config(path)):
+    there = bool(name) and "\0" not in name and os.path.exists(path)
+    if there and (_is_path(name) or _has_config(path) or _HUB_ID.fullmatch(name)):
         return _folder(path)
     if not name.strip() or _is_path(name):
-        raise UsageError(f"{name!r} is not a folder", hint="name a checkpoint's folder or hub id")
+        raise UsageError(f"{name!r} is not there", hint="name a checkpoint's folder or hub id")
     preset = find_preset(name)
+    if there and preset is None:
+        return _folder(path)
     if _HUB_ID.fullmatch(name):
         return _hub(name, revision, preset)
     if preset is None:
@@ -96,9 +99,9 @@ def _folder(path: str) -> Model:
             hint="merge it: turbofit merge BASE ADAPTER OUT",
         )
     if not _has_config(path):
-        raise UsageError(
-            f"{full} has no config.json", hint="name a folder in Hugging Face's format"
-        )
+        from turbofit.model.no_checkpoint import no_checkpoint
+
+        raise no_checkpoint(full)
     origin = Origin(name=os.path.basename(full), kind="folder", where=full, checkpoint=full)
     return read_checkpoint(FolderFiles(full), origin)
 
