@@ -115,7 +115,7 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
         return ()
     best = found.best
     if not best.fits:
-        return remedies(free, found, engine)
+        return remedies(free, found, engine).remedies
     settings = best.settings
     change = (
         f"turbofit's plan: --tp {settings.tp}"

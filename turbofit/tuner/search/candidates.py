@@ -144,9 +144,10 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine
 def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     """Why the images of a request do not go with the context, in words."""
     count = vision_load.images_per_request
-    images = "one image" if count == 1 else f"{count} images"
+    images = "one image of the largest size is" if count == 1 else ""
+    images = images or f"{count:,} images of the largest size are"
     return (
-        f"{images} of the largest size are {vision_load.tokens_per_request:,} tokens, which do not"
+        f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
         f" fit a context of {most_context(request):,} with text beside them"
     )
 
