@@ -73,7 +73,8 @@ def fate_without_cache(account: Account) -> Fate:
         missing=missing,
         text=(
             f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
-            f" margin of {format_bytes(tightest.margin)} before the first KV block ({_makeup(tightest, worst=True)})"
+            f" margin of {format_bytes(tightest.margin)} before the first KV block"
+            f" ({_makeup(tightest, worst=True)})"
         ),
     )
 
@@ -121,7 +122,8 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
                 text=(
                     f"runs out of memory while loading: GPU {ledger.index} is"
                     f" {format_bytes(missing)} short of a load peak of"
-                    f" {format_bytes(ledger.load_peak)} ({held}weights {format_bytes(weights)}{staged})"
+                    f" {format_bytes(ledger.load_peak)}"
+                    f" ({held}weights {format_bytes(weights)}{staged})"
                 ),
             )
 

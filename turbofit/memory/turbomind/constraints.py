@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import symmetric_buffer
 from turbofit.memory.turbomind.weights import kv_heads_held
 
-__all__ = ["communicator_problem", "settings_problem", "tp_problem"]
+__all__ = ["checkpoint_problem", "communicator_problem", "settings_problem", "tp_problem"]
 
 _IPC_RANKS = 8
+#: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
+#: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
+_BLOCK = 32
+_BLOCK_BEFORE_AMPERE = 64
+_AMPERE = (8, 0)
 
 
 def tp_problem(model: Model, tp: int) -> str | None:
@@ -62,6 +68,28 @@ def communicator_problem(launch: EngineLaunch) -> str | None:
         held = symmetric_buffer(launch.model.text, settings)
         if needed > held:
             return f"--communicator {name}: an image needs {needed} bytes of a buffer of {held}"
+    return None
+
+
+def checkpoint_problem(launch: EngineLaunch) -> str | None:
+    """A format that the checkpoint has not, or blocks that the attention kernels do not read.
+
+    Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
+    on 16-bit weights it finds none to read and changes the data type alone.
+    """
+    quantization, asked = launch.model.quantization, launch.settings.model_format
+    stored = quantization.method if quantization else "hf"
+    if asked not in (None, stored):
+        held = stored if quantization else f"{launch.model.dtype}, which is hf"
+        return f"--model-format {asked}: the weights of {launch.model.name} are stored in {held}"
+    ampere = all(capability_of(gpu) >= _AMPERE for gpu in launch.gpus)
+    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
+    tokens = launch.settings.cache_block_seq_len
+    if tokens % multiple:
+        return (
+            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
+            f" {multiple}, which LMDeploy says and does not check"
+        )
     return None
 
 
