@@ -199,6 +199,12 @@ class TestPlan:
             with pytest.raises(UsageError, match="not rehearsed"):
                 call("llava-onevision-7b", on="1xrtx3090")
 
+    def test_its_repr_is_one_line(self):
+        plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+        assert repr(plan) == (
+            "<Plan: InternVL2-8B on 4xrtx3090, turbomind, tp 1 x 4, 234,496 KV tokens: fits>"
+        )
+
     def test_survives_json(self):
         plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
         assert turbofit.Plan.from_json(plan.to_json()) == plan

@@ -293,8 +293,8 @@ class Candidate(Struct):
     score: Annotated[
         float,
         doc(
-            "The goal's value, more is better: requests a second for throughput, answers a second "
-            "of one client for latency, KV tokens for context; 0 where it does not fit."
+            "The goal's value: requests a second (throughput), answers a second of one client "
+            "(latency), KV tokens (context); 0 where it does not fit."
         ),
     ]
     why_not: Annotated[str, doc("Empty for the one chosen.")]
@@ -436,12 +436,10 @@ class Plan(Struct):
 
     def __repr__(self) -> str:
         """One line: the whole document is :meth:`to_json`'s."""
-        engine, shape = self.engine, self.parallel
-        return (
-            f"<Plan: {self.model.name} on {self.machine.name}, {engine.name} {engine.version},"
-            f" tp {shape.tp} x {shape.replicas}, {self.kv.total_tokens:,} KV tokens:"
-            f" {'fits' if self.fits else 'does not fit'}>"
-        )
+        shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
+        held = f"{self.kv.total_tokens:,} KV tokens"
+        fits = "fits" if self.fits else "does not fit"
+        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}: {fits}>"
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""

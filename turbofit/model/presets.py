@@ -6,6 +6,7 @@ Sizes are computed from the dims on the spot, so a preset cannot contradict its 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ __all__ = [
     "load_preset",
     "nearest_names",
     "preset_model",
+    "presets_with",
 ]
 
 
@@ -146,6 +148,28 @@ def awq_variant(model: Model) -> Model | None:
 def known_presets() -> list[str]:
     """The ids of all presets, in the order of the file."""
     return list(dict.fromkeys(_aliases().values()))
+
+
+def presets_with(words: Iterable[str]) -> list[str]:
+    """The ids of presets in one of whose names all these words stand, in the order of the file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    wanted = [_plain(word) for word in words]
+    found = [
+        preset_id
+        for preset_id, names in load_yaml(preset_path("models", "aliases")).items()
+        if any(all(word in _plain(name) for word in wanted) for name in (preset_id, *names))
+    ]
+    if not found:
+        typed = " ".join(words)[:80]
+        near = nearest_names(typed)
+        raise UsageError(
+            f"no preset has {typed!r} in its name",
+            hint=f"did you mean {', '.join(near)}?" if near else "`turbofit models` shows all",
+        )
+    return found
 
 
 @cache
