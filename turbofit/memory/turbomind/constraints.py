@@ -100,5 +100,8 @@ def settings_problem(settings: Settings, constants: EngineConstants) -> str | No
     if settings.quant_policy not in (0, 4, 8):
         return f"--quant-policy {settings.quant_policy} does not run on TurboMind: 0, 4 or 8 do"
     if settings.session_len < constants.warmup_lengths[0]:
-        return f"--session-len {settings.session_len} is shorter than the shortest warm-up"
+        return (
+            f"a session of {settings.session_len} tokens is shorter than TurboMind's shortest"
+            f" warm-up, {constants.warmup_lengths[0]} tokens"
+        )
     return None
