@@ -15,17 +15,17 @@ __all__ = ["models"]
 
 @command(
     Argument(
-        "words", nargs=-1, metavar="[WORD]...",
+        "fragments", nargs=-1, metavar="[WORD]...",
         explained="only models whose name has all of these in it: awq, qwen 7b",
     ),
     *FORMS,
 )  # fmt: skip
-def models(words: tuple[str, ...], as_json: bool, md: bool) -> int:
+def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
     """Show presets."""
     from turbofit.cli.output import answer, show
     from turbofit.model.presets import presets_with
 
-    found = [(name, _read(name)) for name in presets_with(words)]
+    found = [(name, _read(name)) for name in presets_with(fragments)]
     known = [(name, model) for name, model in found if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in found if isinstance(why, str)]
     if as_json:

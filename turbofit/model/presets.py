@@ -150,20 +150,20 @@ def known_presets() -> list[str]:
     return list(dict.fromkeys(_aliases().values()))
 
 
-def presets_with(words: Iterable[str]) -> list[str]:
-    """The ids of presets in one of whose names all these words stand, in the order of the file.
+def presets_with(fragments: Iterable[str]) -> list[str]:
+    """The ids of presets in one of whose names all of these stand, in the order of the file.
 
     Raises:
         UsageError: there is none.
     """
-    wanted = [_plain(word) for word in words]
+    wanted = [_plain(word) for word in fragments]
     found = [
         preset_id
         for preset_id, names in load_yaml(preset_path("models", "aliases")).items()
         if any(all(word in _plain(name) for word in wanted) for name in (preset_id, *names))
     ]
     if not found:
-        typed = " ".join(words)[:80]
+        typed = " ".join(fragments)[:80]
         near = nearest_names(typed)
         raise UsageError(
             f"no preset has {typed!r} in its name",

@@ -50,8 +50,8 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
     largest = max(accounts, key=lambda account: account.units_per_forward)
     helps = Remedies((), ()) if best.fits else remedies(request, found, engine)
     # What a person can change comes first: an option without which it fits is the cause.
-    own = f" with {' and '.join(helps.causes)}" if helps.causes else ""
-    why_not = f"{own}: {_why_not(request, best, engine)}"
+    cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
+    why_not = f"{cause}: {_why_not(request, best, engine)}"
     parts = PlanDraft(
         groups=groups,
         settings=best.settings,

@@ -165,12 +165,12 @@ def _exposure(
     rule = request.model.image_rule
     if rule is None or limit is None or not vision_load.units_per_image:
         return
-    own = rule.checkpoint_limit
-    if request.fixed_limit is None and request.workload.image_size is None and limit > own:
+    usual = rule.checkpoint_limit
+    if request.fixed_limit is None and request.workload.image_size is None and limit > usual:
         yield (
             f"images have up to {limit} {rule.limit_unit}: a client's detail: high asks for so"
-            f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {own}, to which"
-            " a plan and turbofit serve hold every image"
+            f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
+            " which a plan and turbofit serve hold every image"
         )
 
 

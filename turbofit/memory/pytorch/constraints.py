@@ -85,15 +85,15 @@ def checkpoint_problem(model: Model, settings: Settings) -> str | None:
     Source: pytorch/config.py: of a quantised checkpoint the option is ignored; 16-bit weights are
     quantised at load for fp8, and every other word stops the engine, hf too.
     """
-    quantization, asked = model.quantization, settings.model_format
-    if asked is None or (quantization and asked == quantization.method):
+    quantization, given = model.quantization, settings.model_format
+    if given is None or (quantization and given == quantization.method):
         return None
     if quantization:
-        return f"--model-format {asked}: the weights of {model.name} are {quantization.method}"
-    if asked == "fp8":
+        return f"--model-format {given}: the weights of {model.name} are {quantization.method}"
+    if given == "fp8":
         return "--model-format fp8: turbofit has no account of weights that are quantised at load"
     return (
-        f"--model-format {asked}: the weights of {model.name} are stored in {model.dtype}, and the"
+        f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and the"
         " PyTorch engine takes no such word for them"
     )
 

@@ -77,11 +77,11 @@ def checkpoint_problem(launch: EngineLaunch) -> str | None:
     Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
     on 16-bit weights it finds none to read and changes the data type alone.
     """
-    quantization, asked = launch.model.quantization, launch.settings.model_format
+    quantization, given = launch.model.quantization, launch.settings.model_format
     stored = quantization.method if quantization else "hf"
-    if asked not in (None, stored):
+    if given not in (None, stored):
         held = stored if quantization else f"{launch.model.dtype}, which is hf"
-        return f"--model-format {asked}: the weights of {launch.model.name} are stored in {held}"
+        return f"--model-format {given}: the weights of {launch.model.name} are stored in {held}"
     ampere = all(capability_of(gpu) >= _AMPERE for gpu in launch.gpus)
     multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
     tokens = launch.settings.cache_block_seq_len

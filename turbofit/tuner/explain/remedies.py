@@ -36,7 +36,7 @@ class Remedies(NamedTuple):
 class _Change(NamedTuple):
     """One change; ``released`` is the person's own option that it takes back, as it was written."""
 
-    words: str
+    change: str
     request: ResolvedRequest
     released: str = ""
 
