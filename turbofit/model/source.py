@@ -55,7 +55,9 @@ def _resolved(name: str, revision: str | None) -> Model:
     there = bool(name) and "\0" not in name and os.path.exists(path)
     if there and (_is_path(name) or _has_config(path) or _HUB_ID.fullmatch(name)):
         return _folder(path)
-    if not name.strip() or _is_path(name):
+    if not name.strip():
+        raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
+    if _is_path(name):
         raise UsageError(f"{name!r} is not there", hint="name a checkpoint's folder or hub id")
     preset = find_preset(name)
     if there and preset is None:
