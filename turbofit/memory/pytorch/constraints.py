@@ -11,7 +11,8 @@ from turbofit.memory.pytorch.cache import BITS, RESERVED_BLOCKS
 from turbofit.memory.shared_terms import capability_of
 
 __all__ = [
-    "checkpoint_problem", "communicator_problem", "missing_kernels", "settings_problem", "tp_problem",
+    "checkpoint_problem", "communicator_problem", "missing_kernels", "settings_problem",
+    "tp_problem",
 ]  # fmt: skip
 
 #: The first compute capability with fp8 in Triton.
