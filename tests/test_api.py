@@ -187,6 +187,8 @@ class TestPlan:
             ("llava-1.5-7b", {"max_dynamic_patch": 4}, "leave it out"),
             ("llama-3.2-11b-vision", {"max_dynamic_patch": 2}, "leave it out"),
             ("qwen2.5-7b", {"max_pixels": 10**6}, "leave it out"),
+            ("internvl2-8b", {"max_dynamic_patch": 99, "images": 0}, "or serve images"),
+            ("internvl2-8b", {"max_dynamic_patch": 9, "language_model_only": True}, "or serve"),
         ],
     )
     def test_a_limit_that_these_images_have_not_is_refused(self, model, keywords, hint):
@@ -198,6 +200,20 @@ class TestPlan:
         for call in (turbofit.rehearse, lambda *a, **k: turbofit.plan(*a, rehearse=True, **k)):
             with pytest.raises(UsageError, match="not rehearsed"):
                 call("llava-onevision-7b", on="1xrtx3090")
+
+    def test_a_limit_beyond_what_images_can_have_is_refused(self):
+        with pytest.raises(UsageError, match="no image of LLaVA-OneVision-7B has more than 36"):
+            turbofit.plan("llava-onevision-7b", on="4xrtx3090", max_dynamic_patch=99)
+
+    def test_a_context_too_short_to_start_is_refused(self):
+        with pytest.raises(UsageError, match="a session of 1 tokens is shorter than"):
+            turbofit.plan("llama-3.1-8b", on="1xrtx3090", context=1)
+
+    def test_its_repr_is_one_line(self):
+        plan = turbofit.plan("internvl2-8b", on="4xrtx3090")
+        assert repr(plan) == (
+            "<Plan: InternVL2-8B on 4xrtx3090, turbomind, tp 1 x 4, 234,496 KV tokens: fits>"
+        )
 
     def test_survives_json(self):
         plan = turbofit.plan("internvl2-8b", on="4xrtx3090")

@@ -33,7 +33,7 @@ def test_once(folder: Path, server: str, capsys: pytest.CaptureFixture[str]) -> 
     record(folder, state="ready", urls=[server])
     assert main(["watch", "--api-key", "right", "--interval", "0.2"]) == 0
     told = capsys.readouterr().out
-    assert "3 request(s) wait" in told
+    assert "3 requests waiting" in told
     assert "\x1b" not in told
 
 

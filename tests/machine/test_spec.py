@@ -37,6 +37,20 @@ def test_index_order_is_the_order_of_the_spec():
     assert [(link.a, link.b) for link in machine.links if link.peers] == [(1, 2)]
 
 
+@pytest.mark.parametrize(
+    ("spec", "count", "name"),
+    [
+        ("4 RTX 3090", 4, "3090"), ("4 3090", 4, "3090"), ("3090x4", 4, "3090"),
+        ("RTX 3090 x 4", 4, "3090"), ("rtx3090*2", 2, "3090"), ("3090 24GB", 1, "3090"),
+        ("2 a100 80gb sxm", 2, "80GB"), ("4x RTX 3090", 4, "3090"), ("l4x2:free=19GiB", 2, "L4"),
+    ],
+)  # fmt: skip
+def test_a_count_as_people_write_it(spec, count, name):
+    gpus = parse_spec(spec).gpus
+    assert len(gpus) == count
+    assert gpus[0].name.endswith(name)
+
+
 def test_free_alone():
     gpu = parse_spec("1xl4:free=19GiB").gpus[0]
     assert gpu.free == 19 * GIB
@@ -107,6 +121,13 @@ def test_what_a_name_leaves_open_is_a_warning():
         ("l4:free=", "not key=value", "total, used, free"),
         ("l4:memory=2GiB", "unknown key 'memory'", "total"),
         ("l4:free=1GiB:free=2GiB", "twice", "once"),
+        ("l4:free=19", "free of l4: 19 bytes?", "for 19 GiB write 19GiB"),
+        ("l4:total=0.5", "total of l4: 0.5 bytes?", "0.5MiB"),
+        ("l4,ram=64", "ram: 64 bytes?", "64GiB"),
+        ("rtx3090,rtx4090", "'rtx4090' is not key=value", "joined by +: rtx3090+rtx4090"),
+        ("2xl4:free=9GiB,RTX 4090", "not key=value", "2xl4:free=9GiB+RTX 4090"),
+        ("100 rtx3090", "100xrtx3090", "1 to 64"),
+        ("3090x400", "400x3090", "1 to 64"),
         ("l4:free=lots", "free of l4 'lots' is not a size", "19GiB"),
         ("l4:free=-1GiB", "not a size", "19GiB"),
         ("l4:free=99GiB", "more than the", "total"),
@@ -161,15 +182,15 @@ def _groups(draw):
     count = draw(st.integers(1, 4))
     total = draw(st.none() | st.integers(1, preset.total))
     usable = total if total is not None else preset.total - preset.reserved
-    text = f"{count}x{key}" + (f":total={total}" if total is not None else "")
+    text = f"{count}x{key}" + (f":total={total}B" if total is not None else "")
     which = draw(st.sampled_from(["", "used", "free", "both"]))
     used = draw(st.integers(0, usable))
     if which == "used":
-        text += f":used={used}"
+        text += f":used={used}B"
     elif which == "free":
-        text += f":free={usable - used}"
+        text += f":free={usable - used}B"
     elif which == "both":
-        text += f":free={usable - used}:used={used}"
+        text += f":free={usable - used}B:used={used}B"
     return text, count, usable, used if which else 0
 
 

@@ -11,11 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.checkpoints import make_internvl2, make_qwen2_vl
-from turbofit.core.errors import UsageError
-from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
-from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import TURBOMIND_NOT_YET, refusal
-from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 from turbofit.model.source import resolve_model
 
 pytestmark = [
@@ -73,30 +68,6 @@ def test_qwen_image_tokens(transformers, tmp_path):
     assert [rule.unit_tokens(rule.units(*size)) for size in sizes] == expected
 
 
-def test_every_architecture_of_turbomind_is_read_or_refused_by_name():
-    from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
-
-    ours = TURBOMIND_TEXT | TURBOMIND_VISION | TURBOMIND_UNPLANNED
-    assert set(SUPPORTED_ARCHS) == ours | set(TURBOMIND_NOT_YET)
-
-
-def test_every_architecture_of_the_pytorch_engine_is_read_or_refused_by_name():
-    from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
-
-    ours = (TEXT_ARCHITECTURES | set(VISION_READERS)) - {"ChatGLMModel"}
-    absent = {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
-    assert ours - set(MODULE_MAP) <= absent
-    unsaid = {
-        name for name in set(MODULE_MAP) - ours - set(TURBOMIND_NOT_YET)
-        if "--backend pytorch" not in refusal(name).hint
-    }  # fmt: skip
-    # Names of drafts, duplicates and parts, which nobody serves by themselves.
-    parts = ("Eagle", "Kimi_", "DeepseekVL", "InternS2", "Meta", "MTP", "Draft")
-    assert not {name for name in unsaid if not any(part in name for part in parts)}
-    for name in set(REMOVED_MODEL_MAP) - absent:
-        assert "LMDeploy 0.18 does not run" in refusal(name).message
-
-
 def test_internvl_chat_needs_its_config_class(transformers, tmp_path, monkeypatch):
     """Without remote code llm_config is a plain dict, and TurboMind's loader falls over it."""
     import lmdeploy.turbomind as engine
@@ -113,9 +84,3 @@ def test_internvl_chat_needs_its_config_class(transformers, tmp_path, monkeypatc
     read = get_model_arch(str(folder))[1]
     with pytest.raises(AttributeError, match="hidden_size"):
         InternVLModel(read, resolver=None)
-
-
-@pytest.mark.parametrize("name", sorted(TURBOMIND_NOT_YET))
-def test_not_yet_is_said_plainly(name):
-    assert "turbofit does not account for" in refusal(name).message
-    assert isinstance(refusal(name), UsageError)

@@ -19,6 +19,7 @@ from turbofit.model.presets import (
     load_preset,
     nearest_names,
     preset_model,
+    presets_with,
 )
 
 ENGINES = ("turbomind", "pytorch", "transformers")
@@ -71,6 +72,7 @@ def test_presets_are_whole(preset_id):
         ("internlm2_5-7b-chat", "internlm2.5-7b"), ("llama3.1-8b", "llama-3.1-8b"),
         ("InternVL2_5-38B-AWQ", "internvl2.5-38b-awq"),
         ("InternVL3_5-30B-A3B", "internvl3.5-30b-a3b"),
+        ("llava1.5", "llava-1.5-7b"), ("llama3.2-vision", "llama-3.2-11b-vision"),
         ("LLM-Research/Llama-3.2-3B-Instruct", "llama-3.2-3b"), ("qwen2_5-1_5b", "qwen2.5-1.5b"),
         ("InternVL2_5-8B-MPO", None), ("nothing", None), ("", None), ("aliases", None),
     ],
@@ -140,3 +142,21 @@ def test_a_preset_costs_little_and_imports_nothing_heavy():
     ]  # fmt: skip
     assert len(read) <= 4
     assert calls <= 12_000
+
+
+def test_presets_by_words_of_their_names():
+    assert all(name.endswith("-awq") for name in presets_with(["awq"]))
+    assert presets_with(["qwen2.5-vl", "7B"]) == ["qwen2.5-vl-7b", "qwen2.5-vl-7b-awq"]
+    assert presets_with([]) == known_presets()
+    assert "internvl2-8b" in presets_with(["opengvlab/internvl2"])
+    with pytest.raises(UsageError, match="no preset has 'intervl2-8b'") as caught:
+        presets_with(["intervl2-8b"])
+    assert "did you mean internvl2-8b" in caught.value.hint
+
+
+def test_no_two_presets_have_a_name_without_its_separators():
+    names: dict[str, set[str]] = {}
+    for preset_id, typed in load_yaml(presets_dir() / "models" / "aliases.yaml").items():
+        for name in (preset_id, *typed, *(one.rpartition("/")[2] for one in typed)):
+            names.setdefault("".join(filter(str.isalnum, name.lower())), set()).add(preset_id)
+    assert not {name: ids for name, ids in names.items() if len(ids) > 1}

@@ -35,6 +35,12 @@ def test_a_workload_that_nobody_described_is_the_contracts_own() -> None:
         ({"image_size": "1920x1080"}, {"image_size": (1920, 1080)}),
         ({"image_size": [640, 480]}, {"image_size": (640, 480)}),
         ({"quant_policy": "int8"}, {"quant_policy": 8}),
+        ({"dtype": "fp16"}, {"dtype": "float16"}),
+        ({"dtype": "bf16"}, {"dtype": "bfloat16"}),
+        ({"context": "32k"}, {"context": 32768}),
+        ({"session_len": "1M"}, {"session_len": 1 << 20}),
+        ({"margin": 1}, {"margin": 1}),  # a whole number of Python is bytes
+        ({"cache_max_entry_count": 0.5}, {"cache_max_entry_count": 0.5}),
         ({"dtype": "auto"}, {}),  # LMDeploy's word for "choose"
         ({"cudagraph_capture_batch_sizes": [1, 2]}, {"cudagraph_capture_batch_sizes": (1, 2)}),
     ],
@@ -53,6 +59,20 @@ def test_words_that_people_write_are_read(given: dict[str, Any], meant: dict[str
         ({"margin": "100%"}, "margin '100%' is no share of a card", "2%"),
         ({"budget": "lots"}, "'lots' is not a size", "19GiB"),
         ({"image_size": "wide"}, "image_size 'wide' is not WIDTHxHEIGHT", "1920x1080"),
+        ({"margin": "1"}, "margin: 1 bytes?", "for 1 GiB write 1GiB"),
+        ({"budget": "20"}, "budget: 20 bytes?", "20GiB"),
+        ({"tp": "4"}, "tp '4': it should be a whole number", "GPUs of one engine"),
+        ({"tp": 4.0}, "tp 4.0: it should be a whole number", "GPUs"),
+        ({"tp": "4.0"}, "tp '4.0' is not a whole number", "write it as 4"),
+        ({"on": 4}, "on 4: it should be a text", "4xrtx3090"),
+        ({"goal": "speed"}, "goal 'speed': it should be 'throughput', 'latency'", "what decides"),
+        ({"context": 1.5}, "context 1.5: it should be a whole number", "answer included"),
+        ({"concurrency": True}, "concurrency True: it should be a whole number", "at once"),
+        ({"margin": True}, "margin True: it should be", "left free"),
+        ({"images": "1"}, "images '1': it should be a whole number", "images a request"),
+        ({"queue_images": "no"}, "queue_images 'no': it should be True or False", "wait"),
+        ({"image_size": (640, "480")}, "image_size '480': it should be", "width and height"),
+        ({"cache_max_entry_count": "0.5"}, "cache_max_entry_count '0.5': it", "between 0 and 1"),
         ({"communicator": "x" * 500}, "communicator 'xxx", "how the GPUs of an engine"),
     ],
 )
@@ -64,6 +84,17 @@ def test_a_wrong_value_is_named_with_its_field(
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert len(caught.value.message) < 200
+
+
+def test_a_command_line_has_texts_alone() -> None:
+    words = {"model": "m", "tp": "4", "context": "4k", "cache_max_entry_count": "0.5",
+             "image_size": "640X480", "async_": "1", "quant_policy": "8"}  # fmt: skip
+    assert PlanRequest.of_options(words, str).given() == {
+        "model": "m", "tp": 4, "image_size": (640, 480), "context": 4096,
+        "cache_max_entry_count": 0.5, "quant_policy": 8, "async_": 1,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="is not a whole number"):
+        PlanRequest.of_options({"model": "m", "tp": "4.0"}, str)
 
 
 def test_a_model_must_be_named() -> None:

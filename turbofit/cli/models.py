@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.cli.command import command
+from turbofit.cli.command import Argument, command
 from turbofit.cli.options import FORMS
 
 if TYPE_CHECKING:
@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["models"]
 
 
-@command(*FORMS)
-def models(as_json: bool, md: bool) -> int:
-    """Show every preset."""
+@command(
+    Argument(
+        "fragments", nargs=-1, metavar="[WORD]...",
+        explained="only models whose name has all of these in it: awq, qwen 7b",
+    ),
+    *FORMS,
+)  # fmt: skip
+def models(fragments: tuple[str, ...], as_json: bool, md: bool) -> int:
+    """Show presets."""
     from turbofit.cli.output import answer, show
-    from turbofit.core.presets import load_yaml, preset_path
+    from turbofit.model.presets import presets_with
 
-    found = [(name, _read(name)) for name in load_yaml(preset_path("models", "aliases"))]
+    found = [(name, _read(name)) for name in presets_with(fragments)]
     known = [(name, model) for name, model in found if not isinstance(model, str)]
     unsupported = [(name, why) for name, why in found if isinstance(why, str)]
     if as_json:

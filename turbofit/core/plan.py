@@ -294,7 +294,13 @@ class Candidate(Struct):
     settings: Annotated[dict[str, object], doc("Those that were varied.")]
     fits: bool
     kv_tokens: Annotated[int, doc("Tokens of all groups.")]
-    score: Annotated[float, doc("By the goal: requests a second, or its like.")]
+    score: Annotated[
+        float,
+        doc(
+            "The goal's value: requests a second (throughput), answers a second of one client "
+            "(latency), KV tokens (context); 0 where it does not fit."
+        ),
+    ]
     why_not: Annotated[str, doc("Empty for the one chosen.")]
 
 
@@ -431,6 +437,13 @@ class Plan(Struct):
             key = (names, to_json(own.settings), own.kv.tokens, own.units_per_forward)
             found.setdefault(key, []).append(number)
         return tuple(tuple(numbers) for numbers in found.values())
+
+    def __repr__(self) -> str:
+        """One line: the whole document is :meth:`to_json`'s."""
+        shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
+        held = f"{self.kv.total_tokens:,} KV tokens"
+        fits = "fits" if self.fits else "does not fit"
+        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}: {fits}>"
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""

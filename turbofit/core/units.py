@@ -37,13 +37,19 @@ def parse_bytes(text: str, *, what: str = "size") -> int:
     ``GB`` are decimal.
 
     Raises:
-        UsageError: not a size, or beyond 1 PiB.
+        UsageError: not a size, or beyond 1 PiB; or a number below 1 MiB without a unit, since
+            nobody counts memory of a GPU in so few bytes.
     """
     match = _SIZE.fullmatch(text)
     value = int(float(match[1]) * _SUFFIX.get(match[2].lower(), 0)) if match else -1
     if not match or match[2].lower() not in _SUFFIX or value > _LARGEST:
         raise UsageError(
             f"{what} {text!r} is not a size", hint="write it as 19GiB, 2780MiB or bytes"
+        )
+    if not match[2] and 0 < float(match[1]) < MIB:
+        raise UsageError(
+            f"{what}: {match[1]} bytes?",
+            hint=f"for {match[1]} GiB write {match[1]}GiB, for {match[1]} MiB write {match[1]}MiB",
         )
     return value
 

@@ -27,6 +27,9 @@ _SHOULD = {
     "less_than_equal": "{le} or less",
     "greater_than": "more than {gt:g}",
     "less_than": "less than {lt:g}",
+    "bool_type": "True or False",
+    "string_type": "a text",
+    "is_instance_of": "a {class}",
 }
 
 
@@ -68,11 +71,13 @@ class Validated(BaseModel):
     """Base class of what people give: immutable, and nothing in it that has no field.
 
     ``Class(...)`` raises pydantic's own error, for programs that use pydantic themselves;
-    :meth:`of` raises ours.
+    :meth:`of` raises ours. Both take a field's own type alone: ``"4"``, ``1.5`` and ``True`` are no
+    whole numbers. Only a command line, whose values are all texts, has them converted.
     """
 
     model_config = ConfigDict(
         frozen=True,
+        strict=True,
         extra="forbid",
         protected_namespaces=(),
     )
@@ -84,11 +89,11 @@ class Validated(BaseModel):
         Raises:
             UsageError: a value is wrong, or has no field; the message names both.
         """
-        return cls.of_options(values, str)
+        return cls._validated(values, str)
 
     @classmethod
     def of_options(cls, values: Mapping[str, Any], spelled: Callable[[str], str]) -> Self:
-        """Build one from values that a person knows by other names: those of a command line.
+        """Build one from the texts of a command line, where fields have other names.
 
         Args:
             values: by field.
@@ -97,8 +102,14 @@ class Validated(BaseModel):
         Raises:
             UsageError: as :meth:`of`.
         """
+        return cls._validated(values, spelled, strict=False)
+
+    @classmethod
+    def _validated(
+        cls, values: Mapping[str, Any], spelled: Callable[[str], str], *, strict: bool | None = None
+    ) -> Self:
         try:
-            return cls.model_validate(dict(values), context={"spelled": spelled})
+            return cls.model_validate(dict(values), strict=strict, context={"spelled": spelled})
         except ValidationError as exc:
             raise usage_error(exc, cls, spelled) from None
 

@@ -1,4 +1,4 @@
-"""Short ways to write sets of GPUs."""
+"""Short ways to write sets of GPUs, and nouns after a number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["groups_of", "indices"]
+__all__ = ["groups_of", "indices", "plural"]
 
 
 def indices(gpus: Iterable[int]) -> str:
@@ -24,3 +24,10 @@ def indices(gpus: Iterable[int]) -> str:
 def groups_of(groups: Iterable[tuple[int, ...]]) -> str:
     """Groups joined by ``|``: ``0,1 | 2,3``."""
     return " | ".join(indices(group) for group in groups)
+
+
+def plural(count: int, noun: str) -> str:
+    """The noun as it stands after a number: ``1 patch``, ``2 patches``."""
+    if count == 1:
+        return noun
+    return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"

@@ -2,7 +2,8 @@
 
 Groups joined by ``+``, then machine options after commas::
 
-    [Nx]NAME[:key=value]…   total, used, free (of used and free one is enough)
+    [Nx]NAME[:key=value]…   total, used, free (of used and free one is enough); NAMExN and N NAME
+                            mean the same
     ,nvlink=0-1+2-3         the pairs that NVLink joins (none: no pair)
     ,p2p=none|all           peer access between all pairs
     ,ram=64GiB              host memory
@@ -35,7 +36,10 @@ __all__ = ["MAX_GPUS", "parse_spec"]
 MAX_GPUS: Final = 64
 
 _EXAMPLE: Final = "write it like 4xrtx3090, 1xl4:free=19GiB or 4xrtx3090,nvlink=0-1+2-3"
-_COUNT: Final = re.compile(r"\s*(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE | re.DOTALL)
+_COUNT: Final = re.compile(r"(\d+)\s*[x×*]\s*(.+)", re.IGNORECASE | re.DOTALL)
+#: Where the name alone is a card's: ``4 RTX 3090``, ``3090x4``.
+_COUNT_BEFORE: Final = re.compile(r"(\d+)\s+(.+)", re.DOTALL)
+_COUNT_BEHIND: Final = re.compile(r"(?P<name>.+?)\s*[x×*]\s*(?P<count>\d+)", re.IGNORECASE)
 _PAIR: Final = re.compile(r"\s*(\d{1,3})\s*-\s*(\d{1,3})\s*")
 _SIZES: Final = ("total", "used", "free")
 _OPTIONS: Final = ("nvlink", "p2p", "ram")
@@ -72,6 +76,7 @@ def parse_spec(spec: str) -> Machine:
     presets = [group.preset for group in groups for _ in range(group.count)]
     if len(presets) > MAX_GPUS:
         _refuse(f"{len(presets)} GPUs", f"one machine has at most {MAX_GPUS}")
+    _refuse_cards(head, tail)
     options = _key_values(tail, _OPTIONS, "machine option")
     joined = _parse_pairs(options["nvlink"], presets) if "nvlink" in options else None
     peers = _parse_p2p(options["p2p"]) if "p2p" in options else None
@@ -90,8 +95,7 @@ def parse_spec(spec: str) -> Machine:
 
 def _parse_group(text: str) -> tuple[_Group, str | None]:
     head, *tail = text.split(":")
-    match = _COUNT.fullmatch(head)
-    count, name = (match[1], match[2].strip()) if match else ("1", head.strip())
+    count, name = _counted(head.strip())
     if len(count) > 3 or not 1 <= int(count) <= MAX_GPUS:
         _refuse(f"{count[:12]}x{name[:40]}", f"a group has 1 to {MAX_GPUS} GPUs")
     key = find_preset(name)
@@ -103,6 +107,30 @@ def _parse_group(text: str) -> tuple[_Group, str | None]:
         for size, value in _key_values(tail, _SIZES, "key").items()
     }
     return _sized(int(count), preset, name, sizes), assumed_note(name, int(count))
+
+
+def _counted(text: str) -> tuple[str, str]:
+    """How many, and of what: ``4xrtx3090``, ``4 RTX 3090`` or ``3090x4``."""
+    if find_preset(text):
+        return "1", text
+    if (match := _COUNT_BEHIND.fullmatch(text)) and find_preset(match["name"]):
+        return match["count"], match["name"]
+    if (match := _COUNT_BEFORE.fullmatch(text)) and find_preset(match[2]):
+        return match[1], match[2]
+    match = _COUNT.fullmatch(text)
+    return (match[1], match[2].strip()) if match else ("1", text)
+
+
+def _refuse_cards(head: str, options: list[str]) -> None:
+    """Refuse a comma between cards, where + stands."""
+    for option in options:
+        if "=" not in option.partition(":")[0] and find_preset(
+            _counted(option.partition(":")[0].strip())[1]
+        ):
+            _refuse(
+                f"{option.strip()!r} is not key=value",
+                f"cards are joined by +: {'+'.join((head, *map(str.strip, options)))}",
+            )
 
 
 def _sized(count: int, preset: GpuPreset, name: str, sizes: dict[str, int]) -> _Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from turbofit.core.plan import GpuLedger, Term
 from turbofit.core.struct import Struct
@@ -12,6 +12,20 @@ from turbofit.memory.account import TEMPORARIES, Account
 from turbofit.memory.shared_terms import POOL_WARMUP
 
 __all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
+
+#: Terms of a ledger as people say them.
+_NAMES: Final = {
+    "text_prefill": "the longest prompts",
+    "sampling": "a full batch sampling with top_k=0",
+    "vision_request": "one image request at the limit",
+    "vision_forward": "image requests that meet in one forward",
+    "kv_cache": "the cache",
+}
+_OTHERS: Final = "others"
+#: Terms that a sentence holds.
+_SHOWN: Final = 3
+#: The share of a card below which what others hold decides nothing.
+_WORTH_A_WORD: Final = 0.01
 
 FateKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
 
@@ -59,7 +73,8 @@ def fate_without_cache(account: Account) -> Fate:
         missing=missing,
         text=(
             f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
-            f" margin before the first KV block, most of it {_blame(tightest)}"
+            f" margin of {format_bytes(tightest.margin)} before the first KV block"
+            f" ({_makeup(tightest, worst=True)})"
         ),
     )
 
@@ -97,6 +112,8 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
             before = sum(t.bytes for t in ledger.ledger if t.phase in ("before", "context"))
             staging = ledger.load_peak - before - weights
             staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
+            others = _others(ledger)
+            held = f"others hold {format_bytes(others)}, " if others else ""
             yield Fate(
                 kind="load",
                 gpu=ledger.index,
@@ -105,7 +122,8 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
                 text=(
                     f"runs out of memory while loading: GPU {ledger.index} is"
                     f" {format_bytes(missing)} short of a load peak of"
-                    f" {format_bytes(ledger.load_peak)} (weights {format_bytes(weights)}{staged})"
+                    f" {format_bytes(ledger.load_peak)}"
+                    f" ({held}weights {format_bytes(weights)}{staged})"
                 ),
             )
 
@@ -168,27 +186,45 @@ def _short(kind: FateKind, ledger: GpuLedger, missing: int, when: str) -> Fate:
         term="kv_cache",
         missing=missing,
         text=(
-            f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short,"
-            f" most of it {_blame(ledger)}"
+            f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short"
+            f" ({_makeup(ledger)})"
         ),
     )
 
 
 def _case(term: Term) -> str:
-    names = {
-        "text_prefill": "the longest prompts",
-        "sampling": "a full batch sampling with top_k=0",
-        "vision_request": "one image request at the limit",
-        "vision_forward": "image requests that meet in one forward",
-    }
-    return f"{names.get(term.term, term.term)} ({term.note})"
+    return f"{_NAMES.get(term.term, term.term)} ({term.note})"
 
 
-def _blame(ledger: GpuLedger) -> str:
-    """The largest term, as people say it."""
-    held = [term for term in ledger.ledger if term.phase != "transient"]
-    largest = max(held, key=lambda term: term.bytes)
-    return f"{largest.term} ({format_bytes(largest.bytes)})"
+def _makeup(ledger: GpuLedger, *, worst: bool = False) -> str:
+    """What the memory goes to, for people: others first, whom one can end, then the largest terms.
+
+    Args:
+        ledger: one GPU's.
+        worst: the worst request is what did not fit, so that it counts too.
+    """
+    sizes: dict[str, int] = {}
+    for term in ledger.ledger:
+        if term.phase != "transient" and term.term != _OTHERS:
+            name = term.phase if term.phase == "weights" else _NAMES.get(term.term, term.term)
+            sizes[name] = sizes.get(name, 0) + term.bytes
+    requests = [term for term in ledger.ledger if term.phase == "transient"] if worst else []
+    if requests:
+        largest = max(requests, key=lambda term: term.bytes)
+        sizes[_NAMES.get(largest.term, largest.term)] = max(
+            largest.bytes, sizes.pop(POOL_WARMUP, 0)
+        )
+    order = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])[:_SHOWN]
+    others = _others(ledger)
+    said = [f"others hold {format_bytes(others)}"] if others else []
+    said += [f"{name} {format_bytes(sizes[name])}" for name in order]
+    return f"{', '.join(said)}; the card has {format_bytes(_usable(ledger))}"
+
+
+def _others(ledger: GpuLedger) -> int:
+    """Bytes that other processes hold, where they are worth a word."""
+    held = sum(term.bytes for term in ledger.ledger if term.term == _OTHERS)
+    return held if held >= ledger.total * _WORTH_A_WORD else 0
 
 
 def _largest(ledger: Sequence[Term], phase: str) -> str:

@@ -6,6 +6,7 @@ Sizes are computed from the dims on the spot, so a preset cannot contradict its 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ __all__ = [
     "load_preset",
     "nearest_names",
     "preset_model",
+    "presets_with",
 ]
 
 
@@ -73,7 +75,7 @@ def nearest_names(name: str, count: int = 3) -> list[str]:
     from difflib import get_close_matches
 
     known = _aliases()
-    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.55)
+    close = get_close_matches(_plain(name), known, n=count * 3, cutoff=0.7)
     return list(dict.fromkeys(known[key] for key in close))[:count]
 
 
@@ -148,6 +150,28 @@ def known_presets() -> list[str]:
     return list(dict.fromkeys(_aliases().values()))
 
 
+def presets_with(fragments: Iterable[str]) -> list[str]:
+    """The ids of presets in one of whose names all of these stand, in the order of the file.
+
+    Raises:
+        UsageError: there is none.
+    """
+    wanted = [_plain(word) for word in fragments]
+    found = [
+        preset_id
+        for preset_id, names in load_yaml(preset_path("models", "aliases")).items()
+        if any(all(word in _plain(name) for word in wanted) for name in (preset_id, *names))
+    ]
+    if not found:
+        typed = " ".join(fragments)[:80]
+        near = nearest_names(typed)
+        raise UsageError(
+            f"no preset has {typed!r} in its name",
+            hint=f"did you mean {', '.join(near)}?" if near else "`turbofit models` shows all",
+        )
+    return found
+
+
 @cache
 def _aliases() -> dict[str, str]:
     """Plain spelling → preset id, for ids, hub ids and the listed aliases."""
@@ -161,5 +185,5 @@ def _aliases() -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """Case, dots, underscores, blanks and repeated dashes do not matter."""
-    return re.sub(r"[\s._-]+", "-", name.strip().lower()).strip("-")
+    """Case, dots, underscores, blanks and dashes do not matter: ``llava1.5`` is LLaVA-1.5."""
+    return re.sub(r"[\s._-]+", "", name.lower())

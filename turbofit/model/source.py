@@ -52,11 +52,16 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
 
 def _resolved(name: str, revision: str | None) -> Model:
     path = os.path.expanduser(name)
-    if name and os.path.isdir(path) and (_is_path(name) or _has_config(path)):
+    there = bool(name) and "\0" not in name and os.path.exists(path)
+    if there and (_is_path(name) or _has_config(path) or _HUB_ID.fullmatch(name)):
         return _folder(path)
-    if not name.strip() or _is_path(name):
-        raise UsageError(f"{name!r} is not a folder", hint="name a checkpoint's folder or hub id")
+    if not name.strip():
+        raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
+    if _is_path(name):
+        raise UsageError(f"{name!r} is not there", hint="name a checkpoint's folder or hub id")
     preset = find_preset(name)
+    if there and preset is None:
+        return _folder(path)
     if _HUB_ID.fullmatch(name):
         return _hub(name, revision, preset)
     if preset is None:
@@ -96,9 +101,9 @@ def _folder(path: str) -> Model:
             hint="merge it: turbofit merge BASE ADAPTER OUT",
         )
     if not _has_config(path):
-        raise UsageError(
-            f"{full} has no config.json", hint="name a folder in Hugging Face's format"
-        )
+        from turbofit.model.no_checkpoint import no_checkpoint
+
+        raise no_checkpoint(full)
     origin = Origin(name=os.path.basename(full), kind="folder", where=full, checkpoint=full)
     return read_checkpoint(FolderFiles(full), origin)
 
@@ -207,7 +212,7 @@ def _without_hub(
         said = f"{reason.message}: the preset {preset} is used instead"
         # What was asked for is what will be downloaded: the preset may know it by another owner.
         return replace(preset_model(preset, warnings=(said, *_unheeded(revision))), hub_id=hub_id)
-    raise reason
+    raise _known_refusal(hub_id) or reason
 
 
 def _unheeded(revision: str | None) -> tuple[str, ...]:
@@ -217,7 +222,15 @@ def _unheeded(revision: str | None) -> tuple[str, ...]:
 
 
 def _unknown(name: str) -> UsageError:
-    return UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+    known = _known_refusal(name)
+    return known or UsageError(f"no model is known as {name[:80]!r}", hint=_nearest_hint(name))
+
+
+def _known_refusal(name: str) -> UsageError | None:
+    """Why there is no account for a model that is known by name; None for any other."""
+    from turbofit.model.families.support import named_refusal
+
+    return named_refusal(name)
 
 
 def _nearest_hint(name: str) -> str:

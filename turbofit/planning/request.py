@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -19,6 +20,8 @@ __all__ = ["ENGINE_OPTIONS", "EngineChoice", "PlanRequest"]
 EngineChoice = Literal["auto", EngineName]
 
 _LARGEST: Final = 1 << 40
+_DTYPES: Final = {"fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+_THOUSANDS: Final = {"k": 1 << 10, "m": 1 << 20}
 _QUANT_POLICIES: Final = {"none": 0, "int4": 4, "int8": 8, **{str(n): n for n in (0, 4, 8, 16, 17)}}
 
 
@@ -38,24 +41,41 @@ def _margin(text: str, name: str) -> int | str:
     return text
 
 
-def _size(text: str, name: str) -> tuple[str, str]:
-    width, cross, height = text.lower().replace("×", "x").partition("x")
-    if not cross:
+def _size(text: str, name: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"\s*(\d{1,9})\s*[x×]\s*(\d{1,9})\s*", text, re.IGNORECASE)
+    if sides is None:
         raise UsageError(f"{name} {text!r} is not WIDTHxHEIGHT", hint="write it as 1920x1080")
-    return width, height
+    return int(sides[1]), int(sides[2])
+
+
+def _whole(text: str, name: str) -> str:
+    """The text as it is: its field's type decides; but 4.0 is no number of GPUs."""
+    whole, point, rest = text.partition(".")
+    if point and whole.isdigit() and not rest.strip("0"):
+        raise UsageError(f"{name} {text!r} is not a whole number", hint=f"write it as {whole}")
+    return text
+
+
+def _tokens(text: str, name: str) -> str | int:
+    """``32k`` is 32,768, as models' names count; all else is as for other whole numbers."""
+    counted = re.fullmatch(r"\s*(\d{1,6})\s*([km])\s*", text, re.IGNORECASE)
+    return int(counted[1]) * _THOUSANDS[counted[2].lower()] if counted else _whole(text, name)
 
 
 def _dtype(text: str, _name: str) -> str | None:
-    return None if text == "auto" else text  # LMDeploy's word for "choose"
+    return None if text == "auto" else _DTYPES.get(text.lower(), text)  # LMDeploy's "choose"
 
 
 def _quant_policy(text: str, _name: str) -> int | str:
     return _QUANT_POLICIES.get(text.lower(), text)
 
 
-Positive = Annotated[int, Field(ge=1, le=_LARGEST), Metavar("N")]
-Count = Annotated[int, Field(ge=0, le=_LARGEST), Metavar("N")]
-Tokens = Annotated[int, Field(ge=1, le=_LARGEST), Metavar("TOKENS")]
+Positive = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_whole), Metavar("N")]
+Count = Annotated[int, Field(ge=0, le=_LARGEST), parsed(_whole), Metavar("N")]
+Tokens = Annotated[int, Field(ge=1, le=_LARGEST), parsed(_tokens), Metavar("TOKENS")]
+#: A list is as good as a tuple; what is in it is held to its type.
+Batches = Annotated[tuple[Positive, ...], Field(strict=False)]
+Size = Annotated[tuple[Positive, Positive], Field(strict=False), parsed(_size), Metavar("WxH")]
 Bytes = Annotated[int, Field(ge=0), parsed(_bytes), Metavar("BYTES")]
 
 
@@ -93,7 +113,7 @@ class PlanRequest(Validated):
     replicas: Positive | None = Field(default=None, description="engines side by side")
 
     images: Count = Field(default=1, description="images a request")
-    image_size: Annotated[tuple[Positive, Positive] | None, parsed(_size), Metavar("WxH")] = Field(
+    image_size: Size | None = Field(
         default=None,
         description="their width and height (default: the worst that the model's rule admits)",
     )
@@ -166,7 +186,7 @@ class PlanRequest(Validated):
         default=None, description="PyTorch engine: blocks of the cache, instead of a ratio"
     )
     eager_mode: bool | None = Field(default=None, description="PyTorch engine: no CUDA graphs")
-    cudagraph_capture_batch_sizes: tuple[Positive, ...] | None = Field(
+    cudagraph_capture_batch_sizes: Batches | None = Field(
         default=None, description="PyTorch engine: batches that get a CUDA graph"
     )
     distributed_executor_backend: Literal["uni", "mp", "ray"] | None = Field(

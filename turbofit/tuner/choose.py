@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.log import LazyLogger
 from turbofit.core.plan import Plan, Remedy
+from turbofit.core.words import plural
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for
 from turbofit.memory.shared_terms import capability_of
@@ -146,9 +147,10 @@ def _told(won: Plan, lost: Plan) -> Plan:
     if not lost.fits:
         why = f"{lost.engine.name} {lost.verdict}"
     elif lost.limits.units_per_image < won.limits.units_per_image:
+        fewer, more = lost.limits.units_per_image, won.limits.units_per_image
         why = (
-            f"{lost.engine.name} serves images of {lost.limits.units_per_image:,}"
-            f" {won.limits.vision_unit}s at most, this one of {won.limits.units_per_image:,}"
+            f"{lost.engine.name} serves images of {fewer:,}"
+            f" {plural(fewer, won.limits.vision_unit or 'unit')} at most, this one of {more:,}"
         )
     else:
         why = f"{lost.engine.name} holds {lost.kv.tokens:,} KV tokens, fewer than this"

@@ -20,7 +20,7 @@ from turbofit.tuner.explain.plan_document import (
     verdict_of,
 )
 from turbofit.tuner.explain.reasons import reasons
-from turbofit.tuner.explain.remedies import remedies
+from turbofit.tuner.explain.remedies import Remedies, remedies
 from turbofit.tuner.explain.why_rejected import lost
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
@@ -48,20 +48,24 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
     host = host_of(request, accounts, engine)
     problem = host_problem(host)
     largest = max(accounts, key=lambda account: account.units_per_forward)
+    helps = Remedies((), ()) if best.fits else remedies(request, found, engine)
+    # What a person can change comes first: an option without which it fits is the cause.
+    cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
+    why_not = f"{cause}: {_why_not(request, best, engine)}"
     parts = PlanDraft(
         groups=groups,
         settings=best.settings,
         vision_load=vision_load,
         limit=best.shape.limit,
         fits=best.fits and problem is None,
-        verdict=_verdict(request, found, accounts, problem, engine),
+        verdict=_verdict(request, found, accounts, problem, why_not),
         parallel_reason=_parallel_reason(request, found),
         host=host,
         throughput=total(best.speeds, request.machine.measured) if best.speeds else None,
         considered=_considered(request, found, engine),
         reasons=tuple(reasons(request, found, largest, engine)),
         warnings=tuple(_warnings(request, found, engine)),
-        remedies=() if best.fits else remedies(request, found, engine),
+        remedies=helps.remedies,
         at_once=_at_once(request, best),
     )
     return document(request, parts, accounts, engine)
@@ -80,11 +84,11 @@ def _verdict(
     found: Found,
     accounts: Sequence[Account],
     host: str | None,
-    engine: Engine,
+    why_not: str,
 ) -> str:
     best, name = found.best, request.model.name
     if not best.fits:
-        return f"does not fit: {name}: {_why_not(request, best, engine)}"
+        return f"does not fit: {name}{why_not}"
     if host is not None:
         return f"does not fit: {name}: {host}"
     groups = best.shape.groups

@@ -73,7 +73,10 @@ def make_prediction(
         verdict=_verdict(request, fate, problem, kernels),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
-        reasons=tuple(_story(accounts[0], ratio, fate, free_at_cache)),
+        reasons=(
+            *_exposure(request, limit, vision_load),
+            *_story(accounts[0], ratio, fate, free_at_cache),
+        ),
         warnings=tuple(_warnings(request, gpus, settings)),
     )
     plan = document(request, parts, accounts, engine)
@@ -117,7 +120,7 @@ def _remedies(request: ResolvedRequest, engine: Engine) -> tuple[Remedy, ...]:
         return ()
     best = found.best
     if not best.fits:
-        return remedies(free, found, engine)
+        return remedies(free, found, engine).remedies
     settings = best.settings
     change = (
         f"turbofit's plan: --tp {settings.tp}"
@@ -155,6 +158,22 @@ def _exposed(request: ResolvedRequest) -> int | None:
     if request.fixed_limit is not None:
         return request.own_limit
     return None if request.model.image_rule is None else request.model.image_rule.exposed_limit
+
+
+def _exposure(
+    request: ResolvedRequest, limit: int | None, vision_load: VisionLoad
+) -> Iterator[str]:
+    """Why images are larger here than in a plan, where they are."""
+    rule = request.model.image_rule
+    if rule is None or limit is None or not vision_load.units_per_image:
+        return
+    usual = rule.checkpoint_limit
+    if request.fixed_limit is None and request.workload.image_size is None and limit > usual:
+        yield (
+            f"images have up to {limit} {rule.limit_unit}: a client's detail: high asks for so"
+            f" many, and LMDeploy obeys; the checkpoint's own {rule.limit_name} is {usual}, to"
+            " which a plan and turbofit serve hold every image"
+        )
 
 
 def _settings(

@@ -161,3 +161,17 @@ def check_limits(request: ResolvedRequest) -> None:
             f"--max-pixels limits images that keep their size, and {name} has none of them",
             hint=hint,
         )
+    limit = request.fixed_limit
+    if rule is None or limit is None:
+        return
+    if not request.workload.images or request.fixed.get("language_model_only"):
+        raise UsageError(
+            f"{taken} limits images, and none are served",
+            hint=f"leave {taken} out, or serve images",
+        )
+    most = rule.checkpoint_limit
+    if limit > most and rule.worst_units(limit) == rule.worst_units(most):
+        raise UsageError(
+            f"{taken} {limit}: no image of {name} has more than {most:,} {rule.limit_unit}",
+            hint=f"leave it out, or give {most} or less",
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+import turbofit
+from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
 from turbofit.memory.pytorch.bound import engine_bound
@@ -120,3 +122,19 @@ def test_llama_4_repeats_no_heads_and_deals_experts_evenly() -> None:
     moe = replace(model.text.moe, intermediate=8190)
     odd = replace(model, text=replace(model.text, moe=moe))
     assert "the experts' 8190" in str(tp_problem(odd, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "message"),
+    [
+        ("internvl2-8b", {"cache_block_seq_len": 48}, "powers of two from 16 on"),
+        ("internvl2-8b", {"cache_block_seq_len": 8}, "powers of two from 16 on"),
+        ("internvl2-8b", {"model_format": "awq"}, "takes no such word"),
+        ("internvl2-8b", {"model_format": "hf"}, "takes no such word"),
+        ("internvl2-8b", {"model_format": "fp8"}, "no account of weights that are quantised"),
+        ("internvl2-8b-awq", {"model_format": "hf"}, "are awq"),
+    ],
+)
+def test_options_that_cannot_be_meant(model: str, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        turbofit.plan(model, on="1xrtx3090", engine="pytorch", **asked)

@@ -33,7 +33,7 @@ def text(run: RunReport | None, now: Now | None, before: Now | None = None, **us
 def test_all_of_it_in_80_columns() -> None:
     told = text(RUN, NOW)
     assert max(map(len, told.splitlines())) <= 80
-    for part in ("ready", "23333", "2 request(s) wait", "5 x max_dynamic_patch", "1 x images",
+    for part in ("ready", "23333", "2 requests waiting", "5 x max_dynamic_patch", "1 x images",
                  "who[1] grew", "1 that an engine did not finish"):  # fmt: skip
         assert part in told
     (first, second) = (line.split() for line in told.splitlines() if line[2:4] in ("0 ", "1 "))

@@ -55,8 +55,9 @@ class BaseTileRule(ImageRule):
 
     @property
     def summary(self) -> str:
+        one = self.max_dynamic_patch == 1
         if self.dynamic:
-            return f"{self.max_dynamic_patch} tiles"
+            return f"{self.max_dynamic_patch} {self.unit_name if one else self.units_name}"
         return f"{self.tile_size} px square"
 
     @property

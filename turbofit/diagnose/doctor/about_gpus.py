@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, format_bytes
-from turbofit.core.words import indices
+from turbofit.core.words import indices, plural
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
 from turbofit.diagnose.doctor.health import ABSENT, Health
 
@@ -50,7 +50,7 @@ def _lost(machine: Machine) -> Finding:
             "an engine that is given such a GPU fails or hangs",
             "look at dmesg for Xid lines and restart the machine, or leave it out with --gpus",
         )
-    return ok(check, f"{len(machine.gpus)} GPU(s): {machine.name}")
+    return ok(check, f"{len(machine.gpus)} {plural(len(machine.gpus), 'GPU')}: {machine.name}")
 
 
 def _visible(sources: Sources, machine: Machine) -> Finding:

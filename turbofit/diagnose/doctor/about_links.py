@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import NA
+from turbofit.core.words import plural
 from turbofit.diagnose.doctor.finding import Finding, ok, unreadable, warning
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _peers(machine: Machine) -> Finding:
             "nvidia-smi topo -p2p r",
         )
     over = f", NVLink between {_pairs([(one.a, one.b) for one in joined])}" if joined else ""
-    return ok(check, f"all {len(pairs)} pair(s) reach each other{over}")
+    return ok(check, f"all pairs ({len(pairs)}) reach each other{over}")
 
 
 def _consumer(gpu: Gpu) -> bool:
@@ -123,7 +124,12 @@ def _acs(sources: Sources, machine: Machine) -> Finding:
             "switch ACS off in the firmware, or for these bridges with setpci (as root)",
         )
     if unread:
-        return unreadable(check, f"{unread} bridge(s): root may read them", why, "run it as root")
+        return unreadable(
+            check,
+            f"{unread} {plural(unread, 'bridge')} unread: root may read them",
+            why,
+            "run it as root",
+        )
     return ok(check, "no bridge redirects peer traffic")
 
 

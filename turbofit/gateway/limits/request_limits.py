@@ -15,6 +15,7 @@ from turbofit.core.images.rule import Allowed, Size
 from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
+from turbofit.core.words import plural
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import vision_load_within
@@ -190,7 +191,8 @@ def hold_image(
         raise Refusal(
             400,
             "image_too_large",
-            f"an image of {size[0]}x{size[1]} takes {held.units} {rule.units_name} here, {most} are"
+            f"an image of {size[0]}x{size[1]} takes {held.units} "
+            f"{plural(held.units, rule.unit_name)} here, {most} are"
             " planned for; send it smaller, or plan for that size",
         )
     return held

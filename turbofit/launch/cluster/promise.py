@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from turbofit.core.words import plural
 from turbofit.launch.cluster.alone import alone
 from turbofit.launch.cluster.engine_spec import EngineSpec
 
@@ -124,8 +125,9 @@ def in_words(plan: ClusterPlan) -> str:
     text = f"{plan.longest_request_tokens:,} tokens a request"
     if limits is None or limits.vision_unit is None:
         return text
-    images = f"{limits.images_per_request} image{'s' * (limits.images_per_request != 1)}"
-    return f"{text}, {images} of {limits.units_per_image:,} {limits.vision_unit}s at most"
+    units = plural(limits.units_per_image, limits.vision_unit)
+    images = f"{limits.images_per_request} {plural(limits.images_per_request, 'image')}"
+    return f"{text}, {images} of {limits.units_per_image:,} {units} at most"
 
 
 def _kept(own: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:

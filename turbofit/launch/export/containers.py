@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from turbofit.core.words import plural
+
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service
 
@@ -24,10 +26,11 @@ HEALTHY: Final = (
 
 def header(service: Service, kind: str, start: str) -> str:
     """The comment at the top of a manifest."""
+    cards = f"{service.gpus} {plural(service.gpus, 'GPU')}"
     return (
         f"# Written by `turbofit export {kind}`. Start it:\n"
         f"#   {start}\n"
-        f"# Planned for {service.gpus} GPU(s): {service.card}. It measures and plans again at\n"
+        f"# Planned for {cards}: {service.card}. It measures and plans again at\n"
         "# every start. The engine listens on the container's loopback, behind the gateway.\n"
         "# The image needs turbofit with LMDeploy, and a C compiler for the rehearsal:\n"
         '#   pip install "turbofit[lmdeploy]"\n'

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
+from turbofit.core.words import plural
 
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service
@@ -21,7 +22,7 @@ _UNIT: Final = """\
 #   systemctl daemon-reload && systemctl enable --now {name}
 # Keys that clients must send stand in /etc/turbofit/{name}.env:
 #   TURBOFIT_API_KEYS=KEY[,KEY]
-# Planned for {gpus} GPU(s): {card}. It measures and plans again at every start.
+# Planned for {gpus}: {card}. It measures and plans again at every start.
 [Unit]
 Description=turbofit: {model}
 Wants=network-online.target
@@ -63,7 +64,7 @@ def systemd_unit(service: Service, *, executable: str) -> str:
         visible = f"Environment=CUDA_VISIBLE_DEVICES={','.join(service.uuids)}\n"
     return _UNIT.format(
         name=service.name,
-        gpus=service.gpus,
+        gpus=f"{service.gpus} {plural(service.gpus, 'GPU')}",
         card=service.card,
         model=service.argv[2].replace("%", "%%"),
         command=_command((executable, *service.argv[1:])),

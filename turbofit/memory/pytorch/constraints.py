@@ -10,7 +10,10 @@ from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.cache import BITS, RESERVED_BLOCKS
 from turbofit.memory.shared_terms import capability_of
 
-__all__ = ["communicator_problem", "missing_kernels", "settings_problem", "tp_problem"]
+__all__ = [
+    "checkpoint_problem", "communicator_problem", "missing_kernels", "settings_problem",
+    "tp_problem",
+]  # fmt: skip
 
 #: The first compute capability with fp8 in Triton.
 _FP8 = (8, 9)
@@ -25,6 +28,8 @@ _NO_REPEAT = frozenset(
 )
 #: Its tower deals out whole heads, unequally where they do not divide. Source: models/internvl.py.
 _UNEQUAL_HEADS = "internvit"
+#: The fewest tokens of a block that its kernels take. Source: messages.py, kernel_block_size.
+_LEAST_BLOCK = 16
 
 
 def tp_problem(model: Model, tp: int) -> str | None:
@@ -66,9 +71,32 @@ def settings_problem(settings: Settings) -> str | None:
         return f"--num-gpu-blocks {settings.num_gpu_blocks}: the engine keeps so many for itself"
     if settings.distributed_executor_backend == "uni" and settings.tp > 1:
         return f"--distributed-executor-backend uni runs one rank, not {settings.tp}: mp and ray do"
-    if settings.quant_policy == 4 and settings.cache_block_seq_len < 16:
-        return "--cache-block-seq-len below 16 does not run with a quantised cache"
+    tokens = settings.cache_block_seq_len
+    if tokens < _LEAST_BLOCK or tokens & (tokens - 1):
+        return (
+            f"--cache-block-seq-len {tokens}: the PyTorch engine takes powers of two from"
+            f" {_LEAST_BLOCK} on"
+        )
     return None
+
+
+def checkpoint_problem(model: Model, settings: Settings) -> str | None:
+    """A format that the checkpoint has not.
+
+    Source: pytorch/config.py: of a quantised checkpoint the option is ignored; 16-bit weights are
+    quantised at load for fp8, and every other word stops the engine, hf too.
+    """
+    quantization, given = model.quantization, settings.model_format
+    if given is None or (quantization and given == quantization.method):
+        return None
+    if quantization:
+        return f"--model-format {given}: the weights of {model.name} are {quantization.method}"
+    if given == "fp8":
+        return "--model-format fp8: turbofit has no account of weights that are quantised at load"
+    return (
+        f"--model-format {given}: the weights of {model.name} are stored in {model.dtype}, and the"
+        " PyTorch engine takes no such word for them"
+    )
 
 
 def communicator_problem(settings: Settings) -> str | None:

@@ -47,6 +47,7 @@ class Pytorch(Engine):
     def problem(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.problem`."""
         problem = constraints.settings_problem(launch.settings)
+        problem = problem or constraints.checkpoint_problem(launch.model, launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:

@@ -7,6 +7,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
+from turbofit.core.words import plural
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import state_slots
@@ -171,7 +172,8 @@ def transient_terms(
         forward = Prefill(
             tokens=tokens, context=context, units=units_per_forward, sequences=sequences
         )
-        note = f"{units_per_forward} {rule.units_name} in one forward"
+        units = plural(units_per_forward, rule.unit_name)
+        note = f"{units_per_forward} {units} in one forward"
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
     lost = [max(int(size * share), constants.segment) for _, size, _ in cases]

@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.shared_terms import capability_of
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.turbomind.pool import symmetric_buffer
 from turbofit.memory.turbomind.weights import kv_heads_held
 
-__all__ = ["communicator_problem", "settings_problem", "tp_problem"]
+__all__ = ["checkpoint_problem", "communicator_problem", "settings_problem", "tp_problem"]
 
 _IPC_RANKS = 8
+#: Tokens of a KV block come in multiples of this, and of the other on cards before Ampere. LMDeploy
+#: says so in `--help` and does not hold it; with 16 answers are garbled (lmdeploy#1195).
+_BLOCK = 32
+_BLOCK_BEFORE_AMPERE = 64
+_AMPERE = (8, 0)
 
 
 def tp_problem(model: Model, tp: int) -> str | None:
@@ -65,6 +71,28 @@ def communicator_problem(launch: EngineLaunch) -> str | None:
     return None
 
 
+def checkpoint_problem(launch: EngineLaunch) -> str | None:
+    """A format that the checkpoint has not, or blocks that the attention kernels do not read.
+
+    Source: turbomind/converter.py: a format beside another one of the checkpoint's is an assertion;
+    on 16-bit weights it finds none to read and changes the data type alone.
+    """
+    quantization, given = launch.model.quantization, launch.settings.model_format
+    stored = quantization.method if quantization else "hf"
+    if given not in (None, stored):
+        held = stored if quantization else f"{launch.model.dtype}, which is hf"
+        return f"--model-format {given}: the weights of {launch.model.name} are stored in {held}"
+    ampere = all(capability_of(gpu) >= _AMPERE for gpu in launch.gpus)
+    multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
+    tokens = launch.settings.cache_block_seq_len
+    if tokens % multiple:
+        return (
+            f"--cache-block-seq-len {tokens}: on these cards TurboMind needs a multiple of"
+            f" {multiple}, which LMDeploy says and does not check"
+        )
+    return None
+
+
 def settings_problem(settings: Settings, constants: EngineConstants) -> str | None:
     """Values that TurboMind refuses or aborts on."""
     if not 0 < settings.cache_max_entry_count < 1:
@@ -72,5 +100,8 @@ def settings_problem(settings: Settings, constants: EngineConstants) -> str | No
     if settings.quant_policy not in (0, 4, 8):
         return f"--quant-policy {settings.quant_policy} does not run on TurboMind: 0, 4 or 8 do"
     if settings.session_len < constants.warmup_lengths[0]:
-        return f"--session-len {settings.session_len} is shorter than the shortest warm-up"
+        return (
+            f"a session of {settings.session_len} tokens is shorter than TurboMind's shortest"
+            f" warm-up, {constants.warmup_lengths[0]} tokens"
+        )
     return None

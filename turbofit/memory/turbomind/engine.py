@@ -51,6 +51,7 @@ class Turbomind(Engine):
     def problem(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.problem`."""
         problem = constraints.settings_problem(launch.settings, self.constants)
+        problem = problem or constraints.checkpoint_problem(launch)
         return problem or constraints.communicator_problem(launch)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:

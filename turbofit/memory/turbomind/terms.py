@@ -12,6 +12,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
+from turbofit.core.words import plural
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP, capability_of, term, transients
@@ -171,9 +172,10 @@ def transient_terms(
         prompt = vision_load.tokens_per_request + constants.kv_flatten_pad_tokens
         request = Forward(tokens=min(tokens, prompt), context=prompt, units=units)
         worst = replace(sampling, units=units_per_forward)
-        name = rule.units_name
-        cases.append(("vision_request", request, f"one request, {units} {name}"))
-        note = f"{units_per_forward} {name} meet in one forward"
+        one = f"one request, {units} {plural(units, rule.unit_name)}"
+        cases.append(("vision_request", request, one))
+        many = plural(units_per_forward, rule.unit_name)
+        note = f"{units_per_forward} {many} meet in one forward"
         cases.append(("vision_forward", worst, note))
     sizes = [round_up(pool.peak(case), constants.pool_granularity) for _, case, _ in cases]
     return transients(

@@ -13,6 +13,7 @@ from turbofit.core.images.anyres import Grid
 from turbofit.core.model import VisionDims
 from turbofit.model.config import Section
 from turbofit.model.families.dims import CheckpointConfig, Dims, nested_text
+from turbofit.model.families.support import refusal
 
 __all__ = ["read", "read_next", "read_onevision"]
 
@@ -126,6 +127,8 @@ def _vision(config: Section, default: str, *, newline: bool) -> VisionDims:
     values = section or Section({}, f"{config.what}: vision_config")
     named = values.string("model_type", default)
     kind = _TOWERS.get(named)
+    if named == "pixtral":
+        raise refusal("PixtralForConditionalGeneration")
     if kind is None:
         raise values.error("model_type", f"{named[:40]!r} is a tower that turbofit does not know")
     if kind == "siglip" and values.boolean("vision_use_head", True) and section:

@@ -1,119 +1,126 @@
-"""Which models the account covers, and a plain answer for those that it does not."""
+"""A plain answer for models that turbofit has no account of: who runs them, and what to do.
+
+The models are data, ``presets/families/unplanned.yaml``, which is read for an answer alone.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from functools import cache
+from typing import Final, Literal
+
+import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem
 
-__all__ = ["TURBOMIND_NOT_YET", "engine_problem", "inner_refusal", "refusal"]
+__all__ = ["Unplanned", "engine_problem", "inner_refusal", "named_refusal", "refusal", "unplanned"]
 
-#: TurboMind 0.18 runs these, but their memory is of another kind.
-TURBOMIND_NOT_YET: Final = {
-    "InternS2PreviewForConditionalGeneration": "Intern-S2 (gated delta net)",
-    "InternS2MobiusForConditionalGeneration": "Intern-S2 Mobius (gated delta net)",
-    "InternS1ForConditionalGeneration": "Intern-S1",
-    "Glm4MoeLiteForCausalLM": "GLM-4-MoE-Lite (multi-head latent attention)",
-    "GptOssForCausalLM": "gpt-oss (sliding windows and attention sinks)",
+_BY_HAND: Final = {
+    "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
+    "pytorch": "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a "
+    "low --cache-max-entry-count",
 }
 
-#: LMDeploy 0.18's PyTorch engine runs these, and turbofit has no account of them.
-_PYTORCH_NOT_YET: Final = frozenset(
-    {
-        "Qwen3NextForCausalLM",
-        "Qwen3OmniMoeForConditionalGeneration",
-        "InternS1ProForConditionalGeneration",
-        "InternS1_1_ForConditionalGeneration",
-        "Glm4MoeForCausalLM",
-        "GlmMoeDsaForCausalLM",
-        "PhiMoEForCausalLM",
-        "MiniCPM3ForCausalLM",
-        "DeepseekForCausalLM",
-        "DeepseekV2ForCausalLM",
-        "DeepseekV3ForCausalLM",
-        "DeepseekV32ForCausalLM",
-        "DeepseekV4ForCausalLM",
-        "KimiK25ForConditionalGeneration",
-        "SDARForCausalLM",
-        "SDARMoeForCausalLM",
-        "HYV3ForCausalLM",
-        "InternLM2ForRewardModel",
-        "Qwen2ForRewardModel",
-    }
-)
 
-#: What to know of some architectures beside that there is no account of them.
-_NOTES: Final = {
-    "MiniCPMV": "LMDeploy 0.18's PyTorch engine has a class for MiniCPM-V 2.6 alone: its front end"
-    " lets 2.5 through and then asks a model that it has not built; of 2.6 the processor is the"
-    " checkpoint's own code",
-}
+class Unplanned(Struct, forbid_unknown_fields=True):
+    """A family that turbofit has no account of.
 
-#: No engine of LMDeploy 0.18 runs these.
-_NOT_IN_LMDEPLOY: Final = frozenset(
-    {
-        "LlavaQwenForCausalLM",
-        "LlavaLlamaForCausalLM",
-        "LlavaMistralForCausalLM",
-        "MolmoForCausalLM",
-        "MultiModalityCausalLM",
-        "InternLMForCausalLM",
-        "InternLM2VEForCausalLM",
-        "InternLMXComposer2ForCausalLM",
-        "QWenLMHeadModel",
-        "BaichuanForCausalLM",
-        "BaiChuanForCausalLM",
-        "Starcoder2ForCausalLM",
-    }
-)
+    ``engine`` is LMDeploy's that runs it, None where none does; ``names`` are beginnings of names
+    that people type; ``elsewhere`` is what else lists it among the models that it runs.
+    """
 
-_PYTORCH_HINT: Final = (
-    "LMDeploy's PyTorch engine runs it: start that by hand (--backend pytorch) with a low "
-    "--cache-max-entry-count"
-)
+    name: str
+    architectures: tuple[str, ...]
+    engine: Literal["turbomind", "pytorch"] | None = None
+    names: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    why: str = ""
+    hint: str = ""
+
+    def refusal(self) -> UsageError:
+        """Why there is no account, and what to do."""
+        message = f"turbofit does not account for {self.name} yet"
+        if self.engine is None:
+            message = f"LMDeploy 0.18 does not run {self.name}"
+        return UsageError(f"{message}: {self.why}" if self.why else message, hint=self._hint())
+
+    def _hint(self) -> str:
+        if self.hint:
+            return self.hint
+        if self.engine is not None:
+            return _BY_HAND[self.engine]
+        if self.elsewhere:
+            runs = "run" if len(self.elsewhere) > 1 else "runs"
+            return f"{' and '.join(self.elsewhere)} {runs} it"
+        return "take a version of the model in Hugging Face's own format, if there is one"
+
+
+@cache
+def unplanned() -> tuple[Unplanned, ...]:
+    """All that are known.
+
+    Raises:
+        UsageError: the installed file is damaged.
+    """
+    data = load_yaml(preset_path("families", "unplanned"))
+    try:
+        return msgspec.convert(data["models"], tuple[Unplanned, ...])
+    except (msgspec.ValidationError, KeyError) as exc:
+        raise UsageError(
+            f"preset families/unplanned.yaml is damaged: {exc}", hint="reinstall turbofit"
+        ) from None
 
 
 def refusal(architecture: str) -> UsageError:
     """Why there is no account for a checkpoint of this architecture."""
-    name = architecture[:80]
-    if name in TURBOMIND_NOT_YET:
-        return UsageError(
-            f"turbofit does not account for {TURBOMIND_NOT_YET[name]} yet",
-            hint="TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
-        )
-    if name == "LlavaLlamaForCausalLM":
-        return UsageError(
-            f"LMDeploy 0.18 does not run LLaVA's original format ({name})",
-            hint="convert it to the hf format: turbofit merge BASE OUT (docs/merge.md)",
-        )
-    if name in _NOTES:
-        return UsageError(
-            f"turbofit does not account for {name}: {_NOTES[name]}",
-            hint="start that by hand (--backend pytorch) with a low --cache-max-entry-count",
-        )
-    if name in _PYTORCH_NOT_YET:
-        return UsageError(f"turbofit does not account for {name} yet", hint=_PYTORCH_HINT)
-    if name in _NOT_IN_LMDEPLOY:
-        return UsageError(
-            f"LMDeploy 0.18 does not run {name}, and turbofit does not account for it",
-            hint="take a version of the model in Hugging Face's own format, if there is one",
-        )
+    known = _of(architecture)
+    if known is not None:
+        return known.refusal()
     return UsageError(
-        f"turbofit does not know the architecture {name!r}",
+        f"turbofit does not know the architecture {architecture[:80]!r}",
         hint="`turbofit models` names one of each family that is known",
     )
 
 
 def inner_refusal(outer: str, inner: str) -> UsageError:
     """Why there is no account for a vision model with this language model inside."""
-    if inner in TURBOMIND_NOT_YET:
+    known = _of(inner)
+    if known is None or known.engine is None:
         return UsageError(
-            f"turbofit does not account for {outer} with {TURBOMIND_NOT_YET[inner]} inside yet",
-            hint="TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
+            f"turbofit does not account for {outer} with {inner[:80]} inside",
+            hint="take a version with a language model that is known",
         )
-    known = inner in _PYTORCH_NOT_YET
     return UsageError(
-        f"turbofit does not account for {outer} with {inner[:80]} inside",
-        hint=_PYTORCH_HINT if known else "take a version with a language model that is known",
+        f"turbofit does not account for {outer} with {known.name} inside yet",
+        hint=_BY_HAND[known.engine],
     )
+
+
+def named_refusal(name: str) -> UsageError | None:
+    """Why there is no account for a model of this name; None for a name that is not known.
+
+    Args:
+        name: as a person types it, with or without its owner; or an architecture.
+    """
+    typed = re.sub(r"[\s._-]+", "-", name.rpartition("/")[2].lower())
+    found = [
+        (len(known), one)
+        for one in unplanned()
+        for known in (*one.names, *one.architectures)
+        if _begins(typed, known.lower())
+    ]
+    return max(found, key=lambda pair: pair[0])[1].refusal() if found else None
+
+
+def _of(architecture: str) -> Unplanned | None:
+    return next((one for one in unplanned() if architecture in one.architectures), None)
+
+
+def _begins(typed: str, known: str) -> bool:
+    """Whether a name is this one or goes on from it: gemma-4-31b from gemma-4, gemma-4b not."""
+    words = re.split(r"[._-]+", known)
+    end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
+    return re.match("-?".join(map(re.escape, words)) + end, typed) is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
+from turbofit.core.words import plural
 from turbofit.report.page.blocks import paint, scrolled
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.views.machine_view import link_blocks
@@ -76,7 +77,8 @@ def _picture(plan: Plan, groups: list[tuple[int, ...]], idle: tuple[int, ...]) -
         boxes += [_box(plan.machine.gpu(index), at, top) for index, at in places.items()]
         lines += _lines(plan.machine, places, top)
     width, height = max(room.x + room.width for room in rooms) + _PAD, tall * len(rows)
-    words = f"{len(plan.machine.gpus)} GPUs in {len(groups)} group(s)"
+    gpus, sets = len(plan.machine.gpus), len(groups)
+    words = f"{gpus} {plural(gpus, 'GPU')} in {sets} {plural(sets, 'group')}"
     cls = "topology many" if many else "topology"
     svg = tag(
         "svg", *frames, *lines, *boxes, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img",

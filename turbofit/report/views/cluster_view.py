@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.words import groups_of
+from turbofit.core.words import groups_of, plural
 from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
 
@@ -72,7 +72,7 @@ def _promise(plan: ClusterPlan) -> FactList:
             (
                 "images",
                 f"{limits.images_per_request} a request, {limits.units_per_image:,} "
-                f"{limits.vision_unit}(s) each",
+                f"{plural(limits.units_per_image, limits.vision_unit)} each",
             )
         )
     facts += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import format_bytes
-from turbofit.core.words import groups_of
+from turbofit.core.words import groups_of, plural
 from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
@@ -65,7 +65,9 @@ def fact_block(plan: Plan) -> FactList:
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
     asked = f"{workload.context:,}" if workload.context else "as much as fits"
     images = (
-        f"{workload.images} image(s) a request ({size} size), " if plan.limits.vision_unit else ""
+        f"{workload.images} {plural(workload.images, 'image')} a request ({size} size), "
+        if plan.limits.vision_unit
+        else ""
     )
     facts = [
         (
@@ -148,18 +150,24 @@ def capacity_blocks(plan: Plan) -> list[Block]:
     found = capacity(plan)
     if limits.vision_unit:
         unit = limits.vision_unit
-        if limits.max_dynamic_patch is not None:
+        rule = plan.model.image_rule
+        if limits.max_dynamic_patch is not None and rule is not None and rule.varies_by_limit:
             facts.append(("max_dynamic_patch", str(limits.max_dynamic_patch)))
         if limits.max_pixels_per_image is not None:
             facts.append(("max_pixels", f"{limits.max_pixels_per_image:,} an image"))
         facts += [
             (
                 "images",
-                f"{limits.images_per_request} a request, {limits.units_per_image:,} {unit}(s) "
-                f"each, {limits.image_tokens_per_request:,} tokens a request",
+                f"{limits.images_per_request} a request, {limits.units_per_image:,} "
+                f"{plural(limits.units_per_image, unit)} each, "
+                f"{limits.image_tokens_per_request:,} tokens a request",
             ),
             ("images at once", f"{found.images or 0:,} of the worst size, without any text"),
-            ("paid for", f"{limits.units_per_forward:,} {unit}(s) in one forward pass"),
+            (
+                "paid for",
+                f"{limits.units_per_forward:,} {plural(limits.units_per_forward, unit)} in one "
+                "forward pass",
+            ),
         ]
         if plan.takes_videos:
             facts.append(("videos", "1 a request, in the place of an image and held to its size"))

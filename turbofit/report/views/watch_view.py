@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import format_bytes
+from turbofit.core.words import plural
 from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
 from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_view import memory_bar
@@ -61,7 +62,9 @@ def _facts(run: RunReport | None, now: Now | None) -> tuple[tuple[str, str], ...
         if run.urls:
             facts.append(("at", ", ".join(run.urls)))
     if now is not None:
-        facts.append(("queue", f"{now.waiting:,} request(s) wait for room"))
+        facts.append(
+            ("queue", f"{now.waiting:,} {plural(now.waiting, 'request')} waiting for room")
+        )
         facts.append(("answered", f"{now.requests:,} since the gateway opened"))
         if now.failures:
             facts.append(("failed", f"{now.failures:,} that an engine did not finish"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.words import indices
+from turbofit.core.words import indices, plural
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
@@ -48,7 +48,7 @@ def reasons(
             " promised once for all of them, as the smallest cache holds them"
         )
     if best.shape.limit is not None and best.vision_load.units_per_image:
-        yield _limit(request, best)
+        yield from _limit(request, best)
         yield (
             f"the peak pays for {account.units_per_forward:,} vision units in one forward: "
             + (
@@ -73,7 +73,9 @@ def _ratio(request: ResolvedRequest, best: Evaluation) -> str:
 def _batch(request: ResolvedRequest, best: Evaluation) -> str:
     name, requests = "max_batch_size", request.workload.concurrency
     if not best.parts:
-        why = f"{requests} concurrent requests over {best.shape.replicas} replicas"
+        replicas = best.shape.replicas
+        why = f"{requests} concurrent {plural(requests, 'request')}"
+        why += f" over {replicas} {plural(replicas, 'replica')}"
         return _because(request, name, best.settings.max_batch_size, why)
     shares = ", ".join(
         f"{part.shape.requests(requests):.3g} on GPU {indices(group)}"
@@ -112,13 +114,23 @@ def _differs(best: Evaluation, name: str) -> bool:
     return len({getattr(part.settings, name) for part in best.parts}) > 1
 
 
-def _limit(request: ResolvedRequest, best: Evaluation) -> str:
-    assert request.model.image_rule is not None
-    name, limit = request.model.image_rule.limit_name, best.shape.limit
+def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
+    """Why images are held to this limit; nothing of models whose images have none."""
+    rule = request.model.image_rule
+    assert rule is not None
+    name, limit = rule.limit_name, best.shape.limit
+    if not rule.varies_by_limit:
+        return
     if request.fixed_limit is not None:
-        return f"{name} {limit}: as set by you"
+        yield f"{name} {limit}: as set by you"
+        return
     if limit == request.own_limit:
-        return f"{name} {limit}: the model's own"
+        more = rule.exposed_limit
+        lowered = (
+            f"; images for which a client asks more (detail: high is {more}) are lowered to it"
+        )
+        yield f"{name} {limit}: the model's own{lowered if more > rule.checkpoint_limit else ''}"
+        return
     why = "the largest that can be served"
     asked = vision_load_of(request, request.own_limit)
     if excess_tokens(request, asked):
@@ -126,4 +138,4 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> str:
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
         why += f" take {asked.tokens_per_request:,} tokens"
-    return f"{name} {limit}: {why}; the model's own is {request.own_limit}"
+    yield f"{name} {limit}: {why}; the model's own is {request.own_limit}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -16,14 +17,29 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens
 
-__all__ = ["left_to_turbofit", "remedies"]
+__all__ = ["Change", "Remedies", "left_to_turbofit", "remedies"]
 
 #: A change that closes less of the gap than one percent helps nobody.
 _WORTH_SAYING = 0.99
 _QUANT: tuple[tuple[int, str], ...] = ((8, "int8"), (4, "int4"))
 
 
-def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> tuple[Remedy, ...]:
+class Remedies(NamedTuple):
+    """What helps, and which of the person's own options each keep it from fitting by themselves."""
+
+    remedies: tuple[Remedy, ...]
+    causes: tuple[str, ...]
+
+
+class Change(NamedTuple):
+    """One change; ``released`` is the person's own option that it takes back, as it was written."""
+
+    change: str
+    request: ResolvedRequest
+    released: str = ""
+
+
+def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies:
     """Changes for a plan that does not fit, with what each would do.
 
     Those that make it fit come first, in order of cost; of the others only the ones that come
@@ -31,7 +47,8 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> tuple[Re
     """
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
-    for change, changed in _changes(request):
+    causes: list[str] = []
+    for change, changed, released in _changes(request):
         if fitting and changed.machine.name == BOUGHT:
             continue  # fewer such cards do already
         try:
@@ -43,16 +60,17 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> tuple[Re
             if result.shape.limit is not None and result.shape.limit != changed.own_limit:
                 effect += f", images lowered to {_limit(changed, result.shape.limit)}"
             fitting.append(Remedy(change=change, effect=effect))
+            causes += [released] if released else []
         elif excess_tokens(changed, result.vision_load):
             continue  # no memory is short: the images are longer than the context
         elif result.short < found.best.short * _WORTH_SAYING:
             effect = f"not enough alone: {format_bytes(result.short)} short"
             effect += f" instead of {format_bytes(found.best.short)}"
             closer.append(Remedy(change=change, effect=effect))
-    return (*fitting, *closer)
+    return Remedies((*fitting, *closer), tuple(causes))
 
 
-def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _changes(request: ResolvedRequest) -> Iterator[Change]:
     """Single changes, cheapest first."""
     yield from _released_options(request)
     yield from _smaller_workload(request)
@@ -60,77 +78,101 @@ def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     yield from _quantised_cache(request)
     yield from _other_checkpoint(request)
     yield from _more_gpus(request)
-    yield from stopped(request)
+    yield from (Change(*change) for change in stopped(request))
 
 
-def left_to_turbofit(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def left_to_turbofit(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, and the budget, left out."""
     for name in request.fixed:
         rest = {key: value for key, value in request.fixed.items() if key != name}
-        yield f"leave --{name.replace('_', '-')} to turbofit", replace(request, fixed=rest)
+        option = "--" + name.rstrip("_").replace("_", "-")
+        yield Change(
+            f"leave {option} to turbofit",
+            replace(request, fixed=rest),
+            _written(option, request.fixed[name]),
+        )
     if request.budget is not None:
-        yield "leave --budget out", replace(request, budget=None)
+        budget = f"--budget {format_bytes(request.budget)}"
+        yield Change("leave --budget out", replace(request, budget=None), budget)
 
 
-def _released_options(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _released_options(request: ResolvedRequest) -> Iterator[Change]:
     """Each option that the user fixed, left to turbofit."""
     yield from left_to_turbofit(request)
     if request.replicas is not None and request.replicas > 1:
         # Copies need whole models on their cards; one model may be split over the same cards.
-        yield "leave --replicas to turbofit", replace(request, replicas=None)
+        copies = f"--replicas {request.replicas}"
+        yield Change("leave --replicas to turbofit", replace(request, replicas=None), copies)
 
 
-def _smaller_workload(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
     workload = request.workload
     if workload.concurrency > 1 and "max_batch_size" not in request.fixed:
         fewer = replace(workload, concurrency=1)
-        yield "--concurrency 1", replace(request, workload=fewer)
+        yield Change("--concurrency 1", replace(request, workload=fewer))
     if workload.context is not None:
         shorter = replace(workload, context=None)
-        yield "leave --context to what the cache holds", replace(request, workload=shorter)
+        yield Change(
+            "leave --context to what the cache holds",
+            replace(request, workload=shorter),
+            f"--context {workload.context}",
+        )
     asked = vision_load_of(request, request.own_limit)
     excess = excess_tokens(request, asked)
     if excess:
         each = asked.tokens_per_request // asked.images_per_request
         count = workload.images - -(-excess // each)
         if count > 1:
-            yield f"--images {count}", replace(request, workload=replace(workload, images=count))
+            fewer = replace(workload, images=count)
+            yield Change(f"--images {count}", replace(request, workload=fewer))
     if workload.images > 1:
-        yield "--images 1", replace(request, workload=replace(workload, images=1))
+        one = replace(workload, images=1)
+        images = f"--images {workload.images}"
+        yield Change("--images 1", replace(request, workload=one), images)
 
 
-def _smaller_images(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _smaller_images(request: ResolvedRequest) -> Iterator[Change]:
     """Half the user's own limit; the search has tried every one where it was free to."""
     rule, own = request.model.image_rule, request.own_limit
     if rule is None or own is None or own <= 1 or request.fixed_limit is None:
         return
-    if excess_tokens(request, vision_load_of(request, own)):
-        yield f"leave {rule.limit_option} to turbofit", request.with_limit(None)
-    yield f"{rule.limit_option} {own // 2}", request.with_limit(own // 2)
+    limit = f"{rule.limit_option} {own}"
+    yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), limit)
+    yield Change(f"{rule.limit_option} {own // 2}", request.with_limit(own // 2))
 
 
-def _quantised_cache(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _quantised_cache(request: ResolvedRequest) -> Iterator[Change]:
     if "quant_policy" in request.fixed:
         return
     for policy, name in _QUANT:
-        yield (
+        yield Change(
             f"--quant-policy {policy} ({name} KV cache)",
             replace(request, fixed={**request.fixed, "quant_policy": policy}),
         )
 
 
-def _other_checkpoint(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _other_checkpoint(request: ResolvedRequest) -> Iterator[Change]:
     variant = awq_variant(request.model)
     if variant is not None:
         fixed = {key: value for key, value in request.fixed.items() if key != "dtype"}
         name = variant.hub_id or variant.name
-        yield f"use {name} (4-bit weights)", replace(request, model=variant, fixed=fixed)
+        change = f"use {name} (4-bit weights)"
+        yield Change(change, replace(request, model=variant, fixed=fixed))
 
 
-def _more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def _more_gpus(request: ResolvedRequest) -> Iterator[Change]:
     if request.tp is not None and len(request.visible) > request.tp:
-        yield "leave --tp to turbofit", replace(request, tp=None, replicas=None)
-    yield from bought(request)
+        free = replace(request, tp=None, replicas=None)
+        yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
+    yield from (Change(*change) for change in bought(request))
+
+
+def _written(option: str, value: object) -> str:
+    """An option as it stands on a command line."""
+    if value is True:
+        return option
+    values = value if isinstance(value, list | tuple) else (value,)
+    return " ".join((option, *map(str, values)))
 
 
 def _limit(request: ResolvedRequest, limit: int) -> str:

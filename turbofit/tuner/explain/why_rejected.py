@@ -14,7 +14,7 @@ _MUCH = 0.1
 
 def lost(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """The goal's figures of both, and what holds the other back."""
-    if other.score < best.score:
+    if other.worth < best.worth:
         return f"{_figures(request, best, other)}{_because(request, best, other)}"
     if other.kv_tokens < best.kv_tokens:
         return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
@@ -24,7 +24,7 @@ def lost(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
 def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     if other.vision_load.units_per_request < best.vision_load.units_per_request:
         return "serves smaller images"
-    if best.shape.units_per_forward is None and other.shape.units_per_forward is not None:
+    if other.queues and not best.queues:
         return "image requests would queue"
     goal = request.workload.goal
     if goal == "latency":
@@ -53,8 +53,13 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return ": GPUs stay idle"
     slow, fast = (max(speed.prefill for speed in each) for each in (speeds, ours))
     if slow > fast * (1 + _MUCH):
-        return f": a prompt takes {slow:.2g} s, not {fast:.2g}"
+        return f": a prompt takes {_two_digits(slow)} s, not {_two_digits(fast)}"
     slow, fast = (max(speed.step for speed in each) for each in (speeds, ours))
     if slow > fast * (1 + _MUCH):
-        return f": a token takes {slow * 1000:.2g} ms, not {fast * 1000:.2g}"
+        return f": a token takes {_two_digits(slow * 1000)} ms, not {_two_digits(fast * 1000)}"
     return ""
+
+
+def _two_digits(value: float) -> str:
+    """``0.14``, ``1.4``, ``14`` or ``140``, never ``1.4e+02``."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"

@@ -41,7 +41,7 @@ def fallback_remedies(request: ResolvedRequest) -> tuple[Remedy, ...]:
 def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """The change, and what is asked then."""
     workload = request.workload
-    yield from left_to_turbofit(request)
+    yield from ((one.change, one.request) for one in left_to_turbofit(request))
     if workload.context is not None:
         shorter = replace(workload, context=None)
         yield "leave --context to what fits", replace(request, workload=shorter)

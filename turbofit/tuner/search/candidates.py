@@ -15,16 +15,18 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
 from turbofit.tuner.speed.throughput import Speed
 
-__all__ = ["Evaluation", "evaluate", "explain", "score_of", "too_long"]
+__all__ = ["Evaluation", "evaluate", "explain", "scored", "too_long"]
 
 
 class Evaluation(Struct):
     """A shape with its settings, and whether it serves.
 
     ``short`` is how many bytes are missing on the tightest GPU of a shape that does not; why it
-    does not is told by :func:`explain`, since a search needs the words of few shapes. ``parts`` are
-    the sets of like groups where cards are unequal; ``settings`` and ``kv_tokens`` are then those
-    of the weakest, ``speeds`` are in the order of the shape's groups.
+    does not is told by :func:`explain`, since a search needs the words of few shapes. ``score`` is
+    the goal's value, ``served`` the share of the vision units asked for that it serves, ``queues``
+    whether image requests wait though nobody asked for that. ``parts`` are the sets of like groups
+    where cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest,
+    ``speeds`` are in the order of the shape's groups.
     """
 
     engine: str
@@ -34,6 +36,8 @@ class Evaluation(Struct):
     kv_tokens: int
     fits: bool
     score: float = 0.0
+    served: float = 1.0
+    queues: bool = False
     short: int = 0
     speeds: tuple[Speed, ...] = ()
     parts: tuple[Evaluation, ...] = ()
@@ -43,14 +47,19 @@ class Evaluation(Struct):
         return next((part for part in self.parts if group in part.shape.groups), self)
 
     @property
+    def worth(self) -> tuple[float, bool, float]:
+        """What clients get: images as large as was asked, at once, and then the goal's value."""
+        return (self.served, not self.queues, self.score)
+
+    @property
     def rank(self) -> tuple[float, ...]:
-        """What is compared: the score, then the longer context, then tokens.
+        """What is compared: what clients get, then the longer context, then tokens.
 
         Last the larger prefill, then fewer shards.
         """
         shape = self.shape
         whole = shape.longest is None
-        return (self.score, whole, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
+        return (*self.worth, whole, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
 
     def candidate(self, why_not: str) -> Candidate:
         """The row of ``considered``."""
@@ -105,8 +114,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     if short:
         return evaluation
     speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
-    evaluation = replace(evaluation, speeds=speeds)
-    return replace(evaluation, score=score_of(request, evaluation, asked))
+    return scored(request, replace(evaluation, speeds=speeds), asked)
 
 
 def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
@@ -136,25 +144,27 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine
 def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     """Why the images of a request do not go with the context, in words."""
     count = vision_load.images_per_request
-    images = "one image" if count == 1 else f"{count} images"
+    images = "one image of the largest size is" if count == 1 else ""
+    images = images or f"{count:,} images of the largest size are"
     return (
-        f"{images} of the largest size are {vision_load.tokens_per_request:,} tokens, which do not"
+        f"{images} {vision_load.tokens_per_request:,} tokens, which do not"
         f" fit a context of {most_context(request):,} with text beside them"
     )
 
 
-def score_of(request: ResolvedRequest, evaluation: Evaluation, asked: VisionLoad) -> float:
-    """The goal's value; a shape that serves less than was asked comes after all that serve it."""
-    goal, speeds, vision_load = request.workload.goal, evaluation.speeds, evaluation.vision_load
+def scored(request: ResolvedRequest, evaluation: Evaluation, asked: VisionLoad) -> Evaluation:
+    """The same with the goal's value, and with what it serves of what was asked."""
+    goal, speeds = request.workload.goal, evaluation.speeds
     if goal == "throughput":
-        value = sum(speed.requests_per_second for speed in speeds)
+        score = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":
-        value = 1 / max(speed.seconds_per_request for speed in speeds)
+        score = 1 / max(speed.seconds_per_request for speed in speeds)
     else:
-        value = float(evaluation.kv_tokens)
-    served = (
-        vision_load.units_per_request / asked.units_per_request if asked.units_per_request else 1.0
+        score = float(evaluation.kv_tokens)
+    units = asked.units_per_request
+    return replace(
+        evaluation,
+        score=score,
+        served=evaluation.vision_load.units_per_request / units if units else 1.0,
+        queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
-    unasked = evaluation.shape.units_per_forward is not None and not request.workload.queue_images
-    queued = 1e-6 if unasked else 0.0
-    return value - (1.0 - served + queued) * 1e12

@@ -22,7 +22,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_l
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import chosen_dtype
 from turbofit.tuner.search.shapes import no_shape, shapes
-from turbofit.tuner.search.sizing import Memo, Shape, shape_settings
+from turbofit.tuner.search.sizing import Memo, Shape, most_context, shape_settings
 from turbofit.tuner.search.unequal import evaluate_unequal
 
 __all__ = ["Found", "search"]
@@ -179,7 +179,9 @@ class _Search:
     def _ask(self, of: Callable[[EngineLaunch], str | None], shape: Shape) -> str | None:
         """The first problem that one of a shape's engines has."""
         request = self.request
-        longest = request.model.text.max_position_embeddings
+        # A context too short for images says more than one too short to start.
+        images = self.asked.units_per_image
+        longest = request.model.text.max_position_embeddings if images else most_context(request)
         dtype = self._dtype(shape)
         for group in shape.groups:
             settings = shape_settings(request, replace(shape, tp=len(group)), longest, dtype)

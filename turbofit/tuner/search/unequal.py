@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
-from turbofit.tuner.search.candidates import Evaluation, evaluate, score_of
+from turbofit.tuner.search.candidates import Evaluation, evaluate, scored
 from turbofit.tuner.search.groups import like_groups
 from turbofit.tuner.search.share import share_out
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer
@@ -144,7 +144,7 @@ class _Unequal:
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
         evaluation = replace(evaluation, speeds=tuple(own[group] for group in self.shape.groups))
-        return replace(evaluation, score=score_of(self.request, evaluation, self.asked))
+        return scored(self.request, evaluation, self.asked)
 
 
 def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:

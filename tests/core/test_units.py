@@ -1,0 +1,34 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.core.units import GIB, MIB, parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("19GiB", 19 * GIB), ("512m", 512 * MIB), ("2GB", 2 * 10**9), ("1.5k", 1536),
+        ("0", 0), ("19B", 19), ("1048576", MIB), ("2915041280", 2915041280),
+    ],
+)  # fmt: skip
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["19", "0.5", "1", "256", "24576", "1048575"])
+def test_a_forgotten_unit_is_asked_for(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_bytes(text, what="--margin")
+    assert caught.value.message == f"--margin: {text} bytes?"
+    assert f"for {text} GiB write {text}GiB" in caught.value.hint
+    assert f"for {text} MiB write {text}MiB" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["lots", "", "-1", "1 XiB", "9999999TiB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_bytes(text)

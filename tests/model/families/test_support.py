@@ -1,0 +1,154 @@
+"""Every model that LMDeploy lists is planned, or refused with its own reason and what to do."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
+from turbofit.model.families.registry import VISION_READERS
+from turbofit.model.families.support import inner_refusal, named_refusal, refusal, unplanned
+from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
+from turbofit.model.presets import find_preset, known_presets
+from turbofit.model.source import resolve_model
+
+PLANNED = TEXT_ARCHITECTURES | set(VISION_READERS)
+#: Planned for Transformers, since no engine of LMDeploy 0.18 has a class for them.
+FALLBACK_ALONE = {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+#: LMDeploy's list has another name than the published checkpoints.
+SPELLINGS = {"ChatGLMModel"}
+
+needs_lmdeploy = [
+    pytest.mark.lmdeploy,
+    pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy"),
+]
+
+
+@pytest.fixture(scope="module")
+def listed(transformers) -> dict[str, set[str]]:
+    """LMDeploy's own registries: the architectures that each lists."""
+    from lmdeploy.pytorch.models.module_map import MODULE_MAP, REMOVED_MODEL_MAP
+    from lmdeploy.turbomind.supported_models import SUPPORTED_ARCHS
+    from lmdeploy.vl.model import builder
+
+    seen: set[str] = set()
+    for front_end in builder.VISION_MODELS.module_dict.values():
+        listed = getattr(front_end, "_arch", None) or ()
+        seen |= {listed} if isinstance(listed, str) else set(listed)
+    return {
+        "turbomind": set(SUPPORTED_ARCHS),
+        "pytorch": set(MODULE_MAP),
+        "images": seen,
+        "removed": set(REMOVED_MODEL_MAP),
+    }
+
+
+class TestLmdeploysRegistries:
+    pytestmark = needs_lmdeploy
+
+    def test_each_architecture_is_planned_or_refused_by_name(self, listed) -> None:
+        known = {name for one in unplanned() for name in one.architectures} | PLANNED
+        for registry, names in listed.items():
+            assert names, registry
+            assert names - known == set(), registry
+
+    def test_what_is_planned_is_listed(self, listed) -> None:
+        assert PLANNED - listed["pytorch"] == FALLBACK_ALONE | SPELLINGS
+        ours = TURBOMIND_TEXT | TURBOMIND_VISION | TURBOMIND_UNPLANNED
+        assert ours <= listed["turbomind"]
+        assert set(VISION_READERS) - listed["images"] == FALLBACK_ALONE
+
+    def test_the_engine_that_is_named_lists_it(self, listed) -> None:
+        """TurboMind where that lists it; what LMDeploy lists and cannot start has a reason."""
+        for one in unplanned():
+            for name in one.architectures:
+                if one.engine is None:
+                    assert name not in listed["turbomind"]
+                    assert name not in listed["pytorch"] or one.why, name
+                else:
+                    assert name in listed[one.engine], name
+                    assert (one.engine == "turbomind") is (name in listed["turbomind"]), name
+
+    def test_deepseek_vl2_asks_for_a_transformers_that_lmdeploy_does_not_take(self) -> None:
+        from importlib.metadata import requires
+
+        from lmdeploy.vl.model.deepseek_vl2 import check_trans_version
+
+        with pytest.raises(AssertionError, match=r"< 4\.48\.0"):
+            check_trans_version()
+        assert any(">=4.56.0" in need for need in requires("lmdeploy") or ())
+
+
+def test_no_architecture_is_planned_and_refused_or_refused_twice() -> None:
+    names = [name for one in unplanned() for name in one.architectures]
+    assert len(names) == len(set(names))
+    assert not PLANNED & set(names)
+
+
+@pytest.mark.parametrize("family", unplanned(), ids=lambda one: one.name)
+def test_each_has_a_reason_of_its_own_and_something_to_do(family) -> None:
+    for name in family.architectures:
+        error = refusal(name)
+        assert family.name in error.message
+        assert error.hint
+    for name in family.names:
+        error = named_refusal(name)
+        assert error is not None
+        assert error.message == family.refusal().message, name
+
+
+@pytest.mark.parametrize(
+    ("typed", "message", "hint"),
+    [
+        ("MiniCPM-V-2_6", "account for MiniCPM-V yet", "by hand"),
+        ("openbmb/MiniCPM-V-4_5", "MiniCPM-V 2.6 alone", "vLLM"),
+        ("MiniCPM-o-2_6", "does not run MiniCPM-o", "vLLM runs it"),
+        ("pixtral", "does not run Pixtral", "vLLM runs it"),
+        ("mistral-community/pixtral-12b", "does not run Pixtral", "vLLM runs it"),
+        ("qwen3-omni", "account for Qwen3-Omni yet", "--backend pytorch"),
+        ("Qwen2.5-Omni-7B", "does not run Qwen2.5-Omni", "vLLM and Transformers run it"),
+        ("Kimi_K25ForConditionalGeneration", "account for Kimi-K2.5 yet", "--backend pytorch"),
+        ("kimi-k2.5", "account for Kimi-K2.5 yet", "--backend pytorch"),
+        ("Kimi-VL-A3B-Instruct", "does not run Kimi-VL", "vLLM"),
+        ("deepseek-vl2-tiny", "Transformers below 4.48", "vLLM"),
+        ("deepseek-ocr", "does not run DeepSeek-OCR", "vLLM"),
+        ("DeepSeek-OCR-2", "does not run DeepSeek-OCR-2", "Transformers"),
+        ("Phi-4-multimodal-instruct", "does not run Phi-4-multimodal", "vLLM and Transformers"),
+        ("ovis2-8b", "does not run Ovis", "vLLM"),
+        ("glm-4.5v", "does not run GLM-4.5V", "vLLM and Transformers"),
+        ("GLM-4.5-Air", "account for GLM-4.5", "--backend pytorch"),
+        ("smolvlm", "does not run SmolVLM", "vLLM and Transformers"),
+        ("SmolVLM2-2.2B-Instruct", "does not run SmolVLM", "vLLM and Transformers"),
+        ("gemma-3n-E4B-it", "does not run Gemma 3n", "vLLM and Transformers"),
+        ("gemma4", "does not run Gemma 4", "Transformers runs it"),
+        ("PaddleOCR-VL", "does not run PaddleOCR-VL", "vLLM and Transformers"),
+        ("ERNIE-4.5-VL-28B-A3B", "does not run ERNIE-4.5-VL", "vLLM and Transformers"),
+        ("gpt-oss-20b", "account for gpt-oss", "TurboMind runs it"),
+    ],
+)
+def test_a_name_gets_its_answer(typed: str, message: str, hint: str, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError) as caught:
+        resolve_model(typed)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert "did you mean" not in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["gemma-4b", "minicpm", "ovisual", "deepseek-r1", "zzzz"])
+def test_other_names_are_not_taken_for_one(name: str) -> None:
+    assert named_refusal(name) is None
+
+
+def test_no_preset_is_refused_by_name() -> None:
+    for one in unplanned():
+        assert not [name for name in one.names if find_preset(name)]
+    assert not [name for name in known_presets() if named_refusal(name)]
+
+
+def test_what_is_inside_is_named() -> None:
+    assert "gpt-oss" in inner_refusal("InternVLChatModel", "GptOssForCausalLM").message
+    assert "--backend pytorch" in inner_refusal("X", "DeepseekV3ForCausalLM").hint
+    assert "Nope inside" in inner_refusal("X", "Nope").message

@@ -1,0 +1,60 @@
+"""A plan that does not fit names what the person can change, first."""
+
+from __future__ import annotations
+
+import pytest
+
+import turbofit
+
+
+def verdict(on: str = "1xrtx3090", model: str = "internvl2-8b", **asked: object) -> str:
+    plan = turbofit.plan(model, on=on, **asked)
+    assert not plan.fits
+    return plan.verdict
+
+
+@pytest.mark.parametrize(
+    ("asked", "option", "arithmetic"),
+    [
+        ({"max_batch_size": 100_000}, "--max-batch-size 100000", "in one forward 174 GiB"),
+        ({"max_dynamic_patch": 1000}, "--max-dynamic-patch 1000", "256,256 tokens, which do not"),
+        ({"budget": "16GiB"}, "--budget 16.0 GiB", "weights 15.0 GiB"),
+        ({"context": 1}, "--context 1", "image of the largest size is 3,328 tokens"),
+        ({"session_len": 100}, "--session-len 100", "do not fit a context of 100"),
+        ({"images": 1_000_000}, "--images 1000000", "3,328,000,000 tokens, which do not fit"),
+        ({"enable_prefix_caching": True, "context": 1}, "--context 1", "3,328 tokens"),
+    ],
+)
+def test_an_option_without_which_it_fits_is_the_cause(
+    asked: dict[str, object], option: str, arithmetic: str
+) -> None:
+    said = verdict(**asked)
+    assert said.startswith(f"does not fit: InternVL2-8B with {option}: ")
+    assert arithmetic in said
+
+
+def test_two_options_that_only_together_are_too_much_are_not_blamed_alone() -> None:
+    assert verdict(context=1, max_batch_size=100_000).startswith("does not fit: InternVL2-8B: ")
+
+
+def test_what_others_hold_comes_first() -> None:
+    assert "load peak of 35.1 GiB (others hold 17.6 GiB, weights 15.0 GiB" in verdict(
+        "1xrtx3090:free=6GiB"
+    )
+    said = verdict("1xrtx3090:free=16.5GiB", engine="turbomind")
+    assert "(others hold 7.1 GiB, weights 15.0 GiB" in said
+
+
+def test_memory_is_told_as_a_sum_of_the_card() -> None:
+    """Weights that nobody can shrink were blamed by their largest part, `weights.mlp`."""
+    said = verdict("1xrtx3090:total=14GiB", "llava-1.5-7b")
+    assert "short of the margin of 256 MiB before the first KV block (weights 13.2 GiB" in said
+    assert "the card has 14.0 GiB" in said
+    assert "weights." not in said
+
+
+def test_many_images_are_lowered_with_the_arithmetic() -> None:
+    plan = turbofit.plan("internvl2-8b", on="1xrtx3090", images=10)
+    assert plan.fits
+    assert plan.limits.image_tokens_per_request + 1024 <= plan.settings.session_len
+    assert any("at the model's own limit they take 33,280 tokens" in why for why in plan.reasons)
