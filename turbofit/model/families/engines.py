@@ -13,7 +13,7 @@ from typing import Final
 from turbofit.core.model import Model
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 
-__all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem", "package_need"]
+__all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem"]
 
 #: Vision models for which TurboMind has an encoder of its own.
 TURBOMIND_VISION: Final = frozenset(
@@ -67,17 +67,6 @@ def engine_problem(model: Model, engine: str) -> str | None:
     if engine not in checks:
         raise ValueError(engine)
     return checks[engine](model)
-
-
-def package_need(model: Model, engine: str) -> tuple[str, str] | None:
-    """A package and the versions of it with which alone an engine serves this model.
-
-    LMDeploy 0.18 says of LLaVA's images that their channels come last; Transformers 5 then turns
-    the axes of what it has turned before, and every image fails. Tried with 4.57.6 and 5.17.0.
-    """
-    if engine == "pytorch" and model.architecture == "LlavaForConditionalGeneration":
-        return "transformers", "<5"
-    return None
 
 
 def _turbomind(model: Model) -> str | None:
