@@ -1,7 +1,7 @@
 """Which versions of Transformers LMDeploy's front ends run with, family by family.
 
     python -m bench.compatibility [--lmdeploy 0.18.0 …] [--transformers 4.57.6 …] [--only WORD …]
-        [--code NAME=FOLDER] [--cache FOLDER] [--keep FILE]
+        [--code NAME=FOLDER] [--cache FOLDER] [--keep FILE] [--table]
 
 Installs each version into a folder of its own below ``--cache`` (60 MB a Transformers, 360 an
 LMDeploy) and puts a pair of them before the environment that the bench runs in, which needs torch,
@@ -18,10 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.compatibility.environments import installed, probe
+from bench.compatibility.environments import demand, installed, probe
 from bench.compatibility.jobs import make_jobs
 from bench.compatibility.table import fold, read, render
 
+_CACHE = Path(tempfile.gettempdir()) / "turbofit-pairs"
 _LMDEPLOY = ["0.16.0", "0.17.0", "0.18.0"]
 _TRANSFORMERS = [
     "4.50.3", "4.53.3", "4.56.2", "4.57.6", "5.0.0", "5.3.0", "5.5.4", "5.6.2", "5.8.1", "5.10.4",
@@ -42,15 +43,19 @@ def main() -> int:
     parser.add_argument("--transformers", nargs="+", default=_TRANSFORMERS)
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--code", action="append", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "turbofit-pairs")
+    parser.add_argument("--cache", type=Path, default=_CACHE)
     parser.add_argument("--keep", type=Path, default=Path("compatibility.jsonl"))
-    parser.add_argument("--fold", action="store_true", help="only write the table from --keep")
+    parser.add_argument("--table", action="store_true", help="only write the table from --keep")
     options = parser.parse_args()
     codes = {name: Path(path) for name, _, path in (text.partition("=") for text in options.code)}
     root = Path(__file__).resolve().parents[2]
-    if options.fold:
-        table = root / "presets/engines/compatibility.yaml"
-        table.write_text(render(fold(read(options.keep)), source=_SOURCE), encoding="utf-8")
+    if options.table:
+        path = root / "presets/engines/compatibility.yaml"
+        allowed = {demand(installed(options.cache, "lmdeploy", one)) for one in options.lmdeploy}
+        if len(allowed) > 1:
+            raise SystemExit(f"LMDeploys that demand different versions: {allowed}")
+        text = render(fold(read(options.keep)), source=_SOURCE, allowed=allowed.pop())
+        path.write_text(text, encoding="utf-8")
         return 0
     with tempfile.TemporaryDirectory() as scratch, options.keep.open("a") as file:
         jobs = make_jobs(Path(scratch), options.only, codes)
@@ -61,7 +66,7 @@ def main() -> int:
                     installed(options.cache, "lmdeploy", lmdeploy),
                 ]
                 start = time.monotonic()
-                found = probe(folders, jobs, root)
+                found = probe(folders, jobs, Path(scratch))
                 found |= {"pair": [lmdeploy, transformers]}
                 print(json.dumps(found), file=file, flush=True)
                 said = _line(found)

@@ -203,7 +203,8 @@ def llama4(folder: Path) -> Path:
         "torch_dtype": "bfloat16",
         "vision_config": {
             "attention_dropout": 0.0, "hidden_act": "gelu", "hidden_size": 64, "image_size": 336,
-            "initializer_range": 0.02, "intermediate_size": 256, "model_type": "llama4_vision_model",
+            "initializer_range": 0.02, "intermediate_size": 256,
+            "model_type": "llama4_vision_model",
             "multi_modal_projector_bias": False, "norm_eps": 1e-05, "num_attention_heads": 1,
             "num_channels": 3, "num_hidden_layers": 2, "patch_size": 14, "pixel_shuffle_ratio": 0.5,
             "projector_dropout": 0.0, "projector_input_dim": 256, "projector_output_dim": 256,

@@ -1,4 +1,4 @@
-"""What a pair is asked: a checkpoint of each family, and what turbofit's rule makes of one image."""
+"""What a pair is asked: a checkpoint of each family, and what turbofit's rule says of one image."""
 
 from __future__ import annotations
 

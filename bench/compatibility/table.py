@@ -1,4 +1,4 @@
-"""Folds what the pairs said into `presets/engines/compatibility.yaml`: failures, and who was tried."""
+"""Folds what the pairs said into `presets/engines/compatibility.yaml`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from turbofit.diagnose.doctor.about_packages import satisfies
 from turbofit.memory.versions import parse
 
 __all__ = ["PUBLISHED", "fold", "read", "render"]
@@ -21,7 +22,8 @@ _HEAD: Final = """\
 # ran. Made by `python -m bench.compatibility`, which says how; do not edit it by hand.
 # first, last: tried versions, both included. step: import, config, start (of the front end), image
 # (one image preprocessed: as many tokens and pixels as turbofit's rule says), class (the model's,
-# built without memory). Not computed: nothing here says that answers are right.
+# built without memory). outside: tried, and excluded by LMDeploy's own metadata. A name after + is
+# that of other code beside the checkpoint. Nothing was computed: right answers are not promised.
 """
 
 
@@ -63,19 +65,30 @@ def _outcomes(row: dict[str, Any]) -> Iterator[Outcome]:
                 )
 
 
-def render(outcomes: list[Outcome], *, source: str) -> str:
-    """The YAML file."""
+def render(outcomes: list[Outcome], *, source: str, allowed: str = "") -> str:
+    """The YAML file; ``allowed`` are the bounds that LMDeploy's metadata set."""
     tried = sorted({one.transformers for one in outcomes}, key=_key)
-    lmdeploy = sorted({one.lmdeploy for one in outcomes}, key=_key)
+    lmdeploys = sorted({one.lmdeploy for one in outcomes}, key=_key)
+    by_lmdeploy = {
+        lmdeploy: sorted({o.transformers for o in outcomes if o.lmdeploy == lmdeploy}, key=_key)
+        for lmdeploy in lmdeploys
+    }
     engines = ("turbomind", "pytorch")
-    families = {e: sorted({o.architecture for o in outcomes if o.engine == e}) for e in engines}
+    families = {
+        engine: sorted({
+            one.architecture for one in outcomes
+            if one.engine == engine and "+" not in one.architecture  # no code of a variant's own
+        })
+        for engine in engines
+    }  # fmt: skip
     values = {
         "schema": "turbofit.compatibility/1", "source": source,
         "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
-        "lmdeploy": lmdeploy, "transformers": tried, "families": families,
+        "transformers": by_lmdeploy,
+        "outside": [one for one in tried if not satisfies(one, allowed)], "families": families,
     }  # fmt: skip
     text = yaml.safe_dump(values, sort_keys=False, width=110, default_flow_style=None)
-    rows = [_line(row) for row in _failures(outcomes, tried)]
+    rows = [_line(row) for row in _failures(outcomes)]
     return "".join([_HEAD, text, "failures:\n", *rows])
 
 
@@ -84,16 +97,16 @@ def _line(row: dict[str, Any]) -> str:
     return "- " + text.replace("\n", "\n  ").rstrip() + "\n"
 
 
-def _failures(outcomes: list[Outcome], tried: list[str]) -> Iterator[dict[str, Any]]:
+def _failures(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     """Neighbouring versions that fail alike are one row, and so are families and LMDeploys."""
     rows: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     by_family: dict[tuple[str, str, str], dict[str, Outcome]] = {}
     for one in outcomes:
-        by_family.setdefault((one.lmdeploy, one.engine, one.architecture), {})[
-            one.transformers
-        ] = one
+        by_family.setdefault((one.lmdeploy, one.engine, one.architecture), {})[one.transformers] = (
+            one
+        )
     for (lmdeploy, engine, architecture), found in by_family.items():
-        for first, last, step, error in _runs(found, tried):
+        for first, last, step, error in _runs(found):
             key = (engine, first, last, step, error)
             rows.setdefault(key, []).append((lmdeploy, architecture))
     for (engine, first, last, step, error), whom in sorted(rows.items(), key=_order):
@@ -108,11 +121,11 @@ def _failures(outcomes: list[Outcome], tried: list[str]) -> Iterator[dict[str, A
             }  # fmt: skip
 
 
-def _runs(found: dict[str, Outcome], tried: list[str]) -> Iterator[tuple[str, str, str, str]]:
+def _runs(found: dict[str, Outcome]) -> Iterator[tuple[str, str, str, str]]:
     """First and last of tried versions, one after the other, that fail at one step alike."""
     first: Outcome | None = None
     last: Outcome | None = None
-    for version in [*tried, ""]:
+    for version in [*sorted(found, key=_key), ""]:
         now = found.get(version)
         failed = now if now is not None and now.step else None
         if first and last and (failed is None or _cause(failed) != _cause(first)):

@@ -22,6 +22,7 @@ from turbofit.diagnose.doctor.about_packages import satisfies
 from turbofit.diagnose.doctor.finding import Finding
 from turbofit.diagnose.doctor.sources import Sources
 from turbofit.model.presets import preset_model
+from turbofit.planning.compatibility import compatibility
 
 Make = Callable[..., Healthy]
 Find = Callable[..., Finding]
@@ -118,27 +119,31 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
 def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:
     places, llava = sources(), preset_model("llava-1.5-7b")
     found = find("front_ends", two(), places, model=llava)
-    assert (found.state, found.fix) == ("stops", "pip install 'transformers<5'")
+    assert found.state == "stops"
+    assert found.fix.endswith("pip install 'transformers<5'")
     assert "fails at every image" in found.seen
     assert find("front_ends", two(), places, model=preset_model("qwen2-vl-7b")).state == "ok"
     places.packages["transformers"] = "4.57.6"
     assert find("front_ends", two(), places, model=llava).state == "ok"
-    places.packages["transformers"] = "4.53.3"
+    places.packages["transformers"] = "4.53.3"  # LMDeploy's metadata exclude it
     found = find("front_ends", two(), places, model=preset_model("internvl3-8b-hf"))
-    assert (found.state, found.fix) == ("warning", "pip install 'transformers>=4.56.2'")
+    assert found.state == "warning"
     assert "GptOssConfig" in found.seen
 
 
 def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
     places = sources()
+    places.packages["transformers"] = compatibility().transformers["0.18"][-1]
     found = find("front_ends", two(), places)
     assert found.state == "ok"
-    assert "LlavaForConditionalGeneration (transformers<5)" in found.seen
-    assert "LlavaNext" not in found.seen
+    assert "Glm4vForConditionalGeneration (<=5.19.0)" in found.seen
+    assert "Llava" not in found.seen
+    assert "+" not in found.seen
     places.packages["transformers"] = "4.56.2"
     found = find("front_ends", two(), places)
     assert found.state == "warning"
-    assert "Qwen3VLForConditionalGeneration (transformers>=4.57.6)" in found.seen
+    assert "Qwen3VLForConditionalGeneration" in found.seen
+    assert ">=4.57.6" in found.seen
     assert "Qwen2VL" not in found.seen
     del places.packages["transformers"]
     assert find("front_ends", two(), places).state == "unreadable"

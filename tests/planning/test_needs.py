@@ -36,7 +36,7 @@ def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPat
     llava = plan_of("llava-1.5-7b")
     with pytest.raises(PackageError, match=r"Transformers 5\.17\.0.*fails at every image") as told:
         check_needs(llava)
-    assert told.value.hint == "pip install 'transformers<5'"
+    assert told.value.hint.endswith(" or pip install 'transformers<5'")
     assert "size of tensor" in told.value.message
     check_needs(plan_of("llava-1.5-7b", "transformers"))
     check_needs(plan_of("qwen2-vl-7b"))
@@ -63,10 +63,10 @@ def test_lmdeploy_elsewhere_has_packages_of_its_own(monkeypatch: pytest.MonkeyPa
     check_needs(plan_of("llava-1.5-7b"))
 
 
-def test_a_plan_names_the_versions_where_the_newest_does_not_do() -> None:
+def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
     llava = api.plan("llava-1.5-7b", on="1xrtx3090", engine="pytorch")
-    said = "install transformers<5: with a newer one LMDeploy 0.18 fails at every image"
-    assert said in llava.warnings
+    said = [text for text in llava.warnings if text.startswith("install transformers>=5.2")]
+    assert said[0].endswith(" or transformers<5: with others LMDeploy 0.18 fails at every image")
     other = api.plan("qwen2-vl-2b", on="1xrtx3090")
     assert not [text for text in other.warnings if "transformers" in text]
     assert need_warning(plan_of("qwen3-vl-8b")) is None

@@ -15,7 +15,7 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.memory.versions import Version, parse, release
 
-__all__ = ["EFFECTS", "Compatibility", "Failure", "FrontEnd", "compatibility"]
+__all__ = ["EFFECTS", "Compatibility", "Failure", "FrontEnd", "compatibility", "install_line"]
 
 Step = Literal["import", "config", "start", "image", "class"]
 
@@ -46,13 +46,17 @@ class Failure(Struct, forbid_unknown_fields=True):
 
 
 class Compatibility(Struct, forbid_unknown_fields=True):
-    """The whole table; versions from the oldest to the newest."""
+    """The whole table.
+
+    ``transformers``: tried versions by LMDeploy's, from the oldest to the newest. ``outside``:
+    those that LMDeploy's own metadata exclude.
+    """
 
     schema: str
     source: str
     date: str
-    lmdeploy: tuple[str, ...]
-    transformers: tuple[str, ...]
+    transformers: dict[str, tuple[str, ...]]
+    outside: tuple[str, ...]
     families: dict[str, tuple[str, ...]]
     failures: tuple[Failure, ...]
 
@@ -72,39 +76,77 @@ class FrontEnd(NamedTuple):
         found = self._failures()
         if not found:
             return None
-        wanted, tried = _numbers(transformers), compatibility().transformers
+        wanted, tried = _numbers(transformers), self.tried()
         older = [one for one in tried if _numbers(one) <= wanted][-1:]
         newer = [one for one in tried if _numbers(one) >= wanted][:1]
         beside = [next((f for f in found if f.has(one)), None) for one in (*older, *newer)]
         return beside[0] if all(beside) else None
 
-    def requirement(self) -> str | None:
-        """The newest versions that run, as pip takes them; None where all that were tried do.
+    def newest_failure(self) -> Failure | None:
+        """The failure of the newest version that fails though an older one ran.
 
-        None, too, where no version runs.
+        Versions that are merely too old are none: pip takes newer ones.
         """
-        found, tried = self._failures(), compatibility().transformers
-        runs = [not any(failure.has(one) for failure in found) for one in tried]
-        if all(runs) or not any(runs):
-            return None
-        last = len(tried) - 1 - runs[::-1].index(True)
-        first = last
-        while first and runs[first - 1]:
-            first -= 1
-        bounds = [f">={tried[first]}"] if first else []
-        bounds += [f"<{_short(tried[last + 1])}"] if last + 1 < len(tried) else []
-        return f"transformers{','.join(bounds)}"
+        outcomes = [failure for _, failure in self._allowed()]
+        ran = outcomes.index(None) if None in outcomes else len(outcomes)
+        return next((one for one in outcomes[:ran:-1] if one), None)
+
+    def requirements(self) -> tuple[str, ...]:
+        """Versions that run and that LMDeploy's metadata allow, as pip takes them, newest first.
+
+        None where all of those run, or none does.
+        """
+        allowed = self._allowed()
+        told: list[str] = []
+        first = 0
+        for i, (version, failure) in enumerate(allowed):
+            if failure is not None:
+                first = i + 1
+            elif i + 1 == len(allowed) or allowed[i + 1][1] is not None:
+                bounds = [f">={allowed[first][0]}"] if first else []
+                bounds += [self._below(version)] if i + 1 < len(allowed) else []
+                told += [f"transformers{','.join(bounds)}"] if bounds else []
+        return tuple(reversed(told))
+
+    def _allowed(self) -> list[tuple[str, Failure | None]]:
+        """What each tried version did of those that LMDeploy's metadata allow."""
+        found, outside = self._failures(), compatibility().outside
+        return [
+            (version, next((one for one in found if one.has(version)), None))
+            for version in self.tried()
+            if version not in outside
+        ]
+
+    def tried(self) -> tuple[str, ...]:
+        """Versions that were tried with this LMDeploy, or with the nearest older one."""
+        known = self._known()
+        return compatibility().transformers[known] if known else ()
+
+    def _known(self) -> str | None:
+        wanted = release(self.lmdeploy)
+        older = [one for one in compatibility().transformers if release(one) <= wanted]
+        return max(older, key=release) if older else None
+
+    def _below(self, last: str) -> str:
+        """The bound of versions up to one that ran: pip takes the newest, so nothing untried."""
+        tried = self.tried()
+        after = _numbers(tried[tried.index(last) + 1])
+        return f"<{after[0]}" if after[1:] == (0, 0) else f"<={last}"
 
     def _failures(self) -> list[Failure]:
-        known = [one for one in compatibility().lmdeploy if release(one) <= release(self.lmdeploy)]
+        known = self._known()
         return [
             one
             for one in compatibility().failures
-            if known
-            and known[-1] in one.lmdeploy
+            if known in one.lmdeploy
             and self.engine == one.engine
             and self.architecture in one.architectures
         ]
+
+
+def install_line(wanted: tuple[str, ...]) -> str:
+    """The command that installs a version that runs; the newest may need a newer Python."""
+    return " or ".join(f"pip install '{one}'" for one in wanted[:2])
 
 
 @cache
@@ -115,10 +157,3 @@ def compatibility() -> Compatibility:
 
 def _numbers(version: str) -> Version:
     return parse(version) or (0, 0, 0)
-
-
-def _short(version: str) -> str:
-    """Without zeros at the end: a bound says no more than it means."""
-    while version.endswith(".0"):
-        version = version.removesuffix(".0")
-    return version

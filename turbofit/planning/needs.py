@@ -13,21 +13,20 @@ __all__ = ["check_needs", "need_warning"]
 
 
 def need_warning(plan: Plan) -> str | None:
-    """What must be installed, where the newest Transformers does not do.
+    """What must be installed, where newer versions of Transformers do not do.
 
-    Nothing is looked at here: the plan may be launched elsewhere.
+    What is installed here is not looked at: the plan may be launched elsewhere.
     """
     if plan.model.vision is None or not plan.engine.of_lmdeploy:
         return None
-    from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility
+    from turbofit.planning.compatibility import EFFECTS, FrontEnd
 
     front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
-    failure = front.failure(compatibility().transformers[-1])
-    wanted = front.requirement()
-    if failure is None or wanted is None:
+    failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
+    if failure is None or not wanted:
         return None
     effect = EFFECTS[failure.step]
-    return f"install {wanted}: with a newer one LMDeploy {plan.engine.version} {effect}"
+    return f"install {wanted}: with others LMDeploy {plan.engine.version} {effect}"
 
 
 def check_needs(plan: Plan) -> None:
@@ -40,7 +39,7 @@ def check_needs(plan: Plan) -> None:
         return
     from importlib.metadata import PackageNotFoundError, version
 
-    from turbofit.planning.compatibility import EFFECTS, FrontEnd
+    from turbofit.planning.compatibility import EFFECTS, FrontEnd, install_line
 
     try:
         lmdeploy, transformers = version("lmdeploy"), version("transformers")
@@ -50,9 +49,9 @@ def check_needs(plan: Plan) -> None:
     failure = front.failure(transformers)
     if failure is None:
         return
-    wanted = front.requirement()
+    wanted = front.requirements()
     raise PackageError(
         f"{plan.model.name} does not run with Transformers {transformers}, which is installed:"
         f" LMDeploy {lmdeploy} {EFFECTS[failure.step]} ({failure.error})",
-        hint=f"pip install '{wanted}'" if wanted else "--engine transformers: none that was tried runs",
+        hint=install_line(wanted) or "plan with --engine transformers: LMDeploy runs it with none",
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
 from turbofit.model.families.engines import engine_problem
-from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility
+from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 
 if TYPE_CHECKING:
     from turbofit.core.model import Model
@@ -32,37 +32,41 @@ def _of_model(lmdeploy: str, transformers: str, model: Model) -> Finding:
     """A failure on one engine is a warning: another engine serves the model."""
     seen = f"{model.name}, LMDeploy {lmdeploy}, Transformers {transformers}"
     engines = [one for one in ("turbomind", "pytorch") if engine_problem(model, one) is None]
-    told, wanted = [], None
+    told: list[str] = []
+    wanted: tuple[str, ...] = ()
     for engine in engines:
         front = FrontEnd(lmdeploy, model.architecture, engine)
         failure = front.failure(transformers)
         if failure is not None:
             told.append(f"{engine} {EFFECTS[failure.step]} ({failure.error})")
-            wanted = wanted or front.requirement()
+            wanted = wanted or front.requirements()
     if not told:
         return ok(_CHECK, seen)
     state = stops if len(told) == len(engines) else warning
-    fix = f"pip install '{wanted}'" if wanted else "use another model, or --engine transformers"
+    fix = install_line(wanted) or "use another model, or --engine transformers"
     return state(_CHECK, f"{seen}: {'; '.join(told)}", _WHY, fix)
 
 
 def _of_all(lmdeploy: str, transformers: str) -> Finding:
-    """A warning only where the newest versions run more: no version runs every family."""
+    """A warning only where the newest version runs more families: none runs every one."""
     seen = f"LMDeploy {lmdeploy}, Transformers {transformers}"
-    newest = compatibility().transformers[-1]
-    told: dict[str, list[str]] = {}
-    mended = False
+    lost = _lost(lmdeploy, transformers)
+    if not lost:
+        return ok(_CHECK, seen)
+    newest = FrontEnd(lmdeploy, "", "").tried()[-1]
+    seen += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in lost.items())}"
+    if len(lost) <= len(_lost(lmdeploy, newest)):
+        return ok(_CHECK, seen)
+    return warning(_CHECK, seen, _WHY, f"pip install 'transformers=={newest}'")
+
+
+def _lost(lmdeploy: str, transformers: str) -> dict[str, str]:
+    """Families that do not run, and with which versions they do; none that runs with no version."""
+    lost = {}
     for engine, architectures in compatibility().families.items():
         for architecture in architectures:
             front = FrontEnd(lmdeploy, architecture, engine)
-            wanted = front.requirement()
-            if wanted is not None and front.failure(transformers) is not None:
-                names = told.setdefault(wanted, [])
-                names += [architecture] if architecture not in names else []
-                mended = mended or front.failure(newest) is None
-    if not told:
-        return ok(_CHECK, seen)
-    said = "; ".join(f"{', '.join(names)} ({wanted})" for wanted, names in told.items())
-    if not mended:
-        return ok(_CHECK, f"{seen}: not {said}")
-    return warning(_CHECK, f"{seen}: not {said}", _WHY, f"pip install 'transformers=={newest}'")
+            wanted = " or ".join(front.requirements()[:2]).replace("transformers", "")
+            if wanted and front.failure(transformers) is not None:
+                lost[architecture] = wanted
+    return lost

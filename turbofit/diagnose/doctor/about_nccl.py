@@ -31,7 +31,7 @@ def nccl_finding(sources: Sources) -> Finding:
         if (recorded := sources.recorded(name, _FILE)) is not None
     ]
     if not found:
-        return unreadable(check, f"no wheel of NVIDIA's has {_FILE}", f"{_WHY}; a system may have it")
+        return unreadable(check, f"no wheel has {_FILE}", f"{_WHY}; a system may have it")
     names = " and ".join(name for name, _, _ in found)
     try:
         size = found[0][1].stat().st_size
@@ -40,7 +40,7 @@ def nccl_finding(sources: Sources) -> Finding:
             check,
             f"{_FILE} of {names} is gone",
             f"{_WHY}; to uninstall one of two wheels removes the file of both",
-            f"pip install --force-reinstall --no-deps {' '.join(_demanded(found))}",
+            f"pip install --force-reinstall --no-deps {found[0][0].replace(' ', '==')}",
         )
     if len(found) == 1:
         return ok(check, names)
@@ -57,7 +57,3 @@ def nccl_finding(sources: Sources) -> Finding:
             f"pip install --force-reinstall --no-deps {lost.replace(' ', '==')}",
         )
     return ok(check, seen)
-
-
-def _demanded(found: list[tuple[str, object, int]]) -> list[str]:
-    return [name.replace(" ", "==") for name, _, _ in found[:1]]

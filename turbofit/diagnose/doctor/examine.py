@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import MachineError, PackageError
-from turbofit.diagnose.doctor.about_gpus import condition_findings, gpu_findings, xid_finding
 from turbofit.diagnose.doctor.about_front_ends import front_end_finding
+from turbofit.diagnose.doctor.about_gpus import condition_findings, gpu_findings, xid_finding
 from turbofit.diagnose.doctor.about_host import host_findings
 from turbofit.diagnose.doctor.about_links import link_findings
 from turbofit.diagnose.doctor.about_nccl import nccl_finding
