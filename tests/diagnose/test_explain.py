@@ -47,11 +47,6 @@ KNOWN = [
     ("no_hub", "weights", "OSError: x is not a local folder and is not a valid model identifier"),
     ("old_transformers", "configuration",
      "ValueError: model type `qwen3_vl` but Transformers does not recognize this architecture."),
-    ("nested_config", "configuration",
-     "AttributeError: 'dict' object has no attribute 'num_attention_heads'"),
-    ("front_end", "vision",
-     "RuntimeError: The size of tensor a (500) must match the size of tensor b (3) at non-singleton"
-     " dimension 1"),
     ("nccl_timeout", "communication",
      "[rank1]:[E ProcessGroupNCCL.cpp:616] Watchdog caught collective operation timeout: Work"),
     ("nccl_error", "communication",

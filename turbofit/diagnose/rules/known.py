@@ -218,33 +218,6 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("update transformers to a version that knows it",),
     ),
     Known(
-        kind="nested_config",
-        words=("'dict' object has no attribute",),
-        pattern=r"AttributeError: 'dict' object has no attribute "
-        r"'(hidden_size|image_size|num_attention_heads|num_hidden_layers|architectures)'",
-        phase="configuration",
-        what="LMDeploy read a nested config of the checkpoint as a plain dict, without {0}",
-        why=(
-            "Transformers could not build the checkpoint's own config class: its code was not "
-            "trusted, or Transformers 4.52 to 5.19 made one without arguments, which older copies "
-            "of InternVL's code do not allow (lmdeploy#3786); LMDeploy does not say so",
-        ),
-        changes=(
-            "add --trust-remote-code",
-            "fetch configuration_*.py of the checkpoint's repository anew, or pip install "
-            "'transformers>=5.20.2'",
-        ),
-    ),
-    Known(
-        kind="front_end",
-        words=("must match the size of tensor b (3)",),
-        pattern=r"The size of tensor a \((\d+)\) must match the size of tensor b \(3\)",
-        phase="vision",
-        what="the image processor took {0} columns of an image for its colours",
-        why=("LMDeploy says of LLaVA's images what Transformers 5.0 to 5.20 does not take",),
-        changes=("pip install 'transformers>=5.21', or 'transformers<5'",),
-    ),
-    Known(
         kind="nccl_timeout",
         words=("Watchdog caught collective", "timed out after", "NCCL WARN"),
         pattern=r"(Watchdog caught collective operation timeout|collective.*timed out after"
