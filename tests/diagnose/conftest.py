@@ -42,6 +42,9 @@ class Healthy(Sources):
         self.packages: dict[str, str] = {
             "lmdeploy": "0.18.0", "torch": "2.12.1", "transformers": "5.17.0", "triton": "3.7.0",
         }  # fmt: skip
+        self.records: dict[str, int] = {"nvidia-nccl-cu12": 400}
+        self.packages["nvidia-nccl-cu12"] = "2.32.3"
+        (root / "libnccl.so.2").write_bytes(bytes(400))
         self.demands: list[str] | None = [
             "torch<=2.12.1,>=2.0.0", "transformers!=5.0.*,>=4.56.0", "torch>=9; extra == 'all'",
         ]  # fmt: skip
@@ -61,6 +64,10 @@ class Healthy(Sources):
 
     def version(self, package: str) -> str | None:
         return self.packages.get(package)
+
+    def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
+        size = self.records.get(package)
+        return None if size is None else (self.root / name, size)
 
     def requires(self, package: str) -> list[str] | None:
         return self.demands

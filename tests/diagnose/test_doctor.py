@@ -21,6 +21,8 @@ from turbofit.diagnose.doctor.about_links import acs_control
 from turbofit.diagnose.doctor.about_packages import satisfies
 from turbofit.diagnose.doctor.finding import Finding
 from turbofit.diagnose.doctor.sources import Sources
+from turbofit.model.presets import preset_model
+from turbofit.planning.compatibility import compatibility
 
 Make = Callable[..., Healthy]
 Find = Callable[..., Finding]
@@ -112,6 +114,60 @@ def test_packages(find: Find, sources: Make, check: str, state: str, spoil: Any)
     places = sources()
     spoil(places)
     assert find(check, two(), places).state == state
+
+
+def test_a_pair_that_does_not_run_the_model(find: Find, sources: Make) -> None:
+    places, llava = sources(), preset_model("llava-1.5-7b")
+    found = find("front_ends", two(), places, model=llava)
+    assert found.state == "stops"
+    assert found.fix.endswith("pip install 'transformers<5'")
+    assert "fails at every image" in found.seen
+    assert find("front_ends", two(), places, model=preset_model("qwen2-vl-7b")).state == "ok"
+    places.packages["transformers"] = "4.57.6"
+    assert find("front_ends", two(), places, model=llava).state == "ok"
+    places.packages["transformers"] = "4.53.3"  # LMDeploy's metadata exclude it
+    found = find("front_ends", two(), places, model=preset_model("internvl3-8b-hf"))
+    assert found.state == "warning"
+    assert "GptOssConfig" in found.seen
+
+
+def test_families_that_the_pair_does_not_run(find: Find, sources: Make) -> None:
+    places = sources()
+    places.packages["transformers"] = compatibility().transformers["0.18"][-1]
+    found = find("front_ends", two(), places)
+    assert found.state == "ok"
+    assert "Glm4vForConditionalGeneration (<=5.19.0)" in found.seen
+    assert "Llava" not in found.seen
+    assert "+" not in found.seen
+    places.packages["transformers"] = "4.56.2"
+    found = find("front_ends", two(), places)
+    assert found.state == "warning"
+    assert "Qwen3VLForConditionalGeneration" in found.seen
+    assert ">=4.57.6" in found.seen
+    assert "Qwen2VL" not in found.seen
+    del places.packages["transformers"]
+    assert find("front_ends", two(), places).state == "unreadable"
+
+
+def test_two_wheels_of_nccl_own_one_file(find: Find, sources: Make) -> None:
+    places = sources()
+    places.packages["nvidia-nccl-cu13"], places.records["nvidia-nccl-cu13"] = "2.29.7", 300
+    found = find("nccl", two(), places)
+    assert found.state == "ok"
+    assert "nvidia-nccl-cu12 2.32.3, written over nvidia-nccl-cu13 2.29.7" in found.seen
+    library = places.root / "libnccl.so.2"
+    library.write_bytes(bytes(300))
+    found = find("nccl", two(), places)
+    assert found.state == "warning"
+    assert found.fix.endswith("nvidia-nccl-cu12==2.32.3")
+    library.write_bytes(bytes(7))
+    assert find("nccl", two(), places).state == "unreadable"
+    library.unlink()
+    found = find("nccl", two(), places)
+    assert found.state == "stops"
+    assert found.fix == "pip install --force-reinstall --no-deps nvidia-nccl-cu12==2.32.3"
+    places.records.clear()
+    assert find("nccl", two(), places).state == "unreadable"
 
 
 def test_an_old_driver(find: Find, sources: Make) -> None:
@@ -431,6 +487,10 @@ def test_real_sources_never_fail(tmp_path: Path) -> None:
     assert places.version("no-such-package-at-all") is None
     assert places.requires("no-such-package-at-all") is None
     assert places.package_folder("no_such_package_at_all") is None
+    assert places.recorded("no-such-package-at-all", "x") is None
+    assert places.recorded("msgspec", "no-such-file") is None
+    path, size = places.recorded("msgspec", "inspect.py") or (tmp_path, 0)
+    assert path.stat().st_size == size
     assert places.kernel_log() is None
     assert places.disk_free(str(tmp_path / "a/b")) is not None
     (tmp_path / "var/log").mkdir(parents=True)

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from turbofit.core.model import Quantization
-from turbofit.model.families.engines import engine_problem, package_need
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 
 ENGINES = ("turbomind", "pytorch", "transformers")
@@ -86,10 +86,3 @@ def test_siglip_in_a_llava():
     model = replace(model, vision=replace(model.vision, kind="siglip"))
     assert "CLIP" in engine_problem(model, "pytorch")
     assert engine_problem(model, "transformers") is None
-
-
-def test_llava_needs_an_older_transformers_under_lmdeploy_alone():
-    model = preset_model("llava-1.5-7b")
-    assert package_need(model, "pytorch") == ("transformers", "<5")
-    assert package_need(model, "transformers") is None
-    assert package_need(preset_model("qwen3-vl-8b"), "pytorch") is None

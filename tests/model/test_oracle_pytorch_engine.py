@@ -14,8 +14,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from bench.common.checkpoints import make_internvl2, make_internvl_hf, make_qwen2_vl, make_text
-from tests.checkpoints_eva import make_cogvlm, make_glm4v
-from tests.checkpoints_llava import make_llava
+from bench.common.checkpoints_eva import make_cogvlm, make_glm4v
+from bench.common.checkpoints_llava import make_llava
 from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import of_qwen3, written

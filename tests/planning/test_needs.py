@@ -1,4 +1,4 @@
-"""Packages beside LMDeploy, of the interpreter that has it."""
+"""Transformers beside LMDeploy, of the interpreter that has both."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
+from turbofit import api
 from turbofit.core.errors import PackageError
-from turbofit.core.plan import Plan
+from turbofit.core.plan import Engine, Plan
+from turbofit.model.presets import preset_model
 from turbofit.planning.needs import check_needs, need_warning
 
 
-def llava(engine: str = "pytorch") -> Plan:
+def plan_of(preset: str, engine: str = "pytorch") -> Plan:
     plan = plausible_plan()
-    model = replace(plan.model, architecture="LlavaForConditionalGeneration")
-    return replace(plan, model=model, engine=replace(plan.engine, name=engine))
+    return replace(
+        plan, model=preset_model(preset), engine=Engine(name=engine, version="0.18")
+    )  # fmt: skip
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -30,14 +33,41 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 def test_what_fails_at_every_image_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
-    assert "transformers<5" in (need_warning(llava()) or "")
-    with pytest.raises(PackageError, match=r"5\.17\.0"):
-        check_needs(llava())
-    check_needs(llava("transformers"))
+    llava = plan_of("llava-1.5-7b")
+    with pytest.raises(PackageError, match=r"Transformers 5\.17\.0.*fails at every image") as told:
+        check_needs(llava)
+    assert told.value.hint.endswith(" or pip install 'transformers<5'")
+    assert "size of tensor" in told.value.message
+    check_needs(plan_of("llava-1.5-7b", "transformers"))
+    check_needs(plan_of("qwen2-vl-7b"))
     installed(monkeypatch, lmdeploy="0.18.0", transformers="4.57.6")
-    check_needs(llava())
+    check_needs(llava)
+
+
+def test_an_older_transformers_lacks_newer_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, lmdeploy="0.17.0", transformers="4.56.2")
+    with pytest.raises(PackageError, match=r"LMDeploy 0\.17\.0 fails at its start") as told:
+        check_needs(plan_of("qwen3-vl-8b"))
+    assert told.value.hint == "pip install 'transformers>=4.57.6'"
+
+
+def test_where_no_version_runs_the_hint_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, lmdeploy="0.18.0", transformers="5.17.0")
+    with pytest.raises(PackageError) as told:
+        check_needs(plan_of("llava-v1.6-mistral-7b"))
+    assert "--engine transformers" in told.value.hint
 
 
 def test_lmdeploy_elsewhere_has_packages_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, transformers="5.17.0")
-    check_needs(llava())
+    check_needs(plan_of("llava-1.5-7b"))
+
+
+def test_a_plan_names_the_versions_where_newer_ones_break() -> None:
+    llava = api.plan("llava-1.5-7b", on="1xrtx3090", engine="pytorch")
+    said = [text for text in llava.warnings if text.startswith("install transformers>=5.2")]
+    assert said[0].endswith(" or transformers<5: with others LMDeploy 0.18 fails at every image")
+    other = api.plan("qwen2-vl-2b", on="1xrtx3090")
+    assert not [text for text in other.warnings if "transformers" in text]
+    assert need_warning(plan_of("qwen3-vl-8b")) is None
+    assert need_warning(plan_of("llava-1.5-7b", "transformers")) is None

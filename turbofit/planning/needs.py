@@ -1,12 +1,10 @@
-"""Packages beside LMDeploy that a model needs in certain versions to be served at all."""
+"""Versions of Transformers beside LMDeploy that a model needs to be served at all."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import PackageError
-from turbofit.model.families.engines import package_need
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -15,44 +13,45 @@ __all__ = ["check_needs", "need_warning"]
 
 
 def need_warning(plan: Plan) -> str | None:
-    """What must be installed, for a plan that may be launched elsewhere."""
-    need = package_need(plan.model, plan.engine.name)
-    if need is None:
+    """What must be installed, where newer versions of Transformers do not do.
+
+    What is installed here is not looked at: the plan may be launched elsewhere.
+    """
+    if plan.model.vision is None or not plan.engine.of_lmdeploy:
         return None
-    name, wanted = need
-    return f"install {name}{wanted}: with a newer one LMDeploy 0.18 fails at every image"
+    from turbofit.planning.compatibility import EFFECTS, FrontEnd
+
+    front = FrontEnd(plan.engine.version, plan.model.architecture, plan.engine.name)
+    failure, wanted = front.newest_failure(), " or ".join(front.requirements()[:2])
+    if failure is None or not wanted:
+        return None
+    effect = EFFECTS[failure.step]
+    return f"install {wanted}: with others LMDeploy {plan.engine.version} {effect}"
 
 
 def check_needs(plan: Plan) -> None:
-    """Refuse to launch what would start and then fail at every image.
+    """Refuse to launch what would start and then fail, by the versions that are installed.
 
     Raises:
-        PackageError: a package of this interpreter is of a version that does not do.
+        PackageError: Transformers of this interpreter is of a version that does not do.
     """
+    if plan.model.vision is None or not plan.engine.of_lmdeploy:
+        return
     from importlib.metadata import PackageNotFoundError, version
 
-    need = package_need(plan.model, plan.engine.name)
-    if need is None:
-        return
-    name, wanted = need
+    from turbofit.planning.compatibility import EFFECTS, FrontEnd, install_line
+
     try:
-        version("lmdeploy")
-        found = version(name)
+        lmdeploy, transformers = version("lmdeploy"), version("transformers")
     except PackageNotFoundError:
         return  # LMDeploy has another interpreter, and packages of its own
-    if not _satisfies(found, wanted):
-        raise PackageError(
-            f"{plan.model.name} needs {name}{wanted} with LMDeploy 0.18, and {found} is installed:"
-            " every image would fail",
-            hint=f"pip install '{name}{wanted}'",
-        )
-
-
-def _satisfies(found: str, wanted: str) -> bool:
-    """Whether a version is below the one that ``<`` names."""
-    bound = wanted.removeprefix("<")
-    return _numbers(found) < _numbers(bound)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    front = FrontEnd(lmdeploy, plan.model.architecture, plan.engine.name)
+    failure = front.failure(transformers)
+    if failure is None:
+        return
+    wanted = front.requirements()
+    raise PackageError(
+        f"{plan.model.name} does not run with Transformers {transformers}, which is installed:"
+        f" LMDeploy {lmdeploy} {EFFECTS[failure.step]} ({failure.error})",
+        hint=install_line(wanted) or "plan with --engine transformers: LMDeploy runs it with none",
+    )

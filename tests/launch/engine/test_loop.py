@@ -8,12 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
-from turbofit.core.errors import LaunchError, OutOfMemoryError, PackageError
+from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Engine, Plan
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced
 from turbofit.launch.engine.phases import Watch
-from turbofit.model.source import resolve_model
-from turbofit.planning.needs import _satisfies, check_needs, need_warning
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
 LOG = Path("engine-0.log")
@@ -86,17 +84,3 @@ def test_a_turbomind_s_log_is_read_as_before() -> None:
     watch = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
     assert not watch.raced
     assert not watch.loop_failed(10.0)
-
-
-def test_what_a_model_needs_beside_lmdeploy(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    llava = replace(plan, model=resolve_model("llava-1.5-7b"))
-    assert need_warning(plan) is None
-    assert "transformers<5" in str(need_warning(llava))
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "5.17.0")
-    check_needs(plan)
-    with pytest.raises(PackageError, match=r"transformers<5"):
-        check_needs(llava)
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "4.57.6")
-    check_needs(llava)
-    assert _satisfies("4.57.6", "<5")
-    assert not _satisfies("5.0.0", "<5")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.errors import MachineError, PackageError
+from turbofit.diagnose.doctor.about_front_ends import front_end_finding
 from turbofit.diagnose.doctor.about_gpus import condition_findings, gpu_findings, xid_finding
 from turbofit.diagnose.doctor.about_host import host_findings
 from turbofit.diagnose.doctor.about_links import link_findings
+from turbofit.diagnose.doctor.about_nccl import nccl_finding
 from turbofit.diagnose.doctor.about_packages import package_findings
 from turbofit.diagnose.doctor.finding import DoctorReport, Finding, ok, stops
 from turbofit.diagnose.doctor.health import Health, read_health
@@ -55,6 +57,7 @@ def examine(
     except (MachineError, PackageError) as exc:
         first = stops("nvml", exc.message, "without NVML no GPU can be planned for", exc.hint)
     findings: list[Finding] = [first, *package_findings(places, machine)]
+    findings += [front_end_finding(places, model), nccl_finding(places)]
     if machine is not None:
         findings += gpu_findings(places, machine)
         findings += condition_findings(machine, healths)

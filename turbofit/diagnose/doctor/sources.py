@@ -80,6 +80,16 @@ class Sources:
         except PackageNotFoundError:
             return None
 
+    def recorded(self, package: str, name: str) -> tuple[Path, int] | None:
+        """Where a package put a file of this name, and its size then; None where it has none."""
+        from importlib.metadata import PackageNotFoundError, files
+
+        try:
+            found = [one for one in files(package) or [] if one.name == name and one.size]
+        except PackageNotFoundError:
+            return None
+        return (Path(str(found[0].locate())), found[0].size or 0) if found else None
+
     def package_folder(self, package: str) -> Path | None:
         """Where a package's modules are, without importing it."""
         from importlib.util import find_spec

@@ -13,7 +13,7 @@ from typing import Final
 from turbofit.core.model import Model
 from turbofit.model.families.text import TEXT_ARCHITECTURES, TURBOMIND_TEXT
 
-__all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem", "package_need"]
+__all__ = ["TURBOMIND_UNPLANNED", "TURBOMIND_VISION", "engine_problem"]
 
 #: Vision models for which TurboMind has an encoder of its own.
 TURBOMIND_VISION: Final = frozenset(
@@ -73,11 +73,6 @@ def engine_problem(model: Model, engine: str) -> str | None:
     if engine not in checks:
         raise ValueError(engine)
     return checks[engine](model)
-
-
-def package_need(model: Model, engine: str) -> tuple[str, str] | None:
-    """A package and the versions of it with which alone an engine serves this model."""
-    return _NEEDS.get((engine, model.architecture))
 
 
 def _turbomind(model: Model) -> str | None:

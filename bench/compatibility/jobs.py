@@ -1,0 +1,100 @@
+"""What a pair is asked: a checkpoint of each family, and what turbofit's rule says of one image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench.compatibility.checkpoints import CHECKPOINTS
+from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
+from turbofit.model.source import resolve_model
+
+__all__ = ["make_jobs"]
+
+#: Small, since LLaVA-1.5 under Transformers 5 takes each column for a channel; three to two, since
+#: InternVL makes six tiles and a thumbnail of that.
+_SIZE: Final = (90, 60)
+#: Placeholders of the front ends that are given a prompt.
+_TOKENS: Final = {"Glm4vForConditionalGeneration": "<|image|>"}
+_TOKEN: Final = "<|image_pad|>"
+_INTERNLM2: Final = {
+    "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False,
+    "pad_token_id": 2, "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "vocab_size": 92553,
+}  # fmt: skip
+#: Values of one unit of the tower, where the front end hands out nothing else.
+_UNIT: Final = {
+    "InternVLChatModel": 3 * 448 * 448,
+    "InternVLForConditionalGeneration": 3 * 448 * 448,
+    "LlavaForConditionalGeneration": 3 * 336 * 336,
+    "LlavaNextForConditionalGeneration": 3 * 336 * 336,
+    "Gemma3ForConditionalGeneration": 3 * 896 * 896,
+    "Llama4ForConditionalGeneration": 3 * 336 * 336,
+    "Qwen2VLForConditionalGeneration": 2 * 3 * 14 * 14,
+    "Qwen2_5_VLForConditionalGeneration": 2 * 3 * 14 * 14,
+    "Qwen3VLForConditionalGeneration": 2 * 3 * 16 * 16,
+    "Qwen3VLMoeForConditionalGeneration": 2 * 3 * 16 * 16,
+    "Qwen3_5ForConditionalGeneration": 2 * 3 * 16 * 16,
+    "Qwen3_5MoeForConditionalGeneration": 2 * 3 * 16 * 16,
+    "Glm4vForConditionalGeneration": 2 * 3 * 14 * 14,
+    "CogVLMForCausalLM": 3 * 490 * 490,
+    "ChatGLMModel": 3 * 1120 * 1120,
+}
+
+
+def make_jobs(folder: Path, only: Sequence[str], codes: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """A job for each family, and one for each code that InternVL's checkpoints publish.
+
+    Args:
+        folder: where the checkpoints are written.
+        only: parts of families' names; empty means all.
+        codes: folders with InternVL's own Python files, by a name for each.
+    """
+    jobs = []
+    for name, make in CHECKPOINTS.items():
+        made = make(folder / name)
+        _drop_tokenizer_code(made)
+        jobs.append(_job(name, made, trust=False))
+    for name, code in codes.items():
+        made = CHECKPOINTS["InternVLChatModel"](folder / name)
+        jobs.append(_job(f"InternVLChatModel+{name}", _with_code(made, code), trust=True))
+    return [job for job in jobs if not only or any(part in job["name"] for part in only)]
+
+
+def _job(name: str, folder: Path, *, trust: bool) -> dict[str, Any]:
+    (folder / "model.safetensors").unlink(missing_ok=True)  # no front end reads it
+    model = resolve_model(str(folder))
+    rule = model.image_rule
+    assert rule is not None
+    architecture = name.partition("+")[0]
+    native = architecture in TURBOMIND_VISION | TURBOMIND_UNPLANNED
+    units = rule.units(*_SIZE)
+    return {
+        "name": name, "folder": str(folder), "architecture": architecture, "trust": trust,
+        "engines": ["turbomind", "pytorch"] if native else ["pytorch"], "size": _SIZE,
+        "tokens": rule.tokens(*_SIZE), "token": _TOKENS.get(architecture, _TOKEN),
+        "elements": units * _UNIT[architecture],
+    }  # fmt: skip
+
+
+def _drop_tokenizer_code(folder: Path) -> None:
+    """A stand-in tokenizer has no code of its own, whatever the published checkpoint has."""
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    values.pop("auto_map", None)
+    path.write_text(json.dumps(values))
+
+
+def _with_code(folder: Path, code: Path) -> Path:
+    """InternVL with a config class of its own, and InternLM2's tokenizer where it is there too."""
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    for path in code.iterdir():
+        shutil.copy(path, folder)
+    if (folder / "tokenizer.model").exists():
+        (folder / "tokenizer.json").unlink()
+        config["llm_config"] |= _INTERNLM2
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,103 @@
+"""How the bench folds answers into the table, and the installed pair against the table's row."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench.compatibility import environments
+from bench.compatibility.environments import probe
+from bench.compatibility.jobs import make_jobs
+from bench.compatibility.table import fold, read, render
+from turbofit.planning.compatibility import FrontEnd, compatibility
+
+LLAVA, CHAT = "LlavaForConditionalGeneration", "InternVLChatModel"
+
+
+def failed(error: str, step: str = "image") -> dict[str, str]:
+    return {"step": step, "error": error, "where": "lmdeploy/x.py:1 f"}
+
+
+def answer(lmdeploy: str, transformers: str, **families: object) -> dict[str, object]:
+    return {"pair": [lmdeploy, transformers], "families": families}
+
+
+def test_neighbours_that_fail_alike_are_one_row() -> None:
+    rows = [
+        answer(lmdeploy, transformers, **{LLAVA: {"pytorch": said}})
+        for lmdeploy in ("0.17.0", "0.18.0")
+        for transformers, said in (
+            ("4.57.6", None), ("5.10.4", failed("E: a")), ("5.2.0", failed("E: a")),
+            ("5.20.2", failed("E: b")), ("5.23.0", None),
+        )
+    ]  # fmt: skip
+    text = render(fold(rows), source="a test", allowed="!=5.2.*,>=4.56.0")
+    values = yaml.safe_load(text)
+    tried = ["4.57.6", "5.2.0", "5.10.4", "5.20.2", "5.23.0"]
+    assert values["transformers"] == {"0.17": tried, "0.18": tried}
+    assert values["families"] == {"turbomind": [], "pytorch": [LLAVA]}
+    assert values["outside"] == ["5.2.0"]
+    found = [(one["first"], one["last"], one["error"]) for one in values["failures"]]
+    assert found == [("5.2.0", "5.10.4", "E: a"), ("5.20.2", "5.20.2", "E: b")]
+    assert all(one["lmdeploy"] == ["0.17", "0.18"] for one in values["failures"])
+
+
+def test_published_code_stands_for_the_family() -> None:
+    told = {
+        CHAT: {"pytorch": failed("E: no code", "class")},
+        f"{CHAT}+published": {"pytorch": None},
+        f"{CHAT}+training": {"pytorch": failed("E: dict", "class")},
+    }
+    values = yaml.safe_load(render(fold([answer("0.18.0", "5.0.0", **told)]), source="a test"))
+    assert values["families"]["pytorch"] == [CHAT]
+    assert [one["architectures"] for one in values["failures"]] == [[f"{CHAT}+training"]]
+
+
+def test_the_last_answer_of_a_pair_counts(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    lines = ('{"pair": ["0.18.0", "5.0.0"], "families": {"a": 1}}',
+             '{"pair": ["0.18.0", "5.0.0"], "families": {"a": 2}}')  # fmt: skip
+    kept.write_text("\n".join(lines))
+    assert [row["families"] for row in read(kept)] == [{"a": 2}]
+
+
+def test_a_probe_that_dies_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho killed >&2\nexit 9\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(environments.sys, "executable", str(python))
+    found = probe([], [], tmp_path)
+    assert found["failed"]["error"] == "exit 9: killed"
+
+
+def test_jobs_have_what_turbofits_rules_say(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "configuration_internvl_chat.py").write_text("")
+    jobs = {job["name"]: job for job in make_jobs(tmp_path, (), {"published": code})}
+    assert jobs[LLAVA]["tokens"] == 576
+    assert jobs[CHAT]["tokens"] == 7 * 256
+    assert jobs[CHAT]["engines"] == ["turbomind", "pytorch"]
+    assert not jobs[CHAT]["trust"]
+    assert jobs[f"{CHAT}+published"]["trust"]
+    assert all(job["elements"] > 0 for job in jobs.values())
+    names = {job["architecture"] for job in jobs.values()}
+    assert names == set(compatibility().families["pytorch"])
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("lmdeploy") is None, reason="needs LMDeploy")
+def test_the_installed_pair_is_as_the_table_says(tmp_path: Path) -> None:
+    jobs = [job for job in make_jobs(tmp_path, (), {}) if job["name"] != CHAT]  # no code here
+    done = probe([], jobs, tmp_path)
+    assert done["versions"]["transformers"] == version("transformers")
+    for name, told in done["families"].items():
+        for engine in {"turbomind", "pytorch"} & told.keys():
+            failure = FrontEnd(version("lmdeploy"), name, engine).failure(version("transformers"))
+            seen = told[engine] and (told[engine]["step"], told[engine]["error"])
+            assert seen == (failure and (failure.step, failure.error)), (name, engine)

@@ -1,0 +1,116 @@
+"""The table of Transformers beside LMDeploy: what it says of versions, tried ones and others."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.diagnose.doctor.about_packages import satisfies
+from turbofit.memory.versions import parse
+from turbofit.model.families.engines import TURBOMIND_UNPLANNED, TURBOMIND_VISION
+from turbofit.model.families.registry import VISION_READERS
+from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility
+
+LLAVA = FrontEnd("0.18", "LlavaForConditionalGeneration", "pytorch")
+QWEN3 = FrontEnd("0.18.0", "Qwen3VLForConditionalGeneration", "pytorch")
+
+
+def test_the_table_covers_what_was_promised() -> None:
+    table = compatibility()
+    assert list(table.transformers) == ["0.16", "0.17", "0.18"]
+    for versions in table.transformers.values():
+        tried = [parse(one) for one in versions]
+        assert tried == sorted(tried)
+        assert len(tried) >= 8
+    assert "bench/compatibility" in table.source
+    native = TURBOMIND_VISION | TURBOMIND_UNPLANNED
+    assert native <= set(table.families["turbomind"])
+    elsewhere = {"LlavaOnevisionForConditionalGeneration", "MllamaForConditionalGeneration"}
+    remote = {"Phi3VForCausalLM", "ChatGLMForConditionalGeneration"}
+    assert set(VISION_READERS) - elsewhere - remote <= set(table.families["pytorch"])
+
+
+def test_every_failure_is_of_something_tried() -> None:
+    table = compatibility()
+    for one in table.failures:
+        for lmdeploy in one.lmdeploy:
+            assert {one.first, one.last} <= set(table.transformers[lmdeploy])
+        assert parse(one.first) <= parse(one.last)
+        known = {*table.families[one.engine], "InternVLChatModel+training"}
+        assert set(one.architectures) <= known
+        assert one.step in EFFECTS
+        assert ": " in one.error
+
+
+@pytest.mark.parametrize("version", ["5.0.0", "5.17.0", "5.12.9", "5.20.2"])
+def test_what_fails_fails_between_too(version: str) -> None:
+    failure = LLAVA.failure(version)
+    assert failure is not None
+    assert failure.step == "image"
+    assert "size of tensor" in failure.error
+
+
+@pytest.mark.parametrize("version", ["4.50.3", "4.55.0", "4.57.6", "4.58.0", "4.40.0", "99.0"])
+def test_what_runs_is_no_failure(version: str) -> None:
+    assert LLAVA.failure(version) is None
+
+
+def test_between_what_runs_and_what_fails_nobody_knows() -> None:
+    assert QWEN3.failure("4.56.2") is not None
+    assert QWEN3.failure("4.57.0") is None  # 4.57.6 runs
+    assert QWEN3.failure("4.57.6") is None
+    assert QWEN3.failure("4.40.0") is not None
+    assert LLAVA.failure("4.99.0") is None  # 4.57.6 runs, 5.0.0 does not
+
+
+def test_requirements_are_what_runs_newest_first() -> None:
+    assert LLAVA.requirements()[1] == "transformers<5"
+    assert LLAVA.requirements()[0].startswith("transformers>=5.2")
+    assert QWEN3.requirements() == ("transformers>=4.57.6",)
+    glm = FrontEnd("0.18", "Glm4vForConditionalGeneration", "pytorch")
+    assert glm.requirements() == ("transformers<=5.19.0",)
+    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
+    assert next_.failure("4.57.6") is not None
+    assert next_.requirements() == ()
+    text = FrontEnd("0.18", "LlamaForCausalLM", "turbomind")
+    assert text.failure("4.50.3") is None
+    assert text.requirements() == ()
+
+
+def test_each_requirement_names_versions_that_run_alone() -> None:
+    table = compatibility()
+    for engine, architectures in table.families.items():
+        for architecture in architectures:
+            front = FrontEnd("0.18", architecture, engine)
+            for one in front.requirements():
+                bounds = one.removeprefix("transformers")
+                named = [v for v in front.tried() if satisfies(v, bounds)]
+                named = [v for v in named if v not in table.outside]
+                assert named
+                assert not [v for v in named if front.failure(v)], (front, one)
+                assert front.failure(max(front.tried(), key=parse)) is None or "<" in one
+
+
+def test_too_old_is_not_broken() -> None:
+    assert QWEN3.newest_failure() is None
+    broken = LLAVA.newest_failure()
+    assert broken is not None
+    assert broken.step == "image"
+    next_ = FrontEnd("0.18", "LlavaNextForConditionalGeneration", "pytorch")
+    assert next_.newest_failure() is None  # no version runs: another engine is planned
+
+
+def test_another_lmdeploy_has_the_nearest_older_ones_rows() -> None:
+    assert LLAVA._replace(lmdeploy="0.19.1").failure("5.17.0") is not None
+    assert LLAVA._replace(lmdeploy="0.13.0").failure("5.17.0") is None
+    assert LLAVA._replace(lmdeploy="0.13.0").requirements() == ()
+
+
+def test_nested_configs_that_stay_dicts() -> None:
+    """lmdeploy#3786: a config class that cannot be made without arguments is given up silently."""
+    for engine in ("turbomind", "pytorch"):
+        front = FrontEnd("0.18", "InternVLChatModel+training", engine)
+        failure = front.failure("5.17.0")
+        assert failure is not None
+        assert front.failure("5.23.0") is None
+        assert failure.error == "AttributeError: 'dict' object has no attribute 'hidden_size'"
+    assert FrontEnd("0.18", "InternVLChatModel", "turbomind").failure("5.17.0") is None

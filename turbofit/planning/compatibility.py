@@ -1,0 +1,159 @@
+"""With which versions of Transformers LMDeploy's front ends run: what `bench.compatibility` found.
+
+`presets/engines/compatibility.yaml` has the tried versions and the failures; what is not a failure
+ran. Under: a version between a tried one that runs and a tried one that fails counts as running.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
+from turbofit.memory.versions import Version, parse, release
+
+__all__ = ["EFFECTS", "Compatibility", "Failure", "FrontEnd", "compatibility", "install_line"]
+
+Step = Literal["import", "config", "start", "image", "class"]
+
+#: What a person sees of the step that fails.
+EFFECTS: Final[dict[Step, str]] = {
+    "import": "does not start",
+    "config": "does not read config.json",
+    "start": "fails at its start",
+    "image": "fails at every image",
+    "class": "does not build the model",
+}
+
+
+class Failure(Struct, forbid_unknown_fields=True):
+    """Tried versions of Transformers with which some families fail alike, both ends included."""
+
+    lmdeploy: tuple[str, ...]
+    engine: Literal["turbomind", "pytorch"]
+    architectures: tuple[str, ...]
+    first: str
+    last: str
+    step: Step
+    error: str
+
+    def has(self, transformers: str) -> bool:
+        """Whether a tried version is one of these."""
+        return _numbers(self.first) <= _numbers(transformers) <= _numbers(self.last)
+
+
+class Compatibility(Struct, forbid_unknown_fields=True):
+    """The whole table.
+
+    ``transformers``: tried versions by LMDeploy's, from the oldest to the newest. ``outside``:
+    those that LMDeploy's own metadata exclude.
+    """
+
+    schema: str
+    source: str
+    date: str
+    transformers: dict[str, tuple[str, ...]]
+    outside: tuple[str, ...]
+    families: dict[str, tuple[str, ...]]
+    failures: tuple[Failure, ...]
+
+
+class FrontEnd(NamedTuple):
+    """LMDeploy's code for a family before one of its engines; ``lmdeploy`` is any version."""
+
+    lmdeploy: str
+    architecture: str
+    engine: str
+
+    def failure(self, transformers: str) -> Failure | None:
+        """Why it does not run with a version of Transformers; None where it runs or nobody knows.
+
+        A version that was not tried fails where the tried ones next to it do.
+        """
+        found = self._failures()
+        if not found:
+            return None
+        wanted, tried = _numbers(transformers), self.tried()
+        older = [one for one in tried if _numbers(one) <= wanted][-1:]
+        newer = [one for one in tried if _numbers(one) >= wanted][:1]
+        beside = [next((f for f in found if f.has(one)), None) for one in (*older, *newer)]
+        return beside[0] if all(beside) else None
+
+    def newest_failure(self) -> Failure | None:
+        """The failure of the newest version that fails though an older one ran.
+
+        Versions that are merely too old are none: pip takes newer ones.
+        """
+        outcomes = [failure for _, failure in self._allowed()]
+        ran = outcomes.index(None) if None in outcomes else len(outcomes)
+        return next((one for one in outcomes[:ran:-1] if one), None)
+
+    def requirements(self) -> tuple[str, ...]:
+        """Versions that run and that LMDeploy's metadata allow, as pip takes them, newest first.
+
+        None where all of those run, or none does.
+        """
+        allowed = self._allowed()
+        told: list[str] = []
+        first = 0
+        for i, (version, failure) in enumerate(allowed):
+            if failure is not None:
+                first = i + 1
+            elif i + 1 == len(allowed) or allowed[i + 1][1] is not None:
+                bounds = [f">={allowed[first][0]}"] if first else []
+                bounds += [self._below(version)] if i + 1 < len(allowed) else []
+                told += [f"transformers{','.join(bounds)}"] if bounds else []
+        return tuple(reversed(told))
+
+    def _allowed(self) -> list[tuple[str, Failure | None]]:
+        """What each tried version did of those that LMDeploy's metadata allow."""
+        found, outside = self._failures(), compatibility().outside
+        return [
+            (version, next((one for one in found if one.has(version)), None))
+            for version in self.tried()
+            if version not in outside
+        ]
+
+    def tried(self) -> tuple[str, ...]:
+        """Versions that were tried with this LMDeploy, or with the nearest older one."""
+        known = self._known()
+        return compatibility().transformers[known] if known else ()
+
+    def _known(self) -> str | None:
+        wanted = release(self.lmdeploy)
+        older = [one for one in compatibility().transformers if release(one) <= wanted]
+        return max(older, key=release) if older else None
+
+    def _below(self, last: str) -> str:
+        """The bound of versions up to one that ran: pip takes the newest, so nothing untried."""
+        tried = self.tried()
+        after = _numbers(tried[tried.index(last) + 1])
+        return f"<{after[0]}" if after[1:] == (0, 0) else f"<={last}"
+
+    def _failures(self) -> list[Failure]:
+        known = self._known()
+        return [
+            one
+            for one in compatibility().failures
+            if known in one.lmdeploy
+            and self.engine == one.engine
+            and self.architecture in one.architectures
+        ]
+
+
+def install_line(wanted: tuple[str, ...]) -> str:
+    """The command that installs a version that runs; the newest may need a newer Python."""
+    return " or ".join(f"pip install '{one}'" for one in wanted[:2])
+
+
+@cache
+def compatibility() -> Compatibility:
+    """The table."""
+    return msgspec.convert(load_yaml(preset_path("engines", "compatibility")), Compatibility)
+
+
+def _numbers(version: str) -> Version:
+    return parse(version) or (0, 0, 0)
