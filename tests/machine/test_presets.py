@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
 from turbofit.core.machine import Gpu
-from turbofit.core.presets import presets_dir
+from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB
 from turbofit.machine.presets import (
@@ -17,6 +19,7 @@ from turbofit.machine.presets import (
     nearest_names,
     preset_names,
 )
+from turbofit.machine.spec import parse_spec
 
 #: CUDA's total of each card by public logs, in GiB to two digits: total minus reserved is at most
 #: this, and at least half a percent below it.
@@ -30,10 +33,17 @@ CUDA_TOTAL = {
     "rtx4080super": 15.57, "rtx5070ti": 15.47, "rtx5080": 15.51, "rtxa5000": 23.57,
     "rtxa6000": 47.54, "rtx6000ada": 47.48, "rtxpro6000": 94.97, "a10g": 22.07, "a30": 23.69,
     "a40": 44.42, "l20": 44.39, "l40": 44.40, "a800-80g": 79.25, "a800-pcie-80g": 79.25,
-    "h20": 95.00, "h800": 79.18, "b200": 178.36,
+    "h20": 95.00, "h800": 79.18, "b200": 178.36, "rtx2080ti-22g": 21.67, "rtx3060ti": 7.65,
+    "rtx3070": 7.66, "rtx3070ti": 7.66, "rtx4060": 7.63, "rtx4060ti-8g": 7.63, "rtx4070": 11.72,
+    "rtx4070super": 11.57, "rtx4070ti": 11.73, "rtx4090d": 23.65, "rtx4090-48g": 47.38,
+    "rtx5060ti-16g": 15.52, "rtx5060ti-8g": 7.51, "rtx5070": 11.50, "a2": 14.56, "rtxa4000": 15.74,
+    "rtxa4500": 19.58, "rtx4000ada": 19.58, "rtxpro5000": 47.27, "h100-nvl": 93.11, "gh200": 94.50,
+    "gb200": 184.31, "b300": 267.69,
 }  # fmt: skip
 CORES = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}
-CORES |= {(10, 0): 128, (12, 0): 128}
+CORES |= {(10, 0): 128, (10, 3): 128, (12, 0): 128}
+#: Cards whose PCIe link has eight lanes.
+EIGHT_LANES = {"a2", "rtx4060", "rtx4060ti-8g", "rtx4060ti-16g", "rtx5060ti-8g", "rtx5060ti-16g"}
 
 
 def measured(name: str, total: int, **more) -> Gpu:
@@ -44,7 +54,7 @@ def measured(name: str, total: int, **more) -> Gpu:
 
 def test_every_file_is_named_and_every_name_has_a_file():
     files = {path.stem for path in (presets_dir() / "gpus").glob("*.yaml")}
-    assert files - {"aliases", "context"} == set(preset_names())
+    assert files - {"aliases", "context", "unsupported"} == set(preset_names())
     assert set(CUDA_TOTAL) == set(preset_names())
 
 
@@ -67,11 +77,11 @@ def test_preset_is_plausible(key: str):
     usable = (preset.total - preset.reserved) / GIB
     assert CUDA_TOTAL[key] * 0.980 < usable <= CUDA_TOTAL[key] + 0.006
     assert preset.compute_capability.value in CORES
-    assert 28 <= preset.sm_count.value <= 188
-    assert 2 * MIB < preset.l2.value <= 128 * MIB
+    assert 10 <= preset.sm_count.value <= 188
+    assert 2 * MIB <= preset.l2.value <= 128 * MIB
     # Between 30 and 450 FLOP a byte on every card that is known.
     assert 30 < preset.dense_flops.value / preset.memory_bandwidth.value < 450
-    assert preset.pcie.width == (8 if key == "rtx4060ti-16g" else 16)
+    assert preset.pcie.width == (8 if key in EIGHT_LANES else 16)
     assert preset.nvlink.lanes_per_pair <= preset.nvlink.lanes
     assert (preset.nvlink.lanes == 0) == (preset.nvlink.lane_bandwidth == 0)
     assert not preset.nvlink.default or preset.nvlink.lanes
@@ -93,6 +103,15 @@ def test_preset_is_plausible(key: str):
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtxpro6000"),
         ("rtx 6000 ada", "rtx6000ada"),
         ("A800", "a800-80g"), ("h20", "h20"), ("H800", "h800"), ("b200", "b200"),
+        ("4060", "rtx4060"), ("RTX 4060 Ti 8GB", "rtx4060ti-8g"), ("4060ti", "rtx4060ti-16g"),
+        ("4070", "rtx4070"), ("4070S", "rtx4070super"), ("rtx4070ti", "rtx4070ti"),
+        ("3060 Ti", "rtx3060ti"), ("rtx3070", "rtx3070"), ("3070 Ti", "rtx3070ti"),
+        ("RTX 4090D", "rtx4090d"), ("NVIDIA GeForce RTX 4090 D", "rtx4090d"),
+        ("4090 48GB", "rtx4090-48g"), ("2080 Ti 22GB", "rtx2080ti-22g"),
+        ("5060 Ti", "rtx5060ti-16g"), ("5060ti-8g", "rtx5060ti-8g"), ("rtx 5070", "rtx5070"),
+        ("A2", "a2"), ("A4000", "rtxa4000"), ("a4500", "rtxa4500"), ("RTX 4000 Ada", "rtx4000ada"),
+        ("H100 NVL", "h100-nvl"), ("GH200", "gh200"), ("NVIDIA GH200 480GB", "gh200"),
+        ("gb200", "gb200"), ("B300", "b300"), ("RTX PRO 5000", "rtxpro5000"),
     ],
 )  # fmt: skip
 def test_names_as_people_type_them(typed: str, key: str):
@@ -105,7 +124,7 @@ def test_nvml_name_and_memory_find_the_own_preset(key: str):
     assert match_preset(measured(preset.name, preset.total)) is preset
 
 
-@pytest.mark.parametrize("name", ["", "rtx4070ti", "RTX 3090 Laptop GPU", "l2", "a100-20g", "gtx"])
+@pytest.mark.parametrize("name", ["", "rtx4050", "RTX 3090 Laptop GPU", "l2", "a100-20g", "gtx"])
 def test_other_cards_are_not_taken_for_known_ones(name: str):
     assert find_preset(name) is None
 
@@ -118,8 +137,9 @@ def test_nearest_names():
 
 def test_assumptions_are_said():
     assert "40 GB" in assumed_note("A100", 1)
-    assert assumed_note("h100", 1) is None
-    assert "NVLink" in assumed_note("H100", 8)
+    assert "h100-nvl" in assumed_note("h100", 1)
+    assert assumed_note("a800", 1) is None
+    assert "NVLink" in assumed_note("A800", 8)
     assert assumed_note("rtx3090", 4) is None
 
 
@@ -127,8 +147,7 @@ def test_match_goes_by_name_and_memory():
     assert match_preset(measured("NVIDIA GeForce RTX 3060", 12288 * MIB)) is load_preset("rtx3060")
     assert match_preset(measured("NVIDIA GeForce RTX 3060", 8192 * MIB)) is None
     assert match_preset(measured("NVIDIA GeForce RTX 3090", 24268 * MIB)) is load_preset("rtx3090")
-    assert match_preset(measured("NVIDIA GeForce RTX 4060 Ti", 8188 * MIB)) is None
-    assert match_preset(measured("NVIDIA B300", 275040 * MIB)) is None
+    assert match_preset(measured("NVIDIA GB300", 284208 * MIB)) is None
     assert match_preset(measured("NVIDIA H100 80GB HBM3", 81559 * MIB, mig=True)) is None
 
 
@@ -139,10 +158,52 @@ def test_ecc_does_not_make_another_card(key: str, total: int):
     assert match_preset(measured(load_preset(key).name, total * MIB)) is load_preset(key)
 
 
-def test_memory_tells_cards_of_one_name_apart():
-    name = "NVIDIA GeForce RTX 3080"
-    assert match_preset(measured(name, 10240 * MIB)) is load_preset("rtx3080")
-    assert match_preset(measured(name, 12288 * MIB)) is load_preset("rtx3080-12g")
+@pytest.mark.parametrize(
+    ("name", "total", "key"),
+    [
+        ("RTX 3080", 10240, "rtx3080"), ("RTX 3080", 12288, "rtx3080-12g"),
+        ("RTX 2080 Ti", 22528, "rtx2080ti-22g"), ("RTX 4060 Ti", 8188, "rtx4060ti-8g"),
+        ("RTX 4090", 49140, "rtx4090-48g"), ("RTX 5060 Ti", 8151, "rtx5060ti-8g"),
+        ("RTX 5060 Ti", 16311, "rtx5060ti-16g"),
+    ],
+)  # fmt: skip
+def test_memory_tells_cards_of_one_name_apart(name: str, total: int, key: str):
+    assert match_preset(measured(f"NVIDIA GeForce {name}", total * MIB)) is load_preset(key)
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken", "other"),
+    [
+        ("v100", "16 GB", "v100-32g"), ("a100", "40 GB", "a100-80g"), ("3080", "10 GB", "3080-12g"),
+        ("5060ti", "16 GB", "rtx5060ti-8g"), ("RTX 4060 Ti", "16 GB", "rtx4060ti-8g"),
+        ("2080ti", "11 GB", "rtx2080ti-22g"), ("RTX 4090", "24 GB", "rtx4090-48g"),
+        ("h100", "80 GB", "h100-nvl"), ("gh200", "96 GB", "144 GB"), ("pro5000", "48 GB", "72 GB"),
+        ("h20", "96 GB", "141 GB"), ("a4000", "ECC off", "total="),
+    ],
+)  # fmt: skip
+def test_a_name_of_two_cards_says_which_one_it_took(typed: str, taken: str, other: str):
+    note = assumed_note(typed, 1)
+    assert taken in note
+    assert other in note
+    assert parse_spec(typed).warnings == (note,)
+
+
+def test_what_a_note_says_to_write_can_be_written():
+    names = load_yaml(presets_dir() / "gpus" / "aliases.yaml")
+    specs = {
+        word.rstrip(",.")
+        for entry in names["assumed"].values()
+        for word in re.findall(r"(?:write|card) ([a-z0-9:=-]+\S*)", entry["note"])
+    }
+    known = {spec for spec in specs if spec.partition(":")[0] in preset_names()}
+    assert len(known) > 20
+    for spec in known:
+        assert parse_spec(spec).gpus[0].total > 0
+    told = {spec for spec in specs if any(c.isdigit() for c in spec)} - {"modified"}
+    assert told == known
+
+
+def test_ten_and_twelve_gigabytes_of_one_name():
     assert "10 GB" in assumed_note("RTX 3080", 1)
     assert assumed_note("3080-12g", 1) is None
 
@@ -154,7 +215,7 @@ def test_fill_keeps_what_was_measured():
     assert gpu.compute_capability == (8, 9)
     assert gpu.memory_bandwidth == 300 * 10**9
     assert (gpu.pcie.generation, gpu.pcie.width) == (4, 16)
-    unknown = measured("NVIDIA B300", 275040 * MIB)
+    unknown = measured("NVIDIA GB300", 284208 * MIB)
     assert fill(unknown) == unknown
 
 

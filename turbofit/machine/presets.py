@@ -34,6 +34,8 @@ T = TypeVar("T")
 _SAME_MEMORY: Final = 0.07
 _BRAND: Final = re.compile(r"\b(nvidia|geforce|tesla)\b")
 _GIGABYTES: Final = re.compile(r"(\d)gi?b")
+#: Files of `presets/gpus/` that are no card's.
+_NO_CARDS: Final = frozenset({"aliases", "context", "unsupported"})
 
 
 class Figure(Struct, forbid_unknown_fields=True):
@@ -260,7 +262,7 @@ def _names() -> GpuNames:
 def _unlisted() -> tuple[str, ...]:
     """Files without other spellings than their own name and the card's."""
     found = {path.stem for path in (presets_dir() / "gpus").glob("*.yaml")}
-    return tuple(sorted(found - {"aliases", "context"} - set(_names().presets)))
+    return tuple(sorted(found - _NO_CARDS - set(_names().presets)))
 
 
 @cache

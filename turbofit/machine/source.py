@@ -10,6 +10,7 @@ import msgspec
 from turbofit.core.errors import MachineError, UsageError
 from turbofit.core.log import LazyLogger
 from turbofit.core.struct import NA
+from turbofit.machine.unified import unified_memory_note
 from turbofit.machine.visible import select
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def machine_from(
             raise UsageError("--gpus is empty", hint="name GPUs as in --gpus 0,1")
         visible = select(gpus, machine.gpus, machine.visible)
         machine = msgspec.structs.replace(machine, visible=visible)
-    found = _readable(machine, chosen_by_user=chosen_by_user)
+    found = _with_notes(_readable(machine, chosen_by_user=chosen_by_user))
     _LOG.info(
         "machine %s (%s): driver %s, GPUs %s", found.name, found.source, found.driver, found.visible
     )
@@ -72,6 +73,13 @@ def machine_from(
             gpu.index, gpu.name, gpu.free, gpu.total, gpu.holders,
         )  # fmt: skip
     return found
+
+
+def _with_notes(machine: Machine) -> Machine:
+    """The machine with what page cache does to its visible GPUs, each kind of card once."""
+    notes = [unified_memory_note(machine.gpu(index)) for index in machine.visible]
+    said = dict.fromkeys((*machine.warnings, *(note for note in notes if note)))
+    return msgspec.structs.replace(machine, warnings=tuple(said))
 
 
 def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
@@ -84,8 +92,10 @@ def _readable(machine: Machine, *, chosen_by_user: bool) -> Machine:
     rest = tuple(index for index in machine.visible if index not in unreadable)
     if unreadable and (chosen_by_user or not rest):
         gpu = machine.gpu(unreadable[0])
+        shared = unified_memory_note(gpu)
         raise MachineError(
-            f"GPU {gpu.index} ({gpu.name}): its memory cannot be read",
+            f"GPU {gpu.index} ({gpu.name}): its memory cannot be read"
+            + (f"; {shared}" if shared else ""),
             hint=f"leave it out with --gpus {','.join(str(i) for i in rest)}"
             if rest
             else "check nvidia-smi, or describe the machine with --on SPEC",

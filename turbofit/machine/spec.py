@@ -246,6 +246,11 @@ def _host(ram: str | None) -> Host:
 def _unknown_gpu(name: str) -> NoReturn:
     if not name:
         _refuse("a group has no GPU name", _EXAMPLE)
+    from turbofit.machine.unsupported import unsupported_card
+
+    row = unsupported_card(name[:60])
+    if row is not None:
+        raise UsageError(f"{name[:60]} is {row.card}: {row.why}", hint=row.instead)
     near = nearest_names(name[:60])
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(preset_names())}"
     raise UsageError(f"no GPU preset is called {name[:60]!r}", hint=hint)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
+from turbofit.memory.known_bad import known_problems
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -22,7 +23,7 @@ from turbofit.tuner.explain.plan_document import (
 from turbofit.tuner.explain.reasons import reasons
 from turbofit.tuner.explain.remedies import Remedies, remedies
 from turbofit.tuner.explain.why_rejected import lost
-from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.speed.throughput import total
@@ -164,5 +165,18 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
     if found.best.fits:
         each = [part.settings for part in found.best.parts or (found.best,)]
         yield from dict.fromkeys(text for one in each for text in engine.warnings(one))
+        yield from _known_problems(request, found, engine)
     if request.model.needs_remote_code:
         yield "LMDeploy runs the checkpoint's own code for it: --trust-remote-code is set"
+
+
+def _known_problems(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[str]:
+    """What is known to go wrong in some group, each once."""
+    said: dict[str, None] = {}
+    for group in found.best.shape.groups:
+        gpus = [request.machine.gpu(index) for index in group]
+        part = found.best.of_group(group)
+        launch = launch_of(request, part.settings, gpus, part.vision_load)
+        for known in known_problems(launch, engine.name, engine.version):
+            said[known.warning] = None
+    yield from said

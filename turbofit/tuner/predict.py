@@ -14,6 +14,8 @@ from turbofit.memory.account import Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
 from turbofit.memory.fate import Fate, fate_at, fates_at
+from turbofit.memory.known_bad import known_problems
+from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.explain.plan_document import (
@@ -77,7 +79,7 @@ def make_prediction(
             *_exposure(request, limit, vision_load),
             *_story(accounts[0], ratio, fate, free_at_cache),
         ),
-        warnings=tuple(_warnings(request, gpus, settings)),
+        warnings=tuple(_warnings(request, launch_of(request, settings, gpus, vision_load), engine)),
     )
     plan = document(request, parts, accounts, engine)
     if serves or free_at_cache is not None:
@@ -242,7 +244,10 @@ def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None
         yield "at the server's default log level nothing is printed; the port never opens"
 
 
-def _warnings(request: ResolvedRequest, gpus: list[Gpu], settings: Settings) -> Iterator[str]:
+def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) -> Iterator[str]:
+    gpus, settings = launch.gpus, launch.settings
+    for known in known_problems(launch, engine.name, engine.version):
+        yield known.warning
     if settings.tp > 1:
         kind = group_class(request.machine, gpus)
         if kind < LinkClass.PCIE_PEER:

@@ -53,12 +53,6 @@ _TURBOMIND_GROUPS: Final = {"awq": {128}, "gptq": {128}, "compressed-tensors": {
 _TURBOMIND_QWEN_HEADS: Final = {64, 80}
 
 
-#: A package and its versions with which alone an engine serves an architecture. LMDeploy 0.18 says
-#: of LLaVA's images that their channels come last; Transformers 5 then turns the axes of what it
-#: has turned before, and every image fails. Tried with 4.57.6 and 5.17.0.
-_NEEDS: Final = {("pytorch", "LlavaForConditionalGeneration"): ("transformers", "<5")}
-
-
 def engine_problem(model: Model, engine: str) -> str | None:
     """Why an engine does not run a model, None where it does.
 

@@ -8,7 +8,7 @@ which any shape serves decides; within it the best rank wins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -16,6 +16,7 @@ from turbofit.core.errors import NoKernelError, UsageError
 from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
+from turbofit.memory.known_bad import KnownProblem, known_problems
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
@@ -28,6 +29,7 @@ from turbofit.tuner.search.unequal import evaluate_unequal
 __all__ = ["Found", "search"]
 
 _LOG: Final = LazyLogger(__name__)
+T = TypeVar("T")
 
 
 class Found(Struct):
@@ -97,6 +99,10 @@ class _Search:
         legal = [shape for shape, problem in problems if problem is None]
         if not legal:
             raise UsageError(problems[0][1] or "", hint="leave the option out, or change it")
+        deaths = [(shape, self._ask(self._death, shape)) for shape in legal]
+        legal = [shape for shape, known in deaths if known is None]
+        if not legal and deaths[0][1] is not None:
+            raise UsageError(deaths[0][1].cause, hint=deaths[0][1].instead)
         missing = [(shape, self._ask(self.engine.missing_kernels, shape)) for shape in legal]
         running = [shape for shape, kernels in missing if kernels is None]
         if not running:
@@ -176,7 +182,12 @@ class _Search:
         """Why LMDeploy would refuse or abort on the user's options in this shape."""
         return self._ask(self.engine.problem, shape)
 
-    def _ask(self, of: Callable[[EngineLaunch], str | None], shape: Shape) -> str | None:
+    def _death(self, launch: EngineLaunch) -> KnownProblem | None:
+        """What the engine is known to die of every time."""
+        known = known_problems(launch, self.engine.name, self.engine.version)
+        return next((one for one in known if one.fatal), None)
+
+    def _ask(self, of: Callable[[EngineLaunch], T | None], shape: Shape) -> T | None:
         """The first problem that one of a shape's engines has."""
         request = self.request
         # A context too short for images says more than one too short to start.

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from msgspec.structs import replace
+
+from tests.memory.conftest import card, machine_of
+from turbofit.core.errors import UsageError
+from turbofit.core.model import Model, Quantization
+from turbofit.core.plan import Settings
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import NA
+from turbofit.memory import known_bad
+from turbofit.memory.known_bad import KnownProblem, known_problems
+from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.vision_load import NO_IMAGES
+from turbofit.model.source import resolve_model
+
+ROWS = {row.id: row for row in known_bad._rows()}
+FP8 = Quantization(method="fp8", bits=8, group_size=128)
+AWQ = Quantization(method="awq", bits=4, group_size=128)
+
+
+def launch(model: str, capability=(8, 6), weights: Quantization | None = None, **options):
+    """A launch of a preset model on cards of a capability."""
+    settings = Settings(**{"tp": 1, **options})
+    found: Model = resolve_model(model)
+    if weights is not None:
+        found = replace(found, quantization=weights)
+    gpus = tuple(replace(card(i), compute_capability=capability) for i in range(settings.tp))
+    return EngineLaunch(
+        model=found, settings=settings, gpus=gpus, machine=machine_of(settings.tp),
+        vision_load=NO_IMAGES,
+    )  # fmt: skip
+
+
+#: For each row: a launch that has it, its engine, versions at its ends, versions outside, and
+#: launches that do not have it.
+CASES = {
+    "fp8-before-hopper": (
+        launch("qwen2.5-7b", (8, 6), FP8), "turbomind", ("0.14.0", "0.16", "0.16.1"),
+        ("0.13.0", "0.17.0", "0.18"),
+        [launch("qwen2.5-7b", (9, 0), FP8), launch("qwen2.5-7b", (8, 6)),
+         launch("qwen2.5-7b", NA, FP8)],
+    ),
+    "cuda-ipc-odd-logits": (
+        launch("internvl2-8b", tp=2, communicator="cuda-ipc"), "turbomind", ("0.7.2", "0.15.0"),
+        ("0.7.1", "0.16.0", "0.18"),
+        [launch("internvl2-8b", tp=2), launch("internvl2-8b", tp=8, communicator="cuda-ipc"),
+         launch("internvl2-8b", communicator="cuda-ipc"),
+         launch("qwen2-vl-7b", tp=2, communicator="cuda-ipc")],
+    ),
+    "kv-int4-qwen2": (
+        launch("qwen2.5-vl-7b", quant_policy=4), "turbomind", ("0.6.4", "0.18", "0.19"), (),
+        [launch("qwen2.5-vl-7b", quant_policy=8), launch("internvl2-8b", quant_policy=4)],
+    ),
+    "kv-int4-qwen3-32b": (
+        launch("qwen3-32b", tp=2, quant_policy=4), "pytorch", ("0.9.1", "0.18"), (),
+        [launch("qwen3-8b", quant_policy=4), launch("qwen3-32b", tp=2)],
+    ),
+    "kv-int4-head-width": (
+        launch("phi-3.5-vision", quant_policy=4), "pytorch", ("0.11.0", "0.15.0"),
+        ("0.10.2", "0.16.0"), [launch("qwen3-8b", quant_policy=4), launch("phi-3.5-vision")],
+    ),
+    "kv-int8-head-width": (
+        launch("phi-3.5-vision", quant_policy=8), "pytorch", ("0.11.0",), ("0.11.1", "0.10.2"),
+        [launch("qwen3-8b", quant_policy=8)],
+    ),
+    "internvit-6b-tensor-parallel": (
+        launch("internvl2-26b", tp=2), "pytorch", ("0.7.0", "0.9.1"), ("0.6.5", "0.9.2"),
+        [launch("internvl2-26b"), launch("internvl2-8b", tp=2)],
+    ),
+    "shared-memory-ampere-ada": (
+        launch("qwen3-8b", (8, 9)), "pytorch", ("0.8.0",), ("0.7.3", "0.9.0"),
+        [launch("qwen3-8b", (8, 0)), launch("qwen3-8b", (9, 0))],
+    ),
+    "shared-memory-volta-turing": (
+        launch("qwen3-8b", (7, 5)), "pytorch", ("0.8.0", "0.9.1"), ("0.7.3", "0.9.2"),
+        [launch("qwen3-8b", (8, 0))],
+    ),
+    "int4-volta": (
+        launch("qwen2.5-7b", (7, 0), AWQ), "turbomind", ("0.4.2", "0.5.3"), ("0.6.0", "0.18"),
+        [launch("qwen2.5-7b", (7, 5), AWQ), launch("qwen2.5-7b", (7, 0))],
+    ),
+    "internvl2-40b-awq": (
+        launch("internvl2-40b", weights=AWQ), "turbomind", ("0.4.1", "0.5.0"), ("0.5.1",),
+        [launch("internvl2-40b"), launch("internvl2-26b", weights=AWQ)],
+    ),
+}  # fmt: skip
+
+
+def ids(*found: KnownProblem) -> list[str]:
+    return [row.id for row in found]
+
+
+def test_each_row_has_a_case():
+    assert set(CASES) == set(ROWS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_is_said_of_its_launches_and_versions_alone(name: str):
+    has_it, engine, inside, outside, others = CASES[name]
+    for version in inside:
+        assert name in ids(*known_problems(has_it, engine, version)), version
+    for version in outside:
+        assert name not in ids(*known_problems(has_it, engine, version)), version
+    for other in others:
+        assert name not in ids(*known_problems(other, engine, inside[0]))
+    if len(ROWS[name].engines) == 1:
+        wrong = "pytorch" if engine == "turbomind" else "turbomind"
+        assert name not in ids(*known_problems(has_it, wrong, inside[0]))
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.id)
+def test_a_row_names_threads_and_who_confirms_it(row: KnownProblem):
+    assert row.sources
+    for source in row.sources:
+        assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+", source)
+    assert re.search(r"maintainer|users|fix", row.confirmed)
+    assert row.sources[0] in row.cause
+    assert row.instead in row.warning
+    assert row.engines
+    assert row.last is None or row.has(row.last)
+    assert row.first is None or row.has(row.first)
+
+
+def test_the_fatal_comes_first_and_an_unreadable_version_has_what_is_not_mended():
+    both = launch("qwen2.5-7b", (8, 6), FP8, quant_policy=4)
+    assert ids(*known_problems(both, "turbomind", "0.16.0")) == [
+        "fp8-before-hopper", "kv-int4-qwen2",
+    ]  # fmt: skip
+    assert ids(*known_problems(both, "turbomind", "main")) == ["kv-int4-qwen2"]
+
+
+def test_a_damaged_table_is_a_plain_refusal(monkeypatch):
+    data = load_yaml(preset_path("engines", "known-bad"))
+    data["problems"][0]["when"]["card"] = "p40"
+    monkeypatch.setattr(known_bad, "load_yaml", lambda path: data)
+    known_bad._rows.cache_clear()
+    with pytest.raises(UsageError, match=r"known-bad\.yaml is damaged"):
+        known_problems(launch("qwen2.5-7b"), "turbomind", "0.18")
+    known_bad._rows.cache_clear()

@@ -1,0 +1,152 @@
+"""What an engine has code for and is known to get wrong: `presets/engines/known-bad.yaml`."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.presets import load_yaml, preset_path
+from turbofit.core.struct import Struct
+from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.versions import parse
+
+__all__ = ["Condition", "KnownProblem", "known_problems"]
+
+Capability = tuple[int, int]
+
+
+class Condition(Struct, forbid_unknown_fields=True):
+    """Which launches a row is about: everything that is given holds.
+
+    ``quantization`` are methods of the weights, ``quant_policy`` and ``communicators`` LMDeploy's
+    options. ``capabilities`` and ``capability_below`` hold where one GPU of the group meets them;
+    one whose capability is not known meets none. ``model`` is a regular expression of the whole
+    name, case aside. ``odd_vocab_share``: each rank has an odd number of the vocabulary's logits.
+    ``tower_qk_norm``: the vision tower normalises its queries and keys.
+    """
+
+    quantization: tuple[str, ...] | None = None
+    quant_policy: tuple[int, ...] | None = None
+    communicators: tuple[str, ...] | None = None
+    min_tp: int = 1
+    capabilities: tuple[Capability, ...] | None = None
+    capability_below: Capability | None = None
+    architectures: tuple[str, ...] | None = None
+    text_architectures: tuple[str, ...] | None = None
+    model: str | None = None
+    head_dims: tuple[int, ...] | None = None
+    head_dim_power_of_two: bool | None = None
+    odd_vocab_share: bool | None = None
+    tower_qk_norm: bool | None = None
+
+    def met(self, launch: EngineLaunch) -> bool:
+        """Whether a launch meets all of it."""
+        return self._settings_meet(launch) and self._model_meets(launch) and self._gpus_meet(launch)
+
+    def _settings_meet(self, launch: EngineLaunch) -> bool:
+        settings = launch.settings
+        share = -(-launch.model.text.vocab // settings.tp)
+        return (
+            _among(settings.quant_policy, self.quant_policy)
+            and _among(settings.communicator, self.communicators)
+            and settings.tp >= self.min_tp
+            and self.odd_vocab_share in (None, share % 2 == 1)
+        )
+
+    def _model_meets(self, launch: EngineLaunch) -> bool:
+        model, text = launch.model, launch.model.text
+        method = model.quantization.method if model.quantization else ""
+        power_of_two = text.head_dim & (text.head_dim - 1) == 0
+        return (
+            _among(method, self.quantization)
+            and _among(model.architecture, self.architectures)
+            and _among(text.architecture, self.text_architectures)
+            and (self.model is None or bool(re.fullmatch(self.model, model.name, re.IGNORECASE)))
+            and _among(text.head_dim, self.head_dims)
+            and self.head_dim_power_of_two in (None, power_of_two)
+            and self.tower_qk_norm in (None, bool(model.vision and model.vision.qk_norm))
+        )
+
+    def _gpus_meet(self, launch: EngineLaunch) -> bool:
+        read = (gpu.compute_capability for gpu in launch.gpus)
+        found = [capability for capability in read if isinstance(capability, tuple)]
+        below = self.capability_below
+        return (self.capabilities is None or any(one in self.capabilities for one in found)) and (
+            below is None or any(one < below for one in found)
+        )
+
+
+class KnownProblem(Struct, forbid_unknown_fields=True):
+    """One row. ``first`` and ``last`` are releases, both included, as far as they are written.
+
+    ``fatal``: the engine ends or hangs every time; else its answers are wrong.
+    """
+
+    id: str
+    engines: tuple[str, ...]
+    when: Condition
+    what: str
+    instead: str
+    confirmed: str
+    sources: tuple[str, ...]
+    first: str | None = None
+    last: str | None = None
+    fatal: bool = False
+
+    def has(self, version: str) -> bool:
+        """Whether a version of LMDeploy has it; one that cannot be read has what is not mended."""
+        numbers = parse(version)
+        if numbers is None:
+            return self.last is None
+        first, last = _release(self.first), _release(self.last)
+        return numbers[: len(first)] >= first and (
+            self.last is None or numbers[: len(last)] <= last
+        )
+
+    @property
+    def cause(self) -> str:
+        """What happens, and the thread."""
+        return f"{self.what} ({self.sources[0]})"
+
+    @property
+    def warning(self) -> str:
+        """What happens, the thread, and what to do."""
+        return f"{self.cause}; {self.instead}"
+
+
+def known_problems(launch: EngineLaunch, engine: str, version: str) -> tuple[KnownProblem, ...]:
+    """What is known to go wrong with a launch, the fatal first.
+
+    Args:
+        launch: the engine's settings, model and GPUs.
+        engine: ``turbomind`` or ``pytorch``.
+        version: LMDeploy's, such as ``0.18``.
+    """
+    found = [
+        row
+        for row in _rows()
+        if engine in row.engines and row.has(version) and row.when.met(launch)
+    ]
+    return tuple(sorted(found, key=lambda row: not row.fatal))
+
+
+def _among(value: object, wanted: tuple[object, ...] | None) -> bool:
+    return wanted is None or value in wanted
+
+
+def _release(version: str | None) -> tuple[int, ...]:
+    return tuple(map(int, version.split("."))) if version else ()
+
+
+@cache
+def _rows() -> tuple[KnownProblem, ...]:
+    path = preset_path("engines", "known-bad")
+    try:
+        return msgspec.convert(load_yaml(path).get("problems"), tuple[KnownProblem, ...])
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"preset engines/{path.name} is damaged: {exc}", hint="reinstall turbofit"
+        ) from None
