@@ -320,11 +320,7 @@ class Command(Struct):
 
 
 class Own(Struct):
-    """What differs between groups where cards are unequal; all else is the whole plan's.
-
-    ``at_once`` are the requests of the workload that are there at any time, on average: the
-    gateway shares requests in this proportion.
-    """
+    """What differs between groups where cards are unequal; all else is the whole plan's."""
 
     settings: Settings
     kv: Kv

@@ -26,6 +26,8 @@ _MODEL: Final = tuple(
 )
 #: Substrings of which each model, card and option has one: most lines are passed over by them.
 _FAMILIES: Final = ("intern", "qwen", "llava", "cogvlm", "llama", "mixtral")
+#: Words of its logs and command lines.
+_LMDEPLOY: Final = ("lmdeploy", "turbomind")
 _CARDS: Final = ("RTX", "Tesla", "NVIDIA", "V100", "A100", "H100", "H200", "L4", "T4", "A10")
 _TOKEN: Final = re.compile(r"[\w./-]*[A-Za-z][\w.-]*\d[\w.-]*")
 _CARD: Final = re.compile(
@@ -83,7 +85,7 @@ class Subject:
                 self.cards[key] = (int(card[1] or 0), place)
         if "=" in text or "--" in text:
             self._options(place)
-        if "lmdeploy" in lower or "turbomind" in lower:
+        if any(word in lower for word in _LMDEPLOY):
             self.lmdeploy = True
             match = _VERSION.search(text)
             self.version = self.version or (match and (match[1] or match[2]))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["is_of_versions", "version_rules"]
 
+#: The package, not the engine.
+_TRANSFORMERS: Final = "transformers"
 _DICT: Final = re.compile(r"'dict' object has no attribute '(\w+)'")
 #: What a model's configuration has, as far as public logs miss it in a plain dict.
 _OF_CONFIG: Final = re.compile(
@@ -159,7 +161,7 @@ def _no_processor(attribute: str) -> _Fault:
 
 
 def _gone(name: str, package: str) -> _Fault:
-    gone = package == "transformers" and name in _GONE_IN_5
+    gone = package == _TRANSFORMERS and name in _GONE_IN_5
     return _Fault(
         what=f"the installed {package} has no {name}: it is older or newer than the program needs",
         why="names come and go between versions; the program was written for another one",
@@ -167,9 +169,9 @@ def _gone(name: str, package: str) -> _Fault:
     )
 
 
-def _pinned(package: str = "transformers") -> tuple[str, ...]:
+def _pinned(package: str = _TRANSFORMERS) -> tuple[str, ...]:
     """How to find the version."""
-    if package != "transformers":
+    if package != _TRANSFORMERS:
         return (f"pip install the version of {package} that the program's requirements name",)
     return (
         'pip install "transformers==VERSION" with transformers_version of the checkpoint\'s'
