@@ -79,7 +79,9 @@ def _numbers(made: dict[str, Any]) -> None:
             raise Refused(400, "top_p must lie between 0 and 1")
         made["top_p"] = max(_LEAST_TOP_P, made["top_p"])
     if "logit_bias" in made:
-        made["logit_bias"] = _biases(made["logit_bias"])
+        biases = _biases(made.pop("logit_bias"))
+        if biases:  # Transformers takes no empty ones
+            made["logit_bias"] = biases
 
 
 def _biases(given: Any) -> dict[str, float]:
