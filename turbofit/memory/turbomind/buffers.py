@@ -65,7 +65,8 @@ def device_buffers(
             round_up(symmetric_buffer(text, settings), constants.pool_granularity),
             "all-reduce buffer; also holds the hidden states",
         )
-    yield "gemm_workspace", sum(constants.gemm_workspace), "barriers, partials, tensor maps"
+    if constants.gemm_workspace:
+        yield "gemm_workspace", sum(constants.gemm_workspace), "barriers, partials, tensor maps"
     yield "l2_flush", l2, "the GEMM tuner's cache flush, never freed"
     if text.moe is not None:
         yield "expert_routing", _routing(text.moe, forward), "which token goes to which expert"

@@ -61,6 +61,10 @@ class EngineConstants(Struct):
     experts: dict[str, ExpertFormat]
     load_layer: dict[str, float]
     host_process: int
+    #: Of older generations only: the GEMM workspace that is made with the context, and the compute
+    #: capabilities on which dense linears of 16 bits are prepared through a copy.
+    gemm_in_context: tuple[int, ...] = ()
+    copied_16bit: tuple[int, ...] = ()
 
     def packed_format(
         self, quantization: Quantization, capability: tuple[int, int]
