@@ -22,6 +22,7 @@ __all__ = ["Forecast", "forecast"]
 class Forecast(Struct):
     """What the account says of a row: ledgers of its GPUs and the cache in blocks.
 
+    ``tokens`` are what the cache holds. ``host`` and ``pinned`` are bytes of host memory.
     ``first_image`` are bytes of ``steady`` that only a request brings.
     """
 
@@ -31,6 +32,9 @@ class Forecast(Struct):
     region: int
     block_bytes: int
     block_tokens: int
+    tokens: int
+    host: int
+    pinned: int
     cache_shortfall: bool
     first_image: int = 0
 
@@ -92,6 +96,9 @@ def forecast(inputs: Inputs) -> Forecast:
     ratio = settings.cache_max_entry_count
     outcome = account.at(ratio)
     warmup = next(t.bytes for t in outcome.ledgers[0].ledger if t.term == POOL_WARMUP)
+    rule, load = inputs.model.image_rule, _vision_load(inputs)
+    units = engine.units_bound(rule, load, settings) if rule and load.units_per_image else 0
+    host = engine.host_memory(inputs.model, settings, units_per_forward=units)
     own = account.own_warmup if isinstance(account, GroupAccount) else warmup
     return Forecast(
         generation=_generation(engine, inputs.version),
@@ -100,6 +107,9 @@ def forecast(inputs: Inputs) -> Forecast:
         region=outcome.region,
         block_bytes=account.block_bytes,
         block_tokens=account.block_tokens,
+        tokens=account.tokens_at(ratio),
+        host=host.pinned + host.pageable,
+        pinned=host.pinned,
         cache_shortfall=account.cache_shortfall_at(ratio),
         first_image=max(0, warmup - own),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from bench.accuracy.score import Score, Scored, Unscored, summary
 from turbofit.core.presets import load_yaml
 from turbofit.core.units import MIB
+from turbofit.memory.versions import parse
 
 __all__ = ["report"]
 
@@ -26,6 +27,7 @@ def report(scored: Sequence[Scored], unscored: Sequence[Unscored]) -> str:
         _section("Memory by source", _errors(facts["by_source"])),
         _section("Memory by engine and generation", _errors(facts["by_generation"])),
         _section("Blocks of the cache", _blocks(facts["blocks"])),
+        _section("Host memory by version", _host(scored)),
         _section("Outcomes", _outcomes(scored, facts)),
         _section("The InternVL2 table", _first_image(scored)),
         _section("Worst rows", _worst(scored)),
@@ -69,7 +71,7 @@ def _bars(scored: Sequence[Scored], facts: dict[str, Any]) -> Iterator[str]:
         )
         yield _bar("InternVL2 table, TurboMind: worst 3 %", f"{max(table):.2f} %", max(table) <= 3)
     sizes = [b for b in facts["blocks"] if b["figure"] == "block"]
-    exact = sum(round(b["forecast"], 3) == b["observed"] for b in sizes)
+    exact = sum(abs(b["forecast"] - b["observed"]) < 0.001 for b in sizes)
     yield _bar("KV block size exact", f"{exact} of {len(sizes)}", exact == len(sizes))
     counts = [abs(b["error_percent"]) for b in facts["blocks"] if b["figure"] == "blocks"]
     if counts:
@@ -112,6 +114,22 @@ def _blocks(found: Sequence[dict[str, Any]]) -> Iterator[str]:
         )
 
 
+def _host(scored: Sequence[Scored]) -> Iterator[str]:
+    """Host memory of a server, and how much of it is pinned, by LMDeploy's version."""
+    yield "`host`: pinned and pageable; the pageable part is charged at its upper end."
+    yield ""
+    yield "| version | row | model | tp | figure | forecast | observed | error |"
+    yield "|---|---|---|---|---|---|---|---|"
+    seen = [(one, s) for one in scored for s in one.scores if s.figure in ("host", "pinned")]
+    for one, s in sorted(
+        seen, key=lambda pair: (parse(pair[0].inputs.version) or (), pair[0].row.id)
+    ):
+        yield (
+            f"| {one.inputs.version} | {one.row.id} | {one.inputs.model.name} | {one.row.tp}"
+            f" | {s.figure} | {s.forecast:,.0f} MiB | {s.observed:,.0f} MiB | {s.error:+,.0f} |"
+        )
+
+
 def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> Iterator[str]:
     """The confusion, by source, and the machines that were not empty."""
     yield "`oom_on_request`: it starts, and a worst case that its settings admit would kill it."
@@ -140,7 +158,7 @@ def _outcomes(scored: Sequence[Scored], facts: dict[str, Any]) -> Iterator[str]:
 def _first_image(scored: Sequence[Scored]) -> Iterator[str]:
     """The table with and without what the first image leaves."""
     pairs = [
-        (abs(s.error), abs(s.error - one.forecast.first_image / MIB), s.card_mib)
+        (abs(s.error), abs(s.error - one.forecast.first_image / MIB), s.card_mib or 1)
         for one in _table(scored)
         for s in _used(one)
     ]

@@ -44,7 +44,16 @@ _FIGURES = {
     "kv_gib": "cache_gb",
     "kv_per_gpu_gb": "cache_gb",
     "kv_mb": "cache_mib",
+    "cache_budget_mib": "cache_mib",
+    "free_at_cache_mib": "free_mib",
+    "max_cached_tokens": "kv_tokens",
     "files_gb": "files_gb",
+}
+#: Their key → our figure, where a GB is 10^9 bytes: rows whose kind says so.
+_DECIMAL = {
+    "gpu_after_load_gb": "used_mib",
+    "gpu_peak_gb": "peak_mib",
+    "host_rss_load_peak_gb": "host_mib",
 }
 _RAN = {"ok", "figure", "ci_expected_ok"}
 
@@ -53,9 +62,10 @@ class Row(Struct):
     """One measurement: what was run, on what, and what was seen.
 
     ``free_mib`` was free when the cache was sized, where a log said so: the account then begins
-    there (``turbofit predict --free-at-cache``). ``quant`` is ``awq``, ``kv8``, ``kv4``, both
-    joined by a plus, or "". ``date`` may end at the month or the year; ``version`` is "" where none
-    is stated. ``outcome`` is ``ran``, ``oom``, ``other`` (it failed, not for memory) or "".
+    there (``turbofit predict --free-at-cache``). ``quant`` is ``awq``, ``gptq`` or ``fp8`` for
+    weights, ``kv8`` or ``kv4``, both joined by a plus, or "". ``date`` may end at the month or the
+    year; ``version`` is "" where none is stated. ``outcome`` is ``ran``, ``oom``, ``other`` (it
+    failed, not for memory) or "".
     """
 
     id: str
@@ -131,7 +141,9 @@ def _theirs(data: dict[str, Any]) -> dict[str, Any]:
         "total_mib": gpus[0].get("total_mib"),
         "gpus": count,
         "tp": data.get("tp") or 1,
-        "quant": _quant(f"{data.get('quant') or ''} {data.get('model') or ''}"),
+        "quant": _quant(
+            f"{data.get('quant') or ''} {data.get('model') or ''}", data.get("other_flags") or ""
+        ),
         "settings": {k: v for k, v in given.items() if v is not None},
         "images": data.get("images_per_request"),
         "tiles": data.get("max_dynamic_patch"),
@@ -159,13 +171,17 @@ def _date(text: str) -> str:
     return match[0] if match else ""
 
 
-def _quant(text: str) -> str:
-    """Packed weights and quantised keys and values."""
+def _quant(text: str, flags: str) -> str:
+    """Packed weights, and quantised keys and values; the flags say of these alone."""
     lower = text.lower()
     kv = re.search(r"kv[ _]?int(4|8)|int(4|8) kv", lower)
+    kv = kv or re.search(r"quant[-_]policy[ =](4|8)()", flags)
     weights = re.sub(r"kv[ _]?int\d|int\d kv", "", lower)
-    packed = re.search(r"awq|w4a16|4-?bit|int4", weights)
-    return "+".join(filter(None, ("awq" if packed else "", f"kv{kv[1] or kv[2]}" if kv else "")))
+    packed = re.search(r"gptq|fp8|awq|w4a16|4-?bit|int4", weights)
+    method = packed[0] if packed else ""
+    if packed and method not in ("gptq", "fp8"):
+        method = "awq"
+    return "+".join(filter(None, (method, f"kv{kv[1] or kv[2]}" if kv else "")))
 
 
 def _context(flags: str) -> int | None:
@@ -186,6 +202,17 @@ def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
     for key, name in _FIGURES.items():
         if _is_figure(observed.get(key)):
             figures[name] = observed[key]
+    if "decimal" in kind:
+        figures.update(
+            {
+                name: round(observed[key] * 1e9 / 2**20, 1)
+                for key, name in _DECIMAL.items()
+                if _is_figure(observed.get(key))
+            }
+        )
+    figures.update(_host_figures(observed))
+    if _is_figure(observed.get("slab_object_bytes")):
+        figures["block_mib"] = observed["slab_object_bytes"] / 2**20
     if _is_figure(observed.get("gb")) and kind.startswith("gpu_memory"):
         figures["used_gb"] = observed["gb"]
     if "llm_gpu_mib" in observed:  # the GPU without a tower
@@ -194,6 +221,21 @@ def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
         figures["llm_gb"] = observed["llm_gb"]
     if kind == "maintainer_budget":  # said before anybody measured
         return {name.replace("used", "budget"): value for name, value in figures.items()}
+    return figures
+
+
+def _host_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
+    """Host memory: what the server added, and what of it is shared, as pinned memory is counted."""
+    figures: dict[str, float | list[float]] = {}
+    before, after = observed.get("host_used_before_gib"), observed.get("host_used_after_gib")
+    if _is_figure(before) and _is_figure(after):
+        figures["host_mib"] = (after - before) * 1024
+    for key, value in observed.items():  # the whole machine's, so the system is in it
+        share = re.fullmatch(r"host_percent_of_(\d+)gib", key)
+        if share and "host_mib" not in figures:
+            figures["host_mib"] = round(value / 100 * int(share[1]) * 1024)
+    if _is_figure(observed.get("host_shared_after_gib")):
+        figures["pinned_mib"] = observed["host_shared_after_gib"] * 1024
     return figures
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from bench.accuracy.forecast import Forecast, forecast
 from bench.accuracy.inputs import Inputs, MissingError, inputs_of
 from bench.accuracy.rows import Row
 from turbofit.core.errors import TurbofitError
+from turbofit.core.plan import GpuLedger
 from turbofit.core.struct import Struct
 from turbofit.core.units import MIB
 
@@ -24,15 +25,17 @@ _OUTCOMES = {"ran": "ok", "oom": "oom"}
 class Score(Struct):
     """One figure of a row; ``error`` is forecast minus observed in ``unit``.
 
-    ``figure`` is ``used``, ``weights``, ``cache``, ``vision``, ``llm``, ``blocks``, ``block`` or
-    ``outcome``; ``card_mib`` is the memory of one card.
+    ``figure`` is ``used``, ``peak``, ``free`` (when the cache is sized), ``weights``, ``cache``,
+    ``vision``, ``llm``, ``blocks``, ``block``, ``tokens``, ``host``, ``pinned`` or ``outcome``;
+    ``card_mib`` is the memory of one card, or of all where a figure is their sum, and None for
+    memory of the host.
     """
 
     figure: str
     unit: str
     forecast: float
     observed: float
-    card_mib: int
+    card_mib: int | None
 
     @property
     def error(self) -> float:
@@ -46,8 +49,9 @@ class Score(Struct):
 
     @property
     def percent_of_card(self) -> float | None:
-        """The error in percent of one card, None for counts."""
-        return 100 * self.error / self.card_mib if self.unit == "MiB" else None
+        """The error in percent of the card, None for counts and for the host."""
+        counts = self.unit != "MiB" or self.card_mib is None
+        return None if counts else 100 * self.error / (self.card_mib or 1)
 
     @property
     def percent(self) -> float:
@@ -116,45 +120,75 @@ def score(rows: Sequence[Row]) -> tuple[list[Scored], list[Unscored]]:
 
 def _scores(row: Row, made: Forecast, not_empty: bool) -> Iterator[Score]:
     """The figures that the account has, as far as an empty machine can be compared."""
-    card = made.ledgers[0].total // MIB
     for key, value in row.figures.items():
-        if key == "block_mib":
-            size = made.block_bytes / MIB
-            yield _score("block", "MiB a block", size, _first(value), card)
+        name, _, unit = key.partition("_")
+        if name == "block":
+            yield _score("block", "MiB a block", made.block_bytes / MIB, _first(value), None)
+        elif name in ("host", "pinned"):
+            yield _score(name, "MiB", getattr(made, name) / MIB, _first(value), None)
         elif not not_empty:
-            yield from _figure(key, value, made, card)
+            yield from _figure(name, unit, value, made, _summed(row, made))
 
 
-def _figure(key: str, value: float | list[float], made: Forecast, card: int) -> Iterator[Score]:
+def _summed(row: Row, made: Forecast) -> bool:
+    """Whether weights and cache are said of all cards together.
+
+    They are where one of them is more than a card holds: who computes them by hand does so for
+    the model. Figures of one card are named for it or come from its log.
+    """
+    card = made.ledgers[0].total / MIB
+    sizes = [
+        _first(value) * _scale(key) for key, value in row.figures.items() if key in _PER_ENGINE
+    ]
+    return len(made.ledgers) > 1 and any(size > card for size in sizes)
+
+
+def _figure(
+    name: str, unit: str, value: float | list[float], made: Forecast, summed: bool
+) -> Iterator[Score]:
     """One figure by its name."""
-    name, _, rest = key.partition("_")
-    last = rest.endswith("_last")
-    ledger = made.ledgers[-1 if last else 0]
-    scale = 1024.0 if "gb" in rest else 1.0
-    terms = ledger.ledger
-    weights = sum(t.bytes for t in terms if t.phase == "weights" and t.term != "torch_cache")
-    tower = sum(t.bytes for t in terms if t.term in _TOWER)
-    if name == "budget":
-        yield _score("budget", "MiB", ledger.steady / MIB, _first(value) * scale, card)
-    elif name == "used" and isinstance(value, list):
-        for one, seen in zip(made.ledgers, value, strict=False):
-            yield _score("used", "MiB", one.steady / MIB, seen * scale, card)
-    elif name == "used":
-        yield _score("used", "MiB", ledger.steady / MIB, _first(value) * scale, card)
-    elif name == "weights":
-        yield _score("weights", "MiB", weights / MIB, _first(value) * scale, card)
-    elif name == "llm":
-        yield _score("llm", "MiB", (weights - tower) / MIB, _first(value) * scale, card)
-    elif name == "vision" and tower:
-        yield _score("vision", "MiB", tower / MIB, _first(value) * scale, card)
-    elif name == "cache":
-        yield _score("cache", "MiB", made.region / MIB, _first(value) * scale, card)
+    ledger = made.ledgers[-1 if unit.endswith("_last") else 0]
+    card, scale = ledger.total // MIB, _scale(unit)
+    seen = _first(value) * scale
+    if name == "used" and isinstance(value, list):
+        for one, each in zip(made.ledgers, value, strict=False):
+            yield _score("used", "MiB", one.steady / MIB, each * scale, card)
+    elif name in ("budget", "used"):
+        yield _score(name, "MiB", ledger.steady / MIB, seen, card)
+    elif name == "peak":
+        yield _score("peak", "MiB", ledger.peak / MIB, seen, card)
+    elif name == "free":
+        yield _score("free", "MiB", made.free / MIB, seen, card)
     elif name == "blocks":
-        yield _score("blocks", "blocks", made.region // made.block_bytes, _first(value), card)
-    elif name == "files":
-        yield _score("files", "MiB", weights / MIB, _first(value) * scale, card)
+        yield _score("blocks", "blocks", made.region // made.block_bytes, seen, card)
+    elif name == "kv":
+        yield _score("tokens", "tokens", made.tokens, seen, card)
+    elif name == "vision" and not _tower(ledger):
+        return
+    elif name in _MEMORY:
+        over = made.ledgers if summed else (ledger,)
+        size = sum(_MEMORY[name](made, one) for one in over)
+        yield _score(name, "MiB", size / MIB, seen, card * len(over))
 
 
+def _tower(ledger: GpuLedger) -> int:
+    return sum(t.bytes for t in ledger.ledger if t.term in _TOWER)
+
+
+def _weights(ledger: GpuLedger) -> int:
+    held = (t for t in ledger.ledger if t.phase == "weights" and t.term != "torch_cache")
+    return sum(t.bytes for t in held)
+
+
+_MEMORY: Final[dict[str, Callable[[Forecast, GpuLedger], int]]] = {
+    "weights": lambda _, ledger: _weights(ledger),
+    "files": lambda _, ledger: _weights(ledger),
+    "llm": lambda _, ledger: _weights(ledger) - _tower(ledger),
+    "vision": lambda _, ledger: _tower(ledger),
+    "cache": lambda made, _: made.region,
+}
+#: Figures that people give of a whole model.
+_PER_ENGINE: Final = frozenset({"weights_gb", "cache_gb", "llm_gb", "files_gb"})
 _TOWER = ("weights.vision_tower", "weights.vision", "weights.projector")
 
 
@@ -162,7 +196,12 @@ def _first(value: float | list[float]) -> float:
     return value[0] if isinstance(value, list) else value
 
 
-def _score(figure: str, unit: str, made: float, seen: float, card: int) -> Score:
+def _scale(key: str) -> float:
+    """MiB of the figure's unit."""
+    return 1024.0 if "gb" in key else 1.0
+
+
+def _score(figure: str, unit: str, made: float, seen: float, card: int | None) -> Score:
     return Score(figure=figure, unit=unit, forecast=made, observed=seen, card_mib=card)
 
 

@@ -170,6 +170,101 @@ def test_our_format_holds_facts_only_and_gives_the_same_scores(observations, tmp
     assert as_json(*score(again)) == as_json(*score(rows))
 
 
+def test_a_sum_over_cards_is_compared_with_the_sum(tmp_path):
+    """A maintainer counts the whole model: 140 GB of weights and 15 of cache on four cards."""
+    row = {
+        "id": "sum",
+        "source": "InternLM/lmdeploy#684",
+        "date": "2023-11-14",
+        "engine": "turbomind",
+        "engine_version": "0.0.10",
+        "model": "llama2-70B",
+        "gpus": [{"name": "A100", "total_mib": 40960}],
+        "n_gpus": 4,
+        "tp": 4,
+        "cache_max_entry_count": 12,
+        "session_len": 4104,
+        "observed": {"outcome": "oom", "kind": "figure", "weights_gb": 140, "kv_gb": 15},
+    }
+    scores = {s.figure: s for s in _scored(tmp_path, row).scores}
+    assert abs(scores["weights"].percent) < 7  # 140 are decimal
+    assert abs(scores["cache"].percent) < 1
+    assert scores["weights"].card_mib == 4 * 40960
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "model", "method"),
+    [
+        ("OpenGVLab/InternVL3_5-2B-HF", None, "InternVL3_5-2B-HF", None),
+        ("OpenGVLab/InternVL3-8B-hf", None, "InternVL3-8B-hf", None),
+        ("InternVL3-78B W4A16 (LLMC, vision not quantised)", "awq", "InternVL3-78B", "awq"),
+        ("Qwen/Qwen3-30B-A3B GPTQ-Int4", "gptq", "Qwen3-30B-A3B", "gptq"),
+        ("QuantTrio/Qwen3.6-27B-AWQ", "awq", "Qwen3.6-27B", "awq"),
+        ("cyankiwi/Qwen3.8-27B-AWQ-INT4 (group 32)", "w4a16", "Qwen3.6-27B", "awq"),
+        ("Qwen/Qwen3.8-27B-FP8", "fp8", "Qwen3.6-27B", "fp8"),
+    ],
+)
+def test_models_are_found_as_people_write_them(tmp_path, name, quant, model, method):
+    found = _scored(tmp_path, ROWS[0] | {"model": name, "quant": quant}).inputs.model
+    assert found.name == model
+    assert (found.quantization.method if found.quantization else None) == method
+
+
+@pytest.mark.parametrize(
+    ("card", "found", "known"),
+    [
+        ({"name": "80 GB card of a cloud (A100 or H100; driver 575)"}, "A100-SXM4-80GB", False),
+        ({"name": "A100", "total_mib": 40960}, "A100-SXM4-40GB", True),
+        ({"name": "A100", "total_mib": 81920}, "A100-SXM4-80GB", True),
+        ({"name": "Tesla V100 32GB", "total_mib": 32768}, "V100-SXM2-32GB", True),
+        ({"name": "23GB GPU x4"}, "23GB GPU x4", True),
+    ],
+)
+def test_cards_are_found_as_people_write_them(tmp_path, card, found, known):
+    inputs = _scored(tmp_path, ROWS[0] | {"gpus": [card]}).inputs
+    assert found in inputs.machine.gpus[0].name
+    assert inputs.card_known == known
+
+
+def test_figures_of_logs_and_of_the_host_are_read(tmp_path):
+    row = ROWS[0] | {
+        "engine_version": "0.16.0",
+        "cache_max_entry_count": 0.8,
+        "other_flags": "--quant-policy 8",
+        "observed": {
+            "kind": "gb_decimal",
+            "outcome": "ok",
+            "gpu_after_load_gb": 70.0,
+            "free_at_cache_mib": 64000.0,
+            "max_cached_tokens": 900_000,
+            "host_used_before_gib": 10,
+            "host_used_after_gib": 30,
+            "host_shared_after_gib": 18,
+        },
+    }
+    scored = _scored(tmp_path, row)
+    assert scored.inputs.quant_policy == 8
+    seen = {s.figure: s.observed for s in scored.scores}
+    assert seen == {
+        "used": 66757.2,
+        "free": 64000.0,
+        "tokens": 900_000,
+        "host": 20480,
+        "pinned": 18432,
+    }
+    host = next(s for s in scored.scores if s.figure == "host")
+    assert host.percent_of_card is None
+    assert host.forecast > host.observed
+
+
+def _scored(tmp_path, row):
+    path = tmp_path / "row.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    scored, unscored = score(read_rows(path))
+    assert not unscored, unscored
+    return scored[0]
+
+
 def test_what_cannot_be_read_is_said_in_two_lines(tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"id": 1}\n')

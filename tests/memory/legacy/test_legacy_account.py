@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import turbofit.api
 from tests.memory.legacy.conftest import account, terms
 from turbofit.core.units import GIB, MIB
 from turbofit.memory.launch import EngineLaunch
@@ -167,3 +168,30 @@ def test_native_towers_use_the_reference_account_with_older_figures():
     assert not isinstance(made, LegacyAccount)
     assert made.constants.ffn_align_16bit == 32
     assert sum(weight_classes(model, 1, made.constants).values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "ratio", "free"),
+    [
+        ("internvl3.5-2b", "1xrtx5070ti", 0.1, 10_978_590_720),
+        ("qwen3-8b", "1xh100", 0.8763, 66_232_254_464),
+        ("qwen3-8b", "1xa100-80g", 0.8763, 67_921_510_400),
+    ],
+)
+def test_free_memory_of_0_17_is_the_engines(model, card, ratio, free):
+    """As the binaries of 0.17.0, on the A100 of 0.16.0, read it on pretend cards.
+
+    The GEMM workspace is taken before it, and on Hopper lm_head's copy is still held.
+    """
+    plan = turbofit.api.predict(
+        model,
+        on=card,
+        tp=1,
+        engine="turbomind",
+        lmdeploy="0.17.0",
+        cache_max_entry_count=ratio,
+        session_len=8192 if ratio < 0.5 else 32768,
+    )
+    gpu = plan.gpus[0]
+    before = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context", "weights"))
+    assert 0 <= free - (gpu.total - gpu.reserved - before) <= 2 * MIB

@@ -101,11 +101,78 @@ def test_the_gateway_lets_no_more_through_than_was_paid_for() -> None:
     assert [request["units"] for request in cases["vision_forward"]] == [[13], [13]]
 
 
+def _sent(plan: Plan) -> list[list[int]]:
+    """Units of the images of each request of the case, in its order."""
+    cases = {case["name"]: case["requests"] for case in worst_cases(plan)}
+    return [
+        [unit if isinstance(unit, int) else unit[1] * unit[2] for unit in request["units"]]
+        for request in cases["vision_forward"]
+    ]
+
+
+@pytest.mark.parametrize("gate", [65536, 70000, 86016, 100000])
+def test_unequal_images_fill_what_the_gateway_lets_through(gate: int) -> None:
+    plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060")
+    less = replace(plan, limits=replace(plan.limits, units_per_forward=gate))
+    sent = [sum(request) for request in _sent(less)]
+    assert max(sent) <= plan.limits.units_per_image == 65536
+    assert gate - 64 <= sum(sent) <= gate
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_several_images_a_request_meet_too(prefix: bool) -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", images=4, enable_prefix_caching=prefix)
+    sent, limits = _sent(plan), plan.limits
+    assert all(len(request) <= 4 and sum(request) <= limits.units_per_request for request in sent)
+    assert any(len(request) > 1 for request in sent)
+    assert len(sent) <= plan.settings.max_batch_size
+    met = sum(map(sum, sent))
+    assert limits.units_per_forward - 1 <= met <= limits.units_per_forward
+
+
+def test_one_row_meets_the_images_of_one_request() -> None:
+    plan = turbofit.api.plan("qwen2.5-vl-3b", on="1xrtx3060", images=2, max_batch_size=1)
+    assert _sent(plan) == [[plan.limits.units_per_image] * 2]
+
+
+def test_a_prefix_cache_and_a_gate_leave_room_for_a_smaller_image() -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
+    less = replace(plan, limits=replace(plan.limits, units_per_forward=60))
+    cases = {case["name"]: case["requests"] for case in worst_cases(less)}
+    again = cases["vision_forward"]
+    assert [(request["units"], request.get("images")) for request in again] == [
+        *[([13], 1)] * 4,
+        ([8], None),
+    ]
+
+
 def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
     told = turbofit.api.predict("internvl2-8b", on="1xrtx3090", cache_max_entry_count=0.004)
     assert told.model.image_rule is not None
     (one,) = queue(told, told.model.image_rule, 13)
     assert one["units"] == [13]
+
+
+@pytest.mark.lmdeploy
+@pytest.mark.parametrize(
+    ("model", "on", "options", "gate"),
+    [
+        ("qwen2-vl-2b", "1xrtx3060", {}, 86016),
+        ("internvl2-8b", "1xrtx3090", {"images": 4, "enable_prefix_caching": True}, None),
+    ],
+)
+def test_the_engine_brings_a_mix_together(
+    run: Rehearse, tmp_path: Path, model: str, on: str, options: dict[str, Any], gate: int | None
+) -> None:
+    plan = turbofit.api.plan(model, on=on, **options)
+    paid = plan.limits.units_per_forward
+    if gate is not None:
+        plan = replace(plan, limits=replace(plan.limits, units_per_forward=gate))
+    document = rehearse(plan_spec(plan, checkpoint_for(plan.model, tmp_path)))
+    assert document["outcome"] == "served"
+    seen, bound = forward_pool(plan, document)
+    bound = bound * (gate or paid) // paid
+    assert 0.96 * bound <= seen <= bound
 
 
 @pytest.mark.lmdeploy

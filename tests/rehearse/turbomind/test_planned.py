@@ -49,7 +49,7 @@ def test_what_a_rehearsal_cannot_see_is_charged_to_the_card(planned: Plan, tmp_p
 
 def test_no_twin_of_what_is_not_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no stand-in checkpoint"):
-        checkpoint_for(resolve_model("mixtral-8x7b"), tmp_path)
+        checkpoint_for(resolve_model("gemma-3-4b"), tmp_path)
     folder = checkpoint_for(resolve_model("qwen3-8b"), tmp_path / "q")
     assert "model.layers.0.self_attn.q_norm.weight" in read_header(weight_files(folder)[0])
 
@@ -84,6 +84,25 @@ def test_the_plan_holds_on_the_pretend_card(
     gpu = spec.machine.gpus[0]
     seen = max(case["peak"][0] for case in document["cases"]) + gpu.used + gpu.late
     assert 0 <= planned.gpus[0].peak - seen < 256 * MIB
+
+
+@pytest.mark.lmdeploy
+def test_experts_are_rehearsed_from_a_preset(run: Rehearse, tmp_path: Path) -> None:
+    """Repacking an expert holds memory when free is read: 112 MiB a rank, 2,048 tokens of cache."""
+    plan = turbofit.api.predict("mixtral-8x7b", on="4xa100-40g", tp=4, max_batch_size=128)
+    document = rehearse(plan_spec(plan, checkpoint_for(plan.model, tmp_path)))
+    assert document["outcome"] == "served"
+    for row in compare(plan, document):
+        if row.term in ("weights", "load_temporaries", "kv_cache", "pool_warmup"):
+            assert row.difference == 0, row
+        elif row.term in ("expert_routing", "attention"):
+            assert abs(row.difference) < 32 * 1024, row
+        elif row.term in ("text_prefill", "sampling"):
+            assert row.difference <= 0, row
+    held = {row.term: row.forecast for row in compare(plan, document)}
+    assert held["load_temporaries"] == 112 * MIB
+    assert document["cache"]["tokens"] == 425_984
+    assert 0 <= document["cache"]["tokens"] - plan.kv.tokens <= 1024  # a page may be lost
 
 
 @pytest.mark.lmdeploy

@@ -125,6 +125,7 @@ class Generation(Struct, forbid_unknown_fields=True):
     first_layers: tuple[str, ...]
     staging: StagingRule
     ffn_align_16bit: int = 1
+    copied_16bit: tuple[int, ...] = ()
 
     def batch_size(self, gpu_name: str) -> int:
         """``max_batch_size`` where none is given."""

@@ -36,7 +36,9 @@ def legacy_account(
             constants,
             version=generation.first,
             ffn_align_16bit=generation.ffn_align_16bit,
-            gemm_workspace=generation.gemm_before,
+            gemm_workspace=(),
+            gemm_in_context=generation.gemm_before,
+            copied_16bit=generation.copied_16bit,
         )
         return TurbomindAccount(launch, older)
     return LegacyAccount(launch, constants, generation)

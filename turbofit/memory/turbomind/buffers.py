@@ -1,15 +1,15 @@
 """Device and host buffers that live as long as the engine, allocated after the cache.
 
 Each line is one constructor's buffer in LMDeploy 0.18 (language_model, unified_attention_layer,
-generation, sampling, guided_decoding, gemm workspace), in bytes per rank. ``phases`` is 2 while
-``async_`` is on: buffers that a running step uses exist twice.
+generation, sampling, guided_decoding, moe_ffn_layer, gemm workspace), in bytes per rank. ``phases``
+is 2 while ``async_`` is on: buffers that a running step uses exist twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.model import Model
+from turbofit.core.model import Model, MoeDims
 from turbofit.core.plan import Settings
 from turbofit.core.units import round_up
 from turbofit.memory.turbomind.constants import EngineConstants
@@ -21,6 +21,7 @@ __all__ = ["device_buffers", "pinned_buffers"]
 _INT = 4
 _POINTER = 8
 _CURAND_STATE = 48
+_ROUTING_TILES = 16
 _WORDS = 2 * 2 * 32 + 48  # stop and bad words (32 ids and offsets each), end ids, penalties
 
 
@@ -64,13 +65,22 @@ def device_buffers(
             round_up(symmetric_buffer(text, settings), constants.pool_granularity),
             "all-reduce buffer; also holds the hidden states",
         )
-    yield "gemm_workspace", sum(constants.gemm_workspace), "barriers, partials, tensor maps"
+    if constants.gemm_workspace:
+        yield "gemm_workspace", sum(constants.gemm_workspace), "barriers, partials, tensor maps"
     yield "l2_flush", l2, "the GEMM tuner's cache flush, never freed"
+    if text.moe is not None:
+        yield "expert_routing", _routing(text.moe, forward), "which token goes to which expert"
     small = batch * (_CURAND_STATE + phases * (6 * _INT + _POINTER + _WORDS * _INT))
     small += forward * (1 + phases * 2 * _INT)
     if model.mrope:
         small += phases * forward * 3 * _INT  # M-RoPE positions
     yield "small_buffers", small, "token ids, lengths, stop words, masks, positions"
+
+
+def _routing(moe: MoeDims, tokens: int) -> int:
+    """MoeFfnDefaultImpl::Init: a mask an expert, four arrays of routed tokens, and counters."""
+    counters = moe.experts * (_ROUTING_TILES + 1) + 1
+    return (moe.experts * tokens + 4 * moe.experts_per_token * tokens + counters) * _INT
 
 
 def pinned_buffers(model: Model, settings: Settings) -> int:

@@ -24,6 +24,13 @@ class PackedFormat(Struct):
     fused_silu: bool = False
 
 
+class ExpertFormat(Struct):
+    """How one kind of card holds the linears of experts, packed or at 16 bits."""
+
+    temporary: int
+    fused_silu: bool = False
+
+
 class EngineConstants(Struct):
     """What one TurboMind generation fixes, in bytes unless the name says otherwise.
 
@@ -51,8 +58,13 @@ class EngineConstants(Struct):
     kernel_images: dict[int, int]
     pool_growth: int
     packed: dict[str, dict[str, PackedFormat]]
+    experts: dict[str, ExpertFormat]
     load_layer: dict[str, float]
     host_process: int
+    #: Of older generations only: the GEMM workspace that is made with the context, and the compute
+    #: capabilities on which dense linears of 16 bits are prepared through a copy.
+    gemm_in_context: tuple[int, ...] = ()
+    copied_16bit: tuple[int, ...] = ()
 
     def packed_format(
         self, quantization: Quantization, capability: tuple[int, int]
@@ -60,6 +72,10 @@ class EngineConstants(Struct):
         """How a card of this compute capability holds linears that are packed so."""
         formats = self.packed["fp8" if quantization.method == "fp8" else "int4"]
         return formats.get(f"{capability[0]}{capability[1]}", formats["default"])
+
+    def expert_format(self, capability: tuple[int, int]) -> ExpertFormat:
+        """How a card of this compute capability holds experts."""
+        return self.experts.get(f"{capability[0]}{capability[1]}", self.experts["default"])
 
 
 @cache

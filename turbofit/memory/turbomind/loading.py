@@ -7,7 +7,12 @@ from turbofit.core.plan import HostMemory, Settings
 from turbofit.core.units import HALF, round_up
 from turbofit.memory.turbomind.buffers import pinned_buffers
 from turbofit.memory.turbomind.constants import EngineConstants
-from turbofit.memory.turbomind.weights import ffn_width, lm_head_rows, packed_elements
+from turbofit.memory.turbomind.weights import (
+    ffn_width,
+    kv_heads_held,
+    lm_head_rows,
+    packed_elements,
+)
 
 __all__ = ["host_memory", "loading_extra", "staging_bytes", "temporary_bytes"]
 
@@ -21,22 +26,41 @@ def temporary_bytes(
     """Bytes per rank of weight preparation that are still held when free memory is read.
 
     The last cast or repack is freed without a synchronisation before TurboMind asks for free
-    memory: lm_head's copy where the checkpoint's dtype is cast; where linears are packed, the
-    widest one's repacking and what their scales took more while loading.
+    memory: lm_head's copy where the checkpoint's dtype is cast (in 0.16 and 0.17 on Hopper always);
+    the widest repacked linear, with what scales took more while loading. Experts are repacked at 16
+    bits, too.
     """
-    text = model.text
+    text, quantization = model.text, model.quantization
     cast = 0
-    if settings.dtype != model.dtype:
+    copied = capability[0] * 10 + capability[1] in constants.copied_16bit
+    if settings.dtype != model.dtype or copied:
         cast = lm_head_rows(text, settings.tp) * text.hidden * HALF // settings.tp
     repack = 0
-    if model.quantization is not None:
-        width = ffn_width(text.intermediate, settings.tp, model.quantization, constants)
-        packed = constants.packed_format(model.quantization, capability)
-        widest = text.hidden * 2 * width // settings.tp
+    if text.moe is not None:
+        width = ffn_width(text.moe.intermediate, settings.tp, quantization, constants)
+        repack = (
+            text.hidden * 2 * width // settings.tp * constants.expert_format(capability).temporary
+        )
+    if quantization is not None:
+        packed = constants.packed_format(quantization, capability)
+        dense = _widest_dense(model, settings.tp, constants)
+        repack = max(repack, int(dense * packed.temporary))
         # One page more than the tensor: its scales share a page with what is freed beside them.
-        repack = int(widest * packed.temporary) + constants.pool_granularity
+        repack += constants.pool_granularity
         repack += loading_extra(model, settings, constants, capability)
     return max(cast, repack)
+
+
+def _widest_dense(model: Model, tp: int, constants: EngineConstants) -> int:
+    """Elements of one rank's widest linear outside experts: gate and up, or Q, K and V."""
+    text = model.text
+    inner = text.intermediate
+    if text.moe is not None:
+        dense = text.intermediate if text.moe.layers < text.layers else 0
+        inner = max(dense, text.moe.shared_intermediate)
+    width = 2 * ffn_width(inner, tp, model.quantization, constants)
+    qkv = (text.heads + 2 * kv_heads_held(text.kv_heads, tp)) * text.head_dim
+    return text.hidden * max(width, qkv) // tp
 
 
 def loading_extra(
@@ -67,7 +91,10 @@ def staging_bytes(model: Model, settings: Settings, constants: EngineConstants) 
     copied = lm_head_rows(text, tp) != text.vocab or settings.dtype != model.dtype
     copy = lm_head_rows(text, tp) * text.hidden * stored // (1 if copied else tp)
     lm_head = embedding + round_up(copy, page)
-    gate, copies = text.hidden * text.intermediate, constants.load_layer
+    widest = text.intermediate
+    if text.moe is not None and text.moe.layers == text.layers:
+        widest = max(text.moe.intermediate, text.moe.shared_intermediate)
+    gate, copies = text.hidden * widest, constants.load_layer
     shards = copies["shards"] / tp if tp > 1 else 0.0
     layer = gate * stored * (copies["whole"] + shards)
     if model.quantization is not None:

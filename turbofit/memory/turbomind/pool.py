@@ -24,7 +24,7 @@ from turbofit.memory.turbomind.weights import (
 
 __all__ = ["Forward", "PoolModel"]
 
-#: TurboMind casts logits from 16 bits to 32.
+#: TurboMind casts logits from 16 bits to 32; a router's are made in 32.
 _FLOAT = 4
 #: Ids, offsets and masks of a pass, and what a stage allocates beside its tensors; over.
 _BOOKKEEPING = 64 << 10
@@ -72,6 +72,7 @@ class PoolModel:
         quantization = model.quantization
         fused = quantization and constants.packed_format(quantization, capability).fused_silu
         self.ffn_streams = 1 if fused else 2
+        self.expert_streams = 1 if constants.expert_format(capability).fused_silu else 2
 
     def peak(self, forward: Forward) -> int:
         """The pool's largest live size over the stages of one forward."""
@@ -100,14 +101,18 @@ class PoolModel:
         return qkv + out + flat
 
     def _mlp(self, tokens: int) -> int:
-        """Gate and up of a dense layer, or their product; experts hold both a routed token."""
+        """Gate and up of a dense layer, or their product.
+
+        Experts hold the router's scores, and for each routed token both and their output.
+        """
         moe = self.text.moe
         dense = tokens * self.ffn * self.ffn_streams * HALF
         if moe is None:
             return dense
         width = round_up(moe.intermediate, self.constants.ffn_align_16bit * self.tp) // self.tp
         routed = tokens * moe.experts_per_token
-        experts = routed * (self.text.hidden + 2 * width) * HALF
+        router = tokens * moe.experts * _FLOAT
+        experts = router + routed * (self.text.hidden + self.expert_streams * width) * HALF
         shared = tokens * moe.shared_intermediate // self.tp * 2 * HALF
         return max(dense if moe.layers < self.text.layers else 0, experts + shared)
 

@@ -66,6 +66,10 @@ def before_terms(
     ]
     if settings.tp > 1:
         terms.append(_communicator(settings, linked, hopper, constants))
+    if constants.gemm_in_context:
+        size = round_up(sum(constants.gemm_in_context), constants.pool_granularity)
+        note = "barriers, partials, tensor maps"
+        terms.append(term("gemm_workspace", "context", size, "formula", note))
     return terms
 
 

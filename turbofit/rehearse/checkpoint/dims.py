@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RehearsedModel", "RehearsedText", "Vision"]
+__all__ = ["RehearsedExperts", "RehearsedModel", "RehearsedText", "Vision"]
+
+
+@dataclass(frozen=True)
+class RehearsedExperts:
+    """Experts in place of the feed-forward network of each layer."""
+
+    count: int
+    per_token: int
+    inter: int
 
 
 @dataclass(frozen=True)
 class RehearsedText:
-    """A decoder: ``arch`` is internlm2, llama, qwen2 or qwen3."""
+    """A decoder: ``arch`` is internlm2, llama, qwen2, qwen3, mixtral or qwen3_moe."""
 
     arch: str
     hidden: int
@@ -22,6 +31,7 @@ class RehearsedText:
     tied: bool = False
     positions: int = 32768
     rope_theta: float = 1e6
+    experts: RehearsedExperts | None = None
 
     @property
     def dim(self) -> int:

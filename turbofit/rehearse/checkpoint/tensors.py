@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from turbofit.rehearse.checkpoint.dims import RehearsedModel, RehearsedText, Vision
 
 Entry = tuple[str, str, tuple[int, ...]]
+_Names = tuple[str, str, str]
+_Stored = tuple[Callable[[str, int, int, str], Iterator[Entry]], str]
 _DTYPE = {"bfloat16": "BF16", "float16": "F16"}
 _GROUP = 128
 
@@ -48,8 +50,27 @@ def _internlm2(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[En
     yield f"{pre}output.weight", dtype, (t.vocab, t.hidden)
 
 
+_GATED = ("gate_proj", "up_proj", "down_proj")
+
+
+def _ffn(at: str, names: _Names, size: tuple[int, int], stored: _Stored) -> Iterator[Entry]:
+    """A gated feed-forward network: gate, up and down by their names."""
+    (hidden, inter), (linear, dtype), (gate, up, down) = size, stored, names
+    yield from linear(f"{at}{gate}", inter, hidden, dtype)
+    yield from linear(f"{at}{up}", inter, hidden, dtype)
+    yield from linear(f"{at}{down}", hidden, inter, dtype)
+
+
+def _experts(at: str, names: _Names, t: RehearsedText, stored: _Stored) -> Iterator[Entry]:
+    """A router, which is never quantised, and a feed-forward network for each expert."""
+    assert t.experts is not None
+    yield from _linear(f"{at}gate", t.experts.count, t.hidden, stored[1])
+    for e in range(t.experts.count):
+        yield from _ffn(f"{at}experts.{e}.", names, (t.hidden, t.experts.inter), stored)
+
+
 def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]:
-    """Llama, Qwen2 (biases on q, k and v) and Qwen3 (norms on q and k)."""
+    """Llama, Qwen2 (biases on q, k and v), Qwen3 (norms on q and k), and those with experts."""
     linear, bias = (_awq if awq else _linear), t.arch == "qwen2"
     yield f"{pre}model.embed_tokens.weight", dtype, (t.vocab, t.hidden)
     for i in range(t.layers):
@@ -58,12 +79,15 @@ def _llama(t: RehearsedText, pre: str, dtype: str, awq: bool) -> Iterator[Entry]
         yield from linear(f"{at}self_attn.k_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
         yield from linear(f"{at}self_attn.v_proj", t.kv_heads * t.dim, t.hidden, dtype, bias)
         yield from linear(f"{at}self_attn.o_proj", t.hidden, t.heads * t.dim, dtype)
-        if t.arch == "qwen3":
+        if t.arch.startswith("qwen3"):
             yield from _norm(f"{at}self_attn.q_norm", t.dim, dtype)
             yield from _norm(f"{at}self_attn.k_norm", t.dim, dtype)
-        yield from linear(f"{at}mlp.gate_proj", t.inter, t.hidden, dtype)
-        yield from linear(f"{at}mlp.up_proj", t.inter, t.hidden, dtype)
-        yield from linear(f"{at}mlp.down_proj", t.hidden, t.inter, dtype)
+        if t.experts is None:
+            yield from _ffn(f"{at}mlp.", _GATED, (t.hidden, t.inter), (linear, dtype))
+        elif t.arch == "mixtral":
+            yield from _experts(f"{at}block_sparse_moe.", ("w1", "w3", "w2"), t, (linear, dtype))
+        else:
+            yield from _experts(f"{at}mlp.", _GATED, t, (linear, dtype))
         yield from _norm(f"{at}input_layernorm", t.hidden, dtype)
         yield from _norm(f"{at}post_attention_layernorm", t.hidden, dtype)
     yield from _norm(f"{pre}model.norm", t.hidden, dtype)
@@ -166,10 +190,18 @@ def _qwen3_vit(v: Vision, out: int, dtype: str) -> Iterator[Entry]:
         yield from _linear(f"{at}linear_fc2", out, merged, dtype, True)
 
 
-def _qwen3_vl_names(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """The decoder's tensors as Qwen3-VL's checkpoint names them."""
+def _qwen3_vl_names(entries: Iterator[Entry], t: RehearsedText) -> Iterator[Entry]:
+    """The decoder's tensors as Qwen3-VL names them; a layer's experts are two tensors."""
+    e = t.experts
     for name, dtype, shape in entries:
-        yield name.replace("model.", "model.language_model.", 1), dtype, shape
+        before, found, rest = name.replace("model.", "model.language_model.", 1).partition(
+            ".experts."
+        )
+        if not found or e is None:
+            yield before, dtype, shape
+        elif rest.startswith("0.gate"):
+            yield f"{before}.experts.gate_up_proj", dtype, (e.count, t.hidden, 2 * e.inter)
+            yield f"{before}.experts.down_proj", dtype, (e.count, e.inter, t.hidden)
 
 
 def tensors(model: RehearsedModel) -> Iterator[Entry]:
@@ -179,7 +211,7 @@ def tensors(model: RehearsedModel) -> Iterator[Entry]:
     decoder = _internlm2 if model.text.arch == "internlm2" else _llama
     named = decoder(model.text, "language_model." if internvl else "", dtype, model.awq)
     qwen3_vl = model.vision is not None and model.vision.kind == "qwen3"
-    yield from _qwen3_vl_names(named) if qwen3_vl else named
+    yield from _qwen3_vl_names(named, model.text) if qwen3_vl else named
     if model.vision is not None:
         tower = _qwen3_vit if qwen3_vl else _TOWERS.get(model.vision.kind, _qwen_vit)
         yield from tower(model.vision, model.text.hidden, dtype)

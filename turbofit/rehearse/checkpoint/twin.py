@@ -19,6 +19,8 @@ _DECODERS = {
     "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 _TOWERS = {
     "internvit": "internvit",
@@ -29,12 +31,13 @@ _TOWERS = {
 
 
 def _text(text: TextDims) -> dims.RehearsedText:
-    if text.architecture not in _DECODERS or text.moe is not None:
+    if text.architecture not in _DECODERS:
         known = ", ".join(_DECODERS)
         raise UsageError(
             f"no stand-in checkpoint can be made for {text.architecture}",
-            hint=f"give a checkpoint folder; stand-ins are made for dense {known}",
+            hint=f"give a checkpoint folder; stand-ins are made for {known}",
         )
+    moe = text.moe
     return dims.RehearsedText(
         arch=_DECODERS[text.architecture],
         hidden=text.hidden,
@@ -46,6 +49,11 @@ def _text(text: TextDims) -> dims.RehearsedText:
         head_dim=text.head_dim,
         tied=text.tie_word_embeddings,
         positions=text.max_position_embeddings,
+        experts=dims.RehearsedExperts(
+            count=moe.experts, per_token=moe.experts_per_token, inter=moe.intermediate
+        )
+        if moe
+        else None,
     )
 
 

@@ -27,6 +27,7 @@ _SITES = {
     "token_ids": "Generation::Impl::Impl",
     "sampling_buffers": "Sampling::Sampling",
     "guided_decoding": "GuidedDecoding::GuidedDecoding",
+    "expert_routing": "MoeFfnDefaultImpl::Init",
     "gemm_workspace": "gemm::Workspace::Workspace",
     "l2_flush": "gemm::CacheFlushing::CacheFlushing",
 }

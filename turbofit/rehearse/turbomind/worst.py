@@ -8,7 +8,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.rehearse.turbomind.meeting import let_through, queue
+from turbofit.rehearse.turbomind.meeting import queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
@@ -27,8 +27,8 @@ def _images(rule: ImageRule, limits: Limits) -> list[Any]:
 def worst_cases(plan: Plan) -> list[dict[str, Any]]:
     """The cases of a rehearsal's specification, named as the ledger's transient terms.
 
-    ``vision_request``: one request at the limit. ``vision_forward``: as many of them queued as the
-    gateway lets through at once, so that their images meet at their worst. ``text_prefill``: the
+    ``vision_request``: one request at the limit. ``vision_forward``: of what the gateway lets
+    through at once the mix, equal or not, whose images meet at their worst. ``text_prefill``: the
     longest prompt that the cache and the session hold. ``sampling``: a full batch with ``top_k=0``.
     """
     rule, limits, settings = plan.model.image_rule, plan.limits, plan.settings
@@ -39,7 +39,7 @@ def worst_cases(plan: Plan) -> list[dict[str, Any]]:
         # What a prefix cache has seen is asked about again in the next case.
         first = one | {"lead": 1, "images": 1} if settings.enable_prefix_caching else one
         cases.append({"name": "vision_request", "requests": [first]})
-        cases.append({"name": "vision_forward", "requests": _meeting(plan, one)})
+        cases.append({"name": "vision_forward", "requests": _meeting(plan)})
     longest = min(settings.session_len, plan.kv.longest_request_tokens) - _NEW
     text = {"text_tokens": max(1, longest), "max_new_tokens": _NEW}
     cases.append({"name": "text_prefill", "requests": [text]})
@@ -48,16 +48,11 @@ def worst_cases(plan: Plan) -> list[dict[str, Any]]:
     return cases
 
 
-def _meeting(plan: Plan, one: dict[str, Any]) -> list[dict[str, Any]]:
+def _meeting(plan: Plan) -> list[dict[str, Any]]:
     """What brings most units together, of what clients may send at once."""
-    rule, limits, batch = plan.model.image_rule, plan.limits, plan.settings.max_batch_size
+    rule, limits = plan.model.image_rule, plan.limits
     assert rule is not None
     bound = engine_bound(rule, vision_load_within(limits), plan.settings)
-    count = let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
-    if count is not None:
-        return [one] * min(batch, count)
-    if limits.images_per_request == 1:
-        return queue(plan, rule, limits.units_per_image)
-    meet = -(-limits.units_per_forward // max(1, limits.units_per_request))
-    many = max(1, min(batch, 3 * meet))
-    return [one | {"text_tokens": 2 + 61 * i % 257} for i in range(many)]
+    paid = limits.units_per_forward
+    gate = paid if paid < min(bound, rule.units_within(plan.kv.tokens)) else None
+    return queue(plan, rule, limits.units_per_image, gate)

@@ -1,0 +1,65 @@
+"""What loading holds, beside what the 0.18.0 binary held on pretend GPUs."""
+
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.plan import Settings
+from turbofit.core.units import MIB
+from turbofit.memory.turbomind.buffers import device_buffers
+from turbofit.memory.turbomind.constants import load_constants
+from turbofit.memory.turbomind.loading import temporary_bytes
+from turbofit.memory.turbomind.pool import Forward, PoolModel
+from turbofit.model.presets import preset_model
+
+
+def _settings(tp: int, dtype: str = "bfloat16", batch: int = 384) -> Settings:
+    return Settings(
+        tp=tp,
+        dtype=dtype,
+        cache_max_entry_count=0.8,
+        max_prefill_token_num=8192,
+        max_batch_size=batch,
+        session_len=32768,
+        quant_policy=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "capability", "dtype", "mib"),
+    [
+        ("mixtral-8x7b", 1, (8, 0), "bfloat16", 448),
+        ("mixtral-8x7b", 4, (8, 0), "bfloat16", 112),
+        ("mixtral-8x7b", 1, (9, 0), "bfloat16", 224),
+        ("mixtral-8x7b", 1, (7, 0), "float16", 448),
+        ("mixtral-8x7b", 1, (12, 0), "bfloat16", 448),
+        ("qwen3-30b-a3b", 1, (8, 0), "bfloat16", 12),
+        ("qwen3-30b-a3b", 2, (8, 0), "bfloat16", 6),
+        ("qwen3-30b-a3b", 1, (9, 0), "bfloat16", 6),
+        ("qwen3-8b", 1, (9, 0), "bfloat16", 0),
+    ],
+)
+def test_an_expert_is_repacked_at_16_bits_too(model, tp, capability, dtype, mib):
+    settings = _settings(tp, dtype)
+    held = temporary_bytes(preset_model(model), settings, load_constants(), capability)
+    assert held == mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("model", "held"), [("qwen3-30b-a3b", 5_497_856), ("mixtral-8x7b", 549_888)]
+)
+def test_routing_is_set_aside_for_a_whole_forward(model, held):
+    lines = device_buffers(preset_model(model), _settings(1), load_constants(), 40 * MIB)
+    routing = {name: size for name, size, _ in lines}["expert_routing"]
+    assert 0 <= held - routing < 7 * 512  # seven arrays, each up to its 512 bytes
+
+
+@pytest.mark.parametrize(
+    ("capability", "batch", "seen"), [((8, 0), 384, 540.19), ((9, 0), 1024, 472.50)]
+)
+def test_experts_hold_the_routers_scores(capability, batch, seen):
+    pool = PoolModel(
+        preset_model("qwen3-30b-a3b"), _settings(1, batch=batch), load_constants(), capability
+    )
+    tokens = 8192 + batch
+    assert 0 <= pool.peak(Forward(tokens=tokens, context=tokens)) / MIB - seen < 0.1

@@ -1,0 +1,278 @@
+"""``config.json`` and ``preprocessor_config.json`` of header-only checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbofit.rehearse.checkpoint.dims import RehearsedExperts, RehearsedModel, RehearsedText
+from turbofit.rehearse.checkpoint.tokenizer import special_tokens
+
+__all__ = ["config_of", "preprocessor_of"]
+
+_LLM_ARCH = {
+    "internlm2": "InternLM2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+
+
+def _text_config(t: RehearsedText, dtype: str) -> dict[str, Any]:
+    config = {
+        "architectures": [_LLM_ARCH[t.arch]],
+        "model_type": t.arch,
+        "hidden_size": t.hidden,
+        "num_hidden_layers": t.layers,
+        "num_attention_heads": t.heads,
+        "num_key_value_heads": t.kv_heads,
+        "intermediate_size": t.inter,
+        "vocab_size": t.vocab,
+        "max_position_embeddings": t.positions,
+        "rope_theta": t.rope_theta,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": t.tied,
+        "torch_dtype": dtype,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    }
+    if t.head_dim:
+        config["head_dim"] = t.head_dim
+    if t.experts is not None:
+        config |= _experts_config(t.experts)
+    if t.arch == "internlm2":
+        config["bias"] = False  # a key of its own class, as published checkpoints have it
+    return config
+
+
+def _experts_config(e: RehearsedExperts) -> dict[str, Any]:
+    """Experts in Mixtral's names and in Qwen3-MoE's."""
+    return {
+        "num_local_experts": e.count,
+        "num_experts": e.count,
+        "num_experts_per_tok": e.per_token,
+        "moe_intermediate_size": e.inter,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+    }
+
+
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
+
+
+def _internvl_config(model: RehearsedModel) -> dict[str, Any]:
+    v = model.vision
+    assert v is not None
+    return {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "downsample_ratio": 0.5,
+        "dynamic_image_size": True,
+        "force_image_size": v.image,
+        "max_dynamic_patch": model.max_tiles,
+        "min_dynamic_patch": 1,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "internlm2-chat" if model.text.arch == "internlm2" else "internvl2_5",
+        "tie_word_embeddings": False,
+        "torch_dtype": model.dtype,
+        "use_thumbnail": True,
+        "llm_config": _text_config(model.text, model.dtype),
+        "vision_config": {
+            "architectures": ["InternVisionModel"],
+            "model_type": "intern_vit_6b",
+            "hidden_size": v.hidden,
+            "num_hidden_layers": v.layers,
+            "num_attention_heads": v.heads,
+            "intermediate_size": v.inter,
+            "image_size": v.image,
+            "patch_size": v.patch,
+            "num_channels": 3,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+            "initializer_factor": 1.0,  # published ones name it, and vLLM reads it
+            "norm_type": "rms_norm" if v.rms_norm else "layer_norm",
+            "qk_normalization": v.qk_norm,
+            "qkv_bias": v.qkv_bias,
+            "torch_dtype": model.dtype,
+        },
+    }
+
+
+def _internvl_hf_config(model: RehearsedModel) -> dict[str, Any]:
+    v = model.vision
+    assert v is not None
+    return {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "downsample_ratio": 0.5,
+        "image_seq_length": (v.image // v.patch // 2) ** 2,
+        "image_token_id": special_tokens(model)["<IMG_CONTEXT>"],
+        "tie_word_embeddings": False,
+        "torch_dtype": model.dtype,
+        "text_config": _text_config(model.text, model.dtype),
+        "vision_config": {
+            "model_type": "internvl_vision",
+            "hidden_size": v.hidden,
+            "num_hidden_layers": v.layers,
+            "num_attention_heads": v.heads,
+            "intermediate_size": v.inter,
+            "image_size": [v.image, v.image],
+            "patch_size": [v.patch, v.patch],
+            "num_channels": 3,
+            "layer_norm_eps": 1e-6,
+            "norm_type": "layer_norm",
+            "use_qk_norm": v.qk_norm,
+            "attention_bias": v.qkv_bias,
+            "torch_dtype": model.dtype,
+        },
+    }
+
+
+def _qwen_config(model: RehearsedModel) -> dict[str, Any]:
+    v, t = model.vision, model.text
+    assert v is not None
+    first = v.kind == "qwen2"
+    name = "Qwen2VL" if first else "Qwen2_5_VL"
+    vision: dict[str, Any] = {
+        "depth": v.layers,
+        "num_heads": v.heads,
+        "patch_size": v.patch,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_chans": 3,
+    }
+    if first:
+        vision |= {
+            "embed_dim": v.hidden,
+            "hidden_size": t.hidden,
+            "mlp_ratio": 4,
+            "model_type": "qwen2_vl",
+        }
+    else:
+        vision |= {
+            "hidden_size": v.hidden,
+            "out_hidden_size": t.hidden,
+            "window_size": 112,
+            "intermediate_size": v.inter,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "model_type": "qwen2_5_vl",
+        }
+    return _text_config(t, model.dtype) | {
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": vision["model_type"],
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_config": vision,
+    }
+
+
+def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
+    v, t = model.vision, model.text
+    assert v is not None
+    mrope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}
+    text = _text_config(t, model.dtype)
+    kind = "qwen3_vl_moe" if t.experts else "qwen3_vl"
+    return {
+        "architectures": [f"Qwen3VL{'Moe' if t.experts else ''}ForConditionalGeneration"],
+        "model_type": kind,
+        "tie_word_embeddings": t.tied,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "text_config": text | {"model_type": f"{kind}_text", "rope_scaling": mrope},
+        "vision_config": {
+            "model_type": kind,
+            "depth": v.layers,
+            "hidden_size": v.hidden,
+            "intermediate_size": v.inter,
+            "num_heads": v.heads,
+            "out_hidden_size": t.hidden,
+            "patch_size": v.patch,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_position_embeddings": (v.image // v.patch) ** 2,
+            "deepstack_visual_indexes": [
+                (i + 1) * v.layers // (v.deepstack + 1) for i in range(v.deepstack)
+            ],
+        },
+    }
+
+
+def config_of(model: RehearsedModel) -> dict[str, Any]:
+    """The ``config.json`` of a model."""
+    if model.vision is None:
+        config = _text_config(model.text, model.dtype)
+    elif model.vision.kind == "internvit":
+        config = _internvl_config(model)
+    elif model.vision.kind == "internvit_hf":
+        config = _internvl_hf_config(model)
+    elif model.vision.kind == "qwen3":
+        config = _qwen3_vl_config(model)
+    else:
+        config = _qwen_config(model)
+    if model.awq:
+        inner = config.get("llm_config", config)
+        inner["quantization_config"] = dict(_AWQ)
+    return config
+
+
+def preprocessor_of(model: RehearsedModel) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` of a model with a vision tower."""
+    assert model.vision is not None
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    if model.vision.kind == "internvit_hf":
+        return {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "processor_class": "InternVLProcessor",
+            "crop_to_patches": True,
+            "min_patches": 1,
+            "max_patches": model.max_tiles,
+            "size": {"height": model.vision.image, "width": model.vision.image},
+            "image_mean": mean,
+            "image_std": std,
+        }
+    if model.vision.kind.startswith("internvit"):
+        return {
+            "image_processor_type": "CLIPFeatureExtractor",
+            "crop_size": model.vision.image,
+            "size": model.vision.image,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "image_mean": mean,
+            "image_std": std,
+            "resample": 3,
+        }
+    if model.vision.kind == "qwen3":
+        return {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+            "patch_size": model.vision.patch,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": model.vision.patch,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
