@@ -15,7 +15,7 @@ import yaml
 __all__ = ["cards", "checkpoints", "generations", "models", "options"]
 
 PRESETS = Path(__file__).resolve().parents[2] / "presets"
-_NO_PRESETS = {"aliases", "context"}
+_NO_PRESETS = {"aliases", "context", "unsupported"}
 
 #: Small ones, large ones, some in use, several, unequal, joined, with a host, measured.
 MACHINES = (

@@ -22,9 +22,10 @@ from bench.peers.grid import PLAN, SETTINGS, Pair, Setting
 from bench.peers.turbomind import turbomind_row
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.presets import preset_path
 from turbofit.core.units import MIB
+from turbofit.machine.presets import preset_names
 from turbofit.memory.engines import engine_for
+from turbofit.model.presets import known_presets
 
 HEAD = """# The plan against LMDeploy's own settings, on every pair
 
@@ -45,7 +46,6 @@ so that a peer whose ratio happens to end between the two holds more. `--goal co
 tokens, where the default ranks by throughput: with it {still:,} of these pairs are missed.
 
 """
-_NOT_CARDS = {"aliases", "context"}
 
 
 class Found(NamedTuple):
@@ -57,16 +57,10 @@ class Found(NamedTuple):
     rivals: tuple[tuple[Setting, int], ...]
 
 
-def names(kind: str) -> list[str]:
-    """Presets of a kind."""
-    folder = preset_path(kind, "aliases").parent
-    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NOT_CARDS)
-
-
 def pairs() -> Iterator[Found | str]:
     """Every pair that the plan fits; of the others why not, in a word."""
-    for model in names("models"):
-        for card in names("gpus"):
+    for model in known_presets():
+        for card in preset_names():
             pair = Pair(model, f"1x{card}")
             try:
                 yield found(pair)

@@ -48,9 +48,9 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
         made = _planned(request, first)
     except NoKernelError as exc:
         return _with_kernels(request, asked, first, exc)
-    if asked != "auto" or (
-        _served(request, made) == (True, True) and request.workload.goal != "context"
-    ):
+    if asked != "auto":
+        return made if made.fits else _with_other_engine(request, made)
+    if _served(request, made) == (True, True) and request.workload.goal != "context":
         return made
     rival = _rival(request, made.engine.name)
     _LOG.info(
@@ -87,6 +87,23 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
     from turbofit.tuner.fallback.fallback_plan import make_fallback_plan
 
     return make_fallback_plan(request, engine, reason)
+
+
+def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
+    """A plan that does not fit on the engine that was named, with the one on which it does."""
+    for name in LMDEPLOY:
+        if name == made.engine.name:
+            continue
+        try:
+            other = engine_for(request.model, name)
+            check_options(other, request.fixed)
+            plan = _planned(request, other)
+        except TurbofitError:
+            continue
+        if plan.fits:
+            remedy = Remedy(change=f"--engine {name}", effect=f"fits: {plan.kv.tokens:,} KV tokens")
+            return replace(made, remedies=(remedy, *made.remedies))
+    return made
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> Plan:

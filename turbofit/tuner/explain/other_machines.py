@@ -12,7 +12,7 @@ from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.tuner.resolved_request import ResolvedRequest
 
-__all__ = ["BOUGHT", "bought", "stopped"]
+__all__ = ["BOUGHT", "bought", "larger", "stopped"]
 
 #: The name of a machine that nobody has yet.
 BOUGHT: Final = "more of these GPUs"
@@ -35,6 +35,20 @@ def bought(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
             visible=tuple(range(count)),
         )
         yield f"{count} x {gpu.name}", replace(request, machine=machine, tp=None, replicas=None)
+
+
+def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+    """As many cards of another kind, of each kind with more memory, the smallest first."""
+    from turbofit.machine.presets import load_preset, preset_names
+    from turbofit.machine.source import machine_from
+
+    count, held = len(request.visible), max(known(one.total, 0) for one in request.visible)
+    totals = {name: load_preset(name).total for name in preset_names()}
+    for name in sorted(totals, key=lambda one: (totals[one], one)):
+        if totals[name] > held:
+            machine = replace(machine_from(f"{count}x{name}"), name=BOUGHT)
+            change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
+            yield change, replace(request, machine=machine, tp=None, replicas=None)
 
 
 def stopped(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:

@@ -12,7 +12,7 @@ from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
-from turbofit.tuner.explain.other_machines import BOUGHT, bought, stopped
+from turbofit.tuner.explain.other_machines import BOUGHT, bought, larger, stopped
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens
@@ -48,6 +48,7 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies
     fitting: list[Remedy] = []
     closer: list[Remedy] = []
     causes: list[str] = []
+    too_long = bool(excess_tokens(request, found.best.vision_load))
     for change, changed, released in _changes(request):
         if fitting and changed.machine.name == BOUGHT:
             continue  # fewer such cards do already
@@ -63,11 +64,29 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies
             causes += [released] if released else []
         elif excess_tokens(changed, result.vision_load):
             continue  # no memory is short: the images are longer than the context
+        elif too_long:
+            effect = f"the images fit the context then, and {format_bytes(result.short)} are short"
+            closer.append(Remedy(change=change, effect=effect))
         elif result.short < found.best.short * _WORTH_SAYING:
             effect = f"not enough alone: {format_bytes(result.short)} short"
             effect += f" instead of {format_bytes(found.best.short)}"
             closer.append(Remedy(change=change, effect=effect))
+    if not fitting:
+        fitting += _larger_cards(request, engine)
     return Remedies((*fitting, *closer), tuple(causes))
+
+
+def _larger_cards(request: ResolvedRequest, engine: Engine) -> Iterator[Remedy]:
+    """The smallest cards of another kind that do, as many as there are."""
+    for change, changed in larger(request):
+        try:
+            result = search(changed, engine).best
+        except TurbofitError:
+            continue
+        if result.fits:
+            effect = f"fits: {result.kv_tokens:,} KV tokens a group, tp {result.shape.tp}"
+            yield Remedy(change=change, effect=effect)
+            return
 
 
 def _changes(request: ResolvedRequest) -> Iterator[Change]:

@@ -1,0 +1,1 @@
+"""Do plans keep their promises over all presets, cards and options?"""
