@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from turbofit.core.struct import Struct
-from turbofit.kernels.cubin import functions
-from turbofit.kernels.demangle import demangle
-from turbofit.kernels.families import family
-from turbofit.kernels.fatbin import architectures, entries
 
 __all__ = ["Census", "Count", "empty_kernels", "take_census"]
 
@@ -69,6 +65,9 @@ def take_census(library: Path) -> Census:
         ValueError: it is no library, or its device code is broken.
         PackageError: cramjam is missing.
     """
+    from turbofit.kernels.cubin import functions
+    from turbofit.kernels.fatbin import entries
+
     built: set[str] = set()
     ptx: set[str] = set()
     by_name: dict[str, dict[str, list[int]]] = {}
@@ -91,6 +90,9 @@ def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
     Raises:
         As :func:`take_census`.
     """
+    from turbofit.kernels.cubin import functions
+    from turbofit.kernels.fatbin import architectures, entries
+
     names = tuple(architectures(library))
     census = Census(library=library.name, architectures=names, ptx=(), families={})
     architecture = census.architecture(capability)
@@ -105,6 +107,9 @@ def empty_kernels(library: Path, capability: tuple[int, int]) -> frozenset[str]:
 def _by_family(
     by_name: Mapping[str, Mapping[str, list[int]]],
 ) -> dict[str, dict[str, Count]]:
+    from turbofit.kernels.demangle import demangle
+    from turbofit.kernels.families import family
+
     sums: dict[str, dict[str, list[int]]] = {}
     for name, counts in by_name.items():
         found = family(demangle(name))

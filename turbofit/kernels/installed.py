@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -72,6 +71,8 @@ def census_of(library: Path) -> Census:
     Raises:
         As :func:`take_census`.
     """
+    import hashlib  # it loads OpenSSL
+
     with library.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 24):

@@ -8,7 +8,6 @@ from typing import ClassVar
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings
-from turbofit.kernels.installed import installed
 from turbofit.kernels.released import released
 from turbofit.memory import versions
 from turbofit.memory.account import Account
@@ -57,7 +56,11 @@ class Turbomind(Engine):
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.missing_kernels`. This machine has the engine that is installed."""
         version = versions.parse(self.version)
-        census = installed() if launch.machine.source == "nvml" else None
+        census = None
+        if launch.machine.source == "nvml":
+            from turbofit.kernels.installed import installed
+
+            census = installed()
         census = census or (released(version) if version else None)
         found = None if census is None else missing_kernels(launch, census)
         return None if found is None else f"TurboMind of LMDeploy {self.version} has {found}"
