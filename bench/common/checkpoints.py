@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from turbofit.rehearse.checkpoint.tokenizer import byte_alphabet, byte_level
 
-__all__ = ["make_internvl2", "make_internvl_hf", "make_qwen2_vl", "make_text"]
+__all__ = [
+    "make_internvl2", "make_internvl_hf", "make_qwen2_vl", "make_text", "write_tokenizer",
+]  # fmt: skip
 
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -309,7 +312,7 @@ def _write(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _safetensors(folder / "model.safetensors", shapes)
-    _tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -327,10 +330,11 @@ def _safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
     path.write_bytes(struct.pack("<Q", len(data)) + data + bytes(at))
 
 
-def _tokenizer(folder: Path) -> None:
-    """Byte-level BPE without merges: a token a byte, and the special tokens."""
+def write_tokenizer(folder: Path, more: Sequence[str] = ()) -> None:
+    """Byte-level BPE without merges: a token a byte, the special ones, and ``more`` after them."""
     vocab = {letter: i for i, letter in enumerate(byte_alphabet())}
-    tokenizer = byte_level(vocab, {text: 256 + i for i, text in enumerate(_SPECIAL)})
+    special = {text: 256 + i for i, text in enumerate((*_SPECIAL, *more))}
+    tokenizer = byte_level(vocab, special)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|endoftext|>",

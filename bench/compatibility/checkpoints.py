@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.common.checkpoints import _tokenizer, make_internvl2, make_internvl_hf, make_qwen2_vl
+from bench.common.checkpoints import (
+    make_internvl2,
+    make_internvl_hf,
+    make_qwen2_vl,
+    write_tokenizer,
+)
 from bench.common.checkpoints_eva import make_cogvlm, make_glm4v
 from bench.common.checkpoints_llava import make_llava
 
@@ -243,14 +248,7 @@ def _write(
     """A folder with a config, a processor of Transformers and the stand-in tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    _tokenizer(folder)
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    last = tokenizer["added_tokens"][-1]
-    tokenizer["added_tokens"] += [
-        {**last, "id": last["id"] + 1 + i, "content": text} for i, text in enumerate(tokens)
-    ]
-    path.write_text(json.dumps(tokenizer))
+    write_tokenizer(folder, tokens)
     values = {**processor, "processor_class": f"{name}Processor"}
     video = {**values, "video_processor_type": f"{name}VideoProcessor"}
     video.pop("image_processor_type")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.common.checkpoints import _tokenizer
+from bench.common.checkpoints import write_tokenizer
 from tests.model.test_oracle_gemma3 import gemma_of
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import written
@@ -24,14 +24,7 @@ _GLM_TOKENS = ("<|image|>", "<|video|>", "<|begin_of_video|>", "<|end_of_video|>
 
 def with_processor(folder, name, processor, tokens=()):
     """The tokenizer and the processors' files that Transformers looks for beside a config."""
-    _tokenizer(folder)
-    path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    last = tokenizer["added_tokens"][-1]
-    tokenizer["added_tokens"] += [
-        {**last, "id": last["id"] + 1 + i, "content": text} for i, text in enumerate(tokens)
-    ]
-    path.write_text(json.dumps(tokenizer))
+    write_tokenizer(folder, tokens)
     values = {**processor, "processor_class": f"{name}Processor"}
     video = {**values, "video_processor_type": f"{name}VideoProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 from msgspec.structs import replace
 
-from bench.common.checkpoints import _tokenizer
+from bench.common.checkpoints import write_tokenizer
 from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import written
@@ -175,14 +175,7 @@ class TestLmdeploy:
     def test_image_tokens_reach_the_engine_as_planned(self, transformers, tmp_path):
         folder = tmp_path / "m"
         written(transformers, llama_of(transformers, random.Random(3)), folder)
-        _tokenizer(folder)
-        path = folder / "tokenizer.json"
-        tokenizer = json.loads(path.read_text())
-        last = tokenizer["added_tokens"][-1]
-        tokenizer["added_tokens"] += [
-            {**last, "id": last["id"] + 1 + i, "content": text} for i, text in enumerate(TOKENS)
-        ]
-        path.write_text(json.dumps(tokenizer))
+        write_tokenizer(folder, TOKENS)
         values = {
             "image_processor_type": "Llama4ImageProcessorFast", "max_patches": 7,
             "processor_class": "Llama4Processor", "size": {"height": 56, "width": 56},
