@@ -6,7 +6,7 @@ some cards only the other engine starts, or admits images whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from msgspec.structs import replace
@@ -91,19 +91,12 @@ def _serial(request: ResolvedRequest, engine: Engine, reason: str) -> Plan:
 
 def _with_other_engine(request: ResolvedRequest, made: Plan) -> Plan:
     """A plan that does not fit on the engine that was named, with the one on which it does."""
-    for name in LMDEPLOY:
-        if name == made.engine.name:
-            continue
-        try:
-            other = engine_for(request.model, name)
-            check_options(other, request.fixed)
-            plan = _planned(request, other)
-        except TurbofitError:
-            continue
-        if plan.fits:
-            remedy = Remedy(change=f"--engine {name}", effect=f"fits: {plan.kv.tokens:,} KV tokens")
-            return replace(made, remedies=(remedy, *made.remedies))
-    return made
+    plan = _serving(request, [name for name in LMDEPLOY if name != made.engine.name])
+    if plan is None:
+        return made
+    effect = f"fits: {plan.kv.tokens:,} KV tokens"
+    remedy = Remedy(change=f"--engine {plan.engine.name}", effect=effect)
+    return replace(made, remedies=(remedy, *made.remedies))
 
 
 def _planned(request: ResolvedRequest, engine: Engine) -> Plan:
@@ -130,8 +123,13 @@ def _host_short(plan: Plan) -> bool:
 
 
 def _rival(request: ResolvedRequest, first: str) -> Plan | None:
-    """The plan on LMDeploy's other engine, None where that does not run the model or not fit."""
-    for name in LMDEPLOY[LMDEPLOY.index(first) + 1 :]:
+    """The plan on LMDeploy's engine after this one; None where it does not run or not fit."""
+    return _serving(request, LMDEPLOY[LMDEPLOY.index(first) + 1 :])
+
+
+def _serving(request: ResolvedRequest, names: Iterable[str]) -> Plan | None:
+    """The plan on the first of these engines that runs the model and on which it fits."""
+    for name in names:
         try:
             other = engine_for(request.model, name)
             check_options(other, request.fixed)
@@ -139,7 +137,8 @@ def _rival(request: ResolvedRequest, first: str) -> Plan | None:
         except TurbofitError as exc:
             _LOG.debug("engine %s: %s", name, exc.message)
             continue
-        return plan if plan.fits else None
+        if plan.fits:
+            return plan
     return None
 
 

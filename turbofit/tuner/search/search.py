@@ -7,7 +7,7 @@ which any shape serves decides; within it the best rank wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -95,22 +95,20 @@ class _Search:
             raise UsageError(
                 no_shape(self.request, self.engine), hint="let turbofit choose --tp and --replicas"
             )
-        problems = [(shape, self._problem(shape)) for shape in possible]
-        legal = [shape for shape, problem in problems if problem is None]
+        launches = [(shape, self._launches(shape)) for shape in possible]
+        legal, problem = _without(launches, self.engine.problem)
         if not legal:
-            raise UsageError(problems[0][1] or "", hint="leave the option out, or change it")
-        deaths = [(shape, self._ask(self._death, shape)) for shape in legal]
-        legal = [shape for shape, known in deaths if known is None]
-        if not legal and deaths[0][1] is not None:
-            raise UsageError(deaths[0][1].cause, hint=deaths[0][1].instead)
-        missing = [(shape, self._ask(self.engine.missing_kernels, shape)) for shape in legal]
-        running = [shape for shape, kernels in missing if kernels is None]
+            raise UsageError(problem or "", hint="leave the option out, or change it")
+        living, death = _without(legal, self._death)
+        if not living and death is not None:
+            raise UsageError(death.cause, hint=death.instead)
+        running, kernels = _without(living, self.engine.missing_kernels)
         if not running:
             raise NoKernelError(
-                f"{self.request.model.name} does not run here: {missing[0][1]}",
+                f"{self.request.model.name} does not run here: {kernels}",
                 hint="take another engine, cards of another generation, or other weights",
             )
-        return running
+        return [shape for shape, _ in running]
 
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
@@ -178,29 +176,38 @@ class _Search:
         gpus = [self.request.machine.gpu(index) for group in shape.groups for index in group]
         return chosen_dtype(self.request.model, self.request.fixed.get("dtype"), gpus)
 
-    def _problem(self, shape: Shape) -> str | None:
-        """Why LMDeploy would refuse or abort on the user's options in this shape."""
-        return self._ask(self.engine.problem, shape)
-
     def _death(self, launch: EngineLaunch) -> KnownProblem | None:
         """What the engine is known to die of every time."""
         known = known_problems(launch, self.engine.name, self.engine.version)
         return next((one for one in known if one.fatal), None)
 
-    def _ask(self, of: Callable[[EngineLaunch], T | None], shape: Shape) -> T | None:
-        """The first problem that one of a shape's engines has."""
+    def _launches(self, shape: Shape) -> list[EngineLaunch]:
+        """A shape's engines, with the longest context that they might be launched with."""
         request = self.request
         # A context too short for images says more than one too short to start.
         images = self.asked.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
         dtype = self._dtype(shape)
+        launches = []
         for group in shape.groups:
             settings = shape_settings(request, replace(shape, tp=len(group)), longest, dtype)
             gpus = [request.machine.gpu(index) for index in group]
-            problem = of(launch_of(request, settings, gpus, self.asked))
-            if problem is not None:
-                return problem
-        return None
+            launches.append(launch_of(request, settings, gpus, self.asked))
+        return launches
+
+
+def _without(
+    shapes: Iterable[tuple[Shape, list[EngineLaunch]]], of: Callable[[EngineLaunch], T | None]
+) -> tuple[list[tuple[Shape, list[EngineLaunch]]], T | None]:
+    """The shapes of which no engine has a problem, and the first problem of the others."""
+    kept, first = [], None
+    for shape, launches in shapes:
+        found = next((one for one in map(of, launches) if one is not None), None)
+        if found is None:
+            kept.append((shape, launches))
+        elif first is None:
+            first = found
+    return kept, first
 
 
 def _largest(
