@@ -6,7 +6,7 @@ from turbofit.kernels.sections import sections
 
 def test_sections_have_their_names_and_places() -> None:
     data = elf({".text": b"abc", ".nv_fatbin": b"defg"})
-    found = {name: data[at : at + size] for name, at, size in sections(data)}
+    found = {one.name: data[one.offset : one.offset + one.size] for one in sections(data)}
     assert found[".text"] == b"abc"
     assert found[".nv_fatbin"] == b"defg"
 

@@ -38,10 +38,10 @@ def functions(cubin: Buffer) -> Iterator[Function]:
     Raises:
         ValueError: the data are no cubin.
     """
-    for name, offset, size in sections(cubin):
-        if name.startswith(_TEXT):
-            code = cubin[offset : offset + size]
-            yield Function(name[len(_TEXT) :], _is_empty(code))
+    for section in sections(cubin):
+        if section.name.startswith(_TEXT):
+            code = cubin[section.offset : section.offset + section.size]
+            yield Function(section.name[len(_TEXT) :], _is_empty(code))
 
 
 def _is_empty(code: Buffer) -> bool:

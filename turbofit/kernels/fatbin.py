@@ -9,12 +9,11 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from turbofit.core.errors import PackageError
-from turbofit.kernels.sections import sections
+from turbofit.kernels.sections import mapped, sections
 
 __all__ = ["Entry", "architectures", "entries"]
 
@@ -57,7 +56,7 @@ def entries(library: Path, architecture: str | None = None) -> Iterator[Entry]:
         ValueError: it is not an ELF file, or a fat binary in it is broken.
         PackageError: cramjam is missing, which decompresses what the compiler compressed.
     """
-    with _mapped(library) as data:
+    with mapped(library) as data:
         for header in _headers(data):
             if architecture in (None, header.architecture):
                 body = data[header.at : header.at + header.size]
@@ -71,14 +70,8 @@ def architectures(library: Path) -> frozenset[str]:
     Raises:
         OSError, ValueError: as :func:`entries`.
     """
-    with _mapped(library) as data:
+    with mapped(library) as data:
         return frozenset(one.architecture for one in _headers(data) if one.kind != _PTX)
-
-
-@contextmanager
-def _mapped(library: Path) -> Iterator[mmap.mmap]:
-    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield data
 
 
 def _headers(data: mmap.mmap) -> Iterator[_Header]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Buffer", "ElfSection", "sections"]
+__all__ = ["Buffer", "ElfSection", "mapped", "sections"]
 
 Buffer = bytes | mmap.mmap
 
@@ -17,11 +19,29 @@ _OFFSET_OF_TABLE, _COUNT = 0x28, 0x3C
 
 
 class ElfSection(NamedTuple):
-    """One section: its name, and where its bytes are in the file."""
+    """One section: its name and type, where its bytes are in the file, ``sh_link``, ``sh_info``."""
 
     name: str
+    kind: int
     offset: int
     size: int
+    link: int
+    info: int
+
+
+@contextmanager
+def mapped(file: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file, read where they are looked at.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is empty.
+    """
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        yield data
 
 
 def sections(data: Buffer) -> Iterator[ElfSection]:
@@ -46,5 +66,6 @@ def _sections(data: Buffer) -> Iterator[ElfSection]:
         return
     _, _, _, _, start, size, *_ = found[names]
     letters = bytes(data[start : start + size])
-    for name, _, _, _, offset, length, *_ in found:
-        yield ElfSection(letters[name : letters.index(b"\0", name)].decode(), offset, length)
+    for start, kind, _, _, offset, size, link, info, *_ in found:
+        name = letters[start : letters.index(b"\0", start)].decode()
+        yield ElfSection(name, kind, offset, size, link, info)

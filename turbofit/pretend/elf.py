@@ -5,11 +5,11 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
+from turbofit.kernels.sections import ElfSection, mapped, sections
+
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _ENTRY = struct.Struct("<qQ")  # Elf64_Dyn
 _VERSIONS = struct.Struct("<HHIII")  # Elf64_Verneed
@@ -41,7 +41,7 @@ def needed(library: Path) -> tuple[str, ...]:
     Raises:
         ValueError: not a 64-bit little-endian ELF file.
     """
-    with _mapped(library) as data:
+    with mapped(library) as data:
         for strings, raw in _tables(library, data, _DYNAMIC):
             return tuple(
                 strings[at : strings.index(b"\0", at)].decode("utf-8", "replace")
@@ -58,21 +58,21 @@ def needed_versions(library: Path) -> dict[str, frozenset[str]]:
         ValueError: not a 64-bit little-endian ELF file.
     """
     found: dict[str, frozenset[str]] = {}
-    with _mapped(library) as data:
-        sections = _sections(library, data)
-        for section in sections:
-            if section[1] != _VERNEED:
+    with mapped(library) as data:
+        whole = _sections(library, data)
+        for section in whole:
+            if section.kind != _VERNEED:
                 continue
-            names = sections[section[6]]
-            at, left = section[4], section[7]
+            names = whole[section.link]
+            at, left = section.offset, section.info
             while left:
                 _, count, file, first, following = _VERSIONS.unpack_from(data, at)
                 versions, place = set(), at + first
                 for _ in range(count):
                     _, _, _, name, after = _VERSION.unpack_from(data, place)
-                    versions.add(_text(data, names[4] + name))
+                    versions.add(_text(data, names.offset + name))
                     place += after
-                found[_text(data, names[4] + file)] = frozenset(versions)
+                found[_text(data, names.offset + file)] = frozenset(versions)
                 at, left = at + following, left - 1
     return found
 
@@ -83,7 +83,7 @@ def _text(data: mmap.mmap, at: int) -> str:
 
 def dynamic_symbols(library: Path) -> Iterator[Symbol]:
     """Yields all dynamic symbols; a library of hundreds of MB is read in well under 0.1 s."""
-    with _mapped(library) as data:
+    with mapped(library) as data:
         for strings, raw in _tables(library, data, _DYNSYM):
             for name, info, _, index, value, length in _SYMBOL.iter_unpack(raw):
                 if not name:
@@ -103,26 +103,16 @@ def dynamic_symbols(library: Path) -> Iterator[Symbol]:
 
 def _tables(library: Path, data: mmap.mmap, kind: int) -> Iterator[tuple[bytes, bytes]]:
     """The sections of a kind, each after the strings that its entries point into."""
-    sections = _sections(library, data)
-    for section in sections:
-        if section[1] == kind:
-            names = sections[section[6]]
-            strings = data[names[4] : names[4] + names[5]]
-            yield strings, data[section[4] : section[4] + section[5]]
+    whole = _sections(library, data)
+    for section in whole:
+        if section.kind == kind:
+            names = whole[section.link]
+            strings = data[names.offset : names.offset + names.size]
+            yield strings, data[section.offset : section.offset + section.size]
 
 
-@contextmanager
-def _mapped(library: Path) -> Iterator[mmap.mmap]:
-    with (
-        library.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
-    ):
-        yield data
-
-
-def _sections(library: Path, data: mmap.mmap) -> list[tuple[int, ...]]:
-    if data[:6] != b"\x7fELF\x02\x01":
-        raise ValueError(f"{library} is not a 64-bit little-endian ELF file")
-    (table,) = struct.unpack_from("<Q", data, 0x28)
-    size, count = struct.unpack_from("<HH", data, 0x3A)
-    return [_SECTION.unpack_from(data, table + i * size) for i in range(count)]
+def _sections(library: Path, data: mmap.mmap) -> list[ElfSection]:
+    try:
+        return list(sections(data))
+    except ValueError as exc:
+        raise ValueError(f"{library}: {exc}") from None
