@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.files import write_atomic
@@ -15,13 +15,34 @@ from turbofit.core.struct import decode, to_json
 from turbofit.kernels.census import Census, empty_kernels, take_census
 from turbofit.kernels.released import Version, is_released, released
 
-if TYPE_CHECKING:
-    from importlib.metadata import Distribution
-
 __all__ = ["census_of", "empty_kernels_file", "installed", "turbomind_library"]
 
 _LOG: Final = LazyLogger(__name__)
 _LIBRARY: Final = re.compile(r"_turbomind\.[\w.-]*so$")
+
+
+class _Engine(NamedTuple):
+    """The installed LMDeploy, as its record says: the library, and the SHA-256 of the wheel's."""
+
+    version: Version | None
+    library: Path | None
+    digest: str | None
+
+
+def _engine() -> _Engine | None:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        found = distribution("lmdeploy")
+    except PackageNotFoundError:
+        return None
+    file = next((one for one in found.files or () if _LIBRARY.search(one.name)), None)
+    if file is None:
+        return _Engine(_version(found.version), None, None)
+    path = Path(str(file.locate()))
+    recorded = file.hash
+    digest = recorded.value if recorded and recorded.mode == "sha256" else None
+    return _Engine(_version(found.version), path if path.is_file() else None, digest)
 
 
 @cache
@@ -30,17 +51,12 @@ def installed() -> Census | None:
 
     A released wheel's is known. Another library is read once, and its census kept by its SHA-256.
     """
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        found = distribution("lmdeploy")
-    except PackageNotFoundError:
+    engine = _engine()
+    if engine is None:
         return None
-    version = _version(found.version)
-    digest = _recorded(found)
+    version, library, digest = engine
     if version is not None and digest is not None and is_released(version, digest):
         return released(version)
-    library = turbomind_library(found)
     if library is None:
         return None
     try:
@@ -50,19 +66,10 @@ def installed() -> Census | None:
         return None if version is None else released(version)
 
 
-def turbomind_library(lmdeploy: Distribution | None = None) -> Path | None:
+def turbomind_library() -> Path | None:
     """Where the installed TurboMind's library is; None where there is none."""
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        found = lmdeploy or distribution("lmdeploy")
-    except PackageNotFoundError:
-        return None
-    for file in found.files or ():
-        if _LIBRARY.search(file.name):
-            path = Path(str(file.locate()))
-            return path if path.is_file() else None
-    return None
+    engine = _engine()
+    return None if engine is None else engine.library
 
 
 def census_of(library: Path) -> Census:
@@ -94,16 +101,11 @@ def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
     One mangled name a line, in the order of their bytes. None where there is no engine, or its
     kernels cannot be read.
     """
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        found = distribution("lmdeploy")
-    except PackageNotFoundError:
+    engine = _engine()
+    if engine is None or engine.library is None:
         return None
-    library = turbomind_library(found)
-    if library is None:
-        return None
-    digest = _recorded(found) or f"{library.stat().st_mtime_ns}"
+    library = engine.library
+    digest = engine.digest or f"{library.stat().st_mtime_ns}"
     name = f"{digest}-{library.stat().st_size}-{capability[0]}{capability[1]}"
     kept = state_dir("kernels") / f"empty-{name}.txt"
     if not kept.is_file():
@@ -114,12 +116,6 @@ def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
             return None
         write_atomic(kept, "".join(f"{one}\n" for one in sorted(names)))
     return kept
-
-
-def _recorded(lmdeploy: Distribution) -> str | None:
-    files = lmdeploy.files or ()
-    hashes = (file.hash for file in files if _LIBRARY.search(file.name))
-    return next((found.value for found in hashes if found and found.mode == "sha256"), None)
 
 
 def _version(text: str) -> Version | None:
