@@ -194,27 +194,6 @@ def test_a_v100_with_torch_for_cuda_13(find: Find, sources: Make) -> None:
     assert find("compute_capability", none, sources()).state == "unreadable"
 
 
-def test_a_card_without_kernels(find: Find, sources: Make) -> None:
-    old = Scenario([card(name="Tesla P100", cc=60)])
-    found = find("kernels", old, sources())
-    assert found.state == "stops"
-    assert "no code for Tesla P100, only for sm_70" in found.seen
-
-
-def test_weights_without_kernels(find: Find, sources: Make) -> None:
-    blackwell = Scenario([card(name="NVIDIA GeForce RTX 5090", cc=120)])
-    found = find("kernels", blackwell, sources())
-    assert found.state == "warning"
-    assert "RTX 5090: int4 (AWQ, GPTQ), fp8, mxfp4, experts in 16 bits" in found.seen
-    assert find("kernels", two(), sources()).state == "ok"
-
-
-def test_kernels_that_cannot_be_read(find: Find, sources: Make) -> None:
-    places = sources()
-    places.census = None
-    assert find("kernels", two(), places).state == "unreadable"
-
-
 def test_visible_devices(find: Find, sources: Make) -> None:
     found = find("cuda_visible_devices", two(), sources(CUDA_VISIBLE_DEVICES="1"))
     assert found.state == "warning"

@@ -61,6 +61,18 @@ def test_ptx_is_compiled_for_newer_cards() -> None:
     assert not census(ptx=("90a",)).has_ptx((12, 0))
 
 
+@pytest.mark.parametrize(
+    ("capability", "runs"), [((8, 6), True), ((7, 5), False), ((12, 0), True), ((8, 7), False)]
+)
+def test_a_card_runs_cubins_or_compiled_ptx(capability: tuple[int, int], runs: bool) -> None:
+    """8.7 is Tegra, which runs code for itself alone."""
+    assert census("80", ptx=("90",)).runs(capability) is runs
+
+
+def test_architectures_in_a_message() -> None:
+    assert census("70", "90a").architecture_names() == "sm_70, sm_90a"
+
+
 def test_empty_kernels_of_a_card(path: Path) -> None:
     assert empty_kernels(path, (12, 0)) == {MOE}
     assert empty_kernels(path, (8, 6)) == frozenset()

@@ -22,6 +22,7 @@ def gpu(name: str, capability=NA, index: int = 0, size=64 * GIB) -> Gpu:
     [
         ("NVIDIA GB10", (12, 1), "shares the host's memory"), ("Orin (nvgpu)", (8, 7), "shares"),
         ("NVIDIA Thor", (11, 0), "shares"), ("some name", (8, 7), "shares"),
+        ("some name", (5, 3), "shares"), ("some name", (12, 1), "shares"),
         ("NVIDIA Jetson AGX Orin", NA, "shares"), ("NVIDIA GH200 480GB", (9, 0), "NUMA node"),
         ("NVIDIA GB200", (10, 0), "NUMA node"),
     ],

@@ -60,8 +60,7 @@ def _view(census: Census, source: str, gpus: Sequence[Gpu]) -> Iterator[Block]:
         else:
             found.append((name, architecture))
     if not found:
-        names = ", ".join(f"sm_{name}" for name in census.architectures)
-        yield Line(text=f"there is code for {names}")
+        yield Line(text=f"there is code for {census.architecture_names()}")
         return
     columns = (Column(title="family"), *(Column(title=f"{name} (sm_{one})") for name, one in found))
     rows = tuple(

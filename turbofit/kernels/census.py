@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
 
 from turbofit.core.struct import Struct
+from turbofit.machine.unified import TEGRA
 
 __all__ = ["Census", "Count", "empty_kernels", "take_census"]
-
-#: Cards of Jetson run code for themselves alone (CUDA C++ Programming Guide, "Binary
-#: Compatibility": it is promised for desktop cards, not for Tegra).
-_TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
 
 
 class Count(Struct):
@@ -38,18 +34,27 @@ class Census(Struct):
     def architecture(self, capability: tuple[int, int]) -> str | None:
         """The architecture whose cubins a card of this compute capability runs; None: none.
 
-        Source: CUDA C++ Programming Guide, "Binary Compatibility", "Feature Availability".
+        Source: CUDA C++ Programming Guide, "Feature Availability", "Binary Compatibility": code for
+        an older architecture is promised to run on desktop cards, not on Tegra.
         """
         major, minor = capability
         exact = (f"{major}{minor}a", f"{major}{minor}")
         older = (f"{major}{k}" for k in range(minor - 1, -1, -1))
-        wanted = exact if capability in _TEGRA else (*exact, *older)
+        wanted = exact if capability in TEGRA else (*exact, *older)
         return next((name for name in wanted if name in self.architectures), None)
 
     def has_ptx(self, capability: tuple[int, int]) -> bool:
         """Whether the driver can compile some of its PTX for such a card."""
         number = capability[0] * 10 + capability[1]
         return any(name.isdigit() and int(name) <= number for name in self.ptx)
+
+    def runs(self, capability: tuple[int, int]) -> bool:
+        """Whether a card of this compute capability runs any of its code."""
+        return self.architecture(capability) is not None or self.has_ptx(capability)
+
+    def architecture_names(self) -> str:
+        """Its architectures in a message: ``sm_70, sm_75``."""
+        return ", ".join(f"sm_{name}" for name in self.architectures)
 
     def count(self, names: Iterable[str], architecture: str) -> Count:
         """The kernels of these families for one architecture."""

@@ -10,11 +10,12 @@ from turbofit.core.struct import NA
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu
 
-__all__ = ["unified_memory_note"]
+__all__ = ["TEGRA", "unified_memory_note"]
 
-#: Integrated GPUs by compute capability (developer.nvidia.com/cuda-gpus): Jetson TX2, Xavier, Orin
-#: and Thor, and GB10.
-_INTEGRATED: Final = frozenset({(6, 2), (7, 2), (8, 7), (10, 1), (11, 0), (12, 1)})
+#: Jetson by compute capability (developer.nvidia.com/cuda-gpus): Nano, TX2, Xavier, Orin and Thor.
+TEGRA: Final = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0)})
+_GB10: Final = (12, 1)
+_INTEGRATED: Final = TEGRA | {_GB10}
 _INTEGRATED_NAME: Final = re.compile(r"\b(gb10|jetson|tegra|xavier|orin|thor)\b", re.IGNORECASE)
 #: Modules whose memory the host sees as one more NUMA node.
 _NUMA_NODE: Final = re.compile(r"\b(gh200|gb200|gb300)\b", re.IGNORECASE)

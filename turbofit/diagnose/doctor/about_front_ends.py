@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
+from turbofit.memory.engines import LMDEPLOY
 from turbofit.model.families.engines import engine_problem
 from turbofit.planning.compatibility import EFFECTS, FrontEnd, compatibility, install_line
 
@@ -31,7 +32,7 @@ def front_end_finding(sources: Sources, model: Model | None) -> Finding:
 def _of_model(lmdeploy: str, transformers: str, model: Model) -> Finding:
     """A failure on one engine is a warning: another engine serves the model."""
     seen = f"{model.name}, LMDeploy {lmdeploy}, Transformers {transformers}"
-    engines = [one for one in ("turbomind", "pytorch") if engine_problem(model, one) is None]
+    engines = [one for one in LMDEPLOY if engine_problem(model, one) is None]
     told: list[str] = []
     wanted: tuple[str, ...] = ()
     for engine in engines:

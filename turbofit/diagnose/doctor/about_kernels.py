@@ -62,12 +62,12 @@ def _kernels(census: Census | None, cards: dict[str, tuple[int, int]]) -> Findin
             "an engine without code for a card or for a model's weights aborts at the first"
             " request",
         )
-    without = [name for name, version in cards.items() if not _runs(census, version)]
+    without = [name for name, version in cards.items() if not census.runs(version)]
     if without:
         return stops(
             check,
             f"TurboMind has no code for {', '.join(without)}, only for"
-            f" {', '.join(f'sm_{name}' for name in census.architectures)}",
+            f" {census.architecture_names()}",
             "it fails at its first kernel there",
             "leave these GPUs out with --gpus, or plan with --engine pytorch where Triton compiles"
             " for them",
@@ -86,10 +86,6 @@ def _kernels(census: Census | None, cards: dict[str, tuple[int, int]]) -> Findin
             " all",
         )
     return ok(check, f"TurboMind has code for {', '.join(cards)}")
-
-
-def _runs(census: Census, capability: tuple[int, int]) -> bool:
-    return census.architecture(capability) is not None or census.has_ptx(capability)
 
 
 def _lacking(census: Census, capability: tuple[int, int]) -> Iterator[str]:

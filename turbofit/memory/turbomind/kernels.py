@@ -38,8 +38,7 @@ def _missing(
     architecture = census.architecture(capability)
     card = f"{gpu.name} (compute capability {capability[0]}.{capability[1]})"
     if architecture is None:
-        built = ", ".join(f"sm_{one}" for one in census.architectures)
-        yield f"no code at all for {card}: its kernels are for {built}"
+        yield f"no code at all for {card}: its kernels are for {census.architecture_names()}"
         return
     for what, names in _needed(launch):
         count = census.count(names, architecture)

@@ -14,6 +14,7 @@ from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
 from turbofit.tuner.explain.other_machines import BOUGHT, bought, larger, stopped
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.sizing import MIN_TEXT_TOKENS, excess_tokens
 
@@ -57,7 +58,7 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies
         except TurbofitError:
             continue
         if result.fits:
-            effect = f"fits: {result.kv_tokens:,} KV tokens a group, tp {result.shape.tp}"
+            effect = _fits(result)
             if result.shape.limit is not None and result.shape.limit != changed.own_limit:
                 effect += f", images lowered to {_limit(changed, result.shape.limit)}"
             fitting.append(Remedy(change=change, effect=effect))
@@ -84,7 +85,7 @@ def _larger_cards(request: ResolvedRequest, engine: Engine) -> Iterator[Remedy]:
         except TurbofitError:
             continue
         if result.fits:
-            effect = f"fits: {result.kv_tokens:,} KV tokens a group, tp {result.shape.tp}"
+            effect = _fits(result)
             yield Remedy(change=change, effect=effect)
             return
 
@@ -192,6 +193,10 @@ def _written(option: str, value: object) -> str:
         return option
     values = value if isinstance(value, list | tuple) else (value,)
     return " ".join((option, *map(str, values)))
+
+
+def _fits(result: Evaluation) -> str:
+    return f"fits: {result.kv_tokens:,} KV tokens a group, tp {result.shape.tp}"
 
 
 def _limit(request: ResolvedRequest, limit: int) -> str:
