@@ -174,11 +174,11 @@ async def run_one(name: str, count: int, load: str, told: bool, args: argparse.N
     capacity = sum(speeds) * SLOTS / MEAN
     router = Router(name, args.port, speeds, MEAN, told)
     try:
-        ways, asked = router.ways(), max(80, int(args.seconds * capacity * 0.9))
+        ways, requests = router.ways(), max(80, int(args.seconds * capacity * 0.9))
         if load == "closed":
-            found, began, last = await closed(ways, 6 * count, asked)
+            found, began, last = await closed(ways, 6 * count, requests)
         else:
-            found, began, last = await opened(ways, 0.7 * capacity, int(asked * 0.75))
+            found, began, last = await opened(ways, 0.7 * capacity, int(requests * 0.75))
         took = time.perf_counter() - began
         stats = router.stats()
     finally:

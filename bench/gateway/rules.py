@@ -26,26 +26,26 @@ def simulate(speeds: list[float], c: float, load: float, closed: bool, requests:
     lines: list[list[tuple[float, int]]] = [[] for _ in speeds]
     events: list[tuple[float, int, int, int]] = []  # moment, order, engine or -1, request
     firsts: list[float] = []
-    asked, now = 0, 0.0
+    sent, now = 0, 0.0
     if closed:
         for _ in range(round(load * SLOTS * len(speeds))):
-            heappush(events, (0.0, next(serial), -1, asked))
-            asked += 1
+            heappush(events, (0.0, next(serial), -1, sent))
+            sent += 1
     else:
         heappush(events, (0.0, next(serial), -1, 0))
-        asked = 1
+        sent = 1
 
     def begin(engine: int, came: float, request: int) -> None:
         first, each = (seconds / speeds[engine] for seconds in service(request, MEAN))
         firsts.append(now + first - came)
         heappush(events, (now + first + 8 * each, next(serial), engine, request))
 
-    while events and asked < requests:
+    while events and sent < requests:
         now, _, engine, request = heappop(events)
         if engine < 0:
             if not closed:
-                heappush(events, (now + dice.expovariate(load * capacity), next(serial), -1, asked))
-                asked += 1
+                heappush(events, (now + dice.expovariate(load * capacity), next(serial), -1, sent))
+                sent += 1
             order = dice.sample(range(len(speeds)), len(speeds)) if not c else range(len(speeds))
             engine = min(order, key=lambda one: (outstanding[one] + c) / speeds[one])
             outstanding[engine] += 1
@@ -61,8 +61,8 @@ def simulate(speeds: list[float], c: float, load: float, closed: bool, requests:
         else:
             free[engine] += 1
         if closed:
-            heappush(events, (now, next(serial), -1, asked))
-            asked += 1
+            heappush(events, (now, next(serial), -1, sent))
+            sent += 1
     firsts.sort()
     return len(firsts) / now, sum(firsts) / len(firsts), firsts[int(len(firsts) * 0.99)]
 

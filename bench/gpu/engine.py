@@ -50,13 +50,13 @@ def main(words: list[str]) -> int:
     (folder / "plan.json").write_text(to_json(plan))
     mark("ready", tokens=plan.kv.tokens, ratio=plan.settings.cache_max_entry_count)
     if plan.limits.vision_unit is None:
-        asked: Any = "word " * 512
+        prompt: Any = "word " * 512
     else:
-        asked = ("what is this?", worst_image(plan))
+        prompt = ("what is this?", worst_image(plan))
     keywords = {"max_new_tokens": 4}
-    one = pipe(asked, **keywords)
+    one = pipe(prompt, **keywords)
     mark("one_image", prompt=one.input_token_len, said=str(one.finish_reason))
-    many = pipe([asked] * plan.settings.max_batch_size, **keywords)
+    many = pipe([prompt] * plan.settings.max_batch_size, **keywords)
     mark("many_images", answered=sum(got.finish_reason != "error" for got in many))
     pipe.close()
     mark("end")

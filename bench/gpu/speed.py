@@ -122,9 +122,9 @@ def main(words: list[str]) -> int:
         mark("ready", seconds=time.monotonic() - begun, batch=max(BATCHES), prefill=PREFILL)
 
         def ask(what: list[Any], tokens: int, chat: bool) -> Any:
-            asked = GenerationConfig(max_new_tokens=tokens, top_k=1, ignore_eos=True)
+            config = GenerationConfig(max_new_tokens=tokens, top_k=1, ignore_eos=True)
             more = {} if chat else {"do_preprocess": False}
-            return pipe(what, gen_config=asked, use_tqdm=False, **more)
+            return pipe(what, gen_config=config, use_tqdm=False, **more)
 
         measure(ask, Image.new("RGB", IMAGE))
         mark("end")

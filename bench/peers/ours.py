@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import turbofit
-from bench.peers.asked import lowered
+from bench.peers.workload import lowered
 from bench.peers.grid import PLAN, SETTINGS, Pair
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import turbofit
-from bench.peers.asked import sent
+from bench.peers.workload import sent
 from bench.peers.grid import PAIRS, SETTINGS, Pair
 from bench.peers.row import Row
 from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
@@ -26,7 +26,7 @@ HEAD = """# turbofit's plan against its peers
 
 ## What was put to everybody
 
-{asked}
+{sent}
 
 ## Every start
 
@@ -38,7 +38,7 @@ HEAD = """# turbofit's plan against its peers
 """
 
 
-def asked_table(pairs: Sequence[Pair]) -> str:
+def sent_table(pairs: Sequence[Pair]) -> str:
     """What each model's engines were sent."""
     lines = ["| model | requests |", "|---|---|"]
     for name in dict.fromkeys(pair.model for pair in pairs):
@@ -88,7 +88,7 @@ def main() -> int:
     text = HEAD.format(
         told=summary(rows),
         bars=verdict_table(rows),
-        asked=asked_table(pairs),
+        sent=sent_table(pairs),
         table=row_table(rows),
         versions=versions_text(time.monotonic() - begun),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import turbofit
-from bench.peers.asked import lowered, requests_of
+from bench.peers.workload import lowered, requests_of
 from bench.peers.grid import PLAN, Pair, Setting
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from bench.peers.asked import LONG, QUEUED, ROWS, meeting_units
+from bench.peers.workload import LONG, QUEUED, ROWS, meeting_units
 from turbofit.core.model import Model
 
 _QWEN: Final = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -68,9 +68,9 @@ def need_kernels() -> None:
     Raises:
         ValueError: torch was built for later cards only.
     """
-    asked = os.fork()
-    if asked:
-        if os.waitpid(asked, 0)[1]:
+    child = os.fork()
+    if child:
+        if os.waitpid(child, 0)[1]:
             raise SystemExit(1)
         return
     code = 1

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.peers.asked import LONG
+from bench.peers.workload import LONG
 from bench.peers.grid import Pair
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row

@@ -65,16 +65,16 @@ class Row(NamedTuple):
     model: str
     on: str
     margin: int | None = None
-    asked: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def name(self) -> str:
-        words = [self.model, self.on, *(f"{k} {v}" for k, v in self.asked.items())]
+        words = [self.model, self.on, *(f"{k} {v}" for k, v in self.options.items())]
         return " ".join([*words, *(["margin 0"] if self.margin == 0 else [])])
 
 
-def _both(model: str, on: str, **asked: Any) -> tuple[Row, Row]:
-    return Row(model, on, None, asked), Row(model, on, 0, asked)
+def _both(model: str, on: str, **options: Any) -> tuple[Row, Row]:
+    return Row(model, on, None, options), Row(model, on, 0, options)
 
 
 ROWS = (
@@ -109,7 +109,7 @@ class Found(NamedTuple):
 
 def compare(row: Row) -> Found:
     """Plan, rehearse, and hold each figure against its bar."""
-    plan = api.plan(row.model, on=row.on, engine="pytorch", margin=row.margin, **dict(row.asked))
+    plan = api.plan(row.model, on=row.on, engine="pytorch", margin=row.margin, **dict(row.options))
     if not plan.fits:
         return Found((row.name, "no plan", *[""] * 9), [], [f"no plan: {plan.verdict}"], {})
     document = planned_document(plan)
@@ -148,7 +148,7 @@ def _start(
     if tokens < plan.kv.tokens:
         say(f"{tokens} tokens, {plan.kv.tokens} promised")
     weights = sum(t.bytes for t in card.ledger if t.term.startswith("weights."))
-    asked = (document["gpus"][i].get("weights") or {}).get("requested")
+    requested = (document["gpus"][i].get("weights") or {}).get("requested")
     for name in ("load_fragmentation", POOL_WARMUP):
         _hold(name, told[name].bytes, told[name].rehearsed, card.total, say)
     live, reserved = _peaks(plan, document, i)
@@ -157,7 +157,7 @@ def _start(
     return (
         f"{plan.kv.tokens:,} / {tokens:,}",
         f"{blocks} / {wanted}",
-        f"{mib(weights)} / {mib(asked)}",
+        f"{mib(weights)} / {mib(requested)}",
         *(f"{mib(told[n].bytes)} / {mib(told[n].rehearsed)}" for n in
           ("load_fragmentation", POOL_WARMUP)),
         mib(card.peak),

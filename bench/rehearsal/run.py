@@ -201,12 +201,16 @@ def pool_checks(row: Row, plan: Plan, seen: dict[str, Any], driven: list[Driven]
     checks = [_never_under(row, "warm-up", pool.peak(Forward(tokens=tokens, context=tokens)),
                            first["warm-up"])]  # fmt: skip
     bound = max(t.bytes for t in plan.gpus[0].ledger if t.phase == "transient")
-    for case, asked in zip(seen["cases"], driven, strict=True):
+    for case, case_requests in zip(seen["cases"], driven, strict=True):
         peak = max(card["live_peak"] for card in case["executor"])
-        if asked.forward is not None:
-            checks.append(_never_under(row, asked.name, pool.peak(asked.forward), peak))
-        if asked.units <= plan.limits.units_per_image:  # what no gateway admits is not promised
-            name = f"bound over {asked.name}"
+        if case_requests.forward is not None:
+            checks.append(
+                _never_under(row, case_requests.name, pool.peak(case_requests.forward), peak)
+            )
+        if (
+            case_requests.units <= plan.limits.units_per_image
+        ):  # what no gateway admits is not promised
+            name = f"bound over {case_requests.name}"
             checks.append(Check(row.name, name, bound, peak, peak > bound, bound=True))
     return checks
 

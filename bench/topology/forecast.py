@@ -41,7 +41,7 @@ def forecast(case: Case, shape: Shape, figures: Rates) -> float:
         speed = speed_of(
             work, card_of(gpus, figures), reduce_of(machine, gpus, figures), figures,
             prompt=case.input, output=case.output, at_once=at_once,
-            concurrent=min(at_once, fitting, _SEQUENCES), chunk=_CHUNK, asked=NO_IMAGES,
+            concurrent=min(at_once, fitting, _SEQUENCES), chunk=_CHUNK, requested_load=NO_IMAGES,
         )  # fmt: skip
         rate += speed.requests_per_second
     return rate

@@ -130,10 +130,10 @@ def test_memory_text_with_private_pools_and_small_units() -> None:
         "is allocated by PyTorch, with 1.20 GiB allocated in private pools (e.g., CUDA Graphs), "
         "and 3.00 GiB is reserved by PyTorch but unallocated."
     )
-    assert (memory.asked, memory.free, memory.gpu) == (512 * KIB, 448 * KIB, 3)
+    assert (memory.requested, memory.free, memory.gpu) == (512 * KIB, 448 * KIB, 3)
     assert (memory.process, memory.allocated, memory.cached) == (70 * GIB, 60 * GIB, 3 * GIB)
     assert memory.others == ((12, 9 * GIB),)
-    assert torch_memory("CUDA out of memory. Tried to allocate 2 bytes.").asked == 2
+    assert torch_memory("CUDA out of memory. Tried to allocate 2 bytes.").requested == 2
 
 
 def test_smi_head() -> None:

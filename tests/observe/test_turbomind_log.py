@@ -84,7 +84,7 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 has",
             log.TorchOutOfMemory(
                 message="CUDA out of memory. Tried to allocate 724.00 MiB. GPU 0 has",
-                asked=724 * MIB,
+                requested=724 * MIB,
             ),
         ),
         (

@@ -83,8 +83,8 @@ class _CalibrateArguments(NamedTuple):
         """How far an earlier run of the same calibration came."""
         from turbofit.launch.calibrate.progress import Progress
 
-        asked = self.request.given()
-        return Progress(asked.pop("model"), asked, pretend=self.kept_apart)
+        options = self.request.given()
+        return Progress(options.pop("model"), options, pretend=self.kept_apart)
 
 
 def _drop(arguments: _CalibrateArguments) -> int:

@@ -71,7 +71,7 @@ def engine_named(name: str, version: str | None = None) -> Engine:
     return engine
 
 
-def engine_for(model: Model, asked: str = "auto", version: str | None = None) -> Engine:
+def engine_for(model: Model, engine: str = "auto", version: str | None = None) -> Engine:
     """The engine that was asked for, or the first that runs the model.
 
     With a version only LMDeploy's engines are looked at. LMDeploy's own choice is by the outer
@@ -98,7 +98,7 @@ def engine_for(model: Model, asked: str = "auto", version: str | None = None) ->
         # Towers ran under torch then: what decides is the language model alone.
         model = replace(model, vision=None, architecture=model.text.architecture)
     known = LMDEPLOY if version else tuple(ENGINES)
-    wanted = known if asked == "auto" else (asked,)
+    wanted = known if engine == "auto" else (engine,)
     problems = [engine_problem(model, name) for name in wanted]
     for name, problem in zip(wanted, problems, strict=True):
         if problem is None:

@@ -151,7 +151,7 @@ class TorchOutOfMemory(Struct, tag="torch_out_of_memory"):
     """Torch, which stages weights on the first GPU, found no memory; bytes where it said so."""
 
     message: str
-    asked: int | None = None
+    requested: int | None = None
 
 
 class PythonError(Struct, tag="python_error"):
@@ -210,7 +210,7 @@ _VISION: Final = re.compile(
 )
 _FRAME: Final = re.compile(r"\s+\[ ?(\d+)\] (.+) @ \S+:\d+\s*")
 _TORCH: Final = re.compile(r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: (CUDA out of memory.*)")
-_ASKED: Final = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
+_REQUESTED: Final = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
 _FALLBACK: Final = re.compile(r".*(Fallback to pytorch engine because .*)")
 _PYTHON: Final = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)): ?(.*)")
 _NCCL: Final = re.compile(r".*(NCCL error .*)")
@@ -278,10 +278,10 @@ def _other(text: str) -> Event | None:
     if text.startswith("*** stacktrace of thread "):
         return StackTrace()
     if match := _TORCH.match(text):
-        asked = _ASKED.search(match[1])
+        requested = _REQUESTED.search(match[1])
         unit = {"KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30}
-        size = round(float(asked[1]) * unit[asked[2]]) if asked else None
-        return TorchOutOfMemory(message=match[1], asked=size)
+        size = round(float(requested[1]) * unit[requested[2]]) if requested else None
+        return TorchOutOfMemory(message=match[1], requested=size)
     if match := _FALLBACK.fullmatch(text):
         return EngineFallback(message=match[1])
     if match := _NCCL.fullmatch(text):

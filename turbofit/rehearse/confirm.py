@@ -190,10 +190,12 @@ def _contradiction(plan: Plan, rehearsal: Rehearsal) -> str:
     death = rehearsal.death
     if death is None:
         return f"{plan.model.name}: the rehearsal ended in {rehearsal.outcome}"
-    asked = ""
+    allocation = ""
     if death.asked is not None and death.left is not None:
-        asked = f", asking {format_bytes(death.asked)} where {format_bytes(death.left)} were left"
+        allocation = (
+            f", asking {format_bytes(death.asked)} where {format_bytes(death.left)} were left"
+        )
     return (
         f"{plan.model.name}: the forecast fits, but the engine on pretend GPUs did not serve:"
-        f" {rehearsal.outcome} in {death.phase} ({death.where}){asked}"
+        f" {rehearsal.outcome} in {death.phase} ({death.where}){allocation}"
     )

@@ -30,7 +30,7 @@ _LOG: Final = LazyLogger(__name__)
 _LEAST_TRITON: Final = (7, 5)
 
 
-def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
+def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
     """The best plan on the engine that was asked for, or on the one that serves more.
 
     Raises:
@@ -38,17 +38,17 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
         PackageError: turbofit has no account for the engine.
         NoKernelError: no engine that runs the model has code for these cards.
     """
-    first = engine_for(request.model, asked)
+    first = engine_for(request.model, engine)
     check_options(first, request.fixed)
     if first.planned.serial:
-        reason = "as asked" if asked != "auto" else engine_problem(request.model, LMDEPLOY[0])
+        reason = "as asked" if engine != "auto" else engine_problem(request.model, LMDEPLOY[0])
         _LOG.info("engine %s: %s", first.name, reason)
         return _serial(request, first, str(reason))
     try:
         made = _planned(request, first)
     except NoKernelError as exc:
-        return _with_kernels(request, asked, first, exc)
-    if asked != "auto":
+        return _with_kernels(request, engine, first, exc)
+    if engine != "auto":
         return made if made.fits else _with_other_engine(request, made)
     if _served(request, made) == (True, True) and request.workload.goal != "context":
         return made
@@ -65,7 +65,7 @@ def best_plan(request: ResolvedRequest, asked: str = "auto") -> Plan:
 
 
 def _with_kernels(
-    request: ResolvedRequest, asked: str, first: Engine, lacking: NoKernelError
+    request: ResolvedRequest, engine: str, first: Engine, lacking: NoKernelError
 ) -> Plan:
     """The plan on the engine that compiles its kernels, where the first holds none for the cards.
 
@@ -75,7 +75,7 @@ def _with_kernels(
     rival = _rival(request, first.name) if _compiles(request) else None
     if rival is None:
         raise lacking
-    if asked == "auto":
+    if engine == "auto":
         reason = f"engine {rival.engine.name}: it compiles its kernels; {lacking.message}"
         return replace(rival, reasons=(reason, *rival.reasons))
     raise NoKernelError(

@@ -199,8 +199,8 @@ def _settings(
         max_prefill_token_num=prefill if isinstance(prefill, int) else 0,
         limit=None,
     )
-    asked = replace(request, fixed={**defaults, **request.fixed})
-    settings = shape_settings(asked, shape, context, dtype_for(request.model, gpus)[0])
+    with_defaults = replace(request, fixed={**defaults, **request.fixed})
+    settings = shape_settings(with_defaults, shape, context, dtype_for(request.model, gpus)[0])
     problem = engine.problem(launch_of(request, settings, gpus, vision_load))
     if problem:
         raise UsageError(problem, hint="change the option")

@@ -16,7 +16,7 @@ TOOLS = [
 ]
 
 
-def asked(images: int = 0, **options) -> dict:
+def arguments(images: int = 0, **options) -> dict:
     source = {"type": "base64", "media_type": "image/png", "data": picture()}
     content = [{"type": "text", "text": QUESTION}, *[{"type": "image", "source": source}] * images]
     message = {"role": "user", "content": content if images else QUESTION}
@@ -24,20 +24,20 @@ def asked(images: int = 0, **options) -> dict:
 
 
 def create(images: int = 0, **options) -> str:
-    done = CLIENT.messages.create(**asked(images, **options))
+    done = CLIENT.messages.create(**arguments(images, **options))
     kinds, usage = [block.type for block in done.content], done.usage
     return f"{kinds}, {done.stop_reason}, {usage.input_tokens} + {usage.output_tokens} tokens"
 
 
 def stream(images: int = 0) -> str:
-    with CLIENT.messages.stream(**asked(images)) as events:
+    with CLIENT.messages.stream(**arguments(images)) as events:
         text = "".join(events.text_stream)
         done = events.get_final_message()
     return f"{len(text)} characters, {done.stop_reason}, {done.usage.output_tokens} tokens"
 
 
 def count(images: int = 0) -> str:
-    question = asked(images)
+    question = arguments(images)
     del question["max_tokens"]
     return f"{CLIENT.messages.count_tokens(**question).input_tokens} tokens"
 

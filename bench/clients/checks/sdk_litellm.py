@@ -11,9 +11,9 @@ litellm.suppress_debug_info = True
 
 def complete(images: int = 0, provider: str = "openai", **options):
     base = f"{url()}/v1" if provider == "openai" else url()
-    asked = {"model": f"{provider}/{MODEL}", "messages": messages(images), **options}
+    arguments = {"model": f"{provider}/{MODEL}", "messages": messages(images), **options}
     return litellm.completion(
-        **asked, max_tokens=4, api_base=base, api_key="none", num_retries=0, timeout=300
+        **arguments, max_tokens=4, api_base=base, api_key="none", num_retries=0, timeout=300
     )
 
 

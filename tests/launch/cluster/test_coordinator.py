@@ -34,10 +34,10 @@ def test_a_question_and_its_answer(routing_table: RoutingTable) -> None:
     told: list[object] = []
     asker = threading.Thread(target=lambda: told.append(coordinator.ask({"kind": "drain"}, 10)))
     asker.start()
-    asked: tuple[tuple[int, dict[str, object]], ...] = ()
-    while not asked:
-        asked = coordinator.write(status(), routing_table, GatewayConfig(), 0).asked
-    ((number, document),) = asked
+    questions: tuple[tuple[int, dict[str, object]], ...] = ()
+    while not questions:
+        questions = coordinator.write(status(), routing_table, GatewayConfig(), 0).questions
+    ((number, document),) = questions
     assert document == {"kind": "drain"}
     coordinator.answer(number, {"said": "done"})
     asker.join()

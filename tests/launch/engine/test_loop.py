@@ -40,7 +40,7 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
     )
     assert watch.loop_failed(0.05)
     end = loop_ended(watch, plan, LOG)
-    assert (end.kind, end.phase, end.asked) == ("out_of_memory", "vision", 640 << 20)
+    assert (end.kind, end.phase, end.requested) == ("out_of_memory", "vision", 640 << 20)
     assert isinstance(end.error, OutOfMemoryError)
     assert end.of_memory
 

@@ -22,11 +22,11 @@ IMAGE = VisionLoad(units_per_image=13, images_per_request=1, tokens_per_request=
 
 def speed(
     model: str = "llama-3.1-8b", on: str = "1xrtx4090", kv: int = 10**9, batch: int = 8,
-    asked: VisionLoad = NO_IMAGES, **settings: object,
+    requested_load: VisionLoad = NO_IMAGES, **settings: object,
 ) -> Speed:  # fmt: skip
     machine = parse_spec(on)
     given = Settings(tp=len(machine.gpus), max_batch_size=batch, **settings)
-    return group_speed(resolve_model(model), given, machine, machine.gpus, asked, kv, ENGINE)
+    return group_speed(resolve_model(model), given, machine, machine.gpus, requested_load, kv, ENGINE)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_shards_halve_a_step_and_pay_for_links() -> None:
 
 
 def test_images_cost_their_tokens_and_the_tower() -> None:
-    text, image = speed("internvl2-8b"), speed("internvl2-8b", asked=IMAGE)
+    text, image = speed("internvl2-8b"), speed("internvl2-8b", requested_load=IMAGE)
     assert image.prefill > 5 * text.prefill
     two = replace(IMAGE, images_per_request=2, tokens_per_request=2 * 13 * 256)
-    assert speed("internvl2-8b", asked=two).prefill > 1.8 * image.prefill
+    assert speed("internvl2-8b", requested_load=two).prefill > 1.8 * image.prefill
     # TurboMind encodes an image again in each chunk that cuts it.
-    chunks = speed("internvl2-8b", asked=IMAGE, max_prefill_token_num=1024)
+    chunks = speed("internvl2-8b", requested_load=IMAGE, max_prefill_token_num=1024)
     assert chunks.prefill > 1.3 * image.prefill
     plain = speed("llama-3.1-8b", max_prefill_token_num=128)
     assert plain.prefill == speed("llama-3.1-8b").prefill
@@ -119,7 +119,7 @@ def test_the_parts_make_the_whole() -> None:
     work = work_of(resolve_model("llama-3.1-8b"), Settings(tp=2), ENGINE)
     found = speed_of(
         work, card_of(machine.gpus, figures), reduce_of(machine, machine.gpus, figures), figures,
-        prompt=1000, output=100, at_once=4, concurrent=4, chunk=8192, asked=NO_IMAGES,
+        prompt=1000, output=100, at_once=4, concurrent=4, chunk=8192, requested_load=NO_IMAGES,
     )  # fmt: skip
     cycle = 4 * found.prefill + 100 * found.step
     assert found.requests_per_second == pytest.approx(4 / cycle)

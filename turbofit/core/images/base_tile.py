@@ -93,9 +93,9 @@ class BaseTileRule(ImageRule):
         """Nothing where no file has a limit."""
         return FolderEdits({}, {})
 
-    def lower(self, size: Size, asked: Mapping[str, Any], to: Allowed) -> Lowered:
+    def lower(self, size: Size, options: Mapping[str, Any], to: Allowed) -> Lowered:
         """An integer ``max_dynamic_patch`` wins, then ``detail``."""
-        patch, word = asked.get("max_dynamic_patch"), asked.get("detail")
+        patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""
         wanted = DETAIL_PATCHES.get(detail, to.default)
         if isinstance(patch, int):

@@ -164,8 +164,8 @@ class PatchRule(ImageRule, tag="patch"):
         # Transformers 5 lets the bare names win over size, older ones read only the bare names.
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
-    def lower(self, size: Size, asked: Mapping[str, Any], to: Allowed) -> Lowered:
-        high, low = number(asked.get("max_pixels")), number(asked.get("min_pixels"))
+    def lower(self, size: Size, options: Mapping[str, Any], to: Allowed) -> Lowered:
+        high, low = number(options.get("max_pixels")), number(options.get("min_pixels"))
         limit = min(high if high >= 1 else to.default, to.planned)
         least = min(low if low >= 1 else self.min_pixels, limit)
         fallback = self.largest_limit(to.units) or self.min_pixels
@@ -188,7 +188,7 @@ class PatchRule(ImageRule, tag="patch"):
                 high = high if high >= 1 else limit
                 least, limit, count = lower, to.cap, capped
         changes = [
-            (name, asked[name] if number(asked.get(name)) >= 1 else wanted, value)
+            (name, options[name] if number(options.get(name)) >= 1 else wanted, value)
             for name, value, wanted in (("max_pixels", limit, high), ("min_pixels", least, low))
             if wanted > value
         ]
@@ -197,9 +197,9 @@ class PatchRule(ImageRule, tag="patch"):
     def _between(self, size: Size, least: int, most: int) -> int:
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
-    def request_bounds(self, asked: Mapping[str, Any]) -> dict[str, int]:
+    def request_bounds(self, options: Mapping[str, Any]) -> dict[str, int]:
         """LMDeploy counts some models' images as two frames."""
-        given = {name: number(asked.get(name)) for name in ("min_pixels", "max_pixels")}
+        given = {name: number(options.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}
 
     def together(self, knobs: Iterable[Mapping[str, int]]) -> Self:

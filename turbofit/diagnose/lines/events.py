@@ -41,7 +41,7 @@ class TorchMemory(Struct, tag="torch_memory"):
     ``process`` leaves out the process's CUDA context.
     """
 
-    asked: int | None = None
+    requested: int | None = None
     gpu: int | None = None
     total: int | None = None
     free: int | None = None
@@ -64,7 +64,7 @@ class TorchMemory(Struct, tag="torch_memory"):
     @property
     def figures(self) -> int:
         """How many figures were read."""
-        values = (self.asked, self.total, self.free, self.process, self.allocated, self.cached)
+        values = (self.requested, self.total, self.free, self.process, self.allocated, self.cached)
         return sum(value is not None for value in values) + len(self.others)
 
 

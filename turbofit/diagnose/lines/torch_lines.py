@@ -21,7 +21,7 @@ __all__ = ["torch_line", "torch_memory"]
 
 _SIZE = r"(\d+(?:\.\d+)? ?(?:bytes|[KMGT]i?B))"
 _UNITS: Final = {"bytes": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_ASKED: Final = re.compile(rf"Tried to allocate {_SIZE}")
+_REQUESTED: Final = re.compile(rf"Tried to allocate {_SIZE}")
 #: Torch up to 2.0: all in one pair of brackets, free after allocated.
 _BRACKET: Final = re.compile(
     rf"\(GPU (\d+); {_SIZE} total capacity; {_SIZE} already allocated; {_SIZE} free; "
@@ -82,12 +82,12 @@ def torch_memory(text: str) -> TorchMemory:
     In the form up to 2.0 the process's use is what torch reserved; its context and libraries are
     not in it.
     """
-    asked = _ASKED.search(text)
-    size = _bytes(asked[1]) if asked else None
+    requested = _REQUESTED.search(text)
+    size = _bytes(requested[1]) if requested else None
     if match := _BRACKET.search(text):
         total, used, free, reserved = (_bytes(match[i]) for i in (2, 3, 4, 5))
         return TorchMemory(
-            asked=size,
+            requested=size,
             gpu=int(match[1]),
             total=total,
             free=free,
@@ -106,7 +106,7 @@ def torch_memory(text: str) -> TorchMemory:
     if pid is not None:
         process = others.pop(pid)
     return TorchMemory(
-        asked=size,
+        requested=size,
         gpu=int(capacity[1]) if capacity else None,
         total=_bytes(capacity[2]) if capacity else None,
         free=_bytes(capacity[3]) if capacity else None,

@@ -26,7 +26,7 @@ class Shortfall(Struct):
     """The allocation that failed: what it was for, its size, and bytes that were missing for it."""
 
     what: str
-    asked: int
+    requested: int
     left: int
     short: int
 
@@ -62,7 +62,7 @@ class Replay:
             size = round_up(op.size, self._step)
             if size > self.left:
                 return Shortfall(
-                    what=op.what, asked=op.size, left=self.left, short=size - self.left
+                    what=op.what, requested=op.size, left=self.left, short=size - self.left
                 )
             self.left -= size
             return None
@@ -70,7 +70,9 @@ class Replay:
         held = self._held.get(op.pool, 0)
         growth = max(0, round_up(live, self._step) - held)
         if op.size > 0 and growth > self.left:
-            return Shortfall(what=op.what, asked=op.size, left=self.left, short=growth - self.left)
+            return Shortfall(
+                what=op.what, requested=op.size, left=self.left, short=growth - self.left
+            )
         self._live[op.pool] = live
         self._held[op.pool] = held + growth
         self.left -= growth

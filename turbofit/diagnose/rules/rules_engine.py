@@ -148,7 +148,7 @@ def _after_sizing(case: LogCase, mark: Mark, phase: PhaseName, frames: list[str]
         )
     if found and found.at_call:
         why.append(
-            f"{found.step} asked {format_bytes(found.at_call.asked)} for {found.at_call.what}"
+            f"{found.step} asked {format_bytes(found.at_call.requested)} for {found.at_call.what}"
             f" where {format_bytes(found.at_call.left)} were left"
         )
     if found and found.surprise:

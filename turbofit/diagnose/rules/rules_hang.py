@@ -113,10 +113,10 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     limit = facts.session_limit
     lengths = warm.event.lengths if warm and isinstance(warm.event, WarmupLengths) else ()
     fitting = [n for n in lengths if limit is None or n <= limit]
-    asked = [event.tokens for _, event in facts.every(WarmupLength)]
+    warmups = [event.tokens for _, event in facts.every(WarmupLength)]
     block = facts.subject.options.get("cache_block_seq_len", _DEFAULT_BLOCK)
     assert isinstance(block, int)
-    longest = max(fitting, default=max(asked, default=0))
+    longest = max(fitting, default=max(warmups, default=0))
     if not longest:
         unknown.append("the warm-up's lengths: they are printed with TM_LOG_LEVEL=INFO")
         return None, unknown

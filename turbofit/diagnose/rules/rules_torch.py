@@ -106,33 +106,37 @@ def _one_tensor(mark: Mark, memory: TorchMemory, phase: PhaseName) -> Iterator[s
             "attention was computed with its whole matrix, which grows with the square of the"
             f" image's patches: {cure}"
         )
-    elif memory.asked and memory.asked > max(memory.allocated or 0, _ONE_TENSOR):
+    elif memory.requested and memory.requested > max(memory.allocated or 0, _ONE_TENSOR):
         yield (
-            f"it asked {format_bytes(memory.asked)} at once, more than the program had allocated in"
-            " all: most often attention with its whole matrix, which grows with the square of"
+            f"it asked {format_bytes(memory.requested)} at once, more than the program had"
+            " allocated in all: most often attention with its whole matrix, which grows with the square of"
             f" the tokens or patches: {cure}"
         )
 
 
 def _missing(memory: TorchMemory) -> Missing:
     """Asked less free, both rounded by torch to hundredths of their unit."""
-    if memory.asked is None or memory.free is None:
-        asked = f"; it asked {format_bytes(memory.asked)}" if memory.asked is not None else ""
-        return Missing(bytes=None, basis="unknown", note=f"the text has not both figures{asked}")
-    doubt = sum(_rounding(size) for size in (memory.asked, memory.free))
-    short = memory.asked - memory.free
+    if memory.requested is None or memory.free is None:
+        allocation = (
+            f"; it asked {format_bytes(memory.requested)}" if memory.requested is not None else ""
+        )
+        return Missing(
+            bytes=None, basis="unknown", note=f"the text has not both figures{allocation}"
+        )
+    doubt = sum(_rounding(size) for size in (memory.requested, memory.free))
+    short = memory.requested - memory.free
     if short <= 0:
         return Missing(
             bytes=None,
             basis="unknown",
             note=f"{format_bytes(memory.free)} were free, more than the"
-            f" {format_bytes(memory.asked)} asked: a limit of the process, or others' memory came"
-            " back meanwhile",
+            f" {format_bytes(memory.requested)} asked: a limit of the process, or others' memory"
+            " came back meanwhile",
         )
     return Missing(
         bytes=short,
         basis="log",
-        note=f"asked {format_bytes(memory.asked)}, free {format_bytes(memory.free)}",
+        note=f"asked {format_bytes(memory.requested)}, free {format_bytes(memory.free)}",
         doubt=doubt,
     )
 
@@ -146,7 +150,11 @@ def _rounding(size: int) -> int:
 
 
 def _figures(case: LogCase, memory: TorchMemory) -> Iterator[str]:
-    if memory.cached is not None and memory.asked is not None and memory.cached >= memory.asked:
+    if (
+        memory.cached is not None
+        and memory.requested is not None
+        and memory.cached >= memory.requested
+    ):
         yield (
             f"{format_bytes(memory.cached)} lay unused in torch's own cache, in pieces too small or"
             " of another size: fragmentation"
@@ -196,7 +204,7 @@ def _changes(case: LogCase, phase: PhaseName, memory: TorchMemory) -> tuple[str,
         changes.append(
             "a lower cache_max_entry_count: it leaves more for what comes after the cache"
         )
-    if memory.cached and memory.asked and memory.cached >= memory.asked:
+    if memory.cached and memory.requested and memory.cached >= memory.requested:
         changes.append("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True against fragmentation")
     return tuple(changes)
 

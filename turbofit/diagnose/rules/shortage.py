@@ -150,7 +150,7 @@ def _do(replay: Replay, ops: Iterable[Op]) -> Shortfall | None:
 
 
 def _failed(ops: list[Op], fault: Shortfall) -> Op:
-    return next(op for op in ops if op.what == fault.what and op.size == fault.asked)
+    return next(op for op in ops if op.what == fault.what and op.size == fault.requested)
 
 
 def _peak(pool: PoolModel, forward: Forward, step: int) -> int:

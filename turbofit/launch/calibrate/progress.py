@@ -34,12 +34,12 @@ class Progress:
 
     Args:
         model: as it was asked for.
-        asked: the planner's keywords, and what else a run's result depends on.
+        options: the planner's keywords, and what else a run's result depends on.
         pretend: whether the GPUs are; such runs are kept apart.
     """
 
-    def __init__(self, model: str, asked: Mapping[str, Any], *, pretend: bool) -> None:
-        key = json.dumps([model, sorted((k, str(v)) for k, v in asked.items()), pretend])
+    def __init__(self, model: str, options: Mapping[str, Any], *, pretend: bool) -> None:
+        key = json.dumps([model, sorted((k, str(v)) for k, v in options.items()), pretend])
         self._name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         self._pretend = pretend
         self.plan: Plan | None = None

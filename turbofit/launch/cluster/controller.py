@@ -303,10 +303,10 @@ class Controller:
         replicas = [
             replica for node_state in self.node_states.values() for replica in node_state.replicas
         ]
-        asked = [replica.news for replica in replicas if replica.news is not None]
+        waiting = [replica.news for replica in replicas if replica.news is not None]
         told: set[Any] = set()
-        if asked:
-            told = ray_adapter.wait_any(asked, seconds)
+        if waiting:
+            told = ray_adapter.wait_any(waiting, seconds)
         else:
             time.sleep(seconds)
         for replica in replicas:

@@ -54,7 +54,7 @@ class GatewayReport(Struct):
 class Inbox(Struct):
     """What came since the last look: questions by number, and the gateways that are there."""
 
-    asked: tuple[tuple[int, dict[str, Any]], ...]
+    questions: tuple[tuple[int, dict[str, Any]], ...]
     gateways: dict[str, GatewayReport]
 
 
@@ -75,7 +75,7 @@ class Coordinator:
         self._routing_table: tuple[RoutingTable, GatewayConfig] | None = None
         self._places = 0
         self._gateways: dict[str, tuple[GatewayReport, float]] = {}
-        self._asked: list[tuple[int, dict[str, Any]]] = []
+        self._questions: list[tuple[int, dict[str, Any]]] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._number = 0
 
@@ -100,9 +100,11 @@ class Coordinator:
                 for name, (seen, at) in self._gateways.items()
                 if now - at < _SILENT
             }
-            asked, self._asked = tuple(self._asked), []
+            questions, self._questions = tuple(self._questions), []
             self._changed.notify_all()
-            return Inbox(asked=asked, gateways={n: seen for n, (seen, _) in self._gateways.items()})
+            return Inbox(
+                questions=questions, gateways={n: seen for n, (seen, _) in self._gateways.items()}
+            )
 
     def answer(self, number: int, document: dict[str, Any]) -> None:
         """To a question: ``error`` in it where it was refused."""
@@ -119,7 +121,7 @@ class Coordinator:
         with self._changed:
             self._number += 1
             number = self._number
-            self._asked.append((number, document))
+            self._questions.append((number, document))
             self._changed.wait_for(lambda: number in self._answers, seconds)
             return self._answers.pop(number, None)
 

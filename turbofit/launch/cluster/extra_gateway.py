@@ -92,7 +92,7 @@ class _Attending:
         self._name = uuid4().hex
         self._front: GatewayThread | None = None
         self._told = -1
-        self._asked: Any = None
+        self._pending: Any = None
         self._heard = time.monotonic()
         self.url = ""
 
@@ -131,25 +131,25 @@ class _Attending:
         """
         front = self._front
         assert front is not None
-        if self._asked is None:
+        if self._pending is None:
             outstanding, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
             seen = GatewayReport(
                 address=self._address, url=self.url, number=self._told,
                 outstanding=outstanding, up=up,
             )  # fmt: skip
-            self._asked = self._attend(seen)
+            self._pending = self._attend(seen)
             return
         try:
-            told: Told = ray_adapter.result(self._asked, 0)
+            told: Told = ray_adapter.result(self._pending, 0)
         except ray_adapter.ActorDiedError:
             raise _ended() from None
         except ray_adapter.RayCallError as exc:
             if not isinstance(exc, ray_adapter.ResultTimeoutError):
-                self._asked = None  # Ray starts the coordinator again
+                self._pending = None  # Ray starts the coordinator again
             if time.monotonic() - self._heard > _SILENT:
                 raise _ended() from None
             return
-        self._asked, self._heard = None, time.monotonic()
+        self._pending, self._heard = None, time.monotonic()
         _check(told)
         routing_table = told.routing_table
         if routing_table is not None and routing_table.number != self._told:

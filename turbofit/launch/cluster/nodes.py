@@ -62,16 +62,16 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
 def tell_nodes(nodes: Iterable[Alive], *, pretend: bool) -> tuple[Node, ...]:
     """Measure nodes of the cluster that this process is connected to, all at once."""
     task = ray_adapter.Task(measure_here)
-    asked, bare = {}, []
+    tasks, bare = {}, []
     for node in nodes:
         if not node.gpus:
             why = "Ray counts no GPU there"
             bare.append(Node(id=node.id, name=node.name, address=node.address, why_not=why))
             continue
-        asked[task.start(ray_adapter.on_node(node.id), pretend)] = node
-    if asked:
-        ray_adapter.wait_all(asked, _SECONDS)
-    return (*(_told(ref, node) for ref, node in asked.items()), *bare)
+        tasks[task.start(ray_adapter.on_node(node.id), pretend)] = node
+    if tasks:
+        ray_adapter.wait_all(tasks, _SECONDS)
+    return (*(_told(ref, node) for ref, node in tasks.items()), *bare)
 
 
 def measure_here(pretend: bool) -> bytes:

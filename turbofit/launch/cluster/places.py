@@ -48,16 +48,16 @@ class Places:
         ]
         deadline = time.monotonic() + _SECONDS + _EACH * len(groups)
         task = ray_adapter.Task(which, gpus=1)
-        asked = {}
+        tasks = {}
         for node, group in groups:
             if ray_adapter.group_ready(group, max(0.1, deadline - time.monotonic())):
-                asked[task.start(ray_adapter.in_group(group))] = (node, group)
+                tasks[task.start(ray_adapter.in_group(group))] = (node, group)
             else:  # somebody else was faster
                 ray_adapter.remove_group(group)
-        if asked:
-            seconds = _SECONDS + _EACH * len(asked)
-            ray_adapter.wait_all(asked, seconds)
-        for ref, (node, group) in asked.items():
+        if tasks:
+            seconds = _SECONDS + _EACH * len(tasks)
+            ray_adapter.wait_all(tasks, seconds)
+        for ref, (node, group) in tasks.items():
             gpu = _told(ref)
             with self._lock:
                 held = gpu is not None and node not in self._left

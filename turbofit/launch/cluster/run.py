@@ -133,14 +133,14 @@ class _Run:
 
     def __init__(
         self,
-        asked: ClusterServeConfig,
+        serve_config: ClusterServeConfig,
         controller: Controller,
         coordinator: Any,
         folder: Path,
         say: Callable[[str], None],
         on_open: Callable[[list[str]], None],
     ) -> None:
-        self._asked, self._say, self._on_open = asked, say, on_open
+        self._serve_config, self._say, self._on_open = serve_config, say, on_open
         self._controller, self._coordinator, self._folder = controller, coordinator, folder
         self._admin_commands = AdminCommands(controller, coordinator.answer.remote)
         self._config = self._settled()
@@ -180,13 +180,13 @@ class _Run:
     def _settled(self) -> GatewayConfig:
         """The gateway's settings, with what the plan decides."""
         plans = [node.plan for node in self._controller.plan.nodes if node.plan is not None]
-        assert self._asked.gateway is not None
+        assert self._serve_config.gateway is not None
         return replace(
-            self._asked.gateway,
+            self._serve_config.gateway,
             prefix_affinity=any(plan.settings.enable_prefix_caching for plan in plans),
             serial=any(plan.engine.serial for plan in plans),
-            drain_seconds=self._asked.timing.drain,
-            pretend=self._asked.pretend,
+            drain_seconds=self._serve_config.timing.drain,
+            pretend=self._serve_config.pretend,
         )
 
     def _gateway(self) -> GatewayThread:
@@ -194,7 +194,7 @@ class _Run:
         from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        log = access_log(self._asked.access_log or str(self._folder / "access.log"))
+        log = access_log(self._serve_config.access_log or str(self._folder / "access.log"))
         tls = client_context(os.environ)
         routing_table = self._controller.routing_table()
         front = GatewayThread(
@@ -250,20 +250,20 @@ class _Run:
             except ray_adapter.RayCallError:
                 self._posted = -1  # Ray starts it again: what there is is written anew
             if inbox is not None:
-                self._take(inbox.asked, inbox.gateways)
+                self._take(inbox.questions, inbox.gateways)
         status = controller.status((front.url, *(seen.url for seen in self._others.values())))
         with suppress(TurbofitError, OSError):  # a full disk costs the file
             write_atomic(self._folder / "cluster-status.json", to_json(status), mode=0o600)
-        places = self._asked.gateways - 1
+        places = self._serve_config.gateways - 1
         routing_table = controller.routing_table()
         fresh = routing_table if routing_table.number != self._posted else None
         self._inbox = self._coordinator.write.remote(status, fresh, self._shared, places)
         self._posted = routing_table.number
 
     def _take(
-        self, asked: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, GatewayReport]
+        self, questions: tuple[tuple[int, dict[str, Any]], ...], others: dict[str, GatewayReport]
     ) -> None:
-        for number, document in asked:
+        for number, document in questions:
             self._admin_commands.take(number, document)
         if set(others) != set(self._others):
             here = self._controller.connection.here_address
@@ -283,6 +283,6 @@ class _Run:
             self._front.stop(drain=not urgent)
         if stop.signal is not None:
             self._say(f"stopping: {stop.signal.name}")
-        seconds = self._asked.timing.drain + _LAST_SECONDS
+        seconds = self._serve_config.timing.drain + _LAST_SECONDS
         with suppress(Exception):  # Ray may be gone: what was there is gone with it
             self._controller.stop(seconds, lambda: urgent or stop.urgent)

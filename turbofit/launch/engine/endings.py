@@ -56,7 +56,7 @@ class Ending:
         where: the engine's call, as far as it is known.
         gpu: the machine's index of the GPU, as far as it is known.
         missing: bytes that were missing, as far as they are known.
-        asked: bytes that were asked for, likewise.
+        requested: bytes that were asked for, likewise.
         left: bytes that were left, likewise.
     """
 
@@ -69,11 +69,11 @@ class Ending:
         where: str = "",
         gpu: int | None = None,
         missing: int | None = None,
-        asked: int | None = None,
+        requested: int | None = None,
         left: int | None = None,
     ) -> None:
         self.kind, self.error, self.phase, self.where = kind, error, phase, where
-        self.gpu, self.missing, self.asked, self.left = gpu, missing, asked, left
+        self.gpu, self.missing, self.requested, self.left = gpu, missing, requested, left
         #: Which of the plan's groups it was, where that is known.
         self.group: int | None = None
 
@@ -91,7 +91,7 @@ class Ending:
         """For the run's record."""
         facts = {
             "kind": self.kind, "phase": self.phase, "where": self.where, "gpu": self.gpu,
-            "asked": self.asked, "left": self.left, "missing": self.missing,
+            "asked": self.requested, "left": self.left, "missing": self.missing,
             "message": self.error.message,
         }  # fmt: skip
         return {name: value for name, value in facts.items() if value not in (None, "")}
@@ -144,12 +144,12 @@ def ending(  # noqa: PLR0913 - what is known of an ending
 
 def hang(watch: Watch, plan: Plan, log: Path) -> Ending:
     """A warm-up that waits for ever: the cache cannot hold one of its requests."""
-    tokens = watch.cached_tokens()
-    holds = f"{tokens:,} tokens" if tokens is not None else "too few tokens"
-    asked = watch.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
+    cached = watch.cached_tokens()
+    holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
+    tokens = watch.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
     error = DoesNotFitError(
-        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {asked:,} waits for "
-        "room in it, and it would wait for ever without an error",
+        f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {tokens:,} waits "
+        "for room in it, and it would wait for ever without an error",
         hint="free GPU memory, raise --cache-max-entry-count or lower --max-prefill-token-num; "
         f"the log is {log}",
     )
@@ -185,19 +185,19 @@ def fallback(watch: Watch, log: Path) -> Ending:
 
 
 def _torch(fault: TorchOutOfMemory, watch: Watch, plan: Plan, log: Path) -> Ending:
-    asked = f", asking {format_bytes(fault.asked)}" if fault.asked else ""
+    allocation = f", asking {format_bytes(fault.requested)}" if fault.requested else ""
     if not plan.engine.of_lmdeploy:
         short = OutOfMemoryError(
-            f"the fallback engine ran out of GPU memory {where(watch)}{asked}",
+            f"the fallback engine ran out of GPU memory {where(watch)}{allocation}",
             hint=advice(watch, plan, log),
         )
-        return Ending("out_of_memory", short, phase=_memory_phase(watch), asked=fault.asked)
+        return Ending("out_of_memory", short, phase=_memory_phase(watch), requested=fault.requested)
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(watch)}{asked}: torch stages the weights on the "
-        "first GPU",
+        f"the engine ran out of GPU memory {where(watch)}{allocation}: torch stages the weights on "
+        "the first GPU",
         hint=advice(watch, plan, log),
     )
-    return Ending("out_of_memory", error, phase="weights", asked=fault.asked)
+    return Ending("out_of_memory", error, phase="weights", requested=fault.requested)
 
 
 def _cuda(
@@ -210,11 +210,11 @@ def _cuda(
             hint=advice(watch, plan, log),
         )
         return Ending("out_of_memory", error, phase=phase, where=_frame(watch))
-    asked, left = int(death["asked"]), int(death["left"])
+    requested, left = int(death["asked"]), int(death["left"])
     serving: MemoryPhase = "vision" if _is_vision(str(death["where"])) else "text"
     error = OutOfMemoryError(
         f"the engine ran out of GPU memory {where(watch, death['where'])}: it asked "
-        f"{format_bytes(asked)} where {format_bytes(left)} were left on GPU {death['gpu']}",
+        f"{format_bytes(requested)} where {format_bytes(left)} were left on GPU {death['gpu']}",
         hint=advice(watch, plan, log),
     )
     return Ending(
@@ -224,7 +224,7 @@ def _cuda(
         where=str(death["where"]),
         gpu=int(death["gpu"]),
         missing=int(death["short"]),
-        asked=asked,
+        requested=requested,
         left=left,
     )
 

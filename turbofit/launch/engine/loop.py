@@ -49,11 +49,11 @@ def torch_ran_out(
     death: Mapping[str, Any] | None = None,
 ) -> Ending:
     """Torch's own out-of-memory, with what the pretend account adds where there is one."""
-    asked, left = fault.asked, None
+    requested, left = fault.requested, None
     call = ""
     if death is not None:
-        asked, left, call = int(death["asked"]), int(death["left"]), str(death["where"])
-    words = f", asking {format_bytes(asked)}" if asked else ""
+        requested, left, call = int(death["asked"]), int(death["left"]), str(death["where"])
+    words = f", asking {format_bytes(requested)}" if requested else ""
     if left is not None and death is not None:
         words += f" where {format_bytes(left)} were left on GPU {death['gpu']}"
     error = OutOfMemoryError(
@@ -67,7 +67,7 @@ def torch_ran_out(
         where=call,
         gpu=None if death is None else int(death["gpu"]),
         missing=None if death is None else int(death["short"]),
-        asked=asked,
+        requested=requested,
         left=left,
     )
 

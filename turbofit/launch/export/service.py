@@ -59,7 +59,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
         DoesNotFitError: the plan would not serve.
         UsageError: the name has no letter or digit.
     """
-    if len({gpu.margin for gpu in plan.gpus}) > 1 and _asked_margin(plan):
+    if len({gpu.margin for gpu in plan.gpus}) > 1 and _has_special_margin(plan):
         raise UsageError(
             "this plan's GPUs have margins of their own, from --budget or a share of each card",
             hint="plan with one --margin in bytes, then export",
@@ -78,7 +78,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
     measured = plan.machine.source != "preset"
     return Service(
         name=label.strip("-"),
-        argv=("turbofit", "serve", *_asked(plan), "--host", host, "--port", str(port)),
+        argv=("turbofit", "serve", *_serve_arguments(plan), "--host", host, "--port", str(port)),
         gpus=len(indices),
         uuids=tuple(gpu.uuid for gpu in cards) if measured else (),
         card=", ".join(dict.fromkeys(gpu.name for gpu in cards)),
@@ -88,7 +88,7 @@ def service_of(plan: Plan, *, port: int, host: str, name: str | None = None) -> 
     )
 
 
-def _asked(plan: Plan) -> list[str]:
+def _serve_arguments(plan: Plan) -> list[str]:
     """The model, the shape and the promises, as options; what is the default is left out."""
     work, settings, default = plan.workload, plan.settings, Workload()
     rule, limit = plan.model.image_rule, plan.limits.image_limit
@@ -118,7 +118,7 @@ def _asked(plan: Plan) -> list[str]:
         words.append("--enable-prefix-caching")
     if settings.language_model_only:
         words.append("--language-model-only")
-    if _asked_margin(plan):
+    if _has_special_margin(plan):
         words += ["--margin", str(max(gpu.margin for gpu in plan.gpus))]
     return words
 
@@ -135,7 +135,7 @@ def _promised_context(plan: Plan) -> int | None:
     return context if context * _SPARE <= plan.kv.tokens else None
 
 
-def _asked_margin(plan: Plan) -> bool:
+def _has_special_margin(plan: Plan) -> bool:
     """Whether the margin is another than the default."""
     usual = Margin()
     return any(gpu.margin != usual.of(plan.machine.gpu(gpu.index)) for gpu in plan.gpus)

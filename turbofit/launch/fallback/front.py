@@ -14,8 +14,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.launch.fallback.asked import CHAT, COMPLETIONS, inner_body
 from turbofit.launch.fallback.errors import Refused, error_body, of_client, refused_by
+from turbofit.launch.fallback.inner_body import CHAT, COMPLETIONS, inner_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence

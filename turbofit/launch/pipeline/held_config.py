@@ -57,15 +57,15 @@ def _holding(
     signature = inspect.signature(preprocess)
 
     async def holding(*arguments: Any, **keywords: Any) -> Any:
-        asked = signature.bind(*arguments, **keywords)
-        config, ids = asked.arguments.get("gen_config"), asked.arguments.get("input_ids")
+        call = signature.bind(*arguments, **keywords)
+        config, ids = call.arguments.get("gen_config"), call.arguments.get("input_ids")
         try:
             if config is not None:
-                asked.arguments["gen_config"] = hold_config(config, scope)
+                call.arguments["gen_config"] = hold_config(config, scope)
             if ids is not None:
                 RULES["generate"]["input_ids"].hold("input_ids", list(ids), scope)
         except Refusal as refusal:
             raise RequestError(ErrorCode.INVALID_REQUEST, refusal.message) from None
-        return await preprocess(*asked.args, **asked.kwargs)
+        return await preprocess(*call.args, **call.kwargs)
 
     return holding

@@ -161,9 +161,9 @@ def _set_environment(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
-def _trust(plan: Plan, asked: bool | None) -> bool:
-    if asked is not None:
-        return asked
+def _trust(plan: Plan, trust: bool | None) -> bool:
+    if trust is not None:
+        return trust
     if plan.model.needs_remote_code:
         warnings.warn(
             f"the tokenizer of {plan.model.name} is code of its own repository, which will run; "

@@ -28,14 +28,14 @@ _UNPLANNED: Final = (
 )  # fmt: skip
 
 
-def engine_of(config: Any, asked: str) -> str:
+def engine_of(config: Any, engine: str) -> str:
     """The engine that a config is for; what was asked where there is none.
 
     Raises:
         UsageError: the config is no engine's, or another one's than was asked for.
     """
     if config is None:
-        return asked
+        return engine
     from lmdeploy import PytorchEngineConfig, TurbomindEngineConfig
 
     kinds = {"turbomind": TurbomindEngineConfig, "pytorch": PytorchEngineConfig}
@@ -45,9 +45,9 @@ def engine_of(config: Any, asked: str) -> str:
             f"backend_config is a {type(config).__name__}, no config of LMDeploy's engines",
             hint="give a TurbomindEngineConfig or a PytorchEngineConfig",
         )
-    if asked not in ("auto", found):
+    if engine not in ("auto", found):
         raise UsageError(
-            f"backend_config is of the {found} engine, and engine={asked!r}",
+            f"backend_config is of the {found} engine, and engine={engine!r}",
             hint="give one of the two",
         )
     return found

@@ -53,8 +53,8 @@ class _Request:
 
     def __init__(self, image: Any = None, video: Any = None) -> None:
         self.image = image
-        asked = video.get("max_pixels") if isinstance(video, dict) else None
-        self.video_pixels: int = asked if isinstance(asked, int) else 0
+        max_pixels = video.get("max_pixels") if isinstance(video, dict) else None
+        self.video_pixels: int = max_pixels if isinstance(max_pixels, int) else 0
         self.held: dict[str, dict[str, int]] = {}
 
 
@@ -77,8 +77,8 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         self, prompt: Any, *arguments: Any, mm_processor_kwargs: Any = None, **keywords: Any
     ) -> Any:
         """LMDeploy's, with keywords for the processor that are the plan's and not the caller's."""
-        asked = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
-        request = _Request(image=asked.get("image"), video=asked.get("video"))
+        options = mm_processor_kwargs if isinstance(mm_processor_kwargs, dict) else {}
+        request = _Request(image=options.get("image"), video=options.get("video"))
         _REQUEST.set(request)
         return await super().get_prompt_input(
             prompt, *arguments, mm_processor_kwargs=request.held, **keywords

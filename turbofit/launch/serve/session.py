@@ -137,12 +137,12 @@ def _table(failed: list[tuple[Plan, Ending, str]]) -> list[str]:
         started = plan if end.group is None else plan.of_group(end.group)
         gpu = min(started.gpus, key=lambda one: one.headroom)
         settings = started.settings
-        asked = "?" if end.asked is None else mib(end.asked)
+        requested = "?" if end.requested is None else mib(end.requested)
         left = "?" if end.left is None else mib(end.left)
         lines.append(
             f"{number:5}  {settings.cache_max_entry_count:.3f}  "
             f"{settings.max_prefill_token_num:7}  {mib(gpu.peak):>9} MiB "
-            f"({format_bytes(gpu.headroom)})   {end.phase or end.kind}: {asked} / {left} MiB"
+            f"({format_bytes(gpu.headroom)})   {end.phase or end.kind}: {requested} / {left} MiB"
             f"{f'  [{why}]' if why else ''}"
         )
     return lines

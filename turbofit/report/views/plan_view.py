@@ -63,7 +63,7 @@ def fact_block(plan: Plan) -> FactList:
     model, workload = plan.model, plan.workload
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
-    asked = f"{workload.context:,}" if workload.context else "as much as fits"
+    context = f"{workload.context:,}" if workload.context else "as much as fits"
     images = (
         f"{workload.images} {plural(workload.images, 'image')} a request ({size} size), "
         if plan.limits.vision_unit
@@ -79,7 +79,7 @@ def fact_block(plan: Plan) -> FactList:
         ("engine", _engine(plan)),
         (
             "workload",
-            f"{images}context {asked}, {workload.concurrency} at once, for {workload.goal}"
+            f"{images}context {context}, {workload.concurrency} at once, for {workload.goal}"
             + (", images queued" if workload.queue_images else ""),
         ),
         (

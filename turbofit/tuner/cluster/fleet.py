@@ -53,7 +53,7 @@ class KindPlanner:
 
     def __init__(self, base: ResolvedRequest, kinds: Sequence[Kind], engine: str) -> None:
         self.base, self.kinds, self.engine = base, tuple(kinds), engine
-        self.asked = vision_load_of(base, base.own_limit)
+        self.requested_load = vision_load_of(base, base.own_limit)
         self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
         self.errors: list[TurbofitError] = []
         self._made: dict[tuple[int, int, Promise], Tried] = {}
@@ -120,7 +120,7 @@ class KindPlanner:
         """The forecast of a node that runs this plan."""
         if id(plan) not in self._speeds:
             fixed = "max_batch_size" in self.base.fixed
-            self._speeds[id(plan)] = (plan, NodeSpeed(plan, self.asked, fixed_batch=fixed))
+            self._speeds[id(plan)] = (plan, NodeSpeed(plan, self.requested_load, fixed_batch=fixed))
         return self._speeds[id(plan)][1]
 
     def _once(self, number: int, requests: int, promise: Promise) -> Tried:

@@ -43,7 +43,7 @@ def plan_joining_node(
         why = "nothing is promised: no node served"
     if why:
         return replace(made, why_not=why)
-    base = _asked(base, plan)
+    base = _with_context(base, plan)
     fleet = KindPlanner(base, kinds_of([node], exact=True)[0], engine)
     share = _share(plan, node)
     requests = share
@@ -63,7 +63,7 @@ def plan_joining_node(
     return replace(made, why_not=_plainly(fleet, plan, share) or why)
 
 
-def _asked(base: ResolvedRequest, plan: ClusterPlan) -> ResolvedRequest:
+def _with_context(base: ResolvedRequest, plan: ClusterPlan) -> ResolvedRequest:
     """The plan's workload; its context is asked for only where the session's length is not set."""
     context = None if "session_len" in base.fixed else plan.longest_request_tokens
     return replace(base, workload=replace(plan.workload, context=context))

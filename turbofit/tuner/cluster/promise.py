@@ -103,8 +103,8 @@ def _with_limit(fleet: KindPlanner, alone: dict[int, Plan], limit: int | None) -
             if not tried.why_not:
                 plans[k] = tried.serves
     longest = {k: plan.kv.longest_request_tokens for k, plan in plans.items()}
-    asked = fleet.base.workload.context
-    contexts = [asked] if asked else _spread(sorted(set(longest.values())), _MOST_CONTEXTS)
+    requested = fleet.base.workload.context
+    contexts = [requested] if requested else _spread(sorted(set(longest.values())), _MOST_CONTEXTS)
     found = []
     for context in contexts:
         members = {k: plan for k, plan in plans.items() if longest[k] >= context}
@@ -136,10 +136,10 @@ def _weighed(fleet: KindPlanner, plans: dict[int, Plan], limit: int | None, cont
 
 def _served(fleet: KindPlanner, limit: int | None) -> float:
     """The share of the asked image's units that is admitted."""
-    asked = fleet.asked.units_per_request
-    if limit is None or not asked:
+    requested_load = fleet.requested_load.units_per_request
+    if limit is None or not requested_load:
         return 1.0
-    return vision_load_of(fleet.base, limit).units_per_request / asked
+    return vision_load_of(fleet.base, limit).units_per_request / requested_load
 
 
 def _value(fleet: KindPlanner, plans: dict[int, Plan], shares: dict[int, float]) -> float:

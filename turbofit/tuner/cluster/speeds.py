@@ -40,12 +40,12 @@ class NodeSpeed:
 
     Args:
         plan: what it runs.
-        asked: the workload's own request, before any limit was lowered for it.
+        requested_load: the workload's vision load, before any limit was lowered for it.
         fixed_batch: ``max_batch_size`` is the user's, else it follows the requests.
     """
 
-    def __init__(self, plan: Plan, asked: VisionLoad, *, fixed_batch: bool) -> None:
-        self._asked, self._fixed = asked, fixed_batch
+    def __init__(self, plan: Plan, requested_load: VisionLoad, *, fixed_batch: bool) -> None:
+        self._requested_load, self._fixed = requested_load, fixed_batch
         known = plan.engine.of_lmdeploy
         self._likes: Counter[_Like] = Counter(_likes(plan) if known else ())
 
@@ -66,7 +66,7 @@ class NodeSpeed:
         return [(self._one(like, there * like.part, follow), n) for like, n in self._likes.items()]
 
     def _one(self, like: _Like, there: float, follow: bool) -> Speed:
-        figures, tokens = rates(), request_tokens(self._asked)
+        figures, tokens = rates(), request_tokens(self._requested_load)
         batch = max(1, ceil(there - ALMOST)) if follow else like.batch
         return speed_of(
             like.work,
@@ -78,7 +78,7 @@ class NodeSpeed:
             at_once=there,
             concurrent=min(there, batch, max(1, like.tokens // tokens)),
             chunk=like.chunk,
-            asked=self._asked,
+            requested_load=self._requested_load,
         )
 
 

@@ -132,10 +132,10 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
         yield f"{name} {limit}: the model's own{lowered if more > rule.checkpoint_limit else ''}"
         return
     why = "the largest that can be served"
-    asked = vision_load_of(request, request.own_limit)
-    if excess_tokens(request, asked):
+    requested_load = vision_load_of(request, request.own_limit)
+    if excess_tokens(request, requested_load):
         count = request.workload.images
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
-        why += f" take {asked.tokens_per_request:,} tokens"
+        why += f" take {requested_load.tokens_per_request:,} tokens"
     yield f"{name} {limit}: {why}; the model's own is {request.own_limit}"

@@ -137,10 +137,10 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
             replace(request, workload=shorter),
             f"--context {workload.context}",
         )
-    asked = vision_load_of(request, request.own_limit)
-    excess = excess_tokens(request, asked)
+    requested_load = vision_load_of(request, request.own_limit)
+    excess = excess_tokens(request, requested_load)
     if excess:
-        each = asked.tokens_per_request // asked.images_per_request
+        each = requested_load.tokens_per_request // requested_load.images_per_request
         count = workload.images - -(-excess // each)
         if count > 1:
             fewer = replace(workload, images=count)

@@ -88,7 +88,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     shape: Shape,
     dtype: str,
     vision_load: VisionLoad,
-    asked: VisionLoad,
+    requested_load: VisionLoad,
     engine: Engine,
     memo: Memo | None = None,
 ) -> Evaluation:
@@ -113,8 +113,8 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     )
     if short:
         return evaluation
-    speeds = tuple(sizer.speed(settings, gpus, asked, kv_tokens) for gpus in sizer.groups)
-    return scored(request, replace(evaluation, speeds=speeds), asked)
+    speeds = tuple(sizer.speed(settings, gpus, requested_load, kv_tokens) for gpus in sizer.groups)
+    return scored(request, replace(evaluation, speeds=speeds), requested_load)
 
 
 def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
@@ -152,7 +152,9 @@ def too_long(request: ResolvedRequest, vision_load: VisionLoad) -> str:
     )
 
 
-def scored(request: ResolvedRequest, evaluation: Evaluation, asked: VisionLoad) -> Evaluation:
+def scored(
+    request: ResolvedRequest, evaluation: Evaluation, requested_load: VisionLoad
+) -> Evaluation:
     """The same with the goal's value, and with what it serves of what was asked."""
     goal, speeds = request.workload.goal, evaluation.speeds
     if goal == "throughput":
@@ -161,7 +163,7 @@ def scored(request: ResolvedRequest, evaluation: Evaluation, asked: VisionLoad) 
         score = 1 / max(speed.seconds_per_request for speed in speeds)
     else:
         score = float(evaluation.kv_tokens)
-    units = asked.units_per_request
+    units = requested_load.units_per_request
     return replace(
         evaluation,
         score=score,

@@ -37,7 +37,7 @@ class Found(Struct):
 
     best: Evaluation
     evaluations: tuple[Evaluation, ...]
-    asked: VisionLoad
+    requested_load: VisionLoad
 
 
 def search(request: ResolvedRequest, engine: Engine) -> Found:
@@ -64,7 +64,7 @@ def _search(request: ResolvedRequest, engine: Engine) -> Found:
     evaluations = [one.evaluate(shape, request.own_limit) for shape in found]
     best = max(evaluations, key=_order)
     if best.fits:
-        return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
+        return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
     for tier in (one.queued, one.lowered):
         more = [result for shape in found for result in tier(shape)]
         evaluations += more
@@ -72,7 +72,7 @@ def _search(request: ResolvedRequest, engine: Engine) -> Found:
         if fitting:
             best = max(fitting, key=_order)
             break
-    return Found(best=best, evaluations=tuple(evaluations), asked=one.asked)
+    return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
 
 
 class _Search:
@@ -81,7 +81,7 @@ class _Search:
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request = request
         self.engine = engine
-        self.asked = vision_load_of(request, request.own_limit)
+        self.requested_load = vision_load_of(request, request.own_limit)
         self.memo = Memo()
 
     def shapes(self) -> list[Shape]:
@@ -113,7 +113,9 @@ class _Search:
     def evaluate(self, shape: Shape, limit: int | None) -> Evaluation:
         """A shape under a limit."""
         vision_load = (
-            self.asked if limit == self.request.own_limit else vision_load_of(self.request, limit)
+            self.requested_load
+            if limit == self.request.own_limit
+            else vision_load_of(self.request, limit)
         )
         if self.request.workload.queue_images and vision_load.units_per_image:
             shape = replace(shape, units_per_forward=vision_load.units_per_request)
@@ -123,7 +125,7 @@ class _Search:
             replace(shape, limit=limit),
             self._dtype(shape),
             vision_load,
-            self.asked,
+            self.requested_load,
             self.engine,
             self.memo,
         )
@@ -137,17 +139,23 @@ class _Search:
     def queued(self, shape: Shape) -> Iterator[Evaluation]:
         """The asked limit, paying for as many units in one forward as fit."""
         rule = self.request.model.image_rule
-        if rule is None or not self.asked.units_per_image or self.request.workload.queue_images:
+        if (
+            rule is None
+            or not self.requested_load.units_per_image
+            or self.request.workload.queue_images
+        ):
             return  # with `queue_images` every shape pays for one request's already
 
         def at(units: int) -> Evaluation:
             return self.evaluate(replace(shape, units_per_forward=units), self.request.own_limit)
 
-        low = self.asked.units_per_request
+        low = self.requested_load.units_per_request
         best = at(low)
         if best.fits:
             each = [part.settings for part in best.parts or (best,)]
-            bounds = [self.engine.units_bound(rule, self.asked, settings) for settings in each]
+            bounds = [
+                self.engine.units_bound(rule, self.requested_load, settings) for settings in each
+            ]
             high = max(low, *bounds)
             best = _largest(best, low, high, rule.unit_step, at)
         yield best
@@ -185,14 +193,14 @@ class _Search:
         """A shape's engines, with the longest context that they might be launched with."""
         request = self.request
         # A context too short for images says more than one too short to start.
-        images = self.asked.units_per_image
+        images = self.requested_load.units_per_image
         longest = request.model.text.max_position_embeddings if images else most_context(request)
         dtype = self._dtype(shape)
         launches = []
         for group in shape.groups:
             settings = shape_settings(request, replace(shape, tp=len(group)), longest, dtype)
             gpus = [request.machine.gpu(index) for index in group]
-            launches.append(launch_of(request, settings, gpus, self.asked))
+            launches.append(launch_of(request, settings, gpus, self.requested_load))
         return launches
 
 

@@ -47,7 +47,7 @@ def _groupings(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple
         yield request.groups
         return
     equal = [*_mixed(request, engine), *_equal(request, engine)]
-    yield from equal or _asked(request, engine)
+    yield from equal or _requested_shape(request, engine)
 
 
 def _equal(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -70,7 +70,9 @@ def _mixed(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int
     yield from mixed_groupings(request.machine, parts, tps, request.replicas)
 
 
-def _asked(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _requested_shape(
+    request: ResolvedRequest, engine: Engine
+) -> Iterator[tuple[tuple[int, ...], ...]]:
     """Engines over unequal cards, for a degree that was asked for.
 
     Packed weights take another form on some cards, and an account knows one form in a group.
@@ -87,10 +89,10 @@ def _asked(request: ResolvedRequest, engine: Engine) -> Iterator[tuple[tuple[int
 def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[int]:
     """Degrees that cards of one kind could run; MIG instances have no peers for NCCL to join."""
     most = 1 if gpus[0].mig else min(len(gpus), _LARGEST_TP)
-    asked = range(1, most + 1) if request.tp is None else range(request.tp, request.tp + 1)
+    degrees = range(1, most + 1) if request.tp is None else range(request.tp, request.tp + 1)
     return [
         tp
-        for tp in asked
+        for tp in degrees
         if tp <= len(gpus)
         and (tp == 1 or not gpus[0].mig)
         and not engine.tp_problem(request.model, tp)
@@ -99,11 +101,17 @@ def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[
 
 def _contexts(request: ResolvedRequest) -> tuple[int | None, ...]:
     """The longest that the cache holds, and less where images and nobody's wish are at stake."""
-    asked = vision_load_of(request, request.own_limit)
+    requested_load = vision_load_of(request, request.own_limit)
     free = request.workload.context is None and "session_len" not in request.fixed
     longer = request.model.text.max_position_embeddings > _ENOUGH_CONTEXT
-    enough = shortest_context(asked) <= _ENOUGH_CONTEXT
-    if asked.units_per_image and free and longer and enough and request.workload.goal != "context":
+    enough = shortest_context(requested_load) <= _ENOUGH_CONTEXT
+    if (
+        requested_load.units_per_image
+        and free
+        and longer
+        and enough
+        and request.workload.goal != "context"
+    ):
         return (None, _ENOUGH_CONTEXT)
     return (None,)
 

@@ -166,17 +166,17 @@ class Sizer:
         self,
         settings: Settings,
         gpus: tuple[Gpu, ...],
-        asked: VisionLoad,
+        requested_load: VisionLoad,
         kv_tokens: int,
         at_once: float | None = None,
     ) -> Speed:
         """The forecast of one group; ``at_once`` None: with the requests that the shape counts."""
         if at_once is None:
             at_once = self.shape.requests(self.request.workload.concurrency)
-        key = (settings, self._key(gpus), asked, kv_tokens, at_once)
+        key = (settings, self._key(gpus), requested_load, kv_tokens, at_once)
         if key not in self.memo.speeds:
             self.memo.speeds[key] = group_speed(
-                self.request.model, settings, self.request.machine, gpus, asked, kv_tokens,
+                self.request.model, settings, self.request.machine, gpus, requested_load, kv_tokens,
                 self.engine, at_once,
             )  # fmt: skip
         return self.memo.speeds[key]

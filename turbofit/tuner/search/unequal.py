@@ -31,12 +31,12 @@ def evaluate_unequal(  # noqa: PLR0913 - all that an evaluation depends on
     shape: Shape,
     dtype: str,
     vision_load: VisionLoad,
-    asked: VisionLoad,
+    requested_load: VisionLoad,
     engine: Engine,
     memo: Memo,
 ) -> Evaluation:
     """Evaluate a shape with ``prefills``: each set by itself, then all under one context."""
-    return _Unequal(request, shape, dtype, vision_load, asked, engine, memo).evaluate()
+    return _Unequal(request, shape, dtype, vision_load, requested_load, engine, memo).evaluate()
 
 
 class _Unequal:
@@ -48,12 +48,17 @@ class _Unequal:
         shape: Shape,
         dtype: str,
         vision_load: VisionLoad,
-        asked: VisionLoad,
+        requested_load: VisionLoad,
         engine: Engine,
         memo: Memo,
     ) -> None:
         self.request, self.shape, self.dtype = request, shape, dtype
-        self.vision_load, self.asked, self.engine, self.memo = vision_load, asked, engine, memo
+        self.vision_load, self.requested_load, self.engine, self.memo = (
+            vision_load,
+            requested_load,
+            engine,
+            memo,
+        )
         self.sets: tuple[Groups, ...] = like_groups(request.machine, shape.groups)
 
     def evaluate(self) -> Evaluation:
@@ -95,7 +100,7 @@ class _Unequal:
                 ),
                 self.dtype,
                 self.vision_load,
-                self.asked,
+                self.requested_load,
                 self.engine,
                 self.memo,
             )
@@ -113,7 +118,9 @@ class _Unequal:
         def speed(there: float) -> Speed:
             batch = part.settings.max_batch_size if fixed else max(1, ceil(there))
             settings = replace(part.settings, max_batch_size=batch)
-            return sizer.speed(settings, sizer.groups[0], self.asked, part.kv_tokens, there)
+            return sizer.speed(
+                settings, sizer.groups[0], self.requested_load, part.kv_tokens, there
+            )
 
         return speed
 
@@ -144,7 +151,7 @@ class _Unequal:
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
         evaluation = replace(evaluation, speeds=tuple(own[group] for group in self.shape.groups))
-        return scored(self.request, evaluation, self.asked)
+        return scored(self.request, evaluation, self.requested_load)
 
 
 def _worth(evaluation: Evaluation, promised: int) -> tuple[object, ...]:

@@ -49,7 +49,7 @@ def group_speed(  # noqa: PLR0913 - all that a speed depends on
     settings: Settings,
     machine: Machine,
     gpus: Sequence[Gpu],
-    asked: VisionLoad,
+    requested_load: VisionLoad,
     kv_tokens: int,
     engine: Engine,
     at_once: float | None = None,
@@ -61,14 +61,14 @@ def group_speed(  # noqa: PLR0913 - all that a speed depends on
         settings: the engine's options.
         machine: for the links.
         gpus: the group.
-        asked: the workload's own request, before any limit was lowered for it.
+        requested_load: the workload's vision load, before any limit was lowered for it.
         kv_tokens: what the cache holds; bounds the requests that run together.
         engine: the engine generation's figures.
         at_once: average requests in flight on this replica (8 requests over 7 replicas: 8/7).
             None: ``max_batch_size``.
     """
     figures = rates()
-    tokens = request_tokens(asked)
+    tokens = request_tokens(requested_load)
     there = float(settings.max_batch_size if at_once is None else at_once)
     return speed_of(
         work_of(model, settings, engine),
@@ -80,7 +80,7 @@ def group_speed(  # noqa: PLR0913 - all that a speed depends on
         at_once=there,
         concurrent=min(there, settings.max_batch_size, max(1, kv_tokens // tokens)),
         chunk=settings.max_prefill_token_num,
-        asked=asked,
+        requested_load=requested_load,
     )
 
 
@@ -95,7 +95,7 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     at_once: float,
     concurrent: float,
     chunk: int,
-    asked: VisionLoad,
+    requested_load: VisionLoad,
 ) -> Speed:
     """The forecast of one engine under a closed load.
 
@@ -109,12 +109,12 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
         at_once: requests that are there at any time.
         concurrent: those of them that run together; below one the engine is idle in between.
         chunk: tokens of one prefill pass.
-        asked: images of a request.
+        requested_load: images of a request.
     """
     passes = -(-prompt // chunk)
     prefill = (prompt * work.token_flops + prompt**2 / 2 * work.pair_flops) / card.flops
     prefill = max(prefill, work.read_bytes(prompt) / card.bandwidth)
-    prefill += vision_seconds(work, asked, passes, card.flops)
+    prefill += vision_seconds(work, requested_load, passes, card.flops)
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
     prefill += 2 * work.layers * reduce.seconds(prompt * work.hidden_bytes)

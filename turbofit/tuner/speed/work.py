@@ -67,12 +67,12 @@ def work_of(model: Model, settings: Settings, engine: Engine) -> StepWork:
     )
 
 
-def vision_seconds(work: StepWork, asked: VisionLoad, passes: int, flops: float) -> float:
+def vision_seconds(work: StepWork, requested_load: VisionLoad, passes: int, flops: float) -> float:
     """Seconds of a request's images; those that chunked prefill cuts may be encoded again."""
-    if not asked.units_per_image:
+    if not requested_load.units_per_image:
         return 0.0
-    encodes = asked.images_per_request + (passes - 1 if work.encodes_again else 0)
-    return work.vision_flops * asked.units_per_image * encodes / flops
+    encodes = requested_load.images_per_request + (passes - 1 if work.encodes_again else 0)
+    return work.vision_flops * requested_load.units_per_image * encodes / flops
 
 
 def _dense_parameters(model: Model, *, with_experts: bool = True) -> float:

@@ -16,7 +16,7 @@ COMPLETIONS: Final = "/v1/completions"
 _COMMON: Final = frozenset(
     {"model", "stream", "temperature", "top_p", "seed", "max_tokens", "frequency_penalty", "stop"}
 )
-_OWN: Final = {
+_PARAMETERS: Final = {
     CHAT: _COMMON | {"messages", "tools", "logit_bias", "chat_template_kwargs"},
     COMPLETIONS: _COMMON | {"prompt"},
 }
@@ -38,31 +38,31 @@ def inner_body(path: str, data: bytes, name: str, session_len: int, max_images: 
     Raises:
         Refused: it is no request of this API, or for another model.
     """
-    asked = _object(data)
-    if asked.get("model") not in (None, name):
-        raise Refused(404, f"The model '{asked['model']}' does not exist.", "not_found_error")
-    made = {key: asked[key] for key in _OWN[path] if asked.get(key) is not None}
+    body = _object(data)
+    if body.get("model") not in (None, name):
+        raise Refused(404, f"The model '{body['model']}' does not exist.", "not_found_error")
+    made = {key: body[key] for key in _PARAMETERS[path] if body.get(key) is not None}
     made = {"max_tokens": session_len, **made, "model": name}
-    if asked.get("max_completion_tokens") is not None:
-        made["max_tokens"] = asked["max_completion_tokens"]
+    if body.get("max_completion_tokens") is not None:
+        made["max_tokens"] = body["max_completion_tokens"]
     _numbers(made)
     if path == CHAT:
-        made["messages"] = _messages(asked.get("messages"), max_images)
+        made["messages"] = _messages(body.get("messages"), max_images)
     else:
-        made["prompt"] = _prompt(asked.get("prompt"))
+        made["prompt"] = _prompt(body.get("prompt"))
     return json.dumps(made).encode()
 
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        asked = json.loads(data)
+        body = json.loads(data)
     except (ValueError, RecursionError):
         raise Refused(400, "the body is no JSON") from None
-    if not isinstance(asked, dict):
+    if not isinstance(body, dict):
         raise Refused(400, "the body is no JSON object")
-    if asked.get("n") not in (None, 1):
+    if body.get("n") not in (None, 1):
         raise Refused(400, "n is 1 at most: this server answers one request at a time")
-    return asked
+    return body
 
 
 def _numbers(made: dict[str, Any]) -> None:
