@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import turbofit
-from bench.peers.workload import lowered
 from bench.peers.grid import PLAN, SETTINGS, Pair
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
 from bench.peers.turbomind import turbomind_row
+from bench.peers.workload import lowered
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan, Rehearsal
 from turbofit.core.units import format_bytes

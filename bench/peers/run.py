@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import turbofit
-from bench.peers.workload import sent
 from bench.peers.grid import PAIRS, SETTINGS, Pair
 from bench.peers.row import Row
 from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
 from bench.peers.turbomind import cores, turbomind_row
+from bench.peers.workload import sent
 from turbofit.model.presets import find_preset, preset_model
 
 HEAD = """# turbofit's plan against its peers

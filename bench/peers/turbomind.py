@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import turbofit
-from bench.peers.workload import lowered, requests_of
 from bench.peers.grid import PLAN, Pair, Setting
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
+from bench.peers.workload import lowered, requests_of
 from turbofit.core.plan import Plan
 from turbofit.core.units import format_bytes
 from turbofit.pretend.documents import from_builtins

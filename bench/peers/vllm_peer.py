@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.peers.workload import LONG
 from bench.peers.grid import Pair
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
 from bench.peers.vllm_cases import cases_of
+from bench.peers.workload import LONG
 from turbofit.core.model import Model
 from turbofit.model.presets import find_preset, preset_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for

@@ -26,7 +26,9 @@ def speed(
 ) -> Speed:  # fmt: skip
     machine = parse_spec(on)
     given = Settings(tp=len(machine.gpus), max_batch_size=batch, **settings)
-    return group_speed(resolve_model(model), given, machine, machine.gpus, requested_load, kv, ENGINE)
+    return group_speed(
+        resolve_model(model), given, machine, machine.gpus, requested_load, kv, ENGINE
+    )
 
 
 @pytest.mark.parametrize(
