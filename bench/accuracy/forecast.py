@@ -99,7 +99,7 @@ def forecast(inputs: Inputs) -> Forecast:
     rule, load = inputs.model.image_rule, _vision_load(inputs)
     units = engine.units_bound(rule, load, settings) if rule and load.units_per_image else 0
     host = engine.host_memory(inputs.model, settings, units_per_forward=units)
-    own = account.own_warmup if isinstance(account, GroupAccount) else warmup
+    engine_warmup = account.engine_warmup if isinstance(account, GroupAccount) else warmup
     return Forecast(
         generation=_generation(engine, inputs.version),
         ledgers=outcome.ledgers,
@@ -111,7 +111,7 @@ def forecast(inputs: Inputs) -> Forecast:
         host=host.pinned + host.pageable,
         pinned=host.pinned,
         cache_shortfall=account.cache_shortfall_at(ratio),
-        first_image=max(0, warmup - own),
+        first_image=max(0, warmup - engine_warmup),
     )
 
 

@@ -129,7 +129,7 @@ def _theirs(data: dict[str, Any]) -> dict[str, Any]:
         "max_prefill_token_num": data.get("max_prefill"),
         "max_context_token_num": _context(data.get("other_flags") or ""),
     }
-    figures = _own_figures(observed)
+    figures = _given_figures(observed)
     return {
         "id": data["id"],
         "source": _bare(data["source"]),
@@ -196,7 +196,7 @@ def _size(flags: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _own_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
+def _given_figures(observed: dict[str, Any]) -> dict[str, float | list[float]]:
     figures: dict[str, float | list[float]] = {}
     kind = observed.get("kind") or ""
     for key, name in _FIGURES.items():

@@ -6,7 +6,7 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = ("faults", "apart", "keeping", "own_ray", "planning")
+PROGRAMS = ("faults", "apart", "keeping", "private_ray", "planning")
 
 if __name__ == "__main__":
     sys.exit(show_programs("cluster", PROGRAMS))

@@ -78,7 +78,7 @@ def one(model: str, case: str, count: int) -> dict[str, object]:
         "seconds": planned - start,
         "json_seconds": written - planned,
         "json_mb": len(text) / 1e6,
-        "kinds": len({(own.settings, own.parallel.groups, own.by_group) for own in used}),
+        "kinds": len({(plan.settings, plan.parallel.groups, plan.by_group) for plan in used}),
         "used": len(used),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -92,22 +92,24 @@ def loss(model: str, case: str, count: int) -> dict[str, object]:
     assert limits is not None
     mine = theirs = 0
     mine_rate = their_rate = 0.0
-    for node, own in zip(cluster.nodes, plan.nodes, strict=True):
-        if own.plan is None:
+    for node, node_plan in zip(cluster.nodes, plan.nodes, strict=True):
+        if node_plan.plan is None:
             continue
         alone = api.plan(
             model,
             on=node.machine,
             context=plan.longest_request_tokens,
-            concurrency=max(1, round(own.at_once)),
+            concurrency=max(1, round(node_plan.at_once)),
             max_dynamic_patch=limits.max_dynamic_patch,
             max_pixels=limits.max_pixels_per_image,
         )
-        assert own.plan.fits
+        assert node_plan.plan.fits
         assert alone.fits
-        mine += own.plan.kv.total_tokens
+        mine += node_plan.plan.kv.total_tokens
         theirs += alone.kv.total_tokens
-        mine_rate += own.plan.throughput.requests_per_second if own.plan.throughput else 0
+        mine_rate += (
+            node_plan.plan.throughput.requests_per_second if node_plan.plan.throughput else 0
+        )
         their_rate += alone.throughput.requests_per_second if alone.throughput else 0
     return {"tokens": mine / theirs, "rate": mine_rate / their_rate}
 

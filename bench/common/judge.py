@@ -121,8 +121,8 @@ def _converted(block: dict[str, Any]) -> dict[str, Any]:
 def _types(value: Any) -> set[str]:
     if isinstance(value, dict):
         kind = value.get("type")
-        own = {kind} if isinstance(kind, str) else set()
-        return own.union(*(_types(v) for v in value.values()))
+        kinds = {kind} if isinstance(kind, str) else set()
+        return kinds.union(*(_types(v) for v in value.values()))
     if isinstance(value, list):
         return set().union(*(_types(v) for v in value))
     return set()

@@ -207,8 +207,8 @@ async def overhead(name: str, args: argparse.Namespace) -> str:
     finally:
         router.end()
     ends = [times[1] * 1e3 for times in found]
-    own = "" if name == "direct" else f"{used / 500 * 1e3:.2f}"
-    return f"| {name} | {median(ends):.2f} / {p99(ends):.2f} | {own} |"
+    cpu = "" if name == "direct" else f"{used / 500 * 1e3:.2f}"
+    return f"| {name} | {median(ends):.2f} / {p99(ends):.2f} | {cpu} |"
 
 
 async def main() -> None:

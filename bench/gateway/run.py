@@ -174,12 +174,12 @@ class Pair:
     def __init__(self, plan: Path, port: int, access_log: str, *pace: str) -> None:
         upstream, url = start("-m", "bench.gateway.paced", "--port", str(port), *pace)
         self._children = [upstream]
-        gateway, own = start(
+        gateway, gateway_url = start(
             "-m", "turbofit", "gateway", "--plan", str(plan), "--upstream", url,
             "--port", str(port + 1), "--access-log", access_log,
         )  # fmt: skip
         self._children.append(gateway)
-        assert own.endswith(str(port + 1)), own
+        assert gateway_url.endswith(str(port + 1)), gateway_url
         self.direct, self.through, self.pid = Way(port), Way(port + 1), gateway.pid
 
     def __enter__(self) -> Pair:
@@ -228,10 +228,10 @@ async def all_at_once(pair: Pair) -> list[str]:
         before = cpu_seconds(pair.pid)
         firsts, ends, events = await crowd(way, body_of(0, 0), 256)
         used = cpu_seconds(pair.pid) - before
-        own = " | " if way is pair.direct else f"{used / events * 1e6:.0f} µs | {used:.2f} s"
+        cpu = " | " if way is pair.direct else f"{used / events * 1e6:.0f} µs | {used:.2f} s"
         lines.append(
             f"| {name} | {median(firsts):.0f} / {p99(firsts):.0f} | {median(ends):.0f} / "
-            f"{p99(ends):.0f} | {own} |"
+            f"{p99(ends):.0f} | {cpu} |"
         )
     return lines
 

@@ -122,8 +122,11 @@ def _hold(args: argparse.Namespace) -> int:
 
 def _stages(args: argparse.Namespace, run: Run, scratch: Path) -> None:
     # What this machine has learned before must not help the forecast that is judged here.
-    own = {"XDG_STATE_HOME": str(scratch / "state"), "TURBOFIT_LEASES": str(scratch / "leases")}
-    environ = {**environment(args.gpu), **own}
+    scratch_folders = {
+        "XDG_STATE_HOME": str(scratch / "state"),
+        "TURBOFIT_LEASES": str(scratch / "leases"),
+    }
+    environ = {**environment(args.gpu), **scratch_folders}
     os.environ.update(environ)
     if not (args.out / "machine.json").exists():
         write(args.out / "machine.json", {"code": 0, **machine()})

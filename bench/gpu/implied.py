@@ -254,5 +254,5 @@ def sums(results: Results) -> Iterator[tuple[str, str, int, int]]:
             ("after the cache", after_cache(plan, document), AFTER),
         ):
             if measured is not None:
-                own = {term: charged[term] for term in terms if term in charged}
-                yield name, f"{what}: {' + '.join(own)}", sum(own.values()), measured
+                found = {term: charged[term] for term in terms if term in charged}
+                yield name, f"{what}: {' + '.join(found)}", sum(found.values()), measured

@@ -124,26 +124,26 @@ def handles(cuda: Cuda, blas: Any) -> None:
 
 def pool(cuda: Cuda) -> None:
     """The default pool, then one that keeps what it has."""
-    own, stream = ctypes.c_void_p(), ctypes.c_void_p()
+    keeping, stream = ctypes.c_void_p(), ctypes.c_void_p()
     cuda("cudaStreamCreateWithFlags", ctypes.byref(stream), 1)
     default = ctypes.c_void_p()
     cuda("cudaDeviceGetDefaultMemPool", ctypes.byref(default), 0)
     _pieces(cuda, default, stream, "default")
     made = PoolProperties(allocation=1, location=1)
-    cuda("cudaMemPoolCreate", ctypes.byref(own), ctypes.byref(made))
+    cuda("cudaMemPoolCreate", ctypes.byref(keeping), ctypes.byref(made))
     keeps = ctypes.c_uint64(2**64 - 1)
-    cuda("cudaMemPoolSetAttribute", own, _RELEASE_THRESHOLD, ctypes.byref(keeps))
+    cuda("cudaMemPoolSetAttribute", keeping, _RELEASE_THRESHOLD, ctypes.byref(keeps))
     before = cuda.free()
     steps: list[int] = []
     for _ in range(_PIECES):
-        _from(cuda, own, stream, MIB)
+        _from(cuda, keeping, stream, MIB)
         cuda("cudaStreamSynchronize", stream)
         taken = before - cuda.free()
         if not steps or taken != steps[-1]:
             steps.append(taken)
     mark("growth", asked=_PIECES * MIB, taken=steps[-1], steps=steps)
-    _pieces(cuda, own, stream, "own")
-    cuda("cudaMemPoolTrimTo", own, ctypes.c_size_t(0))
+    _pieces(cuda, keeping, stream, "own")
+    cuda("cudaMemPoolTrimTo", keeping, ctypes.c_size_t(0))
     mark("trimmed", taken=before - cuda.free())
 
 

@@ -98,10 +98,10 @@ class Lost(NamedTuple):
 def lost(pair: Pair, changed: dict[str, Any]) -> Lost:
     """What the account leaves to a peer, sent what everybody is, and what another goal holds."""
     plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1, goal="context")
-    rule, own = plan.model.image_rule, dict[str, Any]()
+    rule, limits = plan.model.image_rule, dict[str, Any]()
     if rule is not None and rule.exposed_limit > rule.checkpoint_limit:
-        own = {rule.limit_name: rule.checkpoint_limit}
-    (gpu,) = turbofit.predict(pair.model, on=pair.on, tp=1, **changed, **own).gpus
+        limits = {rule.limit_name: rule.checkpoint_limit}
+    (gpu,) = turbofit.predict(pair.model, on=pair.on, tp=1, **changed, **limits).gpus
     doubt = sum(term.bytes for term in gpu.ledger if term.term == "cache_uncertainty")
     return Lost(gpu.headroom + doubt, gpu.margin, doubt, plan.kv.tokens)
 

@@ -95,8 +95,8 @@ def better(row: Row, ours: Row) -> str:
         told.append("**more tokens**")
     if ours.note and not row.note:
         told.append("admits all that was asked")
-    batch, own = _batch(row), _batch(ours)
-    if batch is not None and own is not None and batch > own:
+    batch, our_batch = _batch(row), _batch(ours)
+    if batch is not None and our_batch is not None and batch > our_batch:
         told.append(f"batch of {batch}")
     return ", ".join(told)
 

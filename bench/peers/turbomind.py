@@ -31,8 +31,8 @@ def plan_of(pair: Pair, setting: Setting) -> Plan:
 def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
     """Starts the engine, sends it what everybody is sent, and tells how that went."""
     plan = plan_of(pair, setting)
-    own = setting.changed is None
-    if own and not plan.fits:
+    of_plan = setting.changed is None
+    if of_plan and not plan.fits:
         return Row(pair.name, PLAN, "", None, "refused", plan.verdict, 0, None, None)
     checkpoint = folder / plan.model.name
     if not checkpoint.exists():
@@ -58,7 +58,7 @@ def turbomind_row(pair: Pair, setting: Setting, folder: Path) -> Row:
         host=peak.bytes,
         pinned=max(seen["pinned"]["peak"].values(), default=None),
         ready=seen["child_seconds"].get("ready"),
-        note=", ".join(t for t in (lowered(plan) if own else "", _refused(seen)) if t),
+        note=", ".join(t for t in (lowered(plan) if of_plan else "", _refused(seen)) if t),
     )
 
 

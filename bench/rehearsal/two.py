@@ -68,12 +68,12 @@ def drive(folder: Path) -> int:
     """On the pretend machine: the second starts once the first has served each of its cases."""
     children = []
     for name, rounds in ROUNDS.items():
-        own = folder / name
-        env = {**os.environ, "TURBOFIT_REHEARSAL": str(own)}
-        command = [sys.executable, "-m", "turbofit.rehearse.torch.torch_child", str(own)]
+        child_folder = folder / name
+        env = {**os.environ, "TURBOFIT_REHEARSAL": str(child_folder)}
+        command = [sys.executable, "-m", "turbofit.rehearse.torch.torch_child", str(child_folder)]
         children.append(subprocess.Popen(command, env=env))
-        each = len(json.loads((own / "spec.json").read_text())["cases"]) // rounds
-        while len(read_notes(own).get("cases", [])) < each and children[-1].poll() is None:
+        each = len(json.loads((child_folder / "spec.json").read_text())["cases"]) // rounds
+        while len(read_notes(child_folder).get("cases", [])) < each and children[-1].poll() is None:
             time.sleep(0.1)
     children[1].wait()
     (folder / "overlap").write_text(json.dumps(children[0].poll() is None))
@@ -97,11 +97,11 @@ def rehearse(first: Plan, second: Plan, folder: Path) -> Ran:
     """Both on one pretend card."""
     environ: dict[str, str] = {}
     for (name, rounds), plan in zip(ROUNDS.items(), (first, second), strict=True):
-        own = folder / name
-        own.mkdir()
-        spec = planned_spec(plan, own)
+        child_folder = folder / name
+        child_folder.mkdir()
+        spec = planned_spec(plan, child_folder)
         spec = dataclasses.replace(spec, cases=spec.cases * rounds)
-        (own / "spec.json").write_text(dumped(spec))
+        (child_folder / "spec.json").write_text(dumped(spec))
         environ |= spec.environ
     return run_pretend(
         [sys.executable, "-m", "bench.rehearsal.two", "--drive", str(folder)],

@@ -19,7 +19,7 @@ def report() -> tuple[str, bool]:
     cases, figures = read_cases(), rates()
     against = {case.contradicts for case in cases} | {c.id for c in cases if c.contradicts}
     judged = [case for case in cases if not case.left_out]
-    own = {one.case.id: one for one in (score(case, figures) for case in cases)}
+    shipped = {one.case.id: one for one in (score(case, figures) for case in cases)}
     others = {one.case.id: one for one in left_out_scores(judged, rates("prior"))}
     errors = _errors(others.values())
     clear = [one for name, one in others.items() if name not in against]
@@ -37,13 +37,13 @@ def report() -> tuple[str, bool]:
         f"{len(cases)} cases of {sources} sources, {len(judged)} judged. Each with its own source",
         f"left out: the measured winner is first in **{won} of {len(clear)}** cases that no other",
         f"contradicts; median absolute log-ratio **{median(errors):.3f}** of {len(errors)} ratios",
-        f"(bar {_MOST}). As shipped: {median(_errors(own[c.id] for c in judged)):.3f}.",
+        f"(bar {_MOST}). As shipped: {median(_errors(shipped[c.id] for c in judged)):.3f}.",
         "",
         "| case | cards | at once, in/out | measured | left out | as shipped | winner |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for case in cases:
-        mine, other = own[case.id], others.get(case.id)
+        mine, other = shipped[case.id], others.get(case.id)
         cards = " : ".join(f"{shape.cards.partition(',')[0]} tp{shape.tp}" for shape in case.shapes)
         word = "not judged" if other is None else "first" if other.won else "**not first**"
         if case.id in against:

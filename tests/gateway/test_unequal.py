@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 import turbofit
 from bench.common.gateway import plan_for
-from turbofit.core.plan import Own, Plan
+from turbofit.core.plan import GroupPlan, Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.engines import RoutedEngine, least_busy
@@ -54,7 +54,10 @@ def test_what_is_paid_for_on_each_card_needs_no_gate(plan: Plan) -> None:
 
 def test_the_gate_is_that_of_the_card_that_paid_least(plan: Plan) -> None:
     first, second = plan.by_group
-    poorer = (first, Own(settings=second.settings, kv=second.kv, units_per_forward=20, at_once=3))
+    poorer = (
+        first,
+        GroupPlan(settings=second.settings, kv=second.kv, units_per_forward=20, at_once=3),
+    )
     assert bounds_of(replace(plan, by_group=poorer)).gate == 20
 
 

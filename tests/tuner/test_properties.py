@@ -38,7 +38,7 @@ def some_shape(request: ResolvedRequest, engine: Engine, index: int) -> Shape:
 
 def evaluation(request: ResolvedRequest, engine: Engine, shape: Shape) -> Evaluation:
     gpus = [request.machine.gpu(i) for group in shape.groups for i in group]
-    vision_load = vision_load_of(request, request.own_limit)
+    vision_load = vision_load_of(request, request.requested_limit)
     return evaluate(
         request, shape, dtype_for(request.model, gpus)[0], vision_load, vision_load, engine
     )

@@ -48,7 +48,7 @@ def accounts_for(
     shape = Shape(tp=len(groups[0]), groups=groups, max_prefill_token_num=prefill, limit=None)
     dtype = dtype_for(request.model, [request.machine.gpu(i) for i in groups[0]])[0]
     settings = shape_settings(request, shape, context, dtype)
-    vision_load = vision_load or vision_load_of(request, request.own_limit)
+    vision_load = vision_load or vision_load_of(request, request.requested_limit)
     for group in groups:
         gpus = sorted((request.machine.gpu(i) for i in group), key=lambda g: (g.used, g.index))
         yield engine.account(launch_of(request, settings, gpus, vision_load))
@@ -56,7 +56,7 @@ def accounts_for(
 
 def value_of(request: ResolvedRequest, engine: Engine, groups, prefill: int, context: int):
     """(goal value, tokens, prefill, -tp) of the largest ratio that fits, or None."""
-    asked = vision_load_of(request, request.own_limit)
+    asked = vision_load_of(request, request.requested_limit)
     # Its images and some text are no longer than a request may be.
     if asked.units_per_image and asked.tokens_per_request + min(1024, context // 8) > context:
         return None
@@ -139,7 +139,7 @@ def test_the_choice_equals_exhaustive_search(engine, seed):
     except UsageError:  # no legal shape
         assert exhaustive(request, engine, [request.workload.context]) is None
         return
-    if found.best.shape.limit != request.own_limit:  # a later tier: the first has nothing
+    if found.best.shape.limit != request.requested_limit:  # a later tier: the first has nothing
         assert exhaustive(request, engine, [request.workload.context]) is None
         return
     best = exhaustive(request, engine, [request.workload.context])
@@ -170,5 +170,5 @@ def test_the_context_is_the_longest_that_the_cache_holds(seed):
             request, TURBOMIND, found.shape.groups, found.shape.max_prefill_token_num, context
         )
     ]
-    if held and found.shape.limit == request.own_limit:
+    if held and found.shape.limit == request.requested_limit:
         assert found.settings.session_len == held[0]

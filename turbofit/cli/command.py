@@ -119,14 +119,16 @@ class CliCommand(click.Command):
             UsageError: wrong use; something stands behind it that nobody takes; or two forms are
                 asked for.
         """
-        own, rest = split_rest(args)
+        options, rest = split_rest(args)
         if rest and not self.takes_rest and not ctx.resilient_parsing:
             raise UsageError(
                 f"`{ctx.command_path}` takes nothing after --",
                 hint=f"see {ctx.command_path} --help",
             )
         try:
-            left = super().parse_args(ctx, own if ctx.resilient_parsing else self._repeated(own))
+            left = super().parse_args(
+                ctx, options if ctx.resilient_parsing else self._repeated(options)
+            )
         except click.UsageError as exc:
             raise _usage_error(exc, ctx) from None
         if self.takes_rest:
@@ -242,11 +244,11 @@ def option_name(field: str) -> str:
 
 def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """What stands before ``--``, and what stands behind it."""
-    own = list(words)
-    if "--" not in own:
-        return own, []
-    at = own.index("--")
-    return own[:at], own[at + 1 :]
+    before = list(words)
+    if "--" not in before:
+        return before, []
+    at = before.index("--")
+    return before[:at], before[at + 1 :]
 
 
 def _usage_error(exc: click.UsageError, ctx: click.Context) -> UsageError:

@@ -91,12 +91,12 @@ def _check(engine: str, given: dict[str, Any], *, batches: bool) -> None:
                 f"{option_name(name)} shapes a plan, and none is made for the {engine} engine",
                 hint="give the engine's own options, such as --session-len or --max-batch-size",
             )
-    unused = set(Turbomind.own_options)
+    unused = set(Turbomind.exclusive_options)
     if not batches:
         unused |= {*ENGINE_OPTIONS, "tp"} - {"dtype"}
     for name in sorted(unused & set(given)):
         raise UsageError(
             f"{option_name(name)} is no option of the {engine} engine",
             hint=f"leave it out, or rehearse with --engine "
-            f"{'turbomind' if name in Turbomind.own_options else 'pytorch'}",
+            f"{'turbomind' if name in Turbomind.exclusive_options else 'pytorch'}",
         )

@@ -25,11 +25,11 @@ __all__ = [
     "EngineName",
     "Goal",
     "GpuLedger",
+    "GroupPlan",
     "HostMemory",
     "Kv",
     "Limits",
     "Moment",
-    "Own",
     "Parallel",
     "Phase",
     "Plan",
@@ -319,7 +319,7 @@ class Command(Struct):
     group: Annotated[int, doc("Which of parallel.groups.")]
 
 
-class Own(Struct):
+class GroupPlan(Struct):
     """What differs between groups where cards are unequal; all else is the whole plan's."""
 
     settings: Settings
@@ -393,7 +393,7 @@ class Plan(Struct):
         doc("The fallback engine's: module names to a GPU's place in its group, cpu or disk."),
     ] = None
     by_group: Annotated[
-        tuple[Own, ...],
+        tuple[GroupPlan, ...],
         doc(
             "What each group has of its own, where cards are unequal; empty where all "
             "groups run the same settings. Then settings and kv are those of the group "
@@ -408,14 +408,14 @@ class Plan(Struct):
         """
         if not self.by_group:
             return self
-        own, members = self.by_group[number], self.parallel.groups[number]
+        group, members = self.by_group[number], self.parallel.groups[number]
         return replace(
             self,
-            settings=own.settings,
-            kv=own.kv,
-            limits=replace(self.limits, units_per_forward=own.units_per_forward),
+            settings=group.settings,
+            kv=group.kv,
+            limits=replace(self.limits, units_per_forward=group.units_per_forward),
             gpus=tuple(gpu for gpu in self.gpus if gpu.index in members),
-            rehearsal=own.rehearsal,
+            rehearsal=group.rehearsal,
         )
 
     def each(self) -> tuple[Plan, ...]:
@@ -427,10 +427,10 @@ class Plan(Struct):
         if not self.by_group:
             return (tuple(range(len(self.parallel.groups))),)
         found: dict[tuple[object, ...], list[int]] = {}
-        for number, own in enumerate(self.by_group):
+        for number, group in enumerate(self.by_group):
             cards = [self.machine.gpu(index) for index in self.parallel.groups[number]]
             names = tuple((gpu.name, gpu.total) for gpu in cards)
-            key = (names, to_json(own.settings), own.kv.tokens, own.units_per_forward)
+            key = (names, to_json(group.settings), group.kv.tokens, group.units_per_forward)
             found.setdefault(key, []).append(number)
         return tuple(tuple(numbers) for numbers in found.values())
 

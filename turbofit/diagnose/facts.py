@@ -120,9 +120,9 @@ class LogFacts:
         return mark.event.tokens if mark and isinstance(mark.event, DefaultSession) else None
 
     def _event(self, text: str) -> Struct | None:
-        own = torch_line(text)
-        if own is not None:
-            return own
+        event = torch_line(text)
+        if event is not None:
+            return event
         try:
             found = parse_line(text)
         except ValueError:  # a damaged number, as in a log that was cut and pasted

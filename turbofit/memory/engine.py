@@ -50,7 +50,7 @@ class Engine(ABC):
     #: Whether an image that chunked prefill cuts is encoded again in every chunk.
     encodes_again: ClassVar[bool] = False
     #: LMDeploy's options that only this engine has, by their names in a plan's request.
-    own_options: ClassVar[tuple[str, ...]] = ()
+    exclusive_options: ClassVar[tuple[str, ...]] = ()
     #: The options with which one engine runs on several nodes.
     options_over_nodes: ClassVar[Mapping[str, object]] = {}
     #: Why its account may not be right for the version that was asked for; None where it is.

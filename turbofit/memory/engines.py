@@ -38,7 +38,7 @@ def check_options(engine: Engine, fixed: Mapping[str, object]) -> None:
     """
     engine.check_options(fixed)
     for name, owner in ENGINES.items():
-        found = [option for option in owner.own_options if option in fixed]
+        found = [option for option in owner.exclusive_options if option in fixed]
         if name != engine.name and found:
             flag = found[0].rstrip("_").replace("_", "-")
             raise UsageError(

@@ -9,7 +9,7 @@ from typing import Final
 from turbofit.core.presets import presets_dir
 
 __all__ = [
-    "FIRST_OWN",
+    "FIRST_CURRENT",
     "REFERENCE",
     "Version",
     "account_version",
@@ -26,7 +26,7 @@ REFERENCE: Final = "0.18"
 #: The first version with presets of its own, ``presets/engines/ENGINE-X.Y.yaml``. Older ones are
 #: entries of ``generations.yaml``, which say what was different from this one: it stays theirs
 #: whatever the reference becomes.
-FIRST_OWN: Final = "0.18"
+FIRST_CURRENT: Final = "0.18"
 
 _NUMBERS: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
@@ -44,7 +44,7 @@ def release(version: str) -> tuple[int, int]:
 
 def is_legacy(version: str) -> bool:
     """Whether a version is an entry of ``generations.yaml``."""
-    wanted, first = parse(version), parse(FIRST_OWN)
+    wanted, first = parse(version), parse(FIRST_CURRENT)
     return wanted is not None and first is not None and wanted < first
 
 
@@ -59,22 +59,23 @@ def account_version(engine: str, version: str | None = None) -> str | None:
         The version as the presets name it; None where all are newer, or it is no version.
     """
     wanted = release(version or REFERENCE)
-    older = [own for own in _own(engine) if own[0][:2] <= wanted]
+    older = [preset for preset in _presets(engine) if preset[0][:2] <= wanted]
     return max(older)[1] if older else None
 
 
 def doubt(engine: str, version: str | None) -> str | None:
     """What is doubtful about a version that another one's account answers for."""
-    own = account_version(engine, version)
-    if own is None or release(own) == release(version or REFERENCE):
+    preset = account_version(engine, version)
+    if preset is None or release(preset) == release(version or REFERENCE):
         return None
     return (
-        f"LMDeploy {version} is newer than {own}, whose memory account this is: margins are doubled"
+        f"LMDeploy {version} is newer than {preset}, whose memory account this is: margins are"
+        " doubled"
     )
 
 
 @cache
-def _own(engine: str) -> tuple[tuple[Version, str], ...]:
+def _presets(engine: str) -> tuple[tuple[Version, str], ...]:
     """The versions with presets of their own."""
     names = (path.stem for path in (presets_dir() / "engines").glob(f"{engine}-*.yaml"))
     found = ((parse(name), name.removeprefix(f"{engine}-")) for name in names)

@@ -18,7 +18,7 @@ from turbofit.model.safetensors import Tensor
 __all__ = ["Files", "Origin", "Weights", "read_checkpoint"]
 
 #: Architectures whose config class is the checkpoint's own code, and whose account needs it.
-_OWN_CONFIG: Final = frozenset(
+_REMOTE_CONFIG: Final = frozenset(
     {
         "InternVLChatModel",
         "CogVLMForCausalLM",
@@ -171,11 +171,11 @@ def _remote_code(files: Files, config: Section, architecture: str, images: Secti
     only the keys that config.json spells out, none of the class's own defaults.
     """
     mapped = config.section("auto_map")
-    if architecture in _OWN_CONFIG and mapped and "AutoConfig" in mapped:
+    if architecture in _REMOTE_CONFIG and mapped and "AutoConfig" in mapped:
         return True
     tokenizer = _section(files, "tokenizer_config.json")
-    own = tokenizer.section("auto_map") if tokenizer else None
-    if own and "AutoTokenizer" in own:
+    classes = tokenizer.section("auto_map") if tokenizer else None
+    if classes and "AutoTokenizer" in classes:
         return True
     named = bool(tokenizer and tokenizer.string("tokenizer_class", ""))
     if mapped and "AutoTokenizer" in mapped and not named:

@@ -111,12 +111,12 @@ def _folder(path: str) -> Model:
 def _folders(hub_id: str, revision: str | None) -> Iterator[str]:
     """Where the local caches hold a hub id, whole or not; the cache of the hub in use first."""
     snapshot = cached_snapshot(hub_id, revision)
-    own = [snapshot] if snapshot else []
+    snapshots = [snapshot] if snapshot else []
     if uses_modelscope():
         yield from modelscope_folders(hub_id, revision)
-        yield from own
+        yield from snapshots
     else:
-        yield from own
+        yield from snapshots
         yield from modelscope_folders(hub_id, revision)
 
 

@@ -57,8 +57,8 @@ def private_commands(
     if plan.engine.of_lmdeploy:
         # An empty list is not possible on the command line, and the default lets every page in.
         closed = ["--disable-fastapi-docs", "--allow-origins", "https://closed.invalid"]
-    own = replace(plan.model.source, checkpoint=folder)
-    model = replace(plan.model, source=own, hub_id=name)
+    source = replace(plan.model.source, checkpoint=folder)
+    model = replace(plan.model, source=source, hub_id=name)
     return _commands(replace(plan, model=model), "127.0.0.1", ports, closed)
 
 

@@ -55,5 +55,5 @@ def _devices(span: Span, node: Node, group: tuple[int, ...]) -> str:
     """The node's own GPUs of the engine."""
     assert node.machine is not None
     wanted = {span.plan.machine.gpu(index).uuid for index in group}
-    own = tuple(gpu.index for gpu in node.machine.gpus if gpu.uuid in wanted)
-    return visible_devices(node.machine, own)
+    indices = tuple(gpu.index for gpu in node.machine.gpus if gpu.uuid in wanted)
+    return visible_devices(node.machine, indices)

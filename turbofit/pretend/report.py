@@ -43,8 +43,8 @@ def _signal(number: int) -> str:
 def _usage_of(process: Process, index: int, ran: Ran) -> Usage:
     """The timeline of a slot: both follow the order in which processes of one pid came."""
     earlier = sum(p.pid == process.pid for p in ran.shared.processes[:index])
-    own = [usage for usage in ran.usages if usage.pid == process.pid]
-    return own[earlier] if earlier < len(own) else Usage(pid=process.pid)
+    usages = [usage for usage in ran.usages if usage.pid == process.pid]
+    return usages[earlier] if earlier < len(usages) else Usage(pid=process.pid)
 
 
 def _gpu(ran: Ran, index: int) -> dict[str, Any]:

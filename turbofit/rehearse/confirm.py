@@ -60,7 +60,8 @@ def rehearse_plan(plan: Plan) -> Plan:
         gpus=tuple(ledgers.get(gpu.index, gpu) for gpu in plan.gpus),
         rehearsal=worst,
         by_group=tuple(
-            replace(own, rehearsal=ends[number]) for number, own in enumerate(plan.by_group)
+            replace(group_plan, rehearsal=ends[number])
+            for number, group_plan in enumerate(plan.by_group)
         ),
     )
     return _judged(plan, whole)

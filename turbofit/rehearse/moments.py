@@ -71,8 +71,8 @@ def _moments(lanes: Sequence[_Lane]) -> tuple[Moment, ...]:
     return tuple(
         Moment(
             phase=phase,
-            peak=tuple(own[i][0] for own in found),
-            end=tuple(own[i][1] for own in found),
+            peak=tuple(lane[i][0] for lane in found),
+            end=tuple(lane[i][1] for lane in found),
             image=phase.startswith(_IMAGES),
         )
         for i, phase in enumerate(order)
@@ -82,9 +82,9 @@ def _moments(lanes: Sequence[_Lane]) -> tuple[Moment, ...]:
 def _in_order(phases: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """All phases; one that only some cards have stands where they have it."""
     order: list[str] = []
-    for own in phases:
+    for card_phases in phases:
         at = 0
-        for phase in own:
+        for phase in card_phases:
             if phase in order:
                 at = order.index(phase) + 1
             else:

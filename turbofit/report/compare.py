@@ -9,7 +9,7 @@ from turbofit.core.units import MIB, mib
 from turbofit.core.words import groups_of, indices
 from turbofit.report.painters.document import Column, Heading, Line, Table
 from turbofit.report.views.capacity import capacity
-from turbofit.report.views.own_view import settings_of
+from turbofit.report.views.per_engine_settings import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,15 +115,15 @@ def _folded(rows: Iterable[ComparedRow]) -> list[tuple[str, list[ComparedRow]]]:
     for row in rows:
         sections.setdefault(row.section, []).append(row)
     found: list[tuple[list[str], list[ComparedRow]]] = []
-    for name, own in sections.items():
-        facts = [(row.what, row.a, row.b) for row in own]
+    for name, section_rows in sections.items():
+        facts = [(row.what, row.a, row.b) for row in section_rows]
         for names, first in found:
             if name.startswith(_GPU) and facts == [(row.what, row.a, row.b) for row in first]:
                 names.append(name)
                 break
         else:
-            found.append(([name], own))
-    return [(_named(names), own) for names, own in found]
+            found.append(([name], section_rows))
+    return [(_named(names), section_rows) for names, section_rows in found]
 
 
 def _named(names: list[str]) -> str:
@@ -156,17 +156,17 @@ def _shape(two: _Two) -> Iterable[ComparedRow]:
 
 
 def _settings(two: _Two) -> Iterable[ComparedRow]:
-    own = bool(two.a.by_group or two.b.by_group)
-    groups = max(len(two.a.parallel.groups), len(two.b.parallel.groups)) if own else 1
+    by_group = bool(two.a.by_group or two.b.by_group)
+    groups = max(len(two.a.parallel.groups), len(two.b.parallel.groups)) if by_group else 1
     for number in range(groups):
-        left, right = _own_settings(two.a, number), _own_settings(two.b, number)
-        engine = f", engine {number}" if own else ""
+        left, right = _engine_settings(two.a, number), _engine_settings(two.b, number)
+        engine = f", engine {number}" if by_group else ""
         for name in dict.fromkeys((*left, *right)):
             what = f"{name}{engine}"
             yield ComparedRow(section="Settings", what=what, a=left.get(name), b=right.get(name))
 
 
-def _own_settings(plan: Plan, number: int) -> dict[str, str]:
+def _engine_settings(plan: Plan, number: int) -> dict[str, str]:
     """The settings of one engine; none of one that is not there."""
     if number >= max(1, len(plan.parallel.groups)):
         return {}

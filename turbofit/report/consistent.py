@@ -58,20 +58,22 @@ def _wrong(plan: Plan) -> Iterator[str]:
 
 def _rehearsals(plan: Plan) -> Iterator[str]:
     """The first group's; of groups that differ each one's, and the plan's is one of these."""
-    own = [one.rehearsal for one in plan.by_group]
-    if not own:
-        own = [plan.rehearsal]
-    elif plan.rehearsal is not None and plan.rehearsal not in own:
+    rehearsals = [one.rehearsal for one in plan.by_group]
+    if not rehearsals:
+        rehearsals = [plan.rehearsal]
+    elif plan.rehearsal is not None and plan.rehearsal not in rehearsals:
         yield "its rehearsal is none of its groups'"
-    for rehearsal, group in zip(own, plan.parallel.groups, strict=False):
+    for rehearsal, group in zip(rehearsals, plan.parallel.groups, strict=False):
         if rehearsal is not None:
             yield from _rehearsed(rehearsal, len(group))
 
 
 def _rehearsed(rehearsal: Rehearsal, cards: int) -> Iterator[str]:
     """A rehearsal tells of each GPU of its group."""
-    counts = [(one.phase, len(own)) for one in rehearsal.timeline for own in (one.peak, one.end)]
-    counts += [("cache", len(own)) for own in (rehearsal.cache.free, rehearsal.cache.region)]
+    counts = [
+        (one.phase, len(cells)) for one in rehearsal.timeline for cells in (one.peak, one.end)
+    ]
+    counts += [("cache", len(cells)) for cells in (rehearsal.cache.free, rehearsal.cache.region)]
     for name, count in counts:
         if count != cards:
             yield f"its rehearsal tells of {count} GPUs in {name}, not of {cards}"

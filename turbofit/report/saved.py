@@ -170,8 +170,8 @@ def _read_run(folder: Path) -> Saved:
             hint="serve again with this version of turbofit",
         )
     number = run.attempts[-1].number if run.attempts else 0
-    own = folder / f"plan-{number}.json"
-    plan = read_plan(str(own if own.is_file() else folder / "plan.json"))
+    attempt_plan = folder / f"plan-{number}.json"
+    plan = read_plan(str(attempt_plan if attempt_plan.is_file() else folder / "plan.json"))
     return Saved(plan, run, str(folder))
 
 

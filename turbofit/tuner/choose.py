@@ -150,7 +150,7 @@ def _compiles(request: ResolvedRequest) -> bool:
 def _served(request: ResolvedRequest, plan: Plan) -> tuple[bool, bool]:
     """Whether it fits, and whether it admits images as large as was asked."""
     limits = plan.limits
-    return plan.fits, limits.vision_unit is None or limits.image_limit == request.own_limit
+    return plan.fits, limits.vision_unit is None or limits.image_limit == request.requested_limit
 
 
 def _worth(request: ResolvedRequest, plan: Plan) -> tuple[bool, bool, int]:

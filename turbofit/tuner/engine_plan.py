@@ -156,7 +156,7 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
                 " encoded again; with a smaller --max-batch-size or --context it waits for the"
                 " first token only"
             )
-    requested_load = vision_load_of(request, request.own_limit)
+    requested_load = vision_load_of(request, request.requested_limit)
     if requested_load.units_per_image and found.best.fits:
         yield (
             "requests beyond these limits are not planned for: turbofit serve and"

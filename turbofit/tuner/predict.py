@@ -158,7 +158,7 @@ def _groups(request: ResolvedRequest, tp: int, engine: Engine) -> tuple[tuple[in
 def _exposed(request: ResolvedRequest) -> int | None:
     """The limit that holds for clients: the user's, else what ordinary clients can ask for."""
     if request.fixed_limit is not None:
-        return request.own_limit
+        return request.requested_limit
     return None if request.model.image_rule is None else request.model.image_rule.exposed_limit
 
 

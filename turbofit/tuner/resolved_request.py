@@ -78,7 +78,7 @@ class ResolvedRequest(Struct):
         return margin + max(0, withheld)
 
     @property
-    def own_limit(self) -> int | None:
+    def requested_limit(self) -> int | None:
         """The limit that the user or the checkpoint gives: tiles or pixels; None without images."""
         rule = self.model.image_rule
         if rule is None:

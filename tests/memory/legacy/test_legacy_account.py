@@ -128,8 +128,8 @@ def test_buffers_come_before_the_cache_in_0_12():
 
 
 def test_a_warm_up_of_its_own_since_0_6_2():
-    assert account("internvl2-8b", "0.5.3").own_warmup == 0
-    assert account("internvl2-8b", "0.6.2").own_warmup > 0
+    assert account("internvl2-8b", "0.5.3").engine_warmup == 0
+    assert account("internvl2-8b", "0.6.2").engine_warmup > 0
     assert account("internlm2.5-7b", "0.5.3")._pool_bytes == 0
 
 

@@ -91,7 +91,7 @@ def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
     request = ResolvedRequest(
         model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
     )
-    rule, vision_load = request.model.image_rule, vision_load_of(request, request.own_limit)
+    rule, vision_load = request.model.image_rule, vision_load_of(request, request.requested_limit)
     assert rule is not None
     many = Settings(max_batch_size=8, max_prefill_token_num=8192)
     assert engine_bound(rule, vision_load, many) == 32  # 8192 tokens of 256 each

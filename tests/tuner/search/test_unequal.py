@@ -193,17 +193,20 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         found = search(request, engine)
     except UsageError:
         return
-    asked = vision_load_of(request, request.own_limit)
+    asked = vision_load_of(request, request.requested_limit)
     for one in found.evaluations:
         if not one.parts or not one.fits or one.shape.units_per_forward is not None:
             continue
-        if one.shape.limit != request.own_limit or len({len(g) for g in one.shape.groups}) > 1:
+        if (
+            one.shape.limit != request.requested_limit
+            or len({len(g) for g in one.shape.groups}) > 1
+        ):
             continue
         gpus = [request.machine.gpu(index) for group in one.shape.groups for index in group]
         for prefill in PREFILL_SIZES:
             shape = Shape(
                 tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
-                limit=request.own_limit, longest=one.shape.longest,
+                limit=request.requested_limit, longest=one.shape.longest,
             )  # fmt: skip
             common = evaluate(
                 request, shape, dtype_for(request.model, gpus)[0], asked, asked, engine

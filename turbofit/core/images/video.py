@@ -92,8 +92,11 @@ class Videos(NamedTuple):
         Returns:
             None where not even one window a frame keeps within.
         """
-        own, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
-        low, high = 0, max(1, min(own if most is None else most, own) // area)
+        checkpoint_pixels, area = self.rule.max_pixels, (self.patch_size * self.merge) ** 2
+        low, high = (
+            0,
+            max(1, min(checkpoint_pixels if most is None else most, checkpoint_pixels) // area),
+        )
         while low < high:
             middle = (low + high + 1) // 2
             if self.most_units(frames, width, height, middle * area) <= units:

@@ -73,8 +73,8 @@ def _vision(vision: VisionDims, tp: int, constants: EngineConstants) -> Iterator
     hidden, layers, ranks = vision.hidden, vision.layers, vision_tp(vision, tp)
     head_dim = constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
     norms = 4 if vision.norm == "layer_norm" else 2
-    own = 2 if vision.kind == "internvit" else 0  # layer scales
-    yield hidden, (norms + own + 2) * layers  # and the biases of both outputs
+    scales = 2 if vision.kind == "internvit" else 0  # layer scales
+    yield hidden, (norms + scales + 2) * layers  # and the biases of both outputs
     yield vision_mlp_width(vision, tp) // tp, (2 if vision.gated_mlp else 1) * layers
     if vision.qkv_bias:
         yield 3 * vision.heads * head_dim // ranks, layers

@@ -27,7 +27,7 @@ __all__ = ["Blocks", "blocks", "double_start", "legacy_rules"]
 #: LMDeploy's own default since 0.2.2.
 _DEFAULT_RATIO: Final = 0.8
 #: More than contexts and communicators of one engine take on a card.
-_OWN_OVERHEAD: Final = 2 * GIB
+_ENGINE_OVERHEAD: Final = 2 * GIB
 _VISION_WORDS: Final = ("vl/engine", "vl/model", "vision", "intern_vit", "visual")
 _LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", "export", "load")
 
@@ -197,7 +197,7 @@ def _others(case: LogCase, found: Blocks | None) -> int:
     if found is None or weights is None or total is None:
         return 0
     rest = total - found.free - weights
-    return rest if rest > _OWN_OVERHEAD else 0
+    return rest if rest > _ENGINE_OVERHEAD else 0
 
 
 def cards_story(case: LogCase, found: Blocks | None) -> Iterator[str]:

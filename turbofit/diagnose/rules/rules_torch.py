@@ -109,8 +109,8 @@ def _one_tensor(mark: Mark, memory: TorchMemory, phase: PhaseName) -> Iterator[s
     elif memory.requested and memory.requested > max(memory.allocated or 0, _ONE_TENSOR):
         yield (
             f"it asked {format_bytes(memory.requested)} at once, more than the program had"
-            " allocated in all: most often attention with its whole matrix, which grows with the square of"
-            f" the tokens or patches: {cure}"
+            " allocated in all: most often attention with its whole matrix, which grows with the"
+            f" square of the tokens or patches: {cure}"
         )
 
 

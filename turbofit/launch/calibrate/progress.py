@@ -141,5 +141,5 @@ def joined(one: Observation, more: Observation) -> Observation:
 
 def _kind(plan: Plan) -> tuple[Any, ...]:
     """What must be the same for readings to belong together."""
-    own = [one.settings for one in plan.by_group] or plan.settings
-    return (plan.engine, own, plan.limits, plan.parallel.groups, plan.model.parameters)
+    settings = [one.settings for one in plan.by_group] or plan.settings
+    return (plan.engine, settings, plan.limits, plan.parallel.groups, plan.model.parameters)

@@ -21,19 +21,19 @@ def alone(plan: Plan, group: int) -> Plan:
         plan: of a node.
         group: which of its groups.
     """
-    own, members = plan.of_group(group), plan.parallel.groups[group]
+    group_plan, members = plan.of_group(group), plan.parallel.groups[group]
     count = len(plan.parallel.groups)
     command = next((one for one in plan.commands if one.group == group), None)
     return replace(
-        own,
+        group_plan,
         machine=replace(plan.machine, visible=members),
-        parallel=replace(own.parallel, tp=len(members), replicas=1, groups=(members,)),
-        kv=replace(own.kv, total_tokens=own.kv.tokens),
-        gpus=tuple(gpu for gpu in own.gpus if gpu.index in members),
+        parallel=replace(group_plan.parallel, tp=len(members), replicas=1, groups=(members,)),
+        kv=replace(group_plan.kv, total_tokens=group_plan.kv.tokens),
+        gpus=tuple(gpu for gpu in group_plan.gpus if gpu.index in members),
         host=replace(
-            own.host,
-            pinned=-(-own.host.pinned // count),
-            pageable=-(-own.host.pageable // count),
+            group_plan.host,
+            pinned=-(-group_plan.host.pinned // count),
+            pageable=-(-group_plan.host.pageable // count),
         ),
         throughput=None,
         considered=(),

@@ -195,8 +195,10 @@ class Controller:
 
     def widen(self) -> None:
         """Hold requests to no more than the plan and what serves under it ask for."""
-        own = [s.plan for s in self.node_states.values() if s.plan.plan and s.promised is self.plan]
-        self.bounds = bounds_of_cluster(replace(self.plan, nodes=(*self.plan.nodes, *own)))
+        joined = [
+            s.plan for s in self.node_states.values() if s.plan.plan and s.promised is self.plan
+        ]
+        self.bounds = bounds_of_cluster(replace(self.plan, nodes=(*self.plan.nodes, *joined)))
 
     def settle(self, node_state: NodeState, plan: NodePlan) -> None:
         """Start on a node what is planned for it, and give back the GPUs that it does not use."""

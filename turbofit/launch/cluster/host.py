@@ -110,10 +110,10 @@ class Hosted:
             )
             forwarder.start()
             self._forwarder, url = forwarder, forwarder.url
-        own = bounds_of(plan)
+        bounds = bounds_of(plan)
         self._tell(
-            state="ready", url=url, tokens=plan.kv.tokens, gate=own.gate,
-            gate_to_end=own.gate_to_end,
+            state="ready", url=url, tokens=plan.kv.tokens, gate=bounds.gate,
+            gate_to_end=bounds.gate_to_end,
         )  # fmt: skip
         return [url]
 
@@ -224,10 +224,10 @@ class Hosted:
                     hint="turbofit cluster change promises smaller images on all nodes",
                 )
         # The gateway holds requests to the promise; what meets in a forward is this plan's own.
-        own = replace(
+        limits = replace(
             self._engine_spec.plan.limits, units_per_forward=plan.limits.units_per_forward
         )
-        return replace(plan, limits=own)
+        return replace(plan, limits=limits)
 
     def _say(self, text: str) -> None:
         if text.startswith("warning: "):

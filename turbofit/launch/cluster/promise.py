@@ -58,10 +58,10 @@ def expected_members(node: NodePlan) -> list[Member]:
             name=f"{node.name}-{node.node[:8]}/{group}",
             url="",
             share=share_of(node, group),
-            gate=bounds_of(own).gate,
+            gate=bounds_of(group_plan).gate,
             host_bytes=host,
         )
-        for group, own in enumerate(node.plan.each())
+        for group, group_plan in enumerate(node.plan.each())
     ]
 
 
@@ -113,10 +113,10 @@ def share_of(node: NodePlan, group: int) -> float:
     """The workload's requests that are at one engine at any time, on average."""
     assert node.plan is not None
     count = len(node.plan.parallel.groups)
-    own = [one.at_once for one in node.plan.by_group]
-    if len(own) != count or not sum(own):
+    shares = [one.at_once for one in node.plan.by_group]
+    if len(shares) != count or not sum(shares):
         return max(node.at_once, 1e-6) / count
-    return max(node.at_once, 1e-6) * own[group] / sum(own)
+    return max(node.at_once, 1e-6) * shares[group] / sum(shares)
 
 
 def in_words(plan: ClusterPlan) -> str:
@@ -130,14 +130,14 @@ def in_words(plan: ClusterPlan) -> str:
     return f"{text}, {images} of {limits.units_per_image:,} {units} at most"
 
 
-def _kept(own: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:
+def _kept(engine_plan: Plan, plan: ClusterPlan, request: PlanRequest, share: float) -> PlanRequest:
     """The request for one engine that must be planned again: the promise stays."""
     request = request.changed(
         tp=None, replicas=None, on=None, gpus=None, engine="auto", concurrency=max(1, ceil(share))
     )
     if request.session_len is None:
         request = request.changed(context=plan.longest_request_tokens)
-    rule, limit = own.model.image_rule, own.limits.image_limit
+    rule, limit = engine_plan.model.image_rule, engine_plan.limits.image_limit
     if rule is not None and limit is not None:
         request = request.changed(**{rule.limit_name: limit})
     return request

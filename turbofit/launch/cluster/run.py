@@ -224,12 +224,12 @@ class _Run:
         front, controller = self._front, self._controller
         assert front is not None
         try:
-            own, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
+            outstanding, up = front.call(lambda gateway: (gateway.outstanding(), gateway.health()))
         except LaunchError:
             if not front.alive:
                 raise
             return
-        tellers = [own, *(seen.outstanding for seen in self._others.values())]
+        tellers = [outstanding, *(seen.outstanding for seen in self._others.values())]
         names = {name for told in tellers for name in told}
         controller.outstanding = {
             name: sum(told.get(name, 0) for told in tellers) for name in names

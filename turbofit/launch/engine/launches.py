@@ -71,7 +71,7 @@ class Launch:
 
     def words(self, number: int) -> Words:  # noqa: ARG002 - a pretend launch needs it
         """What the start with this number (from 0) needs."""
-        env = {**os.environ, **self.command.env, **_own(self._hidden)}
+        env = {**os.environ, **self.command.env, **_child_variables(self._hidden)}
         return Words((*self.runner, *self.command.argv[1:]), env)
 
 
@@ -124,9 +124,15 @@ class PretendLaunch(Launch):
 
             base = {**os.environ, **self.command.env}
             env = torch_environment(self._plan, machine, folder, base)
-            return Words((*self.runner, *arguments), {**env, **_own(self._hidden)}, folder)
+            return Words(
+                (*self.runner, *arguments), {**env, **_child_variables(self._hidden)}, folder
+            )
         made = server_launch(machine, arguments, folder)
-        return Words((*self.runner, *arguments), {**made.env, **_own(self._hidden)}, made.timeline)
+        return Words(
+            (*self.runner, *arguments),
+            {**made.env, **_child_variables(self._hidden)},
+            made.timeline,
+        )
 
 
 def port_of(command: Command) -> int:
@@ -178,7 +184,7 @@ def _outgoing() -> int:
         return 32768
 
 
-def _own(key: str | None) -> dict[str, str]:
+def _child_variables(key: str | None) -> dict[str, str]:
     """What keeps the engine's output timely, its imports its own, and its key to itself."""
     env = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
     return {**env, KEY: key} if key else env

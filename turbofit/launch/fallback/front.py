@@ -115,7 +115,7 @@ class Front:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         if scheme.lower() != b"bearer" or not any(
-            hmac.compare_digest(key.strip(), own) for own in self._keys
+            hmac.compare_digest(key.strip(), known) for known in self._keys
         ):
             raise Refused(401, "Please request with valid api key!", "authentication_error")
 

@@ -14,7 +14,7 @@ import msgspec
 from turbofit.core.errors import PackageError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
-from turbofit.memory.versions import FIRST_OWN, is_legacy, parse
+from turbofit.memory.versions import FIRST_CURRENT, is_legacy, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,7 +196,7 @@ def _nearest(version: str, known: tuple[_Either, ...]) -> _Either:
     wanted = parse(version)
     if wanted is None or not is_legacy(version):
         raise PackageError(
-            f"{version!r} is not a version of LMDeploy before {FIRST_OWN}",
+            f"{version!r} is not a version of LMDeploy before {FIRST_CURRENT}",
             hint="write it like 0.6.3",
         )
     begun = [one for one in known if (parse(one.first) or (0, 0, 0)) <= wanted]

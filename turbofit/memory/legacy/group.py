@@ -39,7 +39,7 @@ class GroupAccount(Account):
         transients: the alternatives; the largest decides.
         staged: bytes that loading holds on the first GPU above its weights.
         units_per_forward: vision units that the largest transient pays for.
-        own_warmup: bytes of ``pool`` that the engine takes before any request.
+        engine_warmup: bytes of ``pool`` that the engine takes before any request.
     """
 
     dies: ClassVar[str] = "aborts"
@@ -59,7 +59,7 @@ class GroupAccount(Account):
         transients: Sequence[Term],
         staged: int,
         units_per_forward: int,
-        own_warmup: int = 0,
+        engine_warmup: int = 0,
     ) -> None:
         held = []
         for i, (early, late) in enumerate(zip(before, buffers, strict=True)):
@@ -67,7 +67,7 @@ class GroupAccount(Account):
             extra = max(0, staged - kept) if i == 0 else 0
             held.append(StaticMemory(before=tuple(early), buffers=tuple(late), staged=extra))
         super().__init__(settings, gpus, margins, held, pool, transients, units_per_forward)
-        self.own_warmup = own_warmup
+        self.engine_warmup = engine_warmup
 
     @abstractmethod
     def buffers_at(self, i: int, ratio: float) -> tuple[Term, ...]:

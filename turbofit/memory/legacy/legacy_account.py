@@ -75,7 +75,7 @@ class LegacyAccount(GroupAccount):
             terms.cases(),
             terms.staged() if free_at_cache is None else 0,
             terms.units_per_forward,
-            terms.own_warmup(),
+            terms.engine_warmup(),
         )
         total = min(usable(gpu) for gpu in gpus)
         self._cache = LegacyCache(model.text, settings, generation, constants, total)

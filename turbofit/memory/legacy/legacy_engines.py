@@ -16,7 +16,7 @@ from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.memory.turbomind.engine import Turbomind
-from turbofit.memory.versions import FIRST_OWN
+from turbofit.memory.versions import FIRST_CURRENT
 from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["LegacyPytorch", "LegacyTurbomind"]
@@ -35,7 +35,7 @@ class LegacyTurbomind(Turbomind):
     """
 
     def __init__(self, version: str) -> None:
-        super().__init__(FIRST_OWN)
+        super().__init__(FIRST_CURRENT)
         self.version = version
         self.generation: Generation = generation_of(version)
 
@@ -93,10 +93,10 @@ class LegacyPytorch(Pytorch):
     """
 
     def __init__(self, version: str) -> None:
-        super().__init__(FIRST_OWN)
+        super().__init__(FIRST_CURRENT)
         self.version = version
         self.generation = torch_generation_of(version)
-        self._turbomind = load_constants(FIRST_OWN)
+        self._turbomind = load_constants(FIRST_CURRENT)
 
     def defaults(self, gpu_name: str) -> dict[str, object]:
         """See :meth:`Engine.defaults`."""

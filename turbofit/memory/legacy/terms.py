@@ -154,7 +154,7 @@ class LegacyTerms:
             for name, size, note in lines
         ]
 
-    def own_warmup(self) -> int:
+    def engine_warmup(self) -> int:
         """Bytes of the pool that the engine's own warm-up takes, before any request."""
         tokens = self._forward.warmup_tokens
         return self._forward.pool(tokens, tokens)

@@ -26,7 +26,7 @@ class Pytorch(Engine):
     """LMDeploy's engine in Python, on torch and Triton."""
 
     name: ClassVar[EngineName] = "pytorch"
-    own_options: ClassVar[tuple[str, ...]] = (
+    exclusive_options: ClassVar[tuple[str, ...]] = (
         "num_gpu_blocks", "eager_mode", "cudagraph_capture_batch_sizes",
         "distributed_executor_backend",
     )  # fmt: skip

@@ -32,7 +32,7 @@ class Turbomind(Engine):
 
     name: ClassVar[EngineName] = "turbomind"
     encodes_again: ClassVar[bool] = True
-    own_options: ClassVar[tuple[str, ...]] = ("communicator", "async_")
+    exclusive_options: ClassVar[tuple[str, ...]] = ("communicator", "async_")
     options_over_nodes: ClassVar[Mapping[str, object]] = {"communicator": "nccl"}
 
     def __init__(self, version: str) -> None:

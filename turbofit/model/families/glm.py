@@ -119,9 +119,9 @@ def _vision(config: Section, text_hidden: int) -> VisionDims:
 def _rule(processor: Section | None, vision: VisionDims) -> PatchRule:
     """Bounds of one frame; an odd lower one is rounded up, as no whole image is between."""
     values = processor or Section({}, "preprocessor_config.json")
-    for key, own in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
-        if values.integer(key, own) != own:
-            raise values.error(key, f"is not the tower's {own}")
+    for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
+        if values.integer(key, expected) != expected:
+            raise values.error(key, f"is not the tower's {expected}")
     edges = values.section("size") or Section({}, f"{values.what}: size")
     frames = values.integer("temporal_patch_size", vision.temporal_patch, high=64)
     least = edges.integer("shortest_edge", _SMALLEST_PIXELS, high=1 << 32)

@@ -78,13 +78,13 @@ def _read_grids(config: Section, processor: Section | None, vision: VisionDims) 
     Raises:
         UsageError: none, too many, or sizes that are not whole tiles.
     """
-    own = _pinpoints(config, vision)
+    grids = _pinpoints(config, vision)
     if processor is not None and "image_grid_pinpoints" in processor:
-        theirs = _pinpoints(processor, vision)
-        if own and theirs != own:
+        processor_grids = _pinpoints(processor, vision)
+        if grids and processor_grids != grids:
             raise processor.error("image_grid_pinpoints", "differ from config.json's")
-        own = own or theirs
-    return own
+        grids = grids or processor_grids
+    return grids
 
 
 def _pinpoints(section: Section, vision: VisionDims) -> tuple[Grid, ...]:

@@ -61,9 +61,9 @@ def read_rule(processor: Section | None, vision: VisionDims) -> PatchRule:
     """The image rule; a bare ``min_pixels``/``max_pixels`` wins over ``size``, as upstream."""
     values = processor or Section({}, "preprocessor_config.json")
     edges = values.section("size") or Section({}, f"{values.what}: size")
-    for key, own in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
-        if values.integer(key, own) != own:
-            raise values.error(key, f"is not the tower's {own}")
+    for key, expected in (("patch_size", vision.patch_size), ("merge_size", vision.merge)):
+        if values.integer(key, expected) != expected:
+            raise values.error(key, f"is not the tower's {expected}")
     return PatchRule(
         patch_size=vision.patch_size,
         merge=vision.merge,

@@ -37,7 +37,7 @@ ORIGINAL: Final = "LlavaLlamaForCausalLM"
 _ROWS: Final = 64
 _TOWER: Final = "vision_tower.vision_model."
 _PROJECTOR: Final = re.compile(r"model\.mm_projector\.([02])\.(weight|bias)")
-_OWN_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
+_TUNED_TOWER: Final = re.compile(r"model\.vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)")
 _OTHERS: Final = "take the conversion that llava-hf publishes for this model"
 
 
@@ -94,7 +94,7 @@ def hf_name(name: str) -> str | None:
     if match := _PROJECTOR.fullmatch(name):
         layer = "linear_1" if match[1] == "0" else "linear_2"
         return f"multi_modal_projector.{layer}.{match[2]}"
-    if match := _OWN_TOWER.fullmatch(name):
+    if match := _TUNED_TOWER.fullmatch(name):
         return _TOWER + match[1]
     if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")):
         return f"language_model.{name}"

@@ -68,20 +68,20 @@ def vision_config(tower: Mapping[str, Stored], config: Section | None) -> dict[s
         ) from None
     layers = {name.split(".")[2] for name in tower if name.startswith("encoder.layers.")}
     hidden, channels, patch = patches[0], patches[1], patches[2]
-    own = (config.section("vision_config") or config) if config else Section({}, "the tower")
+    section = (config.section("vision_config") or config) if config else Section({}, "the tower")
     return {
         "model_type": "clip_vision_model",
         "hidden_size": hidden,
         "intermediate_size": inner,
         "num_hidden_layers": len(layers),
         # Every CLIP of OpenAI has heads of 64.
-        "num_attention_heads": own.integer("num_attention_heads", max(1, hidden // 64)),
+        "num_attention_heads": section.integer("num_attention_heads", max(1, hidden // 64)),
         "num_channels": channels,
         "image_size": math.isqrt(positions - 1) * patch,
         "patch_size": patch,
-        "hidden_act": own.string("hidden_act", "quick_gelu"),
-        "layer_norm_eps": own.number("layer_norm_eps", 1e-5, low=0, high=1),
-        "projection_dim": own.integer("projection_dim", 768),
+        "hidden_act": section.string("hidden_act", "quick_gelu"),
+        "layer_norm_eps": section.number("layer_norm_eps", 1e-5, low=0, high=1),
+        "projection_dim": section.integer("projection_dim", 768),
     }
 
 

@@ -143,11 +143,11 @@ def _original(config: Section, adapter: str | None) -> Section | None:
     """The config of an original LLaVA: the base's, or the adapter's over a plain language model."""
     names = config.strings("architectures")
     data = FolderFiles(adapter).read("config.json") if adapter else None
-    own = parse_json(data, "the adapter's config.json") if data else None
-    if own and llava.ORIGINAL in own.strings("architectures"):
+    adapter_config = parse_json(data, "the adapter's config.json") if data else None
+    if adapter_config and llava.ORIGINAL in adapter_config.strings("architectures"):
         if not {llava.ORIGINAL, "LlamaForCausalLM"} & set(names):
             return None
-        found = own
+        found = adapter_config
     elif llava.ORIGINAL in names:
         found = config
     else:

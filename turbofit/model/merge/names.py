@@ -21,15 +21,15 @@ class TensorNames:
     """The tensor names of a checkpoint, found by any of their spellings."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._own = set(names)
+        self._names = set(names)
         self._by_bare: dict[str, list[str]] = {}
-        for name in sorted(self._own):
+        for name in sorted(self._names):
             self._by_bare.setdefault(bare(name), []).append(name)
 
     def find(self, name: str) -> str | None:
         """The checkpoint's own spelling; None where it has no such tensor, or two that could be."""
         for prefix in (*_PREFIXES, ""):
-            if name.startswith(prefix) and name[len(prefix) :] in self._own:
+            if name.startswith(prefix) and name[len(prefix) :] in self._names:
                 return name[len(prefix) :]
         found = self._by_bare.get(bare(name), [])
         return found[0] if len(found) == 1 else None

@@ -99,18 +99,23 @@ def converted(  # noqa: PLR0913 - what a conversion did
     for name, one in planned.besides.items():
         stored = Stored(kind, one.store.entries[one.key].shape)
         besides.append(ShardPiece(llava.hf_name(name) or name, stored, one.store, one.key))
-    own = [piece for pieces in files for piece in pieces if piece.name.startswith("vision_tower.")]
+    tower_pieces = [
+        piece for pieces in files for piece in pieces if piece.name.startswith("vision_tower.")
+    ]
     tower = None
-    if not own:
+    if not tower_pieces:
         tower = llava.read_tower(original.string("mm_vision_tower", ""), given, kind)
-        own = list(tower.pieces)
-        besides += own
+        tower_pieces = list(tower.pieces)
+        besides += tower_pieces
     if besides:
         files.append(besides)
     sizes = {piece.name: piece.stored for pieces in files for piece in pieces}
     _check_complete(set(sizes), original)
     vision = vision_config(
-        {piece.name.removeprefix("vision_tower.vision_model."): piece.stored for piece in own},
+        {
+            piece.name.removeprefix("vision_tower.vision_model."): piece.stored
+            for piece in tower_pieces
+        },
         tower.config if tower else None,
     )
     _check_tower(vision, sizes, original)

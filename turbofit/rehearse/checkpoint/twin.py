@@ -109,9 +109,9 @@ def twin_of(model: Model) -> dims.RehearsedModel:
 
 def checkpoint_for(model: Model, folder: Path) -> Path:
     """The model's own folder where its weights are on disk, else a twin made in ``folder``."""
-    own = Path(model.source.checkpoint or model.source.where)
-    if model.source.kind in ("folder", "hub_cache") and any(own.glob("*.safetensors")):
-        return own
+    checkpoint = Path(model.source.checkpoint or model.source.where)
+    if model.source.kind in ("folder", "hub_cache") and any(checkpoint.glob("*.safetensors")):
+        return checkpoint
     return write_model(twin_of(model), folder)
 
 

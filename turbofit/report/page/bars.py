@@ -95,9 +95,9 @@ def _phase(ledger: GpuLedger, kind: Kind, pieces: list[StackPiece], *, told: boo
 def _say(ledger: GpuLedger, piece: StackPiece) -> str:
     """A part in words."""
     name = KINDS[piece.kind][1]
-    own = name if piece.term is None else f"{piece.name} ({name})"
+    label = name if piece.term is None else f"{piece.name} ({name})"
     share = 100 * piece.bytes / ledger.total
-    text = f"{own}: {mib(piece.bytes)} MiB, {share:.1f} % of the card"
+    text = f"{label}: {mib(piece.bytes)} MiB, {share:.1f} % of the card"
     term = piece.term
     if term is None:
         return text

@@ -10,7 +10,7 @@ from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Column, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
-from turbofit.report.views.own_view import own_blocks
+from turbofit.report.views.per_engine_settings import per_engine_blocks
 from turbofit.report.views.plan_view import fact_block, settings_blocks
 from turbofit.report.views.rehearsal_view import rehearsal_blocks
 from turbofit.report.views.run_view import run_blocks, sides_blocks
@@ -137,11 +137,13 @@ def compared(plan: Plan, run: RunReport | None) -> Markup:
 
 def settings(plan: Plan) -> Markup:
     """What was asked, the shape chosen, each setting with its reason."""
-    return join(paint([fact_block(plan)]), paint([*settings_blocks(plan), *own_blocks(plan)]))
+    return join(
+        paint([fact_block(plan)]), paint([*settings_blocks(plan), *per_engine_blocks(plan)])
+    )
 
 
 #: Settings of a candidate that have a column.
-_OWN: Final = (
+_SETTINGS: Final = (
     ("prefill", "max_prefill_token_num"), ("batch", "max_batch_size"), ("context", "session_len"),
     ("image limit", "limit"), ("cache ratio", "cache_max_entry_count"),
 )  # fmt: skip
@@ -151,12 +153,14 @@ def candidates(plan: Plan) -> Markup:
     """All that were considered, in a table that sorts."""
     if not plan.considered:
         return Markup()
-    own = [(name, key) for name, key in _OWN if any(key in c.settings for c in plan.considered)]
+    found = [
+        (name, key) for name, key in _SETTINGS if any(key in c.settings for c in plan.considered)
+    ]
     columns = (
         Column(title="engine"),
         Column(title="tp x n"),
         Column(title="GPUs", wrap=True),
-        *(Column(title=name, right=True) for name, _ in own),
+        *(Column(title=name, right=True) for name, _ in found),
         Column(title="KV tokens", right=True),
         Column(title="score", right=True),
         Column(title="why not", wrap=True),
@@ -166,7 +170,7 @@ def candidates(plan: Plan) -> Markup:
             c.engine,
             f"{c.tp}x{c.replicas}",
             groups_of(c.groups),
-            *(_value(c.settings.get(key)) for _, key in own),
+            *(_value(c.settings.get(key)) for _, key in found),
             f"{c.kv_tokens:,}" if c.fits else "-",
             f"{c.score:.3g}" if c.fits else "-",
             c.why_not or "chosen",

@@ -53,8 +53,8 @@ def timeline(plan: Plan, run: RunReport | None) -> Markup:
 
 def _group(plan: Plan) -> int:
     """Whose rehearsal the plan's own is: where groups differ, that of the one that ended worst."""
-    own = [one.rehearsal for one in plan.by_group]
-    return own.index(plan.rehearsal) if plan.rehearsal in own else 0
+    rehearsals = [one.rehearsal for one in plan.by_group]
+    return rehearsals.index(plan.rehearsal) if plan.rehearsal in rehearsals else 0
 
 
 def _measured(plan: Plan, run: RunReport | None) -> list[ChartSlot] | None:

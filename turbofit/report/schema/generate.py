@@ -83,8 +83,8 @@ def document(name: str) -> dict[str, Any]:
         "title": told.title,
         **({"$comment": told.comment} if told.comment else {}),
     }
-    own = {one: _published(part, theirs) for one, part in parts.items() if one not in theirs}
-    return {**head, **whole, "$defs": own}
+    defs = {one: _published(part, theirs) for one, part in parts.items() if one not in theirs}
+    return {**head, **whole, "$defs": defs}
 
 
 def _parts(kind: type[Struct]) -> dict[str, Any]:

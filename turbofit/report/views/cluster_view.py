@@ -103,9 +103,9 @@ def _folded(nodes: Iterable[NodePlan]) -> list[list[NodePlan]]:
     found: dict[object, list[NodePlan]] = {}
     for node in nodes:
         if node.plan is not None:
-            own = node.plan
-            each = tuple(one.settings for one in own.by_group)
-            key = (node.cards, own.engine, own.parallel.groups, own.settings, each)
+            plan = node.plan
+            each = tuple(one.settings for one in plan.by_group)
+            key = (node.cards, plan.engine, plan.parallel.groups, plan.settings, each)
             found.setdefault(key, []).append(node)
     return sorted(found.values(), key=len, reverse=True)
 

@@ -81,8 +81,8 @@ def _table(sets: list[tuple[str, GpuLedger]]) -> Table:
     for key, term in terms.items():
         cells = []
         for _, ledger in sets:
-            own = next((t for t in ledger.ledger if (t.phase, t.term) == key), None)
-            cells.append("-" if own is None else mib(own.bytes))
+            found = next((t for t in ledger.ledger if (t.phase, t.term) == key), None)
+            cells.append("-" if found is None else mib(found.bytes))
         name = f"{term.term} *" if term.worst else term.term
         rows.append((term.phase, name, *cells, term.basis, term.note))
     columns = (

@@ -11,7 +11,7 @@ from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
 from turbofit.report.views.ledger_view import ledger_blocks
 from turbofit.report.views.memory_view import memory_blocks
-from turbofit.report.views.own_view import differing, own_blocks, settings_of
+from turbofit.report.views.per_engine_settings import differing, per_engine_blocks, settings_of
 from turbofit.report.views.rehearsal_view import rehearsal_blocks
 from turbofit.report.views.run_view import run_blocks, sides_blocks
 from turbofit.report.views.ways import ways_text
@@ -44,7 +44,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
         blocks += [Heading(text="Warnings"), Items(items=plan.warnings, tone="warn")]
     blocks += [Heading(text="What was asked, and the shape chosen"), fact_block(plan)]
     blocks += settings_blocks(plan)
-    blocks += own_blocks(plan)
+    blocks += per_engine_blocks(plan)
     blocks += memory_blocks(plan)
     blocks += rehearsal_blocks(plan)
     blocks += run_blocks(plan, run) if run else []
@@ -122,9 +122,9 @@ def settings_blocks(plan: Plan) -> list[Block]:
     rows = []
     differ = differing(plan)
     for name, value in settings_of(plan).items():
-        own = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
-        rest = [reason for reason in rest if reason not in own]
-        texts = [reason[len(name) :].lstrip(" :,=") for reason in own]
+        found = [reason for reason in rest if reason.split(" ", 1)[0].rstrip(":,=") == name]
+        rest = [reason for reason in rest if reason not in found]
+        texts = [reason[len(name) :].lstrip(" :,=") for reason in found]
         why = "; ".join(text.removeprefix(f"{value}: ") for text in texts)
         rows.append((name, "see below" if name in differ else value, why))
     columns = (Column(title="setting"), Column(title="value"), Column(title="why", wrap=True))
@@ -224,17 +224,17 @@ def _candidates(plan: Plan) -> list[Block]:
 
 def _span(settings: dict[str, Any], name: str) -> str:
     """A candidate's setting; where its engines differ, the least and the most."""
-    own = sorted({one[name] for one in settings.get("by_group", [])})
-    if len(own) > 1:
-        return f"{own[0]}-{own[-1]}"
+    values = sorted({one[name] for one in settings.get("by_group", [])})
+    if len(values) > 1:
+        return f"{values[0]}-{values[-1]}"
     return str(settings.get(name, ""))
 
 
 def _why(plan: Plan, candidate: Candidate) -> str:
     if not candidate.why_not:
         return "chosen"
-    own = candidate.engine == plan.engine.name
-    return candidate.why_not if own else f"{candidate.engine}: {candidate.why_not}"
+    same = candidate.engine == plan.engine.name
+    return candidate.why_not if same else f"{candidate.engine}: {candidate.why_not}"
 
 
 def _remedies(plan: Plan) -> list[Block]:

@@ -26,11 +26,11 @@ def rehearsal_blocks(plan: Plan, *, timeline: bool = True) -> list[Block]:
         return []
     blocks: list[Block] = [Heading(text="Rehearsal")]
     for numbers in plan.unlike_groups():
-        own = plan.of_group(numbers[0]).rehearsal
-        if own is not None:
+        found = plan.of_group(numbers[0]).rehearsal
+        if found is not None:
             members = plan.parallel.groups[numbers[0]]
-            blocks += _end(own, f"GPU {indices(members)}: " if plan.by_group else "")
-            blocks += _timeline(plan, members, own) if timeline else []
+            blocks += _end(found, f"GPU {indices(members)}: " if plan.by_group else "")
+            blocks += _timeline(plan, members, found) if timeline else []
     if rehearsal.not_known:
         blocks.append(Line(text="not seen by it, charged from the forecast:", tone="dim"))
         blocks.append(Items(items=rehearsal.not_known, tone="dim"))

@@ -126,9 +126,9 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger, *names: str) -
     if run is None:
         return None
     for group, row in run.rows:
-        own = ledger.index == row.gpu if row.gpu is not None else True
+        of_gpu = ledger.index == row.gpu if row.gpu is not None else True
         groups = plan.parallel.groups
-        mine = group < len(groups) and ledger.index in groups[group]
-        if row.what in names and own and mine:
+        of_group = group < len(groups) and ledger.index in groups[group]
+        if row.what in names and of_gpu and of_group:
             return row.actual
     return None

@@ -78,8 +78,8 @@ def _settings(document: Mapping[str, Any]) -> Iterator[Block]:
     if DRIVERS[document["engine"]].batches:
         facts.append(("all else", "LMDeploy's own defaults"))
     else:
-        own = {k: v for k, v in document["settings"].items() if k not in given}
-        facts.append(("as the fallback", ", ".join(f"{k}={v}" for k, v in own.items())))
+        added = {k: v for k, v in document["settings"].items() if k not in given}
+        facts.append(("as the fallback", ", ".join(f"{k}={v}" for k, v in added.items())))
     for name, value in document["environment"].items():
         facts.append((name, value))
     if document["device_map"]:

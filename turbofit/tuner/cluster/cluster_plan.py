@@ -123,11 +123,11 @@ def _served(fleet: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
         kind = fleet.kinds[k]
         first = fleet.plan(k, share, choice.promise).serves
         each = fleet.speed(first).engines(share)
-        own = total(each, kind.machine.measured) if each else None
+        throughput = total(each, kind.machine.measured) if each else None
         for place, (node, tried) in enumerate(
             zip(kind.nodes, fleet.on_nodes(k, share, choice.promise), strict=True)
         ):
-            plans[node.id] = _planned(node, tried, share, own, keep=place == 0)
+            plans[node.id] = _planned(node, tried, share, throughput, keep=place == 0)
             if plans[node.id].plan is not None:
                 speeds += each
                 measured.append(kind.machine.measured)
@@ -219,15 +219,15 @@ def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned
     fleet, served = spanned.fleet, spanned.served
     spans = []
     for team in spanned.teams:
-        own = served.plans.get(team.id)
-        if own is not None and own.plan is not None:
+        node_plan = served.plans.get(team.id)
+        if node_plan is not None and node_plan.plan is not None:
             spans.append(
                 Span(
                     nodes=tuple(node.id for node in team.nodes),
-                    plan=words.over_network(own.plan),
+                    plan=words.over_network(node_plan.plan),
                     groups=team.groups,
                     commands=(),
-                    at_once=own.at_once,
+                    at_once=node_plan.at_once,
                 )
             )
     taken = {identity for span in spans for identity in span.nodes}

@@ -53,7 +53,7 @@ class KindPlanner:
 
     def __init__(self, base: ResolvedRequest, kinds: Sequence[Kind], engine: str) -> None:
         self.base, self.kinds, self.engine = base, tuple(kinds), engine
-        self.requested_load = vision_load_of(base, base.own_limit)
+        self.requested_load = vision_load_of(base, base.requested_limit)
         self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
         self.errors: list[TurbofitError] = []
         self._made: dict[tuple[int, int, Promise], Tried] = {}
@@ -142,13 +142,15 @@ class KindPlanner:
         """The plan with the promise as the reason of what it fixed."""
         base, swaps = self.base, {}
         if request.workload.context is not None and base.workload.context is None:
-            own = base.model.text.max_position_embeddings
-            swaps["session_len"] = f"what every node holds of the model's {own}, promised for all"
+            positions = base.model.text.max_position_embeddings
+            swaps["session_len"] = (
+                f"what every node holds of the model's {positions}, promised for all"
+            )
         for name in ("max_dynamic_patch", "max_pixels"):
             if getattr(request, name) is not None and getattr(base, name) is None:
                 limit = getattr(request, name)
-                lowered = f"promised for all nodes; the model's own is {base.own_limit}"
-                swaps[name] = "the model's own" if limit == base.own_limit else lowered
+                lowered = f"promised for all nodes; the model's own is {base.requested_limit}"
+                swaps[name] = "the model's own" if limit == base.requested_limit else lowered
         return replace(plan, reasons=tuple(_swapped(line, swaps) for line in plan.reasons))
 
 

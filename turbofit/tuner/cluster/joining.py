@@ -51,11 +51,11 @@ def plan_joining_node(
         tried = fleet.plan(0, requests, _promise(base, plan))
         why = tried.why_not or _breaks(fleet, plan, tried.serves)
         if not why:
-            own = tried.serves
-            each = fleet.speed(own).engines(share)
+            node_plan = tried.serves
+            each = fleet.speed(node_plan).engines(share)
             if each:
-                own = replace(own, throughput=total(each, own.machine.measured))
-            return replace(made, plan=own, at_once=share)
+                node_plan = replace(node_plan, throughput=total(each, node_plan.machine.measured))
+            return replace(made, plan=node_plan, at_once=share)
         if tried.why_not or plan.limits is None or tried.serves.limits.n >= plan.limits.n:
             break
         # Answers a request come from the batch: it is planned for more requests than will come.
@@ -84,27 +84,29 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     used = [one for one in plan.nodes if one.plan is not None and one.node != node.id]
     cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
     cards += sum(len(span.plan.gpus) for span in plan.spans)
-    own = len(machine.visible)
-    return plan.workload.concurrency * own / (cards + own)
+    joining = len(machine.visible)
+    return plan.workload.concurrency * joining / (cards + joining)
 
 
-def _breaks(fleet: KindPlanner, plan: ClusterPlan, own: Plan) -> str:
+def _breaks(fleet: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:
     """What of the promise a plan does not hold."""
     assert plan.limits is not None
-    limit, wanted = own.limits.image_limit, _promise(fleet.base, plan).limit
+    limit, wanted = joining.limits.image_limit, _promise(fleet.base, plan).limit
     if limit is not None and wanted is not None and limit < wanted:
         return words.too_small(fleet, limit, wanted)
-    held, promised = own.kv.longest_request_tokens, plan.longest_request_tokens
+    held, promised = joining.kv.longest_request_tokens, plan.longest_request_tokens
     if held < promised:
         return words.too_short(held, promised)
     for field in fields(Limits):
-        least, have = getattr(plan.limits, field.name), getattr(own.limits, field.name)
+        least, have = getattr(plan.limits, field.name), getattr(joining.limits, field.name)
         queues = field.name == "units_per_forward"  # its own gateway queue keeps it
         if isinstance(least, int) and isinstance(have, int) and have < least and not queues:
             return f"{field.name} is {have:,} on it, {least:,} are promised"
     served = {one.plan.engine.serial for one in plan.nodes if one.plan is not None}
-    if served and own.engine.serial not in served:
-        return f"only {own.engine.name} serves on it, which is not mixed with LMDeploy's engines"
+    if served and joining.engine.serial not in served:
+        return (
+            f"only {joining.engine.name} serves on it, which is not mixed with LMDeploy's engines"
+        )
     return ""
 
 

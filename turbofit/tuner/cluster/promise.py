@@ -87,7 +87,7 @@ def _limits(fleet: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
     reached = sorted((limit for limit in found if limit is not None), reverse=True)
     if not reached:
         return [None]
-    if fleet.base.own_limit in reached or not fleet.limit_free:
+    if fleet.base.requested_limit in reached or not fleet.limit_free:
         return [reached[0]]
     return list(_spread(reached, _MOST_LIMITS))
 
@@ -97,8 +97,8 @@ def _with_limit(fleet: KindPlanner, alone: dict[int, Plan], limit: int | None) -
     shares = even_shares(fleet, alone)
     plans: dict[int, Plan] = {}
     for k, plan in alone.items():
-        own = plan.limits.image_limit
-        if limit is None or (own is not None and own >= limit):
+        reached = plan.limits.image_limit
+        if limit is None or (reached is not None and reached >= limit):
             tried = fleet.plan(k, shares[k], Promise(limit=limit))
             if not tried.why_not:
                 plans[k] = tried.serves
@@ -193,12 +193,12 @@ def _holds(plan: Plan, promise: Promise) -> bool:
 def _final(
     fleet: KindPlanner, promise: Promise, plans: dict[int, Plan], shares: dict[int, float]
 ) -> Choice:
-    own = {k: shares[k] for k in plans}
+    kept = {k: shares[k] for k in plans}
     return Choice(
         promise=promise,
-        shares=own,
+        shares=kept,
         nodes=sum(len(fleet.kinds[k].nodes) for k in plans),
-        value=_value(fleet, plans, own),
+        value=_value(fleet, plans, kept),
         served=_served(fleet, promise.limit),
     )
 

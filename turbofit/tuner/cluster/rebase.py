@@ -38,7 +38,7 @@ class Rebase:
 
     def __init__(self, request: ResolvedRequest, plan: Plan) -> None:
         self._ask, self._plan = request, plan
-        self._own: dict[tuple[object, ...], Plan | None] = {_fullness(plan.machine): plan}
+        self._plans: dict[tuple[object, ...], Plan | None] = {_fullness(plan.machine): plan}
 
     def on(self, node: Node) -> Plan | None:
         """The plan with the node's own machine, without the command lines.
@@ -49,9 +49,9 @@ class Rebase:
         machine = node.machine
         assert machine is not None
         key = _fullness(machine)
-        if key not in self._own:
-            self._own[key] = self._accounted(machine)
-        plan = self._own[key]
+        if key not in self._plans:
+            self._plans[key] = self._accounted(machine)
+        plan = self._plans[key]
         return None if plan is None else _renamed(plan, machine)
 
     def _accounted(self, machine: Machine) -> Plan | None:
@@ -60,10 +60,10 @@ class Rebase:
             return None
         request, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
         groups, limits = plan.parallel.groups, plan.limits
-        own = [one.settings for one in plan.by_group] or [plan.settings] * len(groups)
+        settings = [one.settings for one in plan.by_group] or [plan.settings] * len(groups)
         vision_load = vision_load_within(limits)
         forward = replace(vision_load, units_per_forward=limits.units_per_forward)
-        accounts = accounts_of(request, own, groups, forward, engine)
+        accounts = accounts_of(request, settings, groups, forward, engine)
         ratios = [one.settings.cache_max_entry_count for one in accounts]
         pairs = list(zip(accounts, ratios, strict=True))
         host = host_of(request, accounts, engine)

@@ -85,19 +85,19 @@ class NodeSpeed:
 def _likes(plan: Plan) -> Iterator[_Like]:
     engine, figures = engine_named(plan.engine.name), rates()
     groups, measured = plan.parallel.groups, plan.machine.measured
-    total = sum(own.at_once for own in plan.by_group)
+    total = sum(group_plan.at_once for group_plan in plan.by_group)
     for number, group in enumerate(groups):
-        own = plan.by_group[number] if plan.by_group else None
-        settings = own.settings if own else plan.settings
+        group_plan = plan.by_group[number] if plan.by_group else None
+        settings = group_plan.settings if group_plan else plan.settings
         gpus = [plan.machine.gpu(index) for index in group]
         yield _Like(
             work=work_of(plan.model, settings, engine),
             card=card_of(gpus, figures, measured),
             reduce=reduce_of(plan.machine, gpus, figures),
-            tokens=own.kv.tokens if own else plan.kv.tokens,
+            tokens=group_plan.kv.tokens if group_plan else plan.kv.tokens,
             batch=settings.max_batch_size,
             chunk=settings.max_prefill_token_num,
-            part=own.at_once / total if own and total else 1 / len(groups),
+            part=group_plan.at_once / total if group_plan and total else 1 / len(groups),
         )
 
 

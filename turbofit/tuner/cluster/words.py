@@ -150,29 +150,29 @@ def _used(machine: Machine | None) -> tuple[object, ...]:
 
 
 def _limit_reason(fleet: KindPlanner, choice: Choice) -> str:
-    name, limit, own = fleet.rule.limit_name, choice.promise.limit, fleet.base.own_limit
+    name, limit, most = fleet.rule.limit_name, choice.promise.limit, fleet.base.requested_limit
     if not fleet.limit_free:
         return f"{name} {limit}: as set by you"
-    if limit == own:
+    if limit == most:
         return f"{name} {limit}: the model's own; nodes that cannot serve it are left out"
     return (
-        f"{name} {limit}: no node serves the model's own {own}; of what nodes reach, the share of"
+        f"{name} {limit}: no node serves the model's own {most}; of what nodes reach, the share of"
         " the image times the goal's value is largest here"
     )
 
 
 def _context_reason(fleet: KindPlanner, plan: ClusterPlan) -> str:
-    longest, own = plan.longest_request_tokens, fleet.base.model.text.max_position_embeddings
+    longest, positions = plan.longest_request_tokens, fleet.base.model.text.max_position_embeddings
     if fleet.base.workload.context is not None:
         return f"context {longest}: as asked; nodes that do not hold it are left out"
     if "session_len" in fleet.base.fixed:
         return f"context {longest}: the session_len set by you, as far as every cache holds it"
-    if longest >= own:
+    if longest >= positions:
         return f"context {longest}: the model's own, which every used node holds"
     held = [
         node.name
         for node in plan.nodes
-        if node.plan is not None and min(node.plan.kv.tokens, own) < longest * 1.1
+        if node.plan is not None and min(node.plan.kv.tokens, positions) < longest * 1.1
     ]
     who = f"; {held[0]} bounds it" if len(held) == 1 else ""
     return f"context {longest}: the longest that every used node holds or plans for{who}"

@@ -11,10 +11,10 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import (
     Candidate,
     GpuLedger,
+    GroupPlan,
     HostMemory,
     Kv,
     Limits,
-    Own,
     Parallel,
     Plan,
     Remedy,
@@ -77,13 +77,13 @@ def accounts_of(
         engine.account(
             launch_of(
                 resolved,
-                own,
+                each,
                 [resolved.machine.gpu(index) for index in group],
                 vision_load,
                 free_at_cache,
             )
         )
-        for own, group in zip(settings, groups, strict=True)
+        for each, group in zip(settings, groups, strict=True)
     )
 
 
@@ -134,7 +134,7 @@ def document(
         warnings=(*resolved.model.warnings, *resolved.machine.warnings, *parts.warnings),
         remedies=parts.remedies,
         by_group=tuple(
-            Own(
+            GroupPlan(
                 settings=account.settings,
                 kv=kv,
                 units_per_forward=account.units_per_forward,

@@ -124,7 +124,7 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
     if request.fixed_limit is not None:
         yield f"{name} {limit}: as set by you"
         return
-    if limit == request.own_limit:
+    if limit == request.requested_limit:
         more = rule.exposed_limit
         lowered = (
             f"; images for which a client asks more (detail: high is {more}) are lowered to it"
@@ -132,10 +132,10 @@ def _limit(request: ResolvedRequest, best: Evaluation) -> Iterator[str]:
         yield f"{name} {limit}: the model's own{lowered if more > rule.checkpoint_limit else ''}"
         return
     why = "the largest that can be served"
-    requested_load = vision_load_of(request, request.own_limit)
+    requested_load = vision_load_of(request, request.requested_limit)
     if excess_tokens(request, requested_load):
         count = request.workload.images
         images = "an image fits" if count == 1 else f"{count} images fit"
         why = f"the largest with which {images} the context: at the model's own limit they"
         why += f" take {requested_load.tokens_per_request:,} tokens"
-    yield f"{name} {limit}: {why}; the model's own is {request.own_limit}"
+    yield f"{name} {limit}: {why}; the model's own is {request.requested_limit}"

@@ -59,7 +59,7 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies
             continue
         if result.fits:
             effect = _fits(result)
-            if result.shape.limit is not None and result.shape.limit != changed.own_limit:
+            if result.shape.limit is not None and result.shape.limit != changed.requested_limit:
                 effect += f", images lowered to {_limit(changed, result.shape.limit)}"
             fitting.append(Remedy(change=change, effect=effect))
             causes += [released] if released else []
@@ -137,7 +137,7 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
             replace(request, workload=shorter),
             f"--context {workload.context}",
         )
-    requested_load = vision_load_of(request, request.own_limit)
+    requested_load = vision_load_of(request, request.requested_limit)
     excess = excess_tokens(request, requested_load)
     if excess:
         each = requested_load.tokens_per_request // requested_load.images_per_request
@@ -153,12 +153,12 @@ def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
 
 def _smaller_images(request: ResolvedRequest) -> Iterator[Change]:
     """Half the user's own limit; the search has tried every one where it was free to."""
-    rule, own = request.model.image_rule, request.own_limit
-    if rule is None or own is None or own <= 1 or request.fixed_limit is None:
+    rule, requested = request.model.image_rule, request.requested_limit
+    if rule is None or requested is None or requested <= 1 or request.fixed_limit is None:
         return
-    limit = f"{rule.limit_option} {own}"
+    limit = f"{rule.limit_option} {requested}"
     yield Change(f"leave {rule.limit_option} to turbofit", request.with_limit(None), limit)
-    yield Change(f"{rule.limit_option} {own // 2}", request.with_limit(own // 2))
+    yield Change(f"{rule.limit_option} {requested // 2}", request.with_limit(requested // 2))
 
 
 def _quantised_cache(request: ResolvedRequest) -> Iterator[Change]:

@@ -128,8 +128,12 @@ def _reasons(
             "kernel for grouped heads on cards before Ampere"
         )
     if chosen.limit is not None and chosen.vision_load.units_per_image:
-        own = request.own_limit
-        said = "the model's own" if chosen.limit == own else f"lowered from {own} to what fits"
+        requested = request.requested_limit
+        said = (
+            "the model's own"
+            if chosen.limit == requested
+            else f"lowered from {requested} to what fits"
+        )
         if request.fixed_limit is not None:
             said = "as set by you"
         yield f"image limit {chosen.limit}: {said}"

@@ -95,27 +95,31 @@ def _held(request: ResolvedRequest) -> ResolvedRequest:
     This engine heeds no parameter of a request: what holds larger images down is the limit in the
     model folder alone, so that the limit's own worst image is what must be paid for.
     """
-    rule, size, own = request.model.image_rule, request.workload.image_size, request.own_limit
-    if rule is None or size is None or own is None:
+    rule, size, requested = (
+        request.model.image_rule,
+        request.workload.image_size,
+        request.requested_limit,
+    )
+    if rule is None or size is None or requested is None:
         return request
-    promised = vision_load_of(request, own).units_per_image
+    promised = vision_load_of(request, requested).units_per_image
     whole = replace(request, workload=replace(request.workload, image_size=None))
     limit = rule.largest_limit(promised) if rule.varies_by_limit and promised else None
-    if limit is None or limit >= own:
+    if limit is None or limit >= requested:
         return whole
     return whole.with_limit(limit)
 
 
 def _limits(request: ResolvedRequest) -> Iterator[int | None]:
     """Image limits worth trying; one that the user set is not changed."""
-    rule, own = request.model.image_rule, request.own_limit
-    if rule is None or own is None or vision_load_of(request, own).units_per_image == 0:
+    rule, requested = request.model.image_rule, request.requested_limit
+    if rule is None or requested is None or vision_load_of(request, requested).units_per_image == 0:
         yield None
         return
     if request.fixed_limit is not None:
-        yield own
+        yield requested
         return
-    steps = rule.lower_limits(_HALVES) if rule.varies_by_limit else (own,)
+    steps = rule.lower_limits(_HALVES) if rule.varies_by_limit else (requested,)
     seen = -1
     for limit in steps:
         units = vision_load_of(request, limit).units_per_image

@@ -61,7 +61,7 @@ def search(request: ResolvedRequest, engine: Engine) -> Found:
 def _search(request: ResolvedRequest, engine: Engine) -> Found:
     one = _Search(request, engine)
     found = one.shapes()
-    evaluations = [one.evaluate(shape, request.own_limit) for shape in found]
+    evaluations = [one.evaluate(shape, request.requested_limit) for shape in found]
     best = max(evaluations, key=_order)
     if best.fits:
         return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
@@ -81,7 +81,7 @@ class _Search:
     def __init__(self, request: ResolvedRequest, engine: Engine) -> None:
         self.request = request
         self.engine = engine
-        self.requested_load = vision_load_of(request, request.own_limit)
+        self.requested_load = vision_load_of(request, request.requested_limit)
         self.memo = Memo()
 
     def shapes(self) -> list[Shape]:
@@ -114,7 +114,7 @@ class _Search:
         """A shape under a limit."""
         vision_load = (
             self.requested_load
-            if limit == self.request.own_limit
+            if limit == self.request.requested_limit
             else vision_load_of(self.request, limit)
         )
         if self.request.workload.queue_images and vision_load.units_per_image:
@@ -147,7 +147,9 @@ class _Search:
             return  # with `queue_images` every shape pays for one request's already
 
         def at(units: int) -> Evaluation:
-            return self.evaluate(replace(shape, units_per_forward=units), self.request.own_limit)
+            return self.evaluate(
+                replace(shape, units_per_forward=units), self.request.requested_limit
+            )
 
         low = self.requested_load.units_per_request
         best = at(low)
@@ -163,9 +165,9 @@ class _Search:
     def lowered(self, shape: Shape) -> Iterator[Evaluation]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
         request = self.request
-        rule, own = request.model.image_rule, request.own_limit
+        rule, requested = request.model.image_rule, request.requested_limit
         given = request.fixed_limit is not None or request.workload.image_size is not None
-        if rule is None or own is None or given:
+        if rule is None or requested is None or given:
             return
         step, least = rule.limit_step, rule.least_limit
 
@@ -175,7 +177,7 @@ class _Search:
 
         best = at(least)
         if best.fits:
-            best = _largest(best, least, own - step, step, at)
+            best = _largest(best, least, requested - step, step, at)
             whole = self.evaluate(shape, best.shape.limit)
             best = whole if whole.fits else best
         yield best

@@ -26,15 +26,17 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
     fixed_prefill = request.fixed.get("max_prefill_token_num")
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
     for groups in _groupings(request, engine):
-        own = len(like_groups(request.machine, groups)) > 1
-        for prefill, longest in product(prefills[:1] if own else prefills, _contexts(request)):
+        mixed_cards = len(like_groups(request.machine, groups)) > 1
+        for prefill, longest in product(
+            prefills[:1] if mixed_cards else prefills, _contexts(request)
+        ):
             yield Shape(
                 tp=max(map(len, groups)),
                 groups=groups,
                 max_prefill_token_num=prefill,
-                limit=request.own_limit,
+                limit=request.requested_limit,
                 longest=longest,
-                prefills=prefills if own else (),
+                prefills=prefills if mixed_cards else (),
             )
 
 
@@ -101,7 +103,7 @@ def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[
 
 def _contexts(request: ResolvedRequest) -> tuple[int | None, ...]:
     """The longest that the cache holds, and less where images and nobody's wish are at stake."""
-    requested_load = vision_load_of(request, request.own_limit)
+    requested_load = vision_load_of(request, request.requested_limit)
     free = request.workload.context is None and "session_len" not in request.fixed
     longer = request.model.text.max_position_embeddings > _ENOUGH_CONTEXT
     enough = shortest_context(requested_load) <= _ENOUGH_CONTEXT

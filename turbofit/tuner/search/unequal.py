@@ -145,12 +145,14 @@ class _Unequal:
         )
         if not fits:
             return evaluation
-        own = {
+        by_group = {
             group: speed
             for part in parts
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
-        evaluation = replace(evaluation, speeds=tuple(own[group] for group in self.shape.groups))
+        evaluation = replace(
+            evaluation, speeds=tuple(by_group[group] for group in self.shape.groups)
+        )
         return scored(self.request, evaluation, self.requested_load)
 
 

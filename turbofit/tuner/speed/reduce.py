@@ -82,9 +82,9 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> Reduce | None:
     for one in machine.measured.reduces:
         if one.right:
             by_group.setdefault(frozenset(one.gpus), {})[one.size] = one.seconds
-    own = by_group.get(indices)
-    if own is not None and len(own) > 1:
-        return _line(own, len(gpus), len(gpus))
+    curve = by_group.get(indices)
+    if curve is not None and len(curve) > 1:
+        return _line(curve, len(gpus), len(gpus))
     pairs = [times for group, times in by_group.items() if group <= indices and len(group) == 2]
     wanted = len(indices) * (len(indices) - 1) // 2
     if len(pairs) < wanted or any(len(times) < 2 for times in pairs):

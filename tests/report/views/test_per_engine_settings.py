@@ -7,7 +7,7 @@ from bench.common.plans import plausible_plan
 from turbofit.machine.source import machine_from
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code
-from turbofit.report.views.own_view import differing, own_blocks
+from turbofit.report.views.per_engine_settings import differing, per_engine_blocks
 from turbofit.report.views.plan_view import plan_view
 
 TITLE = "Settings of each engine's own"
@@ -16,7 +16,7 @@ TITLE = "Settings of each engine's own"
 def test_engines_that_run_the_same_have_no_table_of_their_own() -> None:
     plan = plausible_plan(gpus=4, tp=2)
     assert differing(plan) == ()
-    assert own_blocks(plan) == []
+    assert per_engine_blocks(plan) == []
     assert TITLE not in terminal.paint(plan_view(plan))
 
 
@@ -40,7 +40,7 @@ def test_only_what_differs_is_shown_for_each_engine() -> None:
 def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> None:
     cards = len(machine_from(on).gpus)
     plan = turbofit.plan("internvl2-2b", on=on, replicas=cards)
-    text = terminal.paint(own_blocks(plan))
+    text = terminal.paint(per_engine_blocks(plan))
     assert max(map(len, text.splitlines())) <= 80
     heads = [line for line in text.splitlines() if "each engine " in line]
     assert sum(line.count("GPU") for line in heads) == len(plan.unlike_groups())

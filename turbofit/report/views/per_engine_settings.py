@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["differing", "own_blocks", "settings_of"]
+__all__ = ["differing", "per_engine_blocks", "settings_of"]
 
 _SAID_WHERE_SET = ("language_model_only", "eager_mode")
 #: All that the fallback engine is told.
@@ -43,7 +43,7 @@ def differing(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in each[0] if len({settings.get(name) for settings in each}) > 1)
 
 
-def own_blocks(plan: Plan) -> list[Block]:
+def per_engine_blocks(plan: Plan) -> list[Block]:
     """The settings that differ between engines, one column for those that are equal; or nothing."""
     if not plan.by_group:
         return []
@@ -70,11 +70,11 @@ def own_blocks(plan: Plan) -> list[Block]:
 
 def _column(plan: Plan, numbers: tuple[int, ...], rows: list[str]) -> tuple[str, list[str]]:
     """The engines of these groups: their GPUs, and a cell for each row."""
-    own = plan.by_group[numbers[0]]
+    group_plan = plan.by_group[numbers[0]]
     cells = settings_of(plan.of_group(numbers[0])) | {
-        "KV tokens": f"{own.kv.tokens:,}",
-        "requests there": f"{own.at_once:.3g}",
-        "units in a forward": f"{own.units_per_forward:,}",
+        "KV tokens": f"{group_plan.kv.tokens:,}",
+        "requests there": f"{group_plan.at_once:.3g}",
+        "units in a forward": f"{group_plan.units_per_forward:,}",
     }
     gpus = [index for number in numbers for index in plan.parallel.groups[number]]
     return f"GPU {indices(gpus)}", [cells.get(name, "-") for name in rows]

@@ -1,6 +1,6 @@
 """LMDeploy's PyTorch engine on two cards does not join the Ray cluster that it was placed by.
 
-    TURBOFIT_CUDA_PATH=FOLDER python -m bench.cluster.own_ray
+    TURBOFIT_CUDA_PATH=FOLDER python -m bench.cluster.private_ray
 
 FOLDER holds a CUDA build of torch (scripts/check makes one). The engine shards over two cards by a
 Ray of its own: in the cluster's it would wait for ever for the GPUs that it holds itself. On
@@ -22,7 +22,7 @@ from bench.common.processes import REPO, Child
 def main() -> None:
     """Serve on two cards, ask, and look into the engine's log."""
     argparse.ArgumentParser(
-        prog="python -m bench.cluster.own_ray", description=__doc__
+        prog="python -m bench.cluster.private_ray", description=__doc__
     ).parse_args()
     children: list[Child] = []
     path = f"{os.environ['TURBOFIT_CUDA_PATH']}:{REPO}"
@@ -40,14 +40,14 @@ def main() -> None:
                 clients.more(3)
             (engine,) = serving.engines()
             log = (Path(engine["folder"]) / "engine-0.log").read_text()
-            own = "Started a local Ray instance" in log
+            private = "Started a local Ray instance" in log
             code = serving.end()
         finally:
             for child in children:
                 child.kill()
     print(f"{clients.outcomes['kept']} answered, {sum(clients.failed.values())} failed, ", end="")
-    print(f"a Ray of its own: {own}, turbofit ended with {code}")
-    sys.exit(not own or bool(clients.failed) or code)
+    print(f"a Ray of its own: {private}, turbofit ended with {code}")
+    sys.exit(not private or bool(clients.failed) or code)
 
 
 if __name__ == "__main__":
