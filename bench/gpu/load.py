@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from turbofit.core.images.rule import DummyImage
 from turbofit.core.plan import Plan
-from turbofit.launch.engine.readiness import chat, image_part, worst_request
+from turbofit.launch.engine.worst_requests import chat, image_part, worst_request
 
 __all__ = ["Load", "drive", "question"]
 

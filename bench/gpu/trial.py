@@ -28,14 +28,14 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.meter import NvmlMeter
+from turbofit.launch.calibrate.gpu_usage import NvmlMeter
 from turbofit.launch.calibrate.progress import Progress
-from turbofit.launch.engine.endings import EndedError
+from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
 from turbofit.launch.engine.launches import free_ports
-from turbofit.launch.engine.readiness import Question
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
+from turbofit.launch.engine.worst_requests import Question
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.job import Job

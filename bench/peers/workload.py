@@ -7,7 +7,7 @@ from typing import Any
 from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import Plan
-from turbofit.rehearse.turbomind.meeting import queue
+from turbofit.rehearse.turbomind.image_overlap import queue
 
 #: Equal images that wait together; vLLM's, at whose forwards nobody has aimed.
 QUEUED = 16

@@ -15,8 +15,8 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
 from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
+from turbofit.tuner.speed.all_reduce import reduce_of
 from turbofit.tuner.speed.rates import Rates, card_of
-from turbofit.tuner.speed.reduce import reduce_of
 from turbofit.tuner.speed.throughput import speed_of
 from turbofit.tuner.speed.work import StepWork, work_of
 

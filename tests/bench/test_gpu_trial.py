@@ -17,7 +17,7 @@ from bench.gpu.load import Load
 from turbofit import api
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
-from turbofit.launch.engine.endings import EndedError, Ending
+from turbofit.launch.engine.engine_exit import EndedError, Ending
 
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 POPEN = subprocess.Popen

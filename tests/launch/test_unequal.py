@@ -16,7 +16,7 @@ from turbofit.cli.main import main
 from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.engine.endings import Ending
+from turbofit.launch.engine.engine_exit import Ending
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.serve.ladder import rungs
 from turbofit.launch.serve.session import _engines

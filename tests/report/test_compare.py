@@ -11,7 +11,7 @@ from turbofit.cli.main import main
 from turbofit.report.compare import compare, compare_blocks
 from turbofit.report.painters.document import Heading
 from turbofit.report.painters.terminal import paint
-from turbofit.report.saved import Saved
+from turbofit.report.stored_documents import Saved
 
 Out = pytest.CaptureFixture[str]
 

@@ -13,7 +13,7 @@ from turbofit.core.plan import Plan
 from turbofit.report.consistent import check_consistent
 from turbofit.report.page.build import page
 from turbofit.report.painters.terminal import paint
-from turbofit.report.saved import Saved, read_plan
+from turbofit.report.stored_documents import Saved, read_plan
 from turbofit.report.views.plan_view import plan_view
 
 #: Parts of a document that no report computes with, or too many to try one by one.

@@ -8,10 +8,10 @@ import pytest
 from bench.common.plans import ledger, machine, model, plausible_plan
 from turbofit.core.images import PatchRule
 from turbofit.core.machine import CardSpeed, Holder, Link, Measured, PairSpeed, ReduceSpeed
+from turbofit.core.messages import groups_of, indices
 from turbofit.core.plan import Command, Remedy
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
-from turbofit.core.words import groups_of, indices
 from turbofit.machine.presets import load_preset
 from turbofit.report.painters import markdown, terminal
 from turbofit.report.painters.document import Code, Table

@@ -22,7 +22,7 @@ def compare(a: str, b: str, as_json: bool, md: bool) -> int:
     """Read both and show what differs."""
     from turbofit.cli.output import answer, show
     from turbofit.report.compare import compare, compare_blocks
-    from turbofit.report.saved import read_saved
+    from turbofit.report.stored_documents import read_saved
 
     found = compare(read_saved(a), read_saved(b))
     if as_json:

@@ -58,7 +58,7 @@ def export(
     from turbofit.launch.export.k8s import k8s_objects
     from turbofit.launch.export.service import service_of
     from turbofit.launch.export.systemd import systemd_unit
-    from turbofit.report.saved import read_plan
+    from turbofit.report.stored_documents import read_plan
 
     if kind != "systemd" and host not in (None, _EVERYWHERE):
         raise UsageError(

@@ -59,7 +59,7 @@ def gateway(
     from turbofit.cli.output import answer, note
     from turbofit.gateway.http.accesslog import access_log
     from turbofit.gateway.server import make_gateway, run_gateway
-    from turbofit.report.saved import read_plan
+    from turbofit.report.stored_documents import read_plan
 
     options = filled(GatewayOptions, given)
     if cluster is not None:

@@ -54,7 +54,7 @@ def _measured(machine: Machine, on: str | None) -> Machine:
     """
     from turbofit.cli.output import note
     from turbofit.core.errors import UsageError
-    from turbofit.machine.measured import keep, measure_speed, with_measured
+    from turbofit.machine.speed import keep, measure_speed, with_measured
 
     if on is not None:
         raise UsageError("--measure measures this machine", hint="leave --on out")

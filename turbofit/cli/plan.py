@@ -74,7 +74,7 @@ def show_plan(plan: Plan, command: str, *, as_json: bool, md: bool) -> int:
     """Show a plan in the form asked for, keep it as the newest of its command; its exit code."""
     from turbofit.cli.output import answer, show
     from turbofit.core.errors import DoesNotFitError
-    from turbofit.report.saved import keep
+    from turbofit.report.stored_documents import keep
 
     keep(plan, command)
     if as_json:

@@ -12,7 +12,7 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
-    from turbofit.report.saved import Saved
+    from turbofit.report.stored_documents import Saved
 
 __all__ = ["report"]
 
@@ -56,13 +56,13 @@ def report(
         return 0
     if what is None:
         raise UsageError("report needs a plan, a run or latest", hint="turbofit report latest")
-    from turbofit.report.saved import read_saved
+    from turbofit.report.stored_documents import read_saved
 
     saved = read_saved(what)
     if html:
         _page(saved, html)
     elif as_json:
-        from turbofit.report.saved import saved_json
+        from turbofit.report.stored_documents import saved_json
 
         answer(saved_json(saved))
     else:

@@ -180,7 +180,7 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
         UsageError: something is.
     """
     from turbofit.core.struct import to_builtins
-    from turbofit.report.saved import read_plan
+    from turbofit.report.stored_documents import read_plan
 
     given = arguments.request.given()
     if given.pop("model") != _NO_MODEL or given:

@@ -10,7 +10,7 @@ from turbofit.cli.options import FORMS
 if TYPE_CHECKING:
     from turbofit.observe.live import Now
     from turbofit.report.painters.document import Block
-    from turbofit.report.saved import Saved
+    from turbofit.report.stored_documents import Saved
 
 __all__ = ["watch"]
 
@@ -54,7 +54,7 @@ def watch(
 
     from turbofit.cli.output import answer
     from turbofit.core.errors import UsageError
-    from turbofit.report.saved import newest_run, read_saved
+    from turbofit.report.stored_documents import newest_run, read_saved
     from turbofit.report.views.watch_view import watch_view
 
     if not interval >= _LEAST:

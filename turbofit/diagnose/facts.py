@@ -15,7 +15,7 @@ from turbofit.diagnose.lines.events import (
 )
 from turbofit.diagnose.lines.host_lines import SmiTable, host_line
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
-from turbofit.diagnose.rules.known import said
+from turbofit.diagnose.rules.known_causes import said
 from turbofit.diagnose.subject import Subject
 from turbofit.observe.turbomind_log import (
     Backpressure,

@@ -45,8 +45,8 @@ def machine_from(
     env = os.environ if environ is None else environ
     chosen_by_user = gpus is not None
     if on is None:
-        from turbofit.machine.measure import measure
-        from turbofit.machine.measured import recall
+        from turbofit.machine.nvml_machine import measure
+        from turbofit.machine.speed import recall
 
         machine = recall(measure(env))
         chosen_by_user = chosen_by_user or env.get("CUDA_VISIBLE_DEVICES") is not None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
+from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
-from turbofit.core.words import groups_of, indices
 from turbofit.report.painters.document import Column, Heading, Line, Table
 from turbofit.report.views.capacity import capacity
 from turbofit.report.views.per_engine_settings import settings_of
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
-    from turbofit.report.saved import Saved
+    from turbofit.report.stored_documents import Saved
 
 __all__ = ["COMPARE_SCHEMA", "ComparedRow", "Comparison", "compare", "compare_blocks"]
 

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import NoKernelError, TurbofitError
 from turbofit.core.log import LazyLogger
+from turbofit.core.messages import plural
 from turbofit.core.plan import Plan, Remedy
-from turbofit.core.words import plural
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for
 from turbofit.memory.shared_terms import capability_of

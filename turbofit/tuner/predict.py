@@ -13,10 +13,10 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
-from turbofit.memory.fate import Fate, fate_at, fates_at
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import POOL_WARMUP
+from turbofit.memory.start_outcome import Fate, fate_at, fates_at
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,

@@ -11,7 +11,7 @@ from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Engine, Plan
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced
-from turbofit.launch.engine.phases import Watch
+from turbofit.launch.engine.startup_tracker import Watch
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
 LOG = Path("engine-0.log")

@@ -9,7 +9,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine.asking import Client
+from turbofit.launch.engine.engine_client import Client
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.config import ServeConfig

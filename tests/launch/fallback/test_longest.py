@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
-from turbofit.launch.engine.readiness import Question
+from turbofit.launch.engine.worst_requests import Question
 from turbofit.launch.fallback.longest import longest_request
 
 

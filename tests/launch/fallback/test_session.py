@@ -18,10 +18,10 @@ from tests.launch.fallback.support import picture, tiny_qwen2_vl
 from tests.waiting import HANG, until
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
-from turbofit.launch.engine.endings import ending
+from turbofit.launch.engine.engine_exit import ending
 from turbofit.launch.engine.launches import free_ports, port_of
-from turbofit.launch.engine.phases import Watch
-from turbofit.launch.engine.readiness import worst_request
+from turbofit.launch.engine.startup_tracker import Watch
+from turbofit.launch.engine.worst_requests import worst_request
 from turbofit.launch.fallback.longest import longest_request
 from turbofit.machine.source import machine_from
 from turbofit.memory.transformers.transformers_engine import Transformers

@@ -10,7 +10,7 @@ from turbofit import api
 from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.engine.endings import Ending
+from turbofit.launch.engine.engine_exit import Ending
 from turbofit.launch.serve.ladder import Rung, merged, rungs
 
 ERROR = OutOfMemoryError("no memory", hint="none")

@@ -14,7 +14,7 @@ import pytest
 
 from bench.common.processes import REPO, Child, gone, pids
 from tests.waiting import until
-from turbofit.report.saved import read_saved
+from turbofit.report.stored_documents import read_saved
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,12 @@ import pytest
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.machine.source import machine_from
-from turbofit.memory.fate import fate_at
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import load_constants
 from turbofit.memory.pytorch.weights import weight_classes
+from turbofit.memory.start_outcome import fate_at
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 

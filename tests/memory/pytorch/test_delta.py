@@ -12,12 +12,12 @@ from tests.memory.pytorch.test_account import CONSTANTS, account
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB
 from turbofit.memory.engines import engine_for
-from turbofit.memory.fate import fate_at
 from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes
 from turbofit.memory.pytorch.constraints import tp_problem
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
+from turbofit.memory.start_outcome import fate_at
 from turbofit.model.source import resolve_model
 
 SIZES = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]

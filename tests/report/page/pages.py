@@ -9,7 +9,7 @@ from tests.report.documents import planned, served_run
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.report.page.build import page
-from turbofit.report.saved import Saved
+from turbofit.report.stored_documents import Saved
 
 EVIL = (
     "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"

@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.report.page import tag as tags
 from turbofit.report.page.build import page
 from turbofit.report.page.tag import Markup, join, json_text, tag
-from turbofit.report.saved import Saved
+from turbofit.report.stored_documents import Saved
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
 VOID = {"meta", "link", "br", "line", "rect", "path", "circle"}

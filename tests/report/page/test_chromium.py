@@ -14,8 +14,8 @@ from tests.report.page.test_build import ALL
 from tests.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.report.page.build import page
-from turbofit.report.saved import Saved
 from turbofit.report.shell import shell_command
+from turbofit.report.stored_documents import Saved
 
 
 def shown(browser: Browser, script: str) -> None:

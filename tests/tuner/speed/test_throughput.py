@@ -11,8 +11,8 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
+from turbofit.tuner.speed.all_reduce import reduce_of
 from turbofit.tuner.speed.rates import card_of, rates
-from turbofit.tuner.speed.reduce import reduce_of
 from turbofit.tuner.speed.throughput import Speed, group_speed, request_tokens, speed_of, total
 from turbofit.tuner.speed.work import work_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.messages import indices, plural
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, format_bytes
-from turbofit.core.words import indices, plural
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
 from turbofit.diagnose.doctor.health import ABSENT, Health
 

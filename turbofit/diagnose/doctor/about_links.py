@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.messages import plural
 from turbofit.core.struct import NA
-from turbofit.core.words import plural
 from turbofit.diagnose.doctor.finding import Finding, ok, unreadable, warning
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from turbofit.diagnose.doctor.about_packages import package_findings
 from turbofit.diagnose.doctor.finding import DoctorReport, Finding, ok, stops
 from turbofit.diagnose.doctor.health import Health, read_health
 from turbofit.diagnose.doctor.sources import Sources
-from turbofit.machine.measure import measure
+from turbofit.machine.nvml_machine import measure
 from turbofit.machine.source import machine_from
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
 from turbofit.diagnose.lines.events import HostKill, PeerMissing, Said, SmiGpu, SmiProcess
 from turbofit.diagnose.rules.draft import Draft, evidence
-from turbofit.diagnose.rules.known import KNOWN
+from turbofit.diagnose.rules.known_causes import KNOWN
 from turbofit.diagnose.rules.rules_versions import is_of_versions
 from turbofit.observe.turbomind_log import PythonError, ServerUp, WarmupFinished
 

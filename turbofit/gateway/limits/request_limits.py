@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import UsageError
 from turbofit.core.images import AnyImageRule, ImageRule
 from turbofit.core.images.rule import Allowed, Size
+from turbofit.core.messages import plural
 from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
-from turbofit.core.words import plural
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import vision_load_within

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.errors import LaunchError, TurbofitError
 from turbofit.core.units import format_bytes
-from turbofit.launch.engine.readiness import (
+from turbofit.launch.engine.worst_requests import (
     every_worst,
     small_requests,
     worst_image_tokens,
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.calibrate.meter import Meter
+    from turbofit.launch.calibrate.gpu_usage import Meter
     from turbofit.launch.calibrate.progress import Progress
-    from turbofit.launch.engine.readiness import Question
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
+    from turbofit.launch.engine.worst_requests import Question
     from turbofit.observe.sampler import SampledRange
 
 __all__ = ["Calibrator"]

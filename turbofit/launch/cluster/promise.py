@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from turbofit.core.words import plural
+from turbofit.core.messages import plural
 from turbofit.launch.cluster.alone import alone
 from turbofit.launch.cluster.engine_spec import EngineSpec
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.units import format_bytes
-from turbofit.launch.engine.endings import Ending, advice, where
+from turbofit.launch.engine.engine_exit import Ending, advice, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.endings import MemoryPhase
-    from turbofit.launch.engine.phases import Watch
+    from turbofit.launch.engine.engine_exit import MemoryPhase
+    from turbofit.launch.engine.startup_tracker import Watch
     from turbofit.observe.turbomind_log import TorchOutOfMemory
 
 __all__ = ["loop_ended", "no_cache", "raced", "torch_ran_out"]

@@ -13,13 +13,13 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.launch.engine import kernel
-from turbofit.launch.engine.asking import Client
-from turbofit.launch.engine.endings import Ending, ending, fallback, hang, silence, stalled
+from turbofit.launch.engine.engine_client import Client
+from turbofit.launch.engine.engine_exit import Ending, ending, fallback, hang, silence, stalled
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
-from turbofit.launch.engine.phases import Watch
-from turbofit.launch.engine.probe import Probe
 from turbofit.launch.engine.process import EngineProcess
+from turbofit.launch.engine.readiness_probe import Probe
+from turbofit.launch.engine.startup_tracker import Watch
 from turbofit.observe.turbomind_log import TorchOutOfMemory
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch, Words
-    from turbofit.launch.engine.readiness import Question
+    from turbofit.launch.engine.worst_requests import Question
 
 __all__ = ["Examiner", "SupervisedEngine", "Timing"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from turbofit.core.words import plural
+from turbofit.core.messages import plural
 
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service

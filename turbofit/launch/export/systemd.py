@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
-from turbofit.core.words import plural
+from turbofit.core.messages import plural
 
 if TYPE_CHECKING:
     from turbofit.launch.export.service import Service

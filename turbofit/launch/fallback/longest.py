@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Final
 
-from turbofit.launch.engine.readiness import Question, WorstRequest
+from turbofit.launch.engine.worst_requests import Question, WorstRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.routing.outage import Outage
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.engine.endings import Ending
+    from turbofit.launch.engine.engine_exit import Ending
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.supervisor import Stop

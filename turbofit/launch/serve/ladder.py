@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.launch.engine.endings import Ending
+    from turbofit.launch.engine.engine_exit import Ending
 
 __all__ = ["MOST_RUNGS", "Rung", "merged", "rungs"]
 

@@ -152,7 +152,7 @@ def _others(gpu: Gpu, engines: Iterable[int]) -> int:
 
 def _measured() -> tuple[Machine | None, str]:
     """The machine, or why it cannot be read: no surprise of a driver may end a server."""
-    from turbofit.machine.measure import measure
+    from turbofit.machine.nvml_machine import measure
 
     try:
         all_of_them = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}

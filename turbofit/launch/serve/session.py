@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitError
 from turbofit.core.files import write_atomic
 from turbofit.core.units import format_bytes, mib
-from turbofit.launch.engine.endings import EndedError
+from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.serve import learned
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.ladder import MOST_RUNGS, merged, rungs
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import signal
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.endings import Ending
+    from turbofit.launch.engine.engine_exit import Ending
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.supervisor import Stop

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.signals import stop_signals, unblock
 from turbofit.gateway.routing.outage import Outage
-from turbofit.launch.engine.endings import EndedError, Ending
+from turbofit.launch.engine.engine_exit import EndedError, Ending
 from turbofit.launch.engine.environment import check_port
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from turbofit.core.machine import Gpu
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.core.words import plural
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import state_slots

@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from turbofit.core.images import ImageRule
 from turbofit.core.machine import Gpu
+from turbofit.core.messages import plural
 from turbofit.core.model import Model
 from turbofit.core.plan import Basis, Settings, Term
 from turbofit.core.struct import known
 from turbofit.core.units import round_up
-from turbofit.core.words import plural
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.account import TEMPORARIES
 from turbofit.memory.shared_terms import HOPPER, POOL_WARMUP, capability_of, term, transients

@@ -32,7 +32,7 @@ from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
-from turbofit.rehearse.turbomind.meeting import let_through
+from turbofit.rehearse.turbomind.image_overlap import let_through
 
 __all__ = [
     "beside",

@@ -8,7 +8,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.vision_load import vision_load_within
-from turbofit.rehearse.turbomind.meeting import queue
+from turbofit.rehearse.turbomind.image_overlap import queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding

@@ -14,14 +14,14 @@ from turbofit.report.page.blocks import paint
 from turbofit.report.page.tag import Markup, join, json_text, tag
 from turbofit.report.page.timeline import timeline
 from turbofit.report.page.topology import topology
-from turbofit.report.saved import saved_document
+from turbofit.report.stored_documents import saved_document
 from turbofit.report.views.ledger_view import ledger_blocks
 from turbofit.report.views.plan_view import capacity_blocks
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.run_report import RunReport
-    from turbofit.report.saved import Saved
+    from turbofit.report.stored_documents import Saved
 
 __all__ = ["page"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.report.page.build import page
 from turbofit.report.page.tag import tag
-from turbofit.report.saved import Saved
+from turbofit.report.stored_documents import Saved
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.words import groups_of
+from turbofit.core.messages import groups_of
 from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Column, Heading, Items, Line, Table

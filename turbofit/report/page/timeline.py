@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turbofit.core.messages import indices
 from turbofit.core.units import format_bytes, mib
-from turbofit.core.words import indices
 from turbofit.report.page.blocks import scrolled, table
 from turbofit.report.page.chart import DASHES, ChartSlot, Lane, chart
 from turbofit.report.page.tag import Markup, join, tag

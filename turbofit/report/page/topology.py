@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from turbofit.core.messages import plural
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes
-from turbofit.core.words import plural
 from turbofit.report.page.blocks import paint, scrolled
 from turbofit.report.page.tag import Markup, join, tag
+from turbofit.report.views.interconnect import WAYS, way, ways
 from turbofit.report.views.machine_view import link_blocks
-from turbofit.report.views.ways import WAYS, way, ways
 
 if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Link, Machine

@@ -14,8 +14,8 @@ from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, any_json
 from turbofit.report.compare import Comparison
-from turbofit.report.saved import RunDocument
 from turbofit.report.schema import NAMES, schema_path
+from turbofit.report.stored_documents import RunDocument
 
 __all__ = ["document"]
 

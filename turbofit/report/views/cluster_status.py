@@ -6,7 +6,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
-from turbofit.tuner.cluster.words import cards_of
+from turbofit.tuner.cluster.messages import cards_of
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, ClusterStatus, NodeStatus

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.words import groups_of, plural
+from turbofit.core.messages import groups_of, plural
 from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from turbofit.core.units import format_bytes
 from turbofit.report.painters.document import Bar, Heading, Part
 from turbofit.report.views.ledger_view import fold
-from turbofit.report.views.stack import KINDS, stack, sums
+from turbofit.report.views.memory_breakdown import KINDS, stack, sums
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan

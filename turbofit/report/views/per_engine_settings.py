@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from turbofit.core.words import indices
+from turbofit.core.messages import indices
 from turbofit.report.painters.document import Column, Heading, Table
 
 if TYPE_CHECKING:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes
-from turbofit.core.words import groups_of, plural
 from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
+from turbofit.report.views.interconnect import ways_text
 from turbofit.report.views.ledger_view import ledger_blocks
 from turbofit.report.views.memory_view import memory_blocks
 from turbofit.report.views.per_engine_settings import differing, per_engine_blocks, settings_of
 from turbofit.report.views.rehearsal_view import rehearsal_blocks
 from turbofit.report.views.run_view import run_blocks, sides_blocks
-from turbofit.report.views.ways import ways_text
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Candidate, Plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turbofit.core.messages import indices
 from turbofit.core.units import format_bytes, mib
-from turbofit.core.words import indices
 from turbofit.report.painters.document import Column, Heading, Items, Line, Table
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import MIB, mib
 from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
-from turbofit.report.views.sides import sides
+from turbofit.report.views.forecast_vs_actual import sides
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.run_report import RunAttempt, RunReport
     from turbofit.report.painters.document import Block
-    from turbofit.report.views.sides import ForecastSide
+    from turbofit.report.views.forecast_vs_actual import ForecastSide
 
 __all__ = ["run_blocks", "sides_blocks"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
-from turbofit.core.words import plural
 from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
 from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_view import memory_bar

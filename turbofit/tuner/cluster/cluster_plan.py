@@ -11,9 +11,9 @@ from turbofit.core.cluster import Cluster, ClusterPlan, Node, NodePlan, Span
 from turbofit.core.plan import Limits, Plan, Throughput
 from turbofit.core.struct import Struct
 from turbofit.core.version import __version__
-from turbofit.tuner.cluster import words
+from turbofit.tuner.cluster import messages
 from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.fleet import KindPlanner, Tried
+from turbofit.tuner.cluster.kind_planner import KindPlanner, Tried
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
 from turbofit.tuner.cluster.spans import Team, span_engine, span_request, teams
@@ -163,12 +163,12 @@ def _node(
         number = fleet.kind_of[node.id]
         why = alone[number].why_not
         if not why and served is not None:
-            why = words.left_out(fleet, alone[number].serves, served.choice)
+            why = messages.left_out(fleet, alone[number].serves, served.choice)
     return replace(_named(node), why_not=why)
 
 
 def _named(node: Node) -> NodePlan:
-    cards = words.cards_of(node.machine)
+    cards = messages.cards_of(node.machine)
     return NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
 
 
@@ -224,7 +224,7 @@ def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned
             spans.append(
                 Span(
                     nodes=tuple(node.id for node in team.nodes),
-                    plan=words.over_network(node_plan.plan),
+                    plan=messages.over_network(node_plan.plan),
                     groups=team.groups,
                     commands=(),
                     at_once=node_plan.at_once,
@@ -268,11 +268,11 @@ def _document(  # noqa: PLR0913 - the parts of one document
     chosen = served.choice if served else None
     return replace(
         made,
-        verdict=words.verdict(made),
-        reasons=tuple(words.reasons(fleet, made, chosen, rounding)) if chosen else (),
-        warnings=tuple(words.warnings(cluster, made)),
+        verdict=messages.verdict(made),
+        reasons=tuple(messages.reasons(fleet, made, chosen, rounding)) if chosen else (),
+        warnings=tuple(messages.warnings(cluster, made)),
         remedies=tuple(
-            words.gains(fleet, chosen, served.weighed) if served and chosen
-            else words.remedies(alone.values(), fleet.kinds)
+            messages.gains(fleet, chosen, served.weighed) if served and chosen
+            else messages.remedies(alone.values(), fleet.kinds)
         ),
     )  # fmt: skip

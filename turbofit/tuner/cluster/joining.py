@@ -9,9 +9,9 @@ from msgspec.structs import fields, replace
 
 from turbofit.core.cluster import ClusterPlan, Node, NodePlan
 from turbofit.core.plan import Limits, Plan
-from turbofit.tuner.cluster import words
+from turbofit.tuner.cluster import messages
 from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.fleet import KindPlanner, Promise
+from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise
 from turbofit.tuner.cluster.kinds import kinds_of
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.speed.throughput import total
@@ -36,7 +36,7 @@ def plan_joining_node(
     Returns:
         Its plan, or why it cannot serve.
     """
-    cards = words.cards_of(node.machine)
+    cards = messages.cards_of(node.machine)
     made = NodePlan(node=node.id, name=node.name, address=node.address, cards=cards)
     why = why_unusable(node)
     if not why and plan.limits is None:
@@ -93,10 +93,10 @@ def _breaks(fleet: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:
     assert plan.limits is not None
     limit, wanted = joining.limits.image_limit, _promise(fleet.base, plan).limit
     if limit is not None and wanted is not None and limit < wanted:
-        return words.too_small(fleet, limit, wanted)
+        return messages.too_small(fleet, limit, wanted)
     held, promised = joining.kv.longest_request_tokens, plan.longest_request_tokens
     if held < promised:
-        return words.too_short(held, promised)
+        return messages.too_short(held, promised)
     for field in fields(Limits):
         least, have = getattr(plan.limits, field.name), getattr(joining.limits, field.name)
         queues = field.name == "units_per_forward"  # its own gateway queue keeps it

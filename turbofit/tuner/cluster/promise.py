@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.tuner.cluster.fleet import KindPlanner, Promise
+from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise
 from turbofit.tuner.resolved_request import vision_load_of
 from turbofit.tuner.search.share import share_out
 

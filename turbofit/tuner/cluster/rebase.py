@@ -13,7 +13,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import known
 from turbofit.memory.engines import engine_named
-from turbofit.memory.fate import fate_at
+from turbofit.memory.start_outcome import fate_at
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,

@@ -12,8 +12,8 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.speed.all_reduce import Reduce, reduce_of
 from turbofit.tuner.speed.rates import GpuRates, card_of, rates
-from turbofit.tuner.speed.reduce import Reduce, reduce_of
 from turbofit.tuner.speed.throughput import Speed, request_tokens, speed_of
 from turbofit.tuner.speed.work import StepWork, work_of
 

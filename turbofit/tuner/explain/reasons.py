@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbofit.core.words import indices, plural
+from turbofit.core.messages import indices, plural
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
+from turbofit.core.messages import groups_of, indices
 from turbofit.core.plan import HostMemory, Plan, Settings
 from turbofit.core.units import format_bytes
-from turbofit.core.words import groups_of, indices
 from turbofit.memory.engine import Engine
 from turbofit.memory.transformers.placement import device_map
 from turbofit.memory.transformers.transformers_account import TransformersAccount
 from turbofit.tuner.explain.plan_document import PlanDraft, document, host_of, host_problem
+from turbofit.tuner.fallback.messages import verdict, warnings
 from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
-from turbofit.tuner.fallback.words import verdict, warnings
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.sizing import Shape, shape_settings

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.fate import fate_at, fate_without_cache
+from turbofit.memory.start_outcome import fate_at, fate_without_cache
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context

@@ -12,8 +12,8 @@ from itertools import chain, combinations, islice, product
 from turbofit.core.machine import Gpu, Machine
 from turbofit.core.struct import known
 from turbofit.core.units import MIB
+from turbofit.tuner.speed.all_reduce import reduce_class
 from turbofit.tuner.speed.links import LinkClass, group_class
-from turbofit.tuner.speed.reduce import reduce_class
 
 __all__ = ["groupings", "kinds", "like_groups", "mixed_groupings"]
 

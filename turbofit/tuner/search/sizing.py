@@ -16,8 +16,8 @@ from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
+from turbofit.tuner.speed.all_reduce import reduce_class
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
-from turbofit.tuner.speed.reduce import reduce_class
 from turbofit.tuner.speed.throughput import Speed, group_speed
 
 __all__ = [

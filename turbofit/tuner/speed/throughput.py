@@ -15,8 +15,8 @@ from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.speed.all_reduce import Reduce, reduce_of
 from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
-from turbofit.tuner.speed.reduce import Reduce, reduce_of
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
 __all__ = ["Speed", "group_speed", "request_tokens", "speed_of", "total"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.phases import Watch
+    from turbofit.launch.engine.startup_tracker import Watch
 
 __all__ = [
     "EndedError", "Ending", "MemoryPhase", "advice", "ending", "fallback", "hang", "silence",

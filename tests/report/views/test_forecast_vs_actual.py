@@ -7,9 +7,9 @@ from turbofit.core.rehearsal import Moment, Rehearsal, RehearsedCache
 from turbofit.core.units import MIB
 from turbofit.report.painters.document import Table
 from turbofit.report.painters.terminal import paint
+from turbofit.report.views.forecast_vs_actual import sides
 from turbofit.report.views.plan_view import plan_view
 from turbofit.report.views.run_view import sides_blocks
-from turbofit.report.views.sides import sides
 
 
 def test_a_forecast_alone_has_nothing_beside_it() -> None:

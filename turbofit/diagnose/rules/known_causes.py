@@ -11,8 +11,8 @@ from functools import cache
 from typing import Final
 
 from turbofit.diagnose.lines.events import Said
-from turbofit.diagnose.rules.known_vllm import VLLM
 from turbofit.diagnose.rules.message import Known
+from turbofit.diagnose.rules.vllm_refusals import VLLM
 
 __all__ = ["KNOWN", "said"]
 

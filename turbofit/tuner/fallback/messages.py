@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from turbofit.core.machine import Gpu
+from turbofit.core.messages import groups_of
 from turbofit.core.plan import GpuLedger
 from turbofit.core.units import format_bytes
-from turbofit.core.words import groups_of
 from turbofit.tuner.fallback.search import Chosen
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import too_long

@@ -16,14 +16,14 @@ from tests.waiting import HANG
 from turbofit.core.errors import MachineError, PackageError
 from turbofit.core.machine import Machine
 from turbofit.core.struct import decode, to_json
-from turbofit.machine import measured
-from turbofit.machine.measured import keep, measure_speed, recall, with_measured
+from turbofit.machine import speed
 from turbofit.machine.spec import parse_spec
+from turbofit.machine.speed import keep, measure_speed, recall, with_measured
+from turbofit.tuner.speed.all_reduce import reduce_of
 from turbofit.tuner.speed.links import LinkClass, group_class
 from turbofit.tuner.speed.rates import card_of, rates
-from turbofit.tuner.speed.reduce import reduce_of
 
-PROGRAM = Path(measured.__file__).with_name("meter.py")
+PROGRAM = Path(speed.__file__).with_name("speed_program.py")
 
 
 def machine(spec: str = "2xrtx3090") -> Machine:
@@ -64,7 +64,7 @@ def test_every_line_is_kept_under_the_machines_own_indices(tmp_path) -> None:
     assert found.torch == "2.9"
     assert found.left_out == ("reduce of [[0, 1]]: no time left",)
     assert any("peer access" in word for word in said)
-    assert decode(to_json(found), measured.Measured, what="x") == found
+    assert decode(to_json(found), speed.Measured, what="x") == found
 
 
 def test_peers_are_those_that_a_checked_copy_proved(tmp_path) -> None:
@@ -193,7 +193,7 @@ def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
 
     hang = "import signal; signal.pause()"
     found = measure(tmp_path, lines_of(), machine(), hang, seconds=7.0, say=say)
-    assert Alarm.made.pop().seconds == 7.0 + measured._GRACE
+    assert Alarm.made.pop().seconds == 7.0 + speed._GRACE
     assert found.left_out == ("all after exit code -9",)
     assert len(found.cards) == 2
 

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
-from turbofit.launch.engine.endings import ending, hang
-from turbofit.launch.engine.phases import Watch
+from turbofit.launch.engine.engine_exit import ending, hang
+from turbofit.launch.engine.startup_tracker import Watch
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "

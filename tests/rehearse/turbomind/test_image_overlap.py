@@ -10,7 +10,7 @@ import turbofit.api
 from tests.rehearse.conftest import Rehearse, forward_pool
 from turbofit.core.plan import Plan
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
-from turbofit.rehearse.turbomind.meeting import Prompt, most_met, queue
+from turbofit.rehearse.turbomind.image_overlap import Prompt, most_met, queue
 from turbofit.rehearse.turbomind.planned import plan_spec
 from turbofit.rehearse.turbomind.probe import rehearse
 from turbofit.rehearse.turbomind.worst import worst_cases

@@ -12,7 +12,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.units import format_bytes
-from turbofit.tuner.cluster.fleet import KindPlanner, Promise, Tried
+from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise, Tried
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
 from turbofit.tuner.cluster.spans import NETWORK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.core.words import groups_of, indices, plural
+from turbofit.core.messages import groups_of, indices, plural
 
 
 def test_a_noun_after_a_number() -> None:

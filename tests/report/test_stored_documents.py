@@ -16,7 +16,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
 from turbofit.core.struct import to_json
 from turbofit.launch.serve.record import Record
-from turbofit.report.saved import keep, read_saved, saved_json
+from turbofit.report.stored_documents import keep, read_saved, saved_json
 
 Out = pytest.CaptureFixture[str]
 

@@ -1,4 +1,4 @@
-"""Measures GPUs with torch: ``python meter.py [SECONDS]`` prints a JSON object a line.
+"""Measures GPUs with torch: ``python speed_program.py [SECONDS]`` prints a JSON object a line.
 
 A process of its own: it makes contexts on every visible GPU, and a driver that lies about peer
 access may take it down. It imports nothing of turbofit. Indices are CUDA's, bytes and seconds

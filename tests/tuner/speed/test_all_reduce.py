@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Pcie
 from turbofit.machine.spec import parse_spec
+from turbofit.tuner.speed.all_reduce import Reduce, reduce_of
 from turbofit.tuner.speed.rates import rates
-from turbofit.tuner.speed.reduce import Reduce, reduce_of
 
 SIZES = [1 << 12, 1 << 20, 1 << 27]
 

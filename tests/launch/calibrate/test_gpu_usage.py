@@ -13,7 +13,7 @@ import pytest
 from turbofit.api import plan
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate.meter import PretendMeter
+from turbofit.launch.calibrate.gpu_usage import PretendMeter
 from turbofit.launch.engine.pretended import pretend_machine
 from turbofit.pretend import timeline as timelines
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from turbofit import api
 from turbofit.core.plan import Plan
-from turbofit.launch.engine.readiness import (
+from turbofit.launch.engine.worst_requests import (
     Question,
     fullest_forward,
     worst_image_tokens,

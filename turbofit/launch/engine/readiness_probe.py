@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.launch.engine.asking import FAILURES, Client
-from turbofit.launch.engine.readiness import (
+from turbofit.launch.engine.engine_client import FAILURES, Client
+from turbofit.launch.engine.worst_requests import (
     Question,
     fullest_forward,
     worst_image_tokens,

@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.memory.conftest import Case, card, machine_of
-from turbofit.memory.fate import fate_at, fate_without_cache, fates_at
 from turbofit.memory.launch import EngineLaunch
+from turbofit.memory.start_outcome import fate_at, fate_without_cache, fates_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.vision_load import VisionLoad

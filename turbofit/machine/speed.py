@@ -35,7 +35,7 @@ __all__ = ["keep", "measure_speed", "recall", "with_measured"]
 
 _LOG: Final = LazyLogger(__name__)
 
-_PROGRAM: Final = str(Path(__file__).with_name("meter.py"))
+_PROGRAM: Final = str(Path(__file__).with_name("speed_program.py"))
 _SECONDS: Final = 60.0
 #: How long the program may take beyond what it was given: one task, and making contexts.
 _GRACE: Final = 60.0
