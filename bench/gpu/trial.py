@@ -163,7 +163,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
             Attempt(job, plan, 0).run(stop, stack)
             outcome = trial.outcome
         except EndedError as exc:
-            outcome = "died" if exc.ending.of_memory else exc.ending.kind
+            outcome = "died" if exc.ending.is_oom else exc.ending.kind
             out.add(ending=exc.ending.record())
         finally:
             meter.end()

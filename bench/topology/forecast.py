@@ -15,7 +15,7 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_for
 from turbofit.memory.vision_load import NO_IMAGES
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.all_reduce import reduce_of
+from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import Rates, card_of
 from turbofit.tuner.speed.throughput import speed_of
 from turbofit.tuner.speed.work import StepWork, work_of
@@ -39,9 +39,9 @@ def forecast(case: Case, shape: Shape, figures: Rates) -> float:
     rate = 0.0
     for gpus in groups:
         speed = speed_of(
-            work, card_of(gpus, figures), reduce_of(machine, gpus, figures), figures,
+            work, card_of(gpus, figures), all_reduce_of(machine, gpus, figures), figures,
             prompt=case.input, output=case.output, at_once=at_once,
-            concurrent=min(at_once, fitting, _SEQUENCES), chunk=_CHUNK, requested_load=NO_IMAGES,
+            running=min(at_once, fitting, _SEQUENCES), chunk=_CHUNK, requested_load=NO_IMAGES,
         )  # fmt: skip
         rate += speed.requests_per_second
     return rate

@@ -17,7 +17,7 @@ from bench.gpu.load import Load
 from turbofit import api
 from turbofit.core.errors import LaunchError
 from turbofit.core.machine import Holder
-from turbofit.launch.engine.engine_exit import EndedError, Ending
+from turbofit.launch.engine.engine_exit import EndedError, EngineExit
 
 PLAN = api.plan("internvl2-8b", on="1xrtx3090", engine="turbomind")
 POPEN = subprocess.Popen
@@ -83,7 +83,7 @@ def test_restarts_are_allowed_and_told(tmp_path: Path, monkeypatch) -> None:
     assert facts["restarts"] == ["engine: its two processes lost each other"]
 
     def ran_out(job: Any, stop: Any) -> None:
-        raise EndedError(Ending("out_of_memory", LaunchError("no memory", hint="")))
+        raise EndedError(EngineExit("out_of_memory", LaunchError("no memory", hint="")))
 
     attempt(monkeypatch, ran_out)
     assert outcome(tmp_path)[0] == "died"

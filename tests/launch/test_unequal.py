@@ -16,7 +16,7 @@ from turbofit.cli.main import main
 from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.engine.engine_exit import Ending
+from turbofit.launch.engine.engine_exit import EngineExit
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.serve.ladder import rungs
 from turbofit.launch.serve.session import _engines
@@ -31,9 +31,9 @@ def plan() -> Plan:
     return api.plan(MODEL, on=ON)
 
 
-def died(phase: str, missing: int | None = None) -> Ending:
+def died(phase: str, missing: int | None = None) -> EngineExit:
     error = OutOfMemoryError("no memory", hint="none")
-    return Ending("out_of_memory", error, phase=phase, missing=missing)  # type: ignore[arg-type]
+    return EngineExit("out_of_memory", error, phase=phase, missing=missing)  # type: ignore[arg-type]
 
 
 def test_each_engine_is_watched_with_its_own_forecast(plan: Plan, tmp_path: Path) -> None:

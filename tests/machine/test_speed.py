@@ -19,7 +19,7 @@ from turbofit.core.struct import decode, to_json
 from turbofit.machine import speed
 from turbofit.machine.spec import parse_spec
 from turbofit.machine.speed import keep, measure_speed, recall, with_measured
-from turbofit.tuner.speed.all_reduce import reduce_of
+from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.links import LinkClass, group_class
 from turbofit.tuner.speed.rates import card_of, rates
 
@@ -93,7 +93,7 @@ def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
     on = machine()
     times = ((8192, 2e-5), (1 << 20, 1.2e-4), (32 << 20, 3.2e-3))
     found = with_measured(on, measure(tmp_path, lines_of(reduces=times), on))
-    own = reduce_of(found, found.gpus, rates())
+    own = all_reduce_of(found, found.gpus, rates())
     for size, seconds in (times[0], times[2]):
         assert own.seconds(size) == pytest.approx(seconds, rel=0.01)
     card = card_of(found.gpus, rates(), found.measured)
@@ -103,7 +103,7 @@ def test_measured_rates_take_the_place_of_assumed_ones(tmp_path) -> None:
         {**fact, "right": False} if "reduce" in fact else fact for fact in lines_of(reduces=times)
     ]
     unbelieved = with_measured(on, measure(tmp_path, wrong, on))
-    assert reduce_of(unbelieved, on.gpus, rates()) == reduce_of(on, on.gpus, rates())
+    assert all_reduce_of(unbelieved, on.gpus, rates()) == all_reduce_of(on, on.gpus, rates())
 
 
 def test_a_group_that_nobody_measured_is_its_slowest_pair_shared(tmp_path) -> None:
@@ -114,14 +114,14 @@ def test_a_group_that_nobody_measured_is_its_slowest_pair_shared(tmp_path) -> No
         for a in range(4) for b in range(a + 1, 4) for size in (8192, 1 << 20)
     ]  # fmt: skip
     found = with_measured(on, measure(tmp_path, facts, on))
-    four = reduce_of(found, found.gpus, rates())
-    slow = reduce_of(found, found.gpus[2:], rates())
+    four = all_reduce_of(found, found.gpus, rates())
+    slow = all_reduce_of(found, found.gpus[2:], rates())
     assert four.ranks == four.shared_by == 4
     assert four.bandwidth == slow.bandwidth
     assert (
         four.seconds(1 << 20)
         > slow.seconds(1 << 20)
-        > reduce_of(found, found.gpus[:2], rates()).seconds(1 << 20)
+        > all_reduce_of(found, found.gpus[:2], rates()).seconds(1 << 20)
     )
 
 

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.memory.conftest import Case, card, machine_of
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.start_outcome import fate_at, fate_without_cache, fates_at
+from turbofit.memory.start_outcome import outcome_at, outcome_without_cache, outcomes_at
 from turbofit.memory.turbomind.account import TurbomindAccount
 from turbofit.memory.turbomind.constants import EngineConstants
 from turbofit.memory.vision_load import VisionLoad
@@ -54,7 +54,7 @@ def account_on(
 
 
 def test_15360_mib_die_while_loading(bare):
-    fate = fate_at(account_on(15360, 13, bare), 0.8)
+    fate = outcome_at(account_on(15360, 13, bare), 0.8)
     assert fate.kind == "load"
     assert fate.missing > 0
     assert not fate.serves
@@ -64,13 +64,13 @@ def test_ratio_0_1_hangs_for_ever(bare):
     """Seen: 104 blocks of the 130 that 8320 tokens need."""
     account = account_on(24268, 13, bare)
     assert account.least_blocks == 130
-    fate = fate_at(account, 0.1)
+    fate = outcome_at(account, 0.1)
     assert fate.kind == "hang"
     assert "waits without a word" in fate.text
 
 
 def test_ratio_0_95_dies_in_the_warm_up(bare):
-    assert fate_at(account_on(24268, 13, bare), 0.95).kind == "warmup"
+    assert outcome_at(account_on(24268, 13, bare), 0.95).kind == "warmup"
 
 
 @pytest.mark.parametrize(("units", "kind"), [(26, "serves"), (32, "serves"), (40, "request")])
@@ -87,7 +87,7 @@ def test_ratio_0_905_dies_of_40_tiles_only(bare, units, kind):
         margins=(0,),
     )
     alone = TurbomindAccount(launch, bare)
-    assert fate_at(alone, 0.905).kind == kind
+    assert outcome_at(alone, 0.905).kind == kind
 
 
 def test_everything_that_follows_is_told_in_order(bare):
@@ -102,16 +102,16 @@ def test_everything_that_follows_is_told_in_order(bare):
         margins=(0,),
     )
     account = TurbomindAccount(launch, bare)
-    assert [fate.kind for fate in fates_at(account, 0.8)][:2] == ["load", "hang"]
+    assert [fate.kind for fate in outcomes_at(account, 0.8)][:2] == ["load", "hang"]
 
 
 @pytest.mark.parametrize("total", [15800, 17800])
 def test_no_ratio_fits_says_how_much_is_missing(constants, total):
     account = account_on(total, 13, constants, max_batch_size=1000)
     assert account.best_ratio() is None
-    fate = fate_without_cache(account)
+    fate = outcome_without_cache(account)
     assert fate.missing > 0
     assert fate.gpu == 0
     # the same card with what is missing, and a page for the cache, fits
     enough = account_on(total + fate.missing // 2**20 + 64, 13, constants, max_batch_size=1000)
-    assert enough.best_ratio() is not None or fate_without_cache(enough).missing < fate.missing
+    assert enough.best_ratio() is not None or outcome_without_cache(enough).missing < fate.missing

@@ -11,7 +11,7 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.account import TEMPORARIES, Account
 from turbofit.memory.shared_terms import POOL_WARMUP
 
-__all__ = ["Fate", "fate_at", "fate_without_cache", "fates_at"]
+__all__ = ["StartOutcome", "outcome_at", "outcome_without_cache", "outcomes_at"]
 
 #: Terms of a ledger as people say them.
 _NAMES: Final = {
@@ -27,13 +27,13 @@ _SHOWN: Final = 3
 #: The share of a card below which what others hold decides nothing.
 _WORTH_A_WORD: Final = 0.01
 
-FateKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
+OutcomeKind = Literal["serves", "load", "buffers", "hang", "warmup", "request", "margin"]
 
 
-class Fate(Struct):
+class StartOutcome(Struct):
     """The end of the story: ``kind`` names the phase, ``missing`` the bytes, ``text`` says it."""
 
-    kind: FateKind
+    kind: OutcomeKind
     text: str
     gpu: int | None = None
     term: str = ""
@@ -45,28 +45,28 @@ class Fate(Struct):
         return self.kind in ("serves", "margin")
 
 
-def fate_at(account: Account, ratio: float) -> Fate:
+def outcome_at(account: Account, ratio: float) -> StartOutcome:
     """What happens to a group that is started with this ratio."""
-    return next(_fates(account, ratio), Fate(kind="serves", text="serves"))
+    return next(_outcomes(account, ratio), StartOutcome(kind="serves", text="serves"))
 
 
-def fates_at(account: Account, ratio: float) -> list[Fate]:
+def outcomes_at(account: Account, ratio: float) -> list[StartOutcome]:
     """Everything that would go wrong, the first of each kind, in the order of the start."""
-    first: dict[str, Fate] = {}
-    for fate in _fates(account, ratio):
-        first.setdefault(fate.kind, fate)
+    first: dict[str, StartOutcome] = {}
+    for outcome in _outcomes(account, ratio):
+        first.setdefault(outcome.kind, outcome)
     return list(first.values())
 
 
-def fate_without_cache(account: Account) -> Fate:
+def outcome_without_cache(account: Account) -> StartOutcome:
     """Why no ratio at all fits: loading, or what must live beside the cache."""
     ledgers = account.at(0.0).ledgers
-    fate = next(_loading(ledgers), None)
-    if fate is not None:
-        return fate
+    outcome = next(_loading(ledgers), None)
+    if outcome is not None:
+        return outcome
     tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
     missing = max(1, tightest.margin - tightest.headroom)
-    return Fate(
+    return StartOutcome(
         kind="request",
         gpu=tightest.index,
         term=_largest(tightest.ledger, "transient"),
@@ -79,17 +79,17 @@ def fate_without_cache(account: Account) -> Fate:
     )
 
 
-def _fates(account: Account, ratio: float) -> Iterator[Fate]:
+def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     ledgers = account.at(ratio).ledgers
     yield from _loading(ledgers)
     if account.free <= 0:
-        yield fate_without_cache(account)
+        yield outcome_without_cache(account)
     yield from _starting(account, ratio, ledgers)
     yield from _serving(account, ledgers)
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
-            yield Fate(
+            yield StartOutcome(
                 kind="margin",
                 gpu=ledger.index,
                 missing=missing,
@@ -100,7 +100,7 @@ def _fates(account: Account, ratio: float) -> Iterator[Fate]:
             )
 
 
-def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         missing = ledger.load_peak - _usable(ledger)
         if missing > 0:
@@ -114,7 +114,7 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
             staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
             others = _others(ledger)
             held = f"others hold {format_bytes(others)}, " if others else ""
-            yield Fate(
+            yield StartOutcome(
                 kind="load",
                 gpu=ledger.index,
                 term=_largest(ledger.ledger, "weights"),
@@ -128,7 +128,9 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
             )
 
 
-def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+def _starting(
+    account: Account, ratio: float, ledgers: Sequence[GpuLedger]
+) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         missing = ledger.steady - _pool(ledger.ledger) - _usable(ledger)
         if missing > 0:
@@ -136,7 +138,7 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
     missing = account.cache_shortfall_at(ratio)
     if missing:
         blocks, needed = account.blocks_at(ratio), account.least_blocks
-        yield Fate(
+        yield StartOutcome(
             kind="hang",
             gpu=ledgers[0].index,
             term="kv_cache",
@@ -152,7 +154,7 @@ def _starting(account: Account, ratio: float, ledgers: Sequence[GpuLedger]) -> I
             yield _short("warmup", ledger, missing, account.warmup_words)
 
 
-def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
+def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         base = ledger.steady - _pool(ledger.ledger)
         deadly = [
@@ -164,7 +166,7 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
             first = min(deadly, key=lambda term: term.bytes)
             missing = base + first.bytes - _usable(ledger)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
-            yield Fate(
+            yield StartOutcome(
                 kind="request",
                 gpu=ledger.index,
                 term=first.term,
@@ -179,8 +181,8 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[Fate]:
             )
 
 
-def _short(kind: FateKind, ledger: GpuLedger, missing: int, when: str) -> Fate:
-    return Fate(
+def _short(kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str) -> StartOutcome:
+    return StartOutcome(
         kind=kind,
         gpu=ledger.index,
         term="kv_cache",

@@ -52,15 +52,15 @@ def resolve_model(name: str, *, revision: str | None = None) -> Model:
 
 def _resolved(name: str, revision: str | None) -> Model:
     path = os.path.expanduser(name)
-    there = bool(name) and "\0" not in name and os.path.exists(path)
-    if there and (_is_path(name) or _has_config(path) or _HUB_ID.fullmatch(name)):
+    exists = bool(name) and "\0" not in name and os.path.exists(path)
+    if exists and (_is_path(name) or _has_config(path) or _HUB_ID.fullmatch(name)):
         return _folder(path)
     if not name.strip():
         raise UsageError("the model has no name", hint="name a checkpoint's folder or hub id")
     if _is_path(name):
         raise UsageError(f"{name!r} is not there", hint="name a checkpoint's folder or hub id")
     preset = find_preset(name)
-    if there and preset is None:
+    if exists and preset is None:
         return _folder(path)
     if _HUB_ID.fullmatch(name):
         return _hub(name, revision, preset)

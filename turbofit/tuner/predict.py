@@ -16,7 +16,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.shared_terms import POOL_WARMUP
-from turbofit.memory.start_outcome import Fate, fate_at, fates_at
+from turbofit.memory.start_outcome import StartOutcome, outcome_at, outcomes_at
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
@@ -60,24 +60,24 @@ def make_prediction(
     held = _held(request, vision_load, accounts, ratio)
     if held != vision_load:
         accounts = accounts_of(request, same, groups, held, engine, free_at_cache)
-    fates = [fate_at(account, ratio) for account in accounts]
-    fate = next((one for one in fates if not one.serves), fates[0])
+    outcomes = [outcome_at(account, ratio) for account in accounts]
+    outcome = next((one for one in outcomes if not one.serves), outcomes[0])
     host = host_of(request, accounts, engine)
     problem = host_problem(host)
     kernels = engine.missing_kernels(launch_of(request, settings, gpus, held))
-    serves = fate.serves and problem is None and kernels is None
+    serves = outcome.serves and problem is None and kernels is None
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        fits=fate.kind == "serves" and problem is None and kernels is None,
-        verdict=_verdict(request, fate, problem, kernels),
+        fits=outcome.kind == "serves" and problem is None and kernels is None,
+        verdict=_verdict(request, outcome, problem, kernels),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         reasons=(
             *_exposure(request, limit, vision_load),
-            *_story(accounts[0], ratio, fate, free_at_cache),
+            *_story(accounts[0], ratio, outcome, free_at_cache),
         ),
         warnings=tuple(_warnings(request, launch_of(request, settings, gpus, vision_load), engine)),
     )
@@ -207,15 +207,19 @@ def _settings(
     return settings
 
 
-def _verdict(request: ResolvedRequest, fate: Fate, host: str | None, kernels: str | None) -> str:
+def _verdict(
+    request: ResolvedRequest, outcome: StartOutcome, host: str | None, kernels: str | None
+) -> str:
     if kernels is not None:
         return f"{request.model.name}: does not run: {kernels}"
-    if fate.serves and host is not None:
+    if outcome.serves and host is not None:
         return f"{request.model.name}: {host}"
-    return f"{request.model.name}: {fate.text}"
+    return f"{request.model.name}: {outcome.text}"
 
 
-def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None) -> Iterator[str]:
+def _story(
+    account: Account, ratio: float, start: StartOutcome, free_at_cache: int | None
+) -> Iterator[str]:
     """The steps of the start in numbers."""
     outcome = account.at(ratio)
     free, region = account.free, outcome.region
@@ -237,10 +241,10 @@ def _story(account: Account, ratio: float, fate: Fate, free_at_cache: int | None
             spare = free - region - total
             verdict = "lives" if spare >= 0 else f"{format_bytes(-spare)} short"
             yield f"{term.term} ({term.note}): {format_bytes(total)} with the buffers: {verdict}"
-    for later in fates_at(account, ratio)[1:]:
+    for later in outcomes_at(account, ratio)[1:]:
         if later.kind != "margin":
             yield f"and if that were mended: {later.text}"
-    if fate.kind == "hang":
+    if start.kind == "hang":
         yield "at the server's default log level nothing is printed; the port never opens"
 
 

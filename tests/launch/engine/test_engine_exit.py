@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.launch.engine.engine_exit import ending, hang
-from turbofit.launch.engine.startup_tracker import Watch
+from turbofit.launch.engine.startup_tracker import StartupTracker
 
 LOG = Path("/state/engine-0.log")
 TM = "[TM][INFO][1120.08:30:01.123456][x.cc:1] "
@@ -22,15 +22,15 @@ CUDA = "[TM][FATAL][1120.08:30:01.123456][a.cc:1] CUDA error: out of memory"
 FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 
 
-def watch(*lines: str) -> Watch:
-    seen = Watch(plausible_plan())
+def watch(*lines: str) -> StartupTracker:
+    seen = StartupTracker(plausible_plan())
     for line in lines:
         seen.see(line, 1, 0.0)
     return seen
 
 
 def test_phases_come_once_and_figures_with_them() -> None:
-    seen = Watch(plausible_plan())
+    seen = StartupTracker(plausible_plan())
     said = [text for line in (START, BUDGET, BUDGET, SLAB, SLAB, WARM, DONE)
             for text in seen.see(line, 1, 0.0)]  # fmt: skip
     assert [text for text in said if text.startswith("phase")] == [
@@ -117,8 +117,8 @@ def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
     ended = ending(-6, watch(*lines), plausible_plan(), LOG)
     assert ended.kind == "out_of_memory"
     assert ended.phase == phase
-    assert ended.of_memory
-    assert not ended.passing
+    assert ended.is_oom
+    assert not ended.retryable
 
 
 def test_the_pretend_account_adds_the_bytes() -> None:
@@ -140,7 +140,7 @@ def test_who_killed_it() -> None:
     assert nobody_knows.kind == "host_memory"
     by_somebody = ending(-9, watch(START), plausible_plan(), LOG, host_kills=0)
     assert by_somebody.kind == "killed"
-    assert by_somebody.passing
+    assert by_somebody.retryable
     assert isinstance(by_somebody.error, LaunchError)
 
 
@@ -152,7 +152,7 @@ def test_the_drivers_errors_are_said() -> None:
 
 def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
     plan = plausible_plan()
-    seen = Watch(replace(plan, engine=replace(plan.engine, name="pytorch")))
+    seen = StartupTracker(replace(plan, engine=replace(plan.engine, name="pytorch")))
     line = "2026-11-20 08:30:01,123 - lmdeploy - ERROR - engine.py:671 - Engine main loop failed."
     assert not seen.failing
     seen.see(line, 1, 10.0)

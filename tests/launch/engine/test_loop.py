@@ -11,7 +11,7 @@ from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Engine, Plan
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced
-from turbofit.launch.engine.startup_tracker import Watch
+from turbofit.launch.engine.startup_tracker import StartupTracker
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
 LOG = Path("engine-0.log")
@@ -23,8 +23,8 @@ def plan() -> Plan:
     return replace(plausible_plan(gpus=1, tp=1), engine=Engine(name="pytorch", version="0.18"))
 
 
-def watched(plan: Plan, *lines: str) -> Watch:
-    watch = Watch(plan)
+def watched(plan: Plan, *lines: str) -> StartupTracker:
+    watch = StartupTracker(plan)
     for number, line in enumerate(lines):
         watch.see(line, 1, float(number) / 100)
     return watch
@@ -42,7 +42,7 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
     end = loop_ended(watch, plan, LOG)
     assert (end.kind, end.phase, end.requested) == ("out_of_memory", "vision", 640 << 20)
     assert isinstance(end.error, OutOfMemoryError)
-    assert end.of_memory
+    assert end.is_oom
 
 
 def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
@@ -61,7 +61,7 @@ def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> N
     assert watch.loop_failed(2.5)
     end = loop_ended(watch, plan, LOG)
     assert end.kind == "crash"
-    assert end.passing
+    assert end.retryable
     assert "503" in end.error.message
 
 
@@ -76,7 +76,7 @@ def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
     late = watched(plan, "INFO:     Uvicorn running on http://127.0.0.1:1", "EOFError")
     assert not late.raced
     end = raced(LOG)
-    assert end.passing
+    assert end.retryable
     assert isinstance(end.error, LaunchError)
 
 

@@ -20,7 +20,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import Workload
 from turbofit.launch.engine.engine_exit import ending
 from turbofit.launch.engine.launches import free_ports, port_of
-from turbofit.launch.engine.startup_tracker import Watch
+from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.launch.engine.worst_requests import worst_request
 from turbofit.launch.fallback.longest import longest_request
 from turbofit.machine.source import machine_from
@@ -71,7 +71,7 @@ def test_commands():
 )
 def test_endings_of_torch(lines, phase, tmp_path):
     plan = planned()
-    watch = Watch(plan)
+    watch = StartupTracker(plan)
     for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
         watch.see(line, 1, 0.0)
     end = ending(1, watch, plan, tmp_path / "log")

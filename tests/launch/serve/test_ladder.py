@@ -10,14 +10,14 @@ from turbofit import api
 from turbofit.core.errors import OutOfMemoryError
 from turbofit.core.plan import Plan
 from turbofit.core.units import MIB
-from turbofit.launch.engine.engine_exit import Ending
+from turbofit.launch.engine.engine_exit import EngineExit
 from turbofit.launch.serve.ladder import Rung, merged, rungs
 
 ERROR = OutOfMemoryError("no memory", hint="none")
 
 
-def died(phase: str, **facts: Any) -> Ending:
-    return Ending(facts.pop("kind", "out_of_memory"), ERROR, phase=phase, **facts)
+def died(phase: str, **facts: Any) -> EngineExit:
+    return EngineExit(facts.pop("kind", "out_of_memory"), ERROR, phase=phase, **facts)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def plan() -> Plan:
     return api.plan("internvl2-8b", on="1xrtx3090")
 
 
-def steps(ended: Ending, plan: Plan, **fixed: Any) -> list[str]:
+def steps(ended: EngineExit, plan: Plan, **fixed: Any) -> list[str]:
     return [next(iter(rung.changes)) for rung in rungs(ended, plan, fixed)]
 
 

@@ -18,7 +18,7 @@ from turbofit.memory.pytorch.account import PytorchAccount
 from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.constants import load_constants
 from turbofit.memory.pytorch.weights import weight_classes
-from turbofit.memory.start_outcome import fate_at
+from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
 
@@ -157,13 +157,13 @@ def test_quantised_caches_hold_scales_and_zeros() -> None:
 def test_too_little_for_sixteen_blocks_is_told_as_the_engine_acts() -> None:
     one = account("internvl2-8b", on="1xrtx3090:free=19GiB")
     ratio = next(r / 1000 for r in range(1, 999) if one.tokens_at(r / 1000) > 0)
-    fate = fate_at(one, ratio)
+    fate = outcome_at(one, ratio)
     assert fate.kind == "hang"
     assert "No enough gpu memory for kv cache" in fate.text
 
 
 def test_the_page_stays_healthy_where_an_image_kills_it() -> None:
-    fate = fate_at(account(), 0.97)
+    fate = outcome_at(account(), 0.97)
     assert fate.kind == "request"
     assert "/health stays 200" in fate.text
     assert fate.term == "vision_forward"

@@ -17,7 +17,7 @@ from turbofit.memory.pytorch.activations import Activations, Prefill
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes
 from turbofit.memory.pytorch.constraints import tp_problem
 from turbofit.memory.pytorch.weights import largest_loaded, weight_classes
-from turbofit.memory.start_outcome import fate_at
+from turbofit.memory.start_outcome import outcome_at
 from turbofit.model.source import resolve_model
 
 SIZES = ["qwen3.5-4b", "qwen3.5-9b", "qwen3.5-27b", "qwen3.5-35b-a3b"]
@@ -70,7 +70,7 @@ def test_more_sequences_leave_less_for_keys() -> None:
 
 
 def test_a_state_cache_that_does_not_fit_is_told_before_the_start() -> None:
-    fate = fate_at(account("qwen3.5-27b", on="1xh100", max_batch_size=512), 0.8)
+    fate = outcome_at(account("qwen3.5-27b", on="1xh100", max_batch_size=512), 0.8)
     assert (fate.kind, "state_cache 38.0 GiB" in fate.text) == ("buffers", True), fate.text
 
 

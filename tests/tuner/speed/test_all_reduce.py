@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from turbofit.core.machine import Pcie
 from turbofit.machine.spec import parse_spec
-from turbofit.tuner.speed.all_reduce import Reduce, reduce_of
+from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
 from turbofit.tuner.speed.rates import rates
 
 SIZES = [1 << 12, 1 << 20, 1 << 27]
@@ -19,7 +19,7 @@ def seconds(spec: str, size: float, ancestor: str | None = None, width: int = 16
     if ancestor:
         links = tuple(replace(link, ancestor=ancestor) for link in machine.links)
         machine = replace(machine, links=links)
-    return reduce_of(replace(machine, gpus=gpus), gpus, rates()).seconds(size)
+    return all_reduce_of(replace(machine, gpus=gpus), gpus, rates()).seconds(size)
 
 
 def test_one_card_reduces_nothing() -> None:
@@ -57,7 +57,7 @@ def test_four_cards_of_one_bridge_share_it_and_eight_cross_two(size: int) -> Non
 
 
 def test_half_a_latency_grows_with_the_tree_and_a_ring_sends_all_but_its_own() -> None:
-    two, four = (Reduce(ranks=n, latency=1e-5, bandwidth=1e9) for n in (2, 4))
+    two, four = (AllReduce(ranks=n, latency=1e-5, bandwidth=1e9) for n in (2, 4))
     assert two.seconds(0) == 1e-5
     assert four.seconds(0) == pytest.approx(1.5e-5)
     assert two.seconds(1e9) == pytest.approx(1 + 1e-5)
@@ -67,6 +67,6 @@ def test_half_a_latency_grows_with_the_tree_and_a_ring_sends_all_but_its_own() -
 def test_what_is_not_known_of_a_slot_counts_as_the_older() -> None:
     machine = parse_spec("2xrtx4090,p2p=all")
     blind = tuple(replace(gpu, pcie=Pcie()) for gpu in machine.gpus)
-    known = reduce_of(machine, machine.gpus, rates())
-    older = reduce_of(replace(machine, gpus=blind), blind, rates())
+    known = all_reduce_of(machine, machine.gpus, rates())
+    older = all_reduce_of(replace(machine, gpus=blind), blind, rates())
     assert older.bandwidth == known.bandwidth / 2

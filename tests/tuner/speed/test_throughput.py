@@ -11,7 +11,7 @@ from turbofit.machine.spec import parse_spec
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.model.source import resolve_model
-from turbofit.tuner.speed.all_reduce import reduce_of
+from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import card_of, rates
 from turbofit.tuner.speed.throughput import Speed, group_speed, request_tokens, speed_of, total
 from turbofit.tuner.speed.work import work_of
@@ -49,7 +49,7 @@ def test_a_single_stream_is_of_the_size_that_people_see(model, on, low, high) ->
 def test_the_cache_bounds_what_runs_together_and_the_rest_waits() -> None:
     tokens = request_tokens(NO_IMAGES)
     found = [speed(kv=tokens * fit) for fit in (1, 2, 8, 100)]
-    assert [one.concurrent for one in found] == [1, 2, 8, 8]
+    assert [one.running for one in found] == [1, 2, 8, 8]
     rates_ = [one.requests_per_second for one in found]
     assert rates_ == sorted(rates_)
     first = [one.seconds_to_first_token for one in found]
@@ -120,8 +120,9 @@ def test_the_parts_make_the_whole() -> None:
     machine, figures = parse_spec("2xrtx4090"), rates()
     work = work_of(resolve_model("llama-3.1-8b"), Settings(tp=2), ENGINE)
     found = speed_of(
-        work, card_of(machine.gpus, figures), reduce_of(machine, machine.gpus, figures), figures,
-        prompt=1000, output=100, at_once=4, concurrent=4, chunk=8192, requested_load=NO_IMAGES,
+        work, card_of(machine.gpus, figures), all_reduce_of(machine, machine.gpus, figures),
+        figures, prompt=1000, output=100, at_once=4, running=4, chunk=8192,
+        requested_load=NO_IMAGES,
     )  # fmt: skip
     cycle = 4 * found.prefill + 100 * found.step
     assert found.requests_per_second == pytest.approx(4 / cycle)

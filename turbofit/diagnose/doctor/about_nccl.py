@@ -44,12 +44,12 @@ def nccl_finding(sources: Sources) -> Finding:
         )
     if len(found) == 1:
         return ok(check, names)
-    there = [name for name, _, recorded in found if recorded == size]
-    if len(there) != 1:
+    complete = [name for name, _, recorded in found if recorded == size]
+    if len(complete) != 1:
         return unreadable(check, f"whose {_FILE} is there: {names}", _WHY)
-    lost = next(name for name, _, _ in found if name != there[0])
-    seen = f"{there[0]}, written over {lost}: both own {_FILE}"
-    if (parse(there[0].split()[1]) or ()) < (parse(lost.split()[1]) or ()):
+    lost = next(name for name, _, _ in found if name != complete[0])
+    seen = f"{complete[0]}, written over {lost}: both own {_FILE}"
+    if (parse(complete[0].split()[1]) or ()) < (parse(lost.split()[1]) or ()):
         return warning(
             check,
             seen,

@@ -53,7 +53,7 @@ def start_agent(engine_spec: EngineSpec, group: Any) -> Any:
         engine_spec: what to launch.
         group: of the engine's first GPU.
     """
-    there = ray_adapter.in_group(group)
+    options = ray_adapter.in_group(group)
     return ray_adapter.start_actor(
-        Agent, engine_spec, strategy=there, restarts=_RESTARTS, calls=_CALLS, gpus=1
+        Agent, engine_spec, strategy=options, restarts=_RESTARTS, calls=_CALLS, gpus=1
     )

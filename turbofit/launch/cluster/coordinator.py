@@ -157,10 +157,10 @@ def pin_coordinator(name: str, node: str) -> Any:
     Raises:
         LaunchError: another process serves under this name.
     """
-    there = ray_adapter.on_node(node)
+    options = ray_adapter.on_node(node)
     try:
         return ray_adapter.start_actor(
-            Coordinator, strategy=there, restarts=-1, calls=_CALLS, name=_PREFIX + name
+            Coordinator, strategy=options, restarts=-1, calls=_CALLS, name=_PREFIX + name
         )
     except ray_adapter.ActorExistsError:
         raise LaunchError(

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.startup_tracker import Watch
+    from turbofit.launch.engine.startup_tracker import StartupTracker
 
 __all__ = [
-    "EndedError", "Ending", "MemoryPhase", "advice", "ending", "fallback", "hang", "silence",
+    "EndedError", "EngineExit", "MemoryPhase", "advice", "ending", "fallback", "hang", "silence",
     "stalled", "where",
 ]  # fmt: skip
 
@@ -46,7 +46,7 @@ _PRETEND: Final[dict[str, MemoryPhase]] = {
 }  # fmt: skip
 
 
-class Ending:
+class EngineExit:
     """How one engine ended.
 
     Args:
@@ -78,12 +78,12 @@ class Ending:
         self.group: int | None = None
 
     @property
-    def passing(self) -> bool:
+    def retryable(self) -> bool:
         """Whether starting the same again may well work."""
         return self.kind in ("killed", "raced", "crash", "stalled")
 
     @property
-    def of_memory(self) -> bool:
+    def is_oom(self) -> bool:
         """Whether other settings may help."""
         return self.kind in ("out_of_memory", "host_memory", "hang")
 
@@ -100,21 +100,21 @@ class Ending:
 class EndedError(Exception):
     """An engine ended, and the supervisor cannot mend it by starting it again."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: EngineExit) -> None:
         super().__init__(ending.error.message)
         self.ending = ending
 
 
 def ending(  # noqa: PLR0913 - what is known of an ending
     code: int,
-    watch: Watch,
+    watch: StartupTracker,
     plan: Plan,
     log: Path,
     *,
     death: Mapping[str, Any] | None = None,
     host_kills: int | None = None,
     notes: tuple[str, ...] = (),
-) -> Ending:
+) -> EngineExit:
     """The ending of an engine that ended by itself.
 
     Args:
@@ -139,10 +139,10 @@ def ending(  # noqa: PLR0913 - what is known of an ending
         f"the engine ended {where(watch)} with {_code(code, number)}{_last_words(watch)}{more}",
         hint=f"its log is {log}",
     )
-    return Ending("crash", error, where=_frame(watch))
+    return EngineExit("crash", error, where=_frame(watch))
 
 
-def hang(watch: Watch, plan: Plan, log: Path) -> Ending:
+def hang(watch: StartupTracker, plan: Plan, log: Path) -> EngineExit:
     """A warm-up that waits for ever: the cache cannot hold one of its requests."""
     cached = watch.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
@@ -153,12 +153,12 @@ def hang(watch: Watch, plan: Plan, log: Path) -> Ending:
         hint="free GPU memory, raise --cache-max-entry-count or lower --max-prefill-token-num; "
         f"the log is {log}",
     )
-    return Ending("hang", error, phase="warm-up")
+    return EngineExit("hang", error, phase="warm-up")
 
 
-def stalled(what: str, log: Path) -> Ending:
+def stalled(what: str, log: Path) -> EngineExit:
     """An engine that lives and does nothing."""
-    return Ending("stalled", LaunchError(what, hint=f"its log is {log}"))
+    return EngineExit("stalled", LaunchError(what, hint=f"its log is {log}"))
 
 
 def silence(plan: Plan, phase: str, seconds: float) -> str:
@@ -174,42 +174,44 @@ def silence(plan: Plan, phase: str, seconds: float) -> str:
     return f"{said}; weights may come from a slow disk" if phase == "weights" else said
 
 
-def fallback(watch: Watch, log: Path) -> Ending:
+def fallback(watch: StartupTracker, log: Path) -> EngineExit:
     """LMDeploy chose another engine than the one planned for."""
     said = watch.fallback.message if watch.fallback is not None else "it fell back to PyTorch"
     error = LaunchError(
         f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
         hint=f"TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; the log is {log}",
     )
-    return Ending("refused", error)
+    return EngineExit("refused", error)
 
 
-def _torch(fault: TorchOutOfMemory, watch: Watch, plan: Plan, log: Path) -> Ending:
+def _torch(fault: TorchOutOfMemory, watch: StartupTracker, plan: Plan, log: Path) -> EngineExit:
     allocation = f", asking {format_bytes(fault.requested)}" if fault.requested else ""
     if not plan.engine.of_lmdeploy:
         short = OutOfMemoryError(
             f"the fallback engine ran out of GPU memory {where(watch)}{allocation}",
             hint=advice(watch, plan, log),
         )
-        return Ending("out_of_memory", short, phase=_memory_phase(watch), requested=fault.requested)
+        return EngineExit(
+            "out_of_memory", short, phase=_memory_phase(watch), requested=fault.requested
+        )
     error = OutOfMemoryError(
         f"the engine ran out of GPU memory {where(watch)}{allocation}: torch stages the weights on "
         "the first GPU",
         hint=advice(watch, plan, log),
     )
-    return Ending("out_of_memory", error, phase="weights", requested=fault.requested)
+    return EngineExit("out_of_memory", error, phase="weights", requested=fault.requested)
 
 
 def _cuda(
-    fault: CudaError, watch: Watch, plan: Plan, log: Path, death: Mapping[str, Any] | None
-) -> Ending:
+    fault: CudaError, watch: StartupTracker, plan: Plan, log: Path, death: Mapping[str, Any] | None
+) -> EngineExit:
     phase = _memory_phase(watch)
     if death is None:
         error = OutOfMemoryError(
             f"the engine ran out of GPU memory {where(watch)}: CUDA error: {fault.message}",
             hint=advice(watch, plan, log),
         )
-        return Ending("out_of_memory", error, phase=phase, where=_frame(watch))
+        return EngineExit("out_of_memory", error, phase=phase, where=_frame(watch))
     requested, left = int(death["asked"]), int(death["left"])
     serving: MemoryPhase = "vision" if _is_vision(str(death["where"])) else "text"
     error = OutOfMemoryError(
@@ -217,7 +219,7 @@ def _cuda(
         f"{format_bytes(requested)} where {format_bytes(left)} were left on GPU {death['gpu']}",
         hint=advice(watch, plan, log),
     )
-    return Ending(
+    return EngineExit(
         "out_of_memory",
         error,
         phase=_PRETEND.get(str(death["phase"]), serving),
@@ -229,7 +231,7 @@ def _cuda(
     )
 
 
-def _killed(watch: Watch, plan: Plan, log: Path, host_kills: int | None) -> Ending:
+def _killed(watch: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> EngineExit:
     """SIGKILL: the kernel's, where it counted one or nobody can tell; else somebody's."""
     if host_kills == 0:
         error = LaunchError(
@@ -237,17 +239,17 @@ def _killed(watch: Watch, plan: Plan, log: Path, host_kills: int | None) -> Endi
             "want of memory, so somebody did it",
             hint=f"its log is {log}",
         )
-        return Ending("killed", error)
+        return EngineExit("killed", error)
     pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
     oom = OutOfMemoryError(
         f"the engine was killed {where(watch)}: the kernel does so when host memory runs out",
         hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
         f"the log is {log}",
     )
-    return Ending("host_memory", oom, phase="host")
+    return EngineExit("host_memory", oom, phase="host")
 
 
-def _memory_phase(watch: Watch) -> MemoryPhase:
+def _memory_phase(watch: StartupTracker) -> MemoryPhase:
     if watch.phase == "starting":
         return "start"
     if watch.phase in ("weights", "cache", "warm-up"):
@@ -259,11 +261,11 @@ def _is_vision(name: str) -> bool:
     return any(word in name for word in _VISION)
 
 
-def _frame(watch: Watch) -> str:
+def _frame(watch: StartupTracker) -> str:
     return next((name for name in watch.frames if not name.startswith("TM_")), "")
 
 
-def where(watch: Watch, call: str = "") -> str:
+def where(watch: StartupTracker, call: str = "") -> str:
     """In which phase an engine was, and in which call, in words."""
     phase = {
         "starting": "while it started",
@@ -278,7 +280,7 @@ def where(watch: Watch, call: str = "") -> str:
     return f"{phase} (in {name})" if name else phase
 
 
-def advice(watch: Watch, plan: Plan, log: Path) -> str:
+def advice(watch: StartupTracker, plan: Plan, log: Path) -> str:
     """What to change for an out-of-memory of this phase."""
     if watch.phase in ("starting", "weights"):
         if not plan.engine.of_lmdeploy:
@@ -300,7 +302,7 @@ def _code(code: int, number: int) -> str:
     return f"exit code {code}"
 
 
-def _last_words(watch: Watch) -> str:
+def _last_words(watch: StartupTracker) -> str:
     fault = watch.fault
     if isinstance(fault, CudaError):
         return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"

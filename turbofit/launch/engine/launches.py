@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Command, Plan
 
-__all__ = ["HOST", "KEY", "Launch", "PretendLaunch", "Words", "free_ports", "port_of"]
+__all__ = ["HOST", "KEY", "Launch", "PretendLaunch", "StartCommand", "free_ports", "port_of"]
 
 #: Engines listen here only: their management routes are open to whoever reaches them.
 HOST: Final = "127.0.0.1"
@@ -33,7 +33,7 @@ _FIRST_PORT: Final = 20000
 KEY: Final = "TURBOFIT_ENGINE_KEY"
 
 
-class Words:
+class StartCommand:
     """One start: the command, its environment, and where a pretend machine's timeline is.
 
     That is a file, or the machine's folder where several processes share it.
@@ -69,10 +69,10 @@ class Launch:
         self._hidden = key if hidden else None
         self.group, self.port = command.group, port_of(command)
 
-    def words(self, number: int) -> Words:  # noqa: ARG002 - a pretend launch needs it
+    def words(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
         """What the start with this number (from 0) needs."""
         env = {**os.environ, **self.command.env, **_child_variables(self._hidden)}
-        return Words((*self.runner, *self.command.argv[1:]), env)
+        return StartCommand((*self.runner, *self.command.argv[1:]), env)
 
 
 class PretendLaunch(Launch):
@@ -106,7 +106,7 @@ class PretendLaunch(Launch):
         super().__init__(command, module_runner(module), key, hidden=hidden)
         self._plan, self._folder, self._taken = plan, folder, taken
 
-    def words(self, number: int) -> Words:
+    def words(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.
 
         Raises:
@@ -124,11 +124,11 @@ class PretendLaunch(Launch):
 
             base = {**os.environ, **self.command.env}
             env = torch_environment(self._plan, machine, folder, base)
-            return Words(
+            return StartCommand(
                 (*self.runner, *arguments), {**env, **_child_variables(self._hidden)}, folder
             )
         made = server_launch(machine, arguments, folder)
-        return Words(
+        return StartCommand(
             (*self.runner, *arguments),
             {**made.env, **_child_variables(self._hidden)},
             made.timeline,

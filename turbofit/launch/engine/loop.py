@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.units import format_bytes
-from turbofit.launch.engine.engine_exit import Ending, advice, where
+from turbofit.launch.engine.engine_exit import EngineExit, advice, where
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.engine_exit import MemoryPhase
-    from turbofit.launch.engine.startup_tracker import Watch
+    from turbofit.launch.engine.startup_tracker import StartupTracker
     from turbofit.observe.turbomind_log import TorchOutOfMemory
 
 __all__ = ["loop_ended", "no_cache", "raced", "torch_ran_out"]
@@ -24,8 +24,8 @@ _SHOWN: Final = 300
 
 
 def loop_ended(
-    watch: Watch, plan: Plan, log: Path, death: Mapping[str, Any] | None = None
-) -> Ending:
+    watch: StartupTracker, plan: Plan, log: Path, death: Mapping[str, Any] | None = None
+) -> EngineExit:
     """An engine whose loop failed: its server would answer 503 to every request, for ever."""
     from turbofit.observe.turbomind_log import TorchOutOfMemory
 
@@ -38,16 +38,16 @@ def loop_ended(
         f"the engine's loop ended {where(watch)}{said}; its server would answer 503 for ever",
         hint=f"its log is {log}",
     )
-    return Ending("crash", error)
+    return EngineExit("crash", error)
 
 
 def torch_ran_out(
     fault: TorchOutOfMemory,
-    watch: Watch,
+    watch: StartupTracker,
     plan: Plan,
     log: Path,
     death: Mapping[str, Any] | None = None,
-) -> Ending:
+) -> EngineExit:
     """Torch's own out-of-memory, with what the pretend account adds where there is one."""
     requested, left = fault.requested, None
     call = ""
@@ -60,7 +60,7 @@ def torch_ran_out(
         f"the engine ran out of GPU memory {where(watch, call)}{words}",
         hint=advice(watch, plan, log),
     )
-    return Ending(
+    return EngineExit(
         "out_of_memory",
         error,
         phase=_phase(watch),
@@ -72,17 +72,17 @@ def torch_ran_out(
     )
 
 
-def no_cache(watch: Watch, plan: Plan, log: Path) -> Ending:
+def no_cache(watch: StartupTracker, plan: Plan, log: Path) -> EngineExit:
     """The engine found too little free memory to size a cache."""
     what = watch.no_cache or "kv cache"
     error = OutOfMemoryError(
         f"the engine found no memory for its {what} when it had loaded the weights",
         hint=advice(watch, plan, log),
     )
-    return Ending("out_of_memory", error, phase="cache")
+    return EngineExit("out_of_memory", error, phase="cache")
 
 
-def raced(log: Path) -> Ending:
+def raced(log: Path) -> EngineExit:
     """LMDeploy's two processes lost each other while they met: the same start mostly works.
 
     The server closes the lock under which the engine has told its port, sometimes before the
@@ -92,10 +92,10 @@ def raced(log: Path) -> Ending:
         "LMDeploy's server and its engine lost each other while they started (EOFError)",
         hint=f"its log is {log}",
     )
-    return Ending("raced", error)
+    return EngineExit("raced", error)
 
 
-def _phase(watch: Watch) -> MemoryPhase:
+def _phase(watch: StartupTracker) -> MemoryPhase:
     if watch.phase in ("starting", "weights"):
         return "weights"
     if watch.phase in ("cache", "warm-up"):

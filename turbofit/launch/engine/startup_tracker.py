@@ -38,7 +38,7 @@ from turbofit.observe.turbomind_log import (
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
-__all__ = ["EnginePhase", "Watch"]
+__all__ = ["EnginePhase", "StartupTracker"]
 
 EnginePhase = Literal["starting", "weights", "cache", "warm-up", "serving", "check", "ready"]
 
@@ -50,7 +50,7 @@ _HANG_SECONDS: Final = 2.0
 _WORDS_SECONDS: Final = 2.0
 
 
-class Watch:
+class StartupTracker:
     """Follows one engine's log; ``see`` each run of lines, then ask.
 
     Args:

@@ -14,12 +14,12 @@ from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.launch.engine import kernel
 from turbofit.launch.engine.engine_client import Client
-from turbofit.launch.engine.engine_exit import Ending, ending, fallback, hang, silence, stalled
+from turbofit.launch.engine.engine_exit import EngineExit, ending, fallback, hang, silence, stalled
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
 from turbofit.launch.engine.process import EngineProcess
 from turbofit.launch.engine.readiness_probe import Probe
-from turbofit.launch.engine.startup_tracker import Watch
+from turbofit.launch.engine.startup_tracker import StartupTracker
 from turbofit.observe.turbomind_log import TorchOutOfMemory
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.launches import Launch, Words
+    from turbofit.launch.engine.launches import Launch, StartCommand
     from turbofit.launch.engine.worst_requests import Question
 
 __all__ = ["Examiner", "SupervisedEngine", "Timing"]
@@ -110,8 +110,8 @@ class SupervisedEngine:
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
-        self.words: Words | None = None
-        self.watch = Watch(plan)
+        self.words: StartCommand | None = None
+        self.watch = StartupTracker(plan)
         self.client = Client(launch.port, launch.key)
         self._probe: Probe | None = None
         self._pulse: _Pulse | None = None
@@ -133,7 +133,7 @@ class SupervisedEngine:
         """
         words = self._launch.words(self.starts)
         self.starts += 1
-        self.watch, self.words = Watch(self._plan), words
+        self.watch, self.words = StartupTracker(self._plan), words
         self._began, self._kernel_began = self._clock(), kernel.uptime()
         self._kills = kernel.host_kills()
         self.phases = [("starting", 0.0)]
@@ -147,7 +147,7 @@ class SupervisedEngine:
         self._probe = Probe(self._plan, self.client, check=check, exam=exam)
         self._probe.start()
 
-    def look(self, now: float) -> Ending | None:
+    def look(self, now: float) -> EngineExit | None:
         """Read on; how it ended, if it did."""
         process, probe = self.process, self._probe
         if process is None or probe is None:
@@ -172,7 +172,7 @@ class SupervisedEngine:
         if probe.error is not None and not self.watch.failing:
             refused = probe.error
             error = LaunchError(refused.message, hint=f"{refused.hint} ({self.log})")
-            return Ending("crash" if self.was_ready else "refused", error)
+            return EngineExit("crash" if self.was_ready else "refused", error)
         if self.state == "starting" and now - self._began > self._timing.start:
             hours = self._timing.start / 3600
             return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
@@ -256,7 +256,7 @@ class SupervisedEngine:
             self._told = True
             self._tell(silence(self._plan, self.watch.phase, self._timing.quiet))
 
-    def _ended(self, code: int) -> Ending:
+    def _ended(self, code: int) -> EngineExit:
         _LOG.info("%s ended with code %d in phase %s", self.name, code, self.watch.phase)
         before, after = self._kills, kernel.host_kills()
         kills = None if before is None or after is None else after - before

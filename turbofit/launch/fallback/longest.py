@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["longest_request"]
 
 _WORD: Final = " a"
-_FEW: Final = 64
+_PROBE_TOKENS: Final = 64
 #: A word is two tokens at the most, where each byte is one: two short prompts fit so many times.
 _SHORT: Final = 8
 _ANSWER: Final = 2
@@ -46,7 +46,7 @@ def longest_request(
     Returns:
         None where the engine does not count, or has no room left.
     """
-    least = max(1, min(_FEW, plan.settings.session_len // _SHORT))
+    least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (count(Question("a short prompt", _words(model, n))) for n in (least, 2 * least))
     each = (more - few) / least
     if each <= 0:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.gateway.routing.outage import Outage
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.engine.engine_exit import Ending
+    from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.supervisor import Stop
@@ -239,7 +239,7 @@ class Attempt:
             return []
         return [engine.process.pid for engine in server.engines if engine.process is not None]
 
-    def _ended(self, engine: SupervisedEngine, ending: Ending) -> None:
+    def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
 
     def _rest(self, outage: Outage | None) -> None:

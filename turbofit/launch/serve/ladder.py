@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from turbofit.core.plan import GpuLedger, Plan
-    from turbofit.launch.engine.engine_exit import Ending
+    from turbofit.launch.engine.engine_exit import EngineExit
 
 __all__ = ["MOST_RUNGS", "Rung", "merged", "rungs"]
 
@@ -36,7 +36,7 @@ class Rung(Struct):
     why: str
 
 
-def rungs(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[Rung]:
+def rungs(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[Rung]:
     """Steps that may help against an ending, the one that its phase needs first.
 
     Args:
@@ -68,7 +68,7 @@ def merged(before: Mapping[str, Any], rung: Rung) -> dict[str, Any]:
     return {**before, **rung.changes}
 
 
-def _more_margin(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+def _more_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """A smaller cache (or another shape): the forecast was under by what it left and what missed.
 
     The engine took all that the forecast left in that phase and `missing` more, so that a plan with
@@ -102,7 +102,7 @@ def _left(gpu: GpuLedger, phase: str | None) -> int:
     return usable - (gpu.steady if phase == "warm-up" else gpu.peak)
 
 
-def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+def _smaller_prefill(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
     """Half the tokens of a forward: the warm-up and every activation shrink with them.
 
     What is planned with holds for all engines, so that none gets more than it had.
@@ -119,7 +119,7 @@ def _smaller_prefill(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Run
     )
 
 
-def _fewer_units(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+def _fewer_units(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """Images of half the size."""
     rule, now = plan.model.image_rule, plan.limits.image_limit
     if rule is None or rule.limit_name in fixed or "image_size" in fixed:
@@ -130,7 +130,7 @@ def _fewer_units(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | 
     return Rung(changes={name: half}, why=f"images did not fit: {name} {half}")
 
 
-def _fewer_engines(ended: Ending, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
+def _fewer_engines(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:  # noqa: ARG001
     """One engine less: each takes host memory of its own."""
     replicas = plan.parallel.replicas - 1
     if "replicas" in fixed or replicas < 1:

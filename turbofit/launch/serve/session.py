@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import signal
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.engine.engine_exit import Ending
+    from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.ladder import Rung
     from turbofit.launch.serve.supervisor import Stop
@@ -47,7 +47,7 @@ def run_session(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
 
 
 def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
-    failed: list[tuple[Plan, Ending, str]] = []
+    failed: list[tuple[Plan, EngineExit, str]] = []
     why, changes = "", dict(job.changes)
     while True:
         if failed:
@@ -87,10 +87,10 @@ def _remember(job: Job, plan: Plan, changes: dict[str, Any], why: str) -> None:
 
 
 def _next(
-    job: Job, plan: Plan, end: Ending, changes: dict[str, Any], failed: int
+    job: Job, plan: Plan, end: EngineExit, changes: dict[str, Any], failed: int
 ) -> tuple[Plan, Rung] | None:
     """The next rung that the planner can make a plan of, and that is another one."""
-    if job.replan is None or not end.of_memory or failed > MOST_RUNGS:
+    if job.replan is None or not end.is_oom or failed > MOST_RUNGS:
         return None
     started = plan if end.group is None else plan.of_group(end.group)
     for rung in rungs(end, started, job.fixed):
@@ -113,10 +113,10 @@ def _engines(plan: Plan) -> tuple[object, ...]:
     return plan.settings, plan.limits, own
 
 
-def _final(job: Job, failed: list[tuple[Plan, Ending, str]]) -> TurbofitError:
+def _final(job: Job, failed: list[tuple[Plan, EngineExit, str]]) -> TurbofitError:
     """The last error, with the table of all attempts before it where there were several."""
     end = failed[-1][1]
-    if not end.of_memory:
+    if not end.is_oom:
         return end.error
     if len(failed) == 1 and isinstance(end.error, DoesNotFitError):
         return end.error
@@ -130,7 +130,7 @@ def _final(job: Job, failed: list[tuple[Plan, Ending, str]]) -> TurbofitError:
     )
 
 
-def _table(failed: list[tuple[Plan, Ending, str]]) -> list[str]:
+def _table(failed: list[tuple[Plan, EngineExit, str]]) -> list[str]:
     """Forecast beside measured, a line a start."""
     lines = ["start  ratio  prefill  forecast peak (headroom)       ended: asked / left"]
     for number, (plan, end, why) in enumerate(failed):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.signals import stop_signals, unblock
 from turbofit.gateway.routing.outage import Outage
-from turbofit.launch.engine.engine_exit import EndedError, Ending
+from turbofit.launch.engine.engine_exit import EndedError, EngineExit
 from turbofit.launch.engine.environment import check_port
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
@@ -108,7 +108,7 @@ class Server:
         *,
         check: bool = True,
         timing: Timing | None = None,
-        on_end: Callable[[SupervisedEngine, Ending], None] = lambda _engine, _ending: None,
+        on_end: Callable[[SupervisedEngine, EngineExit], None] = lambda _engine, _ending: None,
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         examiner: Examiner | None = None,
@@ -194,7 +194,7 @@ class Server:
             time.sleep(self._timing.tick)
         return stop.signal
 
-    def _mend(self, engine: SupervisedEngine, ended: Ending, now: float) -> None:
+    def _mend(self, engine: SupervisedEngine, ended: EngineExit, now: float) -> None:
         """Start it again later, or give up.
 
         Raises:
@@ -202,7 +202,7 @@ class Server:
         """
         engine.end()
         ended.group = engine.group
-        if not ended.passing or not (engine.was_ready or ended.kind in ("killed", "raced")):
+        if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
             raise EndedError(ended)
         self._on_end(engine, ended)
         pause = engine.wait(now)

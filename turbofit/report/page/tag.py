@@ -11,7 +11,7 @@ from turbofit.core.struct import to_builtins
 __all__ = ["Markup", "join", "json_text", "tag"]
 
 #: Control characters, and those that turn the direction of text: names come from others.
-_ODD: Final = dict.fromkeys(
+_UNSAFE: Final = dict.fromkeys(
     (*range(9), 11, 12, *range(14, 32), *range(127, 160), *range(0x202A, 0x202F),
      *range(0x2066, 0x206A)), "?"
 )  # fmt: skip
@@ -55,4 +55,4 @@ def json_text(value: Any) -> Markup:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(text.translate(_ODD), quote=True)
+    return html.escape(text.translate(_UNSAFE), quote=True)

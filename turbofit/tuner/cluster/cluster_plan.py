@@ -13,7 +13,7 @@ from turbofit.core.struct import Struct
 from turbofit.core.version import __version__
 from turbofit.tuner.cluster import messages
 from turbofit.tuner.cluster.fitness import why_unusable
-from turbofit.tuner.cluster.kind_planner import KindPlanner, Tried
+from turbofit.tuner.cluster.kind_planner import KindPlan, KindPlanner
 from turbofit.tuner.cluster.kinds import Rounding, kinds_of
 from turbofit.tuner.cluster.promise import Choice, choose, even_shares
 from turbofit.tuner.cluster.spans import Team, span_engine, span_request, teams
@@ -36,9 +36,9 @@ class _Spanned:
     """Engines over several nodes: teams, and how they were planned."""
 
     def __init__(
-        self, teams: tuple[Team, ...], served: _Served, fleet: KindPlanner, rounding: Rounding
+        self, teams: tuple[Team, ...], served: _Served, planner: KindPlanner, rounding: Rounding
     ) -> None:
-        self.teams, self.served, self.fleet, self.rounding = teams, served, fleet, rounding
+        self.teams, self.served, self.planner, self.rounding = teams, served, planner, rounding
 
     @property
     def worth(self) -> tuple[float, float]:
@@ -61,22 +61,22 @@ def make_cluster_plan(base: ResolvedRequest, cluster: Cluster, engine: str = "au
     """
     unusable = {node.id: why_unusable(node) for node in cluster.nodes}
     usable = [node for node in cluster.nodes if not unusable[node.id]]
-    fleet, alone, rounding = _kinds_alone(base, usable, engine)
-    served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
+    planner, alone, rounding = _kinds_alone(base, usable, engine)
+    served = _served(planner, {k: one.serves for k, one in alone.items() if not one.why_not})
     spanned = _spanned(base, usable, engine) if served is None else None
     if spanned is None and alone and all(tried.plan is None for tried in alone.values()):
-        raise fleet.errors[0]
-    nodes = tuple(_node(fleet, node, unusable, alone, served) for node in cluster.nodes)
+        raise planner.errors[0]
+    nodes = tuple(_node(planner, node, unusable, alone, served) for node in cluster.nodes)
     if rounding.span:
         nodes = tuple(_evaluation_by_others(one, unusable) for one in nodes)
     if spanned is not None:
         return _over_nodes(cluster, nodes, spanned)
-    return _document(fleet, cluster, nodes, served, alone, rounding)
+    return _document(planner, cluster, nodes, served, alone, rounding)
 
 
 def _kinds_alone(
     base: ResolvedRequest, nodes: list[Node], engine: str
-) -> tuple[KindPlanner, dict[int, Tried], Rounding]:
+) -> tuple[KindPlanner, dict[int, KindPlan], Rounding]:
     """The nodes by kind, and each kind by itself.
 
     Nodes that serve nothing when they are counted as full as others are folded again among
@@ -84,48 +84,48 @@ def _kinds_alone(
     """
     exact = base.budget is not None
     kinds, rounding = kinds_of(nodes, exact=exact)
-    fleet = KindPlanner(base, kinds, engine)
-    alone = _alone(fleet)
-    lost = [n for k, one in alone.items() if one.why_not for n in fleet.kinds[k].nodes]
+    planner = KindPlanner(base, kinds, engine)
+    alone = _alone(planner)
+    lost = [n for k, one in alone.items() if one.why_not for n in planner.kinds[k].nodes]
     if not rounding.span or not lost:
-        return fleet, alone, rounding
+        return planner, alone, rounding
     again, finer = kinds_of(lost, exact=exact)
     if finer.step >= rounding.step:
-        return fleet, alone, rounding
-    serving = [kind for k, kind in enumerate(fleet.kinds) if not alone[k].why_not]
-    fleet = KindPlanner(base, (*serving, *again), engine)
-    return fleet, _alone(fleet), rounding
+        return planner, alone, rounding
+    serving = [kind for k, kind in enumerate(planner.kinds) if not alone[k].why_not]
+    planner = KindPlanner(base, (*serving, *again), engine)
+    return planner, _alone(planner), rounding
 
 
-def _alone(fleet: KindPlanner) -> dict[int, Tried]:
+def _alone(planner: KindPlanner) -> dict[int, KindPlan]:
     """Each kind by itself, with an even share of the requests among those that serve."""
-    members = list(range(len(fleet.kinds)))
+    members = list(range(len(planner.kinds)))
     if not members:
         return {}
-    shares = even_shares(fleet, members)
-    tried = {k: fleet.plan(k, shares[k]) for k in members}
+    shares = even_shares(planner, members)
+    tried = {k: planner.plan(k, shares[k]) for k in members}
     serving = [k for k in members if not tried[k].why_not]
     if serving and len(serving) < len(members):
-        shares = even_shares(fleet, serving)
-        tried |= {k: fleet.plan(k, shares[k]) for k in serving}
+        shares = even_shares(planner, serving)
+        tried |= {k: planner.plan(k, shares[k]) for k in serving}
     return tried
 
 
-def _served(fleet: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
+def _served(planner: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
     """The best promise on all its nodes; None where no node serves."""
     if not alone:
         return None
-    choice, weighed = choose(fleet, alone)
+    choice, weighed = choose(planner, alone)
     plans: dict[str, NodePlan] = {}
     speeds: list[Speed] = []
     measured = []
     for k, share in choice.shares.items():
-        kind = fleet.kinds[k]
-        first = fleet.plan(k, share, choice.promise).serves
-        each = fleet.speed(first).engines(share)
+        kind = planner.kinds[k]
+        first = planner.plan(k, share, choice.promise).serves
+        each = planner.speed(first).engines(share)
         throughput = total(each, kind.machine.measured) if each else None
         for place, (node, tried) in enumerate(
-            zip(kind.nodes, fleet.on_nodes(k, share, choice.promise), strict=True)
+            zip(kind.nodes, planner.on_nodes(k, share, choice.promise), strict=True)
         ):
             plans[node.id] = _planned(node, tried, share, throughput, keep=place == 0)
             if plans[node.id].plan is not None:
@@ -139,7 +139,7 @@ def _served(fleet: KindPlanner, alone: dict[int, Plan]) -> _Served | None:
 
 
 def _planned(
-    node: Node, tried: Tried, share: float, speed: Throughput | None, *, keep: bool
+    node: Node, tried: KindPlan, share: float, speed: Throughput | None, *, keep: bool
 ) -> NodePlan:
     """What one node serves; ``keep`` its table of what was considered."""
     made = _named(node)
@@ -150,20 +150,20 @@ def _planned(
 
 
 def _node(
-    fleet: KindPlanner,
+    planner: KindPlanner,
     node: Node,
     unusable: dict[str, str],
-    alone: dict[int, Tried],
+    alone: dict[int, KindPlan],
     served: _Served | None,
 ) -> NodePlan:
     if served is not None and node.id in served.plans:
         return served.plans[node.id]
     why = unusable[node.id]
     if not why:
-        number = fleet.kind_of[node.id]
+        number = planner.kind_of[node.id]
         why = alone[number].why_not
         if not why and served is not None:
-            why = messages.left_out(fleet, alone[number].serves, served.choice)
+            why = messages.left_out(planner, alone[number].serves, served.choice)
     return replace(_named(node), why_not=why)
 
 
@@ -202,13 +202,13 @@ def _spanned(base: ResolvedRequest, usable: list[Node], engine: str) -> _Spanned
         if card in tried_cards:
             continue  # fewer nodes an engine do already
         kinds, rounding = kinds_of([team.as_node() for team in some])
-        fleet = KindPlanner(span_request(base, some[0], runner), kinds, runner.name)
-        alone = _alone(fleet)
-        served = _served(fleet, {k: one.serves for k, one in alone.items() if not one.why_not})
+        planner = KindPlanner(span_request(base, some[0], runner), kinds, runner.name)
+        alone = _alone(planner)
+        served = _served(planner, {k: one.serves for k, one in alone.items() if not one.why_not})
         if served is None:
             continue
         tried_cards.add(card)
-        made = _Spanned(teams=some, served=served, fleet=fleet, rounding=rounding)
+        made = _Spanned(teams=some, served=served, planner=planner, rounding=rounding)
         if best is None or made.worth > best.worth:
             best = made
     return best
@@ -216,7 +216,7 @@ def _spanned(base: ResolvedRequest, usable: list[Node], engine: str) -> _Spanned
 
 def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned) -> ClusterPlan:
     """The document of engines over several nodes."""
-    fleet, served = spanned.fleet, spanned.served
+    planner, served = spanned.planner, spanned.served
     spans = []
     for team in spanned.teams:
         node_plan = served.plans.get(team.id)
@@ -232,19 +232,19 @@ def _over_nodes(cluster: Cluster, nodes: tuple[NodePlan, ...], spanned: _Spanned
             )
     taken = {identity for span in spans for identity in span.nodes}
     nodes = tuple(replace(one, why_not="") if one.node in taken else one for one in nodes)
-    return _document(fleet, cluster, nodes, served, {}, spanned.rounding, tuple(spans))
+    return _document(planner, cluster, nodes, served, {}, spanned.rounding, tuple(spans))
 
 
 def _document(  # noqa: PLR0913 - the parts of one document
-    fleet: KindPlanner,
+    planner: KindPlanner,
     cluster: Cluster,
     nodes: tuple[NodePlan, ...],
     served: _Served | None,
-    alone: dict[int, Tried],
+    alone: dict[int, KindPlan],
     rounding: Rounding,
     spans: tuple[Span, ...] = (),
 ) -> ClusterPlan:
-    base = fleet.base
+    base = planner.base
     plans = [node.plan for node in nodes if node.plan is not None]
     plans += [span.plan for span in spans]
     longest = min((plan.kv.longest_request_tokens for plan in plans), default=0)
@@ -269,10 +269,10 @@ def _document(  # noqa: PLR0913 - the parts of one document
     return replace(
         made,
         verdict=messages.verdict(made),
-        reasons=tuple(messages.reasons(fleet, made, chosen, rounding)) if chosen else (),
+        reasons=tuple(messages.reasons(planner, made, chosen, rounding)) if chosen else (),
         warnings=tuple(messages.warnings(cluster, made)),
         remedies=tuple(
-            messages.gains(fleet, chosen, served.weighed) if served and chosen
-            else messages.remedies(alone.values(), fleet.kinds)
+            messages.gains(planner, chosen, served.weighed) if served and chosen
+            else messages.remedies(alone.values(), planner.kinds)
         ),
     )  # fmt: skip

@@ -44,15 +44,15 @@ def plan_joining_node(
     if why:
         return replace(made, why_not=why)
     base = _with_context(base, plan)
-    fleet = KindPlanner(base, kinds_of([node], exact=True)[0], engine)
+    planner = KindPlanner(base, kinds_of([node], exact=True)[0], engine)
     share = _share(plan, node)
     requests = share
     for _ in range(_TRIES):
-        tried = fleet.plan(0, requests, _promise(base, plan))
-        why = tried.why_not or _breaks(fleet, plan, tried.serves)
+        tried = planner.plan(0, requests, _promise(base, plan))
+        why = tried.why_not or _breaks(planner, plan, tried.serves)
         if not why:
             node_plan = tried.serves
-            each = fleet.speed(node_plan).engines(share)
+            each = planner.speed(node_plan).engines(share)
             if each:
                 node_plan = replace(node_plan, throughput=total(each, node_plan.machine.measured))
             return replace(made, plan=node_plan, at_once=share)
@@ -60,7 +60,7 @@ def plan_joining_node(
             break
         # Answers a request come from the batch: it is planned for more requests than will come.
         requests = ceil(requests) * (1 + plan.limits.n // tried.serves.limits.n)
-    return replace(made, why_not=_plainly(fleet, plan, share) or why)
+    return replace(made, why_not=_plainly(planner, plan, share) or why)
 
 
 def _with_context(base: ResolvedRequest, plan: ClusterPlan) -> ResolvedRequest:
@@ -88,12 +88,12 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     return plan.workload.concurrency * joining / (cards + joining)
 
 
-def _breaks(fleet: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:
+def _breaks(planner: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:
     """What of the promise a plan does not hold."""
     assert plan.limits is not None
-    limit, wanted = joining.limits.image_limit, _promise(fleet.base, plan).limit
+    limit, wanted = joining.limits.image_limit, _promise(planner.base, plan).limit
     if limit is not None and wanted is not None and limit < wanted:
-        return messages.too_small(fleet, limit, wanted)
+        return messages.too_small(planner, limit, wanted)
     held, promised = joining.kv.longest_request_tokens, plan.longest_request_tokens
     if held < promised:
         return messages.too_short(held, promised)
@@ -110,16 +110,16 @@ def _breaks(fleet: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:
     return ""
 
 
-def _plainly(fleet: KindPlanner, plan: ClusterPlan, share: float) -> str:
+def _plainly(planner: KindPlanner, plan: ClusterPlan, share: float) -> str:
     """What the node would hold if it were free to promise less."""
-    wanted = _promise(fleet.base, plan)
+    wanted = _promise(planner.base, plan)
     free = KindPlanner(
-        replace(fleet.base, workload=replace(fleet.base.workload, context=None)),
-        fleet.kinds,
-        fleet.engine,
+        replace(planner.base, workload=replace(planner.base.workload, context=None)),
+        planner.kinds,
+        planner.engine,
     )
     for promise in (Promise(limit=wanted.limit), Promise()):
         tried = free.plan(0, share, promise)
         if not tried.why_not:
-            return _breaks(fleet, plan, tried.serves)
+            return _breaks(planner, plan, tried.serves)
     return ""

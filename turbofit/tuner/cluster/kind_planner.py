@@ -18,7 +18,7 @@ from turbofit.tuner.cluster.rebase import Rebase
 from turbofit.tuner.cluster.speeds import ALMOST, NodeSpeed
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 
-__all__ = ["KindPlanner", "Promise", "Tried"]
+__all__ = ["KindPlan", "KindPlanner", "Promise"]
 
 
 class Promise(Struct):
@@ -28,7 +28,7 @@ class Promise(Struct):
     context: int | None = None
 
 
-class Tried(Struct):
+class KindPlan(Struct):
     """A kind's plan, or the error that there is none; ``why_not`` is empty where it serves."""
 
     plan: Plan | None
@@ -56,7 +56,7 @@ class KindPlanner:
         self.requested_load = vision_load_of(base, base.requested_limit)
         self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
         self.errors: list[TurbofitError] = []
-        self._made: dict[tuple[int, int, Promise], Tried] = {}
+        self._made: dict[tuple[int, int, Promise], KindPlan] = {}
         self._speeds: dict[int, tuple[Plan, NodeSpeed]] = {}
 
     @property
@@ -75,7 +75,7 @@ class KindPlanner:
         """Whether an image limit may be lowered."""
         return self.base.fixed_limit is None and self.base.workload.image_size is None
 
-    def plan(self, number: int, share: float, promise: Promise | None = None) -> Tried:
+    def plan(self, number: int, share: float, promise: Promise | None = None) -> KindPlan:
         """One kind with a share of the requests; what it does alone where that is the promise."""
         requests = max(1, ceil(share - ALMOST))
         alone = self._once(number, requests, Promise())
@@ -102,7 +102,7 @@ class KindPlanner:
             return request
         return request.with_limit(promise.limit)
 
-    def on_nodes(self, number: int, share: float, promise: Promise) -> list[Tried]:
+    def on_nodes(self, number: int, share: float, promise: Promise) -> list[KindPlan]:
         """The kind's plan on each of its nodes; it serves on the kind's machine."""
         requests = max(1, ceil(share - ALMOST))
         tried = self.plan(number, share, promise)
@@ -113,7 +113,7 @@ class KindPlanner:
             if plan is None:  # not the same settings: by itself
                 found.append(self._tried(self.ask_of(node, requests, promise, None)))
             else:
-                found.append(Tried(plan=plan, why_not=""))
+                found.append(KindPlan(plan=plan, why_not=""))
         return found
 
     def speed(self, plan: Plan) -> NodeSpeed:
@@ -123,20 +123,20 @@ class KindPlanner:
             self._speeds[id(plan)] = (plan, NodeSpeed(plan, self.requested_load, fixed_batch=fixed))
         return self._speeds[id(plan)][1]
 
-    def _once(self, number: int, requests: int, promise: Promise) -> Tried:
+    def _once(self, number: int, requests: int, promise: Promise) -> KindPlan:
         key = (number, requests, promise)
         if key not in self._made:
             self._made[key] = self._tried(self.request(number, requests, promise))
         return self._made[key]
 
-    def _tried(self, request: ResolvedRequest) -> Tried:
+    def _tried(self, request: ResolvedRequest) -> KindPlan:
         try:
             plan = best_plan(request, self.engine)
         except TurbofitError as error:
             self.errors.append(error)
-            return Tried(plan=None, why_not=error.message)
+            return KindPlan(plan=None, why_not=error.message)
         said = plan.verdict.removeprefix("does not fit: ").removeprefix(f"{plan.model.name}: ")
-        return Tried(plan=self._promised(plan, request), why_not="" if plan.fits else said)
+        return KindPlan(plan=self._promised(plan, request), why_not="" if plan.fits else said)
 
     def _promised(self, plan: Plan, request: ResolvedRequest) -> Plan:
         """The plan with the promise as the reason of what it fixed."""

@@ -41,9 +41,9 @@ _ROUNDINGS: Final = (
 _EXACT: Final = Rounding(step=1)
 #: Searches that are few enough; for more the next coarser rounding is tried. A search over many
 #: cards that are all differently full takes as long as so many others.
-_FEW: Final = 24
-_ODD: Final = 20
-_ODD_CARDS: Final = 4
+_MOST_SEARCHES: Final = 24
+_UNEVEN_COST: Final = 20
+_UNEVEN_LEVELS: Final = 4
 _HOST_STEP: Final = 8 * GIB
 _HOST_FINE: Final = 64 * GIB
 #: Measured speeds that differ by less than a fifth or so are alike.
@@ -69,7 +69,7 @@ def kinds_of(nodes: Sequence[Node], *, exact: bool = False) -> tuple[tuple[Kind,
     for rounding in (_EXACT,) if exact else _ROUNDINGS:
         found = _fold(nodes, hardware, rounding)
         cost = sum(_cost(_machine(members[0]), rounding) for members in found)
-        if cost <= max(_FEW, least):
+        if cost <= max(_MOST_SEARCHES, least):
             break
     return tuple(_kind(members, rounding) for members in found), rounding
 
@@ -88,7 +88,7 @@ def _fold(
 def _cost(machine: Machine, rounding: Rounding) -> int:
     """How long a kind takes to plan: one, or more where many cards are differently full."""
     levels = len(set(_fullness(machine, rounding)))
-    return _ODD if levels > _ODD_CARDS else 1
+    return _UNEVEN_COST if levels > _UNEVEN_LEVELS else 1
 
 
 def _kind(members: list[Node], rounding: Rounding) -> Kind:

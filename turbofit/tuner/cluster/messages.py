@@ -12,7 +12,7 @@ from turbofit.core.cluster import Cluster, ClusterPlan
 from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan, Remedy
 from turbofit.core.units import format_bytes
-from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise, Tried
+from turbofit.tuner.cluster.kind_planner import KindPlan, KindPlanner, Promise
 from turbofit.tuner.cluster.kinds import Kind, Rounding
 from turbofit.tuner.cluster.promise import Choice
 from turbofit.tuner.cluster.spans import NETWORK
@@ -52,14 +52,14 @@ def verdict(plan: ClusterPlan) -> str:
 
 
 def reasons(
-    fleet: KindPlanner, plan: ClusterPlan, choice: Choice, rounding: Rounding
+    planner: KindPlanner, plan: ClusterPlan, choice: Choice, rounding: Rounding
 ) -> Iterator[str]:
     """Why this promise, who bounds it, how requests are shared, how nodes were put together."""
-    base = fleet.base
+    base = planner.base
     yield from _span_reasons(plan)
     if choice.promise.limit is not None and plan.limits and plan.limits.vision_unit:
-        yield _limit_reason(fleet, choice)
-    yield _context_reason(fleet, plan)
+        yield _limit_reason(planner, choice)
+    yield _context_reason(planner, plan)
     used = [node.at_once for node in plan.nodes if node.plan is not None]
     used += [span.at_once for span in plan.spans]
     least, most = min(used), max(used)
@@ -68,7 +68,7 @@ def reasons(
     requests = base.workload.concurrency
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
     yield f"shares: {count(requests, 'request')} at once, {shares} on {where}{how}"
-    if _unequally_full(fleet, choice):
+    if _unequally_full(planner, choice):
         yield _sign(len(choice.shares), rounding)
     if plan.engines > requests:
         yield (
@@ -139,9 +139,9 @@ def _sign(kinds: int, rounding: Rounding) -> str:
     )
 
 
-def _unequally_full(fleet: KindPlanner, choice: Choice) -> bool:
+def _unequally_full(planner: KindPlanner, choice: Choice) -> bool:
     """Whether some node is planned for less than it has."""
-    kinds = [fleet.kinds[k] for k in choice.shares]
+    kinds = [planner.kinds[k] for k in choice.shares]
     return any(_used(kind.machine) != _used(n.machine) for kind in kinds for n in kind.nodes)
 
 
@@ -149,9 +149,9 @@ def _used(machine: Machine | None) -> tuple[object, ...]:
     return () if machine is None else tuple(machine.gpu(i).used for i in machine.visible)
 
 
-def _limit_reason(fleet: KindPlanner, choice: Choice) -> str:
-    name, limit, most = fleet.rule.limit_name, choice.promise.limit, fleet.base.requested_limit
-    if not fleet.limit_free:
+def _limit_reason(planner: KindPlanner, choice: Choice) -> str:
+    name, limit, most = planner.rule.limit_name, choice.promise.limit, planner.base.requested_limit
+    if not planner.limit_free:
         return f"{name} {limit}: as set by you"
     if limit == most:
         return f"{name} {limit}: the model's own; nodes that cannot serve it are left out"
@@ -161,11 +161,14 @@ def _limit_reason(fleet: KindPlanner, choice: Choice) -> str:
     )
 
 
-def _context_reason(fleet: KindPlanner, plan: ClusterPlan) -> str:
-    longest, positions = plan.longest_request_tokens, fleet.base.model.text.max_position_embeddings
-    if fleet.base.workload.context is not None:
+def _context_reason(planner: KindPlanner, plan: ClusterPlan) -> str:
+    longest, positions = (
+        plan.longest_request_tokens,
+        planner.base.model.text.max_position_embeddings,
+    )
+    if planner.base.workload.context is not None:
         return f"context {longest}: as asked; nodes that do not hold it are left out"
-    if "session_len" in fleet.base.fixed:
+    if "session_len" in planner.base.fixed:
         return f"context {longest}: the session_len set by you, as far as every cache holds it"
     if longest >= positions:
         return f"context {longest}: the model's own, which every used node holds"
@@ -206,22 +209,24 @@ def _common(text: str) -> bool:
     return not text.startswith("not used: ")
 
 
-def left_out(fleet: KindPlanner, plan: Plan, choice: Choice) -> str:
+def left_out(planner: KindPlanner, plan: Plan, choice: Choice) -> str:
     """Why a node that would serve alone is not used under the promise."""
     limit, longest = plan.limits.image_limit, plan.kv.longest_request_tokens
     promise = choice.promise
     if promise.limit is not None and limit is not None and limit < promise.limit:
-        return too_small(fleet, limit, promise.limit)
+        return too_small(planner, limit, promise.limit)
     if promise.context is not None and longest < promise.context:
         return too_short(longest, promise.context)
-    if fleet.base.workload.goal == "latency":
+    if planner.base.workload.goal == "latency":
         return "its answers would be the slowest, and the goal is the shortest one"
     return f"holds less than {promise.context:,} tokens with its share of the requests"
 
 
-def too_small(fleet: KindPlanner, limit: int, promised: int) -> str:
+def too_small(planner: KindPlanner, limit: int, promised: int) -> str:
     """Images that are too small."""
-    return f"serves images of {limit:,} {fleet.rule.limit_unit} at most, {promised:,} are promised"
+    return (
+        f"serves images of {limit:,} {planner.rule.limit_unit} at most, {promised:,} are promised"
+    )
 
 
 def too_short(held: int, promised: int) -> str:
@@ -229,16 +234,16 @@ def too_short(held: int, promised: int) -> str:
     return f"holds {held:,} tokens under the promised images, {promised:,} are promised"
 
 
-def gains(fleet: KindPlanner, choice: Choice, weighed: Sequence[Choice]) -> Iterator[Remedy]:
+def gains(planner: KindPlanner, choice: Choice, weighed: Sequence[Choice]) -> Iterator[Remedy]:
     """Other promises that were weighed, and what they would give."""
-    if fleet.base.workload.goal != "throughput":
+    if planner.base.workload.goal != "throughput":
         return
     seen: set[Promise] = {choice.promise}
     for one in sorted(weighed, key=lambda it: -it.value):
         changes = []
         if one.promise.limit != choice.promise.limit:
-            changes.append(f"{fleet.rule.limit_option} {one.promise.limit}")
-        if one.promise.context != choice.promise.context and fleet.context_free:
+            changes.append(f"{planner.rule.limit_option} {one.promise.limit}")
+        if one.promise.context != choice.promise.context and planner.context_free:
             changes.append(f"--context {one.promise.context}")
         better = one.value > choice.value * 1.05 or one.context > choice.context
         if one.promise in seen or not changes or not better:
@@ -253,7 +258,7 @@ def gains(fleet: KindPlanner, choice: Choice, weighed: Sequence[Choice]) -> Iter
             return
 
 
-def remedies(tried: Iterable[Tried], kinds: Sequence[Kind]) -> Iterator[Remedy]:
+def remedies(tried: Iterable[KindPlan], kinds: Sequence[Kind]) -> Iterator[Remedy]:
     """Of each kind the cheapest change that would make it serve."""
     found: dict[str, Remedy] = {}
     for one, kind in zip(tried, kinds, strict=True):

@@ -23,7 +23,7 @@ from turbofit.tuner.search.share import share_out
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]
 
 #: Rates that differ by less are the same to a forecast that is off by more.
-_KNOWS: Final = 0.02
+_FORECAST_TOLERANCE: Final = 0.02
 #: Limits and contexts that are tried, spread over what the kinds have.
 _MOST_LIMITS: Final = 6
 _MOST_CONTEXTS: Final = 8
@@ -48,115 +48,117 @@ class Choice(Struct):
         return self.promise.context or 0
 
 
-def even_shares(fleet: KindPlanner, members: Iterable[int]) -> dict[int, float]:
+def even_shares(planner: KindPlanner, members: Iterable[int]) -> dict[int, float]:
     """Requests of one node of each kind where every GPU gets as many."""
     found = list(members)
-    cards = {k: len(fleet.kinds[k].machine.visible) for k in found}
-    total = sum(cards[k] * len(fleet.kinds[k].nodes) for k in found)
-    return {k: fleet.base.workload.concurrency * cards[k] / total for k in found}
+    cards = {k: len(planner.kinds[k].machine.visible) for k in found}
+    total = sum(cards[k] * len(planner.kinds[k].nodes) for k in found)
+    return {k: planner.base.workload.concurrency * cards[k] / total for k in found}
 
 
-def shares_of(fleet: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
+def shares_of(planner: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
     """Requests of one node of each kind as the goal gives them; by GPUs without a forecast."""
     if len(plans) == 1 or any(plan.engine.serial for plan in plans.values()):
-        return even_shares(fleet, plans)
-    workload = fleet.base.workload
-    sets = [(len(fleet.kinds[k].nodes), fleet.speed(plan)) for k, plan in plans.items()]
+        return even_shares(planner, plans)
+    workload = planner.base.workload
+    sets = [(len(planner.kinds[k].nodes), planner.speed(plan)) for k, plan in plans.items()]
     shared = share_out(sets, workload.concurrency, workload.goal)
     return dict(zip(plans, shared, strict=True))
 
 
-def choose(fleet: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, ...]]:
+def choose(planner: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[Choice, ...]]:
     """The best promise, and all that were weighed.
 
     Args:
-        fleet: the kinds.
+        planner: the kinds.
         alone: the plans of those that serve by themselves, with their even shares.
     """
-    found = [one for limit in _limits(fleet, alone) for one in _with_limit(fleet, alone, limit)]
+    found = [one for limit in _limits(planner, alone) for one in _with_limit(planner, alone, limit)]
     best = max(one.served * one.value for one in found)
-    knows = _KNOWS if fleet.base.workload.goal == "throughput" else 0.0
-    equal = [one for one in found if one.served * one.value >= best * (1 - knows)]
+    tolerance = _FORECAST_TOLERANCE if planner.base.workload.goal == "throughput" else 0.0
+    equal = [one for one in found if one.served * one.value >= best * (1 - tolerance)]
     chosen = max(equal, key=lambda one: (one.served, one.context, one.nodes, one.value))
-    return _agreed(fleet, chosen), tuple(found)
+    return _agreed(planner, chosen), tuple(found)
 
 
-def _limits(fleet: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
+def _limits(planner: KindPlanner, alone: dict[int, Plan]) -> list[int | None]:
     """The asked limit where any kind serves it; else what kinds reach, the largest first."""
     found = {plan.limits.image_limit for plan in alone.values()}
     reached = sorted((limit for limit in found if limit is not None), reverse=True)
     if not reached:
         return [None]
-    if fleet.base.requested_limit in reached or not fleet.limit_free:
+    if planner.base.requested_limit in reached or not planner.limit_free:
         return [reached[0]]
     return list(_spread(reached, _MOST_LIMITS))
 
 
-def _with_limit(fleet: KindPlanner, alone: dict[int, Plan], limit: int | None) -> list[Choice]:
+def _with_limit(planner: KindPlanner, alone: dict[int, Plan], limit: int | None) -> list[Choice]:
     """Promises with one limit: each context that some kind ends at."""
-    shares = even_shares(fleet, alone)
+    shares = even_shares(planner, alone)
     plans: dict[int, Plan] = {}
     for k, plan in alone.items():
         reached = plan.limits.image_limit
         if limit is None or (reached is not None and reached >= limit):
-            tried = fleet.plan(k, shares[k], Promise(limit=limit))
+            tried = planner.plan(k, shares[k], Promise(limit=limit))
             if not tried.why_not:
                 plans[k] = tried.serves
     longest = {k: plan.kv.longest_request_tokens for k, plan in plans.items()}
-    requested = fleet.base.workload.context
+    requested = planner.base.workload.context
     contexts = [requested] if requested else _spread(sorted(set(longest.values())), _MOST_CONTEXTS)
     found = []
     for context in contexts:
         members = {k: plan for k, plan in plans.items() if longest[k] >= context}
-        found += [_weighed(fleet, some, limit, context) for some in _subsets(fleet, members)]
+        found += [_weighed(planner, some, limit, context) for some in _subsets(planner, members)]
     return found
 
 
-def _subsets(fleet: KindPlanner, members: dict[int, Plan]) -> list[dict[int, Plan]]:
+def _subsets(planner: KindPlanner, members: dict[int, Plan]) -> list[dict[int, Plan]]:
     """All of them; for the shortest answer also without the slowest ones."""
-    if fleet.base.workload.goal != "latency" or len(members) < 2:
+    if planner.base.workload.goal != "latency" or len(members) < 2:
         return [members]
-    shares = even_shares(fleet, members)
+    shares = even_shares(planner, members)
     if any(plan.engine.serial for plan in members.values()):
         return [members]
-    order = sorted(members, key=lambda k: fleet.speed(members[k])(shares[k]).seconds_per_request)
+    order = sorted(members, key=lambda k: planner.speed(members[k])(shares[k]).seconds_per_request)
     sizes = _spread(range(1, len(order) + 1), _MOST_SUBSETS)
     return [{k: members[k] for k in order[:size]} for size in sizes]
 
 
-def _weighed(fleet: KindPlanner, plans: dict[int, Plan], limit: int | None, context: int) -> Choice:
+def _weighed(
+    planner: KindPlanner, plans: dict[int, Plan], limit: int | None, context: int
+) -> Choice:
     choice = Choice(
         promise=Promise(limit=limit, context=context),
-        shares=shares_of(fleet, plans),
-        nodes=sum(len(fleet.kinds[k].nodes) for k in plans),
-        served=_served(fleet, limit),
+        shares=shares_of(planner, plans),
+        nodes=sum(len(planner.kinds[k].nodes) for k in plans),
+        served=_served(planner, limit),
     )
-    return replace(choice, value=_value(fleet, plans, choice.shares))
+    return replace(choice, value=_value(planner, plans, choice.shares))
 
 
-def _served(fleet: KindPlanner, limit: int | None) -> float:
+def _served(planner: KindPlanner, limit: int | None) -> float:
     """The share of the asked image's units that is admitted."""
-    requested_load = fleet.requested_load.units_per_request
+    requested_load = planner.requested_load.units_per_request
     if limit is None or not requested_load:
         return 1.0
-    return vision_load_of(fleet.base, limit).units_per_request / requested_load
+    return vision_load_of(planner.base, limit).units_per_request / requested_load
 
 
-def _value(fleet: KindPlanner, plans: dict[int, Plan], shares: dict[int, float]) -> float:
+def _value(planner: KindPlanner, plans: dict[int, Plan], shares: dict[int, float]) -> float:
     """The goal's value of kinds side by side."""
-    goal = fleet.base.workload.goal
+    goal = planner.base.workload.goal
     if goal == "context":
         return float(min(plan.kv.tokens for plan in plans.values()))
     if any(plan.engine.serial for plan in plans.values()):
-        engines = sum(p.parallel.replicas * len(fleet.kinds[k].nodes) for k, p in plans.items())
+        engines = sum(p.parallel.replicas * len(planner.kinds[k].nodes) for k, p in plans.items())
         return float(engines)
-    speeds = {k: fleet.speed(plan)(shares[k]) for k, plan in plans.items()}
+    speeds = {k: planner.speed(plan)(shares[k]) for k, plan in plans.items()}
     if goal == "latency":
         return 1 / max(speed.seconds_per_request for speed in speeds.values())
-    return sum(s.requests_per_second * len(fleet.kinds[k].nodes) for k, s in speeds.items())
+    return sum(s.requests_per_second * len(planner.kinds[k].nodes) for k, s in speeds.items())
 
 
-def _agreed(fleet: KindPlanner, choice: Choice) -> Choice:
+def _agreed(planner: KindPlanner, choice: Choice) -> Choice:
     """The choice as its own plans keep it; without shares where none does.
 
     A larger share makes a larger batch, and that leaves a little less cache: the context is lowered
@@ -164,25 +166,25 @@ def _agreed(fleet: KindPlanner, choice: Choice) -> Choice:
     """
     promise, shares = choice.promise, choice.shares
     while shares:
-        tried = {k: fleet.plan(k, share, promise) for k, share in shares.items()}
+        tried = {k: planner.plan(k, share, promise) for k, share in shares.items()}
         short = {k for k, one in tried.items() if one.why_not or not _holds(one.serves, promise)}
         if not short:
-            return _final(fleet, promise, {k: one.serves for k, one in tried.items()}, shares)
-        held = _held(fleet, promise, shares, short) if fleet.context_free else {}
+            return _final(planner, promise, {k: one.serves for k, one in tried.items()}, shares)
+        held = _held(planner, promise, shares, short) if planner.context_free else {}
         if held and min(held.values()) < (promise.context or 0):
             promise = replace(promise, context=min(held.values()))
             short -= set(held)
         rest = {k: one.serves for k, one in tried.items() if k not in short and one.plan}
         if short:
-            shares = shares_of(fleet, rest) if rest else {}
+            shares = shares_of(planner, rest) if rest else {}
     return replace(choice, shares={})
 
 
 def _held(
-    fleet: KindPlanner, promise: Promise, shares: dict[int, float], short: set[int]
+    planner: KindPlanner, promise: Promise, shares: dict[int, float], short: set[int]
 ) -> dict[int, int]:
     """The longest context of each kind that does not hold the promised one."""
-    free = {k: fleet.plan(k, shares[k], Promise(limit=promise.limit)) for k in short}
+    free = {k: planner.plan(k, shares[k], Promise(limit=promise.limit)) for k in short}
     return {k: one.serves.kv.longest_request_tokens for k, one in free.items() if not one.why_not}
 
 
@@ -191,15 +193,15 @@ def _holds(plan: Plan, promise: Promise) -> bool:
 
 
 def _final(
-    fleet: KindPlanner, promise: Promise, plans: dict[int, Plan], shares: dict[int, float]
+    planner: KindPlanner, promise: Promise, plans: dict[int, Plan], shares: dict[int, float]
 ) -> Choice:
     kept = {k: shares[k] for k in plans}
     return Choice(
         promise=promise,
         shares=kept,
-        nodes=sum(len(fleet.kinds[k].nodes) for k in plans),
-        value=_value(fleet, plans, kept),
-        served=_served(fleet, promise.limit),
+        nodes=sum(len(planner.kinds[k].nodes) for k in plans),
+        value=_value(planner, plans, kept),
+        served=_served(planner, promise.limit),
     )
 
 

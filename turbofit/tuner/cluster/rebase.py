@@ -13,7 +13,7 @@ from turbofit.core.machine import Machine
 from turbofit.core.plan import Plan
 from turbofit.core.struct import known
 from turbofit.memory.engines import engine_named
-from turbofit.memory.start_outcome import fate_at
+from turbofit.memory.start_outcome import outcome_at
 from turbofit.memory.vision_load import vision_load_within
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
@@ -69,7 +69,7 @@ class Rebase:
         host = host_of(request, accounts, engine)
         if host_problem(host) is not None:
             return None
-        if not all(fate_at(account, ratio).kind == "serves" for account, ratio in pairs):
+        if not all(outcome_at(account, ratio).kind == "serves" for account, ratio in pairs):
             return None
         tokens = [account.tokens_at(ratio) for account, ratio in pairs]
         if not plan.by_group:

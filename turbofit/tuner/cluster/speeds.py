@@ -12,7 +12,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.speed.all_reduce import Reduce, reduce_of
+from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
 from turbofit.tuner.speed.rates import GpuRates, card_of, rates
 from turbofit.tuner.speed.throughput import Speed, request_tokens, speed_of
 from turbofit.tuner.speed.work import StepWork, work_of
@@ -28,7 +28,7 @@ class _Like(Struct):
 
     work: StepWork
     card: GpuRates
-    reduce: Reduce
+    reduce: AllReduce
     tokens: int
     batch: int
     chunk: int
@@ -49,25 +49,27 @@ class NodeSpeed:
         known = plan.engine.of_lmdeploy
         self._likes: Counter[_Like] = Counter(_likes(plan) if known else ())
 
-    def __call__(self, there: float) -> Speed:
+    def __call__(self, in_flight: float) -> Speed:
         """The node as one engine with so many requests; its batch follows them."""
-        speeds = self._speeds(there, follow=not self._fixed)
+        speeds = self._speeds(in_flight, follow=not self._fixed)
         return _whole(speeds)
 
-    def engines(self, there: float) -> list[Speed]:
+    def engines(self, in_flight: float) -> list[Speed]:
         """Each engine's forecast with the planned batch; empty where there is no forecast."""
         return [
             speed
-            for speed, count in self._speeds(there, follow=False)
+            for speed, count in self._speeds(in_flight, follow=False)
             for _ in range(count)
         ]  # fmt: skip
 
-    def _speeds(self, there: float, *, follow: bool) -> list[tuple[Speed, int]]:
-        return [(self._one(like, there * like.part, follow), n) for like, n in self._likes.items()]
+    def _speeds(self, in_flight: float, *, follow: bool) -> list[tuple[Speed, int]]:
+        return [
+            (self._one(like, in_flight * like.part, follow), n) for like, n in self._likes.items()
+        ]
 
-    def _one(self, like: _Like, there: float, follow: bool) -> Speed:
+    def _one(self, like: _Like, in_flight: float, follow: bool) -> Speed:
         figures, tokens = rates(), request_tokens(self._requested_load)
-        batch = max(1, ceil(there - ALMOST)) if follow else like.batch
+        batch = max(1, ceil(in_flight - ALMOST)) if follow else like.batch
         return speed_of(
             like.work,
             like.card,
@@ -75,8 +77,8 @@ class NodeSpeed:
             figures,
             prompt=tokens - figures.output_tokens,
             output=figures.output_tokens,
-            at_once=there,
-            concurrent=min(there, batch, max(1, like.tokens // tokens)),
+            at_once=in_flight,
+            running=min(in_flight, batch, max(1, like.tokens // tokens)),
             chunk=like.chunk,
             requested_load=self._requested_load,
         )
@@ -93,7 +95,7 @@ def _likes(plan: Plan) -> Iterator[_Like]:
         yield _Like(
             work=work_of(plan.model, settings, engine),
             card=card_of(gpus, figures, measured),
-            reduce=reduce_of(plan.machine, gpus, figures),
+            reduce=all_reduce_of(plan.machine, gpus, figures),
             tokens=group_plan.kv.tokens if group_plan else plan.kv.tokens,
             batch=settings.max_batch_size,
             chunk=settings.max_prefill_token_num,
@@ -107,5 +109,5 @@ def _whole(speeds: list[tuple[Speed, int]]) -> Speed:
     return replace(
         first,
         requests_per_second=sum(speed.requests_per_second * count for speed, count in speeds),
-        concurrent=sum(speed.concurrent * count for speed, count in speeds),
+        running=sum(speed.running * count for speed, count in speeds),
     )

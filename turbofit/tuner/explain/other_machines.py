@@ -12,13 +12,13 @@ from turbofit.core.struct import known
 from turbofit.core.units import format_bytes
 from turbofit.tuner.resolved_request import ResolvedRequest
 
-__all__ = ["BOUGHT", "bought", "larger", "stopped"]
+__all__ = ["MORE_GPUS", "larger", "stopped", "with_more_gpus"]
 
 #: The name of a machine that nobody has yet.
-BOUGHT: Final = "more of these GPUs"
+MORE_GPUS: Final = "more of these GPUs"
 
 
-def bought(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
+def with_more_gpus(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     """The remedy's words and the changed question, for 2, 4 and 8 of the GPU with most memory free.
 
     Only counts above those visible; no link joins them, so over in what splitting costs.
@@ -29,7 +29,7 @@ def bought(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
             continue
         machine = replace(
             request.machine,
-            name=BOUGHT,
+            name=MORE_GPUS,
             gpus=tuple(replace(gpu, index=i, uuid=f"{gpu.uuid}+{i}") for i in range(count)),
             links=(),
             visible=tuple(range(count)),
@@ -46,7 +46,7 @@ def larger(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     totals = {name: load_preset(name).total for name in preset_names()}
     for name in sorted(totals, key=lambda one: (totals[one], one)):
         if totals[name] > held:
-            machine = replace(machine_from(f"{count}x{name}"), name=BOUGHT)
+            machine = replace(machine_from(f"{count}x{name}"), name=MORE_GPUS)
             change = f"{count} x {machine.gpus[0].name} ({format_bytes(totals[name])})"
             yield change, replace(request, machine=machine, tp=None, replicas=None)
 

@@ -12,7 +12,7 @@ from turbofit.core.plan import Remedy
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.model.presets import awq_variant
-from turbofit.tuner.explain.other_machines import BOUGHT, bought, larger, stopped
+from turbofit.tuner.explain.other_machines import MORE_GPUS, larger, stopped, with_more_gpus
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.search import Found, search
@@ -51,7 +51,7 @@ def remedies(request: ResolvedRequest, found: Found, engine: Engine) -> Remedies
     causes: list[str] = []
     too_long = bool(excess_tokens(request, found.best.vision_load))
     for change, changed, released in _changes(request):
-        if fitting and changed.machine.name == BOUGHT:
+        if fitting and changed.machine.name == MORE_GPUS:
             continue  # fewer such cards do already
         try:
             result = search(changed, engine).best
@@ -184,7 +184,7 @@ def _more_gpus(request: ResolvedRequest) -> Iterator[Change]:
     if request.tp is not None and len(request.visible) > request.tp:
         free = replace(request, tp=None, replicas=None)
         yield Change("leave --tp to turbofit", free, f"--tp {request.tp}")
-    yield from (Change(*change) for change in bought(request))
+    yield from (Change(*change) for change in with_more_gpus(request))
 
 
 def _written(option: str, value: object) -> str:

@@ -46,7 +46,7 @@ def _because(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
         return (
             f": {share:.0%} of a step waits for links ({group_class(request.machine, gpus).words})"
         )
-    together, chosen = (sum(speed.concurrent for speed in each) for each in (speeds, ours))
+    together, chosen = (sum(speed.running for speed in each) for each in (speeds, ours))
     if together < chosen - 0.5:
         return f": its cache holds {together:.0f} requests at once, not {chosen:.0f}"
     if sum(map(len, other.shape.groups)) < sum(map(len, best.shape.groups)):

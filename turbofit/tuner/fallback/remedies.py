@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
-from turbofit.tuner.explain.other_machines import BOUGHT, bought, stopped
+from turbofit.tuner.explain.other_machines import MORE_GPUS, stopped, with_more_gpus
 from turbofit.tuner.explain.remedies import left_to_turbofit
 from turbofit.tuner.fallback.search import search
 from turbofit.tuner.resolved_request import ResolvedRequest
@@ -20,7 +20,7 @@ def fallback_remedies(request: ResolvedRequest) -> tuple[Remedy, ...]:
     """Single changes that make it fit, cheapest first."""
     found, fits_with_gpus = [], False
     for change, changed in _changes(request):
-        buys = changed.machine.name == BOUGHT
+        buys = changed.machine.name == MORE_GPUS
         if buys and fits_with_gpus:
             continue  # fewer such cards do already
         try:
@@ -55,4 +55,4 @@ def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
     if request.tp is not None:
         yield "leave --tp to turbofit", replace(request, tp=None)
     yield from stopped(request)
-    yield from bought(request)
+    yield from with_more_gpus(request)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from turbofit.core.plan import Candidate, Settings
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
-from turbofit.memory.start_outcome import fate_at, fate_without_cache
+from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
@@ -130,12 +130,12 @@ def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine
     accounts = sizer.named(evaluation.settings)
     ratio = sizer.ratio(accounts)
     if ratio is None:
-        fates = [fate_without_cache(account) for account in accounts]
+        outcomes = [outcome_without_cache(account) for account in accounts]
     else:
-        fates = [fate_at(account, ratio) for account in accounts]
-    bad = [fate for fate in fates if fate.kind != "serves"]
+        outcomes = [outcome_at(account, ratio) for account in accounts]
+    bad = [outcome for outcome in outcomes if outcome.kind != "serves"]
     if bad:
-        return max(bad, key=lambda fate: fate.missing).text
+        return max(bad, key=lambda outcome: outcome.missing).text
     return (
         f"the cache holds {evaluation.kv_tokens} tokens, one request needs {sizer.needed_tokens()}"
     )

@@ -42,7 +42,7 @@ def share_out(sets: Sequence[Set], concurrency: int, goal: Goal) -> list[float]:
         else:
             best = max(curves, key=lambda one: (one.gain, -one.more.seconds_per_request))
         best.take()
-    return [curve.there for curve in curves]
+    return [curve.in_flight for curve in curves]
 
 
 class _Curve:
@@ -50,7 +50,7 @@ class _Curve:
 
     def __init__(self, count: int, speed: Callable[[float], Speed], share: float) -> None:
         self._count, self._speed, self._step = count, speed, share / count
-        self.there = share
+        self.in_flight = share
         self._now = speed(share)
         self.more = speed(share + self._step)
 
@@ -62,5 +62,5 @@ class _Curve:
 
     def take(self) -> None:
         """Take the next share."""
-        self.there += self._step
-        self._now, self.more = self.more, self._speed(self.there + self._step)
+        self.in_flight += self._step
+        self._now, self.more = self.more, self._speed(self.in_flight + self._step)

@@ -115,11 +115,11 @@ class _Unequal:
         )
         fixed = "max_batch_size" in self.request.fixed
 
-        def speed(there: float) -> Speed:
-            batch = part.settings.max_batch_size if fixed else max(1, ceil(there))
+        def speed(in_flight: float) -> Speed:
+            batch = part.settings.max_batch_size if fixed else max(1, ceil(in_flight))
             settings = replace(part.settings, max_batch_size=batch)
             return sizer.speed(
-                settings, sizer.groups[0], self.requested_load, part.kv_tokens, there
+                settings, sizer.groups[0], self.requested_load, part.kv_tokens, in_flight
             )
 
         return speed

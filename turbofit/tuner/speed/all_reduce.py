@@ -12,10 +12,10 @@ from turbofit.core.struct import Struct, known
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.speed.rates import Rates, rates
 
-__all__ = ["Reduce", "reduce_class", "reduce_of"]
+__all__ = ["AllReduce", "all_reduce_of", "reduce_class"]
 
 
-class Reduce(Struct):
+class AllReduce(Struct):
     """An all-reduce of ``ranks`` GPUs.
 
     ``latency`` is of two ranks in seconds; ``bandwidth`` is what one of two GPUs sends, in bytes/s.
@@ -36,11 +36,11 @@ class Reduce(Struct):
         return self.latency * (1 + log2(self.ranks)) / 2 + traffic / self.bandwidth
 
 
-def reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> Reduce:
+def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:
     """The all-reduce of a group. Unread links count as the slowest, so the forecast is low."""
     kind, ranks = group_class(machine, gpus), len(gpus)
     if kind == LinkClass.ALONE:
-        return Reduce(ranks=1)
+        return AllReduce(ranks=1)
     found = _measured(machine, gpus)
     if found is not None:
         return found
@@ -48,9 +48,11 @@ def reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> Reduce:
     host = min(figures.host_bandwidth, slot * figures.host_factor)
     if kind == LinkClass.NVLINK:
         bandwidth = nvlink_bandwidth(machine, gpus) * figures.nvlink_efficiency
-        return Reduce(ranks=ranks, latency=figures.nvlink_latency, bandwidth=max(bandwidth, host))
+        return AllReduce(
+            ranks=ranks, latency=figures.nvlink_latency, bandwidth=max(bandwidth, host)
+        )
     if kind == LinkClass.PCIE_PEER:
-        return Reduce(
+        return AllReduce(
             ranks=ranks,
             latency=figures.pcie_latency,
             bandwidth=slot,
@@ -58,7 +60,7 @@ def reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> Reduce:
         )
     if kind == LinkClass.ACROSS_HOST:
         host *= figures.across_factor
-    return Reduce(
+    return AllReduce(
         ranks=ranks, latency=figures.host_latency, bandwidth=host, shared_by=figures.bridge_ranks
     )
 
@@ -67,10 +69,10 @@ def reduce_class(machine: Machine, gpus: Sequence[Gpu]) -> int:
     """Groups of one link class whose measured all-reduces differ by two fifths differ in this."""
     if machine.measured is None or len(gpus) == 1:
         return 0
-    return round(2 * log2(reduce_of(machine, gpus, rates()).seconds(1 << 20)))
+    return round(2 * log2(all_reduce_of(machine, gpus, rates()).seconds(1 << 20)))
 
 
-def _measured(machine: Machine, gpus: Sequence[Gpu]) -> Reduce | None:
+def _measured(machine: Machine, gpus: Sequence[Gpu]) -> AllReduce | None:
     """The group's own all-reduce where it was measured, or that of its slowest measured pair.
 
     The second is for groups that nobody measured: as if all of it crossed one host bridge, so low.
@@ -94,12 +96,12 @@ def _measured(machine: Machine, gpus: Sequence[Gpu]) -> Reduce | None:
     return replace(slowest, shared_by=len(gpus))
 
 
-def _line(times: dict[int, float], measured: int, ranks: int) -> Reduce:
+def _line(times: dict[int, float], measured: int, ranks: int) -> AllReduce:
     """A latency and a bandwidth through the smallest and the largest size of ``measured`` ranks."""
     small, large = min(times), max(times)
     slope = max((times[large] - times[small]) / (large - small), 1e-15)
     latency = max(times[small] - slope * small, 0.0) / ((1 + log2(measured)) / 2)
-    return Reduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
+    return AllReduce(ranks=ranks, latency=latency, bandwidth=2 * (measured - 1) / measured / slope)
 
 
 def _pcie_scale(gpu: Gpu) -> float:

@@ -15,7 +15,7 @@ from turbofit.core.plan import Settings, Throughput
 from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.speed.all_reduce import Reduce, reduce_of
+from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
 from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
@@ -32,7 +32,7 @@ class Speed(Struct):
     requests_per_second: float
     seconds_per_request: float
     seconds_to_first_token: float
-    concurrent: float
+    running: float
     prefill: float
     step: float
     reduce: float
@@ -69,16 +69,16 @@ def group_speed(  # noqa: PLR0913 - all that a speed depends on
     """
     figures = rates()
     tokens = request_tokens(requested_load)
-    there = float(settings.max_batch_size if at_once is None else at_once)
+    in_flight = float(settings.max_batch_size if at_once is None else at_once)
     return speed_of(
         work_of(model, settings, engine),
         card_of(gpus, figures, machine.measured),
-        reduce_of(machine, gpus, figures),
+        all_reduce_of(machine, gpus, figures),
         figures,
         prompt=tokens - figures.output_tokens,
         output=figures.output_tokens,
-        at_once=there,
-        concurrent=min(there, settings.max_batch_size, max(1, kv_tokens // tokens)),
+        at_once=in_flight,
+        running=min(in_flight, settings.max_batch_size, max(1, kv_tokens // tokens)),
         chunk=settings.max_prefill_token_num,
         requested_load=requested_load,
     )
@@ -87,13 +87,13 @@ def group_speed(  # noqa: PLR0913 - all that a speed depends on
 def speed_of(  # noqa: PLR0913 - all that a speed depends on
     work: StepWork,
     card: GpuRates,
-    reduce: Reduce,
+    reduce: AllReduce,
     figures: Rates,
     *,
     prompt: int,
     output: int,
     at_once: float,
-    concurrent: float,
+    running: float,
     chunk: int,
     requested_load: VisionLoad,
 ) -> Speed:
@@ -107,7 +107,7 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
         prompt: tokens of a prompt, images included.
         output: tokens of an answer.
         at_once: requests that are there at any time.
-        concurrent: those of them that run together; below one the engine is idle in between.
+        running: those of them that run together; below one the engine is idle in between.
         chunk: tokens of one prefill pass.
         requested_load: images of a request.
     """
@@ -120,18 +120,18 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     prefill += 2 * work.layers * reduce.seconds(prompt * work.hidden_bytes)
     prefill += work.layers * figures.layer_seconds + figures.step_seconds
 
-    context, batch = prompt + output / 2, max(1.0, concurrent)
+    context, batch = prompt + output / 2, max(1.0, running)
     read = work.read_bytes(batch) + batch * context * work.kv_bytes
     spent = 2 * work.layers * reduce.seconds(batch * work.hidden_bytes)
     step = max(read / card.bandwidth, batch * work.token_flops / card.flops)
     step += spent + work.layers * figures.layer_seconds + figures.step_seconds
 
-    rate = min(1.0, concurrent) * batch / (batch * prefill + output * step)
+    rate = min(1.0, running) * batch / (batch * prefill + output * step)
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
-        seconds_to_first_token=prefill + step + (at_once - concurrent) / rate,
-        concurrent=concurrent,
+        seconds_to_first_token=prefill + step + (at_once - running) / rate,
+        running=running,
         prefill=prefill,
         step=step,
         reduce=spent,
@@ -152,6 +152,6 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
         ),
         requests_per_second=round(rate, 4),
         output_tokens_per_second=round(rate * figures.output_tokens, 1),
-        concurrent_requests=round(sum(speed.concurrent for speed in speeds)),
+        concurrent_requests=round(sum(speed.running for speed in speeds)),
         seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
     )
