@@ -54,9 +54,8 @@ def gateway(
     **given: Any,
 ) -> int:
     """Serve until a signal ends it; 0 after a drain."""
-    import os
-
     from turbofit.cli.output import answer, note
+    from turbofit.core.variables import variables
     from turbofit.gateway.http.accesslog import access_log
     from turbofit.gateway.server import make_gateway, run_gateway
     from turbofit.report.stored_documents import read_plan
@@ -77,7 +76,7 @@ def gateway(
             hint="turbofit gateway --plan plan.json --upstream http://127.0.0.1:23334",
         )
     planned = read_plan(plan)
-    key = upstream_key or os.environ.get("TURBOFIT_UPSTREAM_KEY") or None
+    key = upstream_key or variables().upstream_key or None
     config = options.config(upstream_key=key)
     if not overlay and planned.limits.vision_unit is not None:
         note(

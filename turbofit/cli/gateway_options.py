@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -10,6 +9,7 @@ from pydantic import Field
 from turbofit.cli.options import LAST_PORT
 from turbofit.core.errors import UsageError
 from turbofit.core.validation import Metavar, Validated
+from turbofit.core.variables import variables
 from turbofit.planning.commands import DEFAULT_PORT
 from turbofit.planning.request import Positive
 
@@ -80,7 +80,7 @@ class GatewayOptions(Validated):
         if not all(key.strip() for key in self.api_key):
             raise UsageError("an --api-key is empty", hint="leave it out, or give a key")
         Networks(self.trusted_proxies)  # which says what is none before anything is started
-        keys = self.api_key or os.environ.get("TURBOFIT_API_KEYS", "").split(",")
+        keys = self.api_key or variables().api_keys
         of_one = self.connections_per_address
         config = GatewayConfig(
             host=self.host,

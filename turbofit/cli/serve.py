@@ -188,7 +188,7 @@ def _gateway(public: GatewayOptions, passed: Passed) -> GatewayConfig:
     Raises:
         UsageError: open by accident, or options of the engine's own public side.
     """
-    import os
+    from turbofit.core.variables import variables
 
     for name in _PUBLIC:
         if name in passed.argv:
@@ -196,7 +196,7 @@ def _gateway(public: GatewayOptions, passed: Passed) -> GatewayConfig:
                 f"{name} after -- would not reach clients: the gateway faces them",
                 hint="use --api-key and --allow-origins before --, or --no-gateway",
             )
-    one = os.environ.get("TURBOFIT_API_KEY", "").strip()
+    one = variables().api_key
     if one and not public.api_key:
         public = public.changed(api_key=(one,))
     return public.config()

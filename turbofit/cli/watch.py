@@ -101,16 +101,15 @@ def _look_patiently(saved: Saved, url: str | None, api_key: str | None) -> Now |
 
 def _look(saved: Saved, url: str | None, api_key: str | None) -> Now | None:
     """What the gateway says; None while the run's own is not open."""
-    import os
-
+    from turbofit.core.variables import variables
     from turbofit.observe.live import fetch_page, now_of
 
     assert saved.run is not None
     urls = [url] if url else list(saved.run.urls)
     if not urls or (saved.run.state != "ready" and not url):
         return None
-    key = api_key or os.environ.get("TURBOFIT_API_KEYS", "").split(",")[0].strip()
-    return now_of(fetch_page(urls[0], key or None))
+    key = api_key or next(iter(variables().api_keys), None)
+    return now_of(fetch_page(urls[0], key))
 
 
 def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:

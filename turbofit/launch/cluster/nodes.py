@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from turbofit.core.cluster import Cluster, Node
 from turbofit.core.errors import TurbofitError
+from turbofit.core.variables import variables
 from turbofit.core.version import __version__
 from turbofit.launch.cluster import ray_adapter
 
@@ -151,8 +152,8 @@ def _here(*, pretend: bool) -> Node:
     node = Node(id="", name=socket.gethostname(), address="", turbofit=__version__)
     with suppress(TurbofitError):  # the engine may be another one; planning tells
         node = replace(node, lmdeploy=find_lmdeploy().version)
-    spec = os.environ.get(PRETEND_ON) if pretend else None
     try:
+        spec = variables().pretend_on or None if pretend else None
         machine = machine_from(spec, environ=_environment())
         # What was learned on this node: it is not the one that plans.
         machine = with_calibrations(machine, pretend=machine.source != "nvml" or pretends())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.files import write_atomic
 from turbofit.core.units import MIB
+from turbofit.core.variables import variables
 from turbofit.launch.engine.proc import group_of, start_time
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ _SCHEMA: Final = "turbofit.lease/1"
 
 
 def leases_folder() -> Path:
-    """Where the machine's turbofits meet; ``TURBOFIT_LEASES`` names another folder."""
-    return Path(os.environ.get("TURBOFIT_LEASES") or _FOLDER)
+    """Where the machine's turbofits meet; ``TURBOFIT_LEASES`` names another folder.
+
+    Raises:
+        UsageError: that is no absolute path of a folder, or another variable of turbofit is wrong.
+    """
+    return variables().leases or Path(_FOLDER)
 
 
 class Lease:

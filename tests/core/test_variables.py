@@ -1,0 +1,72 @@
+"""turbofit's own environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.core.variables import Variables, variables
+
+
+def test_nothing_is_set() -> None:
+    assert (
+        variables({"PATH": "/bin", "TURBOFIT_API_KEYS": " ", "TURBOFIT_LEASES": ""}) == Variables()
+    )
+
+
+def test_values(tmp_path: Path) -> None:
+    found = variables(
+        {
+            "TURBOFIT_API_KEYS": "sk-a, sk-b,,",
+            "TURBOFIT_API_KEY": "sk-c\n",
+            "TURBOFIT_UPSTREAM_KEY": "d",
+            "TURBOFIT_LEASES": str(tmp_path),
+            "TURBOFIT_PRETEND_ON": "2xrtx3090",
+        }
+    )
+    assert found.api_keys == ("sk-a", "sk-b")
+    assert (found.api_key, found.upstream_key) == ("sk-c", "d")
+    assert (found.leases, found.pretend_on) == (tmp_path, "2xrtx3090")
+
+
+@pytest.mark.parametrize("name", ["TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY"])
+@pytest.mark.parametrize("key", ["geheim geheim", "schlüssel", "se\ncret"])
+def test_a_key_that_no_header_carries_is_refused_and_not_shown(name: str, key: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        variables({name: key})
+    assert caught.value.message.startswith(f"{name}: character ")
+    assert key not in f"{caught.value.message}{caught.value.hint}"
+    assert key[:2] not in caught.value.message.removeprefix(name)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [("leases", "not an absolute path"), (__file__, "a file")]
+)
+def test_leases_are_a_folder_that_all_turbofits_find(value: str, what: str) -> None:
+    with pytest.raises(UsageError, match=f"^TURBOFIT_LEASES '.*{value}' is {what}") as caught:
+        variables({"TURBOFIT_LEASES": value})
+    assert "/tmp/turbofit-leases" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TURBOFIT_APIKEY", "TURBOFIT_API_KEY"),
+        ("TURBOFIT_API_KYES", "TURBOFIT_API_KEYS"),
+        ("TURBOFIT_LEASE", "TURBOFIT_LEASES"),
+    ],
+)
+def test_a_misspelt_name_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is no variable") as caught:
+        variables({name: "x"})
+    assert f"{meant}?" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_CUDA_PATH", "TURBO_API_KYES"],
+)
+def test_other_names_are_left_alone(name: str) -> None:
+    assert variables({name: "x y"}) == Variables()

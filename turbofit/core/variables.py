@@ -1,0 +1,92 @@
+"""turbofit's own environment variables, validated; `docs/environment.md` lists them."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+from turbofit.core.errors import UsageError
+from turbofit.core.validation import Validated, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Variables", "variables"]
+
+_PREFIX: Final = "TURBOFIT_"
+_NAMES: Final = (
+    "TURBOFIT_API_KEYS", "TURBOFIT_API_KEY", "TURBOFIT_UPSTREAM_KEY", "TURBOFIT_LEASES",
+    "TURBOFIT_PRETEND_ON",
+)  # fmt: skip
+#: Names of people's other variables are less like ours.
+_ALIKE: Final = 0.85
+
+
+def _key(text: str, name: str) -> str:
+    """One key. It is a secret: no message shows it."""
+    key = text.strip()
+    bad = next((place for place, char in enumerate(key, 1) if not "!" <= char <= "~"), None)
+    if bad is not None:
+        raise UsageError(
+            f"{name}: character {bad} of a key of {len(key)} is no visible ASCII character, which"
+            " an HTTP header cannot carry",
+            hint="use letters, digits and -_.~+/=; commas separate the keys of TURBOFIT_API_KEYS",
+        )
+    return key
+
+
+def _keys(text: str, name: str) -> tuple[str, ...]:
+    return tuple(key for part in text.split(",") if (key := _key(part, name)))
+
+
+def _folder(text: str, name: str) -> Path:
+    folder = Path(text)
+    if not folder.is_absolute() or folder.is_file():
+        what = "a file" if folder.is_file() else "not an absolute path"
+        raise UsageError(
+            f"{name} {text!r} is {what}: all turbofits of a machine meet in this folder",
+            hint=f"give a folder such as {name}=/tmp/turbofit-leases, the same one everywhere",
+        )
+    return folder
+
+
+class Variables(Validated):
+    """The variables that people set; what is not set, or empty, has its default."""
+
+    api_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
+    api_key: Annotated[str, parsed(_key)] = ""
+    upstream_key: Annotated[str, parsed(_key)] = ""
+    leases: Annotated[Path | None, parsed(_folder)] = None
+    pretend_on: str = ""
+
+
+def variables(environ: Mapping[str, str] | None = None) -> Variables:
+    """Turbofit's variables of an environment; None is this process's.
+
+    Raises:
+        UsageError: a value cannot be meant, or a name is a misspelling of one of them.
+    """
+    environ = os.environ if environ is None else environ
+    _check_names(environ)
+    values = {_field(name): environ.get(name, "") for name in _NAMES}
+    given = {field: value for field, value in values.items() if value.strip()}
+    return Variables.of_options(given, lambda field: _PREFIX + field.upper())
+
+
+def _check_names(environ: Mapping[str, str]) -> None:
+    """A misspelt ``TURBOFIT_API_KEYS`` would open a server to everybody."""
+    known = [_field(name) for name in _NAMES]
+    for name in environ:
+        if name.startswith(_PREFIX) and name not in _NAMES:
+            near = get_close_matches(_field(name), known, n=1, cutoff=_ALIKE)
+            if near:
+                raise UsageError(
+                    f"{name} is no variable of turbofit",
+                    hint=f"did you mean {_PREFIX}{near[0].upper()}? See docs/environment.md",
+                )
+
+
+def _field(name: str) -> str:
+    return name.removeprefix(_PREFIX).lower()
