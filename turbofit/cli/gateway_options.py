@@ -20,7 +20,6 @@ __all__ = ["GatewayOptions"]
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-Port = Annotated[int, Field(ge=1, le=LAST_PORT), Metavar("PORT")]
 Path = Annotated[str, Metavar("FILE")]
 
 
@@ -28,7 +27,9 @@ class GatewayOptions(Validated):
     """What a person says of the public side, each field an option."""
 
     host: str = Field(default="127.0.0.1", description="where to listen")
-    port: Port = Field(default=DEFAULT_PORT, description="where to listen")
+    port: Annotated[int, Field(ge=1, le=LAST_PORT), Metavar("PORT")] = Field(
+        default=DEFAULT_PORT, description="where to listen"
+    )
     api_key: tuple[Annotated[str, Metavar("KEY", repeatable=True)], ...] = Field(
         default=(),
         description="a key that clients must send (repeatable; default: $TURBOFIT_API_KEYS, by "

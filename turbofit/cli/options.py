@@ -37,6 +37,7 @@ _GROUPS: Final = {
 }
 _KEEP: Final = "LMDeploy settings to keep"
 
+#: The type of a port among options that fill no field of a request.
 PORT: Final = click.IntRange(1, LAST_PORT)
 
 JSON: Final = Option(
