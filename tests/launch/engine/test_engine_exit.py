@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.launch.engine.engine_exit import ending, hang
+from turbofit.launch.engine.pretend_usage import PretendDeath
 from turbofit.launch.engine.startup_tracker import StartupTracker
 
 LOG = Path("/state/engine-0.log")
@@ -122,10 +123,10 @@ def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
 
 
 def test_the_pretend_account_adds_the_bytes() -> None:
-    death = {
-        "gpu": 2, "phase": "serving", "where": "InternVit::Impl::Forward", "asked": 500 << 20,
-        "left": 300 << 20, "short": 202 << 20,
-    }  # fmt: skip
+    death = PretendDeath(
+        gpu=2, phase="serving", where="InternVit::Impl::Forward", requested=500 << 20,
+        left=300 << 20, short=202 << 20,
+    )  # fmt: skip
     ended = ending(-6, watch(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message

@@ -11,6 +11,7 @@ from bench.common.plans import plausible_plan
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.plan import Engine, Plan
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced
+from turbofit.launch.engine.pretend_usage import PretendDeath
 from turbofit.launch.engine.startup_tracker import StartupTracker
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has"
@@ -47,10 +48,9 @@ def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
 
 def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
     watch = watched(plan, FAILED, OOM)
-    death = {
-        "gpu": 0, "where": "qwen2_vl.py:449 forward", "asked": 100, "left": 40, "short": 60,
-        "phase": "start",
-    }  # fmt: skip
+    death = PretendDeath(
+        gpu=0, where="qwen2_vl.py:449 forward", requested=100, left=40, short=60, phase="start"
+    )
     end = loop_ended(watch, plan, LOG, death)
     assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
 

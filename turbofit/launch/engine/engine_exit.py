@@ -18,10 +18,10 @@ from turbofit.core.units import format_bytes
 from turbofit.observe.turbomind_log import CheckFailed, CudaError, NcclError, TorchOutOfMemory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from turbofit.core.plan import Plan
+    from turbofit.launch.engine.pretend_usage import PretendDeath
     from turbofit.launch.engine.startup_tracker import StartupTracker
 
 __all__ = [
@@ -111,7 +111,7 @@ def ending(  # noqa: PLR0913 - what is known of an ending
     plan: Plan,
     log: Path,
     *,
-    death: Mapping[str, Any] | None = None,
+    death: PretendDeath | None = None,
     host_kills: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> EngineExit:
@@ -203,7 +203,7 @@ def _torch(fault: TorchOutOfMemory, watch: StartupTracker, plan: Plan, log: Path
 
 
 def _cuda(
-    fault: CudaError, watch: StartupTracker, plan: Plan, log: Path, death: Mapping[str, Any] | None
+    fault: CudaError, watch: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None
 ) -> EngineExit:
     phase = _memory_phase(watch)
     if death is None:
@@ -212,22 +212,22 @@ def _cuda(
             hint=advice(watch, plan, log),
         )
         return EngineExit("out_of_memory", error, phase=phase, where=_frame(watch))
-    requested, left = int(death["asked"]), int(death["left"])
-    serving: MemoryPhase = "vision" if _is_vision(str(death["where"])) else "text"
+    serving: MemoryPhase = "vision" if _is_vision(death.where) else "text"
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(watch, death['where'])}: it asked "
-        f"{format_bytes(requested)} where {format_bytes(left)} were left on GPU {death['gpu']}",
+        f"the engine ran out of GPU memory {where(watch, death.where)}: it asked "
+        f"{format_bytes(death.requested)} where {format_bytes(death.left)} were left on"
+        f" GPU {death.gpu}",
         hint=advice(watch, plan, log),
     )
     return EngineExit(
         "out_of_memory",
         error,
-        phase=_PRETEND.get(str(death["phase"]), serving),
-        where=str(death["where"]),
-        gpu=int(death["gpu"]),
-        missing=int(death["short"]),
-        requested=requested,
-        left=left,
+        phase=_PRETEND.get(death.phase, serving),
+        where=death.where,
+        gpu=death.gpu,
+        missing=death.short,
+        requested=death.requested,
+        left=death.left,
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError, OutOfMemoryError
 from turbofit.core.units import format_bytes
 from turbofit.launch.engine.engine_exit import EngineExit, advice, where
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.engine_exit import MemoryPhase
+    from turbofit.launch.engine.pretend_usage import PretendDeath
     from turbofit.launch.engine.startup_tracker import StartupTracker
     from turbofit.observe.turbomind_log import TorchOutOfMemory
 
@@ -24,7 +24,7 @@ _SHOWN: Final = 300
 
 
 def loop_ended(
-    watch: StartupTracker, plan: Plan, log: Path, death: Mapping[str, Any] | None = None
+    watch: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None = None
 ) -> EngineExit:
     """An engine whose loop failed: its server would answer 503 to every request, for ever."""
     from turbofit.observe.turbomind_log import TorchOutOfMemory
@@ -46,16 +46,16 @@ def torch_ran_out(
     watch: StartupTracker,
     plan: Plan,
     log: Path,
-    death: Mapping[str, Any] | None = None,
+    death: PretendDeath | None = None,
 ) -> EngineExit:
     """Torch's own out-of-memory, with what the pretend account adds where there is one."""
     requested, left = fault.requested, None
     call = ""
     if death is not None:
-        requested, left, call = int(death["asked"]), int(death["left"]), str(death["where"])
+        requested, left, call = death.requested, death.left, death.where
     words = f", asking {format_bytes(requested)}" if requested else ""
     if left is not None and death is not None:
-        words += f" where {format_bytes(left)} were left on GPU {death['gpu']}"
+        words += f" where {format_bytes(left)} were left on GPU {death.gpu}"
     error = OutOfMemoryError(
         f"the engine ran out of GPU memory {where(watch, call)}{words}",
         hint=advice(watch, plan, log),
@@ -65,8 +65,8 @@ def torch_ran_out(
         error,
         phase=_phase(watch),
         where=call,
-        gpu=None if death is None else int(death["gpu"]),
-        missing=None if death is None else int(death["short"]),
+        gpu=None if death is None else death.gpu,
+        missing=None if death is None else death.short,
         requested=requested,
         left=left,
     )

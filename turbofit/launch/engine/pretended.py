@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from turbofit.core.units import round_up
-from turbofit.launch.engine.pretend_usage import PretendUsage
+from turbofit.launch.engine.pretend_usage import PretendDeath, PretendUsage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +67,8 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
     return changed(machine, gpus=gpus)
 
 
-def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | None:
-    """The last refused allocation: ``gpu``, ``phase``, ``where``, ``asked``, ``left``, ``short``.
+def pretend_death(plan: Plan, group: int, timeline: Path) -> PretendDeath | None:
+    """The last refused allocation.
 
     None where no allocation was refused, or the timeline cannot be read.
     """
@@ -79,9 +79,15 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> dict[str, Any] | No
     ledger = PretendReader(plan, group, timeline).ledger()
     if ledger is None or not ledger.deaths:
         return None
-    death = dict(ledger.deaths[-1])
-    death["gpu"] = plan.parallel.groups[group][death["gpu"]]
-    return death
+    death = ledger.deaths[-1]
+    return PretendDeath(
+        gpu=plan.parallel.groups[group][death["gpu"]],
+        phase=death["phase"],
+        where=death["where"],
+        requested=death["asked"],
+        left=death["left"],
+        short=death["short"],
+    )
 
 
 def pretend_seen(plan: Plan, group: int, timeline: Path) -> tuple[PretendUsage, ...]:

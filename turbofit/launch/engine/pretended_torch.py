@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from turbofit.launch.engine.pretend_usage import PretendUsage
+from turbofit.launch.engine.pretend_usage import PretendDeath, PretendUsage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def torch_environment(
     return {**made.env, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
-def torch_death(plan: Plan, group: int, folder: Path) -> dict[str, Any] | None:
+def torch_death(plan: Plan, group: int, folder: Path) -> PretendDeath | None:
     """The last refused allocation, as `pretend_death` tells it."""
     from turbofit.pretend.run import machine_files
     from turbofit.pretend.shared import read_shared
@@ -53,14 +53,14 @@ def torch_death(plan: Plan, group: int, folder: Path) -> dict[str, Any] | None:
     if not processes:
         return None
     last = usages[max(processes, key=lambda one: one.refused_at).pid].refused[-1]
-    return {
-        "gpu": plan.parallel.groups[group][last.device],
-        "phase": last.phase,
-        "where": (last.site or "").partition(" < ")[0],
-        "asked": last.asked,
-        "left": last.left,
-        "short": last.short,
-    }
+    return PretendDeath(
+        gpu=plan.parallel.groups[group][last.device],
+        phase=last.phase,
+        where=(last.site or "").partition(" < ")[0],
+        requested=last.asked,
+        left=last.left,
+        short=last.short,
+    )
 
 
 def torch_seen(group: Sequence[int], machine: Scenario, folder: Path) -> tuple[PretendUsage, ...]:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from turbofit.core.errors import LaunchError
 from turbofit.core.log import LazyLogger
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch, StartCommand
+    from turbofit.launch.engine.pretend_usage import PretendDeath
     from turbofit.launch.engine.worst_requests import Question
 
 __all__ = ["Examiner", "SupervisedEngine", "Timing"]
@@ -209,7 +210,7 @@ class SupervisedEngine:
         self.state, self.again_at = "waiting", now + pause
         return pause
 
-    def death(self) -> dict[str, Any] | None:
+    def death(self) -> PretendDeath | None:
         """On pretend GPUs, the allocation that was refused."""
         if self.words is None or self.words.timeline is None:
             return None
