@@ -21,6 +21,7 @@ from turbofit.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import Cluster, ClusterPlan
+    from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
     from turbofit.core.model import Model
     from turbofit.planning.predict_request import PredictRequest
@@ -178,7 +179,7 @@ def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be aske
     revision: str | None = None,
     keep: str | os.PathLike[str] | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Document:
     """What LMDeploy's PyTorch engine, or Transformers, does on pretend GPUs. No plan is made.
 
     Args:

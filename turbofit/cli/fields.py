@@ -21,10 +21,11 @@ from turbofit.cli.command import Option, option_name
 from turbofit.core.validation import Metavar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
 
+    from turbofit.core.json_types import Options
     from turbofit.core.validation import Validated
 
 __all__ = ["filled", "options_of"]
@@ -75,7 +76,7 @@ def options_of(
         yield _option(name, kind.model_fields[name], group, attributes)
 
 
-def filled(kind: type[T], given: Mapping[str, Any]) -> T:
+def filled(kind: type[T], given: Options) -> T:
     """The class filled with those of the options given that are its fields.
 
     Args:

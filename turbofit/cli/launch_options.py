@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from turbofit.core.validation import Metavar, Validated
 from turbofit.planning.request import Bytes
 
 if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
     from turbofit.launch.engine.supervised_engine import Timing
 
 __all__ = ["CalibrateOptions", "LaunchOptions", "ServeOptions"]
@@ -44,7 +45,7 @@ class LaunchOptions(Validated):
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
 
-    def config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> Options:
         """The fields of `ServeConfig` that they fill."""
         return {
             "rehearse": not self.no_rehearse,
@@ -95,7 +96,7 @@ class ServeOptions(LaunchOptions):
             liveness=usual.liveness if self.liveness is None else self.liveness,
         )
 
-    def config_fields(self) -> dict[str, Any]:
+    def config_fields(self) -> Options:
         """The fields of `ServeConfig` that they fill."""
         return {**super().config_fields(), "timing": self.timing(), "check": not self.no_check}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -10,7 +10,9 @@ from turbofit.cli.command import Argument, Option, option_name
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Container, Iterable
+
+    from turbofit.core.json_types import Options
 
 
 __all__ = [
@@ -94,7 +96,7 @@ def setting_options() -> list[click.Parameter]:
     return [*options_of(PlanRequest, ENGINE_OPTIONS, group=_KEEP)]
 
 
-def planning_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+def planning_keywords(given: Options) -> Options:
     """Those of the options given that a plan is asked for with, checked and typed.
 
     Raises:

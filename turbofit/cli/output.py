@@ -6,11 +6,12 @@ import os
 import sys
 from contextlib import contextmanager
 from threading import Timer
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
 
 __all__ = [
@@ -96,7 +97,7 @@ def verbose_log(level: int) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def complain(document: dict[str, Any], *, as_json: bool) -> None:
+def complain(document: Document, *, as_json: bool) -> None:
     """Print an error document: one line of cause and one of hint on stderr, or JSON on stdout."""
     if as_json:
         import json

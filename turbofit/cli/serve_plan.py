@@ -10,9 +10,8 @@ from turbofit.cli.options import LAST_PORT, planning_keywords, setting_options
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from turbofit.cli.launch_options import LaunchOptions, ServeOptions
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Command, Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
@@ -51,7 +50,7 @@ def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner
     return Planner(config.request, leased, note, rehearse=rehearse, doubled=doubled)
 
 
-def given_request(model: str | None, given: Mapping[str, Any]) -> PlanRequest:
+def given_request(model: str | None, given: Options) -> PlanRequest:
     """What the options ask for.
 
     Raises:
@@ -82,7 +81,7 @@ def launch_request(request: PlanRequest, *, pretend: bool) -> PlanRequest:
 
 def first_plan(
     request: PlanRequest, options: LaunchOptions, planner: Planner, version: str
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[Plan, Options]:
     """The plan to begin with, and the learned changes that it was made with."""
     from turbofit.cli.output import note
     from turbofit.launch.serve.learned import forget, recall

@@ -5,7 +5,9 @@ Anything else that escapes is a bug in turbofit and leaves with exit code 1.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from turbofit.core.json_types import Document
 
 __all__ = [
     "DoesNotFitError",
@@ -36,7 +38,7 @@ class TurbofitError(Exception):
         self.message = _one_line(message)
         self.hint = _one_line(hint)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Document:
         """The error as the JSON document that ``--json`` prints."""
         return {
             "error": {
@@ -96,7 +98,7 @@ class PackageError(TurbofitError):
     kind = "package"
 
 
-def error_from(document: dict[str, Any]) -> TurbofitError:
+def error_from(document: Document) -> TurbofitError:
     """An error from what `TurbofitError.to_dict` put under ``error``, e.g. on another machine."""
     kinds = {one.exit_code: one for one in TurbofitError.__subclasses__()}
     kind = kinds.get(int(document.get("exit_code", 0)), LaunchError)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
 from turbofit.core.images import ImageRule
+from turbofit.core.json_types import Options
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
@@ -482,7 +483,7 @@ class Plan(Struct):
         kind = {"pytorch": PytorchEngineConfig}.get(self.engine.name, TurbomindEngineConfig)
         return kind(**self.lmdeploy_settings())
 
-    def lmdeploy_settings(self) -> dict[str, Any]:
+    def lmdeploy_settings(self) -> Options:
         """The settings that the plan's engine has, under the names of its config."""
         values = to_builtins(self.settings)
         names = CONFIG_NAMES.get(self.engine.name, CONFIG_NAMES["turbomind"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 
 __all__ = ["load_yaml", "preset_path", "presets_dir"]
 
@@ -28,7 +29,7 @@ def preset_path(room: str, name: str) -> Path:
     return presets_dir() / room / f"{name}.yaml"
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> JsonObject:
     """Read one YAML mapping.
 
     Raises:

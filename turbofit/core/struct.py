@@ -14,6 +14,8 @@ from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
+
+    from turbofit.core.json_types import JsonObject
 else:
 
     def dataclass_transform(**_: Any) -> Any:
@@ -83,7 +85,7 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
         return inlined
 
 
-def any_json(kind: type) -> dict[str, Any]:
+def any_json(kind: type) -> JsonObject:
     """The schema of what is declared as ``object``."""
     if kind is object:
         return {"description": "any JSON value"}

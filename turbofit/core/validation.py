@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
+    from turbofit.core.json_types import Options
+
 __all__ = ["Metavar", "Validated", "parsed", "usage_error"]
 
 _SHOWN = 80
@@ -92,7 +94,7 @@ class Validated(BaseModel):
         return cls._validated(values, str)
 
     @classmethod
-    def of_options(cls, values: Mapping[str, Any], spelled: Callable[[str], str]) -> Self:
+    def of_options(cls, values: Options, spelled: Callable[[str], str]) -> Self:
         """Build one from the texts of a command line, where fields have other names.
 
         Args:
@@ -113,7 +115,7 @@ class Validated(BaseModel):
         except ValidationError as exc:
             raise usage_error(exc, cls, spelled) from None
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> Options:
         """The fields that were given and are not None, in the order of the class."""
         given = self.model_fields_set
         return {

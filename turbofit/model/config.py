@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeVar
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Dtype
 
 __all__ = ["LARGEST_JSON", "Section", "dtype_of", "parse_json"]
@@ -52,7 +53,7 @@ def parse_json(data: bytes, what: str) -> Section:
 class Section:
     """One JSON object; ``what`` names it in messages, e.g. ``config.json: vision_config``."""
 
-    def __init__(self, values: dict[str, Any], what: str) -> None:
+    def __init__(self, values: JsonObject, what: str) -> None:
         self.values = values
         self.what = what
 

@@ -26,6 +26,7 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan, Term
 
 __all__ = ["KERNELS", "STEADY", "CalibratedGpu", "Observation", "document", "learn", "phase_rows"]
@@ -97,7 +98,7 @@ def learn(
     return tuple(found.values())
 
 
-def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[dict[str, Any]]:
+def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:
     """Forecast beside measured, a row a phase and GPU: ``{group, gpu, phase, forecast, measured}``.
 
     Bytes in use of the card. A plus of ``over`` is memory that was paid for and not taken.
@@ -126,7 +127,7 @@ def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[dict[str, Any]]:
     return rows
 
 
-def document(plan: Plan, seen: Sequence[Observation]) -> dict[str, Any]:
+def document(plan: Plan, seen: Sequence[Observation]) -> Document:
     """What is kept beside the corrections: the settings, and everything that was read."""
     return {
         "model": identity(plan.model),

@@ -21,9 +21,9 @@ from turbofit.core.state import state_dir
 from turbofit.core.struct import to_builtins
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
+    from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
 
 __all__ = ["forget", "keep", "path_of", "pretends", "read", "recall", "with_calibrations"]
@@ -38,7 +38,7 @@ def pretends() -> bool:
     return bool(os.environ.get("TURBOFIT_PRETEND_SCENARIO"))
 
 
-def keep(calibration: Calibration, beside: Mapping[str, Any]) -> Path:
+def keep(calibration: Calibration, beside: Document) -> Path:
     """Store one for later plans, with what it rests on; an older one of the same kind is replaced.
 
     Raises:
@@ -86,7 +86,7 @@ def path_of(one: Calibration) -> Path:
     return _folder(pretend=one.pretend, make=False) / _name(one)
 
 
-def read(one: Calibration) -> dict[str, Any]:
+def read(one: Calibration) -> Document:
     """What was kept beside one.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from turbofit.core.json_types import Document
 from turbofit.core.plan import Moment
 from turbofit.pretend.scenario import PretendGpu
 from turbofit.rehearse.turbomind.ledger import RehearsedGpu
@@ -51,7 +52,7 @@ def moments(cards: Sequence[RehearsedGpu], gpus: Sequence[PretendGpu]) -> tuple[
     return _moments(lanes)
 
 
-def torch_moments(document: Mapping[str, Any], gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
+def torch_moments(document: Document, gpus: Sequence[PretendGpu]) -> tuple[Moment, ...]:
     """Moments of a torch engine's rehearsal.
 
     Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
+from turbofit.core.json_types import Options
 from turbofit.core.units import number
 
 __all__ = ["DETAIL_PATCHES", "BaseTileRule"]
@@ -93,7 +94,7 @@ class BaseTileRule(ImageRule):
         """Nothing where no file has a limit."""
         return FolderEdits({}, {})
 
-    def lower(self, size: Size, options: Mapping[str, Any], to: Allowed) -> Lowered:
+    def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
         """An integer ``max_dynamic_patch`` wins, then ``detail``."""
         patch, word = options.get("max_dynamic_patch"), options.get("detail")
         detail = word if isinstance(word, str) else ""

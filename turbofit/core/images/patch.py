@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import floor, isqrt, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -20,6 +20,8 @@ from turbofit.core.units import number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from turbofit.core.json_types import Options
 
 __all__ = ["PatchRule"]
 
@@ -164,7 +166,7 @@ class PatchRule(ImageRule, tag="patch"):
         # Transformers 5 lets the bare names win over size, older ones read only the bare names.
         return FolderEdits({}, {"min_pixels": least, "max_pixels": most, "size": size})
 
-    def lower(self, size: Size, options: Mapping[str, Any], to: Allowed) -> Lowered:
+    def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
         high, low = number(options.get("max_pixels")), number(options.get("min_pixels"))
         limit = min(high if high >= 1 else to.default, to.planned)
         least = min(low if low >= 1 else self.min_pixels, limit)
@@ -197,7 +199,7 @@ class PatchRule(ImageRule, tag="patch"):
     def _between(self, size: Size, least: int, most: int) -> int:
         return replace(self, min_pixels=least, max_pixels=most).units(*size)
 
-    def request_bounds(self, options: Mapping[str, Any]) -> dict[str, int]:
+    def request_bounds(self, options: Options) -> dict[str, int]:
         """LMDeploy counts some models' images as two frames."""
         given = {name: number(options.get(name)) for name in ("min_pixels", "max_pixels")}
         return {name: max(1, value // self.frames) for name, value in given.items() if value >= 1}

@@ -16,6 +16,8 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from turbofit.core.json_types import Options
+
 __all__ = ["Allowed", "DummyImage", "FolderEdits", "ImageRule", "Lowered", "Size"]
 
 #: Width and height in pixels.
@@ -273,7 +275,7 @@ class ImageRule(Struct):
         """What makes the limit a model folder's own."""
 
     @abstractmethod
-    def lower(self, size: Size, options: Mapping[str, Any], to: Allowed) -> Lowered:
+    def lower(self, size: Size, options: Options, to: Allowed) -> Lowered:
         """A client's image with the fields that it asks for, lowered through LMDeploy's fields.
 
         Values that LMDeploy would not read are not obeyed either.
@@ -282,7 +284,7 @@ class ImageRule(Struct):
             UsageError: a size that the preprocessor refuses.
         """
 
-    def request_bounds(self, options: Mapping[str, Any]) -> dict[str, int]:
+    def request_bounds(self, options: Options) -> dict[str, int]:
         """What a request's ``mm_processor_kwargs`` ask of all its images, as fields of one."""
         return {}
 

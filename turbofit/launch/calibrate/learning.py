@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import to_builtins
 from turbofit.core.units import MIB, format_bytes
@@ -16,6 +16,7 @@ from turbofit.observe.sampler import memory_now
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from turbofit.core.json_types import Document
     from turbofit.core.machine import Calibration
     from turbofit.core.plan import Plan
     from turbofit.observe.calibration import Observation
@@ -33,7 +34,7 @@ def learned(
     *,
     lmdeploy: str,
     pretend: bool,
-) -> dict[str, Any]:
+) -> Document:
     """Learn, and keep it for later plans.
 
     Args:
@@ -65,7 +66,7 @@ def learned(
     }
 
 
-def relieve(plan: Plan, result: Mapping[str, Any], lmdeploy: str, *, pretend: bool) -> bool:
+def relieve(plan: Plan, result: Document, lmdeploy: str, *, pretend: bool) -> bool:
     """Drop what restarts had learned of such launches, where the measurement now says it better.
 
     A margin that the ladder made larger would else be paid for beside what was measured to be
@@ -85,7 +86,7 @@ def calibration_of(plan: Plan, group: int = 0) -> Calibration | None:
     return calibration_for(plan.machine, gpus, plan.model, settings, engine.name, engine.version)
 
 
-def stored(plan: Plan) -> dict[str, Any]:
+def stored(plan: Plan) -> Document:
     """The document that was kept of what a plan rests on, as far as it can be read."""
     one = calibration_of(plan)
     assert one is not None

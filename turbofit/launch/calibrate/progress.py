@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from turbofit.core.json_types import Options
+
 __all__ = ["Progress"]
 
 _SCHEMA: Final = "turbofit.calibrating/1"
@@ -38,7 +40,7 @@ class Progress:
         pretend: whether the GPUs are; such runs are kept apart.
     """
 
-    def __init__(self, model: str, options: Mapping[str, Any], *, pretend: bool) -> None:
+    def __init__(self, model: str, options: Options, *, pretend: bool) -> None:
         key = json.dumps([model, sorted((k, str(v)) for k, v in options.items()), pretend])
         self._name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         self._pretend = pretend

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.cluster import ClusterPlan
+    from turbofit.core.json_types import Document
     from turbofit.launch.cluster.controller import Controller
     from turbofit.launch.cluster.node_state import NodeState
     from turbofit.planning.request import PlanRequest
@@ -38,7 +39,7 @@ class AdminCommands:
         #: A plan that is being made: the question's number, its request, the future.
         self._planning: tuple[int, PlanRequest, Any] | None = None
 
-    def take(self, number: int, document: dict[str, Any]) -> None:
+    def take(self, number: int, document: Document) -> None:
         """A question."""
         try:
             if document.get("kind") == "change":

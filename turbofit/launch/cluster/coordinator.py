@@ -20,6 +20,7 @@ from turbofit.launch.cluster import ray_adapter
 
 if TYPE_CHECKING:
     from turbofit.core.cluster import ClusterStatus
+    from turbofit.core.json_types import Document
 
 __all__ = [
     "Coordinator",
@@ -106,7 +107,7 @@ class Coordinator:
                 questions=questions, gateways={n: seen for n, (seen, _) in self._gateways.items()}
             )
 
-    def answer(self, number: int, document: dict[str, Any]) -> None:
+    def answer(self, number: int, document: Document) -> None:
         """To a question: ``error`` in it where it was refused."""
         with self._changed:
             self._answers[number] = document
@@ -116,7 +117,7 @@ class Coordinator:
         """The newest, None before the first."""
         return self._status
 
-    def ask(self, document: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+    def ask(self, document: Document, seconds: float) -> Document | None:
         """A question to the process that serves, and its answer; None where none came in time."""
         with self._changed:
             self._number += 1
@@ -169,7 +170,7 @@ def pin_coordinator(name: str, node: str) -> Any:
         ) from None
 
 
-def find_coordinators(name: str | None = None) -> dict[str, Any]:
+def find_coordinators(name: str | None = None) -> Document:
     """The coordinators on the cluster that this process is connected to, by what people call them.
 
     Raises:

@@ -18,6 +18,8 @@ from turbofit.core.log import LazyLogger
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from turbofit.core.json_types import JsonObject
+
 __all__ = [
     "ActorDiedError",
     "ActorExistsError",
@@ -150,7 +152,7 @@ def this_process() -> tuple[str, str, str]:
     )
 
 
-def nodes() -> list[dict[str, Any]]:
+def nodes() -> list[JsonObject]:
     """The nodes, as ``ray.nodes()`` gives them; raises anything while the head is gone."""
     import ray
 

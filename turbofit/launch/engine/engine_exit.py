@@ -6,7 +6,7 @@ On pretend GPUs the account's timeline adds which GPU, which call, and how many 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.core.errors import (
     DoesNotFitError,
@@ -20,6 +20,7 @@ from turbofit.observe.turbomind_log import CheckFailed, CudaError, NcclError, To
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.pretend_usage import PretendDeath
     from turbofit.launch.engine.startup_tracker import StartupTracker
@@ -87,7 +88,7 @@ class EngineExit:
         """Whether other settings may help."""
         return self.kind in ("out_of_memory", "host_memory", "hang")
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Document:
         """For the run's record."""
         facts = {
             "kind": self.kind, "phase": self.phase, "where": self.where, "gpu": self.gpu,

@@ -16,6 +16,7 @@ from turbofit.memory.turbomind.pool import forward_tokens
 if TYPE_CHECKING:
     from turbofit.core.images import ImageRule
     from turbofit.core.images.rule import DummyImage
+    from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Plan
 
 __all__ = [
@@ -225,13 +226,13 @@ def _split(total: int, most: int, rule: ImageRule) -> list[int]:
     return sizes
 
 
-def image_part(image: DummyImage) -> dict[str, Any]:
+def image_part(image: DummyImage) -> JsonObject:
     """A flat image as a part of a chat message, with its fields beside its URL."""
     url = "data:image/png;base64," + b64encode(flat_png(*image.size)).decode()
     return {"type": "image_url", "image_url": {"url": url, **image.knobs}}
 
 
-def chat(model: str, parts: list[dict[str, Any]]) -> WorstRequest:
+def chat(model: str, parts: list[JsonObject]) -> WorstRequest:
     """A short question about images."""
     text = {"type": "text", "text": "What is this?"}
     body = {

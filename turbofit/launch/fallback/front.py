@@ -20,6 +20,7 @@ from turbofit.launch.fallback.inner_body import CHAT, COMPLETIONS, inner_body
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
+    from turbofit.core.json_types import JsonObject
     from turbofit.launch.fallback.work import ServedWork
 
     Message = MutableMapping[str, Any]
@@ -69,7 +70,7 @@ class Front:
         self._turn = asyncio.Lock()
         self._created = int(time.time())
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: JsonObject, receive: Receive, send: Send) -> None:
         """One request, or the server's own begin and end."""
         if scope["type"] == "lifespan":
             await self._inner(scope, receive, send)

@@ -12,6 +12,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.plan import CONFIG_NAMES
 
 if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 __all__ = ["engine_of", "planned_config", "with_config"]
@@ -53,7 +54,7 @@ def engine_of(config: Any, engine: str) -> str:
     return found
 
 
-def with_config(planning: dict[str, Any], config: Any, engine: str) -> dict[str, Any]:
+def with_config(planning: Options, config: Any, engine: str) -> Options:
     """Planning keywords, and the config's fields that differ from LMDeploy's defaults.
 
     Raises:

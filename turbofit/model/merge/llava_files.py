@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.llava_tokens import Tokens
@@ -47,7 +48,7 @@ _TEMPLATE: Final = """\
 """
 
 
-def vision_config(tower: Mapping[str, Stored], config: Section | None) -> dict[str, Any]:
+def vision_config(tower: Mapping[str, Stored], config: Section | None) -> JsonObject:
     """CLIP's vision config: sizes from the tensors, the rest from the tower's own config.json.
 
     Args:
@@ -86,8 +87,8 @@ def vision_config(tower: Mapping[str, Stored], config: Section | None) -> dict[s
 
 
 def hf_config(
-    original: Section, vision: dict[str, Any], tokens: Tokens, rows: int, dtype: str
-) -> dict[str, Any]:
+    original: Section, vision: JsonObject, tokens: Tokens, rows: int, dtype: str
+) -> JsonObject:
     """config.json of `LlavaForConditionalGeneration`.
 
     Args:
@@ -126,7 +127,7 @@ def hf_config(
 
 
 def other_files(
-    original: Section, vision: dict[str, Any], tokens: Tokens, base: FolderFiles
+    original: Section, vision: JsonObject, tokens: Tokens, base: FolderFiles
 ) -> dict[str, str]:
     """Processor, chat template, tokenizer and generation config, by file name."""
     side = vision["image_size"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbofit.core.json_types import JsonObject
 from turbofit.rehearse.checkpoint.dims import RehearsedExperts, RehearsedModel, RehearsedText
 from turbofit.rehearse.checkpoint.tokenizer import special_tokens
 
@@ -210,7 +211,7 @@ def _qwen3_vl_config(model: RehearsedModel) -> dict[str, Any]:
     }
 
 
-def config_of(model: RehearsedModel) -> dict[str, Any]:
+def config_of(model: RehearsedModel) -> JsonObject:
     """The ``config.json`` of a model."""
     if model.vision is None:
         config = _text_config(model.text, model.dtype)
@@ -228,7 +229,7 @@ def config_of(model: RehearsedModel) -> dict[str, Any]:
     return config
 
 
-def preprocessor_of(model: RehearsedModel) -> dict[str, Any]:
+def preprocessor_of(model: RehearsedModel) -> JsonObject:
     """The ``preprocessor_config.json`` of a model with a vision tower."""
     assert model.vision is not None
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

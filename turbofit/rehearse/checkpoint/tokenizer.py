@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from turbofit.core.json_types import JsonObject
 from turbofit.rehearse.checkpoint.dims import RehearsedModel
 
 # Ids of Qwen2's published tokenizer; InternVL's on top of it (their tokenizer_config.json).
@@ -58,7 +59,7 @@ def byte_alphabet() -> list[str]:
     return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
 
 
-def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> dict[str, Any]:
+def byte_level(vocab: Mapping[str, int], special: Mapping[str, int]) -> JsonObject:
     """A ``tokenizer.json``: byte-level BPE without merges, so that a token is a byte or special.
 
     Args:

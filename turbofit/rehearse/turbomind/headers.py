@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import JsonObject
 
 # safetensors' names of types, with torch's (github.com/huggingface/safetensors, README).
 TORCH_DTYPES = {
@@ -27,7 +28,7 @@ TORCH_DTYPES = {
 }
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
+def read_header(path: Path) -> dict[str, JsonObject]:
     """The header of one safetensors file: name to dtype, shape and data_offsets."""
     with path.open("rb") as file:
         start = file.read(8)

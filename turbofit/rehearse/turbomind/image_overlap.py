@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from turbofit.core.images import ImageRule
+from turbofit.core.json_types import JsonObject
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.pool import forward_tokens
 
@@ -54,7 +55,7 @@ class Prompt(NamedTuple):
         return found
 
 
-def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> list[dict[str, Any]]:
+def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> list[JsonObject]:
     """Requests whose images meet at their worst, in the order in which a rehearsal queues them.
 
     With a prefix cache: one request that fills it, to be answered first, is the caller's.

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from turbofit.core.json_types import Document
+
 __all__ = ["Notes", "leave", "peak_rss", "read_notes"]
 
 _NAME = "report.json"
@@ -52,7 +54,7 @@ class Notes:
         self.write()
 
 
-def read_notes(folder: Path) -> dict[str, Any]:
+def read_notes(folder: Path) -> Document:
     """What a child told in its folder's ``report.json``; empty where it told nothing."""
     try:
         data: dict[str, Any] = json.loads((folder / _NAME).read_text(encoding="utf-8"))

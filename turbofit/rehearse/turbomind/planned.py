@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from turbofit.core.json_types import Document
 from turbofit.core.plan import GpuLedger, Plan, Term
 from turbofit.memory.calibrated import BUFFERS, CONTEXT
 from turbofit.memory.shared_terms import POOL_WARMUP
@@ -89,7 +90,7 @@ class LedgerRow(NamedTuple):
         return self.rehearsed - self.forecast
 
 
-def compare(plan: Plan, document: Mapping[str, Any], group: int = 0) -> list[LedgerRow]:
+def compare(plan: Plan, document: Document, group: int = 0) -> list[LedgerRow]:
     """Forecast and rehearsal side by side, term by term where the engine's calls tell them apart.
 
     Args:
@@ -122,9 +123,7 @@ def _line(term: Term) -> str | None:
     return _TOGETHER.get(term.term, term.term)
 
 
-def rehearsed_ledgers(
-    plan: Plan, document: Mapping[str, Any], group: int = 0
-) -> tuple[GpuLedger, ...]:
+def rehearsed_ledgers(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
     """The plan's ledgers with ``rehearsed`` beside ``bytes`` where the engine's calls tell.
 
     Terms that share one call of the engine, and those that only a real card has, stay without.

@@ -6,9 +6,9 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from turbofit.core.errors import TurbofitError, UsageError
+from turbofit.core.json_types import Document
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.symbols import Symbols
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
@@ -20,7 +20,7 @@ from turbofit.rehearse.turbomind.sites import Sites
 from turbofit.rehearse.turbomind.spec import Spec, load_spec
 
 
-def rehearse(spec: Spec, keep: Path | None = None) -> dict[str, Any]:
+def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     """Runs a rehearsal and returns the document that the probe writes; sizes are bytes.
 
     Args:

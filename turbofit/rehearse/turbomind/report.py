@@ -6,6 +6,7 @@ import re
 import signal
 from typing import Any
 
+from turbofit.core.json_types import Document
 from turbofit.core.struct import to_builtins
 from turbofit.kernels.demangle import demangle
 from turbofit.kernels.families import family
@@ -31,7 +32,7 @@ NOT_KNOWN = (
 )
 
 
-def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> dict[str, Any]:
+def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> Document:
     """The document: outcome, death, cards, cache, pool, pinned host memory, seconds."""
     what, death = judge(outcome, ledger)
     slabs = [m for line in outcome.budgets if (m := _SLAB.search(line))]
@@ -64,7 +65,7 @@ def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def judge(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, dict[str, Any] | None]:
+def judge(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, Document | None]:
     """What a child's end means: served, out_of_memory, hang or failed; and its death.
 
     ``served`` means that every request came to an end: a prompt that the cache cannot hold is

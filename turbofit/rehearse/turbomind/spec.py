@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from turbofit.core.errors import UsageError
+from turbofit.core.json_types import Document
 from turbofit.pretend.documents import from_builtins
 from turbofit.pretend.scenario import Scenario
 
@@ -73,7 +74,7 @@ class Spec:
     case_seconds: float = 120.0
 
 
-def parse_spec(data: Mapping[str, Any]) -> Spec:
+def parse_spec(data: Document) -> Spec:
     """The Spec of a parsed JSON document.
 
     Raises:

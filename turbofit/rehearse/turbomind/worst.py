@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbofit.core.images import ImageRule
+from turbofit.core.json_types import JsonObject
 from turbofit.core.plan import Limits, Plan
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.vision_load import vision_load_within
@@ -24,7 +25,7 @@ def _images(rule: ImageRule, limits: Limits) -> list[Any]:
     return units
 
 
-def worst_cases(plan: Plan) -> list[dict[str, Any]]:
+def worst_cases(plan: Plan) -> list[JsonObject]:
     """The cases of a rehearsal's specification, named as the ledger's transient terms.
 
     ``vision_request``: one request at the limit. ``vision_forward``: of what the gateway lets

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
+from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, any_json
 from turbofit.report.compare import Comparison
@@ -68,7 +69,7 @@ _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")
 
 
-def document(name: str) -> dict[str, Any]:
+def document(name: str) -> Document:
     """The schema of one of ``NAMES``; all but the plan's refer to the plan's for what it has."""
     told = _DOCUMENTS[name]
     parts = _parts(told.kind)

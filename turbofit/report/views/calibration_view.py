@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import Column, Heading, Line, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from turbofit.core.json_types import Document
     from turbofit.report.painters.document import Block
 
 __all__ = ["calibration_view"]
 
 
-def calibration_view(result: Mapping[str, Any]) -> list[Block]:
+def calibration_view(result: Document) -> list[Block]:
     """Blocks for `turbofit calibrate`.
 
     Args:

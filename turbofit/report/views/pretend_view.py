@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from turbofit.core.json_types import Document
 from turbofit.core.units import format_bytes, mib
 from turbofit.report.painters.document import Block, Column, FactList, Heading, Items, Line, Table
 
 __all__ = ["pretend_view", "watch_view"]
 
 
-def pretend_view(document: Mapping[str, Any]) -> Iterator[Block]:
+def pretend_view(document: Document) -> Iterator[Block]:
     """The document of `pretend.report`, for people."""
     yield Heading(text=f"PRETEND GPUs: {' '.join(document['command'])}")
     yield from _end(document)

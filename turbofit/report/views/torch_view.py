@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from turbofit.core.json_types import Document
 from turbofit.core.units import format_bytes, mib
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.report.painters.document import Block, Column, FactList, Heading, Items, Line, Table
@@ -20,7 +21,7 @@ _PARTS = (
 )
 
 
-def torch_view(document: Mapping[str, Any]) -> Iterator[Block]:
+def torch_view(document: Document) -> Iterator[Block]:
     """The document of `rehearse.torch.torch_report`, for people."""
     versions = document["versions"]
     driver = DRIVERS[document["engine"]]
