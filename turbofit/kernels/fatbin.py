@@ -24,6 +24,8 @@ _ENTRY: Final = struct.Struct("<HHIQIIHHIIIQQQ")
 _PTX: Final = 1
 _LZ4, _ZSTD, _EXACT = 0x2000, 0x8000, 0x100000
 _ALIGNMENT: Final = 8
+#: Bytes of one entry unpacked: more than a whole library of LMDeploy's has.
+_LARGEST: Final = 1 << 30
 
 
 class Entry(NamedTuple):
@@ -79,7 +81,7 @@ def _headers(data: mmap.mmap) -> Iterator[_Header]:
         if section.name in _SECTIONS:
             try:
                 yield from _section_headers(data, section.offset, section.offset + section.size)
-            except struct.error as exc:
+            except (struct.error, OverflowError) as exc:
                 raise ValueError(f"a fat binary is cut short: {exc}") from None
 
 
@@ -89,14 +91,16 @@ def _section_headers(data: mmap.mmap, at: int, stop: int) -> Iterator[_Header]:
         if magic != _MAGIC:
             at += _ALIGNMENT
             continue
+        if header < _FATBIN.size:
+            raise ValueError(f"a fat binary is broken: its header has {header} bytes")
         end = at + header + size
         at += header
         while at < end:
             kind, _, header, size, packed, _, _, _, number, _, _, flags, _, whole = (
                 _ENTRY.unpack_from(data, at)
             )
-            if header + size <= 0:
-                raise ValueError("a fat binary is broken: an entry has no size")
+            if header < _ENTRY.size:
+                raise ValueError(f"a fat binary is broken: an entry's header has {header} bytes")
             name = f"{number}{'a' if flags & _EXACT else ''}"
             yield _Header(name, kind, flags, at + header, packed or size, whole)
             at += header + size
@@ -112,6 +116,12 @@ def _unpacked(body: bytes, header: _Header) -> bytes:
             "the kernels of the engine are compressed, and cramjam is missing",
             hint="pip install cramjam",
         ) from None
-    if header.flags & _LZ4:
-        return bytes(cramjam.lz4.decompress_block(body, output_len=header.whole))
-    return bytes(cramjam.zstd.decompress(body, output_len=header.whole))
+    if header.whole > _LARGEST:
+        # cramjam ends the process where memory for it cannot be had.
+        raise ValueError(f"a fat binary is broken: an entry has {header.whole} bytes unpacked")
+    try:
+        if header.flags & _LZ4:
+            return bytes(cramjam.lz4.decompress_block(body, output_len=header.whole))
+        return bytes(cramjam.zstd.decompress(body, output_len=header.whole))
+    except cramjam.DecompressionError as exc:
+        raise ValueError(f"a fat binary is broken: {exc}") from None

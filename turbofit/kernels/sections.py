@@ -54,7 +54,7 @@ def sections(data: Buffer) -> Iterator[ElfSection]:
         raise ValueError("not a 64-bit little-endian ELF file")
     try:
         yield from _sections(data)
-    except (struct.error, IndexError) as exc:
+    except (struct.error, IndexError, OverflowError) as exc:
         raise ValueError(f"an ELF file is cut short: {exc}") from None
 
 

@@ -1,0 +1,1 @@
+"""Fuzzing with coverage of everything that reads what others wrote."""
