@@ -17,6 +17,8 @@ __all__ = ["EngineNow", "Now", "fetch_page", "now_of"]
 _SECONDS: Final = 5.0
 _LARGEST: Final = 8 << 20
 _OURS: Final = "turbofit_gateway_"
+#: Digits of an engine's number; a longer label is a name.
+_LONGEST_NUMBER: Final = 9
 
 
 class EngineNow(Struct):
@@ -86,9 +88,9 @@ def now_of(text: str) -> Now:
         raise UsageError(
             "that page is not of turbofit's gateway", hint="give the address that clients use"
         )
-    labels = {one.labels["engine"] for one in page.of(f"{_OURS}engine_up")}
-    known: list[int | str] = sorted(int(label) for label in labels if label.isdecimal())
-    known += sorted(label for label in labels if not label.isdecimal())
+    labels = {one.labels.get("engine", "") for one in page.of(f"{_OURS}engine_up")} - {""}
+    numbers = {label for label in labels if label.isdecimal() and len(label) <= _LONGEST_NUMBER}
+    known: list[int | str] = [*sorted(map(int, numbers)), *sorted(labels - numbers)]
     return Now(
         waiting=int(waiting),
         engines=tuple(_engine(page, index) for index in known),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import Final, NamedTuple
 
 __all__ = ["Page", "Sample", "parse_page"]
@@ -36,7 +37,10 @@ class Page:
 
 
 def parse_page(text: str) -> Page:
-    """The page's samples; comments and lines that are none are left out."""
+    """The page's samples; without comments, other lines, and values that are no number.
+
+    Prometheus writes NaN and infinities for what it does not know.
+    """
     samples: dict[str, list[Sample]] = {}
     for line in text.splitlines():
         found = None if line.startswith("#") else _LINE.match(line.strip())
@@ -45,6 +49,8 @@ def parse_page(text: str) -> Page:
         try:
             value = float(found[3])
         except ValueError:
+            continue
+        if not isfinite(value):
             continue
         labels = {name: _plain(quoted) for name, quoted in _LABEL.findall(found[2] or "")}
         samples.setdefault(found[1], []).append(Sample(labels, value))
