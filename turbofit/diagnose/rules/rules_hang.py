@@ -109,7 +109,8 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     assert isinstance(slab.event, Slab)
     page = load_constants().page_size
     per_slab = slab.event.slab_size // slab.event.object_size
-    held = budget.event.budget // page // (slab.event.slab_size // page) * per_slab
+    # A line that others wrote into may say anything: a slab has a page at least.
+    held = budget.event.budget // page // max(1, slab.event.slab_size // page) * per_slab
     limit = facts.session_limit
     lengths = warm.event.lengths if warm and isinstance(warm.event, WarmupLengths) else ()
     fitting = [n for n in lengths if limit is None or n <= limit]
@@ -120,7 +121,7 @@ def _blocks(facts: LogFacts) -> tuple[_Blocks | None, list[str]]:
     if not longest:
         unknown.append("the warm-up's lengths: they are printed with TM_LOG_LEVEL=INFO")
         return None, unknown
-    needed = -(-longest // block)
+    needed = -(-longest // max(1, block))
     if needed <= held:
         unknown.append("why: by its figures the cache would hold the request")
         return None, unknown
