@@ -22,7 +22,19 @@ def test_runs_of_layers_are_folded(tmp_path):
     assert read_map(str(file)) == placed
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "nowhere.json", '{"model": "gpu"}', '{"model": 1.5}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "nowhere.json",
+        '{"model": "gpu"}',
+        '{"model": 1.5}',
+        '{"a": ' + "[" * 9999,
+        '{"m.layers.3-1": 0}',
+        '{"m.layers.0-99999999": 0}',
+    ],
+)
 def test_what_is_no_map_is_refused(text):
     with pytest.raises(UsageError, match="device map"):
         read_map(text)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["folded", "read_map"]
 
 _LAYER: Final = re.compile(r"(.+\.layers)\.(\d+)")
-_RUN: Final = re.compile(r"(.+\.layers)\.(\d+)-(\d+)")
+_RUN: Final = re.compile(r"(.+\.layers)\.(\d{1,9})-(\d{1,9})")
+#: More layers than any model has: beyond it a run is a typing error.
+_MOST_LAYERS: Final = 10_000
 
 
 def folded(placed: Mapping[str, int | str]) -> str:
@@ -41,7 +43,7 @@ def read_map(text: str) -> dict[str, int | str]:
     """
     try:
         data = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"the device map cannot be read: {exc}", hint="give JSON, or a file that holds it"
         ) from None
@@ -58,6 +60,11 @@ def read_map(text: str) -> dict[str, int | str]:
         if match is None:
             made[name] = where
             continue
-        for number in range(int(match[2]), int(match[3]) + 1):
-            made[f"{match[1]}.{number}"] = where
+        first, last = int(match[2]), int(match[3])
+        if not first <= last < _MOST_LAYERS:
+            raise UsageError(
+                f"the device map has a run of layers from {first} to {last}",
+                hint="write a run as model.layers.0-15, the first layer first",
+            )
+        made.update({f"{match[1]}.{number}": where for number in range(first, last + 1)})
     return made

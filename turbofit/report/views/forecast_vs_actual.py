@@ -128,7 +128,7 @@ def _actual(plan: Plan, run: RunReport | None, ledger: GpuLedger, *names: str) -
     for group, row in run.rows:
         of_gpu = ledger.index == row.gpu if row.gpu is not None else True
         groups = plan.parallel.groups
-        of_group = group < len(groups) and ledger.index in groups[group]
+        of_group = 0 <= group < len(groups) and ledger.index in groups[group]
         if row.what in names and of_gpu and of_group:
             return row.actual
     return None
