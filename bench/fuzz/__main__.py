@@ -14,6 +14,9 @@ over a second of processor time.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,33 +74,32 @@ def main() -> int:
 
 
 def _fuzz(names: list[str], args: argparse.Namespace) -> int:
-    """Targets in turn until the time is over."""
-    ends = time.monotonic() + args.minutes * 60
-    share = min(args.slice, args.minutes * 60 / len(names))
+    """Targets in turn until the time is over, or a signal ends it; then what was found."""
     for name in names:
-        for room in ("corpus", "found", "tally"):
-            (args.folder / room / ("" if room == "tally" else name)).mkdir(
-                parents=True, exist_ok=True
-            )
+        for room in ("corpus", "found"):
+            (args.folder / room / name).mkdir(parents=True, exist_ok=True)
+        (args.folder / "tally").mkdir(exist_ok=True)
         seeds = [*load(name).seeds(), *(one.data for one in corpus.inputs(name))]
         corpus.unpack(seeds, args.folder / "corpus" / name)
-    while (left := ends - time.monotonic()) > 1:
-        for name in names:
-            seconds = min(share, left)
-            print(f"{time.strftime('%H:%M:%S')} {name} for {seconds:.0f} s", flush=True)
-            words = [sys.executable, "-m", "bench.fuzz.child", name, str(args.folder)]
-            with (args.folder / f"{name}.log").open("ab") as log:
-                code = subprocess.run(
-                    [*words, f"{seconds:.0f}"], cwd=REPO, stderr=log, check=False
-                ).returncode
-            if code:
-                print(f"{name} ended with {code}", flush=True)
-                if code not in (70, 71, 77):  # libFuzzer's own, after which there is an input
-                    return 2
-            left = ends - time.monotonic()
-            if left <= 1:
+    ends = time.monotonic() + args.minutes * 60
+    share = min(args.slice, args.minutes * 60 / len(names))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        for name in itertools.cycle(names):
+            seconds = min(share, ends - time.monotonic())
+            if seconds < 1:
                 break
+            print(f"{time.strftime('%H:%M:%S')} {name} for {seconds:.0f} s", flush=True)
+            code = _turn(name, args.folder, seconds)
+            if code:
+                print(f"{name} ended with {code}, see {args.folder / name}.log", flush=True)
     return _findings(names, args.folder)
+
+
+def _turn(name: str, folder: Path, seconds: float) -> int:
+    words = [sys.executable, "-m", "bench.fuzz.child", name, str(folder), f"{seconds:.0f}"]
+    with (folder / f"{name}.log").open("wb") as log:
+        return subprocess.run(words, cwd=REPO, stderr=log, check=False).returncode
 
 
 def _findings(names: list[str], folder: Path) -> int:

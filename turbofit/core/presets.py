@@ -38,7 +38,7 @@ def load_yaml(path: Path) -> JsonObject:
     try:
         # CSafeLoader is a SafeLoader: it builds plain data only.
         data = yaml.load(path.read_bytes(), Loader=_LOADER)
-    except (OSError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as exc:
         raise UsageError(
             f"preset {path.name} cannot be read: {exc}", hint="reinstall turbofit"
         ) from None

@@ -54,7 +54,7 @@ def recall(*, pretend: bool) -> tuple[Calibration, ...]:
     """All that are kept, of real GPUs or of pretend ones; what cannot be read is left out."""
     found = []
     for path in sorted(_folder(pretend=pretend, make=False).glob("*.json")):
-        with suppress(OSError, ValueError, LookupError, TypeError):
+        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             body = json.loads(path.read_bytes())
             if body["schema"] == _SCHEMA:
                 found.append(msgspec.convert(body["calibration"], Calibration))
@@ -94,7 +94,7 @@ def read(one: Calibration) -> Document:
     """
     try:
         body: dict[str, Any] = json.loads(path_of(one).read_bytes())
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
         ) from None

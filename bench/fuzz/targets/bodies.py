@@ -8,17 +8,21 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final
 
+from msgspec.structs import replace
+
 from bench.common.gateway import PATCHES, TILES, picture, plan_for
 from bench.common.judge import check_body
 from bench.common.mutations import KNOBS, PATHS, Mutator
 from bench.fuzz.check import expect
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.gateway.http.bodies import read_body
-from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
+from turbofit.gateway.http.prepare import Media, finish, hold, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.http.routes import ROUTES
 from turbofit.gateway.limits.request_limits import bounds_of, model_default
 from turbofit.gateway.media.clips import check_film, film_clip, film_of, frames_of
+from turbofit.gateway.media.pictures import Picture
+from turbofit.gateway.media.resize import resized
 
 WORDS: Final = (
     *KNOBS, '"messages":[{"role":"user","content":', '{"type":"text","text":"', '"image_url"',
@@ -41,6 +45,7 @@ _BOUNDS: Final = tuple(
     for overlay in (True, False)
 )
 _ROUTES: Final = tuple(route for route in ROUTES.values() if route.method == "POST")
+_MOST_PIXELS: Final = 4_000_000
 _REMOTE: Final = picture(30, 20)
 
 
@@ -58,7 +63,7 @@ def one(data: bytes) -> None:
         for slot in parsed.slots:
             if slot.shape == "clip":
                 clip = frames_of(slot.source, most) or _film(slot.source, most)
-        found = hold(bounds, route.kind, parsed, fetched, clip)
+        found = _resized(hold(bounds, route.kind, parsed, fetched, clip))
         body, prepared = finish(bounds, route.kind, parsed, found)
     except Refusal as refusal:
         expect(400 <= refusal.status < 500, refusal)
@@ -67,6 +72,22 @@ def one(data: bytes) -> None:
     if clip is None and route.path in PATHS:
         rule = _RULES[data[0] % len(_BOUNDS) // 2]
         check_body(rule, bounds.limits, model_default(bounds), route.path, body)
+
+
+def _resized(found: Media) -> Media:
+    """The media as `Resizer` makes them, which does it in threads.
+
+    Raises:
+        Refusal: a picture cannot be decoded, or would take long to.
+    """
+    media = list(found.media)
+    for place, one in enumerate(found.held):
+        picture = media[place]
+        if one.resize is not None and isinstance(picture, Picture):
+            if picture.size[0] * picture.size[1] > _MOST_PIXELS:
+                raise Refusal(400, "left_out", "it takes a thread's time, not the loop's")
+            media[place] = resized(picture, one.resize)
+    return replace(found, media=tuple(media))
 
 
 def _film(url: str, most: int):

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["Progress"]
 
 _SCHEMA: Final = "turbofit.calibrating/1"
+#: What reading a damaged file raises.
+_UNREADABLE: Final = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    TurbofitError,
+)  # fmt: skip
 #: Bytes that others may hold more or less for readings of two starts to belong together.
 _MOVED: Final = 16 * MIB
 
@@ -48,7 +53,7 @@ class Progress:
         self.texts: dict[int, int] = {}
         self._seen: dict[int, Observation] = {}
         self._finished: set[int] = set()
-        with suppress(OSError, ValueError, LookupError, TypeError, TurbofitError):
+        with suppress(*_UNREADABLE):
             self._read(json.loads(self._path(make=False).read_bytes()))
 
     @property

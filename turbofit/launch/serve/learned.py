@@ -25,7 +25,7 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> dict[str, Any]:
     """Keywords of the planner that made the last start of this kind work; empty where none did."""
     try:
         document = json.loads(_path(plan, lmdeploy, pretend).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
         return {}

@@ -36,6 +36,10 @@ __all__ = ["Lease", "Leases", "leases_folder"]
 _FOLDER: Final = "/tmp/turbofit-leases"
 _WAIT_SECONDS: Final = 300.0
 _SCHEMA: Final = "turbofit.lease/1"
+#: What reading a lease raises that is damaged, or that somebody else made up.
+_UNREADABLE: Final = (
+    OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 
 def leases_folder() -> Path:
@@ -184,7 +188,7 @@ class Leases:
             try:
                 document = json.loads(path.read_bytes())
                 lease = Lease(path, document)
-            except (OSError, ValueError, TypeError, AttributeError):
+            except _UNREADABLE:
                 continue
             yield lease, _is_held(path.with_suffix(".lock"))
 

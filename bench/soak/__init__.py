@@ -1,0 +1,1 @@
+"""Hours of requests and faults: what grows, and what becomes slower."""

@@ -1,0 +1,88 @@
+"""What goes wrong during a soak, one after the other, for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from bench.common.mutations import Mutator
+from bench.soak.served import Soaked
+
+__all__ = ["Faults"]
+
+_HEAD: Final = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+)
+_STOPPED_SECONDS: Final = 15.0
+_CONNECTIONS: Final = 200
+_BODIES: Final = 50
+
+
+class Faults:
+    """Each in its turn; an engine is killed in every fifth."""
+
+    def __init__(self, served: Soaked, seed: int = 1) -> None:
+        self._served, self._rng = served, random.Random(seed)
+        self._mutator = Mutator(seed, large=False)
+        self.done: list[str] = []
+        self._kinds: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
+            ("engine killed", self._killed),
+            ("half bodies, clients gone", self._half_bodies),
+            ("idle and half-open connections", self._half_open),
+            ("engine stopped for 15 s", self._stopped),
+            ("malformed bodies", self._malformed),
+        )
+
+    async def run(self, every: float, ends: float) -> None:
+        """One each so many seconds, the first after that time."""
+        loop = asyncio.get_running_loop()
+        for name, act in itertools.cycle(self._kinds):
+            if loop.time() + every > ends:
+                return
+            await asyncio.sleep(every)
+            await act()
+            self.done.append(name)
+
+    async def _killed(self) -> None:
+        if engines := self._served.engines():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rng.choice(engines).pid, signal.SIGKILL)
+
+    async def _stopped(self) -> None:
+        if engines := self._served.engines():
+            pid = self._rng.choice(engines).pid
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(_STOPPED_SECONDS)
+                os.kill(pid, signal.SIGCONT)
+
+    async def _half_bodies(self) -> None:
+        await self._send(_HEAD + b'Content-Length: 100000\r\n\r\n{"messages":[', _BODIES)
+
+    async def _half_open(self) -> None:
+        await self._send(b"GET /v1/mod", _CONNECTIONS)
+        await self._send(b"", _CONNECTIONS)
+
+    async def _malformed(self) -> None:
+        for _ in range(_BODIES):
+            path, raw = self._mutator.request()
+            head = _HEAD.replace(b"/v1/chat/completions", path.encode())
+            await self._send(head + b"Content-Length: %d\r\n\r\n" % len(raw) + raw, 1)
+
+    async def _send(self, data: bytes, times: int) -> None:
+        """On so many connections at once; each is reset after a second."""
+        writers = []
+        for _ in range(times):
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self._served.port)
+                writer.write(data)
+                writers.append(writer)
+        await asyncio.sleep(1.0)
+        for writer in writers:
+            writer.transport.abort()

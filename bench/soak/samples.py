@@ -1,0 +1,90 @@
+"""What a server holds at a moment, and whether it grows."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Final, NamedTuple
+
+__all__ = ["TOLERANCES", "Sample", "taken", "verdict"]
+
+#: Of the samples, in parts: the first of them is the warm-up and counts for nothing.
+_PARTS: Final = 10
+#: What the last part may have beyond the one after the warm-up.
+TOLERANCES: Final = {
+    "memory": "8 MiB and 5 %", "descriptors": "4", "threads": "2",
+    "disk": "25 % and 256 bytes more a request", "added p50": "1 ms and 25 %",
+    "added p90": "3 ms and 50 %",
+}  # fmt: skip
+
+
+class Sample(NamedTuple):
+    """One moment: seconds since the start, bytes in memory and on disk, added milliseconds."""
+
+    at: float
+    memory: int
+    descriptors: int
+    threads: int
+    disk: int
+    requests: int
+    faults: int
+    added: tuple[float, ...]
+
+
+def taken(pid: int, folder: Path) -> dict[str, int]:
+    """What a process and its folder hold now."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return {
+        "memory": pages * resource.getpagesize(),
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "threads": len(os.listdir(f"/proc/{pid}/task")),
+        "disk": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    }
+
+
+class Verdict(NamedTuple):
+    """One figure at the beginning and at the end, and whether it stayed."""
+
+    what: str
+    first: float
+    last: float
+    flat: bool
+
+
+def verdict(samples: Sequence[Sample]) -> list[Verdict]:
+    """The second tenth of the time beside the last.
+
+    Raises:
+        ValueError: fewer samples than there are parts.
+    """
+    size = len(samples) // _PARTS
+    if not size:
+        raise ValueError(f"{len(samples)} samples are too few: {_PARTS} at least")
+    first, last = samples[size : 2 * size], samples[-size:]
+    rows = []
+    for name, more, share in (("memory", 8 << 20, 0.05), ("descriptors", 4, 0), ("threads", 2, 0)):
+        a, b = (median(getattr(one, name) for one in part) for part in (first, last))
+        rows.append(Verdict(name, a, b, b <= a * (1 + share) + more))
+    middle = len(samples) // 2
+    a, b = _a_request(samples[size:middle]), _a_request(samples[middle:])
+    rows.append(Verdict("disk", a, b, b <= a * 1.25 + 256))
+    late = [[x for one in part for x in one.added] for part in (first, last)]
+    if min(map(len, late)) > 1:
+        for what, place, more, share in (("added p50", 4, 1.0, 0.25), ("added p90", 8, 3.0, 0.5)):
+            a, b = (quantiles(part, n=10)[place] for part in late)
+            rows.append(Verdict(what, a, b, b <= a + max(0.0, a) * share + more))
+    return rows
+
+
+def _a_request(samples: Sequence[Sample]) -> float:
+    """Bytes that the folder grew by a request."""
+    grown = samples[-1].disk - samples[0].disk
+    return grown / max(1, samples[-1].requests - samples[0].requests)
+
+
+def shown(value: Any) -> str:
+    """A figure as people read it."""
+    return f"{value:,.2f}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"

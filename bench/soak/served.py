@@ -1,0 +1,104 @@
+"""The server under test, with two engines: its processes, and each engine's address."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bench.common.processes import REPO, Child, alive, free_port, gone, pids
+
+__all__ = ["ENGINES", "EngineAddress", "Soaked"]
+
+ENGINES: Final = 2
+_SESSION: Final = REPO / "bench" / "common" / "session_driver.py"
+_KEY: Final = "TURBOFIT_ENGINE_KEY"
+_SPEC: Final = f"{ENGINES}xrtx3090"
+
+
+class EngineAddress(NamedTuple):
+    """Where an engine listens, and the key that it was given, if any."""
+
+    pid: int
+    port: int
+    key: str
+
+
+class Soaked:
+    """A turbofit that serves two replicas.
+
+    Args:
+        engine: ``stand-in`` (prints and dies like LMDeploy, starts in a second) or ``pretend``
+            (LMDeploy's own server and TurboMind on pretend GPUs).
+        folder: its state.
+    """
+
+    def __init__(self, engine: str, folder: Path) -> None:
+        self.port, self._state = free_port(), folder
+        self._standin = engine == "stand-in"
+        plan = {"tp": 1, "replicas": ENGINES}
+        if self._standin:
+            options = json.dumps({"fixed": plan, "timing": {"backoff": 1.0, "liveness": 60.0}})
+            words = [str(_SESSION), _SPEC, str(self.port), options]
+        else:
+            given = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
+            words = ["-m", "turbofit", "serve", "internvl2-1b", "--on", _SPEC, *given, "--pretend",
+                     "--port", str(self.port)]  # fmt: skip
+        self.child = Child(
+            [sys.executable, *words], standin=self._standin, XDG_STATE_HOME=str(folder),
+            TURBOFIT_LEASES=str(folder / "leases"), STANDIN_SCRIPT="serve",
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until it has opened."""
+        self.child.wait_for("OPEN " if self._standin else "phase: ready", 1)
+        self.child.wait_for("phase: ready", ENGINES)
+
+    @property
+    def pid(self) -> int:
+        """The process that supervises, and whose threads are the gateway."""
+        return self.child.process.pid
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return max(
+            (self._state / "turbofit" / "runs").iterdir(), key=lambda one: one.stat().st_mtime
+        )
+
+    def engines(self) -> list[EngineAddress]:
+        """Those that run now."""
+        found = []
+        for pid in pids(self.child):
+            if alive(pid):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                port = int(words[words.index("--server-port") + 1])
+                found.append(EngineAddress(pid, port, _key(pid)))
+        return found
+
+    def end(self) -> list[str]:
+        """SIGTERM; what was left behind, and an exit that is not 0."""
+        engines = pids(self.child)
+        self.child.process.send_signal(signal.SIGTERM)
+        code = self.child.finish(120)
+        wrong = [f"exit {code}"] if code else []
+        wrong += [f"process {pid} is left" for pid in engines if not gone(pid, 10)]
+        return wrong + [f"{path} is left" for path in (self._state / "leases").glob("*.json")]
+
+    def kill(self) -> None:
+        """Whatever happened before: nothing stays."""
+        for pid in pids(self.child):
+            if alive(pid):
+                os.killpg(pid, signal.SIGKILL)
+        self.child.kill()
+
+
+def _key(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return ""
+    return next((word.partition("=")[2] for word in words if word.startswith(f"{_KEY}=")), "")
