@@ -1,7 +1,8 @@
 """Runs a whole session over a stand-in for LMDeploy: ``session_driver.py PLAN PORT OPTIONS``.
 
-OPTIONS is JSON: ``timing``, ``fixed`` (keywords that the user set) and ``replan`` (``real`` plans
-with the tuner on an 8B model, ``none`` is a plan that was given). Planning is turbofit's own.
+OPTIONS is JSON: ``timing``, ``fixed`` (keywords that the user set), ``replan`` (``real`` plans
+with the tuner on an 8B model, ``none`` is a plan that was given) and ``gateway`` (one is at PORT,
+and ``model`` in ``fixed`` is a folder; else the first engine is). Planning is turbofit's own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
+from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve import learned
@@ -43,7 +45,7 @@ def run(stop: Stop, leases: Leases) -> str:
     given = json.loads(sys.argv[3])
     fixed: dict[str, Any] = given.get("fixed", {})
 
-    request = PlanRequest(model="internvl2-8b", on=sys.argv[1], **fixed)
+    request = PlanRequest(**{"model": "internvl2-8b", "on": sys.argv[1], **fixed})
 
     def replan(changes: dict[str, Any]) -> Plan:
         return best_plan(request.changed(**changes))
@@ -58,6 +60,7 @@ def run(stop: Stop, leases: Leases) -> str:
     config = ServeConfig(
         request=request,
         timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),
+        gateway=GatewayConfig(port=int(sys.argv[2])) if given.get("gateway") else None,
         port=int(sys.argv[2]),
         check=given.get("check", True),
     )

@@ -106,11 +106,11 @@ def _report(
         "| | second tenth of the time | last tenth | may grow by | |",
         "|---|---|---|---|---|",
     ]
-    for one in rows:
-        lines.append(
-            f"| {one.what} | {shown(one.first)} | {shown(one.last)} | {TOLERANCES[one.what]} "
-            f"| {'flat' if one.flat else '**grows**'} |"
-        )
+    lines += [
+        f"| {one.what} | {shown(one.first)} | {shown(one.last)} | {TOLERANCES[one.what]} "
+        f"| {'flat' if one.flat else '**grows**'} |"
+        for one in rows
+    ]
     return "\n".join(lines) + "\n", good
 
 

@@ -61,7 +61,7 @@ class Clients:
             await asyncio.sleep(max(0.0, began + self.sent / self._rate - time.monotonic()))
 
     async def compare(self, engine: EngineAddress) -> None:
-        """The same small request through the gateway and to an engine itself, one after the other."""
+        """The same small request to an engine itself and through the gateway."""
         body = self._body(2)
         headers = {"Authorization": f"Bearer {engine.key}"} if engine.key else {}
         try:

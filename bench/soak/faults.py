@@ -42,10 +42,12 @@ class Faults:
     async def run(self, every: float, ends: float) -> None:
         """One each so many seconds, the first after that time."""
         loop = asyncio.get_running_loop()
+        turn = loop.time()
         for name, act in itertools.cycle(self._kinds):
-            if loop.time() + every > ends:
+            turn += every
+            if turn > ends:
                 return
-            await asyncio.sleep(every)
+            await asyncio.sleep(max(0.0, turn - loop.time()))
             await act()
             self.done.append(name)
 
@@ -70,19 +72,17 @@ class Faults:
         await self._send(b"", _CONNECTIONS)
 
     async def _malformed(self) -> None:
-        for _ in range(_BODIES):
-            path, raw = self._mutator.request()
+        for path, raw in [self._mutator.request() for _ in range(_BODIES)]:
             head = _HEAD.replace(b"/v1/chat/completions", path.encode())
             await self._send(head + b"Content-Length: %d\r\n\r\n" % len(raw) + raw, 1)
 
     async def _send(self, data: bytes, times: int) -> None:
         """On so many connections at once; each is reset after a second."""
-        writers = []
-        for _ in range(times):
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self._served.port)
-                writer.write(data)
-                writers.append(writer)
-        await asyncio.sleep(1.0)
-        for writer in writers:
+        await asyncio.gather(*(self._sent(data) for _ in range(times)))
+
+    async def _sent(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", self._served.port)
+            writer.write(data)
+            await asyncio.sleep(1.0)
             writer.transport.abort()

@@ -7,9 +7,9 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["TOLERANCES", "Sample", "taken", "verdict"]
+__all__ = ["TOLERANCES", "Sample", "Verdict", "shown", "taken", "verdict"]
 
 #: Of the samples, in parts: the first of them is the warm-up and counts for nothing.
 _PARTS: Final = 10
@@ -85,6 +85,6 @@ def _a_request(samples: Sequence[Sample]) -> float:
     return grown / max(1, samples[-1].requests - samples[0].requests)
 
 
-def shown(value: Any) -> str:
+def shown(value: float) -> str:
     """A figure as people read it."""
-    return f"{value:,.2f}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
+    return f"{value:,.2f}" if value % 1 and value < 1000 else f"{value:,.0f}"

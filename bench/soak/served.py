@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.common.checkpoints import make_internvl2
 from bench.common.processes import REPO, Child, alive, free_port, gone, pids
 
 __all__ = ["ENGINES", "EngineAddress", "Soaked"]
@@ -41,7 +42,10 @@ class Soaked:
         self._standin = engine == "stand-in"
         plan = {"tp": 1, "replicas": ENGINES}
         if self._standin:
-            options = json.dumps({"fixed": plan, "timing": {"backoff": 1.0, "liveness": 60.0}})
+            model = str(make_internvl2(folder / "model" / "InternVL2-1B"))
+            options = json.dumps(
+                {"fixed": {**plan, "model": model}, "timing": {"backoff": 1.0}, "gateway": True}
+            )
             words = [str(_SESSION), _SPEC, str(self.port), options]
         else:
             given = [word for name, value in plan.items() for word in (f"--{name}", str(value))]

@@ -1,0 +1,61 @@
+"""The soak's verdict: what grows is told from what only varies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.soak.samples import TOLERANCES, Sample, taken, verdict
+
+MIB = 1 << 20
+
+
+def samples(**growing):
+    """A hundred of them; a figure that grows has so much more in each."""
+    figures = {"memory": 60 * MIB, "descriptors": 20, "threads": 6, "disk": 1000}
+    step = {"disk": 4000, **growing}
+    return [
+        Sample(
+            at=float(number), requests=number * 10, faults=0,
+            added=tuple(1.0 + one / 10 + growing.get("added", 0) * number for one in range(5)),
+            **{name: value + step.get(name, 0) * number for name, value in figures.items()},
+        )
+        for number in range(100)
+    ]  # fmt: skip
+
+
+def test_what_stays_is_flat() -> None:
+    rows = verdict(samples())
+    assert [one.what for one in rows] == list(TOLERANCES)
+    assert all(one.flat for one in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "by"), [("memory", MIB), ("descriptors", 1), ("threads", 0.2), ("added", 0.5)]
+)
+def test_what_grows_is_named(name, by) -> None:
+    found = {one.what for one in verdict(samples(**{name: by})) if not one.flat}
+    assert found == ({"added p50", "added p90"} if name == "added" else {name})
+
+
+def test_a_folder_may_grow_by_request_but_no_faster() -> None:
+    assert all(one.flat for one in verdict(samples(disk=20_000)))
+    faster = [one._replace(disk=one.disk + number**3) for number, one in enumerate(samples())]
+    assert [one.what for one in verdict(faster) if not one.flat] == ["disk"]
+
+
+def test_too_few_samples_are_no_verdict() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        verdict(samples()[:9])
+
+
+def test_a_process_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "engine-0.log").write_bytes(b"x" * 100)
+    before = taken(os.getpid(), tmp_path)
+    with (tmp_path / "engine-0.log").open():
+        after = taken(os.getpid(), tmp_path)
+    assert after["descriptors"] == before["descriptors"] + 1
+    assert before["disk"] == 100
+    assert min(before.values()) > 0
