@@ -69,8 +69,8 @@ async def _soak(served: Soaked, args: argparse.Namespace) -> tuple[list[Sample],
                 await clients.compare(engine)
             held = taken(served.pid, served.folder)
             one = Sample(
-                at=time.monotonic() - began, requests=clients.sent, faults=len(faults.done),
-                added=tuple(clients.added), **held,
+                at=time.monotonic() - began, requests=clients.sent + clients.compared,
+                faults=len(faults.done), added=tuple(clients.added), **held,
             )  # fmt: skip
             clients.added.clear()
             samples.append(one)

@@ -30,7 +30,7 @@ class Clients:
         self.outcomes: Counter[str] = Counter()
         self.late: list[float] = []
         self.added: list[float] = []
-        self.sent = 0
+        self.sent = self.compared = 0
         self._open: set[asyncio.Task[None]] = set()
         self._image = image_part(448, 448)
 
@@ -63,6 +63,7 @@ class Clients:
     async def compare(self, engine: EngineAddress) -> None:
         """The same small request to an engine itself and through the gateway."""
         body = self._body(2)
+        self.compared += 1
         headers = {"Authorization": f"Bearer {engine.key}"} if engine.key else {}
         try:
             direct = await self._timed(f"http://127.0.0.1:{engine.port}", body, headers)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import zlib
@@ -155,3 +156,16 @@ def test_a_url_that_is_well_spelled_is_not_put_together_again() -> None:
     assert from_url(data_url(data), MOST).inline == data_url(data)
     for mime in ("image/jpeg", "image/png;charset=x", ""):
         assert from_url(data_url(data, mime), MOST).inline == data_url(data)
+
+
+@pytest.mark.parametrize("tag", [45056, 45057, 300])
+def test_what_a_file_makes_pillow_say_goes_nowhere(tag, recwarn, monkeypatch) -> None:
+    """Python keeps each text that was shown, and stderr is a log: files of strangers filled both."""
+    monkeypatch.setattr("turbofit.gateway.media.pictures._quiet._done", False)
+    entry = struct.pack("<HHII", tag, 4, 9, 5000)
+    index = b"MPF\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    segment = b"\xff\xe2" + struct.pack(">H", len(index) + 2) + index
+    whole = picture(8, 8, "JPEG")
+    with contextlib.suppress(Refusal):
+        from_bytes(whole[:2] + segment + whole[2:], MOST)
+    assert [str(one.message) for one in recwarn] == []

@@ -190,15 +190,16 @@ def _gif_frames(image: Any) -> int:
 
 
 class _quiet:  # noqa: N801 - reads as a word
-    """Pillow's own bomb warning goes nowhere: the limit here is the same, and is an answer."""
+    """Pillow's warnings go nowhere: what they say of a file is an answer here or no matter.
+
+    Python keeps each text that was shown, and a file decides what is in it.
+    """
 
     _done = False
 
     def __enter__(self) -> None:
         if not _quiet._done:
-            from PIL import Image
-
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             _quiet._done = True
 
     def __exit__(self, *_: object) -> None:
