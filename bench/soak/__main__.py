@@ -66,7 +66,8 @@ async def _soak(served: Soaked, args: argparse.Namespace) -> tuple[list[Sample],
         for number in range(1, SAMPLES + 1):
             await asyncio.sleep(max(0.0, began + number * seconds / SAMPLES - time.monotonic()))
             for engine in served.engines()[:1] * COMPARISONS:
-                await clients.compare(engine)
+                if not faults.busy:  # an engine that stands still would be compared with another
+                    await clients.compare(engine)
             held = taken(served.pid, served.folder)
             one = Sample(
                 at=time.monotonic() - began, requests=clients.sent + clients.compared,

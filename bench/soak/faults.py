@@ -31,6 +31,7 @@ class Faults:
         self._served, self._rng = served, random.Random(seed)
         self._mutator = Mutator(seed, large=False)
         self.done: list[str] = []
+        self.busy = False
         self._kinds: tuple[tuple[str, Callable[[], Awaitable[None]]], ...] = (
             ("engine killed", self._killed),
             ("half bodies, clients gone", self._half_bodies),
@@ -48,7 +49,9 @@ class Faults:
             if turn > ends:
                 return
             await asyncio.sleep(max(0.0, turn - loop.time()))
+            self.busy = True
             await act()
+            self.busy = False
             self.done.append(name)
 
     async def _killed(self) -> None:

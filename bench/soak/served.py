@@ -58,8 +58,12 @@ class Soaked:
 
     def wait(self) -> None:
         """Until it has opened."""
-        self.child.wait_for("OPEN " if self._standin else "phase: ready", 1)
         self.child.wait_for("phase: ready", ENGINES)
+        if self._standin:
+            self.child.wait_for("OPEN ")
+        else:
+            assert self.child.process.stdout is not None
+            self.child.process.stdout.readline()  # its address
 
     @property
     def pid(self) -> int:
