@@ -16,6 +16,8 @@ from bench.fuzz.targets import TARGETS, load
 from turbofit.core.errors import UsageError
 from turbofit.core.units import parse_bytes
 
+#: Pillow's, of broken images: the gateway hides them, pytest shows them all the same.
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")
 #: Bytes of all files that are kept.
 MOST = 300_000
 #: Beside eight busy loops a call is interrupted, but its own processor time stays.
