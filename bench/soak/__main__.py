@@ -57,9 +57,10 @@ def main() -> int:
 
 
 async def _soak(served: Soaked, args: argparse.Namespace) -> tuple[list[Sample], Clients, Faults]:
-    seconds = args.hours * 3600
+    seconds, faults = args.hours * 3600, Faults(served)
+    await faults.warm_up()
     began = time.monotonic()
-    ends, samples, faults = began + seconds, [], Faults(served)
+    ends, samples = began + seconds, []
     async with Clients(served.port, args.rate) as clients:
         load = asyncio.ensure_future(clients.run(ends))
         broken = asyncio.ensure_future(faults.run(args.every, ends))

@@ -22,6 +22,8 @@ _HEAD: Final = (
 _STOPPED_SECONDS: Final = 15.0
 _CONNECTIONS: Final = 200
 _BODIES: Final = 50
+#: Times 50 malformed bodies before the clock starts.
+_WARM_UP: Final = 16
 
 
 class Faults:
@@ -74,10 +76,14 @@ class Faults:
         await self._send(b"GET /v1/mod", _CONNECTIONS)
         await self._send(b"", _CONNECTIONS)
 
+    async def warm_up(self) -> None:
+        """Rare requests need a thread and its memory for good (pictures that are resized)."""
+        for _ in range(_WARM_UP):
+            await self._malformed()
+
     async def _malformed(self) -> None:
-        for path, raw in [self._mutator.request() for _ in range(_BODIES)]:
-            head = _HEAD.replace(b"/v1/chat/completions", path.encode())
-            await self._send(head + b"Content-Length: %d\r\n\r\n" % len(raw) + raw, 1)
+        requests = [self._mutator.request() for _ in range(_BODIES)]
+        await asyncio.gather(*(self._sent(_whole(path, raw)) for path, raw in requests))
 
     async def _send(self, data: bytes, times: int) -> None:
         """On so many connections at once; each is reset after a second."""
@@ -89,3 +95,8 @@ class Faults:
             writer.write(data)
             await asyncio.sleep(1.0)
             writer.transport.abort()
+
+
+def _whole(path: str, raw: bytes) -> bytes:
+    head = _HEAD.replace(b"/v1/chat/completions", path.encode())
+    return head + b"Content-Length: %d\r\n\r\n" % len(raw) + raw
