@@ -23,7 +23,7 @@ from turbofit.launch.serve import learned
 from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
-from turbofit.report.saved import read_saved
+from turbofit.report.stored_documents import read_saved
 from turbofit.report.views.plan_view import plan_view
 
 WORDS: Final = (
