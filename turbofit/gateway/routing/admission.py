@@ -65,7 +65,7 @@ class Admission:
         self.waiting = 0
         # As long as the fleet has this version, only these engines may have room for so much.
         self._full: Cost | None = None
-        self._freed: set[RoutedEngine] = set()
+        self._freed: dict[RoutedEngine, None] = {}
         self._version = -1
 
     async def admit(
@@ -110,7 +110,7 @@ class Admission:
         engine.units -= cost.units
         engine.host_bytes -= cost.host_bytes
         if self._full is not None and engine.fleet is self._fleet:
-            self._freed.add(engine)
+            self._freed[engine] = None
         if self._lines:
             self.pump()
 
@@ -207,7 +207,7 @@ class Admission:
                 self._full, self._version = cost, self._fleet.version
                 self._freed.clear()
             return best
-        self._freed = {engine for engine in self._freed if engine.fits(full)}
+        self._freed = {engine: None for engine in self._freed if engine.fits(full)}
         fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
         return least_busy(fitting) if fitting else None
 

@@ -95,7 +95,8 @@ class RoutedEngine:
         self.last_asked = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
-        self.aborts: set[Abort] = set()
+        #: Who waits for it, in the order in which they came.
+        self.aborts: dict[Abort, None] = {}
         #: Requests that were in flight when it died.
         self.lost = 0
         #: Requests in flight that another engine may have died of, until their answers begin.

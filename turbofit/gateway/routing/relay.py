@@ -117,7 +117,7 @@ class Relay:
             Unreachable: the request was never sent.
         """
         engine, self._task = self._engine, asyncio.current_task()
-        engine.aborts.add(self._abort)
+        engine.aborts[self._abort] = None
         engine.outstanding += 1
         self._lost_before = engine.lost
         if engine.outstanding == 1:
@@ -138,7 +138,7 @@ class Relay:
             await self._end_broken()
         finally:
             engine.outstanding -= 1
-            engine.aborts.discard(self._abort)
+            engine.aborts.pop(self._abort, None)
 
     def _abort(self, *, died: bool) -> None:
         """The engine was given up: stop waiting for it."""
