@@ -83,6 +83,41 @@ def test_what_its_engines_already_hold_is_not_counted_twice(tmp_path: Path) -> N
             engine.communicate()
 
 
+def test_an_engine_that_ended_a_moment_ago_is_counted_whole(tmp_path: Path) -> None:
+    """Its turbofit has not looked yet, and will start it again on the same memory."""
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        mine.note(model="m", engines=[engine.pid], ready=True)
+        (lease,) = yours.others()
+        assert lease.settled
+        engine.kill()
+        engine.communicate()
+        assert not lease.settled
+        card = machine(1).gpus[0]
+        assert isinstance(card.free, int)
+        seen = counted(machine(1), yours).gpus[0]
+        assert card.free - seen.free == min(card.free, lease.need[UUID])
+        lease.pid_namespace = "pid:[1]"
+        assert lease.settled, "what runs in another container is not seen"
+
+
+def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(tmp_path: Path) -> None:
+    """LMDeploy's cache is a share of what is free: more was than the plan had counted on."""
+    with reserved(tmp_path) as mine, Leases(tmp_path) as yours:
+        engine = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            mine.note(model="m", engines=[engine.pid], ready=True, surplus={UUID: 2 * GIB})
+            (lease,) = yours.others()
+            held = lease.need[UUID] + GIB
+            holder = Holder(pid=engine.pid, name="python", bytes=held)
+            card = gpu(0, used=held, free=24 * GIB - held, holders=(holder,))
+            one = msgspec.structs.replace(machine(1), gpus=(card,))
+            assert card.free - counted(one, yours).gpus[0].free == min(card.free, GIB)
+        finally:
+            engine.kill()
+            engine.communicate()
+
+
 def test_the_lock_waits_and_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Leases(tmp_path) as one, Leases(tmp_path) as two, one.locked():
         slept: list[float] = []

@@ -50,7 +50,7 @@ class Attempt:
         self._server: Server | None = None
         self._front: GatewayThread | None = None
         self._sentinel: Sentinel | None = None
-        self._noted: tuple[list[int], bool] = ([], False)
+        self._noted: tuple[list[int], bool, dict[str, int]] = ([], False, {})
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
         self.was_ready = False
@@ -190,11 +190,12 @@ class Attempt:
         server = self._server
         # An engine that is started again, or rests, takes again what it will need.
         ready = server is not None and all(one.state == "ready" for one in server.engines)
-        noted = (self._pids(), ready)
+        noted = (self._pids(), ready, self._surplus())
         if noted != self._noted:
             self._noted = noted
+            pids, ready, surplus = noted
             name = self._plan.model.name
-            self._job.leases.note(model=name, engines=noted[0], ready=noted[1])
+            self._job.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
         if server is not None:
             phases = dict.fromkeys(engine.watch.phase for engine in server.engines)
             self._enter(", ".join(phases))
@@ -238,6 +239,20 @@ class Attempt:
         if server is None:
             return []
         return [engine.process.pid for engine in server.engines if engine.process is not None]
+
+    def _surplus(self) -> dict[str, int]:
+        """Bytes by GPU UUID that caches hold beyond the plan: more was free than it counted on."""
+        if self._server is None:
+            return {}
+        uuids = {gpu.index: gpu.uuid for gpu in self._plan.gpus}
+        surplus: dict[str, int] = {}
+        for engine in self._server.engines:
+            budget = engine.watch.budget
+            planned = self._plan.of_group(engine.group).kv.region_bytes
+            if budget is not None and budget.budget > planned:
+                for index in self._plan.parallel.groups[engine.group]:
+                    surplus[uuids[index]] = budget.budget - planned
+        return surplus
 
     def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")

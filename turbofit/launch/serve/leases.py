@@ -55,7 +55,9 @@ class Lease:
     """What one turbofit holds or will hold.
 
     ``need`` are bytes by GPU UUID that its engines take at most, its margin included; ``growth``
-    what they may still take once they are ready. ``engines`` are (pid, start time).
+    what they may still take once they are ready. ``surplus``: what their caches hold beyond the
+    plan, since LMDeploy takes a share of what is free, and more was. ``engines`` are (pid, start
+    time), where ``pid_namespace`` numbers them.
     """
 
     def __init__(self, path: Path, document: dict[str, Any]) -> None:
@@ -66,12 +68,25 @@ class Lease:
         self.ready = bool(document.get("ready"))
         self.need = {str(k): int(v) for k, v in dict(document.get("need", {})).items()}
         self.growth = {str(k): int(v) for k, v in dict(document.get("growth", {})).items()}
+        self.surplus = {str(k): int(v) for k, v in dict(document.get("surplus", {})).items()}
+        self.pid_namespace = str(document.get("pid_namespace", ""))
         self.engines = [(int(p), int(t)) for p, t in document.get("engines", [])]
 
     def holds(self, pid: int) -> bool:
         """Whether a process belongs to one of its engines."""
         group = group_of(pid)
         return any(engine in (pid, group) for engine, _ in self.engines)
+
+    @property
+    def settled(self) -> bool:
+        """Whether its engines hold what they hold for good: all are ready, and none has ended.
+
+        An engine that ended a moment ago is seen here before its turbofit says so. What runs in
+        another container cannot be seen: what its turbofit says counts then.
+        """
+        if not self.ready or self.pid_namespace != _pid_namespace():
+            return self.ready
+        return all(start_time(pid) == began for pid, began in self.engines)
 
 
 class Leases:
@@ -140,13 +155,24 @@ class Leases:
             gpu.uuid: max(gpu.peak, gpu.load_peak) - gpu.used + _margin(gpu) for gpu in plan.gpus
         }
         growth = {gpu.uuid: gpu.peak - gpu.steady + _margin(gpu) for gpu in plan.gpus}
-        self._write(model=plan.model.name, need=need, growth=growth, engines=[], ready=False)
+        self._write(
+            model=plan.model.name, need=need, growth=growth, surplus={}, engines=[], ready=False
+        )
 
-    def note(self, *, model: str, engines: list[int], ready: bool) -> None:
-        """Say which processes the engines are, and whether they hold what they hold for good."""
+    def note(
+        self, *, model: str, engines: list[int], ready: bool, surplus: dict[str, int] | None = None
+    ) -> None:
+        """Say which processes the engines are, and whether they hold what they hold for good.
+
+        Args:
+            model: its name.
+            engines: the processes.
+            ready: whether all of them serve.
+            surplus: bytes by GPU UUID that their caches hold beyond the plan.
+        """
         started = [(pid, start_time(pid)) for pid in engines]
         alive = [pair for pair in started if pair[1]]
-        self._write(model=model, engines=alive, ready=ready)
+        self._write(model=model, engines=alive, ready=ready, surplus=surplus or {})
 
     def drop(self, lease: Lease) -> None:
         """Remove a stale lease."""
@@ -168,7 +194,10 @@ class Leases:
         if self.alone:
             return
         self._document.update(facts)
-        document = {"schema": _SCHEMA, "pid": os.getpid(), "uid": os.getuid(), **self._document}
+        document = {
+            "schema": _SCHEMA, "pid": os.getpid(), "uid": os.getuid(),
+            "pid_namespace": _pid_namespace(), **self._document,
+        }  # fmt: skip
         try:
             if self._own is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -191,6 +220,14 @@ class Leases:
             except _UNREADABLE:
                 continue
             yield lease, _is_held(path.with_suffix(".lock"))
+
+
+def _pid_namespace() -> str:
+    """What numbers the processes that we see; empty where the kernel does not say."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _margin(gpu: GpuLedger) -> int:

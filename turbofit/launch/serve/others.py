@@ -53,11 +53,12 @@ def _pending(gpu: Gpu, lease: Lease) -> int:
     need = lease.need.get(gpu.uuid, 0)
     if not need:
         return 0
+    need += lease.surplus.get(gpu.uuid, 0)
     held = [h for h in gpu.holders if isinstance(h.pid, int) and lease.holds(h.pid)]
     known = [h.bytes for h in held if isinstance(h.bytes, int)]
     if held and len(known) == len(held):
         return max(0, need - sum(known))
-    return lease.growth.get(gpu.uuid, need) if lease.ready else need
+    return lease.growth.get(gpu.uuid, need) if lease.settled else need
 
 
 def end_orphans(leases: Leases) -> list[str]:
