@@ -5,7 +5,6 @@ Everything here warns; nothing stops a server that still answers.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -155,8 +154,7 @@ def _measured() -> tuple[Machine | None, str]:
     from turbofit.machine.nvml_machine import measure
 
     try:
-        all_of_them = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-        return measure(all_of_them), ""
+        return measure({}), ""  # every GPU, whatever CUDA_VISIBLE_DEVICES shows
     except TurbofitError as exc:
         return None, exc.message
     except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve
