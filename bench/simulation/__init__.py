@@ -1,0 +1,1 @@
+"""Does anything that must hold of a server break in simulated days full of faults?"""

@@ -1,0 +1,12 @@
+"""``python -m bench.simulation``: which programs this bench has."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.common.programs import show_programs
+
+PROGRAMS = ("run", "planted")
+
+if __name__ == "__main__":
+    sys.exit(show_programs("simulation", PROGRAMS))

@@ -1,0 +1,104 @@
+"""Simulated clients: each request is sent to the gateway's ASGI app, and must end exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from turbofit.launch.engine.image import flat_png
+
+if TYPE_CHECKING:
+    from bench.simulation.world import World
+    from turbofit.gateway.http.app import Gateway
+
+__all__ = ["Request"]
+
+
+@cache
+def _image(width: int, height: int) -> str:
+    return "data:image/png;base64," + b64encode(flat_png(width, height)).decode()
+
+
+@dataclass
+class Request:
+    """One request, and what became of it.
+
+    ``leaves``: seconds after which its client goes away; ``end`` is a status, ``left``, ``lost``
+    (turbofit ended) or ``closed`` (nothing listened).
+    """
+
+    number: int
+    client: str
+    images: tuple[tuple[int, int], ...] = ()
+    units: int = 0
+    stream: bool = False
+    tokens: int = 3
+    leaves: float | None = None
+    poison: bool = False
+    text: str = ""
+    sent: float = 0.0
+    starts: int = 0
+    finals: int = 0
+    status: int = 0
+    end: str = ""
+    body: list[bytes] = field(default_factory=list)
+    answered_by: list[int] = field(default_factory=list)
+
+    def payload(self) -> bytes:
+        parts: list[Any] = [{"type": "text", "text": f"#{self.number}# {self.text}"}]
+        parts += [
+            {"type": "image_url", "image_url": {"url": _image(*size)}} for size in self.images
+        ]
+        document = {
+            "model": "m", "messages": [{"role": "user", "content": parts}],
+            "max_tokens": self.tokens, "stream": self.stream,
+        }  # fmt: skip
+        return json.dumps(document).encode()
+
+    async def run(self, world: World, gateway: Gateway) -> None:
+        """Send it and take the answer; a violation where it ends otherwise than once."""
+        gone = asyncio.Event()
+        sent = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": self.payload(), "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self.starts += 1
+                self.status = message["status"]
+            else:
+                self.body.append(message.get("body", b""))
+                if not message.get("more_body"):
+                    self.finals += 1
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/chat/completions",
+            "raw_path": b"/v1/chat/completions", "query_string": b"",
+            "client": (self.client, 1000 + self.number % 60000),
+            "headers": [(b"content-type", b"application/json")], "scheme": "http",
+            "http_version": "1.1", "server": ("127.0.0.1", 1),
+        }  # fmt: skip
+        timer = None
+        if self.leaves is not None:
+            timer = asyncio.get_running_loop().call_later(self.leaves, gone.set)
+        try:
+            await gateway(scope, receive, send)
+        except asyncio.CancelledError:
+            self.end = "lost"
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if not self.end:
+                self.end = "left" if gone.is_set() and not self.finals else str(self.status)
+            world.finished(self)

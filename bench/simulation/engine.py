@@ -1,0 +1,419 @@
+"""A simulated inference engine: takes memory as the plan's ledger says, prints what TurboMind
+prints, answers HTTP, and dies as engines die. The process that turbofit starts is one of these.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.simulation.machine import OutOfDeviceMemory
+from bench.simulation.scheduler import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bench.simulation.clients import Request
+    from bench.simulation.scheduler import Process
+    from bench.simulation.world import World
+    from turbofit.core.plan import GpuLedger, Plan
+
+__all__ = ["Exchange", "Fate", "SimulatedEngine", "SimulatedEngineProcess"]
+
+MIB = 1 << 20
+_STEP = {"context": "starting", "weights": "weights", "cache": "cache", "buffers": "warm-up"}
+
+
+@dataclass
+class Fate:
+    """What is to become of one start.
+
+    ``dies`` names a phase (starting, weights, cache, warm-up) and ``how`` (kill, cuda, python,
+    host). ``stuck``: a phase that never ends. ``slow``: seconds more. ``more``: bytes that the
+    engine takes beyond its forecast, in ``more_at`` (weights, serving). ``floods``: its warm-up
+    waits for cache for ever. ``orphaned``: it outlives a turbofit that is killed.
+    """
+
+    dies: str = ""
+    how: str = "cuda"
+    stuck: str = ""
+    slow: float = 0.0
+    more: int = 0
+    more_at: str = "serving"
+    floods: bool = False
+    orphaned: bool = False
+
+
+class _Ended(Exception):  # noqa: N818 - no error: its life is over
+    pass
+
+
+class Exchange:
+    """One request at an engine."""
+
+    def __init__(
+        self, engine: SimulatedEngine, answer: Callable[[str, Any], None], request: Request | None
+    ) -> None:
+        self.engine, self.answer, self.request = engine, answer, request
+        self.open = True
+        #: Vision units, and those that are not encoded yet.
+        self.units = self.encoding = 0
+
+    def left(self) -> None:
+        """Who asked is gone."""
+        self.end()
+
+    def end(self) -> None:
+        if self.open:
+            self.open = False
+            self.engine.exchanges.remove(self)
+
+
+class SimulatedEngine:
+    """What runs in the process."""
+
+    def __init__(
+        self, world: World, pid: int, argv: Sequence[str], env: Mapping[str, str], fate: Fate
+    ) -> None:
+        self.world, self.pid, self.fate = world, pid, fate
+        self.argv = list(argv)
+        self.gpus = [int(one) for one in env["CUDA_VISIBLE_DEVICES"].split(",")]
+        self.port = int(self._option("--server-port"))
+        self.ratio = float(self._option("--cache-max-entry-count"))
+        self.plan: Plan = world.plan_of(self.gpus, self.ratio)
+        self.code: int | None = None
+        self.owner: Process | None = None
+        self.listening = False
+        self.hung = False
+        #: Completions are answered with 500 while its health page is fine.
+        self.failing = False
+        self.wires: list[Any] = []
+        self.exchanges: list[Exchange] = []
+        self.said: deque[tuple[str, int]] = deque()
+        self.changed = Event(world.scheduler)
+        self.pool = dict.fromkeys(self.gpus, 0)
+        world.machine.engines[pid] = self
+        world.machine.names[pid] = "lmdeploy"
+        self._life = self._live()
+        self._next(0.0)
+
+    # -- its life
+
+    def _next(self, seconds: float) -> None:
+        self.world.scheduler.after(seconds, self._step)
+
+    def _step(self) -> None:
+        if self.code is not None:
+            return
+        try:
+            pause = next(self._life)
+        except StopIteration:
+            return
+        except _Ended:
+            return
+        except OutOfDeviceMemory:
+            self._out_of_memory()
+            return
+        if pause is not None:
+            self._next(pause)
+
+    def _live(self) -> Iterator[float | None]:
+        rng, say = self.world.rng, self._say
+        yield 2.0 + rng.random() * 8
+        self._meet("starting")
+        if self.fate.stuck == "starting":
+            yield None
+        self._take("context")
+        say("`max_context_token_num` is not set, default to 32768.", level="WARN")
+        yield 5.0 + self.fate.slow
+        self._meet("weights")
+        if self.fate.stuck == "weights":
+            yield None
+        self._take("weights", self._loading())
+        yield 10.0 + rng.random() * 20
+        self._give_loading()
+        self._meet("cache")
+        free = min(self.world.machine.cards[index].free for index in self.gpus)
+        budget = int(free * self.ratio)
+        for index in self.gpus:
+            self.world.machine.allocate(index, self.pid, budget)
+        say(
+            f"Object cache budget: {budget / MIB:.2f} MB from free {free / MIB:.2f} MB "
+            f"and ratio {self.ratio:.3f}"
+        )
+        count = max(1, budget // (32 * MIB))
+        say(
+            f"slab_size {32 * MIB}, object_size {2 * MIB}, object_count {16 * count}, ratio 1",
+            level="WARN",
+        )
+        self._take("buffers")
+        yield 1.0
+        say("Warm-up lengths: 8, 16, 4096")
+        say("8")
+        if self.fate.floods:
+            while True:
+                self.said.append(("[TM][INFO][scheduler.cc:1186] out of memory at 0/1", 3600))
+                self._tell()
+                yield 0.5
+        if self.fate.stuck == "warm-up":
+            yield None
+        self._meet("warm-up")
+        yield 3.0
+        say("Warm-up finished in 3.00 seconds.")
+        if self.world.machine.ports.get(self.port, self) is not self or (
+            self.port in self.world.machine.ports
+        ):
+            self._say_raw("OSError: [Errno 98] error while attempting to bind on address")
+            self._exit(1)
+            return
+        self.world.machine.ports[self.port] = self
+        self.listening = True
+        yield None
+
+    def _meet(self, phase: str) -> None:
+        """Die here, if it is to be."""
+        if self.fate.dies != phase:
+            return
+        if self.fate.how == "kill":
+            self._exit(-signal.SIGKILL)
+        elif self.fate.how == "host":
+            self.world.machine.host_kills += 1
+            self._exit(-signal.SIGKILL)
+        elif self.fate.how == "python":
+            self._say_raw("RuntimeError: simulated")
+            self._exit(1)
+        else:
+            self._out_of_memory()
+        raise _Ended
+
+    def _ledger(self, index: int) -> GpuLedger:
+        return next(gpu for gpu in self.plan.gpus if gpu.index == index)
+
+    def _take(self, phase: str, also: Mapping[int, int] | None = None) -> None:
+        """Allocate what the ledger has for a phase, and what loading takes for a while."""
+        for index in self.gpus:
+            terms = self._ledger(index).ledger
+            size = sum(
+                one.bytes for one in terms if one.phase == phase and one.term != "pool_warmup"
+            )
+            if phase == "weights" and self.fate.more_at == "weights":
+                size += self.fate.more
+            if size < 0:
+                continue
+            self.world.machine.allocate(index, self.pid, size)
+        if phase == "buffers":
+            for index in self.gpus:
+                warm = [t.bytes for t in self._ledger(index).ledger if t.term == "pool_warmup"]
+                self._pool(index, sum(warm))
+        for index, size in (also or {}).items():
+            self.world.machine.allocate(index, self.pid, size)
+
+    def _loading(self) -> dict[int, int]:
+        """Bytes beside the weights while they load."""
+        self._extra = {}
+        for index in self.gpus:
+            gpu = self._ledger(index)
+            there = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context", "weights"))
+            self._extra[index] = max(0, gpu.load_peak - there)
+        return self._extra
+
+    def _give_loading(self) -> None:
+        for index, size in self._extra.items():
+            self.world.machine.allocate(index, self.pid, -size)
+
+    def _pool(self, index: int, need: int) -> None:
+        """The executor's pool keeps its high-water mark."""
+        if need > self.pool[index]:
+            self.world.machine.allocate(index, self.pid, need - self.pool[index])
+            self.pool[index] = need
+
+    def _work(self, units: int) -> None:
+        """Take what a request needs of the pool.
+
+        Raises:
+            OutOfDeviceMemory: it is not there.
+        """
+        most = self.plan.limits.units_per_forward or self.plan.limits.units_per_request or 1
+        for index in self.gpus:
+            gpu = self._ledger(index)
+            warm = next((t.bytes for t in gpu.ledger if t.term == "pool_warmup"), 0)
+            # peak is the pool at its fullest; half of it for a text.
+            whole = max(0, gpu.peak - gpu.steady) + warm
+            part = min(1.0, units / most) if units else 0.3
+            need = int(whole * part)
+            if self.fate.more_at == "serving" and units:
+                need += self.fate.more
+            self._pool(index, need)
+
+    def _out_of_memory(self) -> None:
+        self._say("CUDA error: out of memory", level="FATAL")
+        where = "InternVit::Impl::Forward" if self.listening else "LlamaLinear::Forward"
+        self._say_raw("*** stacktrace of thread 0x7f0 ***")
+        self._say_raw(f"  [ 0] {where} @ src/turbomind/x.cc:12")
+        self._exit(-signal.SIGABRT)
+
+    def _exit(self, code: int) -> None:
+        if self.code is not None:
+            return
+        self.code = code
+        machine = self.world.machine
+        machine.release(self.pid)
+        if machine.ports.get(self.port) is self:
+            del machine.ports[self.port]
+        self.listening = False
+        for one in list(self.exchanges):
+            one.open = False
+            one.answer("lost", None)
+        self.exchanges.clear()
+        wires, self.wires = self.wires, []
+        for wire in wires:
+            wire.reset()
+        machine.engines.pop(self.pid, None)
+        self.world.trace(f"engine {self.pid} ends {code}")
+        self._tell()
+        self.world.count("engine ends")
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """A signal that ends it."""
+        self._exit(-number)
+
+    def crash(self) -> None:
+        """A CUDA error that is not memory."""
+        self._say("CUDA error: an illegal memory access was encountered", level="FATAL")
+        self._exit(-signal.SIGABRT)
+
+    # -- its service
+
+    def take(
+        self, method: str, path: str, body: bytes, answer: Callable[[str, Any], None]
+    ) -> Exchange:
+        """A request came."""
+        request = self.world.request_in(body)
+        one = Exchange(self, answer, request)
+        self.exchanges.append(one)
+        if request is not None:
+            self.world.arrived(self, request)
+            if request.poison:
+                self.world.scheduler.after(0.2, self.crash)
+        if method == "GET":
+            page = {"data": [{"id": "m"}]} if path == "/v1/models" else {}
+            self._after(one, 0.001, lambda: self._whole(one, 200, page))
+        elif self.failing:
+            self._after(one, 0.01, lambda: self._whole(one, 500, {"error": "simulated"}))
+        else:
+            units = request.units if request is not None else 0
+            one.units = one.encoding = units
+            if request is not None:
+                self.world.holds(self)
+            seconds = units / (self.plan.limits.units_per_request or 1)
+            self._after(one, 0.05 + seconds, lambda: self._begin(one))
+        return one
+
+    def _begin(self, one: Exchange) -> None:
+        try:
+            self._work(sum(other.encoding for other in self.exchanges))
+        except OutOfDeviceMemory:
+            self.world.out_of_memory(self)
+            self._out_of_memory()
+            return
+        one.encoding = 0
+        request = one.request
+        if request is not None and request.stream:
+            one.answer("head", (200, "text/event-stream"))
+            self._stream(one, request.tokens)
+        else:
+            tokens = request.tokens if request is not None else 1
+            page = {"choices": [{"text": "ok"}], "usage": {"prompt_tokens": 9}}
+            self._after(one, 0.02 * tokens, lambda: self._whole(one, 200, page))
+
+    def _stream(self, one: Exchange, left: int) -> None:
+        if left == 0:
+            one.answer("data", b"data: [DONE]\n\n")
+            one.answer("end", None)
+            one.end()
+            return
+        one.answer("data", b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n')
+        # Bursts: a token of a day costs as much of the simulation's time as one of a second.
+        self._after(one, 0.4, lambda: self._stream(one, left - 1))
+
+    def _whole(self, one: Exchange, status: int, page: Any) -> None:
+        one.answer("head", (status, "application/json"))
+        one.answer("data", json.dumps(page).encode())
+        one.answer("end", None)
+        one.end()
+
+    def _after(self, one: Exchange, seconds: float, act: Callable[[], None]) -> None:
+        def go() -> None:
+            if self.code is not None or not one.open:
+                return
+            if self.hung:
+                self.world.scheduler.after(1.0, go)
+                return
+            act()
+
+        self.world.scheduler.after(seconds, go)
+
+    # -- its words
+
+    def _say(self, text: str, *, level: str = "INFO") -> None:
+        self._say_raw(f"[TM][{level}][turbomind.cc:305] {text}")
+
+    def _say_raw(self, text: str) -> None:
+        self.said.append((text, 1))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Whoever follows it looks at it soon."""
+        self.changed.set()
+        self.world.kick.set()
+
+    def _option(self, name: str) -> str:
+        return self.argv[self.argv.index(name) + 1]
+
+
+class SimulatedEngineProcess:
+    """In place of `launch.engine.process.EngineProcess`."""
+
+    def __init__(
+        self, world: World, argv: Sequence[str], env: Mapping[str, str], log: Path
+    ) -> None:
+        self.log = log
+        self._world = world
+        self.pid = world.new_pid()
+        self._engine = world.start_engine(self.pid, argv, env)
+
+    def poll(self) -> int | None:
+        return self._engine.code
+
+    def take(self) -> list[tuple[str, int]]:
+        said = list(self._engine.said)
+        self._engine.said.clear()
+        return said
+
+    def finish(self, seconds: float = 2.0) -> list[tuple[str, int]]:  # noqa: ARG002
+        return self.take()
+
+    def send(self, number: int) -> None:
+        """It takes some seconds to end in order, and may hang in that."""
+        engine = self._engine
+        if engine.code is not None or engine.hung:
+            return
+        self._world.scheduler.after(0.5, lambda: engine.kill(number))
+
+    def wait(self, seconds: float) -> None:
+        scheduler = self._world.scheduler
+        deadline = scheduler.now + max(0.0, seconds)
+        while self._engine.code is None and scheduler.now < deadline:
+            self._engine.changed.clear()
+            scheduler.wait(self._engine.changed, deadline - scheduler.now)
+
+    def strike(self) -> None:
+        self._engine.kill()
+
+    def kill(self) -> None:
+        self._engine.kill()

@@ -1,0 +1,264 @@
+"""What goes wrong in a simulated day: each fault breaks something, and mends it where it can."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bench.simulation.engine import Fate
+
+if TYPE_CHECKING:
+    from bench.simulation.engine import SimulatedEngine
+    from bench.simulation.scenario import Day
+
+__all__ = ["FAULTS"]
+
+MIB = 1 << 20
+FAULTS: dict[str, Callable[[Day], None]] = {}
+
+
+def fault(act: Callable[[Day], None]) -> Callable[[Day], None]:
+    FAULTS[act.__name__] = act
+    return act
+
+
+def _engine(day: Day) -> SimulatedEngine | None:
+    engines = list(day.world.machine.engines.values())
+    return day.rng.choice(engines) if engines else None
+
+
+def _kill(day: Day, *fates: Fate) -> None:
+    """Kill an engine; its next starts are as told."""
+    engine = _engine(day)
+    if engine is not None:
+        day.world.fates += fates
+        engine.kill()
+
+
+@fault
+def engine_killed(day: Day) -> None:
+    _kill(day)
+
+
+@fault
+def engine_crashes(day: Day) -> None:
+    engine = _engine(day)
+    if engine is not None:
+        engine.crash()
+
+
+@fault
+def all_engines_killed(day: Day) -> None:
+    for engine in list(day.world.machine.engines.values()):
+        engine.kill()
+
+
+@fault
+def engine_killed_by_the_kernel(day: Day) -> None:
+    engine = _engine(day)
+    if engine is not None:
+        day.world.machine.host_kills += 1
+        engine.kill()
+
+
+@fault
+def engine_hangs(day: Day) -> None:
+    engine = _engine(day)
+    if engine is not None:
+        engine.hung = True
+
+
+@fault
+def engine_stalls_and_goes_on(day: Day) -> None:
+    engine = _engine(day)
+    if engine is not None:
+        engine.hung = True
+        day.later(day.rng.uniform(1, 300), lambda: setattr(engine, "hung", False))
+
+
+@fault
+def engine_answers_500(day: Day) -> None:
+    engine = _engine(day)
+    if engine is not None:
+        engine.failing = True
+        day.later(day.rng.uniform(1, 1200), lambda: setattr(engine, "failing", False))
+
+
+@fault
+def connections_break(day: Day) -> None:
+    engine = _engine(day)
+    if engine is not None:
+        for wire in list(engine.wires):
+            wire.reset()
+        engine.wires.clear()
+
+
+@fault
+def next_start_dies(day: Day) -> None:
+    phase = day.rng.choice(("starting", "weights", "cache", "warm-up"))
+    how = day.rng.choice(("kill", "cuda", "python", "host"))
+    _kill(day, Fate(dies=phase, how=how))
+
+
+@fault
+def next_starts_die(day: Day) -> None:
+    fates = [
+        Fate(dies=day.rng.choice(("starting", "weights", "warm-up")), how="kill")
+        for _ in range(day.rng.randrange(2, 8))
+    ]
+    _kill(day, *fates)
+
+
+@fault
+def next_start_is_stuck(day: Day) -> None:
+    _kill(day, Fate(stuck=day.rng.choice(("starting", "weights", "warm-up"))))
+
+
+@fault
+def next_start_is_slow(day: Day) -> None:
+    _kill(day, Fate(slow=day.rng.uniform(10, 1800)))
+
+
+@fault
+def warm_up_hangs(day: Day) -> None:
+    _kill(day, Fate(floods=True))
+
+
+@fault
+def engine_takes_more_than_its_forecast(day: Day) -> None:
+    where = day.rng.choice(("weights", "serving"))
+    _kill(day, Fate(more=day.rng.randrange(50, 900) * MIB, more_at=where))
+
+
+@fault
+def others_take_memory(day: Day) -> None:
+    world = day.world
+    index = day.rng.choice(list(world.machine.cards))
+    card = world.machine.cards[index]
+    size = min(card.free, day.rng.choice((256, 512, 1024, 4096, 8192)) * MIB)
+    if size <= 0 or card.lost:
+        return
+    pid = world.new_pid()
+    world.machine.names[pid] = "jupyter"
+    world.machine.allocate(index, pid, size)
+    world.disturbed = True
+    day.later(day.rng.uniform(60, 7200), lambda: world.machine.release(pid))
+
+
+@fault
+def card_falls_off_the_bus(day: Day) -> None:
+    machine = day.world.machine
+    index = day.rng.choice(list(machine.cards))
+    machine.cards[index].lost = True
+    for engine in list(machine.engines.values()):
+        if index in engine.gpus:
+            engine.crash()
+    day.later(day.rng.uniform(60, 3600), lambda: setattr(machine.cards[index], "lost", False))
+
+
+@fault
+def nvml_does_not_answer(day: Day) -> None:
+    machine = day.world.machine
+    machine.nvml_broken = True
+    day.later(day.rng.uniform(10, 1200), lambda: setattr(machine, "nvml_broken", False))
+
+
+@fault
+def card_is_hot(day: Day) -> None:
+    card = day.rng.choice(list(day.world.machine.cards.values()))
+    card.hot = True
+    day.later(600, lambda: setattr(card, "hot", False))
+
+
+@fault
+def ecc_error(day: Day) -> None:
+    day.rng.choice(list(day.world.machine.cards.values())).ecc += 1
+
+
+@fault
+def disk_full(day: Day) -> None:
+    _disk(day, errno.ENOSPC)
+
+
+@fault
+def disk_fails(day: Day) -> None:
+    _disk(day, errno.EIO)
+
+
+def _disk(day: Day, number: int) -> None:
+    machine = day.world.machine
+    machine.disk_error = number
+    day.later(day.rng.uniform(10, 1800), lambda: setattr(machine, "disk_error", None))
+
+
+@fault
+def disk_slow(day: Day) -> None:
+    machine = day.world.machine
+    machine.disk_seconds = day.rng.uniform(0.1, 20)
+    day.later(day.rng.uniform(10, 600), lambda: setattr(machine, "disk_seconds", 0.0))
+
+
+@fault
+def torn_write(day: Day) -> None:
+    day.world.tear_next = True
+
+
+@fault
+def turbofit_killed(day: Day) -> None:
+    day.turbofit.kill()
+
+
+@fault
+def sigterm(day: Day) -> None:
+    day.turbofit.signal(signal.SIGTERM)
+
+
+@fault
+def sigint_twice(day: Day) -> None:
+    day.turbofit.signal(signal.SIGINT)
+    day.later(day.rng.uniform(0, 5), lambda: day.turbofit.signal(signal.SIGINT))
+
+
+@fault
+def another_turbofit_starts(day: Day) -> None:
+    day.another()
+
+
+@fault
+def clock_jumps(day: Day) -> None:
+    day.world.scheduler.skew += day.rng.uniform(-90000, 90000)
+
+
+@fault
+def port_is_taken(day: Day) -> None:
+    engine = _engine(day)
+    if engine is None or not engine.listening:
+        return
+    port, machine = engine.port, day.world.machine
+    engine.kill()
+    machine.ports[port] = None
+
+    def free() -> None:
+        if machine.ports.get(port, engine) is None:
+            del machine.ports[port]
+
+    day.later(day.rng.uniform(1, 60), free)
+
+
+@fault
+def flood(day: Day) -> None:
+    for _ in range(day.rng.randrange(20, 60)):
+        day.request(within=1.0)
+
+
+@fault
+def clients_leave(day: Day) -> None:
+    for _ in range(10):
+        day.request(within=1.0, leaves=day.rng.uniform(0.001, 1.0))
+
+
+@fault
+def killing_request(day: Day) -> None:
+    day.poison()

@@ -1,0 +1,125 @@
+"""A simulated machine: who holds which bytes of which card, its ports, its processes, its disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import MachineError
+from turbofit.core.machine import Holder, Host, Machine
+from turbofit.core.units import GIB
+from turbofit.machine.source import machine_from
+
+if TYPE_CHECKING:
+    from bench.simulation.engine import SimulatedEngine
+
+__all__ = ["OutOfDeviceMemory", "SimulatedMachine"]
+
+
+class OutOfDeviceMemory(Exception):  # noqa: N818 - CUDA's word for it
+    """An allocation was refused."""
+
+
+@dataclass
+class Card:
+    uuid: str
+    total: int
+    reserved: int
+    held: dict[int, int] = field(default_factory=dict)
+    lost: bool = False
+    hot: bool = False
+    ecc: int = 0
+
+    @property
+    def free(self) -> int:
+        return self.total - self.reserved - sum(self.held.values())
+
+
+class SimulatedMachine:
+    """What NVML, the kernel and the disk would say.
+
+    Args:
+        spec: the cards, e.g. ``4xrtx3090``.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self._base = machine_from(spec)
+        self.cards = {}
+        for gpu in self._base.gpus:
+            assert isinstance(gpu.total, int)
+            assert isinstance(gpu.reserved, int)
+            self.cards[gpu.index] = Card(gpu.uuid, gpu.total, gpu.reserved)
+        self.names: dict[int, str] = {}
+        self.engines: dict[int, SimulatedEngine] = {}
+        #: Ports in use: by an engine, or by a stranger (None).
+        self.ports: dict[int, SimulatedEngine | None] = {}
+        self.nvml_broken = False
+        self.host_kills = 0
+        self.ram = 256 * GIB
+        #: What a write to the disk meets: an errno, or seconds that it takes.
+        self.disk_error: int | None = None
+        self.disk_seconds = 0.0
+
+    def allocate(self, index: int, pid: int, size: int) -> None:
+        """Take bytes of a card.
+
+        Raises:
+            OutOfDeviceMemory: they are not there.
+        """
+        card = self.cards[index]
+        if card.lost or card.free < size:
+            raise OutOfDeviceMemory(index)
+        card.held[pid] = card.held.get(pid, 0) + size
+
+    def release(self, pid: int, index: int | None = None) -> None:
+        """Give back what a process holds of one card or all."""
+        for at, card in self.cards.items():
+            if index in (None, at):
+                card.held.pop(pid, None)
+
+    def measured(self) -> Machine:
+        """As `machine.nvml_machine.measure` would read it now.
+
+        Raises:
+            MachineError: the driver does not answer.
+        """
+        if self.nvml_broken:
+            raise MachineError("NVML does not answer (simulated)", hint="wait")
+        gpus = []
+        for gpu in self._base.gpus:
+            card = self.cards[gpu.index]
+            if card.lost:
+                continue
+            holders = tuple(
+                Holder(pid=pid, name=self.names.get(pid, "python"), bytes=size)
+                for pid, size in card.held.items()
+            )
+            used = sum(card.held.values())
+            gpus.append(replace(gpu, used=used, free=card.free, holders=holders))
+        return replace(
+            self._base, source="nvml", name="simulated", gpus=tuple(gpus), host=self.host(),
+            visible=tuple(gpu.index for gpu in gpus), links=self._base.links if len(gpus) ==
+            len(self._base.gpus) else (),
+        )  # fmt: skip
+
+    def host(self) -> Host:
+        """Its host memory."""
+        return replace(
+            self._base.host, ram_total=self.ram, ram_available=self.ram, shm_available=16 * GIB
+        )
+
+    def write_fault(self) -> None:
+        """What a write meets just now.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        if self.disk_error is not None:
+            raise OSError(self.disk_error, os.strerror(self.disk_error))
+
+    def fill_disk(self) -> None:
+        self.disk_error = errno.ENOSPC

@@ -1,0 +1,158 @@
+"""``python -m bench.simulation.planted``: bugs put into a copy of turbofit, and whether they show.
+
+Each is one small change of the code that is simulated; the simulation must find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+_REPO = Path(__file__).parents[2]
+_FOUND = re.compile(r"^seed (\d+): (.*)", re.MULTILINE)
+
+
+class Bug(NamedTuple):
+    """``old`` stands once in ``file``, and becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+BUGS = (
+    Bug("units are never given back", "gateway/routing/admission.py",
+        "        engine.units -= cost.units\n", ""),
+    Bug("units are not taken", "gateway/routing/admission.py",
+        "        engine.units += cost.units\n", ""),
+    Bug("room is given back twice", "gateway/routing/carry.py",
+        "self._admission.release(engine, held.pop())", "self._admission.release(engine, cost)"),
+    Bug("room is kept where an engine breaks off", "gateway/routing/carry.py",
+        "        finally:\n            let_go()\n", "        finally:\n"),
+    Bug("outstanding requests are never taken off", "gateway/routing/relay.py",
+        "            engine.outstanding -= 1\n", ""),
+    Bug("a broken stream ends without an error", "gateway/routing/relay.py",
+        "        event = refusal_event(self._route.api, refusal)\n",
+        "        return\n        event = refusal_event(self._route.api, refusal)\n"),
+    Bug("an engine that answers again stays out", "gateway/routing/health.py",
+        "            engine.up = True\n", ""),
+    Bug("requests of an engine that is given up wait on", "gateway/routing/health.py",
+        "        engine.abort_all(died=died)\n", ""),
+    Bug("a silent engine is not asked", "gateway/routing/health.py",
+        "now - engine.last_byte > self._stall", "now - engine.last_byte > 1e9"),
+    Bug("an engine that waits is not started", "launch/serve/supervisor.py",
+        "if now >= engine.again_at:", "if now >= engine.again_at + 1e9:"),
+    Bug("an engine that takes no signal is left", "launch/serve/supervisor.py",
+        "        for engine, _ in running:\n            engine.end()\n", ""),
+    Bug("a broken circuit never closes", "launch/engine/supervised_engine.py",
+        '"broken", now + timing.window', '"broken", now + 1e9'),
+    Bug("a hung engine is never given up", "launch/engine/supervised_engine.py",
+        "            if failures >= _LIVENESS_FAILURES:", "            if failures >= 10**9:"),
+    Bug("an ended engine's lease counts as settled", "launch/serve/leases.py",
+        "        return all(start_time(pid) == began for pid, began in self.engines)\n",
+        "        return self.ready\n"),
+    Bug("a cache beyond its plan is not reserved", "launch/serve/others.py",
+        "    need += lease.surplus.get(gpu.uuid, 0)\n", ""),
+    Bug("a plan is not reserved", "launch/serve/planner.py",
+        "                self._leases.reserve(plan)\n        return plan\n",
+        "                pass\n        return plan\n"),
+    Bug("a lease is left at the end", "launch/serve/leases.py",
+        '        for suffix in (".json", ".lock"):', "        for suffix in ():"),
+    Bug("a record is written in place", "core/files.py",
+        "    descriptor, temporary = tempfile.mkstemp(prefix=f\".{target.name}.\", "
+        "dir=target.parent)\n",
+        "    target.write_bytes(raw)\n    return\n"
+        "    descriptor, temporary = tempfile.mkstemp(prefix=f\".{target.name}.\", "
+        "dir=target.parent)\n"),
+    Bug("the gateway is left open under another plan", "launch/serve/attempt.py",
+        "            self._front.stop(drain=not urgent)\n", "            pass\n"),
+    Bug("an error of the driver ends the watch", "launch/serve/sentinel.py",
+        "    except TurbofitError as exc:\n        return None, exc.message\n"
+        "    except Exception as exc:  # noqa: BLE001 - whatever it is, the engines still serve\n",
+        "    except ZeroDivisionError as exc:\n"),
+)  # fmt: skip
+
+
+def main() -> int:
+    """Plant each, simulate, and say what was found; 1 where one was not."""
+    parser = argparse.ArgumentParser(prog="python -m bench.simulation.planted", description=__doc__)
+    parser.add_argument("--days", type=int, default=1000, help="simulated days for each, at most")
+    parser.add_argument("--only", default="", help="bugs whose name has this")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write", action="store_true", help="write PLANTED.md")
+    given = parser.parse_args()
+    rows = []
+    for bug in BUGS:
+        if given.only in bug.name:
+            seed, what, seconds = _try(bug, given.days, given.workers)
+            rows.append((bug, seed, what, seconds))
+            found = f"seed {seed}: {what[:120]}" if seed is not None else "NOT FOUND"
+            print(f"{bug.name}: {found} ({seconds:.0f} s)", flush=True)
+    if given.write:
+        _write(rows, given.days)
+    return 0 if all(seed is not None for _, seed, _, _ in rows) else 1
+
+
+def planted(bug: Bug, folder: Path) -> None:
+    """A copy of turbofit and its benches with one bug.
+
+    Raises:
+        ValueError: the code that it changes is not there, or not once.
+    """
+    for name in ("turbofit", "bench", "presets"):
+        if (_REPO / name).is_dir():
+            shutil.copytree(
+                _REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+    path = folder / "turbofit" / bug.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(bug.old) != 1:
+        raise ValueError(f"{bug.file} has {text.count(bug.old)} places for {bug.name!r}, not one")
+    path.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
+
+
+def _try(bug: Bug, days: int, workers: int) -> tuple[int | None, str, float]:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="turbofit-planted-") as name:
+        folder = Path(name)
+        planted(bug, folder)
+        argv = [sys.executable, "-m", "bench.simulation.run", "--days", str(days),
+                "--workers", str(workers), "--first-violation"]  # fmt: skip
+        done = subprocess.run(
+            argv, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    match = _FOUND.search(done.stdout)
+    seconds = time.monotonic() - began
+    if match is None and done.returncode not in (0, 1):
+        raise RuntimeError(done.stderr[-2000:])
+    return (int(match[1]), match[2], seconds) if match else (None, "", seconds)
+
+
+def _write(rows: list[tuple[Bug, int | None, str, float]], days: int) -> None:
+    found = sum(seed is not None for _, seed, _, _ in rows)
+    date = time.strftime("%Y-%m-%d")
+    lines = [
+        "# Planted bugs", "",
+        f"{found} of {len(rows)} bugs are found within {days:,} simulated days each. Written by "
+        f"`python -m bench.simulation.planted --write`, {date}.", "",
+        "| bug | in | first seed | what showed it |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for bug, seed, what, _ in rows:
+        text = what[:150].replace("|", "/")
+        lines.append(f"| {bug.name} | `{bug.file}` | {'none' if seed is None else seed} | {text} |")
+    path = Path(__file__).with_name("PLANTED.md")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

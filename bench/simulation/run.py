@@ -1,0 +1,80 @@
+"""``python -m bench.simulation.run``: simulated days by their seeds, over several processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from bench.simulation.report import Totals, write_results
+from bench.simulation.scenario import Result, simulate
+
+_BATCH = 50
+
+
+def main() -> int:
+    """Run the days; 1 where something that must hold did not."""
+    parser = argparse.ArgumentParser(prog="python -m bench.simulation.run", description=__doc__)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--days", type=int, default=100, help="how many")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, help="end after so many, whatever is left")
+    parser.add_argument("--seed", type=int, help="one day, with its history")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md")
+    parser.add_argument("--first-violation", action="store_true", help="end at the first")
+    given = parser.parse_args()
+    if given.seed is not None:
+        return _replay(given.seed)
+    totals = _run(given)
+    print(totals.summary())
+    if given.write:
+        write_results(Path(__file__).parent / "RESULTS.md", totals)
+    return 1 if totals.violations else 0
+
+
+def _replay(seed: int) -> int:
+    result = simulate(seed)
+    print("\n".join(result.log))
+    print(f"seed {seed}: {len(result.violations)} violations, history {result.digest}")
+    return 1 if result.violations else 0
+
+
+def _run(given: Any) -> Totals:
+    totals, began = Totals(given.workers), time.monotonic()
+    seeds = range(given.first, given.first + given.days)
+    batches = [seeds[at : at + _BATCH] for at in range(0, len(seeds), _BATCH)]
+    with ProcessPoolExecutor(given.workers) as pool:
+        waiting = [pool.submit(_days, batch, given.first_violation) for batch in batches]
+        for done in as_completed(waiting):
+            for result in done.result():
+                totals.add(result)
+            totals.seconds = time.monotonic() - began
+            late = given.minutes is not None and totals.seconds > 60 * given.minutes
+            if late or (given.first_violation and totals.violations):
+                for one in waiting:
+                    one.cancel()
+                break
+            if sys.stderr.isatty():
+                print(f"\r{totals.days} days, {len(totals.violations)} violations",
+                      end="", file=sys.stderr)  # fmt: skip
+    return totals
+
+
+def _days(seeds: range, first: bool) -> list[Result]:
+    results = []
+    for seed in seeds:
+        result = simulate(seed)
+        if not result.violations:
+            result.log.clear()
+        results.append(result)
+        if first and result.violations:
+            break
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""A simulated day: turbofit serves, clients ask, faults come; then it must serve as before."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from bench.simulation.clients import Request
+from bench.simulation.faults import FAULTS
+from bench.simulation.substitutes import in_place
+from bench.simulation.world import World
+from turbofit.core.errors import TurbofitError
+
+if TYPE_CHECKING:
+    from bench.simulation.scheduler import Process
+
+__all__ = ["Day", "Result", "simulate"]
+
+DAY = 86_400.0
+#: The last two hours are without faults: turbofit must serve at their end.
+CALM = 7_200.0
+LEAST_FAULTS, MOST_FAULTS = 20, 32
+#: A start's deadline, several of them, and the rest in between.
+_BACK = 300.0
+_SETUPS = (
+    ("1xrtx3090", "internvl2-8b", {}),
+    ("2xrtx3090", "internvl2-8b", {}),
+    ("2xrtx3090", "internvl2-8b", {"tp": 2}),
+    ("4xrtx3090", "internvl2-2b", {}),
+    ("1xrtx3060", "internvl2-2b", {}),
+    ("2xrtx3090", "qwen2-vl-7b", {}),
+    # The vision units in flight are limited here.
+    ("1xrtx4060", "qwen2-vl-2b", {}),
+    ("2xrtx4060", "qwen2-vl-2b", {}),
+)
+_SIZES = ((448, 448), (896, 448), (896, 896), (1792, 1344), (3584, 2688))
+
+
+@dataclass
+class Result:
+    """What a history showed."""
+
+    seed: int
+    violations: list[str]
+    counts: dict[str, int]
+    digest: str
+    steps: int
+    log: list[str] = field(repr=False, default_factory=list)
+
+
+class Turbofit:
+    """One `turbofit serve`, as a service manager keeps it.
+
+    Args:
+        day: where it runs.
+        model: what it serves.
+        fixed: what its user set.
+        primary: whether clients ask it.
+    """
+
+    def __init__(
+        self, day: Day, model: str, fixed: dict[str, Any], *, primary: bool = True
+    ) -> None:
+        self._day, self._model, self._fixed = day, model, fixed
+        self._primary = primary
+        self._stop: Any = None
+        self._main: Any = None
+        self.process: Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive
+
+    def start(self) -> None:
+        self.process = self._day.world.turbofit(self._run, primary=self._primary)
+        self._main = self.process.threads[0]
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self._day.world.kill(self.process)
+
+    def signal(self, number: signal.Signals) -> None:
+        """As `kill` sends it."""
+        from turbofit.launch.serve.supervisor import StoppedError
+
+        world, process = self._day.world, self.process
+        if process is None or not process.alive or self._stop is None:
+            return
+        world.trace(f"{number.name} to turbofit {process.pid}")
+        before, world.scheduler.process = world.scheduler.process, process
+        try:
+            self._stop._caught(number, None)
+        except StoppedError as exc:
+            world.scheduler.throw(self._main, process, exc)
+        finally:
+            world.scheduler.process = before
+        world.kick.set()
+
+    def _run(self) -> int:
+        from turbofit.cli import serve
+        from turbofit.cli.interrupt import exit_code
+        from turbofit.launch.serve.leases import Leases
+        from turbofit.launch.serve.supervisor import Stop, StoppedError
+
+        world = self._day.world
+        arguments, config = _question(self._model, tuple(self._fixed.items()))
+        self._stop = Stop()
+        try:
+            with Leases() as leases:
+                ended: Any = serve._launch(arguments, config, self._stop, leases, as_json=False)
+        except StoppedError as exc:
+            ended = exc.signal
+        except TurbofitError as exc:
+            world.trace(f"error: {exc.message} | {exc.hint}")
+            if not exc.hint:
+                world.violate(f"an error without a hint: {exc.message}")
+            return int(exc.exit_code)
+        return exit_code(ended)
+
+
+class Day:
+    """One history."""
+
+    def __init__(self, seed: int, *, seconds: float = DAY, faults: int | None = None) -> None:
+        self.rng = random.Random(seed)
+        spec, model, fixed = self.rng.choice(_SETUPS)
+        self.world = World(seed, spec)
+        self.seconds = seconds
+        self.number = faults or self.rng.randrange(LEAST_FAULTS, MOST_FAULTS)
+        self.turbofit = Turbofit(self, model, fixed)
+        self.others: list[Turbofit] = []
+        self.over = False
+
+    # -- what happens
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        self.world.scheduler.after(seconds, act)
+
+    def request(self, *, within: float = 0.0, leaves: float | None = None) -> None:
+        """A client asks something soon."""
+        rng = self.rng
+        sizes = rng.choices(_SIZES, k=rng.choice((0, 0, 1, 1, 1, 2)))
+        one = Request(
+            number=0, client=f"10.0.0.{rng.randrange(20)}", images=tuple(sizes),
+            stream=rng.random() < 0.5, tokens=rng.randrange(1, 6),
+            leaves=leaves if leaves is not None else rng.choice((None, None, None, 2.0)),
+        )  # fmt: skip
+        self.later(rng.uniform(0, within), lambda: self._send(one))
+
+    def poison(self) -> None:
+        """A client whose request ends engines sends it again and again."""
+        rng, times = self.rng, self.rng.randrange(1, 6)
+        text = f"poison {rng.random()}"
+        for number in range(times):
+            one = Request(number=0, client="10.0.1.1", poison=True, text=text)
+            self.later(number * rng.uniform(0.5, 30), lambda one=one: self._send(one))
+
+    def another(self) -> None:
+        """A second turbofit on the same machine, for a while."""
+        one = Turbofit(self, "internvl2-1b", {}, primary=False)
+        self.others.append(one)
+        one.start()
+        end = self.rng.choice((one.kill, lambda: one.signal(signal.SIGTERM)))
+        self.later(self.rng.uniform(10, 7200), end)
+
+    def _send(self, one: Request) -> None:
+        world = self.world
+        one.number = len(world.requests)
+        process = self.turbofit.process
+        plans = world.plans.get(process.pid, []) if process is not None else []
+        rule = plans[-1].model.image_rule if plans else None
+        if rule is not None:
+            limits = plans[-1].limits
+            units = sum(rule.units(*size, limits.image_limit) for size in one.images)
+            # Images that are too many together are made smaller by the gateway.
+            one.units = min(units, limits.units_per_request)
+        world.send(one)
+
+    def watch(self) -> None:
+        """However it ended, it is started again."""
+        if self.over:
+            return
+        if not self.turbofit.alive:
+            self.turbofit.start()
+        self.later(self.rng.uniform(1, _BACK), self.watch)
+
+    # -- the whole
+
+    def run(self) -> Result:
+        """Let the day pass."""
+        world, rng = self.world, self.rng
+        with in_place(world):
+            self._schedule(rng)
+            world.scheduler.run(world.scheduler.now + self.seconds)
+            self._end()
+            # Before the threads that are left are ended, which is no part of the history.
+            return Result(
+                world.seed, [*world.violations], dict(world.counts), world.digest,
+                world.scheduler.steps, [*world.log],
+            )  # fmt: skip
+
+    def _schedule(self, rng: random.Random) -> None:
+        world, begin = self.world, self.world.scheduler.now
+        self.watch()
+        names = sorted(FAULTS)
+        for _ in range(self.number):
+            when = begin + rng.uniform(1.0, self.seconds - CALM)
+            # Faults come in clusters: most bugs need two.
+            for _ in range(rng.choice((1, 1, 2))):
+                name = rng.choice(names)
+                world.scheduler.at(when, lambda name=name: self._fault(name))
+                when += rng.choice((0.0, rng.uniform(0, 2), rng.uniform(0, 60)))
+            for _ in range(rng.randrange(3)):
+                world.scheduler.at(when - rng.uniform(0, 3), lambda: self.request(within=1.0))
+        for _ in range(12):
+            world.scheduler.at(
+                begin + rng.uniform(0, self.seconds), lambda: self.request(within=30)
+            )
+        world.scheduler.at(begin + self.seconds - CALM, self._calm)
+
+    def _fault(self, name: str) -> None:
+        self.world.trace(f"fault {name}")
+        self.world.count(f"fault {name}")
+        FAULTS[name](self)
+
+    def _calm(self) -> None:
+        """Everything from outside is well again."""
+        world = self.world
+        world.trace("calm")
+        world.fates.clear()
+        world.tear_next = False
+        machine = world.machine
+        machine.nvml_broken, machine.disk_error, machine.disk_seconds = False, None, 0.0
+        machine.ports = {port: one for port, one in machine.ports.items() if one is not None}
+        for index, card in machine.cards.items():
+            card.lost = card.hot = False
+            for pid in list(card.held):
+                if pid not in machine.engines:
+                    machine.release(pid, index)
+        for one in self.others:
+            one.signal(signal.SIGTERM)
+
+    def _end(self) -> None:
+        """It must serve now, and end in order."""
+        world = self.world
+        scheduler = world.scheduler
+        last = Request(number=0, client="10.0.2.1", text="last")
+        self._send(last)
+        scheduler.run(scheduler.now + 60)
+        if last.end != "200":
+            world.violate(f"two hours after the last fault a request ends with {last.end!r}")
+        self.over = True
+        if self.turbofit.alive:
+            self.turbofit.signal(signal.SIGTERM)
+            scheduler.run(scheduler.now + 120)
+        for one in (self.turbofit, *self.others):
+            if one.alive:
+                world.violate("a turbofit did not end within 120 s of SIGTERM")
+        scheduler.run(scheduler.now + 10)
+        self._nothing_left()
+
+    def _nothing_left(self) -> None:
+        world = self.world
+        for engine in world.machine.engines.values():
+            world.violate(f"engine {engine.pid} is left")
+        for index, card in world.machine.cards.items():
+            if card.held:
+                world.violate(f"GPU {index} still holds {card.held}")
+        for one in world.requests:
+            if not one.end:
+                world.violate(f"request {one.number} never ended")
+        for path in sorted((world.folder / "leases").glob("*.json")):
+            process = self.turbofit.process
+            if process is not None and path.name.startswith(f"{process.pid}-"):
+                world.violate(f"the lease {path.name} is left")
+        self._readable()
+
+    def _readable(self) -> None:
+        """Whatever was written can be read again."""
+        from turbofit.core.struct import decode
+        from turbofit.launch.serve.record import RunRecord
+
+        for path in sorted((self.world.folder / "turbofit" / "runs").glob("*/run.json")):
+            try:
+                decode(path.read_bytes(), RunRecord, what=path.name)
+            except TurbofitError as exc:  # noqa: PERF203 - each file counts
+                self.world.violate(f"{path.parent.name}/run.json cannot be read: {exc.message}")
+
+
+@cache
+def _question(model: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+    """The command line of `serve`."""
+    from turbofit.cli.launch_options import ServeOptions
+    from turbofit.cli.serve_plan import ServeArguments
+    from turbofit.gateway.config import GatewayConfig
+    from turbofit.launch.engine.supervised_engine import Timing
+    from turbofit.launch.serve.config import ServeConfig
+    from turbofit.launch.serve.passthrough import sort_options
+    from turbofit.planning.request import PlanRequest
+
+    request = PlanRequest(model=model, **dict(fixed))
+    options = ServeOptions(no_rehearse=True)
+    config = ServeConfig.of(
+        request=request,
+        # Who asks again and again does so less often than in use: a day has 86,400 seconds.
+        gateway=GatewayConfig(idle_seconds=1800.0, retry_seconds=30.0),
+        timing=Timing(liveness=900.0, start=1800.0),
+        access_log="none",
+        rehearse=False,
+    )
+    return ServeArguments(request, options, sort_options((), unplanned=False)), config
+
+
+def simulate(seed: int, **given: Any) -> Result:
+    """The history of a seed."""
+    return Day(seed, **given).run()

@@ -1,0 +1,208 @@
+"""Virtual time: threads as greenlets, one at a time, and a clock that jumps to the next event.
+
+What happens at the same time happens in the order in which it was asked for. Nothing here reads a
+clock, a random number or an address of an object, so that the same seed gives the same history.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+__all__ = ["Event", "Process", "Scheduler", "Timer"]
+
+
+class Timer:
+    """Something that is to happen once; ``cancel`` takes it back."""
+
+    __slots__ = ("act",)
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act: Callable[[], None] | None = act
+
+    def cancel(self) -> None:
+        self.act = None
+
+
+class Process:
+    """A turbofit: its threads, the files that it holds open, and whether it lives."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.alive = True
+        self.threads: list[greenlet] = []
+        self.descriptors: list[int] = []
+        #: What ends with it, as the kernel ends it: engines, connections.
+        self.ends: list[Callable[[], None]] = []
+
+
+class Scheduler:
+    """The time, and whose turn it is."""
+
+    def __init__(self, start: float = 1000.0) -> None:
+        self.now = start
+        #: Seconds that the wall clock is off, by its jumps.
+        self.skew = 0.0
+        self.steps = 0
+        self.process: Process | None = None
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._number = itertools.count()
+        self._hub = getcurrent()
+        #: Threads of dead processes: the collector would run what they had yet to do.
+        self._dead: list[greenlet] = []
+
+    def at(self, when: float, act: Callable[[], None]) -> Timer:
+        """Have something done at a time."""
+        timer = Timer(act)
+        heapq.heappush(self._heap, (max(when, self.now), next(self._number), timer))
+        return timer
+
+    def after(self, seconds: float, act: Callable[[], None]) -> Timer:
+        """Have something done in so many seconds."""
+        return self.at(self.now + seconds, act)
+
+    def run(self, until: float, check: Callable[[], None] | None = None) -> None:
+        """Let time pass; ``check`` is called after each step."""
+        while self._heap and self._heap[0][0] <= until:
+            when, _, timer = heapq.heappop(self._heap)
+            act, timer.act = timer.act, None
+            if act is None:
+                continue
+            self.now = max(self.now, when)
+            self.steps += 1
+            act()
+            if check is not None:
+                check()
+        self.now = max(self.now, until)
+
+    def thread(self, target: Callable[[], Any], process: Process | None = None) -> greenlet:
+        """Start a thread of a process, the current one's by default."""
+        owner = process or self.process
+        assert owner is not None
+        made = greenlet(lambda: self._body(target, owner), self._hub)
+        owner.threads.append(made)
+        self.after(0.0, lambda: self.resume(made, owner))
+        return made
+
+    def resume(self, thread: greenlet, process: Process) -> None:
+        """Let a thread go on until it waits again. From the hub only."""
+        if not process.alive or thread.dead:
+            return
+        before, self.process = self.process, process
+        try:
+            thread.switch()
+        finally:
+            self.process = before
+
+    def throw(self, thread: greenlet, process: Process, error: BaseException) -> None:
+        """Raise something in a thread that waits, as a signal's handler does."""
+        if not process.alive or thread.dead:
+            return
+        before, self.process = self.process, process
+        try:
+            thread.throw(error)
+        finally:
+            self.process = before
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, in a thread."""
+        thread, process = self._here()
+        timer = self.after(max(0.0, seconds), lambda: self.resume(thread, process))
+        try:
+            self._away()
+        finally:
+            timer.cancel()
+
+    def wait(self, event: Event, seconds: float | None = None) -> bool:
+        """Wait for an event, in a thread; whether it came."""
+        if event.flag:
+            return True
+        thread, process = self._here()
+        waits = True
+
+        def back() -> None:
+            if waits:
+                self.resume(thread, process)
+
+        event.waiting.append(back)
+        timer = None if seconds is None else self.after(seconds, back)
+        try:
+            self._away()
+        finally:
+            waits = False
+            if back in event.waiting:
+                event.waiting.remove(back)
+            if timer is not None:
+                timer.cancel()
+        return event.flag
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL: nothing of it runs any more, not even what it would do at its end."""
+        if not process.alive:
+            return
+        process.alive = False
+        self._dead += process.threads
+        for end in process.ends:
+            end()
+
+    def never(self) -> None:
+        """The end of a thread of a process that was killed: it never goes on."""
+        self._away()
+
+    def retire(self, process: Process) -> None:
+        """Threads of a process that ends: they never run again."""
+        self._dead += [one for one in process.threads if one is not getcurrent()]
+
+    def bury(self) -> None:
+        """At the end of a history: let go of what dead and waiting threads hold."""
+        for thread in self._dead:
+            if not thread.dead:
+                with suppress(BaseException):  # it is dead, whatever it says
+                    thread.throw(GreenletExit)
+        self._dead.clear()
+
+    def _here(self) -> tuple[greenlet, Process]:
+        assert self.process is not None, "only threads may wait"
+        return getcurrent(), self.process
+
+    def _away(self) -> None:
+        process = self.process
+        self._hub.switch()
+        self.process = process
+
+    def _body(self, target: Callable[[], Any], owner: Process) -> None:
+        try:
+            target()
+        finally:
+            here = getcurrent()
+            if here in owner.threads:
+                owner.threads.remove(here)
+
+
+class Event:
+    """``threading.Event`` in virtual time."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.flag = False
+        self.waiting: list[Callable[[], None]] = []
+
+    def is_set(self) -> bool:
+        return self.flag
+
+    def set(self) -> None:
+        self.flag = True
+        waiting, self.waiting = self.waiting, []
+        for back in waiting:
+            self._scheduler.after(0.0, back)
+
+    def clear(self) -> None:
+        self.flag = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._scheduler.wait(self, timeout)

@@ -1,0 +1,375 @@
+"""Puts the simulated world in the place of the operating system, in turbofit's modules only.
+
+What is replaced: the modules ``time`` and ``threading``'s events, starting a process, loopback
+HTTP to engines, NVML, the kernel's counters, ports, flocks of dead processes, writes to the disk,
+uvicorn's server, and planning by an equal but remembered plan. Everything between is turbofit's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import msgspec
+
+from bench.simulation.engine import SimulatedEngineProcess
+from bench.simulation.gateway import SimulatedGatewayThread
+from bench.simulation.scheduler import Event
+from turbofit.core import files
+from turbofit.core.errors import LaunchError
+from turbofit.launch.engine.environment import Lmdeploy
+from turbofit.launch.engine.image import flat_png
+from turbofit.launch.engine.supervised_engine import SupervisedEngine
+from turbofit.launch.serve import planner
+from turbofit.launch.serve.sentinel import Sentinel
+from turbofit.launch.serve.supervisor import Server
+
+if TYPE_CHECKING:
+    from bench.simulation.world import World
+
+__all__ = ["current", "in_place"]
+
+#: The world that everything belongs to at this moment.
+current: list[World] = []
+
+_LMDEPLOY = Lmdeploy("0.18.0", ("python",))
+_ROOMS = (
+    "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
+    "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
+)  # fmt: skip
+
+
+def world() -> World:
+    return current[-1]
+
+
+class _Time(types.ModuleType):
+    """``time`` as turbofit's modules see it."""
+
+    def __init__(self) -> None:
+        super().__init__("time")
+
+    def monotonic(self) -> float:
+        return world().scheduler.now
+
+    perf_counter = monotonic
+
+    def monotonic_ns(self) -> int:
+        return int(world().scheduler.now * 1e9)
+
+    def time(self) -> float:
+        one = world().scheduler
+        return 1.8e9 + one.now + one.skew
+
+    def sleep(self, seconds: float) -> None:
+        world().scheduler.sleep(seconds)
+
+    def strftime(self, form: str, when: Any = None) -> str:
+        return time.strftime(form, when or time.gmtime(self.time()))
+
+    def clock_gettime(self, _: int) -> float:
+        return world().scheduler.now
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+class _SupervisorTime(_Time):
+    """``time`` as the supervisor sees it, whose pauses end when there is something to see."""
+
+    def sleep(self, seconds: float) -> None:
+        world().rest(seconds)
+
+
+class _Kicking(Event):
+    """An event that a supervisor looks at."""
+
+    def set(self) -> None:
+        super().set()
+        world().kick.set()
+
+
+class _Threading(types.ModuleType):
+    """``threading`` with events in virtual time."""
+
+    def __init__(self) -> None:
+        super().__init__("threading")
+
+    def Event(self) -> Event:  # noqa: N802
+        return _Kicking(world().scheduler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(threading, name)
+
+
+class _Torn(Exception):  # noqa: N818 - no error: the kernel ends turbofit here
+    pass
+
+
+class _DiskOs(types.ModuleType):
+    """``os`` for `core.files`: a write that is to be torn does not come to its end."""
+
+    def __init__(self) -> None:
+        super().__init__("os")
+        self.torn = False
+
+    def replace(self, source: Any, target: Any) -> None:
+        if self.torn:
+            raise _Torn
+        os.replace(source, target)
+
+    def unlink(self, path: Any) -> None:
+        if not self.torn:
+            os.unlink(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+class _Os(types.ModuleType):
+    """``os`` for the leases: what a process has open goes with it."""
+
+    def __init__(self) -> None:
+        super().__init__("os")
+
+    def open(self, *arguments: Any, **named: Any) -> int:
+        process = world().scheduler.process
+        descriptor = os.open(*arguments, **named)
+        if process is not None:
+            process.descriptors.append(descriptor)
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        process = world().scheduler.process
+        if process is not None and descriptor in process.descriptors:
+            process.descriptors.remove(descriptor)
+            os.close(descriptor)
+
+    def getpid(self) -> int:
+        process = world().scheduler.process
+        return process.pid if process is not None else 1
+
+    def killpg(self, pid: int, number: int) -> None:
+        engine = world().machine.engines.get(pid)
+        if engine is None:
+            raise ProcessLookupError(3, "No such process")
+        engine.kill(number)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+@cache
+def _modules() -> tuple[types.ModuleType, ...]:
+    """All modules of the rooms that run; imported before anything is replaced."""
+    for room in _ROOMS:
+        package = importlib.import_module(room)
+        for found in pkgutil.walk_packages(package.__path__, f"{room}."):
+            importlib.import_module(found.name)
+    return tuple(module for name, module in sys.modules.items() if name.startswith("turbofit."))
+
+
+def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float) -> Any:
+    """`launch.engine.engine_client.Client.call` over the simulated loopback."""
+    one = world()
+    engine = one.machine.ports.get(self._port)
+    if engine is None or not engine.listening:
+        raise ConnectionRefusedError(111, "Connection refused (simulated)")
+    done, seen = Event(one.scheduler), []
+
+    def answer(kind: str, value: Any) -> None:
+        seen.append((kind, value))
+        if kind in ("end", "lost"):
+            done.set()
+
+    data = b"" if body is None else msgspec.json.encode(body)
+    exchange = engine.take(method, path, data, answer)
+    if not done.wait(timeout):
+        exchange.left()
+        raise TimeoutError("timed out (simulated)")
+    if seen[-1][0] == "lost":
+        raise ConnectionResetError(104, "reset (simulated)")
+    return seen[0][1][0], b"".join(value for kind, value in seen if kind == "data")
+
+
+def _check_port(_: str, port: int) -> None:
+    if port in world().machine.ports:
+        raise LaunchError(f"port {port} cannot be used: in use", hint="choose another")
+
+
+def _free_ports(count: int) -> list[int]:
+    one, found = world(), []
+    while len(found) < count:
+        port = 20000 + one.rng.randrange(5000)
+        if port not in one.machine.ports and port not in found:
+            found.append(port)
+    return found
+
+
+@contextmanager
+def _no_overlay(plan: Any, base: Any = None) -> Iterator[Path]:  # noqa: ARG001
+    yield Path("/models/m")
+
+
+_PLANS: dict[bytes, Any] = {}
+
+
+def _remembered(real: Any) -> Any:
+    """Planning is pure: equal questions have equal answers, over all worlds of this process."""
+
+    def best_plan(request: Any) -> Any:
+        key = request.model_dump_json().encode() if hasattr(request, "model_dump_json") else b""
+        machine = request.on
+        if isinstance(machine, msgspec.Struct):
+            bare = msgspec.structs.replace(
+                machine,
+                gpus=tuple(msgspec.structs.replace(g, holders=()) for g in machine.gpus),  # type: ignore[attr-defined]
+            )
+            key = msgspec.json.encode(
+                [bare, {k: v for k, v in request.given().items() if k != "on"}], enc_hook=str
+            )
+        plan = _PLANS.get(key)
+        if plan is None:
+            plan = real(request)
+            if len(_PLANS) > 4000:
+                _PLANS.clear()
+            _PLANS[key] = plan
+        process = world().scheduler.process
+        plans = world().plans.setdefault(process.pid if process is not None else 0, [])
+        plans.append(plan)
+        del plans[:-8]
+        return plan
+
+    return best_plan
+
+
+def _replace_file(real: Any, disk: _DiskOs) -> Any:
+    """`core.files._replace` on the simulated disk: full, slow, or torn by the end of turbofit."""
+
+    def _replace(target: Path, raw: bytes, mode: int) -> None:
+        one = world()
+        process = one.scheduler.process
+        one.machine.write_fault()
+        if one.machine.disk_seconds and process is not None:
+            one.scheduler.sleep(one.machine.disk_seconds)
+        if one.tear_next and process is not None:
+            one.tear_next = False
+            # Half is written when the kernel ends it, before what would make it whole.
+            disk.torn = True
+            with suppress(_Torn):
+                real(target, raw[: len(raw) // 2], mode)
+            disk.torn = False
+            one.trace(f"turbofit {process.pid} is killed in the middle of a write")
+            one.kill(process)
+            one.scheduler.never()
+        real(target, raw, mode)
+
+    return _replace
+
+
+_drawn = cache(flat_png)
+
+
+def _live(pid: int) -> int:
+    """`launch.engine.proc.start_time` of a simulated process."""
+    return pid * 100 if pid in world().machine.engines else 0
+
+
+def _members(group: int, started: int) -> list[int]:
+    """`launch.engine.proc.members` of a simulated engine."""
+    return [group] if started and _live(group) == started else []
+
+
+def _start(self: Any) -> None:
+    """`threading.Thread.start` of turbofit's threads."""
+    world().scheduler.thread(self.run)
+
+
+def _replacements(one: World) -> Iterator[tuple[str, Any]]:
+    """What stands in whose place, by its import path."""
+    clock, disk = _Time(), _DiskOs()
+    machine = one.machine
+    engine, serve = "turbofit.launch.engine", "turbofit.launch.serve"
+    yield f"{serve}.supervisor.time", _SupervisorTime()
+    for module in ("engine.supervised_engine", "engine.readiness_probe", "serve.sentinel"):
+        yield f"turbofit.launch.{module}.threading", _Threading()
+    for thread in (
+        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse", "serve.sentinel.Sentinel"
+    ):  # fmt: skip
+        yield f"turbofit.launch.{thread}.start", _start
+    # Processes and their loopback.
+    yield f"{engine}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
+    yield f"{engine}.engine_client.Client.call", _call
+    yield f"{engine}.environment.check_port", _check_port
+    yield f"{serve}.supervisor.check_port", _check_port
+    yield f"{serve}.attempt.free_ports", _free_ports
+    yield f"{engine}.kernel.host_kills", lambda: machine.host_kills
+    yield f"{engine}.kernel.driver_errors", lambda _: ()
+    yield f"{engine}.kernel.uptime", clock.monotonic
+    yield f"{serve}.leases.os", _Os()
+    yield f"{serve}.others.os", _Os()
+    yield f"{serve}.leases.start_time", _live
+    yield f"{serve}.leases.group_of", lambda pid: pid
+    yield f"{serve}.sentinel.group_of", lambda pid: pid
+    yield f"{serve}.others.members", _members
+    # The machine.
+    yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
+    yield "turbofit.machine.host.read_host", machine.host
+    yield f"{serve}.sentinel._heat", one.heat
+    yield "turbofit.core.files.os", disk
+    yield "turbofit.core.files._replace", _replace_file(files._replace, disk)
+    yield "turbofit.core.files.sync_folder", lambda _: None
+    # The gateway's outside.
+    yield "turbofit.gateway.thread.GatewayThread", partial(SimulatedGatewayThread, one)
+    yield "turbofit.gateway.server.bind", lambda _: types.SimpleNamespace(close=lambda: None)
+    yield "turbofit.gateway.overlay.overlay", _no_overlay
+    yield "aiohttp.connector.monotonic", clock.monotonic
+    # What is installed, what is shown, and what is pure and remembered.
+    yield f"{engine}.environment.lmdeploy_if_needed", lambda _: (_LMDEPLOY, None)
+    yield f"{serve}.download.WeightsFetcher", lambda _: lambda plan: plan
+    yield "turbofit.cli.output.note", lambda text: one.trace(f"says {text}")
+    yield "turbofit.cli.output.answer", lambda _: None
+    yield f"{serve}.planner.best_plan", _remembered(planner.best_plan)
+    yield f"{engine}.worst_requests.flat_png", _drawn
+    # What looks at nothing does so less often: a day has 86,400 seconds.
+    yield "turbofit.gateway.routing.health._TICK", 600.0
+    yield f"{engine}.readiness_probe._PAUSE", 3.0
+
+
+@contextmanager
+def in_place(one: World) -> Iterator[None]:
+    """The world of one history in the place of the operating system."""
+    clock = _Time()
+    with ExitStack() as stack:
+        for module in _modules():
+            if module.__dict__.get("time") is time:
+                stack.enter_context(patch.object(module, "time", clock))
+        for path, value in _replacements(one):
+            stack.enter_context(patch(path, value))
+        for made, defaults in (
+            (Server, {"clock": clock.monotonic}),
+            (SupervisedEngine, {"clock": clock.monotonic}),
+            (Sentinel, {"every": 300.0}),
+        ):
+            stack.enter_context(patch.dict(made.__init__.__kwdefaults__, defaults))
+        folders = {
+            "XDG_STATE_HOME": str(one.folder), "TURBOFIT_LEASES": str(one.folder / "leases")
+        }  # fmt: skip
+        stack.enter_context(patch.dict(os.environ, folders))
+        current.append(one)
+        try:
+            yield
+        finally:
+            one.close()
+            current.pop()

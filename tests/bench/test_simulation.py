@@ -1,0 +1,62 @@
+"""A thousand simulated days without a violation, equal seeds with equal days, and planted bugs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from bench.simulation.planted import BUGS, Bug
+from bench.simulation.scenario import simulate
+from turbofit.gateway.routing.admission import Admission
+
+PACKAGE = Path(__file__).parents[2] / "turbofit"
+DAYS, BATCH = 1000, 50
+#: Days that once showed a bug.
+FOUND = (1102, 1181)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, DAYS, BATCH))
+def test_nothing_breaks_in_simulated_days(first: int) -> None:
+    broken = {}
+    for seed in range(first, first + BATCH):
+        result = simulate(seed)
+        assert sum(n for name, n in result.counts.items() if name.startswith("fault ")) >= 20
+        if result.violations:
+            broken[seed] = result.violations
+    assert broken == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", FOUND)
+def test_a_day_that_showed_a_bug(seed: int) -> None:
+    assert simulate(seed).violations == []
+
+
+def test_equal_seeds_have_equal_histories() -> None:
+    one, two = simulate(3), simulate(3)
+    assert one.log == two.log
+    assert one.digest == two.digest != simulate(4).digest
+
+
+def test_a_bug_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room that is given back twice."""
+    release = Admission.release
+
+    def twice(self: Admission, engine: object, cost: SimpleNamespace) -> None:
+        release(self, engine, cost)  # type: ignore[arg-type]
+        release(self, engine, cost)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Admission, "release", twice)
+    violations = [text for seed in range(3) for text in simulate(seed).violations]
+    assert any("is held though no request is open" in text for text in violations)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_bug_can_be_planted(bug: Bug) -> None:
+    assert (PACKAGE / bug.file).read_text().count(bug.old) == 1
+    assert bug.old != bug.new
