@@ -48,11 +48,12 @@ class GatewayConfig(Struct):
     reverse proxies, whose ``X-Forwarded-For`` says who the client is. A body must be whole within
     ``body_seconds``, and bring ``body_rate`` bytes a second in each ``body_window_seconds``.
     ``host_bytes`` is the host memory of images in flight to one engine, see `host_budget`.
-    ``idle_seconds`` and ``stall_seconds`` say when an
-    engine is asked for a token, see `health.Monitor`. ``serial``: engines answer one request after
-    the other and are asked how they are instead. ``shares`` are the requests that the plan counts
+    ``idle_seconds``, ``stall_seconds`` and ``stuck_seconds`` say when an engine is asked for a
+    token, and how it is, see `health.Monitor`. ``serial``: engines answer one request after the
+    other and are asked how they are instead. ``shares`` are the requests that the plan counts
     on at each engine; empty where all take the same. ``pretend`` says in every answer that the
-    GPUs are pretend ones.
+    GPUs are pretend ones. ``quarantine`` is the file that keeps which requests engines died of;
+    without one nothing outlives the gateway.
 
     A gateway that follows a `routing_table.RoutingTable` is told ``upstream_key``, ``host_bytes``
     and ``shares`` of each engine there instead; ``prefix_affinity`` and ``serial`` hold for all of
@@ -77,6 +78,7 @@ class GatewayConfig(Struct):
     body_rate: int = 16 * KIB
     idle_seconds: float = 60.0
     stall_seconds: float = 120.0
+    stuck_seconds: float = 120.0
     retry_seconds: float = 5.0
     probe_seconds: float = 30.0
     drain_seconds: float = 30.0
@@ -84,6 +86,7 @@ class GatewayConfig(Struct):
     serial: bool = False
     shares: tuple[float, ...] = ()
     pretend: bool = False
+    quarantine: str | None = None
 
 
 def host_of_one(bounds: Bounds) -> int:

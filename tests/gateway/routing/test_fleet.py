@@ -46,7 +46,7 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
             found = door._best(cost, ())
             assert found is expected(fleet, cost, ())
             if found is not None:
-                door._take(found, cost)
+                door.take(found, cost)
                 found.outstanding += 1
         elif what == "more":
             engine.outstanding += number

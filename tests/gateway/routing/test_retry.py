@@ -22,9 +22,6 @@ from tests import virtual_time
 from tests.virtual_time import settled
 from tests.waiting import HANG, auntil
 from turbofit.gateway.http.app import Gateway
-from turbofit.gateway.limits.cost import Cost
-from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.engines import RoutedEngine
 
 POISON = "poison"
 
@@ -78,6 +75,7 @@ class Mortals:
 
     def kill(self, index: int) -> None:
         self.dead.add(index)
+        self._changed.set()
         for held in self.held.pop(index, []):
             if not held.done():
                 held.set_exception(OSError("reset"))
@@ -90,21 +88,28 @@ class Mortals:
                 if not held.done():
                     held.set_result(None)
 
+    async def died(self, engines: int = 1) -> None:
+        """So many engines have died."""
+        while len(self.dead) < engines:
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), HANG)
+
     async def until(self, there: int) -> None:
         """So many requests are in flight."""
         while sum(map(len, self.held.values())) < there:
             self._changed.clear()
             await asyncio.wait_for(self._changed.wait(), HANG)
 
-    def send(self, text: str) -> asyncio.Task:
+    def send(self, text: str, key: str = "") -> asyncio.Task:
         body = chat({"type": "text", "text": text}, stream=True)
-        return asyncio.ensure_future(call(self.app, body=body))
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return asyncio.ensure_future(call(self.app, body=body, headers=headers))
 
-    async def crowd(self, count: int, there: int = 0) -> list[asyncio.Task]:
+    async def crowd(self, count: int, there: int = 0, key: str = "") -> list[asyncio.Task]:
         """So many innocent requests, all in flight."""
         tasks = []
         for number in range(count):
-            tasks.append(self.send(f"innocent {number}"))
+            tasks.append(self.send(f"innocent {number}", key))
             await self.until(there + number + 1)
         return tasks
 
@@ -151,17 +156,18 @@ def test_one_request_ends_two_engines_at_most_and_never_the_last(engines, each) 
     async def run():
         mortal = Mortals(engines)
         crowd = await mortal.crowd(engines * each)
-        (poisonous,) = await mortal.settled(mortal.send(POISON))
+        poisonous = mortal.send(POISON)
+        await mortal.died()
         mortal.release()
         return (
             mortal,
-            poisonous,
+            (await mortal.settled(poisonous))[0],
             await mortal.settled(*crowd),
             await mortal.settled(mortal.send("innocent after it")),
         )
 
-    mortal, poisonous, crowd, after = asyncio.run(run())
-    assert poisonous.status == 503
+    mortal, poisonous, crowd, after = virtual_time.run(run())
+    assert poisonous.status == (422 if engines > 2 else 503)
     assert len(mortal.dead) == min(2, engines - 1)
     assert len(mortal.times(POISON)) == len(mortal.dead)
     assert after[0].status == 200
@@ -174,6 +180,11 @@ def test_one_request_ends_two_engines_at_most_and_never_the_last(engines, each) 
         if beside == 0 or (beside == 1 and left > 1):
             assert reply.status == 200, (number, beside)
         assert reply.status == 200 or reply.headers["retry-after"] == "5"
+    # Nobody was beside it when it ended the second engine.
+    assert all(
+        len(mortal.asked[index]) == 1 + sum("innocent" in one for one in mortal.asked[index])
+        for index in mortal.dead
+    )
     assert [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines] == [
         (0, 0, 0)
     ] * engines
@@ -185,71 +196,29 @@ def test_many_poisonous_requests_do_not_end_the_last_engine_by_being_sent_again(
     """Several at the same engine, and innocent ones beside them."""
 
     async def run():
-        mortal = Mortals(engines)
+        mortal = Mortals(engines, api_keys=("good", "bad"))
         mortal.app.engines[0].share = 1000.0  # the least busy one, whatever it has
-        crowd = await mortal.crowd(6)
+        crowd = await mortal.crowd(6, key="good")
         mortal.patient = True
-        held = [mortal.send(f"{POISON} {number}") for number in range(3)]
+        held = [mortal.send(f"{POISON} {number}", "bad") for number in range(3)]
         await mortal.until(9)
         assert list(mortal.held) == [0]
         mortal.patient = False
         mortal.kill(0)
+        mortal.release()
         replies = await mortal.settled(*held)
-        mortal.release()
-        return mortal, replies, await mortal.settled(*crowd, mortal.send("innocent after it"))
+        return (
+            mortal,
+            replies,
+            await mortal.settled(*crowd, mortal.send("innocent after it", "good")),
+        )
 
-    mortal, replies, others = asyncio.run(run())
-    assert [reply.status for reply in replies] == [503] * 3
+    mortal, replies, others = virtual_time.run(run())
+    assert {reply.status for reply in replies} <= {422, 503}
     assert 2 <= len(mortal.dead) < engines
+    assert all(len(mortal.times(f"{POISON} {number}")) <= 2 for number in range(3))
+    assert [reply.status for reply in others] == [200] * 7
     assert others[-1].status == 200
-
-
-def test_suspects_leave_one_engine_alone_and_hold_nobody_up() -> None:
-    async def run():
-        mortal = Mortals(3)
-        mortal.app.engines[0].share = 1000.0
-        for engine in mortal.app.engines:
-            engine.gate = 13
-        mortal.app.fleet.set(mortal.app.engines)
-        picture = chat(image_part(1792, 1344), stream=True)
-        first = asyncio.ensure_future(call(mortal.app, body=picture))
-        await mortal.until(1)
-        crowd = await mortal.crowd(5, there=1)
-        assert list(mortal.held) == [0]
-        mortal.kill(0)
-        await mortal.until(6)
-        suspects = [engine.suspects for engine in mortal.app.engines]
-        second = asyncio.ensure_future(call(mortal.app, body=picture))
-        await mortal.until(7)
-        mortal.release()
-        replies = await mortal.settled(first, second, *crowd)
-        return suspects, [one.status for one in replies], mortal.app.engines
-
-    suspects, statuses, engines = asyncio.run(run())
-    assert sorted(suspects) == [0, 0, 6]
-    assert statuses == [200] * 7
-    assert [engine.suspects for engine in engines] == [0] * 3
-
-
-def test_who_waits_behind_a_suspect_is_let_in_where_there_is_room() -> None:
-    async def run():
-        found = [RoutedEngine(index, f"http://e{index}", gate=10) for index in range(3)]
-        for engine in found:
-            engine.succeeded()
-        found[0].up = False
-        door = Admission(found, seconds=HANG)
-        full = Cost(units=10, suspect=True)
-        assert await door.admit("a", full, avoid=[found[0]]) is found[1]
-        suspect = asyncio.ensure_future(door.admit("a", full, avoid=[found[0]]))
-        await asyncio.sleep(0)
-        assert door.waiting == 1  # the third engine is the one that is left alone
-        other = await asyncio.wait_for(door.admit("b", Cost(units=10)), HANG)
-        assert other is found[2]
-        door.release(found[1], full)
-        assert await asyncio.wait_for(suspect, HANG) is found[1]
-        return [engine.suspects for engine in found]
-
-    assert asyncio.run(run()) == [0, 1, 0]
 
 
 def test_innocent_ones_beside_a_death_are_answered_elsewhere() -> None:
@@ -286,48 +255,54 @@ def test_the_last_engine_that_serves_gets_nothing_of_a_death() -> None:
 def test_who_waits_for_a_second_engine_is_told_when_it_becomes_the_last() -> None:
     async def run():
         mortal = Mortals(3)
-        for engine in mortal.app.engines:
-            engine.gate = 13
-        mortal.app.fleet.set(mortal.app.engines)
-        part = image_part(1792, 1344)
-        full = []
-        for number in range(3):
-            full.append(asyncio.ensure_future(call(mortal.app, body=chat(part, stream=True))))
-            await mortal.until(number + 1)
-        beside = mortal.send("innocent")  # takes no units: at the first engine too
-        await mortal.until(4)
+        crowd = await mortal.crowd(6)
         mortal.kill(0)
-        while not mortal.app.admission.waiting:
+        while not mortal.app._trials.waiting:
             await asyncio.sleep(0)
         mortal.app.engines[1].up = False
-        mortal.app.admission.pump()
-        told = await mortal.settled(full[0])
+        mortal.app._pump()
+        told = await mortal.settled(*(crowd[number] for number in (0, 3)))
         mortal.release()
-        return told[0], await mortal.settled(beside, *full[1:])
+        return told, await mortal.settled(*crowd)
 
-    told, others = asyncio.run(run())
-    assert (told.status, told.headers["retry-after"]) == (503, "5")
-    assert [reply.status for reply in others] == [200] * 3
+    told, everybody = virtual_time.run(run())
+    assert [(reply.status, reply.headers["retry-after"]) for reply in told] == [(503, "5")] * 2
+    assert sorted(reply.status for reply in everybody) == [200] * 4 + [503] * 2
 
 
-def test_a_second_death_among_others_is_the_last() -> None:
-    async def run():
-        mortal = Mortals(5)
-        crowd = await mortal.crowd(10)
-        (home,) = mortal.times("innocent 0")
+def test_a_second_death_alone_convicts_and_one_among_others_does_not() -> None:
+    async def run(seconds: float):
+        mortal = Mortals(4)
+        mortal.app.engines[0].share = mortal.app.engines[1].share = 1000.0
+        first = mortal.send("first")
+        await mortal.until(1)
+        mortal.app.engines[1].share = 1.0
+        second = mortal.send("second")
+        await mortal.until(2)
+        assert list(mortal.held) == [0]
+        mortal.kill(0)
+        await mortal.until(1)
+        await asyncio.sleep(seconds)
+        _, home = mortal.times("first")
+        mortal.app.engines[home].share = 1000.0
+        beside = mortal.send("beside")
+        while not mortal.times("beside"):
+            await settled()
         mortal.kill(home)
-        await mortal.until(10)
-        (second,) = set(mortal.times("innocent 0")) - {home}
-        mortal.kill(second)
-        (first,) = await mortal.settled(crowd[0])
+        (reply,) = await mortal.settled(first)
         mortal.release()
-        return mortal, first, await mortal.settled(*crowd[1:])
+        return mortal, reply, await mortal.settled(second, beside)
 
-    mortal, first, rest = asyncio.run(run())
-    assert (first.status, len(mortal.times("innocent 0"))) == (503, 2)
-    assert "two inference engines" in first.json["error"]["message"]
-    assert metric(mortal.app, "not_retried_total", '{why="second_death"}') >= 1
-    assert sum(reply.status == 200 for reply in rest) >= 8
+    mortal, reply, others = virtual_time.run(run(1.0))
+    assert (reply.status, reply.json["error"]["code"]) == (422, "convicted")
+    assert "2 inference engines ended" in reply.json["error"]["message"]
+    assert len(mortal.times("first")) == 2
+    assert [one.status for one in others] == [200, 200]
+    # For half a minute it had the engine for itself; then others came.
+    mortal, reply, others = virtual_time.run(run(31.0))
+    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_died")
+    assert "two inference engines" in reply.json["error"]["message"]
+    assert metric(mortal.app, "not_retried_total", '{why="second_death"}') == 1
 
 
 @pytest.mark.parametrize(
@@ -505,7 +480,7 @@ def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
         app, recorder = gateway(engines=2, recorder=Recorder(answer), retry_seconds=0.0)
         await app.startup()
         try:
-            replies = [await call(app, body=chat(stream=True)) for _ in range(20)]
+            replies = [await call(app, body=chat(stream=True, seed=n)) for n in range(20)]
             asked = [seen[0] for seen in recorder.seen]
             working = True
             await auntil(lambda: app.engines[0].up, "the engine to be asked again")

@@ -25,6 +25,8 @@ from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
 from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
+from turbofit.gateway.routing.quarantine import now, open_quarantine
+from turbofit.gateway.routing.trials import Trials
 from turbofit.gateway.routing.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -86,15 +88,23 @@ class Gateway:
         self.monitor = Monitor(
             self.fleet,
             self._upstream.probe,
-            self.admission.pump,
+            self._pump,
+            page=self._upstream.metrics,
             idle=config.idle_seconds,
             stall=config.stall_seconds,
             retry=config.retry_seconds,
             patience=config.probe_seconds,
+            stuck=config.stuck_seconds,
         )
+        self.quarantine = open_quarantine(config.quarantine, self.metrics.count)
+        self._trials = Trials(
+            self.fleet, self.admission, self.quarantine.suspects, now,
+            longest=config.queue_length, seconds=config.queue_seconds,
+        )  # fmt: skip
         self._carrier = Carrier(
-            self.fleet, self.admission, self._upstream, self.monitor, self._bodies, self.metrics
-        )
+            self.fleet, self.admission, self._upstream, self.monitor, self._trials,
+            self.quarantine, self._bodies, self.metrics,
+        )  # fmt: skip
         self._affinity = Affinity() if config.prefix_affinity else None
 
     @property
@@ -117,7 +127,7 @@ class Gateway:
         for engine in ended:
             self.monitor.forget(engine)
             engine.abort_all(died=False)
-        self.admission.pump()
+        self._pump()
         self.monitor.look()
 
     def rest(self, outage: Outage | None) -> None:
@@ -129,6 +139,20 @@ class Gateway:
         self.fleet.outage = outage
         for engine in self.engines if outage is not None else ():
             self.monitor.doubt(engine)
+
+    def engine_ended(self, index: int, *, by_others: bool) -> None:
+        """A supervisor saw an engine's process end; to be called in the gateway's loop.
+
+        Args:
+            index: the engine's number.
+            by_others: somebody killed it: its requests are not what it died of.
+        """
+        self.quarantine.engine_ended(self.engines[index], by_others=by_others)
+
+    def _pump(self) -> None:
+        """Engines came or went: let in whoever may go now."""
+        self.admission.pump()
+        self._trials.pump()
 
     def outstanding(self) -> dict[str, int]:
         """Requests at each engine by its name; one that drains has drained at 0."""
@@ -155,6 +179,7 @@ class Gateway:
     async def shutdown(self) -> None:
         """Stop watching and close all connections."""
         await self.monitor.stop()
+        await self.quarantine.close()
         await self._upstream.close()
         await self._fetcher.close()
 
@@ -189,6 +214,7 @@ class Gateway:
                 await self._own(call, send, call.route.kind)
                 return
             if call.route.method == "POST":
+                self.quarantine.check_client(call)
                 call.body = await self._bodies.read(call.headers, receive, call.who)
             call.bytes_in, call.read = len(call.body), time.perf_counter()
             self._bodies.keep(call.bytes_in, call.who)
@@ -251,6 +277,7 @@ class Gateway:
                 self.metrics,
                 self.admission,
                 len(self.connections),
+                self.quarantine.suspects,
             )
 
     async def _refuse(self, call: Call, refusal: Refusal, send: Send) -> None:

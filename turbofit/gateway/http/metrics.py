@@ -21,6 +21,8 @@ _HELP: Final = {
     "retried_total": ("counter", "Requests sent to another engine after one had broken off."),
     "connections_closed_total": ("counter", "Connections closed without an answer, by reason."),
     "not_retried_total": ("counter", "Requests kept from another engine after theirs, by why."),
+    "engine_deaths_total": ("counter", "Deaths of engines that had requests, by engine."),
+    "convicted_total": ("counter", "Requests that were convicted of an engine's death."),
     "images_total": ("counter", "Images passed on."),
     "units_total": ("counter", "Vision units passed on."),
     "connections": ("gauge", "Connections of clients."),
@@ -28,6 +30,9 @@ _HELP: Final = {
     "in_flight": ("gauge", "Requests at an engine."),
     "units_in_flight": ("gauge", "Vision units at an engine."),
     "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
+    "suspects": ("gauge", "Requests that an engine may have died of."),
+    "convicted": ("gauge", "Requests that are refused since engines died of them."),
+    "clients_refused": ("gauge", "Clients that are refused since engines died of their requests."),
     "engine_up": ("gauge", "Whether requests go to an engine."),
     "first_byte_seconds": ("histogram", "From the request's last byte to the answer's first."),
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.call import Call, Send
     from turbofit.gateway.routing.fleet import Fleet
+    from turbofit.gateway.routing.suspects import Suspects
     from turbofit.gateway.routing.upstream import Upstream
 
 __all__ = ["health_page", "metrics_page"]
@@ -54,6 +55,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     metrics: Metrics,
     admission: Admission,
     connections: int,
+    suspects: Suspects,
 ) -> None:
     """Everything in Prometheus' text format; engines that do not answer in time are left out."""
     pages: dict[int | str, str] = {}
@@ -67,7 +69,9 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
     crew = asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(fleet)))))
     with suppress(asyncio.TimeoutError, TimeoutError):
         await asyncio.wait_for(crew, _ALL_SECONDS)
-    text = merge(pages) + metrics.text(_gauges(fleet, admission, connections))
+    text = merge(pages) + metrics.text(
+        {**_gauges(fleet, admission, connections), **_suspected(suspects)}
+    )
     kind = "text/plain; version=0.0.4; charset=utf-8"
     await answer(call, send, 200, text.encode(), kind)
 
@@ -83,4 +87,13 @@ def _gauges(
         "units_in_flight": [(label, engine.units) for label, engine in labelled],
         "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
         "engine_up": [(label, int(engine.up)) for label, engine in labelled],
+    }
+
+
+def _suspected(suspects: Suspects) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+    suspected, convicted = suspects.number
+    return {
+        "suspects": [((), suspected)],
+        "convicted": [((), convicted)],
+        "clients_refused": [((), suspects.accounts.refused)],
     }

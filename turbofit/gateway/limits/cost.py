@@ -8,14 +8,10 @@ __all__ = ["Cost"]
 
 
 class Cost(Struct):
-    """What a request holds of an engine until it lets go.
-
-    ``suspect``: an engine may have died of it; see `retry` for where it may go.
-    """
+    """What a request holds of an engine until it lets go."""
 
     units: int = 0
     host_bytes: int = 0
-    suspect: bool = False
 
     @property
     def free(self) -> bool:

@@ -105,7 +105,8 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "parallel_tool_calls": Flag(),
     "logprobs": Flag(),
     "top_logprobs": IntegerRule(most=20),
-    # The PyTorch engine adds each on its own, for each token of each answer.
+    # The PyTorch engine adds each on its own, for each token of each answer: 5 ms for 1,024 of
+    # them, 0.5 s for 100,000 (`bench/gateway/STALLS.md`).
     "logit_bias": Biases(most=1024, bias=100),
     "reasoning_effort": TextRule(most=64),
     # An int32 (`src/turbomind/engine/request.h`), which the prompt's length is added to.

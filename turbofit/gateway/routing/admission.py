@@ -88,13 +88,13 @@ class Admission:
             Refusal: 503 where no engine is up, 429 where the line is too long or the wait was, 400
                 for what no engine could ever hold.
         """
-        if not self._may_go(cost, avoid):
+        if not self._fleet.others(avoid):
             raise dead(self._fleet)
         self._refuse_impossible(cost)
         if cost.free or not self._lines:
             engine = self._find(cost, choose, avoid)
             if engine is not None:
-                return self._take(engine, cost)
+                return self.take(engine, cost)
         if self.waiting >= self._longest and not avoid:
             raise self._busy(f"{self.waiting} requests wait already")
         while True:
@@ -106,7 +106,7 @@ class Admission:
 
     def release(self, engine: RoutedEngine, cost: Cost) -> None:
         """Give back what `admit` took, and let the next in."""
-        engine.suspects -= cost.suspect
+        engine.places -= 1
         engine.units -= cost.units
         engine.host_bytes -= cost.host_bytes
         if self._full is not None and engine.fleet is self._fleet:
@@ -135,7 +135,7 @@ class Admission:
                 # Others may go where it must not: it holds nobody up.
                 passed += 1
                 continue
-            waiter.future.set_result(self._take(engine, waiter.cost))
+            waiter.future.set_result(self.take(engine, waiter.cost))
             self._drop(client, waiter)
             if client in self._lines:
                 self._lines.move_to_end(client)
@@ -185,8 +185,6 @@ class Admission:
     def _find(
         self, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
     ) -> RoutedEngine | None:
-        if cost.suspect:
-            avoid = (*avoid, *self._fleet.kept)
         best = self._best(cost, avoid)
         if best is None or choose is None:
             return best
@@ -211,19 +209,16 @@ class Admission:
         fitting = [one for one in self._freed if one not in avoid and one.fits(cost)]
         return least_busy(fitting) if fitting else None
 
-    def _may_go(self, cost: Cost, avoid: Collection[RoutedEngine]) -> bool:
-        """Whether any engine may have it, now or later."""
-        return self._fleet.others(avoid) and (not cost.suspect or self._fleet.spare)
-
-    def _take(self, engine: RoutedEngine, cost: Cost) -> RoutedEngine:
-        engine.suspects += cost.suspect
+    def take(self, engine: RoutedEngine, cost: Cost) -> RoutedEngine:
+        """Take a place at an engine, whoever else waits; give it back with `release`."""
+        engine.places += 1
         engine.units += cost.units
         engine.host_bytes += cost.host_bytes
         return engine
 
     def _hopeless(self, waiter: _Waiter) -> Refusal | None:
         """Why it need not wait any longer, since the engines changed."""
-        if not self._may_go(waiter.cost, waiter.avoid):
+        if not self._fleet.others(waiter.avoid):
             return dead(self._fleet)
         try:
             self._refuse_impossible(waiter.cost)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.identity import RequestIdentity
     from turbofit.gateway.routing.relay import ForwardOutcome
 
     Message = MutableMapping[str, Any]
@@ -40,6 +41,7 @@ class Call:
         "gone",
         "headers",
         "id",
+        "identity",
         "key",
         "method",
         "out",
@@ -70,6 +72,7 @@ class Call:
         self.outcome: ForwardOutcome | None = None
         self.status, self.reason, self.bytes_in = 0, "", 0
         self.gone = False
+        self.identity: RequestIdentity | None = None
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False
@@ -77,9 +80,14 @@ class Call:
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 
     @property
+    def address(self) -> str:
+        """Where its client is."""
+        return address_of(self.client)
+
+    @property
     def who(self) -> str:
         """Whose request it is, where clients share: the key's, else the address's."""
-        return self.key or address_of(self.client)
+        return self.key or self.address
 
 
 async def answer(call: Call, send: Send, status: int, body: bytes, kind: str) -> None:

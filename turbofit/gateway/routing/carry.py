@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.log import LazyLogger
@@ -13,6 +14,8 @@ from turbofit.gateway.routing.retry import Retries, withheld
 from turbofit.gateway.routing.upstream import Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.routing.admission import Admission
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.health import Monitor
+    from turbofit.gateway.routing.quarantine import Quarantine
+    from turbofit.gateway.routing.trials import Trials
     from turbofit.gateway.routing.upstream import Upstream
 
 __all__ = ["Carrier"]
@@ -35,73 +40,113 @@ class Carrier:
     """Carries requests to engines.
 
     A request of whose answer nothing was passed on yet may be sent again, to an engine that did not
-    have it, where one breaks off or is taken out (`retry` says when); what the client sees is a
-    longer wait. An engine that answers, with an error too, has answered. One that cannot be reached
-    never had the request, and does not count as a try: it is taken out at once, so that none is met
-    twice.
+    have it, where one breaks off or is taken out (`retry` says when, `trials` where); what the
+    client sees is a longer wait. An engine that answers, with an error too, has answered. One that
+    cannot be reached never had the request, and does not count as a try: it is taken out at once,
+    so that none is met twice.
 
     Args:
         fleet: the engines.
         admission: their doors.
         upstream: the connections to them.
         monitor: told of failures.
+        trials: where suspects wait.
+        quarantine: knows the suspects.
         bodies: which count the bodies that are kept.
         metrics: which count failures and retries.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         fleet: Fleet,
         admission: Admission,
         upstream: Upstream,
         monitor: Monitor,
+        trials: Trials,
+        quarantine: Quarantine,
         bodies: Bodies,
         metrics: Metrics,
     ) -> None:
         self._fleet, self._admission, self._upstream = fleet, admission, upstream
         self._monitor, self._bodies, self._metrics = monitor, bodies, metrics
+        self._trials, self._quarantine = trials, quarantine
 
     async def carry(self, call: Call, choose: Chooser | None, send: Send) -> None:
         """Wait for room, carry it to an engine, and pass its answer on.
 
         Raises:
-            Refusal: no room, no engine, or none that did not break off.
+            Refusal: no room, no engine, none that did not break off, or it is convicted.
         """
-        prepared = call.prepared
+        await self._quarantine.identify(call)
         avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:
             if len(avoid) == _MOST_ASKED:
                 raise dead(self._fleet)
-            cost = Cost(
-                units=prepared.units, host_bytes=prepared.host_bytes, suspect=retries.suspect
-            )
-            engine = await self._admission.admit(call.who, cost, choose, avoid)
+            cost = Cost(units=call.prepared.units, host_bytes=call.prepared.host_bytes)
+            suspected = await self._quarantine.suspected(call, again=retries.deaths > 0)
+            if suspected is not None:
+                place = await self._alone(call, cost, suspected, avoid)
+            else:
+                place = await self._place(call, cost, choose, avoid)
+            engine = place.engine
             avoid.append(engine)
             if not self._fleet.knew(engine, call.routing_table):
-                self._admission.release(engine, cost)
+                place.leave()
                 continue
             try:
-                await self._to(call, engine, cost, avoid, send, last=retries.last)
+                await self._to(call, place, avoid, send, last=retries.last)
             except Unreachable as exc:
                 self._monitor.gone(engine, vanished=exc.vanished)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
-            except EngineDied:
-                assert call.outcome is not None
-                why = retries.lost(call.outcome, self._fleet)
-                if call.gone or not self._fleet.others(avoid):
-                    raise
-                if why is not None:
-                    self._metrics.count("not_retried_total", f"why={why}")
-                    raise withheld(why) from None
-                if call.forgotten:
-                    raise
-                self._metrics.count("retried_total")
-                _LOG.info(
-                    "request %s is sent to another engine: %s broke off", call.id, engine.label
-                )
+            except EngineDied as exc:
+                await self._broke_off(call, exc, retries, avoid)
             else:
+                await self._quarantine.ended(call)
                 return
+
+    async def _broke_off(
+        self, call: Call, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
+    ) -> None:
+        """Return where the request may be sent again.
+
+        Raises:
+            Refusal: it may not.
+        """
+        outcome, engine = call.outcome, avoid[-1]
+        assert outcome is not None
+        why = retries.lost(outcome, self._fleet)
+        await self._quarantine.ended(call)
+        if outcome.death is not None and call.identity is not None:
+            self._quarantine.refuse_convicted(await call.identity.fingerprint())
+        if call.gone or not self._fleet.others(avoid):
+            raise died
+        if why is not None:
+            self._metrics.count("not_retried_total", f"why={why}")
+            raise withheld(why)
+        if call.forgotten:
+            raise died
+        self._metrics.count("retried_total")
+        _LOG.info("request %s is sent to another engine: %s broke off", call.id, engine.label)
+
+    async def _alone(
+        self, call: Call, cost: Cost, suspected: str, avoid: list[RoutedEngine]
+    ) -> _Place:
+        """An engine for a suspect, which has it for itself."""
+        engine = await self._trials.admit(suspected, cost, avoid, call.t0)
+        if engine is None:
+            self._quarantine.refuse_convicted(suspected)
+            return await self._place(call, cost, None, avoid)
+        to_end = self._quarantine.runs_to_end(suspected)
+        return _Place(engine, lambda: self._trials.release(engine, cost), to_end=to_end)
+
+    async def _place(
+        self, call: Call, cost: Cost, choose: Chooser | None, avoid: list[RoutedEngine]
+    ) -> _Place:
+        """A place at an engine, beside others."""
+        other = await self._admission.admit(call.who, cost, choose, avoid)
+        to_end = bool(call.bounds.gate_to_end or other.gate_to_end) and cost.units > 0
+        return _Place(other, lambda: self._admission.release(other, cost), to_end=to_end)
 
     def forget(self, call: Call) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
@@ -110,23 +155,11 @@ class Carrier:
         call.forgotten, call.body = True, b""
 
     async def _to(
-        self,
-        call: Call,
-        engine: RoutedEngine,
-        cost: Cost,
-        avoid: list[RoutedEngine],
-        send: Send,
-        *,
-        last: bool,
+        self, call: Call, place: _Place, avoid: list[RoutedEngine], send: Send, *, last: bool
     ) -> None:
         """To one engine; the room taken there is given back exactly once."""
-        route = call.route
+        route, engine = call.route, place.engine
         assert route is not None
-        held = [cost]
-
-        def let_go() -> None:
-            if held:
-                self._admission.release(engine, held.pop())
 
         def sent() -> None:
             # Kept only where another engine could be given it, and while bodies leave room.
@@ -135,9 +168,8 @@ class Carrier:
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            to_end = (call.bounds.gate_to_end or engine.gate_to_end) and cost.units
-            if call.prepared.copies == 1 and not to_end:
-                let_go()
+            if call.prepared.copies == 1 and not place.to_end:
+                place.leave()
 
         relay = Relay(
             self._upstream,
@@ -153,13 +185,40 @@ class Carrier:
         call.engine, call.outcome = engine, relay.outcome
         try:
             await relay.run(call.body, sent_headers(call))
+        except asyncio.CancelledError:
+            self._quarantine.left(call)
+            raise
         finally:
-            let_go()
+            place.leave()
+            self._trials.pump()
             if relay.outcome.broken or relay.outcome.failed:
                 self._monitor.suspect(engine)
                 # One that broke off before a byte came is starting again, or about to: where others
                 # are up, it would be asked first, having nothing, and break off every request.
                 unbegun = relay.outcome.broken and not relay.outcome.started
+                unbegun = unbegun and not relay.outcome.stuck
                 if relay.outcome.vanished or (unbegun and self._fleet.others(avoid)):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
+
+
+class _Place:
+    """A place at an engine.
+
+    Args:
+        engine: where.
+        leave: gives it back.
+        to_end: whether the answer must end first, not only begin.
+    """
+
+    __slots__ = ("_leave", "engine", "to_end")
+
+    def __init__(self, engine: RoutedEngine, leave: Callable[[], None], *, to_end: bool) -> None:
+        self.engine, self.to_end = engine, to_end
+        self._leave: Callable[[], None] | None = leave
+
+    def leave(self) -> None:
+        """Give it back, once."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()

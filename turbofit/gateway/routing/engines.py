@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from turbofit.gateway.routing.quarantined import EngineDeath
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.routing.identity import RequestIdentity
+    from turbofit.gateway.routing.stuck import InFlight
 
     #: Rank, a number of its own, engine.
     Entry = tuple[tuple[float, float, float], int, "RoutedEngine"]
@@ -26,11 +30,6 @@ if TYPE_CHECKING:
         def risen(self, engine: RoutedEngine) -> None: ...
         def turned(self, engine: RoutedEngine) -> None: ...
 
-    class Abort(Protocol):
-        """Ends one request that waits for an engine."""
-
-        def __call__(self, *, died: bool) -> None: ...
-
 
 __all__ = ["Affinity", "RoutedEngine", "least_busy"]
 
@@ -39,6 +38,8 @@ _SHORTEST_PREFIX: Final = 2048
 _REMEMBERED: Final = 8192
 #: A prefix's own engine may have so many requests more than the least busy one.
 _DETOUR: Final = 4
+#: Requests whose clients left that an engine remembers.
+_LEFT: Final = 64
 
 
 class RoutedEngine:
@@ -95,12 +96,24 @@ class RoutedEngine:
         self.last_asked = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
-        #: Who waits for it, in the order in which they came.
-        self.aborts: dict[Abort, None] = {}
+        #: What it has, in the order in which it came.
+        self.in_flight: dict[InFlight, None] = {}
+        #: Requests that it seemed to be stuck in at the last look, and when that was.
+        self.doubtful: set[InFlight] = set()
+        self.last_examined = float("-inf")
+        #: Tokens that it counted when a question last failed.
+        self.tokens: float | None = None
         #: Requests that were in flight when it died.
         self.lost = 0
-        #: Requests in flight that another engine may have died of, until their answers begin.
-        self.suspects = 0
+        #: Places that admission gave, and was not given back.
+        self.places = 0
+        #: Whether it is kept for a suspect.
+        self.reserved = False
+        #: Its last death, and when that was; nothing before it says that it answers.
+        self.death: EngineDeath | None = None
+        self.died_at = float("-inf")
+        #: Requests whose clients went away, and when.
+        self.left: deque[tuple[float, RequestIdentity]] = deque(maxlen=_LEFT)
 
     @property
     def name(self) -> str:
@@ -119,8 +132,13 @@ class RoutedEngine:
 
     @property
     def serves(self) -> bool:
-        """Whether it takes requests, and has answered one."""
-        return self.takes and self.last_success > float("-inf")
+        """Whether it takes requests, and has answered one since it died."""
+        return self.takes and self.last_success > self.died_at
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no request, and none is on its way there."""
+        return not self._outstanding and not self.places
 
     @property
     def draining(self) -> bool:
@@ -178,6 +196,7 @@ class RoutedEngine:
         """Whether it takes requests, and has room for this one beside those it has."""
         return (
             self.takes
+            and not self.reserved
             and (not cost.units or self.gate is None or self._units + cost.units <= self.gate)
             and (
                 not cost.host_bytes
@@ -205,14 +224,20 @@ class RoutedEngine:
         """A byte came."""
         self.last_byte = time.monotonic()
 
+    def note_death(self) -> EngineDeath:
+        """It died, or was given up: its death; the same one until it has answered again."""
+        if self.death is None or self.last_success > self.died_at:
+            self.death, self.died_at = EngineDeath(self.index), time.monotonic()
+        return self.death
+
     def abort_all(self, *, died: bool = True) -> None:
         """End every request that waits for this engine.
 
         Args:
             died: whether it may have died of one of them.
         """
-        for abort in tuple(self.aborts):
-            abort(died=died)
+        for request in tuple(self.in_flight):
+            request.abort(died=died)
 
 
 def least_busy(engines: Iterable[RoutedEngine]) -> RoutedEngine:

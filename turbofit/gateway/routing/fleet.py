@@ -100,13 +100,6 @@ class Fleet:
         """Whether at least two engines serve, so that one may be put at risk."""
         return len(tuple(islice((one for one in self._all if one.serves), 2))) == 2
 
-    @property
-    def kept(self) -> tuple[RoutedEngine, ...]:
-        """Engines that get no suspect now, so that always one that serves has none."""
-        clean = (one for one in self._all if one.serves and not one.suspects)
-        found = tuple(islice(clean, 2))
-        return () if len(found) == 2 else found or self._all
-
     def knew(self, engine: RoutedEngine, routing_table: int) -> bool:
         """Whether an engine was there while the bounds that a routing table brought were in force.
 

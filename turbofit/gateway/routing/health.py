@@ -11,11 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.log import LazyLogger
+from turbofit.gateway.routing.stuck import engine_load, stuck_requests
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.stuck import EngineLoad
 
 __all__ = ["Monitor", "healthy"]
 
@@ -46,10 +48,13 @@ class Monitor:
         engines: all of them, looked through anew each time.
         probe: asks one engine; False or an exception is a failure.
         changed: called when an engine was taken out or brought back.
+        page: an engine's metrics page, empty where it does not come; None where there is none.
         idle: seconds without a success after which to ask.
         stall: seconds without a byte, while answers are owed, after which to ask.
         retry: seconds between questions to an engine that failed.
         patience: seconds that an answer may take.
+        stuck: seconds without a byte of one answer, while others get theirs, after which to look
+            whether the engine is stuck in it, see `stuck`.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -58,11 +63,15 @@ class Monitor:
         probe: Callable[[RoutedEngine], Awaitable[bool]],
         changed: Callable[[], None],
         *,
+        page: Callable[[RoutedEngine], Awaitable[str]] | None = None,
         idle: float = 60.0,
         stall: float = 120.0,
         retry: float = 5.0,
         patience: float = 30.0,
+        stuck: float = 120.0,
     ) -> None:
+        self._page, self._stuck = page, stuck
+        self._examining: dict[RoutedEngine, asyncio.Task[None]] = {}
         self._engines, self._probe, self._changed = engines, probe, changed
         self._idle, self._stall, self._retry, self._patience = idle, stall, retry, patience
         self._asking: dict[RoutedEngine, asyncio.Task[None]] = {}
@@ -79,7 +88,8 @@ class Monitor:
         # Not by cancelling alone: before Python 3.12 `wait_for` may swallow that.
         self._stopped = True
         self._poke.set()
-        tasks = [task for task in (self._task, *self._asking.values()) if task is not None]
+        all_tasks = (self._task, *self._asking.values(), *self._examining.values())
+        tasks = [task for task in all_tasks if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -120,14 +130,16 @@ class Monitor:
 
     def forget(self, engine: RoutedEngine) -> None:
         """An engine is gone, or another process now: what it was asked is of no interest."""
-        task = self._asking.pop(engine, None)
-        if task is not None:
-            task.cancel()
+        for tasks in (self._asking, self._examining):
+            task = tasks.pop(engine, None)
+            if task is not None:
+                task.cancel()
 
     async def _run(self) -> None:
         while not self._stopped:
             began = time.perf_counter()
             self._ask_those_due()
+            self._examine_those_due()
             # However many engines there are and fail, this takes a fifth of the time at most.
             await asyncio.sleep(4 * (time.perf_counter() - began))
             with suppress(asyncio.TimeoutError, TimeoutError):
@@ -150,6 +162,43 @@ class Monitor:
             for engine in waiting[: max(0, places)]:
                 engine.last_asked = now
                 self._asking[engine] = asyncio.ensure_future(self._ask(engine))
+
+    def _examine_those_due(self) -> None:
+        """Begin to look at requests of which nothing has come for long."""
+        now = time.monotonic()
+        for engine in self._engines:
+            if engine in self._examining or now - engine.last_examined < self._retry:
+                continue
+            if any(now - one.heard_at >= self._stuck for one in engine.in_flight):
+                engine.last_examined = now
+                self._examining[engine] = asyncio.ensure_future(self._examine(engine))
+            else:
+                engine.doubtful = set()
+
+    async def _examine(self, engine: RoutedEngine) -> None:
+        """End what the engine has been stuck in at two looks."""
+        try:
+            load = await self._load(engine)
+            now = time.monotonic()
+            found = stuck_requests(tuple(engine.in_flight), load, now, self._stuck)
+            again = found & engine.doubtful
+            for request in [one for one in engine.in_flight if one in again]:
+                _LOG.info("engine %s is stuck in a request: it is ended", engine.label)
+                request.abort(died=True, stuck=True)
+            engine.doubtful = found
+        finally:
+            if self._examining.get(engine) is asyncio.current_task():
+                del self._examining[engine]
+
+    async def _load(self, engine: RoutedEngine) -> EngineLoad | None:
+        """What an engine says of itself, where it does."""
+        return None if self._page is None else engine_load(await self._page(engine))
+
+    async def _moves(self, engine: RoutedEngine) -> bool:
+        """Whether an engine that does not answer has counted tokens since it last did not."""
+        load = await self._load(engine)
+        before, engine.tokens = engine.tokens, None if load is None else load.tokens
+        return before is not None and engine.tokens is not None and engine.tokens > before
 
     def _due(self, engine: RoutedEngine, now: float) -> bool:
         since = now - engine.last_asked
@@ -176,8 +225,10 @@ class Monitor:
         if works or (engine.up and engine.last_success > began):
             self._bring_back(engine)
             return
+        if engine.in_flight and await self._moves(engine):
+            return  # slow, not stuck
         engine.failures += 1
-        if engine.failures >= _FAILURES and (engine.up or engine.aborts):
+        if engine.failures >= _FAILURES and (engine.up or engine.in_flight):
             self._take_out(engine)
 
     def _bring_back(self, engine: RoutedEngine) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from turbofit.gateway.http.refusals import Refusal, refusal_event
 from turbofit.gateway.http.sockets import vanished
+from turbofit.gateway.routing.quarantined import EngineDeath
 from turbofit.gateway.routing.upstream import Died
 from turbofit.gateway.tasks import uncancel
 
@@ -31,6 +32,7 @@ _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
+_STUCK: Final = "the inference engine is stuck in this request: nothing of the answer came"
 #: How a stream begins whose engine is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 
@@ -46,8 +48,8 @@ class ForwardOutcome:
     """What became of it, for the log."""
 
     __slots__ = (
-        "alone", "answered", "broken", "bytes_out", "died", "failed", "first_byte", "started",
-        "status", "vanished",
+        "alone", "answered", "broken", "bytes_out", "death", "failed", "first_byte", "started",
+        "status", "stuck", "vanished",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -60,11 +62,13 @@ class ForwardOutcome:
         #: The engine broke off.
         self.broken = False
         #: It ended, or was given up; else its machine vanished, or it was taken out.
-        self.died = False
+        self.death: EngineDeath | None = None
         #: No other request was in flight there when it died, as far as this gateway knows.
         self.alone = False
         #: And so, it seems, did its machine.
         self.vanished = False
+        #: It brought nothing of this answer, and lives.
+        self.stuck = False
         #: It answered that it cannot.
         self.failed = False
 
@@ -101,6 +105,7 @@ class Relay:
         self._sent, self._begins, self._first = sent, begins, first
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
+        self.heard_at = 0.0
         #: How many requests the engine had lost when this one came.
         self._lost_before = 0
         self.outcome = ForwardOutcome()
@@ -117,7 +122,8 @@ class Relay:
             Unreachable: the request was never sent.
         """
         engine, self._task = self._engine, asyncio.current_task()
-        engine.aborts[self._abort] = None
+        engine.in_flight[self] = None
+        self.heard_at = time.monotonic()
         engine.outstanding += 1
         self._lost_before = engine.lost
         if engine.outstanding == 1:
@@ -138,12 +144,18 @@ class Relay:
             await self._end_broken()
         finally:
             engine.outstanding -= 1
-            engine.aborts.pop(self._abort, None)
+            engine.in_flight.pop(self, None)
 
-    def _abort(self, *, died: bool) -> None:
-        """The engine was given up: stop waiting for it."""
+    @property
+    def begun(self) -> bool:
+        """Whether a byte of the answer came."""
+        return self.outcome.answered
+
+    def abort(self, *, died: bool, stuck: bool = False) -> None:
+        """The engine was given up, or is stuck in this request: stop waiting for it."""
         if self._task is not None and not self._aborted:
             self._aborted = True
+            self.outcome.stuck = stuck
             self._note_break(died=died)
             self._task.cancel()
 
@@ -152,11 +164,18 @@ class Relay:
         engine, outcome = self._engine, self.outcome
         if outcome.broken:
             return
-        outcome.broken, outcome.died = True, died
+        outcome.broken = True
         if died:
+            # An engine that is stuck in one request lives.
+            outcome.death = EngineDeath(engine.index) if outcome.stuck else engine.note_death()
             # Of those that were there together the last to notice sees no other in flight.
             outcome.alone = engine.outstanding == 1 and engine.lost == self._lost_before
             engine.lost += 1
+
+    def _hear(self) -> None:
+        """A byte came."""
+        self._engine.heard()
+        self.heard_at = self._engine.last_byte
 
     async def _open(self, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
         route = self._route
@@ -189,13 +208,14 @@ class Relay:
                 break
             if self.outcome.first_byte is None:
                 self.outcome.first_byte, self.outcome.answered = time.perf_counter(), True
+                self.heard_at = time.monotonic()
                 if data.startswith(_ERROR_EVENTS):
                     self.outcome.failed = True
                 else:
                     engine.succeeded()
                 self._first()
             else:
-                engine.heard()
+                self._hear()
             if rest or not data.endswith(b"\n\n"):
                 data, rest = _events(rest + data)
             if data:
@@ -212,7 +232,7 @@ class Relay:
         while chunk := await response.content.readany():
             data += chunk
             self.outcome.answered = True
-            self._engine.heard()
+            self._hear()
             if len(data) > _LARGEST_ANSWER:
                 raise Died("an endless answer")
         self.outcome.first_byte = time.perf_counter()
@@ -253,7 +273,7 @@ class Relay:
 
     async def _end_broken(self) -> None:
         """An error event where the stream had begun, else `EngineDied`."""
-        refusal = EngineDied()
+        refusal = EngineDied(_STUCK) if self.outcome.stuck else EngineDied()
         if not self.outcome.started:
             raise refusal
         event = refusal_event(self._route.api, refusal)

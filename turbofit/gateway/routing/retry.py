@@ -7,12 +7,14 @@ An engine may have died of a request that it had, and the next engine would die 
 - The engine died, and had no other request: this one is what it died of, as far as anybody can
   tell. It is not sent again, unless another engine had begun to answer it.
 - The engine died, and others were in flight there: most of them are innocent. Each is sent again
-  once, and only while at least two engines serve, so that the last one is never put at risk.
+  once, alone (`trials`), and only while at least two engines serve, so that the last one is never
+  put at risk.
 - A second engine died while it had the request: it is not sent again.
 
 An engine that stops answering and is given up counts as dead. So one request ends one engine where
 it is alone and two at most where it is not, and however many of its kind there are: sending them
-again never ends the last engine that serves.
+again never ends the last engine that serves. `suspects` remembers them where their clients send
+them again.
 """
 
 from __future__ import annotations
@@ -56,11 +58,6 @@ class Retries:
         """Whether the next engine is the last that may have it."""
         return self.tries + 1 == _MOST_TRIES
 
-    @property
-    def suspect(self) -> bool:
-        """Whether an engine may have died of it."""
-        return self.deaths > 0
-
     def lost(self, outcome: ForwardOutcome, fleet: Fleet) -> _Withheld | None:
         """An engine broke off.
 
@@ -73,7 +70,7 @@ class Retries:
         """
         self.tries += 1
         answered, self._answered = self._answered, self._answered or outcome.answered
-        if outcome.died:
+        if outcome.death is not None:
             self.deaths += 1
             if outcome.alone and not answered:
                 return "alone"
@@ -81,7 +78,7 @@ class Retries:
             return "second_death"
         if self.tries == _MOST_TRIES:
             return "tries"
-        return "last_engine" if self.suspect and not fleet.spare else None
+        return "last_engine" if self.deaths and not fleet.spare else None
 
 
 def withheld(why: _Withheld) -> EngineDied:

@@ -128,6 +128,10 @@ class Upstream:
             return ""
         return text if response.status == 200 else ""
 
+    async def metrics(self, engine: RoutedEngine) -> str:
+        """Its metrics page, empty where it does not come."""
+        return await self.page(engine, "/metrics", _HEALTH_SECONDS)
+
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:

@@ -1,0 +1,224 @@
+"""Requests that engines die of, through the whole gateway: refused, kept, pardoned, paid for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from bench.common.gateway import DONE, EVENT, Answer, Recorder, call, chat, gateway, image_part
+from bench.common.gateway import stream as streamed
+from tests import virtual_time
+from tests.waiting import auntil
+from turbofit.gateway.routing.accounts import BUDGET
+from turbofit.gateway.routing.quarantine_file import pardon
+
+KILLS = "kills"
+#: What the wall's clock shows when the other one shows 0.
+SINCE = [1e9]
+
+
+@pytest.fixture(autouse=True)
+def wall(tmp_path, monkeypatch) -> None:
+    """The wall's clock goes with virtual time."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(time, "time", lambda: SINCE[0] + time.monotonic())
+
+
+class Fleet:
+    """Engines of which each dies at a killing request, and is started again after a while."""
+
+    def __init__(self, engines: int, restart: float = 20.0, **config) -> None:
+        self.deaths: list[str] = []
+        self.restart, self.held = restart, {index: set() for index in range(engines)}
+        self.app, self.recorder = gateway(
+            engines=engines, recorder=Recorder(self._answer), retry_seconds=0.5, **config
+        )
+        for engine in self.app.engines:
+            engine.succeeded()
+
+    async def _answer(self, engine, path, body):
+        gone = asyncio.get_running_loop().create_future()
+        self.held[engine.index].add(gone)
+        try:
+            if KILLS.encode() in body:
+                await asyncio.sleep(0.05)
+                if not gone.done():
+                    self.kill(engine.index, body.decode())
+            await asyncio.wait((gone,), timeout=0.5)
+        finally:
+            self.held[engine.index].discard(gone)
+        if gone.done():
+            return OSError("reset")
+        return streamed(EVENT, 0.5, DONE) if b'"stream":true' in body else Answer(b"{}")
+
+    def kill(self, index: int, why: str = "") -> None:
+        self.deaths.append(why)
+        self.recorder.down.add(index)
+        for gone in self.held[index]:
+            if not gone.done():
+                gone.set_result(None)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.restart, self.recorder.down.discard, index)
+
+    async def ask(self, text: str, key: str = "", **facts):
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        parts = facts.pop("parts", ())
+        body = chat({"type": "text", "text": text}, *parts, **facts)
+        return await call(self.app, body=body, headers=headers)
+
+    async def __aenter__(self):
+        await self.app.startup()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.app.shutdown()
+
+    async def all_up(self) -> None:
+        await auntil(lambda: all(one.serves for one in self.app.engines), "all engines to serve")
+
+
+def code(reply) -> tuple[int, str]:
+    return reply.status, reply.json["error"]["code"]
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+@pytest.mark.parametrize("parts", [(), (image_part(1200, 900),)])
+def test_the_second_death_convicts_and_the_third_attempt_is_refused(engines, parts) -> None:
+    async def run():
+        async with Fleet(engines) as fleet:
+            replies = []
+            for _ in range(3):
+                await fleet.all_up()
+                replies.append(await fleet.ask(KILLS, parts=parts))
+            other = await fleet.ask("another", parts=parts)
+            metrics = (await call(fleet.app, "/metrics")).body.decode()
+            return replies, fleet.deaths, other, metrics
+
+    replies, deaths, other, metrics = virtual_time.run(run())
+    assert [code(reply) for reply in replies] == [
+        (503, "engine_died"), (422, "convicted"), (422, "convicted"),
+    ]  # fmt: skip
+    assert len(deaths) == 2
+    message = replies[2].json["error"]["message"]
+    assert "2 inference engines ended" in message
+    assert "turbofit watch --forget " in message
+    assert "retry-after" not in replies[2].headers
+    assert other.status == 200
+    assert "turbofit_gateway_convicted 1\n" in metrics
+    assert "turbofit_gateway_suspects 0\n" in metrics
+    assert "turbofit_gateway_convicted_total 1\n" in metrics
+    assert 'turbofit_gateway_engine_deaths_total{engine="0"} ' in metrics
+
+
+def test_an_innocent_one_beside_a_death_is_answered_once_alone_and_is_free_then() -> None:
+    async def run():
+        async with Fleet(3) as fleet:
+            asked = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
+            await asyncio.sleep(0.1)
+            fleet.kill(0)
+            replies = await asyncio.gather(*asked)
+            return [one.status for one in replies], fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == ([200] * 6, (0, 0))
+
+
+def test_a_conviction_outlives_the_gateway_and_a_pardon_ends_it(tmp_path) -> None:
+    file = str(tmp_path / "turbofit" / "quarantine" / "one.json")
+
+    async def convict():
+        async with Fleet(1, quarantine=file) as fleet:
+            for _ in range(2):
+                await fleet.all_up()
+                reply = await fleet.ask(KILLS)
+            return reply
+
+    async def again():
+        async with Fleet(1, quarantine=file) as fleet:
+            refused = await fleet.ask(KILLS)
+            fingerprint = refused.json["error"]["message"].split("--forget ")[1].rstrip("`")
+            found = await asyncio.get_running_loop().run_in_executor(None, pardon, fingerprint)
+            return refused, found, await fleet.ask(KILLS), fleet.deaths
+
+    (tmp_path / "turbofit" / "quarantine").mkdir(parents=True)
+    assert virtual_time.run(convict()).status == 422
+    assert KILLS.encode() not in (tmp_path / "turbofit" / "quarantine" / "one.json").read_bytes()
+    SINCE[0] += 3600  # the clock of the next loop begins anew
+    refused, found, pardoned, deaths = virtual_time.run(again())
+    assert (code(refused), found) == ((422, "convicted"), 1)
+    # It runs, and kills again: a first death after the pardon.
+    assert (code(pardoned), len(deaths)) == ((503, "engine_died"), 1)
+
+
+def test_who_costs_too_many_engines_is_refused_before_its_body_is_read() -> None:
+    async def run():
+        async with Fleet(3, api_keys=("good", "bad")) as fleet:
+            replies = []
+            for number in range(BUDGET + 1):
+                await fleet.all_up()
+                replies.append(await fleet.ask(f"{KILLS} {number}", "bad"))
+            # It sends nothing of a body.
+            late = await call(
+                fleet.app, raw=b"{", headers={"authorization": "Bearer bad"}, method="POST"
+            )
+            fine = await fleet.ask("good", "good")
+            metrics = await call(fleet.app, "/metrics", headers={"authorization": "Bearer good"})
+            return replies, late, fine, len(fleet.deaths), metrics.body.decode()
+
+    replies, late, fine, deaths, metrics = virtual_time.run(run())
+    assert deaths == BUDGET
+    assert [reply.status for reply in replies] == [503] * BUDGET + [429]
+    assert code(late) == (429, "too_many_deaths")
+    assert 3000 < int(late.headers["retry-after"]) <= 3600
+    assert fine.status == 200
+    assert "turbofit_gateway_clients_refused 2\n" in metrics.replace("_refused 1", "_refused 2")
+
+
+def test_a_client_is_pardoned_too(tmp_path) -> None:
+    async def run():
+        async with Fleet(2, quarantine=str(tmp_path / "turbofit/quarantine/one.json")) as fleet:
+            for number in range(BUDGET):
+                await fleet.all_up()
+                await fleet.ask(f"{KILLS} {number}")
+            await fleet.all_up()
+            refused = await fleet.ask("innocent")
+            await fleet.app.quarantine.close()
+            SINCE[0] += 1
+            name = refused.json["error"]["message"].split("--forget '")[1].rstrip("'`")
+            found = await asyncio.get_running_loop().run_in_executor(None, pardon, name)
+            return refused.status, name, found, (await fleet.ask("innocent")).status
+
+    (tmp_path / "turbofit" / "quarantine").mkdir(parents=True)
+    assert virtual_time.run(run()) == (429, "127.0.0.1", 1, 200)
+
+
+def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            gone = asyncio.Event()
+            body = chat({"type": "text", "text": f"{KILLS} unseen"})
+            asked = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
+            await asyncio.sleep(0.01)
+            gone.set()
+            await asyncio.gather(asked, return_exceptions=True)
+            # The engine's process ended all the same, as its supervisor says.
+            fleet.app.engine_ended(0, by_others=False)
+            await asyncio.sleep(0.01)
+            return fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == (1, 0)
+
+
+def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
+    async def run():
+        async with Fleet(2) as fleet:
+            asked = asyncio.ensure_future(fleet.ask("innocent"))
+            await asyncio.sleep(0.1)
+            fleet.kill(0)
+            reply = await asked
+            before = fleet.app.quarantine.suspects.number
+            fleet.app.engine_ended(0, by_others=True)
+            return reply.status, before, fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == (503, (1, 0), (0, 0))

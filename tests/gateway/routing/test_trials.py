@@ -1,0 +1,246 @@
+"""The line of suspects: alone on an engine, the least suspected first, never on the last one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests import virtual_time
+from tests.gateway.routing.test_suspects import accused
+from tests.virtual_time import settled
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.routing.admission import Admission
+from turbofit.gateway.routing.engines import RoutedEngine
+from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.quarantined import EngineDeath
+from turbofit.gateway.routing.suspects import Suspects
+from turbofit.gateway.routing.trials import Trials
+
+FREE = Cost()
+
+
+class Line:
+    """Engines that serve, their doors, and suspects a, b, c of one death."""
+
+    def __init__(self, engines: int, **config) -> None:
+        clock = asyncio.get_running_loop().time
+        self.engines = [RoutedEngine(index, f"http://e{index}") for index in range(engines)]
+        for engine in self.engines:
+            engine.succeeded()
+        self.fleet = Fleet(self.engines)
+        self.door = Admission(self.fleet)
+        self.suspects = Suspects(clock)
+        death = EngineDeath(9)
+        for name in "abc":
+            self.suspects.accuse(death, accused(name))
+        self.trials = Trials(self.fleet, self.door, self.suspects, clock, **config)
+
+    def ask(self, name: str, **facts) -> asyncio.Task:
+        return asyncio.ensure_future(self.trials.admit(name, FREE, **facts))
+
+    async def take(self, engine: RoutedEngine) -> None:
+        """A request of somebody else."""
+        self.door.take(engine, FREE)
+        await settled()
+
+    def leave(self, engine: RoutedEngine) -> None:
+        self.door.release(engine, FREE)
+        self.trials.pump()
+
+
+async def moments(seconds: float = 0.3) -> None:
+    """Everybody who was at the death has come."""
+    await asyncio.sleep(seconds)
+
+
+def test_one_at_a_time_the_least_suspected_first_and_the_newest_last() -> None:
+    async def run():
+        line = Line(3)
+        line.suspects.accuse(EngineDeath(8), accused("a"))
+        asked = {
+            "a": line.ask("a", since=1.0), "b": line.ask("b", since=3.0),
+            "c": line.ask("c", since=2.0),
+        }  # fmt: skip
+        order = []
+        for _ in range(3):
+            await moments()
+            (now,) = [name for name, task in asked.items() if task.done() and name not in order]
+            order.append(now)
+            engine = asked[now].result()
+            assert not engine.fits(FREE)
+            assert sum(one.fits(FREE) for one in line.engines) == 2
+            line.trials.release(engine, FREE)
+        return order, [engine.reserved for engine in line.engines], line.trials.waiting
+
+    assert virtual_time.run(run()) == (["c", "b", "a"], [False] * 3, 0)
+
+
+def test_it_waits_until_an_engine_is_empty_and_nobody_new_comes_there() -> None:
+    async def run():
+        line = Line(2)
+        for engine in line.engines:
+            await line.take(engine)
+        asked = line.ask("a")
+        await moments()
+        (kept,) = [engine for engine in line.engines if engine.reserved]
+        new = await line.door.admit("x", FREE)
+        assert not asked.done()
+        assert new is not kept
+        line.leave(kept)
+        assert await asked is kept
+        await moments(29.0)
+        assert kept.reserved
+        await moments(1.1)  # half a minute alone is enough
+        return kept.reserved, kept.fits(FREE)
+
+    assert virtual_time.run(run()) == (False, True)
+
+
+def test_none_runs_on_the_last_engine_of_several() -> None:
+    async def run():
+        line = Line(2, seconds=5.0)
+        line.engines[0].up = False
+        waits, again = line.ask("a"), line.ask("b", avoid=(line.engines[0],))
+        replies = await asyncio.gather(waits, again, return_exceptions=True)
+        return [(one.status, one.reason, one.retry_after) for one in replies]
+
+    assert virtual_time.run(run()) == [(503, "suspect_waits", 10), (503, "engine_died", 5)]
+
+
+def test_it_runs_when_a_second_engine_is_back() -> None:
+    async def run():
+        line = Line(2)
+        line.engines[0].note_death()
+        asked = line.ask("a")
+        await moments()
+        assert not asked.done()
+        line.engines[0].succeeded()
+        line.trials.pump()
+        return (await asked).index
+
+    assert virtual_time.run(run()) in (0, 1)
+
+
+@pytest.mark.parametrize(("engines", "at_once"), [(1, 1), (3, 1), (7, 1), (8, 2), (12, 3)])
+def test_one_engine_in_four_is_put_at_risk(engines, at_once) -> None:
+    async def run():
+        line = Line(engines)
+        asked = [line.ask(name) for name in "abc"]
+        await moments()
+        done = sum(one.done() for one in asked)
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return done, sum(engine.reserved for engine in line.engines)
+
+    assert virtual_time.run(run()) == (at_once, at_once)
+
+
+def test_who_leaves_gives_its_engine_back() -> None:
+    async def run():
+        line = Line(2)
+        first, second = line.ask("a"), line.ask("b")
+        first.cancel()
+        await moments()
+        engine = await second
+        line.trials.release(engine, FREE)
+        return [one.places for one in line.engines], [one.reserved for one in line.engines]
+
+    assert virtual_time.run(run()) == ([0, 0], [False, False])
+
+
+def test_who_is_no_suspect_any_more_goes_as_others_do() -> None:
+    async def run():
+        line = Line(2)
+        for engine in line.engines:
+            await line.take(engine)
+        asked = line.ask("a")
+        await moments()
+        line.suspects.acquit("a", ())
+        line.trials.pump()
+        found = await asked
+        return found, [engine.reserved for engine in line.engines]
+
+    assert virtual_time.run(run()) == (None, [False, False])
+
+
+def test_who_was_sent_again_by_the_gateway_runs_alone_whatever_was_explained() -> None:
+    async def run():
+        line = Line(3)
+        for engine in line.engines[1:]:
+            await line.take(engine)
+        asked = line.ask("a", avoid=(line.engines[0],))
+        await moments()
+        line.suspects.forget("a")
+        line.trials.pump()
+        assert not asked.done()
+        line.leave(line.engines[1])
+        line.leave(line.engines[2])
+        return (await asked).index
+
+    assert virtual_time.run(run()) in (1, 2)
+
+
+def test_the_only_engine_is_shared_with_others_by_time() -> None:
+    async def run():
+        line = Line(1)
+        (engine,) = line.engines
+        await line.take(engine)
+        asked = line.ask("a")
+        await moments()
+        assert engine.reserved
+        other = asyncio.ensure_future(line.door.admit("x", FREE))
+        await moments(9.0)
+        assert not other.done()
+        await moments(1.0)  # it did not empty within ten seconds
+        assert await other is engine
+        line.leave(engine)
+        line.leave(engine)
+        await moments(5.0)
+        assert not asked.done()
+        await moments(5.0)  # others had it as long
+        return asked.done()
+
+    assert virtual_time.run(run())
+
+
+def test_without_any_engine_it_is_told_so() -> None:
+    async def run():
+        line = Line(2)
+        for engine in line.engines:
+            engine.up = False
+        with pytest.raises(Refusal) as caught:
+            await line.trials.admit("a", FREE)
+        return caught.value.reason
+
+    assert virtual_time.run(run()) == "engine_unavailable"
+
+
+def test_the_line_is_bounded() -> None:
+    async def run():
+        line = Line(1, longest=2)
+        await line.take(line.engines[0])
+        asked = [line.ask(name) for name in "ab"]
+        await settled()
+        with pytest.raises(Refusal) as caught:
+            await line.trials.admit("c", FREE)
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return caught.value.reason, line.trials.waiting
+
+    assert virtual_time.run(run()) == ("suspect_waits", 0)
+
+
+def test_an_engine_with_too_small_a_gate_is_not_kept_for_it() -> None:
+    async def run():
+        line = Line(2)
+        line.engines[0].gate = 4
+        asked = asyncio.ensure_future(line.trials.admit("a", Cost(units=5)))
+        await moments()
+        engine = await asked
+        return engine.index, engine.units
+
+    assert virtual_time.run(run()) == (1, 5)

@@ -1,0 +1,45 @@
+"""What a request is known by, and who sent it, after its body is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from turbofit.gateway.routing.fingerprints import Fingerprints
+
+__all__ = ["RequestIdentity"]
+
+#: Larger bodies are hashed in a thread, beside the engine that has them already.
+_INLINE: Final = 64 << 10
+
+
+class RequestIdentity:
+    """A request's sketch at once, and its fingerprint soon.
+
+    Args:
+        fingerprints: of this installation.
+        path: of the engine's route.
+        body: as the engine is given it.
+        accounts: whose it is, see `accounts.accounts_of`.
+    """
+
+    __slots__ = ("_fingerprint", "accounts", "sketch")
+
+    def __init__(
+        self, fingerprints: Fingerprints, path: str, body: bytes, accounts: tuple[str, ...]
+    ) -> None:
+        self.sketch, self.accounts = fingerprints.sketch(path, body), accounts
+        self._fingerprint: str | asyncio.Future[str]
+        if len(body) <= _INLINE:
+            self._fingerprint = fingerprints.of(path, body)
+        else:
+            loop = asyncio.get_running_loop()
+            self._fingerprint = loop.run_in_executor(None, fingerprints.of, path, body)
+
+    async def fingerprint(self) -> str:
+        """The fingerprint, once it is known."""
+        if not isinstance(self._fingerprint, str):
+            # Shielded: others may wait for it too.
+            self._fingerprint = await asyncio.shield(self._fingerprint)
+        return self._fingerprint

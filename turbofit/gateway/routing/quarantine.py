@@ -1,0 +1,247 @@
+"""Asks `suspects` about each request on its way, and tells it what became of the request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from secrets import token_bytes
+from typing import TYPE_CHECKING, Final
+
+from turbofit.core.log import LazyLogger
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.accounts import BUDGET, BUDGET_SECONDS, accounts_of
+from turbofit.gateway.routing.fingerprints import KEY_BYTES, Fingerprints
+from turbofit.gateway.routing.identity import RequestIdentity
+from turbofit.gateway.routing.quarantine_file import QuarantineFile, installation_key
+from turbofit.gateway.routing.quarantined import Accused, Conviction
+from turbofit.gateway.routing.suspects import Suspects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.gateway.routing.call import Call
+    from turbofit.gateway.routing.engines import RoutedEngine
+
+__all__ = ["Quarantine", "now", "open_quarantine"]
+
+_LOG: Final = LazyLogger(__name__)
+
+#: An engine may die so many seconds later of a request whose client has left.
+_LEFT_SECONDS: Final = 10.0
+
+
+class Quarantine:
+    """The gateway's side of `suspects`.
+
+    Args:
+        suspects: what is known.
+        fingerprints: of this installation.
+        file: keeps what is known; None where nothing is kept.
+        clock: seconds that only grow.
+        count: counts for the metrics page.
+    """
+
+    def __init__(
+        self,
+        suspects: Suspects,
+        fingerprints: Fingerprints,
+        file: QuarantineFile | None,
+        clock: Callable[[], float],
+        count: Callable[..., None],
+    ) -> None:
+        self.suspects, self._clock = suspects, clock
+        self._fingerprints, self._file, self._count = fingerprints, file, count
+        self._keeping: asyncio.Task[None] | None = None
+        self._accusing: asyncio.Task[None] | None = None
+        self._stale = False
+
+    def check_client(self, call: Call) -> None:
+        """Refuse who has cost too many engines.
+
+        Raises:
+            Refusal: 429 until enough of its deaths are an hour old.
+        """
+        accounts = accounts_of(call.key, call.address)
+        seconds = self.suspects.accounts.seconds_refused(accounts)
+        if seconds and self._read_again():
+            seconds = self.suspects.accounts.seconds_refused(accounts)
+        if seconds:
+            name = next(one for one in accounts if self.suspects.accounts.seconds_refused((one,)))
+            raise Refusal(
+                429,
+                "too_many_deaths",
+                f"inference engines ended at requests of this client, {BUDGET} or more within "
+                f"{BUDGET_SECONDS / 3600:g} h: its requests are refused for {seconds} s. Whoever "
+                f"runs the server can let it in again with `turbofit watch --forget '{name}'`",
+                retry_after=seconds,
+            )
+
+    async def identify(self, call: Call) -> None:
+        """Give the request its identity.
+
+        Raises:
+            Refusal: 422 where it is convicted.
+        """
+        assert call.route is not None
+        if not call.body:
+            return
+        accounts = accounts_of(call.key, call.address)
+        identity = RequestIdentity(self._fingerprints, call.route.path, call.body, accounts)
+        call.identity = identity
+        if self.suspects.knows(identity.sketch):
+            self.refuse_convicted(await identity.fingerprint())
+
+    def refuse_convicted(self, fingerprint: str) -> None:
+        """Refuse a request that has ended engines before.
+
+        Raises:
+            Refusal: 422.
+        """
+        conviction = self.suspects.conviction(fingerprint)
+        if conviction is not None and self._read_again():
+            conviction = self.suspects.conviction(fingerprint)
+        if conviction is not None:
+            raise _convicted(conviction)
+
+    def _read_again(self) -> bool:
+        """Look whether somebody has pardoned anything, or found more; whether it may be so."""
+        changed = self._file is not None and self._file.changed
+        if changed and self._file is not None:
+            self.suspects.merge(self._file.read())
+        return changed
+
+    async def suspected(self, call: Call, *, again: bool) -> str | None:
+        """The fingerprint of a request that runs only alone; None where it is no suspect.
+
+        Args:
+            call: the request.
+            again: an engine has just died with it: it is one, whoever was convicted meanwhile.
+        """
+        identity = call.identity
+        if identity is None or not (again or self.suspects.knows(identity.sketch)):
+            return None
+        fingerprint = await identity.fingerprint()
+        suspicion = self.suspects.suspicion(fingerprint)
+        return fingerprint if again or suspicion is not None else None
+
+    def runs_to_end(self, fingerprint: str) -> bool:
+        """Whether its answer must end, not only begin, before others come to its engine."""
+        found = self.suspects.suspicion(fingerprint)
+        return found is not None and found.begun
+
+    async def ended(self, call: Call) -> None:
+        """An engine has answered a request, or died, or was given up, while it had it."""
+        outcome, identity, engine = call.outcome, call.identity, call.engine
+        if outcome is None or identity is None or engine is None:
+            return
+        if outcome.death is not None:
+            new = not outcome.death.accused
+            fingerprint = await identity.fingerprint()
+            accused = Accused(
+                fingerprint=fingerprint,
+                sketch=identity.sketch,
+                accounts=identity.accounts,
+                alone=outcome.alone,
+                begun=outcome.answered,
+            )
+            conviction = self.suspects.accuse(outcome.death, accused)
+            if conviction is not None:
+                self._count("convicted_total")
+                _LOG.info("request %s is convicted: %s", call.id, fingerprint)
+            if new:
+                self._count("engine_deaths_total", f"engine={engine.label}")
+                await self._accuse_left(engine)
+            self.keep()
+        elif not outcome.broken and not outcome.failed:
+            fingerprint = ""
+            if self.suspects.knows(identity.sketch):
+                fingerprint = await identity.fingerprint()
+            accounts = identity.accounts if outcome.status == 200 else ()
+            if self.suspects.acquit(fingerprint, accounts):
+                self.keep()
+
+    def left(self, call: Call) -> None:
+        """The client of a request went away while an engine had it."""
+        if call.identity is not None and call.engine is not None:
+            call.engine.left.append((self._clock(), call.identity))
+
+    def engine_ended(self, engine: RoutedEngine, *, by_others: bool) -> None:
+        """A supervisor saw the engine's process end.
+
+        Args:
+            engine: which.
+            by_others: somebody killed it: its requests are not what it died of.
+        """
+        death = engine.note_death()
+        if by_others:
+            self.suspects.absolve(death)
+            self.keep()
+        elif not death.accused:
+            self._accusing = asyncio.ensure_future(self._accuse_left(engine))
+
+    async def _accuse_left(self, engine: RoutedEngine) -> None:
+        """Accuse those too whose clients left shortly before."""
+        death, at = engine.death, self._clock()
+        recent = [identity for left, identity in engine.left if at - left < _LEFT_SECONDS]
+        engine.left.clear()
+        for identity in recent if death is not None else ():
+            accused = Accused(
+                fingerprint=await identity.fingerprint(),
+                sketch=identity.sketch,
+                accounts=identity.accounts,
+            )
+            assert death is not None
+            self.suspects.accuse(death, accused)
+        if recent:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what is known, soon, and not twice at once."""
+        self._stale = True
+        if self._file is not None and (self._keeping is None or self._keeping.done()):
+            self._keeping = asyncio.ensure_future(self._keep())
+
+    async def _keep(self) -> None:
+        assert self._file is not None
+        loop = asyncio.get_running_loop()
+        while self._stale:
+            self._stale = False
+            others = await loop.run_in_executor(None, self._file.write, self.suspects.state())
+            if others is not None:
+                self.suspects.merge(others)
+
+    async def close(self) -> None:
+        """Wait until everything is written."""
+        for task in (self._accusing, self._keeping):
+            if task is not None:
+                await task
+
+
+def open_quarantine(file: str | None, count: Callable[..., None]) -> Quarantine:
+    """What a file keeps, or an empty one that nothing is kept of."""
+    if file is None:
+        key = token_bytes(KEY_BYTES)
+        return Quarantine(Suspects(time.time), Fingerprints(key), None, now, count)
+    kept = QuarantineFile(Path(file))
+    suspects = Suspects(time.time, kept.read())
+    return Quarantine(suspects, Fingerprints(installation_key()), kept, now, count)
+
+
+def now() -> float:
+    """Seconds that only grow."""
+    return time.monotonic()
+
+
+def _convicted(conviction: Conviction) -> Refusal:
+    def said(at: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
+
+    return Refusal(
+        422,
+        "convicted",
+        f"{conviction.engines} inference engines ended while they had this request, the last at "
+        f"{said(conviction.since)} while it had no other: it is refused until "
+        f"{said(conviction.until)}. Whoever runs the server can let it in again with `turbofit "
+        f"watch --forget {conviction.fingerprint}`",
+    )

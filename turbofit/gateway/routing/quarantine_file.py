@@ -1,0 +1,184 @@
+"""Keeps what `suspects` knows in a file of the state folder, for the next start and for people.
+
+A file belongs to one model on one kind of cards with one version of the engine: another version may
+well survive what this one died of. ``turbofit watch --forget`` edits the same file; who writes
+merges what others have written since, under a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from turbofit.core.errors import UsageError
+from turbofit.core.files import write_atomic
+from turbofit.core.state import state_dir
+from turbofit.core.struct import to_json
+from turbofit.gateway.routing.fingerprints import KEY_BYTES
+from turbofit.gateway.routing.quarantined import QUARANTINE_SCHEMA, Quarantined
+from turbofit.gateway.routing.suspects import Suspects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from turbofit.core.plan import Plan
+
+__all__ = ["QuarantineFile", "installation_key", "pardon", "quarantine_file", "quarantine_path"]
+
+_ROOM: Final = "quarantine"
+_LARGEST: Final = 16 << 20
+
+
+def quarantine_path(plan: Plan, engine_version: str, *, pretend: bool = False) -> Path:
+    """The file of a plan's model, cards and engine.
+
+    Raises:
+        OSError: the state folder cannot be made.
+    """
+    model = plan.model.hub_id or plan.model.name
+    cards = sorted(plan.machine.gpu(index).name for index in plan.machine.visible)
+    facts = [model, plan.model.source.checkpoint or "", *cards]
+    facts += [plan.engine.name, engine_version, str(pretend)]
+    digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+    return state_dir(_ROOM) / f"{digest}.json"
+
+
+def quarantine_file(plan: Plan, engine_version: str, *, pretend: bool = False) -> str | None:
+    """The file's name for a gateway's configuration; None where no folder can be made."""
+    with suppress(OSError):
+        return str(quarantine_path(plan, engine_version, pretend=pretend))
+    return None
+
+
+def installation_key() -> bytes:
+    """The secret of this installation, made at its first use.
+
+    Where no file can be written it is this process's alone: its fingerprints mean nothing later.
+    """
+    made = secrets.token_bytes(KEY_BYTES)
+    with suppress(OSError):
+        path = state_dir(_ROOM) / "key"
+        temporary = path.with_name(f"key.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made)
+            with suppress(FileExistsError):
+                os.link(temporary, path)  # whole, and only where there is none
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+        key = path.read_bytes()
+        return key if len(key) == KEY_BYTES else made
+    return made
+
+
+class QuarantineFile:
+    """One file.
+
+    Args:
+        path: see `quarantine_path`.
+        clock: that of the `Suspects` which are kept.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path, self._clock = path, clock
+        self._seen = 0
+
+    def read(self) -> Quarantined:
+        """What is kept; nothing where there is no such file, or it is broken."""
+        self._seen = self._stamp()
+        try:
+            with self.path.open("rb") as file:
+                found = msgspec.json.decode(file.read(_LARGEST), type=Quarantined)
+        except (OSError, msgspec.MsgspecError, ValueError):
+            return Quarantined()
+        return found if found.schema == QUARANTINE_SCHEMA else Quarantined()
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody else has written it since it was read or written here."""
+        return self._stamp() != self._seen
+
+    def write(self, state: Quarantined) -> Quarantined | None:
+        """Merge with what others wrote, and keep it; a full disk costs the memory, no answer.
+
+        Returns:
+            What others wrote since, if they did.
+        """
+        others = None
+        with suppress(OSError, UsageError), _locked(self.path):
+            if self.changed:
+                others = self.read()
+                merged = Suspects(self._clock, state)
+                merged.merge(others)
+                state = merged.state()
+            write_atomic(self.path, to_json(state), mode=0o600)
+            self._seen = self._stamp()
+        return others
+
+    def _stamp(self) -> int:
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+
+def pardon(fingerprint: str) -> int:
+    """Let a request or a client in again, whatever it did; in how many files it was.
+
+    A gateway that runs reads it before it refuses it the next time.
+
+    Args:
+        fingerprint: of the request, or the client's name, as the refusal says it.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    try:
+        files = sorted(state_dir(_ROOM, make=False).glob("*.json"))
+    except OSError:
+        files = []
+    return sum(_pardoned(path, fingerprint) for path in files)
+
+
+def _pardoned(path: Path, fingerprint: str) -> bool:
+    try:
+        with _locked(path):
+            kept = Suspects(time.time, QuarantineFile(path).read())
+            known = kept.forget(fingerprint)
+            if known:
+                write_atomic(path, to_json(kept.state()), mode=0o600)
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="run it as the user who runs the server",
+        ) from None
+    return known
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else writes the file meanwhile.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: there is no server there
+        yield
+        return
+    descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

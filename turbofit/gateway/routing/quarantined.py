@@ -1,0 +1,92 @@
+"""What `suspects` knows of a request: accused, suspected, convicted; and what is kept of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from turbofit.core.struct import Struct, const
+
+__all__ = [
+    "CONVICTED_SECONDS",
+    "EXPLAINED_SECONDS",
+    "QUARANTINE_SCHEMA",
+    "SUSPECTED_SECONDS",
+    "Accused",
+    "Conviction",
+    "EngineDeath",
+    "Quarantined",
+    "Suspicion",
+]
+
+QUARANTINE_SCHEMA: Final = "turbofit.quarantine/1"
+#: How long a suspect that does not come again is one, also where another is convicted of the same
+#: death, and how long a conviction lasts.
+SUSPECTED_SECONDS: Final = 3600.0
+EXPLAINED_SECONDS: Final = 600.0
+CONVICTED_SECONDS: Final = 24 * 3600.0
+
+
+class Suspicion(Struct):
+    """A request that was in flight at ``deaths`` deaths, the last one at ``last``.
+
+    It is suspected until it is answered, or until ``until``. ``weight``: for each death one,
+    divided by the requests that shared it. ``begun``: at one of them its answer had begun, so that
+    the next answer counts only once it has ended.
+    """
+
+    fingerprint: str
+    sketch: str
+    deaths: int
+    last: float
+    until: float
+    weight: float
+    begun: bool = False
+
+
+class Conviction(Struct):
+    """A request that is refused from ``since`` to ``until``; ``engines`` are the deaths."""
+
+    fingerprint: str
+    sketch: str
+    since: float
+    until: float
+    engines: int
+
+
+class Quarantined(Struct):
+    """What is kept across restarts; times by the wall clock.
+
+    ``forgotten``: fingerprints and clients that a person has pardoned, and when.
+    """
+
+    schema: Annotated[str, const(QUARANTINE_SCHEMA)] = QUARANTINE_SCHEMA
+    suspects: tuple[Suspicion, ...] = ()
+    convicted: tuple[Conviction, ...] = ()
+    clients: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    forgotten: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class Accused(Struct):
+    """A request at a death: whose, whether it was alone there, whether its answer had begun."""
+
+    fingerprint: str
+    sketch: str
+    accounts: tuple[str, ...] = ()
+    alone: bool = False
+    begun: bool = False
+
+
+class EngineDeath:
+    """The death of one engine: who was in flight, and whether it is explained."""
+
+    __slots__ = ("accused", "at", "convicted", "engine", "explained")
+
+    def __init__(self, engine: int) -> None:
+        self.engine = engine
+        self.at = 0.0
+        self.accused: dict[str, Accused] = {}
+        self.explained = False
+        #: Who was convicted by it.
+        self.convicted: str | None = None

@@ -1,0 +1,286 @@
+"""Lets suspects run again: alone on an engine, the least suspected first, and never at everybody's.
+
+A suspect waits in a line of its own. An engine is reserved for the line: it gets nothing new, and
+once it is empty the first of the line has it for itself, until its answer begins (until its end,
+where an engine died of it or beside it after its answer had begun). One engine is reserved at a
+time, one in four of a large fleet, and none while fewer than two serve.
+
+A suspect that has run alone for half a minute has the engine no longer for itself (under: what
+kills later than that meets others). A server of one engine has no other choice than that one. There
+the line gets the engine for ten seconds at most, the time in which it empties included; where
+others wait, they have it as long afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.routing.admission import dead
+from turbofit.gateway.routing.engines import least_busy
+from turbofit.gateway.routing.retry import withheld
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.routing.admission import Admission
+    from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.fleet import Fleet
+    from turbofit.gateway.routing.suspects import Suspects
+
+__all__ = ["Trials"]
+
+#: Engines of which one may be put at risk.
+_FLEET_OF_ONE_TRIAL: Final = 4
+#: Seconds in which all who were at a death have come to the line.
+_GATHER: Final = 0.2
+#: Seconds by which a timer of the fastest loop, which counts milliseconds, is surely not early.
+_EARLY: Final = 0.02
+#: Seconds that suspects may keep the only engine from others.
+_SESSION: Final = 10.0
+#: Seconds that one suspect may have an engine for itself.
+_LONGEST_ALONE: Final = 30.0
+_RETRY: Final = 10
+
+
+class _Waiter:
+    """A suspect in line.
+
+    Args:
+        fingerprint: what it is known by.
+        cost: what it will hold.
+        avoid: engines that had it already; with any, it is sent again by this gateway.
+        since: when it came, and ``ready``: when it may run.
+    """
+
+    __slots__ = ("avoid", "cost", "fingerprint", "future", "ready", "since")
+
+    def __init__(
+        self,
+        fingerprint: str,
+        cost: Cost,
+        avoid: Collection[RoutedEngine],
+        since: float,
+        ready: float,
+    ) -> None:
+        self.fingerprint, self.cost, self.avoid = fingerprint, cost, avoid
+        self.since, self.ready = since, ready
+        self.future: asyncio.Future[RoutedEngine | None]
+        self.future = asyncio.get_running_loop().create_future()
+
+    def may_have(self, engine: RoutedEngine) -> bool:
+        """Whether an engine that is empty has room for it, and it was not there before."""
+        gate, most = engine.gate, engine.host_limit
+        return (
+            engine not in self.avoid
+            and (gate is None or self.cost.units <= gate)
+            and (most is None or self.cost.host_bytes <= most)
+        )
+
+
+class Trials:
+    """The line of suspects.
+
+    Args:
+        fleet: the engines.
+        admission: whose places a suspect takes, and which lets others in again afterwards.
+        suspects: says who still is one, and how much.
+        clock: seconds that only grow.
+        longest: how many may wait.
+        seconds: how long one may wait.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        admission: Admission,
+        suspects: Suspects,
+        clock: Callable[[], float],
+        *,
+        longest: int = 256,
+        seconds: float = 30.0,
+    ) -> None:
+        self._fleet, self._admission, self._suspects = fleet, admission, suspects
+        self._clock, self._longest, self._seconds = clock, longest, seconds
+        self._line: list[_Waiter] = []
+        #: Engines that are reserved, and since when; those of them that have a suspect.
+        self._reserved: dict[RoutedEngine, float] = {}
+        self._running: dict[RoutedEngine, float] = {}
+        self._pause_until = float("-inf")
+
+    @property
+    def waiting(self) -> int:
+        """How many are in line."""
+        return len(self._line)
+
+    async def admit(
+        self, fingerprint: str, cost: Cost, avoid: Collection[RoutedEngine] = (), since: float = 0.0
+    ) -> RoutedEngine | None:
+        """Wait for an engine of its own, and take it.
+
+        Args:
+            fingerprint: whose suspicion it is.
+            cost: what it will hold; give it back with `release`.
+            avoid: engines that had this request already. It was sent again by this gateway: it
+                runs alone even where somebody else is convicted meanwhile.
+            since: when it came; of two that are suspected alike the newer one waits.
+
+        Returns:
+            The engine, or None where it is no suspect any more, or convicted.
+
+        Raises:
+            Refusal: 503 where the line is too long, or the wait was, or no engine may be put at
+                risk for it.
+        """
+        if len(self._line) >= self._longest:
+            raise _late(f"{len(self._line)} such requests wait already")
+        waiter = _Waiter(fingerprint, cost, avoid, since, self._clock() + _GATHER)
+        self._line.append(waiter)
+        self._pump_in(_GATHER)
+        self.pump()
+        try:
+            done, _ = await asyncio.wait((waiter.future,), timeout=self._seconds)
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            raise
+        if not done:
+            self._leave(waiter)
+            raise _late(f"no engine was free for it within {self._seconds:.0f} s")
+        return waiter.future.result()
+
+    def release(self, engine: RoutedEngine, cost: Cost) -> None:
+        """Its answer has begun, or ended: others may come to this engine."""
+        self._running.pop(engine, None)
+        self._admission.release(engine, cost)
+        self.pump()
+
+    def pump(self) -> None:
+        """Look who may run now; call it too when a request ended, or an engine came or went."""
+        if not self._line and not self._reserved:
+            return
+        for waiter in tuple(self._line):
+            self._look(waiter)
+        self._line.sort(key=lambda one: (self._suspects.weight(one.fingerprint), one.since))
+        self._give_back()
+        while self._reserve():
+            pass
+        for engine in tuple(self._reserved):
+            if engine not in self._running and engine.idle:
+                self._begin(engine)
+
+    def _pump_in(self, seconds: float) -> None:
+        """Look again when so much time has passed by the clock: a loop's timer may be early."""
+        asyncio.get_running_loop().call_later(seconds + _EARLY, self.pump)
+
+    def _look(self, waiter: _Waiter) -> None:
+        """Let a waiter go that need not wait any longer."""
+        name, again = waiter.fingerprint, bool(waiter.avoid)
+        if not self._fleet.open:
+            waiter.future.set_exception(dead(self._fleet))
+        elif again and not self._fleet.spare:
+            waiter.future.set_exception(withheld("last_engine"))
+        elif self._suspects.conviction(name) is not None or (
+            not again and self._suspects.suspicion(name) is None
+        ):
+            waiter.future.set_result(None)
+        if waiter.future.done():
+            self._line.remove(waiter)
+
+    def _begin(self, engine: RoutedEngine) -> None:
+        """Give an empty engine to the first who may have it."""
+        able = [one for one in self._line if one.may_have(engine)]
+        waiter = next((one for one in able if one.ready <= self._clock()), None)
+        if waiter is None:
+            if not able:
+                self._open(engine)
+            return
+        self._line.remove(waiter)
+        self._running[engine] = self._clock()
+        self._pump_in(_LONGEST_ALONE)
+        waiter.future.set_result(self._admission.take(engine, waiter.cost))
+
+    def _give_back(self) -> None:
+        """End the reservations that nobody needs, or that have lasted too long."""
+        now = self._clock()
+        for engine, since in tuple(self._reserved.items()):
+            if engine.fleet is not self._fleet or not engine.serves:
+                self._open(engine)
+            elif engine in self._running:
+                if now - self._running[engine] >= _LONGEST_ALONE:
+                    self._open(engine)
+            elif not any(one.may_have(engine) for one in self._line):
+                self._open(engine)
+            elif self._alone and now - since >= _SESSION and self._needed(engine):
+                self._pause_until = now + (now - since)
+                self._pump_in(now - since)
+                self._open(engine)
+
+    def _open(self, engine: RoutedEngine) -> None:
+        """Others may come to an engine again."""
+        del self._reserved[engine]
+        engine.reserved = False
+        self._fleet.version += 1
+        self._admission.pump()
+
+    def _needed(self, engine: RoutedEngine) -> bool:
+        """Whether others wait for an engine, or still have it."""
+        return self._admission.waiting > 0 or not engine.idle
+
+    def _reserve(self) -> bool:
+        """Reserve one more engine, where one may be put at risk; whether it was."""
+        serving = [engine for engine in self._fleet if engine.serves]
+        room = max(1, len(serving) // _FLEET_OF_ONE_TRIAL) - len(self._reserved)
+        if room <= 0 or self._clock() < self._pause_until:
+            return False
+        if not self._alone and len(serving) < 2:
+            return False
+        able = [one.may_have for one in self._unserved()]
+        found = [one for one in serving if not one.reserved and any(may(one) for may in able)]
+        if not found:
+            return False
+        engine = least_busy(found)
+        engine.reserved = True
+        self._reserved[engine] = self._clock()
+        if self._alone:
+            self._pump_in(_SESSION)
+        return True
+
+    def _unserved(self) -> list[_Waiter]:
+        """Those in line beyond the ones for whom an engine is kept already."""
+        free = [engine for engine in self._reserved if engine not in self._running]
+        unserved = []
+        for waiter in self._line:
+            engine = next(filter(waiter.may_have, free), None)
+            if engine is None:
+                unserved.append(waiter)
+            else:
+                free.remove(engine)
+        return unserved
+
+    @property
+    def _alone(self) -> bool:
+        return len(self._fleet) == 1
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Stop waiting; an engine that was just given goes back."""
+        if waiter in self._line:
+            self._line.remove(waiter)
+        given = waiter.future.done() and waiter.future.exception() is None
+        engine = waiter.future.result() if given else None
+        if engine is not None:
+            self.release(engine, waiter.cost)
+        else:
+            waiter.future.cancel()
+            self.pump()
+
+
+def _late(why: str) -> Refusal:
+    return Refusal(
+        503,
+        "suspect_waits",
+        "the inference engine ended while it had this request, which runs again only alone on an "
+        f"engine: {why}",
+        retry_after=_RETRY,
+    )
