@@ -41,6 +41,7 @@ class Supervised:
         self.now = float(round(time.monotonic()))
         self.rests: list[Outage | None] = []
         self.said: list[str] = []
+        self.explained_ends = lambda _engine, _seconds: 0
         self.plan = plausible_plan(gpus=gpus, tp=1)
         runner = (sys.executable, str(STANDIN / "fake_server.py"))
         launches = [Launch(command, runner) for command in commands(self.plan, port=port)]
@@ -48,6 +49,7 @@ class Supervised:
             self.plan, launches, tmp_path, self.said.append, check=False,
             timing=Timing(liveness=0.0, tick=0.01, restarts=restarts),
             on_rest=self._rest, clock=lambda: self.now,
+            explained=self._explained,
         )  # fmt: skip
         self.stop = Stop()
         self.front: GatewayThread | None = None
@@ -94,6 +96,9 @@ class Supervised:
         config = GatewayConfig(port=0, retry_seconds=0.01)
         self.front = GatewayThread(make_gateway(self.plan, urls, config))
         self.front.start()
+
+    def _explained(self, engine: int, seconds: float) -> int:
+        return self.explained_ends(engine, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         self.rests.append(outage)
@@ -147,6 +152,43 @@ def test_it_rests_again_as_often_as_it_must(tmp_path: Path, port: int) -> None:
     one.run(look)
     assert [rest is None for rest in one.rests] == [False, True, False]
     assert one.server.engines[0].starts == 4
+
+
+def test_ends_by_requests_that_are_refused_since_do_not_count(tmp_path: Path, port: int) -> None:
+    one = Supervised(tmp_path, port, restarts=1)
+    asked: list[tuple[int, float]] = []
+
+    def explained(engine: int, seconds: float) -> int:
+        asked.append((engine, seconds))
+        return 3
+
+    one.explained_ends = explained
+
+    def look() -> bool:
+        one.ended_again()
+        return one.server.engines[0].starts == 5
+
+    one.run(look)
+    assert one.rests == []
+    assert set(asked) == {(0, 600.0)}
+    assert sum("starting again in 1.0 s" in line for line in one.said) == 4
+
+
+def test_an_engine_that_rests_is_started_once_its_ends_are_explained(
+    tmp_path: Path, port: int
+) -> None:
+    """The gateway may convict a moment after the supervisor has seen the end."""
+    one = Supervised(tmp_path, port, restarts=1)
+
+    def look() -> bool:
+        (engine,) = one.server.engines
+        if one.ended_again() and one.rests:
+            one.explained_ends = lambda _engine, _seconds: 1
+        return one.rests[1:] == [None] and engine.state in ("starting", "ready")
+
+    one.run(look)
+    assert one.server.engines[0].starts == 3
+    assert any("left alone for 10 minutes" in line for line in one.said)
 
 
 def test_while_one_engine_serves_nothing_rests(tmp_path: Path, port: int) -> None:

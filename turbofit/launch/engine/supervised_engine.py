@@ -197,18 +197,31 @@ class SupervisedEngine:
             self._pulse.stop()
         self._pulse = None
 
-    def wait(self, now: float) -> float | None:
-        """Plan its next start; the pause before it, or None once the circuit breaks."""
+    def wait(self, now: float, explained: int = 0) -> float | None:
+        """Plan its next start; the pause before it, or None once the circuit breaks.
+
+        Args:
+            now: by the clock.
+            explained: ends within the window by requests that are refused from now on.
+        """
         timing = self._timing
         while self._ends and now - self._ends[0] >= timing.window:
             self._ends.popleft()
         self._ends.append(now)
-        if len(self._ends) > timing.restarts:
+        ends = max(1, len(self._ends) - explained)
+        if ends > timing.restarts:
             self.state, self.again_at = "broken", now + timing.window
             return None
-        pause: float = min(timing.longest_backoff, timing.backoff * 2 ** (len(self._ends) - 1))
+        pause: float = min(timing.longest_backoff, timing.backoff * 2 ** (ends - 1))
         self.state, self.again_at = "waiting", now + pause
         return pause
+
+    def excuse(self, now: float, explained: int) -> bool:
+        """Start it again soon where what broke the circuit is explained now; whether it is."""
+        excused = len(self._ends) - explained <= self._timing.restarts
+        if excused:
+            self.state, self.again_at = "waiting", now
+        return excused
 
     def death(self) -> PretendDeath | None:
         """On pretend GPUs, the allocation that was refused."""

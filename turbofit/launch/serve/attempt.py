@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import Plan
     from turbofit.gateway.routing.outage import Outage
+    from turbofit.gateway.routing.suspects import Suspects
     from turbofit.gateway.thread import GatewayThread
     from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
@@ -49,6 +50,7 @@ class Attempt:
         self._job, self._plan, self._number = job, plan, number
         self._server: Server | None = None
         self._front: GatewayThread | None = None
+        self._suspects: Suspects | None = None
         self._sentinel: Sentinel | None = None
         self._noted: tuple[list[int], bool, dict[str, int]] = ([], False, {})
         self._began = time.monotonic()
@@ -90,7 +92,7 @@ class Attempt:
         self._server = Server(
             self._plan, launches, job.folder, job.say,
             check=config.check, timing=config.timing, on_end=self._ended, on_rest=self._rest,
-            examiner=job.examiner,
+            examiner=job.examiner, explained=self._explained,
         )  # fmt: skip
         try:
             return self._server.run(stop, self._open, self._tick, self._drain)
@@ -166,6 +168,7 @@ class Attempt:
         from msgspec.structs import replace
 
         from turbofit.gateway.http.accesslog import access_log
+        from turbofit.gateway.routing.quarantine_file import quarantine_file
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 
@@ -176,9 +179,11 @@ class Attempt:
             upstream_key=self._key,
             drain_seconds=asked.timing.drain,
             pretend=asked.pretend,
+            quarantine=quarantine_file(self._plan, job.lmdeploy.version, pretend=asked.pretend),
         )
         log = access_log(asked.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(self._plan, urls, config, log=log)
+        self._suspects = gateway.quarantine.suspects
         for engine in gateway.engines if asked.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question
         front = GatewayThread(gateway)
@@ -256,6 +261,14 @@ class Attempt:
 
     def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:
         self._job.record.event("ended", f"{engine.name}: {ending.error.message}")
+        if self._front is not None and self._server is not None:
+            index, by_others = self._server.engines.index(engine), ending.kind == "killed"
+            with suppress(LaunchError):  # what it died of is not noted
+                self._front.call(lambda gateway: gateway.engine_ended(index, by_others=by_others))
+
+    def _explained(self, index: int, seconds: float) -> int:
+        """Ends of an engine by requests that the gateway refuses since."""
+        return 0 if self._suspects is None else self._suspects.explained(index, seconds)
 
     def _rest(self, outage: Outage | None) -> None:
         """No engine runs for a while, or one is started again: clients are told."""

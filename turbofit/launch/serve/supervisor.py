@@ -97,6 +97,8 @@ class Server:
             is started again.
         clock: seconds that only grow.
         examiner: asks engines other questions than the worst-case requests.
+        explained: how often within so many seconds an engine, by its place in the order of the
+            launches, ended by a request that is refused since: those ends do not count.
     """
 
     def __init__(  # noqa: PLR0913 - a constructor
@@ -112,7 +114,9 @@ class Server:
         on_rest: Callable[[Outage | None], None] = lambda _outage: None,
         clock: Callable[[], float] = time.monotonic,
         examiner: Examiner | None = None,
+        explained: Callable[[int, float], int] = lambda _index, _seconds: 0,
     ) -> None:
+        self._explained = explained
         self._examiner, self._on_rest, self._clock = examiner, on_rest, clock
         self._opened = False
         self._outage: Outage | None = None
@@ -180,6 +184,8 @@ class Server:
             now = self._clock()
             for engine in self.engines:
                 if engine.state in ("waiting", "broken"):
+                    if engine.state == "broken":
+                        engine.excuse(now, self._refused_since(engine))
                     if now >= engine.again_at:
                         engine.start()
                     continue
@@ -205,7 +211,7 @@ class Server:
         if not ended.retryable or not (engine.was_ready or ended.kind in ("killed", "raced")):
             raise EndedError(ended)
         self._on_end(engine, ended)
-        pause = engine.wait(now)
+        pause = engine.wait(now, self._refused_since(engine))
         self._tell(engine.name, ended.error.message)
         if pause is not None:
             self._tell(engine.name, f"starting again in {pause:.1f} s")
@@ -219,6 +225,10 @@ class Server:
             f"ended {self._timing.restarts + 1} times: left alone for {self._minutes} minutes, "
             f"{meanwhile}",
         )
+
+    def _refused_since(self, engine: SupervisedEngine) -> int:
+        """Ends of an engine, within the window, by requests that are refused since."""
+        return self._explained(self.engines.index(engine), self._timing.window)
 
     @property
     def _minutes(self) -> str:
