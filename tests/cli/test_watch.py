@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 import turbofit.api
+from tests.gateway.routing.test_suspects import convict
 from tests.observe.test_live import server  # noqa: F401 - a fixture
 from turbofit.cli.main import main
+from turbofit.gateway.routing.quarantine_file import QuarantineFile, quarantine_path
+from turbofit.gateway.routing.suspects import Suspects
+from turbofit.report.stored_documents import read_saved
 
 
 @pytest.fixture
@@ -74,3 +79,29 @@ def test_nothing_was_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert main(["watch", "--once"]) == 2
     assert "nothing was served yet" in capsys.readouterr().err
+
+
+def test_a_request_is_let_in_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(folder, state="ready", lmdeploy="0.18.0")
+    plan = read_saved(folder.name).plan
+    file = QuarantineFile(quarantine_path(plan, "0.18.0", pretend=True))
+    suspects = Suspects(time.time)
+    convict(suspects, "a1b2c3", "beside")
+    file.write(suspects.state())
+    record(folder, state="starting", lmdeploy="0.18.0")
+    assert main(["watch", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["quarantine"]
+    assert [one["fingerprint"] for one in told["convicted"]] == ["a1b2c3"]
+    assert told["suspects"] == 1
+    assert told["deaths_by_client"] == {"client of a1b2c3": 2}
+    assert main(["watch", "--forget", "a1b2c3"]) == 0
+    assert "is let in again" in capsys.readouterr().out
+    assert main(["watch", "--forget", "beside", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forgotten"] == "beside"
+    assert main(["watch", "--forget", "a1b2c3"]) == 2
+    told_error = capsys.readouterr().err
+    assert "no request or client a1b2c3 is refused" in told_error
+    assert "hint: " in told_error
+    assert file.read().convicted == ()
+    assert main(["watch", "--forget", "client of a1b2c3"]) == 0
+    assert file.read().clients == {}

@@ -54,9 +54,12 @@ def gateway(
     **given: Any,
 ) -> int:
     """Serve until a signal ends it; 0 after a drain."""
+    from msgspec.structs import replace
+
     from turbofit.cli.output import answer, note
     from turbofit.core.variables import variables
     from turbofit.gateway.http.accesslog import access_log
+    from turbofit.gateway.routing.quarantine_file import quarantine_file
     from turbofit.gateway.server import make_gateway, run_gateway
     from turbofit.report.stored_documents import read_plan
 
@@ -77,7 +80,8 @@ def gateway(
         )
     planned = read_plan(plan)
     key = upstream_key or variables().upstream_key or None
-    config = options.config(upstream_key=key)
+    kept = quarantine_file(planned, planned.engine.version)
+    config = replace(options.config(upstream_key=key), quarantine=kept)
     if not overlay and planned.limits.vision_unit is not None:
         note(
             "note: images that cannot carry a limit are counted at the model's own default "

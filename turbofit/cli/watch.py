@@ -35,6 +35,11 @@ _LINE_END: Final = "\x1b[K\n"
     Option("--url", help="the gateway, where it is not the run's own"),
     Option("--api-key", metavar="KEY", help="default: $TURBOFIT_API_KEYS's first"),
     Option("--interval", type=float, default=_EVERY, metavar="SECONDS", help="between looks (2)"),
+    Option(
+        "--forget",
+        metavar="FINGERPRINT",
+        help="let a request in again that engines died of, or a client, as the refusal names it",
+    ),
     Option("--once", is_flag=True, help="one look, for scripts"),
     *FORMS,
 )
@@ -44,6 +49,7 @@ def watch(
     url: str | None,
     api_key: str | None,
     interval: float,
+    forget: str | None,
     once: bool,
     as_json: bool,
     md: bool,
@@ -57,6 +63,8 @@ def watch(
     from turbofit.report.stored_documents import newest_run, read_saved
     from turbofit.report.views.watch_view import watch_view
 
+    if forget is not None:
+        return _forget(forget, as_json=as_json)
     if not interval >= _LEAST:
         raise UsageError(
             f"--interval {interval:g} is too short", hint=f"give {_LEAST} seconds or more"
@@ -127,6 +135,28 @@ def _used(saved: Saved) -> dict[int, int]:
     return used_now(saved.plan)
 
 
+def _forget(fingerprint: str, *, as_json: bool) -> int:
+    """Let a request or a client in again."""
+    from turbofit.cli.output import answer
+    from turbofit.core.errors import UsageError
+    from turbofit.gateway.routing.quarantine_file import pardon
+
+    if not pardon(fingerprint):
+        raise UsageError(
+            f"no request or client {fingerprint} is refused on this machine",
+            hint="the refusal names it; run this as the user who runs the server",
+        )
+    said = f"{fingerprint} is let in again\n"
+    answer(_forgotten(fingerprint) if as_json else said)
+    return 0
+
+
+def _forgotten(fingerprint: str) -> str:
+    from turbofit.core.struct import to_json
+
+    return to_json({"schema": "turbofit.watch/1", "forgotten": fingerprint})
+
+
 def _json(saved: Saved, now: Now | None, used: dict[int, int]) -> str:
     from turbofit.core.struct import to_json
 
@@ -137,6 +167,7 @@ def _json(saved: Saved, now: Now | None, used: dict[int, int]) -> str:
         "state": saved.run.state,
         "pretend": saved.run.pretend,
         "now": now,
+        "quarantine": _quarantine(saved),
         "used": {str(index): size for index, size in used.items()},
         "forecast": {
             str(one.index): {"steady": one.steady, "peak": one.peak, "margin": one.margin}
@@ -144,3 +175,20 @@ def _json(saved: Saved, now: Now | None, used: dict[int, int]) -> str:
         },
     }
     return to_json(document)
+
+
+def _quarantine(saved: Saved) -> dict[str, Any]:
+    """What the run's gateway keeps of the requests that engines died of."""
+    from pathlib import Path
+
+    from turbofit.gateway.routing.quarantine_file import QuarantineFile, quarantine_file
+    from turbofit.gateway.routing.quarantined import Quarantined
+
+    assert saved.run is not None
+    name = quarantine_file(saved.plan, saved.run.lmdeploy, pretend=saved.run.pretend)
+    kept = Quarantined() if name is None else QuarantineFile(Path(name)).read()
+    return {
+        "suspects": len(kept.suspects),
+        "convicted": kept.convicted,
+        "deaths_by_client": {client: len(deaths) for client, deaths in kept.clients.items()},
+    }

@@ -39,7 +39,11 @@ class EngineNow(Struct):
 
 
 class Now(Struct):
-    """The server at one moment; ``limited`` and ``refused`` are totals by what and why."""
+    """The server at one moment; ``limited`` and ``refused`` are totals by what and why.
+
+    ``suspects`` and ``convicted``: requests that an engine may have died of, and those that are
+    refused for it; ``clients_refused``: clients whose requests engines died of too often.
+    """
 
     waiting: int
     engines: tuple[EngineNow, ...]
@@ -47,6 +51,9 @@ class Now(Struct):
     limited: dict[str, int] = msgspec.field(default_factory=dict)
     refused: dict[str, int] = msgspec.field(default_factory=dict)
     failures: int = 0
+    suspects: int = 0
+    convicted: int = 0
+    clients_refused: int = 0
 
 
 def fetch_page(url: str, key: str | None = None) -> str:
@@ -98,6 +105,9 @@ def now_of(text: str) -> Now:
         limited=_by(page, "limited_total"),
         refused=_by(page, "refused_total"),
         failures=int(page.total(f"{_OURS}engine_failures_total") or 0),
+        suspects=int(page.total(f"{_OURS}suspects") or 0),
+        convicted=int(page.total(f"{_OURS}convicted") or 0),
+        clients_refused=int(page.total(f"{_OURS}clients_refused") or 0),
     )
 
 

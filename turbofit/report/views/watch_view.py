@@ -68,7 +68,18 @@ def _facts(run: RunReport | None, now: Now | None) -> tuple[tuple[str, str], ...
         facts.append(("answered", f"{now.requests:,} since the gateway opened"))
         if now.failures:
             facts.append(("failed", f"{now.failures:,} that an engine did not finish"))
+        if now.suspects or now.convicted or now.clients_refused:
+            facts.append(("deaths", _deaths(now)))
     return tuple(facts)
+
+
+def _deaths(now: Now) -> str:
+    """What became of requests that engines died of, and of those who sent them."""
+    suspects, clients = plural(now.suspects, "request"), plural(now.clients_refused, "client")
+    return (
+        f"{now.suspects:,} {suspects} suspected, {now.convicted:,} convicted, "
+        f"{now.clients_refused:,} {clients} refused"
+    )
 
 
 def _engines(now: Now, before: tuple[Now, float] | None) -> Table:
