@@ -6,7 +6,18 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = ("run", "balance", "rules", "routing", "hostile", "fuzz", "edges", "grammars")
+PROGRAMS = (
+    "run",
+    "balance",
+    "rules",
+    "routing",
+    "hostile",
+    "fuzz",
+    "edges",
+    "grammars",
+    "poison",
+    "stalls",
+)
 
 if __name__ == "__main__":
     sys.exit(show_programs("gateway", PROGRAMS))
