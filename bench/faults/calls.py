@@ -275,10 +275,11 @@ def table(rows: list[tuple[str, list[Tried], float]], words: str) -> str:
     """What goes into the file of results."""
     every = [one for _, tried, _ in rows for one in tried]
     met = [one for one in every if one.hit]
+    command = f"python -m bench.faults.calls {words}".strip()
     lines = [
         "# Each call of the system fails once",
         "",
-        f"`{f'python -m bench.faults.calls {words}'.strip()}`, {time.strftime('%Y-%m-%d')}, {platform.system()}, Python "
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, {platform.system()}, Python "
         f"{platform.python_version()}: {len(met)} runs, in each one call that fails (or all from "
         f"it on), {sum(seconds for *_, seconds in rows) / 60:.0f} minutes. "
         f"**{sum(bool(one.wrong) for one in met)} ended as they should not.**",
