@@ -375,3 +375,10 @@ def test_nobody_is_blamed_where_the_load_fits_an_empty_card() -> None:
     assert found.phase == "weights"
     assert "somebody" not in " ".join((found.what, *found.why))
     assert any("does not say what took it" in why for why in found.why)
+
+
+def test_torchs_error_does_not_tell_which_memory() -> None:
+    found = explain("torch.AcceleratorError: CUDA error: out of memory")
+    assert (found.kind, found.phase) == ("out_of_memory", "unknown")
+    assert "page-locked" in found.what
+    assert "which of the two it was: the error does not say" in found.unknown
