@@ -14,7 +14,6 @@ from typing import Any
 
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
-from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
@@ -23,7 +22,7 @@ from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.others import end_orphans
-from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.record import Record, run_folder
 from turbofit.launch.serve.session import run_session
 from turbofit.launch.serve.supervisor import Stop, StoppedError
 from turbofit.planning.plan import plan as best_plan
@@ -56,7 +55,7 @@ def run(stop: Stop, leases: Leases) -> str:
         say(f"learned {json.dumps(changes)}")
         plan = replan(changes)
     leases.reserve(plan)
-    folder = new_folder("runs", "test")
+    folder = run_folder(plan)
     config = ServeConfig(
         request=request,
         timing=Timing(**{"liveness": 0.0, "backoff": 0.1, **given.get("timing", {})}),

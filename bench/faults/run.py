@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.faults import failing  # noqa: F401 - it registers more
 from bench.faults.cases import CASES
 from bench.faults.ground import Ground, Outcome
 

@@ -340,3 +340,45 @@ def test_only_the_generation_that_is_known_is_replayed() -> None:
     assert found.missing.bytes is None
     assert any("0.16.0" in one for one in found.unknown)
     assert any("18.7 GiB of host memory" in one for one in found.why)
+
+
+STACK = "*** stacktrace of thread 0x1 ***\n  [ 0] TM_CUDA_CHECK @ a.cc:1\n  [ 1] {} @ b.cc:2\n"
+WARMING = f"{TM}[turbomind.cc:440] Warm-up lengths: 8, 16\n"
+
+
+def test_page_locked_memory_is_told_from_a_gpus() -> None:
+    text = f"{TM}[allocator.cc:105] CUDA error: out of memory\n"
+    found = explain(COMMAND + WARMING + text + STACK.format("InternVit::Impl::Setup()"))
+    assert (found.kind, found.phase) == ("host_out_of_memory", "host RAM")
+    assert "page-locked" in found.what
+    assert "InternVit::Impl::Setup()" in found.what
+    # Another version has another line there.
+    older = explain("lmdeploy==0.17.0\n" + WARMING + text)
+    assert older.kind == "out_of_memory"
+
+
+def test_a_guarded_cuda_call_is_out_of_memory() -> None:
+    text = f"{TM}[measurer.cu:83] Check failed: status == cudaSuccess out of memory\n"
+    found = explain(COMMAND + WARMING + text + STACK.format("LlamaLinear::Forward()"))
+    assert (found.kind, found.phase) == ("out_of_memory", "warm-up")
+
+
+def test_workspaces_made_while_the_warm_up_is_announced_are_of_the_cache() -> None:
+    text = f"{TM}[gemm.cu:53] CUDA error: out of memory\n"
+    frame = "ModelExecutor::Impl::InternalThreadEntry()"
+    assert explain(COMMAND + WARMING + text + STACK.format(frame)).phase == "cache"
+
+
+def test_nobody_is_blamed_where_the_load_fits_an_empty_card() -> None:
+    text = f"{TM}[allocator.cc:49] CUDA error: out of memory\n"
+    found = explain("$ lmdeploy serve api_server internvl2-1b\n" + text, on="1xrtx3090")
+    assert found.phase == "weights"
+    assert "somebody" not in " ".join((found.what, *found.why))
+    assert any("does not say what took it" in why for why in found.why)
+
+
+def test_torchs_error_does_not_tell_which_memory() -> None:
+    found = explain("torch.AcceleratorError: CUDA error: out of memory")
+    assert (found.kind, found.phase) == ("out_of_memory", "unknown")
+    assert "page-locked" in found.what
+    assert "which of the two it was: the error does not say" in found.unknown

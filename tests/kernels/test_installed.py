@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
@@ -9,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.device_code import CODE, cubin, fatbin, library
+from turbofit.core.errors import UsageError
 from turbofit.core.state import state_dir
 from turbofit.kernels import installed as module
 from turbofit.kernels.census import Count
-from turbofit.kernels.installed import census_of, installed, turbomind_library
+from turbofit.kernels.installed import (
+    census_of,
+    empty_kernels_file,
+    installed,
+    turbomind_library,
+)
 from turbofit.kernels.released import released
 
 NAME = "lmdeploy/turbomind/_turbomind.cpython-311-x86_64-linux-gnu.so"
@@ -85,4 +92,31 @@ def test_a_kept_census_of_another_turbofit_is_taken_anew(install: Callable[..., 
     found = census_of(path)
     kept = next(state_dir("kernels").iterdir())
     kept.write_text("{}")
+    assert census_of(path) == found
+
+
+def test_a_state_folder_that_cannot_be_written_costs_only_the_kept_file(
+    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = install()
+    assert empty_kernels_file((8, 9)) is not None
+
+    def full(*_: object, **__: object) -> None:
+        raise UsageError("no space", hint="none")
+
+    monkeypatch.setattr(module, "write_atomic", full)
+    assert census_of(path).families == {"routing of experts": {"80": Count(code=1)}}
+    assert empty_kernels_file((8, 6)) is None
+
+
+def test_a_kept_census_that_cannot_be_read_is_taken_anew(
+    install: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = install()
+    found = census_of(path)
+
+    def broken(_: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
     assert census_of(path) == found

@@ -53,6 +53,15 @@ PREFIX = "[TM][INFO][1120.08:30:01.123456][turbomind.cc:305] "
             log.CudaError(message="out of memory"),
         ),
         (
+            "[TM][FATAL][1120.08:30:01.123456][allocator.cc:105] CUDA error: out of memory",
+            log.CudaError(message="out of memory", pinned=True),
+        ),
+        (
+            "[TM][FATAL][1120.08:30:01.123456][measurer.cu:83] "
+            "Check failed: status == cudaSuccess out of memory",
+            log.CudaError(message="out of memory"),
+        ),
+        (
             "[TM][FATAL][1120.08:30:01.123456][cuda_ipc_comm.cu:196] CUDA Driver error: "
             "CUDA_ERROR_NOT_SUPPORTED",
             log.CudaError(message="CUDA_ERROR_NOT_SUPPORTED", driver=True),

@@ -12,6 +12,7 @@ from tests.pretend.machine import ask, make, tell
 from tests.waiting import HANG
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.timeline import CONTEXT
+from turbofit.pretend.usage import read_usage
 
 
 def end(*processes: subprocess.Popen[str]) -> None:
@@ -363,3 +364,29 @@ def test_without_a_shared_file_each_process_has_its_own_machine(
     assert ask(process) == 600
     end(process)
     assert not os.path.exists(tmp_path / "shared")
+
+
+def test_the_nth_allocations_of_a_machine_fail(libraries: Path, tmp_path: Path) -> None:
+    machine = make(
+        libraries, tmp_path, Scenario((CARD,), fail_at=3, fail_pinned_at=2, fail_times=2)
+    )
+    code = """
+        p = pool()
+        seen = [isinstance(one, int) for one in (malloc(1), take(p, 1), malloc(1))]
+        out = void_p()
+        for n in range(2):
+            seen.append(rt.cudaHostAlloc(byref(out), size_t(4096), 0))
+        memory = ctypes.create_string_buffer(4096)
+        seen.append(rt.cudaHostRegister(memory, size_t(4096), 0))
+        say([os.getpid(), seen])
+        """
+    pid, seen = machine.run(code)
+    assert seen == [False, False, True, 0, 2, 2]
+    # Counted over both processes: the second one's first is the fourth of the machine.
+    assert machine.run(code)[1] == [True, False, False, 0, 0, 0]
+    assert (machine.shared.allocations, machine.shared.pinned_allocations) == (6, 6)
+    device, pinned, _ = (e for e in machine.timeline(pid) if e.tag == "E")
+    assert [device.number(i) for i in (0, 1, 3, 5)] == [0, 0, MIB, 3]
+    assert (pinned.number(1), pinned.number(5)) == (3, 2)
+    (first, second) = read_usage(iter([device, pinned])).refused
+    assert (first.simulated, first.short, second.simulated) == (3, 0, 2)

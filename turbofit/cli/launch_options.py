@@ -31,6 +31,10 @@ class LaunchOptions(Validated):
         default=0,
         description="with --pretend: somebody takes so much of each card after the plan was made",
     )
+    pretend_fail: Annotated[int | None, Field(ge=1), Metavar("N")] = Field(
+        default=None,
+        description="with --pretend: the N-th device allocation of an engine's first start fails",
+    )
     no_rehearse: bool = Field(
         default=False, description="do not run the plan on pretend GPUs first"
     )
@@ -44,6 +48,8 @@ class LaunchOptions(Validated):
         """
         if self.pretend_taken and not self.pretend:
             raise UsageError("--pretend-taken takes nothing of real GPUs", hint="add --pretend")
+        if self.pretend_fail and not self.pretend:
+            raise UsageError("--pretend-fail fails nothing of real GPUs", hint="add --pretend")
 
     def config_fields(self) -> Options:
         """The fields of `ServeConfig` that they fill."""
@@ -51,6 +57,7 @@ class LaunchOptions(Validated):
             "rehearse": not self.no_rehearse,
             "pretend": self.pretend,
             "pretend_taken": self.pretend_taken,
+            "pretend_fail": self.pretend_fail,
         }
 
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _LAUNCH: Final = (
-    "dry_run", "pretend", "pretend_taken", "no_check", "no_rehearse", "forget", "no_gateway",
-    "unplanned", "drain", "liveness",
+    "dry_run", "pretend", "pretend_taken", "pretend_fail", "no_check", "no_rehearse", "forget",
+    "no_gateway", "unplanned", "drain", "liveness",
 )  # fmt: skip
 _CLUSTER: Final = ("cluster", "name", "gateways")
 _PRETEND: Final = (

@@ -19,7 +19,7 @@ from turbofit.core.errors import LaunchError, PackageError, UsageError
 from turbofit.gateway.allocator import keep_large_blocks
 from turbofit.gateway.config import GatewayConfig, host_budget
 from turbofit.gateway.http.announce import Announce
-from turbofit.gateway.http.sockets import open_files
+from turbofit.gateway.http.sockets import open_files, tcp_socket
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.fleet_updater import check_gateways
 
@@ -241,8 +241,7 @@ def bind(config: GatewayConfig) -> socket.socket:
         LaunchError: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = tcp_socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))

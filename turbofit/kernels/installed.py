@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from turbofit.core.errors import TurbofitError
+from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.files import write_atomic
 from turbofit.core.log import LazyLogger
 from turbofit.core.state import state_dir
@@ -84,22 +84,33 @@ def census_of(library: Path) -> Census:
         digest = hashlib.sha256()
         while block := file.read(1 << 24):
             digest.update(block)
-    kept = state_dir("kernels") / f"{digest.hexdigest()}.json"
+    kept = state_dir("kernels", make=False) / f"{digest.hexdigest()}.json"
     if kept.is_file():
         try:
             return decode(kept.read_bytes(), Census, what=f"census {kept.name}")
-        except TurbofitError:
-            _LOG.info("%s is read anew: of another turbofit", library.name)
+        except (OSError, TurbofitError) as exc:
+            _LOG.info("%s is read anew: %s", library.name, exc)
     census = take_census(library)
-    write_atomic(kept, to_json(census))
+    _keep(kept, to_json(census))
     return census
+
+
+def _keep(path: Path, text: str) -> bool:
+    """Spare the next reading; a folder that cannot be written costs only that."""
+    try:
+        state_dir("kernels")
+        write_atomic(path, text)
+    except (OSError, UsageError) as exc:
+        _LOG.info("%s is not kept: %s", path.name, exc)
+        return False
+    return True
 
 
 def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
     """A file with the kernels of the installed TurboMind that are empty on such a card.
 
     One mangled name a line, in the order of their bytes. None where there is no engine, or its
-    kernels cannot be read.
+    kernels cannot be read, or the file cannot be kept.
     """
     engine = _engine()
     if engine is None or engine.library is None:
@@ -107,14 +118,15 @@ def empty_kernels_file(capability: tuple[int, int]) -> Path | None:
     library = engine.library
     digest = engine.digest or f"{library.stat().st_mtime_ns}"
     name = f"{digest}-{library.stat().st_size}-{capability[0]}{capability[1]}"
-    kept = state_dir("kernels") / f"empty-{name}.txt"
+    kept = state_dir("kernels", make=False) / f"empty-{name}.txt"
     if not kept.is_file():
         try:
             names = empty_kernels(library, capability)
         except (OSError, ValueError, TurbofitError) as exc:
             _LOG.info("the kernels of %s are not read: %s", library.name, exc)
             return None
-        write_atomic(kept, "".join(f"{one}\n" for one in sorted(names)))
+        if not _keep(kept, "".join(f"{one}\n" for one in sorted(names))):
+            return None
     return kept
 
 

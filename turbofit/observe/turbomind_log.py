@@ -105,10 +105,15 @@ class RequestRejected(Struct, tag="request_rejected"):
 
 
 class CudaError(Struct, tag="cuda_error"):
-    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface."""
+    """A CUDA call failed and the process aborts; ``driver`` for the driver's own interface.
+
+    ``pinned``: it asked for page-locked host memory, not for a GPU's, if it is LMDeploy 0.18: that
+    is told by the line of its source.
+    """
 
     message: str
     driver: bool = False
+    pinned: bool = False
 
     @property
     def out_of_memory(self) -> bool:
@@ -194,7 +199,11 @@ Event = (
 )
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
-_PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\]){1,2} (.*)")
+_PREFIX: Final = re.compile(r"\[TM\]\[[A-Z]+\](?:\[[^\]]*\])?\[([^\]]*)\] (.*)")
+#: Where LMDeploy 0.18 calls cudaHostAlloc: found by failing every such call (bench/faults).
+_PINNED: Final = "allocator.cc:105"
+#: How its checks print a CUDA call that they guard.
+_CHECKED_CUDA: Final = "cudaSuccess out of memory"
 _BUDGET: Final = re.compile(
     r"Object cache budget: ([\d.]+) MB from free ([\d.]+) MB and ratio ([\d.]+)"
 )
@@ -221,7 +230,7 @@ def parse_line(line: str) -> Event | None:
     text = _ANSI.sub("", line).rstrip() if "\x1b" in line else line.rstrip()
     match = _PREFIX.match(text)
     try:
-        return _engine(match[1]) if match else _other(text)
+        return _engine(match[2], match[1]) if match else _other(text)
     except ValueError:  # a figure that a torn line damaged
         return None
 
@@ -236,8 +245,8 @@ def cached_tokens(budget: int, slab: Slab, block_tokens: int) -> int:
     return slabs * (slab.slab_size // slab.object_size) * block_tokens
 
 
-def _engine(text: str) -> Event | None:
-    """A message of TurboMind, without its prefix."""
+def _engine(text: str, place: str) -> Event | None:
+    """A message of TurboMind, without its prefix, and the line of its source that printed it."""
     if match := _WAIT.fullmatch(text):
         cause = "memory" if match[1] == "out of memory" else "limit"
         return Backpressure(cause=cause, at=int(match[2]), of=int(match[3]))
@@ -261,10 +270,13 @@ def _engine(text: str) -> Event | None:
     if match := _REJECTED.match(text):
         return RequestRejected(request=int(match[1]))
     if match := _CUDA.match(text):
-        return CudaError(message=match[2], driver=bool(match[1]))
+        pinned = place == _PINNED
+        return CudaError(message=match[2], driver=bool(match[1]), pinned=pinned)
     if match := _VISION.match(text):
         return VisionSetup(sequences=int(match[1]), images=int(match[2]), units=int(match[3]))
     if text.startswith("Check failed: "):
+        if text.endswith(_CHECKED_CUDA):
+            return CudaError(message="out of memory")
         return CheckFailed(message=text.removeprefix("Check failed: "))
     if text.startswith("`max_context_token_num` is not set"):
         return Starting()

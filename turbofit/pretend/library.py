@@ -8,7 +8,7 @@ from pathlib import Path
 from turbofit.pretend.errors import PretendError
 from turbofit.pretend.libraries import ACCOUNT
 
-_ABI = 3
+_ABI = 4
 NO_MEMORY = 2
 
 

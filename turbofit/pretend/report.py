@@ -29,6 +29,8 @@ def report(ran: Ran) -> dict[str, Any]:
         "gpus": [_gpu(ran, i) for i in range(len(ran.scenario.gpus))],
         "processes": [_process(p, u, len(ran.scenario.gpus)) for p, u in pairs if p.used],
         "pinned_peak": ran.shared.pinned_peak,
+        "allocations": ran.shared.allocations,
+        "pinned_allocations": ran.shared.pinned_allocations,
         "refused": _refused(pairs),
     }
 
@@ -106,4 +108,5 @@ def _refused(pairs: list[tuple[Process, Usage]]) -> dict[str, Any] | None:
         "short": last.short,
         "phase": last.phase,
         "site": last.site,
+        "simulated": last.simulated,
     }

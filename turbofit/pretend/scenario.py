@@ -82,6 +82,10 @@ class Scenario:
             engine's page allocator, 2 MiB the worst: one page of 32 MiB less).
         pinned_limit: bytes of page-locked host memory at most; None is no limit.
         timeline_limit: bytes of one process's timeline at most.
+        fail_at: the number, from 1, of the device allocation that fails as if its card were full;
+            counted over all processes that share the machine. None: none fails.
+        fail_pinned_at: the same of page-locked host memory.
+        fail_times: how many in a row fail from there.
         context: bytes that each process's first use of a card takes of it (CUDA's context).
     """
 
@@ -95,6 +99,9 @@ class Scenario:
     pinned_limit: int | None = None
     timeline_limit: int = 256 * MIB
     context: int = 0
+    fail_at: int | None = None
+    fail_pinned_at: int | None = None
+    fail_times: int = 1
 
     def text(self, timeline: str, shared: str = "") -> str:
         """The scenario file that the C side reads.
@@ -119,10 +126,19 @@ class Scenario:
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
         lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]
-        for knob in ("pool_step", "malloc_step", "vmm_step", "extra", "skew", "context"):
+        for knob in (
+            "pool_step",
+            "malloc_step",
+            "vmm_step",
+            "extra",
+            "skew",
+            "context",
+            "fail_times",
+        ):
             lines.append(f"{knob} {getattr(self, knob)}")
-        if self.pinned_limit is not None:
-            lines.append(f"pinned_limit {self.pinned_limit}")
+        for name in ("pinned_limit", "fail_at", "fail_pinned_at"):
+            value = getattr(self, name)
+            lines += [] if value is None else [f"{name} {value}"]
         return "\n".join(lines) + "\n"
 
     def _pairs(self) -> Iterable[tuple[int, int]]:

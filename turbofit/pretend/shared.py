@@ -10,10 +10,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAGIC = 0x3130454D46425254
+_MAGIC = 0x3230454D46425254
 _ROWS = 17  # 16 devices, and page-locked host memory
 _PINNED = _ROWS - 1
-_HEAD = struct.Struct(f"<QII{_ROWS}Q{_ROWS}Q{_ROWS}Q64x")
+_HEAD = struct.Struct(f"<QII{_ROWS}Q{_ROWS}Q{_ROWS}Q64x2Q")
 _SLOT = struct.Struct(f"<IiQQQ{5 * _ROWS}Q")
 _LIVE = 1
 
@@ -56,11 +56,17 @@ class Process:
 
 @dataclass(frozen=True)
 class SharedRecord:
-    """All processes that were on the machine, and what each device had at most, together."""
+    """All processes that were on the machine, and what each device had at most, together.
+
+    ``allocations`` and ``pinned_allocations`` are how many were asked for, of devices and of
+    page-locked host memory, by all processes since the machine began.
+    """
 
     processes: tuple[Process, ...]
     peak: tuple[int, ...]
     pinned_peak: int
+    allocations: int = 0
+    pinned_allocations: int = 0
 
     def holders(self, device: int) -> list[tuple[Process, int]]:
         """The living processes with something on a device, and how much, contexts included."""
@@ -86,7 +92,10 @@ def read_shared(path: Path) -> SharedRecord:
     slots = (_SLOT.unpack_from(data, _HEAD.size + i * _SLOT.size) for i in range(used))
     peak = numbers[_ROWS : 2 * _ROWS]
     return SharedRecord(
-        tuple(_process(slot) for slot in slots if slot[0]), tuple(peak[:_PINNED]), peak[_PINNED]
+        tuple(_process(slot) for slot in slots if slot[0]),
+        tuple(peak[:_PINNED]),
+        peak[_PINNED],
+        *numbers[3 * _ROWS :],
     )
 
 

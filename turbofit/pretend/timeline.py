@@ -18,7 +18,8 @@ class Event:
     Attributes:
         tag: I whose it is, N its command, L the library of its traces, P mark, S where the newest
             peak came from, K context made, C pool made, A given, F given back, R pool resized, G
-            free memory asked, O out of memory, X peer access refused.
+            free memory asked, O out of memory, E failed because the scenario says so, X peer access
+            refused.
         words: the rest of the line, by position.
         trace: offsets into the engine's library, innermost first.
     """

@@ -29,7 +29,10 @@ class Peak:
 
 @dataclass(eq=False)
 class RefusedAllocation:
-    """An allocation that did not fit: what was asked, what was free, what the device lacked."""
+    """An allocation that did not fit: what was asked, what was free, what the device lacked.
+
+    ``simulated`` is its number where the scenario let it fail (``fail_at``): nothing lacked then.
+    """
 
     device: int
     kind: str
@@ -38,6 +41,7 @@ class RefusedAllocation:
     short: int
     phase: str
     site: str | None
+    simulated: int | None = None
 
 
 @dataclass
@@ -89,6 +93,7 @@ class _Reader:
             "F": self._freed,
             "R": self._resized,
             "O": self._refused,
+            "E": self._failed,
         }
         for event in events:
             if event.tag in handlers:
@@ -143,9 +148,16 @@ class _Reader:
         self._hold(event.number(0), event.number(3))
 
     def _refused(self, event: Event) -> None:
-        device, kind, _, asked, left, growth = (event.number(i) for i in range(6))
+        self._refuse(event, event.number(5) - event.number(4))
+
+    def _failed(self, event: Event) -> None:
+        self._refuse(event, 0, simulated=event.number(5))
+
+    def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
+        device, kind, _, asked, left = (event.number(i) for i in range(5))
+        site = self._native(event)
         refusal = RefusedAllocation(
-            device, KINDS[kind], asked, left, growth - left, self._phase, self._native(event)
+            device, KINDS[kind], asked, left, short, self._phase, site, simulated
         )
         self._usage.refused.append(refusal)
         self._waiting.append(refusal)

@@ -22,6 +22,8 @@ SITE = "/venv/site-packages/"
                      ("vllm/model_executor/models/clip.py", "forward", "")]),
         ("cache", [("vllm/engine/llm_engine.py", "_initialize_kv_caches", ""),
                    ("vllm/worker/cache_engine.py", "_allocate_kv_cache", "")]),
+        ("cache", [("lmdeploy/pytorch/engine/engine.py", "from_pretrained", ""),
+                   ("lmdeploy/pytorch/engine/model_agent/agent.py", "build_cache_engine", "")]),
         ("unknown", [("torch/nn/modules/linear.py", "forward", "F.linear(input, self.weight)")]),
         ("weights", [("torch/nn/modules/module.py", "convert", "t.to(device)")]),
         ("unknown", []),

@@ -161,3 +161,25 @@ def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
     assert not seen.loop_failed(11.0)
     seen.see("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB.", 1, 11.0)
     assert seen.loop_failed(11.0)
+
+
+def test_page_locked_memory_is_not_the_gpus() -> None:
+    seen = watch(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME)
+    end = ending(-6, seen, plausible_plan(), LOG)
+    assert (end.kind, end.phase, end.where) == ("host_memory", "host", "InternVit::Impl::Forward")
+    assert "page-locked host memory" in end.error.message
+
+
+def test_a_call_that_a_check_guards_runs_out_of_memory_too() -> None:
+    checked = CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")
+    end = ending(-6, watch(START, BUDGET, WARM, checked), plausible_plan(), LOG)
+    assert (end.kind, end.phase, end.retryable) == ("out_of_memory", "warm-up", False)
+
+
+def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
+    death = PretendDeath(
+        gpu=0, phase="warm-up", where="x", requested=512, left=1 << 30, short=None, simulated=7
+    )
+    end = ending(-6, watch(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
+    assert (end.missing, end.left) == (None, 1 << 30)
+    assert "simulated" in end.error.message

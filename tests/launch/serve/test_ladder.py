@@ -32,7 +32,7 @@ def steps(ended: EngineExit, plan: Plan, **fixed: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("phase", "wanted"),
     [
-        ("weights", ["margin"]),
+        ("weights", ["margin", "margin"]),
         ("cache", ["margin", "max_prefill_token_num"]),
         ("warm-up", ["max_prefill_token_num", "margin"]),
         ("vision", ["margin", "max_dynamic_patch", "max_prefill_token_num"]),
@@ -98,3 +98,12 @@ def test_fewer_engines_for_the_hosts_memory() -> None:
 def test_changes_add_up() -> None:
     before = {"margin": 1, "max_pixels": 5}
     assert merged(before, Rung(changes={"margin": 2}, why="")) == {"margin": 2, "max_pixels": 5}
+
+
+def test_a_load_that_should_have_fitted_is_tried_again(plan: Plan) -> None:
+    first, second = (rung.changes["margin"] for rung in rungs(died("weights"), plan, {}))
+    (gpu,) = plan.gpus
+    assert second == gpu.margin + 512 * MIB < first
+    assert api.plan("internvl2-8b", on="1xrtx3090", margin=second).fits
+    assert len(list(rungs(died("weights", missing=MIB), plan, {}))) == 1
+    assert not list(rungs(died("weights"), plan, {"cache_max_entry_count": 0.5, "tp": 1}))

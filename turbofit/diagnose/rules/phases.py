@@ -15,11 +15,12 @@ __all__ = ["phase_of", "whole_matrix"]
 #: nothing is computed while loading, and a vision tower calls nothing of the language model. vLLM
 #: makes its cache inside the function that also profiles, and profiles with images too.
 _PHASES: Final[tuple[tuple[PhaseName, tuple[str, ...]], ...]] = (
+    # LMDeploy's PyTorch engine makes its cache inside its own from_pretrained.
+    ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
     ("weights", ("from_pretrained", "load_state_dict", "load_pretrained", "load_checkpoint",
                  "load_model", "set_module_tensor", "model_loader", "load_file", "process_weight",
                  "module.py convert", "module.py _apply", "load_weight", "initialize_model",
                  "init_vllm_registered_model", "load_vl_model", "build_model")),
-    ("cache", ("cache_engine", "build_cache", "allocate_kv_cache")),
     ("warm-up", ("warmup", "warm_up", "graph_runner", "cudagraph", "profile_run", "_dummy_run",
                  "determine_num_available_blocks", "determine_available_memory", "capture_model")),
     ("vision", ("vision", "intern_vit", "visual", "clip_", "_clip", "clip.py", "siglip", "eva_clip",

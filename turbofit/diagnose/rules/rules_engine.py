@@ -55,7 +55,9 @@ def _out_of_memory(case: LogCase) -> Iterator[Draft]:
         if event.out_of_memory:
             frames = stack_names(facts, mark)
             phase = _phase(facts, mark, frames)
-            if phase == "weights":
+            if event.pinned and (facts.subject.version or _REPLAYED).startswith(_REPLAYED):
+                yield _page_locked(mark, phase, frames)
+            elif phase == "weights":
                 yield _while_loading(case, mark, frames)
             else:
                 yield _after_sizing(case, mark, phase, frames)
@@ -69,12 +71,37 @@ def _phase(facts: LogFacts, mark: Mark, frames: list[str]) -> PhaseName:
     if facts.before(mark, WarmupFinished) or facts.before(mark, ServerUp):
         return "vision" if facts.before(mark, VisionSetup) and not frames else "text"
     if facts.before(mark, WarmupLengths):
-        return "warm-up"
+        # Its first request may be announced while another thread still makes its workspaces.
+        made = frames and all("InternalThreadEntry" in frame for frame in frames)
+        return "cache" if made else "warm-up"
     if facts.before(mark, Slab) or facts.before(mark, CacheBudget):
         # At LMDeploy's own log level the warm-up is not announced; a forward on the stack is.
         forward = any("Forward" in frame or "forward" in frame for frame in frames)
         return "warm-up" if forward else "cache"
     return "weights"
+
+
+def _page_locked(mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
+    """The same words as for a GPU, from the call that asks the host."""
+    where = f" (in {frames[0]})" if frames else ""
+    return Draft(
+        kind="host_out_of_memory",
+        phase="host RAM",
+        what=f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted",
+        line=mark.line,
+        why=(
+            "the line of its source asks for host memory (cudaHostAlloc), in LMDeploy 0.18: the"
+            " words are those of a full GPU, but no GPU was full",
+        ),
+        missing=Missing(bytes=None, basis="unknown", note="TurboMind does not print what it asked"),
+        unknown=("why the host gave none: RAM, a container's limit, or the driver",),
+        evidence=(evidence(mark, "the abort, in the allocator of page-locked memory"),),
+        changes=(
+            "free RAM or raise the container's memory limit; fewer replicas: each rank has such"
+            " buffers",
+        ),
+        planned=True,
+    )
 
 
 def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
@@ -96,8 +123,8 @@ def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
             )
         else:
             why.append(
-                f"on an empty card {format_bytes(-short)} would stay free: somebody else held"
-                " memory, or the run had other settings or an older LMDeploy"
+                f"on an empty card {format_bytes(-short)} would stay free: the log does not say"
+                " what took it (other programs, other settings, an older LMDeploy)"
             )
     where = f" (in {frames[0]})" if frames else ""
     return Draft(

@@ -80,10 +80,12 @@ def _python(mark: Mark, error: PythonError) -> Draft | None:
         return Draft(
             kind="out_of_memory",
             phase="unknown",
-            what="a CUDA call ran out of GPU memory, outside torch's allocator",
+            what="a CUDA call ran out of memory, the GPU's or page-locked memory of the host,"
+            " outside torch's allocator",
             line=mark.line,
             missing=Missing(bytes=None, basis="unknown", note="the error has no sizes"),
-            changes=("free the card, or leave more room beside the cache",),
+            changes=("free the card, or leave more room beside the cache; free host memory",),
+            unknown=("which of the two it was: the error does not say",),
             evidence=lines,
             planned=True,
         )

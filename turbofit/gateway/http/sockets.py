@@ -7,10 +7,12 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+from turbofit.core.errors import LaunchError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["engine_socket", "open_files", "vanished"]
+__all__ = ["engine_socket", "open_files", "tcp_socket", "vanished"]
 
 #: A connection on which nothing moves is asked after 2 s, each second, three times.
 _KEEP_ALIVE: Final = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
@@ -42,6 +44,22 @@ def engine_socket(address: Sequence[Any]) -> socket.socket:
     return made
 
 
+def tcp_socket(family: int) -> socket.socket:
+    """A TCP socket of this process.
+
+    Raises:
+        LaunchError: there is none to be had.
+    """
+    try:
+        # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except OSError as exc:
+        raise LaunchError(
+            f"no socket can be made: {exc.strerror or exc}",
+            hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+        ) from None
+
+
 def open_files(need: int) -> int:
     """How many open files this process may have, after asking for so many."""
     import resource
@@ -50,7 +68,10 @@ def open_files(need: int) -> int:
     if soft == resource.RLIM_INFINITY or soft >= need:
         return need
     raised = need if hard == resource.RLIM_INFINITY else min(need, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    except (OSError, ValueError):  # a sandbox may forbid what the limit allows
+        return soft
     return raised
 
 

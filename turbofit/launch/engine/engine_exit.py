@@ -206,6 +206,14 @@ def _torch(fault: TorchOutOfMemory, watch: StartupTracker, plan: Plan, log: Path
 def _cuda(
     fault: CudaError, watch: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None
 ) -> EngineExit:
+    if fault.pinned and plan.engine.version.startswith("0.18"):
+        pinned = format_bytes(plan.host.pinned)
+        lack = OutOfMemoryError(
+            f"the engine got no page-locked host memory {where(watch)}: CUDA error: "
+            f"{fault.message}",
+            hint=f"free host memory; the plan counts {pinned} pinned; the log is {log}",
+        )
+        return EngineExit("host_memory", lack, phase="host", where=_frame(watch))
     phase = _memory_phase(watch)
     if death is None:
         error = OutOfMemoryError(
@@ -217,7 +225,8 @@ def _cuda(
     error = OutOfMemoryError(
         f"the engine ran out of GPU memory {where(watch, death.where)}: it asked "
         f"{format_bytes(death.requested)} where {format_bytes(death.left)} were left on"
-        f" GPU {death.gpu}",
+        f" GPU {death.gpu}"
+        f"{', and the pretend GPU refused (simulated)' if death.simulated else ''}",
         hint=advice(watch, plan, log),
     )
     return EngineExit(

@@ -78,7 +78,9 @@ def check_port(host: str, port: int) -> None:
     """
     import socket
 
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    from turbofit.gateway.http.sockets import tcp_socket
+
+    with tcp_socket(socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from turbofit.core.plan import Command, Plan
+    from turbofit.launch.engine.pretended import PretendFaults
 
 __all__ = ["HOST", "KEY", "Launch", "PretendLaunch", "StartCommand", "free_ports", "port_of"]
 
@@ -84,7 +85,7 @@ class PretendLaunch(Launch):
         folder: where the scenario and the timeline of each start go.
         key: as for `Launch`.
         hidden: as for `Launch`.
-        taken: bytes that somebody takes of each card once the cache is sized.
+        faults: what goes wrong; the allocation that fails is one of the first start.
     """
 
     pretend = True
@@ -97,14 +98,14 @@ class PretendLaunch(Launch):
         key: str | None = None,
         *,
         hidden: bool = False,
-        taken: int = 0,
+        faults: PretendFaults | None = None,
     ) -> None:
         from turbofit.launch.engine.runner import module_runner
 
         self._torch = plan.engine.on_torch
         module = module_of(plan.engine) if self._torch else "turbofit.rehearse.turbomind.server"
         super().__init__(command, module_runner(module), key, hidden=hidden)
-        self._plan, self._folder, self._taken = plan, folder, taken
+        self._plan, self._folder, self._faults = plan, folder, faults
 
     def words(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.
@@ -118,7 +119,10 @@ class PretendLaunch(Launch):
         folder = self._folder / f"{self.group}-{number}"
         shutil.rmtree(self._folder / f"{self.group}-{number - 1}", ignore_errors=True)
         arguments = self.command.argv[1:]
-        machine = pretend_machine(self._plan, self.group, self._taken)
+        faults = self._faults
+        if faults is not None and number:
+            faults = faults._replace(fail_at=None)
+        machine = pretend_machine(self._plan, self.group, faults)
         if self._torch:
             from turbofit.launch.engine.pretended_torch import torch_environment
 
@@ -151,8 +155,10 @@ def free_ports(count: int) -> list[int]:
     own end before the engine listens, even of a client that asks whether the engine listens yet.
 
     Raises:
-        LaunchError: there are none.
+        LaunchError: there are none, or no socket can be made.
     """
+    from turbofit.gateway.http.sockets import tcp_socket
+
     held: list[socket.socket] = []
     candidates = list(range(_FIRST_PORT, max(_FIRST_PORT + 1000, _outgoing())))
     random.SystemRandom().shuffle(candidates)
@@ -160,7 +166,7 @@ def free_ports(count: int) -> list[int]:
         for port in candidates:
             if len(held) == count:
                 break
-            one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            one = tcp_socket(socket.AF_INET)
             try:
                 one.bind((HOST, port))
             except OSError:

@@ -10,7 +10,8 @@ __all__ = ["PretendDeath", "PretendUsage"]
 class PretendDeath(Struct):
     """The allocation that an engine asked of a pretend GPU and did not get, in bytes.
 
-    ``where`` is the engine's call. ``short`` is by how much the card would have to be larger.
+    ``where`` is the engine's call. ``short`` is by how much the card would have to be larger; None
+    where it was large enough and the scenario let the allocation of number ``simulated`` fail.
     """
 
     gpu: int
@@ -18,7 +19,8 @@ class PretendDeath(Struct):
     where: str
     requested: int
     left: int
-    short: int
+    short: int | None
+    simulated: int | None = None
 
 
 class PretendUsage(Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from turbofit.rehearse.turbomind.ledger import Ledger
 
 __all__ = [
+    "PretendFaults",
     "PretendReader",
     "localised",
     "pretend_death",
@@ -42,7 +43,18 @@ def localised(plan: Plan, folder: Path) -> Plan:
     return replace(plan, model=replace(plan.model, source=source))
 
 
-def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
+class PretendFaults(NamedTuple):
+    """What goes wrong on the pretend GPUs of a launch.
+
+    ``taken``: bytes that somebody takes of each card once the cache is sized. ``fail_at``: the
+    number, from 1, of the device allocation that fails.
+    """
+
+    taken: int = 0
+    fail_at: int | None = None
+
+
+def pretend_machine(plan: Plan, group: int, faults: PretendFaults | None = None) -> Scenario:
     """The pretend twin of one group's GPUs.
 
     Terms of the ledger that only a real card has are charged to it, as a rehearsal does.
@@ -50,7 +62,7 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
     Args:
         plan: what the machine is.
         group: which of its groups.
-        taken: bytes that somebody takes of each card once the cache is sized.
+        faults: what goes wrong on it.
     """
     from dataclasses import replace as changed
     from pathlib import Path
@@ -63,8 +75,10 @@ def pretend_machine(plan: Plan, group: int, taken: int = 0) -> Scenario:
         from turbofit.rehearse.turbomind.planned import plan_spec
 
         machine = plan_spec(plan, Path(), group).machine
-    gpus = tuple(changed(gpu, late=gpu.late + taken) for gpu in machine.gpus)
-    return changed(machine, gpus=gpus)
+    if faults is None:
+        return machine
+    gpus = tuple(changed(gpu, late=gpu.late + faults.taken) for gpu in machine.gpus)
+    return changed(machine, gpus=gpus, fail_at=faults.fail_at)
 
 
 def pretend_death(plan: Plan, group: int, timeline: Path) -> PretendDeath | None:
@@ -87,6 +101,7 @@ def pretend_death(plan: Plan, group: int, timeline: Path) -> PretendDeath | None
         requested=death["asked"],
         left=death["left"],
         short=death["short"],
+        simulated=death.get("simulated"),
     )
 
 

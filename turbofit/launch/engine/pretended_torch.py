@@ -59,7 +59,8 @@ def torch_death(plan: Plan, group: int, folder: Path) -> PretendDeath | None:
         where=(last.site or "").partition(" < ")[0],
         requested=last.asked,
         left=last.left,
-        short=last.short,
+        short=None if last.simulated else last.short,
+        simulated=last.simulated,
     )
 
 

@@ -51,6 +51,7 @@ class EngineProcess:
         self.log = log
         self.runs: deque[Run] = deque()
         guard = str(Path(__file__).with_name("guard.py"))
+        self._file = _log_file(log)  # before there is an engine that would have to be ended
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", guard, str(os.getpid()), *argv],
@@ -60,8 +61,8 @@ class EngineProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            self._file = LogFile(log)
         except OSError as exc:
+            self._file.close()
             raise LaunchError(
                 f"{argv[0]} cannot be started: {exc.strerror or exc}", hint="see turbofit machine"
             ) from None
@@ -88,7 +89,8 @@ class EngineProcess:
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the engine."""
         if self._process.poll() is None:
-            self._process.send_signal(number)
+            with contextlib.suppress(PermissionError):  # then `strike` is what is left
+                self._process.send_signal(number)
 
     def wait(self, seconds: float) -> None:
         """Wait for its end, at most so long."""
@@ -120,6 +122,16 @@ class EngineProcess:
                 if len(chunk) > 4096:
                     time.sleep(_PAUSE)
         self.runs.extend(self._file.close())
+
+
+def _log_file(path: Path) -> LogFile:
+    try:
+        return LogFile(path)
+    except OSError as exc:
+        raise LaunchError(
+            f"the engine's log cannot be written: {path}: {exc.strerror or exc}",
+            hint="set XDG_STATE_HOME to a folder that can be written",
+        ) from None
 
 
 def command_text(argv: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import threading
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Exam", "Probe"]
 
 _PAUSE: Final = 0.2
+#: What this process lacks where it cannot make a socket: nothing of the engine's.
+_NO_SOCKET: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _HEALTH_TIMEOUT: Final = 5.0
 #: Preprocessing a 12-megapixel image on a slow CPU and a cold vision tower take seconds.
 _ANSWER_TIMEOUT: Final = 600.0
@@ -76,7 +79,13 @@ class Probe(threading.Thread):
             self.ready.set()
         except LaunchError as exc:
             self.error = exc
-        except FAILURES:
+        except FAILURES as exc:
+            if isinstance(exc, OSError) and exc.errno in _NO_SOCKET:
+                self.error = LaunchError(
+                    f"no socket can be made for a worst-case request: {exc.strerror}",
+                    hint="raise ulimit -n, or end programs that hold sockets (ss -s)",
+                )
+                return
             # The connection broke: the engine died of it. Whoever watches the process says why.
             time.sleep(_DEATH_SECONDS)
             self.error = LaunchError(

@@ -123,7 +123,10 @@ class Attempt:
         # Without a gateway the user's own key is on the command line already.
         hidden, key = key is not None, key or config.api_key
         if config.pretend:
+            from turbofit.launch.engine.pretended import PretendFaults
+
             room = job.folder / f"pretend-{self._number}"
+            first = None if self._number else config.pretend_fail
             return [
                 PretendLaunch(
                     plan.of_group(one.group),
@@ -131,7 +134,7 @@ class Attempt:
                     room,
                     key,
                     hidden=hidden,
-                    taken=config.pretend_taken,
+                    faults=PretendFaults(config.pretend_taken, first),
                 )
                 for one in full
             ]

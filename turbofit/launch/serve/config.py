@@ -45,6 +45,11 @@ class ServeConfig(Validated):
         default=0,
         description="bytes that somebody takes of each pretend card once the cache is sized",
     )
+    pretend_fail: int | None = Field(
+        default=None,
+        ge=1,
+        description="the number of the device allocation that fails in each engine's first start",
+    )
 
 
 class ClusterServeConfig(ServeConfig):

@@ -46,8 +46,8 @@ def rungs(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[R
     """
     steps = {
         "host": (_fewer_engines,),
-        "start": (_more_margin,),
-        "weights": (_more_margin,),
+        "start": (_more_margin, _some_margin),
+        "weights": (_more_margin, _some_margin),
         "cache": (_more_margin, _smaller_prefill),
         "warm-up": (_smaller_prefill, _more_margin),
         "vision": (_more_margin, _fewer_units, _smaller_prefill),
@@ -87,6 +87,25 @@ def _more_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Run
     return Rung(
         changes={"margin": margin},
         why=f"{format_bytes(missing)} were missing ({measured}): planned with a margin of "
+        f"{format_bytes(margin)}",
+    )
+
+
+def _some_margin(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Rung | None:
+    """A little less cache and the same shape, where the forecast had room enough.
+
+    An error of all that it left is unlikely then: what was missing may be there at the next start.
+    """
+    if ended.missing is not None or "cache_max_entry_count" in fixed:
+        return None
+    tightest = min(plan.gpus, key=lambda gpu: gpu.headroom - gpu.margin)
+    left = _left(tightest, ended.phase)
+    if left < tightest.margin + _UNKNOWN:
+        return None
+    margin = round_up(tightest.margin + _UNKNOWN, MIB)
+    return Rung(
+        changes={"margin": margin},
+        why=f"{format_bytes(left)} should have been free: tried again with a margin of "
         f"{format_bytes(margin)}",
     )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AttemptRecord", "Record", "RunRecord", "run_folder", "state_folder"]
 
 _MOST_EVENTS = 1000
+_HINT = "set XDG_STATE_HOME to a folder that can be written"
 
 
 class AttemptRecord(RunAttempt):
@@ -119,16 +120,16 @@ def run_folder(plan: Plan) -> Path:
     """
     folder = state_folder("runs", plan.model.name)
     try:
-        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    except OSError as exc:
-        raise _unwritable(exc) from None
+        write_atomic(folder / "plan.json", plan.to_json())
+    except UsageError as exc:
+        raise LaunchError(exc.message, hint=_HINT) from None
     return folder
 
 
 def _unwritable(exc: OSError) -> LaunchError:
     return LaunchError(
         f"the state folder cannot be written: {exc.strerror or exc}",
-        hint="set XDG_STATE_HOME to a folder that can",
+        hint=_HINT,
     )
 
 

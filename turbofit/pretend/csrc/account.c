@@ -5,6 +5,7 @@
 #include "shared.h"
 #include "state.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +33,8 @@ size_t accounted(size_t asked) { return round_up(asked + machine.extra, UNIT); }
 
 /* --------------------------------------------------------------- holding */
 
+static int area_row(int kind, int device) { return kind == PRETEND_PINNED ? PINNED_ROW : device; }
+
 size_t held_on(int device) { return shared_mine()->held[device]; }
 
 void unhold(int device, size_t bytes) { shared_give(device, bytes); }
@@ -51,6 +54,20 @@ static int take_context(int device)
     }
     has_context[device] = 1;
     return PRETEND_OK;
+}
+
+int fails(int device, int kind, int pool, size_t size)
+{
+    int pinned = kind == PRETEND_PINNED;
+    uint64_t number = shared_count(pinned), first = pinned ? machine.fail_pinned_at : machine.fail_at;
+    if (!first || number < first || number >= first + machine.fail_times)
+        return 0;
+    shared_refuse();
+    timeline_trace("E %d %d %d %zu %zu %llu", device, kind, pool, size,
+                   shared_free(area_row(kind, device)), (unsigned long long)number);
+    fprintf(stderr, "turbofit pretend: SIMULATED: %s allocation %llu fails, as the scenario says\n",
+            pinned ? "page-locked" : "device", (unsigned long long)number);
+    return 1;
 }
 
 int hold(int device, int kind, int pool, size_t asked, size_t before, size_t wanted)
@@ -74,8 +91,6 @@ static struct block **slot_of(const void *address)
         p = &(*p)->next;
     return p;
 }
-
-static int area_row(int kind, int device) { return kind == PRETEND_PINNED ? PINNED_ROW : device; }
 
 void blocks_leave(void)
 {
@@ -162,7 +177,8 @@ int pretend_malloc(int device, size_t size, void **out)
     size = accounted(size);
     size_t before = round_up(malloc_live[device], machine.malloc_step);
     size_t wanted = round_up(malloc_live[device] + size, machine.malloc_step);
-    int status = hold(device, PRETEND_MALLOC, -1, size, before, wanted);
+    int status = fails(device, PRETEND_MALLOC, -1, size) ? PRETEND_NO_MEMORY
+                 : hold(device, PRETEND_MALLOC, -1, size, before, wanted);
     if (!status) {
         malloc_live[device] += size;
         status = give_block(device, PRETEND_MALLOC, NULL, size, out);
@@ -171,23 +187,40 @@ int pretend_malloc(int device, size_t size, void **out)
     return status;
 }
 
+static int current_or_first(void) /* without a device page-locked memory counts all the same */
+{
+    int current = physical_of(*pretend_current_device());
+    return current < 0 ? 0 : current;
+}
+
+static int take_pinned(int current, size_t size, void **out)
+{
+    size_t left;
+    if (fails(current, PRETEND_PINNED, -1, size))
+        return PRETEND_NO_MEMORY;
+    if (!shared_take(PINNED_ROW, size, &left))
+        return give_block(current, PRETEND_PINNED, NULL, size, out);
+    timeline_trace("O %d %d -1 %zu %zu %zu", current, PRETEND_PINNED, size, left, size);
+    return PRETEND_NO_MEMORY;
+}
+
 int pretend_pinned(size_t size, void **out)
 {
     *out = NULL;
     if (!size)
         return PRETEND_OK;
     enter();
-    size_t left;
-    int current = physical_of(*pretend_current_device());
-    current = current < 0 ? 0 : current; /* without a device it counts all the same */
-    size = round_up(size, UNIT);
-    int status = shared_take(PINNED_ROW, size, &left);
-    if (!status)
-        status = give_block(current, PRETEND_PINNED, NULL, size, out);
-    else
-        timeline_trace("O %d %d -1 %zu %zu %zu", current, PRETEND_PINNED, size, left, size);
+    int status = take_pinned(current_or_first(), round_up(size, UNIT), out);
     leave();
     return status;
+}
+
+int pretend_register(size_t size)
+{
+    enter();
+    int refused = fails(current_or_first(), PRETEND_PINNED, -1, round_up(size, UNIT));
+    leave();
+    return refused ? PRETEND_NO_MEMORY : PRETEND_OK;
 }
 
 int pretend_free(void *pointer)

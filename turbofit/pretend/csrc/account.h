@@ -18,7 +18,7 @@
 #define PRETEND_API __attribute__((visibility("default")))
 #define PRETEND_MAX_DEVICES 16
 /* The interface that the Python side expects; raise it with any change. */
-#define PRETEND_ABI 3
+#define PRETEND_ABI 4
 
 enum pretend_status {
     PRETEND_OK = 0,
@@ -71,6 +71,8 @@ PRETEND_API size_t pretend_held(int device);
 PRETEND_API size_t pretend_peak(int device);
 PRETEND_API int pretend_malloc(int device, size_t size, void **out);
 PRETEND_API int pretend_pinned(size_t size, void **out);
+/* Memory of the caller's is page-locked: counted among allocations, its bytes are not. */
+PRETEND_API int pretend_register(size_t size);
 PRETEND_API int pretend_free(void *pointer);
 PRETEND_API void pretend_mark(const char *phase);
 /* Where the newest peak came from, said by whoever made the call that raised it. */

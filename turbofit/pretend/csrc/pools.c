@@ -75,7 +75,8 @@ int pretend_pool_malloc(struct pretend_pool *pool, size_t size, void **out)
         return PRETEND_OK;
     enter();
     size = accounted(size);
-    int status = hold_pool(pool, size);
+    int status = fails(pool->device, PRETEND_POOL, pool->id, size) ? PRETEND_NO_MEMORY
+                 : hold_pool(pool, size);
     if (!status)
         status = give_block(pool->device, PRETEND_POOL, pool, size, out);
     leave();

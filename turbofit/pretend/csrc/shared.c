@@ -161,6 +161,13 @@ size_t shared_free(int row)
 
 int shared_take(int row, size_t bytes, size_t *left) { return add(&mine->held[row], row, bytes, left); }
 
+uint64_t shared_count(int pinned)
+{
+    return __atomic_add_fetch(&all->counts[pinned], 1, __ATOMIC_RELAXED);
+}
+
+void shared_refuse(void) { mine->refused_at = now(); }
+
 int shared_context(int row, size_t bytes, size_t *left)
 {
     return add(&mine->context[row], row, bytes, left);

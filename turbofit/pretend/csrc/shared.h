@@ -12,7 +12,7 @@
 
 #include <pthread.h>
 
-#define SHARED_MAGIC 0x3130454d46425254ull /* "TRBFME01" */
+#define SHARED_MAGIC 0x3230454d46425254ull /* "TRBFME02" */
 #define SHARED_SLOTS 512
 #define SHARED_ROWS (PRETEND_MAX_DEVICES + 1)
 #define PINNED_ROW PRETEND_MAX_DEVICES
@@ -42,11 +42,12 @@ struct shared {
         pthread_mutex_t mutex;
         char room[64];
     } lock;
+    uint64_t counts[2]; /* allocations ever asked for: of devices, of page-locked memory */
     struct slot slots[SHARED_SLOTS];
 };
 
 _Static_assert(sizeof(struct slot) == 32 + 5 * 8 * SHARED_ROWS, "shared.py knows this");
-_Static_assert(sizeof(struct shared) == 80 + 3 * 8 * SHARED_ROWS + SHARED_SLOTS * sizeof(struct slot),
+_Static_assert(sizeof(struct shared) == 96 + 3 * 8 * SHARED_ROWS + SHARED_SLOTS * sizeof(struct slot),
                "shared.py knows this");
 
 void shared_open(void);
@@ -55,6 +56,9 @@ void shared_join(void); /* a slot for this process, in place of any that it has 
 size_t shared_free(int row);
 /* Takes or refuses, whole; *left is what was free. */
 int shared_take(int row, size_t bytes, size_t *left);
+/* The number, from 1, of an allocation that is asked for now. */
+uint64_t shared_count(int pinned);
+void shared_refuse(void); /* this process was refused one */
 void shared_give(int row, size_t bytes);
 int shared_context(int row, size_t bytes, size_t *left);
 void shared_late(int row, size_t bytes);

@@ -22,6 +22,8 @@ struct scenario {
     int count;
     char peers[PRETEND_MAX_DEVICES][PRETEND_MAX_DEVICES];
     size_t pool_step, malloc_step, vmm_step, extra, skew, pinned_limit, timeline_limit, context;
+    size_t fail_at, fail_pinned_at; /* numbers of the first allocations that fail; 0: none */
+    size_t fail_times;              /* so many in a row */
     char timeline[4096]; /* a file, or a folder where it ends with "/" */
     struct { int major, minor; char path[4096]; } empty[8]; /* files of empty kernels */
     int empty_count;
@@ -46,6 +48,8 @@ void leave(void);
 size_t round_up(size_t n, size_t step);
 size_t accounted(size_t asked); /* rounded up to the driver's 512 bytes, plus the extra */
 size_t held_on(int device);
+/* Counts an allocation of a device or of page-locked memory; 1 where the scenario fails this one. */
+int fails(int device, int kind, int pool, size_t size);
 /* Holds `wanted` where `before` was held, or refuses and writes down who asked for `asked`. */
 int hold(int device, int kind, int pool, size_t asked, size_t before, size_t wanted);
 void unhold(int device, size_t bytes);

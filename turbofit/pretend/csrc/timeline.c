@@ -12,6 +12,7 @@
  *   R device pool reserved held          a pool's reserved memory changed
  *   G device free total <trace>          the engine asked how much is free
  *   O device kind pool size left growth <trace>  out of memory; growth is what was missing room
+ *   E device kind pool size left number <trace>  the scenario failed this allocation: simulated
  *   X from to <trace>                    peer access that the machine lacks
  *
  * A device is the machine's index. The timeline's path is a file; where it ends with "/" it is a

@@ -105,6 +105,7 @@ class Ledger:
             "R": self._resized,
             "G": self._asked,
             "O": self._died,
+            "E": self._failed,
             "X": self._denied,
         }
         for event in events:
@@ -213,7 +214,15 @@ class Ledger:
     # ------------------------------------------------------------- deaths
 
     def _died(self, event: Event) -> None:
-        device, kind, number, size, left, growth = (event.number(i) for i in range(6))
+        self._death(event, short=event.number(5) - event.number(4))
+
+    def _failed(self, event: Event) -> None:
+        """The scenario let it fail: nothing was short."""
+        self._death(event, short=None)
+        self.deaths[-1]["simulated"] = event.number(5)
+
+    def _death(self, event: Event, *, short: int | None) -> None:
+        device, kind, number, size, left = (event.number(i) for i in range(5))
         self.deaths.append(
             {
                 "gpu": device,
@@ -223,7 +232,7 @@ class Ledger:
                 "where": self._sites.site(event.trace),
                 "asked": size,
                 "left": left,
-                "short": growth - left,
+                "short": short,
                 "trace": self._sites.names(event.trace),
             }
         )

@@ -50,10 +50,12 @@ def _end(document: Mapping[str, Any]) -> Iterator[Block]:
         return
     failed = bool(code or document["signal"])
     times = f"; {refused['count']} were refused in all" if refused["count"] > 1 else ""
+    lacked = f"{format_bytes(refused['short'])} short"
+    if refused["simulated"]:
+        lacked = f"simulated, allocation {refused['simulated']} was to fail"
     yield Line(
         text=f"last refused: {format_bytes(refused['asked'])} ({refused['kind']}) on GPU "
-        f"{refused['gpu']}, where {format_bytes(refused['left'])} were free: "
-        f"{format_bytes(refused['short'])} short{times}",
+        f"{refused['gpu']}, where {format_bytes(refused['left'])} were free: {lacked}{times}",
         tone="bad" if failed else "warn",
     )
     facts = [("by", f"{refused['pid']} {refused['command']}"), ("phase", refused["phase"])]
