@@ -6,7 +6,7 @@ import sys
 
 from bench.common.programs import show_programs
 
-PROGRAMS = ("run", "planted")
+PROGRAMS = ("run", "planted", "coverage")
 
 if __name__ == "__main__":
     sys.exit(show_programs("simulation", PROGRAMS))

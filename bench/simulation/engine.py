@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from bench.simulation.world import World
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["Exchange", "Fate", "SimulatedEngine", "SimulatedEngineProcess"]
+__all__ = ["Exchange", "SimulatedEngine", "SimulatedEngineProcess", "StartFault"]
 
 MIB = 1 << 20
 _STEP = {"context": "starting", "weights": "weights", "cache": "cache", "buffers": "warm-up"}
 
 
 @dataclass
-class Fate:
+class StartFault:
     """What is to become of one start.
 
     ``dies`` names a phase (starting, weights, cache, warm-up) and ``how`` (kill, cuda, python,
     host). ``stuck``: a phase that never ends. ``slow``: seconds more. ``more``: bytes that the
     engine takes beyond its forecast, in ``more_at`` (weights, serving). ``floods``: its warm-up
-    waits for cache for ever. ``orphaned``: it outlives a turbofit that is killed.
+    waits for cache for ever.
     """
 
     dies: str = ""
@@ -46,7 +46,6 @@ class Fate:
     more: int = 0
     more_at: str = "serving"
     floods: bool = False
-    orphaned: bool = False
 
 
 class _Ended(Exception):  # noqa: N818 - no error: its life is over
@@ -78,9 +77,9 @@ class SimulatedEngine:
     """What runs in the process."""
 
     def __init__(
-        self, world: World, pid: int, argv: Sequence[str], env: Mapping[str, str], fate: Fate
+        self, world: World, pid: int, argv: Sequence[str], env: Mapping[str, str], fault: StartFault
     ) -> None:
-        self.world, self.pid, self.fate = world, pid, fate
+        self.world, self.pid, self.fault = world, pid, fault
         self.argv = list(argv)
         self.gpus = [int(one) for one in env["CUDA_VISIBLE_DEVICES"].split(",")]
         self.port = int(self._option("--server-port"))
@@ -92,7 +91,7 @@ class SimulatedEngine:
         self.hung = False
         #: Completions are answered with 500 while its health page is fine.
         self.failing = False
-        self.wires: list[Any] = []
+        self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
         self.said: deque[tuple[str, int]] = deque()
         self.changed = Event(world.scheduler)
@@ -126,13 +125,13 @@ class SimulatedEngine:
         rng, say = self.world.rng, self._say
         yield 2.0 + rng.random() * 8
         self._meet("starting")
-        if self.fate.stuck == "starting":
+        if self.fault.stuck == "starting":
             yield None
         self._take("context")
         say("`max_context_token_num` is not set, default to 32768.", level="WARN")
-        yield 5.0 + self.fate.slow
+        yield 5.0 + self.fault.slow
         self._meet("weights")
-        if self.fate.stuck == "weights":
+        if self.fault.stuck == "weights":
             yield None
         self._take("weights", self._loading())
         yield 10.0 + rng.random() * 20
@@ -155,12 +154,12 @@ class SimulatedEngine:
         yield 1.0
         say("Warm-up lengths: 8, 16, 4096")
         say("8")
-        if self.fate.floods:
+        if self.fault.floods:
             while True:
                 self.said.append(("[TM][INFO][scheduler.cc:1186] out of memory at 0/1", 3600))
                 self._tell()
                 yield 0.5
-        if self.fate.stuck == "warm-up":
+        if self.fault.stuck == "warm-up":
             yield None
         self._meet("warm-up")
         yield 3.0
@@ -177,14 +176,14 @@ class SimulatedEngine:
 
     def _meet(self, phase: str) -> None:
         """Die here, if it is to be."""
-        if self.fate.dies != phase:
+        if self.fault.dies != phase:
             return
-        if self.fate.how == "kill":
+        if self.fault.how == "kill":
             self._exit(-signal.SIGKILL)
-        elif self.fate.how == "host":
+        elif self.fault.how == "host":
             self.world.machine.host_kills += 1
             self._exit(-signal.SIGKILL)
-        elif self.fate.how == "python":
+        elif self.fault.how == "python":
             self._say_raw("RuntimeError: simulated")
             self._exit(1)
         else:
@@ -201,8 +200,8 @@ class SimulatedEngine:
             size = sum(
                 one.bytes for one in terms if one.phase == phase and one.term != "pool_warmup"
             )
-            if phase == "weights" and self.fate.more_at == "weights":
-                size += self.fate.more
+            if phase == "weights" and self.fault.more_at == "weights":
+                size += self.fault.more
             if size < 0:
                 continue
             self.world.machine.allocate(index, self.pid, size)
@@ -246,8 +245,8 @@ class SimulatedEngine:
             whole = max(0, gpu.peak - gpu.steady) + warm
             part = min(1.0, units / most) if units else 0.3
             need = int(whole * part)
-            if self.fate.more_at == "serving" and units:
-                need += self.fate.more
+            if self.fault.more_at == "serving" and units:
+                need += self.fault.more
             self._pool(index, need)
 
     def _out_of_memory(self) -> None:
@@ -270,9 +269,9 @@ class SimulatedEngine:
             one.open = False
             one.answer("lost", None)
         self.exchanges.clear()
-        wires, self.wires = self.wires, []
-        for wire in wires:
-            wire.reset()
+        connections, self.connections = self.connections, []
+        for connection in connections:
+            connection.reset()
         machine.engines.pop(self.pid, None)
         self.world.trace(f"engine {self.pid} ends {code}")
         self._tell()
@@ -370,7 +369,7 @@ class SimulatedEngine:
     def _tell(self) -> None:
         """Whoever follows it looks at it soon."""
         self.changed.set()
-        self.world.kick.set()
+        self.world.wake.set()
 
     def _option(self, name: str) -> str:
         return self.argv[self.argv.index(name) + 1]

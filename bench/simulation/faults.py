@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bench.simulation.engine import Fate
+from bench.simulation.engine import StartFault
 
 if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
@@ -29,11 +29,11 @@ def _engine(day: Day) -> SimulatedEngine | None:
     return day.rng.choice(engines) if engines else None
 
 
-def _kill(day: Day, *fates: Fate) -> None:
+def _kill(day: Day, *start_faults: StartFault) -> None:
     """Kill an engine; its next starts are as told."""
     engine = _engine(day)
     if engine is not None:
-        day.world.fates += fates
+        day.world.start_faults += start_faults
         engine.kill()
 
 
@@ -90,46 +90,46 @@ def engine_answers_500(day: Day) -> None:
 def connections_break(day: Day) -> None:
     engine = _engine(day)
     if engine is not None:
-        for wire in list(engine.wires):
-            wire.reset()
-        engine.wires.clear()
+        for connection in list(engine.connections):
+            connection.reset()
+        engine.connections.clear()
 
 
 @fault
 def next_start_dies(day: Day) -> None:
     phase = day.rng.choice(("starting", "weights", "cache", "warm-up"))
     how = day.rng.choice(("kill", "cuda", "python", "host"))
-    _kill(day, Fate(dies=phase, how=how))
+    _kill(day, StartFault(dies=phase, how=how))
 
 
 @fault
 def next_starts_die(day: Day) -> None:
-    fates = [
-        Fate(dies=day.rng.choice(("starting", "weights", "warm-up")), how="kill")
-        for _ in range(day.rng.randrange(2, 8))
+    start_faults = [
+        StartFault(dies=day.rng.choice(("starting", "weights", "warm-up")), how="kill")
+        for _ in range(day.rng.randrange(2, 16))
     ]
-    _kill(day, *fates)
+    _kill(day, *start_faults)
 
 
 @fault
 def next_start_is_stuck(day: Day) -> None:
-    _kill(day, Fate(stuck=day.rng.choice(("starting", "weights", "warm-up"))))
+    _kill(day, StartFault(stuck=day.rng.choice(("starting", "weights", "warm-up"))))
 
 
 @fault
 def next_start_is_slow(day: Day) -> None:
-    _kill(day, Fate(slow=day.rng.uniform(10, 1800)))
+    _kill(day, StartFault(slow=day.rng.uniform(10, 1800)))
 
 
 @fault
 def warm_up_hangs(day: Day) -> None:
-    _kill(day, Fate(floods=True))
+    _kill(day, StartFault(floods=True))
 
 
 @fault
 def engine_takes_more_than_its_forecast(day: Day) -> None:
     where = day.rng.choice(("weights", "serving"))
-    _kill(day, Fate(more=day.rng.randrange(50, 900) * MIB, more_at=where))
+    _kill(day, StartFault(more=day.rng.randrange(50, 900) * MIB, more_at=where))
 
 
 @fault
@@ -211,6 +211,23 @@ def turbofit_killed(day: Day) -> None:
 
 
 @fault
+def turbofit_killed_and_its_guards(day: Day) -> None:
+    """Its engines live on, and hold their memory."""
+    process = day.turbofit.process
+    if process is not None:
+        for engine in day.world.machine.engines.values():
+            if engine.owner is process and engine.kill in process.ends:
+                process.ends.remove(engine.kill)
+        day.turbofit.kill()
+
+
+@fault
+def sigterm_while_it_starts(day: Day) -> None:
+    day.turbofit.kill()
+    day.later(day.rng.uniform(0, 400), lambda: day.turbofit.signal(signal.SIGTERM))
+
+
+@fault
 def sigterm(day: Day) -> None:
     day.turbofit.signal(signal.SIGTERM)
 
@@ -249,7 +266,7 @@ def port_is_taken(day: Day) -> None:
 
 @fault
 def flood(day: Day) -> None:
-    for _ in range(day.rng.randrange(20, 60)):
+    for _ in range(day.rng.choice((20, 50, 100, 300))):
         day.request(within=1.0)
 
 

@@ -113,12 +113,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         sock.close()
         assert engine is not None
         protocol = protocol_factory()
-        transport = Wire(self, self._world, engine, protocol)
+        transport = EngineConnection(self, self._world, engine, protocol)
         protocol.connection_made(transport)
         return transport, protocol
 
 
-class Wire(asyncio.Transport):
+class EngineConnection(asyncio.Transport):
     """One connection to a simulated engine: HTTP/1.1 bytes there and back."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Wire(asyncio.Transport):
         self._received = b""
         self._closed = False
         self._exchange: Exchange | None = None
-        engine.wires.append(self)
+        engine.connections.append(self)
 
     def get_protocol(self) -> Any:
         return self._protocol
@@ -203,8 +203,8 @@ class Wire(asyncio.Transport):
         if self._closed:
             return
         self._closed = True
-        if self in self._engine.wires:
-            self._engine.wires.remove(self)
+        if self in self._engine.connections:
+            self._engine.connections.remove(self)
         if self._exchange is not None:
             self._exchange.left()
         self._loop.call_soon(self._protocol.connection_lost, None)

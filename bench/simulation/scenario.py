@@ -99,7 +99,7 @@ class Turbofit:
             world.scheduler.throw(self._main, process, exc)
         finally:
             world.scheduler.process = before
-        world.kick.set()
+        world.wake.set()
 
     def _run(self) -> int:
         from turbofit.cli import serve
@@ -232,7 +232,7 @@ class Day:
         """Everything from outside is well again."""
         world = self.world
         world.trace("calm")
-        world.fates.clear()
+        world.start_faults.clear()
         world.tear_next = False
         machine = world.machine
         machine.nvml_broken, machine.disk_error, machine.disk_seconds = False, None, 0.0

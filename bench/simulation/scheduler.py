@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 from greenlet import GreenletExit, getcurrent, greenlet
 
 __all__ = ["Event", "Process", "Scheduler", "Timer"]
+
+
+#: What follows each line that runs; each thread begins without.
+TRACERS: list[Any] = []
 
 
 class Timer:
@@ -158,7 +163,7 @@ class Scheduler:
         """Threads of a process that ends: they never run again."""
         self._dead += [one for one in process.threads if one is not getcurrent()]
 
-    def bury(self) -> None:
+    def discard_threads(self) -> None:
         """At the end of a history: let go of what dead and waiting threads hold."""
         for thread in self._dead:
             if not thread.dead:
@@ -176,6 +181,8 @@ class Scheduler:
         self.process = process
 
     def _body(self, target: Callable[[], Any], owner: Process) -> None:
+        if TRACERS:
+            sys.settrace(TRACERS[-1])
         try:
             target()
         finally:

@@ -92,12 +92,12 @@ class _SupervisorTime(_Time):
         world().rest(seconds)
 
 
-class _Kicking(Event):
+class _WakingEvent(Event):
     """An event that a supervisor looks at."""
 
     def set(self) -> None:
         super().set()
-        world().kick.set()
+        world().wake.set()
 
 
 class _Threading(types.ModuleType):
@@ -107,7 +107,7 @@ class _Threading(types.ModuleType):
         super().__init__("threading")
 
     def Event(self) -> Event:  # noqa: N802
-        return _Kicking(world().scheduler)
+        return _WakingEvent(world().scheduler)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(threading, name)

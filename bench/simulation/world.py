@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.simulation.clients import Request
-from bench.simulation.engine import Fate, SimulatedEngine
+from bench.simulation.engine import SimulatedEngine, StartFault
 from bench.simulation.machine import SimulatedMachine
 from bench.simulation.scheduler import Event, Process, Scheduler
 
@@ -27,6 +27,8 @@ __all__ = ["Violation", "World"]
 
 #: Seconds after which a supervisor looks where nothing was to be seen.
 _IDLE = 120.0
+#: The same while an engine of its starts, or is about to.
+_BUSY = 2.0
 #: Seconds that a request may take at most: the wait for a place, an engine that is silent until it
 #: is given up, another one, its restarts.
 _LONGEST = 900.0
@@ -67,7 +69,7 @@ class World:
         #: Exits of turbofit: codes, or "killed".
         self.exits: list[int | str] = []
         #: How the next starts of engines end, before it is left to chance that they live.
-        self.fates: list[Fate] = []
+        self.start_faults: list[StartFault] = []
         #: Memory that others took since the last plan, by which an out-of-memory is explained.
         self.disturbed = False
         self.tear_next = False
@@ -76,7 +78,7 @@ class World:
         self.log: list[str] = []
         self.loops: list[VirtualLoop] = []
         #: Set where a supervisor has something to see before it would look by itself.
-        self.kick = Event(self.scheduler)
+        self.wake = Event(self.scheduler)
         self._digest = hashlib.blake2b(digest_size=16)
         self._pid = 1000
 
@@ -110,8 +112,8 @@ class World:
         self, pid: int, argv: Sequence[str], env: Mapping[str, str]
     ) -> SimulatedEngine:
         """The process that turbofit starts; it ends with turbofit, as guard.py sees to."""
-        fate = self.fates.pop(0) if self.fates else Fate()
-        engine = SimulatedEngine(self, pid, argv, env, fate)
+        fault = self.start_faults.pop(0) if self.start_faults else StartFault()
+        engine = SimulatedEngine(self, pid, argv, env, fault)
         overlapping = [
             other for other in self.machine.engines.values()
             if other is not engine and set(other.gpus) & set(engine.gpus)
@@ -120,16 +122,16 @@ class World:
         engine.owner = self.scheduler.process
         if overlapping:
             self.violate(f"two engines of one turbofit on GPU {engine.gpus}")
-        if engine.owner is not None and not (fate.orphaned):
+        if engine.owner is not None:
             engine.owner.ends.append(engine.kill)
-        self.trace(f"engine {pid} starts on {engine.gpus} port {engine.port} {fate}")
+        self.trace(f"engine {pid} starts on {engine.gpus} port {engine.port} {fault}")
         self.count("engine starts")
         return engine
 
     def out_of_memory(self, engine: SimulatedEngine) -> None:
         """An engine had too little memory for an admitted request."""
         self.count("out of memory while serving")
-        if not self.disturbed and not engine.fate.more:
+        if not self.disturbed and not engine.fault.more:
             self.violate(
                 f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
                 f"than its forecast: {[self.machine.cards[i].held for i in engine.gpus]}"
@@ -238,8 +240,11 @@ class World:
 
     def rest(self, seconds: float) -> None:
         """A supervisor's pause between two looks: ticks in which nothing comes are left out."""
-        self.kick.clear()
-        self.kick.wait(_IDLE)
+        self.wake.clear()
+        here = self.scheduler.process
+        mine = [one for one in self.machine.engines.values() if one.owner is here]
+        settled = bool(mine) and all(one.listening for one in mine)
+        self.wake.wait(_IDLE if settled else _BUSY)
         self.scheduler.sleep(seconds)
 
     def kill(self, process: Process) -> None:
@@ -308,7 +313,7 @@ class World:
 
     def close(self) -> None:
         """Remove what is left of it."""
-        self.scheduler.bury()
+        self.scheduler.discard_threads()
         for loop in self.loops:
             loop.abandon()
         self.loops.clear()
