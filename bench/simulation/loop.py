@@ -31,12 +31,7 @@ class _Selector:
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is not None and timeout <= 0 and not self.woken.flag:
             return []
-        running = events._get_running_loop()
-        events._set_running_loop(None)
-        try:
-            self.woken.wait(timeout)
-        finally:
-            events._set_running_loop(running)
+        self.woken.wait(timeout)
         self.woken.clear()
         return []
 
@@ -71,12 +66,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._selector.woken.set()
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # noqa: ARG002
-        """At once: what would run in a thread takes no virtual time."""
+        """In a thread of its own."""
         future = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except Exception as exc:  # noqa: BLE001 - it is raised where it is awaited
-            future.set_exception(exc)
+
+        def settle(act: Callable[[], None]) -> None:
+            self.call_soon_threadsafe(lambda: None if future.done() else act())
+
+        def body() -> None:
+            try:
+                result = func(*args)
+            except Exception as exc:  # noqa: BLE001 - it is raised where it is awaited
+                failed = exc
+                settle(lambda: future.set_exception(failed))
+            else:
+                settle(lambda: future.set_result(result))
+
+        self._world.scheduler.thread(body)
         return future
 
     def abandon(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import sys
+from asyncio import events
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -176,8 +177,10 @@ class Scheduler:
         return getcurrent(), self.process
 
     def _away(self) -> None:
-        process = self.process
+        process, loop = self.process, events._get_running_loop()
+        events._set_running_loop(None)
         self._hub.switch()
+        events._set_running_loop(loop)
         self.process = process
 
     def _body(self, target: Callable[[], Any], owner: Process) -> None:

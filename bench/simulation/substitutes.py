@@ -7,6 +7,7 @@ uvicorn's server, and planning by an equal but remembered plan. Everything betwe
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import pkgutil
@@ -156,6 +157,12 @@ class _Os(types.ModuleType):
             process.descriptors.remove(descriptor)
             os.close(descriptor)
 
+    def fdopen(self, descriptor: int, *given: Any) -> Any:
+        process = world().scheduler.process
+        if process is not None:
+            process.descriptors.remove(descriptor)
+        return os.fdopen(descriptor, *given)
+
     def getpid(self) -> int:
         process = world().scheduler.process
         return process.pid if process is not None else 1
@@ -201,6 +208,21 @@ def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float
     if seen[-1][0] == "lost":
         raise ConnectionResetError(104, "reset (simulated)")
     return seen[0][1][0], b"".join(value for kind, value in seen if kind == "data")
+
+
+_FLOCK = fcntl.flock
+
+
+def _flock(descriptor: int, operation: int) -> None:
+    """``fcntl.flock``, which waits in virtual time."""
+    if operation & (fcntl.LOCK_NB | fcntl.LOCK_UN):
+        _FLOCK(descriptor, operation)
+        return
+    while True:
+        with suppress(BlockingIOError):
+            _FLOCK(descriptor, operation | fcntl.LOCK_NB)
+            return
+        world().scheduler.sleep(0.01)
 
 
 def _check_port(_: str, port: int) -> None:
@@ -317,6 +339,9 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield f"{engine}.kernel.host_kills", lambda: machine.host_kills
     yield f"{engine}.kernel.driver_errors", lambda _: ()
     yield f"{engine}.kernel.uptime", clock.monotonic
+    yield "fcntl.flock", _flock
+    yield "turbofit.gateway.routing.quarantine_file.os", _Os()
+    yield "turbofit.gateway.routing.quarantine_file.secrets", one.secrets
     yield f"{serve}.leases.os", _Os()
     yield f"{serve}.others.os", _Os()
     yield f"{serve}.leases.start_time", _live

@@ -43,6 +43,19 @@ class Violation(AssertionError):  # noqa: N818
     """Something that must always hold did not."""
 
 
+class _Secrets:
+    """``secrets`` of one history."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(-1 - seed)
+
+    def token_bytes(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+    def token_hex(self, count: int) -> str:
+        return self.token_bytes(count).hex()
+
+
 class World:
     """The state of one history.
 
@@ -54,6 +67,8 @@ class World:
     def __init__(self, seed: int, spec: str) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
+        #: Keys of installations: random, and equal for equal seeds.
+        self.secrets = _Secrets(seed)
         self.scheduler = Scheduler()
         self.machine = SimulatedMachine(spec)
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -230,7 +245,7 @@ class World:
         if gateway is None or gateway.ended:
             return
         for engine in gateway.gateway.engines:
-            held = (engine.units, engine.host_bytes, engine.outstanding, engine.suspects)
+            held = (engine.units, engine.host_bytes, engine.outstanding)
             if any(held):
                 self.violate(f"engine {engine.name} is held though no request is open: {held}")
         if gateway.gateway.admission.waiting:

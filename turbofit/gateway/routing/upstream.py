@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -119,13 +120,18 @@ class Upstream:
         return response.status == 200
 
     async def page(self, engine: RoutedEngine, path: str, seconds: float) -> str:
-        """A page of text, empty where it does not come."""
+        """A page of text, empty where it does not come in time."""
         try:
-            response = await self.open(engine, "GET", path, None, {})
-            async with response:
-                text = await aiohttp_text(response, seconds)
+            return await asyncio.wait_for(self._page(engine, path), seconds)
+        except (asyncio.TimeoutError, TimeoutError):
+            return ""
         except (Unreachable, Died, aiohttp.ClientError, OSError, ValueError):
             return ""
+
+    async def _page(self, engine: RoutedEngine, path: str) -> str:
+        response = await self.open(engine, "GET", path, None, {})
+        async with response:
+            text = await response.text("utf-8")
         return text if response.status == 200 else ""
 
     async def metrics(self, engine: RoutedEngine) -> str:
@@ -165,17 +171,3 @@ class Upstream:
                 read_bufsize=_READ_BUFFER,
             )
         return self._session
-
-
-async def aiohttp_text(response: aiohttp.ClientResponse, seconds: float) -> str:
-    """The whole body as text, in time.
-
-    Raises:
-        OSError: it took too long.
-    """
-    import asyncio
-
-    try:
-        return await asyncio.wait_for(response.text("utf-8"), seconds)
-    except (asyncio.TimeoutError, TimeoutError):
-        raise OSError("too slow") from None
