@@ -33,7 +33,7 @@ class RefusedAllocation:
 
     device: int
     kind: str
-    asked: int
+    requested: int
     left: int
     short: int
     phase: str
@@ -143,9 +143,9 @@ class _Reader:
         self._hold(event.number(0), event.number(3))
 
     def _refused(self, event: Event) -> None:
-        device, kind, _, asked, left, growth = (event.number(i) for i in range(6))
+        device, kind, _, requested, left, growth = (event.number(i) for i in range(6))
         refusal = RefusedAllocation(
-            device, KINDS[kind], asked, left, growth - left, self._phase, self._native(event)
+            device, KINDS[kind], requested, left, growth - left, self._phase, self._native(event)
         )
         self._usage.refused.append(refusal)
         self._waiting.append(refusal)

@@ -28,7 +28,7 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
-_MOST_ASKED: Final = 16
+_MOST_ENGINES: Final = 16
 
 
 class Carrier:
@@ -71,7 +71,7 @@ class Carrier:
         avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:
-            if len(avoid) == _MOST_ASKED:
+            if len(avoid) == _MOST_ENGINES:
                 raise dead(self._fleet)
             cost = Cost(
                 units=prepared.units, host_bytes=prepared.host_bytes, suspect=retries.suspect

@@ -12,6 +12,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
 
     #: Rank, a number of its own, engine.
@@ -92,7 +93,7 @@ class RoutedEngine:
         self.last_success = float("-inf")
         self.last_byte = now
         #: When it was last asked for a token.
-        self.last_asked = float("-inf")
+        self.last_check = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
         #: Who waits for it, in the order in which they came.
@@ -229,7 +230,7 @@ class Affinity:
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
-    def chooser(self, body: dict[str, Any]) -> Chooser:
+    def chooser(self, body: JsonObject) -> Chooser:
         """How to choose an engine for a request with this body."""
         prefixes = _prefixes(body)
 

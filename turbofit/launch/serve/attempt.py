@@ -169,17 +169,17 @@ class Attempt:
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        job, asked = self._job, self._job.config
-        assert asked.gateway is not None
+        job, serve_config = self._job, self._job.config
+        assert serve_config.gateway is not None
         config = replace(
-            asked.gateway,
+            serve_config.gateway,
             upstream_key=self._key,
-            drain_seconds=asked.timing.drain,
-            pretend=asked.pretend,
+            drain_seconds=serve_config.timing.drain,
+            pretend=serve_config.pretend,
         )
-        log = access_log(asked.access_log or str(job.folder / "access.log"))
+        log = access_log(serve_config.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(self._plan, urls, config, log=log)
-        for engine in gateway.engines if asked.check else ():
+        for engine in gateway.engines if serve_config.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question
         front = GatewayThread(gateway)
         front.start()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
@@ -61,8 +62,8 @@ class Job:
         lmdeploy: Lmdeploy,
         leases: Leases,
         fetch: Callable[[Plan], Plan] | None = None,
-        replan: Callable[[dict[str, Any]], Plan] | None = None,
-        changes: Mapping[str, Any] | None = None,
+        replan: Callable[[Options], Plan] | None = None,
+        changes: Options | None = None,
         examiner: Examiner | None = None,
         door: Door | None = None,
     ) -> None:
@@ -72,7 +73,7 @@ class Job:
         self.examiner, self.door = examiner, door
 
     @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> Options:
         """What the user gave, by the fields of `PlanRequest`."""
         request = self.config.request
         return {} if request is None else request.given()
