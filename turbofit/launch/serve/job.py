@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.record import Record
 
-__all__ = ["Door", "Job"]
+__all__ = ["Job", "RemoteEndpoint"]
 
 
-class Door(Protocol):
+class RemoteEndpoint(Protocol):
     """What lets a gateway on another machine reach engines, which are on private ports here."""
 
     key: str
@@ -65,7 +65,7 @@ class Job:
         replan: Callable[[Options], Plan] | None = None,
         changes: Options | None = None,
         examiner: Examiner | None = None,
-        door: Door | None = None,
+        door: RemoteEndpoint | None = None,
     ) -> None:
         self.config, self.folder, self.record, self.on_open = config, folder, record, on_open
         self._say, self.lmdeploy, self.leases = say, lmdeploy, leases

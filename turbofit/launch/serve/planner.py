@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
-from turbofit.launch.serve.match import check_machine
-from turbofit.launch.serve.others import counted
+from turbofit.launch.serve.preflight import check_machine
+from turbofit.launch.serve.reservations import counted
 from turbofit.planning.plan import doubled_margin
 from turbofit.planning.plan import plan as best_plan
 

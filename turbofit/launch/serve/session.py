@@ -11,7 +11,7 @@ from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitErro
 from turbofit.core.files import write_atomic
 from turbofit.core.units import format_bytes, mib
 from turbofit.launch.engine.engine_exit import EndedError
-from turbofit.launch.serve import learned
+from turbofit.launch.serve import retry_memory
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.ladder import MOST_RUNGS, merged, rungs
 from turbofit.launch.serve.supervisor import StoppedError
@@ -83,7 +83,7 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
 def _remember(job: Job, plan: Plan, changes: dict[str, Any], why: str) -> None:
     """Keep what made the plan start, for the next run of this kind."""
     version, pretend = job.lmdeploy.version, job.config.pretend
-    learned.remember(plan, version, pretend=pretend, changes=changes, why=[why])
+    retry_memory.remember(plan, version, pretend=pretend, changes=changes, why=[why])
 
 
 def _next(

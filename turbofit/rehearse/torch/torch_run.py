@@ -21,7 +21,7 @@ from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import SharedRecord
-from turbofit.rehearse.torch.torch_clerk import read_books
+from turbofit.rehearse.torch.phase_recorder import read_books
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_ledger import HeldBytes, held_by
 from turbofit.rehearse.torch.torch_spec import TorchSpec
