@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
 from turbofit.core.images import ImageRule
-from turbofit.core.json_types import Options
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
 
 __all__ = [
     "CONFIG_NAMES",
