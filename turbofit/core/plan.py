@@ -440,9 +440,8 @@ class Plan(Struct):
     def __repr__(self) -> str:
         """One line: the whole document is :meth:`to_json`'s."""
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
-        held = f"{self.kv.total_tokens:,} KV tokens"
-        fits = "fits" if self.fits else "does not fit"
-        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}: {fits}>"
+        held = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
+        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}>"
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""
