@@ -178,6 +178,80 @@ def test_nobody_asks_an_engine_for_its_name() -> None:
     assert found == {}
 
 
+#: Words that say nothing of what they name, and where one stands all the same.
+EMPTY_WORDS = frozenset({"asked", "own"})
+#: `Death.asked` is a key of the published plan.
+PUBLISHED_WORDS = {
+    "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
+    "turbofit/rehearse/torch/torch_planned.py", "turbofit/report/page/timeline.py",
+    "turbofit/report/views/rehearsal_view.py",
+}  # fmt: skip
+
+
+def identifiers(tree: ast.Module) -> set[str]:
+    """All names in a file: of variables, attributes, arguments, functions, classes and modules."""
+    fields = ("id", "attr", "name", "arg", "asname", "module")
+    found = {getattr(node, field, None) for node in ast.walk(tree) for field in fields}
+    return {name for name in found if isinstance(name, str)}
+
+
+def empty_words(names: set[str]) -> set[str]:
+    """Names with a part, by underscores, capitals or dots, that is one of `EMPTY_WORDS`."""
+    return {
+        name
+        for name in names
+        if EMPTY_WORDS & set(re.findall(r"[a-z0-9]+", re.sub("([A-Z])", r"_\1", name).lower()))
+    }
+
+
+def test_no_name_is_an_empty_word() -> None:
+    """What is `asked` is an engine, a load or a limit; what is somebody's `own` is a thing too."""
+    bad = ast.parse("asked = x.own_limit\nclass Own: pass\nf(asked=1)\nfrom a.own_view import b")
+    assert empty_words(identifiers(bad)) == {"asked", "own_limit", "Own", "a.own_view"}
+    assert not empty_words(identifiers(ast.parse("owner = known.download(task='its own')")))
+    found = {
+        name: words
+        for path in PACKAGE
+        if (words := empty_words({*identifiers(ast.parse(path.read_text())), path.stem}))
+        and not ((name := str(path.relative_to(ROOT))) in PUBLISHED_WORDS and words == {"asked"})
+    }
+    assert found == {}
+
+
+def bare_objects(tree: ast.Module) -> list[str]:
+    """Public functions whose signature has an object of JSON that does not say whose it is."""
+    found = []
+    for outer in (tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))):
+        if getattr(outer, "name", "").startswith("_"):
+            continue
+        for node in outer.body:
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if node.name.startswith("_") and not node.name.startswith("__"):
+                continue
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            texts = [ast.unparse(a) for a in (*(g.annotation for g in given), node.returns) if a]
+            if any(re.search(r"\b(dict|Mapping)\[str, Any\]", text) for text in texts):
+                found.append(node.name)
+    return found
+
+
+def test_signatures_say_whose_an_object_of_json_is() -> None:
+    """`core.json_types` has a name for each kind; a struct is better where the document is ours."""
+    for text in (
+        "def f(a: dict[str, Any]): pass", "async def f(*, a: Mapping[str, Any] | None): pass",
+        "class A:\n    def f(self) -> list[dict[str, Any]]: pass",
+    ):  # fmt: skip
+        assert bare_objects(ast.parse(text)) == ["f"]
+    assert not bare_objects(ast.parse("def _f(a: dict[str, Any]): pass\ndef g(a: Options): pass"))
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in PACKAGE
+        if (names := bare_objects(ast.parse(path.read_text())))
+    }
+    assert found == {}
+
+
 def test_no_machine_path_or_registry_is_committed() -> None:
     names = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True

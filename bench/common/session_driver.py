@@ -17,12 +17,12 @@ from turbofit.core.plan import Plan
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve import learned
+from turbofit.launch.serve import retry_memory
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.leases import Leases
-from turbofit.launch.serve.others import end_orphans
 from turbofit.launch.serve.record import Record, run_folder
+from turbofit.launch.serve.reservations import end_orphans
 from turbofit.launch.serve.session import run_session
 from turbofit.launch.serve.supervisor import Stop, StoppedError
 from turbofit.planning.plan import plan as best_plan
@@ -50,7 +50,7 @@ def run(stop: Stop, leases: Leases) -> str:
         return best_plan(request.changed(**changes))
 
     plan = replan({})
-    changes = learned.recall(plan, "0.18.0", pretend=False)
+    changes = retry_memory.recall(plan, "0.18.0", pretend=False)
     if changes:
         say(f"learned {json.dumps(changes)}")
         plan = replan(changes)

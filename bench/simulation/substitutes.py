@@ -33,7 +33,7 @@ from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
-from turbofit.launch.serve.sentinel import Sentinel
+from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import Server
 
 if TYPE_CHECKING:
@@ -324,10 +324,10 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     machine = one.machine
     engine, serve = "turbofit.launch.engine", "turbofit.launch.serve"
     yield f"{serve}.supervisor.time", _SupervisorTime()
-    for module in ("engine.supervised_engine", "engine.readiness_probe", "serve.sentinel"):
+    for module in ("engine.supervised_engine", "engine.readiness_probe", "serve.gpu_monitor"):
         yield f"turbofit.launch.{module}.threading", _Threading()
     for thread in (
-        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse", "serve.sentinel.Sentinel"
+        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse", "serve.gpu_monitor.GpuMonitor"
     ):  # fmt: skip
         yield f"turbofit.launch.{thread}.start", _start
     # Processes and their loopback.
@@ -385,7 +385,7 @@ def in_place(one: World) -> Iterator[None]:
         for made, defaults in (
             (Server, {"clock": clock.monotonic}),
             (SupervisedEngine, {"clock": clock.monotonic}),
-            (Sentinel, {"every": 300.0}),
+            (GpuMonitor, {"every": 300.0}),
         ):
             stack.enter_context(patch.dict(made.__init__.__kwdefaults__, defaults))
         folders = {

@@ -67,7 +67,7 @@ def test_those_which_began_together_are_not_asked_together() -> None:
     found, now = engines(1000), time.monotonic()
     monitor = Monitor(found, lambda _: asyncio.sleep(0), lambda: None, idle=60.0)
     for engine in found:
-        engine.suspect, engine.last_success, engine.last_asked = False, now, now - 100
+        engine.suspect, engine.last_success, engine.last_check = False, now, now - 100
     due = [sum(monitor._due(e, now + at) for e in found) for at in (44.9, 48.9, 52.6, 56.3, 60.1)]
     assert due[0] == 0
     assert due[-1] == 1000

@@ -18,7 +18,7 @@ from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.pretend.documents import dumped, loaded
 from turbofit.rehearse.torch import torch_rehearsal, torch_run
-from turbofit.rehearse.torch.torch_clerk import Phases, read_books
+from turbofit.rehearse.torch.phase_recorder import Phases, read_books
 from turbofit.rehearse.torch.torch_death import judge
 from turbofit.rehearse.torch.torch_ledger import combined
 from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch

@@ -222,7 +222,7 @@ def _learn(
 ) -> None:
     """Correct what later plans estimate, keep it, and show it."""
     from turbofit.cli.output import note
-    from turbofit.launch.calibrate.learning import learned, relieve
+    from turbofit.launch.calibrate.calibration_store import learned, relieve
 
     assert progress.plan is not None
     before = {} if arguments.options.pretend else calibrator.before
@@ -243,14 +243,14 @@ def _learn(
 
 def _known(plan: Plan) -> bool:
     """Whether the plan rests on a calibration already."""
-    from turbofit.launch.calibrate.learning import calibration_of
+    from turbofit.launch.calibrate.calibration_store import calibration_of
 
     return calibration_of(plan) is not None
 
 
 def _show_known(plan: Plan, arguments: _CalibrateArguments) -> None:
     from turbofit.cli.output import note
-    from turbofit.launch.calibrate.learning import stored
+    from turbofit.launch.calibrate.calibration_store import stored
 
     note("calibrated before: --again measures again, --forget drops it")
     _show(stored(plan), arguments)

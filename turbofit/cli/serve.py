@@ -127,8 +127,8 @@ def _launch(
     from turbofit.launch.engine.environment import lmdeploy_if_needed
     from turbofit.launch.serve.download import WeightsFetcher
     from turbofit.launch.serve.job import Job
-    from turbofit.launch.serve.others import end_orphans
     from turbofit.launch.serve.record import Record, run_folder
+    from turbofit.launch.serve.reservations import end_orphans
     from turbofit.launch.serve.session import run_session
 
     request, options = arguments.request, arguments.options

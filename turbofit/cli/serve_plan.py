@@ -84,7 +84,7 @@ def first_plan(
 ) -> tuple[Plan, Options]:
     """The plan to begin with, and the learned changes that it was made with."""
     from turbofit.cli.output import note
-    from turbofit.launch.serve.learned import forget, recall
+    from turbofit.launch.serve.retry_memory import forget, recall
 
     plan, given = planner.make({}), request.given()
     if options.forget:

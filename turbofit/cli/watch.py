@@ -130,7 +130,7 @@ def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
 
 
 def _used(saved: Saved) -> dict[int, int]:
-    from turbofit.launch.serve.sentinel import used_now
+    from turbofit.launch.serve.gpu_monitor import used_now
 
     return used_now(saved.plan)
 

@@ -5,9 +5,10 @@ Anything else that escapes is a bug in turbofit and leaves with exit code 1.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from turbofit.core.json_types import Document
+if TYPE_CHECKING:
+    from turbofit.core.json_types import Document
 
 __all__ = [
     "DoesNotFitError",

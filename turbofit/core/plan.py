@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
 from turbofit.core.images import ImageRule
-from turbofit.core.json_types import Options
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.core.rehearsal import Death, Moment, Rehearsal, RehearsedCache, RehearsedCase
 from turbofit.core.struct import Struct, const, decode, doc, to_builtins, to_json
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
 
 __all__ = [
     "CONFIG_NAMES",
@@ -438,9 +440,8 @@ class Plan(Struct):
     def __repr__(self) -> str:
         """One line: the whole document is :meth:`to_json`'s."""
         shape = f"{self.engine.name}, tp {self.parallel.tp} x {self.parallel.replicas}"
-        held = f"{self.kv.total_tokens:,} KV tokens"
-        fits = "fits" if self.fits else "does not fit"
-        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}: {fits}>"
+        held = f"{self.kv.total_tokens:,} KV tokens: {'fits' if self.fits else 'does not fit'}"
+        return f"<Plan: {self.model.name} on {self.machine.name}, {shape}, {held}>"
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows, where `turbofit.api` has said how."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import yaml
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import JsonObject
 
 __all__ = ["load_yaml", "preset_path", "presets_dir"]
 

@@ -78,7 +78,7 @@ class Struct(msgspec.Struct, metaclass=_StructMeta, frozen=True):
         )
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> JsonObject:
         """The JSON Schema that msgspec makes of one, with all that it refers to in it."""
         (schema,), parts = msgspec.json.schema_components([cls], schema_hook=any_json)
         inlined: dict[str, Any] = _inlined(schema, parts)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.core.images import ImageRule
+    from turbofit.core.json_types import JsonObject
     from turbofit.core.plan import Limits, Plan
 
 __all__ = ["edits", "overlay"]
@@ -30,7 +31,7 @@ _PROCESSOR: Final = "processor_config.json"
 _NESTED: Final = "image_processor"
 
 
-def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, dict[str, Any]]:
+def edits(folder: Path, rule: ImageRule, limits: Limits) -> dict[str, JsonObject]:
     """The files that must change, with their whole new content; empty where nothing must.
 
     Pure but for reading the folder.
@@ -125,9 +126,9 @@ def _processor_edits(folder: Path, values: dict[str, Any]) -> dict[str, dict[str
     nested = whole.get(_NESTED)
     if isinstance(nested, dict):
         changed[_PROCESSOR] = {**whole, _NESTED: {**nested, **values}}
-    own = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).exists() else {}
-    if own or not changed:
-        changed[_PREPROCESSOR] = {**own, **values}
+    standalone = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).exists() else {}
+    if standalone or not changed:
+        changed[_PREPROCESSOR] = {**standalone, **values}
     return changed
 
 

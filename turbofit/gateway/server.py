@@ -142,7 +142,7 @@ def make_routing_table_gateway(
 
 def _shares(plan: Plan, engines: int) -> tuple[float, ...]:
     """What each engine takes of the requests; nothing is known of engines that were not planned."""
-    shares = tuple(own.at_once for own in plan.by_group)
+    shares = tuple(group.at_once for group in plan.by_group)
     return shares if len(shares) == engines else ()
 
 

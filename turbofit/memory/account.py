@@ -122,9 +122,9 @@ class Account(ABC):
         self._best: float | None = None
 
     @property
-    @abstractmethod
     def ratio_base(self) -> int:
         """Bytes of which the ratio takes its share; negative where nothing is left."""
+        return self.free
 
     @property
     @abstractmethod

@@ -6,11 +6,13 @@ that whatever leaves them can be calculated with.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from turbofit.core.errors import UsageError
-from turbofit.core.json_types import JsonObject
 from turbofit.core.model import Dtype
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import JsonObject
 
 __all__ = ["LARGEST_JSON", "Section", "dtype_of", "parse_json"]
 

@@ -38,12 +38,12 @@ def site_of(command: Sequence[str], python: str | None = None) -> Path | None:
     if python is None:
         return cuda_site()
     try:
-        asked = subprocess.run(
+        answer = subprocess.run(
             [python, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return cuda_site()
-    folder = Path(asked.stdout.strip() or "/nonexistent").parent
+    folder = Path(answer.stdout.strip() or "/nonexistent").parent
     return folder.parent if (folder / "lib" / "libtorch_cuda.so").exists() else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from turbofit.core.json_types import Document
 from turbofit.pretend.run import NOTICE, Ran
 from turbofit.pretend.shared import Process
 from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
@@ -12,7 +13,7 @@ from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
 SCHEMA = "turbofit.pretend-run/1"
 
 
-def report(ran: Ran) -> dict[str, Any]:
+def report(ran: Ran) -> Document:
     """The document: how it ended, each card at its combined peak, each process, the last refusal.
 
     Processes that only counted the cards are left out.
@@ -103,7 +104,7 @@ def _refused(pairs: list[tuple[Process, Usage]]) -> dict[str, Any] | None:
         "command": usage.command,
         "gpu": last.device,
         "kind": last.kind,
-        "asked": last.asked,
+        "asked": last.requested,
         "left": last.left,
         "short": last.short,
         "phase": last.phase,

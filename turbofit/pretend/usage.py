@@ -36,7 +36,7 @@ class RefusedAllocation:
 
     device: int
     kind: str
-    asked: int
+    requested: int
     left: int
     short: int
     phase: str
@@ -154,10 +154,10 @@ class _Reader:
         self._refuse(event, 0, simulated=event.number(5))
 
     def _refuse(self, event: Event, short: int, *, simulated: int | None = None) -> None:
-        device, kind, _, asked, left = (event.number(i) for i in range(5))
+        device, kind, _, requested, left = (event.number(i) for i in range(5))
         site = self._native(event)
         refusal = RefusedAllocation(
-            device, KINDS[kind], asked, left, short, self._phase, site, simulated
+            device, KINDS[kind], requested, left, short, self._phase, site, simulated
         )
         self._usage.refused.append(refusal)
         self._waiting.append(refusal)

@@ -19,7 +19,7 @@ from turbofit.core.struct import decode, to_builtins
 from turbofit.kernels.census import Census, Count
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.cluster.source import cluster_from
-from turbofit.launch.serve import learned
+from turbofit.launch.serve import retry_memory
 from turbofit.launch.serve.leases import Leases
 from turbofit.machine.snapshot import load_snapshot
 from turbofit.observe import calibrations
@@ -82,10 +82,10 @@ def _calibration(data: bytes) -> None:
 
 def _learned(data: bytes) -> None:
     with state_in(scratch("state")):
-        path = learned._path(_PLAN, "0.18.0", False)
+        path = retry_memory._path(_PLAN, "0.18.0", False)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        assert isinstance(learned.recall(_PLAN, "0.18.0", pretend=False), dict)
+        assert isinstance(retry_memory.recall(_PLAN, "0.18.0", pretend=False), dict)
 
 
 def _lease(data: bytes) -> None:

@@ -43,7 +43,7 @@ def test_images_of_a_chat_are_found_in_every_shape_and_written_back_in_one(part)
     found = parsed("chat", chat(part))
     (slot,) = found.slots
     assert slot.source == URL
-    assert slot.asked["max_dynamic_patch"] == 99
+    assert slot.options["max_dynamic_patch"] == 99
     assert slot.carries
     slot.fill(drawn("QUJD"), {"max_dynamic_patch": 12})
     assert found.body["messages"][0]["content"][1] == {

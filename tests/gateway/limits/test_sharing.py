@@ -143,7 +143,7 @@ def test_strips_that_cannot_be_small_enough_are_refused_with_number_and_limit() 
 
 def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> None:
     wanted = [
-        Wanted(size=(4000, 3000), asked={"max_dynamic_patch": 1}),
+        Wanted(size=(4000, 3000), options={"max_dynamic_patch": 1}),
         Wanted(size=(448, 5376)),
     ]
     first, second = hold_images(bounds(TILES), wanted).images
@@ -157,11 +157,11 @@ def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     assert hold_images(b, [one]).request == {}
     asked = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
     assert asked == {"max_pixels": 200_000}  # of one of two frames
-    shared = hold_images(b, [replace(one, asked=asked)])
+    shared = hold_images(b, [replace(one, options=asked)])
     assert shared.request == {"min_pixels": 6272 * 2, "max_pixels": 400_000}
     assert shared.images[0].lowered == ()
     beyond = request_bounds(b, {"max_pixels": 10**12})
-    (held,) = hold_images(b, [replace(one, size=(4000, 4000), asked=beyond)]).images
+    (held,) = hold_images(b, [replace(one, size=(4000, 4000), options=beyond)]).images
     assert held.lowered == ("max_pixels=500000000000->4816896",)
 
 

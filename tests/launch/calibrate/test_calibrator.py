@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.core.errors import LaunchError, MachineError
 from turbofit.core.units import MIB
+from turbofit.launch.calibrate.calibration_store import calibration_of, learned, relieve, stored
 from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.learning import calibration_of, learned, relieve, stored
 from turbofit.launch.calibrate.progress import Progress
-from turbofit.launch.serve import learned as ladder
+from turbofit.launch.serve import retry_memory as ladder
 from turbofit.observe import calibrations
 from turbofit.observe.sampler import SampledRange
 from turbofit.observe.turbomind_log import CacheBudget
@@ -188,7 +188,8 @@ def test_nothing_is_learned_where_somebody_elses_memory_moved(monkeypatch) -> No
     done = progress()
     drive(done, Meter(*[20000] * 6))
     monkeypatch.setattr(
-        "turbofit.launch.calibrate.learning.memory_now", lambda _: SimpleNamespace(used=200 * MIB)
+        "turbofit.launch.calibrate.calibration_store.memory_now",
+        lambda _: SimpleNamespace(used=200 * MIB),
     )
     result = learned(PLAN, done.seen, {0: 0}, lmdeploy="0.18.0", pretend=False)
     assert "200 MiB more in use than before" in result["why_not"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.images.rule import Allowed, DummyImage, FolderEdits, ImageRule, Lowered, Size
-from turbofit.core.json_types import Options
 from turbofit.core.units import number
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import Options
 
 __all__ = ["DETAIL_PATCHES", "BaseTileRule"]
 

@@ -14,6 +14,8 @@ from turbofit.core.units import MIB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from turbofit.core.json_types import Document
+
     Log = Callable[[dict[str, Any]], None]
 
 __all__ = ["AccessLog", "access_log"]
@@ -29,7 +31,7 @@ class AccessLog:
         self._file = path.open("ab")
         self._lock = threading.Lock()
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: Document) -> None:
         """Keep one record; a full disk costs the log, never an answer."""
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         try:

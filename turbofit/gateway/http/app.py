@@ -32,6 +32,7 @@ from turbofit.gateway.routing.upstream import Upstream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 
+    from turbofit.core.json_types import Document
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.routes import Kind, Route
     from turbofit.gateway.limits.request_limits import Bounds
@@ -65,7 +66,7 @@ class Gateway:
         bounds: Bounds,
         upstreams: Sequence[str],
         config: GatewayConfig,
-        log: Callable[[dict[str, Any]], None] | None = None,
+        log: Callable[[Document], None] | None = None,
         fetcher: MediaFetcher | None = None,
         upstream: Upstream | None = None,
     ) -> None:
@@ -211,7 +212,7 @@ class Gateway:
             call.route = find_route(call.method, raw_path)
             call.api = call.route.api
             if call.route.kind in ("health", "metrics"):
-                await self._own(call, send, call.route.kind)
+                await self._gateway_page(call, send, call.route.kind)
                 return
             if call.route.method == "POST":
                 self.quarantine.check_client(call)
@@ -264,7 +265,7 @@ class Gateway:
         several = self._affinity is not None and len(self.fleet) > 1
         return self._affinity.chooser(parsed.body) if self._affinity and several else None
 
-    async def _own(self, call: Call, send: Send, kind: Kind) -> None:
+    async def _gateway_page(self, call: Call, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""
         if kind == "health":
             await health_page(call, send, self.fleet)

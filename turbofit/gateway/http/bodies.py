@@ -16,6 +16,7 @@ from turbofit.gateway.limits.request_limits import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from turbofit.core.json_types import JsonObject
     from turbofit.gateway.http.routes import Kind
     from turbofit.gateway.media.clips import Clip
     from turbofit.gateway.media.pictures import Picture
@@ -42,26 +43,26 @@ class MediaSlot:
 
     Args:
         source: what the client wrote: a URL, or base64 where ``inline``.
-        asked: the parameters beside it.
+        options: the parameters beside it.
         shape: how it is written back.
         place: the list that holds it.
         index: where in the list.
         inline: whether ``source`` is bare base64.
     """
 
-    __slots__ = ("asked", "index", "inline", "place", "shape", "source")
+    __slots__ = ("index", "inline", "options", "place", "shape", "source")
 
     def __init__(
         self,
         source: str,
-        asked: dict[str, Any],
+        options: JsonObject,
         shape: _Shape,
         place: list[Any],
         index: int,
         *,
         inline: bool = False,
     ) -> None:
-        self.source, self.asked, self.shape = source, asked, shape
+        self.source, self.options, self.shape = source, options, shape
         self.place, self.index, self.inline = place, index, inline
 
     @property
@@ -96,7 +97,7 @@ class Parsed:
 
     __slots__ = ("body", "copies", "lowered", "of_images", "slots", "watching")
 
-    def __init__(self, body: dict[str, Any]) -> None:
+    def __init__(self, body: JsonObject) -> None:
         self.body = body
         self.slots: list[MediaSlot] = []
         self.copies = 1
@@ -154,8 +155,8 @@ def _chat_message(parsed: Parsed, message: Any) -> None:
                 raise _bad("messages", "holds a text part without text")
             content[index] = {"type": "text", "text": part["text"]}
         elif kind in _IMAGE_PARTS and role in ("user", "tool"):
-            source, asked = _source(part, kind)
-            parsed.slots.append(MediaSlot(source, asked, "part", content, index))
+            source, options = _source(part, kind)
+            parsed.slots.append(MediaSlot(source, options, "part", content, index))
         elif kind in _CLIP_PARTS and role in ("user", "tool"):
             parsed.slots.append(MediaSlot(_source(part, kind)[0], {}, "clip", content, index))
         elif kind == "refusal" and role == "assistant":
@@ -202,8 +203,8 @@ def _source(part: dict[str, Any], kind: str) -> tuple[str, dict[str, Any]]:
     beside = {name: found for name, found in part.items() if name not in ("type", kind)}
     if not isinstance(value, dict):
         return _url(value), beside
-    asked = {**beside, **value}
-    return _url(value.get("url") or value.get("data")), asked
+    options = {**beside, **value}
+    return _url(value.get("url") or value.get("data")), options
 
 
 def _url(value: Any) -> str:

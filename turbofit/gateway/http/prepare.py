@@ -206,11 +206,11 @@ def _wanted(
         if not isinstance(medium, Picture):
             continue
         if together:
-            unread = [name for name in KNOBS if name in slot.asked]
-            parsed.lowered += [f"{name}={shown(slot.asked[name])}->default" for name in unread]
-        asked = of_all if together else slot.asked
+            unread = [name for name in KNOBS if name in slot.options]
+            parsed.lowered += [f"{name}={shown(slot.options[name])}->default" for name in unread]
+        options = of_all if together else slot.options
         wanted.append(
-            Wanted(size=medium.size, asked=asked, carries=slot.carries, by_request=together)
+            Wanted(size=medium.size, options=options, carries=slot.carries, by_request=together)
         )
     return wanted
 

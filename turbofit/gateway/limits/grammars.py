@@ -18,7 +18,9 @@ from turbofit.gateway.limits.request_limits import shown
 from turbofit.gateway.limits.rules import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+
+    from turbofit.core.json_types import JsonObject
 
 __all__ = ["check_format", "check_tools", "grammar_seconds"]
 
@@ -48,7 +50,7 @@ _LENGTHS: Final = ("minLength", "maxLength")
 _MOST_THREADS: Final = 8
 
 
-def check_format(body: Mapping[str, Any]) -> list[str]:
+def check_format(body: JsonObject) -> list[str]:
     """Bound a ``response_format``, or a ``text`` of the Responses API, in place.
 
     Returns:

@@ -12,6 +12,7 @@ from turbofit.gateway.limits.rules import Scope, refused
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.limits.rules import Rule
 
@@ -34,7 +35,7 @@ def scope_of(bounds: Bounds) -> Scope:
     )
 
 
-def hold_parameters(kind: str, body: dict[str, Any], scope: Scope) -> list[str]:
+def hold_parameters(kind: str, body: JsonObject, scope: Scope) -> list[str]:
     """Hold each field of a body to its range, in place.
 
     Args:
@@ -55,7 +56,7 @@ def hold_parameters(kind: str, body: dict[str, Any], scope: Scope) -> list[str]:
     return said + check_format(body) + check_tools(body.get("tools"))
 
 
-def hold_fields(rules: Mapping[str, Rule], fields: dict[str, Any], scope: Scope) -> list[str]:
+def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> list[str]:
     """Hold values to their rules, in place; arguments and result as of `hold_parameters`."""
     said = []
     for name, value in fields.items():
@@ -67,7 +68,7 @@ def hold_fields(rules: Mapping[str, Rule], fields: dict[str, Any], scope: Scope)
     return said
 
 
-def lower_answer(kind: str, body: dict[str, Any], left: int) -> list[str]:
+def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
     """Lower the answer's length to what is left of the session, in place.
 
     Over by the tokens of the text, which nobody has counted yet: the engines lower it by those
@@ -83,10 +84,10 @@ def lower_answer(kind: str, body: dict[str, Any], left: int) -> list[str]:
     """
     said = []
     for name in ANSWER_LENGTHS.get(kind, ()):
-        asked = body.get(name)
-        if isinstance(asked, int) and asked > left > 0:
+        tokens = body.get(name)
+        if isinstance(tokens, int) and tokens > left > 0:
             body[name] = left
-            said.append(f"{name}={shown(asked)}->{left}")
+            said.append(f"{name}={shown(tokens)}->{left}")
     return said
 
 

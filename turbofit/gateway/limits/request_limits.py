@@ -21,8 +21,9 @@ from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import vision_load_within
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 __all__ = [
@@ -154,7 +155,7 @@ def planned_limit(bounds: Bounds) -> int:
 def hold_image(
     bounds: Bounds,
     size: tuple[int, int],
-    asked: Mapping[str, Any],
+    options: Options,
     *,
     carries: bool = True,
     by_request: bool = False,
@@ -168,7 +169,7 @@ def hold_image(
     Args:
         bounds: the plan's.
         size: width and height in pixels.
-        asked: the client's parameters of this image; others than `KNOBS` are not looked at.
+        options: the client's parameters of this image; others than `KNOBS` are not looked at.
         carries: whether its place in the request can carry parameters.
         by_request: whether the request can carry pixel bounds for all its images together.
         cap: a limit in tiles or pixels below the planned one, for images that share a request. An
@@ -183,7 +184,7 @@ def hold_image(
     carried = bounds.heeds and (carries if rule.client_knobs else by_request)
     hold = _carried if carried else _uncarried
     try:
-        held = hold(bounds, rule, size, asked, cap)
+        held = hold(bounds, rule, size, options, cap)
     except UsageError as exc:
         raise Refusal(400, "bad_image_size", f"{exc.message}: {exc.hint}") from None
     most = bounds.limits.units_per_image
@@ -267,12 +268,12 @@ def _within(param: str, number: int, limit: int, what: str) -> None:
 
 
 def _uncarried(
-    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
+    bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
     """No parameters can be given: the model's own default decides, or the picture is resized."""
     default, most = model_default(bounds), bounds.limits.units_per_image
     served = rule.with_limit(default)
-    dropped = [f"{name}={shown(asked[name])}->default" for name in KNOBS if name in asked]
+    dropped = [f"{name}={shown(options[name])}->default" for name in KNOBS if name in options]
     resize, count = None, served.units(*size)
     if count > most:
         paid = rule.largest_limit(most) or 1
@@ -293,12 +294,12 @@ def _uncarried(
 
 
 def _carried(
-    bounds: Bounds, rule: ImageRule, size: Size, asked: Mapping[str, Any], cap: int | None
+    bounds: Bounds, rule: ImageRule, size: Size, options: Options, cap: int | None
 ) -> LimitedImage:
     """Parameters are given, whatever the model's default."""
     planned, default = planned_limit(bounds), model_default(bounds)
     to = Allowed(planned, default, bounds.limits.units_per_image, cap)
-    lowered = rule.lower(size, asked, to)
+    lowered = rule.lower(size, options, to)
     return LimitedImage(
         knobs=lowered.knobs,
         units=lowered.units,
@@ -322,7 +323,7 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
     vision_load = vision_load_within(plan.limits)
     engine, gates = engine_named(plan.engine.name), []
     for numbers in plan.unlike_groups():
-        own = plan.of_group(numbers[0])
-        if own.limits.units_per_forward < engine.units_bound(rule, vision_load, own.settings):
-            gates.append(own.limits.units_per_forward)
+        group = plan.of_group(numbers[0])
+        if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):
+            gates.append(group.limits.units_per_forward)
     return min(gates, default=None)

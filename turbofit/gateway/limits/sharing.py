@@ -22,6 +22,7 @@ from turbofit.gateway.limits.request_limits import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from turbofit.core.json_types import Options
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = [
@@ -38,7 +39,7 @@ class Wanted(Struct):
     """
 
     size: tuple[int, int]
-    asked: dict[str, Any] = msgspec.field(default_factory=dict)
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
     carries: bool = True
     by_request: bool = False
 
@@ -59,16 +60,16 @@ def by_request(bounds: Bounds) -> bool:
     return bounds.heeds and bounds.rule is not None and bounds.rule.by_request
 
 
-def request_bounds(bounds: Bounds, asked: object) -> dict[str, Any]:
+def request_bounds(bounds: Bounds, options: object) -> Options:
     """What a client's ``mm_processor_kwargs`` ask of all its images, in pixels of one image.
 
     Args:
         bounds: of a plan where `by_request` holds.
-        asked: the client's value of ``image``; LMDeploy counts some models' images as two frames.
+        options: the client's value of ``image``; LMDeploy counts some models' images as two frames.
     """
-    if bounds.rule is None or not isinstance(asked, dict):
+    if bounds.rule is None or not isinstance(options, dict):
         return {}
-    return bounds.rule.request_bounds(asked)
+    return bounds.rule.request_bounds(options)
 
 
 def hold_images(
@@ -126,7 +127,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
 
 def _held(bounds: Bounds, one: Wanted, cap: int | None) -> LimitedImage:
     return hold_image(
-        bounds, one.size, one.asked, carries=one.carries, by_request=one.by_request, cap=cap
+        bounds, one.size, one.options, carries=one.carries, by_request=one.by_request, cap=cap
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import floor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -16,8 +16,7 @@ from turbofit.gateway.media.clips import RATES
 from turbofit.gateway.media.pictures import LARGEST_PIXELS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from turbofit.core.json_types import Options
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.media.clips import Clip
 
@@ -48,14 +47,14 @@ def check_clips(bounds: Bounds, count: int) -> None:
 
 
 def hold_clip(
-    bounds: Bounds, clip: Clip, asked: Mapping[str, Any]
+    bounds: Bounds, clip: Clip, options: Options
 ) -> tuple[LimitedImage, dict[str, dict[str, dict[str, float]]]]:
     """One video, lowered to the plan.
 
     Args:
         bounds: the plan's.
         clip: the video.
-        asked: the client's ``num_frames`` and ``fps`` for the loader, ``max_pixels`` for the
+        options: the client's ``num_frames`` and ``fps`` for the loader, ``max_pixels`` for the
             processor; others are not passed on.
 
     Returns:
@@ -64,7 +63,7 @@ def hold_clip(
     Raises:
         Refusal: a video that no preprocessor takes, or that cannot be lowered enough.
     """
-    wanted = _wanted(clip, asked)
+    wanted = _wanted(clip, options)
     frames = min(wanted, _MOST_FRAMES, max(1, LARGEST_PIXELS // (clip.size[0] * clip.size[1])))
     if clip.rate is None and frames < wanted:
         raise Refusal(
@@ -75,12 +74,16 @@ def hold_clip(
     loader: dict[str, float] = {"num_frames": frames}
     rate = clip.rate
     if rate is None:
-        rate = loader["fps"] = _rate(asked)
+        rate = loader["fps"] = _rate(options)
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal(400, "video_too_long", f"a video of {clip.frames / rate:.0f} seconds")
-    held, least, most = hold_frames(bounds, frames, clip.size, number(asked.get("max_pixels")))
-    if number(asked.get("num_frames")) > frames and clip.rate is not None and frames < clip.frames:
-        said = f"num_frames={shown(asked['num_frames'])}->{frames}"
+    held, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
+    if (
+        number(options.get("num_frames")) > frames
+        and clip.rate is not None
+        and frames < clip.frames
+    ):
+        said = f"num_frames={shown(options['num_frames'])}->{frames}"
         held = replace(held, lowered=(said, *held.lowered))
     return held, {
         "media_io_kwargs": {"video": loader},
@@ -89,7 +92,7 @@ def hold_clip(
 
 
 def hold_frames(
-    bounds: Bounds, frames: int, size: tuple[int, int], asked: int = 0
+    bounds: Bounds, frames: int, size: tuple[int, int], max_pixels: int = 0
 ) -> tuple[LimitedImage, int, int]:
     """So many frames of one size, within what the plan paid for one image.
 
@@ -97,7 +100,7 @@ def hold_frames(
         bounds: the plan's, which ``watches``.
         frames: as they were sampled.
         size: width and height in pixels.
-        asked: ``max_pixels`` of all frames; 0 asks for the model's own.
+        max_pixels: of all frames; 0 asks for the model's own.
 
     Returns:
         What they take, and the ``min_pixels`` and ``max_pixels`` that hold them to it.
@@ -110,7 +113,7 @@ def hold_frames(
     videos = rule.videos
     assert videos is not None
     try:
-        most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=asked or None)
+        most = videos.fitting_pixels(frames, *size, limits.units_per_image, most=max_pixels or None)
         if most is None:
             raise Refusal(
                 400,
@@ -123,7 +126,7 @@ def hold_frames(
         words = videos.grids(frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
         raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
-    lowered = (f"max_pixels={asked}->{most}",) if asked > most else ()
+    lowered = (f"max_pixels={max_pixels}->{most}",) if max_pixels > most else ()
     held = LimitedImage(
         knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
         words=words,
@@ -131,19 +134,19 @@ def hold_frames(
     return held, least, most
 
 
-def _wanted(clip: Clip, asked: Mapping[str, Any]) -> int:
+def _wanted(clip: Clip, options: Options) -> int:
     """Frames that LMDeploy would sample: the fewer of a number and a rate, all of a sequence."""
     if clip.rate is None:
         return clip.frames
-    count = number(asked.get("num_frames")) or _FRAMES
+    count = number(options.get("num_frames")) or _FRAMES
     wanted = min(count, clip.frames) if count > 0 else clip.frames
-    rate = asked.get("fps")
+    rate = options.get("fps")
     if isinstance(rate, int | float) and rate > 0:
         wanted = min(wanted, floor(min(rate, RATES[1]) * clip.frames / clip.rate))
     return max(1, wanted)
 
 
-def _rate(asked: Mapping[str, Any]) -> float:
-    rate = asked.get("fps")
+def _rate(options: Options) -> float:
+    rate = options.get("fps")
     known = isinstance(rate, int | float) and RATES[0] <= rate <= RATES[1]
     return float(rate) if known and rate is not None else _RATE

@@ -12,6 +12,7 @@ from turbofit.gateway.http.prepare import PreparedBody
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from turbofit.core.json_types import Document
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
@@ -111,7 +112,7 @@ def sent_headers(call: Call) -> dict[str, str]:
     return headers
 
 
-def entry(call: Call, path: str, first: float | None) -> dict[str, Any]:
+def entry(call: Call, path: str, first: float | None) -> Document:
     """One record of the log: numbers and names, never a prompt or an image."""
     prepared, outcome, now = call.prepared, call.outcome, time.perf_counter()
     return {

@@ -33,7 +33,7 @@ _LOG: Final = LazyLogger(__name__)
 
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
-_MOST_ASKED: Final = 16
+_MOST_ENGINES: Final = 16
 
 
 class Carrier:
@@ -81,7 +81,7 @@ class Carrier:
         avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:
-            if len(avoid) == _MOST_ASKED:
+            if len(avoid) == _MOST_ENGINES:
                 raise dead(self._fleet)
             cost = Cost(units=call.prepared.units, host_bytes=call.prepared.host_bytes)
             suspected = await self._quarantine.suspected(call, again=retries.deaths > 0)

@@ -14,6 +14,7 @@ from turbofit.gateway.routing.quarantined import EngineDeath
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
     from turbofit.gateway.routing.identity import RequestIdentity
     from turbofit.gateway.routing.stuck import InFlight
@@ -93,7 +94,7 @@ class RoutedEngine:
         self.last_success = float("-inf")
         self.last_byte = now
         #: When it was last asked for a token.
-        self.last_asked = float("-inf")
+        self.last_check = float("-inf")
         #: Something failed: probe soon.
         self.suspect = True
         #: What it has, in the order in which it came.
@@ -254,7 +255,7 @@ class Affinity:
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, RoutedEngine] = OrderedDict()
 
-    def chooser(self, body: dict[str, Any]) -> Chooser:
+    def chooser(self, body: JsonObject) -> Chooser:
         """How to choose an engine for a request with this body."""
         prefixes = _prefixes(body)
 

@@ -94,7 +94,7 @@ class FleetUpdater:
                 _begin_anew(engine, member.url)
                 engine.since = routing_table.number
             elif not engine.up:
-                engine.last_asked = float("-inf")  # whoever wrote the routing table may know better
+                engine.last_check = float("-inf")  # whoever wrote the routing table may know better
             engine.share, engine.key = member.share, member.key
             engine.gate = None if member.gate is None else member.gate // routing_table.gateways
             engine.gate_to_end = member.gate_to_end
@@ -109,4 +109,4 @@ def _begin_anew(engine: RoutedEngine, url: str) -> None:
     """It was started again elsewhere: nothing is known of it but its name."""
     engine.url, engine.model = url.rstrip("/"), None
     engine.failures, engine.suspect, engine.up = 0, True, True
-    engine.last_success = engine.last_asked = float("-inf")
+    engine.last_success = engine.last_check = float("-inf")

@@ -158,9 +158,9 @@ class Monitor:
             places = _AT_ONCE - sum(engine.up is up for engine in self._asking)
             waiting = [engine for engine in due if engine.up is up]
             if len(waiting) > places:
-                waiting.sort(key=lambda engine: engine.last_asked)
+                waiting.sort(key=lambda engine: engine.last_check)
             for engine in waiting[: max(0, places)]:
-                engine.last_asked = now
+                engine.last_check = now
                 self._asking[engine] = asyncio.ensure_future(self._ask(engine))
 
     def _examine_those_due(self) -> None:
@@ -201,7 +201,7 @@ class Monitor:
         return before is not None and engine.tokens is not None and engine.tokens > before
 
     def _due(self, engine: RoutedEngine, now: float) -> bool:
-        since = now - engine.last_asked
+        since = now - engine.last_check
         if since < (self._retry if engine.failures else min(1.0, self._retry)):
             return False
         stalled = engine.outstanding > 0 and now - engine.last_byte > self._stall

@@ -142,9 +142,9 @@ class Hosted:
         from turbofit.launch.engine.environment import lmdeploy_if_needed
         from turbofit.launch.serve.download import WeightsFetcher
         from turbofit.launch.serve.job import Job
-        from turbofit.launch.serve.others import end_orphans
         from turbofit.launch.serve.planner import Planner, can_rehearse
         from turbofit.launch.serve.record import Record, run_folder
+        from turbofit.launch.serve.reservations import end_orphans
         from turbofit.launch.serve.session import run_session
         from turbofit.planning.needs import check_needs
 

@@ -57,7 +57,7 @@ def torch_death(plan: Plan, group: int, folder: Path) -> PretendDeath | None:
         gpu=plan.parallel.groups[group][last.device],
         phase=last.phase,
         where=(last.site or "").partition(" < ")[0],
-        requested=last.asked,
+        requested=last.requested,
         left=last.left,
         short=None if last.simulated else last.short,
         simulated=last.simulated,

@@ -121,7 +121,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         together = by_request(self._bounds)
         of_all = request_bounds(self._bounds, request.image) if together else {}
         wanted = [
-            Wanted(size=part["data"].size, asked=of_all if together else part, by_request=together)
+            Wanted(
+                size=part["data"].size, options=of_all if together else part, by_request=together
+            )
             for part in images
         ]
         shared = hold_images(self._bounds, wanted)

@@ -12,9 +12,9 @@ from turbofit.core.plan import Command
 from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
-from turbofit.launch.serve.beside import beside, lines
 from turbofit.launch.serve.checks import check_before
-from turbofit.launch.serve.sentinel import Sentinel, memory_back, used_now
+from turbofit.launch.serve.forecast_check import beside, lines
+from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now
 from turbofit.launch.serve.supervisor import Server
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
 
@@ -51,7 +51,7 @@ class Attempt:
         self._server: Server | None = None
         self._front: GatewayThread | None = None
         self._suspects: Suspects | None = None
-        self._sentinel: Sentinel | None = None
+        self._gpu_monitor: GpuMonitor | None = None
         self._noted: tuple[list[int], bool, dict[str, int]] = ([], False, {})
         self._began = time.monotonic()
         self._moments: list[RunMoment] = []
@@ -161,8 +161,8 @@ class Attempt:
         elif job.door is not None:
             urls = job.door.open(plan, urls)
         if not job.config.pretend:
-            self._sentinel = Sentinel(plan, self._pids, self._warn)
-            self._sentinel.start()
+            self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
+            self._gpu_monitor.start()
         job.record.attempt(engines=tuple(engines))
         job.record.state("ready", urls=tuple(urls))
         job.on_open(urls)
@@ -175,19 +175,21 @@ class Attempt:
         from turbofit.gateway.server import make_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        job, asked = self._job, self._job.config
-        assert asked.gateway is not None
+        job, serve_config = self._job, self._job.config
+        assert serve_config.gateway is not None
         config = replace(
-            asked.gateway,
+            serve_config.gateway,
             upstream_key=self._key,
-            drain_seconds=asked.timing.drain,
-            pretend=asked.pretend,
-            quarantine=quarantine_file(self._plan, job.lmdeploy.version, pretend=asked.pretend),
+            drain_seconds=serve_config.timing.drain,
+            pretend=serve_config.pretend,
+            quarantine=quarantine_file(
+                self._plan, job.lmdeploy.version, pretend=serve_config.pretend
+            ),
         )
-        log = access_log(asked.access_log or str(job.folder / "access.log"))
+        log = access_log(serve_config.access_log or str(job.folder / "access.log"))
         gateway = make_gateway(self._plan, urls, config, log=log)
         self._suspects = gateway.quarantine.suspects
-        for engine in gateway.engines if asked.check else ():
+        for engine in gateway.engines if serve_config.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question
         front = GatewayThread(gateway)
         front.start()
@@ -222,8 +224,8 @@ class Attempt:
     def _drain(self, urgent: bool) -> None:
         if self._job.door is not None:
             self._job.door.close()
-        if self._sentinel is not None:
-            self._sentinel.stop()
+        if self._gpu_monitor is not None:
+            self._gpu_monitor.stop()
         if self._front is not None:
             if not urgent:
                 self._job.say("draining: what is under way may end")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.environment import Lmdeploy
     from turbofit.launch.engine.supervised_engine import Examiner
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.record import Record
 
-__all__ = ["Door", "Job"]
+__all__ = ["Job", "RemoteEndpoint"]
 
 
-class Door(Protocol):
+class RemoteEndpoint(Protocol):
     """What lets a gateway on another machine reach engines, which are on private ports here."""
 
     key: str
@@ -61,10 +62,10 @@ class Job:
         lmdeploy: Lmdeploy,
         leases: Leases,
         fetch: Callable[[Plan], Plan] | None = None,
-        replan: Callable[[dict[str, Any]], Plan] | None = None,
-        changes: Mapping[str, Any] | None = None,
+        replan: Callable[[Options], Plan] | None = None,
+        changes: Options | None = None,
         examiner: Examiner | None = None,
-        door: Door | None = None,
+        door: RemoteEndpoint | None = None,
     ) -> None:
         self.config, self.folder, self.record, self.on_open = config, folder, record, on_open
         self._say, self.lmdeploy, self.leases = say, lmdeploy, leases
@@ -72,7 +73,7 @@ class Job:
         self.examiner, self.door = examiner, door
 
     @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> Options:
         """What the user gave, by the fields of `PlanRequest`."""
         request = self.config.request
         return {} if request is None else request.given()

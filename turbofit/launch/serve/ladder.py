@@ -16,6 +16,7 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.launch.engine.engine_exit import EngineExit
 
@@ -36,7 +37,7 @@ class Rung(Struct):
     why: str
 
 
-def rungs(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[Rung]:
+def rungs(ended: EngineExit, plan: Plan, fixed: Options) -> Iterator[Rung]:
     """Steps that may help against an ending, the one that its phase needs first.
 
     Args:
@@ -63,7 +64,7 @@ def rungs(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) -> Iterator[R
             yield rung
 
 
-def merged(before: Mapping[str, Any], rung: Rung) -> dict[str, Any]:
+def merged(before: Options, rung: Rung) -> Options:
     """The changes so far, and this one."""
     return {**before, **rung.changes}
 
@@ -126,7 +127,7 @@ def _smaller_prefill(ended: EngineExit, plan: Plan, fixed: Mapping[str, Any]) ->
 
     What is planned with holds for all engines, so that none gets more than it had.
     """
-    others = [own.settings.max_prefill_token_num for own in plan.by_group]
+    others = [group.settings.max_prefill_token_num for group in plan.by_group]
     tokens = min([plan.settings.max_prefill_token_num // 2, *others])
     if "max_prefill_token_num" in fixed or tokens < _LEAST_PREFILL:
         return None

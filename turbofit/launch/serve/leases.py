@@ -28,6 +28,7 @@ from turbofit.launch.engine.proc import group_of, start_time
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from turbofit.core.json_types import Document
     from turbofit.core.plan import GpuLedger, Plan
 
 __all__ = ["Lease", "Leases", "leases_folder"]
@@ -60,7 +61,7 @@ class Lease:
     time), where ``pid_namespace`` numbers them.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+    def __init__(self, path: Path, document: Document) -> None:
         self.path = path
         self.pid = int(document.get("pid", 0))
         self.uid = int(document.get("uid", -1))
@@ -100,7 +101,7 @@ class Leases:
         self._folder = folder or leases_folder()
         self._document: dict[str, Any] = {}
         self._name = f"{os.getpid()}-{time.monotonic_ns()}"
-        self._own: int | None = None
+        self._lock: int | None = None
         #: Why launches go on alone, or None.
         self.alone = _open_folder(self._folder)
 
@@ -182,13 +183,13 @@ class Leases:
 
     def close(self) -> None:
         """Remove our own lease."""
-        if self._own is None:
+        if self._lock is None:
             return
         for suffix in (".json", ".lock"):
             with suppress(OSError):
                 (self._folder / f"{self._name}{suffix}").unlink()
-        os.close(self._own)
-        self._own = None
+        os.close(self._lock)
+        self._lock = None
 
     def _write(self, **facts: Any) -> None:
         if self.alone:
@@ -199,10 +200,10 @@ class Leases:
             "pid_namespace": _pid_namespace(), **self._document,
         }  # fmt: skip
         try:
-            if self._own is None:
+            if self._lock is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._own = os.open(self._folder / f"{self._name}.lock", flags, 0o644)
-                fcntl.flock(self._own, fcntl.LOCK_EX)
+                self._lock = os.open(self._folder / f"{self._name}.lock", flags, 0o644)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
             write_atomic(self._folder / f"{self._name}.json", json.dumps(document))
         except (OSError, UsageError) as exc:
             self.alone = f"{self._folder} cannot be written: {exc}"

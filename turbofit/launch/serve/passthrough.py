@@ -10,6 +10,8 @@ from turbofit.core.presets import load_yaml, preset_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from turbofit.core.json_types import Options
+
 __all__ = ["Passed", "option_classes", "sort_options"]
 
 
@@ -23,7 +25,7 @@ class Passed:
         self.unplanned: list[str] = []
 
 
-def option_classes() -> dict[str, dict[str, Any]]:
+def option_classes() -> dict[str, Options]:
     """The options that LMDeploy knows: class and number of values of each."""
     options = load_yaml(preset_path("engines", "lmdeploy-options"))["options"]
     assert isinstance(options, dict)

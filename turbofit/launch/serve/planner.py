@@ -5,19 +5,20 @@ On pretend GPUs there is nothing to measure and nothing to reserve.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import DoesNotFitError, PackageError, UsageError
-from turbofit.launch.serve.match import check_machine
-from turbofit.launch.serve.others import counted
+from turbofit.launch.serve.preflight import check_machine
+from turbofit.launch.serve.reservations import counted
 from turbofit.planning.plan import doubled_margin
 from turbofit.planning.plan import plan as best_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from turbofit.core.json_types import Options
     from turbofit.core.machine import Machine
     from turbofit.core.plan import Plan
     from turbofit.launch.serve.leases import Leases
@@ -52,7 +53,7 @@ class Planner:
         self._request, self._leases = request, leases
         self._say, self._rehearse, self._doubled = say, rehearse, doubled
 
-    def make(self, changes: Mapping[str, Any]) -> Plan:
+    def make(self, changes: Options) -> Plan:
         """A plan with changes on top of what the user asked for; reserved where it fits."""
         assert self._request is not None
         request = self._request.changed(**changes)
@@ -79,7 +80,7 @@ class Planner:
             check_machine(plan, measured(self._leases, None))
             self._leases.reserve(plan)
 
-    def settle(self, plan: Plan, changes: Mapping[str, Any] | None) -> Plan:
+    def settle(self, plan: Plan, changes: Options | None) -> Plan:
         """The last look before the launch: the plan, or another one where the machine changed.
 
         Args:

@@ -11,7 +11,7 @@ from turbofit.core.errors import DoesNotFitError, OutOfMemoryError, TurbofitErro
 from turbofit.core.files import write_atomic
 from turbofit.core.units import format_bytes, mib
 from turbofit.launch.engine.engine_exit import EndedError
-from turbofit.launch.serve import learned
+from turbofit.launch.serve import retry_memory
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.ladder import MOST_RUNGS, merged, rungs
 from turbofit.launch.serve.supervisor import StoppedError
@@ -83,7 +83,7 @@ def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
 def _remember(job: Job, plan: Plan, changes: dict[str, Any], why: str) -> None:
     """Keep what made the plan start, for the next run of this kind."""
     version, pretend = job.lmdeploy.version, job.config.pretend
-    learned.remember(plan, version, pretend=pretend, changes=changes, why=[why])
+    retry_memory.remember(plan, version, pretend=pretend, changes=changes, why=[why])
 
 
 def _next(
@@ -94,9 +94,9 @@ def _next(
         return None
     started = plan if end.group is None else plan.of_group(end.group)
     for rung in rungs(end, started, job.fixed):
-        asked = merged(changes, rung)
+        options = merged(changes, rung)
         try:
-            planned = job.replan(asked)
+            planned = job.replan(options)
         except TurbofitError as exc:
             job.say(f"ladder: {rung.why}: {exc.message}")
             continue
@@ -109,8 +109,8 @@ def _next(
 
 def _engines(plan: Plan) -> tuple[object, ...]:
     """All that its engines are started with and held to."""
-    own = [(one.settings, one.units_per_forward) for one in plan.by_group]
-    return plan.settings, plan.limits, own
+    groups = [(one.settings, one.units_per_forward) for one in plan.by_group]
+    return plan.settings, plan.limits, groups
 
 
 def _final(job: Job, failed: list[tuple[Plan, EngineExit, str]]) -> TurbofitError:
@@ -157,7 +157,7 @@ def _keep(job: Job, plan: Plan, number: int) -> None:
 def _facts(plan: Plan) -> dict[str, Any]:
     return {
         "settings": plan.settings,
-        "by_group": tuple(own.settings for own in plan.by_group),
+        "by_group": tuple(group.settings for group in plan.by_group),
         "groups": plan.parallel.groups,
         "limits": plan.limits,
         "forecast": tuple(

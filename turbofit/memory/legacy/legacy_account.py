@@ -87,11 +87,6 @@ class LegacyAccount(GroupAccount):
             )
 
     @property
-    def ratio_base(self) -> int:
-        """All that is free."""
-        return self.free
-
-    @property
     def block_bytes(self) -> int:
         """Bytes of one KV block on one rank."""
         return self.shape.block_bytes

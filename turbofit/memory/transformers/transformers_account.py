@@ -47,11 +47,6 @@ class TransformersAccount(Account):
         super().__init__(settings, gpus, launch.margins, held, None, (), self._load.units)
 
     @property
-    def ratio_base(self) -> int:
-        """All that is free."""
-        return self.free
-
-    @property
     def block_bytes(self) -> int:
         """Bytes of one token: the cache grows by tokens."""
         return sum(layer.kv_per_token for layer in self.copy.parts.layers)

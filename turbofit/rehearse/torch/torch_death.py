@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from turbofit.core.json_types import Document
 from turbofit.pretend.report import report as run_report
 from turbofit.rehearse.torch.torch_run import EndedRehearsal
 
@@ -28,7 +29,7 @@ _REFUSING: Final = (
 )
 
 
-def judge(seen: EndedRehearsal) -> tuple[str, dict[str, Any] | None]:
+def judge(seen: EndedRehearsal) -> tuple[str, Document | None]:
     """The outcome (served, out_of_memory, hang, failed, refused) and the death, if there was one.
 
     ``refused``: the engine did not take the settings, or it lives and does not take a request with
@@ -108,8 +109,8 @@ def _where(error: dict[str, Any] | None, said: str, lines: list[str]) -> list[st
 
 
 def _useful(frames: list[str]) -> list[str]:
-    own = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
-    return [_short(frame) for frame in (own or frames)[:_MOST_FRAMES]]
+    engine_frames = [frame for frame in frames if not any(part in frame for part in _NOT_THEIRS)]
+    return [_short(frame) for frame in (engine_frames or frames)[:_MOST_FRAMES]]
 
 
 def _short(frame: str) -> str:

@@ -32,11 +32,11 @@ class HeldBytes:
 
     def on(self, gpu: int, phase: str, order: Sequence[str]) -> PhaseSpan:
         """Its span in a phase; where it was not marked then, what it held after the one before."""
-        own = self.spans.get(gpu, {})
-        if phase in own or "" in own:  # the latter: never marked
-            return own.get(phase) or own[""]
+        spans = self.spans.get(gpu, {})
+        if phase in spans or "" in spans:  # the latter: never marked
+            return spans.get(phase) or spans[""]
         earlier = order[: order.index(phase)] if phase in order else ()
-        end = next((own[name].end for name in reversed(earlier) if name in own), 0)
+        end = next((spans[name].end for name in reversed(earlier) if name in spans), 0)
         return PhaseSpan(end, end)
 
 

@@ -6,7 +6,7 @@ import os
 import traceback
 from pathlib import Path
 
-from turbofit.rehearse.torch.torch_clerk import Phases
+from turbofit.rehearse.torch.phase_recorder import Phases
 from turbofit.rehearse.turbomind.notes import Notes
 
 __all__ = ["NotesReport"]

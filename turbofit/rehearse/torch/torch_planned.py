@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from turbofit.core.json_types import Document
 from turbofit.core.plan import (
     Death,
     GpuLedger,
@@ -63,7 +64,7 @@ def rehearse_pytorch_plan(plan: Plan, group: int = 0) -> Plan:
     return replace(plan, gpus=beside(plan, document, group), rehearsal=rehearsal)
 
 
-def planned_document(plan: Plan, group: int = 0) -> dict[str, Any]:
+def planned_document(plan: Plan, group: int = 0) -> Document:
     """All that was seen of one of a plan's groups in its worst cases, as ``torch_report`` tells it.
 
     Raises:
@@ -182,7 +183,7 @@ def _rehearsal(document: Mapping[str, Any]) -> Rehearsal:
     )
 
 
-def beside(plan: Plan, document: Mapping[str, Any], group: int = 0) -> tuple[GpuLedger, ...]:
+def beside(plan: Plan, document: Document, group: int = 0) -> tuple[GpuLedger, ...]:
     """The plan's ledgers with ``rehearsed`` beside ``bytes`` where torch's books tell."""
     place = {index: i for i, index in enumerate(plan.parallel.groups[group])}
 
@@ -201,8 +202,8 @@ def _seen(document: Mapping[str, Any], card: int, name: str) -> int | None:
         sizes = cache.get("bytes") or []
         return int(sizes[card]) if len(sizes) > card else None
     if name == "load_fragmentation":
-        held, asked = _torch(document, card, "sizing"), _torch(document, card, "sizing")
-        return held["reserved"] - asked["requested"] if held and asked else None
+        sizing = _torch(document, card, "sizing")
+        return sizing["reserved"] - sizing["requested"] if sizing else None
     if name == POOL_WARMUP:
         before, after = _torch(document, card, "cache"), _torch(document, card, "ready")
         if not before or not after:

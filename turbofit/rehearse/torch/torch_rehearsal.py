@@ -10,6 +10,7 @@ from typing import Any
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
+from turbofit.core.json_types import Document
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.memory.engine import default_batch_size
@@ -57,7 +58,7 @@ def rehearse_torch(
     scenario: Scenario,
     machine: Machine | None = None,
     keep: Path | None = None,
-) -> dict[str, Any]:
+) -> Document:
     """Runs the engine itself on the pretend machine and returns the document of ``torch_report``.
 
     Args:
@@ -102,14 +103,14 @@ def _model(request: TorchRehearsal, scratch: Path) -> tuple[str, ImageRule | Non
 
     A folder of a model that turbofit has no account of is taken as it is; so are its pictures.
     """
-    own = Path(request.model).expanduser()
+    folder = Path(request.model).expanduser()
     try:
         model: Model = resolve_model(request.model, revision=request.revision)
     except (UsageError, PackageError):
-        if not (own / "config.json").is_file():
+        if not (folder / "config.json").is_file():
             raise
-        text = (own / "config.json").read_text(encoding="utf-8", errors="replace")
-        return own.name, None, '"vision_config"' in text, own.resolve()
+        text = (folder / "config.json").read_text(encoding="utf-8", errors="replace")
+        return folder.name, None, '"vision_config"' in text, folder.resolve()
     # Chat templates are chosen by the folder's name, so the twin keeps the model's.
     folder = checkpoint_for(model, scratch / model.name).resolve()
     text_only = bool(request.settings.get("language_model_only"))

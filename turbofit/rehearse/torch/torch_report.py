@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from turbofit.core.json_types import Document
 from turbofit.core.version import __version__
 from turbofit.pretend.run import NOTICE
 from turbofit.rehearse.torch.torch_death import judge
@@ -29,9 +30,7 @@ NOT_KNOWN: Final = (
 )
 
 
-def torch_report(
-    seen: EndedRehearsal, versions: Mapping[str, str], about: Mapping[str, Any]
-) -> dict[str, Any]:
+def torch_report(seen: EndedRehearsal, versions: Mapping[str, str], about: Document) -> Document:
     """The document.
 
     Args:

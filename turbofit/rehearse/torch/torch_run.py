@@ -21,7 +21,7 @@ from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put
 from turbofit.pretend.run import Ran, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import SharedRecord
-from turbofit.rehearse.torch.torch_clerk import read_books
+from turbofit.rehearse.torch.phase_recorder import read_books
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_ledger import HeldBytes, held_by
 from turbofit.rehearse.torch.torch_spec import TorchSpec
@@ -160,15 +160,15 @@ class _Deadline:
                     os.kill(process.pid, signal.SIGKILL)
 
 
-def torch_environment(folder: Path, own: Mapping[str, str]) -> dict[str, str]:
+def torch_environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of a rehearsal's child, whose notes and books are in a folder.
 
     Args:
         folder: the child's; it finds it as ``TURBOFIT_REHEARSAL``.
-        own: the engine's own variables.
+        variables: the engine's own variables.
     """
     env = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(_DROPPED)}
-    env |= own
+    env |= variables
     put_first(env, "PYTHONPATH", str(_INSIDE))
     find_turbofit(env)
     env |= {

@@ -21,10 +21,10 @@ def rehearsed_size(rule: ImageRule, limit: int | None) -> tuple[int, int]:
     Raises:
         UsageError: the limit is above the checkpoint's own, which a picture's size cannot raise.
     """
-    own = rule.checkpoint_limit
-    if limit is not None and limit > own:
+    checkpoint_limit = rule.checkpoint_limit
+    if limit is not None and limit > checkpoint_limit:
         raise UsageError(
-            f"{rule.limit_option} {limit} is above the checkpoint's own {own}",
+            f"{rule.limit_option} {limit} is above the checkpoint's own {checkpoint_limit}",
             hint="the rehearsal sends pictures under the checkpoint's own limit; lower it",
         )
     return rule.worst_size(limit)

@@ -70,7 +70,7 @@ def queue(plan: Plan, rule: ImageRule, units: int, gate: int | None = None) -> l
     if not plan.settings.enable_prefix_caching:
         return [_request(rule, prompt) for prompt in cold]
     forward, context = _room(plan)
-    again = _asked_again(plan, rule, units, gate)
+    again = _repeated_images(plan, rule, units, gate)
     seen = sum(prompt.all_units for prompt, _ in again)
     if seen < most_met(cold, forward, context):
         return [_request(rule, prompt) for prompt in cold]
@@ -238,7 +238,7 @@ def _prompt(rule: ImageRule, units: int, lead: int, rest: int) -> Prompt:
     return Prompt(lead, units, rule.unit_tokens(units), rest)
 
 
-def _asked_again(
+def _repeated_images(
     plan: Plan, rule: ImageRule, units: int, gate: int | None
 ) -> list[tuple[Prompt, bool]]:
     """Different questions about the image that was seen before: each brings it back whole.

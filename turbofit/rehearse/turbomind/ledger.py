@@ -103,7 +103,7 @@ class Ledger:
             "A": self._given,
             "F": self._freed,
             "R": self._resized,
-            "G": self._asked,
+            "G": self._free_queried,
             "O": self._died,
             "E": self._failed,
             "X": self._denied,
@@ -141,7 +141,7 @@ class Ledger:
         for index in range(len(self.cards)):
             self._enter(index, event.words[0])
 
-    def _asked(self, event: Event) -> None:
+    def _free_queried(self, event: Event) -> None:
         index = event.number(0)
         card = self.cards[index]
         if self.phases[-1] == "engine" and card.free_at_cache is None:

@@ -8,7 +8,7 @@ from turbofit.core.errors import DoesNotFitError, MachineError, UsageError
 from turbofit.core.machine import Holder, Machine
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB
-from turbofit.launch.serve.match import check_machine
+from turbofit.launch.serve.preflight import check_machine
 
 
 def changed(index: int, **changes: object) -> Machine:

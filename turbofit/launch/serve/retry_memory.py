@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import UsageError
 from turbofit.core.files import write_atomic
@@ -14,6 +14,7 @@ from turbofit.core.state import state_dir
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from turbofit.core.json_types import Options
     from turbofit.core.plan import Plan
 
 __all__ = ["forget", "recall", "remember"]
@@ -21,7 +22,7 @@ __all__ = ["forget", "recall", "remember"]
 _SCHEMA: Final = "turbofit.learned/1"
 
 
-def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> dict[str, Any]:
+def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> Options:
     """Keywords of the planner that made the last start of this kind work; empty where none did."""
     try:
         document = json.loads(_path(plan, lmdeploy, pretend).read_bytes())
@@ -33,9 +34,7 @@ def recall(plan: Plan, lmdeploy: str, *, pretend: bool) -> dict[str, Any]:
     return dict(changes) if isinstance(changes, dict) else {}
 
 
-def remember(
-    plan: Plan, lmdeploy: str, *, pretend: bool, changes: dict[str, Any], why: list[str]
-) -> None:
+def remember(plan: Plan, lmdeploy: str, *, pretend: bool, changes: Options, why: list[str]) -> None:
     """Keep what helped. A folder that cannot be written costs the memory, not the server."""
     document = {
         "schema": _SCHEMA,

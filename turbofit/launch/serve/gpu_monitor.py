@@ -13,7 +13,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.struct import NA
 from turbofit.core.units import MIB, format_bytes
 from turbofit.launch.engine.proc import group_of
-from turbofit.launch.serve.match import who_grew
+from turbofit.launch.serve.preflight import who_grew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Gpu, Machine
     from turbofit.core.plan import GpuLedger, Plan
 
-__all__ = ["Sentinel", "memory_back", "used_now"]
+__all__ = ["GpuMonitor", "memory_back", "used_now"]
 
 _EVERY: Final = 10.0
 #: Growth below this is noise of drivers and displays.
@@ -30,7 +30,7 @@ _HOT: Final = 0x20 | 0x40
 _POWER: Final = 0x80
 
 
-class Sentinel(threading.Thread):
+class GpuMonitor(threading.Thread):
     """Looks at a plan's GPUs every ten seconds.
 
     Args:

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from turbofit.core.json_types import Document
+
 __all__ = ["Phases", "read_books", "start"]
 
 _LOOK: Final = 0.01  # seconds
@@ -56,7 +58,7 @@ class Phases:
         _replace(self._folder / _PHASE, f"{self._number} {self.name}")
 
 
-def read_books(folder: Path) -> list[dict[str, Any]]:
+def read_books(folder: Path) -> list[Document]:
     """All books so far: ``pid``, ``number`` of the open phase, and ``rows``, one a phase and card.
 
     A row has ``phase``, ``gpu``, and at the phase's end ``requested`` (the tensors alone),
@@ -97,9 +99,9 @@ def _keep(folder: Path) -> None:
 
 def _has_context() -> bool:
     torch = sys.modules.get("torch")
-    asked = getattr(getattr(torch, "cuda", None), "is_initialized", None)
+    is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
     try:
-        return bool(asked and asked())
+        return bool(is_initialized and is_initialized())
     except Exception:  # noqa: BLE001 - torch is being imported by another thread
         return False
 

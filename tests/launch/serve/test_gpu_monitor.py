@@ -20,10 +20,10 @@ from tests.waiting import HANG
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
 from turbofit.core.units import GIB, MIB
-from turbofit.launch.serve import sentinel as module
+from turbofit.launch.serve import gpu_monitor as module
+from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.planner import Planner
-from turbofit.launch.serve.sentinel import Sentinel, memory_back, used_now
 from turbofit.planning.request import PlanRequest
 
 ENGINE = 20 * GIB
@@ -68,9 +68,9 @@ def ground(nvml_library: Path, tmp_path: Path) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def sentinel(ground: Ground) -> Sentinel:
+def gpu_monitor(ground: Ground) -> GpuMonitor:
     """Looks when it is told to."""
-    return Sentinel(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
+    return GpuMonitor(ground.plan, lambda: [ground.engine], ground.warn, every=0.02)
 
 
 def grow(ground: Ground, size: int) -> None:
@@ -80,12 +80,12 @@ def grow(ground: Ground, size: int) -> None:
     ground.change()
 
 
-def test_each_step_into_the_margin_is_said_once(sentinel: Sentinel, ground: Ground) -> None:
+def test_each_step_into_the_margin_is_said_once(gpu_monitor: GpuMonitor, ground: Ground) -> None:
     def said(size: int) -> list[str]:
         grow(ground, size)
         before = len(ground.warned)
-        sentinel.look()
-        sentinel.look()
+        gpu_monitor.look()
+        gpu_monitor.look()
         return [text for _, text in ground.warned[before:]]
 
     assert said(100 * MIB) == []
@@ -98,24 +98,24 @@ def test_each_step_into_the_margin_is_said_once(sentinel: Sentinel, ground: Grou
     assert len(said(200 * MIB)) == 1
 
 
-def test_our_own_growth_is_ours(sentinel: Sentinel, ground: Ground) -> None:
+def test_our_own_growth_is_ours(gpu_monitor: GpuMonitor, ground: Ground) -> None:
     card = ground.scenario.gpus[0]
     card.compute[0].size = card.used = ENGINE + 2 * GIB
     ground.change()
-    sentinel.look()
+    gpu_monitor.look()
     assert ground.warned == []
 
 
-def test_a_lost_card_is_said(sentinel: Sentinel, ground: Ground) -> None:
+def test_a_lost_card_is_said(gpu_monitor: GpuMonitor, ground: Ground) -> None:
     """By its thread, which looks on its own."""
-    sentinel.start()
+    gpu_monitor.start()
     ground.scenario.gpus[0].error = LOST
     ground.change()
     text = ground.wait()
     assert ground.warned[-1][0] in ("lost", "machine")
     assert "any more" in text
-    sentinel.stop()
-    sentinel.join()
+    gpu_monitor.stop()
+    gpu_monitor.join()
 
 
 def test_memory_that_comes_back_and_that_does_not(
