@@ -64,15 +64,19 @@ def make_prediction(
     outcome = next((one for one in outcomes if not one.serves), outcomes[0])
     host = host_of(request, accounts, engine)
     problem = host_problem(host)
-    kernels = engine.missing_kernels(launch_of(request, settings, gpus, held))
-    serves = outcome.serves and problem is None and kernels is None
+    starts = [
+        launch_of(request, settings, [request.machine.gpu(index) for index in group], held)
+        for group in groups
+    ]
+    never = next((found for start in starts if (found := _never_runs(start, engine))), None)
+    serves = outcome.serves and problem is None and never is None
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        fits=outcome.kind == "serves" and problem is None and kernels is None,
-        verdict=_verdict(request, outcome, problem, kernels),
+        fits=outcome.kind == "serves" and problem is None and never is None,
+        verdict=_verdict(request, outcome, problem, never),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         reasons=(
@@ -207,11 +211,20 @@ def _settings(
     return settings
 
 
-def _verdict(
-    request: ResolvedRequest, outcome: StartOutcome, host: str | None, kernels: str | None
-) -> str:
+def _never_runs(launch: EngineLaunch, engine: Engine) -> str | None:
+    """What the engine has no code for, or is known to end or hang at every time."""
+    kernels = engine.missing_kernels(launch)
     if kernels is not None:
-        return f"{request.model.name}: does not run: {kernels}"
+        return kernels
+    known = known_problems(launch, engine.name, engine.version)
+    return next((one.warning for one in known if one.fatal), None)
+
+
+def _verdict(
+    request: ResolvedRequest, outcome: StartOutcome, host: str | None, never: str | None
+) -> str:
+    if never is not None:
+        return f"{request.model.name}: does not run: {never}"
     if outcome.serves and host is not None:
         return f"{request.model.name}: {host}"
     return f"{request.model.name}: {outcome.text}"
@@ -251,7 +264,8 @@ def _story(
 def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) -> Iterator[str]:
     gpus, settings = launch.gpus, launch.settings
     for known in known_problems(launch, engine.name, engine.version):
-        yield known.warning
+        if not known.fatal:  # which is the verdict
+            yield known.warning
     if settings.tp > 1:
         kind = group_class(request.machine, gpus)
         if kind < LinkClass.PCIE_PEER:
