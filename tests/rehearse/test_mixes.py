@@ -60,6 +60,10 @@ def test_the_worst_request_has_whole_images_and_what_is_left() -> None:
 
 
 def test_a_gateway_counts_units_where_fewer_are_paid_for_than_can_meet() -> None:
-    limits = Limits("tile", 12, None, 1, 13, 13, 26, 3328, 1, 1, 1)
+    limits = Limits(
+        vision_unit="tile", max_dynamic_patch=12, max_pixels_per_image=None, images_per_request=1,
+        units_per_image=13, units_per_request=13, units_per_forward=26,
+        image_tokens_per_request=3328, n=1, bytes_per_image=1, bytes_per_body=1,
+    )  # fmt: skip
     assert let_through(limits, 32) == 26
     assert let_through(limits, 26) is None

@@ -69,6 +69,7 @@ def make_prediction(
         for group in groups
     ]
     never = next((found for start in starts if (found := _never_runs(start, engine))), None)
+    never = never or _no_room(request, settings)
     serves = outcome.serves and problem is None and never is None
     parts = PlanDraft(
         groups=groups,
@@ -214,17 +215,30 @@ def _settings(
 def _never_runs(launch: EngineLaunch, engine: Engine) -> str | None:
     """What the engine has no code for, or is known to end or hang at every time."""
     kernels = engine.missing_kernels(launch)
-    if kernels is not None:
-        return kernels
     known = known_problems(launch, engine.name, engine.version)
-    return next((one.warning for one in known if one.fatal), None)
+    cause = kernels or next((one.warning for one in known if one.fatal), None)
+    return None if cause is None else f"does not run: {cause}"
+
+
+def _no_room(request: ResolvedRequest, settings: Settings) -> str | None:
+    """Why no request has the images that were asked for, however small they are."""
+    rule = request.model.image_rule
+    if rule is None or settings.language_model_only:
+        return None
+    count, room = request.workload.images, settings.session_len
+    tokens = count * rule.unit_tokens(rule.least_units)
+    if tokens < room:
+        return None
+    images = f"{count:,} images of the smallest size take"
+    images = "one image of the smallest size takes" if count == 1 else images
+    return f"{images} {tokens:,} tokens of a session of {room:,}"
 
 
 def _verdict(
     request: ResolvedRequest, outcome: StartOutcome, host: str | None, never: str | None
 ) -> str:
     if never is not None:
-        return f"{request.model.name}: does not run: {never}"
+        return f"{request.model.name}: {never}"
     if outcome.serves and host is not None:
         return f"{request.model.name}: {host}"
     return f"{request.model.name}: {outcome.text}"
@@ -263,6 +277,12 @@ def _story(
 
 def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) -> Iterator[str]:
     gpus, settings = launch.gpus, launch.settings
+    tokens, room = launch.vision_load.tokens_per_request, settings.session_len
+    if tokens >= room:
+        yield (
+            f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
+            " LMDeploy refuses such a request"
+        )
     for known in known_problems(launch, engine.name, engine.version):
         if not known.fatal:  # which is the verdict
             yield known.warning
