@@ -24,8 +24,8 @@ _DECODERS = {
 }
 #: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
 _DELTA_NETS = (
-    "its gated delta nets run kernels of fla and TileLang, which are compiled and tuned on the card,"
-    " and no rehearsal has followed them yet"
+    "its gated delta nets run kernels of fla and TileLang, which are compiled and tuned on the"
+    " card, and no rehearsal has followed them yet"
 )
 #: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
 #: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
