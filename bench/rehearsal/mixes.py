@@ -25,13 +25,13 @@ class MixRow(NamedTuple):
     """A plan: a model and its options."""
 
     model: str
-    asked: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = MappingProxyType({})
     on: str = "1xrtx3060"
 
     @property
     def name(self) -> str:
         """A short name for the table."""
-        return " ".join([self.model, *(f"{key}={value}" for key, value in self.asked.items())])
+        return " ".join([self.model, *(f"{key}={value}" for key, value in self.options.items())])
 
 
 _LARGE = {"max_prefill_token_num": 8192, "max_batch_size": 8}
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 
 def compare(row: MixRow) -> Found:
     """The engine with equal largest images, then with the mix."""
-    plan = api.plan(row.model, on=row.on, engine="pytorch", **dict(row.asked))
+    plan = api.plan(row.model, on=row.on, engine="pytorch", **dict(row.options))
     rule = plan.model.image_rule
     assert rule is not None
     (forecast,) = (term.bytes for term in plan.gpus[0].ledger if term.term == _CASE)

@@ -20,8 +20,8 @@ from turbofit.pretend.documents import dumped, loaded
 from turbofit.rehearse.torch import torch_rehearsal, torch_run
 from turbofit.rehearse.torch.torch_clerk import Phases, read_books
 from turbofit.rehearse.torch.torch_death import judge
+from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_ledger import combined
-from turbofit.rehearse.torch.torch_meeting import ServerRoom
 from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch
 from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases

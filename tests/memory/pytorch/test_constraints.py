@@ -105,7 +105,7 @@ def test_the_next_forward_s_pixels_are_on_the_card_already() -> None:
     request = ResolvedRequest(
         model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
     )
-    rule, vision_load = request.model.image_rule, vision_load_of(request, request.own_limit)
+    rule, vision_load = request.model.image_rule, vision_load_of(request, request.requested_limit)
     assert rule is not None
     many = Settings(max_batch_size=8, max_prefill_token_num=8192)
     assert units_met(rule, vision_load, many) == (32, 32)

@@ -29,7 +29,7 @@ from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
 from turbofit.rehearse.mixes import let_through
 from turbofit.rehearse.moments import torch_moments
-from turbofit.rehearse.torch.torch_meeting import ServerRoom
+from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec

@@ -17,7 +17,7 @@ from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
-from turbofit.rehearse.torch.torch_meeting import ServerRoom
+from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbofit.core.errors import UsageError
 from turbofit.core.images import ImageRule
-from turbofit.rehearse.torch.torch_meeting import Pictures, ServerRoom, worst_mix
+from turbofit.rehearse.torch.torch_image_overlap import Pictures, ServerRoom, worst_mix
 from turbofit.rehearse.torch.torch_spec import LONGEST, TorchCase, TorchRequest
 
 __all__ = ["rehearsed_size", "torch_cases"]

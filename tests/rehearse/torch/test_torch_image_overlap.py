@@ -9,7 +9,7 @@ import turbofit.api
 from turbofit.core.images import PatchRule, TileRule
 from turbofit.core.plan import Plan
 from turbofit.rehearse.mixes import Prompt
-from turbofit.rehearse.torch.torch_meeting import Pictures, ServerRoom, most_met, worst_mix
+from turbofit.rehearse.torch.torch_image_overlap import Pictures, ServerRoom, most_met, worst_mix
 from turbofit.rehearse.torch.torch_planned import planned_cases
 from turbofit.rehearse.torch.torch_worst import rehearsed_size
 
@@ -117,16 +117,16 @@ def test_nearly_as_many_meet_as_the_account_pays_for(
 
 @pytest.mark.parametrize("gate", [10752, 16000, 20000, 25000])
 def test_unequal_images_fill_what_the_gateway_lets_through(gate: int) -> None:
-    asked = {"max_prefill_token_num": 8192, "image_size": (1344, 1568)}
-    plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060", engine="pytorch", **asked)
+    options = {"max_prefill_token_num": 8192, "image_size": (1344, 1568)}
+    plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060", engine="pytorch", **options)
     less = replace(plan, limits=replace(plan.limits, units_per_forward=gate))
     found, _ = sent(less)
     assert 0.99 * gate <= sum(map(sum, found)) <= gate
 
 
 def test_a_prefix_cache_is_sent_pictures_that_it_has_not_seen() -> None:
-    asked = {"max_prefill_token_num": 8192, "enable_prefix_caching": True}
-    plan = turbofit.api.plan("internvl2-1b", on="1xrtx3060", engine="pytorch", **asked)
+    options = {"max_prefill_token_num": 8192, "enable_prefix_caching": True}
+    plan = turbofit.api.plan("internvl2-1b", on="1xrtx3060", engine="pytorch", **options)
     found, shades = sent(plan)
     assert len(shades) == len(found) == 6
     assert 0 not in shades  # which vision_request sent before
