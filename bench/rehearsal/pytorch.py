@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from bench.rehearsal import mixes
 from turbofit import api
 from turbofit.core.units import MIB
 from turbofit.model.source import resolve_model
@@ -47,7 +48,17 @@ How the Transformers rows compare with turbofit's forecast is in `docs/fallback.
 the PyTorch engine in `PLANNED.md`.
 
 {cases}
-{deaths}"""
+{deaths}
+## The worst mix of images
+
+`vision_forward` of a plan, live above the steady state: so many equal largest images as meet, as
+rehearsals sent them before, and the mix that brings most units into one forward (units of each
+image; `+` joins those of one request). The mix is sent twice, since the engine sends the next
+forward's pixels to the card while one runs. It may hold no less than equal images, and no more than
+the plan's forecast: {kept}.
+
+{mixes}
+"""
 
 
 class Row(NamedTuple):
@@ -192,6 +203,7 @@ def main() -> int:
                 f"{mib(death['left'])} left, at `{(death['where'] or ['?'])[0]}`; "
                 f"the next request: {after}"
             )
+    mixed = [mixes.compare(row) for row in mixes.ROWS if not args.only or args.only in row.name]
     text = HEAD.format(
         command="python -m bench.rehearsal.pytorch",
         date=dt.date.today().isoformat(),
@@ -209,13 +221,15 @@ def main() -> int:
              "ended"),
             cases,
         ),
+        kept=f"{sum(one.kept for one in mixed)} of {len(mixed)} rows",
+        mixes=table(mixes.TITLES, [one.line for one in mixed]),
         deaths="\nDeaths:\n\n" + "\n".join(deaths) + "\n" if deaths else "",
     )  # fmt: skip
     if args.out:
         args.out.write_text(text, encoding="utf-8")
     else:
         print(text)
-    return 1 if wrong or not all(agreed) else 0
+    return 1 if wrong or not all(agreed) or not all(one.kept for one in mixed) else 0
 
 
 if __name__ == "__main__":

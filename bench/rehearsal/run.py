@@ -242,6 +242,7 @@ def summary(checks: list[Check], seconds: float, rows: int) -> str:
     cache = [c for c in exact if c.what.startswith("cache")]
     taken = [c for c in exact if c not in cache]
     fates = [c for c in checks if c.what.startswith(("fate", "dies"))]
+    excess = [c.forecast / c.seen - 1 for c in bounds] or [0.0]
     lines = [
         f"{rows} starts of the engine, {len(checks)} comparisons, {seconds:.0f} s.",
         "",
@@ -251,8 +252,7 @@ def summary(checks: list[Check], seconds: float, rows: int) -> str:
         f"- the cache, with the buffers beside it: from {_most(cache, -1):.2f} MiB under"
         f" to {_most(cache, 1):.2f} MiB over",
         f"- the bound over every case: held in {sum(not c.bad for c in bounds)} of {len(bounds)};"
-        f" excess {min((c.forecast / c.seen - 1) for c in bounds):.0%} to"
-        f" {max((c.forecast / c.seen - 1) for c in bounds):.0%} of the case",
+        f" excess {min(excess):.0%} to {max(excess):.0%} of the case",
         f"- deaths, hangs and survivals told: {sum(not c.bad for c in fates)} of {len(fates)}",
         f"- bars missed: {len(bad)}",
     ]

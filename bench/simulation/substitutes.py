@@ -327,7 +327,8 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     for module in ("engine.supervised_engine", "engine.readiness_probe", "serve.gpu_monitor"):
         yield f"turbofit.launch.{module}.threading", _Threading()
     for thread in (
-        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse", "serve.gpu_monitor.GpuMonitor"
+        "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse",
+        "serve.gpu_monitor.GpuMonitor",
     ):  # fmt: skip
         yield f"turbofit.launch.{thread}.start", _start
     # Processes and their loopback.

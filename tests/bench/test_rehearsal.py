@@ -14,8 +14,13 @@ if shutil.which("cc") is None:
 
 from bench.rehearsal.grid import ROWS
 from bench.rehearsal.run import check_row
+from turbofit.model.presets import preset_model
 
 pytestmark = pytest.mark.lmdeploy
+
+
+def test_the_grid_has_models_of_experts():
+    assert sum(preset_model(row.model).text.moe is not None for row in ROWS) >= 8
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.quick], ids=lambda row: row.name)

@@ -218,6 +218,30 @@ def test_memory_is_address_space_and_small_copies_are_real(libraries: Path, tmp_
     assert ran.value == ["turbofit", "", True]
 
 
+def test_small_copies_of_zeros_take_no_host_memory(libraries: Path, tmp_path: Path) -> None:
+    """A stand-in's experts are thousands of weights of less than 1 MiB, all zeros."""
+    ran = run(
+        libraries,
+        tmp_path,
+        """
+        a = malloc(512)
+        zeros = ctypes.create_string_buffer(MIB)
+        rt.cudaMemcpy(a, zeros, size_t(MIB), 1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for i in range(512):
+            rt.cudaMemcpy(void_p(a.value + i * MIB), zeros, size_t(MIB), 1)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        words = ctypes.create_string_buffer(b"turbofit", 16)
+        rt.cudaMemcpy(a, words, size_t(16), 1)
+        rt.cudaMemcpy(a, zeros, size_t(4), 1)
+        back = ctypes.create_string_buffer(16)
+        rt.cudaMemcpy(back, a, size_t(16), 2)
+        done([grown < 64 * 1024, back.raw[4:8].decode()])
+        """,
+    )
+    assert ran.value == [True, "ofit"]
+
+
 def test_addresses_are_reused_clean_and_aligned(libraries: Path, tmp_path: Path) -> None:
     code = """
     p = pool(2**64 - 1)

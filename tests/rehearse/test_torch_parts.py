@@ -20,6 +20,7 @@ from turbofit.pretend.documents import dumped, loaded
 from turbofit.rehearse.torch import torch_rehearsal, torch_run
 from turbofit.rehearse.torch.phase_recorder import Phases, read_books
 from turbofit.rehearse.torch.torch_death import judge
+from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_ledger import combined
 from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch
 from turbofit.rehearse.torch.torch_spec import LONGEST, TorchSpec
@@ -58,31 +59,21 @@ def test_a_limit_above_the_checkpoints_own_is_refused() -> None:
 
 
 def test_the_cases_of_a_model_that_sees() -> None:
-    cases = torch_cases(PATCHES, (3584, 3584), batch=128)
-    assert [(case.name, case.count) for case in cases] == [
+    cases = torch_cases(PATCHES, (3584, 3584), room=ServerRoom(batch=128, prefill=8192))
+    assert [(case.name, len(case.requests)) for case in cases] == [
         ("vision_request", 1),
         ("vision_forward", 2),  # one of 16384 tokens is a forward of its own
         ("text_prefill", 1),
         ("sampling", 128),
     ]
-    assert cases[2].request.text_tokens == LONGEST
-    assert cases[3].request.top_k == 0
-    small = torch_cases(TILES, (448, 448), images=2, batch=128)
-    assert small[1].count == 8192 // (2 * 256 + 32) + 2
-    assert small[0].request.images == ((448, 448), (448, 448))
+    assert cases[2].requests[0].text_tokens == LONGEST
+    assert cases[3].requests[0].top_k == 0
 
 
-def test_pictures_that_fill_a_forward_meet() -> None:
-    """Of 13 tiles a forward of 4096 tokens takes one picture; of 5 it takes three."""
-    large = rehearsed_size(TILES, None)
-    one, many = torch_cases(TILES, large, batch=8, prefill=4096)[:2]
-    assert TILES.units(*one.request.images[0]) == 13
-    assert TILES.units(*many.request.images[0]) == 5
-    assert many.count == 4096 // (5 * 256 + 32) + 2
-    # Never one larger than what the request may have.
-    small = rehearsed_size(PATCHES, 2000 * 28 * 28)
-    (picture,) = torch_cases(PATCHES, small, batch=8, prefill=4096)[1].request.images
-    assert 0.9 * 8000 < PATCHES.units(*picture) <= PATCHES.units(*small)
+def test_a_picture_whose_rule_is_not_known_is_sent_as_often_as_it_may_meet() -> None:
+    one, many = torch_cases(None, (448, 448), images=2, room=ServerRoom(8, 4096))[:2]
+    assert one.requests[0].images == ((448, 448), (448, 448))
+    assert many.requests == one.requests * (4096 // (2 * 576) + 2)
 
 
 def test_the_cases_of_what_serves_one_at_a_time() -> None:
@@ -92,7 +83,7 @@ def test_the_cases_of_what_serves_one_at_a_time() -> None:
 
 
 def test_a_specification_survives_its_text() -> None:
-    cases = torch_cases(TILES, (448, 896), batch=4)
+    cases = torch_cases(TILES, (448, 896), room=ServerRoom(batch=4, prefill=8192))
     spec = TorchSpec("pytorch", Path("somewhere"), {"tp": 2}, cases)
     assert loaded(dumped(spec), TorchSpec) == spec
 

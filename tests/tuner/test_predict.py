@@ -6,6 +6,50 @@ import turbofit
 def test_a_prediction_says_what_that_version_is_known_to_die_of():
     settings = {"on": "2xa100", "tp": 2, "communicator": "cuda-ipc"}
     old = turbofit.predict("internvl2-8b", lmdeploy="0.15.0", **settings)
-    assert any("github.com/InternLM/lmdeploy/pull/4873" in text for text in old.warnings)
+    assert not old.fits
+    assert "does not run: TurboMind before LMDeploy 0.16 ends with" in old.verdict
+    assert "github.com/InternLM/lmdeploy/pull/4873" in old.verdict
+    assert "take --communicator nccl" in old.verdict
+    assert not any("lmdeploy/pull/" in text for text in old.warnings)  # said once
     mended = turbofit.predict("internvl2-8b", lmdeploy="0.16.0", **settings)
-    assert not any("lmdeploy/pull/" in text for text in mended.warnings)
+    assert mended.fits
+    assert not any("lmdeploy/pull/" in text for text in (mended.verdict, *mended.warnings))
+
+
+def test_what_one_replica_is_known_to_die_of_ends_a_prediction():
+    settings = {"engine": "pytorch", "lmdeploy": "0.8.0", "replicas": 2}
+    for machine in ("a100+rtx3090", "rtx3090+a100"):
+        told = turbofit.predict("internvl3-8b", on=machine, **settings)
+        assert not told.fits
+        assert "out of resource: shared memory" in told.verdict
+    assert turbofit.predict("internvl3-8b", on="2xa100", **settings).fits
+
+
+def test_wrong_answers_stay_a_warning():
+    settings = {"quant_policy": 4, "cache_max_entry_count": 0.5}
+    told = turbofit.predict("qwen2.5-vl-7b", on="1xa100", **settings)
+    assert told.fits
+    assert any("github.com/InternLM/lmdeploy" in text for text in told.warnings)
+
+
+def test_images_that_no_session_has_room_for_are_refused_with_the_arithmetic():
+    told = turbofit.predict("internvl2-8b", on="1xrtx3090", images=1_000_000)
+    assert not told.fits
+    assert told.verdict.endswith(
+        "1,000,000 images of the smallest size take 256,000,000 tokens of a session of 32,768"
+    )
+    short = turbofit.predict("internvl2-8b", on="1xa100", session_len=100)
+    assert not short.fits
+    assert "one image of the smallest size takes 256 tokens of a session of 100" in short.verdict
+    text = turbofit.predict("internvl2-8b", on="1xa100", session_len=100, language_model_only=True)
+    assert "tokens of a session" not in text.verdict
+
+
+def test_images_that_fit_a_session_only_where_they_are_smaller_are_a_warning():
+    settings = {"on": "1xa100", "cache_max_entry_count": 0.5}
+    told = turbofit.predict("internvl2-8b", images=10, **settings)
+    assert told.fits
+    warning = "the largest images of a request take 64,000 tokens, and a session has 32,768"
+    assert any(text.startswith(warning) for text in told.warnings)
+    four = turbofit.predict("internvl2-8b", images=4, **settings)
+    assert not any("largest images" in text for text in four.warnings)

@@ -82,7 +82,7 @@ def test_a_pytorch_rehearsal_sends_no_more_than_the_gateway_lets_through(tmp_pat
     counts = []
     for plan in (meeting, queued):
         cases = {case.name: case for case in planned_spec(plan, tmp_path).cases}
-        counts.append(cases["vision_forward"].count)
+        counts.append(len(cases["vision_forward"].requests))
     assert counts[0] > 1
     assert counts[1] == 1
 

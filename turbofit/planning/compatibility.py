@@ -91,6 +91,15 @@ class FrontEnd(NamedTuple):
         ran = outcomes.index(None) if None in outcomes else len(outcomes)
         return next((one for one in outcomes[:ran:-1] if one), None)
 
+    def failed_with(self, error: str) -> Failure | None:
+        """A failure whose message has this in it."""
+        return next((one for one in self._failures() if error in one.error), None)
+
+    def oldest_allowed(self) -> str | None:
+        """The oldest tried version that LMDeploy's metadata allow; None where it does not run."""
+        allowed = self._allowed()
+        return allowed[0][0] if allowed and allowed[0][1] is None else None
+
     def requirements(self) -> tuple[str, ...]:
         """Versions that run and that LMDeploy's metadata allow, as pip takes them, newest first.
 

@@ -64,15 +64,20 @@ def make_prediction(
     outcome = next((one for one in outcomes if not one.serves), outcomes[0])
     host = host_of(request, accounts, engine)
     problem = host_problem(host)
-    kernels = engine.missing_kernels(launch_of(request, settings, gpus, held))
-    serves = outcome.serves and problem is None and kernels is None
+    starts = [
+        launch_of(request, settings, [request.machine.gpu(index) for index in group], held)
+        for group in groups
+    ]
+    never = next((found for start in starts if (found := _never_runs(start, engine))), None)
+    never = never or _no_room(request, settings)
+    serves = outcome.serves and problem is None and never is None
     parts = PlanDraft(
         groups=groups,
         settings=settings,
         vision_load=vision_load,
         limit=limit,
-        fits=outcome.kind == "serves" and problem is None and kernels is None,
-        verdict=_verdict(request, outcome, problem, kernels),
+        fits=outcome.kind == "serves" and problem is None and never is None,
+        verdict=_verdict(request, outcome, problem, never),
         parallel_reason="as LMDeploy takes them: the first GPUs in CUDA's order",
         host=host,
         reasons=(
@@ -207,11 +212,33 @@ def _settings(
     return settings
 
 
+def _never_runs(launch: EngineLaunch, engine: Engine) -> str | None:
+    """What the engine has no code for, or is known to end or hang at every time."""
+    kernels = engine.missing_kernels(launch)
+    known = known_problems(launch, engine.name, engine.version)
+    cause = kernels or next((one.warning for one in known if one.fatal), None)
+    return None if cause is None else f"does not run: {cause}"
+
+
+def _no_room(request: ResolvedRequest, settings: Settings) -> str | None:
+    """Why no request has the images that were asked for, however small they are."""
+    rule = request.model.image_rule
+    if rule is None or settings.language_model_only:
+        return None
+    count, room = request.workload.images, settings.session_len
+    tokens = count * rule.unit_tokens(rule.least_units)
+    if tokens < room:
+        return None
+    images = f"{count:,} images of the smallest size take"
+    images = "one image of the smallest size takes" if count == 1 else images
+    return f"{images} {tokens:,} tokens of a session of {room:,}"
+
+
 def _verdict(
-    request: ResolvedRequest, outcome: StartOutcome, host: str | None, kernels: str | None
+    request: ResolvedRequest, outcome: StartOutcome, host: str | None, never: str | None
 ) -> str:
-    if kernels is not None:
-        return f"{request.model.name}: does not run: {kernels}"
+    if never is not None:
+        return f"{request.model.name}: {never}"
     if outcome.serves and host is not None:
         return f"{request.model.name}: {host}"
     return f"{request.model.name}: {outcome.text}"
@@ -250,8 +277,15 @@ def _story(
 
 def _warnings(request: ResolvedRequest, launch: EngineLaunch, engine: Engine) -> Iterator[str]:
     gpus, settings = launch.gpus, launch.settings
+    tokens, room = launch.vision_load.tokens_per_request, settings.session_len
+    if tokens >= room:
+        yield (
+            f"the largest images of a request take {tokens:,} tokens, and a session has {room:,}:"
+            " LMDeploy refuses such a request"
+        )
     for known in known_problems(launch, engine.name, engine.version):
-        yield known.warning
+        if not known.fatal:  # which is the verdict
+            yield known.warning
     if settings.tp > 1:
         kind = group_class(request.machine, gpus)
         if kind < LinkClass.PCIE_PEER:

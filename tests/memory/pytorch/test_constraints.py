@@ -9,7 +9,7 @@ import turbofit
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Settings, Workload
 from turbofit.machine.source import machine_from
-from turbofit.memory.pytorch.bound import engine_bound
+from turbofit.memory.pytorch.bound import engine_bound, units_met
 from turbofit.memory.pytorch.constraints import settings_problem, tp_problem
 from turbofit.memory.pytorch.environment import environment
 from turbofit.memory.pytorch.terms import capture_sizes
@@ -99,6 +99,27 @@ def test_images_meet_by_their_tokens_and_are_never_cut() -> None:
     assert engine_bound(rule, vision_load, few) == 13  # a chunk grows for an image
     one = Settings(max_batch_size=1, max_prefill_token_num=8192)
     assert engine_bound(rule, vision_load, one) == 13
+
+
+def test_the_next_forward_s_pixels_are_on_the_card_already() -> None:
+    request = ResolvedRequest(
+        model=resolve_model("internvl2-8b"), machine=machine_from("1xrtx3090"), workload=Workload()
+    )
+    rule, vision_load = request.model.image_rule, vision_load_of(request, request.requested_limit)
+    assert rule is not None
+    many = Settings(max_batch_size=8, max_prefill_token_num=8192)
+    assert units_met(rule, vision_load, many) == (32, 32)
+    few = Settings(max_batch_size=8, max_prefill_token_num=1024)
+    # After an image that is a chunk of its own come the small images of other requests ...
+    assert units_met(rule, vision_load, few) == (13, 4)
+    # ... or the next image of its own.
+    several = replace(
+        vision_load, images_per_request=3, tokens_per_request=3 * vision_load.tokens_per_request
+    )
+    assert units_met(rule, several, few) == (13, 13)
+    # One row at a time; and a gateway that lets no more through than one forward has.
+    assert units_met(rule, vision_load, replace(many, max_batch_size=1)) == (13, 0)
+    assert units_met(rule, replace(vision_load, units_per_forward=26), many) == (26, 0)
 
 
 def test_ray_refuses_expandable_segments() -> None:

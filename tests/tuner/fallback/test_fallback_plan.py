@@ -142,6 +142,20 @@ def test_nothing_helps_and_it_says_what():
     assert "2 x NVIDIA GeForce RTX 3060" not in changes  # the first would still be too small
 
 
+def test_the_options_at_fault_are_named_first():
+    made = plan("qwen2-vl-2b", "1xrtx3060:free=4GiB", context=32768)
+    assert not made.fits
+    assert made.verdict.startswith(
+        "does not fit: Qwen2-VL-2B-Instruct on Transformers with --context 32768: GPU 0 is"
+    )
+    assert made.remedies[0].change == "leave --context to what fits"
+    both = plan("qwen2-vl-2b", "1xrtx3060:free=5GiB", images=4, max_pixels=4_000_000)
+    assert "Transformers with --images 4 and --max-pixels 4000000: GPU 0 is" in both.verdict
+    # Nobody's option is at fault where none helps.
+    none = plan("qwen2-vl-2b", "1xrtx3060:free=1GiB", context=32768)
+    assert "on Transformers: GPU 0 is" in none.verdict
+
+
 def test_copies_and_splits_are_never_mixed_by_accident():
     side_by_side = plan(on="2xrtx3090", replicas=2)
     assert side_by_side.fits

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
 from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.tried_versions import tried_versions
 from turbofit.observe.turbomind_log import PythonError
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ _AXES: Final = re.compile(r"size of tensor a \(\d+\) must match the size of tens
 _FOLDERS: Final = re.compile(r"[/\\](transformers|lmdeploy|vllm|sglang)[/\\]|transformers_modules")
 #: Names that Transformers 5 no longer has (transformers#45278, VLMEvalKit#1675).
 _GONE_IN_5: Final = ("AutoModelForVision2Seq", "HybridCache")
+
+
+_REQUIRED: Final = (
+    'pip install "transformers==VERSION" with transformers_version of the checkpoint\'s'
+    " config.json, or the version that the program's requirements name",
+)
+_DICTS: Final = "'dict' object has no attribute"
+_INTERNVL: Final = (
+    'pip install "transformers<4.52", for InternVL with code of its own (lmdeploy#3786), or take'
+    " its checkpoint in Hugging Face's format (…-hf): LMDeploy 0.18 asks for 4.56 or newer"
+)
 
 
 class _Fault(Struct):
@@ -84,22 +96,23 @@ def _fault(mark: Mark, error: PythonError, case: LogCase | None) -> _Fault | Non
         if (match := _DICT.search(text)) and (inside or _OF_CONFIG.fullmatch(match[1])):
             return _plain_config(match[1], case)
         if match := _CONFIG.search(text):
-            return _old_reader(match[1], match[2], lmdeploy=lmdeploy)
+            update = ("pip install -U lmdeploy",) if lmdeploy else ()
+            return _old_reader(match[1], match[2], (*update, *_pinned(case, match[0])))
         if match := _MODEL.search(text):
-            return _other_class(match[1], match[2])
+            return _other_class(match[1], match[2], _pinned(case, match[0]))
         if match := _NOTHING.search(text):
-            return _no_processor(match[1])
+            return _no_processor(match[1], _pinned(case, match[0]))
     if name == "ImportError" and (match := _IMPORT.search(text)):
-        return _gone(match[1], match[2])
+        return _gone(match[1], match[2], tried_versions(case, match[0]))
     if name == "TypeError" and inside and (match := _KEYWORD.search(text)):
         return _Fault(
             what=f"{match[1]} takes no argument {match[2]}: caller and package are of different"
             " versions",
             why="the program was written for another version of the package that it calls",
-            changes=_pinned(),
+            changes=_pinned(case, text),
         )
     if name == "RuntimeError" and _AXES.search(text) and _in_llava_front_end(mark):
-        return _axes()
+        return _axes(case)
     return None
 
 
@@ -116,38 +129,35 @@ def _plain_config(attribute: str, case: LogCase | None) -> _Fault:
             f" AutoConfig.from_pretrained('{model or 'MODEL'}', trust_remote_code=True)\" shows the"
             " error behind it",
             "pip install -U lmdeploy timm einops (lmdeploy#2124: a new environment mended it)",
-            'pip install "transformers<4.52", for InternVL with code of its own (lmdeploy#3786), or'
-            " take its checkpoint in Hugging Face's format (…-hf): LMDeploy 0.18 asks for 4.56 or"
-            " newer",
+            *(tried_versions(case, _DICTS) or (_INTERNVL,)),
         ),
     )
 
 
-def _old_reader(config: str, attribute: str, *, lmdeploy: bool) -> _Fault:
-    update = ("pip install -U lmdeploy",) if lmdeploy else ()
+def _old_reader(config: str, attribute: str, changes: tuple[str, ...]) -> _Fault:
     return _Fault(
         what=f"the engine reads {attribute} where {config} has none: it does not know this kind of"
         " configuration",
         why="the program is older than the model, or of another time than the installed"
         " transformers, which keeps that attribute elsewhere (image models: in text_config or"
         " llm_config)",
-        changes=(*update, *_pinned()),
+        changes=changes,
     )
 
 
-def _other_class(owner: str, attribute: str) -> _Fault:
+def _other_class(owner: str, attribute: str, versions: tuple[str, ...]) -> _Fault:
     return _Fault(
         what=f"{owner} has no {attribute}: the program expects another version or format of it",
         why="a checkpoint in Hugging Face's format (…-hf) and one with code of its own have"
         " different classes, and Transformers removes what it had called old",
         changes=(
             "take the format of the checkpoint that the program names (with or without -hf)",
-            *_pinned(),
+            *versions,
         ),
     )
 
 
-def _no_processor(attribute: str) -> _Fault:
+def _no_processor(attribute: str, versions: tuple[str, ...]) -> _Fault:
     return _Fault(
         what=f"the model's processor was not loaded, so that it has no {attribute}",
         why="a program that catches the error of AutoProcessor goes on without one; most often the"
@@ -155,38 +165,39 @@ def _no_processor(attribute: str) -> _Fault:
         changes=(
             'python -c "from transformers import AutoProcessor;'
             " AutoProcessor.from_pretrained('MODEL')\" shows the error behind it",
-            *_pinned(),
+            *versions,
         ),
     )
 
 
-def _gone(name: str, package: str) -> _Fault:
-    gone = package == _TRANSFORMERS and name in _GONE_IN_5
+def _gone(name: str, package: str, tried: tuple[str, ...]) -> _Fault:
+    changes = tried or _REQUIRED
+    if package != _TRANSFORMERS:
+        changes = (f"pip install the version of {package} that the program's requirements name",)
+    elif name in _GONE_IN_5 and not tried:
+        changes = ('pip install "transformers<5"',)
     return _Fault(
         what=f"the installed {package} has no {name}: it is older or newer than the program needs",
         why="names come and go between versions; the program was written for another one",
-        changes=('pip install "transformers<5"',) if gone else _pinned(package),
+        changes=changes,
     )
 
 
-def _pinned(package: str = _TRANSFORMERS) -> tuple[str, ...]:
-    """How to find the version."""
-    if package != _TRANSFORMERS:
-        return (f"pip install the version of {package} that the program's requirements name",)
-    return (
-        'pip install "transformers==VERSION" with transformers_version of the checkpoint\'s'
-        " config.json, or the version that the program's requirements name",
-    )
+def _pinned(case: LogCase | None, error: str) -> tuple[str, ...]:
+    """The version to install, or how to find it."""
+    return tried_versions(case, error) or _REQUIRED
 
 
 def _in_llava_front_end(mark: Mark) -> bool:
     return any("llava_hf.py" in frame.path for frame in mark.stack)
 
 
-def _axes() -> _Fault:
+def _axes(case: LogCase | None) -> _Fault:
+    family = "LlavaForConditionalGeneration"
+    tried = tried_versions(case, "must match the size of tensor b (3)", family)
     return _Fault(
         what="LMDeploy's front end for LLaVA-1.5 fails at every image with Transformers 5",
         why="it says of a PIL image that its channels come last, after Transformers has put them"
         " first; columns are taken for channels",
-        changes=('pip install "transformers<5"',),
+        changes=tried or ('pip install "transformers<5"',),
     )

@@ -11,7 +11,7 @@ from turbofit.memory.account import Account, StaticMemory, given
 from turbofit.memory.calibrated import calibration_for, corrected
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch.activations import Activations
-from turbofit.memory.pytorch.bound import engine_bound
+from turbofit.memory.pytorch.bound import UnitsMet, units_met
 from turbofit.memory.pytorch.cache import (
     RESERVED_BLOCKS,
     block_bytes,
@@ -58,12 +58,10 @@ class PytorchAccount(Account):
         self._runtime = runtime_bytes(model.text, settings)
         self._state = state_bytes(model.text, settings)
         work = Activations(model, settings, constants)
-        units = 0
+        met = UnitsMet(0, 0)
         if model.image_rule is not None and vision_load.units_per_image:
-            units = vision_load.budgeted_units(
-                engine_bound(model.image_rule, vision_load, settings)
-            )
-        transients = transient_terms(model, work, settings, vision_load, units, constants)
+            met = units_met(model.image_rule, vision_load, settings)
+        transients = transient_terms(model, work, settings, vision_load, met, constants)
         linked = launch.machine.nvlinked(gpus)
         capability = capability_of(gpus[0])
         weights = weight_terms(model, settings, capability, constants)
@@ -90,7 +88,7 @@ class PytorchAccount(Account):
         pool = pool_term(work, settings, constants)
         seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
         held = [corrected(one, seen) for one in held]
-        super().__init__(settings, gpus, launch.margins, held, pool, transients, units, seen)
+        super().__init__(settings, gpus, launch.margins, held, pool, transients, met.now, seen)
 
     def _find_ratio(self) -> float:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""

@@ -26,6 +26,8 @@ _EXPERT_COPIES = 2
 #: What a gate adds to attention, in queries' channels: the gate as projected, laid out anew and
 #: through its sigmoid, the normed queries, and the product. Counted in models/qwen3_5.py. Over.
 _GATED = 5
+#: Pixels are sent at 32 bits: seen of a next forward's on pretend GPUs, exact for Qwen2-VL.
+_AS_SENT = 2
 _LLAMA4 = "Llama4ForCausalLM"
 #: Copies of queries and keys around Llama 4's rotation. Counted in models/llama4.py. Over.
 _TURNED = 3
@@ -36,13 +38,15 @@ _CHUNK = 64
 class Prefill(Struct):
     """What meets in one prefill: ``tokens``, the whole ``context`` they see, vision ``units``.
 
-    ``sequences``: whose tokens they are, at most.
+    ``sequences``: whose tokens they are, at most. ``next_units``: of the forward after it, whose
+    pixels the engine sends to the card while this one runs.
     """
 
     tokens: int
     context: int
     units: int = 0
     sequences: int = 1
+    next_units: int = 0
 
 
 class Activations:
@@ -84,7 +88,7 @@ class Activations:
         return self._delta(one_each) + self.constants.delta_tuning
 
     def _decoder(self, forward: Prefill) -> int:
-        held = self._features(forward.units) + self.constants.prefill_base
+        held = self._features(forward) + self.constants.prefill_base
         mlp = forward.tokens * self._mlp_elements() * HALF
         vision = self.model.vision
         deep = 0
@@ -162,12 +166,14 @@ class Activations:
         # Two gates, beta, the decay and its sum at 32 bits, three matrices of a chunk.
         return alive + wide + heads * (7 + 3 * _CHUNK)
 
-    def _features(self, units: int) -> int:
+    def _features(self, forward: Prefill) -> int:
         """Pixels and image features, alive until the forward ends."""
+        units = forward.units
         if not units:
             return 0
         embeddings = self.model.features(units) * self.text.hidden * HALF
-        return 2 * self.model.pixel_bytes(units) + embeddings + self._deepstack(units)
+        pixels = _AS_SENT * self.model.pixel_bytes(units + forward.next_units)
+        return pixels + embeddings + self._deepstack(units)
 
     def _deepstack(self, units: int) -> int:
         """What the tower's layers give the decoder's first ones, alive from there to the end."""
@@ -183,6 +189,6 @@ class Activations:
         each = int(copies * vision.hidden + mlp + 2 * vision.head_dim)
         tower = forward.units * self.model.unit_tower_tokens * each * HALF
         embeddings = forward.tokens * self.text.hidden * HALF
-        pixels = self.model.pixel_bytes(forward.units)
-        given = embeddings + 2 * pixels + self._deepstack(forward.units)
+        pixels = self.model.pixel_bytes(forward.units + _AS_SENT * forward.next_units)
+        given = embeddings + pixels + self._deepstack(forward.units)
         return tower + given + constants.vision_base

@@ -10,6 +10,7 @@ from turbofit.core.struct import known
 from turbofit.core.units import round_up
 from turbofit.machine.presets import context_bytes
 from turbofit.memory.pytorch.activations import Activations, Prefill
+from turbofit.memory.pytorch.bound import UnitsMet
 from turbofit.memory.pytorch.cache import state_slots
 from turbofit.memory.pytorch.constants import PytorchConstants
 from turbofit.memory.pytorch.environment import segments
@@ -144,7 +145,7 @@ def transient_terms(
     work: Activations,
     settings: Settings,
     vision_load: VisionLoad,
-    units_per_forward: int,
+    met: UnitsMet,
     constants: PytorchConstants,
 ) -> tuple[Term, ...]:
     """The most that torch's allocator holds above what stays, in each worst case.
@@ -170,10 +171,11 @@ def transient_terms(
         image = vision_load.tokens_per_request // max(1, vision_load.images_per_request)
         tokens = max(prompt, image)
         forward = Prefill(
-            tokens=tokens, context=context, units=units_per_forward, sequences=sequences
+            tokens=tokens, context=context, units=met.now, sequences=sequences, next_units=met.next
         )
-        units = plural(units_per_forward, rule.unit_name)
-        note = f"{units_per_forward} {units} in one forward"
+        note = f"{met.now} {plural(met.now, rule.unit_name)} in one forward"
+        if met.next:
+            note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
     lost = [max(int(size * share), constants.segment) for _, size, _ in cases]

@@ -22,6 +22,21 @@ _DECODERS = {
     "MixtralForCausalLM": "mixtral",
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
+#: LMDeploy pytorch/nn/gated_delta.py and pytorch/kernels/cuda/gated_delta_rule.py.
+_DELTA_NETS = (
+    "its gated delta nets run kernels of fla and TileLang, which are compiled and tuned on the"
+    " card, and no rehearsal has followed them yet"
+)
+#: Why there is none, where LMDeploy runs the family. Of Llama 4 even Scout is 202 GiB of weights;
+#: each rank loads a layer's experts as one tensor, 16 x 5120 x 16384 values of 16 bits.
+_WHY_NONE = {
+    "Llama4ForCausalLM": (
+        "each of at least four processes would load 2.5 GiB of experts at once, more host memory"
+        " than a rehearsal may take"
+    ),
+    "Qwen3_5ForCausalLM": _DELTA_NETS,
+    "Qwen3_5MoeForCausalLM": _DELTA_NETS,
+}
 _TOWERS = {
     "internvit": "internvit",
     "qwen2vit": "qwen2",
@@ -32,10 +47,11 @@ _TOWERS = {
 
 def _text(text: TextDims) -> dims.RehearsedText:
     if text.architecture not in _DECODERS:
-        known = ", ".join(_DECODERS)
+        why = _WHY_NONE.get(text.architecture)
         raise UsageError(
-            f"no stand-in checkpoint can be made for {text.architecture}",
-            hint=f"give a checkpoint folder; stand-ins are made for {known}",
+            f"no stand-in checkpoint is made for {text.architecture}" + (f": {why}" if why else ""),
+            hint="give the folder of its checkpoint; stand-ins are made for "
+            + ", ".join(_DECODERS),
         )
     moe = text.moe
     return dims.RehearsedText(
@@ -61,8 +77,8 @@ def _vision(vision: VisionDims, architecture: str) -> dims.Vision:
     hub = architecture == "InternVLForConditionalGeneration"
     if vision.kind not in _TOWERS:
         raise UsageError(
-            f"no stand-in checkpoint can be made for a vision tower of {architecture}",
-            hint="give the checkpoint's folder",
+            f"no stand-in checkpoint is made for a vision tower of {architecture}",
+            hint="give the folder of its checkpoint",
         )
     return dims.Vision(
         kind="internvit_hf" if hub else _TOWERS[vision.kind],
@@ -93,8 +109,8 @@ def twin_of(model: Model) -> dims.RehearsedModel:
     quantization = model.quantization
     if quantization and (quantization.method, quantization.group_size) != ("awq", 128):
         raise UsageError(
-            f"no stand-in checkpoint can be made for {quantization.method} weights",
-            hint="give the checkpoint's folder",
+            f"no stand-in checkpoint is made for {quantization.method} weights",
+            hint="give the folder of its checkpoint",
         )
     rule = model.image_rule
     return dims.RehearsedModel(

@@ -126,13 +126,18 @@ async def _case(
     from lmdeploy.serve.core.exceptions import RequestError
 
     refused: Any = RequestError
+    made: dict[TorchRequest, Any] = {}
+    ready: list[Any] = []
     try:
-        first = await _prepared(engine, case.request)
+        for one in case.requests:
+            again = one in made
+            ready.append(await (_again(engine, made[one]) if again else _prepared(engine, one)))
+            made.setdefault(one, ready[-1])
     except refused as error:
         # Nothing reached the engine.
         report.enter(f"case {case.name}")
-        return _done(case, 0, 0.0, ["refused"] * case.count, str(error))
-    ready = [first, *[await _again(engine, first) for _ in range(case.count - 1)]]
+        return _done(case, 0, 0.0, ["refused"] * len(case.requests), str(error))
+    longest = max(one.input_token_len for one in made.values())
     report.enter(f"case {case.name}")
     begun = time.monotonic()
     tasks = [asyncio.create_task(_answer(engine, one)) for one in ready]
@@ -142,7 +147,7 @@ async def _case(
     for task in late:
         task.cancel()
     await asyncio.sleep(0.05)
-    return _done(case, first.input_token_len, time.monotonic() - begun, statuses, words)
+    return _done(case, longest, time.monotonic() - begun, statuses, words)
 
 
 def _done(
@@ -150,8 +155,8 @@ def _done(
 ) -> dict[str, Any]:
     return {
         "name": case.name,
-        "requests": case.count,
-        "images": [list(size) for size in case.request.images],
+        "requests": len(case.requests),
+        "images": [list(size) for request in case.requests for size in request.images],
         "prompt_tokens": tokens,
         "seconds": round(seconds, 3),
         "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
@@ -180,7 +185,7 @@ async def _prepared(engine: Any, request: TorchRequest) -> Any:
 
     content: list[dict[str, Any]] = [{"type": "text", "text": "a" * request.text_tokens}]
     for size in request.images:
-        picture = Image.new("RGB", size, (120, 80, 40))
+        picture = Image.new("RGB", size, (120, 80, 40 + request.shade))
         content.append({"type": "image_data", "image_data": {"data": picture}})
     messages = [{"role": "user", "content": content}]
     return await engine.preprocess(messages, next(_numbers), gen_config=config)

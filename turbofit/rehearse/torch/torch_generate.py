@@ -44,17 +44,18 @@ def run_transformers(spec: TorchSpec, report: NotesReport) -> None:
 def _case(
     model: Any, processor: Any, config: dict[str, Any], case: TorchCase, report: NotesReport
 ) -> dict[str, Any]:
-    inputs = _inputs(processor, config, case.request)
+    (request,) = case.requests
+    inputs = _inputs(processor, config, request)
     report.enter(f"case {case.name}")
     begun = time.monotonic()
     placed = {name: value.to(model.device) for name, value in inputs.items()}
-    wanted = case.request.max_new_tokens
+    wanted = request.max_new_tokens
     out = model.generate(**placed, max_new_tokens=wanted, min_new_tokens=wanted, do_sample=False)
     prompt = int(inputs["input_ids"].shape[1])
     return {
         "name": case.name,
         "requests": 1,
-        "images": [list(size) for size in case.request.images],
+        "images": [list(size) for size in request.images],
         "prompt_tokens": prompt,
         "seconds": round(time.monotonic() - begun, 3),
         "statuses": {"finished" if out.shape[1] > prompt else "none": 1},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,15 +28,17 @@ from turbofit.memory.vision_load import vision_load_within
 from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import carries_limit, checkpoint_for
+from turbofit.rehearse.mixes import let_through
 from turbofit.rehearse.moments import torch_moments
+from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import NOT_KNOWN, torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
 from turbofit.rehearse.torch.torch_worst import rehearsed_size, torch_cases
-from turbofit.rehearse.turbomind.image_overlap import let_through
 
 __all__ = [
     "beside",
+    "planned_cases",
     "planned_document",
     "planned_scenario",
     "planned_spec",
@@ -47,6 +49,8 @@ __all__ = [
 #: of the process that runs the engine is charged by the account itself.
 _BEFORE: Final = ("communicator",)
 _AFTER: Final = ("kernel_modules", BUFFERS)
+#: Prompts that meet, nearly always: blocks of the cache that are filled in part.
+_CUT: Final = 4
 _OUTCOMES: Final = {"served": "served", "out_of_memory": "out_of_memory", "hang": "hang"}
 
 
@@ -88,7 +92,7 @@ def planned_spec(plan: Plan, scratch: Path) -> TorchSpec:
     folder = checkpoint_for(_limited(plan), scratch / plan.model.name)
     settings = {k: v for k, v in plan.lmdeploy_settings().items() if v is not None}
     environ = environment(plan.settings, plan.model)
-    return TorchSpec("pytorch", folder, settings, _cases(plan), environ=environ)
+    return TorchSpec("pytorch", folder, settings, planned_cases(plan), environ=environ)
 
 
 def planned_scenario(plan: Plan, group: int = 0) -> Scenario:
@@ -114,34 +118,29 @@ def _limited(plan: Plan) -> Any:
     return replace(plan.model, image_rule=rule.with_limit(limit))
 
 
-def _cases(plan: Plan) -> tuple[TorchCase, ...]:
+def planned_cases(plan: Plan) -> tuple[TorchCase, ...]:
+    """The worst cases of a plan, as its gateway lets them through."""
     limits, settings, rule = plan.limits, plan.settings, _limited(plan).image_rule
     size = None
     if limits.vision_unit is not None and limits.images_per_request:
         size = plan.workload.image_size or rehearsed_size(rule, limits.image_limit)
-    cases = torch_cases(
+    gate = None
+    if rule is not None:
+        gate = let_through(limits, engine_bound(rule, vision_load_within(limits), settings))
+    room = ServerRoom(
+        batch=settings.max_batch_size,
+        prefill=settings.max_prefill_token_num,
+        held=plan.kv.tokens - _CUT * settings.cache_block_seq_len,
+        gate=gate,
+        prefix_caching=settings.enable_prefix_caching,
+    )
+    return torch_cases(
         rule,
         size,
         images=limits.images_per_request,
-        batch=settings.max_batch_size,
-        prefill=settings.max_prefill_token_num,
+        request_units=limits.units_per_request or None,
+        room=room,
     )
-    return tuple(_gated(plan, cases))
-
-
-def _gated(plan: Plan, cases: Sequence[TorchCase]) -> Iterator[TorchCase]:
-    """The cases as the gateway lets them through, where the plan pays for fewer units than meet."""
-    limits, rule = plan.limits, plan.model.image_rule
-    count = None
-    if rule is not None:
-        bound = engine_bound(rule, vision_load_within(limits), plan.settings)
-        count = let_through(limits, bound)
-    one = next((case.request for case in cases if case.name == "vision_request"), None)
-    for case in cases:
-        if count is not None and one is not None and case.name == "vision_forward":
-            yield TorchCase(case.name, one, count)
-        else:
-            yield case
 
 
 def _sum(terms: Sequence[Term], names: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from turbofit.model.source import resolve_model
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
+from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_report import torch_report
 from turbofit.rehearse.torch.torch_run import need_packages, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchSpec
@@ -144,13 +145,13 @@ def _cases(
         made = torch_cases(rule, size, images=request.images)
     else:
         batch = default_batch_size(scenario.gpus[0].name)
-        made = torch_cases(
-            rule,
-            size,
-            images=request.images,
-            batch=int(request.settings.get("max_batch_size") or batch),
-            prefill=int(request.settings.get("max_prefill_token_num") or _PREFILL),
+        given = request.settings
+        room = ServerRoom(
+            batch=int(given.get("max_batch_size") or batch),
+            prefill=int(given.get("max_prefill_token_num") or _PREFILL),
+            prefix_caching=bool(given.get("enable_prefix_caching")),
         )
+        made = torch_cases(rule, size, images=request.images, room=room)
     unknown = sorted(set(request.cases) - {case.name for case in made})
     if unknown:
         raise UsageError(

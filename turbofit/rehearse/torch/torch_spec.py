@@ -23,21 +23,22 @@ class TorchRequest:
         images: (width, height) of each image, pixels.
         max_new_tokens: tokens to generate.
         top_k: sampling; 0 samples over the whole vocabulary.
+        shade: pictures of one size and one shade are the same picture to a prefix cache.
     """
 
     text_tokens: int = 20
     images: tuple[tuple[int, int], ...] = ()
     max_new_tokens: int = 4
     top_k: int = 1
+    shade: int = 0
 
 
 @dataclass(frozen=True)
 class TorchCase:
-    """``count`` equal requests, all submitted before the engine's next step."""
+    """Requests that are all submitted before the engine's next step."""
 
     name: str
-    request: TorchRequest
-    count: int = 1
+    requests: tuple[TorchRequest, ...]
 
 
 @dataclass(frozen=True)

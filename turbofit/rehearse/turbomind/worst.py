@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from turbofit.core.images import ImageRule
 from turbofit.core.json_types import JsonObject
-from turbofit.core.plan import Limits, Plan
+from turbofit.core.plan import Plan
 from turbofit.memory.turbomind.bound import engine_bound
 from turbofit.memory.vision_load import vision_load_within
+from turbofit.rehearse.mixes import let_through, units_of_request
 from turbofit.rehearse.turbomind.image_overlap import queue
 
 _TEXT = 32  # prompt tokens beside the images, about what a chat template adds
 _NEW = 2  # tokens to generate: one forward of prefill, one of decoding
-
-
-def _images(rule: ImageRule, limits: Limits) -> list[Any]:
-    """The images of the worst request: whole ones, and what is left of its units."""
-    left, units = limits.units_per_request, list[Any]()
-    while left > 0 and len(units) < limits.images_per_request:
-        size = min(left, limits.units_per_image)
-        units.append(rule.grid(size))
-        left -= size
-    return units
 
 
 def worst_cases(plan: Plan) -> list[JsonObject]:
@@ -33,8 +21,11 @@ def worst_cases(plan: Plan) -> list[JsonObject]:
     longest prompt that the cache and the session hold. ``sampling``: a full batch with ``top_k=0``.
     """
     rule, limits, settings = plan.model.image_rule, plan.limits, plan.settings
-    cases: list[dict[str, Any]] = []
-    images = _images(rule, limits) if rule is not None and limits.vision_unit else []
+    cases: list[JsonObject] = []
+    images = []
+    if rule is not None and limits.vision_unit:
+        whole = limits.units_per_image, limits.images_per_request, limits.units_per_request
+        images = [rule.grid(units) for units in units_of_request(*whole)]
     if images:
         one = {"text_tokens": _TEXT, "units": images, "max_new_tokens": _NEW}
         # What a prefix cache has seen is asked about again in the next case.
@@ -49,11 +40,11 @@ def worst_cases(plan: Plan) -> list[JsonObject]:
     return cases
 
 
-def _meeting(plan: Plan) -> list[dict[str, Any]]:
+def _meeting(plan: Plan) -> list[JsonObject]:
     """What brings most units together, of what clients may send at once."""
     rule, limits = plan.model.image_rule, plan.limits
     assert rule is not None
     bound = engine_bound(rule, vision_load_within(limits), plan.settings)
-    paid = limits.units_per_forward
-    gate = paid if paid < min(bound, rule.units_within(plan.kv.tokens)) else None
+    # What the cache cannot hold at once needs no gate.
+    gate = let_through(limits, min(bound, rule.units_within(plan.kv.tokens)))
     return queue(plan, rule, limits.units_per_image, gate)

@@ -13,6 +13,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.transformers.placement import device_map
 from turbofit.memory.transformers.transformers_account import TransformersAccount
 from turbofit.tuner.explain.plan_document import PlanDraft, document, host_of, host_problem
+from turbofit.tuner.explain.remedies import Remedies
 from turbofit.tuner.fallback.messages import verdict, warnings
 from turbofit.tuner.fallback.remedies import fallback_remedies
 from turbofit.tuner.fallback.search import Chosen, search
@@ -47,18 +48,19 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     problem = host_problem(host)
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
+    helps = Remedies((), ()) if chosen.fits else fallback_remedies(request)
     draft = PlanDraft(
         groups=chosen.groups,
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
         fits=chosen.fits and problem is None,
-        verdict=verdict(request, chosen, ledgers, problem),
+        verdict=verdict(request, chosen, ledgers, problem, helps.causes),
         parallel_reason=_parallel(request, chosen),
         host=host,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
         warnings=tuple(warnings(request, chosen, placed)),
-        remedies=() if chosen.fits else fallback_remedies(request),
+        remedies=helps.remedies,
         device_map=placed,
     )
     return document(request, draft, accounts, engine)

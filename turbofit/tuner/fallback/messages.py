@@ -21,12 +21,26 @@ _LANE: Final = {1: 250e6, 2: 500e6, 3: 985e6, 4: 1969e6, 5: 3938e6, 6: 7563e6}
 
 
 def verdict(
-    request: ResolvedRequest, chosen: Chosen, ledgers: Sequence[GpuLedger], host: str | None
+    request: ResolvedRequest,
+    chosen: Chosen,
+    ledgers: Sequence[GpuLedger],
+    host: str | None,
+    causes: Sequence[str],
 ) -> str:
-    """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much."""
+    """Whether it fits, on which GPUs, and what is left; or which GPU is short by how much.
+
+    Args:
+        request: what was asked for.
+        chosen: what was found.
+        ledgers: of each GPU.
+        host: what host memory is short of.
+        causes: the person's options without each of which it fits.
+    """
     name = request.model.name
+    unfit = f"does not fit: {name} on Transformers"
+    unfit += f" with {' and '.join(causes)}" if causes else ""
     if not chosen.fits and excess_tokens(request, chosen.vision_load):
-        return f"does not fit: {name} on Transformers: {too_long(request, chosen.vision_load)}"
+        return f"{unfit}: {too_long(request, chosen.vision_load)}"
     if not chosen.fits:
         tightest = min(ledgers, key=lambda one: one.headroom - one.margin)
         term = max(tightest.ledger, key=lambda one: one.bytes)
@@ -35,9 +49,8 @@ def verdict(
         if (request.replicas or 1) > 1 and request.tp is None:
             split = "; copies are split over GPUs only where --tp asks for it too"
         return (
-            f"does not fit: {name} on Transformers: GPU {tightest.index} is "
-            f"{format_bytes(short)} short even with all decoder layers elsewhere, most of it "
-            f"{term.term} ({format_bytes(term.bytes)}){split}"
+            f"{unfit}: GPU {tightest.index} is {format_bytes(short)} short even with all decoder"
+            f" layers elsewhere, most of it {term.term} ({format_bytes(term.bytes)}){split}"
         )
     if host is not None:
         return f"does not fit: {name}: {host}"

@@ -9,17 +9,17 @@ from msgspec.structs import replace
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Remedy
 from turbofit.tuner.explain.other_machines import MORE_GPUS, stopped, with_more_gpus
-from turbofit.tuner.explain.remedies import left_to_turbofit
+from turbofit.tuner.explain.remedies import Change, Remedies, left_to_turbofit
 from turbofit.tuner.fallback.search import search
 from turbofit.tuner.resolved_request import ResolvedRequest
 
 __all__ = ["fallback_remedies"]
 
 
-def fallback_remedies(request: ResolvedRequest) -> tuple[Remedy, ...]:
+def fallback_remedies(request: ResolvedRequest) -> Remedies:
     """Single changes that make it fit, cheapest first."""
-    found, fits_with_gpus = [], False
-    for change, changed in _changes(request):
+    found, causes, fits_with_gpus = list[Remedy](), list[str](), False
+    for change, changed, released in _changes(request):
         buys = changed.machine.name == MORE_GPUS
         if buys and fits_with_gpus:
             continue  # fewer such cards do already
@@ -35,24 +35,33 @@ def fallback_remedies(request: ResolvedRequest) -> tuple[Remedy, ...]:
         if off:
             effect += f", {off} decoder layers in host memory (slow)"
         found.append(Remedy(change=change, effect=effect))
-    return tuple(found)
+        causes += [released] if released else []
+    return Remedies(tuple(found), tuple(causes))
 
 
-def _changes(request: ResolvedRequest) -> Iterator[tuple[str, ResolvedRequest]]:
-    """The change, and what is asked then."""
+def _changes(request: ResolvedRequest) -> Iterator[Change]:
+    """Single changes, cheapest first."""
     workload = request.workload
-    yield from ((one.change, one.request) for one in left_to_turbofit(request))
+    yield from left_to_turbofit(request)
     if workload.context is not None:
-        shorter = replace(workload, context=None)
-        yield "leave --context to what fits", replace(request, workload=shorter)
+        yield Change(
+            "leave --context to what fits",
+            replace(request, workload=replace(workload, context=None)),
+            f"--context {workload.context}",
+        )
     if workload.images > 1:
-        yield "--images 1", replace(request, workload=replace(workload, images=1))
+        fewer = replace(workload, images=1)
+        yield Change("--images 1", replace(request, workload=fewer), f"--images {workload.images}")
     rule, limit = request.model.image_rule, request.fixed_limit
     if rule is not None and limit is not None and limit > 1:
-        yield f"{rule.limit_option} {limit // 2}", request.with_limit(limit // 2)
+        yield Change(
+            f"{rule.limit_option} {limit // 2}",
+            request.with_limit(limit // 2),
+            f"{rule.limit_option} {limit}",
+        )
     if request.replicas is not None and request.replicas > 1:
-        yield "--replicas 1", replace(request, replicas=None)
+        alone = replace(request, replicas=None)
+        yield Change("--replicas 1", alone, f"--replicas {request.replicas}")
     if request.tp is not None:
-        yield "leave --tp to turbofit", replace(request, tp=None)
-    yield from stopped(request)
-    yield from with_more_gpus(request)
+        yield Change("leave --tp to turbofit", replace(request, tp=None), f"--tp {request.tp}")
+    yield from (Change(*change) for change in (*stopped(request), *with_more_gpus(request)))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.plan import Limits
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, let_through, units_of_request
+
+
+def tile(units: int, tokens: int) -> Image | None:
+    """As many tiles of 256 tokens as there is room for."""
+    found = min(units, tokens // 256)
+    return Image(found, 256 * found) if found else None
+
+
+MAKER = PromptMaker(tile, units=13, images=3, request_units=30)
+
+
+def tiles(*counts: int) -> Prompt:
+    first, *more = [(count, 256 * count) for count in counts]
+    return Prompt(1, *first, 1, tuple(more))
+
+
+def test_an_image_is_as_large_as_its_prompt_has_room() -> None:
+    assert MAKER.alone(3330) == tiles(13)
+    assert MAKER.alone(3329) == tiles(12)
+    assert MAKER.alone(3330, 5) == tiles(5)
+    assert MAKER.alone(257) is None
+    assert MAKER.prompt(13, lead=7).length == 7 + 3328 + 1
+    with pytest.raises(ValueError, match="no image of 0 units"):
+        MAKER.prompt(0)
+
+
+def test_whole_images_are_filled_in_from_the_largest() -> None:
+    assert MAKER.filled(8192, 8) == [tiles(13), tiles(13), tiles(5)]
+    assert MAKER.filled(8192, 2) == [tiles(13), tiles(13)]
+
+
+def test_a_request_has_as_many_images_as_it_may() -> None:
+    assert MAKER.request(99, 1 << 20, 1 << 20) == tiles(13, 13, 4)
+    assert MAKER.request(20, 1 << 20, 1 << 20) == tiles(13, 7)
+    # The last image needs one token of the forward, but its whole length in the context.
+    assert MAKER.request(99, 1 << 20, 3330) == tiles(13, 13)
+    assert MAKER.request(99, 2 + 14 * 256, 3330) == tiles(13, 1)
+    assert MAKER.request(0, 1 << 20, 1 << 20) is None
+
+
+def test_a_gate_makes_the_last_image_smaller() -> None:
+    assert MAKER.under([tiles(13)] * 4, 30, 8) == [tiles(13), tiles(13), tiles(4)]
+    assert MAKER.under([tiles(13)] * 4, 30, 2) == [tiles(13), tiles(13)]
+
+
+def test_images_of_several_prompts_share_requests() -> None:
+    assert MAKER.together([tiles(13), tiles(13), tiles(5)]) == [tiles(13, 13), tiles(5)]
+    assert MAKER.together([tiles(1)] * 4) == [tiles(1, 1, 1), tiles(1)]
+
+
+def test_the_worst_request_has_whole_images_and_what_is_left() -> None:
+    assert units_of_request(13, 3, 30) == [13, 13, 4]
+    assert units_of_request(13, 2, 30) == [13, 13]
+
+
+def test_a_gateway_counts_units_where_fewer_are_paid_for_than_can_meet() -> None:
+    limits = Limits(
+        vision_unit="tile", max_dynamic_patch=12, max_pixels_per_image=None, images_per_request=1,
+        units_per_image=13, units_per_request=13, units_per_forward=26,
+        image_tokens_per_request=3328, n=1, bytes_per_image=1, bytes_per_body=1,
+    )  # fmt: skip
+    assert let_through(limits, 32) == 26
+    assert let_through(limits, 26) is None

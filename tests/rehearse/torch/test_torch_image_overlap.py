@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+import turbofit.api
+from turbofit.core.images import PatchRule, TileRule
+from turbofit.core.plan import Plan
+from turbofit.rehearse.mixes import Prompt
+from turbofit.rehearse.torch.torch_image_overlap import Pictures, ServerRoom, most_met, worst_mix
+from turbofit.rehearse.torch.torch_planned import planned_cases
+from turbofit.rehearse.torch.torch_worst import rehearsed_size
+
+TILES = TileRule(tile_size=448, tokens_per_tile=256, max_dynamic_patch=12)
+PATCHES = PatchRule(patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056)
+
+
+def tiles(*counts: int, text: int = 1) -> Prompt:
+    """A prompt with images of so many tiles."""
+    first, *more = [(count, 256 * count) for count in counts]
+    return Prompt(text, *first, 0, tuple(more))
+
+
+def test_whole_prompts_join_while_their_tokens_last() -> None:
+    assert most_met([tiles(13), tiles(13), tiles(5)], 8192) == 31
+    assert most_met([tiles(13), tiles(13), tiles(6)], 8192) == 26
+
+
+def test_a_longer_prompt_is_cut_between_its_images() -> None:
+    assert most_met([tiles(13, 13, 3)], 4096) == 16
+    assert most_met([tiles(13, 13, 4)], 4096) == 13
+
+
+def test_an_image_that_is_longer_than_a_forward_is_never_cut() -> None:
+    assert most_met([tiles(13, 6, 6)], 2048) == 13
+    # All chunks are as long as the longest image, so that smaller ones meet in another.
+    assert most_met([tiles(13, 6, 7)], 2048) == 13
+    assert most_met([tiles(6, 7, 13)], 2048) == 13
+    assert most_met([tiles(6, 6, 13), tiles(4), tiles(3)], 2048) == 13
+
+
+def test_what_follows_a_long_prompt_does_not_join_it() -> None:
+    assert most_met([tiles(5, 5), tiles(3)], 2048) == 5
+
+
+def units(pictures: Pictures, room: ServerRoom) -> list[list[int]]:
+    """Units of the images of each request of the mix, as their sizes make them."""
+    return [
+        [pictures.rule.units(*size) for size in pictures.sizes(prompt)]
+        for prompt in worst_mix(pictures, room)
+    ]
+
+
+def test_unequal_tiles_fill_a_forward_twice() -> None:
+    pictures = Pictures(TILES, rehearsed_size(TILES, None), 1)
+    assert units(pictures, ServerRoom(8, 8192)) == [[13], [13], [5]] * 2
+    assert units(pictures, ServerRoom(2, 8192)) == [[13], [13]]
+    assert units(pictures, ServerRoom(8, 8192, gate=22)) == [[13], [9]]
+
+
+def test_several_images_a_request_save_text_of_prompts() -> None:
+    largest = rehearsed_size(PATCHES, 1344 * 1568)
+    (one,), (other,), *_ = units(Pictures(PATCHES, largest, 1), ServerRoom(8, 4096))
+    (first, *chunk), _ = units(Pictures(PATCHES, largest, 3), ServerRoom(8, 4096))
+    # The first image ends a chunk; the next chunk has no text.
+    assert first == one == 10752
+    assert one + other < sum(chunk) <= 4096 * 4
+
+
+def test_no_request_has_more_units_than_it_may() -> None:
+    pictures = Pictures(TILES, rehearsed_size(TILES, None), 3, request_units=20)
+    assert [image[0] for image in pictures.request().images] == [13, 7]
+    assert all(sum(request) <= 20 for request in units(pictures, ServerRoom(8, 8192)))
+
+
+def sent(plan: Plan) -> tuple[list[list[int]], set[int]]:
+    """Units of the images of each request of a plan's mix, and their shades."""
+    rule = plan.model.image_rule
+    assert rule is not None
+    (case,) = (case for case in planned_cases(plan) if case.name == "vision_forward")
+    found = [[rule.units(*size) for size in request.images] for request in case.requests]
+    return found, {request.shade for request in case.requests}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "share"),
+    [
+        ("internvl2-1b", {}, 0.96),
+        ("internvl2-1b", {"images": 3}, 0.96),
+        ("internvl2-1b", {"max_prefill_token_num": 2048}, 1.0),  # an image is a forward
+        ("qwen2-vl-2b", {}, 1.0),
+        ("qwen2-vl-2b", {"image_size": (1344, 1568)}, 0.98),
+        ("qwen2-vl-2b", {"image_size": (1344, 1568), "max_prefill_token_num": 4096}, 0.97),
+        ("qwen2-vl-2b", {"image_size": (1344, 1568), "images": 3}, 0.98),
+    ],
+)
+def test_nearly_as_many_meet_as_the_account_pays_for(
+    model: str, options: dict[str, Any], share: float
+) -> None:
+    options = {"max_prefill_token_num": 8192, **options}
+    plan = turbofit.api.plan(model, on="1xrtx3060", engine="pytorch", **options)
+    found, _ = sent(plan)
+    assert len(found) <= plan.settings.max_batch_size
+    assert all(sum(request) <= plan.limits.units_per_request for request in found)
+    rule, paid = plan.model.image_rule, plan.limits.units_per_forward
+    assert rule is not None
+    prompts = [
+        Prompt(33, *images[0], 0, tuple(images[1:]))
+        for request in found
+        if (images := [(one, rule.unit_tokens(one)) for one in request])
+    ]
+    met = most_met(prompts, plan.settings.max_prefill_token_num)
+    assert share * paid <= met <= paid
+
+
+@pytest.mark.parametrize("gate", [10752, 16000, 20000, 25000])
+def test_unequal_images_fill_what_the_gateway_lets_through(gate: int) -> None:
+    options = {"max_prefill_token_num": 8192, "image_size": (1344, 1568)}
+    plan = turbofit.api.plan("qwen2-vl-2b", on="1xrtx3060", engine="pytorch", **options)
+    less = replace(plan, limits=replace(plan.limits, units_per_forward=gate))
+    found, _ = sent(less)
+    assert 0.99 * gate <= sum(map(sum, found)) <= gate
+
+
+def test_a_prefix_cache_is_sent_pictures_that_it_has_not_seen() -> None:
+    options = {"max_prefill_token_num": 8192, "enable_prefix_caching": True}
+    plan = turbofit.api.plan("internvl2-1b", on="1xrtx3060", engine="pytorch", **options)
+    found, shades = sent(plan)
+    assert len(shades) == len(found) == 6
+    assert 0 not in shades  # which vision_request sent before

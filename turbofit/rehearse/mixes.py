@@ -1,0 +1,180 @@
+"""Mixes of images, as prompts: what may bring many vision units into one forward of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from turbofit.core.plan import Limits
+
+__all__ = ["Image", "Prompt", "PromptMaker", "let_through", "units_of_request"]
+
+_ANY: Final = 1 << 40  # tokens
+
+
+class Image(NamedTuple):
+    """Units and tokens of an image."""
+
+    units: int
+    tokens: int
+
+
+class Prompt(NamedTuple):
+    """``lead`` tokens of text, an image of ``units`` and ``tokens``, ``more`` such, ``rest``."""
+
+    lead: int
+    units: int
+    tokens: int
+    rest: int
+    more: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """Units and tokens of each of its images."""
+        return ((self.units, self.tokens), *self.more)
+
+    @property
+    def length(self) -> int:
+        """All its tokens."""
+        return self.lead + sum(tokens for _, tokens in self.images) + self.rest
+
+    @property
+    def all_units(self) -> int:
+        """Units of all its images."""
+        return sum(units for units, _ in self.images)
+
+    def met(self, start: int, end: int) -> int:
+        """Units of the images that have a token between two places."""
+        found, at = 0, self.lead
+        for units, tokens in self.images:
+            if start < at + tokens and end > at:
+                found += units
+            at += tokens
+        return found
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Makes prompts of what clients may send.
+
+    Attributes:
+        image: the image with the most units within so many units and tokens; None where not even
+            the smallest image is.
+        units: of an image at most.
+        images: of a request at most.
+        request_units: of all images of a request at most.
+        step: units in which images differ.
+        lead, rest: tokens of text before and after the images, at least.
+    """
+
+    image: Callable[[int, int], Image | None]
+    units: int
+    images: int
+    request_units: int
+    step: int = 1
+    lead: int = 1
+    rest: int = 1
+
+    def prompt(self, units: int, lead: int | None = None, rest: int | None = None) -> Prompt:
+        """A prompt with one image of about so many units, however long.
+
+        Raises:
+            ValueError: no image has so few.
+        """
+        found = self.image(units, _ANY)
+        if found is None:
+            raise ValueError(f"no image of {units} units")
+        lead, rest = self.lead if lead is None else lead, self.rest if rest is None else rest
+        return Prompt(lead, *found, rest)
+
+    def alone(self, tokens: int, units: int | None = None) -> Prompt | None:
+        """A prompt of at most so many tokens with one image, as large as may be."""
+        room = tokens - self.lead - self.rest
+        most = self.units if units is None else min(units, self.units)
+        found = self.image(most, room) if room > 0 and most > 0 else None
+        return None if found is None else Prompt(self.lead, *found, self.rest)
+
+    def filled(self, tokens: int, most: int) -> list[Prompt]:
+        """Prompts with one image each, in all of at most so many tokens, the largest first."""
+        found: list[Prompt] = []
+        while len(found) < most and (one := self.alone(tokens)):
+            found.append(one)
+            tokens -= one.length
+        return found
+
+    def request(self, units: int, context: int, room: int) -> Prompt | None:
+        """A request of images that are all met in one forward.
+
+        Args:
+            units: of all its images at most.
+            context: tokens of the whole request at most.
+            room: tokens that the forward has left, of which the last image needs one.
+        """
+        found: list[Image] = []
+        context -= self.lead + self.rest
+        units = min(units, self.request_units)
+        while len(found) < self.images and room > 1 and units >= self.step:
+            one = self.image(min(units, self.units), context) if context > 0 else None
+            if one is None:
+                break
+            found.append(one)
+            units, context, room = units - one.units, context - one.tokens, room - one.tokens
+        return Prompt(self.lead, *found[0], self.rest, tuple(found[1:])) if found else None
+
+    def under(self, prompts: Sequence[Prompt], gate: int, most: int) -> list[Prompt]:
+        """As many of them as a gateway lets through at once, the last smaller: none is lost."""
+        found: list[Prompt] = []
+        left, unit = gate, prompts[0].units
+        for prompt in prompts:
+            if prompt.units > left:
+                break
+            found.append(prompt)
+            left -= prompt.units
+        while left >= self.step and len(found) < most:
+            one = self.alone(_ANY, min(unit, left))
+            if one is None:
+                break
+            found.append(one)
+            left -= one.units
+        return found
+
+    def together(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The same images, in requests of as many as one may have."""
+        found: list[Prompt] = []
+        for prompt in prompts:
+            last = found[-1] if found else None
+            if (
+                last is not None
+                and len(last.images) < self.images
+                and last.all_units + prompt.units <= self.request_units
+            ):
+                more = (*last.more, (prompt.units, prompt.tokens))
+                found[-1] = last._replace(more=more, rest=prompt.rest)
+            else:
+                found.append(prompt)
+        return found
+
+
+def units_of_request(units: int, images: int, request_units: int) -> list[int]:
+    """Units of the images of the worst request: whole ones, and what is left of its units.
+
+    Args:
+        units: of an image at most.
+        images: of a request at most.
+        request_units: of all of them at most.
+    """
+    left, found = request_units, list[int]()
+    while left > 0 and len(found) < images:
+        found.append(min(left, units))
+        left -= found[-1]
+    return found
+
+
+def let_through(limits: Limits, bound: int) -> int | None:
+    """The units that the gateway lets through at once.
+
+    None where the plan pays for all units that can meet (``bound``), so that nothing waits.
+    """
+    paid = limits.units_per_forward
+    return paid if paid < bound else None

@@ -1,0 +1,172 @@
+"""The mix of pictures that meets at its worst in one forward of LMDeploy's PyTorch engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from turbofit.core.images import ImageRule
+from turbofit.core.images.rule import Size
+from turbofit.rehearse.mixes import Image, Prompt, PromptMaker, units_of_request
+
+__all__ = ["Pictures", "ServerRoom", "most_met", "worst_mix"]
+
+_FRAME: Final = 32  # at most what a chat template adds to a prompt
+_WRAP: Final = 8  # and to each further picture
+_TEXT: Final = 1  # letters of a prompt
+_SHARES: Final = 8  # pictures of one size that are tried in a forward
+
+
+class ServerRoom(NamedTuple):
+    """What an engine that serves several requests at once has room for.
+
+    Attributes:
+        batch: requests that run at once.
+        prefill: tokens of a forward.
+        held: tokens of prompts whose blocks the cache has at once; None: as many as there are.
+        gate: vision units that the gateway lets through at once; None: it holds clients to none.
+        prefix_caching: whether a picture that was seen before is not encoded again.
+    """
+
+    batch: int
+    prefill: int
+    held: int | None = None
+    gate: int | None = None
+    prefix_caching: bool = False
+
+
+class Pictures:
+    """Pictures of a rule, by their units: the largest, and smaller ones.
+
+    Args:
+        rule: how a picture becomes units and tokens.
+        largest: size of the largest picture that a client sends.
+        images: of a request at most.
+        request_units: of all pictures of a request at most; None: as many as its pictures have.
+    """
+
+    def __init__(
+        self, rule: ImageRule, largest: Size, images: int, request_units: int | None = None
+    ) -> None:
+        self.rule, self.largest = rule, largest
+        most = rule.units(*largest)
+        total = most * images if request_units is None else request_units
+        self._sizes: dict[Image, Size] = {}
+        self._limits = rule.lower_limits() if rule.few_limits else ()
+        self.maker = PromptMaker(
+            self._within, most, images, total, rule.unit_step, lead=_FRAME, rest=_TEXT
+        )
+
+    def sizes(self, prompt: Prompt) -> tuple[Size, ...]:
+        """Sizes of the pictures of a prompt."""
+        return tuple(self._sizes[Image(*image)] for image in prompt.images)
+
+    def request(self) -> Prompt:
+        """The worst request: the largest picture, as often as its units allow."""
+        maker = self.maker
+        units = units_of_request(maker.units, maker.images, maker.request_units)
+        found = [self._within(one, 1 << 40) for one in units]
+        seen = [one for one in found if one is not None]
+        return Prompt(maker.lead, *seen[0], maker.rest, tuple(seen[1:]))
+
+    def _within(self, units: int, tokens: int) -> Image | None:
+        """The picture with the most units within so many units and tokens."""
+        return max(
+            (one for one in self._tried(units, tokens) if one.units <= units),
+            key=lambda one: one.units if one.tokens <= tokens else 0,
+            default=None,
+        )
+
+    def _tried(self, units: int, tokens: int) -> Iterator[Image]:
+        rule = self.rule
+        sizes = [self.largest]
+        if self._limits:
+            sizes += [rule.worst_size(limit) for limit in self._limits]
+        elif limit := rule.largest_limit(min(units, rule.units_within(max(0, tokens - _WRAP)))):
+            sizes.append(rule.worst_size(limit))
+        for size in sizes:
+            found = Image(rule.units(*size), rule.tokens(*size) + _WRAP)
+            if found.tokens <= tokens:
+                self._sizes.setdefault(found, size)
+                yield found
+
+
+def most_met(prompts: Sequence[Prompt], prefill: int) -> int:
+    """The most units that one forward encodes.
+
+    Whole prompts join while their tokens stay within ``prefill``. A longer one is cut into chunks,
+    never inside a picture, and no other prompt joins it. Source: LMDeploy
+    pytorch/paging/prefill_scheduler.py, long_context.py.
+
+    Args:
+        prompts: in their order of arrival, all there before the first step.
+        prefill: tokens of a forward at most.
+    """
+    most = tokens = met = 0
+    for prompt in prompts:
+        limit = max(prefill, *(one for _, one in prompt.images))
+        if prompt.length > limit:
+            tokens, met, most = 0, 0, max(most, *_chunks(prompt, limit))
+            continue
+        if tokens + prompt.length > prefill:
+            tokens = met = 0
+        tokens, met = tokens + prompt.length, met + prompt.all_units
+        most = max(most, met)
+    return most
+
+
+def _chunks(prompt: Prompt, limit: int) -> Iterator[int]:
+    """Units of each chunk of a prompt that is longer than the limit."""
+    start, at, met = 0, prompt.lead, 0
+    for units, tokens in prompt.images:
+        if at + tokens > start + limit:
+            yield met
+            start, met = at, 0
+        at, met = at + tokens, met + units
+    yield met
+
+
+def worst_mix(pictures: Pictures, room: ServerRoom) -> list[Prompt]:
+    """Of what clients may send at once, that of which a forward encodes the most units.
+
+    Where no gateway counts units, the mix is sent twice, so that it meets whole although the
+    engine's first step takes its first request alone. A prefix cache brings no picture into a
+    forward that it would not be in without: a match ends before a picture that is not whole in it.
+    Source: LMDeploy pytorch/paging/block_trie/trie.py.
+    """
+    mixes = [mix for mix in _mixes(pictures, room) if mix and len(mix) <= room.batch]
+    best = max(mixes, key=lambda mix: most_met(mix, room.prefill))
+    return best if room.gate is not None else (best * 2)[: room.batch]
+
+
+def _mixes(pictures: Pictures, room: ServerRoom) -> Iterator[list[Prompt]]:
+    maker = pictures.maker
+    gate = room.gate if room.gate is not None else maker.request_units * room.batch
+    held = room.prefill if room.held is None else min(room.prefill, room.held)
+    whole = pictures.request()
+    yield [whole]  # longer than a forward, it is cut into chunks
+    chunk = maker.request(maker.request_units - whole.units, held + maker.lead, held)
+    if maker.images > 1 and chunk is not None and whole.units + chunk.all_units <= gate:
+        more = ((whole.units, whole.tokens), *chunk.images)[: maker.images]
+        yield [Prompt(maker.lead, *more[0], maker.rest, more[1:])]
+    yield _filled(maker, [], held, gate, room.batch)
+    for count in range(2, min(room.batch, _SHARES) + 1):
+        share = maker.alone(held // count, gate // count)
+        if share is not None:
+            yield _filled(maker, [share] * (count - 1), held, gate, room.batch)
+
+
+def _filled(
+    maker: PromptMaker, first: list[Prompt], tokens: int, gate: int, batch: int
+) -> list[Prompt]:
+    """What fits beside the first prompts, the largest pictures first, several a request."""
+    found = [*first]
+    tokens -= sum(prompt.length for prompt in first)
+    gate -= sum(prompt.all_units for prompt in first)
+    while len(found) < batch:
+        one = maker.request(gate, tokens, tokens)
+        if one is None:
+            break
+        found.append(one)
+        tokens, gate = tokens - one.length, gate - one.all_units
+    return found
