@@ -20,8 +20,8 @@ PACKAGE = Path(__file__).parents[2] / "turbofit"
 #: What a day runs: supervisor, ladder, leases, retries, admission, the watch over engines.
 FILES = (
     "launch/serve/supervisor.py", "launch/serve/session.py", "launch/serve/ladder.py",
-    "launch/serve/attempt.py", "launch/serve/leases.py", "launch/serve/others.py",
-    "launch/serve/planner.py", "launch/serve/sentinel.py", "launch/serve/learned.py",
+    "launch/serve/attempt.py", "launch/serve/leases.py", "launch/serve/reservations.py",
+    "launch/serve/planner.py", "launch/serve/gpu_monitor.py", "launch/serve/retry_memory.py",
     "launch/serve/record.py", "launch/engine/supervised_engine.py", "launch/engine/engine_exit.py",
     "launch/engine/readiness_probe.py", "launch/engine/startup_tracker.py",
     "gateway/routing/admission.py", "gateway/routing/carry.py", "gateway/routing/relay.py",

