@@ -132,7 +132,9 @@ OOM = "CUDA out of memory. Tried to allocate 640.00 MiB. GPU 0 has a total capac
 
 
 def seen(log: str = "", code: int = 0, *, late: bool = False, **told: Any) -> Any:
-    shared = SimpleNamespace(processes=(), peak=(0,) * 16, pinned_peak=0)
+    shared = SimpleNamespace(
+        processes=(), peak=(0,) * 16, pinned_peak=0, allocations=0, pinned_allocations=0
+    )
     scenario = SimpleNamespace(gpus=(), context=0)
     ran = SimpleNamespace(
         code=code,

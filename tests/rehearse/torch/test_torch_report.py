@@ -83,7 +83,9 @@ def document(folder: Path, *, dies: bool = False) -> dict[str, Any]:
         cases[1]["statuses"] = {"unavailable": 4}
         told["afterwards"] = {"next_request": "unavailable", "words": "gone", "health": "healthy"}
         log = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 640.00 MiB."
-    shared = SimpleNamespace(processes=(), peak=(10250 * MIB,), pinned_peak=0)
+    shared = SimpleNamespace(
+        processes=(), peak=(10250 * MIB,), pinned_peak=0, allocations=0, pinned_allocations=0
+    )
     scenario = Scenario((PretendGpu("Some card", total=12000 * MIB, used=100 * MIB),))
     ran = SimpleNamespace(
         code=0, exit_code=0, seconds=9.0, command=(), shared=shared, scenario=scenario, usages=()
