@@ -49,7 +49,9 @@ class Request:
     answered_by: list[int] = field(default_factory=list)
 
     def payload(self) -> bytes:
-        parts: list[Any] = [{"type": "text", "text": f"#{self.number}# {self.text}"}]
+        # Equal requests are equal to the byte: those that kill name no number.
+        text = f"#{self.text}#" if self.poison else f"#{self.number}# {self.text}"
+        parts: list[Any] = [{"type": "text", "text": text}]
         parts += [
             {"type": "image_url", "image_url": {"url": _image(*size)}} for size in self.images
         ]

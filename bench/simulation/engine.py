@@ -287,6 +287,11 @@ class SimulatedEngine:
         self._say("CUDA error: an illegal memory access was encountered", level="FATAL")
         self._exit(-signal.SIGABRT)
 
+    def _die_of(self, request: Request) -> None:
+        if self.code is None:
+            self.world.ended_by(request)
+            self.crash()
+
     # -- its service
 
     def take(
@@ -299,7 +304,7 @@ class SimulatedEngine:
         if request is not None:
             self.world.arrived(self, request)
             if request.poison:
-                self.world.scheduler.after(0.2, self.crash)
+                self.world.scheduler.after(0.03, lambda: self._die_of(request))
         if method == "GET":
             page = {"data": [{"id": "m"}]} if path == "/v1/models" else {}
             self._after(one, 0.001, lambda: self._whole(one, 200, page))

@@ -49,6 +49,8 @@ BUGS = (
         "        engine.abort_all(died=died)\n", ""),
     Bug("a silent engine is not asked", "gateway/routing/health.py",
         "now - engine.last_byte > self._stall", "now - engine.last_byte > 1e9"),
+    Bug("a convicted request is let through", "gateway/routing/quarantine.py",
+        "            raise _convicted(conviction)\n", "            pass\n"),
     Bug("an engine that waits is not started", "launch/serve/supervisor.py",
         "if now >= engine.again_at:", "if now >= engine.again_at + 1e9:"),
     Bug("an engine that takes no signal is left", "launch/serve/supervisor.py",

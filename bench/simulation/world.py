@@ -36,7 +36,7 @@ _LONGEST = 900.0
 _MOST_DEATHS = 2
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 5.0
-_REQUEST = re.compile(rb"#(\d+)#")
+_REQUEST = re.compile(rb"#(?:(\d+)|(poison [\d.e-]+))#")
 
 
 class Violation(AssertionError):  # noqa: N818
@@ -92,6 +92,8 @@ class World:
         #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
         #: takes a share of what is free just then, so that no plan holds: known, not mended.
         self.raced: set[tuple[Process | None, int]] = set()
+        #: Engines that each killing request has ended.
+        self.deaths: dict[str, int] = {}
         self.tear_next = False
         self.open_requests = 0
         self.hangs_allowed = False
@@ -186,13 +188,25 @@ class World:
 
     def request_in(self, body: bytes) -> Request | None:
         found = _REQUEST.search(body)
-        return self.requests[int(found[1])] if found else None
+        if found is None:
+            return None
+        if found[1]:
+            return self.requests[int(found[1])]
+        text = found[2].decode()
+        alike = [one for one in self.requests if one.text == text]
+        return next((one for one in alike if not one.end), alike[-1])
 
     def arrived(self, engine: SimulatedEngine, request: Request) -> None:
         """An engine has a request."""
         request.answered_by.append(engine.pid)
         if request.end:
             self.violate(f"request {request.number} reached an engine after its end")
+
+    def ended_by(self, request: Request) -> None:
+        """An engine dies of a request: two at most, whoever sends it and however often."""
+        deaths = self.deaths[request.text] = self.deaths.get(request.text, 0) + 1
+        if deaths > _MOST_DEATHS:
+            self.violate(f"{deaths} engines ended by one request, {request.text}")
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""
