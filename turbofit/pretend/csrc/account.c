@@ -300,7 +300,10 @@ void pretend_copy(void *to, const void *from, size_t size)
 
 void pretend_fill(void *to, int value, size_t size)
 {
-    if (to && size <= SMALL_COPY)
+    unsigned char *bytes = to;
+    if (!to || !size || size > SMALL_COPY)
+        return;
+    if (*bytes != (unsigned char)value || memcmp(bytes, bytes + 1, size - 1))
         memset(to, value, size);
 }
 
