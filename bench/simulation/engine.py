@@ -303,7 +303,7 @@ class SimulatedEngine:
         self.exchanges.append(one)
         if request is not None:
             self.world.arrived(self, request)
-            if request.poison:
+            if request.poison and not self.failing:
                 self.world.scheduler.after(0.03, lambda: self._die_of(request))
         if method == "GET":
             page = {"data": [{"id": "m"}]} if path == "/v1/models" else {}

@@ -212,13 +212,16 @@ def turbofit_killed(day: Day) -> None:
 
 @fault
 def turbofit_killed_and_its_guards(day: Day) -> None:
-    """Its engines live on, and hold their memory."""
+    """Its engines live on, and hold their memory; the lease says which they are.
+
+    Not while the disk is broken: no file names them then, and nobody can end them.
+    """
     process = day.turbofit.process
-    if process is not None:
+    if process is not None and day.world.machine.disk_error is None:
         for engine in day.world.machine.engines.values():
             if engine.owner is process and engine.kill in process.ends:
                 process.ends.remove(engine.kill)
-        day.turbofit.kill()
+    day.turbofit.kill()
 
 
 @fault

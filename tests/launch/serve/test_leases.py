@@ -17,7 +17,7 @@ import pytest
 from bench.common.plans import gpu, machine, plausible_plan
 from bench.common.processes import REPO
 from tests.nvml.standin import Scenario, gpu_3090
-from turbofit.core.errors import LaunchError
+from turbofit.core.errors import LaunchError, UsageError
 from turbofit.core.machine import Holder
 from turbofit.core.units import GIB, MIB
 from turbofit.launch.engine.proc import group_of, members, start_time
@@ -116,6 +116,28 @@ def test_a_cache_that_is_larger_than_its_plan_leaves_its_growth_reserved(tmp_pat
         finally:
             engine.kill()
             engine.communicate()
+
+
+def test_a_disk_that_was_full_for_a_while_costs_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is noted again, and the leases of others are seen all along."""
+    full = UsageError("disk full", hint="")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise full
+
+    with reserved(tmp_path) as mine, reserved(tmp_path) as yours:
+        monkeypatch.setattr(module, "write_atomic", refuse)
+        mine.note(model="m", engines=[os.getpid()], ready=True)
+        assert mine.unwritten
+        assert mine.alone is None
+        assert len(mine.others()) == 1
+        monkeypatch.undo()
+        mine.note(model="m", engines=[os.getpid()], ready=True)
+        assert not mine.unwritten
+        (lease,) = yours.others()
+        assert [pid for pid, _ in lease.engines] == [os.getpid()]
 
 
 def test_the_lock_waits_and_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ class Attempt:
         # An engine that is started again, or rests, takes again what it will need.
         ready = server is not None and all(one.state == "ready" for one in server.engines)
         noted = (self._pids(), ready, self._surplus())
-        if noted != self._noted:
+        if noted != self._noted or self._job.leases.unwritten:
             self._noted = noted
             pids, ready, surplus = noted
             name = self._plan.model.name

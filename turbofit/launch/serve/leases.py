@@ -104,6 +104,8 @@ class Leases:
         self._lock: int | None = None
         #: Why launches go on alone, or None.
         self.alone = _open_folder(self._folder)
+        #: The disk did not take our lease as it is now: `note` it again.
+        self.unwritten = False
 
     def __enter__(self) -> Leases:
         return self
@@ -205,8 +207,10 @@ class Leases:
                 self._lock = os.open(self._folder / f"{self._name}.lock", flags, 0o644)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             write_atomic(self._folder / f"{self._name}.json", json.dumps(document))
-        except (OSError, UsageError) as exc:
-            self.alone = f"{self._folder} cannot be written: {exc}"
+        except (OSError, UsageError):
+            self.unwritten = True
+        else:
+            self.unwritten = False
 
     def _all(self) -> Iterator[tuple[Lease, bool]]:
         """Every lease but ours, and whether its owner lives."""
