@@ -42,7 +42,11 @@ def test_allocations_of_turbomind_fail_and_are_named(tmp_path: Path) -> None:
         guarded = next(point for point in device if "CacheFlushing" in point.site)
         chosen = (device[0], guarded, device[-40], next(one for one in points if one.pinned))
         ended = [lives.fail(point.number, pinned=point.pinned) for point in chosen]
-    assert [(one.kind, one.why) for one in ended] == [("named", "")] * 4
+    first, cache, late, pinned = ended
+    assert [(one.kind, one.why) for one in (first, cache, pinned)] == [("named", "")] * 3
+    # A step that TurboMind computes ahead may fail when the answer is out already.
+    assert late.kind in ("named", "recovered")
+    assert not late.why
 
 
 @needs_compiler
