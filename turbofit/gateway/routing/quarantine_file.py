@@ -43,7 +43,8 @@ def quarantine_path(plan: Plan, engine_version: str, *, pretend: bool = False) -
         OSError: the state folder cannot be made.
     """
     model = plan.model.hub_id or plan.model.name
-    cards = sorted(plan.machine.gpu(index).name for index in plan.machine.visible)
+    # Their kinds, not their number: a card that is lost must not free who is convicted.
+    cards = sorted({plan.machine.gpu(index).name for index in plan.machine.visible})
     facts = [model, plan.model.source.checkpoint or "", *cards]
     facts += [plan.engine.name, engine_version, str(pretend)]
     digest = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
