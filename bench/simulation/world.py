@@ -92,8 +92,8 @@ class World:
         #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
         #: takes a share of what is free just then, so that no plan holds: known, not mended.
         self.raced: set[tuple[Process | None, int]] = set()
-        #: Engines that each killing request has ended.
-        self.deaths: dict[str, int] = {}
+        #: When each killing request has ended an engine.
+        self.deaths: dict[str, list[float]] = {}
         self.tear_next = False
         self.open_requests = 0
         self.hangs_allowed = False
@@ -204,9 +204,10 @@ class World:
 
     def ended_by(self, request: Request) -> None:
         """An engine dies of a request: two at most, whoever sends it and however often."""
-        deaths = self.deaths[request.text] = self.deaths.get(request.text, 0) + 1
-        if deaths > _MOST_DEATHS:
-            self.violate(f"{deaths} engines ended by one request, {request.text}")
+        deaths = self.deaths.setdefault(request.text, [])
+        deaths.append(self.scheduler.now)
+        if len(deaths) > _MOST_DEATHS and self.machine.disk_error is None:
+            self.violate(f"{len(deaths)} engines ended by one request, {request.text}")
 
     def holds(self, engine: SimulatedEngine) -> None:
         """Units that are being encoded at one engine stay within the plan."""
@@ -302,6 +303,9 @@ class World:
             self.count("exit killed")
             self.trace(f"turbofit {process.pid} is killed")
             self.scheduler.kill(process)
+            # What was not written yet is forgotten with it.
+            for times in self.deaths.values():
+                times[:] = [at for at in times if at < self.scheduler.now - 1.0]
             for owners in self.planned.values():
                 owners.pop(process, None)
             self._closed(process)
