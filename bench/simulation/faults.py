@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS"]
 
 MIB = 1 << 20
+#: Seconds after which a supervisor, whose idle looks are rare here, has written its lease again.
+_NOTED = 300.0
 FAULTS: dict[str, Callable[[Day], None]] = {}
 
 
@@ -188,9 +190,15 @@ def disk_fails(day: Day) -> None:
 
 
 def _disk(day: Day, number: int) -> None:
-    machine = day.world.machine
+    machine, seconds = day.world.machine, day.rng.uniform(10, 1800)
     machine.disk_error = number
-    day.later(day.rng.uniform(10, 1800), lambda: setattr(machine, "disk_error", None))
+    until = machine.disk_bad_until = max(machine.disk_bad_until, day.world.scheduler.now + seconds)
+
+    def mend() -> None:
+        if machine.disk_bad_until <= until:
+            machine.disk_error = None
+
+    day.later(until - day.world.scheduler.now, mend)
 
 
 @fault
@@ -214,10 +222,12 @@ def turbofit_killed(day: Day) -> None:
 def turbofit_killed_and_its_guards(day: Day) -> None:
     """Its engines live on, and hold their memory; the lease says which they are.
 
-    Not while the disk is broken: no file names them then, and nobody can end them.
+    Not while the disk is broken, or was just now: no file names them then, and nobody can end them.
     """
     process = day.turbofit.process
-    if process is not None and day.world.machine.disk_error is None:
+    world = day.world
+    noted = world.scheduler.now > world.machine.disk_bad_until + _NOTED
+    if process is not None and noted:
         for engine in day.world.machine.engines.values():
             if engine.owner is process and engine.kill in process.ends:
                 process.ends.remove(engine.kill)
