@@ -187,7 +187,9 @@ class EngineConnection(asyncio.Transport):
             self._loop.call_soon_threadsafe(lambda: None if self._closed else act())
 
     def reset(self) -> None:
-        """The engine's end of the connection is gone."""
+        """The connection breaks; an engine that still runs drops the request, as LMDeploy does."""
+        if self._exchange is not None:
+            self._exchange.left()
         if self._closed or self._loop.is_closed():
             return
 
