@@ -87,8 +87,9 @@ class Workload(Struct):
 
     ``image_size`` is (width, height), or None for the worst image that the model's rule admits;
     ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
-    ``concurrency`` counts requests over all replicas. ``queue_images``: image requests wait for
-    each other's prefill in the gateway, so that the peak pays for one at a time.
+    ``concurrency`` counts requests over all replicas, and ``queue_images`` says whether image
+    requests wait for each other's prefill in the gateway, so that the peak pays for one at a time.
+    None leaves either to turbofit; in a plan they are what was chosen.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
@@ -97,12 +98,14 @@ class Workload(Struct):
         doc("Width and height in pixels; null is the worst that the model's rule admits."),
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
-    concurrency: Annotated[int, doc("Requests at once over all groups.")] = 8
+    concurrency: Annotated[
+        int | None, doc("Requests that run at once over all groups; null is as many as pay.")
+    ] = None
     goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
     queue_images: Annotated[
-        bool,
+        bool | None,
         doc("Image requests wait for each other's prefill in the gateway: the peak pays for one."),
-    ] = False
+    ] = None
 
 
 class Settings(Struct):

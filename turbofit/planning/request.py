@@ -120,14 +120,18 @@ class PlanRequest(Validated):
     context: Tokens | None = Field(
         default=None,
         description="tokens that one request may have, answer included (default: the model's own "
-        "maximum, lowered to the cache)",
+        "maximum up to 32,768, lowered to the cache)",
     )
-    concurrency: Positive = Field(default=8, description="requests at once over all replicas")
+    concurrency: Positive | None = Field(
+        default=None,
+        description="requests at once over all replicas (default: the fewest that give 99% of the "
+        "most requests a second by the forecast)",
+    )
     goal: Goal = Field(default="throughput", description="what decides between shapes that serve")
-    queue_images: bool = Field(
-        default=False,
+    queue_images: bool | None = Field(
+        default=None,
         description="image requests wait for each other's prefill in the gateway, so that the peak "
-        "pays for one of them and the cache gets the rest",
+        "pays for one of them and the cache gets the rest (default: where that serves more)",
     )
 
     max_dynamic_patch: Positive | None = Field(

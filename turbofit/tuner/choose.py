@@ -1,7 +1,7 @@
 """Which engine: TurboMind, where the PyTorch engine does not serve more of what was asked.
 
 TurboMind decodes faster. But it takes more while it loads, and other memory for images, so that on
-some cards only the other engine starts, or admits images whole.
+some cards only the other engine starts, admits images whole, or holds the context.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from turbofit.memory.shared_terms import capability_of
 from turbofit.model.families.support import engine_problem
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.search.sizing import longest_context
 
 __all__ = ["best_plan"]
 
@@ -50,7 +51,7 @@ def best_plan(request: ResolvedRequest, engine: str = "auto") -> Plan:
         return _with_kernels(request, engine, first, exc)
     if engine != "auto":
         return made if made.fits else _with_other_engine(request, made)
-    if _served(request, made) == (True, True) and request.workload.goal != "context":
+    if _keeps_all(request, made) and request.workload.goal != "context":
         return made
     rival = _rival(request, made.engine.name)
     _LOG.info(
@@ -147,14 +148,17 @@ def _compiles(request: ResolvedRequest) -> bool:
     return all(capability_of(gpu) >= _LEAST_TRITON for gpu in request.visible)
 
 
-def _served(request: ResolvedRequest, plan: Plan) -> tuple[bool, bool]:
-    """Whether it fits, and whether it admits images as large as was asked."""
+def _keeps_all(request: ResolvedRequest, plan: Plan) -> bool:
+    """Whether it fits, with images as large as was asked and the longest context."""
     limits = plan.limits
-    return plan.fits, limits.vision_unit is None or limits.image_limit == request.requested_limit
+    whole = limits.vision_unit is None or limits.image_limit == request.requested_limit
+    return plan.fits and whole and plan.settings.session_len >= longest_context(request)
 
 
-def _worth(request: ResolvedRequest, plan: Plan) -> tuple[bool, bool, int]:
-    return (*_served(request, plan), plan.kv.tokens if request.workload.goal == "context" else 0)
+def _worth(request: ResolvedRequest, plan: Plan) -> tuple[bool, int, int, int]:
+    """What is promised: images, then the context; with the goal of context the tokens."""
+    tokens = plan.kv.tokens if request.workload.goal == "context" else 0
+    return plan.fits, plan.limits.units_per_image, plan.settings.session_len, tokens
 
 
 def _told(won: Plan, lost: Plan) -> Plan:
@@ -168,6 +172,9 @@ def _told(won: Plan, lost: Plan) -> Plan:
             f"{lost.engine.name} serves images of {fewer:,}"
             f" {plural(fewer, won.limits.vision_unit or 'unit')} at most, this one of {more:,}"
         )
+    elif lost.settings.session_len < won.settings.session_len:
+        shorter, context = lost.settings.session_len, won.settings.session_len
+        why = f"{lost.engine.name} holds a context of {shorter:,} tokens, this one of {context:,}"
     else:
         why = f"{lost.engine.name} holds {lost.kv.tokens:,} KV tokens, fewer than this"
     return replace(

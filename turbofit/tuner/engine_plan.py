@@ -103,8 +103,13 @@ def _considered(request: ResolvedRequest, found: Found, engine: Engine) -> tuple
     chosen = found.best
     rest = [one for one in found.evaluations if one is not chosen]
     rest.sort(key=lambda one: (one.fits, one.rank if one.fits else (-one.short,)), reverse=True)
+    first: dict[tuple[int, int], int] = {}
+    for place, one in enumerate(rest):  # one row at least of every degree and count
+        first.setdefault((one.shape.tp, one.shape.replicas), place)
+    others = set(range(len(rest))) - set(first.values())
+    shown = sorted([*first.values(), *sorted(others)][: _MOST_CANDIDATES - 1])
     rows = [chosen.candidate(_why_not(request, chosen, engine))]
-    for one in rest[: _MOST_CANDIDATES - 1]:
+    for one in (rest[place] for place in shown):
         why_not = lost(request, chosen, one) if one.fits else _why_not(request, one, engine)
         rows.append(one.candidate(why_not))
     return tuple(rows)

@@ -139,7 +139,7 @@ def test_more_replicas_than_requests_are_idle_in_between() -> None:
 
     assert rate(0.5) == pytest.approx(rate(1) / 2)
     # Eight requests over seven replicas are 8/7 on each, not two.
-    seven = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=7, tp=2)
-    eight = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=8, tp=2)
+    seven = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=7, tp=2, concurrency=8)
+    eight = turbofit.plan("qwen2.5-vl-7b", on="16xa100-80g", replicas=8, tp=2, concurrency=8)
     assert seven.throughput.concurrent_requests == eight.throughput.concurrent_requests == 8
     assert seven.throughput.requests_per_second < eight.throughput.requests_per_second

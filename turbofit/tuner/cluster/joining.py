@@ -85,7 +85,7 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
     cards += sum(len(span.plan.gpus) for span in plan.spans)
     joining = len(machine.visible)
-    return plan.workload.concurrency * joining / (cards + joining)
+    return (plan.workload.concurrency or 1) * joining / (cards + joining)
 
 
 def _breaks(planner: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:

@@ -56,7 +56,7 @@ class KindPlanner:
         self.requested_load = vision_load_of(base, base.requested_limit)
         self.kind_of = {node.id: k for k, kind in enumerate(self.kinds) for node in kind.nodes}
         self.errors: list[TurbofitError] = []
-        self._made: dict[tuple[int, int, Promise], KindPlan] = {}
+        self._made: dict[tuple[int, int | None, Promise], KindPlan] = {}
         self._speeds: dict[int, tuple[Plan, NodeSpeed]] = {}
 
     @property
@@ -77,18 +77,22 @@ class KindPlanner:
 
     def plan(self, number: int, share: float, promise: Promise | None = None) -> KindPlan:
         """One kind with a share of the requests; what it does alone where that is the promise."""
-        requests = max(1, ceil(share - ALMOST))
+        requests = self._requests(share)
         alone = self._once(number, requests, Promise())
         if promise is None or (alone.plan is not None and _meets(alone.plan, promise)):
             return alone
         return self._once(number, requests, promise)
 
-    def request(self, number: int, requests: int, promise: Promise) -> ResolvedRequest:
+    def _requests(self, share: float) -> int | None:
+        """A share in whole requests; None where each node is as full as pays on its cards."""
+        return None if self.base.workload.concurrency is None else max(1, ceil(share - ALMOST))
+
+    def request(self, number: int, requests: int | None, promise: Promise) -> ResolvedRequest:
         """What is asked of one kind."""
         return self.ask_of(self.kinds[number].nodes[0], requests, promise, number)
 
     def ask_of(
-        self, node: Node, requests: int, promise: Promise, number: int | None
+        self, node: Node, requests: int | None, promise: Promise, number: int | None
     ) -> ResolvedRequest:
         """What is asked of one node, or of the kind of this number."""
         base = self.base
@@ -104,7 +108,7 @@ class KindPlanner:
 
     def on_nodes(self, number: int, share: float, promise: Promise) -> list[KindPlan]:
         """The kind's plan on each of its nodes; it serves on the kind's machine."""
-        requests = max(1, ceil(share - ALMOST))
+        requests = self._requests(share)
         tried = self.plan(number, share, promise)
         rebase = Rebase(self.request(number, requests, promise), tried.serves)
         found = []
@@ -123,7 +127,7 @@ class KindPlanner:
             self._speeds[id(plan)] = (plan, NodeSpeed(plan, self.requested_load, fixed_batch=fixed))
         return self._speeds[id(plan)][1]
 
-    def _once(self, number: int, requests: int, promise: Promise) -> KindPlan:
+    def _once(self, number: int, requests: int | None, promise: Promise) -> KindPlan:
         key = (number, requests, promise)
         if key not in self._made:
             self._made[key] = self._tried(self.request(number, requests, promise))

@@ -55,7 +55,6 @@ def reasons(
     planner: KindPlanner, plan: ClusterPlan, choice: Choice, rounding: Rounding
 ) -> Iterator[str]:
     """Why this promise, who bounds it, how requests are shared, how nodes were put together."""
-    base = planner.base
     yield from _span_reasons(plan)
     if choice.promise.limit is not None and plan.limits and plan.limits.vision_unit:
         yield _limit_reason(planner, choice)
@@ -65,7 +64,7 @@ def reasons(
     least, most = min(used), max(used)
     shares = f"{least:.3g}" if most - least < 1e-6 else f"{least:.3g} to {most:.3g}"
     where = "an engine" if plan.spans else "a node"
-    requests = base.workload.concurrency
+    requests = plan.workload.concurrency or 1
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
     yield f"shares: {count(requests, 'request')} at once, {shares} on {where}{how}"
     if _unequally_full(planner, choice):

@@ -12,7 +12,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.search import Found
-from turbofit.tuner.search.sizing import excess_tokens
+from turbofit.tuner.search.sizing import excess_tokens, longest_context
 
 __all__ = ["reasons"]
 
@@ -56,6 +56,7 @@ def reasons(
                 if best.shape.units_per_forward is None
                 else "less than the engine could bring together, so the gateway must queue"
                 + (", as you asked" if request.workload.queue_images else "")
+                + (", and the cache gets the rest" if best.queues else "")
             )
         )
 
@@ -72,6 +73,8 @@ def _ratio(request: ResolvedRequest, best: Evaluation) -> str:
 
 def _batch(request: ResolvedRequest, best: Evaluation) -> str:
     name, requests = "max_batch_size", request.workload.concurrency
+    if requests is None:
+        return _chosen_batch(request, best)
     if not best.parts:
         replicas = best.shape.replicas
         why = f"{requests} concurrent {plural(requests, 'request')}"
@@ -88,13 +91,29 @@ def _batch(request: ResolvedRequest, best: Evaluation) -> str:
     return _because(request, name, best.settings.max_batch_size, why)
 
 
+def _chosen_batch(request: ResolvedRequest, best: Evaluation) -> str:
+    """Why so many run at once where nobody said how many."""
+    name = "max_batch_size"
+    why = "the fewest that give 99% of the most requests a second by the forecast"
+    if request.workload.goal == "context":
+        why += ", and cost at most 1% of the KV tokens"
+    if _differs(best, name):
+        each = ", ".join(
+            f"{part.settings.max_batch_size} on GPU {indices(group)}"
+            for part in best.parts
+            for group in part.shape.groups
+        )
+        return f"{name}: {each}: {why}"
+    return _because(request, name, best.settings.max_batch_size, why)
+
+
 def _context(request: ResolvedRequest, best: Evaluation) -> str:
     settings, longest = best.settings, request.model.text.max_position_embeddings
     if request.workload.context is not None:
         why = "the context asked for"
-    elif best.shape.longest is not None and settings.session_len == best.shape.longest:
-        why = f"less than the cache would hold: with {longest} more images meet in a forward, and"
-        why += " the memory for them holds fewer requests at once; --context asks for more"
+    elif settings.session_len == longest_context(request) < longest:
+        why = f"enough for most requests; the model reads {longest}: --context asks for more, and"
+        why += " takes cache where more images can meet in a forward"
     elif settings.session_len >= longest:
         why = "the model's own context, which the cache holds"
     else:

@@ -127,7 +127,7 @@ def _released_options(request: ResolvedRequest) -> Iterator[Change]:
 
 def _smaller_workload(request: ResolvedRequest) -> Iterator[Change]:
     workload = request.workload
-    if workload.concurrency > 1 and "max_batch_size" not in request.fixed:
+    if (workload.concurrency or 1) > 1 and "max_batch_size" not in request.fixed:
         fewer = replace(workload, concurrency=1)
         yield Change("--concurrency 1", replace(request, workload=fewer))
     if workload.context is not None:

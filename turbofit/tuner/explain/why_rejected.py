@@ -15,17 +15,27 @@ _MUCH = 0.1
 def lost(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """The goal's figures of both, and what holds the other back."""
     if other.worth < best.worth:
-        return f"{_figures(request, best, other)}{_because(request, best, other)}"
+        figures = _figures(request, best, other)
+        slower = _promises(other) == _promises(best)
+        return figures + (_because(request, best, other) if slower else "")
+    if other.queues and not best.queues:
+        return "image requests would queue"
     if other.kv_tokens < best.kv_tokens:
         return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
     return "equal; the larger prefill and fewer shards are preferred"
 
 
+def _promises(evaluation: Evaluation) -> tuple[float, int]:
+    """What comes before speed."""
+    return evaluation.worth[:2]
+
+
 def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     if other.vision_load.units_per_request < best.vision_load.units_per_request:
         return "serves smaller images"
-    if other.queues and not best.queues:
-        return "image requests would queue"
+    shorter, context = other.settings.session_len, best.settings.session_len
+    if shorter < context:
+        return f"its cache holds a context of {shorter:,} tokens, not {context:,}"
     goal = request.workload.goal
     if goal == "latency":
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"

@@ -78,7 +78,7 @@ def warnings(
         "the fallback engine is serial and slower than LMDeploy: each copy answers one request at "
         "a time, without batching, paged cache or CUDA graphs"
     )
-    if request.workload.concurrency > copies:
+    if (request.workload.concurrency or 1) > copies:
         yield (
             f"of {request.workload.concurrency} concurrent requests {copies} "
             f"{'is' if copies == 1 else 'are'} served and the others wait"

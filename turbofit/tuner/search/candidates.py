@@ -12,6 +12,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.start_outcome import outcome_at, outcome_without_cache
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
+from turbofit.tuner.search.batch import with_best_batch
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
 from turbofit.tuner.speed.throughput import Speed
 
@@ -26,7 +27,8 @@ class Evaluation(Struct):
     the goal's value, ``served`` the share of the vision units asked for that it serves, ``queues``
     whether image requests wait though nobody asked for that. ``parts`` are the sets of like groups
     where cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest,
-    ``speeds`` are in the order of the shape's groups.
+    ``speeds`` are in the order of the shape's groups. ``seconds_per_answer`` is the slowest
+    group's, with the requests that were asked for there, or with one.
     """
 
     engine: str
@@ -40,6 +42,7 @@ class Evaluation(Struct):
     queues: bool = False
     short: int = 0
     speeds: tuple[Speed, ...] = ()
+    seconds_per_answer: float = 0.0
     parts: tuple[Evaluation, ...] = ()
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
@@ -47,19 +50,23 @@ class Evaluation(Struct):
         return next((part for part in self.parts if group in part.shape.groups), self)
 
     @property
-    def worth(self) -> tuple[float, bool, float]:
-        """What clients get: images as large as was asked, at once, and then the goal's value."""
-        return (self.served, not self.queues, self.score)
+    def worth(self) -> tuple[float, int, float]:
+        """What clients get: images as large as was asked, the context, then the goal's value.
+
+        A promise comes before speed, so that none is smaller where there is more memory.
+        """
+        return (self.served, self.settings.session_len, self.score)
 
     @property
     def rank(self) -> tuple[float, ...]:
-        """What is compared: what clients get, then the longer context, then tokens.
+        """What is compared: what clients get, without queues where that costs nothing, tokens.
 
         Last the larger prefill, then fewer shards.
         """
         shape = self.shape
-        whole = shape.longest is None
-        return (*self.worth, whole, self.kv_tokens, shape.max_prefill_token_num, -shape.tp)
+        return (
+            *self.worth, not self.queues, self.kv_tokens, shape.max_prefill_token_num, -shape.tp
+        )  # fmt: skip
 
     def candidate(self, why_not: str) -> Candidate:
         """The row of ``considered``."""
@@ -95,26 +102,37 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     """Size the context and the ratio of a shape, and score what comes out."""
     sizer = Sizer(request, shape, dtype, vision_load, engine, memo or Memo())
     session_len = sizer.session_len()
-    accounts = sizer.accounts(session_len)
-    settings = accounts[0].settings
-    ratio = sizer.ratio(accounts)
-    kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
-    short = sizer.short(accounts, ratio, kv_tokens)
-    if ratio is not None:
-        settings = replace(settings, cache_max_entry_count=ratio)
+    if request.workload.concurrency is None and shape.at_once is None:
+        sizer = with_best_batch(sizer, session_len, requested_load)
+    settings, outcome = sizer.settings(session_len), sizer.outcome(session_len)
+    if outcome.ratio is not None:
+        settings = replace(settings, cache_max_entry_count=outcome.ratio)
     evaluation = Evaluation(
         engine=engine.name,
-        shape=shape,
+        shape=sizer.shape,
         settings=settings,
         vision_load=vision_load,
-        kv_tokens=kv_tokens,
-        fits=not short,
-        short=short,
+        kv_tokens=outcome.kv_tokens,
+        fits=not outcome.short,
+        short=outcome.short,
     )
-    if short:
+    if outcome.short:
         return evaluation
-    speeds = tuple(sizer.speed(settings, gpus, requested_load, kv_tokens) for gpus in sizer.groups)
-    return scored(request, replace(evaluation, speeds=speeds), requested_load)
+    at_once = sizer.shape.requests(request.workload.concurrency)
+
+    def speeds(in_flight: float) -> tuple[Speed, ...]:
+        tokens = outcome.kv_tokens
+        return tuple(
+            sizer.speed(settings, gpus, requested_load, tokens, in_flight) for gpus in sizer.groups
+        )
+
+    alone = speeds(1.0) if request.workload.concurrency is None else speeds(at_once)
+    evaluation = replace(
+        evaluation,
+        speeds=speeds(at_once),
+        seconds_per_answer=max(speed.seconds_per_request for speed in alone),
+    )
+    return scored(request, evaluation, requested_load)
 
 
 def explain(request: ResolvedRequest, evaluation: Evaluation, dtype: str, engine: Engine) -> str:
@@ -160,7 +178,7 @@ def scored(
     if goal == "throughput":
         score = sum(speed.requests_per_second for speed in speeds)
     elif goal == "latency":
-        score = 1 / max(speed.seconds_per_request for speed in speeds)
+        score = 1 / evaluation.seconds_per_answer
     else:
         score = float(evaluation.kv_tokens)
     units = requested_load.units_per_request

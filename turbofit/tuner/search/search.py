@@ -1,8 +1,9 @@
 """The search: every legal shape, the workload served first, then the goal.
 
-Tiers, best first: the asked limit with the engine's own bound paid for, so that nothing queues;
-the asked limit with less paid for, where the gateway must queue; smaller limits. The first tier in
-which any shape serves decides; within it the best rank wins.
+Promises come before speed: the image limit first, then the context, then the goal's value. The
+limit that was asked for is tried on every shape, with the engine's own bound paid for, and with
+less where the gateway then queues image requests and the cache gets the rest. Smaller limits are
+tried where no shape serves that one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,15 @@ from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_l
 from turbofit.tuner.search.candidates import Evaluation, evaluate
 from turbofit.tuner.search.constraints import chosen_dtype
 from turbofit.tuner.search.shapes import no_shape, shapes
-from turbofit.tuner.search.sizing import Memo, Shape, most_context, shape_settings
+from turbofit.tuner.search.sizing import (
+    Memo,
+    Shape,
+    longest_context,
+    most_context,
+    shape_settings,
+)
 from turbofit.tuner.search.unequal import evaluate_unequal
+from turbofit.tuner.speed.throughput import request_tokens
 
 __all__ = ["Found", "search"]
 
@@ -63,15 +71,13 @@ def _search(request: ResolvedRequest, engine: Engine) -> Found:
     found = one.shapes()
     evaluations = [one.evaluate(shape, request.requested_limit) for shape in found]
     best = max(evaluations, key=_order)
-    if best.fits:
-        return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
-    for tier in (one.queued, one.lowered):
-        more = [result for shape in found for result in tier(shape)]
-        evaluations += more
-        fitting = [result for result in more if result.fits]
-        if fitting:
-            best = max(fitting, key=_order)
-            break
+    pairs = list(zip(found, evaluations, strict=True))
+    evaluations += [queued for shape, whole in pairs for queued in one.queued(shape, whole)]
+    if not any(evaluation.fits for evaluation in evaluations):
+        evaluations += [lowered for shape in found for lowered in one.lowered(shape)]
+    fitting = [evaluation for evaluation in evaluations if evaluation.fits]
+    if fitting:
+        best = max(fitting, key=_order)
     return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
 
 
@@ -136,15 +142,19 @@ class _Search:
         )  # fmt: skip
         return found
 
-    def queued(self, shape: Shape) -> Iterator[Evaluation]:
-        """The asked limit, paying for as many units in one forward as fit."""
+    def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
+        """The asked limit, paying for as many units in one forward as cost no promise.
+
+        Args:
+            shape: whose forwards are bounded.
+            whole: the same shape with the engine's own bound paid for.
+        """
         rule = self.request.model.image_rule
-        if (
-            rule is None
-            or not self.requested_load.units_per_image
-            or self.request.workload.queue_images
-        ):
-            return  # with `queue_images` every shape pays for one request's already
+        # With `queue_images` every shape pays for one request's already.
+        if rule is None or not self.requested_load.units_per_image or not self._may_queue:
+            return
+        if not self._wants_cache(whole):
+            return
 
         def at(units: int) -> Evaluation:
             return self.evaluate(
@@ -153,6 +163,8 @@ class _Search:
 
         low = self.requested_load.units_per_request
         best = at(low)
+        if best.fits and whole.fits and best.kv_tokens <= whole.kv_tokens:
+            return
         if best.fits:
             each = [part.settings for part in best.parts or (best,)]
             bounds = [
@@ -161,6 +173,23 @@ class _Search:
             high = max(low, *bounds)
             best = _largest(best, low, high, rule.unit_step, at)
         yield best
+
+    @property
+    def _may_queue(self) -> bool:
+        """Whether it is left to turbofit whether image requests wait for each other."""
+        return self.request.workload.queue_images is None
+
+    def _wants_cache(self, whole: Evaluation) -> bool:
+        """Whether more cache would keep or promise more than this evaluation does."""
+        if not whole.fits or self.request.workload.goal == "context":
+            return True
+        if whole.settings.session_len < longest_context(self.request):
+            return True
+        each = request_tokens(self.requested_load)
+        return any(
+            part.kv_tokens < (part.settings.max_batch_size + 1) * each
+            for part in whole.parts or (whole,)
+        )
 
     def lowered(self, shape: Shape) -> Iterator[Evaluation]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
@@ -172,6 +201,8 @@ class _Search:
         step, least = rule.limit_step, rule.least_limit
 
         def at(limit: int) -> Evaluation:
+            if request.workload.queue_images is False:
+                return self.evaluate(shape, limit)
             units = vision_load_of(request, limit).units_per_request
             return self.evaluate(replace(shape, units_per_forward=units), limit)
 
@@ -179,7 +210,7 @@ class _Search:
         if best.fits:
             best = _largest(best, least, requested - step, step, at)
             whole = self.evaluate(shape, best.shape.limit)
-            best = whole if whole.fits else best
+            best = max(best, whole, key=_order)
         yield best
 
     def _dtype(self, shape: Shape) -> str:
@@ -223,12 +254,13 @@ def _without(
 def _largest(
     best: Evaluation, low: int, high: int, step: int, at: Callable[[int], Evaluation]
 ) -> Evaluation:
-    """Bisect for the largest value that fits; ``low`` is known to."""
+    """Bisect for the largest value that is worth as much as ``low``, which fits."""
+    least = best.worth
     low_steps, high_steps = 0, (high - low) // step
     while low_steps < high_steps:
         middle = (low_steps + high_steps + 1) // 2
         tried = at(low + middle * step)
-        if tried.fits:
+        if tried.fits and tried.worth >= least:
             best, low_steps = tried, middle
         else:
             high_steps = middle - 1

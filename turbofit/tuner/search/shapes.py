@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 
 from turbofit.core.machine import Gpu
 from turbofit.memory.engine import Engine
-from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
+from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.constraints import dtype_for
 from turbofit.tuner.search.groups import groupings, kinds, like_groups, mixed_groupings
-from turbofit.tuner.search.sizing import Shape, shortest_context
+from turbofit.tuner.search.sizing import Shape
 
 __all__ = ["PREFILL_SIZES", "no_shape", "shapes"]
 
 PREFILL_SIZES = (8192, 4096, 2048, 1024)
-#: A context that few miss. The longer ones of a cache let more images meet in TurboMind's forward,
-#: which costs cache: where that costs requests at once, the plan is content with this one.
-_ENOUGH_CONTEXT = 32768
 _LARGEST_TP = 8
 
 
@@ -27,15 +23,12 @@ def shapes(request: ResolvedRequest, engine: Engine) -> Iterator[Shape]:
     prefills = (fixed_prefill,) if isinstance(fixed_prefill, int) else PREFILL_SIZES
     for groups in _groupings(request, engine):
         mixed_cards = len(like_groups(request.machine, groups)) > 1
-        for prefill, longest in product(
-            prefills[:1] if mixed_cards else prefills, _contexts(request)
-        ):
+        for prefill in prefills[:1] if mixed_cards else prefills:
             yield Shape(
                 tp=max(map(len, groups)),
                 groups=groups,
                 max_prefill_token_num=prefill,
                 limit=request.requested_limit,
-                longest=longest,
                 prefills=prefills if mixed_cards else (),
             )
 
@@ -99,23 +92,6 @@ def _tps(request: ResolvedRequest, gpus: Sequence[Gpu], engine: Engine) -> list[
         and (tp == 1 or not gpus[0].mig)
         and not engine.tp_problem(request.model, tp)
     ]
-
-
-def _contexts(request: ResolvedRequest) -> tuple[int | None, ...]:
-    """The longest that the cache holds, and less where images and nobody's wish are at stake."""
-    requested_load = vision_load_of(request, request.requested_limit)
-    free = request.workload.context is None and "session_len" not in request.fixed
-    longer = request.model.text.max_position_embeddings > _ENOUGH_CONTEXT
-    enough = shortest_context(requested_load) <= _ENOUGH_CONTEXT
-    if (
-        requested_load.units_per_image
-        and free
-        and longer
-        and enough
-        and request.workload.goal != "context"
-    ):
-        return (None, _ENOUGH_CONTEXT)
-    return (None,)
 
 
 def _replicas(request: ResolvedRequest, most: int) -> Sequence[int]:

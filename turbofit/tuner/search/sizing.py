@@ -15,20 +15,22 @@ from turbofit.core.struct import Struct, known
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
-from turbofit.tuner.resolved_request import ResolvedRequest, launch_of
+from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.speed.all_reduce import reduce_class
 from turbofit.tuner.speed.links import LinkClass, group_class, nvlink_bandwidth
 from turbofit.tuner.speed.throughput import Speed, group_speed
 
 __all__ = [
-    "MIN_TEXT_TOKENS", "Memo", "Shape", "Sizer", "excess_tokens", "most_context", "shape_settings",
-    "shortest_context",
+    "MIN_TEXT_TOKENS", "Memo", "Outcome", "Shape", "Sizer", "excess_tokens", "longest_context",
+    "most_context", "shape_settings", "shortest_context",
 ]  # fmt: skip
 
 #: Tokens of text and answer that a context must hold beside the images to be of use.
 MIN_TEXT_TOKENS = 1024
 #: Of a context too short for so many, this share.
 _TEXT_SHARE = 8
+#: A context that few requests miss.
+_ENOUGH_CONTEXT = 32768
 _CONTEXT_STEP = 64
 _ROUND_CONTEXT = 1024
 _ROUND_KEEPS = 0.95
@@ -37,11 +39,10 @@ _ROUND_KEEPS = 0.95
 class Shape(Struct):
     """A point of the search space.
 
-    ``units_per_forward`` None pays for the engine's own bound; ``longest`` is the context that it
-    is content with where the cache would hold a longer one, ``promised`` the one that engines on
-    other cards hold. ``at_once`` are the requests that are there in each group at any time, None
-    for an even share of the workload's. ``prefills`` are what groups on unequal cards may choose
-    from, each for itself; empty where all run the same settings.
+    ``units_per_forward`` None pays for the engine's own bound; ``promised`` is the context that
+    engines on other cards hold. ``at_once`` are the requests that are there in each group at any
+    time, None for an even share of the workload's, or as many as pay. ``prefills`` are what groups
+    on unequal cards may choose from, each for itself; empty where all run the same settings.
     """
 
     tp: int
@@ -49,7 +50,6 @@ class Shape(Struct):
     max_prefill_token_num: int
     limit: int | None
     units_per_forward: int | None = None
-    longest: int | None = None
     promised: int | None = None
     at_once: float | None = None
     prefills: tuple[int, ...] = ()
@@ -59,9 +59,14 @@ class Shape(Struct):
         """Groups that serve side by side."""
         return len(self.groups)
 
-    def requests(self, concurrency: int) -> float:
-        """Requests that are there in each group at any time, of so many over all groups."""
-        return concurrency / self.replicas if self.at_once is None else self.at_once
+    def requests(self, concurrency: int | None) -> float:
+        """Requests that are there in each group at any time, of so many over all groups.
+
+        One where nothing is said of either: the batch that every shape can run.
+        """
+        if self.at_once is not None:
+            return self.at_once
+        return 1.0 if concurrency is None else concurrency / self.replicas
 
 
 def shape_settings(
@@ -100,6 +105,23 @@ def most_context(request: ResolvedRequest) -> int:
     return fixed if isinstance(fixed, int) else request.model.text.max_position_embeddings
 
 
+def longest_context(request: ResolvedRequest) -> int:
+    """The longest context that is promised: the user's, or the model's own up to 32,768.
+
+    Few requests are longer, and longer ones let more images meet in TurboMind's forward. The goal
+    of context has the model's own; images that need more get what they need.
+    """
+    most = most_context(request)
+    if request.workload.goal == "context" or _context_given(request):
+        return most
+    need = shortest_context(vision_load_of(request, request.requested_limit))
+    return min(most, max(_ENOUGH_CONTEXT, need))
+
+
+def _context_given(request: ResolvedRequest) -> bool:
+    return request.workload.context is not None or "session_len" in request.fixed
+
+
 def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
     """Tokens by which the images of one request and some text are more than any context here.
 
@@ -133,6 +155,14 @@ class Memo:
         return self.links[key]
 
 
+class Outcome(Struct):
+    """What a shape's cache comes to; ``short`` are bytes that are missing, 0 where it serves."""
+
+    ratio: float | None
+    kv_tokens: int
+    short: int
+
+
 class Sizer:
     """Finds the context and the ratio of one shape."""
 
@@ -156,9 +186,32 @@ class Sizer:
         ]
         self.fixed_ratio = request.fixed.get("cache_max_entry_count")
 
+    def with_batch(self, batch: int) -> Sizer:
+        """The same with so many requests at once in each group."""
+        shape = replace(self.shape, at_once=float(batch))
+        return Sizer(self.request, shape, self.dtype, self.vision_load, self.engine, self.memo)
+
+    @property
+    def most_batch(self) -> int:
+        """LMDeploy's own batch on these cards: a larger one is nobody's experience."""
+        sizes = [self.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in self.groups]
+        return min(size for size in sizes if isinstance(size, int))
+
+    def settings(self, session_len: int) -> Settings:
+        """The engine's options with this context, before the ratio is known."""
+        return shape_settings(self.request, self.shape, session_len, self.dtype)
+
+    def outcome(self, session_len: int) -> Outcome:
+        """What the cache comes to with this context."""
+        accounts = self.accounts(session_len)
+        ratio = self.ratio(accounts)
+        kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
+        short = self._short(accounts, ratio, kv_tokens)
+        return Outcome(ratio=ratio, kv_tokens=kv_tokens, short=short)
+
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
-        settings = shape_settings(self.request, self.shape, session_len, self.dtype)
+        settings = self.settings(session_len)
         distinct = {self._key(gpus): gpus for gpus in self.groups}
         return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
 
@@ -179,16 +232,17 @@ class Sizer:
                 self.request.model, settings, self.request.machine, gpus, requested_load, kv_tokens,
                 self.engine, at_once,
             )  # fmt: skip
-        return self.memo.speeds[key]
+        speed = self.memo.speeds[key]
+        return speed if self.shape.units_per_forward is None else speed.queued()
 
     def session_len(self) -> int:
         """The context: the user's, or the model's own lowered to what the cache holds."""
         fixed = self.request.fixed.get("session_len", self.request.workload.context)
         if isinstance(fixed, int):
             return fixed
-        longest = self.request.model.text.max_position_embeddings
-        for most in (self.shape.longest, self.shape.promised):
-            longest = longest if most is None else min(longest, most)
+        longest = longest_context(self.request)
+        if self.shape.promised is not None:
+            longest = min(longest, self.shape.promised)
         low = min(shortest_context(self.vision_load), longest)
         if self._holds(longest):
             return longest
@@ -226,7 +280,7 @@ class Sizer:
             *(caps[gpu.index] for gpus in self.groups for gpu in gpus if gpu.index in caps),
         ]
 
-    def short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
+    def _short(self, accounts: Sequence[Account], ratio: float | None, kv_tokens: int) -> int:
         """Bytes that are missing on the tightest GPU; 0 where the shape serves."""
         missing = max(account.missing_at(ratio or 0.0) for account in accounts)
         if missing or ratio is None:

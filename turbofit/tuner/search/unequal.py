@@ -64,17 +64,20 @@ class _Unequal:
     def evaluate(self) -> Evaluation:
         """The better of even shares and of those that the goal gives."""
         requests = self.request.workload.concurrency
-        even = [requests / self.shape.replicas] * len(self.sets)
+        count = len(self.sets)
+        even = [None if requests is None else requests / self.shape.replicas] * count
         alone = [self._best(*pair, None) for pair in zip(self.sets, even, strict=True)]
         if not all(part.fits for part in alone):
             return self._whole(alone)
+        promised = min(part.settings.session_len for part in alone)
+        if requests is None:  # each engine is as full as pays on its own card
+            return self._whole(self._agreed(even, promised))
         curves = [(len(part.shape.groups), self._curve(part)) for part in alone]
         weighed = share_out(curves, requests, self.request.workload.goal)
-        promised = min(part.settings.session_len for part in alone)
         found = [self._whole(self._agreed(shares, promised)) for shares in (even, weighed)]
         return max(found, key=lambda one: (one.fits, one.rank))
 
-    def _agreed(self, shares: Sequence[float], promised: int) -> list[Evaluation]:
+    def _agreed(self, shares: Sequence[float | None], promised: int) -> list[Evaluation]:
         """The sets under these shares, with the longest context that all of them hold."""
         while True:
             pairs = zip(self.sets, shares, strict=True)
@@ -84,7 +87,7 @@ class _Unequal:
                 return parts
             promised = least
 
-    def _best(self, groups: Groups, share: float, promised: int | None) -> Evaluation:
+    def _best(self, groups: Groups, share: float | None, promised: int | None) -> Evaluation:
         """One set with the prefill that ranks best of those that hold the promised context."""
         tried = [
             evaluate(
@@ -151,7 +154,9 @@ class _Unequal:
             for group, speed in zip(part.shape.groups, part.speeds, strict=True)
         }
         evaluation = replace(
-            evaluation, speeds=tuple(by_group[group] for group in self.shape.groups)
+            evaluation,
+            speeds=tuple(by_group[group] for group in self.shape.groups),
+            seconds_per_answer=max(part.seconds_per_answer for part in parts),
         )
         return scored(self.request, evaluation, self.requested_load)
 

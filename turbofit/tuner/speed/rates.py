@@ -40,6 +40,7 @@ class Rates(Struct):
     nvlink_latency: float
     text_tokens: int
     output_tokens: int
+    queued_share: float
 
 
 #: Shares of a card's own peak that a large copy and a large product reach: a measured card's

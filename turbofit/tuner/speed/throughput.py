@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from turbofit.core.machine import Gpu, Machine, Measured
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings, Throughput
@@ -36,6 +38,16 @@ class Speed(Struct):
     prefill: float
     step: float
     reduce: float
+
+    def queued(self) -> Speed:
+        """The same where image requests wait for each other's prefill in the gateway."""
+        kept = rates().queued_share
+        return replace(
+            self,
+            requests_per_second=self.requests_per_second * kept,
+            seconds_per_request=self.seconds_per_request / kept,
+            seconds_to_first_token=self.seconds_to_first_token / kept,
+        )
 
 
 def request_tokens(vision_load: VisionLoad) -> int:
