@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from msgspec.structs import replace
 
 from turbofit.core.machine import Gpu
+from turbofit.core.messages import plural
 from turbofit.core.plan import (
     Candidate,
     GpuLedger,
@@ -218,24 +219,28 @@ def verdict_of(
     tokens: Sequence[int],
     vision_load: VisionLoad,
 ) -> str:
-    """The words of a plan that fits.
+    """The words of a plan that fits: what runs at once, and what the cache holds.
 
     Args:
         resolved: for the model and the cards.
         groups: of all engines.
-        accounts: of those engines whose cards may be the tightest.
+        accounts: of all engines, or of one where they are alike.
         tokens: what each engine's cache holds.
         vision_load: of the request that is counted.
     """
     outcomes = [one.at(one.settings.cache_max_entry_count) for one in accounts]
     spare = min(ledger.headroom for outcome in outcomes for ledger in outcome.ledgers)
-    request = request_tokens(vision_load)
-    together = sum(held // request for held in tokens)  # none lies in two caches
-    requests = "request" if together == 1 else "requests"
+    batches = [one.settings.max_batch_size for one in accounts]
+    running = sum(batches) if len(accounts) == len(groups) else batches[0] * len(groups)
+    request, context = request_tokens(vision_load), accounts[0].settings.session_len
+    # None lies in two caches.
+    held, longest = (sum(one // each for one in tokens) for each in (request, context))
     where = " and ".join(group_words(resolved, group) for group in groups)
     return (
-        f"fits: {resolved.model.name} on {where}: {sum(tokens):,} KV tokens, enough for"
-        f" {together} such {requests} at once; {format_bytes(spare)} stay free on each GPU"
+        f"fits: {resolved.model.name} on {where}: {running:,} {plural(running, 'request')} at once;"
+        f" the cache holds {sum(tokens):,} KV tokens, {held:,} {plural(held, 'request')} of"
+        f" {request:,} tokens or {longest:,} of {context:,}; {format_bytes(spare)} stay free on"
+        " each GPU"
     )
 
 

@@ -48,7 +48,7 @@ def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) 
         settings = some.settings(session_len)
         return sum(
             some.speed(settings, gpus, requested_load, alone.kv_tokens).requests_per_second
-            for gpus in some.groups
+            for gpus in some.distinct
         )
 
     def holds(batch: int) -> bool:

@@ -146,6 +146,7 @@ class Memo:
         self.accounts: dict[tuple[object, ...], Account] = {}
         self.speeds: dict[tuple[object, ...], Speed] = {}
         self.links: dict[tuple[int, ...], LinkClass] = {}
+        self.keys: dict[tuple[int, ...], tuple[object, ...]] = {}
 
     def link(self, request: ResolvedRequest, gpus: Sequence[Gpu]) -> LinkClass:
         """The group's link class."""
@@ -212,8 +213,7 @@ class Sizer:
     def accounts(self, session_len: int) -> list[Account]:
         """The accounts of the groups that differ; their indices may be another equal group's."""
         settings = self.settings(session_len)
-        distinct = {self._key(gpus): gpus for gpus in self.groups}
-        return [self._remembered(settings, key, gpus) for key, gpus in distinct.items()]
+        return [self._remembered(settings, self._key(gpus), gpus) for gpus in self.distinct]
 
     def speed(
         self,
@@ -327,8 +327,20 @@ class Sizer:
             self.memo.accounts[whole] = self._account(settings, gpus)
         return self.memo.accounts[whole]
 
+    @property
+    def distinct(self) -> list[tuple[Gpu, ...]]:
+        """The groups that differ."""
+        return list({self._key(gpus): gpus for gpus in self.groups}.values())
+
     def _key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
-        """What of a group an account and a speed depend on; of equal cards two tell all."""
+        """What of a group an account and a speed depend on."""
+        indices = tuple(gpu.index for gpu in gpus)
+        if indices not in self.memo.keys:
+            self.memo.keys[indices] = self._made_key(gpus)
+        return self.memo.keys[indices]
+
+    def _made_key(self, gpus: tuple[Gpu, ...]) -> tuple[object, ...]:
+        """Of equal cards two tell all."""
         first, rest = gpus[0], gpus[1:]
         unequal = len({(gpu.name, gpu.total) for gpu in gpus}) > 1
         fullest = max((known(gpu.used, 0) for gpu in rest), default=0)
