@@ -317,6 +317,18 @@ class Remedy(Struct):
     effect: str
 
 
+class LimitCost(Struct):
+    """What one image limit leaves, on the plan's GPUs and with its prefill: at least so much."""
+
+    limit: Annotated[int, doc("Tiles or pixels of an image.")]
+    option: Annotated[str, doc("The option that asks for it.")]
+    image_tokens: Annotated[int, doc("Tokens of one image of the worst size.")]
+    kv_tokens: Annotated[int, doc("Tokens of all groups.")]
+    requests_at_once: Annotated[int, doc("Requests that run at once over all groups.")]
+    requests_per_second: Annotated[float, doc("A forecast for images of the worst size.")]
+    seconds_to_first_token: Annotated[float, doc("A forecast for images of the worst size.")]
+
+
 class Command(Struct):
     """One engine's command line for one group of GPUs."""
 
@@ -390,6 +402,10 @@ class Plan(Struct):
     warnings: tuple[str, ...] = ()
     remedies: Annotated[tuple[Remedy, ...], doc("Changes that were computed, cheapest first.")] = ()
     commands: Annotated[tuple[Command, ...], doc("One engine's command for each group.")] = ()
+    limit_costs: Annotated[
+        tuple[LimitCost, ...],
+        doc("What common image limits leave, the largest first; empty where none can be given."),
+    ] = ()
     rehearsal: Annotated[
         Rehearsal | None,
         doc("What the engine did on pretend GPUs; null where it was not rehearsed."),

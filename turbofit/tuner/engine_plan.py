@@ -11,6 +11,7 @@ from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
+from turbofit.tuner.explain.limit_costs import limit_costs
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
     accounts_of,
@@ -68,6 +69,7 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
         warnings=tuple(_warnings(request, found, engine)),
         remedies=helps.remedies,
         at_once=_at_once(request, best),
+        limit_costs=tuple(limit_costs(request, best, engine)) if best.fits else (),
     )
     return document(request, parts, accounts, engine)
 

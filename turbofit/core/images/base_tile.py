@@ -31,6 +31,7 @@ class BaseTileRule(ImageRule):
     unit_name = "tile"
     units_name = "tiles"
     limit_unit = "tiles"
+    common_limits = (12, 6, 4, 1)
     limit_name = "max_dynamic_patch"
     plan_limit_name = "max_dynamic_patch"
     few_limits = True

@@ -39,6 +39,7 @@ class PatchRule(ImageRule, tag="patch"):
     unit_name = "patch"
     units_name = "patches"
     limit_unit = "pixels"
+    common_limits = (4_000_000, 2_000_000, 1_000_000, 500_000)
     limit_name = "max_pixels"
     plan_limit_name = "max_pixels_per_image"
     few_limits = False

@@ -94,6 +94,8 @@ class ImageRule(Struct):
     #: The limit's name to LMDeploy and among the rule's fields, and that in ``core.plan.Limits``.
     limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels"]]
     plan_limit_name: ClassVar[Literal["max_dynamic_patch", "max_pixels_per_image"]]
+    #: Lower limits whose cost a plan tells, the largest first.
+    common_limits: ClassVar[tuple[int, ...]]
     #: Whether there are few limits, so that each can be tried for each image of a request.
     few_limits: ClassVar[bool]
     #: Whether each token has a position in time, height and width (M-RoPE).

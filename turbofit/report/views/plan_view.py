@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turbofit.core.run_report import RunReport
     from turbofit.report.painters.document import Block
 
-__all__ = ["capacity_blocks", "fact_block", "plan_view", "settings_blocks"]
+__all__ = ["capacity_blocks", "fact_block", "limit_blocks", "plan_view", "settings_blocks"]
 
 #: Candidates shown; the JSON has all of them.
 _SHOWN = 8
@@ -51,6 +51,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     blocks += sides_blocks(plan, run)
     blocks += ledger_blocks(plan)
     blocks += capacity_blocks(plan)
+    blocks += limit_blocks(plan)
     blocks += _candidates(plan)
     if plan.fits:
         blocks += _remedies(plan)
@@ -184,6 +185,40 @@ def capacity_blocks(plan: Plan) -> list[Block]:
         )
     )
     return [Heading(text="Capacity and limits"), FactList(facts=tuple(facts))]
+
+
+def limit_blocks(plan: Plan) -> list[Block]:
+    """What an image limit costs: the same GPUs under others."""
+    if not plan.limit_costs:
+        return []
+    rows = tuple(
+        (
+            cost.option,
+            f"{cost.image_tokens:,}",
+            f"{cost.kv_tokens:,}",
+            f"{cost.requests_at_once:,}",
+            f"{cost.requests_per_second:.3g}",
+            f"{cost.seconds_to_first_token:.3g}",
+        )
+        for cost in plan.limit_costs
+    )
+    columns = (
+        Column(title="option"),
+        Column(title="tokens an image", right=True),
+        Column(title="KV tokens", right=True),
+        Column(title="at once", right=True),
+        Column(title="requests/s", right=True),
+        Column(title="first token, s", right=True),
+    )
+    return [
+        Heading(text="What an image limit costs"),
+        Line(
+            text="forecasts for the largest image that each limit admits, on the same GPUs with"
+            " the same prefill; a plan for that limit serves as much or more",
+            tone="dim",
+        ),
+        Table(columns=columns, rows=rows),
+    ]
 
 
 def _candidates(plan: Plan) -> list[Block]:

@@ -146,7 +146,7 @@ def _planned(
     made = _named(node)
     if tried.why_not:
         return replace(made, why_not=tried.why_not)
-    plan = replace(tried.serves, throughput=speed)
+    plan = replace(tried.serves, throughput=speed, limit_costs=())
     return replace(made, plan=plan if keep else replace(plan, considered=()), at_once=share)
 
 

@@ -15,6 +15,7 @@ from turbofit.core.plan import (
     GroupPlan,
     HostMemory,
     Kv,
+    LimitCost,
     Limits,
     Parallel,
     Plan,
@@ -62,6 +63,7 @@ class PlanDraft(Struct):
     warnings: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     at_once: tuple[float, ...] = ()
+    limit_costs: tuple[LimitCost, ...] = ()
     device_map: dict[str, int | str] | None = None
 
 
@@ -138,6 +140,7 @@ def document(
         reasons=parts.reasons,
         warnings=(*resolved.model.warnings, *resolved.machine.warnings, *parts.warnings),
         remedies=parts.remedies,
+        limit_costs=parts.limit_costs,
         by_group=tuple(
             GroupPlan(
                 settings=account.settings,

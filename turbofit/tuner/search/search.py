@@ -34,7 +34,7 @@ from turbofit.tuner.search.sizing import (
 from turbofit.tuner.search.unequal import evaluate_unequal
 from turbofit.tuner.speed.throughput import request_tokens
 
-__all__ = ["Found", "search"]
+__all__ = ["Found", "at_limit", "search"]
 
 _LOG: Final = LazyLogger(__name__)
 T = TypeVar("T")
@@ -64,6 +64,13 @@ def search(request: ResolvedRequest, engine: Engine) -> Found:
         f"{best.kv_tokens} KV tokens" if best.fits else f"{best.short} bytes short",
     )  # fmt: skip
     return found
+
+
+def at_limit(request: ResolvedRequest, shape: Shape, limit: int, engine: Engine) -> Evaluation:
+    """One shape where images of another limit are served, and asked for."""
+    one = _Search(request.with_limit(limit), engine)
+    at_once = None if request.workload.concurrency is None else shape.at_once
+    return one.evaluate(replace(shape, units_per_forward=None, at_once=at_once), limit)
 
 
 def _search(request: ResolvedRequest, engine: Engine) -> Found:
