@@ -23,6 +23,7 @@ from turbofit.tuner.explain.plan_document import (
 )
 from turbofit.tuner.explain.reasons import reasons
 from turbofit.tuner.explain.remedies import Remedies, remedies
+from turbofit.tuner.explain.speed_remedies import speed_remedies
 from turbofit.tuner.explain.why_rejected import lost
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation, explain
@@ -67,7 +68,7 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
         considered=_considered(request, found, engine),
         reasons=tuple(reasons(request, found, largest, engine)),
         warnings=tuple(_warnings(request, found, engine)),
-        remedies=helps.remedies,
+        remedies=helps.remedies or tuple(speed_remedies(request, found, engine)),
         at_once=_at_once(request, best),
         limit_costs=tuple(limit_costs(request, best, engine)) if best.fits else (),
     )

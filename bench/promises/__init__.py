@@ -1,0 +1,1 @@
+"""Whether a promise ever shrinks because there is more."""
