@@ -82,7 +82,9 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
         shorter = contexts[1] < contexts[0]
         return f"a context of {contexts[0]}, then {contexts[1]}" if shorter else ""
     values = [plan.considered[0].score if plan.considered else 0.0 for plan in (less, more)]
-    if pair.kind not in _OTHER_LOAD and values[1] < values[0] * (1 - _SHARE):
+    if pair.kind in _OTHER_LOAD or less.engine != more.engine:
+        return ""
+    if values[1] < values[0] * (1 - _SHARE):
         return f"a value of {values[0]:.4g}, then {values[1]:.4g}"
     return ""
 
@@ -102,7 +104,8 @@ def _page(
             "Pairs of plans of which the second has more of the first column, or asks for less of"
             " it (requests at once, context, images, margin). Both are compared by: fits, image"
             " limit, context (64 tokens of rounding apart), the goal's value (0.1 % apart; not"
-            " where the loads differ).",
+            " where the loads or the engines differ: TurboMind is preferred to the PyTorch engine"
+            " where both keep the promises, and the forecast does not tell their speeds apart).",
             "",
             "| more of it, or less of it asked for | pairs |",
             "|---|--:|",
