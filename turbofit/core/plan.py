@@ -89,7 +89,7 @@ class Workload(Struct):
     ``context`` in tokens, or None for the model's maximum lowered to what the cache holds;
     ``concurrency`` counts requests over all replicas, and ``queue_images`` says whether image
     requests wait for each other's prefill in the gateway, so that the peak pays for one at a time.
-    None leaves either to turbofit; in a plan they are what was chosen.
+    None leaves either to turbofit.
     """
 
     images: Annotated[int, doc("Images a request.")] = 1
@@ -99,7 +99,7 @@ class Workload(Struct):
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
     concurrency: Annotated[
-        int | None, doc("Requests that run at once over all groups; null is as many as pay.")
+        int | None, doc("Requests at once over all groups; null is as many as pay.")
     ] = None
     goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
     queue_images: Annotated[
@@ -474,6 +474,11 @@ class Plan(Struct):
         if rule is None or rule.videos is None:
             return False
         return self.engine.on_torch and self.engine.of_lmdeploy
+
+    @property
+    def requests_at_once(self) -> int:
+        """Requests that all engines run at once."""
+        return sum(one.settings.max_batch_size for one in self.each())
 
     def may_evict(self) -> bool:
         """Whether some engine's cache may run out while requests generate.

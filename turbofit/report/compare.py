@@ -151,7 +151,7 @@ def _shape(two: _Two) -> Iterable[ComparedRow]:
     yield two.row("Shape", "groups", lambda p: groups_of(p.parallel.groups), text)
     yield two.row("Shape", "goal", lambda p: p.workload.goal, text)
     yield two.row("Shape", "images a request", lambda p: p.workload.images)
-    yield two.row("Shape", "concurrency", lambda p: p.workload.concurrency)
+    yield two.row("Shape", "concurrency", lambda p: p.requests_at_once)
     yield two.row("Shape", "images queued", lambda p: "yes" if p.workload.queue_images else "no")
 
 

@@ -80,7 +80,7 @@ def fact_block(plan: Plan) -> FactList:
         ("engine", _engine(plan)),
         (
             "workload",
-            f"{images}context {context}, {workload.concurrency} at once, for {workload.goal}"
+            f"{images}context {context}, {plan.requests_at_once:,} at once, for {workload.goal}"
             + (", images queued" if workload.queue_images else ""),
         ),
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -180,12 +179,6 @@ def _evaluation_by_others(one: NodePlan, unusable: dict[str, str]) -> NodePlan:
     return replace(one, why_not=f"{one.why_not} (counted as full as the fullest of its kind)")
 
 
-def _running(nodes: Sequence[NodePlan], spans: Sequence[Span]) -> int | None:
-    """Requests that run at once over all nodes; None where none serves."""
-    used = [one.at_once for one in nodes if one.plan is not None]
-    return round(sum((*used, *(span.at_once for span in spans)))) or None
-
-
 def common_limits(plans: list[Plan]) -> Limits:
     """What every one of these holds: field by field the least; None where it has no meaning."""
     first, *rest = [plan.limits for plan in plans]
@@ -263,11 +256,7 @@ def _document(  # noqa: PLR0913 - the parts of one document
         fits=bool(plans),
         verdict="",
         model=base.model,
-        workload=replace(
-            base.workload,
-            context=context,
-            concurrency=base.workload.concurrency or _running(nodes, spans),
-        ),
+        workload=replace(base.workload, context=context),
         limits=common_limits(plans) if plans else None,
         longest_request_tokens=longest,
         total_tokens=sum(plan.kv.total_tokens for plan in plans),

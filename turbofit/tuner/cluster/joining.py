@@ -43,9 +43,9 @@ def plan_joining_node(
         why = "nothing is promised: no node served"
     if why:
         return replace(made, why_not=why)
-    base = _with_context(base, plan)
-    planner = KindPlanner(base, kinds_of([node], exact=True)[0], engine)
     share = _share(plan, node)
+    base = _with_promises(base, plan, share)
+    planner = KindPlanner(base, kinds_of([node], exact=True)[0], engine)
     requests = share
     for _ in range(_TRIES):
         tried = planner.plan(0, requests, _promise(base, plan))
@@ -63,10 +63,15 @@ def plan_joining_node(
     return replace(made, why_not=_plainly(planner, plan, share) or why)
 
 
-def _with_context(base: ResolvedRequest, plan: ClusterPlan) -> ResolvedRequest:
-    """The plan's workload; its context is asked for only where the session's length is not set."""
+def _with_promises(base: ResolvedRequest, plan: ClusterPlan, share: float) -> ResolvedRequest:
+    """The plan's workload; its context is asked for only where the session's length is not set.
+
+    Its share of the requests is asked for even where others run as many as pay: answers a request
+    come from the batch.
+    """
     context = None if "session_len" in base.fixed else plan.longest_request_tokens
-    return replace(base, workload=replace(plan.workload, context=context))
+    requests = plan.workload.concurrency or max(1, ceil(share))
+    return replace(base, workload=replace(plan.workload, context=context, concurrency=requests))
 
 
 def _promise(base: ResolvedRequest, plan: ClusterPlan) -> Promise:
@@ -85,7 +90,11 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     cards = sum(len(one.plan.machine.visible) for one in used if one.plan is not None)
     cards += sum(len(span.plan.gpus) for span in plan.spans)
     joining = len(machine.visible)
-    return (plan.workload.concurrency or 1) * joining / (cards + joining)
+    requests = plan.workload.concurrency
+    if requests is None:  # each node runs as many as pay on its cards
+        running = sum(one.at_once for one in used) + sum(span.at_once for span in plan.spans)
+        return max(1.0, running * joining / max(1, cards))
+    return requests * joining / (cards + joining)
 
 
 def _breaks(planner: KindPlanner, plan: ClusterPlan, joining: Plan) -> str:

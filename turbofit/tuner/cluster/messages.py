@@ -64,7 +64,7 @@ def reasons(
     least, most = min(used), max(used)
     shares = f"{least:.3g}" if most - least < 1e-6 else f"{least:.3g} to {most:.3g}"
     where = "an engine" if plan.spans else "a node"
-    requests = plan.workload.concurrency or 1
+    requests = plan.workload.concurrency or round(sum(used))
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
     yield f"shares: {count(requests, 'request')} at once, {shares} on {where}{how}"
     if _unequally_full(planner, choice):

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
-from turbofit.tuner.cluster.kind_planner import KindPlan, KindPlanner, Promise
+from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise
 from turbofit.tuner.resolved_request import vision_load_of
 from turbofit.tuner.search.share import share_out
 
@@ -56,15 +56,11 @@ def even_shares(planner: KindPlanner, members: Iterable[int]) -> dict[int, float
     found = list(members)
     requests = planner.base.workload.concurrency
     if requests is None:
-        return {k: _planned_requests(planner.plan(k, 1.0)) for k in found}
+        plans = {k: planner.plan(k, 1.0).plan for k in found}
+        return {k: float(plan.requests_at_once if plan else 1) for k, plan in plans.items()}
     cards = {k: len(planner.kinds[k].machine.visible) for k in found}
     total = sum(cards[k] * len(planner.kinds[k].nodes) for k in found)
     return {k: requests * cards[k] / total for k in found}
-
-
-def _planned_requests(tried: KindPlan) -> float:
-    """What a kind runs at once; one where it has no plan."""
-    return float((tried.plan.workload.concurrency if tried.plan else None) or 1)
 
 
 def shares_of(planner: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
@@ -73,7 +69,7 @@ def shares_of(planner: KindPlanner, plans: dict[int, Plan]) -> dict[int, float]:
         return even_shares(planner, plans)
     workload = planner.base.workload
     if workload.concurrency is None:
-        return {k: float(plan.workload.concurrency or 1) for k, plan in plans.items()}
+        return {k: float(plan.requests_at_once) for k, plan in plans.items()}
     sets = [(len(planner.kinds[k].nodes), planner.speed(plan)) for k, plan in plans.items()]
     shared = share_out(sets, workload.concurrency, workload.goal)
     return dict(zip(plans, shared, strict=True))

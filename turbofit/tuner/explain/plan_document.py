@@ -111,11 +111,7 @@ def document(
         model=resolved.model,
         machine=resolved.machine,
         workload=replace(
-            resolved.workload,
-            context=resolved.workload.context or settings.session_len,
-            concurrency=resolved.workload.concurrency
-            or sum(account.settings.max_batch_size for account in accounts),
-            queue_images=parts.vision_load.units_per_forward is not None,
+            resolved.workload, context=resolved.workload.context or settings.session_len
         ),
         engine=engine.planned,
         parallel=Parallel(
