@@ -2,7 +2,7 @@
 
 A decode step reads the weights and all keys and values at ``memory_efficiency`` of the card's
 bandwidth, and launches every layer (``layer_seconds``) and itself (``step_seconds``); a prefill
-computes at ``compute_efficiency``. Steps of a small and of a large model tell the first two apart;
+computes at ``compute_efficiency``, a vision tower at ``vision_efficiency``. Steps of a small and of a large model tell the first two apart;
 the third cannot be told from the second by any of them, and stays as it is.
 """
 
@@ -36,7 +36,11 @@ _LEAST_PROMPT = 2048
 
 @dataclass(frozen=True)
 class Point:
-    """One timed part of one model: what it reads and computes, and the seconds that it took."""
+    """One timed part of one model: what it reads and computes, and the seconds that it took.
+
+    ``read`` are bytes of weights, ``cached`` those of keys and values; ``tower`` are FLOPs of the
+    vision tower, ``flops`` all others.
+    """
 
     document: str
     name: str
@@ -44,6 +48,8 @@ class Point:
     read: float
     flops: float
     seconds: float
+    cached: float = 0.0
+    tower: float = 0.0
 
 
 def _work(model: str) -> tuple[Plan, StepWork]:
@@ -84,9 +90,9 @@ def _steps(name: str, work: StepWork, marks: dict[str, Any]) -> Iterator[Point]:
             continue
         rows, tokens = one["rows"], one["tokens"] - 1
         cached = rows * (one["prompt"] + tokens / 2) * work.kv_bytes
-        read, seconds = work.read_bytes(rows) + cached, (one["seconds"] - first["seconds"]) / tokens
+        read, seconds = work.read_bytes(rows), (one["seconds"] - first["seconds"]) / tokens
         if seconds > 0:
-            yield Point(name, mark, work.layers, read, rows * work.token_flops, seconds)
+            yield Point(name, mark, work.layers, read, rows * work.token_flops, seconds, cached)
 
 
 def _images(name: str, plan: Plan, work: StepWork, marks: dict[str, Any]) -> Iterator[Point]:
@@ -99,9 +105,9 @@ def _images(name: str, plan: Plan, work: StepWork, marks: dict[str, Any]) -> Ite
     each = (many["seconds"] - single["seconds"]) / (many["rows"] - 1)
     units = _units(plan)
     tower = units * work.vision_flops + attention_flops(plan, units)
-    whole = tower + _prefill_flops(work, single["prompt"])
+    flops = _prefill_flops(work, single["prompt"])
     if each > 0:
-        yield Point(name, "image", work.layers, 0.0, whole, each)
+        yield Point(name, "image", work.layers, 0.0, flops, each, tower=tower)
 
 
 def _units(plan: Plan) -> int:
@@ -125,7 +131,7 @@ def speed_readings(results: Results) -> Iterator[Reading]:
     for one in steps:
         moved = one.seconds - one.layers * launch - figures.step_seconds
         if moved > 0:
-            share = one.read / moved / card.bandwidth
+            share = (one.read + one.cached) / moved / card.bandwidth
             yield _reading("memory_efficiency", share, one)
     for one in found:
         if one.name.startswith("prefill_"):
@@ -143,7 +149,7 @@ def _peaks(gpu: Gpu) -> GpuRates | None:
     """The card's own, without any efficiency; None where nobody knows them."""
     bandwidth, flops = gpu.memory_bandwidth, gpu.dense_flops
     if isinstance(bandwidth, int) and isinstance(flops, int):
-        return GpuRates(bandwidth=bandwidth, flops=flops)
+        return GpuRates(bandwidth=bandwidth, flops=flops, vision_flops=flops)
     return None
 
 
@@ -155,17 +161,18 @@ def _computes(one: Point, card: GpuRates) -> bool:
 
 
 def _layer_seconds(steps: list[Point], step_seconds: float) -> float | None:
-    """Least squares of ``seconds = read x a + layers x b + step_seconds``; None where b is open.
+    """Least squares of ``seconds = bytes x a + layers x b + step_seconds``; None where b is open.
 
     Models of one size do not tell a from b: their bytes a layer must differ twofold.
     """
-    sizes = [one.read / one.layers for one in steps]
+    read = [one.read + one.cached for one in steps]
+    sizes = [size / one.layers for size, one in zip(read, steps, strict=True)]
     if not sizes or max(sizes) < 2 * min(sizes):
         return None
-    rr = sum(one.read**2 for one in steps)
-    rl = sum(one.read * one.layers for one in steps)
+    rr = sum(size**2 for size in read)
+    rl = sum(size * one.layers for size, one in zip(read, steps, strict=True))
     ll = float(sum(one.layers**2 for one in steps))
-    rt = sum(one.read * (one.seconds - step_seconds) for one in steps)
+    rt = sum(size * (one.seconds - step_seconds) for size, one in zip(read, steps, strict=True))
     lt = sum(one.layers * (one.seconds - step_seconds) for one in steps)
     determinant = rr * ll - rl * rl
     found = (rr * lt - rl * rt) / determinant if determinant else 0.0
@@ -182,10 +189,13 @@ def beside(results: Results) -> Iterator[tuple[str, str, float, float]]:
     if card is None:
         return
     for one in points(results):
-        moved = one.read / (card.bandwidth * figures.memory_efficiency)
+        bandwidth = card.bandwidth * figures.memory_efficiency
         computed = one.flops / (card.flops * figures.compute_efficiency)
+        beside_products = one.cached / bandwidth
+        beside_products += one.tower / (card.vision_flops * figures.vision_efficiency)
         launched = one.layers * figures.layer_seconds + figures.step_seconds
-        yield one.document, one.name, max(moved, computed) + launched, one.seconds
+        products = max(one.read / bandwidth, computed)
+        yield one.document, one.name, products + beside_products + launched, one.seconds
 
 
 def ceilings(results: Results) -> dict[str, float]:

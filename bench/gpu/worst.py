@@ -46,9 +46,9 @@ def request_seconds(plan: Plan) -> float:
     card = card_of([gpu for gpu in plan.machine.gpus if gpu.index in group], rates())
     prompt = limits.image_tokens_per_request + _TEXT
     flops = prompt * work.token_flops + prompt**2 / 2 * work.pair_flops
-    flops += limits.units_per_request * work.vision_flops
-    flops += limits.images_per_request * attention_flops(plan, limits.units_per_image)
-    return flops / card.flops
+    tower = limits.units_per_request * work.vision_flops
+    tower += limits.images_per_request * attention_flops(plan, limits.units_per_image)
+    return flops / card.flops + tower / card.vision_flops
 
 
 def sizes(model: str) -> list[dict[str, int]]:

@@ -20,7 +20,7 @@ def report() -> tuple[str, bool]:
     against = {case.contradicts for case in cases} | {c.id for c in cases if c.contradicts}
     judged = [case for case in cases if not case.left_out]
     shipped = {one.case.id: one for one in (score(case, figures) for case in cases)}
-    others = {one.case.id: one for one in left_out_scores(judged, rates("prior"))}
+    others = {one.case.id: one for one in left_out_scores(judged, rates(FITTED))}
     errors = _errors(others.values())
     clear = [one for name, one in others.items() if name not in against]
     won = sum(one.won for one in clear)
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="renew RESULTS.md")
     args = parser.parse_args()
     if args.fit:
-        found = fit([case for case in read_cases() if not case.left_out], rates("prior"))
+        found = fit([case for case in read_cases() if not case.left_out], rates(FITTED))
         for name in FITTED:
             print(f"{name}: {getattr(found, name):.4g} (shipped {getattr(rates(), name):.4g})")
         return 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import log
+from collections.abc import Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
+from bench.common.descent import descend
 from bench.topology.cases import Case
 from bench.topology.score import Score, loss, score
 from turbofit.tuner.speed.rates import Rates
@@ -20,29 +18,11 @@ FITTED: Final = (
     "nvlink_latency", "nvlink_efficiency",
 )  # fmt: skip
 _STEPS: Final = (2.0, 1.5, 1.25)
-_LARGEST_SHARE: Final = 0.95
-#: How much an e-fold away from the present value must gain.
-_INERTIA: Final = 0.01
 
 
 def fit(cases: Sequence[Case], begin: Rates) -> Rates:
-    """Coordinate descent over factors, coarse first; ``begin`` is where it starts and pulls to."""
-
-    def cost(figures: Rates) -> float:
-        away = sum(abs(log(getattr(figures, n) / getattr(begin, n))) for n in FITTED)
-        return loss(cases, figures) + _INERTIA * away
-
-    best, least = begin, cost(begin)
-    for step in _STEPS:
-        moved = True
-        while moved:
-            moved = False
-            for tried in _neighbours(best, step):
-                found = cost(tried)
-                if found < least - 1e-9:
-                    best, least, moved = tried, found, True
-                    break
-    return best
+    """The constants that these cases tell; ``begin`` is where the fit starts."""
+    return descend(lambda figures: loss(cases, figures), begin, FITTED, _STEPS)
 
 
 def left_out_scores(cases: Sequence[Case], begin: Rates) -> list[Score]:
@@ -52,12 +32,3 @@ def left_out_scores(cases: Sequence[Case], begin: Rates) -> list[Score]:
         figures = fit([case for case in cases if case.source != source], begin)
         found += [score(case, figures) for case in cases if case.source == source]
     return found
-
-
-def _neighbours(figures: Rates, step: float) -> Iterator[Rates]:
-    for name in FITTED:
-        for factor in (step, 1 / step):
-            value = getattr(figures, name) * factor
-            if name.endswith(("efficiency", "factor")) and value > _LARGEST_SHARE:
-                continue
-            yield replace(figures, **{name: value})

@@ -35,13 +35,13 @@ def forecast(case: Case, shape: Shape, figures: Rates) -> float:
     groups = [machine.gpus[at : at + shape.tp] for at in range(0, len(machine.gpus), shape.tp)]
     at_once = max(1, -(-case.at_once // len(groups)))
     room = known(machine.gpus[0].total, 0) * _SHARE - _BESIDE - work.weights - work.experts
-    fitting = max(1, int(room / ((case.input + case.output) * work.kv_bytes)))
     rate = 0.0
     for gpus in groups:
         speed = speed_of(
             work, card_of(gpus, figures), all_reduce_of(machine, gpus, figures), figures,
             prompt=case.input, output=case.output, at_once=at_once,
-            running=min(at_once, fitting, _SEQUENCES), chunk=_CHUNK, requested_load=NO_IMAGES,
+            batch=_SEQUENCES, kv_tokens=room / work.kv_bytes, chunk=_CHUNK,
+            requested_load=NO_IMAGES,
         )  # fmt: skip
         rate += speed.requests_per_second
     return rate

@@ -51,15 +51,15 @@ def test_scores_are_ratios_to_the_first_shape() -> None:
 
 def test_a_fit_never_costs_more_and_moves_only_what_it_may() -> None:
     cases = [case for case in CASES.values() if "3090" in case.id and not case.left_out]
-    found = fit(cases, rates("prior"))
-    assert loss(cases, found) <= loss(cases, rates("prior"))
+    found = fit(cases, rates(FITTED))
+    assert loss(cases, found) <= loss(cases, rates(FITTED))
     fixed = set(type(found).__struct_fields__) - set(FITTED)
     assert all(getattr(found, name) == getattr(rates(), name) for name in fixed)
 
 
 def test_a_source_has_no_part_in_its_own_forecast() -> None:
     cases = [case for case in CASES.values() if not case.left_out]
-    begin = rates("prior")
+    begin = rates(FITTED)
     last = cases[-1].source
     others = [case for case in cases if case.source != last]
     alone = {one.case.id: one.forecast for one in left_out_scores(cases, begin)}

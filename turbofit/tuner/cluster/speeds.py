@@ -78,7 +78,8 @@ class NodeSpeed:
             prompt=tokens - figures.output_tokens,
             output=figures.output_tokens,
             at_once=in_flight,
-            running=min(in_flight, batch, max(1, like.tokens // tokens)),
+            batch=batch,
+            kv_tokens=like.tokens,
             chunk=like.chunk,
             requested_load=self._requested_load,
         )

@@ -21,14 +21,16 @@ _UNKNOWN_FLOPS = 20 * 10**12
 class Rates(Struct):
     """The constants, as `presets/engines/throughput.yaml` explains them with their sources.
 
-    Efficiencies and factors are shares, ``*_seconds`` and ``*_latency`` seconds, ``*_bandwidth``
-    bytes/s, ``*_tokens`` tokens.
+    Efficiencies, factors and errors are shares, ``*_seconds`` and ``*_latency`` seconds,
+    ``*_bandwidth`` bytes/s, ``*_tokens`` tokens.
     """
 
     memory_efficiency: float
     compute_efficiency: float
+    vision_efficiency: float
     layer_seconds: float
     step_seconds: float
+    recomputed_share: float
     host_bandwidth: float
     host_factor: float
     host_latency: float
@@ -41,6 +43,10 @@ class Rates(Struct):
     text_tokens: int
     output_tokens: int
     queued_share: float
+    median_error: float
+    p90_error: float
+    error_figures: int
+    error_cards: int
 
 
 #: Shares of a card's own peak that a large copy and a large product reach: a measured card's
@@ -50,17 +56,24 @@ _PRODUCT_SHARE = 0.75
 
 
 class GpuRates(Struct):
-    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products."""
+    """What the slowest card of a group sustains: bytes/s of memory, FLOP/s of 16-bit products.
+
+    ``vision_flops`` are those of the vision tower.
+    """
 
     bandwidth: float
     flops: float
+    vision_flops: float
 
 
 @cache
-def rates(key: str = "value") -> Rates:
-    """The constants of the presets; ``prior`` are those of before `bench/topology` fitted them."""
+def rates(priors: tuple[str, ...] = ()) -> Rates:
+    """The constants of the presets; of ``priors`` those before a bench's fit, where there are."""
     entries = load_yaml(preset_path("engines", "throughput"))
-    found = {name: entry.get(key, entry["value"]) for name, entry in entries.items()}
+    found = {
+        name: entry.get("prior" if name in priors else "value", entry["value"])
+        for name, entry in entries.items()
+    }
     return msgspec.convert(found, Rates)
 
 
@@ -80,5 +93,7 @@ def card_of(gpus: Sequence[Gpu], figures: Rates, measured: Measured | None = Non
         for gpu in gpus
     )
     return GpuRates(
-        bandwidth=bandwidth * figures.memory_efficiency, flops=flops * figures.compute_efficiency
+        bandwidth=bandwidth * figures.memory_efficiency,
+        flops=flops * figures.compute_efficiency,
+        vision_flops=flops * figures.vision_efficiency,
     )

@@ -1,8 +1,10 @@
 """The forecast of speed: what ranks replicas against shards. An estimate, and said to be one.
 
-A decode step reads the weights, and the keys and values of all that run; prefill and vision are
-FLOPs; every layer reduces twice over the group's slowest link and launches its kernels. Prefills
-and steps share the card in turn. The cache bounds how many requests run together; the others wait.
+A decode step reads the weights or computes, whichever is slower, and reads the keys and values of
+all that run; prefill and vision are FLOPs; every layer reduces twice over the group's slowest link
+and launches its kernels. Prefills and steps share the card in turn. The cache bounds how many
+requests run together: of more, some are evicted and begin again. How far all that is from figures
+that people published is in `bench/speed`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from turbofit.core.struct import Struct
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
+from turbofit.tuner.speed.evictions import crowd_of
+from turbofit.tuner.speed.forward import forward_of
 from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
@@ -25,10 +29,11 @@ __all__ = ["Speed", "group_speed", "request_tokens", "speed_of", "total"]
 
 
 class Speed(Struct):
-    """One group's forecast, with ``waiting`` of its requests beyond those that run together.
+    """One group's forecast.
 
-    ``prefill`` is one request's, ``step`` one token of all that run; of it ``reduce`` is spent on
-    links. Seconds. All improve with a larger cache, or stay.
+    ``running`` requests are in the batch on average; ``prefill`` is one request's, ``step`` one
+    token of all that run; of it ``reduce`` is spent on links. Seconds. Requests a second improve
+    with a larger cache, or stay.
     """
 
     requests_per_second: float
@@ -90,7 +95,8 @@ def group_speed(  # noqa: PLR0913 - all that a speed depends on
         prompt=tokens - figures.output_tokens,
         output=figures.output_tokens,
         at_once=in_flight,
-        running=min(in_flight, settings.max_batch_size, max(1, kv_tokens // tokens)),
+        batch=settings.max_batch_size,
+        kv_tokens=kv_tokens,
         chunk=settings.max_prefill_token_num,
         requested_load=requested_load,
     )
@@ -102,12 +108,14 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     reduce: AllReduce,
     figures: Rates,
     *,
-    prompt: int,
-    output: int,
+    prompt: float,
+    output: float,
     at_once: float,
-    running: float,
+    batch: int,
+    kv_tokens: float,
     chunk: int,
     requested_load: VisionLoad,
+    spread: float = 0.0,
 ) -> Speed:
     """The forecast of one engine under a closed load.
 
@@ -118,35 +126,42 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
         figures: the constants.
         prompt: tokens of a prompt, images included.
         output: tokens of an answer.
-        at_once: requests that are there at any time.
-        running: those of them that run together; below one the engine is idle in between.
+        at_once: requests that are there at any time; below one the engine is idle in between.
+        batch: ``max_batch_size``.
+        kv_tokens: what the cache holds.
         chunk: tokens of one prefill pass.
         requested_load: images of a request.
+        spread: squared coefficient of variation of an answer's length: 0 where all are as long, 1
+            where lengths are spread as an exponential distribution's.
     """
-    passes = -(-prompt // chunk)
-    prefill = (prompt * work.token_flops + prompt**2 / 2 * work.pair_flops) / card.flops
-    prefill = max(prefill, work.read_bytes(prompt) / card.bandwidth)
-    prefill += vision_seconds(work, requested_load, passes, card.flops)
+    forward = forward_of(work, card, reduce, figures)
+    whole, context = prompt + output, prompt + output * (1 + spread) / 2
+    admitted = min(at_once, batch)
+    crowd = crowd_of(admitted, max(1.0, kv_tokens // whole), max(0.0, whole / context - 1))
+    running = max(1.0, crowd.running)
+
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
-    prefill += 2 * work.layers * reduce.seconds(prompt * work.hidden_bytes)
-    prefill += work.layers * figures.layer_seconds + figures.step_seconds
+    prefill = forward.seconds(prompt, pairs=prompt**2 / 2)
+    images = vision_seconds(work, requested_load, -(-prompt // chunk), card.vision_flops)
+    prefill += images
+    # An evicted request begins again, its images too.
+    again = crowd.evicted * figures.recomputed_share * output
+    again = again * work.token_flops / card.flops + images * again / whole
+    step = forward.seconds(running, cached=running * context)
 
-    context, batch = prompt + output / 2, max(1.0, running)
-    read = work.read_bytes(batch) + batch * context * work.kv_bytes
-    spent = 2 * work.layers * reduce.seconds(batch * work.hidden_bytes)
-    step = max(read / card.bandwidth, batch * work.token_flops / card.flops)
-    step += spent + work.layers * figures.layer_seconds + figures.step_seconds
-
-    rate = min(1.0, running) * batch / (batch * prefill + output * step)
+    cycle = running * (prefill + again) + output * step
+    rate = min(1.0, admitted) * running / cycle
+    # It waits for the prefills of others as often as they take their turns.
+    queued = prefill * cycle / (cycle - (running - 1) * (prefill + again))
     return Speed(
         requests_per_second=rate,
         seconds_per_request=at_once / rate,
-        seconds_to_first_token=prefill + step + (at_once - running) / rate,
-        running=running,
+        seconds_to_first_token=queued + step + (at_once - crowd.running) / rate,
+        running=crowd.running,
         prefill=prefill,
         step=step,
-        reduce=spent,
+        reduce=forward.reduces(running),
     )
 
 
@@ -156,11 +171,16 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
     rests = "rates assumed, not measured"
     if measured is not None:
         rests = f"cards and links as measured here with torch {measured.torch}, the rest assumed"
+    errors = (
+        f"median error {figures.median_error:.0%}, p90 {figures.p90_error:.0%} over "
+        f"{figures.error_figures} published figures of text models on {figures.error_cards} cards, "
+        f"no figure of a vision model is published"
+    )
     rate = sum(speed.requests_per_second for speed in speeds)
     return Throughput(
         basis=(
             f"estimate: {figures.text_tokens} text tokens beside the workload's images, "
-            f"{figures.output_tokens} answered; {rests}"
+            f"{figures.output_tokens} answered; {rests}; {errors}"
         ),
         requests_per_second=round(rate, 4),
         output_tokens_per_second=round(rate * figures.output_tokens, 1),

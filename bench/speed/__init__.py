@@ -1,0 +1,1 @@
+"""How far the forecast of speed is from figures that people published."""

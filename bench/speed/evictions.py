@@ -1,0 +1,148 @@
+"""``python -m bench.speed.evictions [--write]``: a full cache, simulated token by token.
+
+A closed load of requests on a cache that holds fewer than all of them: the oldest go first, a
+request is admitted when what it has so far fits, and the youngest lose their newest tokens to
+their elders (``whole``: all of their tokens). How many run on average, and how many tokens a
+request computes again, is what `turbofit/tuner/speed/evictions.py` says in a formula.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from turbofit.tuner.speed.evictions import Crowd, crowd_of
+
+__all__ = ["CASES", "Case", "formula", "simulated"]
+
+HERE = Path(__file__).resolve().parent
+#: Prompt and answer in tokens, and the requests of which the cache holds all tokens.
+CASES: Final = ((50, 500, 30), (50, 500, 85), (256, 256, 8), (256, 256, 60), (500, 500, 30),
+                (500, 500, 300), (2048, 128, 40), (3500, 256, 8), (3500, 256, 30))  # fmt: skip
+#: Requests that are there over those that fit.
+CROWDS: Final = (1.0, 1.1, 1.3, 1.6, 2.5, 4.0)
+_LONGEST = 8
+
+
+class Case(NamedTuple):
+    """A load, and the cache that it meets; ``spread`` as in :func:`speed_of`, 0 or 1."""
+
+    prompt: int
+    output: int
+    fitting: int
+    spread: int = 0
+    whole: bool = False
+
+
+class _Request:
+    """``cached`` tokens of what it has so far are in the cache."""
+
+    def __init__(self, prompt: int, output: int) -> None:
+        self.prompt, self.output = prompt, output
+        self.done = self.cached = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.done
+
+
+def simulated(case: Case, crowd: float, seed: int = 0) -> tuple[float, float]:
+    """Requests that run over those that fit, and tokens computed again over a mean answer."""
+    rng = random.Random(seed)
+    there = max(1, round(case.fitting * crowd))
+    room = case.fitting * (case.prompt + case.output)
+    requests = [_new(case, rng) for _ in range(there)]
+    steps = max(2000, 6 * case.output)
+    running = ended = again = counted = 0
+    for step in range(steps):
+        count = _admitted(requests, room)
+        _evict(requests, count, room, whole=case.whole)
+        late = step > steps * 0.4
+        for one in requests[:count]:
+            again += late and one.done and one.tokens - one.cached
+            one.done += 1
+            one.cached = one.tokens
+        stay = [one for one in requests if one.done < one.output]
+        gone = len(requests) - len(stay)
+        requests = stay + [_new(case, rng) for _ in range(gone)]
+        running, ended, counted = running + late * count, ended + late * gone, counted + late
+    return running / counted / case.fitting, again / max(1, ended) / case.output
+
+
+def formula(case: Case, crowd: float, share: float) -> tuple[float, float]:
+    """The same two figures by the forecast's formula, where so large a share is computed again."""
+    whole = case.prompt + case.output
+    room = whole / (case.prompt + case.output * (1 + case.spread) / 2) - 1
+    found: Crowd = crowd_of(max(1, round(case.fitting * crowd)), case.fitting, max(0.0, room))
+    return found.running / case.fitting, found.evicted * share
+
+
+def _new(case: Case, rng: random.Random) -> _Request:
+    output = case.output
+    if case.spread:
+        output = max(1, min(round(rng.expovariate(1 / output)), _LONGEST * output))
+    return _Request(case.prompt, output)
+
+
+def _admitted(requests: list[_Request], room: int) -> int:
+    """The oldest whose tokens, and one more for each, fit."""
+    for count, one in enumerate(requests):
+        room -= one.tokens + 1
+        if room < 0:
+            return count
+    return len(requests)
+
+
+def _evict(requests: list[_Request], count: int, room: int, *, whole: bool) -> None:
+    """What is left beside those that run is for the older of the others."""
+    room -= sum(one.tokens + 1 for one in requests[:count])
+    for one in requests[count:]:
+        one.cached = 0 if whole else min(one.cached, room)
+        room -= one.cached
+
+
+def report(share: float) -> str:
+    """EVICTIONS.md."""
+    lines = [
+        "# A full cache, simulated and by formula",
+        "",
+        "Made by `python -m bench.speed.evictions --write`. `n` are requests that run over those of which the cache holds",
+        "all tokens; `again` are tokens that a request computes again, as a share of its mean answer; first simulated where",
+        "the youngest lose their newest tokens, then where they lose all, then by the formula of the forecast with",
+        f"`recomputed_share` {share}. Spread 0: answers of one length; 1: of an exponential distribution.",
+        "",
+        "| prompt, answer | fit | spread | there over fit | n | n, formula | again | again, all lost | again, formula |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for prompt, output, fitting in CASES:
+        for spread in (0, 1):
+            for crowd in CROWDS:
+                case = Case(prompt, output, fitting, spread)
+                running, again = simulated(case, crowd)
+                lost = simulated(case._replace(whole=True), crowd)[1]
+                said = formula(case, crowd, share)
+                lines.append(
+                    f"| {prompt}, {output} | {fitting} | {spread} | {crowd} | {running:.2f} | {said[0]:.2f}"
+                    f" | {again:.2f} | {lost:.2f} | {said[1]:.2f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Print the table, or write it."""
+    from turbofit.tuner.speed.rates import rates
+
+    parser = argparse.ArgumentParser(prog="python -m bench.speed.evictions", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="renew EVICTIONS.md")
+    args = parser.parse_args()
+    text = report(rates().recomputed_share)
+    if args.write:
+        (HERE / "EVICTIONS.md").write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

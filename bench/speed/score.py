@@ -1,0 +1,120 @@
+"""How far off the forecast of each row is, how it orders settings, and where its curves end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from math import ceil, log
+from statistics import fmean, median
+
+from bench.speed.forecast import Setup, forecast
+from turbofit.core.struct import Struct
+from turbofit.tuner.speed.rates import Rates
+
+__all__ = ["Curve", "Score", "curves", "loss", "median_of", "order", "p90_of", "score"]
+
+#: Figures that are closer than this are a tie, which no forecast has to order.
+_TIE = 0.02
+#: A curve has at least so many batches.
+_POINTS = 3
+
+
+class Score(Struct):
+    """One row: requests or tokens a second, forecast and published; seconds to a first token."""
+
+    setup: Setup
+    forecast: float
+    published: float
+    first_token: float
+
+    @property
+    def error(self) -> float:
+        """Forecast over published, less one: plus is too fast."""
+        return self.forecast / self.published - 1
+
+
+class Curve(Struct):
+    """Figures of one setting over several batches: the best batch, forecast and published."""
+
+    name: str
+    forecast: int
+    published: int
+
+    @property
+    def held(self) -> bool:
+        """Whether the forecast is within a factor of two."""
+        return self.published / 2 <= self.forecast <= self.published * 2
+
+
+def score(setup: Setup, figures: Rates) -> Score:
+    """One row under these constants."""
+    found, row = forecast(setup, figures), setup.row
+    if row.requests_per_second is not None:
+        rate, published = found.requests_per_second, row.requests_per_second
+    else:
+        rate = found.requests_per_second * setup.output
+        published = row.output_tokens_per_second or 0.0
+    first = found.seconds_to_first_token
+    if setup.load.together:  # the engine answers when all prefills are done
+        first = found.running * found.prefill + found.step
+        first += (setup.at_once - found.running) / found.requests_per_second
+    return Score(setup=setup, forecast=rate, published=published, first_token=first)
+
+
+def loss(setups: Sequence[Setup], figures: Rates) -> float:
+    """The mean over sources of their rows' mean absolute log-ratio."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for one in setups:
+        found = score(one, figures)
+        errors[one.row.source].append(abs(log(found.forecast / found.published)))
+    return fmean(fmean(each) for each in errors.values())
+
+
+def median_of(scores: Iterable[Score]) -> float:
+    """The median of absolute errors."""
+    return median(abs(one.error) for one in scores)
+
+
+def p90_of(scores: Iterable[Score]) -> float:
+    """The least error that nine of ten do not exceed."""
+    errors = sorted(abs(one.error) for one in scores)
+    return errors[ceil(0.9 * len(errors)) - 1]
+
+
+def order(scores: Iterable[Score]) -> tuple[int, int]:
+    """Pairs of one model, card and engine of a source that are in the published order, and all."""
+    alike = defaultdict(list)
+    for one in scores:
+        row = one.setup.row
+        unit = row.requests_per_second is not None
+        alike[row.source, row.engine, row.model, row.card, unit].append(one)
+    right = pairs = 0
+    for group in alike.values():
+        for a, b in combinations(group, 2):
+            if abs(log(a.published / b.published)) > _TIE:
+                pairs += 1
+                right += (a.forecast - b.forecast) * (a.published - b.published) > 0
+    return right, pairs
+
+
+def curves(scores: Iterable[Score]) -> list[Curve]:
+    """The best batch of every setting that was measured at several."""
+    settings = defaultdict(list)
+    for one in scores:
+        row = one.setup.row
+        version = "" if row.prompt_tokens is None else f" {row.prompt_tokens}+{row.output_tokens}"
+        if row.concurrency is not None:
+            name = f"{row.engine} {row.engine_version} {row.model}{version}"
+            settings[name, row.card, row.quant_policy].append(one)
+    return [
+        Curve(name=name, forecast=_best(group, "forecast"), published=_best(group, "published"))
+        for (name, *_), group in settings.items()
+        if len({one.setup.at_once for one in group}) >= _POINTS
+    ]
+
+
+def _best(group: Sequence[Score], figure: str) -> int:
+    """The smallest batch whose figure ties with the largest."""
+    most = max(getattr(one, figure) for one in group)
+    return min(one.setup.at_once for one in group if getattr(one, figure) > most / (1 + _TIE))

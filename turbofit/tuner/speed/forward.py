@@ -1,0 +1,47 @@
+"""Seconds of one forward of the language model: products, attention, links, launches."""
+
+from __future__ import annotations
+
+from turbofit.core.struct import Struct
+from turbofit.tuner.speed.all_reduce import AllReduce
+from turbofit.tuner.speed.rates import GpuRates, Rates
+from turbofit.tuner.speed.work import StepWork
+
+__all__ = ["Forward", "forward_of"]
+
+
+class Forward(Struct):
+    """What the forwards of one engine share; ``launches`` are seconds that no batch shortens."""
+
+    work: StepWork
+    card: GpuRates
+    reduce: AllReduce
+    launches: float
+
+    def seconds(self, tokens: float, *, pairs: float = 0.0, cached: float = 0.0) -> float:
+        """One forward.
+
+        A product reads its weights while it computes, and the slower of both counts: few rows are
+        bound by memory, many by FLOPs. Attention runs between products and hides behind neither.
+
+        Args:
+            tokens: that run through the layers.
+            pairs: of a token and one that it looks at, where a prompt is computed.
+            cached: tokens whose keys and values are read.
+        """
+        work, card = self.work, self.card
+        products = max(
+            work.read_bytes(tokens) / card.bandwidth, tokens * work.token_flops / card.flops
+        )
+        attention = pairs * work.pair_flops / card.flops + cached * work.kv_bytes / card.bandwidth
+        return products + attention + self.reduces(tokens) + self.launches
+
+    def reduces(self, tokens: float) -> float:
+        """Seconds that a forward of so many tokens spends on links."""
+        return 2 * self.work.layers * self.reduce.seconds(tokens * self.work.hidden_bytes)
+
+
+def forward_of(work: StepWork, card: GpuRates, reduce: AllReduce, figures: Rates) -> Forward:
+    """The forward of one engine on one group."""
+    launches = work.layers * figures.layer_seconds + figures.step_seconds
+    return Forward(work=work, card=card, reduce=reduce, launches=launches)
