@@ -63,7 +63,10 @@ def test_whichever_died_both_are_planned_again_with_less(plan: Plan, number: int
 
 
 def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
-    plan = api.plan(FULLER[0], on=FULLER[1])
+    plan = api.plan(FULLER[0], on=FULLER[1], concurrency=8, context=8192)
+    first, second = plan.by_group
+    settings = replace(second.settings, max_prefill_token_num=2048)
+    plan = replace(plan, by_group=(first, replace(second, settings=settings)))
     sizes = [own.settings.max_prefill_token_num for own in plan.by_group]
     assert len(set(sizes)) == 2
     for number in range(2):

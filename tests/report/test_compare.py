@@ -33,7 +33,8 @@ def test_settings_of_each_unequal_engine_are_compared() -> None:
     own[1] = replace(own[1], settings=replace(own[1].settings, max_batch_size=77))
     found = compare(a, a._replace(plan=replace(a.plan, by_group=tuple(own))))
     differing = {row.what: row.b for row in found.rows if not row.same}
-    assert differing == {"max_batch_size, engine 1": "77"}
+    changed = sum(one.settings.max_batch_size for one in own)
+    assert differing == {"max_batch_size, engine 1": "77", "concurrency": changed}
 
 
 def test_what_differs_is_side_by_side_with_the_difference() -> None:

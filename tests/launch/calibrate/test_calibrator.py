@@ -136,7 +136,7 @@ class OneCard(Meter):
 
 
 def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
-    plan = api.plan("internvl2.5-8b", on="rtx3090+l40s", engine="turbomind")
+    plan = api.plan("internvl2.5-8b", on="rtx3090+l40s", engine="turbomind", concurrency=8)
     paid = [plan.of_group(group).limits.units_per_forward for group in (0, 1)]
     assert paid[0] != paid[1]
     bodies = []

@@ -82,7 +82,12 @@ def test_where_no_client_can_ask_for_one_image_many_meet(
     on: str, text: int, forward: int, patch: int | None
 ) -> None:
     plan = api.plan(
-        "internvl3-8b-hf", on=on, max_prefill_token_num=forward, max_dynamic_patch=patch
+        "internvl3-8b-hf",
+        on=on,
+        max_prefill_token_num=forward,
+        max_dynamic_patch=patch,
+        concurrency=8,
+        queue_images=False,
     )
     question = fullest_forward(plan, "m", text)
     if plan.limits.units_per_forward <= plan.limits.units_per_request:
@@ -104,7 +109,7 @@ def test_a_session_too_short_for_two_forwards_is_filled() -> None:
 
 
 def test_a_text_model_is_asked_for_what_decides() -> None:
-    plan = api.plan("qwen2.5-7b", on="1xrtx3090")
+    plan = api.plan("qwen2.5-7b", on="1xrtx3090", concurrency=8)
     assert worst_request(plan, "m") is None
     assert worst_image_tokens(plan) == 0
     longest = fullest_forward(plan, "m", 0)

@@ -32,7 +32,7 @@ def test_normed_queries_and_keys_are_counted() -> None:
     """Qwen3-VL-2B, chunks of 4096 and a long context: 378.4 MiB live on pretend GPUs."""
     plan = api.plan(
         "qwen3-vl-2b", on="1xrtx3060", engine="pytorch", image_size=(1344, 1568),
-        max_prefill_token_num=4096,
+        max_prefill_token_num=4096, context=65_536,
     )  # fmt: skip
     assert _terms(plan)["text_prefill"] >= 378.4 * (1 << 20)
 

@@ -81,12 +81,19 @@ def aimed(plan: Plan) -> tuple[int, int]:
 def test_nearly_as_many_meet_as_the_account_pays_for(
     model: str, on: str, options: dict[str, Any]
 ) -> None:
-    met, paid = aimed(turbofit.api.plan(model, on=on, tp=1, replicas=1, **options))
+    options = {"tp": 1, "replicas": 1, "engine": "turbomind", "queue_images": False, **options}
+    met, paid = aimed(turbofit.api.plan(model, on=on, **options))
     assert 0.96 * paid <= met <= paid
 
 
 def test_a_prefix_cache_is_asked_again_about_what_it_has_seen() -> None:
-    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", enable_prefix_caching=True)
+    plan = turbofit.api.plan(
+        "internvl2-8b",
+        on="1xrtx3090",
+        enable_prefix_caching=True,
+        concurrency=8,
+        queue_images=False,
+    )
     cases = {case["name"]: case["requests"] for case in worst_cases(plan)}
     assert cases["vision_request"][0]["images"] == 1
     again = cases["vision_forward"]
@@ -121,7 +128,14 @@ def test_unequal_images_fill_what_the_gateway_lets_through(gate: int) -> None:
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_several_images_a_request_meet_too(prefix: bool) -> None:
-    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", images=4, enable_prefix_caching=prefix)
+    plan = turbofit.api.plan(
+        "internvl2-8b",
+        on="1xrtx3090",
+        images=4,
+        enable_prefix_caching=prefix,
+        concurrency=8,
+        queue_images=False,
+    )
     sent, limits = _sent(plan), plan.limits
     assert all(len(request) <= 4 and sum(request) <= limits.units_per_request for request in sent)
     assert any(len(request) > 1 for request in sent)
@@ -131,7 +145,7 @@ def test_several_images_a_request_meet_too(prefix: bool) -> None:
 
 
 def test_one_row_meets_the_images_of_one_request() -> None:
-    plan = turbofit.api.plan("qwen2.5-vl-3b", on="1xrtx3060", images=2, max_batch_size=1)
+    plan = turbofit.api.plan("qwen2.5-vl-3b", on="1xrtx3060", images=2, max_batch_size=1, engine="turbomind")
     assert _sent(plan) == [[plan.limits.units_per_image] * 2]
 
 

@@ -19,7 +19,7 @@ def test_links_are_named_where_a_step_waits_for_them() -> None:
 
 def test_idle_cards_and_small_caches_are_named() -> None:
     said = {(tp, n): why for tp, n, why in reasons("qwen2.5-7b", "2xrtx3090")}
-    assert said[1, 1].endswith((": GPUs stay idle", "requests at once, not 172"))
+    assert said[1, 1].endswith((": GPUs stay idle", "requests at once, not 190"))
     short = [why for *_, why in reasons("internvl2-8b", "2xrtx3090:free=18GiB")]
     assert any("its cache holds a context of" in why for why in short)
 

@@ -204,17 +204,18 @@ def limit_blocks(plan: Plan) -> list[Block]:
     )
     columns = (
         Column(title="option"),
-        Column(title="tokens an image", right=True),
+        Column(title="its tokens", right=True),
         Column(title="KV tokens", right=True),
         Column(title="at once", right=True),
         Column(title="requests/s", right=True),
-        Column(title="first token, s", right=True),
+        Column(title="first, s", right=True),
     )
     return [
         Heading(text="What an image limit costs"),
         Line(
-            text="forecasts for the largest image that each limit admits, on the same GPUs with"
-            " the same prefill; a plan for that limit serves as much or more",
+            text="forecasts for the largest image that each limit admits (its tokens, requests a"
+            " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
+            " for that limit serves as much or more",
             tone="dim",
         ),
         Table(columns=columns, rows=rows),

@@ -143,7 +143,7 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
     prefill = forward.seconds(prompt, pairs=prompt**2 / 2)
-    images = vision_seconds(work, requested_load, -(-prompt // chunk), card.vision_flops)
+    images = vision_seconds(work, requested_load, int(-(-prompt // chunk)), card.vision_flops)
     prefill += images
     # An evicted request begins again, its images too.
     again = crowd.evicted * figures.recomputed_share * output
