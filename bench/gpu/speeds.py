@@ -2,8 +2,9 @@
 
 A decode step reads the weights and all keys and values at ``memory_efficiency`` of the card's
 bandwidth, and launches every layer (``layer_seconds``) and itself (``step_seconds``); a prefill
-computes at ``compute_efficiency``, a vision tower at ``vision_efficiency``. Steps of a small and of a large model tell the first two apart;
-the third cannot be told from the second by any of them, and stays as it is.
+computes at ``compute_efficiency``, a vision tower at ``vision_efficiency``. Steps of a small and of
+a large model tell the first two apart; the third cannot be told from the second by any of them, and
+stays as it is.
 """
 
 from __future__ import annotations

@@ -108,12 +108,14 @@ def report(share: float) -> str:
     lines = [
         "# A full cache, simulated and by formula",
         "",
-        "Made by `python -m bench.speed.evictions --write`. `n` are requests that run over those of which the cache holds",
-        "all tokens; `again` are tokens that a request computes again, as a share of its mean answer; first simulated where",
-        "the youngest lose their newest tokens, then where they lose all, then by the formula of the forecast with",
-        f"`recomputed_share` {share}. Spread 0: answers of one length; 1: of an exponential distribution.",
+        "Made by `python -m bench.speed.evictions --write`. `n` are requests that run over those",
+        "of which the cache holds all tokens; `again` are tokens that a request computes again, as",
+        "a share of its mean answer: simulated where the youngest lose their newest tokens, then",
+        "where they lose all, then by the formula of the forecast with `recomputed_share`",
+        f"{share}. Spread 0: answers of one length; 1: of an exponential distribution.",
         "",
-        "| prompt, answer | fit | spread | there over fit | n | n, formula | again | again, all lost | again, formula |",
+        "| prompt, answer | fit | spread | there over fit | n | formula"
+        " | again | all lost | formula |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for prompt, output, fitting in CASES:
@@ -124,8 +126,8 @@ def report(share: float) -> str:
                 lost = simulated(case._replace(whole=True), crowd)[1]
                 said = formula(case, crowd, share)
                 lines.append(
-                    f"| {prompt}, {output} | {fitting} | {spread} | {crowd} | {running:.2f} | {said[0]:.2f}"
-                    f" | {again:.2f} | {lost:.2f} | {said[1]:.2f} |"
+                    f"| {prompt}, {output} | {fitting} | {spread} | {crowd} | {running:.2f}"
+                    f" | {said[0]:.2f} | {again:.2f} | {lost:.2f} | {said[1]:.2f} |"
                 )
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,10 @@ def fit(setups: Sequence[Setup], begin: Rates) -> Rates:
 
 
 def left_out_scores(setups: Sequence[Setup], begin: Rates) -> list[Score]:
-    """Each row under constants that its own source had no part in; only LMDeploy's rows are fitted."""
+    """Each row under constants that its own source had no part in.
+
+    Only rows of LMDeploy are fitted.
+    """
     found = []
     for source in dict.fromkeys(one.row.source for one in setups):
         others = [one for one in setups if one.row.source != source and one.row.of_lmdeploy]

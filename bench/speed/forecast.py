@@ -25,17 +25,17 @@ from turbofit.tuner.speed.work import StepWork, work_of
 
 __all__ = ["MissingError", "Setup", "forecast", "setup_of"]
 
-#: Share of a card that vLLM and SGLang take by default, and what of it is neither weights nor cache.
+#: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
 _CHUNK = 8192
-#: TurboQuant: keys of 4 bits with a scale and a zero, values of 2 bits with a scale, of 16 bits each.
-#: Source: LMDeploy 0.18, pytorch/engine/cache_engine/schema.py. Plans do not offer it.
+#: TurboQuant: keys of 4 bits with a scale and a zero, values of 2 bits with a scale, of 16 bits
+#: each. Source: LMDeploy 0.18, pytorch/engine/cache_engine/schema.py. Plans do not offer it.
 _TURBO_QUANT = 42
 _TURBO_BITS, _TURBO_SCALES = 4 + 2, 3 * 16
 
 
 class Setup(Struct):
-    """What the forecast of a row takes, the constants apart; ``kv_tokens`` are what its cache holds."""
+    """What the forecast of a row takes; ``kv_tokens`` are what its cache holds."""
 
     row: Row
     load: Load

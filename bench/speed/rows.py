@@ -86,9 +86,7 @@ def read_rows(path: Path = OBSERVATIONS) -> list[Row]:
 
 def load_of(row: Row) -> Load:
     """The entry of a row; the last one fits all."""
-    return next(
-        one for one in _loads() if one.source in row.source and row.id.startswith(one.ids)
-    )
+    return next(one for one in _loads() if one.source in row.source and row.id.startswith(one.ids))
 
 
 @cache

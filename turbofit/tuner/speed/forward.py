@@ -7,10 +7,10 @@ from turbofit.tuner.speed.all_reduce import AllReduce
 from turbofit.tuner.speed.rates import GpuRates, Rates
 from turbofit.tuner.speed.work import StepWork
 
-__all__ = ["Forward", "forward_of"]
+__all__ = ["ForwardPass", "forward_pass_of"]
 
 
-class Forward(Struct):
+class ForwardPass(Struct):
     """What the forwards of one engine share; ``launches`` are seconds that no batch shortens."""
 
     work: StepWork
@@ -41,7 +41,9 @@ class Forward(Struct):
         return 2 * self.work.layers * self.reduce.seconds(tokens * self.work.hidden_bytes)
 
 
-def forward_of(work: StepWork, card: GpuRates, reduce: AllReduce, figures: Rates) -> Forward:
+def forward_pass_of(
+    work: StepWork, card: GpuRates, reduce: AllReduce, figures: Rates
+) -> ForwardPass:
     """The forward of one engine on one group."""
     launches = work.layers * figures.layer_seconds + figures.step_seconds
-    return Forward(work=work, card=card, reduce=reduce, launches=launches)
+    return ForwardPass(work=work, card=card, reduce=reduce, launches=launches)

@@ -30,6 +30,7 @@ class Rates(Struct):
     vision_efficiency: float
     layer_seconds: float
     step_seconds: float
+    request_seconds: float
     recomputed_share: float
     host_bandwidth: float
     host_factor: float

@@ -10,6 +10,7 @@ that people published is in `bench/speed`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 from msgspec.structs import replace
 
@@ -21,7 +22,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.speed.all_reduce import AllReduce, all_reduce_of
 from turbofit.tuner.speed.evictions import crowd_of
-from turbofit.tuner.speed.forward import forward_of
+from turbofit.tuner.speed.forward import forward_pass_of
 from turbofit.tuner.speed.rates import GpuRates, Rates, card_of, rates
 from turbofit.tuner.speed.work import StepWork, vision_seconds, work_of
 
@@ -134,7 +135,7 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
         spread: squared coefficient of variation of an answer's length: 0 where all are as long, 1
             where lengths are spread as an exponential distribution's.
     """
-    forward = forward_of(work, card, reduce, figures)
+    forward = forward_pass_of(work, card, reduce, figures)
     whole, context = prompt + output, prompt + output * (1 + spread) / 2
     admitted = min(at_once, batch)
     crowd = crowd_of(admitted, max(1.0, kv_tokens // whole), max(0.0, whole / context - 1))
@@ -143,7 +144,7 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
     # cache that a smaller prefill leaves. The forecast is that much high.
     prefill = forward.seconds(prompt, pairs=prompt**2 / 2)
-    images = vision_seconds(work, requested_load, int(-(-prompt // chunk)), card.vision_flops)
+    images = vision_seconds(work, requested_load, ceil(prompt / chunk), card.vision_flops)
     prefill += images
     # An evicted request begins again, its images too.
     again = crowd.evicted * figures.recomputed_share * output
@@ -151,7 +152,8 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     step = forward.seconds(running, cached=running * context)
 
     cycle = running * (prefill + again) + output * step
-    rate = min(1.0, admitted) * running / cycle
+    # LMDeploy's event loop runs beside the GPU.
+    rate = min(min(1.0, admitted) * running / cycle, 1 / figures.request_seconds)
     # It waits for the prefills of others as often as they take their turns.
     queued = prefill * cycle / (cycle - (running - 1) * (prefill + again))
     return Speed(

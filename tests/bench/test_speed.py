@@ -1,0 +1,190 @@
+"""The bench of speed: planted constants are found, and what is told is what was computed."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from bench.speed.__main__ import main, results_of
+from bench.speed.fit import FITTED, fit, left_out_scores
+from bench.speed.forecast import MissingError, forecast, setup_of
+from bench.speed.report import Results, published_errors, report, with_errors
+from bench.speed.rows import HERE, OBSERVATIONS, Row, load_of, read_rows
+from bench.speed.score import curves, loss, median_of, order, p90_of, score
+from turbofit.core.presets import preset_path
+from turbofit.core.struct import to_builtins
+from turbofit.tuner.speed.rates import rates
+
+PLANTED = replace(
+    rates(FITTED), memory_efficiency=0.7, compute_efficiency=0.6, layer_seconds=60e-6
+)  # fmt: skip
+
+
+def row(number: int = 0, source: str = "one", **fields: object) -> Row:
+    plain = Row(
+        id=f"{source}-{number}", source=source, engine="turbomind", engine_version="0.6.2",
+        model="qwen2.5-7b", card="a100-80g", concurrency=1, prompt_tokens=128, output_tokens=256,
+        output_tokens_per_second=1.0,
+    )  # fmt: skip
+    return replace(plain, **fields)
+
+
+def planted(source: str = "one") -> list[Row]:
+    """Rows of an engine that is as :data:`PLANTED` says."""
+    rows = [
+        row(number, source, model=model, concurrency=batch, prompt_tokens=prompt)
+        for number, (model, batch, prompt) in enumerate(
+            (model, batch, prompt)
+            for model in ("qwen2.5-0.5b", "qwen2.5-7b", "qwen2.5-14b-awq")
+            for batch in (1, 8, 64)
+            for prompt in (16, 2048)
+        )
+    ]
+    return [
+        replace(one, output_tokens_per_second=score(setup_of(one), PLANTED).forecast)
+        for one in rows
+    ]
+
+
+def test_planted_constants_are_found() -> None:
+    found = fit([setup_of(one) for one in planted()], rates(FITTED))
+    for name in FITTED:
+        assert getattr(found, name) == pytest.approx(getattr(PLANTED, name), rel=0.05)
+    others = set(type(found).__struct_fields__) - set(FITTED)
+    assert all(getattr(found, name) == getattr(rates(), name) for name in others)
+
+
+def test_a_source_has_no_part_in_its_own_forecast() -> None:
+    setups = [setup_of(one) for one in [*planted("one"), *planted("two")]]
+    scores = left_out_scores(setups, rates(FITTED))
+    alone = fit([one for one in setups if one.row.source == "two"], rates(FITTED))
+    assert [one.forecast for one in scores[: len(setups) // 2]] == [
+        score(one, alone).forecast for one in setups if one.row.source == "one"
+    ]
+    assert loss(setups, alone) < loss(setups, rates(FITTED))
+
+
+def test_engines_of_others_are_shown_and_fitted_to_nothing() -> None:
+    other = replace(row(99), engine="vllm")
+    results = results_of([*planted("one"), *planted("two"), other])
+    assert len(results.judged) == len(results.left_out) - 1
+    assert other in [one.row for one in results.setups]
+    text = report(results, date(2026, 1, 2))
+    assert "one, vllm" in text
+    assert f"{len(results.judged)} figures of LMDeploy, 2 sources, 1 cards" in text
+
+
+def test_a_score_is_of_the_figure_that_the_source_gives() -> None:
+    tokens = row()
+    requests = replace(tokens, requests_per_second=1.0, output_tokens_per_second=256.0)
+    assert score(setup_of(tokens), rates()).forecast == pytest.approx(
+        256 * score(setup_of(requests), rates()).forecast
+    )
+    assert score(setup_of(requests), rates()).published == 1.0
+
+
+def test_errors_pairs_and_curves() -> None:
+    rows = [row(n, concurrency=batch) for n, batch in enumerate((1, 8, 64))]
+    true = [score(setup_of(one), rates()).forecast for one in rows]
+    figures = [true[0] * 2, true[1] / 2, true[2]]  # -50 %, +100 %, none
+    scores = [
+        score(setup_of(replace(one, output_tokens_per_second=value)), rates())
+        for one, value in zip(rows, figures, strict=True)
+    ]
+    assert [one.error for one in scores] == pytest.approx([-0.5, 1, 0])
+    assert median_of(scores) == pytest.approx(0.5)
+    assert p90_of(scores) == pytest.approx(1)
+    assert order(scores) == (3, 3)
+    assert [(one.forecast, one.published, one.held) for one in curves(scores)] == [(64, 64, True)]
+    falling = [
+        replace(one, published=value)
+        for one, value in zip(scores, (300.0, 200.0, 100.0), strict=True)
+    ]
+    assert order(falling) == (0, 3)
+    assert [(one.published, one.held) for one in curves(falling)] == [(1, False)]
+    tied = [replace(one, published=100.0 + n) for n, one in enumerate(scores)]
+    assert order(tied) == (0, 0)
+
+
+def test_a_cache_that_is_full_bounds_what_runs() -> None:
+    few = setup_of(row(concurrency=128, max_batch_size=128, output_tokens=2048, card="rtx3090"))
+    assert few.kv_tokens < 128 * (128 + 2048)
+    assert forecast(few, rates()).running < 128
+
+
+def test_what_a_source_says_stands_in_for_what_a_row_does_not() -> None:
+    curve = replace(
+        row(source="x: llm_inference_framework_throughput_comparison"),
+        prompt_tokens=None, output_tokens=None, card="rtx2080ti 22 GB (modified)",
+    )  # fmt: skip
+    found = setup_of(curve)
+    assert (found.prompt, found.output) == (50, 500)
+    assert found.machine.gpus[0].name == "NVIDIA GeForce RTX 2080 Ti"
+    both = replace(curve, requests_per_second=2.0, output_tokens_per_second=500.0)
+    assert setup_of(both).output == 250
+    assert load_of(row(source="nobody's")).why.startswith("no entry")
+    with pytest.raises(MissingError):
+        setup_of(row(model="no such model"))
+
+
+def test_turbo_quant_is_six_bits_a_pair_and_its_scales() -> None:
+    plain = setup_of(row(source="kv", model="qwen3-30b-a3b"))
+    packed = setup_of(row(source="kv", model="qwen3-30b-a3b", quant_policy=42))
+    assert packed.work.kv_bytes / plain.work.kv_bytes == pytest.approx(102 / 512)
+    assert packed.kv_tokens > 4.5 * plain.kv_tokens
+
+
+def test_errors_are_written_into_the_constants() -> None:
+    text = preset_path("engines", "throughput").read_text()
+    errors = {"median_error": 0.31, "p90_error": 0.77, "error_figures": 5, "error_cards": 2}
+    changed = with_errors(text, errors)
+    assert "median_error:\n  value: 0.31\n" in changed
+    assert len(changed.splitlines()) == len(text.splitlines())
+    with pytest.raises(ValueError, match="no entry"):
+        with_errors(text, {"no_such_constant": 1})
+
+
+def test_plans_tell_the_errors_of_the_results() -> None:
+    text, figures = (HERE / "RESULTS.md").read_text(), rates()
+    median = re.search(r"median error at most 25% \| ([\d.]+)%", text)
+    p90 = re.search(r"nine of ten within 60% \| ([\d.]+)%", text)
+    counted = re.search(r"(\d+) figures of LMDeploy, \d+ sources, (\d+) cards", text)
+    assert median
+    assert p90
+    assert counted
+    assert figures.median_error == pytest.approx(float(median[1]) / 100, abs=0.0051)
+    assert figures.p90_error == pytest.approx(float(p90[1]) / 100, abs=0.0051)
+    assert (figures.error_figures, figures.error_cards) == (int(counted[1]), int(counted[2]))
+
+
+@pytest.mark.skipif(not OBSERVATIONS.exists(), reason="the rows are no part of the repository")
+def test_the_results_are_reproduced() -> None:
+    text, results = (HERE / "RESULTS.md").read_text(), results_of(read_rows())
+    day = re.search(r"^\d{4}-\d\d-\d\d", text, re.MULTILINE)
+    assert day
+    assert report(results, date.fromisoformat(day[0])) == text
+    assert published_errors(results)["median_error"] == rates().median_error
+
+
+def test_rows_that_are_none_are_refused_and_unknown_ones_named(tmp_path: Path, capsys) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"id": 1}\n')
+    assert main(["--observations", str(broken)]) == 2
+    assert "broken.jsonl:1: not a row" in capsys.readouterr().err
+    assert main(["--observations", str(tmp_path / "none")]) == 2
+    assert "hint:" in capsys.readouterr().err
+    unknown = replace(row(), model="no such model")
+    broken.write_text(json.dumps(to_builtins(unknown)))
+    assert main(["--observations", str(broken)]) == 2
+    assert "no row" in capsys.readouterr().err
+
+
+def test_a_report_names_what_is_not_scored() -> None:
+    results = results_of([*planted("one"), *planted("two"), row(7, model="no such model")])
+    assert isinstance(results, Results)
+    assert "- **one-7**: the model's dims (no such model)." in report(results, date(2026, 1, 2))

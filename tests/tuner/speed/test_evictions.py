@@ -1,0 +1,44 @@
+"""A full cache: the formula beside the simulation that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.speed.evictions import CASES, Case, formula, simulated
+from turbofit.tuner.speed.evictions import crowd_of
+from turbofit.tuner.speed.rates import rates
+
+
+def test_all_run_where_the_cache_holds_all() -> None:
+    assert crowd_of(8, 8, 0.33) == (8, 0)
+    assert crowd_of(0.5, 1, 0.33) == (0.5, 0)
+
+
+def test_more_requests_run_than_could_all_end_and_some_begin_again() -> None:
+    few, many = crowd_of(10, 8, 0.33), crowd_of(1000, 8, 0.33)
+    assert 8 < few.running < 10
+    assert few.running < many.running == pytest.approx(8 * 1.33)
+    assert 0 < few.evicted < many.evicted == pytest.approx(1)
+
+
+@pytest.mark.parametrize("room", [0.0, 0.03, 0.33, 0.9])
+def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
+    found = [crowd_of(64, fitting / 4, room) for fitting in range(4, 400)]
+    running, evicted = zip(*found, strict=True)
+    assert list(running) == sorted(running)
+    assert list(evicted) == sorted(evicted, reverse=True)
+    assert max(running) == 64
+
+
+@pytest.mark.parametrize(("prompt", "output", "fitting"), [c for c in CASES if c[2] < 100])
+@pytest.mark.parametrize("crowd", [1.3, 2.5])
+def test_the_formula_is_near_the_simulation(prompt, output, fitting, crowd) -> None:
+    """Answers of one length. Evictions are over where so few fit that they end in turn."""
+    case = Case(prompt, output, fitting)
+    running, again = simulated(case, crowd)
+    said, recomputed = formula(case, crowd, rates().recomputed_share)
+    assert said == pytest.approx(running, rel=0.06)
+    most = max(again, simulated(case._replace(whole=True), crowd)[1])
+    assert recomputed < max(most, 0.6) + 0.1
+    if again:
+        assert recomputed == pytest.approx(again, abs=0.2)
