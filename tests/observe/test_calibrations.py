@@ -42,6 +42,16 @@ def test_what_is_kept_comes_back_on_such_a_machine_and_no_other() -> None:
     assert calibrations.recall(pretend=False) == (newer,)
 
 
+def test_a_later_measurement_tells_how_far_they_lie_apart() -> None:
+    assert calibrations.with_spread(ONE) == ONE  # there is nothing to compare with
+    calibrations.keep(ONE, {})
+    later = replace(ONE, context=-9, buffers=31)
+    assert calibrations.with_spread(later).spread == 20
+    assert calibrations.with_spread(replace(later, spread=50)).spread == 50
+    calibrations.path_of(ONE).write_text("{")
+    assert calibrations.with_spread(later) == later
+
+
 def test_another_lmdeploy_has_learned_nothing(monkeypatch) -> None:
     calibrations.keep(ONE, {})
     monkeypatch.setattr(calibrations, "_installed", lambda: "0.18.1")

@@ -71,11 +71,36 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Pl
 
     monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
-    before, after = ([own.settings for own in one.by_group] for one in (plan, made))
+    before, after = ([own.settings for own in one.by_group] for one in rehearsed)
     assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
-    assert after[1] == before[1]
+    assert after[1] == before[1] == made.by_group[1].settings
+    assert made.by_group[0].settings == after[0]
     assert made.parallel == plan.parallel
-    assert len(rehearsed) == 2
+
+
+def test_what_a_rehearsal_settles_is_not_charged_as_unsure(monkeypatch, plan: Plan) -> None:
+    monkeypatch.setattr(
+        corrected, "rehearse_plan", lambda made: seen_with(made, ended("served"), ended("served"))
+    )
+    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    assert made.fits
+    assert {gpu.margin for gpu in plan.gpus} == {256 * MIB}
+    assert {gpu.margin for gpu in made.gpus} == {96 * MIB}
+    assert made.kv.total_tokens > plan.kv.total_tokens
+    assert any(reason.startswith("margin 96.0 MiB: less than before") for reason in made.reasons)
+    kept = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True, margin=256 * MIB)
+    assert kept.kv == plan.kv
+
+
+def test_a_rehearsal_that_could_not_be_held_settles_nothing(monkeypatch, plan: Plan) -> None:
+    monkeypatch.setattr(
+        corrected, "rehearse_plan", lambda made: seen_with(made, ended("failed"), ended("served"))
+    )
+    made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
+    assert made.kv == plan.kv
+    assert [own.settings for own in made.by_group] == [own.settings for own in plan.by_group]
+    assert made.rehearsal == ended("failed")
+    assert not made.fits
 
 
 def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:

@@ -136,7 +136,8 @@ class Calibration(Struct):
     where these were too large: the first of what is there before the cache is sized, the second of
     what comes after it. ``model`` says which checkpoint (name, architecture, parameters); ``gpus``
     are the names of one group's cards, sorted. ``engine_version`` is the account's generation,
-    ``lmdeploy`` the version that ran. ``pretend``: on pretend GPUs, so of no real card.
+    ``lmdeploy`` the version that ran. ``pretend``: on pretend GPUs, so of no real card. ``spread``
+    are bytes by which what was measured differed between GPUs, or from the launch before.
     """
 
     model: Annotated[str, doc("Name, architecture, parameters.")]
@@ -150,6 +151,7 @@ class Calibration(Struct):
     context: Annotated[int, doc("Of what is there before the cache is sized.")]
     buffers: Annotated[int, doc("Of what comes after it.")]
     pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
+    spread: Annotated[int, doc("By which GPUs and launches that were measured differed.")] = 0
 
 
 class Host(Struct):

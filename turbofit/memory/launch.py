@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbofit.core.machine import Gpu, Machine
+from turbofit.core.machine import Calibration, Gpu, Machine
 from turbofit.core.model import Model
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct
@@ -16,8 +16,9 @@ class EngineLaunch(Struct):
 
     ``gpus`` are the group's, the first one first; ``machine`` tells of the links between them.
     ``vision_load`` is what clients can ask of the vision tower. ``margins`` are bytes to leave
-    free, one for each GPU. ``free_at_cache`` are the bytes that are free when the cache is sized,
-    as a log said: they replace all that is taken before it.
+    free, one for each GPU, and ``saved`` what of each a calibration makes superfluous.
+    ``free_at_cache`` are the bytes that are free when the cache is sized, as a log said: they
+    replace all that is taken before it.
     """
 
     model: Model
@@ -26,4 +27,12 @@ class EngineLaunch(Struct):
     machine: Machine
     vision_load: VisionLoad
     margins: tuple[int, ...] = ()
+    saved: tuple[int, ...] = ()
     free_at_cache: int | None = None
+
+    def margins_with(self, calibration: Calibration | None) -> tuple[int, ...]:
+        """Bytes to leave free where contexts and libraries were measured, or were not."""
+        if calibration is None or not self.saved:
+            return self.margins
+        pairs = zip(self.margins, self.saved, strict=True)
+        return tuple(margin - max(0, saved - calibration.spread) for margin, saved in pairs)

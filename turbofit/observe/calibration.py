@@ -94,8 +94,14 @@ def learn(
             context=max(context + _sum(ledgers[0], CONTEXT), had.context if had else -(1 << 62)),
             buffers=max(buffers + _sum(ledgers[0], BUFFERS), had.buffers if had else -(1 << 62)),
             pretend=pretend,
+            spread=0 if had is None else max(had.spread, _apart(had, context + buffers)),
         )
     return tuple(found.values())
+
+
+def _apart(had: Calibration, more: int) -> int:
+    """Bytes by which two groups' corrections differ."""
+    return abs(had.context + had.buffers - more)
 
 
 def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.core.machine import Machine
 
-__all__ = ["forget", "keep", "path_of", "pretends", "read", "recall", "with_calibrations"]
+__all__ = [
+    "forget", "keep", "path_of", "pretends", "read", "recall", "with_calibrations", "with_spread",
+]  # fmt: skip
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -48,6 +50,18 @@ def keep(calibration: Calibration, beside: Document) -> Path:
     body = {"schema": _SCHEMA, "calibration": to_builtins(calibration), **beside}
     write_atomic(path, json.dumps(body, indent=2) + "\n", mode=0o600)
     return path
+
+
+def with_spread(calibration: Calibration) -> Calibration:
+    """The same with the bytes by which it differs from the one that it replaces."""
+    path = path_of(calibration)
+    try:
+        body = json.loads(path.read_bytes())
+        before = msgspec.convert(body["calibration"], Calibration)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return calibration
+    change = calibration.context + calibration.buffers - before.context - before.buffers
+    return msgspec.structs.replace(calibration, spread=max(calibration.spread, abs(change)))
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:

@@ -29,6 +29,9 @@ _REHEARSALS: Final = 3
 def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
     """The plan after its rehearsal, at lower ratios where the engine left less than the margin.
 
+    The margin is smaller than that of a plan that was not rehearsed, where nobody asked for one:
+    what a rehearsal settles need not be charged as unsure.
+
     Args:
         request: what the plan was made for.
         plan: the best plan; one that does not fit is given back as it is.
@@ -42,19 +45,43 @@ def rehearsed(request: PlanRequest, plan: Plan) -> Plan:
         return plan
     request = request.changed(model=plan.model, revision=None, on=plan.machine, gpus=None)
     ratios: dict[int, float] = {}
+    cautious, plan = plan, _with_less_margin(request, plan)
     for _ in range(_REHEARSALS):
         seen = rehearse_plan(plan)
+        if not ratios and seen.rehearsal is not None and seen.rehearsal.outcome == "failed":
+            # It could not be held, and so settles nothing.
+            why = seen.rehearsal
+            return finished(replace(cautious, fits=False, verdict=seen.verdict, rehearsal=why))
         lower = corrected_ratios(seen)
         if not lower:
             return finished(confirmed(seen))
         ratios |= lower
         _LOG.info("the rehearsal leaves less than the margin: ratios by GPU become %s", lower)
-        shape = replace(resolve(request), ratio_caps=dict(ratios), groups=plan.parallel.groups)
-        again = make_plan(shape, engine_named(plan.engine.name))
-        plan = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
+        plan = _again(request, plan, ratios)
         if not plan.fits:
             return finished(plan)
     return finished(seen)
+
+
+def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:
+    """The plan with the margin of one that was rehearsed; itself where a person chose it."""
+    if request.margin is not None:
+        return plan
+    wider = _again(request, plan, {})
+    return wider if wider.fits else plan
+
+
+def _again(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
+    """The same shape under largest ratios, with the margin of a plan that was rehearsed."""
+    resolved = resolve(request)
+    shape = replace(
+        resolved,
+        ratio_caps=dict(ratios),
+        groups=plan.parallel.groups,
+        margin=replace(resolved.margin, rehearsed=True),
+    )
+    again = make_plan(shape, engine_named(plan.engine.name))
+    return replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
 
 
 def check_rehearsable(plan: Plan) -> None:

@@ -19,17 +19,23 @@ __all__ = ["Margin", "ResolvedRequest", "check_limits", "launch_of", "vision_loa
 
 _DEFAULT_MARGIN = 256 * MIB
 _DEFAULT_SHARE = 0.01
+_REHEARSED_SHARE = 3 / 8
+#: What a margin is at least, however much was measured.
+_LEAST_MARGIN = 64 * MIB
 
 
 class Margin(Struct):
     """What must stay free on each GPU: bytes, a share of the total, or the default of both None.
 
-    The default is the larger of 256 MiB and 1 % of the total. ``more`` bytes come on top of any.
+    The default is the larger of 256 MiB and 1 % of the total, and three eighths of that where this
+    very plan was ``rehearsed``: then only contexts and libraries are still estimates, which no
+    rehearsal sees. ``more`` bytes come on top of any.
     """
 
     bytes: int | None = None
     share: float | None = None
     more: int = 0
+    rehearsed: bool = False
 
     def of(self, gpu: Gpu) -> int:
         """Bytes for one GPU."""
@@ -38,7 +44,18 @@ class Margin(Struct):
             return self.bytes + self.more
         if self.share is not None:
             return int(total * self.share) + self.more
-        return max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE)) + self.more
+        default = max(_DEFAULT_MARGIN, int(total * _DEFAULT_SHARE))
+        kept = _REHEARSED_SHARE if self.rehearsed else 1.0
+        return int(default * kept) + self.more
+
+    def saved(self, gpu: Gpu) -> int:
+        """Bytes of one GPU's margin that a calibration makes superfluous: all but 64 MiB of it.
+
+        None of what a person asked for.
+        """
+        if self.bytes is not None or self.share is not None:
+            return 0
+        return max(0, self.of(gpu) - self.more - _LEAST_MARGIN)
 
 
 class ResolvedRequest(Struct):
@@ -138,6 +155,7 @@ def launch_of(
         machine=request.machine,
         vision_load=vision_load,
         margins=tuple(request.margin_of(gpu) for gpu in gpus),
+        saved=tuple(request.margin.saved(gpu) for gpu in gpus),
         free_at_cache=free_at_cache,
     )
 

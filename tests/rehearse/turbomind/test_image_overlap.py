@@ -145,7 +145,9 @@ def test_several_images_a_request_meet_too(prefix: bool) -> None:
 
 
 def test_one_row_meets_the_images_of_one_request() -> None:
-    plan = turbofit.api.plan("qwen2.5-vl-3b", on="1xrtx3060", images=2, max_batch_size=1, engine="turbomind")
+    plan = turbofit.api.plan(
+        "qwen2.5-vl-3b", on="1xrtx3060", images=2, max_batch_size=1, engine="turbomind"
+    )
     assert _sent(plan) == [[plan.limits.units_per_image] * 2]
 
 

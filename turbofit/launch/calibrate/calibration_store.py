@@ -49,7 +49,8 @@ def learned(
         learned, and ``why_not`` says why.
     """
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    found = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)
+    made = learn(plan, seen, lmdeploy=lmdeploy, when=when, pretend=pretend)
+    found = tuple(calibrations.with_spread(one) for one in made)
     beside = {**document(plan, seen), "pretend": pretend}
     why_not, kept = _moved(plan, before), []
     if why_not is None:

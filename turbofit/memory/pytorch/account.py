@@ -88,7 +88,8 @@ class PytorchAccount(Account):
         pool = pool_term(work, settings, constants)
         seen = calibration_for(launch.machine, gpus, model, settings, "pytorch", constants.version)
         held = [corrected(one, seen) for one in held]
-        super().__init__(settings, gpus, launch.margins, held, pool, transients, met.now, seen)
+        margins = launch.margins_with(seen)
+        super().__init__(settings, gpus, margins, held, pool, transients, met.now, seen)
 
     def _find_ratio(self) -> float:
         """Blocks that were asked for are as many at every ratio: one look tells that none fits."""

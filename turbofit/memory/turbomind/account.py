@@ -74,7 +74,8 @@ class TurbomindAccount(Account):
             launch.machine, gpus, model, settings, "turbomind", constants.version
         )
         held = [corrected(one, seen) for one in held]
-        super().__init__(settings, gpus, launch.margins, held, warmup, transients, units, seen)
+        margins = launch.margins_with(seen)
+        super().__init__(settings, gpus, margins, held, warmup, transients, units, seen)
 
     def _held_by(
         self, launch: EngineLaunch, buffers: Sequence[tuple[Term, ...]]

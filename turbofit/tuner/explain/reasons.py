@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from turbofit.core.messages import indices, plural
+from turbofit.core.units import format_bytes
 from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.calibrated import words
 from turbofit.memory.engine import Engine
@@ -33,6 +34,7 @@ def reasons(
         yield _ratio(request, best)
     if account.calibration is not None:
         yield words(account.calibration)
+    yield from _margin(request, account)
     prefill = f"best rank of the sizes tried; {engine.prefill_words(settings)}"
     if _differs(best, "max_prefill_token_num"):
         yield "max_prefill_token_num: on each card the best rank of the sizes tried"
@@ -58,6 +60,21 @@ def reasons(
                 + (", as you asked" if request.workload.queue_images else "")
                 + (", and the cache gets the rest" if best.queues else "")
             )
+        )
+
+
+def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
+    """Why less than usual stays free; nothing where it is the usual margin, or a person's."""
+    if not request.margin.saved(account.gpus[0]):
+        return
+    calibration, size = account.calibration, format_bytes(min(account.margins))
+    if calibration is not None:
+        spread = format_bytes(calibration.spread)
+        yield f"margin {size}: 64 MiB, and the {spread} by which what was measured here differed"
+    elif request.margin.rehearsed:
+        yield (
+            f"margin {size}: less than before a rehearsal, which settled what LMDeploy allocates;"
+            " contexts and libraries are estimates still (turbofit calibrate measures them)"
         )
 
 
