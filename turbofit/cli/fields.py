@@ -57,6 +57,7 @@ class _Form(NamedTuple):
     metavar: str = "TEXT"
     words: tuple[str, ...] = ()
     flag: bool = False
+    optional: bool = False
     several: bool = False
     repeatable: bool = False
 
@@ -89,7 +90,7 @@ def filled(kind: type[T], given: Options) -> T:
     values = {
         name: value
         for name in kind.model_fields
-        if (value := given.get(name)) is not None and value is not False and value != ()
+        if (value := given.get(name)) is not None and value != ()
     }
     return kind.of_options(values, option_name)
 
@@ -100,7 +101,12 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
     if field.default not in (None, False, ()) and not field.is_required():
         text = f"{text} (default {field.default})"
     if form.flag:
-        return Option(option_name(name), name, is_flag=True, help=text, group=group, **attributes)
+        option = option_name(name)
+        if form.optional:
+            option += f"/--no-{option.removeprefix('--')}"
+        return Option(
+            option, name, is_flag=True, default=None, help=text, group=group, **attributes
+        )
     several = form.several and not form.repeatable
     return Option(
         option_name(name), name, default=None, help=text, group=group,
@@ -118,7 +124,8 @@ def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
     if origin is Annotated:
         return _form(parts[0], parts[1:])
     if origin in (Union, UnionType):
-        return _form(next(one for one in parts if one is not NoneType))
+        inner = next(one for one in parts if one is not NoneType)
+        return _form(inner)._replace(optional=NoneType in parts)
     if origin is Literal:
         words = tuple(map(str, parts))
         return _Form(f"[{'|'.join(words)}]", words)

@@ -19,6 +19,13 @@ def test_a_shorter_context_is_offered_with_its_figure() -> None:
     assert remedy.effect == f"{gained:.3g} requests/s by the forecast, not {had:.3g}"
 
 
+def test_a_context_that_leaves_room_for_one_request_is_told() -> None:
+    plan = turbofit.plan("internvl2-2b", on="1xl4:free=8GiB", queue_images=False)
+    assert plan.settings.max_batch_size == 1
+    (remedy,) = plan.remedies
+    assert remedy.change == "--context 16384"
+
+
 def test_nothing_is_offered_where_nothing_is_gained_or_the_context_was_asked_for() -> None:
     assert not turbofit.plan("internvl2-8b", on="4xrtx3090").remedies
     asked = turbofit.plan("internvl2-8b", on="4xrtx3090:free=20.5GiB", context=32_768)

@@ -65,11 +65,7 @@ def fact_block(plan: Plan) -> FactList:
     where = ", ".join(dict.fromkeys((model.source.where, f"sizes by {model.source.sizes}")))
     size = f"{workload.image_size[0]}x{workload.image_size[1]}" if workload.image_size else "worst"
     context = f"{workload.context:,}" if workload.context else "as much as fits"
-    images = (
-        f"{workload.images} {plural(workload.images, 'image')} a request ({size} size), "
-        if plan.limits.vision_unit
-        else ""
-    )
+    images = _images(plan, size) if plan.limits.vision_unit else ""
     facts = [
         (
             "model",
@@ -102,6 +98,18 @@ def fact_block(plan: Plan) -> FactList:
             )
         )
     return FactList(facts=tuple(facts))
+
+
+def _images(plan: Plan, size: str) -> str:
+    """The promised images of a request, and how many smaller ones may share what they take."""
+    limits, images = plan.limits, plan.workload.images
+    said = f"{images} {plural(images, 'image')} a request ({size} size"
+    most = limits.most_images(plan.model.image_rule)
+    if most > images:
+        units = limits.units_per_request
+        what = plural(units, limits.vision_unit or "unit")
+        said += f": {units:,} {what}, which up to {most:,} smaller ones may share"
+    return f"{said}), "
 
 
 def _engine(plan: Plan) -> str:

@@ -14,6 +14,7 @@ from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.search.search import Found, search
 from turbofit.tuner.search.sizing import shortest_context
+from turbofit.tuner.speed.throughput import request_tokens
 
 __all__ = ["speed_remedies"]
 
@@ -39,8 +40,10 @@ def speed_remedies(request: ResolvedRequest, found: Found, engine: Engine) -> It
         return
     least = shortest_context(best.vision_load)
     rivals = [one for one in found.evaluations if one.fits and one.served == best.served]
-    if all(one.settings.session_len >= best.settings.session_len for one in rivals):
-        return  # no shape was left out for its context
+    left_out = any(one.settings.session_len < best.settings.session_len for one in rivals)
+    held = best.kv_tokens // request_tokens(found.requested_load)
+    if not left_out and held <= best.settings.max_batch_size:
+        return  # the context left out no shape, and no requests
     for context in _SHORTER:
         if not least <= context < best.settings.session_len:
             continue
