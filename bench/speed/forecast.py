@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
 from bench.accuracy.cards import machine_of
@@ -28,6 +30,8 @@ __all__ = ["MissingError", "Setup", "forecast", "setup_of"]
 #: Share of a card that vLLM and SGLang take, and what of it is neither weights nor cache.
 _SHARE, _BESIDE = 0.9, 3 << 29
 _CHUNK = 8192
+#: What a name says of packed weights.
+_STORED = {"awq": "awq", "gptq": "gptq", "fp8": "fp8", "w4a16": "awq", "4bit": "awq"}
 #: TurboQuant: keys of 4 bits with a scale and a zero, values of 2 bits with a scale, of 16 bits
 #: each. Source: LMDeploy 0.18, pytorch/engine/cache_engine/schema.py. Plans do not offer it.
 _TURBO_QUANT = 42
@@ -103,12 +107,27 @@ def _memory_row(row: Row, load: Load) -> MemoryRow:
         settings["cache_max_entry_count"] = row.cache_max_entry_count
     if row.max_batch_size is not None:
         settings["max_batch_size"] = row.max_batch_size
-    return MemoryRow(
+    found = MemoryRow(
         id=row.id, source=row.source, engine=row.engine, version=row.engine_version,
         model=load.model or row.model, gpu=load.card or row.card, gpus=row.tp, tp=row.tp,
         settings=settings, outcome="ran",
-        quant=f"kv{row.quant_policy}" if row.quant_policy in (4, 8) else "",
+        quant="+".join(_quantised(load.model or row.model, row.quant_policy)),
     )  # fmt: skip
+    try:
+        model_of(found)
+    except MissingError:  # perhaps known without the word for its tuning
+        return replace(found, model=found.model.replace("-chat", ""))
+    return found
+
+
+def _quantised(model: str, quant_policy: int) -> Iterator[str]:
+    """How weights and cache are stored, in the words of `bench/accuracy`."""
+    for word, method in _STORED.items():
+        if word in model.lower():
+            yield method
+            break
+    if quant_policy in (4, 8):
+        yield f"kv{quant_policy}"
 
 
 def _work(row: Row, model: Model) -> StepWork:
