@@ -27,13 +27,22 @@ class AllReduce(Struct):
     bandwidth: float = 1.0
     shared_by: int = 2
 
-    def seconds(self, size: float) -> float:
-        """Seconds for ``size`` bytes: a latency, half of it by the tree's depth; then traffic."""
+    @property
+    def launch(self) -> float:
+        """Seconds whatever the bytes: the latency, half of it by the tree's depth."""
+        return 0.0 if self.ranks == 1 else self.latency * (1 + log2(self.ranks)) / 2
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Seconds of a byte's traffic."""
         if self.ranks == 1:
             return 0.0
-        traffic = 2 * size * (self.ranks - 1) / self.ranks
-        traffic *= max(2, min(self.ranks, self.shared_by)) / 2
-        return self.latency * (1 + log2(self.ranks)) / 2 + traffic / self.bandwidth
+        traffic = 2 * (self.ranks - 1) / self.ranks * max(2, min(self.ranks, self.shared_by)) / 2
+        return traffic / self.bandwidth
+
+    def seconds(self, size: float) -> float:
+        """Seconds for ``size`` bytes."""
+        return self.launch + size * self.seconds_per_byte
 
 
 def all_reduce_of(machine: Machine, gpus: Sequence[Gpu], figures: Rates) -> AllReduce:

@@ -11,12 +11,17 @@ __all__ = ["ForwardPass", "forward_pass_of"]
 
 
 class ForwardPass(Struct):
-    """What the forwards of one engine share; ``launches`` are seconds that no batch shortens."""
+    """What the forwards of one engine share.
+
+    ``launches`` are seconds that no batch shortens, ``reduce_launches`` those of all-reduces;
+    ``token_reduces`` are seconds of one token on links.
+    """
 
     work: StepWork
     card: GpuRates
-    reduce: AllReduce
     launches: float
+    reduce_launches: float
+    token_reduces: float
 
     def seconds(self, tokens: float, *, pairs: float = 0.0, cached: float = 0.0) -> float:
         """One forward.
@@ -38,12 +43,18 @@ class ForwardPass(Struct):
 
     def reduces(self, tokens: float) -> float:
         """Seconds that a forward of so many tokens spends on links."""
-        return 2 * self.work.layers * self.reduce.seconds(tokens * self.work.hidden_bytes)
+        return self.reduce_launches + tokens * self.token_reduces
 
 
 def forward_pass_of(
     work: StepWork, card: GpuRates, reduce: AllReduce, figures: Rates
 ) -> ForwardPass:
     """The forward of one engine on one group."""
-    launches = work.layers * figures.layer_seconds + figures.step_seconds
-    return ForwardPass(work=work, card=card, reduce=reduce, launches=launches)
+    reduces = 2 * work.layers
+    return ForwardPass(
+        work=work,
+        card=card,
+        launches=work.layers * figures.layer_seconds + figures.step_seconds,
+        reduce_launches=reduces * reduce.launch,
+        token_reduces=reduces * reduce.seconds_per_byte * work.hidden_bytes,
+    )
