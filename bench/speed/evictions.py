@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from turbofit.tuner.speed.evictions import Crowd, crowd_of
+from turbofit.tuner.speed.evictions import crowd_of
 
 __all__ = ["CASES", "Case", "formula", "simulated"]
 
@@ -72,11 +72,12 @@ def simulated(case: Case, crowd: float, seed: int = 0) -> tuple[float, float]:
 
 
 def formula(case: Case, crowd: float, share: float) -> tuple[float, float]:
-    """The same two figures by the forecast's formula, where so large a share is computed again."""
+    """The same two figures by the forecast's formula with this ``recomputed_share``."""
     whole = case.prompt + case.output
     room = whole / (case.prompt + case.output * (1 + case.spread) / 2) - 1
-    found: Crowd = crowd_of(max(1, round(case.fitting * crowd)), case.fitting, max(0.0, room))
-    return found.running / case.fitting, found.evicted * share
+    there = max(1, round(case.fitting * crowd))
+    found = crowd_of(there, case.fitting, max(0.0, room), case.output, share)
+    return found.running / case.fitting, found.again
 
 
 def _new(case: Case, rng: random.Random) -> _Request:

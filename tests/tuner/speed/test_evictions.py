@@ -10,23 +10,28 @@ from turbofit.tuner.speed.rates import rates
 
 
 def test_all_run_where_the_cache_holds_all() -> None:
-    assert crowd_of(8, 8, 0.33) == (8, 0)
-    assert crowd_of(0.5, 1, 0.33) == (0.5, 0)
+    assert crowd_of(8, 8, 0.33, 256, 0.75) == (8, 0)
+    assert crowd_of(0.5, 1, 0.33, 256, 0.75) == (0.5, 0)
 
 
 def test_more_requests_run_than_could_all_end_and_some_begin_again() -> None:
-    few, many = crowd_of(10, 8, 0.33), crowd_of(1000, 8, 0.33)
+    few, many = (crowd_of(there, 8, 0.33, 256, 0.75) for there in (10, 1000))
     assert 8 < few.running < 10
     assert few.running < many.running == pytest.approx(8 * 1.33)
-    assert 0 < few.evicted < many.evicted == pytest.approx(1)
+    assert 0 < few.again < many.again == pytest.approx(0.75 / (1 + 8 / 256))
+
+
+def test_fewer_are_evicted_where_many_end_while_one_is_answered() -> None:
+    long, short = (crowd_of(300, 200, 0.33, output, 0.75).again for output in (2000, 20))
+    assert short < 0.2 * long
 
 
 @pytest.mark.parametrize("room", [0.0, 0.03, 0.33, 0.9])
 def test_a_larger_cache_runs_more_and_evicts_less(room: float) -> None:
-    found = [crowd_of(64, fitting / 4, room) for fitting in range(4, 400)]
-    running, evicted = zip(*found, strict=True)
+    found = [crowd_of(64, fitting / 4, room, 256, 0.75) for fitting in range(4, 400)]
+    running, again = zip(*found, strict=True)
     assert list(running) == sorted(running)
-    assert list(evicted) == sorted(evicted, reverse=True)
+    assert list(again) == sorted(again, reverse=True)
     assert max(running) == 64
 
 
@@ -39,6 +44,6 @@ def test_the_formula_is_near_the_simulation(prompt, output, fitting, crowd) -> N
     said, recomputed = formula(case, crowd, rates().recomputed_share)
     assert said == pytest.approx(running, rel=0.06)
     most = max(again, simulated(case._replace(whole=True), crowd)[1])
-    assert recomputed < max(most, 0.6) + 0.1
+    assert recomputed < max(most, 0.75) + 0.1
     if again:
         assert recomputed == pytest.approx(again, abs=0.2)

@@ -18,21 +18,27 @@ _LEAST_ROOM = 0.1
 
 
 class Crowd(NamedTuple):
-    """Requests that run on average, and the share of the most evictions that they cause."""
+    """Requests that run on average, and the share of its answer that each computes again."""
 
     running: float
-    evicted: float
+    again: float
 
 
-def crowd_of(admitted: float, fitting: float, room: float) -> Crowd:
+def crowd_of(
+    admitted: float, fitting: float, room: float, output: float, recomputed_share: float
+) -> Crowd:
     """How a cache is shared; fitted to `bench/speed/evictions.py`.
 
     Args:
         admitted: requests that the batch lets in.
         fitting: requests whose prompt and whole answer the cache holds, one at least.
         room: by which share more requests fit at their mean length than at their full one.
+        output: tokens of an answer. The more requests end while one is answered, the fewer are
+            evicted.
+        recomputed_share: the largest share of an answer that is computed again.
     """
     if admitted <= fitting:
         return Crowd(admitted, 0.0)
-    evicted = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
-    return Crowd(min(admitted, fitting * (1 + room * evicted)), evicted)
+    evicting = 1 - exp((1 - admitted / fitting) / max(room, _LEAST_ROOM))
+    running = min(admitted, fitting * (1 + room * evicting))
+    return Crowd(running, evicting * recomputed_share / (1 + fitting / output))

@@ -138,7 +138,8 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     forward = forward_pass_of(work, card, reduce, figures)
     whole, context = prompt + output, prompt + output * (1 + spread) / 2
     admitted = min(at_once, batch)
-    crowd = crowd_of(admitted, max(1.0, kv_tokens // whole), max(0.0, whole / context - 1))
+    room, fitting = max(0.0, whole / context - 1), max(1.0, kv_tokens // whole)
+    crowd = crowd_of(admitted, fitting, room, output, figures.recomputed_share)
     running = max(1.0, crowd.running)
 
     # As if in one pass: more of them launch again, a percent at most, which must not outweigh the
@@ -147,7 +148,7 @@ def speed_of(  # noqa: PLR0913 - all that a speed depends on
     images = vision_seconds(work, requested_load, ceil(prompt / chunk), card.vision_flops)
     prefill += images
     # An evicted request begins again, its images too.
-    again = crowd.evicted * figures.recomputed_share * output
+    again = crowd.again * output
     again = again * work.token_flops / card.flops + images * again / whole
     step = forward.seconds(running, cached=running * context)
 
