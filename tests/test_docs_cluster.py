@@ -66,16 +66,16 @@ def test_a_plan_says_what_the_page_says(nodes: str, capsys: pytest.CaptureFixtur
     assert f"`{why}`" in said
     if "/1xl4@2/" in nodes:
         assert re.findall(r"fits: .*? to any of them", told)[0] in said
-        for row in ("1x4 225,280 1.13 14.5 sim-1,", "1x1 44,544 0.142 3 sim-5, sim-6"):
+        for row in ("1x4 225,280 1.3 15 sim-1,", "1x1 46,336 0.105 2 sim-5, sim-6"):
             assert row in said
             assert row in told
 
 
 def test_what_a_weak_node_costs_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (spec,) = re.findall(r"with `sim:(\S+)` requests end at 12,288", " ".join(PAGE.split()))
+    (spec,) = re.findall(r"with `sim:(\S+)` requests go up to 32,768", " ".join(PAGE.split()))
     told = planned(spec, capsys)
-    assert "a request of up to 12,288 tokens" in told
-    (effect,) = re.findall(r"--context 32768 (4 nodes serve: .*? on 5 nodes)", told)
+    assert "a request of up to 32,768 tokens" in told
+    (effect,) = re.findall(r"--context 15360 (4 nodes serve: .*? on 2 nodes)", told)
     assert effect in " ".join(PAGE.split())
 
 

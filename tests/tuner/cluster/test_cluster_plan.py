@@ -106,14 +106,23 @@ def test_a_weak_node_does_not_take_context_from_all_for_nothing() -> None:
     assert why(plan, "host-2") == (
         "holds 28,672 tokens under the promised images, 32,768 are promised"
     )
-    equal = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"), concurrency=64)
+    other = api.plan_cluster("internvl2-8b", cluster("2xrtx3090", "2xrtx2080ti"))
+    assert serving(other) == ["host-1"]
+    assert other.longest_request_tokens == 32768
+    (shorter,) = other.remedies
+    assert shorter.change == "--context 28672"
+    assert "2 nodes serve" in shorter.effect
+
+
+def test_where_none_holds_the_whole_context_most_of_the_goal_decides() -> None:
+    nodes = cluster("1xl4:free=20GiB", "1xl4:free=19.5GiB")
+    equal = api.plan_cluster("internvl2-8b", nodes)
     assert serving(equal) == ["host-1", "host-2"]
     assert {own(one).settings.session_len for one in equal.nodes} == {equal.longest_request_tokens}
     assert "host-2 bounds it" in " ".join(equal.reasons)
-    assert any("float16" in text for text in equal.warnings)
-    longer = [one for one in equal.remedies if "--context 32768" in one.change]
-    assert longer
-    assert "1 node serve" in longer[0].effect
+    (longer,) = equal.remedies
+    assert longer.change == "--context 30720"
+    assert "1 node serve" in longer.effect
 
 
 def test_an_asked_context_leaves_out_who_does_not_hold_it() -> None:

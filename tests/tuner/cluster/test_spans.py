@@ -27,7 +27,7 @@ def test_nodes_are_joined_only_where_none_holds_the_model() -> None:
     assert span.plan.settings.distributed_executor_backend == "ray"
     assert plan.engines == 1
     assert plan.total_tokens == span.plan.kv.total_tokens
-    assert span.at_once == 8
+    assert span.at_once == span.plan.requests_at_once
     said = " ".join(plan.reasons)
     assert "slower" in said
     assert "network's speed is not known" in said

@@ -1,10 +1,11 @@
 """What a cluster promises, and which kinds of nodes keep it.
 
-The rules are the search's own. Images as large as were asked come first, whatever they leave out;
-then the goal's value decides; then the longer context. Two things are of clusters alone: rates that
-differ by less than the forecast knows count as equal, so that one weak node does not take context
-from all for nothing; and where no node serves the asked images the share of them that is served
-weighs against the rate. That an engine must queue images is its own affair, and promises nothing.
+The rules are the search's own. Images as large as were asked come first, and the whole context that
+a plan promises, whatever they leave out: no node that joins makes these smaller. Then the goal's
+value decides; then the longer context. Two things are of clusters alone: rates that differ by less
+than the forecast knows count as equal, so that one weak node does not take context from all for
+nothing; and where no node serves the asked images the share of them that is served weighs against
+the rate. That an engine must queue images is its own affair, and promises nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from turbofit.core.struct import Struct
 from turbofit.tuner.cluster.kind_planner import KindPlanner, Promise
 from turbofit.tuner.resolved_request import vision_load_of
 from turbofit.tuner.search.share import share_out
+from turbofit.tuner.search.sizing import longest_context
 
 __all__ = ["Choice", "choose", "even_shares", "shares_of"]
 
@@ -83,9 +85,11 @@ def choose(planner: KindPlanner, alone: dict[int, Plan]) -> tuple[Choice, tuple[
         alone: the plans of those that serve by themselves, with their even shares.
     """
     found = [one for limit in _limits(planner, alone) for one in _with_limit(planner, alone, limit)]
-    best = max(one.served * one.value for one in found)
+    whole = longest_context(planner.base)
+    kept = [one for one in found if one.context >= whole] or found
+    best = max(one.served * one.value for one in kept)
     tolerance = _FORECAST_TOLERANCE if planner.base.workload.goal == "throughput" else 0.0
-    equal = [one for one in found if one.served * one.value >= best * (1 - tolerance)]
+    equal = [one for one in kept if one.served * one.value >= best * (1 - tolerance)]
     chosen = max(equal, key=lambda one: (one.served, one.context, one.nodes, one.value))
     return _agreed(planner, chosen), tuple(found)
 
