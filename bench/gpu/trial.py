@@ -28,7 +28,7 @@ from turbofit.core.plan import Plan
 from turbofit.core.struct import to_builtins
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.calibrate.calibrator import Calibrator
-from turbofit.launch.calibrate.gpu_usage import NvmlMeter
+from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader
 from turbofit.launch.calibrate.progress import Progress
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
@@ -139,7 +139,7 @@ class Trial:
 def run(plan: Plan, out: Out, load: Load | None) -> str:
     """Start, drive, end; the outcome in a word."""
     begun = time.monotonic()
-    progress, meter = Progress(plan.model.name, {"at": begun}, pretend=False), NvmlMeter()
+    progress, usage = Progress(plan.model.name, {"at": begun}, pretend=False), NvmlUsageReader()
     gateway = None
     if load is not None and "gateway" in load.ways:
         gateway = GatewayConfig(port=free_ports(1)[0])
@@ -155,7 +155,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
         job = Job(
             config, folder=trial.record.folder, record=trial.record, say=say, on_open=trial.opened,
             lmdeploy=Lmdeploy(lmdeploy.version, runner), leases=leases,
-            examiner=Calibrator(meter, progress, say) if load is None else trial.loaded,
+            examiner=Calibrator(usage, progress, say) if load is None else trial.loaded,
         )  # fmt: skip
         job.record.begin(number=0)
         out.add(outcome="running", settings=to_builtins(plan.settings), restarts=[])
@@ -166,7 +166,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
             outcome = "died" if exc.ending.is_oom else exc.ending.kind
             out.add(ending=exc.ending.record())
         finally:
-            meter.end()
+            usage.end()
             out.add(
                 phases=phase_rows(plan, progress.seen), seen=to_builtins(progress.seen),
                 moments=to_builtins(job.record.run.attempts[-1].moments),

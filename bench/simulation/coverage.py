@@ -24,9 +24,9 @@ FILES = (
     "launch/serve/planner.py", "launch/serve/gpu_monitor.py", "launch/serve/retry_memory.py",
     "launch/serve/record.py", "launch/engine/supervised_engine.py", "launch/engine/engine_exit.py",
     "launch/engine/readiness_probe.py", "launch/engine/startup_tracker.py",
-    "gateway/routing/admission.py", "gateway/routing/carry.py", "gateway/routing/relay.py",
-    "gateway/routing/retry.py", "gateway/routing/health.py", "gateway/routing/engines.py",
-    "gateway/routing/fleet.py",
+    "gateway/routing/admission.py", "gateway/routing/request_forwarder.py",
+    "gateway/routing/exchange.py", "gateway/routing/retry.py", "gateway/routing/health.py",
+    "gateway/routing/engines.py", "gateway/routing/fleet.py",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from turbofit.rehearse.checkpoint.twin import _DECODERS, _TOWERS, main, twin_of,
 from turbofit.rehearse.ledger_terms import card_terms, load_peak
 from turbofit.rehearse.turbomind.headers import HeaderCheckpoint, read_header, weight_files
 from turbofit.rehearse.turbomind.ledger import Ledger
-from turbofit.rehearse.turbomind.report import judge
+from turbofit.rehearse.turbomind.report import outcome_and_death
 from turbofit.rehearse.turbomind.run import ChildOutcome, _Log
 from turbofit.rehearse.turbomind.sites import LOADER, STAGING, Sites
 from turbofit.rehearse.turbomind.spec import load_spec, parse_spec
@@ -290,7 +290,7 @@ def test_how_it_ended(
     tmp_path: Path, sites: Sites, values: dict[str, object], what: str, where: str | None
 ) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events("P context"))
-    outcome, death = judge(_outcome(tmp_path, **values), ledger)
+    outcome, death = outcome_and_death(_outcome(tmp_path, **values), ledger)
     assert outcome == what
     assert (death is None) == (where is None)
     assert where is None or where in (death or {})["where"]
@@ -298,6 +298,6 @@ def test_how_it_ended(
 
 def test_an_abort_after_a_refused_allocation_is_out_of_memory(tmp_path: Path, sites: Sites) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events(_RUN))
-    outcome, death = judge(_outcome(tmp_path, ended="signal", code=6), ledger)
+    outcome, death = outcome_and_death(_outcome(tmp_path, ended="signal", code=6), ledger)
     assert outcome == "out_of_memory"
     assert (death or {})["ended"] == "SIGABRT"

@@ -19,7 +19,7 @@ from turbofit.core.images import PatchRule, TileRule
 from turbofit.pretend.documents import dumped, loaded
 from turbofit.rehearse.torch import torch_rehearsal, torch_run
 from turbofit.rehearse.torch.phase_recorder import Phases, read_books
-from turbofit.rehearse.torch.torch_death import judge
+from turbofit.rehearse.torch.torch_death import outcome_and_death
 from turbofit.rehearse.torch.torch_image_overlap import ServerRoom
 from turbofit.rehearse.torch.torch_ledger import combined
 from turbofit.rehearse.torch.torch_rehearsal import TorchRehearsal, rehearse_torch
@@ -155,12 +155,14 @@ def case(name: str, **statuses: int) -> dict[str, Any]:
 def test_served_where_every_request_ended() -> None:
     # A prompt that the front end refuses is an answer, too.
     told = seen(done=True, cases=[case("a", finished=3), case("b", too_long=1)])
-    assert judge(told) == ("served", None)
+    assert outcome_and_death(told) == ("served", None)
 
 
 def test_a_picture_that_the_cache_cannot_hold_is_not_served() -> None:
     refusing = case("vision_request", too_long=1) | {"words": "The request exceeds it."}
-    outcome, death = judge(seen(done=True, cases=[refusing, case("text_prefill", finished=1)]))
+    outcome, death = outcome_and_death(
+        seen(done=True, cases=[refusing, case("text_prefill", finished=1)])
+    )
     assert outcome == "refused"
     assert death is not None
     assert death["phase"] == "case vision_request"
@@ -176,7 +178,7 @@ def test_a_death_in_a_request_is_told_in_torchs_words() -> None:
 torch.OutOfMemoryError: {OOM}
 later lines"""
     after = {"next_request": "unavailable", "words": "", "health": "unhealthy"}
-    outcome, death = judge(
+    outcome, death = outcome_and_death(
         seen(log, done=True, cases=[case("vision", unavailable=1)], afterwards=after)
     )
     assert outcome == "out_of_memory"
@@ -203,7 +205,7 @@ later lines"""
 def test_a_death_before_any_request(kind: str, message: str, phase: str, outcome: str) -> None:
     error = {"type": kind, "message": message, "phase": phase, "frames": ["a.py:1 f"]}
     log = f"{kind}: {message}"
-    found, death = judge(seen(log, 1, error=error, phase="end"))
+    found, death = outcome_and_death(seen(log, 1, error=error, phase="end"))
     assert found == outcome
     assert death is not None
     assert death["phase"] == phase
@@ -211,9 +213,9 @@ def test_a_death_before_any_request(kind: str, message: str, phase: str, outcome
 
 
 def test_what_never_ended_is_a_hang() -> None:
-    assert judge(seen(done=True, cases=[case("x", **{"not finished": 1})]))[0] == "hang"
-    assert judge(seen(code=-9, late=True, phase="warm-up"))[0] == "hang"
-    assert judge(seen("Segmentation fault", -11, phase="warm-up"))[0] == "failed"
+    assert outcome_and_death(seen(done=True, cases=[case("x", **{"not finished": 1})]))[0] == "hang"
+    assert outcome_and_death(seen(code=-9, late=True, phase="warm-up"))[0] == "hang"
+    assert outcome_and_death(seen("Segmentation fault", -11, phase="warm-up"))[0] == "failed"
 
 
 # ---------------------------------------------------------------- wrong use

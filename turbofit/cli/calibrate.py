@@ -272,6 +272,6 @@ def _show(result: dict[str, Any], arguments: _CalibrateArguments) -> None:
 def _calibrator(progress: Progress, *, pretend: bool) -> Calibrator:
     from turbofit.cli.output import note
     from turbofit.launch.calibrate.calibrator import Calibrator
-    from turbofit.launch.calibrate.gpu_usage import NvmlMeter, PretendMeter
+    from turbofit.launch.calibrate.gpu_usage import NvmlUsageReader, PretendUsageReader
 
-    return Calibrator(PretendMeter() if pretend else NvmlMeter(), progress, note)
+    return Calibrator(PretendUsageReader() if pretend else NvmlUsageReader(), progress, note)

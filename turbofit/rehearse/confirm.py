@@ -48,10 +48,10 @@ def rehearse_plan(plan: Plan) -> Plan:
         UsageError: only the model's own checkpoint would do, and it is not on disk.
     """
     if not plan.by_group:
-        return _judged(plan, _rehearsed(plan, 0))
-    seen = {numbers: _rehearsed(plan, numbers[0]) for numbers in plan.unlike_groups()}
-    ledgers = {ledger.index: ledger for one in seen.values() for ledger in one.gpus}
-    ends = {number: one.rehearsal for numbers, one in seen.items() for number in numbers}
+        return _with_verdict(plan, _rehearsed(plan, 0))
+    rehearsed = {numbers: _rehearsed(plan, numbers[0]) for numbers in plan.unlike_groups()}
+    ledgers = {ledger.index: ledger for one in rehearsed.values() for ledger in one.gpus}
+    ends = {number: one.rehearsal for numbers, one in rehearsed.items() for number in numbers}
     # What tells of memory comes before a rehearsal that could not be held.
     found = [one for one in ends.values() if one is not None]
     worst = min(found, key=lambda one: _GRAVE.index(one.outcome), default=None)
@@ -64,7 +64,7 @@ def rehearse_plan(plan: Plan) -> Plan:
             for number, group_plan in enumerate(plan.by_group)
         ),
     )
-    return _judged(plan, whole)
+    return _with_verdict(plan, whole)
 
 
 def _rehearsed(plan: Plan, group: int) -> Plan:
@@ -84,41 +84,41 @@ def _rehearsed(plan: Plan, group: int) -> Plan:
     return replace(plan, gpus=gpus, rehearsal=rehearsal)
 
 
-def _judged(plan: Plan, seen: Plan) -> Plan:
+def _with_verdict(plan: Plan, rehearsed: Plan) -> Plan:
     """Where the engine did not serve what the forecast fits, the engine is right."""
-    rehearsal = seen.rehearsal
+    rehearsal = rehearsed.rehearsal
     if rehearsal is not None:
         _LOG.info("%s rehearsed: %s, %s", plan.model.name, rehearsal.outcome, rehearsal.death)
     if rehearsal is None or rehearsal.outcome == "served" or not plan.fits:
-        return seen
-    return replace(seen, gpus=plan.gpus, fits=False, verdict=_contradiction(plan, rehearsal))
+        return rehearsed
+    return replace(rehearsed, gpus=plan.gpus, fits=False, verdict=_contradiction(plan, rehearsal))
 
 
-def corrected_ratios(seen: Plan) -> dict[int, float]:
+def corrected_ratios(rehearsed: Plan) -> dict[int, float]:
     """The ratios that must be lowered, by the indices of their GPUs; empty where none must.
 
     A group that was not rehearsed itself gets what the one like it gets.
     """
     found: dict[int, float] = {}
-    for numbers in seen.unlike_groups():
-        ratio = corrected_ratio(seen.of_group(numbers[0]))
+    for numbers in rehearsed.unlike_groups():
+        ratio = corrected_ratio(rehearsed.of_group(numbers[0]))
         if ratio is None:
             continue
         for number in numbers:
-            found |= dict.fromkeys(seen.parallel.groups[number], ratio)
+            found |= dict.fromkeys(rehearsed.parallel.groups[number], ratio)
     return found
 
 
-def corrected_ratio(seen: Plan) -> float | None:
+def corrected_ratio(rehearsed: Plan) -> float | None:
     """The largest ratio that the rehearsal's figures leave the margin for; None: as it is.
 
     The engine's own figures count where they are known, and the larger of forecast and rehearsal
     for the worst cases: a correction never relies on a case that was merely not met.
     """
-    rehearsal = seen.rehearsal
+    rehearsal = rehearsed.rehearsal
     if rehearsal is None:
         return None
-    ratio = seen.settings.cache_max_entry_count
+    ratio = rehearsed.settings.cache_max_entry_count
     if rehearsal.outcome == "out_of_memory" and rehearsal.death is not None:
         death = rehearsal.death
         missing = (death.asked or 0) - (death.left or 0)
@@ -127,7 +127,7 @@ def corrected_ratio(seen: Plan) -> float | None:
         return max(1, round(ratio * _STEPS) - max(1, steps)) / _STEPS
     if rehearsal.outcome != "served":
         return None
-    worse = max(_shortfall(ledger) for ledger in seen.gpus)
+    worse = max(_shortfall(ledger) for ledger in rehearsed.gpus)
     if worse <= 0:
         return None
     free = min(f for f in rehearsal.cache.free if f is not None)

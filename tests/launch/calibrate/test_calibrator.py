@@ -30,7 +30,7 @@ def state(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
-class Meter:
+class GpuUsageReader:
     """A card on which everything takes as much as a list says, in MiB."""
 
     def __init__(self, *used: int, before: int = 0) -> None:
@@ -54,14 +54,14 @@ def engine() -> Any:
     return SimpleNamespace(group=0, name="engine", watch=SimpleNamespace(budget=budget))
 
 
-def drive(progress: Progress, meter: Meter) -> list[str]:
+def drive(progress: Progress, usage: GpuUsageReader) -> list[str]:
     asked = []
 
     def ask(question: Any) -> int:
         asked.append(question.name)
         return 3400
 
-    calibrator = Calibrator(meter, progress, lambda _: None)
+    calibrator = Calibrator(usage, progress, lambda _: None)
     calibrator.begin(PLAN)
     calibrator.examine(engine(), "m", ask)
     return asked
@@ -73,7 +73,7 @@ def progress() -> Progress:
 
 def test_every_step_is_driven_and_kept() -> None:
     first = progress()
-    asked = drive(first, Meter(*range(20000, 20600, 100)))
+    asked = drive(first, GpuUsageReader(*range(20000, 20600, 100)))
     assert asked[:2] == ["a small image", "a small text"]
     assert asked[3:] == STEPS[3:]
     assert first.complete
@@ -87,11 +87,11 @@ def test_every_step_is_driven_and_kept() -> None:
 
 def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:
     with pytest.raises(LaunchError, match="GPU 0 is lost"):
-        drive(progress(), Meter(20000, 20001, 20100, 20200))
+        drive(progress(), GpuUsageReader(20000, 20001, 20100, 20200))
     again = progress()
     assert not again.complete
     # Others hold 3 MiB more now: what was read before is as if they always had held the same.
-    asked = drive(again, Meter(20003, 20004, 20303, 20403, before=3))
+    asked = drive(again, GpuUsageReader(20003, 20004, 20303, 20403, before=3))
     assert asked[2:] == ["text_prefill", "sampling"]
     assert again.complete
     used = again.seen[0].cards[0].used
@@ -102,8 +102,8 @@ def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:
 
 def test_another_plan_or_other_neighbours_begin_again() -> None:
     with pytest.raises(LaunchError):
-        drive(progress(), Meter(20000, 20001, 20100))
-    assert len(drive(progress(), Meter(*[20000] * 6, before=100))) == 6
+        drive(progress(), GpuUsageReader(20000, 20001, 20100))
+    assert len(drive(progress(), GpuUsageReader(*[20000] * 6, before=100))) == 6
     other = Progress("internvl2-8b", {"tp": 2}, pretend=False)
     assert other.plan is None
     apart = Progress("internvl2-8b", {"tp": 1}, pretend=True)
@@ -124,7 +124,7 @@ def test_a_plan_on_fewer_gpus_begins_again() -> None:
     assert not going.has(0, "steady")
 
 
-class OneCard(Meter):
+class OneCard(GpuUsageReader):
     """Reads one GPU of several."""
 
     def __init__(self, index: int) -> None:
@@ -153,7 +153,7 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
 
 def test_what_was_learned_is_kept_for_plans_on_such_cards() -> None:
     done = progress()
-    drive(done, Meter(*[PLAN.gpus[0].steady // MIB] * 6))
+    drive(done, GpuUsageReader(*[PLAN.gpus[0].steady // MIB] * 6))
     result = learned(PLAN, done.seen, {}, lmdeploy="0.18.0", pretend=False)
     assert result["why_not"] is None
     assert [row["phase"] for row in result["phases"]] == ["context and weights", "cache", *STEPS]
@@ -186,7 +186,7 @@ def test_what_restarts_learned_is_dropped_only_where_something_was_missing() -> 
 
 def test_nothing_is_learned_where_somebody_elses_memory_moved(monkeypatch) -> None:
     done = progress()
-    drive(done, Meter(*[20000] * 6))
+    drive(done, GpuUsageReader(*[20000] * 6))
     monkeypatch.setattr(
         "turbofit.launch.calibrate.calibration_store.memory_now",
         lambda _: SimpleNamespace(used=200 * MIB),

@@ -13,7 +13,7 @@ import pytest
 from turbofit.api import plan
 from turbofit.core.errors import MachineError
 from turbofit.core.units import MIB
-from turbofit.launch.calibrate.gpu_usage import PretendMeter
+from turbofit.launch.calibrate.gpu_usage import PretendUsageReader
 from turbofit.launch.engine.pretended import pretend_machine
 from turbofit.pretend import timeline as timelines
 
@@ -47,25 +47,25 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
-    meter = PretendMeter()
-    meter.begin(made)
+    usage = PretendUsageReader()
+    usage.begin(made)
     text = (
         "P context\n" + allocated(50 * MIB, 50 * MIB, "a1") + f"F a1 0\n{allocated(MIB, MIB, 'a2')}"
     )
     path.write_text(text)
-    (loaded,) = meter.read(engine).values()
+    (loaded,) = usage.read(engine).values()
     assert (loaded.peak, loaded.last) == (others + MIB, others + MIB)
     assert len(taken) == 4
     path.write_text(text + allocated(80 * MIB, 81 * MIB, "a3") + f"F a3 {MIB}\n")
-    (worst,) = meter.read(engine).values()
+    (worst,) = usage.read(engine).values()
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
     engine.words = SimpleNamespace(timeline=tmp_path / "another")
     with pytest.raises(MachineError, match="account cannot be read"):
-        meter.read(engine)
+        usage.read(engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))
-    (again,) = meter.read(engine).values()
+    (again,) = usage.read(engine).values()
     assert again.last == others + 2 * MIB
 
 
@@ -75,10 +75,10 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
     made = plan("internvl2-8b", on="1xrtx3090")
     path = tmp_path / "timeline"
     engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
-    meter = PretendMeter()
-    meter.begin(made)
+    usage = PretendUsageReader()
+    usage.begin(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")
     with pytest.raises(MachineError):
-        meter.read(engine)
+        usage.read(engine)
     path.write_text("P context\n" + allocated(MIB, MIB, "a1"))
-    assert 0 in meter.read(engine)
+    assert 0 in usage.read(engine)

@@ -55,14 +55,14 @@ def test_as_many_gateways_as_were_planned_for(routing_table: RoutingTable) -> No
     coordinator = Coordinator()
     coordinator.write(status(), routing_table, GatewayConfig(serial=True), 1)
     one = GatewayReport(address="10.0.0.1", outstanding={"a/0": 3})
-    told = coordinator.attend("first", one, -1, 0)
+    told = coordinator.poll("first", one, -1, 0)
     assert told.routing_table == routing_table
     assert told.config is not None
     assert told.config.serial
-    assert "were planned for: 2" in coordinator.attend("second", one, -1, 0).refused
+    assert "were planned for: 2" in coordinator.poll("second", one, -1, 0).refused
     assert coordinator.write(status(), routing_table, GatewayConfig(), 1).gateways == {"first": one}
     coordinator.leave("first")
-    assert not coordinator.attend("second", one, -1, 0).refused
+    assert not coordinator.poll("second", one, -1, 0).refused
 
 
 def test_news_come_as_soon_as_there_are_any(routing_table: RoutingTable) -> None:
@@ -72,7 +72,7 @@ def test_news_come_as_soon_as_there_are_any(routing_table: RoutingTable) -> None
     told: list[RoutingTable | None] = []
     waiter = threading.Thread(
         target=lambda: told.append(
-            coordinator.attend(
+            coordinator.poll(
                 "g", GatewayReport(address="a"), routing_table.number, HANG
             ).routing_table
         )

@@ -67,10 +67,10 @@ class Videos(NamedTuple):
         largest = rule.max_pixels if max_pixels is None else max_pixels
         smallest = rule.min_pixels if min_pixels is None else min_pixels
         # Rounded where the grids are rounded up: five frames are judged as four, and become six.
-        judged = round(frames / rule.merged_frames) * rule.merged_frames
+        counted_frames = round(frames / rule.merged_frames) * rule.merged_frames
         rows, columns = windows(
             width, height, window, largest, smallest, enlarge=True, what="video", frames=frames,
-            judged=judged,
+            counted_frames=counted_frames,
         )  # fmt: skip
         return count * rows * columns * self.merge**2
 

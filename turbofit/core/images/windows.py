@@ -15,7 +15,7 @@ LARGEST_RATIO: Final = 200
 
 def windows(  # noqa: PLR0913 - the numbers of a preprocessor
     width: int, height: int, window: int, largest: int, smallest: int, *, enlarge: bool, what: str,
-    frames: int = 1, judged: int = 1,
+    frames: int = 1, counted_frames: int = 1,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows and columns of windows that an image, or each frame of a video, is resized to.
 
@@ -28,7 +28,7 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
         enlarge: whether a side below a window is enlarged before anything else.
         what: ``image`` or ``video``, for words.
         frames: that share the bounds.
-        judged: as how many of them the bounds are tried first.
+        counted_frames: as how many of them the bounds are tried first.
 
     Raises:
         UsageError: longer than 200 : 1, as the preprocessor itself refuses it.
@@ -43,7 +43,7 @@ def windows(  # noqa: PLR0913 - the numbers of a preprocessor
             hint=f"the model's own preprocessor refuses such {what}s: crop it",
         )
     rows, columns = round(height / window), round(width / window)
-    pixels = judged * rows * columns * window * window
+    pixels = counted_frames * rows * columns * window * window
     if pixels > largest:
         shrink = sqrt((frames * height * width) / largest)
         rows = max(1, floor(height / shrink / window))

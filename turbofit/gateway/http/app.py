@@ -19,13 +19,13 @@ from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.films import Films
 from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
-from turbofit.gateway.routing.call import Call, answer, entry
-from turbofit.gateway.routing.carry import Carrier
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
 from turbofit.gateway.routing.fleet_updater import FleetUpdater
 from turbofit.gateway.routing.health import Monitor
 from turbofit.gateway.routing.quarantine import now, open_quarantine
+from turbofit.gateway.routing.request_context import RequestContext, answer, entry
+from turbofit.gateway.routing.request_forwarder import RequestForwarder
 from turbofit.gateway.routing.trials import Trials
 from turbofit.gateway.routing.upstream import Upstream
 
@@ -102,7 +102,7 @@ class Gateway:
             self.fleet, self.admission, self.quarantine.suspects, now,
             longest=config.queue_length, seconds=config.queue_seconds,
         )  # fmt: skip
-        self._carrier = Carrier(
+        self._forwarder = RequestForwarder(
             self.fleet, self.admission, self._upstream, self.monitor, self._trials,
             self.quarantine, self._bodies, self.metrics,
         )  # fmt: skip
@@ -196,82 +196,82 @@ class Gateway:
                 return
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        call = Call(scope, self.bounds, self.fleet.routing_table)
+        request = RequestContext(scope, self.bounds, self.fleet.routing_table)
         watch: asyncio.Task[None] | None = None
         try:
             raw_path = _raw_path(scope)
-            call.api = api_of(raw_path)
-            if call.method == "OPTIONS":
-                call.out += self._origins.preflight(call.headers)
-                await answer(call, send, 204, b"", "text/plain")
+            request.api = api_of(raw_path)
+            if request.method == "OPTIONS":
+                request.out += self._origins.preflight(request.headers)
+                await answer(request, send, 204, b"", "text/plain")
                 return
-            call.out += self._origins.check(call.headers)
+            request.out += self._origins.check(request.headers)
             if not is_health(raw_path):
                 # Before the route: strangers learn nothing of what exists.
-                call.key = self._keys.check(call.headers)
-            call.route = find_route(call.method, raw_path)
-            call.api = call.route.api
-            if call.route.kind in ("health", "metrics"):
-                await self._gateway_page(call, send, call.route.kind)
+                request.key = self._keys.check(request.headers)
+            request.route = find_route(request.method, raw_path)
+            request.api = request.route.api
+            if request.route.kind in ("health", "metrics"):
+                await self._gateway_page(request, send, request.route.kind)
                 return
-            if call.route.method == "POST":
-                self.quarantine.check_client(call)
-                call.body = await self._bodies.read(call.headers, receive, call.who)
-            call.bytes_in, call.read = len(call.body), time.perf_counter()
-            self._bodies.keep(call.bytes_in, call.who)
-            watch = asyncio.ensure_future(_watch(receive, call, asyncio.current_task()))
+            if request.route.method == "POST":
+                self.quarantine.check_client(request)
+                request.body = await self._bodies.read(request.headers, receive, request.who)
+            request.bytes_in, request.read = len(request.body), time.perf_counter()
+            self._bodies.keep(request.bytes_in, request.who)
+            watch = asyncio.ensure_future(_watch(receive, request, asyncio.current_task()))
             try:
-                await self._pass_on(call, send)
+                await self._pass_on(request, send)
             finally:
-                self._carrier.forget(call)
+                self._forwarder.forget(request)
         except Refusal as refusal:
-            await self._refuse(call, refusal, send)
+            await self._refuse(request, refusal, send)
         except asyncio.CancelledError:
-            if not call.gone:
+            if not request.gone:
                 raise
             self.metrics.count("disconnected_total")
-            call.reason = "disconnected"
+            request.reason = "disconnected"
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not kill a connection unsaid
-            call.reason = f"bug: {type(exc).__name__}"
-            await self._refuse(call, Refusal(500, "internal", "an internal error"), send)
+            request.reason = f"bug: {type(exc).__name__}"
+            await self._refuse(request, Refusal(500, "internal", "an internal error"), send)
             self._bug(exc)
         finally:
             if watch is not None:
                 watch.cancel()
-            self._record(call)
+            self._record(request)
 
-    async def _pass_on(self, call: Call, send: Send) -> None:
-        """Hold it to the plan, wait for room, and carry it to an engine."""
+    async def _pass_on(self, request: RequestContext, send: Send) -> None:
+        """Hold the request to the plan, and forward it to an engine."""
         choose: Chooser | None = None
-        assert call.route is not None
-        if call.route.method == "POST":
-            choose = await self._prepare(call, call.route)
-        if call.prepared.lowered:
-            call.out.append((b"x-turbofit-limited", _joined(call.prepared.lowered)))
-            _LOG.debug("request %s is lowered: %s", call.id, call.prepared.lowered)
-        await self._carrier.carry(call, choose, send)
+        assert request.route is not None
+        if request.route.method == "POST":
+            choose = await self._prepare(request, request.route)
+        if request.prepared.lowered:
+            request.out.append((b"x-turbofit-limited", _joined(request.prepared.lowered)))
+            _LOG.debug("request %s is lowered: %s", request.id, request.prepared.lowered)
+        await self._forwarder.forward(request, choose, send)
 
-    async def _prepare(self, call: Call, route: Route) -> Chooser | None:
+    async def _prepare(self, request: RequestContext, route: Route) -> Chooser | None:
         """The body as it goes on, and how to choose an engine for it."""
-        bounds = call.bounds
-        parsed = start(bounds, route.kind, call.body)
+        bounds = request.bounds
+        parsed = start(bounds, route.kind, request.body)
         most = bounds.limits.bytes_per_image
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
         clip = await self._films.look(parsed, fetched, most)
         media = hold(bounds, route.kind, parsed, fetched, clip)
         if route.kind != "count_tokens":
             media = await self._resizer.resize(media)
-        call.body, call.prepared = finish(bounds, route.kind, parsed, media)
+        request.body, request.prepared = finish(bounds, route.kind, parsed, media)
         several = self._affinity is not None and len(self.fleet) > 1
         return self._affinity.chooser(parsed.body) if self._affinity and several else None
 
-    async def _gateway_page(self, call: Call, send: Send, kind: Kind) -> None:
+    async def _gateway_page(self, request: RequestContext, send: Send, kind: Kind) -> None:
         """The two pages of the gateway itself."""
         if kind == "health":
-            await health_page(call, send, self.fleet)
+            await health_page(request, send, self.fleet)
         else:
             await metrics_page(
-                call,
+                request,
                 send,
                 self.fleet,
                 self._upstream,
@@ -281,36 +281,36 @@ class Gateway:
                 self.quarantine.suspects,
             )
 
-    async def _refuse(self, call: Call, refusal: Refusal, send: Send) -> None:
-        call.reason = call.reason or refusal.reason
+    async def _refuse(self, request: RequestContext, refusal: Refusal, send: Send) -> None:
+        request.reason = request.reason or refusal.reason
         self.metrics.count("refused_total", f"reason={refusal.reason}")
-        _LOG.debug("request %s is refused: %s", call.id, call.reason)
-        if call.outcome is not None and call.outcome.started:
+        _LOG.debug("request %s is refused: %s", request.id, request.reason)
+        if request.outcome is not None and request.outcome.started:
             return
         if refusal.retry_after is not None:
-            call.out.append((b"retry-after", str(refusal.retry_after).encode()))
+            request.out.append((b"retry-after", str(refusal.retry_after).encode()))
         if refusal.status == 401:
-            call.out.append((b"www-authenticate", b"Bearer"))
-        body = refusal_body(call.api, refusal, call.id)
-        await answer(call, send, refusal.status, body, "application/json")
+            request.out.append((b"www-authenticate", b"Bearer"))
+        body = refusal_body(request.api, refusal, request.id)
+        await answer(request, send, refusal.status, body, "application/json")
 
-    def _record(self, call: Call) -> None:
+    def _record(self, request: RequestContext) -> None:
         """One line of the log, and the counters."""
-        prepared, outcome = call.prepared, call.outcome
+        prepared, outcome = request.prepared, request.outcome
         if outcome is not None and outcome.started:
-            call.status = outcome.status
-        path = call.route.path if call.route else ""
-        self.metrics.count("requests_total", f"route={path}", f"status={call.status}")
+            request.status = outcome.status
+        path = request.route.path if request.route else ""
+        self.metrics.count("requests_total", f"route={path}", f"status={request.status}")
         for word in dict.fromkeys(word.partition("=")[0] for word in prepared.lowered):
             self.metrics.count("limited_total", f"what={word}")
         if outcome is not None:
             self.metrics.count("images_total", by=prepared.images)
             self.metrics.count("units_total", by=prepared.units)
         first = outcome.first_byte if outcome is not None else None
-        if first is not None and call.method == "POST":
-            self.metrics.first_byte(first - call.read)
-        if path != "/health" or call.status != 200:
-            self._log(entry(call, path, first))
+        if first is not None and request.method == "POST":
+            self.metrics.first_byte(first - request.read)
+        if path != "/health" or request.status != 200:
+            self._log(entry(request, path, first))
 
     def _bug(self, exc: BaseException) -> None:
         """Hand a bug of ours to the loop's handler, which shows a traceback."""
@@ -334,11 +334,11 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
     ]
 
 
-async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any] | None) -> None:
+async def _watch(receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None) -> None:
     """End the request when its client goes away."""
     while True:
         if (await receive())["type"] == "http.disconnect":
-            call.gone = True
+            request.gone = True
             if task is not None:
                 task.cancel()
             return

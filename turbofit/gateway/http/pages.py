@@ -10,14 +10,14 @@ import msgspec
 
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.routing.admission import RETRY_DEAD
-from turbofit.gateway.routing.call import answer
 from turbofit.gateway.routing.health import healthy
+from turbofit.gateway.routing.request_context import answer
 
 if TYPE_CHECKING:
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.routing.admission import Admission
-    from turbofit.gateway.routing.call import Call, Send
     from turbofit.gateway.routing.fleet import Fleet
+    from turbofit.gateway.routing.request_context import RequestContext, Send
     from turbofit.gateway.routing.suspects import Suspects
     from turbofit.gateway.routing.upstream import Upstream
 
@@ -29,7 +29,7 @@ _ALL_SECONDS: Final = 9.0  # below Prometheus' own ten
 _AT_ONCE: Final = 32
 
 
-async def health_page(call: Call, send: Send, fleet: Fleet) -> None:
+async def health_page(request: RequestContext, send: Send, fleet: Fleet) -> None:
     """200 where at least one engine answers completions, else 503."""
     fine = healthy(fleet)
     page: dict[str, str | int] = {
@@ -42,13 +42,13 @@ async def health_page(call: Call, send: Send, fleet: Fleet) -> None:
         page.update(status="resting", message=outage.message)
     if not fine:
         seconds = RETRY_DEAD if outage is None else outage.seconds_left
-        call.out.append((b"retry-after", str(seconds).encode()))
+        request.out.append((b"retry-after", str(seconds).encode()))
     body = msgspec.json.encode(page)
-    await answer(call, send, 200 if fine else 503, body, "application/json")
+    await answer(request, send, 200 if fine else 503, body, "application/json")
 
 
 async def metrics_page(  # noqa: PLR0913 - what one page shows
-    call: Call,
+    request: RequestContext,
     send: Send,
     fleet: Fleet,
     upstream: Upstream,
@@ -73,7 +73,7 @@ async def metrics_page(  # noqa: PLR0913 - what one page shows
         {**_gauges(fleet, admission, connections), **_suspected(suspects)}
     )
     kind = "text/plain; version=0.0.4; charset=utf-8"
-    await answer(call, send, 200, text.encode(), kind)
+    await answer(request, send, 200, text.encode(), kind)
 
 
 def _gauges(

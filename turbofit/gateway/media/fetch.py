@@ -138,7 +138,7 @@ class MediaFetcher:
     async def _bytes(self, url: str, most_bytes: int) -> bytes:
         session = self._open()
         for _ in range(_REDIRECTS + 1):
-            self._judge(url)
+            self._check_url(url)
             async with session.get(url, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
                     url = urljoin(url, response.headers.get("Location", ""))
@@ -146,7 +146,7 @@ class MediaFetcher:
                 return await _body(response, most_bytes)
         raise _refusal(400, f"was redirected more than {_REDIRECTS} times")
 
-    def _judge(self, url: str) -> None:
+    def _check_url(self, url: str) -> None:
         """Refuse an address before anything is resolved.
 
         Raises:

@@ -20,8 +20,8 @@ from turbofit.gateway.routing.suspects import Suspects
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from turbofit.gateway.routing.call import Call
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.request_context import RequestContext
 
 __all__ = ["Quarantine", "now", "open_quarantine"]
 
@@ -56,13 +56,13 @@ class Quarantine:
         self._accusing: asyncio.Task[None] | None = None
         self._stale = False
 
-    def check_client(self, call: Call) -> None:
+    def check_client(self, request: RequestContext) -> None:
         """Refuse who has cost too many engines.
 
         Raises:
             Refusal: 429 until enough of its deaths are an hour old.
         """
-        accounts = accounts_of(call.key, call.address)
+        accounts = accounts_of(request.key, request.address)
         seconds = self.suspects.accounts.seconds_refused(accounts)
         if seconds and self._read_again():
             seconds = self.suspects.accounts.seconds_refused(accounts)
@@ -77,18 +77,18 @@ class Quarantine:
                 retry_after=seconds,
             )
 
-    async def identify(self, call: Call) -> None:
+    async def identify(self, request: RequestContext) -> None:
         """Give the request its identity.
 
         Raises:
             Refusal: 422 where it is convicted.
         """
-        assert call.route is not None
-        if not call.body:
+        assert request.route is not None
+        if not request.body:
             return
-        accounts = accounts_of(call.key, call.address)
-        identity = RequestIdentity(self._fingerprints, call.route.path, call.body, accounts)
-        call.identity = identity
+        accounts = accounts_of(request.key, request.address)
+        identity = RequestIdentity(self._fingerprints, request.route.path, request.body, accounts)
+        request.identity = identity
         if self.suspects.knows(identity.sketch):
             self.refuse_convicted(await identity.fingerprint())
 
@@ -111,14 +111,14 @@ class Quarantine:
             self.suspects.merge(self._file.read())
         return changed
 
-    async def suspected(self, call: Call, *, again: bool) -> str | None:
+    async def suspected(self, request: RequestContext, *, again: bool) -> str | None:
         """The fingerprint of a request that runs only alone; None where it is no suspect.
 
         Args:
-            call: the request.
+            request: the request.
             again: an engine has just died with it: it is one, whoever was convicted meanwhile.
         """
-        identity = call.identity
+        identity = request.identity
         if identity is None or not (again or self.suspects.knows(identity.sketch)):
             return None
         fingerprint = await identity.fingerprint()
@@ -130,9 +130,9 @@ class Quarantine:
         found = self.suspects.suspicion(fingerprint)
         return found is not None and found.begun
 
-    async def ended(self, call: Call) -> None:
+    async def ended(self, request: RequestContext) -> None:
         """An engine has answered a request, or died, or was given up, while it had it."""
-        outcome, identity, engine = call.outcome, call.identity, call.engine
+        outcome, identity, engine = request.outcome, request.identity, request.engine
         if outcome is None or identity is None or engine is None:
             return
         if outcome.death is not None:
@@ -148,7 +148,7 @@ class Quarantine:
             conviction = self.suspects.accuse(outcome.death, accused)
             if conviction is not None:
                 self._count("convicted_total")
-                _LOG.info("request %s is convicted: %s", call.id, fingerprint)
+                _LOG.info("request %s is convicted: %s", request.id, fingerprint)
             if new:
                 self._count("engine_deaths_total", f"engine={engine.label}")
                 await self._accuse_left(engine)
@@ -161,10 +161,10 @@ class Quarantine:
             if self.suspects.acquit(fingerprint, accounts):
                 self.keep()
 
-    def left(self, call: Call) -> None:
+    def left(self, request: RequestContext) -> None:
         """The client of a request went away while an engine had it."""
-        if call.identity is not None and call.engine is not None:
-            call.engine.left.append((self._clock(), call.identity))
+        if request.identity is not None and request.engine is not None:
+            request.engine.left.append((self._clock(), request.identity))
 
     def engine_ended(self, engine: RoutedEngine, *, by_others: bool) -> None:
         """A supervisor saw the engine's process end.

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from turbofit.gateway.routing.relay import EngineDied
+from turbofit.gateway.routing.exchange import EngineDied
 
 if TYPE_CHECKING:
+    from turbofit.gateway.routing.exchange import ForwardOutcome
     from turbofit.gateway.routing.fleet import Fleet
-    from turbofit.gateway.routing.relay import ForwardOutcome
 
 __all__ = ["Retries", "withheld"]
 

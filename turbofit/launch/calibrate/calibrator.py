@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from turbofit.core.plan import Plan
-    from turbofit.launch.calibrate.gpu_usage import Meter
+    from turbofit.launch.calibrate.gpu_usage import GpuUsageReader
     from turbofit.launch.calibrate.progress import Progress
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.engine.worst_requests import Question
@@ -38,13 +38,15 @@ class Calibrator:
     """An examiner of engines.
 
     Args:
-        meter: reads the GPUs.
+        usage: reads the GPUs.
         progress: what earlier runs have shown already.
         say: takes lines of progress.
     """
 
-    def __init__(self, meter: Meter, progress: Progress, say: Callable[[str], None]) -> None:
-        self._meter, self._progress, self._say = meter, progress, say
+    def __init__(
+        self, usage: GpuUsageReader, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        self._usage, self._progress, self._say = usage, progress, say
         #: Bytes in use on each GPU before the last start.
         self.before: dict[int, int] = {}
         self._plan: Plan | None = None
@@ -59,12 +61,12 @@ class Calibrator:
     def begin(self, plan: Plan) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         self._plan = plan
-        self.before = self._meter.begin(plan)
+        self.before = self._usage.begin(plan)
         self._progress.begin(plan, self.before)
 
     def end(self) -> None:
         """No GPU is read any more."""
-        self._meter.end()
+        self._usage.end()
 
     def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
@@ -81,13 +83,13 @@ class Calibrator:
         plan = self.plan.of_group(engine.group)
         budget = engine.watch.budget
         self._take(
-            engine, STEADY, self._meter.read(engine),
+            engine, STEADY, self._usage.read(engine),
             free=None if budget is None else budget.free,
             region=None if budget is None else budget.budget,
         )  # fmt: skip
         for small in small_requests(plan, model):
             ask(small)
-        self._take(engine, KERNELS, self._meter.read(engine))
+        self._take(engine, KERNELS, self._usage.read(engine))
         worst = worst_request(plan, model)
         if worst is not None:
             tokens = self._drive(engine, _REQUEST, worst, ask)
@@ -112,7 +114,7 @@ class Calibrator:
             self._say(f"{engine.name}: {name}: measured before")
             return None
         tokens = ask(question)
-        self._take(engine, name, self._meter.read(engine))
+        self._take(engine, name, self._usage.read(engine))
         return tokens
 
     def _take(

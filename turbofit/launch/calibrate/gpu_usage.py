@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.pretended import PretendReader
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
-__all__ = ["Meter", "NvmlMeter", "PretendMeter"]
+__all__ = ["GpuUsageReader", "NvmlUsageReader", "PretendUsageReader"]
 
 #: So long a card is looked at before a reading counts as its last.
 _SETTLE: Final = 0.3
 
 
-class Meter(Protocol):
+class GpuUsageReader(Protocol):
     """Reads the GPUs of one engine."""
 
     def begin(self, plan: Plan) -> dict[int, int]:
@@ -35,7 +35,7 @@ class Meter(Protocol):
         """No more is asked."""
 
 
-class NvmlMeter:
+class NvmlUsageReader:
     """Of real GPUs."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class NvmlMeter:
         self._groups: tuple[tuple[int, ...], ...] = ()
 
     def begin(self, plan: Plan) -> dict[int, int]:
-        """See :class:`Meter`.
+        """See :class:`GpuUsageReader`.
 
         Raises:
             MachineError: a GPU cannot be read.
@@ -59,7 +59,7 @@ class NvmlMeter:
         return before
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See :class:`Meter`.
+        """See :class:`GpuUsageReader`.
 
         Raises:
             MachineError: a GPU did not answer.
@@ -77,13 +77,13 @@ class NvmlMeter:
         return found
 
     def end(self) -> None:
-        """See :class:`Meter`."""
+        """See :class:`GpuUsageReader`."""
         if self._sampler is not None:
             self._sampler.__exit__()
             self._sampler = None
 
 
-class PretendMeter:
+class PretendUsageReader:
     """Of pretend ones, from their timeline. A peak is told where it is the highest so far."""
 
     def __init__(self) -> None:
@@ -92,12 +92,12 @@ class PretendMeter:
         self._readers: dict[int, PretendReader] = {}
 
     def begin(self, plan: Plan) -> dict[int, int]:
-        """See :class:`Meter`: only what the plan says that others hold."""
+        """See :class:`GpuUsageReader`: only what the plan says that others hold."""
         self._plan, self._highest, self._readers = plan, {}, {}
         return {one.index: one.used for one in plan.gpus}
 
     def read(self, engine: SupervisedEngine) -> dict[int, SampledRange]:
-        """See :class:`Meter`.
+        """See :class:`GpuUsageReader`.
 
         Raises:
             MachineError: its account cannot be read.
@@ -128,4 +128,4 @@ class PretendMeter:
         return reader
 
     def end(self) -> None:
-        """See :class:`Meter`."""
+        """See :class:`GpuUsageReader`."""

@@ -126,7 +126,7 @@ class Coordinator:
             self._changed.wait_for(lambda: number in self._answers, seconds)
             return self._answers.pop(number, None)
 
-    def attend(self, name: str, seen: GatewayReport, since: int, seconds: float) -> Told:
+    def poll(self, name: str, seen: GatewayReport, since: int, seconds: float) -> Told:
         """From one more gateway: that it is there; a routing table that is newer than ``since``."""
         with self._changed:
             others = [one for one in self._gateways if one != name]

@@ -106,7 +106,7 @@ class _Attending:
         from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        told: Told = heard(self._attend(GatewayReport(address=self._address)), _SILENT)
+        told: Told = heard(self._poll(GatewayReport(address=self._address)), _SILENT)
         _check(told)
         if told.routing_table is None or told.config is None:
             raise LaunchError("it is not served yet", hint="wait until turbofit serve has begun")
@@ -137,7 +137,7 @@ class _Attending:
                 address=self._address, url=self.url, number=self._told,
                 outstanding=outstanding, up=up,
             )  # fmt: skip
-            self._pending = self._attend(seen)
+            self._pending = self._poll(seen)
             return
         try:
             told: Told = ray_adapter.result(self._pending, 0)
@@ -163,8 +163,8 @@ class _Attending:
         with suppress(Exception):  # the coordinator may be gone: so is the place
             self._coordinator.leave.remote(self._name)
 
-    def _attend(self, seen: GatewayReport) -> Any:
-        return self._coordinator.attend.remote(self._name, seen, self._told, _SECONDS)
+    def _poll(self, seen: GatewayReport) -> Any:
+        return self._coordinator.poll.remote(self._name, seen, self._told, _SECONDS)
 
 
 def _check(told: Told) -> None:

@@ -9,7 +9,7 @@ from turbofit.core.json_types import Document
 from turbofit.pretend.report import report as run_report
 from turbofit.rehearse.torch.torch_run import EndedRehearsal
 
-__all__ = ["judge"]
+__all__ = ["outcome_and_death"]
 
 _OOM: Final = re.compile(r"OutOfMemoryError: (CUDA out of memory\..*)")
 _OOM_TEXT: Final = "CUDA out of memory."
@@ -29,7 +29,7 @@ _REFUSING: Final = (
 )
 
 
-def judge(seen: EndedRehearsal) -> tuple[str, Document | None]:
+def outcome_and_death(seen: EndedRehearsal) -> tuple[str, Document | None]:
     """The outcome (served, out_of_memory, hang, failed, refused) and the death, if there was one.
 
     ``refused``: the engine did not take the settings, or it lives and does not take a request with

@@ -9,7 +9,7 @@ from typing import Any, Final
 from turbofit.core.json_types import Document
 from turbofit.core.version import __version__
 from turbofit.pretend.run import NOTICE
-from turbofit.rehearse.torch.torch_death import judge
+from turbofit.rehearse.torch.torch_death import outcome_and_death
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
 from turbofit.rehearse.torch.torch_ledger import combined
 from turbofit.rehearse.torch.torch_run import KEPT, EndedRehearsal
@@ -38,7 +38,7 @@ def torch_report(seen: EndedRehearsal, versions: Mapping[str, str], about: Docum
         versions: packages that took part.
         about: what the caller adds: model, machine, settings that were given, notes.
     """
-    outcome, death = judge(seen)
+    outcome, death = outcome_and_death(seen)
     told = seen.report
     cards = range(len(seen.ran.scenario.gpus))
     cases = [_case(seen, case) for case in told.get("cases", [])]

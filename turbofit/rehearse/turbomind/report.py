@@ -34,7 +34,7 @@ NOT_KNOWN = (
 
 def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> Document:
     """The document: outcome, death, cards, cache, pool, pinned host memory, seconds."""
-    what, death = judge(outcome, ledger)
+    what, death = outcome_and_death(outcome, ledger)
     slabs = [m for line in outcome.budgets if (m := _SLAB.search(line))]
     settings = outcome.report.get("resolved") or dict(spec.settings)
     cache = _cache(ledger, slabs, int(settings.get("cache_block_seq_len") or 64))
@@ -65,7 +65,7 @@ def report(spec: Spec, outcome: ChildOutcome, ledger: Ledger) -> Document:
     }
 
 
-def judge(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, Document | None]:
+def outcome_and_death(outcome: ChildOutcome, ledger: Ledger) -> tuple[str, Document | None]:
     """What a child's end means: served, out_of_memory, hang or failed; and its death.
 
     ``served`` means that every request came to an end: a prompt that the cache cannot hold is

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
     HeaderList = list[tuple[bytes, bytes]]
 
-__all__ = ["EngineDied", "ForwardOutcome", "Relay"]
+__all__ = ["EngineDied", "Exchange", "ForwardOutcome"]
 
 _LARGEST_ANSWER: Final = 64 << 20
 #: An event longer than this is passed on in pieces.
@@ -73,8 +73,8 @@ class ForwardOutcome:
         self.failed = False
 
 
-class Relay:
-    """Carries one request to one engine.
+class Exchange:
+    """One request sent to one engine, and its answer passed on.
 
     Args:
         upstream: the connection.
@@ -111,7 +111,7 @@ class Relay:
         self.outcome = ForwardOutcome()
 
     async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
-        """Carry it there and back.
+        """Send the request and pass the answer on.
 
         Args:
             body: of the request.

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.routes import Route
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import RoutedEngine
+    from turbofit.gateway.routing.exchange import ForwardOutcome
     from turbofit.gateway.routing.identity import RequestIdentity
-    from turbofit.gateway.routing.relay import ForwardOutcome
 
     Message = MutableMapping[str, Any]
     Send = Callable[[Message], Awaitable[None]]
 
-__all__ = ["Call", "answer", "entry", "sent_headers"]
+__all__ = ["RequestContext", "answer", "entry", "sent_headers"]
 
 _EMPTY: Final = PreparedBody()
 
 
-class Call:
+class RequestContext:
     """One request on its way, and what the log will say of it."""
 
     __slots__ = (
@@ -91,47 +91,49 @@ class Call:
         return self.key or self.address
 
 
-async def answer(call: Call, send: Send, status: int, body: bytes, kind: str) -> None:
+async def answer(request: RequestContext, send: Send, status: int, body: bytes, kind: str) -> None:
     """An answer of the gateway's own."""
-    call.status = status
+    request.status = status
     headers = [
-        (b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *call.out,
-    ]  # fmt: skip
+        (b"content-type", kind.encode()),
+        (b"content-length", str(len(body)).encode()),
+        *request.out,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def sent_headers(call: Call) -> dict[str, str]:
+def sent_headers(request: RequestContext) -> dict[str, str]:
     """Headers for the engine: ours, and nothing else of the client's."""
-    headers = {"X-Request-Id": call.id}
-    if call.method == "POST":
+    headers = {"X-Request-Id": request.id}
+    if request.method == "POST":
         headers["Content-Type"] = "application/json"
-    version = call.headers.get(b"anthropic-version", b"").decode("latin-1")
+    version = request.headers.get(b"anthropic-version", b"").decode("latin-1")
     if version and version.isascii() and version.isprintable():
         headers["Anthropic-Version"] = version[:40]
     return headers
 
 
-def entry(call: Call, path: str, first: float | None) -> Document:
+def entry(request: RequestContext, path: str, first: float | None) -> Document:
     """One record of the log: numbers and names, never a prompt or an image."""
-    prepared, outcome, now = call.prepared, call.outcome, time.perf_counter()
+    prepared, outcome, now = request.prepared, request.outcome, time.perf_counter()
     return {
         "time": round(time.time(), 3),
-        "id": call.id,
-        "method": call.method,
+        "id": request.id,
+        "method": request.method,
         "route": path,
-        "status": call.status,
-        "client": call.client,
-        "key": call.key,
-        "engine": call.engine.label if call.engine is not None else None,
+        "status": request.status,
+        "client": request.client,
+        "key": request.key,
+        "engine": request.engine.label if request.engine is not None else None,
         "images": prepared.images,
         "units": prepared.units,
         "copies": prepared.copies,
         "limited": list(prepared.lowered),
-        "refused": call.reason,
-        "bytes_in": call.bytes_in,
+        "refused": request.reason,
+        "bytes_in": request.bytes_in,
         "bytes_out": outcome.bytes_out if outcome is not None else 0,
-        "ms": round((now - call.t0) * 1e3, 1),
-        "ms_first_byte": None if first is None else round((first - call.read) * 1e3, 1),
+        "ms": round((now - request.t0) * 1e3, 1),
+        "ms_first_byte": None if first is None else round((first - request.read) * 1e3, 1),
         "broken": outcome is not None and outcome.broken,
     }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.log import LazyLogger
 from turbofit.gateway.limits.cost import Cost
 from turbofit.gateway.routing.admission import dead
-from turbofit.gateway.routing.call import sent_headers
-from turbofit.gateway.routing.relay import EngineDied, Relay
+from turbofit.gateway.routing.exchange import EngineDied, Exchange
+from turbofit.gateway.routing.request_context import sent_headers
 from turbofit.gateway.routing.retry import Retries, withheld
 from turbofit.gateway.routing.upstream import Unreachable
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
     from turbofit.gateway.routing.admission import Admission
-    from turbofit.gateway.routing.call import Call, Send
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
     from turbofit.gateway.routing.fleet import Fleet
     from turbofit.gateway.routing.health import Monitor
     from turbofit.gateway.routing.quarantine import Quarantine
+    from turbofit.gateway.routing.request_context import RequestContext, Send
     from turbofit.gateway.routing.trials import Trials
     from turbofit.gateway.routing.upstream import Upstream
 
-__all__ = ["Carrier"]
+__all__ = ["RequestForwarder"]
 
 _LOG: Final = LazyLogger(__name__)
 
@@ -36,8 +36,8 @@ _LOG: Final = LazyLogger(__name__)
 _MOST_ENGINES: Final = 16
 
 
-class Carrier:
-    """Carries requests to engines.
+class RequestForwarder:
+    """Forwards requests to engines, and retries.
 
     A request of whose answer nothing was passed on yet may be sent again, to an engine that did not
     have it, where one breaks off or is taken out (`retry` says when, `trials` where); what the
@@ -71,133 +71,139 @@ class Carrier:
         self._monitor, self._bodies, self._metrics = monitor, bodies, metrics
         self._trials, self._quarantine = trials, quarantine
 
-    async def carry(self, call: Call, choose: Chooser | None, send: Send) -> None:
-        """Wait for room, carry it to an engine, and pass its answer on.
+    async def forward(self, request: RequestContext, choose: Chooser | None, send: Send) -> None:
+        """Wait for room, send the request to an engine, and pass the answer on.
 
         Raises:
             Refusal: no room, no engine, none that did not break off, or it is convicted.
         """
-        await self._quarantine.identify(call)
+        await self._quarantine.identify(request)
         avoid: list[RoutedEngine] = []
         retries = Retries()
         while True:
             if len(avoid) == _MOST_ENGINES:
                 raise dead(self._fleet)
-            cost = Cost(units=call.prepared.units, host_bytes=call.prepared.host_bytes)
-            suspected = await self._quarantine.suspected(call, again=retries.deaths > 0)
+            cost = Cost(units=request.prepared.units, host_bytes=request.prepared.host_bytes)
+            suspected = await self._quarantine.suspected(request, again=retries.deaths > 0)
             if suspected is not None:
-                place = await self._alone(call, cost, suspected, avoid)
+                place = await self._take_alone(request, cost, suspected, avoid)
             else:
-                place = await self._place(call, cost, choose, avoid)
+                place = await self._take_place(request, cost, choose, avoid)
             engine = place.engine
             avoid.append(engine)
-            if not self._fleet.knew(engine, call.routing_table):
+            if not self._fleet.knew(engine, request.routing_table):
                 place.leave()
                 continue
             try:
-                await self._to(call, place, avoid, send, last=retries.last)
+                await self._exchange(request, place, avoid, send, last=retries.last)
             except Unreachable as exc:
                 self._monitor.gone(engine, vanished=exc.vanished)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
             except EngineDied as exc:
-                await self._broke_off(call, exc, retries, avoid)
+                await self._broke_off(request, exc, retries, avoid)
             else:
-                await self._quarantine.ended(call)
+                await self._quarantine.ended(request)
                 return
 
     async def _broke_off(
-        self, call: Call, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
+        self, request: RequestContext, died: EngineDied, retries: Retries, avoid: list[RoutedEngine]
     ) -> None:
         """Return where the request may be sent again.
 
         Raises:
             Refusal: it may not.
         """
-        outcome, engine = call.outcome, avoid[-1]
+        outcome, engine = request.outcome, avoid[-1]
         assert outcome is not None
         why = retries.lost(outcome, self._fleet)
-        await self._quarantine.ended(call)
-        if outcome.death is not None and call.identity is not None:
-            self._quarantine.refuse_convicted(await call.identity.fingerprint())
-        if call.gone or not self._fleet.others(avoid):
+        await self._quarantine.ended(request)
+        if outcome.death is not None and request.identity is not None:
+            self._quarantine.refuse_convicted(await request.identity.fingerprint())
+        if request.gone or not self._fleet.others(avoid):
             raise died
         if why is not None:
             self._metrics.count("not_retried_total", f"why={why}")
             raise withheld(why)
-        if call.forgotten:
+        if request.forgotten:
             raise died
         self._metrics.count("retried_total")
-        _LOG.info("request %s is sent to another engine: %s broke off", call.id, engine.label)
+        _LOG.info("request %s is sent to another engine: %s broke off", request.id, engine.label)
 
-    async def _alone(
-        self, call: Call, cost: Cost, suspected: str, avoid: list[RoutedEngine]
+    async def _take_alone(
+        self, request: RequestContext, cost: Cost, suspected: str, avoid: list[RoutedEngine]
     ) -> _Place:
         """An engine for a suspect, which has it for itself."""
-        engine = await self._trials.admit(suspected, cost, avoid, call.t0)
+        engine = await self._trials.admit(suspected, cost, avoid, request.t0)
         if engine is None:
             self._quarantine.refuse_convicted(suspected)
-            return await self._place(call, cost, None, avoid)
+            return await self._take_place(request, cost, None, avoid)
         to_end = self._quarantine.runs_to_end(suspected)
         return _Place(engine, lambda: self._trials.release(engine, cost), to_end=to_end)
 
-    async def _place(
-        self, call: Call, cost: Cost, choose: Chooser | None, avoid: list[RoutedEngine]
+    async def _take_place(
+        self, request: RequestContext, cost: Cost, choose: Chooser | None, avoid: list[RoutedEngine]
     ) -> _Place:
         """A place at an engine, beside others."""
-        other = await self._admission.admit(call.who, cost, choose, avoid)
-        to_end = bool(call.bounds.gate_to_end or other.gate_to_end) and cost.units > 0
+        other = await self._admission.admit(request.who, cost, choose, avoid)
+        to_end = bool(request.bounds.gate_to_end or other.gate_to_end) and cost.units > 0
         return _Place(other, lambda: self._admission.release(other, cost), to_end=to_end)
 
-    def forget(self, call: Call) -> None:
+    def forget(self, request: RequestContext) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
-        if call.bytes_in and not call.forgotten:
-            self._bodies.keep(-call.bytes_in, call.who)
-        call.forgotten, call.body = True, b""
+        if request.bytes_in and not request.forgotten:
+            self._bodies.keep(-request.bytes_in, request.who)
+        request.forgotten, request.body = True, b""
 
-    async def _to(
-        self, call: Call, place: _Place, avoid: list[RoutedEngine], send: Send, *, last: bool
+    async def _exchange(
+        self,
+        request: RequestContext,
+        place: _Place,
+        avoid: list[RoutedEngine],
+        send: Send,
+        *,
+        last: bool,
     ) -> None:
         """To one engine; the room taken there is given back exactly once."""
-        route, engine = call.route, place.engine
+        route, engine = request.route, place.engine
         assert route is not None
 
         def sent() -> None:
             # Kept only where another engine could be given it, and while bodies leave room.
             if last or not self._fleet.others(avoid) or not self._bodies.roomy:
-                self.forget(call)
+                self.forget(request)
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            if call.prepared.copies == 1 and not place.to_end:
+            if request.prepared.copies == 1 and not place.to_end:
                 place.leave()
 
-        relay = Relay(
+        exchange = Exchange(
             self._upstream,
             engine,
             route,
-            call.prepared,
+            request.prepared,
             send,
-            call.out,
+            request.out,
             sent,
-            lambda: self.forget(call),
+            lambda: self.forget(request),
             first,
         )
-        call.engine, call.outcome = engine, relay.outcome
+        request.engine, request.outcome = engine, exchange.outcome
         try:
-            await relay.run(call.body, sent_headers(call))
+            await exchange.run(request.body, sent_headers(request))
         except asyncio.CancelledError:
-            self._quarantine.left(call)
+            self._quarantine.left(request)
             raise
         finally:
             place.leave()
             self._trials.pump()
-            if relay.outcome.broken or relay.outcome.failed:
+            if exchange.outcome.broken or exchange.outcome.failed:
                 self._monitor.suspect(engine)
                 # One that broke off before a byte came is starting again, or about to: where others
                 # are up, it would be asked first, having nothing, and break off every request.
-                unbegun = relay.outcome.broken and not relay.outcome.started
-                unbegun = unbegun and not relay.outcome.stuck
-                if relay.outcome.vanished or (unbegun and self._fleet.others(avoid)):
+                unbegun = exchange.outcome.broken and not exchange.outcome.started
+                unbegun = unbegun and not exchange.outcome.stuck
+                if exchange.outcome.vanished or (unbegun and self._fleet.others(avoid)):
                     self._monitor.doubt(engine)
                 self._metrics.count("engine_failures_total", f"engine={engine.label}")
 
