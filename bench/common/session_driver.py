@@ -24,7 +24,7 @@ from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.record import Record, run_folder
 from turbofit.launch.serve.reservations import end_orphans
 from turbofit.launch.serve.session import run_session
-from turbofit.launch.serve.supervisor import Stop, StoppedError
+from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.planning.plan import plan as best_plan
 from turbofit.planning.request import PlanRequest
 
@@ -37,7 +37,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def run(stop: Stop, leases: Leases) -> str:
+def run(stop: StopSignal, leases: Leases) -> str:
     """Plan, launch, follow."""
     for text in end_orphans(leases):
         say(text)
@@ -80,7 +80,7 @@ def run(stop: Stop, leases: Leases) -> str:
 def main() -> int:
     """The session; errors as the command line says them."""
     try:
-        with Stop() as stop, Leases() as leases:
+        with StopSignal() as stop, Leases() as leases:
             say(f"ended {run(stop, leases)}")
     except StoppedError as exc:
         say(f"ended {exc.signal.name} before the launch")

@@ -27,7 +27,7 @@ from turbofit.pretend.timeline import PINNED, Event, read_timeline
 from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.turbomind.ledger import Ledger
-from turbofit.rehearse.turbomind.sites import Sites
+from turbofit.rehearse.turbomind.sites import CallSites
 from turbofit.rehearse.turbomind.spec import RehearsalCase, RehearsalRequest, Spec
 
 __all__ = ["TurboMindLives", "judged"]
@@ -207,8 +207,8 @@ def _symbols() -> Symbols:
 
 def _points(events: Iterable[Event], machine: Scenario) -> Iterable[Point]:
     """Every allocation of a timeline that was given or failed."""
-    ledger = Ledger(len(machine.gpus), Sites(_symbols().name), machine.pool_step)
-    sites = Sites(_symbols().name)
+    ledger = Ledger(len(machine.gpus), CallSites(_symbols().name), machine.pool_step)
+    sites = CallSites(_symbols().name)
     counts = [0, 0]
     for event in events:
         ledger.read((event,))

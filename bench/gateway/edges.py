@@ -33,7 +33,7 @@ from typing import Any
 
 from bench.gateway.edge_values import ABSENT, BASE, COSTLY, PATHS, edges
 from turbofit.gateway.limits.parameters import RULES
-from turbofit.gateway.limits.rules import Scope, Unpassed
+from turbofit.gateway.limits.rules import DroppedRule, Scope
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -226,7 +226,7 @@ def cases(model: str, kind: str, scope: Scope) -> list[tuple[str, str, dict[str,
     base = {k: model if k == "model" else v for k, v in BASE[kind].items()}
     made: list[tuple[str, str, dict[str, Any]]] = []
     for name, rule in RULES[kind].items():
-        if isinstance(rule, Unpassed) and name != "session_id":
+        if isinstance(rule, DroppedRule) and name != "session_id":
             continue
         for label, value in edges(rule, scope):
             body = {k: v for k, v in base.items() if k != name}

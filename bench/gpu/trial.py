@@ -35,13 +35,13 @@ from turbofit.launch.engine.environment import Lmdeploy, find_lmdeploy
 from turbofit.launch.engine.launches import free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.engine.supervised_engine import SupervisedEngine, Timing
-from turbofit.launch.engine.worst_requests import Question
+from turbofit.launch.engine.worst_requests import ProbeRequest
 from turbofit.launch.serve.attempt import Attempt
 from turbofit.launch.serve.config import ServeConfig
 from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.record import Record
-from turbofit.launch.serve.supervisor import Stop, StoppedError
+from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 from turbofit.observe.calibration import phase_rows
 
 __all__ = ["main"]
@@ -85,7 +85,9 @@ class Loaded:
     def begin(self, plan: Plan) -> None:
         """Nothing is read before it starts."""
 
-    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
         """It is up."""
         del model, ask
         self.direct = engine.url, engine.client.key
@@ -94,7 +96,9 @@ class Loaded:
 class Trial:
     """What is done once the engine is ready, and what became of it."""
 
-    def __init__(self, plan: Plan, out: Out, load: Load | None, stop: Stop, begun: float) -> None:
+    def __init__(
+        self, plan: Plan, out: Out, load: Load | None, stop: StopSignal, begun: float
+    ) -> None:
         self.plan, self.out, self.load, self.stop, self.begun = plan, out, load, stop, begun
         folder = out.path.with_suffix(".run")
         folder.mkdir(exist_ok=True)
@@ -143,7 +147,7 @@ def run(plan: Plan, out: Out, load: Load | None) -> str:
     gateway = None
     if load is not None and "gateway" in load.ways:
         gateway = GatewayConfig(port=free_ports(1)[0])
-    with Stop() as stop, Leases() as leases, ExitStack() as stack:
+    with StopSignal() as stop, Leases() as leases, ExitStack() as stack:
         trial = Trial(plan, out, load, stop, begun)
         lmdeploy = find_lmdeploy()
         chat = plan.model.architecture == "InternVLChatModel"

@@ -27,7 +27,7 @@ from bench.rehearsal.pytorch import mib, table
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.pretend.documents import dumped
-from turbofit.pretend.run import Ran, run_pretend
+from turbofit.pretend.run import FinishedRun, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.rehearse.torch.torch_planned import planned_scenario, planned_spec
 from turbofit.rehearse.torch.torch_run import need_packages, torch_environment
@@ -93,7 +93,7 @@ def charged(first: Plan, second: Plan) -> Scenario:
     return dataclasses.replace(scenario, gpus=(gpu,))
 
 
-def rehearse(first: Plan, second: Plan, folder: Path) -> Ran:
+def rehearse(first: Plan, second: Plan, folder: Path) -> FinishedRun:
     """Both on one pretend card."""
     environ: dict[str, str] = {}
     for (name, rounds), plan in zip(ROUNDS.items(), (first, second), strict=True):
@@ -133,7 +133,7 @@ def row_of(name: str, plan: Plan, folder: Path) -> tuple[str, ...]:
     )
 
 
-def report(first: Plan, second: Plan, folder: Path, ran: Ran) -> tuple[str, bool]:
+def report(first: Plan, second: Plan, folder: Path, ran: FinishedRun) -> tuple[str, bool]:
     """The document, and whether both lived within the card and within their forecasts."""
     both = zip(ROUNDS, (first, second), strict=True)
     rows = [row_of(name, plan, folder) for name, plan in both]

@@ -105,11 +105,11 @@ class Turbofit:
         from turbofit.cli import serve
         from turbofit.cli.interrupt import exit_code
         from turbofit.launch.serve.leases import Leases
-        from turbofit.launch.serve.supervisor import Stop, StoppedError
+        from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
         world = self._day.world
         arguments, config = _question(self._model, tuple(self._fixed.items()))
-        self._stop = Stop()
+        self._stop = StopSignal()
         try:
             with Leases() as leases:
                 ended: Any = serve._launch(arguments, config, self._stop, leases, as_json=False)

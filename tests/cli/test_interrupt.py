@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from turbofit.cli.interrupt import exit_code, run_until_signal
-from turbofit.launch.serve.supervisor import Stop
+from turbofit.launch.serve.supervisor import StopSignal
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -16,7 +16,7 @@ def test_a_signal_before_anything_runs_ends_the_body(number: signal.Signals, cod
     after: list[str] = []
     before = signal.getsignal(number)
 
-    def body(_stop: Stop) -> None:
+    def body(_stop: StopSignal) -> None:
         signal.raise_signal(number)
         after.append("still there")
 
@@ -26,7 +26,7 @@ def test_a_signal_before_anything_runs_ends_the_body(number: signal.Signals, cod
 
 
 def test_a_body_that_stops_in_order_says_what_ended_it() -> None:
-    def body(stop: Stop) -> signal.Signals | None:
+    def body(stop: StopSignal) -> signal.Signals | None:
         stop.abrupt = False
         os.kill(os.getpid(), signal.SIGINT)
         return stop.signal

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from turbofit.core.errors import UsageError
-from turbofit.core.variables import Variables, variables
+from turbofit.core.variables import EnvironmentVariables, variables
 
 
 def test_nothing_is_set() -> None:
     assert (
-        variables({"PATH": "/bin", "TURBOFIT_API_KEYS": " ", "TURBOFIT_LEASES": ""}) == Variables()
+        variables({"PATH": "/bin", "TURBOFIT_API_KEYS": " ", "TURBOFIT_LEASES": ""})
+        == EnvironmentVariables()
     )
 
 
@@ -69,4 +70,4 @@ def test_a_misspelt_name_is_refused(name: str, meant: str) -> None:
     ["TURBOFIT_ENGINE_KEY", "TURBOFIT_PRETEND_MACHINE", "TURBOFIT_CUDA_PATH", "TURBO_API_KYES"],
 )
 def test_other_names_are_left_alone(name: str) -> None:
-    assert variables({name: "x y"}) == Variables()
+    assert variables({name: "x y"}) == EnvironmentVariables()

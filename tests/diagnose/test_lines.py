@@ -26,7 +26,7 @@ from turbofit.diagnose.lines.events import (
 from turbofit.diagnose.lines.host_lines import host_line
 from turbofit.diagnose.lines.rows import rows
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
-from turbofit.diagnose.subject import Subject
+from turbofit.diagnose.subject import FactCollector
 
 
 @pytest.mark.parametrize(
@@ -221,13 +221,13 @@ def test_broken_lines_never_fail(lines: list[str]) -> None:
     ],
 )
 def test_models_that_logs_name(text: str, model: str | None) -> None:
-    subject = Subject()
+    subject = FactCollector()
     subject.read(1, text)
     assert (subject.model[0] if subject.model else None) == model
 
 
 def test_a_command_goes_before_a_mention() -> None:
-    subject = Subject()
+    subject = FactCollector()
     subject.read(1, "compared with Qwen2-VL-7B-Instruct")
     subject.read(
         2, "lmdeploy serve api_server internvl2-8b --tp 2 --quant-policy 8 --dtype float16"

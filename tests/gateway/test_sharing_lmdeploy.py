@@ -20,7 +20,7 @@ from tests.model.test_oracle_front_ends import glm, qwen3
 from tests.model.test_oracle_lmdeploy import picture as drawn
 from turbofit.core.images import ImageRule
 from turbofit.gateway.limits.request_limits import Bounds
-from turbofit.gateway.limits.sharing import Wanted, hold_images
+from turbofit.gateway.limits.sharing import RequestedImage, hold_images
 from turbofit.gateway.overlay import overlay
 from turbofit.model.source import resolve_model
 
@@ -94,7 +94,7 @@ def share(rule: ImageRule, limit: int, sizes, **asked: Any):
     bounds = Bounds(
         rule=rule, limits=limits_for(rule, limit=limit, images=1), longest_request_tokens=10**9
     )
-    wanted = [Wanted(size=size, options=asked, by_request=True) for size in sizes]
+    wanted = [RequestedImage(size=size, options=asked, by_request=True) for size in sizes]
     return bounds, hold_images(bounds, wanted)
 
 
@@ -120,7 +120,9 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
             bounds, shared = share(rule, limit, sizes, **asked)
             if not overlaid:
                 bounds = replace(bounds, overlay=False)
-                wanted = [Wanted(size=size, options=asked, by_request=True) for size in sizes]
+                wanted = [
+                    RequestedImage(size=size, options=asked, by_request=True) for size in sizes
+                ]
                 shared = hold_images(bounds, wanted)
             items = [{"type": "image", "data": drawn(*size)} for size in sizes]
             prompt = "a" + "b".join([token] * count)

@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve.supervisor import Server, Stop
+from turbofit.launch.serve.supervisor import Server, StopSignal
 from turbofit.planning.commands import commands
 
 
@@ -44,7 +44,7 @@ def main() -> int:
         plan, launches, Path(sys.argv[2]), say, check=check, timing=timing, clock=clock()
     )
     try:
-        with Stop() as stop:
+        with StopSignal() as stop:
             ended = server.run(stop, lambda urls: say("READY " + " ".join(urls)))
     except EndedError as exc:
         error = exc.ending.error

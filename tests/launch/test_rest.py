@@ -23,7 +23,7 @@ from turbofit.gateway.thread import GatewayThread
 from turbofit.launch.engine.engine_exit import EndedError
 from turbofit.launch.engine.launches import Launch
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.launch.serve.supervisor import Server, Stop
+from turbofit.launch.serve.supervisor import Server, StopSignal
 from turbofit.planning.commands import commands
 
 
@@ -51,7 +51,7 @@ class Supervised:
             on_rest=self._rest, clock=lambda: self.now,
             explained=self._explained,
         )  # fmt: skip
-        self.stop = Stop()
+        self.stop = StopSignal()
         self.front: GatewayThread | None = None
 
     def run(self, look) -> None:

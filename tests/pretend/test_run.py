@@ -8,7 +8,7 @@ import pytest
 from turbofit.core.errors import UsageError
 from turbofit.machine.source import machine_from
 from turbofit.pretend.report import report
-from turbofit.pretend.run import Ran, run_pretend, scenario_of
+from turbofit.pretend.run import FinishedRun, run_pretend, scenario_of
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
 from turbofit.pretend.shared import Process, SharedRecord, read_shared
 from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
@@ -40,7 +40,7 @@ def test_the_newest_refusal_and_a_process_that_called_exec() -> None:
         (3 * MIB, *ROW), 4 * MIB,
     )  # fmt: skip
     scenario = Scenario((PretendGpu("Card", total=10 * MIB, used=MIB),))
-    document = report(Ran(("prog", "x"), -9, 1.0, scenario, shared, usages))
+    document = report(FinishedRun(("prog", "x"), -9, 1.0, scenario, shared, usages))
     assert (document["exit_code"], document["signal"]) == (137, "SIGKILL")
     assert [p["command"] for p in document["processes"]] == ["old", "new"]
     assert document["gpus"][0]["left_at_peak"] == 6 * MIB

@@ -15,7 +15,7 @@ from turbofit.pretend.build import build, compiler
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 from turbofit.pretend.libraries import libraries_for
 from turbofit.pretend.stubs import stub_source
-from turbofit.pretend.wants import Wants, family_of, wanted_from
+from turbofit.pretend.wants import LibraryInterface, family_of, wanted_from
 
 pytestmark = pytest.mark.slow
 
@@ -60,11 +60,11 @@ def test_names_and_versions_are_read(site: Path) -> None:
     assert {"libcufft.so.12", "libcurand.so.10"} < set(needed(library))
     assert needed_versions(library)["libcufft.so.12"] == frozenset({"FFT_9"})
     assert wanted_from(site) == {
-        "libcuda.so.1": Wants(frozenset({"cuMemNobodyWrote"})),
-        "libcufft.so.12": Wants(
+        "libcuda.so.1": LibraryInterface(frozenset({"cuMemNobodyWrote"})),
+        "libcufft.so.12": LibraryInterface(
             frozenset({"cufftExecC2C", "cufftNew"}), frozenset({"FFT_9"}), frozenset({"cufftState"})
         ),
-        "libcurand.so.10": Wants(),
+        "libcurand.so.10": LibraryInterface(),
     }
 
 
@@ -127,7 +127,7 @@ def test_what_is_written_by_hand_takes_its_place() -> None:
 
 
 def test_two_runtimes_are_built_of_the_same_sources() -> None:
-    every = {one.name: one for one in libraries_for({"libcudart.so.13": Wants()})}
+    every = {one.name: one for one in libraries_for({"libcudart.so.13": LibraryInterface()})}
     old, new = every["libcudart.so.12"], every["libcudart.so.13"]
     assert old.sources == new.sources
     assert (old.major, new.major) == (12, 13)

@@ -16,7 +16,7 @@ from turbofit.rehearse.turbomind.headers import HeaderCheckpoint, read_header, w
 from turbofit.rehearse.turbomind.ledger import Ledger
 from turbofit.rehearse.turbomind.report import outcome_and_death
 from turbofit.rehearse.turbomind.run import ChildOutcome, _Log
-from turbofit.rehearse.turbomind.sites import LOADER, STAGING, Sites
+from turbofit.rehearse.turbomind.sites import LOADER, STAGING, CallSites
 from turbofit.rehearse.turbomind.spec import load_spec, parse_spec
 
 # Counted from the models' own classes on the meta device (shared/facts/without-a-gpu.md).
@@ -144,11 +144,11 @@ _NAMES = {
 
 
 @pytest.fixture
-def sites() -> Sites:
-    return Sites(_NAMES.__getitem__)
+def sites() -> CallSites:
+    return CallSites(_NAMES.__getitem__)
 
 
-def test_sites(sites: Sites) -> None:
+def test_sites(sites: CallSites) -> None:
     assert sites.site((1, 2, 3, 4, 5)) == "linear output in InternVit::Impl::Attn"
     assert sites.site((1, 4, 5)) == "InternVit::Impl::Attn"
     assert sites.site((1, 2)) == LOADER
@@ -192,7 +192,7 @@ O 0 1 2 999 392 929 @1,4,5
 """
 
 
-def test_ledger_and_terms(sites: Sites) -> None:
+def test_ledger_and_terms(sites: CallSites) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events(_RUN))
     card = ledger.cards[0]
     assert card.free_at_cache == 500
@@ -215,7 +215,7 @@ def test_ledger_and_terms(sites: Sites) -> None:
     assert death["where"] == "InternVit::Impl::Attn"
 
 
-def test_a_ledger_read_in_parts_is_that_of_the_whole(sites: Sites) -> None:
+def test_a_ledger_read_in_parts_is_that_of_the_whole(sites: CallSites) -> None:
     events = _events(_RUN)
     whole = Ledger(1, sites, pool_step=10).read(events)
     for cut in range(len(events)):
@@ -225,7 +225,7 @@ def test_a_ledger_read_in_parts_is_that_of_the_whole(sites: Sites) -> None:
         assert (parts.phases, parts.deaths) == (whole.phases, whole.deaths)
 
 
-def test_terms_of_what_was_not_reached_are_none(sites: Sites) -> None:
+def test_terms_of_what_was_not_reached_are_none(sites: CallSites) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events("P context\nO 0 0 -1 5 1 5 @6"))
     terms = card_terms(ledger, 0, used=0)
     assert terms["weights"] is None
@@ -287,7 +287,7 @@ def _outcome(tmp_path: Path, **values: object) -> ChildOutcome:
     ],
 )
 def test_how_it_ended(
-    tmp_path: Path, sites: Sites, values: dict[str, object], what: str, where: str | None
+    tmp_path: Path, sites: CallSites, values: dict[str, object], what: str, where: str | None
 ) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events("P context"))
     outcome, death = outcome_and_death(_outcome(tmp_path, **values), ledger)
@@ -296,7 +296,9 @@ def test_how_it_ended(
     assert where is None or where in (death or {})["where"]
 
 
-def test_an_abort_after_a_refused_allocation_is_out_of_memory(tmp_path: Path, sites: Sites) -> None:
+def test_an_abort_after_a_refused_allocation_is_out_of_memory(
+    tmp_path: Path, sites: CallSites
+) -> None:
     ledger = Ledger(1, sites, pool_step=10).read(_events(_RUN))
     outcome, death = outcome_and_death(_outcome(tmp_path, ended="signal", code=6), ledger)
     assert outcome == "out_of_memory"

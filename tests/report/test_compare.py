@@ -11,13 +11,13 @@ from turbofit.cli.main import main
 from turbofit.report.compare import compare, compare_blocks
 from turbofit.report.painters.document import Heading
 from turbofit.report.painters.terminal import paint
-from turbofit.report.stored_documents import Saved
+from turbofit.report.stored_documents import StoredPlan
 
 Out = pytest.CaptureFixture[str]
 
 
-def saved(kind: str) -> Saved:
-    return Saved(planned(kind), None, f"{kind}.json")
+def saved(kind: str) -> StoredPlan:
+    return StoredPlan(planned(kind), None, f"{kind}.json")
 
 
 def test_the_same_twice_differs_in_nothing() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import Planner
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
 
 __all__ = ["calibrate"]
@@ -56,7 +56,7 @@ def calibrate(*, model: str, as_json: bool, md: bool, **given: Any) -> int:
     if options.forget:
         return _forget(arguments)
 
-    def body(stop: Stop) -> signal.Signals | None:
+    def body(stop: StopSignal) -> signal.Signals | None:
         with Leases() as leases:
             return _calibrate(arguments, stop, leases)
 
@@ -105,7 +105,9 @@ def _forget(arguments: _CalibrateArguments) -> int:
     return 0
 
 
-def _calibrate(arguments: _CalibrateArguments, stop: Stop, leases: Leases) -> signal.Signals | None:
+def _calibrate(
+    arguments: _CalibrateArguments, stop: StopSignal, leases: Leases
+) -> signal.Signals | None:
     """Measure and learn; the signal where one ended it before it was complete."""
     from turbofit.cli.output import note
     from turbofit.launch.engine.environment import lmdeploy_if_needed
@@ -161,7 +163,7 @@ def _config(options: CalibrateOptions, request: PlanRequest) -> ServeConfig:
     )
 
 
-def _drive(job: Any, plan: Plan, stop: Stop, progress: Progress) -> signal.Signals | None:
+def _drive(job: Any, plan: Plan, stop: StopSignal, progress: Progress) -> signal.Signals | None:
     """Launch and measure; the signal where one stopped it before the end."""
     from turbofit.cli.output import note
     from turbofit.launch.serve.session import run_session
@@ -189,7 +191,7 @@ def _resumed(progress: Progress, planner: Planner) -> Plan | None:
 
 
 def _job(
-    config: ServeConfig, plan: Plan, lmdeploy: Lmdeploy, stop: Stop, leases: Leases,
+    config: ServeConfig, plan: Plan, lmdeploy: Lmdeploy, stop: StopSignal, leases: Leases,
     calibrator: Calibrator, planner: Planner, changes: dict[str, Any],
 ) -> Any:  # fmt: skip
     """What `serve` would run, with an examiner and without a gateway."""

@@ -65,10 +65,10 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 def _view(found: Diagnosis) -> Iterator[Block]:
     """The answer first, then what it rests on."""
-    from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
+    from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
 
     yield Heading(text="What happened")
-    yield Line(text=found.what, tone="bad" if found.phase != "none" else "plain")
+    yield Paragraph(text=found.what, tone="bad" if found.phase != "none" else "plain")
     yield FactList(facts=tuple(_facts(found)))
     if found.why:
         yield Heading(text="Why")
@@ -112,7 +112,7 @@ def _view(found: Diagnosis) -> Iterator[Block]:
             rows=tuple((str(one.line), one.tells, one.text[:160]) for one in found.evidence),
         )
     if not found.known:
-        yield Line(text="unknown logs end with exit code 3", tone="dim")
+        yield Paragraph(text="unknown logs end with exit code 3", tone="dim")
 
 
 def _facts(found: Diagnosis) -> Iterator[tuple[str, str]]:
@@ -137,11 +137,11 @@ def _missing(missing: Missing) -> str:
 
 
 def _advice(advice: Advice) -> Iterator[Block]:
-    from turbofit.report.painters.document import Code, FactList, Heading, Items, Line
+    from turbofit.report.painters.document import Code, FactList, Heading, Items, Paragraph
 
     yield Heading(text=f"What would have worked: {advice.model} on {advice.on}")
     tones: dict[bool | None, Tone] = {True: "good", False: "bad", None: "warn"}
-    yield Line(text=advice.verdict, tone=tones[advice.fits])
+    yield Paragraph(text=advice.verdict, tone=tones[advice.fits])
     if advice.settings:
         yield FactList(facts=tuple((name, str(value)) for name, value in advice.settings.items()))
     if advice.command:

@@ -69,12 +69,12 @@ def doctor(
 
 def _view(report: DoctorReport) -> Iterator[Block]:
     """What stops first; what is in order last and in short."""
-    from turbofit.report.painters.document import Column, Heading, Line, Table
+    from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 
     counts = ", ".join(f"{report.count(state)} {state}" for state in _ORDER if report.count(state))
     yield Heading(text=f"{report.machine or 'no readable machine'} ({report.source})")
     tone: Tone = "bad" if report.exit_code else "warn" if report.count("warning") else "good"
-    yield Line(text=counts, tone=tone)
+    yield Paragraph(text=counts, tone=tone)
     for state in _ORDER:
         found = [one for one in report.findings if one.state == state]
         if not found:
@@ -85,8 +85,10 @@ def _view(report: DoctorReport) -> Iterator[Block]:
             yield Table(columns=columns, rows=tuple((one.check, one.seen) for one in found))
             continue
         for one in found:
-            yield Line(text=f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn")
+            yield Paragraph(
+                text=f"{one.check}: {one.seen}", tone="bad" if state == "stops" else "warn"
+            )
             if one.why:
-                yield Line(text=f"  why: {one.why}")
+                yield Paragraph(text=f"  why: {one.why}")
             if one.fix:
-                yield Line(text=f"  fix: {one.fix}")
+                yield Paragraph(text=f"  fix: {one.fix}")

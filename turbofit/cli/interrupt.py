@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["INTERRUPTED", "exit_code", "run_until_signal"]
 
@@ -18,7 +18,7 @@ INTERRUPTED: Final = 130
 T = TypeVar("T")
 
 
-def run_until_signal(body: Callable[[Stop], T]) -> T | signal.Signals:
+def run_until_signal(body: Callable[[StopSignal], T]) -> T | signal.Signals:
     """Run a command's body while signals are heard.
 
     Args:
@@ -27,9 +27,9 @@ def run_until_signal(body: Callable[[Stop], T]) -> T | signal.Signals:
     Returns:
         What the body returns, or the signal that came before anything ran.
     """
-    from turbofit.launch.serve.supervisor import Stop, StoppedError
+    from turbofit.launch.serve.supervisor import StoppedError, StopSignal
 
-    with Stop() as stop:
+    with StopSignal() as stop:
         try:
             return body(stop)
         except StoppedError as exc:

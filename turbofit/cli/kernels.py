@@ -48,7 +48,7 @@ def show_kernels(on: str | None, *, as_json: bool, md: bool) -> int:
 
 def _view(census: Census, source: str, gpus: Sequence[Gpu]) -> Iterator[Block]:
     """A row for each family, a column for each kind of card: kernels with code, empty ones."""
-    from turbofit.report.painters.document import Column, Heading, Line, Table
+    from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 
     yield Heading(text=f"Kernels of TurboMind ({source})")
     cards = {gpu.name: gpu.compute_capability for gpu in gpus}
@@ -56,11 +56,11 @@ def _view(census: Census, source: str, gpus: Sequence[Gpu]) -> Iterator[Block]:
     for name, capability in cards.items():
         architecture = None if capability == "NA" else census.architecture(capability)
         if architecture is None:
-            yield Line(text=f"{name}: no code", tone="bad")
+            yield Paragraph(text=f"{name}: no code", tone="bad")
         else:
             found.append((name, architecture))
     if not found:
-        yield Line(text=f"there is code for {census.architecture_names()}")
+        yield Paragraph(text=f"there is code for {census.architecture_names()}")
         return
     columns = (Column(title="family"), *(Column(title=f"{name} (sm_{one})") for name, one in found))
     rows = tuple(

@@ -98,19 +98,19 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 def _view(merged: Merged) -> Iterator[Block]:
     """What was written, what to heed, and what comes next."""
     from turbofit.core.units import format_bytes
-    from turbofit.report.painters.document import Heading, Line
+    from turbofit.report.painters.document import Heading, Paragraph
 
     yield Heading(text=merged.out)
-    yield Line(
+    yield Paragraph(
         text=f"{merged.architecture}, {merged.dtype}: {merged.tensors} tensors,"
         f" {format_bytes(merged.bytes)}",
         tone="good",
     )
     if merged.adapter:
-        yield Line(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
+        yield Paragraph(text=f"{merged.loras} modules merged, {merged.replaced} tensors replaced")
     if merged.converted:
         tower = merged.vision_tower or "the base itself"
-        yield Line(text=f"converted from LLaVA's original format; vision tower from {tower}")
+        yield Paragraph(text=f"converted from LLaVA's original format; vision tower from {tower}")
     for warning in merged.warnings:
-        yield Line(text=warning, tone="warn")
-    yield Line(text=f"next: turbofit plan {merged.out}")
+        yield Paragraph(text=warning, tone="warn")
+    yield Paragraph(text=f"next: turbofit plan {merged.out}")

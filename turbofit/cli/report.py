@@ -12,7 +12,7 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
-    from turbofit.report.stored_documents import Saved
+    from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["report"]
 
@@ -72,7 +72,7 @@ def report(
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
 
 
-def _page(saved: Saved, file: str) -> None:
+def _page(saved: StoredPlan, file: str) -> None:
     from turbofit.cli.output import answer
     from turbofit.core.files import write_atomic
     from turbofit.report.page.build import page

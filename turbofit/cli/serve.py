@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.serve.passthrough import Passed
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.passthrough import PassedOptions
+    from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["serve"]
 
@@ -113,7 +113,7 @@ def _config(arguments: ServeArguments, public: GatewayOptions) -> ServeConfig:
 def _stoppable(arguments: ServeArguments, config: ServeConfig, *, as_json: bool) -> int:
     from turbofit.launch.serve.leases import Leases
 
-    def body(stop: Stop) -> signal.Signals:
+    def body(stop: StopSignal) -> signal.Signals:
         with Leases() as leases:
             return _launch(arguments, config, stop, leases, as_json=as_json)
 
@@ -121,7 +121,12 @@ def _stoppable(arguments: ServeArguments, config: ServeConfig, *, as_json: bool)
 
 
 def _launch(
-    arguments: ServeArguments, config: ServeConfig, stop: Stop, leases: Leases, *, as_json: bool
+    arguments: ServeArguments,
+    config: ServeConfig,
+    stop: StopSignal,
+    leases: Leases,
+    *,
+    as_json: bool,
 ) -> signal.Signals:
     from turbofit.cli.output import answer, note
     from turbofit.launch.engine.environment import lmdeploy_if_needed
@@ -182,7 +187,7 @@ _PUBLIC: Final = (
 )  # fmt: skip
 
 
-def _gateway(public: GatewayOptions, passed: Passed) -> GatewayConfig:
+def _gateway(public: GatewayOptions, passed: PassedOptions) -> GatewayConfig:
     """The public side.
 
     Raises:
@@ -202,7 +207,7 @@ def _gateway(public: GatewayOptions, passed: Passed) -> GatewayConfig:
     return public.config()
 
 
-def _doubts(config: ServeConfig, passed: Passed, version: str | None) -> list[str]:
+def _doubts(config: ServeConfig, passed: PassedOptions, version: str | None) -> list[str]:
     """What the launch cannot promise, said before it."""
     doubts = [version] if version else []
     if passed.unplanned:

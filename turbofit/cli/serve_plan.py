@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Command, Plan
     from turbofit.launch.serve.config import ServeConfig
     from turbofit.launch.serve.leases import Leases
-    from turbofit.launch.serve.passthrough import Passed
+    from turbofit.launch.serve.passthrough import PassedOptions
     from turbofit.launch.serve.planner import Planner
     from turbofit.planning.request import PlanRequest
 
@@ -36,7 +36,7 @@ class ServeArguments(NamedTuple):
 
     request: PlanRequest
     options: ServeOptions
-    passed: Passed
+    passed: PassedOptions
 
 
 def planner_of(config: ServeConfig, leases: Leases, *, doubled: bool) -> Planner:
@@ -198,14 +198,14 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
     return plan
 
 
-def _modelled(passed: Passed) -> dict[str, Any]:
+def _modelled(passed: PassedOptions) -> dict[str, Any]:
     """Options after ``--`` that are planned with, read as turbofit's own are."""
     reader = CliCommand(lambda: 0, setting_options())
     with reader.make_context("turbofit serve", list(passed.modelled)) as ctx:
         return planning_keywords(ctx.params)
 
 
-def _commands(plan: Plan, passed: Passed, port: int) -> tuple[Command, ...]:
+def _commands(plan: Plan, passed: PassedOptions, port: int) -> tuple[Command, ...]:
     from turbofit.core.plan import Command
     from turbofit.planning.commands import commands, refuse_options
 

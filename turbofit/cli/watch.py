@@ -8,9 +8,9 @@ from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import FORMS
 
 if TYPE_CHECKING:
-    from turbofit.observe.live import Now
+    from turbofit.observe.live import LiveServer
     from turbofit.report.painters.document import Block
-    from turbofit.report.stored_documents import Saved
+    from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["watch"]
 
@@ -71,7 +71,7 @@ def watch(
         )
     place = run or newest_run()
     live = sys.stdout.isatty() and not (once or as_json or md)
-    before: tuple[Now, float] | None = None
+    before: tuple[LiveServer, float] | None = None
     while True:
         saved = read_saved(place)
         if saved.run is None:
@@ -95,7 +95,7 @@ def watch(
         before = (now, time.monotonic() - began) if now is not None else None
 
 
-def _look_patiently(saved: Saved, url: str | None, api_key: str | None) -> Now | None:
+def _look_patiently(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
     """A gateway that is closed for a moment, between two starts, is no reason to leave."""
     from turbofit.core.errors import UsageError
 
@@ -107,7 +107,7 @@ def _look_patiently(saved: Saved, url: str | None, api_key: str | None) -> Now |
         return None
 
 
-def _look(saved: Saved, url: str | None, api_key: str | None) -> Now | None:
+def _look(saved: StoredPlan, url: str | None, api_key: str | None) -> LiveServer | None:
     """What the gateway says; None while the run's own is not open."""
     from turbofit.core.variables import variables
     from turbofit.observe.live import fetch_page, now_of
@@ -129,7 +129,7 @@ def _paint(blocks: list[Block], *, live: bool, md: bool) -> None:
         show(blocks, markdown=md)
 
 
-def _used(saved: Saved) -> dict[int, int]:
+def _used(saved: StoredPlan) -> dict[int, int]:
     from turbofit.launch.serve.gpu_monitor import used_now
 
     return used_now(saved.plan)
@@ -157,7 +157,7 @@ def _forgotten(fingerprint: str) -> str:
     return to_json({"schema": "turbofit.watch/1", "forgotten": fingerprint})
 
 
-def _json(saved: Saved, now: Now | None, used: dict[int, int]) -> str:
+def _json(saved: StoredPlan, now: LiveServer | None, used: dict[int, int]) -> str:
     from turbofit.core.struct import to_json
 
     assert saved.run is not None
@@ -177,7 +177,7 @@ def _json(saved: Saved, now: Now | None, used: dict[int, int]) -> str:
     return to_json(document)
 
 
-def _quarantine(saved: Saved) -> dict[str, Any]:
+def _quarantine(saved: StoredPlan) -> dict[str, Any]:
     """What the run's gateway keeps of the requests that engines died of."""
     from pathlib import Path
 

@@ -13,7 +13,7 @@ from turbofit.core.validation import Validated, parsed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Variables", "variables"]
+__all__ = ["EnvironmentVariables", "variables"]
 
 _PREFIX: Final = "TURBOFIT_"
 _NAMES: Final = (
@@ -52,7 +52,7 @@ def _folder(text: str, name: str) -> Path:
     return folder
 
 
-class Variables(Validated):
+class EnvironmentVariables(Validated):
     """The variables that people set; what is not set, or empty, has its default."""
 
     api_keys: Annotated[tuple[str, ...], parsed(_keys)] = ()
@@ -62,7 +62,7 @@ class Variables(Validated):
     pretend_on: str = ""
 
 
-def variables(environ: Mapping[str, str] | None = None) -> Variables:
+def variables(environ: Mapping[str, str] | None = None) -> EnvironmentVariables:
     """Turbofit's variables of an environment; None is this process's.
 
     Raises:
@@ -72,7 +72,7 @@ def variables(environ: Mapping[str, str] | None = None) -> Variables:
     _check_names(environ)
     values = {_field(name): environ.get(name, "") for name in _NAMES}
     given = {field: value for field, value in values.items() if value.strip()}
-    return Variables.of_options(given, lambda field: _PREFIX + field.upper())
+    return EnvironmentVariables.of_options(given, lambda field: _PREFIX + field.upper())
 
 
 def _check_names(environ: Mapping[str, str]) -> None:

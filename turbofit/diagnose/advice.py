@@ -17,7 +17,7 @@ from turbofit.planning.request import PlanRequest
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.rules.draft import Draft
+    from turbofit.diagnose.rules.draft import RuleAnswer
 
 __all__ = ["advice"]
 
@@ -25,7 +25,7 @@ _SHOWN: Final = ("tp", "cache_max_entry_count", "max_prefill_token_num", "max_ba
                  "session_len", "dtype", "quant_policy", "communicator")  # fmt: skip
 
 
-def advice(case: LogCase, draft: Draft) -> Advice | None:
+def advice(case: LogCase, draft: RuleAnswer) -> Advice | None:
     """The plan; None where model or machine is not known."""
     if case.machine is None or case.on is None or case.model is None:
         return None

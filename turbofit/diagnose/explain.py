@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from turbofit.diagnose.answer import Evidence
     from turbofit.diagnose.facts import LogFacts
-    from turbofit.diagnose.rules.draft import Draft
+    from turbofit.diagnose.rules.draft import RuleAnswer
 
 __all__ = ["diagnose"]
 
@@ -70,7 +70,7 @@ def diagnose(
     return _answer(case, best, tuple(reversed(also.values())))
 
 
-def _answer(case: LogCase, draft: Draft, also: tuple[str, ...]) -> Diagnosis:
+def _answer(case: LogCase, draft: RuleAnswer, also: tuple[str, ...]) -> Diagnosis:
     unknown = list(draft.unknown)
     found = None
     if draft.planned:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from turbofit.diagnose.lines.engine_lines import engine_line
 from turbofit.diagnose.lines.events import (
     DefaultSession,
+    KnownMessage,
     LegacyCuda,
     PythonFrame,
-    Said,
     TorchMemory,
 )
 from turbofit.diagnose.lines.host_lines import SmiTable, host_line
 from turbofit.diagnose.lines.torch_lines import torch_line, torch_memory
 from turbofit.diagnose.rules.known_causes import said
-from turbofit.diagnose.subject import Subject
+from turbofit.diagnose.subject import FactCollector
 from turbofit.observe.turbomind_log import (
     Backpressure,
     CheckFailed,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from turbofit.core.struct import Struct
     from turbofit.diagnose.lines.rows import Row
 
-__all__ = ["LogFacts", "Mark", "read_facts"]
+__all__ = ["LogEvent", "LogFacts", "read_facts"]
 
 _TIME: Final = re.compile(r"\[TM\]\[[A-Z]+\]\[(\d{4}\.[\d:.]+)\]")
 #: The source line of a frame, indented or, in a notebook, behind an arrow.
@@ -45,7 +45,7 @@ _WRAPPED: Final = 6
 _ENOUGH: Final = 50_000
 
 
-class Mark(NamedTuple):
+class LogEvent(NamedTuple):
     """An event and the line that told it.
 
     ``stack`` are frames of Python before it, innermost last; ``time`` is TurboMind's, or empty.
@@ -63,8 +63,8 @@ class LogFacts:
 
     def __init__(self) -> None:
         self.lines = 0
-        self.marks: list[Mark] = []
-        self.subject = Subject()
+        self.marks: list[LogEvent] = []
+        self.subject = FactCollector()
         self.waits = 0
         self.waiting: tuple[int, str] | None = None
         self._stack: list[PythonFrame] = []
@@ -94,15 +94,15 @@ class LogFacts:
             self._stack.clear()
         self.subject.read(line, text)
 
-    def first(self, kind: type[_T]) -> Mark | None:
+    def first(self, kind: type[_T]) -> LogEvent | None:
         """The first mark of a kind."""
         return next((mark for mark in self.marks if isinstance(mark.event, kind)), None)
 
-    def every(self, kind: type[_T]) -> list[tuple[Mark, _T]]:
+    def every(self, kind: type[_T]) -> list[tuple[LogEvent, _T]]:
         """All marks of a kind with their events, in order."""
         return [(mark, mark.event) for mark in self.marks if isinstance(mark.event, kind)]
 
-    def before(self, mark: Mark, kind: type[_T]) -> bool:
+    def before(self, mark: LogEvent, kind: type[_T]) -> bool:
         """Whether an event of a kind came before a mark.
 
         TurboMind's fatal lines overtake what its logger has queued: its own times count too.
@@ -169,7 +169,7 @@ class LogFacts:
         if self._counts[kind] > _ENOUGH:
             return
         stack: tuple[PythonFrame, ...] = ()
-        if isinstance(event, TorchMemory | PythonError | LegacyCuda | Said):
+        if isinstance(event, TorchMemory | PythonError | LegacyCuda | KnownMessage):
             stack = tuple(self._stack)
         if isinstance(event, TorchMemory):
             self._torch = (line, text)
@@ -177,7 +177,7 @@ class LogFacts:
             self._stack = []
         self.waits, self.waiting = 0, None
         time = _TIME.match(text)
-        self.marks.append(Mark(line, text, event, stack, time[1] if time else ""))
+        self.marks.append(LogEvent(line, text, event, stack, time[1] if time else ""))
 
 
 def read_facts(rows: Iterable[Row]) -> LogFacts:

@@ -8,7 +8,7 @@ from typing import Final
 from turbofit.diagnose.spellings import preset_of
 from turbofit.machine.presets import find_preset as find_gpu
 
-__all__ = ["Subject", "known_model"]
+__all__ = ["FactCollector", "known_model"]
 
 _NAME = r"['\"]?([\w./~-]*[A-Za-z][\w./-]*)['\"]?"
 #: Where commands and code name a model, surest first.
@@ -59,7 +59,7 @@ _WHOLE: Final = ("max_prefill_token_num", "max_batch_size", "session_len", "quan
 Place = tuple[int, str]
 
 
-class Subject:
+class FactCollector:
     """Collects, row by row; each fact keeps the line it was read from."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from turbofit.memory.account import Account
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
 
-__all__ = ["Engine", "Traffic", "default_batch_size"]
+__all__ = ["Engine", "WeightTraffic", "default_batch_size"]
 
 #: LMDeploy's default batch by what is in the GPU's name (lmdeploy/utils.py).
 _BATCH_BY_NAME: Final = {
@@ -32,7 +32,7 @@ def default_batch_size(gpu_name: str) -> int:
     return next((size for key, size in _BATCH_BY_NAME.items() if key in name), _BATCH)
 
 
-class Traffic(Struct):
+class WeightTraffic(Struct):
     """Bytes of one rank's weights that a decode step reads, and that an image runs through."""
 
     decode: int
@@ -104,7 +104,7 @@ class Engine(ABC):
         """Bytes per rank of one KV block."""
 
     @abstractmethod
-    def traffic(self, model: Model, tp: int) -> Traffic:
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:
         """What one rank reads."""
 
     @abstractmethod

@@ -10,9 +10,9 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.struct import Struct
-from turbofit.observe.prometheus import Page, parse_page
+from turbofit.observe.prometheus import MetricsPage, parse_page
 
-__all__ = ["EngineNow", "Now", "fetch_page", "now_of"]
+__all__ = ["LiveEngine", "LiveServer", "fetch_page", "now_of"]
 
 _SECONDS: Final = 5.0
 _LARGEST: Final = 8 << 20
@@ -21,7 +21,7 @@ _OURS: Final = "turbofit_gateway_"
 _LONGEST_NUMBER: Final = 9
 
 
-class EngineNow(Struct):
+class LiveEngine(Struct):
     """One engine; None is what its page does not tell. ``index`` is its name in a cluster.
 
     ``cache_used`` is a share of 1; tokens are totals since its start.
@@ -38,7 +38,7 @@ class EngineNow(Struct):
     generated_tokens: float | None = None
 
 
-class Now(Struct):
+class LiveServer(Struct):
     """The server at one moment; ``limited`` and ``refused`` are totals by what and why.
 
     ``suspects`` and ``convicted``: requests that an engine may have died of, and those that are
@@ -46,7 +46,7 @@ class Now(Struct):
     """
 
     waiting: int
-    engines: tuple[EngineNow, ...]
+    engines: tuple[LiveEngine, ...]
     requests: int = 0
     limited: dict[str, int] = msgspec.field(default_factory=dict)
     refused: dict[str, int] = msgspec.field(default_factory=dict)
@@ -83,7 +83,7 @@ def fetch_page(url: str, key: str | None = None) -> str:
     return text.decode(errors="replace")
 
 
-def now_of(text: str) -> Now:
+def now_of(text: str) -> LiveServer:
     """What a page says.
 
     Raises:
@@ -98,7 +98,7 @@ def now_of(text: str) -> Now:
     labels = {one.labels.get("engine", "") for one in page.of(f"{_OURS}engine_up")} - {""}
     numbers = {label for label in labels if label.isdecimal() and len(label) <= _LONGEST_NUMBER}
     known: list[int | str] = [*sorted(map(int, numbers)), *sorted(labels - numbers)]
-    return Now(
+    return LiveServer(
         waiting=int(waiting),
         engines=tuple(_engine(page, index) for index in known),
         requests=int(page.total(f"{_OURS}requests_total") or 0),
@@ -111,11 +111,11 @@ def now_of(text: str) -> Now:
     )
 
 
-def _engine(page: Page, index: int | str) -> EngineNow:
+def _engine(page: MetricsPage, index: int | str) -> LiveEngine:
     label = {"engine": str(index)}
     running = page.total("lmdeploy:num_requests_running", **label)
     queued = page.total("lmdeploy:num_requests_waiting", **label)
-    return EngineNow(
+    return LiveEngine(
         index=index,
         up=bool(page.total(f"{_OURS}engine_up", **label)),
         in_flight=int(page.total(f"{_OURS}in_flight", **label) or 0),
@@ -128,7 +128,7 @@ def _engine(page: Page, index: int | str) -> EngineNow:
     )
 
 
-def _by(page: Page, name: str) -> dict[str, int]:
+def _by(page: MetricsPage, name: str) -> dict[str, int]:
     """Totals by the metric's own label."""
     found: dict[str, int] = {}
     for one in page.of(f"{_OURS}{name}"):

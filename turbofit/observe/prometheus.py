@@ -6,7 +6,7 @@ import re
 from math import isfinite
 from typing import Final, NamedTuple
 
-__all__ = ["Page", "Sample", "parse_page"]
+__all__ = ["MetricsPage", "Sample", "parse_page"]
 
 _LINE: Final = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
 _LABEL: Final = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
@@ -20,7 +20,7 @@ class Sample(NamedTuple):
     value: float
 
 
-class Page:
+class MetricsPage:
     """Samples by name."""
 
     def __init__(self, samples: dict[str, list[Sample]]) -> None:
@@ -36,7 +36,7 @@ class Page:
         return sum(found) if found else None
 
 
-def parse_page(text: str) -> Page:
+def parse_page(text: str) -> MetricsPage:
     """The page's samples; without comments, other lines, and values that are no number.
 
     Prometheus writes NaN and infinities for what it does not know.
@@ -54,7 +54,7 @@ def parse_page(text: str) -> Page:
             continue
         labels = {name: _plain(quoted) for name, quoted in _LABEL.findall(found[2] or "")}
         samples.setdefault(found[1], []).append(Sample(labels, value))
-    return Page(samples)
+    return MetricsPage(samples)
 
 
 def _plain(quoted: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from turbofit.pretend.wants import Wants
+from turbofit.pretend.wants import LibraryInterface
 
 __all__ = ["ACCOUNT", "LIBRARIES", "Library", "libraries_for"]
 
@@ -80,16 +80,16 @@ _LIBS = {"libcudart": ("-ldl",), "libnccl": ("-lpthread",)}
 
 #: Always there: what LMDeploy's TurboMind links, with the versions it wants, and NVML.
 _ENGINE = {
-    "libcudart.so.12": Wants(versions=frozenset({"libcudart.so.12"})),
-    "libcuda.so.1": Wants(),
-    "libcublas.so.12": Wants(versions=frozenset({"libcublas.so.12"})),
-    "libcublasLt.so.12": Wants(versions=frozenset({"libcublasLt.so.12"})),
-    "libnccl.so.2": Wants(),
-    "libnvidia-ml.so.1": Wants(),
+    "libcudart.so.12": LibraryInterface(versions=frozenset({"libcudart.so.12"})),
+    "libcuda.so.1": LibraryInterface(),
+    "libcublas.so.12": LibraryInterface(versions=frozenset({"libcublas.so.12"})),
+    "libcublasLt.so.12": LibraryInterface(versions=frozenset({"libcublasLt.so.12"})),
+    "libnccl.so.2": LibraryInterface(),
+    "libnvidia-ml.so.1": LibraryInterface(),
 }
 
 
-def libraries_for(wanted: Mapping[str, Wants] | None = None) -> tuple[Library, ...]:
+def libraries_for(wanted: Mapping[str, LibraryInterface] | None = None) -> tuple[Library, ...]:
     """All libraries, the account first.
 
     Args:
@@ -97,11 +97,11 @@ def libraries_for(wanted: Mapping[str, Wants] | None = None) -> tuple[Library, .
     """
     every = dict(_ENGINE)
     for name, wants in (wanted or {}).items():
-        every[name] = every.get(name, Wants()) | wants
+        every[name] = every.get(name, LibraryInterface()) | wants
     return (_ACCOUNT, *(_library(name, wants) for name, wants in every.items()))
 
 
-def _library(name: str, wants: Wants) -> Library:
+def _library(name: str, wants: LibraryInterface) -> Library:
     family = name.partition(".so")[0]
     return Library(
         name,

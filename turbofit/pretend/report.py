@@ -6,14 +6,14 @@ import signal
 from typing import Any
 
 from turbofit.core.json_types import Document
-from turbofit.pretend.run import NOTICE, Ran
+from turbofit.pretend.run import NOTICE, FinishedRun
 from turbofit.pretend.shared import Process
 from turbofit.pretend.usage import Peak, RefusedAllocation, Usage
 
 SCHEMA = "turbofit.pretend-run/1"
 
 
-def report(ran: Ran) -> Document:
+def report(ran: FinishedRun) -> Document:
     """The document: how it ended, each card at its combined peak, each process, the last refusal.
 
     Processes that only counted the cards are left out.
@@ -43,14 +43,14 @@ def _signal(number: int) -> str:
         return f"signal {number}"
 
 
-def _usage_of(process: Process, index: int, ran: Ran) -> Usage:
+def _usage_of(process: Process, index: int, ran: FinishedRun) -> Usage:
     """The timeline of a slot: both follow the order in which processes of one pid came."""
     earlier = sum(p.pid == process.pid for p in ran.shared.processes[:index])
     usages = [usage for usage in ran.usages if usage.pid == process.pid]
     return usages[earlier] if earlier < len(usages) else Usage(pid=process.pid)
 
 
-def _gpu(ran: Ran, index: int) -> dict[str, Any]:
+def _gpu(ran: FinishedRun, index: int) -> dict[str, Any]:
     gpu, peak = ran.scenario.gpus[index], ran.shared.peak[index]
     return {
         "gpu": index,

@@ -32,7 +32,7 @@ _TIMELINE_LIMIT: Final = 64 * MIB
 
 
 @dataclass(frozen=True)
-class Ran:
+class FinishedRun:
     """A command that has ended.
 
     Attributes:
@@ -91,7 +91,7 @@ def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
     watch: Callable[[Scenario, SharedRecord], None] | None = None,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
-) -> Ran:
+) -> FinishedRun:
     """Runs a command on a pretend machine until it and all that it began are gone.
 
     Args:
@@ -129,7 +129,7 @@ def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
         _LOG.info("on pretend GPUs: %s ended with code %d after %s s", command[0], code, seconds)
         usages = [_take(file) for file in sorted(made.timelines.iterdir(), key=_place)]
         shared = read_shared(made.shared)
-        return Ran(tuple(command), code, seconds, scenario, shared, tuple(usages))
+        return FinishedRun(tuple(command), code, seconds, scenario, shared, tuple(usages))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from turbofit.pretend.elf import dynamic_symbols, needed, needed_versions
 
-__all__ = ["FAMILIES", "Wants", "family_of", "wanted_from"]
+__all__ = ["FAMILIES", "LibraryInterface", "family_of", "wanted_from"]
 
 #: NVIDIA's libraries by the beginning of their functions' names; the first that fits counts.
 FAMILIES: Mapping[str, re.Pattern[str]] = {
@@ -55,37 +55,39 @@ def family_of(soname: str) -> str | None:
     return stem if stem in FAMILIES else None
 
 
-class Wants(NamedTuple):
+class LibraryInterface(NamedTuple):
     """What programs want of one library: functions, versions of its symbols, and variables."""
 
     names: frozenset[str] = frozenset()
     versions: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
 
-    def __or__(self, other: object) -> Wants:
+    def __or__(self, other: object) -> LibraryInterface:
         """Both."""
-        assert isinstance(other, Wants)
-        return Wants(
+        assert isinstance(other, LibraryInterface)
+        return LibraryInterface(
             self.names | other.names,
             self.versions | other.versions,
             self.variables | other.variables,
         )
 
 
-def wanted_from(site: Path) -> dict[str, Wants]:
+def wanted_from(site: Path) -> dict[str, LibraryInterface]:
     """What the packages in a ``site-packages`` folder import, by soname.
 
     Reads ELF headers only, about 0.3 s for torch. Empty where nothing there calls CUDA.
     """
-    found: dict[str, Wants] = {}
+    found: dict[str, LibraryInterface] = {}
     for library in _libraries(site):
         for soname, wants in _wants(library).items():
-            found[soname] = found.get(soname, Wants()) | wants
+            found[soname] = found.get(soname, LibraryInterface()) | wants
     for family in FAMILIES:  # what is called without being linked, from whoever has linked it
-        loose = found.pop(family, Wants())
+        loose = found.pop(family, LibraryInterface())
         for soname in [name for name in found if family_of(name) == family]:
             found[soname] |= loose
-    driver = found.get("libcuda.so.1", Wants()) | Wants(frozenset(_by_name(site)))
+    driver = found.get("libcuda.so.1", LibraryInterface()) | LibraryInterface(
+        frozenset(_by_name(site))
+    )
     if driver.names:
         found["libcuda.so.1"] = driver
     return dict(sorted(found.items()))
@@ -100,7 +102,7 @@ def _by_name(site: Path) -> Iterator[str]:
         yield from (name.decode() for name in _NAME.findall(library.read_bytes()))
 
 
-def _wants(library: Path) -> dict[str, Wants]:
+def _wants(library: Path) -> dict[str, LibraryInterface]:
     """Nothing for what is no library for this kind of machine."""
     try:
         return _read(library)
@@ -108,7 +110,7 @@ def _wants(library: Path) -> dict[str, Wants]:
         return {}
 
 
-def _read(library: Path) -> dict[str, Wants]:
+def _read(library: Path) -> dict[str, LibraryInterface]:
     """By soname; by family what the library calls of others without linking them itself."""
     sonames = {family: name for name in needed(library) if (family := family_of(name))}
     if not sonames:
@@ -126,9 +128,11 @@ def _read(library: Path) -> dict[str, Wants]:
         elif family is not None:
             names.get(family, loose.setdefault(family, set())).add(symbol.name)
     versions = needed_versions(library)
-    found = {family: Wants(frozenset(called)) for family, called in loose.items() if called}
+    found = {
+        family: LibraryInterface(frozenset(called)) for family, called in loose.items() if called
+    }
     return found | {
-        soname: Wants(
+        soname: LibraryInterface(
             frozenset(names[family]),
             versions.get(soname, frozenset()),
             frozenset(variables[family]),

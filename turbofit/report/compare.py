@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 from turbofit.core.messages import groups_of, indices
 from turbofit.core.struct import Struct, const
 from turbofit.core.units import MIB, mib
-from turbofit.report.painters.document import Column, Heading, Line, Table
+from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 from turbofit.report.views.capacity import capacity
 from turbofit.report.views.per_engine_settings import settings_of
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
-    from turbofit.report.stored_documents import Saved
+    from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["COMPARE_SCHEMA", "ComparedRow", "Comparison", "compare", "compare_blocks"]
 
@@ -72,7 +72,7 @@ class _Two(NamedTuple):
         return ComparedRow(section=section, what=what, a=get(self.a), b=get(self.b), unit=unit)
 
 
-def compare(a: Saved, b: Saved) -> Comparison:
+def compare(a: StoredPlan, b: StoredPlan) -> Comparison:
     """All that two plans can be told apart by."""
     two = _Two(a.plan, b.plan)
     rows = (*_shape(two), *_settings(two), *_holds(two), *_limits(two), *_ledgers(two))
@@ -84,7 +84,7 @@ def compare_blocks(found: Comparison) -> list[Block]:
     blocks: list[Block] = [Heading(text="A and B")]
     for name, side in (("A", found.a), ("B", found.b)):
         text = f"{name}: {side.model} on {side.machine} ({side.where}): {side.verdict}"
-        blocks.append(Line(text=text, tone="good" if side.fits else "bad"))
+        blocks.append(Paragraph(text=text, tone="good" if side.fits else "bad"))
     equal = []
     for section, rows in _folded(found.rows):
         differ = [row for row in rows if not row.same]
@@ -93,7 +93,7 @@ def compare_blocks(found: Comparison) -> list[Block]:
         else:
             equal.append(section)
     if equal:
-        blocks.append(Line(text=f"the same in both: {', '.join(equal)}", tone="dim"))
+        blocks.append(Paragraph(text=f"the same in both: {', '.join(equal)}", tone="dim"))
     return blocks
 
 
@@ -132,7 +132,7 @@ def _named(names: list[str]) -> str:
     return _GPU + indices(int(name.removeprefix(_GPU)) for name in names)
 
 
-def _side(saved: Saved) -> ComparedSide:
+def _side(saved: StoredPlan) -> ComparedSide:
     plan = saved.plan
     return ComparedSide(
         where=saved.where,

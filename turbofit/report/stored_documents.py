@@ -24,7 +24,7 @@ from turbofit.report.consistent import check_consistent
 __all__ = [
     "LATEST",
     "RunDocument",
-    "Saved",
+    "StoredPlan",
     "keep",
     "newest_run",
     "read_plan",
@@ -43,7 +43,7 @@ _ROOM: Final = "plans"
 _RUNS: Final = "runs"
 
 
-class Saved(NamedTuple):
+class StoredPlan(NamedTuple):
     """A plan, what became of it where a run launched it, and where both were read."""
 
     plan: Plan
@@ -78,19 +78,19 @@ def keep(plan: Plan, command: str) -> None:
             half.unlink(missing_ok=True)
 
 
-def saved_document(saved: Saved) -> Any:
+def saved_document(saved: StoredPlan) -> Any:
     """The plan; of a run ``{"schema": "turbofit.report/1", "plan", "run"}``."""
     if saved.run is None:
         return saved.plan
     return {"schema": REPORT_SCHEMA, "plan": saved.plan, "run": saved.run}
 
 
-def saved_json(saved: Saved) -> str:
+def saved_json(saved: StoredPlan) -> str:
     """`saved_document` as JSON."""
     return to_json(saved_document(saved))
 
 
-def read_saved(path: str) -> Saved:
+def read_saved(path: str) -> StoredPlan:
     """What a word names: a plan's file, ``-`` for stdin, a run's folder or its name, ``latest``.
 
     Raises:
@@ -105,8 +105,8 @@ def read_saved(path: str) -> Saved:
     if _schema(data) == REPORT_SCHEMA:
         both = decode(data, RunDocument, what=f"report {path}")
         check_consistent(both.plan, f"report {path}")
-        return Saved(both.plan, both.run, path)
-    return Saved(_plan(data, path), None, path)
+        return StoredPlan(both.plan, both.run, path)
+    return StoredPlan(_plan(data, path), None, path)
 
 
 def read_plan(path: str) -> Plan:
@@ -160,7 +160,7 @@ def _run_folder(path: str) -> Path | None:
     return next((place for place in places if (place / "run.json").is_file()), None)
 
 
-def _read_run(folder: Path) -> Saved:
+def _read_run(folder: Path) -> StoredPlan:
     """A run with the plan of its last attempt."""
     path = folder / "run.json"
     run = decode(_bytes(str(path)), RunReport, what=f"run {path}")
@@ -172,7 +172,7 @@ def _read_run(folder: Path) -> Saved:
     number = run.attempts[-1].number if run.attempts else 0
     attempt_plan = folder / f"plan-{number}.json"
     plan = read_plan(str(attempt_plan if attempt_plan.is_file() else folder / "plan.json"))
-    return Saved(plan, run, str(folder))
+    return StoredPlan(plan, run, str(folder))
 
 
 def newest_run() -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from turbofit.core.plan import Settings
 from turbofit.core.units import MIB, round_up
 from turbofit.diagnose.rules.padding import temporaries, weights_held
-from turbofit.diagnose.rules.replay import Op, Replay
+from turbofit.diagnose.rules.replay import PoolOperation, Replay
 from turbofit.diagnose.rules.sequence import EXECUTOR, WEIGHTS, forward_ops, rank_buffers, start_ops
 from turbofit.memory.turbomind.buffers import device_buffers
 from turbofit.memory.turbomind.constants import load_constants
@@ -116,7 +116,7 @@ def test_a_pool_never_holds_more_than_the_card_has(sizes: list[int], free: int) 
     replay = Replay(free, STEP)
     done = 0
     for size in sizes:
-        fault = replay.do(Op("pool", size, "x"))
+        fault = replay.do(PoolOperation("pool", size, "x"))
         if fault is not None:
             assert fault.short == round_up(done + size, STEP) - round_up(done, STEP) - replay.left
             assert fault.short > 0
@@ -124,7 +124,7 @@ def test_a_pool_never_holds_more_than_the_card_has(sizes: list[int], free: int) 
         done += size
     assert replay.left >= 0
     assert replay.room("pool") == free
-    replay.do(Op("pool", -done, "x"))
+    replay.do(PoolOperation("pool", -done, "x"))
     replay.trim("pool")
     assert replay.left == free
 
@@ -132,7 +132,7 @@ def test_a_pool_never_holds_more_than_the_card_has(sizes: list[int], free: int) 
 @given(st.integers(1, 50 * MIB), st.integers(0, 50 * MIB))
 def test_an_allocation_by_itself(size: int, free: int) -> None:
     replay = Replay(free, STEP)
-    fault = replay.do(Op("", size, "x"))
+    fault = replay.do(PoolOperation("", size, "x"))
     if fault is None:
         assert replay.left == free - round_up(size, STEP)
     else:

@@ -20,7 +20,7 @@ from turbofit.gateway.limits.request_limits import (
     check_request,
     model_default,
 )
-from turbofit.gateway.limits.sharing import Wanted, hold_images, request_bounds, within
+from turbofit.gateway.limits.sharing import RequestedImage, hold_images, request_bounds, within
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def bounds(rule, *, images: int = 1, **changes: Any) -> Bounds:
     return Bounds(rule=rule, limits=limits, longest_request_tokens=10**9)
 
 
-def made(b: Bounds, one: Wanted, held, request: dict[str, int]) -> tuple[int, int]:
+def made(b: Bounds, one: RequestedImage, held, request: dict[str, int]) -> tuple[int, int]:
     """Units and tokens that the engine will make of an image as it is passed on."""
     size = held.resize or one.size
     if held.knobs:
@@ -62,7 +62,7 @@ def test_images_never_take_more_than_the_request(
     rule, sizes, promised, overlay, carries, together
 ) -> None:
     b = replace(bounds(rule, images=promised), overlay=overlay)
-    wanted = [Wanted(size=size, carries=carries, by_request=together) for size in sizes]
+    wanted = [RequestedImage(size=size, carries=carries, by_request=together) for size in sizes]
     shared = hold_images(b, wanted)
     if not within(b, shared.images) or len(sizes) > b.limits.most_images(b.rule):
         with pytest.raises(Refusal):
@@ -95,7 +95,7 @@ def test_images_never_take_more_than_the_request(
     ],
 )
 def test_tiles_are_shared(sizes, tiles) -> None:
-    shared = hold_images(bounds(TILES), [Wanted(size=size) for size in sizes])
+    shared = hold_images(bounds(TILES), [RequestedImage(size=size) for size in sizes])
     assert [held.units for held in shared.images] == tiles
     for size, held in zip(sizes, shared.images, strict=True):
         lowered = held.units < TILES.units(*size)
@@ -106,7 +106,7 @@ def test_tiles_are_shared(sizes, tiles) -> None:
 @given(st.lists(SIZES, min_size=2, max_size=20))
 def test_pixels_are_lowered_as_little_as_is_needed(sizes) -> None:
     b = bounds(PATCHES)
-    shared = hold_images(b, [Wanted(size=size) for size in sizes])
+    shared = hold_images(b, [RequestedImage(size=size) for size in sizes])
     whole = [PATCHES.units(*size) for size in sizes]
     got = [held.units for held in shared.images]
     if sum(whole) <= b.limits.units_per_request:
@@ -136,15 +136,15 @@ def test_more_images_than_units_are_refused_with_number_and_limit() -> None:
 
 def test_strips_that_cannot_be_small_enough_are_refused_with_number_and_limit() -> None:
     b = bounds(PATCHES, units_per_request=400, units_per_image=400)
-    shared = hold_images(b, [Wanted(size=(4000, 21))] * 8)
+    shared = hold_images(b, [RequestedImage(size=(4000, 21))] * 8)
     with pytest.raises(Refusal, match=r"\d+ vision patches in a request, the limit is 400"):
         check_request(b, shared.images)
 
 
 def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> None:
     wanted = [
-        Wanted(size=(4000, 3000), options={"max_dynamic_patch": 1}),
-        Wanted(size=(448, 5376)),
+        RequestedImage(size=(4000, 3000), options={"max_dynamic_patch": 1}),
+        RequestedImage(size=(448, 5376)),
     ]
     first, second = hold_images(bounds(TILES), wanted).images
     assert (first.units, first.lowered) == (1, ())
@@ -153,7 +153,7 @@ def test_a_client_that_asks_for_less_keeps_it_and_leaves_more_to_others() -> Non
 
 def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     b = bounds(FRAMES)
-    one = Wanted(size=(1000, 800), by_request=True)
+    one = RequestedImage(size=(1000, 800), by_request=True)
     assert hold_images(b, [one]).request == {}
     asked = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
     assert asked == {"max_pixels": 200_000}  # of one of two frames
@@ -168,7 +168,7 @@ def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
 @pytest.mark.parametrize("rule", [OWN_TILES, TILES, PATCHES, FRAMES, ONEVISION, CANVAS])
 def test_where_nothing_can_be_carried_pictures_are_resized(rule) -> None:
     b = bounds(rule)
-    shared = hold_images(b, [Wanted(size=(4000, 3000), carries=False)] * 3)
+    shared = hold_images(b, [RequestedImage(size=(4000, 3000), carries=False)] * 3)
     check_request(b, shared.images)
     for held in shared.images:
         assert held.knobs == {}

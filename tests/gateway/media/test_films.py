@@ -33,7 +33,7 @@ def film(folder: Path, frames: int = 50, size=(320, 240), rate: float = 10.0, ki
 
 def looked(url: str, fetched=None) -> Clip | None:
     body = chat({"type": "video_url", "video_url": {"url": url}})
-    return asyncio.run(films.Films().look(read_body("chat", body), fetched or {}, MOST))
+    return asyncio.run(films.VideoInspector().look(read_body("chat", body), fetched or {}, MOST))
 
 
 def refused(url: str, fetched=None) -> Refusal:
@@ -59,7 +59,7 @@ def test_frames_need_nobody_who_reads_films(monkeypatch) -> None:
     assert found is not None
     assert found.frames == 2
     body = read_body("chat", chat())
-    assert asyncio.run(films.Films().look(body, {}, MOST)) is None
+    assert asyncio.run(films.VideoInspector().look(body, {}, MOST)) is None
 
 
 @opencv

@@ -16,7 +16,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.launch.cluster import controller as module
 from turbofit.launch.cluster import ray_adapter
 from turbofit.launch.cluster.change import changed
-from turbofit.launch.cluster.connect import Alive
+from turbofit.launch.cluster.connect import RayNode
 from turbofit.launch.cluster.controller import Controller
 from turbofit.launch.cluster.engine_spec import EngineSpec, EngineState
 from turbofit.launch.cluster.node_state import NodeState
@@ -34,14 +34,14 @@ class Connection:
     address, here, here_address = "10.0.0.1:6379", "ff", "10.0.0.1"
 
     def __init__(self) -> None:
-        self.nodes: dict[str, Alive] = {}
+        self.nodes: dict[str, RayNode] = {}
 
     def add(self, number: int) -> str:
         identity = f"{number:08x}"
-        self.nodes[identity] = Alive(id=identity, name=f"n{number}", address="10.0.0.7", gpus=1)
+        self.nodes[identity] = RayNode(id=identity, name=f"n{number}", address="10.0.0.7", gpus=1)
         return identity
 
-    def watched(self) -> dict[str, Alive]:
+    def watched(self) -> dict[str, RayNode]:
         return dict(self.nodes)
 
 

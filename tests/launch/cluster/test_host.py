@@ -10,20 +10,20 @@ from msgspec.structs import replace
 from tests.launch.cluster.test_promise import config, planned
 from turbofit.core.errors import DoesNotFitError
 from turbofit.core.plan import Plan
-from turbofit.launch.cluster.host import Hosted, prepare_environment
+from turbofit.launch.cluster.host import HostedEngine, prepare_environment
 from turbofit.launch.cluster.promise import engine_specs_of
 
 
 @pytest.fixture(scope="module")
-def hosted() -> Hosted:
+def hosted() -> HostedEngine:
     """Made, and not started."""
     plan = planned("2xrtx3090", tp=2)
     (engine_spec,) = engine_specs_of(plan.nodes[0], plan, config(), here=False, peers=("10.0.0.9",))
-    return Hosted(engine_spec)
+    return HostedEngine(engine_spec)
 
 
 def test_an_engine_sees_its_cards_and_no_cluster(
-    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+    hosted: HostedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray shows its actor one GPU; LMDeploy would join the cluster and wait there for ever."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -37,7 +37,7 @@ def test_an_engine_sees_its_cards_and_no_cluster(
     assert "RAY_JOB_ID" not in os.environ
 
 
-def test_a_plan_after_a_lack_of_memory_keeps_the_promise(hosted: Hosted) -> None:
+def test_a_plan_after_a_lack_of_memory_keeps_the_promise(hosted: HostedEngine) -> None:
     """Less cache is fine, a shorter request is not."""
     plan = hosted._engine_spec.plan
     kept = hosted._kept(replace(plan, kv=replace(plan.kv, tokens=plan.kv.tokens // 2)))
@@ -50,7 +50,7 @@ def test_a_plan_after_a_lack_of_memory_keeps_the_promise(hosted: Hosted) -> None
         hosted._kept(replace(plan, limits=smaller))
 
 
-def test_news_come_once(hosted: Hosted) -> None:
+def test_news_come_once(hosted: HostedEngine) -> None:
     """`follow` waits for what is newer than what was told."""
     hosted._say("warning: it is warm")
     first = hosted.follow(0, 1)
@@ -81,18 +81,18 @@ class Planning:
     [(False, False, ["take"]), (False, True, ["take", "make"]), (True, False, ["make"])],
 )
 def test_the_node_plans_once_more_where_it_must(
-    hosted: Hosted, rehearse: bool, changed: bool, asked: list[str]
+    hosted: HostedEngine, rehearse: bool, changed: bool, asked: list[str]
 ) -> None:
     """To rehearse, or since somebody took memory meanwhile."""
     config = hosted._engine_spec.config.changed(rehearse=rehearse)
     engine_spec = replace(hosted._engine_spec, config=config)
     planner = Planning(engine_spec.plan, changed=changed)
-    assert Hosted(engine_spec)._settled(planner) == engine_spec.plan  # type: ignore[arg-type]
+    assert HostedEngine(engine_spec)._settled(planner) == engine_spec.plan  # type: ignore[arg-type]
     assert planner.asked == asked
 
 
-def test_nothing_fits_any_more(hosted: Hosted) -> None:
+def test_nothing_fits_any_more(hosted: HostedEngine) -> None:
     """Said, and not launched."""
     planner = Planning(replace(hosted._engine_spec.plan, fits=False), changed=True)
     with pytest.raises(DoesNotFitError):
-        Hosted(hosted._engine_spec)._settled(planner)  # type: ignore[arg-type]
+        HostedEngine(hosted._engine_spec)._settled(planner)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from turbofit import api
 from turbofit.core.plan import Plan
 from turbofit.launch.engine.worst_requests import (
-    Question,
+    ProbeRequest,
     fullest_forward,
     worst_image_tokens,
     worst_request,
@@ -24,7 +24,7 @@ CARDS = ["1xrtx3090", "1xa100-80gb", "2xl4"]
 TEXT = [75, 225]
 
 
-def image_units(plan: Plan, question: Question) -> list[int]:
+def image_units(plan: Plan, question: ProbeRequest) -> list[int]:
     """Units of each image, by the model's own rule."""
     found = []
     for part in question.request.body["messages"][0]["content"]:

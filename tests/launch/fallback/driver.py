@@ -9,7 +9,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan
 from turbofit.core.state import new_folder
 from turbofit.gateway.config import GatewayConfig
-from turbofit.launch.engine.engine_client import Client
+from turbofit.launch.engine.engine_client import EngineClient
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.supervised_engine import Timing
 from turbofit.launch.serve.config import ServeConfig
@@ -17,7 +17,7 @@ from turbofit.launch.serve.job import Job
 from turbofit.launch.serve.leases import Leases
 from turbofit.launch.serve.record import Record
 from turbofit.launch.serve.session import run_session
-from turbofit.launch.serve.supervisor import Stop
+from turbofit.launch.serve.supervisor import StopSignal
 
 
 def say(text: str) -> None:
@@ -28,15 +28,15 @@ def say(text: str) -> None:
 
 def tell_pulses() -> None:
     """Say each answer of an engine that was asked how it is."""
-    asked = Client.is_healthy
+    asked = EngineClient.is_healthy
 
-    def is_healthy(self: Client, timeout: float) -> bool:
+    def is_healthy(self: EngineClient, timeout: float) -> bool:
         fine = asked(self, timeout)
         if fine:
             say("PULSE")
         return fine
 
-    Client.is_healthy = is_healthy  # type: ignore[method-assign]
+    EngineClient.is_healthy = is_healthy  # type: ignore[method-assign]
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
     folder = new_folder("runs", "test")
     tell_pulses()
     try:
-        with Stop() as stop, Leases() as leases:
+        with StopSignal() as stop, Leases() as leases:
             config = ServeConfig(
                 gateway=GatewayConfig(port=port, idle_seconds=0.3, retry_seconds=0.3),
                 timing=Timing(liveness=0.3, backoff=0.1),

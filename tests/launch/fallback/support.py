@@ -71,16 +71,18 @@ class Served:
         import uvicorn
 
         from turbofit.launch.engine.launches import free_ports
-        from turbofit.launch.fallback.front import Front
-        from turbofit.launch.fallback.generating import Options, inner_app
+        from turbofit.launch.fallback.front import FallbackApp
+        from turbofit.launch.fallback.generating import GenerationOptions, inner_app
         from turbofit.launch.fallback.private import find_inside
         from turbofit.launch.fallback.work import ServedWork
 
         shim_torchvision()
         self.work = ServedWork()
         self.ended: list[str] = []
-        options = Options(str(folder), NAME, tiny_map(["cpu"] * 4), "float32", session_len, 2)
-        self.front = Front(
+        options = GenerationOptions(
+            str(folder), NAME, tiny_map(["cpu"] * 4), "float32", session_len, 2
+        )
+        self.front = FallbackApp(
             inner_app(find_inside(), options, self.work), self.work,
             name=NAME, session_len=session_len, max_images=2, keys=[KEY],
             on_fatal=self.ended.append,

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from bench.common.plans import plausible_plan
-from turbofit.launch.engine.worst_requests import Question
+from turbofit.launch.engine.worst_requests import ProbeRequest
 from turbofit.launch.fallback.longest import longest_request
 
 
@@ -16,7 +16,7 @@ def test_every_prompt_of_it_fits_the_session(session: int, each: int) -> None:
     plan = replace(plan, settings=replace(plan.settings, session_len=session))
     asked: list[int] = []
 
-    def count(question: Question) -> int:
+    def count(question: ProbeRequest) -> int:
         tokens = 5 + each * question.request.body["prompt"].count(" a")
         asked.append(tokens)
         assert tokens + question.request.body["max_tokens"] <= session

@@ -9,7 +9,7 @@ from tests.report.documents import planned, served_run
 from turbofit.core.machine import Holder
 from turbofit.core.plan import Command, Plan, Remedy
 from turbofit.report.page.build import page
-from turbofit.report.stored_documents import Saved
+from turbofit.report.stored_documents import StoredPlan
 
 EVIL = (
     "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"
@@ -21,11 +21,11 @@ def page_of(kind: str) -> str:
     """The page of a kind of plan, or of a run."""
     if kind == "run":
         plan = planned("mixed cards")
-        return page(Saved(plan, served_run(plan), "run"))
+        return page(StoredPlan(plan, served_run(plan), "run"))
     if kind == "pretend run":
         plan = planned("fits")
-        return page(Saved(plan, served_run(plan, pretend=True), "run"))
-    return page(Saved(planned(kind), None, kind))
+        return page(StoredPlan(plan, served_run(plan, pretend=True), "run"))
+    return page(StoredPlan(planned(kind), None, kind))
 
 
 def evil_plan() -> Plan:

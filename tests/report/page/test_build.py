@@ -17,7 +17,7 @@ from turbofit.core.plan import Plan
 from turbofit.report.page import tag as tags
 from turbofit.report.page.build import page
 from turbofit.report.page.tag import Markup, join, json_text, tag
-from turbofit.report.stored_documents import Saved
+from turbofit.report.stored_documents import StoredPlan
 
 ALL = (*KINDS, "served", "died", "run", "pretend run")
 VOID = {"meta", "link", "br", "line", "rect", "path", "circle"}
@@ -94,7 +94,7 @@ def test_nothing_but_its_own_script_may_run() -> None:
 
 
 def test_what_others_wrote_stays_text() -> None:
-    reader = read(page(Saved(evil_plan(), None, EVIL)))
+    reader = read(page(StoredPlan(evil_plan(), None, EVIL)))
     names = {name for name, _ in reader.seen}
     assert not names & {"img"}
     assert sum(name == "script" for name, _ in reader.seen) == 2

@@ -15,7 +15,7 @@ from tests.waiting import until
 from turbofit.core.plan import Plan
 from turbofit.report.page.build import page
 from turbofit.report.shell import shell_command
-from turbofit.report.stored_documents import Saved
+from turbofit.report.stored_documents import StoredPlan
 
 
 def shown(browser: Browser, script: str) -> None:
@@ -189,7 +189,7 @@ def test_paper(browser: Browser) -> None:
 
 
 def test_what_others_wrote_does_nothing(browser: Browser) -> None:
-    browser.open(page(Saved(evil_plan(), None, EVIL)))
+    browser.open(page(StoredPlan(evil_plan(), None, EVIL)))
     # It is loaded, images too; what they would set off comes before a task that begins now.
     browser.driver.execute_async_script("setTimeout(arguments[0])")
     assert browser.driver.title != "hit"

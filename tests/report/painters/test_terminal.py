@@ -3,7 +3,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import (
+    Code,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 from turbofit.report.painters.terminal import clean, paint
 
 words = st.text(alphabet="abc xyz-_/", max_size=60)
@@ -41,7 +49,7 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
     evil = "name\x1b[2Jx\x07\x9b31m\r\n"
     blocks = [
         Heading(text=evil),
-        Line(text=evil),
+        Paragraph(text=evil),
         Items(items=(evil,)),
         FactList(facts=((evil, evil),)),
         Table(columns=(Column(title="t"),), rows=((evil,),), sums=((evil,),)),
@@ -53,7 +61,11 @@ def test_control_characters_of_others_never_reach_the_terminal() -> None:
 
 
 def test_colour_only_when_asked() -> None:
-    blocks = [Heading(text="head"), Line(text="bad", tone="bad"), Items(items=("w",), tone="warn")]
+    blocks = [
+        Heading(text="head"),
+        Paragraph(text="bad", tone="bad"),
+        Items(items=("w",), tone="warn"),
+    ]
     assert "\x1b" not in paint(blocks)
     coloured = paint(blocks, colour=True)
     assert "\x1b[31mbad\x1b[0m" in coloured

@@ -20,7 +20,7 @@ from turbofit.report.compare import compare
 from turbofit.report.consistent import check_consistent
 from turbofit.report.schema import NAMES, schema_text
 from turbofit.report.schema.generate import document
-from turbofit.report.stored_documents import Saved, saved_json
+from turbofit.report.stored_documents import StoredPlan, saved_json
 
 pytestmark = pytest.mark.slow
 
@@ -63,8 +63,8 @@ def test_a_plan_and_a_prediction_of_every_model(name: str) -> None:
 def test_a_run_and_a_comparison() -> None:
     plan = planned("fits")
     for pretend in (False, True):
-        check("report", saved_json(Saved(plan, served_run(plan, pretend=pretend), "run")))
-    found = compare(Saved(plan, None, "a"), Saved(planned("fallback"), None, "b"))
+        check("report", saved_json(StoredPlan(plan, served_run(plan, pretend=pretend), "run")))
+    found = compare(StoredPlan(plan, None, "a"), StoredPlan(planned("fallback"), None, "b"))
     check("compare", msgspec.json.encode(found).decode())
 
 

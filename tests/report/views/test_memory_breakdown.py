@@ -8,7 +8,7 @@ from tests.report.documents import KINDS, planned
 from turbofit.core.plan import Term
 from turbofit.core.units import MIB
 from turbofit.report.painters.bar import END, OVER, cells, legend
-from turbofit.report.painters.document import Bar, Part
+from turbofit.report.painters.document import Bar, BarPiece
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.memory_breakdown import KINDS as PIECES
 from turbofit.report.views.memory_breakdown import stack, sums
@@ -47,7 +47,9 @@ def test_what_the_lines_do_not_tell_apart_is_said() -> None:
 
 
 def bar(*sizes: int, room: int = 100) -> Bar:
-    parts = tuple(Part(mark="abcdefgh"[i], name="n", bytes=size) for i, size in enumerate(sizes))
+    parts = tuple(
+        BarPiece(mark="abcdefgh"[i], name="n", bytes=size) for i, size in enumerate(sizes)
+    )
     return Bar(title="GPU 0", room=room, parts=parts)
 
 

@@ -4,17 +4,17 @@ from msgspec.structs import replace
 
 import turbofit.api
 from turbofit.core.run_report import RunEvent, RunReport
-from turbofit.observe.live import EngineNow, Now
+from turbofit.observe.live import LiveEngine, LiveServer
 from turbofit.report.painters.terminal import paint
 from turbofit.report.views.watch_view import watch_view
 
 PLAN = turbofit.api.plan("internvl2-8b", on="2xrtx3090")
-ENGINE = EngineNow(
+ENGINE = LiveEngine(
     index=0, up=True, in_flight=3, units=39, running=3, cache_used=0.5,
     prompt_tokens=10_000, generated_tokens=700,
 )  # fmt: skip
-NOW = Now(
-    waiting=2, engines=(ENGINE, EngineNow(index=1, up=False, in_flight=0, units=0)), requests=12,
+NOW = LiveServer(
+    waiting=2, engines=(ENGINE, LiveEngine(index=1, up=False, in_flight=0, units=0)), requests=12,
     limited={"max_dynamic_patch": 5}, refused={"images": 1}, failures=1,
 )  # fmt: skip
 RUN = RunReport(
@@ -24,7 +24,9 @@ RUN = RunReport(
 )  # fmt: skip
 
 
-def text(run: RunReport | None, now: Now | None, before: Now | None = None, **used: int) -> str:
+def text(
+    run: RunReport | None, now: LiveServer | None, before: LiveServer | None = None, **used: int
+) -> str:
     held = {int(name[1:]): size for name, size in used.items()}
     looked = (before, 2.0) if before else None
     return paint(watch_view(PLAN, run, now, looked, held))

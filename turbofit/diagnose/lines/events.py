@@ -11,6 +11,7 @@ __all__ = [
     "Computed",
     "DefaultSession",
     "HostKill",
+    "KnownMessage",
     "KvBlocks",
     "KvTokens",
     "LegacyCuda",
@@ -19,7 +20,6 @@ __all__ = [
     "OtherDevices",
     "PeerMissing",
     "PythonFrame",
-    "Said",
     "SmiDriver",
     "SmiGpu",
     "SmiProcess",
@@ -182,7 +182,7 @@ class SmiProcess(Struct, tag="smi_process"):
     used: int | None
 
 
-class Said(Struct, tag="said"):
+class KnownMessage(Struct, tag="said"):
     """A message of `known.KNOWN`: its place there, and the words that its pattern caught."""
 
     place: int

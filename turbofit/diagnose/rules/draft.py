@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from turbofit.core.struct import Struct
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
-from turbofit.diagnose.facts import Mark
+from turbofit.diagnose.facts import LogEvent
 from turbofit.diagnose.rules.message import Rank
 
-__all__ = ["Draft", "evidence"]
+__all__ = ["RuleAnswer", "evidence"]
 
 _SHOWN = 240
 
 
-class Draft(Struct):
+class RuleAnswer(Struct):
     """A rule's answer. ``line`` is where the trouble stands; the earliest cause is the answer.
 
     ``planned``: a plan belongs to it; ``others``: bytes that others held on each card, which the
@@ -35,6 +35,6 @@ class Draft(Struct):
     others: int = 0
 
 
-def evidence(mark: Mark, tells: str) -> Evidence:
+def evidence(mark: LogEvent, tells: str) -> Evidence:
     """A mark as evidence."""
     return Evidence(line=mark.line, text=mark.text.strip()[:_SHOWN], tells=tells)

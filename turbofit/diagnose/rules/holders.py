@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import Mark
+    from turbofit.diagnose.facts import LogEvent
     from turbofit.diagnose.lines.events import TorchMemory
 
 __all__ = ["doubts", "foreign", "holders", "unclear", "unexplained", "what_to_end"]
@@ -39,7 +39,7 @@ def unclear(case: LogCase, memory: TorchMemory) -> bool:
     )
 
 
-def holders(case: LogCase, mark: Mark, memory: TorchMemory) -> Iterator[Holding]:
+def holders(case: LogCase, mark: LogEvent, memory: TorchMemory) -> Iterator[Holding]:
     """Each process with its bytes, as sure as the text is."""
     lines, gpu = (mark.line,), memory.gpu
     either = unclear(case, memory)

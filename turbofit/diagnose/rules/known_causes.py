@@ -10,15 +10,15 @@ import re
 from functools import cache
 from typing import Final
 
-from turbofit.diagnose.lines.events import Said
-from turbofit.diagnose.rules.message import Known
+from turbofit.diagnose.lines.events import KnownMessage
+from turbofit.diagnose.rules.message import MessageRule
 from turbofit.diagnose.rules.vllm_refusals import VLLM
 
 __all__ = ["KNOWN", "said"]
 
-KNOWN: Final[tuple[Known, ...]] = (
+KNOWN: Final[tuple[MessageRule, ...]] = (
     *VLLM,
-    Known(
+    MessageRule(
         kind="too_few_gpus",
         words=("no valid parallel config",),
         pattern=r"no valid parallel config: .*?tp=(\d+).*?available_devices=([^;\s]+)",
@@ -31,7 +31,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("set --tp to the number of visible GPUs, or CUDA_VISIBLE_DEVICES to tp of them",),
         planned=True,
     ),
-    Known(
+    MessageRule(
         kind="unsupported_model",
         words=("Can not found rewrite",),
         pattern=r"Can not found rewrite for architectures: \[?'?([\w', ]+?)'?\]?[.\s]*$",
@@ -43,7 +43,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         ),
         changes=("use a checkpoint in Hugging Face's own format (…-hf) or another engine",),
     ),
-    Known(
+    MessageRule(
         kind="unsupported_model",
         words=("support has been removed from LMDeploy",),
         pattern=r"([\w.-]+) \(\w+\) support has been removed from LMDeploy",
@@ -51,7 +51,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="LMDeploy no longer runs this model: {0} was removed",
         changes=("use Hugging Face Transformers for it, or an LMDeploy from before the removal",),
     ),
-    Known(
+    MessageRule(
         kind="remote_code",
         words=("trust_remote_code", "trust-remote-code"),
         pattern=r"^(?!.*(?:has no effect|unexpected keyword))"
@@ -61,7 +61,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         why=("transformers refuses to execute a repository's code unless it is allowed to",),
         changes=("add --trust-remote-code (trust_remote_code=True) if you trust the repository",),
     ),
-    Known(
+    MessageRule(
         kind="port_taken",
         words=("ddress already in use", "while attempting to bind"),
         pattern=r"bind on address \('[^']*', (\d+)|(?:A|a)ddress already in use",
@@ -73,7 +73,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         ),
         changes=("stop the other server, or choose another --server-port",),
     ),
-    Known(
+    MessageRule(
         kind="block_count",
         words=("cache_ratio < 1", "cache_max_block_count"),
         pattern=r"cache_ratio < 1|no longer accepts cache_max_block_count",
@@ -83,7 +83,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("set cache_max_entry_count to a share of free memory between 0 and 1",),
         planned=True,
     ),
-    Known(
+    MessageRule(
         kind="tp_impossible",
         words=("must be divisible by heads", "not divisible by tp", "symmetric buffer"),
         pattern=r"(target_heads=.*must be divisible by heads=\S+"
@@ -95,7 +95,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("choose another --tp, or --communicator nccl",),
         planned=True,
     ),
-    Known(
+    MessageRule(
         kind="no_kv_memory",
         words=("No enough gpu memory",),
         pattern=r"No enough gpu memory for (kv cache|runtime)",
@@ -111,7 +111,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         ),
         planned=True,
     ),
-    Known(
+    MessageRule(
         kind="gpu_too_old",
         words=("no kernel image is available", "is not compatible with the current PyTorch"),
         pattern=r"(no kernel image is available|with CUDA capability sm_\d+ is not compatible)",
@@ -120,7 +120,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         why=("wheels carry code for some compute capabilities only; CUDA 13 dropped Volta (V100)",),
         changes=("install a build for this GPU, e.g. torch for CUDA 12.x; see `turbofit doctor`",),
     ),
-    Known(
+    MessageRule(
         kind="driver_too_old",
         words=("driver on your system is too old", "driver version is insufficient"),
         pattern=r"(?:too old \(found version (\d+)\)|driver version is (insufficient))",
@@ -128,7 +128,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="the NVIDIA driver is older than the CUDA that torch was built for ({0})",
         changes=("update the driver, or install torch for an older CUDA",),
     ),
-    Known(
+    MessageRule(
         kind="no_gpu",
         words=("No CUDA GPUs are available", "Found no NVIDIA driver", "no CUDA-capable device"),
         pattern=r"(No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device)",
@@ -136,7 +136,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="CUDA sees no GPU: {0}",
         changes=("check nvidia-smi, CUDA_VISIBLE_DEVICES, and --gpus all in a container",),
     ),
-    Known(
+    MessageRule(
         kind="no_bfloat16",
         words=("float16 is only supported", "fp16 is not supported"),
         pattern=r"[Bb](?:f|float)(?:loat)?16 is (?:only supported|not supported)",
@@ -145,7 +145,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("use float16: --dtype float16",),
         planned=True,
     ),
-    Known(
+    MessageRule(
         kind="gpu_lost",
         words=("Xid", "GPU is lost", "fallen off the bus"),
         pattern=r"(NVRM: Xid \([^)]*\): (?:79|119|120|48|63|64|94|95)\b|GPU is lost|off the bus)",
@@ -154,7 +154,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         why=("this is hardware, power, heat or the driver, and no setting of LMDeploy",),
         changes=("read dmesg for Xid lines, check power and cooling, restart the machine",),
     ),
-    Known(
+    MessageRule(
         kind="shared_memory",
         words=("shared memory", "/dev/shm"),
         pattern=r"(insufficient shared memory|unable to (?:open|write).*shared memory"
@@ -164,7 +164,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         why=("NCCL between GPUs without peer access, and worker processes, exchange data in it",),
         changes=("start the container with --shm-size 8g, or --ipc host",),
     ),
-    Known(
+    MessageRule(
         kind="disk_full",
         words=("No space left on device",),
         pattern=r"No space left on device",
@@ -172,7 +172,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="a disk is full",
         changes=("free space where the weights are (HF_HOME) or in /tmp; see `turbofit doctor`",),
     ),
-    Known(
+    MessageRule(
         kind="no_access",
         words=("gated repo", "401 Client Error", "GatedRepoError", "RepositoryNotFoundError"),
         pattern=r"(gated repo|401 Client Error|GatedRepoError|RepositoryNotFoundError)",
@@ -180,7 +180,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="the hub refused the model: {0}",
         changes=("check the name, accept its licence on its page, and log in (HF_TOKEN)",),
     ),
-    Known(
+    MessageRule(
         kind="no_hub",
         words=("LocalEntryNotFoundError", "couldn't connect to", "valid model identifier"),
         pattern=r"(LocalEntryNotFoundError|couldn't connect to '?\S+|not a valid model identifier)",
@@ -188,7 +188,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="the model was neither here nor could it be fetched: {0}",
         changes=("name an existing folder or hub id; check HF_ENDPOINT, HF_HUB_OFFLINE, proxies",),
     ),
-    Known(
+    MessageRule(
         kind="package_versions",
         words=("Checking failed with error",),
         pattern=r"Checking failed with error (.*? has no attribute '\w+')",
@@ -197,7 +197,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         why=("this LMDeploy does not know the model's kind of configuration",),
         changes=("pip install -U lmdeploy; `turbofit models` lists what the newest one runs",),
     ),
-    Known(
+    MessageRule(
         kind="package_versions",
         words=("requires transformers version",),
         pattern=r"requires transformers version (\S+) but transformers (\S+) is installed",
@@ -209,7 +209,7 @@ KNOWN: Final[tuple[Known, ...]] = (
             "transformers_version in the checkpoint's config.json is the one it was saved with",
         ),
     ),
-    Known(
+    MessageRule(
         kind="old_transformers",
         words=("does not recognize this architecture",),
         pattern=r"model type `?(\S+?)`? but Transformers does not recognize this architecture",
@@ -217,7 +217,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="the installed transformers is older than the model type {0}",
         changes=("update transformers to a version that knows it",),
     ),
-    Known(
+    MessageRule(
         kind="nccl_timeout",
         words=("Watchdog caught collective", "timed out after", "NCCL WARN"),
         pattern=r"(Watchdog caught collective operation timeout|collective.*timed out after"
@@ -230,7 +230,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         ),
         changes=("if no other rank failed first, try NCCL_P2P_DISABLE=1; see `turbofit doctor`",),
     ),
-    Known(
+    MessageRule(
         kind="ray_waits",
         words=("placement group",),
         pattern=r"([Ww]aiting for creating a placement group|Cannot provide a placement group"
@@ -246,7 +246,7 @@ KNOWN: Final[tuple[Known, ...]] = (
             "LMDEPLOY_EXECUTOR_BACKEND=mp; check CUDA_VISIBLE_DEVICES",
         ),
     ),
-    Known(
+    MessageRule(
         kind="engine_gone",
         words=("inference engine is unavailable", "ENGINE_STOP_ERROR"),
         pattern=r"inference engine is unavailable|ENGINE_STOP_ERROR",
@@ -256,7 +256,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("restart it; the first error above it is the cause",),
         rank="consequence",
     ),
-    Known(
+    MessageRule(
         kind="aborted",
         words=("134", "bort", "-6"),
         pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:134|-6)\b"
@@ -270,7 +270,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("send the log from its start, with TM_LOG_LEVEL=INFO",),
         rank="consequence",
     ),
-    Known(
+    MessageRule(
         kind="killed",
         words=("137", "Killed", "OOMKilled", "-9"),
         pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:137|-9)\b"
@@ -284,7 +284,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         changes=("look into dmesg, or raise the container's memory limit",),
         rank="consequence",
     ),
-    Known(
+    MessageRule(
         kind="halved_prefill",
         words=("Update max_prefill_token_num",),
         pattern=r"No enough memory. Update max_prefill_token_num=(\d+)",
@@ -292,7 +292,7 @@ KNOWN: Final[tuple[Known, ...]] = (
         what="LMDeploy's PyTorch engine lowered max_prefill_token_num to {0} by itself",
         rank="notice",
     ),
-    Known(
+    MessageRule(
         kind="no_such_gpu",
         words=("invalid device ordinal",),
         pattern=r"invalid device ordinal",
@@ -309,7 +309,7 @@ def _compiled() -> tuple[re.Pattern[str], tuple[re.Pattern[str], ...]]:
     return re.compile(words), tuple(re.compile(known.pattern) for known in KNOWN)
 
 
-def said(text: str) -> Said | None:
+def said(text: str) -> KnownMessage | None:
     """The first known message in a line, or None."""
     any_word, patterns = _compiled()
     if not any_word.search(text):
@@ -317,5 +317,5 @@ def said(text: str) -> Said | None:
     for index, (known, pattern) in enumerate(zip(KNOWN, patterns, strict=True)):
         if any(word in text for word in known.words) and (match := pattern.search(text)):
             groups = tuple(group for group in match.groups() if group)
-            return Said(place=index, detail=groups)
+            return KnownMessage(place=index, detail=groups)
     return None

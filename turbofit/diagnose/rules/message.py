@@ -9,13 +9,13 @@ from turbofit.core.struct import Struct
 if TYPE_CHECKING:
     from turbofit.diagnose.answer import PhaseName
 
-__all__ = ["Known", "Rank"]
+__all__ = ["MessageRule", "Rank"]
 
 #: A cause ends a run; a consequence follows one; a notice harms nobody.
 Rank = Literal["cause", "consequence", "notice"]
 
 
-class Known(Struct):
+class MessageRule(Struct):
     """One message. ``planned``: a plan for the model and machine belongs to the answer.
 
     ``words`` are plain strings of which each match has at least one, so that most lines are passed

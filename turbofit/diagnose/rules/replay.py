@@ -11,10 +11,10 @@ from typing import NamedTuple
 from turbofit.core.struct import Struct
 from turbofit.core.units import round_up
 
-__all__ = ["Op", "Replay", "Shortfall"]
+__all__ = ["PoolOperation", "Replay", "Shortfall"]
 
 
-class Op(NamedTuple):
+class PoolOperation(NamedTuple):
     """``size`` bytes into a pool; negative gives back, ``pool`` "" is an allocation by itself."""
 
     pool: str
@@ -56,7 +56,7 @@ class Replay:
             for pool, size in self._live.items()
         }
 
-    def do(self, op: Op) -> Shortfall | None:
+    def do(self, op: PoolOperation) -> Shortfall | None:
         """Do one allocation; where it fails, nothing changes."""
         if not op.pool:
             size = round_up(op.size, self._step)

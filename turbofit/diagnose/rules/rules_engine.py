@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.rules_faults import other_faults, rejections, stack_names
 from turbofit.diagnose.rules.shortage import Shortage, shortage
 from turbofit.observe.turbomind_log import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.answer import Evidence
-    from turbofit.diagnose.facts import LogFacts, Mark
+    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 __all__ = ["engine_rules"]
 
@@ -42,14 +42,14 @@ _NAMES: Final[dict[PhaseName, str]] = {
 }
 
 
-def engine_rules(case: LogCase) -> Iterator[Draft]:
+def engine_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """All that these engines say of themselves."""
     yield from _out_of_memory(case)
     yield from other_faults(case)
     yield from rejections(case)
 
 
-def _out_of_memory(case: LogCase) -> Iterator[Draft]:
+def _out_of_memory(case: LogCase) -> Iterator[RuleAnswer]:
     facts = case.facts
     for mark, event in facts.every(CudaError):
         if event.out_of_memory:
@@ -64,7 +64,7 @@ def _out_of_memory(case: LogCase) -> Iterator[Draft]:
             return
 
 
-def _phase(facts: LogFacts, mark: Mark, frames: list[str]) -> PhaseName:
+def _phase(facts: LogFacts, mark: LogEvent, frames: list[str]) -> PhaseName:
     """Where a run was when it died: its stack first, else the last news before it."""
     if any(word in frame for frame in frames for word in _VISION):
         return "vision"
@@ -81,10 +81,10 @@ def _phase(facts: LogFacts, mark: Mark, frames: list[str]) -> PhaseName:
     return "weights"
 
 
-def _page_locked(mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
+def _page_locked(mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
     """The same words as for a GPU, from the call that asks the host."""
     where = f" (in {frames[0]})" if frames else ""
-    return Draft(
+    return RuleAnswer(
         kind="host_out_of_memory",
         phase="host RAM",
         what=f"LMDeploy got no page-locked host memory {_NAMES[phase]}{where} and aborted",
@@ -104,7 +104,7 @@ def _page_locked(mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
     )
 
 
-def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
+def _while_loading(case: LogCase, mark: LogEvent, frames: list[str]) -> RuleAnswer:
     """No line tells sizes yet: what is missing follows from the account of model and card."""
     missing_in_all, held, why = None, _table(case), []
     forecast = case.forecast()
@@ -127,7 +127,7 @@ def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
                 " what took it (other programs, other settings, an older LMDeploy)"
             )
     where = f" (in {frames[0]})" if frames else ""
-    return Draft(
+    return RuleAnswer(
         kind="out_of_memory",
         phase="weights",
         what=f"LMDeploy ran out of GPU memory {_NAMES['weights']}{where} and aborted",
@@ -145,7 +145,7 @@ def _while_loading(case: LogCase, mark: Mark, frames: list[str]) -> Draft:
     )
 
 
-def _after_sizing(case: LogCase, mark: Mark, phase: PhaseName, frames: list[str]) -> Draft:
+def _after_sizing(case: LogCase, mark: LogEvent, phase: PhaseName, frames: list[str]) -> RuleAnswer:
     lines = [evidence(mark, "the abort")]
     version = case.facts.subject.version
     replayed = version is None or version.startswith(_REPLAYED)
@@ -181,7 +181,7 @@ def _after_sizing(case: LogCase, mark: Mark, phase: PhaseName, frames: list[str]
     if found and found.surprise:
         unknown.append(found.surprise)
     where = f" (in {frames[0]})" if frames else ""
-    return Draft(
+    return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
         what=f"LMDeploy ran out of GPU memory {_NAMES[phase]}{where} and aborted",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.observe.turbomind_log import (
     CheckFailed,
     CudaError,
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import LogFacts, Mark
+    from turbofit.diagnose.facts import LogEvent, LogFacts
 
 __all__ = ["other_faults", "rejections", "stack_names"]
 
 
-def stack_names(facts: LogFacts, mark: Mark) -> list[str]:
+def stack_names(facts: LogFacts, mark: LogEvent) -> list[str]:
     """The stack after a fault, innermost first, without what only checks."""
     at = facts.marks.index(mark)
     names = []
@@ -36,7 +36,7 @@ def stack_names(facts: LogFacts, mark: Mark) -> list[str]:
     return [name for name in names if not name.startswith("TM_")]
 
 
-def other_faults(case: LogCase) -> Iterator[Draft]:
+def other_faults(case: LogCase) -> Iterator[RuleAnswer]:
     """Driver errors, checks and NCCL."""
     facts = case.facts
     communicator = facts.subject.options.get("communicator")
@@ -49,7 +49,7 @@ def other_faults(case: LogCase) -> Iterator[Draft]:
         if peers and not facts.before(mark, Slab):
             yield _no_peers(case, mark)
         else:
-            yield Draft(
+            yield RuleAnswer(
                 kind="cuda_error",
                 phase="serving" if facts.before(mark, WarmupFinished) else "unknown",
                 what=f"a CUDA call failed and LMDeploy aborted: {event.message}",
@@ -59,7 +59,7 @@ def other_faults(case: LogCase) -> Iterator[Draft]:
                 changes=("see `turbofit doctor` and dmesg for Xid lines",),
             )
     for mark, check in facts.every(CheckFailed):
-        yield Draft(
+        yield RuleAnswer(
             kind="check_failed",
             phase="configuration",
             what=f"one of TurboMind's own checks failed and it aborted: {check.message}",
@@ -68,7 +68,7 @@ def other_faults(case: LogCase) -> Iterator[Draft]:
             planned=True,
         )
     for mark, nccl in facts.every(NcclError):
-        yield Draft(
+        yield RuleAnswer(
             kind="nccl_error",
             phase="communication",
             what=f"NCCL failed between the GPUs: {nccl.message}",
@@ -79,9 +79,9 @@ def other_faults(case: LogCase) -> Iterator[Draft]:
         )
 
 
-def _no_peers(case: LogCase, mark: Mark) -> Draft:
+def _no_peers(case: LogCase, mark: LogEvent) -> RuleAnswer:
     options = case.facts.subject.options
-    return Draft(
+    return RuleAnswer(
         kind="no_peer_access",
         phase="peer access",
         what="the cuda-ipc communicator needs peer access between all GPUs of the group, and they"
@@ -101,14 +101,14 @@ def _no_peers(case: LogCase, mark: Mark) -> Draft:
     )
 
 
-def _died_before(facts: LogFacts, mark: Mark) -> bool:
+def _died_before(facts: LogFacts, mark: LogEvent) -> bool:
     return any(m.line < mark.line for m, e in facts.every(CudaError) if e.out_of_memory)
 
 
-def rejections(case: LogCase) -> Iterator[Draft]:
+def rejections(case: LogCase) -> Iterator[RuleAnswer]:
     """Requests that no cache of this size can ever hold: the server lives on."""
     for mark, event in case.facts.every(RequestRejected):
-        yield Draft(
+        yield RuleAnswer(
             kind="request_rejected",
             phase="serving",
             what=f"request {event.request} was refused: the whole cache cannot hold its prompt",

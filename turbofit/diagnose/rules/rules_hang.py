@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from turbofit.core.struct import Struct
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Evidence, Missing
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.turbomind.constants import load_constants
 from turbofit.observe.turbomind_log import (
     CacheBudget,
@@ -31,7 +31,7 @@ __all__ = ["hang_rules"]
 _DEFAULT_BLOCK = 64
 
 
-def hang_rules(case: LogCase) -> Iterator[Draft]:
+def hang_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """A warm-up that waits, with or without the lines that say so."""
     facts = case.facts
     over = (WarmupFinished, ServerUp, CudaError, CheckFailed)
@@ -43,7 +43,7 @@ def hang_rules(case: LogCase) -> Iterator[Draft]:
         yield _silence(case)
 
 
-def _hang(case: LogCase) -> Draft:
+def _hang(case: LogCase) -> RuleAnswer:
     facts = case.facts
     assert facts.waiting is not None
     line, text = facts.waiting
@@ -75,7 +75,7 @@ def _hang(case: LogCase) -> Draft:
     mark = facts.first(WarmupLengths)
     if mark:
         lines.append(evidence(mark, "the lengths of the warm-up"))
-    return Draft(
+    return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
         what="LMDeploy hangs in its warm-up for ever: its cache cannot hold one warm-up request",
@@ -145,11 +145,11 @@ def _changes(facts: LogFacts, figures: _Blocks | None) -> tuple[str, ...]:
     return (f"raise --cache-max-entry-count to {ratio / 1000:.3f} at least, {rest}",)
 
 
-def _silence(case: LogCase) -> Draft:
+def _silence(case: LogCase) -> RuleAnswer:
     facts = case.facts
     mark = facts.first(Slab)
     assert mark is not None
-    return Draft(
+    return RuleAnswer(
         kind="start_hang",
         phase="start-up hang",
         what="the log ends in the warm-up without an error: LMDeploy hangs there, silently, when"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
 from turbofit.diagnose.answer import Holding, Missing
-from turbofit.diagnose.lines.events import HostKill, PeerMissing, Said, SmiGpu, SmiProcess
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.lines.events import HostKill, KnownMessage, PeerMissing, SmiGpu, SmiProcess
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.known_causes import KNOWN
 from turbofit.diagnose.rules.rules_versions import is_of_versions
 from turbofit.observe.turbomind_log import PythonError, ServerUp, WarmupFinished
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import Mark
+    from turbofit.diagnose.facts import LogEvent
 
 __all__ = ["host_rules", "quiet_rules"]
 
 
-def host_rules(case: LogCase) -> Iterator[Draft]:
+def host_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """The kernel's OOM killer, known messages, and Python errors that nothing else explains."""
     facts = case.facts
     for mark, kill in facts.every(HostKill)[:1]:
@@ -31,7 +31,7 @@ def host_rules(case: LogCase) -> Iterator[Draft]:
             if kill.group
             else ("the machine's RAM ran out")
         )
-        yield Draft(
+        yield RuleAnswer(
             kind="host_out_of_memory",
             phase="host RAM",
             what=f"the kernel killed {kill.name or 'a process'}[{kill.pid}]{size}: {limit}",
@@ -49,9 +49,9 @@ def host_rules(case: LogCase) -> Iterator[Draft]:
             ),
             planned=True,
         )
-    for mark, said in facts.every(Said):
+    for mark, said in facts.every(KnownMessage):
         known = KNOWN[said.place]
-        yield Draft(
+        yield RuleAnswer(
             kind=known.kind,
             phase=known.phase,
             what=known.what.format(*said.detail, *("",) * 4).replace(" ()", "").rstrip(": "),
@@ -73,11 +73,11 @@ def host_rules(case: LogCase) -> Iterator[Draft]:
             yield draft
 
 
-def _python(mark: Mark, error: PythonError) -> Draft | None:
+def _python(mark: LogEvent, error: PythonError) -> RuleAnswer | None:
     """Errors whose name or words say enough."""
     lines = (evidence(mark, "the traceback's last line"),)
     if "CUDA error: out of memory" in error.message or "CUDA out of memory" in error.message:
-        return Draft(
+        return RuleAnswer(
             kind="out_of_memory",
             phase="unknown",
             what="a CUDA call ran out of memory, the GPU's or page-locked memory of the host,"
@@ -91,7 +91,7 @@ def _python(mark: Mark, error: PythonError) -> Draft | None:
         )
     names = ("ModuleNotFoundError", "ImportError")
     if error.name.rpartition(".")[2] in names and not is_of_versions(mark, error):
-        return Draft(
+        return RuleAnswer(
             kind="missing_package",
             phase="configuration",
             what=f"a Python package or library is missing: {error.message}",
@@ -102,7 +102,7 @@ def _python(mark: Mark, error: PythonError) -> Draft | None:
     return None
 
 
-def quiet_rules(case: LogCase) -> Iterator[Draft]:
+def quiet_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """What remains to be said where no fault was found."""
     facts = case.facts
     gpus = facts.every(SmiGpu)
@@ -118,7 +118,7 @@ def quiet_rules(case: LogCase) -> Iterator[Draft]:
             if rest > 0:
                 who = "nobody in the table (another container, or the driver)"
                 held.append(Holding(who=who, bytes=rest, gpu=gpu.index, lines=(mark.line,)))
-        yield Draft(
+        yield RuleAnswer(
             kind="memory_table",
             phase="none",
             what="no failure in this log: an nvidia-smi table, which says who holds the cards",
@@ -130,7 +130,7 @@ def quiet_rules(case: LogCase) -> Iterator[Draft]:
         )
     up = facts.first(ServerUp) or facts.first(WarmupFinished)
     if up:
-        yield Draft(
+        yield RuleAnswer(
             kind="healthy",
             phase="none",
             what="no failure in this log: the engine started",
@@ -140,7 +140,7 @@ def quiet_rules(case: LogCase) -> Iterator[Draft]:
         )
     peers = facts.first(PeerMissing)
     if peers:
-        yield Draft(
+        yield RuleAnswer(
             kind="peer_warning",
             phase="peer access",
             what="only a warning: these GPUs have no peer access to each other",

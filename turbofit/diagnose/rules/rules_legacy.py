@@ -9,7 +9,7 @@ from turbofit.core.units import GIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Holding, Missing, PhaseName
 from turbofit.diagnose.case import LogCase, usable
 from turbofit.diagnose.lines.events import KvBlocks, LegacyCuda, TorchMemory, VisionForward
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.memory.legacy.generations import generation_of
 from turbofit.memory.legacy.weights import legacy_weight_classes
 from turbofit.memory.turbomind.constants import load_constants
@@ -18,11 +18,11 @@ from turbofit.memory.turbomind.weights import weight_classes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from turbofit.diagnose.facts import LogFacts, Mark
+    from turbofit.diagnose.facts import LogEvent, LogFacts
     from turbofit.memory.legacy.generations import Generation
 from turbofit.memory.versions import is_legacy
 
-__all__ = ["Blocks", "blocks", "double_start", "legacy_rules"]
+__all__ = ["LegacyBlocks", "blocks", "double_start", "legacy_rules"]
 
 #: LMDeploy's own default since 0.2.2.
 _DEFAULT_RATIO: Final = 0.8
@@ -32,7 +32,7 @@ _VISION_WORDS: Final = ("vl/engine", "vl/model", "vision", "intern_vit", "visual
 _LOAD_WORDS: Final = ("process_weight", "load_weight", "create_shared_weights", "export", "load")
 
 
-class Blocks(Struct):
+class LegacyBlocks(Struct):
     """The cache of an older engine, from its BlockManager: bytes a card, and how free follows.
 
     ``ratio`` is the log's or the default; ``free`` was free when the cache was sized.
@@ -60,7 +60,7 @@ class Blocks(Struct):
         return self.free - self.cache
 
 
-def blocks(case: LogCase) -> Blocks | None:
+def blocks(case: LogCase) -> LegacyBlocks | None:
     """The BlockManager's figures, where both lines are there."""
     rules = generation(case)
     size = count = None
@@ -77,7 +77,7 @@ def blocks(case: LogCase) -> Blocks | None:
         return None
     ratio = case.ratio
     fits = ratio is not None and 0 < ratio < 1
-    return Blocks(
+    return LegacyBlocks(
         block=size,
         count=count,
         ratio=ratio if ratio is not None and fits else _default_ratio(rules),
@@ -99,12 +99,12 @@ def _default_ratio(rules: Generation | None) -> float:
     return rules.cache.default
 
 
-def legacy_rules(case: LogCase) -> Iterator[Draft]:
+def legacy_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """Out of memory, and other CUDA errors, as these versions print them."""
     facts = case.facts
     for mark, event in facts.every(LegacyCuda):
         if not event.out_of_memory:
-            yield Draft(
+            yield RuleAnswer(
                 kind="cuda_error",
                 phase="unknown",
                 what=f"a CUDA call of TurboMind failed: {event.message}",
@@ -117,7 +117,7 @@ def legacy_rules(case: LogCase) -> Iterator[Draft]:
         return
 
 
-def _out_of_memory(case: LogCase, mark: Mark, event: LegacyCuda) -> Draft:
+def _out_of_memory(case: LogCase, mark: LogEvent, event: LegacyCuda) -> RuleAnswer:
     facts, found = case.facts, blocks(case)
     phase = _phase(facts, mark)
     why: list[str] = []
@@ -137,7 +137,7 @@ def _out_of_memory(case: LogCase, mark: Mark, event: LegacyCuda) -> Draft:
         why.append(twice[0])
         lines.append(twice[1])
     where = f" (in {event.where})" if event.where else ""
-    return Draft(
+    return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
         what=f"TurboMind ran out of GPU memory {_when(phase)}{where}",
@@ -153,7 +153,7 @@ def _out_of_memory(case: LogCase, mark: Mark, event: LegacyCuda) -> Draft:
     )
 
 
-def cache_story(found: Blocks) -> str:
+def cache_story(found: LegacyBlocks) -> str:
     """The cache in numbers."""
     return (
         f"the cache took {found.count} blocks of {format_bytes(found.block)},"
@@ -163,7 +163,7 @@ def cache_story(found: Blocks) -> str:
     )
 
 
-def cache_holders(case: LogCase, found: Blocks) -> list[Holding]:
+def cache_holders(case: LogCase, found: LegacyBlocks) -> list[Holding]:
     """Who held a card when the cache was sized, as far as model and card are known."""
     lines = tuple(one.line for one in found.lines)
     held = [Holding(who="the KV cache", bytes=found.cache, lines=lines)]
@@ -191,7 +191,7 @@ def rank_weights(case: LogCase) -> int | None:
     return sum(size for name, size in classes.items() if name not in ("vision", "projector"))
 
 
-def _others(case: LogCase, found: Blocks | None) -> int:
+def _others(case: LogCase, found: LegacyBlocks | None) -> int:
     """Bytes on each card that this engine does not explain."""
     weights, total = rank_weights(case), usable(case.gpu) if case.gpu else None
     if found is None or weights is None or total is None:
@@ -200,7 +200,7 @@ def _others(case: LogCase, found: Blocks | None) -> int:
     return rest if rest > _ENGINE_OVERHEAD else 0
 
 
-def cards_story(case: LogCase, found: Blocks | None) -> Iterator[str]:
+def cards_story(case: LogCase, found: LegacyBlocks | None) -> Iterator[str]:
     """Whether the cards were empty before this engine came."""
     others = _others(case, found)
     if not others or found is None:
@@ -249,7 +249,7 @@ def _when(phase: PhaseName) -> str:
     }.get(phase, "after its cache was made")
 
 
-def _phase(facts: LogFacts, mark: Mark) -> PhaseName:
+def _phase(facts: LogFacts, mark: LogEvent) -> PhaseName:
     """By the Python stack, else by what was printed before."""
     for frame in reversed(mark.stack):
         name = f"{frame.path} {frame.function}"

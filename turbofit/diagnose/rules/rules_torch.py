@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.answer import Evidence, Missing, PhaseName
 from turbofit.diagnose.lines.events import ModelLoaded, Offload, OtherDevices, TorchMemory
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.holders import (
     doubts,
     foreign,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import Mark
+    from turbofit.diagnose.facts import LogEvent
 
 __all__ = ["torch_rules"]
 
@@ -46,7 +46,7 @@ _WHEN: Final[dict[PhaseName, str]] = {
 }
 
 
-def torch_rules(case: LogCase) -> Iterator[Draft]:
+def torch_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """All that torch and what is built on it say of memory and devices."""
     marks = case.facts.every(TorchMemory)
     if marks:
@@ -57,7 +57,7 @@ def torch_rules(case: LogCase) -> Iterator[Draft]:
         yield _devices(case, mark, devices)
 
 
-def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
+def _out_of_memory(case: LogCase, mark: LogEvent, memory: TorchMemory) -> RuleAnswer:
     phase = phase_of(mark.stack)
     if phase == "unknown" and case.facts.subject.lmdeploy and memory.outside_torch:
         phase = "vision"  # TurboMind computes without torch; only a torch vision tower is left
@@ -81,7 +81,7 @@ def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
         unknown.append(f"whether other cards are as full as GPU {memory.gpu}")
     if memory.total is None:
         unknown.append("the card's size and what was free: this torch does not print them")
-    return Draft(
+    return RuleAnswer(
         kind="out_of_memory",
         phase=phase,
         what=f"torch ran out of GPU memory {_WHEN[phase]}"
@@ -98,7 +98,7 @@ def _out_of_memory(case: LogCase, mark: Mark, memory: TorchMemory) -> Draft:
     )
 
 
-def _one_tensor(mark: Mark, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
+def _one_tensor(mark: LogEvent, memory: TorchMemory, phase: PhaseName) -> Iterator[str]:
     """Attention that is computed with its whole matrix, by the stack or by the size alone."""
     cure = "attn_implementation sdpa or flash_attention_2 does without"
     if phase == "vision" and whole_matrix(mark.stack):
@@ -232,13 +232,13 @@ def _loaded_twice(case: LogCase) -> tuple[str, Evidence] | None:
     )
 
 
-def _offload(mark: Mark, offload: Offload) -> Draft:
+def _offload(mark: LogEvent, offload: Offload) -> RuleAnswer:
     """The automatic device map met less free memory than the weights need."""
     count = len(offload.modules)
     named = ""
     if count:
         named = f" ({count} modules: {offload.modules[0]} … {offload.modules[-1]})"
-    return Draft(
+    return RuleAnswer(
         kind="offload",
         phase="weights",
         what="the automatic device map found too little free GPU memory, wanted to put part of the"
@@ -270,7 +270,7 @@ def _offload(mark: Mark, offload: Offload) -> Draft:
     )
 
 
-def _devices(case: LogCase, mark: Mark, devices: OtherDevices) -> Draft:
+def _devices(case: LogCase, mark: LogEvent, devices: OtherDevices) -> RuleAnswer:
     names = " and ".join(devices.devices) or "several devices"
     embeddings = "index_select" in devices.operator or "embedding" in devices.operator
     where = " in the embedding lookup" if embeddings else ""
@@ -279,7 +279,7 @@ def _devices(case: LogCase, mark: Mark, devices: OtherDevices) -> Draft:
     if auto:
         tells = "automatic placement"
         lines.append(Evidence(line=auto[0], text=auto[1].strip()[:240], tells=tells))
-    return Draft(
+    return RuleAnswer(
         kind="device_mismatch",
         phase="configuration",
         what=f"an operator got tensors of {names}{where}: the model's parts were spread over cards"

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.struct import Struct
-from turbofit.diagnose.rules.draft import Draft, evidence
+from turbofit.diagnose.rules.draft import RuleAnswer, evidence
 from turbofit.diagnose.rules.tried_versions import tried_versions
 from turbofit.observe.turbomind_log import PythonError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from turbofit.diagnose.case import LogCase
-    from turbofit.diagnose.facts import Mark
+    from turbofit.diagnose.facts import LogEvent
 
 __all__ = ["is_of_versions", "version_rules"]
 
@@ -66,12 +66,12 @@ class _Fault(Struct):
     changes: tuple[str, ...]
 
 
-def version_rules(case: LogCase) -> Iterator[Draft]:
+def version_rules(case: LogCase) -> Iterator[RuleAnswer]:
     """Errors of Python that come from versions."""
     for mark, error in case.facts.every(PythonError):
         fault = _fault(mark, error, case)
         if fault is not None:
-            yield Draft(
+            yield RuleAnswer(
                 kind="package_versions",
                 phase="configuration",
                 what=fault.what,
@@ -83,12 +83,12 @@ def version_rules(case: LogCase) -> Iterator[Draft]:
             )
 
 
-def is_of_versions(mark: Mark, error: PythonError) -> bool:
+def is_of_versions(mark: LogEvent, error: PythonError) -> bool:
     """Whether an error says that packages do not go together."""
     return _fault(mark, error, None) is not None
 
 
-def _fault(mark: Mark, error: PythonError, case: LogCase | None) -> _Fault | None:
+def _fault(mark: LogEvent, error: PythonError, case: LogCase | None) -> _Fault | None:
     text, name = error.message, error.name.rpartition(".")[2]
     inside = any(_FOLDERS.search(frame.path) for frame in mark.stack)
     lmdeploy = case is not None and case.facts.subject.lmdeploy
@@ -188,7 +188,7 @@ def _pinned(case: LogCase | None, error: str) -> tuple[str, ...]:
     return tried_versions(case, error) or _REQUIRED
 
 
-def _in_llava_front_end(mark: Mark) -> bool:
+def _in_llava_front_end(mark: LogEvent) -> bool:
     return any("llava_hf.py" in frame.path for frame in mark.stack)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.units import HALF, round_up
-from turbofit.diagnose.rules.replay import Op
+from turbofit.diagnose.rules.replay import PoolOperation
 from turbofit.memory.turbomind.weights import vision_mlp_width, vision_side, vision_tp
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ _RNG: Final = 196_608
 
 def rank_buffers(
     model: Model, settings: Settings, pool: PoolModel, constants: EngineConstants
-) -> Iterator[Op]:
+) -> Iterator[PoolOperation]:
     """The rank's pool after the cache, each buffer in whole 512 bytes."""
     batch, phases = settings.max_batch_size, 2 if settings.async_ else 1
     patches = model.mrope
     for what, size in _rank_sizes(settings, pool, constants, phases, patches=patches):
-        yield Op("" if what == "random numbers" else RANK, round_up(size, _SMALL), what)
+        yield PoolOperation("" if what == "random numbers" else RANK, round_up(size, _SMALL), what)
     if model.vision is not None:
         rows = 12 * pool.forward_tokens if patches else 4 * (pool.forward_tokens + 1)
         for _ in range(phases):
             for size in (4 * batch,) * 3 if patches else ():
-                yield Op(RANK, round_up(size, _SMALL), "vision buffers")
-            yield Op(RANK, round_up(rows, _SMALL), "vision buffers")
+                yield PoolOperation(RANK, round_up(size, _SMALL), "vision buffers")
+            yield PoolOperation(RANK, round_up(rows, _SMALL), "vision buffers")
             if not patches:
-                yield Op(RANK, round_up(pool.forward_tokens, _SMALL), "vision buffers")
+                yield PoolOperation(RANK, round_up(pool.forward_tokens, _SMALL), "vision buffers")
 
 
 def _rank_sizes(
@@ -101,60 +101,60 @@ def start_ops(
     pool: PoolModel,
     constants: EngineConstants,
     region: int,
-) -> Iterator[Op]:
+) -> Iterator[PoolOperation]:
     """From the cache's region to the workspace of the executor's thread."""
-    yield Op(RANK, region, "cache")
+    yield PoolOperation(RANK, region, "cache")
     yield from rank_buffers(model, settings, pool, constants)
     if settings.tp > 1:
-        yield Op("", pool.symm, "symmetric buffer")
-    yield Op(WEIGHTS, 0, "trim")
+        yield PoolOperation("", pool.symm, "symmetric buffer")
+    yield PoolOperation(WEIGHTS, 0, "trim")
     for size in (*constants.gemm_workspace, _SMALL):
-        yield Op(WEIGHTS, size, "GEMM workspace")
+        yield PoolOperation(WEIGHTS, size, "GEMM workspace")
 
 
-def first_forward_ops(l2: int) -> Iterator[Op]:
+def first_forward_ops(l2: int) -> Iterator[PoolOperation]:
     """The first forward makes the executor's pool, and the GEMM tuner's buffer for flushing L2."""
-    yield Op(EXECUTOR, _SMALL, "the first step")
-    yield Op("", l2, "the L2 flush buffer")
-    yield Op(EXECUTOR, -_SMALL, "the first step")
+    yield PoolOperation(EXECUTOR, _SMALL, "the first step")
+    yield PoolOperation("", l2, "the L2 flush buffer")
+    yield PoolOperation(EXECUTOR, -_SMALL, "the first step")
 
 
-def forward_ops(pool: PoolModel, forward: Forward) -> Iterator[Op]:
+def forward_ops(pool: PoolModel, forward: Forward) -> Iterator[PoolOperation]:
     """The executor's pool through one forward pass: vision, then decoder."""
-    yield Op(EXECUTOR, _SMALL, "step")
+    yield PoolOperation(EXECUTOR, _SMALL, "step")
     model, units, embeds = pool.model, forward.units, 0
     if units and model.vision is not None:
         embeds = model.features(units) * pool.text.hidden * HALF
         encode = _internvit if model.vision.kind == "internvit" else _qwenvit
         yield from encode(pool, model.vision, units)
     yield from _decoder(pool, forward)
-    yield Op(EXECUTOR, -embeds - _SMALL, "step")
+    yield PoolOperation(EXECUTOR, -embeds - _SMALL, "step")
 
 
-def _decoder(pool: PoolModel, forward: Forward) -> Iterator[Op]:
+def _decoder(pool: PoolModel, forward: Forward) -> Iterator[PoolOperation]:
     """One layer: all are alike. Experts are not followed."""
     text, tokens = pool.text, forward.tokens
     stream, head = tokens * text.hidden * HALF, text.head_dim * HALF
     streams = 2 if pool.tp == 1 else 1
     for _ in range(streams):
-        yield Op(EXECUTOR, stream, "hidden states")
+        yield PoolOperation(EXECUTOR, stream, "hidden states")
     attention = (
         tokens * (pool.local_heads + 2 * pool.local_kv) * head,
         tokens * pool.local_heads * head,
         2 * pool.local_kv * (forward.context + pool.constants.kv_flatten_pad_tokens) * head,
     )
     for size in attention:
-        yield Op(EXECUTOR, size, "attention")
-    yield Op(EXECUTOR, -sum(attention), "attention")
+        yield PoolOperation(EXECUTOR, size, "attention")
+    yield PoolOperation(EXECUTOR, -sum(attention), "attention")
     mlp = tokens * pool.ffn * 2 * HALF
-    yield Op(EXECUTOR, mlp, "MLP")
-    yield Op(EXECUTOR, -mlp - streams * stream, "MLP")
+    yield PoolOperation(EXECUTOR, mlp, "MLP")
+    yield PoolOperation(EXECUTOR, -mlp - streams * stream, "MLP")
 
 
-def _internvit(pool: PoolModel, vision: VisionDims, tiles: int) -> Iterator[Op]:
+def _internvit(pool: PoolModel, vision: VisionDims, tiles: int) -> Iterator[PoolOperation]:
     """Micro-batches of what the symmetric buffer holds; on one GPU all tiles at once."""
     text, side, out = pool.text, vision_side(vision), pool.model.features(1)
-    yield Op(EXECUTOR, tiles * out * text.hidden * HALF, "image features")
+    yield PoolOperation(EXECUTOR, tiles * out * text.hidden * HALF, "image features")
     chunk = tiles
     if pool.tp > 1:
         row = max((side * side + 1) * vision.hidden, out * text.hidden)
@@ -179,14 +179,14 @@ def _internvit(pool: PoolModel, vision: VisionDims, tiles: int) -> Iterator[Op]:
         now = min(chunk, tiles)
         for what, sizes in stages:
             for size in sizes:
-                yield Op(EXECUTOR, now * size, what)
+                yield PoolOperation(EXECUTOR, now * size, what)
         tiles -= now
 
 
-def _qwenvit(pool: PoolModel, vision: VisionDims, patches: int) -> Iterator[Op]:
+def _qwenvit(pool: PoolModel, vision: VisionDims, patches: int) -> Iterator[PoolOperation]:
     """All patches at once. With several GPUs the symmetric buffer takes one stream, if it can."""
     # The engine's own thread prepares the next step while this one runs: offsets, 4 bytes a patch.
-    yield Op(ENGINE, 2 * (4 * patches + 4 * _SMALL), "vision positions")
+    yield PoolOperation(ENGINE, 2 * (4 * patches + 4 * _SMALL), "vision positions")
     head_dim = pool.constants.vision_head_dims.get(vision.head_dim, vision.head_dim)
     width = vision.heads * head_dim // vision_tp(vision, pool.tp) * HALF
     hidden, merged = vision.hidden * HALF, vision.merge**2
@@ -206,14 +206,14 @@ def _qwenvit(pool: PoolModel, vision: VisionDims, patches: int) -> Iterator[Op]:
     )
     for what, sizes in stages:
         for size in sizes:
-            yield Op(EXECUTOR, patches * size, what)
+            yield PoolOperation(EXECUTOR, patches * size, what)
     features = patches // merged * out
     if not in_symm:
-        yield Op(EXECUTOR, features, "projector")
-    yield Op(EXECUTOR, features, "image features")
+        yield PoolOperation(EXECUTOR, features, "projector")
+    yield PoolOperation(EXECUTOR, features, "image features")
     held = rotary + hidden + inner + (0 if in_symm else hidden)
-    yield Op(EXECUTOR, -patches * held - (0 if in_symm else features), "vision")
-    yield Op(ENGINE, -2 * (4 * patches + 4 * _SMALL), "vision positions")
+    yield PoolOperation(EXECUTOR, -patches * held - (0 if in_symm else features), "vision")
+    yield PoolOperation(ENGINE, -2 * (4 * patches + 4 * _SMALL), "vision positions")
 
 
 def _and_back(*sizes: int) -> tuple[int, ...]:

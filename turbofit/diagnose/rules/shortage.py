@@ -12,7 +12,7 @@ from turbofit.core.struct import NA, Struct
 from turbofit.core.units import MIB, format_bytes
 from turbofit.diagnose.lines.events import Computed
 from turbofit.diagnose.rules.padding import temporaries, weights_held
-from turbofit.diagnose.rules.replay import Op, Replay, Shortfall
+from turbofit.diagnose.rules.replay import PoolOperation, Replay, Shortfall
 from turbofit.diagnose.rules.sequence import (
     EXECUTOR,
     WEIGHTS,
@@ -140,7 +140,7 @@ def _story(  # noqa: PLR0913 - the facts of one sentence each
     return replace(base, surprise=f"by the account {format_bytes(room)} should have been enough")
 
 
-def _do(replay: Replay, ops: Iterable[Op]) -> Shortfall | None:
+def _do(replay: Replay, ops: Iterable[PoolOperation]) -> Shortfall | None:
     for op in ops:
         if op.what == "trim":
             replay.trim(op.pool)
@@ -149,7 +149,7 @@ def _do(replay: Replay, ops: Iterable[Op]) -> Shortfall | None:
     return None
 
 
-def _failed(ops: list[Op], fault: Shortfall) -> Op:
+def _failed(ops: list[PoolOperation], fault: Shortfall) -> PoolOperation:
     return next(op for op in ops if op.what == fault.what and op.size == fault.requested)
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from turbofit.diagnose.rules.message import Known
+from turbofit.diagnose.rules.message import MessageRule
 
 __all__ = ["VLLM"]
 
-VLLM: Final[tuple[Known, ...]] = (
-    Known(
+VLLM: Final[tuple[MessageRule, ...]] = (
+    MessageRule(
         kind="no_kv_memory",
         words=("No available memory for the cache blocks", "stored in KV cache",
                "available KV cache memory"),
@@ -33,7 +33,7 @@ VLLM: Final[tuple[Known, ...]] = (
         ),
         planned=True,
     ),
-    Known(
+    MessageRule(
         kind="card_occupied",
         words=("less than desired GPU memory utilization",),
         pattern=r"Free memory on device \(?([\d.]+/[\d.]+ GiB)\)? on startup is less than desired"

@@ -16,7 +16,7 @@ from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.routes import api_of, find_route, is_health
 from turbofit.gateway.media.fetch import MediaFetcher
-from turbofit.gateway.media.films import Films
+from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine
@@ -81,7 +81,7 @@ class Gateway:
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
-        self._films, self._resizer = Films(), Resizer()
+        self._films, self._resizer = VideoInspector(), Resizer()
         self._upstream = upstream or Upstream(serial=config.serial)
         self.admission = Admission(
             self.fleet, longest=config.queue_length, seconds=config.queue_seconds

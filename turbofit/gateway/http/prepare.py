@@ -21,7 +21,7 @@ from turbofit.gateway.limits.request_limits import (
     shown,
 )
 from turbofit.gateway.limits.sharing import (
-    Wanted,
+    RequestedImage,
     beside_images,
     by_request,
     hold_images,
@@ -107,7 +107,7 @@ def hold(
         kind: of route.
         parsed: what `start` gave.
         fetched: the files of `remote_urls`.
-        clip: the request's video, as `films.Films` sees it.
+        clip: the request's video, as `films.VideoInspector` sees it.
 
     Raises:
         Refusal: what no lowering can bring within the plan.
@@ -195,7 +195,7 @@ def _picture(bounds: Bounds, slot: MediaSlot, fetched: Mapping[str, bytes]) -> P
 
 def _wanted(
     bounds: Bounds, kind: Kind, parsed: Parsed, media: Sequence[Picture | Clip]
-) -> list[Wanted]:
+) -> list[RequestedImage]:
     """The images of a request, with what the client asks of each, or of all of them together."""
     together = by_request(bounds) and "mm_processor_kwargs" in passed(kind)
     if parsed.of_images and not (together and any(isinstance(one, Picture) for one in media)):
@@ -210,7 +210,9 @@ def _wanted(
             parsed.lowered += [f"{name}={shown(slot.options[name])}->default" for name in unread]
         options = of_all if together else slot.options
         wanted.append(
-            Wanted(size=medium.size, options=options, carries=slot.carries, by_request=together)
+            RequestedImage(
+                size=medium.size, options=options, carries=slot.carries, by_request=together
+            )
         )
     return wanted
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.gateway.limits.rules import (
     Biases,
-    Elsewhere,
+    DroppedRule,
+    ElsewhereRule,
     FewTexts,
     Flag,
     Ids,
     IntegerRule,
-    NeverTaken,
     Number,
+    RefusedRule,
     Rule,
-    Short,
+    ShortRule,
     TextRule,
     Texts,
-    Unpassed,
 )
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ _STOP: Final = Texts(most=16, characters=1024, short=4)
 #: (`src/turbomind/engine/engine.cc`, `pytorch/engine/engine.py`).
 _LENGTH: Final = IntegerRule(least=1, most="session", over="lower")
 _NAME: Final = TextRule(most=4096)
-_IMAGES: Final = Elsewhere(by="bodies: images become slots")
-_MEDIA: Final = Elsewhere(by="bodies: keywords of processors are the plan's")
-_CONVERSATION: Final = Elsewhere(by="bodies and texts: shape, number of messages, bytes")
-_SESSION: Final = Unpassed(why="a client could occupy the numbers of others")
-_GRAMMAR: Final = Elsewhere(by="grammars: schemas and patterns")
+_IMAGES: Final = ElsewhereRule(by="bodies: images become slots")
+_MEDIA: Final = ElsewhereRule(by="bodies: keywords of processors are the plan's")
+_CONVERSATION: Final = ElsewhereRule(by="bodies and texts: shape, number of messages, bytes")
+_SESSION: Final = DroppedRule(why="a client could occupy the numbers of others")
+_GRAMMAR: Final = ElsewhereRule(by="grammars: schemas and patterns")
 #: Pydantic takes 7 us an item that it refuses, and as long to say so.
-_UNREAD: Final = Short(most=256)
+_UNREAD: Final = ShortRule(most=256)
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
     # `messages.py` GenerationConfig asserts 0 to 2; less than 0.01 divides logits to infinity.
@@ -71,7 +71,7 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
 }
 _OPENAI: Final[Mapping[str, Rule]] = {
     "model": _NAME,
-    "n": Elsewhere(by="bodies and limits: copies are the plan's"),
+    "n": ElsewhereRule(by="bodies and limits: copies are the plan's"),
     "max_tokens": _LENGTH,
     "max_completion_tokens": _LENGTH,
     # uint64 (`src/turbomind/engine/request.h`): others are an answer 500. OpenAI's may be negative.
@@ -100,7 +100,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "media_io_kwargs": _MEDIA,
     "mm_processor_kwargs": _MEDIA,
     "response_format": _GRAMMAR,
-    "tools": Elsewhere(by="grammars: number and schemas"),
+    "tools": ElsewhereRule(by="grammars: number and schemas"),
     "tool_choice": _UNREAD,
     "parallel_tool_calls": Flag(),
     "logprobs": Flag(),
@@ -113,7 +113,7 @@ _CHAT: Final[Mapping[str, Rule]] = {
     "min_new_tokens": IntegerRule(most="session", over="lower"),
     "enable_thinking": Flag(),
     "return_token_ids": Flag(),
-    "chat_template_kwargs": Elsewhere(by="texts: names and bytes"),
+    "chat_template_kwargs": ElsewhereRule(by="texts: names and bytes"),
 }
 _COMPLETIONS: Final[Mapping[str, Rule]] = {
     **_SAMPLING,
@@ -152,7 +152,7 @@ _MESSAGES: Final[Mapping[str, Rule]] = {
     "max_tokens": _LENGTH,
     "stop_sequences": _STOP,
     "metadata": _UNREAD,
-    "tools": Elsewhere(by="grammars: number and schemas"),
+    "tools": ElsewhereRule(by="grammars: number and schemas"),
     "tool_choice": _UNREAD,
     "service_tier": _UNREAD,
     "input_ids": _INPUT,
@@ -163,7 +163,7 @@ _COUNT_TOKENS: Final[Mapping[str, Rule]] = {
     name: _MESSAGES[name] for name in ("model", "messages", "system", "tools")
 }
 _ENCODE: Final[Mapping[str, Rule]] = {
-    "input": Elsewhere(by="limits: bytes to tokenise"),
+    "input": ElsewhereRule(by="limits: bytes to tokenise"),
     "do_preprocess": Flag(),
     "add_bos": Flag(),
 }
@@ -213,7 +213,7 @@ DIFFERENT: Final[Mapping[str, Mapping[str, Rule]]] = {
     "pytorch": {
         # Its server makes a local function of it, which cannot be pickled on the way to its engine:
         # 500 with "Can't pickle local object" (chat_completions/logits_processors.py).
-        "logit_bias": NeverTaken(
+        "logit_bias": RefusedRule(
             why="is not taken: LMDeploy's server cannot send it to its PyTorch engine"
         ),
         "top_k": IntegerRule(most="vocabulary", over="lower"),

@@ -15,19 +15,19 @@ from turbofit.gateway.limits.request_limits import shown
 
 __all__ = [
     "Biases",
-    "Elsewhere",
+    "DroppedRule",
+    "ElsewhereRule",
     "FewTexts",
     "Flag",
     "Ids",
     "IntegerRule",
-    "NeverTaken",
     "Number",
+    "RefusedRule",
     "Rule",
     "Scope",
-    "Short",
+    "ShortRule",
     "TextRule",
     "Texts",
-    "Unpassed",
     "refused",
 ]  # fmt: skip
 
@@ -75,7 +75,7 @@ class Rule(Struct):
         return value
 
 
-class Short(Rule):
+class ShortRule(Rule):
     """Anything, but lists and objects of up to ``most``: each wrong item is an error to write."""
 
     most: int
@@ -87,20 +87,20 @@ class Short(Rule):
         return value
 
 
-class Elsewhere(Rule):
+class ElsewhereRule(Rule):
     """Held by other code of the gateway: ``by`` says which."""
 
     by: str
 
 
-class Unpassed(Rule):
+class DroppedRule(Rule):
     """Never passed on: ``why``."""
 
     passed: ClassVar[bool] = False
     why: str
 
 
-class NeverTaken(Rule):
+class RefusedRule(Rule):
     """Never taken: ``why`` ends the sentence that begins with the field's name."""
 
     why: str

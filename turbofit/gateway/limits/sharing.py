@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = [
-    "SharedImages", "Wanted", "beside_images", "by_request", "hold_images", "request_bounds",
+    "RequestedImage",
+    "SharedImages",
+    "beside_images",
+    "by_request",
+    "hold_images",
+    "request_bounds",
     "within",
 ]  # fmt: skip
 
 
-class Wanted(Struct):
+class RequestedImage(Struct):
     """An image of a request: its size in pixels, and what the client asks beside it.
 
     ``carries``: whether its place in the request can carry parameters. ``by_request``: whether the
@@ -73,7 +78,7 @@ def request_bounds(bounds: Bounds, options: object) -> Options:
 
 
 def hold_images(
-    bounds: Bounds, wanted: Sequence[Wanted], beside: Sequence[LimitedImage] = ()
+    bounds: Bounds, wanted: Sequence[RequestedImage], beside: Sequence[LimitedImage] = ()
 ) -> SharedImages:
     """All images of a request, lowered to the plan and so that they fit it together.
 
@@ -125,7 +130,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
     )
 
 
-def _held(bounds: Bounds, one: Wanted, cap: int | None) -> LimitedImage:
+def _held(bounds: Bounds, one: RequestedImage, cap: int | None) -> LimitedImage:
     return hold_image(
         bounds, one.size, one.options, carries=one.carries, by_request=one.by_request, cap=cap
     )
@@ -167,7 +172,7 @@ def _largest(
 
 def _spend_rest(
     bounds: Bounds,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[RequestedImage],
     found: list[LimitedImage],
     caps: Sequence[int],
     fits: Callable[[Sequence[LimitedImage]], bool],
@@ -182,7 +187,7 @@ def _spend_rest(
 
 
 def _together(
-    bounds: Bounds, wanted: Sequence[Wanted], found: Sequence[LimitedImage]
+    bounds: Bounds, wanted: Sequence[RequestedImage], found: Sequence[LimitedImage]
 ) -> SharedImages:
     """Bounds of single images as bounds of the request, where only the request can carry them."""
     rule, carried = bounds.rule, [one.knobs for one in found if one.knobs]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from turbofit.gateway.http.bodies import Parsed
 
-__all__ = ["Films"]
+__all__ = ["VideoInspector"]
 
 _PROGRAM: Final = str(Path(__file__).with_name("film_header.py"))
 _SECONDS: Final = 20.0
@@ -27,7 +27,7 @@ _AT_ONCE: Final = 2
 _NO_OPENCV: Final = 3
 
 
-class Films:
+class VideoInspector:
     """Looks at the video of a request."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from turbofit.launch.calibrate.gpu_usage import GpuUsageReader
     from turbofit.launch.calibrate.progress import Progress
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
-    from turbofit.launch.engine.worst_requests import Question
+    from turbofit.launch.engine.worst_requests import ProbeRequest
     from turbofit.observe.sampler import SampledRange
 
 __all__ = ["Calibrator"]
@@ -68,7 +68,9 @@ class Calibrator:
         """No GPU is read any more."""
         self._usage.end()
 
-    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
         """See :class:`turbofit.launch.engine.supervised_engine.Examiner`."""
         try:
             self._examine(engine, model, ask)
@@ -78,7 +80,7 @@ class Calibrator:
             raise LaunchError(exc.message, hint=exc.hint) from None
 
     def _examine(
-        self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
         plan = self.plan.of_group(engine.group)
         budget = engine.watch.budget
@@ -106,8 +108,8 @@ class Calibrator:
         self,
         engine: SupervisedEngine,
         name: str,
-        question: Question,
-        ask: Callable[[Question], int],
+        question: ProbeRequest,
+        ask: Callable[[ProbeRequest], int],
     ) -> int | None:
         """Ask and read; None where that was done before."""
         if self._progress.has(engine.group, name):

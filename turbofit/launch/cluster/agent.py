@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.launch.cluster import ray_adapter
-from turbofit.launch.cluster.host import Hosted, prepare_environment
+from turbofit.launch.cluster.host import HostedEngine, prepare_environment
 
 if TYPE_CHECKING:
     from turbofit.launch.cluster.engine_spec import EngineSpec, EngineState
@@ -19,7 +19,7 @@ _CALLS: Final = 4
 
 
 class Agent:
-    """Hosts one engine; see `host.Hosted`.
+    """Hosts one engine; see `host.HostedEngine`.
 
     Args:
         engine_spec: what to launch. After a restart by Ray it is the same one.
@@ -27,19 +27,19 @@ class Agent:
 
     def __init__(self, engine_spec: EngineSpec) -> None:
         prepare_environment(engine_spec.plan)
-        self._hosted = Hosted(engine_spec)
+        self._hosted = HostedEngine(engine_spec)
         self._hosted.start()
 
     def follow(self, since: int, seconds: float) -> EngineState:
-        """See `Hosted.follow`."""
+        """See `HostedEngine.follow`."""
         return self._hosted.follow(since, seconds)
 
     def allow(self, peers: tuple[str, ...]) -> None:
-        """See `Hosted.allow`."""
+        """See `HostedEngine.allow`."""
         self._hosted.allow(peers)
 
     def stop(self, seconds: float) -> bool:
-        """See `Hosted.stop`."""
+        """See `HostedEngine.stop`."""
         return self._hosted.stop(seconds)
 
 

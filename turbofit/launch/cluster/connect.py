@@ -14,14 +14,14 @@ from turbofit.launch.cluster import ray_adapter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Alive", "RayConnection", "connected"]
+__all__ = ["RayConnection", "RayNode", "connected"]
 
 #: A head that is silent for so long is gone; Ray itself ends all its processes after 60 s.
 _SILENT: Final = 45.0
 _LOOK_SECONDS: Final = 1.0
 
 
-class Alive(Struct):
+class RayNode(Struct):
     """A node that Ray has; ``gpus`` as Ray counts them; ``leaving``: it is being drained."""
 
     id: str
@@ -41,7 +41,7 @@ class RayConnection:
         self.address, self.here, self.here_address = ray_adapter.this_process()
         self._watch: _Watch | None = None
 
-    def watched(self) -> dict[str, Alive]:
+    def watched(self) -> dict[str, RayNode]:
         """The nodes that were there when the head was last heard of, a second ago; never waits.
 
         Raises:
@@ -52,7 +52,7 @@ class RayConnection:
             self._watch.start()
         return self._watch.seen()
 
-    def alive(self) -> dict[str, Alive]:
+    def alive(self) -> dict[str, RayNode]:
         """The nodes that are there now, by id.
 
         Raises:
@@ -67,7 +67,7 @@ class RayConnection:
             ) from None
         leaving = ray_adapter.draining_nodes()
         return {
-            node["NodeID"]: Alive(
+            node["NodeID"]: RayNode(
                 id=node["NodeID"],
                 name=node.get("NodeManagerHostname") or node["NodeName"],
                 address=node["NodeManagerAddress"],
@@ -82,13 +82,13 @@ class RayConnection:
 class _Watch(threading.Thread):
     """Looks at the nodes in a thread of its own: while the head is gone, Ray does not return."""
 
-    def __init__(self, look: Callable[[], dict[str, Alive]]) -> None:
+    def __init__(self, look: Callable[[], dict[str, RayNode]]) -> None:
         super().__init__(name="alive", daemon=True)
         self._look = look
         self._seen, self._at = look(), time.monotonic()
         self._error: MachineError | None = None
 
-    def seen(self) -> dict[str, Alive]:
+    def seen(self) -> dict[str, RayNode]:
         """The last answer.
 
         Raises:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from turbofit.core.cluster import ClusterPlan
-    from turbofit.launch.cluster.connect import Alive, RayConnection
+    from turbofit.launch.cluster.connect import RayConnection, RayNode
     from turbofit.launch.cluster.places import Places
     from turbofit.launch.serve.config import ClusterServeConfig
 
@@ -328,7 +328,7 @@ class Controller:
         elif now.state == "failed":
             self.say(f"{replica.engine_spec.name}: failed: {now.error.get('message', '')}")
 
-    def _look(self, alive: Mapping[str, Alive]) -> None:
+    def _look(self, alive: Mapping[str, RayNode]) -> None:
         """Nodes that came, went, or are going."""
         for identity in [one for one in self.node_states if one not in alive]:
             node_state = self.node_states.pop(identity)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Coordinator",
     "GatewayReport",
+    "GatewayUpdate",
     "Inbox",
-    "Told",
     "find_coordinators",
     "heard",
     "one_coordinator",
@@ -59,7 +59,7 @@ class Inbox(Struct):
     gateways: dict[str, GatewayReport]
 
 
-class Told(Struct):
+class GatewayUpdate(Struct):
     """What one more gateway is told; ``refused`` says why it may not be one."""
 
     refused: str = ""
@@ -126,12 +126,12 @@ class Coordinator:
             self._changed.wait_for(lambda: number in self._answers, seconds)
             return self._answers.pop(number, None)
 
-    def poll(self, name: str, seen: GatewayReport, since: int, seconds: float) -> Told:
+    def poll(self, name: str, seen: GatewayReport, since: int, seconds: float) -> GatewayUpdate:
         """From one more gateway: that it is there; a routing table that is newer than ``since``."""
         with self._changed:
             others = [one for one in self._gateways if one != name]
             if self._routing_table is not None and len(others) >= self._places:
-                return Told(
+                return GatewayUpdate(
                     refused=f"as many gateways are there as were planned for: {self._places + 1}"
                 )
             self._gateways[name] = (seen, time.monotonic())
@@ -140,7 +140,7 @@ class Coordinator:
                 seconds,
             )
             routing_table, config = self._routing_table or (None, None)
-            return Told(routing_table=routing_table, config=config)
+            return GatewayUpdate(routing_table=routing_table, config=config)
 
     def leave(self, name: str) -> None:
         """A gateway ends."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from turbofit.gateway.config import GatewayConfig
     from turbofit.gateway.http.accesslog import Log
     from turbofit.gateway.thread import GatewayThread
-    from turbofit.launch.cluster.coordinator import Told
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.cluster.coordinator import GatewayUpdate
+    from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["run_extra_gateway"]
 
@@ -42,7 +42,7 @@ def run_extra_gateway(
     name: str | None,
     config: GatewayConfig,
     log: Log | None,
-    stop: Stop,
+    stop: StopSignal,
     on_ready: Callable[[str], None],
 ) -> signal.Signals:
     """Serve until a signal, or until what is behind it ends. Call it in the main thread.
@@ -106,7 +106,7 @@ class _Attending:
         from turbofit.gateway.server import make_routing_table_gateway
         from turbofit.gateway.thread import GatewayThread
 
-        told: Told = heard(self._poll(GatewayReport(address=self._address)), _SILENT)
+        told: GatewayUpdate = heard(self._poll(GatewayReport(address=self._address)), _SILENT)
         _check(told)
         if told.routing_table is None or told.config is None:
             raise LaunchError("it is not served yet", hint="wait until turbofit serve has begun")
@@ -140,7 +140,7 @@ class _Attending:
             self._pending = self._poll(seen)
             return
         try:
-            told: Told = ray_adapter.result(self._pending, 0)
+            told: GatewayUpdate = ray_adapter.result(self._pending, 0)
         except ray_adapter.ActorDiedError:
             raise _ended() from None
         except ray_adapter.RayCallError as exc:
@@ -167,7 +167,7 @@ class _Attending:
         return self._coordinator.poll.remote(self._name, seen, self._told, _SECONDS)
 
 
-def _check(told: Told) -> None:
+def _check(told: GatewayUpdate) -> None:
     if told.refused:
         raise UsageError(
             told.refused, hint="serve with a larger --gateways: each takes its part of the limits"

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from turbofit.launch.cluster.engine_spec import EngineSpec
     from turbofit.launch.serve.leases import Leases
     from turbofit.launch.serve.planner import Planner
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.supervisor import StopSignal
     from turbofit.planning.request import PlanRequest
 
-__all__ = ["Hosted", "prepare_environment"]
+__all__ = ["HostedEngine", "prepare_environment"]
 
 _WARNINGS: Final = 20
 #: How Ray's own traffic is kept private, whichever Ray it is.
@@ -52,7 +52,7 @@ def prepare_environment(plan: Plan) -> None:
         os.environ.update(command.env)
 
 
-class Hosted:
+class HostedEngine:
     """An engine, from its specification to its end.
 
     Args:
@@ -60,7 +60,7 @@ class Hosted:
     """
 
     def __init__(self, engine_spec: EngineSpec) -> None:
-        from turbofit.launch.serve.supervisor import Stop
+        from turbofit.launch.serve.supervisor import StopSignal
 
         self._engine_spec, self.key = engine_spec, engine_spec.key
         self._peers = engine_spec.peers
@@ -68,7 +68,7 @@ class Hosted:
         self._changed = threading.Condition()
         self._forwarder: Forwarder | None = None
         self._warnings: deque[str] = deque(maxlen=_WARNINGS)
-        self._stop: Stop = Stop()
+        self._stop: StopSignal = StopSignal()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:

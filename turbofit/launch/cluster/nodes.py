@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from turbofit.core.machine import Machine
-    from turbofit.launch.cluster.connect import Alive
+    from turbofit.launch.cluster.connect import RayNode
 
 __all__ = [
     "PRETEND_ON",
@@ -60,7 +60,7 @@ def measure_nodes(address: str | None, *, pretend: bool = False) -> Cluster:
         )
 
 
-def tell_nodes(nodes: Iterable[Alive], *, pretend: bool) -> tuple[Node, ...]:
+def tell_nodes(nodes: Iterable[RayNode], *, pretend: bool) -> tuple[Node, ...]:
     """Measure nodes of the cluster that this process is connected to, all at once."""
     task = ray_adapter.Task(measure_here)
     tasks, bare = {}, []
@@ -122,7 +122,7 @@ def _has(machine: Machine, gpu: str) -> bool:
     return machine.source == "nvml" or not gpu.isdigit() or int(gpu) < len(machine.gpus)
 
 
-def _told(ref: object, node: Alive) -> Node:
+def _told(ref: object, node: RayNode) -> Node:
     try:
         found = msgspec.json.decode(ray_adapter.result(ref, 0.1), type=Node)
     except Exception as exc:  # noqa: BLE001 - whatever it is, it is one node's

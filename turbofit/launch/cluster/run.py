@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from turbofit.launch.cluster.connect import RayConnection
     from turbofit.launch.cluster.coordinator import GatewayReport
     from turbofit.launch.serve.config import ClusterServeConfig
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["serve_cluster"]
 
@@ -49,7 +49,7 @@ _LAST_SECONDS: Final = 15.0
 
 def serve_cluster(
     config: ClusterServeConfig,
-    stop: Stop,
+    stop: StopSignal,
     *,
     say: Callable[[str], None],
     on_open: Callable[[list[str]], None],
@@ -158,7 +158,7 @@ class _Run:
         self._others: dict[str, GatewayReport] = {}
         self._opened = False
 
-    def follow(self, stop: Stop) -> signal.Signals:
+    def follow(self, stop: StopSignal) -> signal.Signals:
         """Until a signal comes, or nothing is left to serve with."""
         controller = self._controller
         failed = True
@@ -273,7 +273,7 @@ class _Run:
             self._controller.say(f"{1 + len(others)} gateways")
         self._others = others
 
-    def _end(self, stop: Stop, *, failed: bool) -> None:
+    def _end(self, stop: StopSignal, *, failed: bool) -> None:
         """Drain, stop, and leave nothing."""
         urgent = failed or stop.urgent
         if self._front is not None:

@@ -8,13 +8,13 @@ from typing import Any
 
 from turbofit.launch.engine.launches import HOST
 
-__all__ = ["FAILURES", "Client"]
+__all__ = ["FAILURES", "EngineClient"]
 
 #: What a call raises where the engine does not answer.
 FAILURES = (OSError, http.client.HTTPException)
 
 
-class Client:
+class EngineClient:
     """Asks one engine.
 
     Args:

@@ -170,8 +170,8 @@ class PretendReader:
         from turbofit.pretend.timeline import TimelineReader
         from turbofit.rehearse.installed import engine_library
         from turbofit.rehearse.turbomind.ledger import Ledger
-        from turbofit.rehearse.turbomind.sites import Sites
+        from turbofit.rehearse.turbomind.sites import CallSites
 
-        sites = Sites(Symbols(engine_library()).name)
+        sites = CallSites(Symbols(engine_library()).name)
         ledger = Ledger(len(self._machine.gpus), sites, self._machine.pool_step)
         return ledger, TimelineReader(self.timeline)

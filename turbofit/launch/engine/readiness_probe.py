@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.launch.engine.engine_client import FAILURES, Client
+from turbofit.launch.engine.engine_client import FAILURES, EngineClient
 from turbofit.launch.engine.worst_requests import (
-    Question,
+    ProbeRequest,
     fullest_forward,
     worst_image_tokens,
     worst_request,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
     #: Takes the model's name, and what asks a question and returns its prompt's tokens.
-    Exam = Callable[[str, Callable[[Question], int]], None]
+    Exam = Callable[[str, Callable[[ProbeRequest], int]], None]
 
 __all__ = ["Exam", "Probe"]
 
@@ -50,7 +50,7 @@ class Probe(threading.Thread):
     """
 
     def __init__(
-        self, plan: Plan, client: Client, *, check: bool, exam: Exam | None = None
+        self, plan: Plan, client: EngineClient, *, check: bool, exam: Exam | None = None
     ) -> None:
         super().__init__(name="probe", daemon=True)
         self._plan, self._client, self.checks = plan, client, check
@@ -118,7 +118,7 @@ class Probe(threading.Thread):
         if fullest is not None:
             self._ask(fullest)
 
-    def _ask(self, question: Question) -> int:
+    def _ask(self, question: ProbeRequest) -> int:
         """Ask it; returns the tokens of its prompt, 0 where the engine does not say."""
         began = time.monotonic()
         path, body = question.request

@@ -13,7 +13,7 @@ from turbofit.core.errors import LaunchError
 from turbofit.core.log import LazyLogger
 from turbofit.core.struct import Struct
 from turbofit.launch.engine import kernel
-from turbofit.launch.engine.engine_client import Client
+from turbofit.launch.engine.engine_client import EngineClient
 from turbofit.launch.engine.engine_exit import EngineExit, ending, fallback, hang, silence, stalled
 from turbofit.launch.engine.launches import HOST
 from turbofit.launch.engine.loop import loop_ended, no_cache, raced, torch_ran_out
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.launch.engine.launches import Launch, StartCommand
     from turbofit.launch.engine.pretend_usage import PretendDeath
-    from turbofit.launch.engine.worst_requests import Question
+    from turbofit.launch.engine.worst_requests import ProbeRequest
 
 __all__ = ["Examiner", "SupervisedEngine", "Timing"]
 
@@ -40,7 +40,9 @@ class Examiner(Protocol):
     def begin(self, plan: Plan) -> None:
         """The engines of this plan are about to be started."""
 
-    def examine(self, engine: SupervisedEngine, model: str, ask: Callable[[Question], int]) -> None:
+    def examine(
+        self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
+    ) -> None:
         """One of them is up: ask it, in a thread of its own, before it counts as ready.
 
         Raises:
@@ -113,7 +115,7 @@ class SupervisedEngine:
         self.process: EngineProcess | None = None
         self.words: StartCommand | None = None
         self.watch = StartupTracker(plan)
-        self.client = Client(launch.port, launch.key)
+        self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         self._pulse: _Pulse | None = None
         self._ends: deque[float] = deque()
@@ -301,7 +303,7 @@ class _Pulse(threading.Thread):
     its health tells whether tokens still come.
     """
 
-    def __init__(self, client: Client, timing: Timing, *, serial: bool = False) -> None:
+    def __init__(self, client: EngineClient, timing: Timing, *, serial: bool = False) -> None:
         super().__init__(name="pulse", daemon=True)
         self._ask = client.is_healthy if serial else client.completes
         self._timing = timing

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Plan
 
 __all__ = [
-    "Question",
+    "ProbeRequest",
     "WorstRequest",
     "chat",
     "every_worst",
@@ -57,14 +57,14 @@ class WorstRequest(NamedTuple):
     body: dict[str, Any]
 
 
-class Question(NamedTuple):
+class ProbeRequest(NamedTuple):
     """A request, and what it is for."""
 
     name: str
     request: WorstRequest
 
 
-def worst_request(plan: Plan, model: str) -> Question | None:
+def worst_request(plan: Plan, model: str) -> ProbeRequest | None:
     """A chat request with as many images as the plan allows, each of the worst size.
 
     None for a model without images.
@@ -73,7 +73,7 @@ def worst_request(plan: Plan, model: str) -> Question | None:
     if image is None:
         return None
     parts = [image_part(image)] * plan.limits.images_per_request
-    return Question("a worst-case request", chat(model, parts))
+    return ProbeRequest("a worst-case request", chat(model, parts))
 
 
 def worst_image_tokens(plan: Plan) -> int:
@@ -84,7 +84,7 @@ def worst_image_tokens(plan: Plan) -> int:
     return rule.with_limit(limits.image_limit).tokens(*image.size) * limits.images_per_request
 
 
-def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
+def fullest_forward(plan: Plan, model: str, text: int) -> ProbeRequest | None:
     """What brings the pool to the planned peak, by the term that decides it.
 
     Args:
@@ -103,10 +103,10 @@ def fullest_forward(plan: Plan, model: str, text: int) -> Question | None:
         request = _longest(plan)
     elif deciding == "sampling":
         request = _full_batch(plan, model)
-    return None if request is None else Question("the fullest forward", request)
+    return None if request is None else ProbeRequest("the fullest forward", request)
 
 
-def every_worst(plan: Plan, model: str, text: int) -> tuple[Question, ...]:
+def every_worst(plan: Plan, model: str, text: int) -> tuple[ProbeRequest, ...]:
     """Each worst case beside `worst_request`, by the name of its term of the ledger.
 
     Args as for `fullest_forward`.
@@ -116,19 +116,21 @@ def every_worst(plan: Plan, model: str, text: int) -> tuple[Question, ...]:
         "text_prefill": _longest(plan),
         "sampling": _full_batch(plan, model),
     }
-    return tuple(Question(name, request) for name, request in made.items() if request is not None)
+    return tuple(
+        ProbeRequest(name, request) for name, request in made.items() if request is not None
+    )
 
 
-def small_requests(plan: Plan, model: str) -> tuple[Question, ...]:
+def small_requests(plan: Plan, model: str) -> tuple[ProbeRequest, ...]:
     """A small request of each kind: they load the kernels that the warm-up had no use for."""
     rule, found = plan.model.image_rule, []
     if rule is not None and plan.limits.vision_unit is not None:
-        found.append(Question("a small image", chat(model, [image_part(rule.small_image)])))
+        found.append(ProbeRequest("a small image", chat(model, [image_part(rule.small_image)])))
     body = {
         "model": model, "prompt": "What is this?", "max_tokens": _SMALL_ANSWER, "top_k": 0,
         "temperature": 1.0, "ignore_eos": True,
     }  # fmt: skip
-    return (*found, Question("a small text", WorstRequest("/v1/completions", body)))
+    return (*found, ProbeRequest("a small text", WorstRequest("/v1/completions", body)))
 
 
 def _longest(plan: Plan) -> WorstRequest:

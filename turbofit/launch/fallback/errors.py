@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["Refused", "error_body", "of_client", "refused_by"]
+__all__ = ["RequestRefused", "error_body", "of_client", "refused_by"]
 
 
-class Refused(Exception):  # noqa: N818 - an answer
+class RequestRefused(Exception):  # noqa: N818 - an answer
     """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
@@ -16,7 +16,7 @@ class Refused(Exception):  # noqa: N818 - an answer
         self.status, self.message, self.kind = status, message, kind
 
 
-def error_body(refused: Refused) -> bytes:
+def error_body(refused: RequestRefused) -> bytes:
     """The body of an error."""
     error = {
         "message": refused.message, "type": refused.kind, "param": None, "code": refused.status,
@@ -24,7 +24,7 @@ def error_body(refused: Refused) -> bytes:
     return json.dumps({"error": error}).encode()
 
 
-def refused_by(status: int, body: bytes) -> Refused:
+def refused_by(status: int, body: bytes) -> RequestRefused:
     """The inner server's own refusal (``{"detail": ...}``) in our form."""
     try:
         said = json.loads(body)
@@ -33,7 +33,9 @@ def refused_by(status: int, body: bytes) -> Refused:
         detail = body.decode(errors="replace")
     message = detail if isinstance(detail, str) else json.dumps(detail)
     status = 400 if status == 422 else status
-    return Refused(status, message, "invalid_request_error" if status < 500 else "server_error")
+    return RequestRefused(
+        status, message, "invalid_request_error" if status < 500 else "server_error"
+    )
 
 
 def of_client(exc: BaseException) -> bool:

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from turbofit.launch.fallback.errors import Refused, error_body, of_client, refused_by
+from turbofit.launch.fallback.errors import RequestRefused, error_body, of_client, refused_by
 from turbofit.launch.fallback.inner_body import CHAT, COMPLETIONS, inner_body
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
 
-__all__ = ["Front"]
+__all__ = ["FallbackApp"]
 
 _LARGEST: Final = 256 << 20
 _PAUSE: Final = 0.02
@@ -35,11 +35,11 @@ _RETRY: Final = (b"retry-after", b"5")
 _SHOWN: Final = 300
 
 
-class Gone(Exception):  # noqa: N818
+class ClientGone(Exception):  # noqa: N818
     """The client went away."""
 
 
-class Front:
+class FallbackApp:
     """The application.
 
     Args:
@@ -79,9 +79,9 @@ class Front:
             return
         try:
             await self._route(scope, receive, send)
-        except Refused as refused:
+        except RequestRefused as refused:
             await _answer(send, refused.status, error_body(refused))
-        except Gone:
+        except ClientGone:
             return
         finally:
             if self._work.fatal:
@@ -105,7 +105,7 @@ class Front:
             )
             await self._serve(scope, body, receive, send)
         else:
-            raise Refused(
+            raise RequestRefused(
                 404, f"{path} is not served by the fallback engine: chat/completions and "
                 "completions are", "not_found_error",
             )  # fmt: skip
@@ -118,7 +118,7 @@ class Front:
         if scheme.lower() != b"bearer" or not any(
             hmac.compare_digest(key.strip(), known) for known in self._keys
         ):
-            raise Refused(401, "Please request with valid api key!", "authentication_error")
+            raise RequestRefused(401, "Please request with valid api key!", "authentication_error")
 
     async def _serve(
         self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send
@@ -127,7 +127,7 @@ class Front:
         client = _Client(receive, send)
         try:
             await client.unless_gone(self._turn.acquire())
-        except Gone:
+        except ClientGone:
             if client.acquired:
                 self._turn.release()
             raise
@@ -160,18 +160,18 @@ class Front:
         if answer.refused is not None:
             raise answer.refused
         if not answer.begun:
-            raise Refused(500, "the engine gave no answer", "server_error")
+            raise RequestRefused(500, "the engine gave no answer", "server_error")
 
-    def _failed(self, exc: Exception) -> Refused:
+    def _failed(self, exc: Exception) -> RequestRefused:
         """What to answer to an exception of the inner server."""
         said = " ".join(str(exc).split())[:_SHOWN] or type(exc).__name__
         if self._work.short or type(exc).__name__ == "OutOfMemoryError":
             if not self._work.begun:
                 self._work.ran_short(said)
-            return Refused(503, said, "server_error")
+            return RequestRefused(503, said, "server_error")
         if not self._work.begun and of_client(exc):
-            return Refused(400, f"the request cannot be read: {said}")
-        return Refused(500, f"the engine failed: {said}", "server_error")
+            return RequestRefused(400, f"the request cannot be read: {said}")
+        return RequestRefused(500, f"the engine failed: {said}", "server_error")
 
 
 class _Client:
@@ -201,7 +201,7 @@ class _Client:
         self._watch.cancel()
 
     async def unless_gone(self, work: Any) -> None:
-        """Await something, or raise `Gone` if the client goes first."""
+        """Await something, or raise `ClientGone` if the client goes first."""
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._gone.wait())
         try:
@@ -210,7 +210,7 @@ class _Client:
                 self.acquired = task.done()
                 task.cancel()
                 self.close()
-                raise Gone
+                raise ClientGone
         finally:
             gone.cancel()
         await task
@@ -243,7 +243,7 @@ class _Answer:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
-        self.refused: Refused | None = None
+        self.refused: RequestRefused | None = None
         self._status, self._stream, self._kept = 200, False, b""
 
     async def take(self, message: Message) -> None:
@@ -276,25 +276,25 @@ def _mended(body: bytes) -> bytes:
         said = json.loads(body[len(b"data: ") :])["error"]
     except (ValueError, KeyError):
         said = body.decode(errors="replace")
-    return b"data: " + error_body(Refused(500, str(said), "server_error")) + b"\n\n"
+    return b"data: " + error_body(RequestRefused(500, str(said), "server_error")) + b"\n\n"
 
 
 async def _read(receive: Receive) -> bytes:
     """The whole body.
 
     Raises:
-        Refused: too large.
-        Gone: the client left within it.
+        RequestRefused: too large.
+        ClientGone: the client left within it.
     """
     parts, size = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Gone
+            raise ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > _LARGEST:
-            raise Refused(413, f"the body is larger than {_LARGEST} bytes")
+            raise RequestRefused(413, f"the body is larger than {_LARGEST} bytes")
         if not message.get("more_body", False):
             return b"".join(parts)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from turbofit.launch.fallback.private import Inside
+    from turbofit.launch.fallback.private import TransformersInternals
     from turbofit.launch.fallback.work import ServedWork
 
-__all__ = ["Options", "inner_app"]
+__all__ = ["GenerationOptions", "inner_app"]
 
 
-class Options(NamedTuple):
+class GenerationOptions(NamedTuple):
     """What is served, and how.
 
     ``session_len``: tokens of prompt and answer; ``max_images`` a request; ``offload`` a folder for
@@ -31,7 +31,7 @@ class Options(NamedTuple):
     offload: str | None = None
 
 
-def inner_app(inside: Inside, options: Options, work: ServedWork) -> Any:
+def inner_app(inside: TransformersInternals, options: GenerationOptions, work: ServedWork) -> Any:
     """Load the model, and build Transformers' own application around it. Takes as long as it takes.
 
     Raises:
@@ -58,7 +58,7 @@ def inner_app(inside: Inside, options: Options, work: ServedWork) -> Any:
     return inside.build_server(**{**others, **given})
 
 
-def _manager_class(inside: Inside, options: Options) -> Any:
+def _manager_class(inside: TransformersInternals, options: GenerationOptions) -> Any:
     """Loads one model, by public means, under the name that clients use."""
     base: Any = inside.manager
 
@@ -149,7 +149,9 @@ def _decoded(url: str) -> Any:
         raise ValueError(f"an image cannot be decoded: {exc}") from None
 
 
-def _generating_class(inside: Inside, options: Options, work: ServedWork) -> Any:
+def _generating_class(
+    inside: TransformersInternals, options: GenerationOptions, work: ServedWork
+) -> Any:
     """Generates under a cap, and can be stopped."""
     base: Any = inside.generating
 
@@ -181,7 +183,7 @@ def _generating_class(inside: Inside, options: Options, work: ServedWork) -> Any
     return Generating
 
 
-def _cap(inputs: Any, config: Any, options: Options) -> None:
+def _cap(inputs: Any, config: Any, options: GenerationOptions) -> None:
     """Refuse a prompt that leaves no room for an answer; end the answer where the room ends.
 
     Raises:

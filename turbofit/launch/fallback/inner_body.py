@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from turbofit.launch.fallback.errors import Refused
+from turbofit.launch.fallback.errors import RequestRefused
 
 __all__ = ["CHAT", "COMPLETIONS", "inner_body"]
 
@@ -36,11 +36,11 @@ def inner_body(path: str, data: bytes, name: str, session_len: int, max_images: 
         max_images: of one request.
 
     Raises:
-        Refused: it is no request of this API, or for another model.
+        RequestRefused: it is no request of this API, or for another model.
     """
     body = _object(data)
     if body.get("model") not in (None, name):
-        raise Refused(404, f"The model '{body['model']}' does not exist.", "not_found_error")
+        raise RequestRefused(404, f"The model '{body['model']}' does not exist.", "not_found_error")
     made = {key: body[key] for key in _PARAMETERS[path] if body.get(key) is not None}
     made = {"max_tokens": session_len, **made, "model": name}
     if body.get("max_completion_tokens") is not None:
@@ -57,11 +57,11 @@ def _object(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON") from None
+        raise RequestRefused(400, "the body is no JSON") from None
     if not isinstance(body, dict):
-        raise Refused(400, "the body is no JSON object")
+        raise RequestRefused(400, "the body is no JSON object")
     if body.get("n") not in (None, 1):
-        raise Refused(400, "n is 1 at most: this server answers one request at a time")
+        raise RequestRefused(400, "n is 1 at most: this server answers one request at a time")
     return body
 
 
@@ -69,14 +69,14 @@ def _numbers(made: dict[str, Any]) -> None:
     for key in _NUMBERS:
         value = made.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise Refused(400, f"{key} must be a number")
+            raise RequestRefused(400, f"{key} must be a number")
     if made["max_tokens"] < 1:
-        raise Refused(400, "max_tokens must be at least 1")
+        raise RequestRefused(400, "max_tokens must be at least 1")
     if made.get("temperature", 0) < 0:
-        raise Refused(400, "temperature must not be negative")
+        raise RequestRefused(400, "temperature must not be negative")
     if "top_p" in made:
         if not 0 <= made["top_p"] <= 1:
-            raise Refused(400, "top_p must lie between 0 and 1")
+            raise RequestRefused(400, "top_p must lie between 0 and 1")
         made["top_p"] = max(_LEAST_TOP_P, made["top_p"])
     if "logit_bias" in made:
         biases = _biases(made.pop("logit_bias"))
@@ -88,27 +88,29 @@ def _biases(given: Any) -> dict[str, float]:
     try:
         return {str(int(token)): float(value) for token, value in given.items()}
     except (AttributeError, TypeError, ValueError):
-        raise Refused(400, "logit_bias must be an object of token ids and numbers") from None
+        raise RequestRefused(400, "logit_bias must be an object of token ids and numbers") from None
 
 
 def _prompt(prompt: Any) -> str:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise Refused(400, "prompt must be one string")
+        raise RequestRefused(400, "prompt must be one string")
     return prompt
 
 
 def _messages(messages: Any, max_images: int) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
-        raise Refused(400, "messages must be a list of at least one message")
+        raise RequestRefused(400, "messages must be a list of at least one message")
     images = 0
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise Refused(400, "each message must be an object with a role")
+            raise RequestRefused(400, "each message must be an object with a role")
         images += _images(message.get("content"))
     if images > max_images:
-        raise Refused(400, f"the request has {images} images, this server takes {max_images}")
+        raise RequestRefused(
+            400, f"the request has {images} images, this server takes {max_images}"
+        )
     return messages
 
 
@@ -116,22 +118,24 @@ def _images(content: Any) -> int:
     """How many images a message has.
 
     Raises:
-        Refused: one of them is not inline: the inner server would read any address or file.
+        RequestRefused: one of them is not inline: the inner server would read any address or file.
     """
     if content is None or isinstance(content, str):
         return 0
     if not isinstance(content, list):
-        raise Refused(400, "content must be a string or a list of parts")
+        raise RequestRefused(400, "content must be a string or a list of parts")
     count = 0
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             continue
         if kind not in _IMAGES:
-            raise Refused(400, f"parts of type {kind!r} are not taken: text and image_url are")
+            raise RequestRefused(
+                400, f"parts of type {kind!r} are not taken: text and image_url are"
+            )
         url = part.get("image_url")
         url = url.get("url") if isinstance(url, dict) else url
         if not isinstance(url, str) or not url.startswith("data:image/"):
-            raise Refused(400, "images are taken inline only: data:image/...;base64,...")
+            raise RequestRefused(400, "images are taken inline only: data:image/...;base64,...")
         count += 1
     return count

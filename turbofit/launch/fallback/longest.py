@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Final
 
-from turbofit.launch.engine.worst_requests import Question, WorstRequest
+from turbofit.launch.engine.worst_requests import ProbeRequest, WorstRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +30,10 @@ _SHARE: Final = 0.99
 def longest_request(
     plan: Plan,
     model: str,
-    worst: Question | None,
+    worst: ProbeRequest | None,
     tokens: int,
-    count: Callable[[Question], int],
-) -> Question | None:
+    count: Callable[[ProbeRequest], int],
+) -> ProbeRequest | None:
     """A request that fills the context.
 
     Args:
@@ -47,7 +47,9 @@ def longest_request(
         None where the engine does not count, or has no room left.
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
-    few, more = (count(Question("a short prompt", _words(model, n))) for n in (least, 2 * least))
+    few, more = (
+        count(ProbeRequest("a short prompt", _words(model, n))) for n in (least, 2 * least)
+    )
     each = (more - few) / least
     if each <= 0:
         return None
@@ -56,10 +58,10 @@ def longest_request(
     if words < 1:
         return None
     if worst is None:
-        return Question("the longest prompt", _words(model, words))
+        return ProbeRequest("the longest prompt", _words(model, words))
     body = copy.deepcopy(worst.request.body)
     body["messages"][0]["content"].append({"type": "text", "text": _WORD * words})
-    return Question("the longest request", WorstRequest(worst.request.path, body))
+    return ProbeRequest("the longest request", WorstRequest(worst.request.path, body))
 
 
 def _words(model: str, count: int) -> WorstRequest:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from turbofit.core.errors import PackageError
 
-__all__ = ["Inside", "find_inside"]
+__all__ = ["TransformersInternals", "find_inside"]
 
 #: Releases that were tried.
 _TRIED: Final = "5.17 and 5.23"
@@ -44,7 +44,7 @@ _USED: Final = (
 )  # fmt: skip
 
 
-class Inside(NamedTuple):
+class TransformersInternals(NamedTuple):
     """Transformers' own classes; typed as anything, since no type is promised either."""
 
     version: str
@@ -56,7 +56,7 @@ class Inside(NamedTuple):
     build_server: Any
 
 
-def find_inside() -> Inside:
+def find_inside() -> TransformersInternals:
     """Import and check them; takes seconds.
 
     Raises:
@@ -76,7 +76,7 @@ def find_inside() -> Inside:
         if missing:
             raise _changed(version, f"{name}.{method or ''} takes no {', '.join(sorted(missing))}")
         found[name] = owner
-    return Inside(
+    return TransformersInternals(
         version=version,
         manager=found["ModelManager"],
         generating=found["GenerateManager"],

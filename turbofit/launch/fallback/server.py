@@ -20,7 +20,7 @@ from turbofit.planning.device_maps import read_map
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from turbofit.launch.fallback.generating import Options
+    from turbofit.launch.fallback.generating import GenerationOptions
     from turbofit.launch.fallback.work import ServedWork
 
 __all__ = ["main"]
@@ -77,8 +77,8 @@ def serve(  # noqa: PLR0913 - each option by name
         UsageError: the map cannot be read.
         LaunchError: the model cannot be loaded.
     """
-    from turbofit.launch.fallback.front import Front
-    from turbofit.launch.fallback.generating import Options, inner_app
+    from turbofit.launch.fallback.front import FallbackApp
+    from turbofit.launch.fallback.generating import GenerationOptions, inner_app
     from turbofit.launch.fallback.private import find_inside
     from turbofit.launch.fallback.work import ServedWork
 
@@ -87,7 +87,7 @@ def serve(  # noqa: PLR0913 - each option by name
     inside = find_inside()
     _say(f"transformers {inside.version} is there after {time.monotonic() - began:.1f} s")
     with tempfile.TemporaryDirectory(prefix="turbofit-offload-") as scratch:
-        options = Options(
+        options = GenerationOptions(
             model=model,
             name=served_name or model,
             device_map=placed,
@@ -98,7 +98,7 @@ def serve(  # noqa: PLR0913 - each option by name
         )
         work = ServedWork()
         inner = _loaded(inside, inner_app, options, work)
-        front = Front(
+        front = FallbackApp(
             inner,
             work,
             name=options.name,
@@ -110,7 +110,7 @@ def serve(  # noqa: PLR0913 - each option by name
         _listen(front, host, port)
 
 
-def _loaded(inside: Any, inner_app: Any, options: Options, work: ServedWork) -> Any:
+def _loaded(inside: Any, inner_app: Any, options: GenerationOptions, work: ServedWork) -> Any:
     """Transformers' application with the model in it.
 
     Raises:

@@ -23,7 +23,7 @@ from turbofit.gateway.limits.request_limits import (
     planned_limit,
 )
 from turbofit.gateway.limits.sharing import (
-    Wanted,
+    RequestedImage,
     beside_images,
     by_request,
     hold_images,
@@ -121,7 +121,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         together = by_request(self._bounds)
         of_all = request_bounds(self._bounds, request.image) if together else {}
         wanted = [
-            Wanted(
+            RequestedImage(
                 size=part["data"].size, options=of_all if together else part, by_request=together
             )
             for part in images

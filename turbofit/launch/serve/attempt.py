@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
     from turbofit.launch.serve.job import Job
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["Attempt"]
 
@@ -57,7 +57,7 @@ class Attempt:
         self._moments: list[RunMoment] = []
         self.was_ready = False
 
-    def run(self, stop: Stop, stack: ExitStack) -> signal.Signals:
+    def run(self, stop: StopSignal, stack: ExitStack) -> signal.Signals:
         """Launch, serve, and come back by a signal.
 
         Args:

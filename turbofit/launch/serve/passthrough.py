@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import Options
 
-__all__ = ["Passed", "option_classes", "sort_options"]
+__all__ = ["PassedOptions", "option_classes", "sort_options"]
 
 
-class Passed:
+class PassedOptions:
     """Options after ``--``: what to plan with, what to hand on, and the keys among the latter."""
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ def option_classes() -> dict[str, Options]:
     return options
 
 
-def sort_options(words: Sequence[str], *, unplanned: bool = False) -> Passed:
+def sort_options(words: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
     """Sort LMDeploy's options; ``unplanned`` lets pass what the ledger does not model.
 
     Raises:
         UsageError: an option that turbofit sets, that it cannot model, or that is none.
     """
     classes = option_classes()
-    passed = Passed()
+    passed = PassedOptions()
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -88,7 +88,7 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and not word[1:2].isdigit()
 
 
-def _sort(passed: Passed, name: str, kind: str, values: list[str], unplanned: bool) -> None:
+def _sort(passed: PassedOptions, name: str, kind: str, values: list[str], unplanned: bool) -> None:
     if kind == "planned":
         raise UsageError(f"{name} after -- is set by the plan", hint=f"give {name} before --")
     if kind == "launcher":

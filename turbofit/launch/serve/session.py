@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.engine_exit import EngineExit
     from turbofit.launch.serve.job import Job
     from turbofit.launch.serve.ladder import Rung
-    from turbofit.launch.serve.supervisor import Stop
+    from turbofit.launch.serve.supervisor import StopSignal
 
 __all__ = ["run_session"]
 
 
-def run_session(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
+def run_session(job: Job, plan: Plan, stop: StopSignal) -> signal.Signals:
     """Launch, and climb the ladder where memory runs out.
 
     Raises:
@@ -46,7 +46,7 @@ def run_session(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
                 shutil.rmtree(room, ignore_errors=True)
 
 
-def _climb(job: Job, plan: Plan, stop: Stop) -> signal.Signals:
+def _climb(job: Job, plan: Plan, stop: StopSignal) -> signal.Signals:
     failed: list[tuple[Plan, EngineExit, str]] = []
     why, changes = "", dict(job.changes)
     while True:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turbofit.launch.engine.launches import Launch
     from turbofit.launch.engine.supervised_engine import Examiner
 
-__all__ = ["Server", "Stop", "StoppedError"]
+__all__ = ["Server", "StopSignal", "StoppedError"]
 
 #: Before it is killed, an engine that was asked to end has this long beside the drain.
 _LAST_SECONDS: Final = 10.0
@@ -35,7 +35,7 @@ class StoppedError(BaseException):
         self.signal = number
 
 
-class Stop:
+class StopSignal:
     """The signal that ends a run; from the first on, the second one is urgent. A context manager.
 
     `stop_signals` says which signals those are. Use it in the main thread.
@@ -49,7 +49,7 @@ class Stop:
         self._before: dict[signal.Signals, Any] = {}
         self._strikes: list[Callable[[], None]] = []
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignal:
         heard = stop_signals()
         self._before = {number: signal.signal(number, self._caught) for number in heard}
         unblock(heard)
@@ -137,7 +137,7 @@ class Server:
 
     def run(
         self,
-        stop: Stop,
+        stop: StopSignal,
         on_ready: Callable[[list[str]], None],
         on_tick: Callable[[], None] = lambda: None,
         on_drain: Callable[[bool], None] = lambda _urgent: None,
@@ -178,7 +178,7 @@ class Server:
             stop.abrupt = stop.signal is None
 
     def _follow(
-        self, stop: Stop, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
+        self, stop: StopSignal, on_ready: Callable[[list[str]], None], on_tick: Callable[[], None]
     ) -> signal.Signals:
         while stop.signal is None:
             now = self._clock()
@@ -251,7 +251,7 @@ class Server:
             self._outage = Outage(reason, until, self._clock)
             self._on_rest(self._outage)
 
-    def _stop(self, stop: Stop) -> None:
+    def _stop(self, stop: StopSignal) -> None:
         """Pass the signal on, wait, kill what is left; all engines share one deadline.
 
         Before it serves, an engine sits in C++ where SIGINT would wait for ever: SIGTERM ends it.

@@ -9,7 +9,7 @@ from turbofit.core.images import ImageRule
 from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.memory.account import Account
-from turbofit.memory.engine import Engine, Traffic
+from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.pytorch import constraints
 from turbofit.memory.pytorch.account import PytorchAccount
@@ -62,14 +62,14 @@ class Pytorch(Engine):
         """See :meth:`Engine.block_bytes`."""
         return block_bytes(model.text, settings)
 
-    def traffic(self, model: Model, tp: int) -> Traffic:
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:
         """See :meth:`Engine.traffic`."""
         classes = weight_classes(model, tp)
         vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
         embedding = classes.pop("embedding")
         # A tied embedding is read as the head.
         head = 0 if "lm_head" in classes else embedding
-        return Traffic(decode=sum(classes.values()) + head, vision=vision)
+        return WeightTraffic(decode=sum(classes.values()) + head, vision=vision)
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int

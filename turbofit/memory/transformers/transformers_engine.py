@@ -11,7 +11,7 @@ from turbofit.core.model import Model
 from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.core.units import GIB
 from turbofit.memory.account import Account
-from turbofit.memory.engine import Engine, Traffic
+from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.vision_load import VisionLoad
 
@@ -76,13 +76,13 @@ class Transformers(Engine):
 
         return sum(layer.kv_per_token for layer in components(model, settings.dtype).layers)
 
-    def traffic(self, model: Model, tp: int) -> Traffic:  # noqa: ARG002 - layers take turns
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:  # noqa: ARG002 - layers take turns
         """See :meth:`Engine.traffic`."""
         from turbofit.memory.transformers.components import components
 
         parts = components(model, model.dtype)
         decode = parts.weights - parts.vision - (0 if parts.tied else parts.embeddings)
-        return Traffic(decode=decode, vision=parts.vision)
+        return WeightTraffic(decode=decode, vision=parts.vision)
 
     def host_memory(
         self,

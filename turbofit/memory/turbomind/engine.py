@@ -11,7 +11,7 @@ from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.kernels.released import released
 from turbofit.memory import versions
 from turbofit.memory.account import Account
-from turbofit.memory.engine import Engine, Traffic
+from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
 from turbofit.memory.turbomind import constraints
 from turbofit.memory.turbomind.account import TurbomindAccount
@@ -73,11 +73,11 @@ class Turbomind(Engine):
         """See :meth:`Engine.block_bytes`."""
         return block_bytes(model.text, settings)
 
-    def traffic(self, model: Model, tp: int) -> Traffic:
+    def traffic(self, model: Model, tp: int) -> WeightTraffic:
         """See :meth:`Engine.traffic`."""
         classes = weight_classes(model, tp, self.constants)
         vision = classes.pop("vision", 0) + classes.pop("projector", 0)
-        return Traffic(decode=sum(classes.values()) - classes["embedding"], vision=vision)
+        return WeightTraffic(decode=sum(classes.values()) - classes["embedding"], vision=vision)
 
     def host_memory(
         self, model: Model, settings: Settings, *, units_per_forward: int

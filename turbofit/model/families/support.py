@@ -16,7 +16,14 @@ from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
 from turbofit.model.families.engines import engine_problem
 
-__all__ = ["Unplanned", "engine_problem", "inner_refusal", "named_refusal", "refusal", "unplanned"]
+__all__ = [
+    "UnsupportedFamily",
+    "engine_problem",
+    "inner_refusal",
+    "named_refusal",
+    "refusal",
+    "unplanned",
+]
 
 _BY_HAND: Final = {
     "turbomind": "TurboMind runs it: start LMDeploy by hand with a low --cache-max-entry-count",
@@ -25,7 +32,7 @@ _BY_HAND: Final = {
 }
 
 
-class Unplanned(Struct, forbid_unknown_fields=True):
+class UnsupportedFamily(Struct, forbid_unknown_fields=True):
     """A family that turbofit has no account of.
 
     ``engine`` is LMDeploy's that runs it, None where none does; ``names`` are beginnings of names
@@ -59,7 +66,7 @@ class Unplanned(Struct, forbid_unknown_fields=True):
 
 
 @cache
-def unplanned() -> tuple[Unplanned, ...]:
+def unplanned() -> tuple[UnsupportedFamily, ...]:
     """All that are known.
 
     Raises:
@@ -67,7 +74,7 @@ def unplanned() -> tuple[Unplanned, ...]:
     """
     data = load_yaml(preset_path("families", "unplanned"))
     try:
-        return msgspec.convert(data["models"], tuple[Unplanned, ...])
+        return msgspec.convert(data["models"], tuple[UnsupportedFamily, ...])
     except (msgspec.ValidationError, KeyError) as exc:
         raise UsageError(
             f"preset families/unplanned.yaml is damaged: {exc}", hint="reinstall turbofit"
@@ -115,7 +122,7 @@ def named_refusal(name: str) -> UsageError | None:
     return max(found, key=lambda pair: pair[0])[1].refusal() if found else None
 
 
-def _of(architecture: str) -> Unplanned | None:
+def _of(architecture: str) -> UnsupportedFamily | None:
     return next((one for one in unplanned() if architecture in one.architectures), None)
 
 

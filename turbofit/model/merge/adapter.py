@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from turbofit.core.errors import UsageError
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
-from turbofit.model.merge.tensors import Store, open_store
+from turbofit.model.merge.tensors import TensorFile, open_store
 
 __all__ = ["ADAPTER_CONFIG", "Adapter", "Lora", "WholeTensor", "read_adapter"]
 
@@ -63,7 +63,7 @@ class Lora(NamedTuple):
 class WholeTensor(NamedTuple):
     """A tensor that takes the place of the base's."""
 
-    store: Store
+    store: TensorFile
     key: str
 
 
@@ -71,7 +71,7 @@ class Adapter(NamedTuple):
     """One adapter. ``whole`` goes by the base's tensor names, as far as peft knows them."""
 
     folder: str
-    store: Store
+    store: TensorFile
     loras: tuple[Lora, ...]
     whole: Mapping[str, WholeTensor]
     base_name: str
@@ -145,7 +145,7 @@ def _check(config: Section) -> None:
         raise config.error("bias", "is not none, all or lora_only")
 
 
-def _lora(config: Section, store: Store, module: str, found: dict[str, str]) -> Lora:
+def _lora(config: Section, store: TensorFile, module: str, found: dict[str, str]) -> Lora:
     """The pair of matrices of one module, checked against the rank that the config says."""
     embedding = "embedding_A" in found or "embedding_B" in found
     prefix = "embedding_" if embedding else ""

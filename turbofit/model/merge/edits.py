@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple, Protocol
 
 from turbofit.model.merge.adapter import Lora
-from turbofit.model.merge.tensors import Store, torch_library
+from turbofit.model.merge.tensors import TensorFile, torch_library
 
 __all__ = ["AddBias", "AddLora", "Edit", "GrowRows"]
 
@@ -33,7 +33,7 @@ class Edit(Protocol):
 class AddLora(NamedTuple):
     """``W + s·B·A``; with ``transposed`` the layer keeps its weight as (in, out)."""
 
-    store: Store
+    store: TensorFile
     lora: Lora
     transposed: bool = False
 
@@ -69,7 +69,7 @@ class AddLora(NamedTuple):
 class AddBias(NamedTuple):
     """``lora_bias``: the bias of B, scaled, onto the layer's."""
 
-    store: Store
+    store: TensorFile
     lora: Lora
 
     def __call__(self, weight: Any) -> Any:

@@ -27,7 +27,7 @@ from turbofit.model.hub_cache import cached_snapshot
 from turbofit.model.merge.llava_files import FEATURES
 from turbofit.model.merge.llava_tokens import Tokens
 from turbofit.model.merge.shards import ShardPiece, open_shards
-from turbofit.model.merge.tensors import FLOATS, Stored
+from turbofit.model.merge.tensors import FLOATS, StoredTensor
 
 __all__ = ["ORIGINAL", "Tower", "check_original", "grown_rows", "hf_name", "read_tower", "template"]
 
@@ -130,7 +130,9 @@ def read_tower(name: str, given: str | None, dtype: str) -> Tower:
                 continue
             stored = shard.store.entries[key]
             to = dtype if stored.dtype in FLOATS else stored.dtype
-            piece = ShardPiece(f"vision_tower.{key}", Stored(to, stored.shape), shard.store, key)
+            piece = ShardPiece(
+                f"vision_tower.{key}", StoredTensor(to, stored.shape), shard.store, key
+            )
             pieces.append(piece)
     if not pieces:
         raise UsageError(

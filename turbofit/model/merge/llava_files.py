@@ -12,7 +12,7 @@ from turbofit.core.json_types import JsonObject
 from turbofit.model.config import Section, parse_json
 from turbofit.model.folder import FolderFiles
 from turbofit.model.merge.llava_tokens import Tokens
-from turbofit.model.merge.tensors import Stored
+from turbofit.model.merge.tensors import StoredTensor
 
 __all__ = ["FEATURES", "hf_config", "other_files", "vision_config"]
 
@@ -48,7 +48,7 @@ _TEMPLATE: Final = """\
 """
 
 
-def vision_config(tower: Mapping[str, Stored], config: Section | None) -> JsonObject:
+def vision_config(tower: Mapping[str, StoredTensor], config: Section | None) -> JsonObject:
     """CLIP's vision config: sizes from the tensors, the rest from the tower's own config.json.
 
     Args:

@@ -16,7 +16,7 @@ from turbofit.model.merge.adapter import ADAPTER_CONFIG, Adapter, read_adapter
 from turbofit.model.merge.output import check_target
 from turbofit.model.merge.result import converted, main_dtype, plain, write
 from turbofit.model.merge.shards import open_shards
-from turbofit.model.merge.tensor_steps import Planned, plan_pieces
+from turbofit.model.merge.tensor_steps import MergePlan, plan_pieces
 from turbofit.model.merge.tensors import DTYPES, FLOATS, torch_library
 
 __all__ = ["Merged", "merge"]
@@ -168,7 +168,7 @@ def _refuse_quantised(config: Section) -> None:
             )
 
 
-def _refuse_tied(config: Section, planned: Planned, warnings: list[str]) -> None:
+def _refuse_tied(config: Section, planned: MergePlan, warnings: list[str]) -> None:
     """Where lm_head is the embeddings, a change of one is a change of both."""
     text = config.section("text_config") or config.section("llm_config") or config
     pieces = [piece for pieces in planned.files for piece in pieces]

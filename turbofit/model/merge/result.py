@@ -20,8 +20,8 @@ from turbofit.model.merge.llava_files import hf_config, other_files, vision_conf
 from turbofit.model.merge.llava_tokens import TOKENIZER_FILES, Tokens, add_tokens
 from turbofit.model.merge.output import copy_file, staged, write_text
 from turbofit.model.merge.shards import Shard, ShardPiece, header_of, index_of, write_shard
-from turbofit.model.merge.tensor_steps import Planned
-from turbofit.model.merge.tensors import FLOATS, Stored
+from turbofit.model.merge.tensor_steps import MergePlan
+from turbofit.model.merge.tensors import FLOATS, StoredTensor
 
 __all__ = ["Result", "converted", "main_dtype", "plain", "write"]
 
@@ -49,7 +49,7 @@ class Result(NamedTuple):
         return sum(map(_size, self.files.values()))
 
 
-def main_dtype(planned: Planned) -> str:
+def main_dtype(planned: MergePlan) -> str:
     """The dtype of most bytes (safetensors' name)."""
     sizes: Counter[str] = Counter()
     for pieces in planned.files:
@@ -60,7 +60,7 @@ def main_dtype(planned: Planned) -> str:
 
 
 def plain(
-    config: Section, folder: str, shards: Sequence[Shard], planned: Planned, dtype: str | None
+    config: Section, folder: str, shards: Sequence[Shard], planned: MergePlan, dtype: str | None
 ) -> Result:
     """The base's layout and files, with other weights.
 
@@ -76,7 +76,7 @@ def plain(
 
 
 def converted(  # noqa: PLR0913 - what a conversion did
-    original: Section, folder: str, shards: Sequence[Shard], planned: Planned, given: str | None,
+    original: Section, folder: str, shards: Sequence[Shard], planned: MergePlan, given: str | None,
     kind: str, dtype: str,
 ) -> Result:  # fmt: skip
     """The hf format: other names, two more tokens, and the vision tower in it.
@@ -97,7 +97,7 @@ def converted(  # noqa: PLR0913 - what a conversion did
     files = [_renamed(pieces, tokens) for pieces in planned.files]
     besides = []
     for name, one in planned.besides.items():
-        stored = Stored(kind, one.store.entries[one.key].shape)
+        stored = StoredTensor(kind, one.store.entries[one.key].shape)
         besides.append(ShardPiece(llava.hf_name(name) or name, stored, one.store, one.key))
     tower_pieces = [
         piece for pieces in files for piece in pieces if piece.name.startswith("vision_tower.")
@@ -197,7 +197,7 @@ def _renamed(pieces: Sequence[ShardPiece], tokens: Tokens) -> list[ShardPiece]:
             continue
         if name.endswith(_GROWING):
             rows = llava.grown_rows(tokens, piece.stored.shape[0])
-            stored = Stored(piece.stored.dtype, (rows, *piece.stored.shape[1:]))
+            stored = StoredTensor(piece.stored.dtype, (rows, *piece.stored.shape[1:]))
             found.append(
                 ShardPiece(name, stored, piece.store, piece.key, (*piece.edits, GrowRows(rows)))
             )
@@ -234,7 +234,9 @@ def _check_complete(names: set[str], original: Section) -> None:
         )
 
 
-def _check_tower(vision: dict[str, Any], sizes: Mapping[str, Stored], original: Section) -> None:
+def _check_tower(
+    vision: dict[str, Any], sizes: Mapping[str, StoredTensor], original: Section
+) -> None:
     """Refuse a tower whose features do not fit, or that is not the one of the config."""
     name = original.string("mm_vision_tower", "")
     wanted = sizes["multi_modal_projector.linear_1.weight"].shape[1]

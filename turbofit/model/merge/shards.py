@@ -12,8 +12,8 @@ from turbofit.core.errors import UsageError
 from turbofit.model.folder import INDEX, FolderFiles
 from turbofit.model.merge.edits import Edit
 from turbofit.model.merge.tensors import (
-    Store,
-    Stored,
+    StoredTensor,
+    TensorFile,
     as_torch,
     open_store,
     torch_library,
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
     """One weight file of a checkpoint, and the tensors that count in it."""
 
     file: str
-    store: Store
+    store: TensorFile
     names: tuple[str, ...]
 
 
@@ -40,8 +40,8 @@ class ShardPiece(NamedTuple):
     """A tensor to write: where it comes from, and what is done to it on the way."""
 
     name: str
-    stored: Stored
-    store: Store
+    stored: StoredTensor
+    store: TensorFile
     key: str
     edits: tuple[Edit, ...] = ()
 

@@ -9,12 +9,12 @@ from turbofit.model.merge.adapter import Adapter, Lora, WholeTensor
 from turbofit.model.merge.edits import AddBias, AddLora, Edit
 from turbofit.model.merge.names import TensorNames
 from turbofit.model.merge.shards import Shard, ShardPiece
-from turbofit.model.merge.tensors import FLOATS, Stored
+from turbofit.model.merge.tensors import FLOATS, StoredTensor
 
-__all__ = ["Planned", "plan_pieces"]
+__all__ = ["MergePlan", "plan_pieces"]
 
 
-class Planned:
+class MergePlan:
     """The pieces of each file, by the base's names; and what the adapter brings besides.
 
     ``loras`` counts modules; ``replaced`` names tensors of the base that the adapter holds whole.
@@ -29,7 +29,7 @@ class Planned:
 
 def plan_pieces(
     shards: Sequence[Shard], adapter: Adapter | None, dtype: str | None, *, projector: bool
-) -> Planned:
+) -> MergePlan:
     """Assign every tensor of the adapter to one of the base.
 
     Args:
@@ -41,7 +41,7 @@ def plan_pieces(
     Raises:
         UsageError: the adapter holds something that the base has no place for, or of another shape.
     """
-    planned = Planned()
+    planned = MergePlan()
     where = {name: shard for shard in shards for name in shard.names}
     names = TensorNames(where)
     edits: dict[str, list[Edit]] = {}
@@ -75,7 +75,7 @@ def _piece(
 ) -> ShardPiece:
     stored = shard.store.entries[name]
     if dtype and stored.dtype in FLOATS:
-        stored = Stored(dtype, stored.shape)
+        stored = StoredTensor(dtype, stored.shape)
     one = whole.get(name)
     store, key = (one.store, one.key) if one else (shard.store, name)
     return ShardPiece(name, stored, store, key, tuple(edits.get(name, ())))
@@ -138,7 +138,7 @@ def _delta_shape(adapter: Adapter, lora: Lora) -> tuple[int, ...]:
     return (a[1], b[0]) if lora.embedding else (b[0], a[1])
 
 
-def _same_shape(key: str, one: WholeTensor, stored: Stored) -> None:
+def _same_shape(key: str, one: WholeTensor, stored: StoredTensor) -> None:
     shape = one.store.entries[one.key].shape
     if shape != stored.shape:
         raise UsageError(

@@ -22,8 +22,8 @@ __all__ = [
     "DTYPES",
     "FLOATS",
     "SafeFile",
-    "Store",
-    "Stored",
+    "StoredTensor",
+    "TensorFile",
     "TorchFile",
     "as_torch",
     "open_store",
@@ -48,7 +48,7 @@ _BYTES: Final = {
 _HINT: Final = "download the file again, or check who made it"
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """One tensor as a file holds it."""
 
     dtype: str
@@ -60,11 +60,11 @@ class Stored(NamedTuple):
         return math.prod(self.shape) * _BYTES[self.dtype]
 
 
-class Store(Protocol):
+class TensorFile(Protocol):
     """A file of tensors."""
 
     path: str
-    entries: Mapping[str, Stored]
+    entries: Mapping[str, StoredTensor]
 
     def read(self, name: str) -> Any:
         """One tensor (torch, CPU, contiguous) that the caller may change."""
@@ -105,7 +105,7 @@ def write_tensor(tensor: Any, out: BinaryIO) -> None:
         out.write((ctypes.c_char * size).from_address(whole.data_ptr()))
 
 
-def open_store(path: str) -> Store:
+def open_store(path: str) -> TensorFile:
     """The file at a path, by its suffix.
 
     Raises:
@@ -142,12 +142,12 @@ class SafeFile:
             if tensor.dtype not in _BYTES:
                 raise _quantised(name, key, tensor.dtype)
         order = sorted(tensors, key=self._start.__getitem__)
-        self.entries: Mapping[str, Stored] = {
-            key: Stored(tensors[key].dtype, tensors[key].shape) for key in order
+        self.entries: Mapping[str, StoredTensor] = {
+            key: StoredTensor(tensors[key].dtype, tensors[key].shape) for key in order
         }
 
     def read(self, name: str) -> Any:
-        """See `Store`."""
+        """See `TensorFile`."""
         stored = self.entries[name]
         torch, dtype = torch_library(), as_torch(stored.dtype)
         if not stored.bytes:
@@ -167,7 +167,7 @@ class SafeFile:
         return torch.frombuffer(buffer, dtype=dtype).reshape(stored.shape)
 
     def copy(self, name: str, out: BinaryIO) -> None:
-        """See `Store`."""
+        """See `TensorFile`."""
         left = self.entries[name].bytes
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._start[name])
@@ -199,20 +199,20 @@ class TorchFile:
         self.path = path
         self._tensors: dict[str, Any] | None = None
         names = {dtype: key for key in DTYPES for dtype in (as_torch(key),)}
-        entries: dict[str, Stored] = {}
+        entries: dict[str, StoredTensor] = {}
         for key, tensor in self._load().items():
             if tensor.dtype not in names:
                 raise _quantised(os.path.basename(path), key, str(tensor.dtype))
-            entries[key] = Stored(names[tensor.dtype], tuple(tensor.shape))
-        self.entries: Mapping[str, Stored] = entries
+            entries[key] = StoredTensor(names[tensor.dtype], tuple(tensor.shape))
+        self.entries: Mapping[str, StoredTensor] = entries
         self.close()
 
     def read(self, name: str) -> Any:
-        """See `Store`."""
+        """See `TensorFile`."""
         return self._load()[name].clone(memory_format=torch_library().contiguous_format)
 
     def copy(self, name: str, out: BinaryIO) -> None:
-        """See `Store`."""
+        """See `TensorFile`."""
         write_tensor(self._load()[name], out)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import CHANGING, cuda_site, find_turbofit, put_first
-from turbofit.pretend.run import Ran, run_pretend
+from turbofit.pretend.run import FinishedRun, run_pretend
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.shared import SharedRecord
 from turbofit.rehearse.torch.phase_recorder import read_books
@@ -54,7 +54,7 @@ class EndedRehearsal:
     """
 
     spec: TorchSpec
-    ran: Ran
+    ran: FinishedRun
     held: tuple[HeldBytes, ...]
     books: list[dict[str, Any]]
     report: Mapping[str, Any]

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from turbofit.pretend.timeline import KINDS, PINNED, POOL, Event
-from turbofit.rehearse.turbomind.sites import Sites
+from turbofit.rehearse.turbomind.sites import CallSites
 
 
-class Place(NamedTuple):
+class AllocationSite(NamedTuple):
     """Where an allocation was made: phase of its card, kind of memory, call of the engine."""
 
     phase: str
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 @dataclass
-class Tally:
+class AllocationCount:
     """Allocations of one place: how many, bytes in all, bytes live now and at most."""
 
     count: int = 0
@@ -60,7 +60,7 @@ class RehearsedGpu:
     allocations: int = 0
     end: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
-    tallies: dict[Place, Tally] = field(default_factory=dict)
+    tallies: dict[AllocationSite, AllocationCount] = field(default_factory=dict)
     pinned: int = 0
     pinned_end: dict[str, int] = field(default_factory=dict)
     pinned_peak: dict[str, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class _Block(NamedTuple):
     device: int
     pool: int
     size: int
-    place: Place
+    place: AllocationSite
 
 
 class Ledger:
@@ -85,7 +85,7 @@ class Ledger:
         pool_step: the growth granularity of pools in the scenario.
     """
 
-    def __init__(self, cards: int, sites: Sites, pool_step: int) -> None:
+    def __init__(self, cards: int, sites: CallSites, pool_step: int) -> None:
         self.cards = [RehearsedGpu() for _ in range(cards)]
         self.pools: dict[int, Pool] = {}
         self.phases = ["import"]
@@ -186,9 +186,9 @@ class Ledger:
     def _tally(self, event: Event, device: int, kind: int, number: int, size: int) -> None:
         card = self.cards[device]
         name = f"pool: {self.pools[number].owner}" if kind == POOL else KINDS[kind]
-        place = Place(card.phase, name, self._sites.site(event.trace))
+        place = AllocationSite(card.phase, name, self._sites.site(event.trace))
         self._blocks[event.words[5]] = _Block(device, number, size, place)
-        tally = card.tallies.setdefault(place, Tally())
+        tally = card.tallies.setdefault(place, AllocationCount())
         tally.count += 1
         tally.total += size
         tally.live += size

@@ -16,7 +16,7 @@ from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.turbomind.ledger import Ledger
 from turbofit.rehearse.turbomind.report import report
 from turbofit.rehearse.turbomind.run import new_folder, run_child
-from turbofit.rehearse.turbomind.sites import Sites
+from turbofit.rehearse.turbomind.sites import CallSites
 from turbofit.rehearse.turbomind.spec import Spec, load_spec
 
 
@@ -37,7 +37,7 @@ def rehearse(spec: Spec, keep: Path | None = None) -> Document:
     try:
         outcome = run_child(spec, folder)
         scenario = spec.machine
-        sites = Sites(Symbols(engine_library()).name)
+        sites = CallSites(Symbols(engine_library()).name)
         ledger = Ledger(len(scenario.gpus), sites, scenario.pool_step)
         timeline = folder / "timeline"
         if timeline.exists() and timeline_is_full(timeline):

@@ -12,7 +12,7 @@ STAGING = "torch staging"
 _LINEAR = "LlamaLinear"
 
 
-class Sites:
+class CallSites:
     """Turns traces into names, with a memory of those already seen.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.bar import legend
-from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Paragraph, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +69,7 @@ def scrolled(content: Markup, what: str) -> Markup:
 def _one(block: Block) -> Markup:
     if isinstance(block, Heading):
         return tag("h3", block.text)
-    if isinstance(block, Line):
+    if isinstance(block, Paragraph):
         return tag("p", block.text, class_=block.tone)
     if isinstance(block, Items):
         return tag("ul", *(tag("li", item) for item in block.items), class_=block.tone)

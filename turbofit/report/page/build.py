@@ -21,14 +21,14 @@ from turbofit.report.views.plan_view import capacity_blocks
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
     from turbofit.core.run_report import RunReport
-    from turbofit.report.stored_documents import Saved
+    from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["page"]
 
 _FOLDER: Final = Path(__file__).parent
 
 
-def page(saved: Saved) -> str:
+def page(saved: StoredPlan) -> str:
     """The report of a plan, and of its run where there was one, as HTML."""
     plan, run = saved.plan, saved.run
     style, script = _read("page.css"), _read("page.js")

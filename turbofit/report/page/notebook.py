@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.report.page.build import page
 from turbofit.report.page.tag import tag
-from turbofit.report.stored_documents import Saved
+from turbofit.report.stored_documents import StoredPlan
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan
@@ -20,7 +20,7 @@ def frame(plan: Plan) -> str:
     """The page as an ``<iframe>``: scripts run, and reach nothing of the notebook."""
     return tag(
         "iframe",
-        srcdoc=page(Saved(plan, None, "notebook")),
+        srcdoc=page(StoredPlan(plan, None, "notebook")),
         sandbox="allow-scripts",
         style=f"width:100%;height:{_HEIGHT}px;border:0",
         title=f"turbofit: {plan.model.name} on {plan.machine.name}",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.core.messages import groups_of
 from turbofit.report.page.blocks import command, paint, table
 from turbofit.report.page.tag import Markup, join, tag
-from turbofit.report.painters.document import Column, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
 from turbofit.report.views.per_engine_settings import per_engine_blocks
@@ -131,7 +131,7 @@ def compared(plan: Plan, run: RunReport | None) -> Markup:
             "A forecast alone. With turbofit rehearse the engine itself runs on pretend GPUs, and "
             "what it allocates stands beside the forecast here; turbofit serve measures."
         )
-        blocks.append(Line(text=text, tone="dim"))
+        blocks.append(Paragraph(text=text, tone="dim"))
     return paint(blocks)
 
 
@@ -191,10 +191,10 @@ def commands(plan: Plan) -> Markup:
     """The exact commands, each with its button."""
     parts: list[Markup] = []
     if not plan.fits:
-        parts.append(paint([Line(text="This would not serve.", tone="bad")]))
+        parts.append(paint([Paragraph(text="This would not serve.", tone="bad")]))
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them."
-        parts.append(paint([Line(text=text, tone="dim")]))
+        parts.append(paint([Paragraph(text=text, tone="dim")]))
     for one in plan.commands:
         if len(plan.commands) > 1:
             parts.append(paint([Heading(text=f"Group {one.group}")]))

@@ -7,7 +7,16 @@ from typing import Literal
 from turbofit.core.struct import Struct
 
 __all__ = [
-    "Bar", "Block", "Code", "Column", "FactList", "Heading", "Items", "Line", "Part", "Table",
+    "Bar",
+    "BarPiece",
+    "Block",
+    "Code",
+    "Column",
+    "FactList",
+    "Heading",
+    "Items",
+    "Paragraph",
+    "Table",
     "Tone",
 ]  # fmt: skip
 
@@ -20,7 +29,7 @@ class Heading(Struct, tag="heading"):
     text: str
 
 
-class Line(Struct, tag="line"):
+class Paragraph(Struct, tag="line"):
     """A paragraph."""
 
     text: str
@@ -67,7 +76,7 @@ class Code(Struct, tag="code"):
     text: str
 
 
-class Part(Struct):
+class BarPiece(Struct):
     """A piece of a bar: the letter that stands for it, what it is, its bytes."""
 
     mark: str
@@ -80,7 +89,7 @@ class Bar(Struct, tag="bar"):
 
     title: str
     room: int
-    parts: tuple[Part, ...]
+    parts: tuple[BarPiece, ...]
 
 
-Block = Heading | Line | Items | FactList | Table | Code | Bar
+Block = Heading | Paragraph | Items | FactList | Table | Code | Bar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.report.painters.bar import cells, legend
-from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Paragraph, Table
 from turbofit.report.painters.terminal import clean
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def paint(blocks: Iterable[Block]) -> str:
         if isinstance(block, Heading):
             parts.append(f"{level} {_text(block.text)}")
             level = "##"
-        elif isinstance(block, Line):
+        elif isinstance(block, Paragraph):
             mark = _MARK[block.tone]
             parts.append(f"{mark}{_text(block.text)}{mark}")
         elif isinstance(block, Items):

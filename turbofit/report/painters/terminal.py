@@ -7,7 +7,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
 
 from turbofit.report.painters.bar import cells, legend
-from turbofit.report.painters.document import Bar, Code, FactList, Heading, Items, Line, Table, Tone
+from turbofit.report.painters.document import (
+    Bar,
+    Code,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Tone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,7 +52,7 @@ def paint(blocks: Iterable[Block], *, width: int = 80, colour: bool = False) -> 
         if isinstance(block, Heading):
             head = _tint(clean(block.text), "head", colour)
             parts.append(f"\n{head}" if parts else head)
-        elif isinstance(block, Line):
+        elif isinstance(block, Paragraph):
             parts.append(_tint("\n".join(_fold(clean(block.text), width)), block.tone, colour))
         elif isinstance(block, Items):
             for item in block.items:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.painters.document import Column, Heading, Line, Table
+from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 
 if TYPE_CHECKING:
     from turbofit.core.json_types import Document
@@ -23,7 +23,7 @@ def calibration_view(result: Document) -> list[Block]:
     blocks: list[Block] = [Heading(text=f"Calibration of {result['model']}")]
     if result.get("pretend"):
         text = "PRETEND GPUs: this tries the calibration, and says nothing of any card"
-        blocks.append(Line(text=text, tone="bad"))
+        blocks.append(Paragraph(text=text, tone="bad"))
     columns = (
         Column(title="GPU"),
         Column(title="in use, MiB", wrap=True),
@@ -44,9 +44,9 @@ def calibration_view(result: Document) -> list[Block]:
             f" {_signed(one['buffers'])} after it, beside their estimates"
         )
         if result["why_not"] is None:
-            blocks.append(Line(text=text, tone="good"))
+            blocks.append(Paragraph(text=text, tone="good"))
     if result["why_not"] is not None:
-        blocks.append(Line(text=f"nothing was learned: {result['why_not']}", tone="bad"))
+        blocks.append(Paragraph(text=f"nothing was learned: {result['why_not']}", tone="bad"))
     return blocks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
 from turbofit.tuner.cluster.messages import cards_of
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def status_view(status: ClusterStatus) -> list[Block]:
         Heading(text=f"{status.name}: {up} of {len(engines)} engines serve, {status.source}"),
     ]
     if status.pretend:
-        blocks.append(Line(text="PRETEND GPUs: what is generated means nothing", tone="warn"))
+        blocks.append(Paragraph(text="PRETEND GPUs: what is generated means nothing", tone="warn"))
     facts = [
         ("model", status.model),
         ("promise", status.promise),

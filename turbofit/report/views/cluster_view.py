@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import groups_of, plural
-from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import (
+    Code,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 from turbofit.report.shell import shell_command
 
 if TYPE_CHECKING:
@@ -33,11 +41,11 @@ def cluster_view(plan: ClusterPlan) -> list[Block]:
     where = f" ({plan.source})" if plan.source else ""
     blocks: list[Block] = [
         Heading(text=f"{plan.model.name} on {len(plan.nodes):,} nodes{where}"),
-        Line(text=plan.verdict, tone="good" if plan.fits else "bad"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
     ]
     if plan.source.startswith("simulated"):
         text = "simulated: no such machine was measured, all figures are of presets"
-        blocks.append(Line(text=text, tone="warn"))
+        blocks.append(Paragraph(text=text, tone="warn"))
     if not plan.fits:
         blocks += _remedies(plan)
     if plan.warnings:
@@ -170,11 +178,11 @@ def _span(plan: ClusterPlan, span: Span) -> list[Block]:
     where = " + ".join(names.get(node, node) for node in span.nodes)
     blocks: list[Block] = [
         Heading(text=f"One engine over {where}"),
-        Line(text=span.plan.verdict, tone="good" if span.plan.fits else "bad"),
+        Paragraph(text=span.plan.verdict, tone="good" if span.plan.fits else "bad"),
         Items(items=span.plan.reasons),
     ]
     for node, command in zip(span.nodes, span.commands, strict=False):
-        blocks.append(Line(text=f"on {names.get(node, node)}:", tone="dim"))
+        blocks.append(Paragraph(text=f"on {names.get(node, node)}:", tone="dim"))
         blocks.append(Code(text=shell_command(command)))
     return blocks
 
@@ -221,10 +229,10 @@ def _commands(folded: Sequence[Sequence[NodePlan]]) -> list[Block]:
         blocks.append(Code(text=shell_command(commands[0])))
         if len(commands) > 1:
             more = f"and {len(commands) - 1} more on it, one an engine: see --json"
-            blocks.append(Line(text=more, tone="dim"))
+            blocks.append(Paragraph(text=more, tone="dim"))
     if len(folded) > _COMMANDS:
         more = f"{len(folded) - _COMMANDS} more kinds have commands of their own: see --json"
-        blocks.append(Line(text=more, tone="dim"))
+        blocks.append(Paragraph(text=more, tone="dim"))
     return blocks
 
 

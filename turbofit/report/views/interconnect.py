@@ -10,37 +10,37 @@ from turbofit.core.struct import NA
 if TYPE_CHECKING:
     from turbofit.core.machine import Link, Machine
 
-__all__ = ["WAYS", "Way", "way", "ways", "ways_text"]
+__all__ = ["WAYS", "LinkKind", "way", "ways", "ways_text"]
 
 #: The kinds of ways, the weakest first.
 WAYS: Final = ("unread", "host", "peer", "nvlink")
 
 
-class Way(NamedTuple):
+class LinkKind(NamedTuple):
     """One of ``WAYS``, and what it is."""
 
     kind: str
     words: str
 
 
-def way(link: Link) -> Way:
+def way(link: Link) -> LinkKind:
     """How two GPUs reach each other."""
     if link.nvlinked:
         speed = link.nvlink_bandwidth
         words = f"NVLink, {link.nvlinks} lanes"
         if isinstance(speed, int):
             words += f", {speed / 1e9:.0f} GB/s each way"
-        return Way("nvlink", words)
+        return LinkKind("nvlink", words)
     if link.peers:
-        return Way("peer", "PCIe, peer access")
+        return LinkKind("peer", "PCIe, peer access")
     if NA in (link.p2p_read, link.p2p_write):
-        return Way("unread", "peer access could not be read")
-    return Way("host", "no peer access: through host memory")
+        return LinkKind("unread", "peer access could not be read")
+    return LinkKind("host", "no peer access: through host memory")
 
 
-def ways(machine: Machine) -> dict[Way, int]:
+def ways(machine: Machine) -> dict[LinkKind, int]:
     """How many pairs have each way."""
-    counts: dict[Way, int] = {}
+    counts: dict[LinkKind, int] = {}
     for a, b in combinations([gpu.index for gpu in machine.gpus], 2):
         found = way(machine.link(a, b))
         counts[found] = counts.get(found, 0) + 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import indices
 from turbofit.core.units import mib
-from turbofit.report.painters.document import Column, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan, Term
@@ -48,7 +48,7 @@ def ledger_blocks(plan: Plan) -> list[Block]:
         ]
     if any(term.phase == "transient" for ledger in plan.gpus for term in ledger.ledger):
         text = "transient: each needs its size alone, never together; * is the one that decides"
-        blocks.append(Line(text=text, tone="dim"))
+        blocks.append(Paragraph(text=text, tone="dim"))
     estimates = {
         term.term: term.note
         for ledger in plan.gpus
@@ -56,7 +56,7 @@ def ledger_blocks(plan: Plan) -> list[Block]:
         if term.basis == "estimate" and term.note
     }
     if estimates:
-        blocks.append(Line(text="estimates, which enter at their upper end:", tone="dim"))
+        blocks.append(Paragraph(text="estimates, which enter at their upper end:", tone="dim"))
         items = tuple(f"{term}: {note}" for term, note in estimates.items())
         blocks.append(Items(items=items, tone="dim"))
     return blocks

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.struct import NA
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ def machine_view(machine: Machine) -> list[Block]:
         )
         blocks.append(Table(columns=columns, rows=tuple(holders)))
     else:
-        blocks.append(Line(text="nobody that can be seen", tone="dim"))
+        blocks.append(Paragraph(text="nobody that can be seen", tone="dim"))
     if len(machine.gpus) > 1:
         blocks += link_blocks(machine)
     if machine.measured is not None:
@@ -146,7 +146,7 @@ def link_blocks(machine: Machine) -> list[Block]:
     return [
         Heading(text="Links"),
         Table(columns=columns, rows=tuple(rows)),
-        Line(
+        Paragraph(
             text="above the X: NV# = # NVLinks, PIX = one PCIe switch, PXB = several, PHB = host "
             "bridge, NODE = one NUMA node, SYS = between NUMA nodes; below it: peer access",
             tone="dim",

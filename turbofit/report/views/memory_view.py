@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Bar, Heading, Part
+from turbofit.report.painters.document import Bar, BarPiece, Heading
 from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_breakdown import KINDS, stack, sums
 
@@ -27,7 +27,7 @@ def memory_blocks(plan: Plan) -> list[Block]:
 def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     """One card's forecast from empty to full."""
     parts = tuple(
-        Part(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
+        BarPiece(mark=KINDS[kind][0], name=KINDS[kind][1], bytes=size)
         for kind, size in sums(stack(ledger)).items()
     )
     return Bar(title=title, room=ledger.total, parts=parts)

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from turbofit.core.messages import groups_of, plural
 from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Code, Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import (
+    Code,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 from turbofit.report.shell import shell_command
 from turbofit.report.views.capacity import capacity
 from turbofit.report.views.interconnect import ways_text
@@ -36,7 +44,7 @@ def plan_view(plan: Plan, run: RunReport | None = None) -> list[Block]:
     """
     blocks: list[Block] = [
         Heading(text=f"{plan.model.name} on {plan.machine.name}"),
-        Line(text=plan.verdict, tone="good" if plan.fits else "bad"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
     ]
     if not plan.fits:
         blocks += _remedies(plan)
@@ -262,7 +270,7 @@ def _candidates(plan: Plan) -> list[Block]:
     ]
     if len(plan.considered) > _SHOWN:
         more = len(plan.considered) - _SHOWN
-        blocks.append(Line(text=f"and {more} more (--json has all of them)", tone="dim"))
+        blocks.append(Paragraph(text=f"and {more} more (--json has all of them)", tone="dim"))
     return blocks
 
 
@@ -297,6 +305,6 @@ def _commands(plan: Plan) -> list[Block]:
     blocks: list[Block] = [Heading(text=title if plan.fits else f"{title} (would not serve)")]
     if plan.machine.source == "preset":
         text = "GPUs by index: a preset has no UUIDs; plan on the machine itself to pin them"
-        blocks.append(Line(text=text, tone="dim"))
+        blocks.append(Paragraph(text=text, tone="dim"))
     blocks.extend(Code(text=shell_command(command)) for command in plan.commands)
     return blocks

@@ -7,7 +7,15 @@ from typing import Any
 
 from turbofit.core.json_types import Document
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.painters.document import Block, Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import (
+    Block,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 
 __all__ = ["pretend_view", "watch_view"]
 
@@ -33,18 +41,18 @@ def pretend_view(document: Document) -> Iterator[Block]:
         yield from _processes(document["processes"])
     if document["pinned_peak"]:
         pinned = format_bytes(document["pinned_peak"])
-        yield Line(text=f"page-locked host memory: at most {pinned}")
-    yield Line(text=f"{document['pretend']}; what each card held is", tone="dim")
+        yield Paragraph(text=f"page-locked host memory: at most {pinned}")
+    yield Paragraph(text=f"{document['pretend']}; what each card held is", tone="dim")
 
 
 def _end(document: Mapping[str, Any]) -> Iterator[Block]:
     code, seconds = document["exit_code"], document["seconds"]
     if document["signal"]:
-        yield Line(text=f"killed by {document['signal']} after {seconds:.1f} s", tone="bad")
+        yield Paragraph(text=f"killed by {document['signal']} after {seconds:.1f} s", tone="bad")
     elif code:
-        yield Line(text=f"ended with exit code {code} after {seconds:.1f} s", tone="bad")
+        yield Paragraph(text=f"ended with exit code {code} after {seconds:.1f} s", tone="bad")
     else:
-        yield Line(text=f"ended well after {seconds:.1f} s", tone="good")
+        yield Paragraph(text=f"ended well after {seconds:.1f} s", tone="good")
     refused = document["refused"]
     if refused is None:
         return
@@ -53,7 +61,7 @@ def _end(document: Mapping[str, Any]) -> Iterator[Block]:
     lacked = f"{format_bytes(refused['short'])} short"
     if refused["simulated"]:
         lacked = f"simulated, allocation {refused['simulated']} was to fail"
-    yield Line(
+    yield Paragraph(
         text=f"last refused: {format_bytes(refused['asked'])} ({refused['kind']}) on GPU "
         f"{refused['gpu']}, where {format_bytes(refused['left'])} were free: {lacked}{times}",
         tone="bad" if failed else "warn",
@@ -84,7 +92,7 @@ def _processes(processes: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
             text = (
                 f"{process['pid']}: its timeline is full; phases and calls after that are missing"
             )
-            yield Line(text=text, tone="warn")
+            yield Paragraph(text=text, tone="warn")
     if sites:
         yield Heading(text="Where the peaks came from")
         yield Items(items=tuple(sites))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.messages import indices
 from turbofit.core.units import format_bytes, mib
-from turbofit.report.painters.document import Column, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 
 if TYPE_CHECKING:
     from turbofit.core.plan import Plan, Rehearsal
@@ -32,7 +32,7 @@ def rehearsal_blocks(plan: Plan, *, timeline: bool = True) -> list[Block]:
             blocks += _end(found, f"GPU {indices(members)}: " if plan.by_group else "")
             blocks += _timeline(plan, members, found) if timeline else []
     if rehearsal.not_known:
-        blocks.append(Line(text="not seen by it, charged from the forecast:", tone="dim"))
+        blocks.append(Paragraph(text="not seen by it, charged from the forecast:", tone="dim"))
         blocks.append(Items(items=rehearsal.not_known, tone="dim"))
     return blocks
 
@@ -45,7 +45,7 @@ def _end(rehearsal: Rehearsal, where: str) -> list[Block]:
         " memory is the engine's own, words and speed are not real"
     )
     tone: Tone = "good" if rehearsal.outcome == "served" else "bad"
-    return [Line(text=text, tone=tone), *_death(rehearsal), *_cases(rehearsal)]
+    return [Paragraph(text=text, tone=tone), *_death(rehearsal), *_cases(rehearsal)]
 
 
 def _death(rehearsal: Rehearsal) -> list[Block]:
@@ -55,7 +55,7 @@ def _death(rehearsal: Rehearsal) -> list[Block]:
     text = f"it ended in {death.phase}, at {death.where}"
     if death.asked is not None and death.left is not None:
         text += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
-    return [Line(text=text, tone="bad")]
+    return [Paragraph(text=text, tone="bad")]
 
 
 def _cases(rehearsal: Rehearsal) -> list[Block]:

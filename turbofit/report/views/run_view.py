@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turbofit.core.units import MIB, mib
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
 from turbofit.report.views.forecast_vs_actual import sides
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def run_blocks(plan: Plan, run: RunReport) -> list[Block]:
     blocks: list[Block] = [Heading(text="Run"), FactList(facts=_facts(run))]
     if run.pretend:
         text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
-        blocks.append(Line(text=text, tone="warn"))
+        blocks.append(Paragraph(text=text, tone="warn"))
     for attempt in run.attempts:
         if attempt.ended:
             text = f"start {attempt.number} ended: {attempt.ended.get('message', '')}"
-            blocks.append(Line(text=text, tone="bad"))
+            blocks.append(Paragraph(text=text, tone="bad"))
     blocks += _moments(plan, run.last)
     if run.events:
         items = tuple(f"{one.at} {one.kind}: {one.text}" for one in run.events[-_EVENTS:])

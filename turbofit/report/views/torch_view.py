@@ -8,7 +8,15 @@ from typing import Any
 from turbofit.core.json_types import Document
 from turbofit.core.units import format_bytes, mib
 from turbofit.rehearse.torch.torch_drivers import DRIVERS
-from turbofit.report.painters.document import Block, Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import (
+    Block,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 
 __all__ = ["torch_view"]
 
@@ -28,7 +36,7 @@ def torch_view(document: Document) -> Iterator[Block]:
     named = f"{driver.title} {versions.get(driver.package, '')}".strip()
     yield Heading(text=f"{document['model']['name']} with {named} on pretend GPUs")
     served = document["outcome"] == "served"
-    yield Line(
+    yield Paragraph(
         text=f"{document['outcome']} in {document['seconds']:.1f} s with torch "
         f"{versions.get('torch', '?')}: memory is the engine's own, values and speed are not real",
         tone="good" if served else "bad",
@@ -39,7 +47,7 @@ def torch_view(document: Document) -> Iterator[Block]:
         yield from _card(card)
     if document["cases"]:
         yield from _cases(document)
-    yield Line(text="not known to it:", tone="dim")
+    yield Paragraph(text="not known to it:", tone="dim")
     yield Items(items=tuple(document["not_known"]), tone="dim")
 
 
@@ -52,7 +60,7 @@ def _death(death: Mapping[str, Any] | None, *, refused: bool) -> Iterator[Block]
             f" on GPU {death['gpu']}: {format_bytes(death['asked'])} asked, "
             f"{format_bytes(death['left'])} left"
         )
-    yield Line(text=text, tone="bad")
+    yield Paragraph(text=text, tone="bad")
     facts = [("said", death["message"])]
     if death["pid"] is not None:
         facts.append(("process", f"{death['pid']} {death['command'][:60]}"))
@@ -65,7 +73,7 @@ def _death(death: Mapping[str, Any] | None, *, refused: bool) -> Iterator[Block]
         facts.append(("engine's own health", str(after["health"])))
     yield FactList(facts=tuple(facts))
     if after and after["next_request"] != "finished":
-        yield Line(
+        yield Paragraph(
             text="the process lives on and serves nobody: over HTTP LMDeploy 0.18 answers every "
             "further request with 503, and its /health was still 200 when that was measured",
             tone="bad",
@@ -150,7 +158,7 @@ def _cases(document: Mapping[str, Any]) -> Iterator[Block]:
         rows=tuple(rows),
     )
     decides = f"{document['decides']} decides; " if document["decides"] else ""
-    yield Line(
+    yield Paragraph(
         text=f"{decides}torch keeps what it has reserved, so left falls from case to case; idle is "
         "reserved and not in use, margin is left + idle: left is certain, idle needs luck",
         tone="dim",

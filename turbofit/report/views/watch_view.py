@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import plural
 from turbofit.core.units import format_bytes
-from turbofit.report.painters.document import Column, FactList, Heading, Items, Line, Table
+from turbofit.report.painters.document import Column, FactList, Heading, Items, Paragraph, Table
 from turbofit.report.views.ledger_view import fold
 from turbofit.report.views.memory_view import memory_bar
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.core.run_report import RunReport
-    from turbofit.observe.live import EngineNow, Now
+    from turbofit.observe.live import LiveEngine, LiveServer
     from turbofit.report.painters.document import Block
 
 __all__ = ["watch_view"]
@@ -27,8 +27,8 @@ _NONE: Final = "-"
 def watch_view(
     plan: Plan,
     run: RunReport | None,
-    now: Now | None,
-    before: tuple[Now, float] | None,
+    now: LiveServer | None,
+    before: tuple[LiveServer, float] | None,
     used: Mapping[int, int],
 ) -> list[Block]:
     """One screen.
@@ -43,7 +43,7 @@ def watch_view(
     blocks: list[Block] = [Heading(text=plan.model.name), FactList(facts=_facts(run, now))]
     if run is not None and run.pretend:
         text = "on pretend GPUs: memory is the engine's own, words and speed are not real"
-        blocks.append(Line(text=text, tone="warn"))
+        blocks.append(Paragraph(text=text, tone="warn"))
     if now is not None:
         blocks.append(_engines(now, before))
     blocks += _memory(plan, used)
@@ -55,7 +55,7 @@ def watch_view(
     return blocks
 
 
-def _facts(run: RunReport | None, now: Now | None) -> tuple[tuple[str, str], ...]:
+def _facts(run: RunReport | None, now: LiveServer | None) -> tuple[tuple[str, str], ...]:
     facts = []
     if run is not None:
         facts.append(("state", f"{run.state}, started {run.started}, start {len(run.attempts)}"))
@@ -73,7 +73,7 @@ def _facts(run: RunReport | None, now: Now | None) -> tuple[tuple[str, str], ...
     return tuple(facts)
 
 
-def _deaths(now: Now) -> str:
+def _deaths(now: LiveServer) -> str:
     """What became of requests that engines died of, and of those who sent them."""
     suspects, clients = plural(now.suspects, "request"), plural(now.clients_refused, "client")
     return (
@@ -82,7 +82,7 @@ def _deaths(now: Now) -> str:
     )
 
 
-def _engines(now: Now, before: tuple[Now, float] | None) -> Table:
+def _engines(now: LiveServer, before: tuple[LiveServer, float] | None) -> Table:
     titles = ("up", "at it", "units", "running", "KV used", "prompt tok/s", "output tok/s")
     columns = (
         Column(title="engine"),
@@ -94,7 +94,7 @@ def _engines(now: Now, before: tuple[Now, float] | None) -> Table:
     return Table(columns=columns, rows=rows)
 
 
-def _row(one: EngineNow, before: EngineNow | None, seconds: float) -> tuple[str, ...]:
+def _row(one: LiveEngine, before: LiveEngine | None, seconds: float) -> tuple[str, ...]:
     return (
         str(one.index),
         "yes" if one.up else "no",
@@ -135,7 +135,7 @@ def _words(ledger: GpuLedger, used: int | None) -> str:
     return f"{format_bytes(used)} in use now{more}; {forecast}"
 
 
-def _held_back(now: Now) -> list[Block]:
+def _held_back(now: LiveServer) -> list[Block]:
     blocks: list[Block] = []
     for title, found in (("Lowered to the plan", now.limited), ("Refused", now.refused)):
         if found:
