@@ -30,7 +30,7 @@ from turbofit.rehearse.turbomind.ledger import Ledger
 from turbofit.rehearse.turbomind.sites import CallSites
 from turbofit.rehearse.turbomind.spec import RehearsalCase, RehearsalRequest, Spec
 
-__all__ = ["TurboMindLives", "judged"]
+__all__ = ["TurboMindLives", "judged", "stand_in_checkpoint"]
 
 #: How the pretend driver begins what it prints: nobody's real log has it.
 _OURS = b"turbofit pretend:"
@@ -47,6 +47,14 @@ def _diagnosis(config: Config, log: bytes) -> Diagnosis:
     return diagnose([command.encode(), real], on=config.on)
 
 
+def stand_in_checkpoint(config: Config, checkpoints: Path) -> Path:
+    """The folder of the model's stand-in checkpoint, written where it is missing."""
+    folder = checkpoints / config.model
+    if not folder.exists():
+        write_checkpoint(config.model, folder)
+    return folder
+
+
 class TurboMindLives:
     """Lives of one configuration of TurboMind; a context manager.
 
@@ -57,10 +65,7 @@ class TurboMindLives:
 
     def __init__(self, config: Config, checkpoints: Path) -> None:
         self._config = config
-        folder = checkpoints / config.model
-        if not folder.exists():
-            write_checkpoint(config.model, folder)
-        self._spec = _spec(config, folder)
+        self._spec = _spec(config, stand_in_checkpoint(config, checkpoints))
         self._shared = ""
         self._before = (0, 0)
 

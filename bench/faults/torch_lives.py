@@ -12,10 +12,9 @@ from typing import Any
 
 from bench.common.processes import CUDA_PATH
 from bench.faults.allocation_configs import Config, Ended, Point
-from bench.faults.allocation_lives import judged
+from bench.faults.allocation_lives import judged, stand_in_checkpoint
 from turbofit.pretend.scenario import Scenario
 from turbofit.pretend.timeline import PINNED, read_timeline
-from turbofit.rehearse.checkpoint.twin import write_checkpoint
 from turbofit.rehearse.torch.torch_run import EndedRehearsal, run_torch
 from turbofit.rehearse.torch.torch_spec import TorchCase, TorchRequest, TorchSpec
 
@@ -40,9 +39,7 @@ class TorchLives:
 
     def __init__(self, config: Config, checkpoints: Path) -> None:
         self._config = config
-        folder = checkpoints / config.model
-        if not folder.exists():
-            write_checkpoint(config.model, folder)
+        folder = stand_in_checkpoint(config, checkpoints)
         case = TorchCase("vision_request", TorchRequest(images=(_PICTURE,)))
         settings: dict[str, Any] = _SETTINGS[config.engine]
         self._spec = TorchSpec(config.engine, folder, settings, (case,), _CASE_SECONDS)

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.common.standin.standin_engine import (
+    STARTING,
+    budget_line,
+    lengths_line,
+    slab_line,
+)
 from bench.simulation.machine import OutOfDeviceMemory
 from bench.simulation.scheduler import Event
 
@@ -128,7 +134,7 @@ class SimulatedEngine:
         if self.fault.stuck == "starting":
             yield None
         self._take("context")
-        say("`max_context_token_num` is not set, default to 32768.", level="WARN")
+        say(STARTING, level="WARN")
         yield 5.0 + self.fault.slow
         self._meet("weights")
         if self.fault.stuck == "weights":
@@ -142,18 +148,11 @@ class SimulatedEngine:
         self.world.sized(self)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
-        say(
-            f"Object cache budget: {budget / MIB:.2f} MB from free {free / MIB:.2f} MB "
-            f"and ratio {self.ratio:.3f}"
-        )
-        count = max(1, budget // (32 * MIB))
-        say(
-            f"slab_size {32 * MIB}, object_size {2 * MIB}, object_count {16 * count}, ratio 1",
-            level="WARN",
-        )
+        say(budget_line(free / MIB, self.ratio))
+        say(slab_line(max(1, budget // (32 * MIB))), level="WARN")
         self._take("buffers")
         yield 1.0
-        say("Warm-up lengths: 8, 16, 4096")
+        say(lengths_line(4096))
         say("8")
         if self.fault.floods:
             while True:

@@ -188,7 +188,7 @@ def _modules() -> tuple[types.ModuleType, ...]:
 
 
 def _call(self: Any, method: str, path: str, body: Any = None, *, timeout: float) -> Any:
-    """`launch.engine.engine_client.Client.call` over the simulated loopback."""
+    """`launch.engine.engine_client.EngineClient.call` over the simulated loopback."""
     one = world()
     engine = one.machine.ports.get(self._port)
     if engine is None or not engine.listening:
@@ -333,7 +333,7 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
         yield f"turbofit.launch.{thread}.start", _start
     # Processes and their loopback.
     yield f"{engine}.supervised_engine.EngineProcess", partial(SimulatedEngineProcess, one)
-    yield f"{engine}.engine_client.Client.call", _call
+    yield f"{engine}.engine_client.EngineClient.call", _call
     yield f"{engine}.environment.check_port", _check_port
     yield f"{serve}.supervisor.check_port", _check_port
     yield f"{serve}.attempt.free_ports", _free_ports

@@ -66,17 +66,12 @@ def outcome_without_cache(account: Account) -> StartOutcome:
         return outcome
     tightest = min(ledgers, key=lambda ledger: ledger.headroom - ledger.margin)
     missing = max(1, tightest.margin - tightest.headroom)
-    return StartOutcome(
-        kind="request",
-        gpu=tightest.index,
-        term=_largest(tightest.ledger, "transient"),
-        missing=missing,
-        text=(
-            f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
-            f" margin of {format_bytes(tightest.margin)} before the first KV block"
-            f" ({_makeup(tightest, worst=True)})"
-        ),
+    text = (
+        f"GPU {tightest.index} has no room for a cache: {format_bytes(missing)} short of the"
+        f" margin of {format_bytes(tightest.margin)} before the first KV block"
+        f" ({_makeup(tightest, worst=True)})"
     )
+    return _failure("request", tightest, missing, text, _largest(tightest.ledger, "transient"))
 
 
 def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
@@ -89,15 +84,11 @@ def _outcomes(account: Account, ratio: float) -> Iterator[StartOutcome]:
     for ledger in ledgers:
         if not ledger.fits:
             missing = ledger.margin - ledger.headroom
-            yield StartOutcome(
-                kind="margin",
-                gpu=ledger.index,
-                missing=missing,
-                text=(
-                    f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
-                    f" {format_bytes(missing)} less than the margin"
-                ),
+            text = (
+                f"serves with {format_bytes(ledger.headroom)} to spare on GPU {ledger.index},"
+                f" {format_bytes(missing)} less than the margin"
             )
+            yield _failure("margin", ledger, missing, text, "")
 
 
 def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
@@ -114,18 +105,13 @@ def _loading(ledgers: Sequence[GpuLedger]) -> Iterator[StartOutcome]:
             staged = f", torch's staging of tensors {format_bytes(staging)}" if staging else ""
             others = _others(ledger)
             held = f"others hold {format_bytes(others)}, " if others else ""
-            yield StartOutcome(
-                kind="load",
-                gpu=ledger.index,
-                term=_largest(ledger.ledger, "weights"),
-                missing=missing,
-                text=(
-                    f"runs out of memory while loading: GPU {ledger.index} is"
-                    f" {format_bytes(missing)} short of a load peak of"
-                    f" {format_bytes(ledger.load_peak)}"
-                    f" ({held}weights {format_bytes(weights)}{staged})"
-                ),
+            text = (
+                f"runs out of memory while loading: GPU {ledger.index} is"
+                f" {format_bytes(missing)} short of a load peak of"
+                f" {format_bytes(ledger.load_peak)}"
+                f" ({held}weights {format_bytes(weights)}{staged})"
             )
+            yield _failure("load", ledger, missing, text, _largest(ledger.ledger, "weights"))
 
 
 def _starting(
@@ -138,16 +124,9 @@ def _starting(
     missing = account.cache_shortfall_at(ratio)
     if missing:
         blocks, needed = account.blocks_at(ratio), account.least_blocks
-        yield StartOutcome(
-            kind="hang",
-            gpu=ledgers[0].index,
-            term="kv_cache",
-            missing=missing,
-            text=(
-                f"never starts: the cache holds {blocks} KV blocks of the {needed} "
-                + account.cache_shortfall.format(more=format_bytes(missing))
-            ),
-        )
+        needs = account.cache_shortfall.format(more=format_bytes(missing))
+        text = f"never starts: the cache holds {blocks} KV blocks of the {needed} {needs}"
+        yield _failure("hang", ledgers[0], missing, text)
     for ledger in ledgers:
         missing = ledger.steady - _usable(ledger)
         if missing > 0:
@@ -166,32 +145,28 @@ def _serving(account: Account, ledgers: Sequence[GpuLedger]) -> Iterator[StartOu
             first = min(deadly, key=lambda term: term.bytes)
             missing = base + first.bytes - _usable(ledger)
             held, left = _pool(ledger.ledger), _usable(ledger) - ledger.steady
-            yield StartOutcome(
-                kind="request",
-                gpu=ledger.index,
-                term=first.term,
-                missing=missing,
-                text=(
-                    f"starts, then {account.dies} on {_case(first)}: it needs"
-                    f" {format_bytes(first.bytes)} of {account.allocator} where"
-                    f" {format_bytes(held)} are held and"
-                    f" {format_bytes(left)} are free on GPU {ledger.index}"
-                    f" ({format_bytes(missing)} short)"
-                ),
+            text = (
+                f"starts, then {account.dies} on {_case(first)}: it needs"
+                f" {format_bytes(first.bytes)} of {account.allocator} where"
+                f" {format_bytes(held)} are held and"
+                f" {format_bytes(left)} are free on GPU {ledger.index}"
+                f" ({format_bytes(missing)} short)"
             )
+            yield _failure("request", ledger, missing, text, first.term)
 
 
 def _short(kind: OutcomeKind, ledger: GpuLedger, missing: int, when: str) -> StartOutcome:
-    return StartOutcome(
-        kind=kind,
-        gpu=ledger.index,
-        term="kv_cache",
-        missing=missing,
-        text=(
-            f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short"
-            f" ({_makeup(ledger)})"
-        ),
+    text = (
+        f"runs out of memory {when}: GPU {ledger.index} is {format_bytes(missing)} short"
+        f" ({_makeup(ledger)})"
     )
+    return _failure(kind, ledger, missing, text)
+
+
+def _failure(
+    kind: OutcomeKind, ledger: GpuLedger, missing: int, text: str, term: str = "kv_cache"
+) -> StartOutcome:
+    return StartOutcome(kind=kind, gpu=ledger.index, term=term, missing=missing, text=text)
 
 
 def _case(term: Term) -> str:

@@ -88,7 +88,7 @@ def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
     *,
     keep: Path | None = None,
     stdout: int | IO[bytes] | None = None,
-    watch: Callable[[Scenario, SharedRecord], None] | None = None,
+    on_poll: Callable[[Scenario, SharedRecord], None] | None = None,
     base: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> FinishedRun:
@@ -99,7 +99,7 @@ def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
         scenario: the machine.
         keep: a new or empty folder for scenario, shared file and timelines; None: they go.
         stdout: where the command's standard output goes; None: to ours.
-        watch: called every two seconds with the machine's processes.
+        on_poll: called every two seconds with the machine's processes.
         base: the environment to start from, by default this process's.
         python: the Python whose packages the command loads, where it does not tell itself.
 
@@ -113,8 +113,8 @@ def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
         made = prepare(scenario, folder, base, site=site)
 
         def tick() -> None:
-            if watch is not None:
-                watch(scenario, read_shared(made.shared))
+            if on_poll is not None:
+                on_poll(scenario, read_shared(made.shared))
 
         _LOG.info("on pretend GPUs: %s in %s", command[0], folder)
         begun = time.monotonic()
@@ -122,7 +122,7 @@ def run_pretend(  # noqa: PLR0913 - a door: its keywords are what can be asked
             command,
             made.env,
             stdout=stdout,
-            every=WATCH_SECONDS if watch else 3600.0,
+            every=WATCH_SECONDS if on_poll else 3600.0,
             tick=tick,
         )
         seconds = round(time.monotonic() - begun, 3)

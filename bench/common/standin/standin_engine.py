@@ -31,6 +31,27 @@ FRAMES = {
 }
 
 
+#: The first line of a start.
+STARTING = "`max_context_token_num` is not set, default to 32768."
+
+
+def budget_line(free: float, ratio: float) -> str:
+    """How TurboMind says what its cache takes, of so many free MiB."""
+    return (
+        f"Object cache budget: {free * ratio:.2f} MB from free {free:.2f} MB and ratio {ratio:.3f}"
+    )
+
+
+def slab_line(slabs: int) -> str:
+    """How TurboMind says that its cache is cut into blocks: so many slabs of 32 MiB."""
+    return f"slab_size {32 * MIB}, object_size {2 * MIB}, object_count {16 * slabs}, ratio 1"
+
+
+def lengths_line(longest: int) -> str:
+    """How TurboMind says which requests warm it up, up to so many tokens."""
+    return f"Warm-up lengths: 8, 16, {longest}"
+
+
 def say(text: str, *, level: str = "INFO", where: str = "turbomind.cc:305") -> None:
     """One line as TurboMind prints it, if its level would."""
     if level == "INFO" and os.environ.get("TM_LOG_LEVEL", "WARNING") != "INFO":
@@ -64,7 +85,7 @@ class StandInEngine:
         self._start()
 
     def _start(self) -> None:
-        say("`max_context_token_num` is not set, default to 32768.", level="WARN")
+        say(STARTING, level="WARN")
         if self.script == "stuck_weights":
             threading.Event().wait()
         if self.script == "oom_weights":
@@ -86,21 +107,13 @@ class StandInEngine:
 
     def _size_cache(self) -> None:
         free = float(os.environ.get("STANDIN_FREE", "20114"))
-        ratio = self.engine_config.cache_max_entry_count
-        say(
-            f"Object cache budget: {free * ratio:.2f} MB from free {free:.2f} MB "
-            f"and ratio {ratio:.3f}"
-        )
-        say(
-            f"slab_size {32 * MIB}, object_size {2 * MIB}, object_count 16, ratio 1",
-            level="WARN",
-            where="slab.h:136",
-        )
+        say(budget_line(free, self.engine_config.cache_max_entry_count))
+        say(slab_line(1), level="WARN", where="slab.h:136")
 
     def _warm_up(self) -> None:
         config = self.engine_config
         most = config.max_prefill_token_num + config.max_batch_size
-        say(f"Warm-up lengths: 8, 16, {most}")
+        say(lengths_line(most))
         say("8")
         if self.script == "oom_warmup":
             abort_out_of_memory(self.script)

@@ -77,19 +77,25 @@ def test_one_at_a_time_the_least_suspected_first_and_the_newest_last() -> None:
     assert virtual_time.run(run()) == (["c", "b", "a"], [False] * 3, 0)
 
 
+async def a_suspect_waits() -> tuple[Line, asyncio.Task[RoutedEngine | None]]:
+    """Two engines that are taken, and a suspect that waits for one of them."""
+    line = Line(2)
+    for engine in line.engines:
+        await line.take(engine)
+    trial = line.ask("a")
+    await moments()
+    return line, trial
+
+
 def test_it_waits_until_an_engine_is_empty_and_nobody_new_comes_there() -> None:
     async def run():
-        line = Line(2)
-        for engine in line.engines:
-            await line.take(engine)
-        asked = line.ask("a")
-        await moments()
+        line, trial = await a_suspect_waits()
         (kept,) = [engine for engine in line.engines if engine.reserved]
         new = await line.door.admit("x", FREE)
-        assert not asked.done()
+        assert not trial.done()
         assert new is not kept
         line.leave(kept)
-        assert await asked is kept
+        assert await trial is kept
         await moments(29.0)
         assert kept.reserved
         await moments(1.1)  # half a minute alone is enough
@@ -153,14 +159,10 @@ def test_who_leaves_gives_its_engine_back() -> None:
 
 def test_who_is_no_suspect_any_more_goes_as_others_do() -> None:
     async def run():
-        line = Line(2)
-        for engine in line.engines:
-            await line.take(engine)
-        asked = line.ask("a")
-        await moments()
+        line, trial = await a_suspect_waits()
         line.suspects.acquit("a", ())
         line.trials.pump()
-        found = await asked
+        found = await trial
         return found, [engine.reserved for engine in line.engines]
 
     assert virtual_time.run(run()) == (None, [False, False])

@@ -51,7 +51,7 @@ class GpuUsageReader:
 def engine() -> Any:
     free = int(PLAN.kv.region_bytes / PLAN.settings.cache_max_entry_count)
     budget = CacheBudget(budget=PLAN.kv.region_bytes, free=free, ratio=0.5)
-    return SimpleNamespace(group=0, name="engine", watch=SimpleNamespace(budget=budget))
+    return SimpleNamespace(group=0, name="engine", tracker=SimpleNamespace(budget=budget))
 
 
 def drive(progress: Progress, usage: GpuUsageReader) -> list[str]:

@@ -61,7 +61,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     assert (worst.peak, worst.last) == (others + 81 * MIB, others + MIB)
     assert len(taken) == 6
     # A new start has a timeline of its own.
-    engine.words = SimpleNamespace(timeline=tmp_path / "another")
+    engine.start_command = SimpleNamespace(timeline=tmp_path / "another")
     with pytest.raises(MachineError, match="account cannot be read"):
         usage.read(engine)
     (tmp_path / "another").write_text("P context\n" + allocated(MIB, 2 * MIB, "b1"))

@@ -23,7 +23,7 @@ CUDA = "[TM][FATAL][1120.08:30:01.123456][a.cc:1] CUDA error: out of memory"
 FRAME = "  [ 0] InternVit::Impl::Forward @ src/x.cc:1"
 
 
-def watch(*lines: str) -> StartupTracker:
+def tracker(*lines: str) -> StartupTracker:
     seen = StartupTracker(plausible_plan())
     for line in lines:
         seen.see(line, 1, 0.0)
@@ -65,20 +65,20 @@ def test_phases_come_once_and_figures_with_them() -> None:
     ],
 )  # fmt: skip
 def test_endings(lines: tuple[str, ...], code: int, kind: type, words: str) -> None:
-    error = ending(code, watch(*lines), plausible_plan(), LOG).error
+    error = ending(code, tracker(*lines), plausible_plan(), LOG).error
     assert type(error) is kind
     assert words in error.message
     assert str(LOG) in error.hint
 
 
 def test_the_first_fault_counts_not_what_follows_from_it() -> None:
-    seen = watch(START, CUDA, "RuntimeError: NCCL error x:1 'aborted'")
+    seen = tracker(START, CUDA, "RuntimeError: NCCL error x:1 'aborted'")
     assert ending(-6, seen, plausible_plan(), LOG).error.exit_code == 6
 
 
 def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> None:
     wait = TM + "out of memory at 0/1"
-    seen = watch(START, BUDGET, SLAB, WARM, TM + "8320")
+    seen = tracker(START, BUDGET, SLAB, WARM, TM + "8320")
     seen.see(wait, 999, 10.0)
     assert not seen.hangs(20.0)
     seen.see(wait, 1, 10.5)
@@ -92,15 +92,15 @@ def test_a_hang_is_many_waits_for_memory_in_the_warm_up_and_nothing_else() -> No
 
 
 def test_back_pressure_while_serving_is_no_hang() -> None:
-    seen = watch(START, BUDGET, WARM, DONE)
+    seen = tracker(START, BUDGET, WARM, DONE)
     seen.see(TM + "out of memory at 0/1", 10**6, 0.0)
     seen.see(TM + "hit resource limit at 1/2", 10**6, 0.0)
     assert not seen.hangs(1e6)
 
 
 def test_every_signal_has_a_name_or_a_number() -> None:
-    assert "signal 99" in ending(-99, watch(), plausible_plan(), LOG).error.message
-    assert signal.SIGABRT.name in ending(134, watch(), plausible_plan(), LOG).error.message
+    assert "signal 99" in ending(-99, tracker(), plausible_plan(), LOG).error.message
+    assert signal.SIGABRT.name in ending(134, tracker(), plausible_plan(), LOG).error.message
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_every_signal_has_a_name_or_a_number() -> None:
     ],
 )
 def test_what_the_memory_was_for(lines: tuple[str, ...], phase: str) -> None:
-    ended = ending(-6, watch(*lines), plausible_plan(), LOG)
+    ended = ending(-6, tracker(*lines), plausible_plan(), LOG)
     assert ended.kind == "out_of_memory"
     assert ended.phase == phase
     assert ended.is_oom
@@ -127,7 +127,7 @@ def test_the_pretend_account_adds_the_bytes() -> None:
         gpu=2, phase="serving", where="InternVit::Impl::Forward", requested=500 << 20,
         left=300 << 20, short=202 << 20,
     )  # fmt: skip
-    ended = ending(-6, watch(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
+    ended = ending(-6, tracker(START, BUDGET, WARM, DONE, CUDA), plausible_plan(), LOG, death=death)
     assert (ended.phase, ended.gpu, ended.missing) == ("vision", 2, 202 << 20)
     assert "it asked 500 MiB where 300 MiB were left on GPU 2" in ended.error.message
     assert "(in InternVit::Impl::Forward)" in ended.error.message
@@ -135,11 +135,11 @@ def test_the_pretend_account_adds_the_bytes() -> None:
 
 
 def test_who_killed_it() -> None:
-    by_kernel = ending(-9, watch(START), plausible_plan(), LOG, host_kills=1)
+    by_kernel = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=1)
     assert (by_kernel.kind, by_kernel.phase) == ("host_memory", "host")
-    nobody_knows = ending(-9, watch(START), plausible_plan(), LOG, host_kills=None)
+    nobody_knows = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=None)
     assert nobody_knows.kind == "host_memory"
-    by_somebody = ending(-9, watch(START), plausible_plan(), LOG, host_kills=0)
+    by_somebody = ending(-9, tracker(START), plausible_plan(), LOG, host_kills=0)
     assert by_somebody.kind == "killed"
     assert by_somebody.retryable
     assert isinstance(by_somebody.error, LaunchError)
@@ -147,7 +147,7 @@ def test_who_killed_it() -> None:
 
 def test_the_drivers_errors_are_said() -> None:
     note = "Xid 79 on 0000:01:00: the card has fallen off the bus"
-    ended = ending(-6, watch(START), plausible_plan(), LOG, notes=(note,))
+    ended = ending(-6, tracker(START), plausible_plan(), LOG, notes=(note,))
     assert note in ended.error.message
 
 
@@ -164,7 +164,7 @@ def test_a_loop_that_failed_is_waited_for_until_its_last_words() -> None:
 
 
 def test_page_locked_memory_is_not_the_gpus() -> None:
-    seen = watch(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME)
+    seen = tracker(START, BUDGET, CUDA.replace("a.cc:1", "allocator.cc:105"), FRAME)
     end = ending(-6, seen, plausible_plan(), LOG)
     assert (end.kind, end.phase, end.where) == ("host_memory", "host", "InternVit::Impl::Forward")
     assert "page-locked host memory" in end.error.message
@@ -172,7 +172,7 @@ def test_page_locked_memory_is_not_the_gpus() -> None:
 
 def test_a_call_that_a_check_guards_runs_out_of_memory_too() -> None:
     checked = CUDA.replace("CUDA error:", "Check failed: status == cudaSuccess")
-    end = ending(-6, watch(START, BUDGET, WARM, checked), plausible_plan(), LOG)
+    end = ending(-6, tracker(START, BUDGET, WARM, checked), plausible_plan(), LOG)
     assert (end.kind, end.phase, end.retryable) == ("out_of_memory", "warm-up", False)
 
 
@@ -180,6 +180,6 @@ def test_an_allocation_that_was_to_fail_lacked_nothing() -> None:
     death = PretendDeath(
         gpu=0, phase="warm-up", where="x", requested=512, left=1 << 30, short=None, simulated=7
     )
-    end = ending(-6, watch(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
+    end = ending(-6, tracker(START, BUDGET, WARM, CUDA), plausible_plan(), LOG, death=death)
     assert (end.missing, end.left) == (None, 1 << 30)
     assert "simulated" in end.error.message

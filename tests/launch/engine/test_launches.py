@@ -20,11 +20,11 @@ def test_the_key_is_in_no_command_line(tmp_path: Path) -> None:
     (tmp_path / "dumps.py").write_text(DUMP)
     command = Command(env={"A": "1"}, argv=("lmdeploy", "serve", "--server-port", "7"), group=0)
     launch = Launch(command, module_runner("dumps"), "secret", hidden=True)
-    words = launch.words(0)
-    assert "secret" not in " ".join(words.argv)
-    assert words.env["A"] == "1"
+    start = launch.start_command(0)
+    assert "secret" not in " ".join(start.argv)
+    assert start.env["A"] == "1"
     done = subprocess.run(
-        words.argv, env={**words.env, "PYTHONPATH": str(tmp_path)}, capture_output=True, check=True
+        start.argv, env={**start.env, "PYTHONPATH": str(tmp_path)}, capture_output=True, check=True
     )
     (argv, left) = json.loads(done.stdout)
     assert argv[1:] == ["serve", "--server-port", "7", "--api-keys", "secret"]
@@ -36,7 +36,7 @@ def test_a_key_of_the_users_own_is_not_given_twice() -> None:
     command = Command(env={}, argv=("lmdeploy", "--api-keys", "mine"), group=0)
     launch = Launch(command, module_runner("x"), "mine")
     assert launch.key == "mine"
-    assert KEY not in launch.words(0).env
+    assert KEY not in launch.start_command(0).env
 
 
 def test_private_commands_are_closed() -> None:

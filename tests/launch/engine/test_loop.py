@@ -25,50 +25,50 @@ def plan() -> Plan:
 
 
 def watched(plan: Plan, *lines: str) -> StartupTracker:
-    watch = StartupTracker(plan)
+    tracker = StartupTracker(plan)
     for number, line in enumerate(lines):
-        watch.see(line, 1, float(number) / 100)
-    return watch
+        tracker.see(line, 1, float(number) / 100)
+    return tracker
 
 
 def test_a_loop_that_died_of_an_image(plan: Plan) -> None:
-    watch = watched(
+    tracker = watched(
         plan,
         "INFO:     Uvicorn running on http://127.0.0.1:1",
         FAILED,
         "    image_embeds = self.visual(pixel_values)",
         OOM,
     )
-    assert watch.loop_failed(0.05)
-    end = loop_ended(watch, plan, LOG)
+    assert tracker.loop_failed(0.05)
+    end = loop_ended(tracker, plan, LOG)
     assert (end.kind, end.phase, end.requested) == ("out_of_memory", "vision", 640 << 20)
     assert isinstance(end.error, OutOfMemoryError)
     assert end.is_oom
 
 
 def test_the_pretend_account_says_where_and_how_much_was_missing(plan: Plan) -> None:
-    watch = watched(plan, FAILED, OOM)
+    tracker = watched(plan, FAILED, OOM)
     death = PretendDeath(
         gpu=0, where="qwen2_vl.py:449 forward", requested=100, left=40, short=60, phase="start"
     )
-    end = loop_ended(watch, plan, LOG, death)
+    end = loop_ended(tracker, plan, LOG, death)
     assert (end.missing, end.left, end.where) == (60, 40, "qwen2_vl.py:449 forward")
 
 
 def test_a_loop_that_died_of_something_else_waits_for_its_words(plan: Plan) -> None:
-    watch = watched(plan, FAILED, "KeyError: 'x'")
-    assert not watch.loop_failed(0.5)
-    assert watch.loop_failed(2.5)
-    end = loop_ended(watch, plan, LOG)
+    tracker = watched(plan, FAILED, "KeyError: 'x'")
+    assert not tracker.loop_failed(0.5)
+    assert tracker.loop_failed(2.5)
+    end = loop_ended(tracker, plan, LOG)
     assert end.kind == "crash"
     assert end.retryable
     assert "503" in end.error.message
 
 
 def test_no_room_for_a_cache(plan: Plan) -> None:
-    watch = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
-    assert watch.no_cache == "kv cache"
-    assert no_cache(watch, plan, LOG).phase == "cache"
+    tracker = watched(plan, "RuntimeError: No enough gpu memory for kv cache.")
+    assert tracker.no_cache == "kv cache"
+    assert no_cache(tracker, plan, LOG).phase == "cache"
 
 
 def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
@@ -81,6 +81,6 @@ def test_processes_that_missed_each_other_are_started_again(plan: Plan) -> None:
 
 
 def test_a_turbomind_s_log_is_read_as_before() -> None:
-    watch = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
-    assert not watch.raced
-    assert not watch.loop_failed(10.0)
+    tracker = watched(plausible_plan(gpus=1, tp=1), FAILED, "EOFError")
+    assert not tracker.raced
+    assert not tracker.loop_failed(10.0)

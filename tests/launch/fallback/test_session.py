@@ -71,10 +71,10 @@ def test_commands():
 )
 def test_endings_of_torch(lines, phase, tmp_path):
     plan = planned()
-    watch = StartupTracker(plan)
+    tracker = StartupTracker(plan)
     for line in [*lines, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."]:
-        watch.see(line, 1, 0.0)
-    end = ending(1, watch, plan, tmp_path / "log")
+        tracker.see(line, 1, 0.0)
+    end = ending(1, tracker, plan, tmp_path / "log")
     assert (end.kind, end.phase, end.requested) == ("out_of_memory", phase, 2 << 30)
     assert "LMDeploy" not in end.error.message + end.error.hint
 

@@ -197,7 +197,7 @@ class Gateway:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         request = RequestContext(scope, self.bounds, self.fleet.routing_table)
-        watch: asyncio.Task[None] | None = None
+        disconnect_task: asyncio.Task[None] | None = None
         try:
             raw_path = _raw_path(scope)
             request.api = api_of(raw_path)
@@ -219,7 +219,9 @@ class Gateway:
                 request.body = await self._bodies.read(request.headers, receive, request.who)
             request.bytes_in, request.read = len(request.body), time.perf_counter()
             self._bodies.keep(request.bytes_in, request.who)
-            watch = asyncio.ensure_future(_watch(receive, request, asyncio.current_task()))
+            disconnect_task = asyncio.ensure_future(
+                _await_disconnect(receive, request, asyncio.current_task())
+            )
             try:
                 await self._pass_on(request, send)
             finally:
@@ -236,8 +238,8 @@ class Gateway:
             await self._refuse(request, Refusal(500, "internal", "an internal error"), send)
             self._bug(exc)
         finally:
-            if watch is not None:
-                watch.cancel()
+            if disconnect_task is not None:
+                disconnect_task.cancel()
             self._record(request)
 
     async def _pass_on(self, request: RequestContext, send: Send) -> None:
@@ -334,7 +336,9 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
     ]
 
 
-async def _watch(receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None) -> None:
+async def _await_disconnect(
+    receive: Receive, request: RequestContext, task: asyncio.Task[Any] | None
+) -> None:
     """End the request when its client goes away."""
     while True:
         if (await receive())["type"] == "http.disconnect":

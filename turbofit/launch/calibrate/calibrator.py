@@ -83,7 +83,7 @@ class Calibrator:
         self, engine: SupervisedEngine, model: str, ask: Callable[[ProbeRequest], int]
     ) -> None:
         plan = self.plan.of_group(engine.group)
-        budget = engine.watch.budget
+        budget = engine.tracker.budget
         self._take(
             engine, STEADY, self._usage.read(engine),
             free=None if budget is None else budget.free,

@@ -118,8 +118,8 @@ class PretendUsageReader:
         from turbofit.launch.engine.pretended import PretendReader
 
         assert self._plan is not None
-        assert engine.words is not None
-        timeline = engine.words.timeline
+        assert engine.start_command is not None
+        timeline = engine.start_command.timeline
         assert timeline is not None
         reader = self._readers.get(engine.group)
         if reader is None or reader.timeline != timeline:

@@ -108,7 +108,7 @@ class EndedError(Exception):
 
 def ending(  # noqa: PLR0913 - what is known of an ending
     code: int,
-    watch: StartupTracker,
+    tracker: StartupTracker,
     plan: Plan,
     log: Path,
     *,
@@ -120,7 +120,7 @@ def ending(  # noqa: PLR0913 - what is known of an ending
 
     Args:
         code: its exit code; negative for a signal, or 128 + the signal.
-        watch: what its log said.
+        tracker: what its log said.
         plan: what it was started with.
         log: where its log is.
         death: on pretend GPUs, the refused allocation.
@@ -128,26 +128,26 @@ def ending(  # noqa: PLR0913 - what is known of an ending
         notes: what the kernel's log says about it.
     """
     number = -code if code < 0 else code - 128 if code > 128 else 0
-    fault = watch.fault
+    fault = tracker.fault
     if isinstance(fault, TorchOutOfMemory):
-        return _torch(fault, watch, plan, log)
+        return _torch(fault, tracker, plan, log)
     if isinstance(fault, CudaError) and fault.out_of_memory:
-        return _cuda(fault, watch, plan, log, death)
+        return _cuda(fault, tracker, plan, log, death)
     if number == signal.SIGKILL:
-        return _killed(watch, plan, log, host_kills)
+        return _killed(tracker, plan, log, host_kills)
     more = "".join(f"; {note}" for note in notes)
     error = LaunchError(
-        f"the engine ended {where(watch)} with {_code(code, number)}{_last_words(watch)}{more}",
+        f"the engine ended {where(tracker)} with {_code(code, number)}{_last_words(tracker)}{more}",
         hint=f"its log is {log}",
     )
-    return EngineExit("crash", error, where=_frame(watch))
+    return EngineExit("crash", error, where=_frame(tracker))
 
 
-def hang(watch: StartupTracker, plan: Plan, log: Path) -> EngineExit:
+def hang(tracker: StartupTracker, plan: Plan, log: Path) -> EngineExit:
     """A warm-up that waits for ever: the cache cannot hold one of its requests."""
-    cached = watch.cached_tokens()
+    cached = tracker.cached_tokens()
     holds = f"{cached:,} tokens" if cached is not None else "too few tokens"
-    tokens = watch.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
+    tokens = tracker.warming or plan.settings.max_prefill_token_num + plan.settings.max_batch_size
     error = DoesNotFitError(
         f"LMDeploy hangs in its warm-up: its cache holds {holds}, a request of {tokens:,} waits "
         "for room in it, and it would wait for ever without an error",
@@ -175,9 +175,9 @@ def silence(plan: Plan, phase: str, seconds: float) -> str:
     return f"{said}; weights may come from a slow disk" if phase == "weights" else said
 
 
-def fallback(watch: StartupTracker, log: Path) -> EngineExit:
+def fallback(tracker: StartupTracker, log: Path) -> EngineExit:
     """LMDeploy chose another engine than the one planned for."""
-    said = watch.fallback.message if watch.fallback is not None else "it fell back to PyTorch"
+    said = tracker.fallback.message if tracker.fallback is not None else "it fell back to PyTorch"
     error = LaunchError(
         f"LMDeploy would run its PyTorch engine, which the plan is not for: {said}",
         hint=f"TurboMind needs NVIDIA's driver and LMDeploy's own CUDA libraries; the log is {log}",
@@ -185,49 +185,49 @@ def fallback(watch: StartupTracker, log: Path) -> EngineExit:
     return EngineExit("refused", error)
 
 
-def _torch(fault: TorchOutOfMemory, watch: StartupTracker, plan: Plan, log: Path) -> EngineExit:
+def _torch(fault: TorchOutOfMemory, tracker: StartupTracker, plan: Plan, log: Path) -> EngineExit:
     allocation = f", asking {format_bytes(fault.requested)}" if fault.requested else ""
     if not plan.engine.of_lmdeploy:
         short = OutOfMemoryError(
-            f"the fallback engine ran out of GPU memory {where(watch)}{allocation}",
-            hint=advice(watch, plan, log),
+            f"the fallback engine ran out of GPU memory {where(tracker)}{allocation}",
+            hint=advice(tracker, plan, log),
         )
         return EngineExit(
-            "out_of_memory", short, phase=_memory_phase(watch), requested=fault.requested
+            "out_of_memory", short, phase=_memory_phase(tracker), requested=fault.requested
         )
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(watch)}{allocation}: torch stages the weights on "
-        "the first GPU",
-        hint=advice(watch, plan, log),
+        f"the engine ran out of GPU memory {where(tracker)}{allocation}: torch stages the weights "
+        "on the first GPU",
+        hint=advice(tracker, plan, log),
     )
     return EngineExit("out_of_memory", error, phase="weights", requested=fault.requested)
 
 
 def _cuda(
-    fault: CudaError, watch: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None
+    fault: CudaError, tracker: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None
 ) -> EngineExit:
     if fault.pinned and plan.engine.version.startswith("0.18"):
         pinned = format_bytes(plan.host.pinned)
         lack = OutOfMemoryError(
-            f"the engine got no page-locked host memory {where(watch)}: CUDA error: "
+            f"the engine got no page-locked host memory {where(tracker)}: CUDA error: "
             f"{fault.message}",
             hint=f"free host memory; the plan counts {pinned} pinned; the log is {log}",
         )
-        return EngineExit("host_memory", lack, phase="host", where=_frame(watch))
-    phase = _memory_phase(watch)
+        return EngineExit("host_memory", lack, phase="host", where=_frame(tracker))
+    phase = _memory_phase(tracker)
     if death is None:
         error = OutOfMemoryError(
-            f"the engine ran out of GPU memory {where(watch)}: CUDA error: {fault.message}",
-            hint=advice(watch, plan, log),
+            f"the engine ran out of GPU memory {where(tracker)}: CUDA error: {fault.message}",
+            hint=advice(tracker, plan, log),
         )
-        return EngineExit("out_of_memory", error, phase=phase, where=_frame(watch))
+        return EngineExit("out_of_memory", error, phase=phase, where=_frame(tracker))
     serving: MemoryPhase = "vision" if _is_vision(death.where) else "text"
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(watch, death.where)}: it asked "
+        f"the engine ran out of GPU memory {where(tracker, death.where)}: it asked "
         f"{format_bytes(death.requested)} where {format_bytes(death.left)} were left on"
         f" GPU {death.gpu}"
         f"{', and the pretend GPU refused (simulated)' if death.simulated else ''}",
-        hint=advice(watch, plan, log),
+        hint=advice(tracker, plan, log),
     )
     return EngineExit(
         "out_of_memory",
@@ -241,41 +241,41 @@ def _cuda(
     )
 
 
-def _killed(watch: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> EngineExit:
+def _killed(tracker: StartupTracker, plan: Plan, log: Path, host_kills: int | None) -> EngineExit:
     """SIGKILL: the kernel's, where it counted one or nobody can tell; else somebody's."""
     if host_kills == 0:
         error = LaunchError(
-            f"the engine was killed {where(watch)} by SIGKILL; the kernel counts no such kill for "
-            "want of memory, so somebody did it",
+            f"the engine was killed {where(tracker)} by SIGKILL; the kernel counts no such kill "
+            "for want of memory, so somebody did it",
             hint=f"its log is {log}",
         )
         return EngineExit("killed", error)
     pinned, pageable = format_bytes(plan.host.pinned), format_bytes(plan.host.pageable)
     oom = OutOfMemoryError(
-        f"the engine was killed {where(watch)}: the kernel does so when host memory runs out",
+        f"the engine was killed {where(tracker)}: the kernel does so when host memory runs out",
         hint=f"free host memory; the plan counts {pageable} pageable and {pinned} pinned; "
         f"the log is {log}",
     )
     return EngineExit("host_memory", oom, phase="host")
 
 
-def _memory_phase(watch: StartupTracker) -> MemoryPhase:
-    if watch.phase == "starting":
+def _memory_phase(tracker: StartupTracker) -> MemoryPhase:
+    if tracker.phase == "starting":
         return "start"
-    if watch.phase in ("weights", "cache", "warm-up"):
-        return watch.phase
-    return "vision" if any(_is_vision(name) for name in watch.frames) else "text"
+    if tracker.phase in ("weights", "cache", "warm-up"):
+        return tracker.phase
+    return "vision" if any(_is_vision(name) for name in tracker.frames) else "text"
 
 
 def _is_vision(name: str) -> bool:
     return any(word in name for word in _VISION)
 
 
-def _frame(watch: StartupTracker) -> str:
-    return next((name for name in watch.frames if not name.startswith("TM_")), "")
+def _frame(tracker: StartupTracker) -> str:
+    return next((name for name in tracker.frames if not name.startswith("TM_")), "")
 
 
-def where(watch: StartupTracker, call: str = "") -> str:
+def where(tracker: StartupTracker, call: str = "") -> str:
     """In which phase an engine was, and in which call, in words."""
     phase = {
         "starting": "while it started",
@@ -285,14 +285,14 @@ def where(watch: StartupTracker, call: str = "") -> str:
         "serving": "while it served",
         "check": "at a worst-case request",
         "ready": "while it served",
-    }[watch.phase]
-    name = call or _frame(watch)
+    }[tracker.phase]
+    name = call or _frame(tracker)
     return f"{phase} (in {name})" if name else phase
 
 
-def advice(watch: StartupTracker, plan: Plan, log: Path) -> str:
+def advice(tracker: StartupTracker, plan: Plan, log: Path) -> str:
     """What to change for an out-of-memory of this phase."""
-    if watch.phase in ("starting", "weights"):
+    if tracker.phase in ("starting", "weights"):
         if not plan.engine.of_lmdeploy:
             return f"split it over more GPUs (--tp) or free them; the log is {log}"
         return f"more --tp, an AWQ variant or freer GPUs; the log is {log}"
@@ -312,14 +312,14 @@ def _code(code: int, number: int) -> str:
     return f"exit code {code}"
 
 
-def _last_words(watch: StartupTracker) -> str:
-    fault = watch.fault
+def _last_words(tracker: StartupTracker) -> str:
+    fault = tracker.fault
     if isinstance(fault, CudaError):
         return f": CUDA {'driver ' if fault.driver else ''}error: {fault.message}"
     if isinstance(fault, CheckFailed):
         return f": check failed: {fault.message}"
     if isinstance(fault, NcclError):
         return f": {fault.message}"
-    if watch.error is not None:
-        return f": {watch.error.name}: {watch.error.message[:_SHOWN]}"
+    if tracker.error is not None:
+        return f": {tracker.error.name}: {tracker.error.message[:_SHOWN]}"
     return ""

@@ -1,7 +1,7 @@
 """How each engine of a plan is started: words, environment, port; on real GPUs or on pretend ones.
 
 A launch can be made several times (an engine that died is started again on its port), so it is a
-recipe: `Launch.words` gives what one start needs.
+recipe: `Launch.start_command` gives what one start needs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Launch:
         self._hidden = key if hidden else None
         self.group, self.port = command.group, port_of(command)
 
-    def words(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
+    def start_command(self, number: int) -> StartCommand:  # noqa: ARG002 - a pretend launch needs it
         """What the start with this number (from 0) needs."""
         env = {**os.environ, **self.command.env, **_child_variables(self._hidden)}
         return StartCommand((*self.runner, *self.command.argv[1:]), env)
@@ -107,7 +107,7 @@ class PretendLaunch(Launch):
         super().__init__(command, module_runner(module), key, hidden=hidden)
         self._plan, self._folder, self._faults = plan, folder, faults
 
-    def words(self, number: int) -> StartCommand:
+    def start_command(self, number: int) -> StartCommand:
         """What the start with this number needs; each has a machine of its own.
 
         Raises:

@@ -24,18 +24,18 @@ _SHOWN: Final = 300
 
 
 def loop_ended(
-    watch: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None = None
+    tracker: StartupTracker, plan: Plan, log: Path, death: PretendDeath | None = None
 ) -> EngineExit:
     """An engine whose loop failed: its server would answer 503 to every request, for ever."""
     from turbofit.observe.turbomind_log import TorchOutOfMemory
 
-    if isinstance(watch.fault, TorchOutOfMemory):
-        return torch_ran_out(watch.fault, watch, plan, log, death)
+    if isinstance(tracker.fault, TorchOutOfMemory):
+        return torch_ran_out(tracker.fault, tracker, plan, log, death)
     said = ""
-    if watch.error is not None:
-        said = f": {watch.error.name}: {watch.error.message[:_SHOWN]}"
+    if tracker.error is not None:
+        said = f": {tracker.error.name}: {tracker.error.message[:_SHOWN]}"
     error = LaunchError(
-        f"the engine's loop ended {where(watch)}{said}; its server would answer 503 for ever",
+        f"the engine's loop ended {where(tracker)}{said}; its server would answer 503 for ever",
         hint=f"its log is {log}",
     )
     return EngineExit("crash", error)
@@ -43,7 +43,7 @@ def loop_ended(
 
 def torch_ran_out(
     fault: TorchOutOfMemory,
-    watch: StartupTracker,
+    tracker: StartupTracker,
     plan: Plan,
     log: Path,
     death: PretendDeath | None = None,
@@ -53,17 +53,17 @@ def torch_ran_out(
     call = ""
     if death is not None:
         requested, left, call = death.requested, death.left, death.where
-    words = f", asking {format_bytes(requested)}" if requested else ""
+    detail = f", asking {format_bytes(requested)}" if requested else ""
     if left is not None and death is not None:
-        words += f" where {format_bytes(left)} were left on GPU {death.gpu}"
+        detail += f" where {format_bytes(left)} were left on GPU {death.gpu}"
     error = OutOfMemoryError(
-        f"the engine ran out of GPU memory {where(watch, call)}{words}",
-        hint=advice(watch, plan, log),
+        f"the engine ran out of GPU memory {where(tracker, call)}{detail}",
+        hint=advice(tracker, plan, log),
     )
     return EngineExit(
         "out_of_memory",
         error,
-        phase=_phase(watch),
+        phase=_phase(tracker),
         where=call,
         gpu=None if death is None else death.gpu,
         missing=None if death is None else death.short,
@@ -72,12 +72,12 @@ def torch_ran_out(
     )
 
 
-def no_cache(watch: StartupTracker, plan: Plan, log: Path) -> EngineExit:
+def no_cache(tracker: StartupTracker, plan: Plan, log: Path) -> EngineExit:
     """The engine found too little free memory to size a cache."""
-    what = watch.no_cache or "kv cache"
+    what = tracker.no_cache or "kv cache"
     error = OutOfMemoryError(
         f"the engine found no memory for its {what} when it had loaded the weights",
-        hint=advice(watch, plan, log),
+        hint=advice(tracker, plan, log),
     )
     return EngineExit("out_of_memory", error, phase="cache")
 
@@ -95,9 +95,9 @@ def raced(log: Path) -> EngineExit:
     return EngineExit("raced", error)
 
 
-def _phase(watch: StartupTracker) -> MemoryPhase:
-    if watch.phase in ("starting", "weights"):
+def _phase(tracker: StartupTracker) -> MemoryPhase:
+    if tracker.phase in ("starting", "weights"):
         return "weights"
-    if watch.phase in ("cache", "warm-up"):
+    if tracker.phase in ("cache", "warm-up"):
         return "warm-up"
-    return "vision" if watch.in_vision else "text"
+    return "vision" if tracker.in_vision else "text"

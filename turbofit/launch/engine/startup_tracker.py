@@ -114,6 +114,11 @@ class StartupTracker:
         """Whether the loop has ended and its last words may still come."""
         return self._loop_failed is not None
 
+    @property
+    def cache_surplus(self) -> int:
+        """Bytes a GPU that the cache holds beyond the plan: more was free than it counted on."""
+        return 0 if self.budget is None else max(0, self.budget.budget - self._plan.kv.region_bytes)
+
     def cached_tokens(self) -> int | None:
         """Tokens that the cache holds by the engine's own figures."""
         if self.budget is None or self.slab is None:

@@ -113,8 +113,8 @@ class SupervisedEngine:
         self.again_at = 0.0
         self.was_ready = False
         self.process: EngineProcess | None = None
-        self.words: StartCommand | None = None
-        self.watch = StartupTracker(plan)
+        self.start_command: StartCommand | None = None
+        self.tracker = StartupTracker(plan)
         self.client = EngineClient(launch.port, launch.key)
         self._probe: Probe | None = None
         self._pulse: _Pulse | None = None
@@ -134,13 +134,13 @@ class SupervisedEngine:
         Raises:
             LaunchError: it cannot be started.
         """
-        words = self._launch.words(self.starts)
+        start_command = self._launch.start_command(self.starts)
         self.starts += 1
-        self.watch, self.words = StartupTracker(self._plan), words
+        self.tracker, self.start_command = StartupTracker(self._plan), start_command
         self._began, self._kernel_began = self._clock(), kernel.uptime()
         self._kills = kernel.host_kills()
         self.phases = [("starting", 0.0)]
-        self.process = EngineProcess(words.argv, words.env, self.log)
+        self.process = EngineProcess(start_command.argv, start_command.env, self.log)
         self.state, self._heard = "starting", self._began
         self._tell(f"phase: starting (process {self.process.pid}, log {self.log})")
         # Once it serves, clients may reach it at any moment: a worst case beside them would be more
@@ -159,20 +159,20 @@ class SupervisedEngine:
         said = process.take() if code is None else process.finish()
         self._listen(bool(said), now)
         for text, count in said:
-            for line in self.watch.see(text, count, now):
+            for line in self.tracker.see(text, count, now):
                 self._tell(line)
             self._time()
         self._follow()
         if code is not None:
             return self._ended(code)
-        if self.watch.fallback is not None:
-            return fallback(self.watch, self.log)
-        if self.watch.loop_failed(now):
-            return loop_ended(self.watch, self._plan, self.log, self.death())
-        if self.watch.hangs(now):
-            return hang(self.watch, self._plan, self.log)
+        if self.tracker.fallback is not None:
+            return fallback(self.tracker, self.log)
+        if self.tracker.loop_failed(now):
+            return loop_ended(self.tracker, self._plan, self.log, self.death())
+        if self.tracker.hangs(now):
+            return hang(self.tracker, self._plan, self.log)
         # A loop that ends answers what it was asked at once: why it did comes by the log.
-        if probe.error is not None and not self.watch.failing:
+        if probe.error is not None and not self.tracker.failing:
             refused = probe.error
             error = LaunchError(refused.message, hint=f"{refused.hint} ({self.log})")
             return EngineExit("crash" if self.was_ready else "refused", error)
@@ -227,11 +227,11 @@ class SupervisedEngine:
 
     def death(self) -> PretendDeath | None:
         """On pretend GPUs, the allocation that was refused."""
-        if self.words is None or self.words.timeline is None:
+        if self.start_command is None or self.start_command.timeline is None:
             return None
         from turbofit.launch.engine.pretended import pretend_death
 
-        return pretend_death(self._plan, self.group, self.words.timeline)
+        return pretend_death(self._plan, self.group, self.start_command.timeline)
 
     def spent(self) -> dict[str, float]:
         """Seconds that each phase of this start took, as far as it came."""
@@ -247,51 +247,51 @@ class SupervisedEngine:
         probe = self._probe
         if self.state == "starting" and probe is not None:
             if probe.ready.is_set():
-                self.watch.phase = "ready"
+                self.tracker.phase = "ready"
                 self.state, self.was_ready = "ready", True
                 self._tell("phase: ready")
                 if self._timing.liveness:
                     serial = self._plan.engine.serial
                     self._pulse = _Pulse(self.client, self._timing, serial=serial)
                     self._pulse.start()
-            elif probe.checks and probe.healthy.is_set() and self.watch.phase != "check":
-                self.watch.phase = "check"
+            elif probe.checks and probe.healthy.is_set() and self.tracker.phase != "check":
+                self.tracker.phase = "check"
                 self._tell("phase: check (worst-case requests)")
         self._time()
 
     def _time(self) -> None:
         """Note when a phase began."""
-        if self.phases[-1][0] != self.watch.phase:
-            self.phases.append((self.watch.phase, self._clock() - self._began))
+        if self.phases[-1][0] != self.tracker.phase:
+            self.phases.append((self.tracker.phase, self._clock() - self._began))
 
     def _listen(self, said: bool, now: float) -> None:
         """Say what a long silence may mean, once for each."""
-        if said or self.state != "starting" or self.watch.phase in ("serving", "check"):
+        if said or self.state != "starting" or self.tracker.phase in ("serving", "check"):
             self._heard, self._told = now, False
         elif not self._told and now - self._heard >= self._timing.quiet:
             self._told = True
-            self._tell(silence(self._plan, self.watch.phase, self._timing.quiet))
+            self._tell(silence(self._plan, self.tracker.phase, self._timing.quiet))
 
     def _ended(self, code: int) -> EngineExit:
-        _LOG.info("%s ended with code %d in phase %s", self.name, code, self.watch.phase)
+        _LOG.info("%s ended with code %d in phase %s", self.name, code, self.tracker.phase)
         before, after = self._kills, kernel.host_kills()
         kills = None if before is None or after is None else after - before
         if self._launch.pretend:
             notes: tuple[str, ...] = ()
         else:
             notes = kernel.driver_errors(self._kernel_began)
-        fault = self.watch.fault is not None
+        fault = self.tracker.fault is not None
         if self._plan.engine.on_torch and self._plan.engine.of_lmdeploy:
-            if isinstance(self.watch.fault, TorchOutOfMemory):
+            if isinstance(self.tracker.fault, TorchOutOfMemory):
                 return torch_ran_out(
-                    self.watch.fault, self.watch, self._plan, self.log, self.death()
+                    self.tracker.fault, self.tracker, self._plan, self.log, self.death()
                 )
-            if self.watch.no_cache:
-                return no_cache(self.watch, self._plan, self.log)
-            if self.watch.raced:
+            if self.tracker.no_cache:
+                return no_cache(self.tracker, self._plan, self.log)
+            if self.tracker.raced:
                 return raced(self.log)
         return ending(
-            code, self.watch, self._plan, self.log,
+            code, self.tracker, self._plan, self.log,
             death=self.death() if fault else None, host_kills=kills, notes=notes,
         )  # fmt: skip
 

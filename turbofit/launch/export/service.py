@@ -92,16 +92,16 @@ def _serve_arguments(plan: Plan) -> list[str]:
     """The model, the shape and the promises, as options; what is the default is left out."""
     work, settings, default = plan.workload, plan.settings, Workload()
     rule, limit = plan.model.image_rule, plan.limits.image_limit
-    words = [plan.model.source.checkpoint or plan.model.hub_id or plan.model.name]
+    argv = [plan.model.source.checkpoint or plan.model.hub_id or plan.model.name]
     if plan.model.revision:
-        words += ["--revision", plan.model.revision]
-    words += ["--engine", plan.engine.name]
+        argv += ["--revision", plan.model.revision]
+    argv += ["--engine", plan.engine.name]
     if not plan.by_group:  # unequal cards: no --tp and --replicas says which go together
         # Transformers' settings have no tp: there it is the GPUs of one copy.
         tp = max(settings.tp, *map(len, plan.parallel.groups))
-        words += ["--tp", str(tp), "--replicas", str(plan.parallel.replicas)]
+        argv += ["--tp", str(tp), "--replicas", str(plan.parallel.replicas)]
     if work.image_size is not None:
-        words += ["--image-size", "x".join(map(str, work.image_size))]
+        argv += ["--image-size", "x".join(map(str, work.image_size))]
     for option, value, usual in (
         ("--images", work.images, default.images),
         ("--context", _promised_context(plan), None),
@@ -111,16 +111,16 @@ def _serve_arguments(plan: Plan) -> list[str]:
         ("--quant-policy", settings.quant_policy, 0),
     ):
         if value != usual:
-            words += [option, str(value)]
+            argv += [option, str(value)]
     if work.queue_images:
-        words.append("--queue-images")
+        argv.append("--queue-images")
     if settings.enable_prefix_caching:
-        words.append("--enable-prefix-caching")
+        argv.append("--enable-prefix-caching")
     if settings.language_model_only:
-        words.append("--language-model-only")
+        argv.append("--language-model-only")
     if _has_special_margin(plan):
-        words += ["--margin", str(max(gpu.margin for gpu in plan.gpus))]
-    return words
+        argv += ["--margin", str(max(gpu.margin for gpu in plan.gpus))]
+    return argv
 
 
 def _promised_context(plan: Plan) -> int | None:

@@ -75,6 +75,6 @@ def systemd_unit(service: Service, *, executable: str) -> str:
     )
 
 
-def _command(words: tuple[str, ...]) -> str:
+def _command(argv: tuple[str, ...]) -> str:
     """As ExecStart reads it: % and $ are systemd's own."""
-    return " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in words)
+    return " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in argv)

@@ -48,22 +48,22 @@ def longest_request(
     """
     least = max(1, min(_PROBE_TOKENS, plan.settings.session_len // _SHORT))
     few, more = (
-        count(ProbeRequest("a short prompt", _words(model, n))) for n in (least, 2 * least)
+        count(ProbeRequest("a short prompt", _words_prompt(model, n))) for n in (least, 2 * least)
     )
     each = (more - few) / least
     if each <= 0:
         return None
     taken = tokens if worst is not None else few - least * each
-    words = int((plan.settings.session_len - _ANSWER - taken) / each * _SHARE)
-    if words < 1:
+    word_count = int((plan.settings.session_len - _ANSWER - taken) / each * _SHARE)
+    if word_count < 1:
         return None
     if worst is None:
-        return ProbeRequest("the longest prompt", _words(model, words))
+        return ProbeRequest("the longest prompt", _words_prompt(model, word_count))
     body = copy.deepcopy(worst.request.body)
-    body["messages"][0]["content"].append({"type": "text", "text": _WORD * words})
+    body["messages"][0]["content"].append({"type": "text", "text": _WORD * word_count})
     return ProbeRequest("the longest request", WorstRequest(worst.request.path, body))
 
 
-def _words(model: str, count: int) -> WorstRequest:
+def _words_prompt(model: str, count: int) -> WorstRequest:
     body = {"model": model, "prompt": _WORD * count, "max_tokens": 1, "temperature": 0}
     return WorstRequest("/v1/completions", body)

@@ -31,9 +31,9 @@ _SAYS = "turbofit-fallback:"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve; returns the exit code. A signal that ends it does so as if click were not there."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        with serve.make_context("turbofit-fallback", words) as context:
+        with serve.make_context("turbofit-fallback", arguments) as context:
             serve.invoke(context)
     except click.exceptions.Exit as exc:
         return exc.exit_code

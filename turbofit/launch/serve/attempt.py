@@ -207,7 +207,7 @@ class Attempt:
             name = self._plan.model.name
             self._job.leases.note(model=name, engines=pids, ready=ready, surplus=surplus)
         if server is not None:
-            phases = dict.fromkeys(engine.watch.phase for engine in server.engines)
+            phases = dict.fromkeys(engine.tracker.phase for engine in server.engines)
             self._enter(", ".join(phases))
 
     def _enter(self, phase: str) -> None:
@@ -257,11 +257,9 @@ class Attempt:
         uuids = {gpu.index: gpu.uuid for gpu in self._plan.gpus}
         surplus: dict[str, int] = {}
         for engine in self._server.engines:
-            budget = engine.watch.budget
-            planned = self._plan.of_group(engine.group).kv.region_bytes
-            if budget is not None and budget.budget > planned:
-                for index in self._plan.parallel.groups[engine.group]:
-                    surplus[uuids[index]] = budget.budget - planned
+            if beyond := engine.tracker.cache_surplus:
+                members = self._plan.parallel.groups[engine.group]
+                surplus |= {uuids[index]: beyond for index in members}
         return surplus
 
     def _ended(self, engine: SupervisedEngine, ending: EngineExit) -> None:

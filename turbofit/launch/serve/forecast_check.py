@@ -29,15 +29,15 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
         held: bytes in use on each GPU now, by the machine's index: NVML's, or the pretend card's.
     """
     rows: list[RunFigure] = []
-    watch = engine.watch
-    if watch.budget is not None:
+    tracker = engine.tracker
+    if tracker.budget is not None:
         rows += [
-            _row(one.what, one.forecast, one.actual) for one in cache_beside(plan, watch.budget)
+            _row(one.what, one.forecast, one.actual) for one in cache_beside(plan, tracker.budget)
         ]
-        if watch.slab is not None:
-            one = tokens_beside(plan, watch.budget, watch.slab)
+        if tracker.slab is not None:
+            one = tokens_beside(plan, tracker.budget, tracker.slab)
             rows.append(replace(_row(one.what, one.forecast, one.actual), unit="tokens"))
-    if engine.words is not None and engine.words.timeline is not None:
+    if engine.start_command is not None and engine.start_command.timeline is not None:
         rows += _pretend_rows(plan, engine)
         return rows
     for index in plan.parallel.groups[engine.group]:
@@ -56,10 +56,10 @@ def lines(rows: Sequence[RunFigure]) -> list[str]:
 def _pretend_rows(plan: Plan, engine: SupervisedEngine) -> list[RunFigure]:
     from turbofit.launch.engine.pretended import pretend_seen
 
-    assert engine.words is not None
-    assert engine.words.timeline is not None
+    assert engine.start_command is not None
+    assert engine.start_command.timeline is not None
     rows = []
-    for seen in pretend_seen(plan, engine.group, engine.words.timeline):
+    for seen in pretend_seen(plan, engine.group, engine.start_command.timeline):
         ledger = next(gpu for gpu in plan.gpus if gpu.index == seen.gpu)
         pools = [t.bytes for t in ledger.ledger if t.phase == "transient"]
         pools += [t.bytes for t in ledger.ledger if t.term == POOL_WARMUP]

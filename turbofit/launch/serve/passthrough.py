@@ -32,7 +32,7 @@ def option_classes() -> dict[str, Options]:
     return options
 
 
-def sort_options(words: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
+def sort_options(arguments: Sequence[str], *, unplanned: bool = False) -> PassedOptions:
     """Sort LMDeploy's options; ``unplanned`` lets pass what the ledger does not model.
 
     Raises:
@@ -40,7 +40,7 @@ def sort_options(words: Sequence[str], *, unplanned: bool = False) -> PassedOpti
     """
     classes = option_classes()
     passed = PassedOptions()
-    rest = list(words)
+    rest = list(arguments)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):

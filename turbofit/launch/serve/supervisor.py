@@ -263,7 +263,7 @@ class Server:
             self._say(f"stopping: {stop.signal.name}")
             deadline = time.monotonic() + self._timing.drain + _LAST_SECONDS
             for engine, process in running:
-                serving = engine.watch.phase in ("serving", "check", "ready")
+                serving = engine.tracker.phase in ("serving", "check", "ready")
                 process.send(stop.signal if serving else signal.SIGTERM)
             for _, process in running:
                 process.wait(deadline - time.monotonic())

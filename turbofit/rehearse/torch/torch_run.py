@@ -113,13 +113,13 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
     try:
         (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
         limit = _START_SECONDS + (spec.case_seconds + 10) * (len(spec.cases) + 1)
-        watch = _Deadline(limit)
+        deadline = _Deadline(limit)
         ran = run_pretend(
             [sys.executable, "-m", "turbofit.rehearse.torch.torch_child", str(folder)],
             scenario,
             keep=folder / "pretend",
             stdout=2,
-            watch=watch,
+            on_poll=deadline,
             base=torch_environment(folder, spec.environ),
         )
         report = read_notes(folder)
@@ -134,7 +134,7 @@ def run_torch(spec: TorchSpec, scenario: Scenario, keep: Path | None = None) -> 
             books=read_books(folder),
             report=report,
             log=_tail(folder / "log"),
-            late=watch.late,
+            late=deadline.late,
         )
         if keep is not None:
             shutil.copytree(folder, keep, dirs_exist_ok=True)
