@@ -93,7 +93,7 @@ def pretend(
         scenario,
         keep=folder,
         stdout=2 if as_json else None,
-        watch=_watch if watch else None,
+        on_poll=_watch if watch else None,
         python=python,
     )
     document = report(ran)
