@@ -14,8 +14,8 @@ from turbofit.core.errors import TurbofitError, UsageError
 from turbofit.core.images import TileRule
 from turbofit.core.model import Quantization
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.families.registry import VISION_READERS
-from turbofit.model.families.support import engine_problem
 from turbofit.model.families.text import TEXT_ARCHITECTURES
 from turbofit.model.parameters import stored_bytes
 from turbofit.model.source import resolve_model

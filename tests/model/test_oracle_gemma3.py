@@ -9,7 +9,7 @@ import pytest
 from tests.model.test_oracle_llava import read, vision_of
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 
 NAME = "Gemma3ForConditionalGeneration"
 

@@ -19,7 +19,7 @@ from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import CanvasRule
 from turbofit.core.model import Quantization
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 

@@ -10,7 +10,7 @@ from tests.model.test_oracle_llava import read
 from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import CrossRule
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 
 
 def config_of(transformers, rng):

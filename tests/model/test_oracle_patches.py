@@ -13,7 +13,7 @@ from tests.model.test_parameters import count, text_config
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule, VideoRule
 from turbofit.model.checkpoint import Origin, Weights, read_checkpoint
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 
 BOUNDS = [(65536, 16_777_216), (12_544, 9_633_792), (2048, 4096), (900_000, 1_000_000), (2, 60_000)]
 

@@ -11,7 +11,7 @@ from tests.model.test_oracle_llava import read
 from tests.model.test_oracle_pytorch_engine import engine_parameters  # noqa: F401
 from turbofit.core.errors import UsageError
 from turbofit.core.images import HdRule
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 
 CONFIG = {

@@ -21,7 +21,7 @@ from tests.model.test_oracle_lmdeploy import picture, tokens_of
 from tests.model.test_oracle_names import of_qwen3, written
 from tests.model.test_oracle_patches import glm_of
 from tests.model.test_parameters import config_class, text_config
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.source import resolve_model
 
 pytestmark = [

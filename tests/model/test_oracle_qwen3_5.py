@@ -22,7 +22,7 @@ from turbofit.core.images import PatchRule, VideoRule
 from turbofit.core.model import DeltaDims, Quantization
 from turbofit.core.plan import Settings
 from turbofit.memory.pytorch.cache import block_bytes, state_bytes, state_slots
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import preset_model
 from turbofit.model.source import resolve_model
 

@@ -11,7 +11,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.model import Model
 from turbofit.core.presets import load_yaml, presets_dir
 from turbofit.core.struct import decode, to_json
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 from turbofit.model.presets import (
     awq_variant,
     find_preset,

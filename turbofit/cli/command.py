@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from turbofit.cli.manual import WIDTH, manual_text
-from turbofit.cli.output import answer, verbose_log
+from turbofit.cli.output import PAGE_WIDTH, answer, verbose_log
 from turbofit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class CliCommand(click.Command):
             None,
             callback=callback,
             params=[*params, verbose, show_help],
-            context_settings={"terminal_width": WIDTH, "max_content_width": WIDTH},
+            context_settings={"terminal_width": PAGE_WIDTH, "max_content_width": PAGE_WIDTH},
             add_help_option=False,
         )
         self.takes_rest = takes_rest
@@ -214,6 +213,8 @@ class CliCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples, exit codes and what the command touches."""
+        from turbofit.cli.manual import manual_text
+
         formatter.write(manual_text(ctx.info_name or ""))
 
 

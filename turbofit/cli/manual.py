@@ -5,10 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Final, NamedTuple
 
-__all__ = ["EXIT_CODES", "MANUAL", "WIDTH", "Manual", "manual_text"]
+from turbofit.cli.output import PAGE_WIDTH
 
-#: Columns of a help page.
-WIDTH: Final = 96
+__all__ = ["EXIT_CODES", "MANUAL", "Manual", "manual_text"]
 
 #: What each exit code means.
 EXIT_CODES: Final[dict[int, str]] = {
@@ -207,4 +206,4 @@ def manual_text(name: str) -> str:
 
 
 def _folded(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(text, PAGE_WIDTH, subsequent_indent="  ", break_on_hyphens=False)

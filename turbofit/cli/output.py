@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turbofit.report.painters.document import Block
 
 __all__ = [
+    "PAGE_WIDTH",
     "answer",
     "complain",
     "note",
@@ -25,6 +26,8 @@ __all__ = [
     "verbose_log",
 ]
 
+#: Columns of a help page.
+PAGE_WIDTH: Final = 96
 #: Seconds after which a person wonders.
 _PATIENCE: Final = 1.0
 _WINDOWS: Final = os.name == "nt"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
@@ -143,6 +142,8 @@ def usage_error(
         return cause
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
+        from difflib import get_close_matches
+
         near = get_close_matches(field, kind.model_fields, n=3)
         return UsageError(
             f"{field} is nothing that {kind.__name__} knows",

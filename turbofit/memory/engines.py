@@ -14,7 +14,7 @@ from turbofit.memory.engine import Engine
 from turbofit.memory.pytorch.engine import Pytorch
 from turbofit.memory.transformers.transformers_engine import Transformers
 from turbofit.memory.turbomind.engine import Turbomind
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 
 __all__ = ["ENGINES", "LMDEPLOY", "check_options", "engine_for", "engine_named"]
 

@@ -5,8 +5,6 @@ Those of pretend GPUs are kept apart: a real plan never reads them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -46,6 +44,8 @@ def keep(calibration: Calibration, beside: Document) -> Path:
     Raises:
         OSError: the state folder cannot be written.
     """
+    import json
+
     path = _folder(pretend=calibration.pretend) / _name(calibration)
     body = {"schema": _SCHEMA, "calibration": to_builtins(calibration), **beside}
     write_atomic(path, json.dumps(body, indent=2) + "\n", mode=0o600)
@@ -69,7 +69,7 @@ def recall(*, pretend: bool) -> tuple[Calibration, ...]:
     found = []
     for path in sorted(_folder(pretend=pretend, make=False).glob("*.json")):
         with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            body = json.loads(path.read_bytes())
+            body = _body(path)
             if body["schema"] == _SCHEMA:
                 found.append(msgspec.convert(body["calibration"], Calibration))
     return tuple(one for one in found if one.pretend == pretend)
@@ -107,11 +107,17 @@ def read(one: Calibration) -> Document:
         UsageError: it cannot be read any more.
     """
     try:
-        body: dict[str, Any] = json.loads(path_of(one).read_bytes())
+        return _body(path_of(one))
     except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(
             f"the calibration cannot be read: {exc}", hint="turbofit calibrate MODEL --again"
         ) from None
+
+
+def _body(path: Path) -> dict[str, Any]:
+    import json  # a plan without calibrations needs no json
+
+    body: dict[str, Any] = json.loads(path.read_bytes())
     return body
 
 
@@ -127,8 +133,10 @@ def forget(model: str, *, pretend: bool) -> int:
 
 
 def _name(one: Calibration) -> str:
+    from hashlib import sha256
+
     key = (one.model, one.engine, one.engine_version, *one.gpus, one.driver, one.communicator)
-    return f"{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:24]}.json"
+    return f"{sha256(chr(0).join(key).encode()).hexdigest()[:24]}.json"
 
 
 def _folder(*, pretend: bool, make: bool = True) -> Path:

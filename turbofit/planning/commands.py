@@ -11,8 +11,6 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
-from turbofit.memory.pytorch.environment import environment
-from turbofit.planning import fallback_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +79,11 @@ def _commands(
 
 def module_of(engine: Engine) -> str:
     """What ``python -m`` runs for the first word of an engine's command."""
-    return "lmdeploy" if engine.of_lmdeploy else fallback_command.MODULE
+    if engine.of_lmdeploy:
+        return "lmdeploy"
+    from turbofit.planning.fallback_command import MODULE
+
+    return MODULE
 
 
 def refuse_options(engine: Engine, options: Sequence[str]) -> None:
@@ -119,17 +121,23 @@ def ratio(value: float) -> str:
 def _engine_environment(plan: Plan) -> dict[str, str]:
     """What the engine needs to be told by its environment."""
     if not plan.engine.of_lmdeploy:
-        return fallback_command.ENVIRONMENT
+        from turbofit.planning.fallback_command import ENVIRONMENT
+
+        return ENVIRONMENT
     if not plan.engine.on_torch:
         # LMDeploy's own INFO prints prompts; TurboMind's does not.
         return {"TM_LOG_LEVEL": "INFO"}
+    from turbofit.memory.pytorch.environment import environment
+
     return environment(plan.settings, plan.model)
 
 
 def _arguments(plan: Plan, host: str, port: int) -> tuple[str, ...]:
     model, path = plan.model, model_path(plan.model)
     if not plan.engine.of_lmdeploy:
-        return fallback_command.arguments(plan, path, host, port)
+        from turbofit.planning.fallback_command import arguments
+
+        return arguments(plan, path, host, port)
     argv = ["lmdeploy", "serve", "api_server", path, "--backend", plan.engine.name]
     argv += _settings(plan)
     if model.hub_id and path != model.hub_id:

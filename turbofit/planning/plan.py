@@ -9,14 +9,12 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Plan
-from turbofit.memory.engines import check_options, engine_for
 from turbofit.planning.commands import commands
 from turbofit.planning.needs import need_warning
 from turbofit.planning.ranks import rank_warning
 from turbofit.planning.request import PlanRequest
 from turbofit.planning.resolve import resolve
 from turbofit.tuner.choose import best_plan
-from turbofit.tuner.predict import make_prediction
 from turbofit.tuner.resolved_request import Margin
 
 if TYPE_CHECKING:
@@ -42,6 +40,9 @@ def predict(request: PredictRequest) -> Plan:
     Raises:
         As :func:`plan`; PackageError for a generation without an account.
     """
+    from turbofit.memory.engines import check_options, engine_for
+    from turbofit.tuner.predict import make_prediction
+
     resolved = resolve(request)
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
     if not engine.planned.of_lmdeploy:

@@ -18,7 +18,7 @@ from turbofit.core.plan import Plan, Remedy
 from turbofit.memory.engine import Engine
 from turbofit.memory.engines import ENGINES, LMDEPLOY, check_options, engine_for
 from turbofit.memory.shared_terms import capability_of
-from turbofit.model.families.support import engine_problem
+from turbofit.model.families.engines import engine_problem
 from turbofit.tuner.engine_plan import make_plan
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.sizing import longest_context

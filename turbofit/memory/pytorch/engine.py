@@ -11,12 +11,6 @@ from turbofit.core.plan import EngineName, HostMemory, Settings
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine, WeightTraffic
 from turbofit.memory.launch import EngineLaunch
-from turbofit.memory.pytorch import constraints
-from turbofit.memory.pytorch.account import PytorchAccount
-from turbofit.memory.pytorch.bound import engine_bound
-from turbofit.memory.pytorch.cache import block_bytes
-from turbofit.memory.pytorch.constants import load_constants
-from turbofit.memory.pytorch.weights import weight_classes
 from turbofit.memory.vision_load import VisionLoad
 
 __all__ = ["Pytorch"]
@@ -33,37 +27,53 @@ class Pytorch(Engine):
     options_over_nodes: ClassVar[Mapping[str, object]] = {"distributed_executor_backend": "ray"}
 
     def __init__(self, version: str) -> None:
+        from turbofit.memory.pytorch.constants import load_constants
+
         super().__init__(version)
         self.constants = load_constants(version)
 
     def account(self, launch: EngineLaunch) -> Account:
         """See :meth:`Engine.account`."""
+        from turbofit.memory.pytorch.account import PytorchAccount
+
         return PytorchAccount(launch, self.constants)
 
     def tp_problem(self, model: Model, tp: int) -> str | None:
         """See :meth:`Engine.tp_problem`."""
-        return constraints.tp_problem(model, tp)
+        from turbofit.memory.pytorch.constraints import tp_problem
+
+        return tp_problem(model, tp)
 
     def problem(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.problem`."""
+        from turbofit.memory.pytorch import constraints
+
         problem = constraints.settings_problem(launch.settings)
         problem = problem or constraints.checkpoint_problem(launch.model, launch.settings)
         return problem or constraints.communicator_problem(launch.settings)
 
     def missing_kernels(self, launch: EngineLaunch) -> str | None:
         """See :meth:`Engine.missing_kernels`. Triton compiles all but what a card cannot do."""
-        return constraints.missing_kernels(launch)
+        from turbofit.memory.pytorch.constraints import missing_kernels
+
+        return missing_kernels(launch)
 
     def units_bound(self, rule: ImageRule, vision_load: VisionLoad, settings: Settings) -> int:
         """See :meth:`Engine.units_bound`."""
+        from turbofit.memory.pytorch.bound import engine_bound
+
         return engine_bound(rule, vision_load, settings)
 
     def block_bytes(self, model: Model, settings: Settings) -> int:
         """See :meth:`Engine.block_bytes`."""
+        from turbofit.memory.pytorch.cache import block_bytes
+
         return block_bytes(model.text, settings)
 
     def traffic(self, model: Model, tp: int) -> WeightTraffic:
         """See :meth:`Engine.traffic`."""
+        from turbofit.memory.pytorch.weights import weight_classes
+
         classes = weight_classes(model, tp)
         vision = classes.pop("vision", 0) + classes.pop("vision.whole", 0)
         embedding = classes.pop("embedding")

@@ -14,11 +14,9 @@ import msgspec
 from turbofit.core.errors import UsageError
 from turbofit.core.presets import load_yaml, preset_path
 from turbofit.core.struct import Struct
-from turbofit.model.families.engines import engine_problem
 
 __all__ = [
     "UnsupportedFamily",
-    "engine_problem",
     "inner_refusal",
     "named_refusal",
     "refusal",
