@@ -166,35 +166,25 @@ def rehearse(model: str | Model, *, defaults: bool = False, **keywords: Any) -> 
     return rehearse_plan(made)
 
 
-def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be asked
+def rehearse_torch(
     model: str,
     *,
-    engine: str = "pytorch",
     on: str | Machine | None = None,
     gpus: str | None = None,
-    images: int = 1,
-    image_size: tuple[int, int] | None = None,
-    max_dynamic_patch: int | None = None,
-    max_pixels: int | None = None,
-    revision: str | None = None,
     keep: str | os.PathLike[str] | None = None,
-    **settings: Any,
+    **keywords: Any,
 ) -> Document:
     """What LMDeploy's PyTorch engine, or Transformers, does on pretend GPUs. No plan is made.
 
     Args:
         model: a checkpoint folder, a hub id or a preset's name.
-        engine: ``pytorch`` or ``transformers``.
         on: the machine, as for :func:`plan`.
         gpus: PCI indices or UUIDs to stay within.
-        images: pictures of the worst request.
-        image_size: their (width, height); None is the worst that the model's own rule admits.
-        max_dynamic_patch: InternVL's tile limit; None is the model's own.
-        max_pixels: Qwen2-VL's pixel limit, likewise.
-        revision: branch, tag or commit on the hub.
         keep: a folder for timelines and the engine's log.
-        settings: LMDeploy's own options by name, its defaults for all others; for Transformers
-            ``dtype`` only.
+        keywords: ``engine`` (``pytorch`` or ``transformers``), ``images`` (pictures of the worst
+            request), ``image_size`` (their width and height), ``max_dynamic_patch``,
+            ``max_pixels`` and ``revision``, as for :func:`plan`; all others are LMDeploy's own
+            options, whose defaults stay where none is given. Transformers takes ``dtype`` alone.
 
     Returns:
         The document ``turbofit.rehearsal-torch/1``; sizes are bytes.
@@ -206,19 +196,8 @@ def rehearse_torch(  # noqa: PLR0913 - a door: its keywords are what can be aske
     from turbofit.pretend.run import scenario_of
     from turbofit.rehearse.torch import torch_rehearsal
 
-    if "cache_block_seq_len" in settings:
-        settings["block_size"] = settings.pop("cache_block_seq_len")
-    resolved = torch_rehearsal.TorchRehearsal(
-        model=model,
-        engine=engine,
-        settings={name: value for name, value in settings.items() if value is not None},
-        images=images,
-        image_size=image_size,
-        max_dynamic_patch=max_dynamic_patch,
-        max_pixels=max_pixels,
-        revision=revision,
-    )
+    rehearsal = torch_rehearsal.TorchRehearsal.of(model, keywords)
     machine = machine_from(on, gpus=gpus) if on is None or isinstance(on, str) else on
     scenario = scenario_of(machine, lambda gpu: context_bytes(gpu)[0])
     folder = Path(keep) if keep is not None else None
-    return torch_rehearsal.rehearse_torch(resolved, scenario, machine, folder)
+    return torch_rehearsal.rehearse_torch(rehearsal, scenario, machine, folder)

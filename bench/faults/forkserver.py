@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped
+from turbofit.pretend.scenario_file import write_scenario
 from turbofit.rehearse.turbomind.notes import read_notes
 from turbofit.rehearse.turbomind.run import child_environment
 from turbofit.rehearse.turbomind.spec import Spec
@@ -67,8 +68,7 @@ class ForkServer:
 
         With ``stay`` it does not end: the file ``staying`` in the folder tells that it has served.
         """
-        scenario = spec.machine.text(str(folder / "timeline"), shared)
-        (folder / "scenario").write_text(scenario, encoding="utf-8")
+        write_scenario(folder / "scenario", spec.machine, str(folder / "timeline"), shared)
         (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
         job = {"folder": str(folder), "libraries": str(self.libraries), "stay": stay}
         assert self._process.stdin is not None

@@ -13,6 +13,7 @@ from typing import Any
 from tests.waiting import HANG
 from turbofit.pretend.environment import pretend_environment
 from turbofit.pretend.scenario import MIB, PretendGpu, Scenario
+from turbofit.pretend.scenario_file import write_scenario
 from turbofit.pretend.timeline import Event, read_timeline
 
 CARD = PretendGpu("Pretend RTX 3090", total=1000 * MIB, used=100 * MIB)
@@ -72,7 +73,7 @@ def run(libraries: Path, folder: Path, code: str, scenario: Scenario | None = No
     """Runs code on a pretend machine."""
     scenario = scenario or Scenario((CARD,))
     text, timeline = folder / "scenario", folder / "timeline"
-    text.write_text(scenario.text(str(timeline)))
+    write_scenario(text, scenario, str(timeline))
     process = subprocess.run(
         [sys.executable, "-S", "-c", PRELUDE + textwrap.dedent(code)],
         env=pretend_environment(libraries, text),

@@ -8,6 +8,7 @@ import click
 
 from turbofit.cli.command import PATH, Argument, Option, command
 from turbofit.cli.options import PORT
+from turbofit.core.ports import DEFAULT_PORT
 
 __all__ = ["export"]
 
@@ -26,7 +27,9 @@ _EVERYWHERE: Final = "0.0.0.0"
         "plan", metavar="PLAN", type=PATH, explained="what `plan --json` wrote, or - for stdin"
     ),
     Option("--name", help="of the service (default: turbofit-MODEL)"),
-    Option("--port", type=PORT, default=23333, help="of the gateway (default 23333)"),
+    Option(
+        "--port", type=PORT, default=DEFAULT_PORT, help=f"of the gateway (default {DEFAULT_PORT})"
+    ),
     Option("--image", default=_IMAGE, help=f"compose, k8s: what to run (default {_IMAGE})"),
     Option("--claim", help="k8s: a PersistentVolumeClaim for the hub's cache"),
     Option(

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from turbofit.cli.options import LAST_PORT
 from turbofit.core.errors import UsageError
+from turbofit.core.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Metavar, Validated
 from turbofit.core.variables import variables
-from turbofit.planning.commands import DEFAULT_PORT
 from turbofit.planning.request import Positive
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from turbofit.cli.options import LAST_PORT
 from turbofit.core.errors import UsageError
+from turbofit.core.ports import LAST_PORT
 from turbofit.core.validation import Metavar, Validated
 from turbofit.planning.request import Bytes
 

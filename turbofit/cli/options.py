@@ -8,6 +8,7 @@ import click
 
 from turbofit.cli.command import Argument, Option, option_name
 from turbofit.core.errors import UsageError
+from turbofit.core.ports import LAST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMS",
     "JSON",
-    "LAST_PORT",
     "PORT",
     "machine_options",
     "model_argument",
@@ -27,9 +27,6 @@ __all__ = [
     "refuse_beside_cluster",
     "setting_options",
 ]
-
-#: The last TCP port.
-LAST_PORT: Final = 65535
 
 #: Under which headings a plan's request is asked for; LMDeploy's own options follow.
 _GROUPS: Final = {

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from turbofit.cli.command import CliCommand, option_name
 from turbofit.cli.fields import filled
-from turbofit.cli.options import LAST_PORT, planning_keywords, setting_options
+from turbofit.cli.options import planning_keywords, setting_options
 from turbofit.core.errors import DoesNotFitError, LaunchError, PackageError, UsageError
+from turbofit.core.ports import LAST_PORT
 
 if TYPE_CHECKING:
     from turbofit.cli.launch_options import LaunchOptions, ServeOptions

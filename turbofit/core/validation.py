@@ -170,6 +170,8 @@ def usage_error(
 def _nearest(error: ErrorDetails) -> str:
     """The right word that is nearest to a wrong one."""
     choices = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
+    from difflib import get_close_matches
+
     near = get_close_matches(str(error["input"]), choices, n=1)
     return f"did you mean {near[0]}?" if near else ""
 

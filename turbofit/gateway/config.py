@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.ports import DEFAULT_PORT
 from turbofit.core.struct import Struct
 from turbofit.core.units import GIB, KIB
 
@@ -61,7 +62,7 @@ class GatewayConfig(Struct):
     """
 
     host: str = "127.0.0.1"
-    port: int = 23333
+    port: int = DEFAULT_PORT
     api_keys: tuple[str, ...] = ()
     upstream_key: str | None = None
     allow_origins: tuple[str, ...] = ()

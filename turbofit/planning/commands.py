@@ -5,12 +5,13 @@ LMDeploy's engines are started by ``lmdeploy serve api_server``, Transformers by
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Command
+from turbofit.core.ports import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
     from turbofit.core.plan import Engine, Plan, Settings
 
 __all__ = [
-    "DEFAULT_PORT", "commands", "model_path", "module_of", "private_commands", "ratio",
+    "commands", "model_path", "module_of", "private_commands", "ratio",
     "refuse_options", "visible_devices",
 ]  # fmt: skip
-
-#: LMDeploy's own default port.
-DEFAULT_PORT: Final = 23333
 
 
 def commands(

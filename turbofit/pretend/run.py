@@ -20,6 +20,7 @@ from turbofit.pretend.from_machine import pretend_twin
 from turbofit.pretend.group import run_group
 from turbofit.pretend.program import site_of
 from turbofit.pretend.scenario import MIB, Scenario
+from turbofit.pretend.scenario_file import write_scenario
 from turbofit.pretend.shared import SharedRecord, read_shared
 from turbofit.pretend.timeline import read_timeline, timeline_is_full
 from turbofit.pretend.usage import Usage, read_usage
@@ -168,7 +169,7 @@ def prepare(
     made = machine_files(folder)
     made.timelines.mkdir(parents=True)
     path = folder / "scenario"
-    path.write_text(scenario.text(f"{made.timelines}/", str(made.shared)), encoding="utf-8")
+    write_scenario(path, scenario, f"{made.timelines}/", str(made.shared))
     env = pretend_environment(libraries, path, base, site=site, keep=True)
     return PreparedRun(env, made.timelines, made.shared)
 

@@ -5,10 +5,10 @@ JSON documents hold one as it is here: `turbofit.pretend.documents` reads and wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from turbofit.kernels.installed import empty_kernels_file
 from turbofit.pretend.errors import PretendError
 
 MIB = 1024 * 1024
@@ -103,7 +103,12 @@ class Scenario:
     fail_pinned_at: int | None = None
     fail_times: int = 1
 
-    def text(self, timeline: str, shared: str = "") -> str:
+    def text(
+        self,
+        timeline: str,
+        shared: str = "",
+        empty_kernels: Mapping[tuple[int, int], Path] | None = None,
+    ) -> str:
         """The scenario file that the C side reads.
 
         Args:
@@ -111,6 +116,8 @@ class Scenario:
                 process has a timeline of its own.
             shared: the file through which several processes share the machine; none: each process
                 has the machine for itself.
+            empty_kernels: by compute capability, a file that names kernels without code, one a
+                line: a launch of one ends the process. None: every kernel has code.
         """
         lines = [f"timeline {timeline}", f"timeline_limit {self.timeline_limit}"]
         lines += [f"shared {shared}"] if shared else []
@@ -120,9 +127,8 @@ class Scenario:
                 f"device {gpu.total} {gpu.used} {gpu.late} {gpu.sm[0]} {gpu.sm[1]} "
                 f"{gpu.sm_count} {gpu.l2} {one} {block} {' '.join(gpu.name.split())}"
             )
-        for major, minor in sorted({gpu.sm for gpu in self.gpus}):
-            names = empty_kernels_file((major, minor))
-            lines += [f"empty {major} {minor} {names}"] if names else []
+        for (major, minor), names in (empty_kernels or {}).items():
+            lines.append(f"empty {major} {minor} {names}")
         for index, gpu in enumerate(self.gpus):
             lines += [f"reserved {index} {gpu.reserved}"] if gpu.reserved else []
         lines += [f"peer {a} {b}" for a, b in sorted(self._pairs())]

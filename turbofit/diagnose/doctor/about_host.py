@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from turbofit.core.ports import DEFAULT_PORT
 from turbofit.core.struct import NA
 from turbofit.core.units import GIB, MIB, format_bytes
 from turbofit.diagnose.doctor.finding import Finding, ok, stops, unreadable, warning
@@ -26,7 +27,6 @@ _GOOD_RAM: Final = 8 * GIB
 _LEAST_SHM: Final = 256 * MIB
 _GOOD_SHM: Final = GIB
 _DISK: Final = 20 * GIB
-_PORT: Final = 23333
 _LOCKED: Final = 64 * MIB
 
 
@@ -134,7 +134,7 @@ def _disk(sources: Sources, model: Model | None) -> Finding:
 
 def _port(sources: Sources, port: int | None) -> Finding:
     """The public port; the replicas' own are free ones, chosen at launch."""
-    check, wanted = "port", _PORT if port is None else port
+    check, wanted = "port", DEFAULT_PORT if port is None else port
     problem = sources.port_problem("127.0.0.1", wanted)
     if problem is None:
         return ok(check, f"port {wanted} is free")

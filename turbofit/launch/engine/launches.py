@@ -13,7 +13,8 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from turbofit.core.errors import LaunchError
-from turbofit.planning.commands import DEFAULT_PORT, module_of
+from turbofit.core.ports import DEFAULT_PORT
+from turbofit.planning.commands import module_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from turbofit.core.errors import LaunchError, TurbofitError
+from turbofit.core.ports import DEFAULT_PORT
 from turbofit.core.units import format_bytes
 from turbofit.planning.device_maps import read_map
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--session-len", type=int, required=True, help="tokens of a request")
 @click.option("--max-images", type=int, default=1, help="of a request")
 @click.option("--host", default="127.0.0.1")
-@click.option("--port", type=int, default=23333)
+@click.option("--port", type=int, default=DEFAULT_PORT)
 @click.option("--api-keys", multiple=True, help="who may ask (repeatable); default: anybody")
 def serve(  # noqa: PLR0913 - each option by name
     *,

@@ -74,13 +74,9 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
         )
     if speculative_config is not None:
         raise UsageError(
-            "speculative decoding is not planned for",
-            hint="leave speculative_config out",
+            "speculative decoding is not planned for", hint="leave speculative_config out"
         )
-    engine = engine_of(backend_config, planning.pop("engine", "auto"))
-    planning = with_config(planning, backend_config, engine)
-    plan = best_plan(PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning))
-    _refuse(plan)
+    plan = _planned(model_path, backend_config, planning)
     config = planned_config(plan, backend_config)
     _choose_gpus(plan, config)
 
@@ -100,13 +96,22 @@ def open_pipeline(  # noqa: PLR0913 - LMDeploy's own signature
     )
 
 
+def _planned(model_path: str, backend_config: Any, planning: dict[str, Any]) -> Plan:
+    """The plan of one engine under the config's own settings, refused where nothing fits."""
+    engine = engine_of(backend_config, planning.pop("engine", "auto"))
+    planning = with_config(planning, backend_config, engine)
+    plan = best_plan(PlanRequest.of(model=model_path, replicas=1, engine=engine, **planning))
+    _refuse(plan)
+    return plan
+
+
 def _refuse(plan: Plan) -> None:
     ranks = rank_warning(plan.parallel.tp, os.environ)
     if ranks:
         raise LaunchError(ranks, hint="start it with python, not with torchrun")
     # The plan's other warnings are about clients of a server: here images are held to it.
     for warning in (*plan.machine.warnings, *plan.model.warnings):
-        warnings.warn(warning, stacklevel=4)
+        warnings.warn(warning, stacklevel=5)
     if not plan.engine.of_lmdeploy:
         raise UsageError(
             f"LMDeploy, whose pipeline this is, does not run {plan.model.name}",

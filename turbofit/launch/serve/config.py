@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from turbofit.core.ports import DEFAULT_PORT, LAST_PORT
 from turbofit.core.validation import Validated
 from turbofit.gateway.config import GatewayConfig
 from turbofit.launch.engine.supervised_engine import Timing
-from turbofit.planning.commands import DEFAULT_PORT
 from turbofit.planning.request import Bytes, PlanRequest
 
 __all__ = ["ClusterServeConfig", "ServeConfig"]
@@ -27,7 +27,10 @@ class ServeConfig(Validated):
         default=None, description="the public side; None for engines that clients reach themselves"
     )
     port: int = Field(
-        default=DEFAULT_PORT, ge=0, le=65535, description="without a gateway, the first engine's"
+        default=DEFAULT_PORT,
+        ge=0,
+        le=LAST_PORT,
+        description="without a gateway, the first engine's",
     )
     timing: Timing = Field(default=Timing(), description="deadlines and pauses")
     options: tuple[str, ...] = Field(default=(), description="LMDeploy's own options, passed on")

@@ -80,15 +80,8 @@ def merge(  # noqa: PLR0913 - a door: its keywords are what can be asked
     _refuse_quantised(config)
     lora = read_adapter(lora_folder) if lora_folder else None
     original = _original(config, lora_folder)
-    if lora is None and original is None:
-        raise UsageError(
-            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
-            hint="turbofit merge BASE ADAPTER OUT",
-        )
-    if vision_tower and original is None:
-        raise UsageError(
-            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
-        )
+    if original is None:
+        _refuse_useless(base, adapter, vision_tower)
     warnings = _warnings(base, folder, config, lora, original is not None, target)
     shards = open_shards(folder)
     planned = plan_pieces(shards, lora, dtype and _DTYPES[dtype], projector=original is not None)
@@ -115,6 +108,19 @@ def merge(  # noqa: PLR0913 - a door: its keywords are what can be asked
         replaced=len(planned.replaced),
         warnings=tuple(warnings),
     )
+
+
+def _refuse_useless(base: str, adapter: str | None, vision_tower: str | None) -> None:
+    """Refuse what only an original LLaVA has a use for."""
+    if not adapter:
+        raise UsageError(
+            f"nothing to do: {base} is no original LLaVA, and no adapter was named",
+            hint="turbofit merge BASE ADAPTER OUT",
+        )
+    if vision_tower:
+        raise UsageError(
+            "--vision-tower is for an original LLaVA, which this is not", hint="leave it out"
+        )
 
 
 def _located(name: str, needed: str) -> str:

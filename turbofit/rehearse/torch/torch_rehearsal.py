@@ -10,7 +10,7 @@ from typing import Any
 
 from turbofit.core.errors import PackageError, UsageError
 from turbofit.core.images import ImageRule
-from turbofit.core.json_types import Document
+from turbofit.core.json_types import Document, Options
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
 from turbofit.memory.engine import default_batch_size
@@ -28,6 +28,10 @@ __all__ = ["TorchRehearsal", "rehearse_torch"]
 
 #: LMDeploy's default, by which requests meet in one forward.
 _PREFILL = 8192
+#: Keywords of the Python interface that are no settings of the engine.
+_KEYWORDS = frozenset(
+    {"engine", "images", "image_size", "max_dynamic_patch", "max_pixels", "revision"}
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TorchRehearsal:
     """
 
     model: str
-    engine: str
+    engine: str = "pytorch"
     settings: Mapping[str, Any] = field(default_factory=dict)
     images: int = 1
     image_size: tuple[int, int] | None = None
@@ -52,6 +56,19 @@ class TorchRehearsal:
     max_pixels: int | None = None
     cases: tuple[str, ...] = ()
     revision: str | None = None
+
+    @classmethod
+    def of(cls, model: str, keywords: Options) -> TorchRehearsal:
+        """From keywords: fields of this class but for ``settings`` and ``cases``, and settings.
+
+        TurboMind's name of a KV block's size is taken too.
+        """
+        names = _KEYWORDS & keywords.keys()
+        settings = {name: value for name, value in keywords.items() if name not in names}
+        if "cache_block_seq_len" in settings:
+            settings["block_size"] = settings.pop("cache_block_seq_len")
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return cls(model, settings=settings, **{name: keywords[name] for name in names})
 
 
 def rehearse_torch(

@@ -19,6 +19,7 @@ from turbofit.core.log import LazyLogger
 from turbofit.pretend.build import build
 from turbofit.pretend.documents import dumped
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
+from turbofit.pretend.scenario_file import write_scenario
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.installed import engine_library
 from turbofit.rehearse.turbomind.notes import read_notes
@@ -121,7 +122,7 @@ def run_child(spec: Spec, folder: Path, python: str = sys.executable) -> ChildOu
     libraries = build(site=site)
     check_surface(engine_library(), libraries)
     scenario, timeline = folder / "scenario", folder / "timeline"
-    scenario.write_text(spec.machine.text(str(timeline)), encoding="utf-8")
+    write_scenario(scenario, spec.machine, str(timeline))
     (folder / "spec.json").write_text(dumped(spec), encoding="utf-8")
     begun = time.monotonic()
     process = subprocess.Popen(

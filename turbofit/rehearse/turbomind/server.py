@@ -22,6 +22,7 @@ from turbofit.pretend.documents import dumped, loaded
 from turbofit.pretend.environment import cuda_site, find_turbofit, pretend_environment
 from turbofit.pretend.library import LibraryAccount
 from turbofit.pretend.scenario import Scenario
+from turbofit.pretend.scenario_file import write_scenario
 from turbofit.pretend.surface import check_surface
 from turbofit.rehearse.installed import engine_library
 
@@ -62,7 +63,7 @@ def server_launch(
     check_surface(engine_library(), libraries)
     folder.mkdir(parents=True, exist_ok=True)
     scenario, timeline = folder / "scenario", folder / "timeline"
-    scenario.write_text(machine.text(str(timeline)), encoding="utf-8")
+    write_scenario(scenario, machine, str(timeline))
     (folder / "machine.json").write_text(dumped(machine), encoding="utf-8")
     env = pretend_environment(libraries, scenario, base, site=site)
     env[_MACHINE] = str(folder / "machine.json")

@@ -228,7 +228,7 @@ def limit_blocks(plan: Plan) -> list[Block]:
     )
     return [
         Heading(text="What an image limit costs"),
-        Line(
+        Paragraph(
             text="forecasts for the largest image that each limit admits (its tokens, requests a"
             " second, seconds to the first token), on the same GPUs with the same prefill; a plan"
             " for that limit serves as much or more",
