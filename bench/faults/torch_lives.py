@@ -102,7 +102,7 @@ def _points(room: Path) -> Iterator[Point]:
         phase = "start"
         for event in read_timeline(file):
             if event.tag == "P":
-                phase = event.words[0]
+                phase = event.fields[0]
             if event.tag == "A":
                 pinned = event.number(1) == PINNED
                 counts[pinned] += 1

@@ -226,7 +226,7 @@ def test_ordinals_are_the_processes_own(libraries: Path, tmp_path: Path) -> None
     assert uuid == machine.run("say(uuid_of(2))")
     assert machine.shared.processes[0].held[:3] == (0, 0, 10 * MIB)
     head, _, given, *_ = machine.timeline(pid)
-    assert (head.tag, head.words[2]) == ("I", "2,0")
+    assert (head.tag, head.fields[2]) == ("I", "2,0")
     assert (given.tag, given.number(0)) == ("A", 2)
 
 
@@ -254,8 +254,8 @@ def test_a_child_of_fork_has_its_own(libraries: Path, tmp_path: Path) -> None:
     assert ask(process) == [process.pid, 20, 80]
     end(process)
     parent_lines, child_lines = machine.timeline(process.pid), machine.timeline(child)
-    assert child_lines[0].words == (str(child), str(process.pid), "2,0")
-    assert child_lines[1].words[0].split()[1:3] == ["-S", "-c"]
+    assert child_lines[0].fields == (str(child), str(process.pid), "2,0")
+    assert child_lines[1].fields[0].split()[1:3] == ["-S", "-c"]
     assert [e.number(3) for e in child_lines if e.tag == "A"] == [30 * MIB]
     assert [e.number(3) for e in parent_lines if e.tag == "A"] == [40 * MIB, 20 * MIB]
 
@@ -327,7 +327,7 @@ def test_a_site_follows_its_peak(libraries: Path, tmp_path: Path) -> None:
     """
     pid, peak, held = machine.run(code)
     assert (peak, held) == (100, 0)
-    first, long = (e.words[0] for e in machine.timeline(pid) if e.tag == "S")
+    first, long = (e.fields[0] for e in machine.timeline(pid) if e.tag == "S")
     assert first == "model.py:7 forward in two lines"
     assert set(long) == {"x"}
 

@@ -98,7 +98,7 @@ def test_sampling_cases(one: dict[str, Any]) -> None:
 
 def test_the_timeline_is_whole(one: dict[str, Any]) -> None:
     events = list(read_timeline(Path(one["files"]) / "timeline"))
-    marks = [e.words[0] for e in events if e.tag == "P"]
+    marks = [e.fields[0] for e in events if e.tag == "P"]
     assert marks[:6] == ["import", "context", "weights", "prepare", "engine", "ready"]
     assert marks[-1] == "after full batch, top_k 0"
     assert sum(e.tag == "A" for e in events) > 3000

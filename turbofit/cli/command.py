@@ -140,7 +140,7 @@ class CliCommand(click.Command):
             )
         return left
 
-    def _repeated(self, words: Sequence[str]) -> list[str]:
+    def _repeated(self, arguments: Sequence[str]) -> list[str]:
         """``--option a b`` as ``--option a --option b``; of such an option the last one counts.
 
         Raises:
@@ -150,7 +150,7 @@ class CliCommand(click.Command):
         found: list[str] = []
         lists: dict[str, list[str]] = {}
         filling, waiting = "", ""
-        for word in words:
+        for word in arguments:
             name = word.partition("=")[0]
             if waiting and (name in known or word.startswith("--")):
                 raise click.BadOptionUsage(waiting, f"{waiting} needs a value before {word}")
@@ -243,9 +243,9 @@ def option_name(field: str) -> str:
     return f"--{field.rstrip('_').replace('_', '-')}"
 
 
-def split_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_rest(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """What stands before ``--``, and what stands behind it."""
-    before = list(words)
+    before = list(arguments)
     if "--" not in before:
         return before, []
     at = before.index("--")

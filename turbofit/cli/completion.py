@@ -71,7 +71,7 @@ def complete_model(
     """Models that have a preset; files where none begins so."""
     from turbofit.core.presets import load_yaml, preset_path
 
-    return _words_or_files(sorted(load_yaml(preset_path("models", "aliases"))), incomplete)
+    return _candidates_or_files(sorted(load_yaml(preset_path("models", "aliases"))), incomplete)
 
 
 def complete_spec(
@@ -80,11 +80,13 @@ def complete_spec(
     """Cards that have a preset, one, two, four and eight of them; files where none begins so."""
     from turbofit.machine.presets import preset_names
 
-    return _words_or_files([f"{n}x{name}" for name in preset_names() for n in _COUNTS], incomplete)
+    return _candidates_or_files(
+        [f"{n}x{name}" for name in preset_names() for n in _COUNTS], incomplete
+    )
 
 
-def _words_or_files(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+def _candidates_or_files(candidates: Iterable[str], incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    found = [CompletionItem(word) for word in words if word.startswith(incomplete)]
+    found = [CompletionItem(word) for word in candidates if word.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]

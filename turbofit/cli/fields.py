@@ -34,12 +34,12 @@ T = TypeVar("T", bound="Validated")
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer clicks only
-    """A text that the field's own type reads; ``words``, or files, are offered at a TAB."""
+    """A text that the field's own type reads; ``choices``, or files, are offered at a TAB."""
 
     name = "text"
 
-    def __init__(self, words: tuple[str, ...], *, path: bool) -> None:
-        self.words, self.path = words, path
+    def __init__(self, choices: tuple[str, ...], *, path: bool) -> None:
+        self.choices, self.path = choices, path
 
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
@@ -48,14 +48,14 @@ class _Text(click.ParamType):  # type: ignore[type-arg] # generic in newer click
 
         if self.path:
             return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        return [CompletionItem(word) for word in self.choices if word.startswith(incomplete)]
 
 
 class _Form(NamedTuple):
     """What an annotation says of the words that an option takes."""
 
     metavar: str = "TEXT"
-    words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     flag: bool = False
     optional: bool = False
     several: bool = False
@@ -110,7 +110,7 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
     several = form.several and not form.repeatable
     return Option(
         option_name(name), name, default=None, help=text, group=group,
-        type=_Text(form.words, path=form.metavar == "FILE"),
+        type=_Text(form.choices, path=form.metavar == "FILE"),
         metavar=f"{form.metavar}..." if several else form.metavar, several=several,
         multiple=form.several, **attributes,
     )  # fmt: skip
@@ -127,8 +127,8 @@ def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
         inner = next(one for one in parts if one is not NoneType)
         return _form(inner)._replace(optional=NoneType in parts)
     if origin is Literal:
-        words = tuple(map(str, parts))
-        return _Form(f"[{'|'.join(words)}]", words)
+        choices = tuple(map(str, parts))
+        return _Form(f"[{'|'.join(choices)}]", choices)
     if origin is tuple:
         inner = _form(parts[0])
         return inner._replace(several=len(parts) == 2 and parts[1] is Ellipsis)

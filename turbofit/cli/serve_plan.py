@@ -191,9 +191,9 @@ def read_saved(arguments: ServeArguments, file: str) -> Plan:
     for name, value in _modelled(arguments.passed).items():
         planned = list(dict.fromkeys(settings.get(name) for settings in each))
         if planned != [value]:
-            words = " and ".join(map(str, planned))
+            planned_text = " and ".join(map(str, planned))
             raise UsageError(
-                f"{option_name(name)} after -- is {value}, the plan was made for {words}",
+                f"{option_name(name)} after -- is {value}, the plan was made for {planned_text}",
                 hint="plan again with it before --",
             )
     return plan

@@ -234,8 +234,8 @@ def _process_name(nvml: Nvml, pid: int) -> str:
                 name = file.read().strip()
         except OSError:
             name = ""
-    words = str(name).split()
-    base = os.path.basename(words[0]) if words else ""
+    pieces = str(name).split()
+    base = os.path.basename(pieces[0]) if pieces else ""
     return "".join(c for c in base if c.isprintable()) or f"process {pid}"
 
 

@@ -39,9 +39,9 @@ def _meminfo(path: Path) -> dict[str, int]:
     fields: dict[str, int] = {}
     for line in _text(path).splitlines():
         name, _, rest = line.partition(":")
-        words = rest.split()
-        if words and words[0].isdigit():
-            fields[name] = int(words[0]) * (KIB if words[1:] == ["kB"] else 1)
+        pieces = rest.split()
+        if pieces and pieces[0].isdigit():
+            fields[name] = int(pieces[0]) * (KIB if pieces[1:] == ["kB"] else 1)
     return fields
 
 

@@ -20,7 +20,7 @@ from turbofit.core.units import format_bytes
 from turbofit.memory.account import StaticMemory
 from turbofit.memory.shared_terms import term
 
-__all__ = ["BUFFERS", "CONTEXT", "calibration_for", "corrected", "identity", "words"]
+__all__ = ["BUFFERS", "CONTEXT", "calibration_for", "calibration_reason", "corrected", "identity"]
 
 #: Names of the two lines.
 CONTEXT: Final = "calibration.context"
@@ -82,7 +82,7 @@ def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemo
     return replace(held, before=before, buffers=buffers)
 
 
-def words(calibration: Calibration) -> str:
+def calibration_reason(calibration: Calibration) -> str:
     """Why a plan counts more or less than its estimates, for people."""
     less = -(calibration.context + calibration.buffers)
     size = format_bytes(abs(less))

@@ -58,6 +58,6 @@ def _interpreter(program: str) -> str | None:
             first = file.readline(512)
     except OSError:
         return None
-    words = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
-    named = next((word for word in words if _PYTHON.match(Path(word).name)), None)
+    pieces = first[2:].decode("utf-8", "replace").split() if first.startswith(b"#!") else []
+    named = next((word for word in pieces if _PYTHON.match(Path(word).name)), None)
     return shutil.which(named) if named else None

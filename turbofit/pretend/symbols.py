@@ -70,5 +70,5 @@ def short_name(name: str) -> str:
         before = ""
         while before != name:
             before, name = name, re.sub(pattern, "", name)
-    words = name.split(" [")[0].split()
-    return words[-1].removeprefix("turbomind::") if words else name
+    pieces = name.split(" [")[0].split()
+    return pieces[-1].removeprefix("turbomind::") if pieces else name

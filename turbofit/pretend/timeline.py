@@ -20,17 +20,17 @@ class Event:
             peak came from, K context made, C pool made, A given, F given back, R pool resized, G
             free memory asked, O out of memory, E failed because the scenario says so, X peer access
             refused.
-        words: the rest of the line, by position.
+        fields: the rest of the line, by position.
         trace: offsets into the engine's library, innermost first.
     """
 
     tag: str
-    words: tuple[str, ...]
+    fields: tuple[str, ...]
     trace: tuple[int, ...]
 
     def number(self, index: int) -> int:
         """The word at ``index`` as a number."""
-        return int(self.words[index])
+        return int(self.fields[index])
 
 
 class TimelineReader:

@@ -104,22 +104,22 @@ class _Reader:
         self._usage.pid, self._usage.parent = event.number(0), event.number(1)
 
     def _command(self, event: Event) -> None:
-        self._usage.command = event.words[0]
+        self._usage.command = event.fields[0]
 
     def _names(self, event: Event) -> None:
-        self._library = event.words[0]
+        self._library = event.fields[0]
 
     def _context(self, event: Event) -> None:
         self._usage.contexts[event.number(0)] = event.number(1)
 
     def _mark(self, event: Event) -> None:
-        self._phase = event.words[0]
+        self._phase = event.fields[0]
         for device, size in self._held.items():
             self._hold(device, size)
 
     def _site(self, event: Event) -> None:
         for one in self._waiting:
-            one.site = event.words[0]
+            one.site = event.fields[0]
         self._waiting.clear()
 
     def _hold(self, device: int, size: int, event: Event | None = None) -> None:
@@ -136,11 +136,11 @@ class _Reader:
     def _given(self, event: Event) -> None:
         device, kind = event.number(0), event.number(1)
         if kind != PINNED:
-            self._where[event.words[5]] = device
+            self._where[event.fields[5]] = device
             self._hold(device, event.number(4), event)
 
     def _freed(self, event: Event) -> None:
-        device = self._where.pop(event.words[0], None)
+        device = self._where.pop(event.fields[0], None)
         if device is not None:
             self._hold(device, event.number(1))
 

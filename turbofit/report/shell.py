@@ -16,15 +16,15 @@ _WIDTH: Final = 76
 def shell_command(command: Command) -> str:
     """Environment and arguments, quoted, broken before options by backslashes."""
     env = [f"{name}={shlex.quote(value)}" for name, value in command.env.items()]
-    words = [shlex.quote(word) for word in command.argv]
-    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    arguments = [shlex.quote(word) for word in command.argv]
+    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     chunks: list[str] = []
-    for word in words[first:]:
+    for word in arguments[first:]:
         if word.startswith("-") or not chunks:
             chunks.append(word)
         else:
             chunks[-1] += f" {word}"
-    lines = _fill(env, "") + _fill([" ".join(words[:first])], "") + _fill(chunks, "    ")
+    lines = _fill(env, "") + _fill([" ".join(arguments[:first])], "") + _fill(chunks, "    ")
     return " \\\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from turbofit.core.machine import Gpu
 from turbofit.core.plan import Plan, Remedy, Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import Account
-from turbofit.memory.calibrated import words
+from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
 from turbofit.memory.launch import EngineLaunch
@@ -257,7 +257,7 @@ def _story(
     yield f"free when the cache is sized: {format_bytes(free)} on the fullest GPU ({source})"
     left = format_bytes(free - region)
     if account.calibration is not None:
-        yield words(account.calibration)
+        yield calibration_reason(account.calibration)
     yield f"the cache takes {ratio:g} of it, {format_bytes(region)}, and {left} stay"
     ledger = outcome.ledgers[0]
     buffers = sum(t.bytes for t in ledger.ledger if t.phase == "buffers" and t.term != POOL_WARMUP)

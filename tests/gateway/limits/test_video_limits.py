@@ -146,7 +146,7 @@ def test_frames_without_end_are_refused_before_they_are_sent() -> None:
 def test_the_words_between_frames_count_as_the_prompt_does() -> None:
     bounds = bounds_of(plan_of())
     held, _, _ = hold_frames(bounds, 100, (640, 480))
-    assert (held.words, held.frames) == (600, 100)
+    assert (held.text_tokens, held.frames) == (600, 100)
     assert held.tokens * 4 == held.units <= 4096
     short = replace(plan_of(), kv=replace(plan_of().kv, longest_request_tokens=held.tokens + 500))
     app, upstream = gateway(short)

@@ -46,7 +46,7 @@ def test_each_step_reads_only_what_is_new(taken: list[Any], tmp_path: Path) -> N
     gpu = pretend_machine(made, 0).gpus[0]
     others = gpu.used + gpu.late
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
+    engine: Any = SimpleNamespace(group=0, start_command=SimpleNamespace(timeline=path))
     usage = PretendUsageReader()
     usage.begin(made)
     text = (
@@ -74,7 +74,7 @@ def test_an_event_that_cannot_be_read_is_read_again_from_the_beginning(
 ) -> None:
     made = plan("internvl2-8b", on="1xrtx3090")
     path = tmp_path / "timeline"
-    engine: Any = SimpleNamespace(group=0, words=SimpleNamespace(timeline=path))
+    engine: Any = SimpleNamespace(group=0, start_command=SimpleNamespace(timeline=path))
     usage = PretendUsageReader()
     usage.begin(made)
     path.write_text("P context\nA 0 0 -1 nonsense\n")

@@ -105,7 +105,7 @@ def test_a_photo_kills_the_real_server(
     assert NOTICE in text
     assert "CUDA error: out of memory" in text
     events = list(read_timeline(tmp_path / "timeline"))
-    assert [e.words[0] for e in events if e.tag == "P"][-2:] == ["ready", "serving"]
+    assert [e.fields[0] for e in events if e.tag == "P"][-2:] == ["ready", "serving"]
     assert sum(e.tag == "O" for e in events) == 1
 
 

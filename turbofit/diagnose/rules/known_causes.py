@@ -20,7 +20,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     *VLLM,
     MessageRule(
         kind="too_few_gpus",
-        words=("no valid parallel config",),
+        substrings=("no valid parallel config",),
         pattern=r"no valid parallel config: .*?tp=(\d+).*?available_devices=([^;\s]+)",
         phase="configuration",
         what="LMDeploy was asked for tp {0} and sees other GPUs than that: {1}",
@@ -33,7 +33,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="unsupported_model",
-        words=("Can not found rewrite",),
+        substrings=("Can not found rewrite",),
         pattern=r"Can not found rewrite for architectures: \[?'?([\w', ]+?)'?\]?[.\s]*$",
         phase="configuration",
         what="this LMDeploy has no engine for the architecture {0}",
@@ -45,7 +45,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="unsupported_model",
-        words=("support has been removed from LMDeploy",),
+        substrings=("support has been removed from LMDeploy",),
         pattern=r"([\w.-]+) \(\w+\) support has been removed from LMDeploy",
         phase="configuration",
         what="LMDeploy no longer runs this model: {0} was removed",
@@ -53,7 +53,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="remote_code",
-        words=("trust_remote_code", "trust-remote-code"),
+        substrings=("trust_remote_code", "trust-remote-code"),
         pattern=r"^(?!.*(?:has no effect|unexpected keyword))"
         r".*\b(?:set|pass|with|option|argument|execut\w+)\b.*trust[_-]remote[_-]code",
         phase="configuration",
@@ -63,7 +63,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="port_taken",
-        words=("ddress already in use", "while attempting to bind"),
+        substrings=("ddress already in use", "while attempting to bind"),
         pattern=r"bind on address \('[^']*', (\d+)|(?:A|a)ddress already in use",
         phase="configuration",
         what="another program has the server's port {0}",
@@ -75,7 +75,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="block_count",
-        words=("cache_ratio < 1", "cache_max_block_count"),
+        substrings=("cache_ratio < 1", "cache_max_block_count"),
         pattern=r"cache_ratio < 1|no longer accepts cache_max_block_count",
         phase="configuration",
         what="cache_max_entry_count was 1 or more, which LMDeploy refuses since 0.15",
@@ -85,7 +85,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="tp_impossible",
-        words=("must be divisible by heads", "not divisible by tp", "symmetric buffer"),
+        substrings=("must be divisible by heads", "not divisible by tp", "symmetric buffer"),
         pattern=r"(target_heads=.*must be divisible by heads=\S+"
         r"|TP split: .*not divisible by tp=\d+"
         r"|InternViT symmetric buffer cannot hold one image tile"
@@ -97,7 +97,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="no_kv_memory",
-        words=("No enough gpu memory",),
+        substrings=("No enough gpu memory",),
         pattern=r"No enough gpu memory for (kv cache|runtime)",
         phase="cache",
         what="LMDeploy's PyTorch engine found no room for its {0} after the weights",
@@ -113,7 +113,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="gpu_too_old",
-        words=("no kernel image is available", "is not compatible with the current PyTorch"),
+        substrings=("no kernel image is available", "is not compatible with the current PyTorch"),
         pattern=r"(no kernel image is available|with CUDA capability sm_\d+ is not compatible)",
         phase="configuration",
         what="the installed torch or LMDeploy has no code for this GPU: {0}",
@@ -122,7 +122,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="driver_too_old",
-        words=("driver on your system is too old", "driver version is insufficient"),
+        substrings=("driver on your system is too old", "driver version is insufficient"),
         pattern=r"(?:too old \(found version (\d+)\)|driver version is (insufficient))",
         phase="configuration",
         what="the NVIDIA driver is older than the CUDA that torch was built for ({0})",
@@ -130,7 +130,11 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="no_gpu",
-        words=("No CUDA GPUs are available", "Found no NVIDIA driver", "no CUDA-capable device"),
+        substrings=(
+            "No CUDA GPUs are available",
+            "Found no NVIDIA driver",
+            "no CUDA-capable device",
+        ),
         pattern=r"(No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device)",
         phase="configuration",
         what="CUDA sees no GPU: {0}",
@@ -138,7 +142,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="no_bfloat16",
-        words=("float16 is only supported", "fp16 is not supported"),
+        substrings=("float16 is only supported", "fp16 is not supported"),
         pattern=r"[Bb](?:f|float)(?:loat)?16 is (?:only supported|not supported)",
         phase="configuration",
         what="this GPU has no bfloat16 (compute capability below 8.0: V100, T4)",
@@ -147,7 +151,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="gpu_lost",
-        words=("Xid", "GPU is lost", "fallen off the bus"),
+        substrings=("Xid", "GPU is lost", "fallen off the bus"),
         pattern=r"(NVRM: Xid \([^)]*\): (?:79|119|120|48|63|64|94|95)\b|GPU is lost|off the bus)",
         phase="serving",
         what="the driver lost or isolated a GPU: {0}",
@@ -156,7 +160,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="shared_memory",
-        words=("shared memory", "/dev/shm"),
+        substrings=("shared memory", "/dev/shm"),
         pattern=r"(insufficient shared memory|unable to (?:open|write).*shared memory"
         r"|Error while creating shared memory segment|/dev/shm.*[Nn]o space)",
         phase="host RAM",
@@ -166,7 +170,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="disk_full",
-        words=("No space left on device",),
+        substrings=("No space left on device",),
         pattern=r"No space left on device",
         phase="configuration",
         what="a disk is full",
@@ -174,7 +178,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="no_access",
-        words=("gated repo", "401 Client Error", "GatedRepoError", "RepositoryNotFoundError"),
+        substrings=("gated repo", "401 Client Error", "GatedRepoError", "RepositoryNotFoundError"),
         pattern=r"(gated repo|401 Client Error|GatedRepoError|RepositoryNotFoundError)",
         phase="weights",
         what="the hub refused the model: {0}",
@@ -182,7 +186,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="no_hub",
-        words=("LocalEntryNotFoundError", "couldn't connect to", "valid model identifier"),
+        substrings=("LocalEntryNotFoundError", "couldn't connect to", "valid model identifier"),
         pattern=r"(LocalEntryNotFoundError|couldn't connect to '?\S+|not a valid model identifier)",
         phase="weights",
         what="the model was neither here nor could it be fetched: {0}",
@@ -190,7 +194,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="package_versions",
-        words=("Checking failed with error",),
+        substrings=("Checking failed with error",),
         pattern=r"Checking failed with error (.*? has no attribute '\w+')",
         phase="configuration",
         what="LMDeploy's check of the model failed: {0}",
@@ -199,7 +203,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="package_versions",
-        words=("requires transformers version",),
+        substrings=("requires transformers version",),
         pattern=r"requires transformers version (\S+) but transformers (\S+) is installed",
         phase="configuration",
         what="LMDeploy's check found transformers {1}, where the model asks for {0}",
@@ -211,7 +215,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="old_transformers",
-        words=("does not recognize this architecture",),
+        substrings=("does not recognize this architecture",),
         pattern=r"model type `?(\S+?)`? but Transformers does not recognize this architecture",
         phase="configuration",
         what="the installed transformers is older than the model type {0}",
@@ -219,7 +223,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="nccl_timeout",
-        words=("Watchdog caught collective", "timed out after", "NCCL WARN"),
+        substrings=("Watchdog caught collective", "timed out after", "NCCL WARN"),
         pattern=r"(Watchdog caught collective operation timeout|collective.*timed out after"
         r"|NCCL WARN .*(?:failed|error|timed? ?out).*)",
         phase="communication",
@@ -232,7 +236,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="ray_waits",
-        words=("placement group",),
+        substrings=("placement group",),
         pattern=r"([Ww]aiting for creating a placement group|Cannot provide a placement group"
         r"|placement group .*(?:timed out|not (?:ready|enough)|infeasible))",
         phase="communication",
@@ -248,7 +252,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="engine_gone",
-        words=("inference engine is unavailable", "ENGINE_STOP_ERROR"),
+        substrings=("inference engine is unavailable", "ENGINE_STOP_ERROR"),
         pattern=r"inference engine is unavailable|ENGINE_STOP_ERROR",
         phase="serving",
         what="the engine is dead while its port still answers",
@@ -258,7 +262,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="aborted",
-        words=("134", "bort", "-6"),
+        substrings=("134", "bort", "-6"),
         pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:134|-6)\b"
         r"|Exited \(134\)|Aborted(?: \(core dumped\)| *$)|Signal 6 \(SIGABRT\)|SIGABRT)",
         phase="unknown",
@@ -272,7 +276,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="killed",
-        words=("137", "Killed", "OOMKilled", "-9"),
+        substrings=("137", "Killed", "OOMKilled", "-9"),
         pattern=r"(?:[Ee]xit\w*(?:[\s:=(]|with|code|status)*(?:137|-9)\b"
         r"|Exited \(137\)|OOMKilled|(?:^|\s)Killed *$|Signal 9 \(SIGKILL\))",
         phase="host RAM",
@@ -286,7 +290,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="halved_prefill",
-        words=("Update max_prefill_token_num",),
+        substrings=("Update max_prefill_token_num",),
         pattern=r"No enough memory. Update max_prefill_token_num=(\d+)",
         phase="cache",
         what="LMDeploy's PyTorch engine lowered max_prefill_token_num to {0} by itself",
@@ -294,7 +298,7 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="no_such_gpu",
-        words=("invalid device ordinal",),
+        substrings=("invalid device ordinal",),
         pattern=r"invalid device ordinal",
         phase="configuration",
         what="a GPU was addressed that the process does not see",
@@ -305,8 +309,8 @@ KNOWN: Final[tuple[MessageRule, ...]] = (
 
 @cache
 def _compiled() -> tuple[re.Pattern[str], tuple[re.Pattern[str], ...]]:
-    words = "|".join(re.escape(word) for known in KNOWN for word in known.words)
-    return re.compile(words), tuple(re.compile(known.pattern) for known in KNOWN)
+    substrings = "|".join(re.escape(word) for known in KNOWN for word in known.substrings)
+    return re.compile(substrings), tuple(re.compile(known.pattern) for known in KNOWN)
 
 
 def said(text: str) -> KnownMessage | None:
@@ -315,7 +319,7 @@ def said(text: str) -> KnownMessage | None:
     if not any_word.search(text):
         return None
     for index, (known, pattern) in enumerate(zip(KNOWN, patterns, strict=True)):
-        if any(word in text for word in known.words) and (match := pattern.search(text)):
+        if any(word in text for word in known.substrings) and (match := pattern.search(text)):
             groups = tuple(group for group in match.groups() if group)
             return KnownMessage(place=index, detail=groups)
     return None

@@ -18,12 +18,12 @@ Rank = Literal["cause", "consequence", "notice"]
 class MessageRule(Struct):
     """One message. ``planned``: a plan for the model and machine belongs to the answer.
 
-    ``words`` are plain strings of which each match has at least one, so that most lines are passed
-    over without a regular expression.
+    ``substrings``: each match has at least one of them, so that most lines are passed over without
+    a regular expression.
     """
 
     kind: str
-    words: tuple[str, ...]
+    substrings: tuple[str, ...]
     pattern: str
     phase: PhaseName
     what: str

@@ -47,9 +47,9 @@ def phase_of(stack: tuple[PythonFrame, ...]) -> PhaseName:
         frames.append(f"{folder} {name} {frame.function} {frame.code}".lower())
         if not _TORCH.search(frame.path):
             of_models.append(frames[-1])
-    for phase, words in _PHASES:
+    for phase, text in _PHASES:
         told = of_models if phase == "text" else frames
-        if any(word in frame for frame in told for word in words):
+        if any(word in frame for frame in told for word in text):
             return phase
     return "unknown"
 

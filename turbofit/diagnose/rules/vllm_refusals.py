@@ -14,7 +14,7 @@ __all__ = ["VLLM"]
 VLLM: Final[tuple[MessageRule, ...]] = (
     MessageRule(
         kind="no_kv_memory",
-        words=("No available memory for the cache blocks", "stored in KV cache",
+        substrings=("No available memory for the cache blocks", "stored in KV cache",
                "available KV cache memory"),
         pattern=r"(No available memory for the cache blocks"
         r"|max seq len \(\d+\) is larger than the maximum number of tokens that can be stored in KV"
@@ -35,7 +35,7 @@ VLLM: Final[tuple[MessageRule, ...]] = (
     ),
     MessageRule(
         kind="card_occupied",
-        words=("less than desired GPU memory utilization",),
+        substrings=("less than desired GPU memory utilization",),
         pattern=r"Free memory on device \(?([\d.]+/[\d.]+ GiB)\)? on startup is less than desired"
         r" GPU memory utilization \(([\d.]+)",
         phase="configuration",

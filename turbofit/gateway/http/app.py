@@ -354,5 +354,5 @@ def _raw_path(scope: Message) -> bytes:
     return raw.partition(b"?")[0]
 
 
-def _joined(words: Sequence[str]) -> bytes:
-    return ", ".join(words)[:1024].encode("ascii", "replace")
+def _joined(lowered: Sequence[str]) -> bytes:
+    return ", ".join(lowered)[:1024].encode("ascii", "replace")

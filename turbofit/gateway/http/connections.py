@@ -32,14 +32,14 @@ class Networks:
     """Addresses and networks, e.g. of trusted proxies.
 
     Args:
-        words: such as ``10.0.0.7`` and ``10.0.0.0/8``.
+        networks: such as ``10.0.0.7`` and ``10.0.0.0/8``.
 
     Raises:
         UsageError: a word that is neither.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._networks = [_network(word) for word in words]
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks = [_network(word) for word in networks]
 
     def __contains__(self, host: str) -> bool:
         if not self._networks:

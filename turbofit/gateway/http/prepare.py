@@ -128,7 +128,7 @@ def hold(
     every = tuple(next(images if isinstance(one, Picture) else clips) for one in media)
     if kind != "count_tokens":
         check_request(bounds, every, n=parsed.copies)
-        taken = sum(one.tokens + one.words for one in every)
+        taken = sum(one.tokens + one.text_tokens for one in every)
         left = bounds.longest_request_tokens - taken
         parsed.lowered += lower_answer(kind, parsed.body, left)
     return Media(media=tuple(media), held=every)

@@ -99,8 +99,8 @@ class Bounds(Struct):
 class LimitedImage(Struct):
     """One image or video within the plan: LMDeploy's parameters for it, and what it takes.
 
-    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``. ``words`` are
-    text tokens that stand between the frames of a video, beside its ``tokens``. ``resize`` is the
+    ``lowered`` says what was asked beyond the plan, as ``max_dynamic_patch=24->12``.
+    ``text_tokens`` stand between the frames of a video, beside its ``tokens``. ``resize`` is the
     width and height that the picture itself must be given, since no parameter can hold it.
     """
 
@@ -109,7 +109,7 @@ class LimitedImage(Struct):
     tokens: int
     lowered: tuple[str, ...] = ()
     frames: int = 1
-    words: int = 0
+    text_tokens: int = 0
     resize: tuple[int, int] | None = None
 
 
@@ -253,7 +253,7 @@ def check_request(bounds: Bounds, images: Sequence[LimitedImage], *, n: int = 1)
     _within("n", n, limits.n if images else max(limits.n, _TEXT_COPIES), "copies")
     _within("images", unit_count, limits.units_per_request, f"vision {unit} in a request")
     _within("images", tokens, limits.image_tokens_per_request, "image tokens in a request")
-    tokens += sum(image.words for image in images)
+    tokens += sum(image.text_tokens for image in images)
     if bounds.gate is not None:
         _within("n", n * unit_count, bounds.gate, f"vision {unit} in {n} copies")
     # One token of an answer, at least; `ranges.lower_answer` lowers longer ones.

@@ -126,7 +126,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
     return (
         unit_count <= min(most, limits.units_per_request)
         and tokens <= limits.image_tokens_per_request
-        and tokens + sum(one.words for one in images) < bounds.longest_request_tokens
+        and tokens + sum(one.text_tokens for one in images) < bounds.longest_request_tokens
     )
 
 

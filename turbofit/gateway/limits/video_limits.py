@@ -123,13 +123,13 @@ def hold_frames(
             )
         least = videos.least_pixels(frames, most)
         count = videos.most_units(frames, *size, most)
-        words = videos.grids(frames) * GRID_TEXT_TOKENS
+        text_tokens = videos.grids(frames) * GRID_TEXT_TOKENS
     except UsageError as exc:
         raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
     lowered = (f"max_pixels={max_pixels}->{most}",) if max_pixels > most else ()
     held = LimitedImage(
         knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
-        words=words,
+        text_tokens=text_tokens,
     )  # fmt: skip
     return held, least, most
 

@@ -126,6 +126,6 @@ def _of(architecture: str) -> UnsupportedFamily | None:
 
 def _begins(typed: str, known: str) -> bool:
     """Whether a name is this one or goes on from it: gemma-4-31b from gemma-4, gemma-4b not."""
-    words = re.split(r"[._-]+", known)
+    pieces = re.split(r"[._-]+", known)
     end = r"(?![a-z0-9])" if known[-1].isdigit() else r"(?![a-z])"
-    return re.match("-?".join(map(re.escape, words)) + end, typed) is not None
+    return re.match("-?".join(map(re.escape, pieces)) + end, typed) is not None

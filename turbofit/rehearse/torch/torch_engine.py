@@ -143,15 +143,15 @@ async def _case(
     tasks = [asyncio.create_task(_answer(engine, one)) for one in ready]
     _, late = await asyncio.wait(tasks, timeout=seconds)
     statuses = ["not finished" if task in late else task.result()[0] for task in tasks]
-    words = next((task.result()[1] for task in tasks if task not in late and task.result()[1]), "")
+    text = next((task.result()[1] for task in tasks if task not in late and task.result()[1]), "")
     for task in late:
         task.cancel()
     await asyncio.sleep(0.05)
-    return _done(case, longest, time.monotonic() - begun, statuses, words)
+    return _done(case, longest, time.monotonic() - begun, statuses, text)
 
 
 def _done(
-    case: TorchCase, tokens: int, seconds: float, statuses: list[str], words: str
+    case: TorchCase, tokens: int, seconds: float, statuses: list[str], text: str
 ) -> dict[str, Any]:
     return {
         "name": case.name,
@@ -160,7 +160,7 @@ def _done(
         "prompt_tokens": tokens,
         "seconds": round(seconds, 3),
         "statuses": {name: statuses.count(name) for name in sorted(set(statuses))},
-        "words": words,
+        "words": text,
     }
 
 
@@ -238,16 +238,16 @@ async def _afterwards(engine: Any) -> dict[str, Any]:
     from lmdeploy.serve.core.exceptions import RequestError
 
     refused: Any = RequestError
-    status, words = "not finished", ""
+    status, text = "not finished", ""
     try:
         request = await _prepared(engine, TorchRequest(8, (), 1))
-        status, words = await asyncio.wait_for(_answer(engine, request), _PROBE_SECONDS)
+        status, text = await asyncio.wait_for(_answer(engine, request), _PROBE_SECONDS)
     except refused as error:
-        status, words = "refused", str(error)
+        status, text = "refused", str(error)
     except asyncio.TimeoutError:
         pass
     try:
         health = (await engine.health_probe(90.0))["status"]
     except Exception as error:  # noqa: BLE001 - an answer of its own
         health = f"{type(error).__name__}: {error}"
-    return {"next_request": status, "words": words, "health": health}
+    return {"next_request": status, "words": text, "health": health}

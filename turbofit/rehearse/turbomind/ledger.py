@@ -137,9 +137,9 @@ class Ledger:
                 pool.live_peak[phase] = pool.live
 
     def _mark(self, event: Event) -> None:
-        self.phases.append(event.words[0])
+        self.phases.append(event.fields[0])
         for index in range(len(self.cards)):
-            self._enter(index, event.words[0])
+            self._enter(index, event.fields[0])
 
     def _free_queried(self, event: Event) -> None:
         index = event.number(0)
@@ -180,14 +180,14 @@ class Ledger:
         self._hold(device, held)
         self._tally(event, device, kind, number, size)
         if card.phase == "cache":
-            card.cache_region, card.cache_address = size, int(event.words[5], 16)
+            card.cache_region, card.cache_address = size, int(event.fields[5], 16)
             self._enter(device, "buffers")
 
     def _tally(self, event: Event, device: int, kind: int, number: int, size: int) -> None:
         card = self.cards[device]
         name = f"pool: {self.pools[number].owner}" if kind == POOL else KINDS[kind]
         place = AllocationSite(card.phase, name, self._sites.site(event.trace))
-        self._blocks[event.words[5]] = _Block(device, number, size, place)
+        self._blocks[event.fields[5]] = _Block(device, number, size, place)
         tally = card.tallies.setdefault(place, AllocationCount())
         tally.count += 1
         tally.total += size
@@ -195,7 +195,7 @@ class Ledger:
         tally.peak = max(tally.peak, tally.live)
 
     def _freed(self, event: Event) -> None:
-        block = self._blocks.pop(event.words[0], None)
+        block = self._blocks.pop(event.fields[0], None)
         if block is None:
             return
         self.cards[block.device].tallies[block.place].live -= block.size

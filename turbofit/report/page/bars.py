@@ -10,7 +10,7 @@ from turbofit.core.units import GIB, format_bytes, mib
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.views.ledger_view import fold_indices
 from turbofit.report.views.memory_breakdown import KINDS, stack, sums
-from turbofit.report.views.memory_view import memory_words
+from turbofit.report.views.memory_view import memory_label
 
 if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
@@ -30,12 +30,12 @@ def bars(plan: Plan) -> Markup:
 
 
 def _set(plan: Plan, first: GpuLedger, members: list[int], scale: int) -> Markup:
-    words = memory_words(first)
+    label = memory_label(first)
     pieces = stack(first)
-    rows = [_row(first, index, pieces, scale, words, told=index == members[0]) for index in members]
+    rows = [_row(first, index, pieces, scale, label, told=index == members[0]) for index in members]
     return tag(
         "div",
-        tag("p", words, class_="words" if first.fits else "words bad"),
+        tag("p", label, class_="words" if first.fits else "words bad"),
         _end(first, pieces, scale),
         *rows,
         _ticks(scale),
@@ -51,7 +51,7 @@ def _row(
     index: int,
     pieces: tuple[StackPiece, ...],
     scale: int,
-    words: str,
+    label: str,
     *,
     told: bool,
 ) -> Markup:
@@ -69,7 +69,7 @@ def _row(
     inside = tag("div", *phases, class_="stack", style=f"width:{100 * need / scale:.3f}%")
     bar = tag(
         "div", inside, end, class_="bar", tabindex="0", role="group",
-        aria_label=f"GPU {index}: {words}. Arrow keys go through its parts.",
+        aria_label=f"GPU {index}: {label}. Arrow keys go through its parts.",
     )  # fmt: skip
     return tag("div", tag("span", f"GPU {index}", class_="gpu"), bar, class_="row")
 

@@ -31,13 +31,13 @@ def tag(name: str, *children: str, **attributes: Any) -> Markup:
 
     Attributes that are None or False are left out, True stands without a value.
     """
-    words = [name]
+    pieces = [name]
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         plain = key.rstrip("_").replace("_", "-")
-        words.append(plain if value is True else f'{plain}="{_escaped(str(value))}"')
-    head = " ".join(words)
+        pieces.append(plain if value is True else f'{plain}="{_escaped(str(value))}"')
+    head = " ".join(pieces)
     if name in _VOID and not children:
         return Markup(f"<{head}/>")
     return Markup(f"<{head}>{join(*children)}</{name}>")

@@ -38,17 +38,17 @@ def timeline(plan: Plan, run: RunReport | None) -> Markup:
         for one in rehearsal.timeline
     ]
     death = rehearsal.death
-    words = None
+    outcome = None
     if death is not None:
-        words = f"{rehearsal.outcome.replace('_', ' ')} in {death.phase}, at {death.where}"
+        outcome = f"{rehearsal.outcome.replace('_', ' ')} in {death.phase}, at {death.where}"
         if death.asked is not None and death.left is not None:
-            words += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
+            outcome += f": {format_bytes(death.asked)} asked, {format_bytes(death.left)} left"
     text = (
         "On pretend GPUs: memory is the engine's own, with what is charged from the forecast; time "
         "is not real, so each phase has the same width. The line is what stays, the stroke above "
         "it what a phase took at most."
     )
-    return _shown(plan, members, slots, text, words)
+    return _shown(plan, members, slots, text, outcome)
 
 
 def _group(plan: Plan) -> int:

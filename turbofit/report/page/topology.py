@@ -78,11 +78,11 @@ def _picture(plan: Plan, groups: list[tuple[int, ...]], idle: tuple[int, ...]) -
         lines += _lines(plan.machine, places, top)
     width, height = max(room.x + room.width for room in rooms) + _PAD, tall * len(rows)
     gpus, sets = len(plan.machine.gpus), len(groups)
-    words = f"{gpus} {plural(gpus, 'GPU')} in {sets} {plural(sets, 'group')}"
+    text = f"{gpus} {plural(gpus, 'GPU')} in {sets} {plural(sets, 'group')}"
     cls = "topology many" if many else "topology"
     svg = tag(
         "svg", *frames, *lines, *boxes, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img",
-        class_=cls, style=f"width:{width:.0f}px", aria_label=words,
+        class_=cls, style=f"width:{width:.0f}px", aria_label=text,
     )  # fmt: skip
     return scrolled(svg, "Picture")
 
@@ -169,7 +169,7 @@ def _arc(a: float, b: float, top: float, link: Link, apart: int) -> Markup:
     left, right = a + _BOX / 2 + 4, b + _BOX / 2 - 4
     rise = _rise(apart)
     ends = f"{left:.0f} {top - rise:.0f} {right:.0f} {top - rise:.0f} {right:.0f} {top:.0f}"
-    parts = [tag("title", f"GPU {link.a} - GPU {link.b}: {found.words}")]
+    parts = [tag("title", f"GPU {link.a} - GPU {link.b}: {found.text}")]
     parts.append(tag("path", d=f"M{left:.0f} {top:.0f}C{ends}", class_=f"way {found.kind}"))
     return tag("g", *parts)
 
@@ -193,5 +193,5 @@ def _meanings(machine: Machine) -> Markup:
         pairs = "pair" if count == 1 else "pairs"
         if found.kind in WAYS[:2] and len(machine.gpus) > _MANY:
             pairs += ", not drawn"
-        entries.append(tag("li", svg, f" {found.words} ", tag("b", f"{count} {pairs}")))
+        entries.append(tag("li", svg, f" {found.text} ", tag("b", f"{count} {pairs}")))
     return tag("ul", *entries, class_="legend") if entries else Markup()

@@ -20,17 +20,17 @@ class LinkKind(NamedTuple):
     """One of ``WAYS``, and what it is."""
 
     kind: str
-    words: str
+    text: str
 
 
 def way(link: Link) -> LinkKind:
     """How two GPUs reach each other."""
     if link.nvlinked:
         speed = link.nvlink_bandwidth
-        words = f"NVLink, {link.nvlinks} lanes"
+        text = f"NVLink, {link.nvlinks} lanes"
         if isinstance(speed, int):
-            words += f", {speed / 1e9:.0f} GB/s each way"
-        return LinkKind("nvlink", words)
+            text += f", {speed / 1e9:.0f} GB/s each way"
+        return LinkKind("nvlink", text)
     if link.peers:
         return LinkKind("peer", "PCIe, peer access")
     if NA in (link.p2p_read, link.p2p_write):
@@ -50,6 +50,6 @@ def ways(machine: Machine) -> dict[LinkKind, int]:
 def ways_text(machine: Machine) -> str:
     """All pairs in a sentence; empty for one GPU."""
     return "; ".join(
-        f"{count} {'pair' if count == 1 else 'pairs'} {one.words}"
+        f"{count} {'pair' if count == 1 else 'pairs'} {one.text}"
         for one, count in ways(machine).items()
     )

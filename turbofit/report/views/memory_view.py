@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from turbofit.core.plan import GpuLedger, Plan
     from turbofit.report.painters.document import Block
 
-__all__ = ["memory_bar", "memory_blocks", "memory_words"]
+__all__ = ["memory_bar", "memory_blocks", "memory_label"]
 
 
 def memory_blocks(plan: Plan) -> list[Block]:
     """The bars, each with what it means in a sentence."""
     blocks: list[Block] = [Heading(text="Memory from empty to full")]
     for title, ledger in fold(plan.gpus):
-        blocks.append(memory_bar(ledger, f"{title}: {memory_words(ledger)}"))
+        blocks.append(memory_bar(ledger, f"{title}: {memory_label(ledger)}"))
     return blocks
 
 
@@ -33,7 +33,7 @@ def memory_bar(ledger: GpuLedger, title: str) -> Bar:
     return Bar(title=title, room=ledger.total, parts=parts)
 
 
-def memory_words(ledger: GpuLedger) -> str:
+def memory_label(ledger: GpuLedger) -> str:
     """What the bar means, in a sentence."""
     most = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
     need = format_bytes(max(ledger.load_peak, ledger.peak))

@@ -116,7 +116,7 @@ def watch_view(
     rows: list[tuple[str, ...]] = []
     for index, (name, total, free, holders) in enumerate(cards):
         rows.append((str(index), name, mib(total - free), mib(free), ""))
-        rows += [("", "", mib(size), "", f"{pid} {words}") for pid, size, words in holders]
+        rows += [("", "", mib(size), "", f"{pid} {holder}") for pid, size, holder in holders]
     yield Heading(text="PRETEND GPUs (MiB)")
     yield Table(columns=_columns("GPU", "name", "used", "free", "process"), rows=tuple(rows))
 

@@ -62,8 +62,8 @@ def sides_blocks(plan: Plan, run: RunReport | None = None) -> list[Block]:
 
 def _facts(run: RunReport) -> tuple[tuple[str, str], ...]:
     ended = run.ended
-    words = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
-    state = f"{run.state} ({words})" if words else run.state
+    message = ended.get("message", "") if isinstance(ended, dict) else (ended or "")
+    state = f"{run.state} ({message})" if message else run.state
     facts = [("state", state), ("started", run.started), ("LMDeploy", run.lmdeploy)]
     starts = len(run.attempts)
     last = run.last

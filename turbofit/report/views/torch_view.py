@@ -68,8 +68,7 @@ def _death(death: Mapping[str, Any] | None, *, refused: bool) -> Iterator[Block]
         facts.append(("where", " < ".join(death["where"])))
     after = death["afterwards"]
     if after:
-        words = f"{after['next_request']} {after['words']}".strip()
-        facts.append(("next request", words))
+        facts.append(("next request", f"{after['next_request']} {after['words']}".strip()))
         facts.append(("engine's own health", str(after["health"])))
     yield FactList(facts=tuple(facts))
     if after and after["next_request"] != "finished":
@@ -82,8 +81,8 @@ def _death(death: Mapping[str, Any] | None, *, refused: bool) -> Iterator[Block]
 
 def _settings(document: Mapping[str, Any]) -> Iterator[Block]:
     given = document["given"]
-    words = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
-    facts = [("given", words)]
+    options = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+    facts = [("given", options)]
     if DRIVERS[document["engine"]].batches:
         facts.append(("all else", "LMDeploy's own defaults"))
     else:
@@ -119,10 +118,10 @@ def _card(card: Mapping[str, Any]) -> Iterator[Block]:
         ("used by others", "", "", mib(card["used_by_others"])),
         (f"CUDA contexts, {count} in all", "", "", mib(card["contexts"])),
     ]
-    for key, words in _PARTS:
+    for key, title in _PARTS:
         if key in card:
             part = card[key]
-            rows.append((words, *(_mib(part[k]) for k in ("allocated", "reserved", "held"))))
+            rows.append((title, *(_mib(part[k]) for k in ("allocated", "reserved", "held"))))
     rows.append(("most, contexts included", "", "", mib(card["peak"])))
     rows.append(("left then", "", "", mib(card["left_at_peak"])))
     columns = ("", "allocated", "reserved", "of the card")
@@ -136,7 +135,7 @@ def _cases(document: Mapping[str, Any]) -> Iterator[Block]:
     rows = []
     for case in document["cases"]:
         for row in case["gpus"]:
-            words = " ".join(f"{count} {name}" for name, count in case["statuses"].items())
+            statuses = " ".join(f"{count} {name}" for name, count in case["statuses"].items())
             rows.append(
                 (
                     case["name"],
@@ -147,7 +146,7 @@ def _cases(document: Mapping[str, Any]) -> Iterator[Block]:
                     _mib(row["fragmentation"]),
                     mib(row["left"]),
                     _mib(row["margin"]),
-                    words or "died",
+                    statuses or "died",
                 )
             )
     titles = ("case", "tokens", "GPU", "allocated", "reserved", "idle", "left", "margin", "ended")

@@ -119,12 +119,12 @@ def _memory(plan: Plan, used: Mapping[int, int]) -> list[Block]:
     blocks: list[Block] = [Heading(text="Memory against the forecast")]
     ledgers = [(f"GPU {one.index}", one) for one in plan.gpus] if used else fold(plan.gpus)
     for title, ledger in ledgers:
-        words = _words(ledger, used.get(ledger.index))
-        blocks.append(memory_bar(ledger, f"{title}: {words}"))
+        usage = _usage(ledger, used.get(ledger.index))
+        blocks.append(memory_bar(ledger, f"{title}: {usage}"))
     return blocks
 
 
-def _words(ledger: GpuLedger, used: int | None) -> str:
+def _usage(ledger: GpuLedger, used: int | None) -> str:
     forecast = (
         f"forecast {format_bytes(ledger.steady)} at rest, {format_bytes(ledger.peak)} at most"
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from turbofit.core.messages import indices, plural
 from turbofit.core.units import format_bytes
 from turbofit.memory.account import RATIO_STEPS, Account
-from turbofit.memory.calibrated import words
+from turbofit.memory.calibrated import calibration_reason
 from turbofit.memory.engine import Engine
 from turbofit.tuner.resolved_request import ResolvedRequest, vision_load_of
 from turbofit.tuner.search.candidates import Evaluation
@@ -33,7 +33,7 @@ def reasons(
     if best.fits:
         yield _ratio(request, best)
     if account.calibration is not None:
-        yield words(account.calibration)
+        yield calibration_reason(account.calibration)
     yield from _margin(request, account)
     prefill = f"best rank of the sizes tried; {engine.prefill_words(settings)}"
     if _differs(best, "max_prefill_token_num"):
