@@ -43,7 +43,7 @@ class LogCase:
         if on is None:
             self._take_machine_of_log()
         self._forecast: Plan | None = None
-        self._tried = False
+        self._forecast_made = False
 
     @property
     def gpu(self) -> Gpu | None:
@@ -64,8 +64,8 @@ class LogCase:
 
     def forecast(self) -> Plan | None:
         """What turbofit says of the settings that the log names, on the machine as it is known."""
-        if not self._tried and self.model is not None and self.machine is not None:
-            self._tried = True
+        if not self._forecast_made and self.model is not None and self.machine is not None:
+            self._forecast_made = True
             try:
                 request = PredictRequest.of(
                     model=self.model, on=self.machine, **self.facts.subject.options

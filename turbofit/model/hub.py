@@ -169,7 +169,7 @@ class HubFiles:
         while count > 0:
             self._hurry()
             # read1 returns what one packet brought, so that a dripping server meets the deadline.
-            part = self._tried(partial(answer.read1, min(count, 1 << 20)))
+            part = self._with_hub_errors(partial(answer.read1, min(count, 1 << 20)))
             if not part:
                 break
             parts.append(part)
@@ -198,7 +198,7 @@ class HubFiles:
         began = time.monotonic()
         request = Request(url, headers={**headers, **_identity(), **self._token()})
         try:
-            opened = self._tried(partial(self._opener.open, request, timeout=_TIMEOUT))
+            opened = self._with_hub_errors(partial(self._opener.open, request, timeout=_TIMEOUT))
         except _MissingError:
             _LOG.debug("%s %s: 404", self.host, urlsplit(url).path)
             return None
@@ -212,7 +212,7 @@ class HubFiles:
             self.revision = commit
         return answer
 
-    def _tried(self, action: Callable[[], T]) -> T:
+    def _with_hub_errors(self, action: Callable[[], T]) -> T:
         """Run one network action; its many ways to fail become one."""
         try:
             return action()

@@ -76,9 +76,9 @@ class FrontEnd(NamedTuple):
         found = self._failures()
         if not found:
             return None
-        wanted, tried = _numbers(transformers), self.tried()
-        older = [one for one in tried if _numbers(one) <= wanted][-1:]
-        newer = [one for one in tried if _numbers(one) >= wanted][:1]
+        wanted, tested_versions = _numbers(transformers), self.tested_versions()
+        older = [one for one in tested_versions if _numbers(one) <= wanted][-1:]
+        newer = [one for one in tested_versions if _numbers(one) >= wanted][:1]
         beside = [next((f for f in found if f.has(one)), None) for one in (*older, *newer)]
         return beside[0] if all(beside) else None
 
@@ -122,11 +122,11 @@ class FrontEnd(NamedTuple):
         found, outside = self._failures(), compatibility().outside
         return [
             (version, next((one for one in found if one.has(version)), None))
-            for version in self.tried()
+            for version in self.tested_versions()
             if version not in outside
         ]
 
-    def tried(self) -> tuple[str, ...]:
+    def tested_versions(self) -> tuple[str, ...]:
         """Versions that were tried with this LMDeploy, or with the nearest older one."""
         known = self._known()
         return compatibility().transformers[known] if known else ()
@@ -138,8 +138,8 @@ class FrontEnd(NamedTuple):
 
     def _below(self, last: str) -> str:
         """The bound of versions up to one that ran: pip takes the newest, so nothing untried."""
-        tried = self.tried()
-        after = _numbers(tried[tried.index(last) + 1])
+        tested_versions = self.tested_versions()
+        after = _numbers(tested_versions[tested_versions.index(last) + 1])
         return f"<{after[0]}" if after[1:] == (0, 0) else f"<={last}"
 
     def _failures(self) -> list[Failure]:

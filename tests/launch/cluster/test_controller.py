@@ -79,7 +79,7 @@ class Standin(Replica):
 
     def begin(self) -> None:
         self._actor = self.engine_spec
-        self.lost = False
+        self.actor_lost = False
         self.engine_state = EngineState(
             state="ready", number=1, url=f"http://{self.engine_spec.name}"
         )
@@ -98,7 +98,7 @@ class Standin(Replica):
         return True
 
     def end(self) -> None:
-        self.lost = True
+        self.actor_lost = True
 
 
 class World:

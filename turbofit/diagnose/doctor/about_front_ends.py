@@ -51,23 +51,23 @@ def _of_model(lmdeploy: str, transformers: str, model: Model) -> Finding:
 def _of_all(lmdeploy: str, transformers: str) -> Finding:
     """A warning only where the newest version runs more families: none runs every one."""
     seen = f"LMDeploy {lmdeploy}, Transformers {transformers}"
-    lost = _lost(lmdeploy, transformers)
-    if not lost:
+    not_run = _families_not_run(lmdeploy, transformers)
+    if not not_run:
         return ok(_CHECK, seen)
-    newest = FrontEnd(lmdeploy, "", "").tried()[-1]
-    seen += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in lost.items())}"
-    if len(lost) <= len(_lost(lmdeploy, newest)):
+    newest = FrontEnd(lmdeploy, "", "").tested_versions()[-1]
+    seen += f": not {'; '.join(f'{name} ({wanted})' for name, wanted in not_run.items())}"
+    if len(not_run) <= len(_families_not_run(lmdeploy, newest)):
         return ok(_CHECK, seen)
     return warning(_CHECK, seen, _WHY, f"pip install 'transformers=={newest}'")
 
 
-def _lost(lmdeploy: str, transformers: str) -> dict[str, str]:
+def _families_not_run(lmdeploy: str, transformers: str) -> dict[str, str]:
     """Families that do not run, and with which versions they do; none that runs with no version."""
-    lost = {}
+    not_run = {}
     for engine, architectures in compatibility().families.items():
         for architecture in architectures:
             front = FrontEnd(lmdeploy, architecture, engine)
             wanted = " or ".join(front.requirements()[:2]).replace("transformers", "")
             if wanted and front.failure(transformers) is not None:
-                lost[architecture] = wanted
-    return lost
+                not_run[architecture] = wanted
+    return not_run

@@ -32,21 +32,21 @@ _HARD_XIDS: Final = frozenset((48, 62, 63, 64, 74, 79, 92, 94, 95, 109, 110, 119
 
 def gpu_findings(sources: Sources, machine: Machine) -> Iterator[Finding]:
     """What the machine's own description tells."""
-    yield _lost(machine)
+    yield _unreadable(machine)
     yield _visible(sources, machine)
     yield _holders(machine)
     yield _free(machine)
     yield _mig(machine)
 
 
-def _lost(machine: Machine) -> Finding:
+def _unreadable(machine: Machine) -> Finding:
     check = "gpus"
-    lost = [gpu.index for gpu in machine.gpus if gpu.total == NA]
-    if lost:
+    unreadable = [gpu.index for gpu in machine.gpus if gpu.total == NA]
+    if unreadable:
         told = "; ".join(line for line in machine.warnings if "cannot be read" in line)
         return stops(
             check,
-            f"GPU {indices(lost)} of {len(machine.gpus)} cannot be read: {told}".rstrip(": "),
+            f"GPU {indices(unreadable)} of {len(machine.gpus)} cannot be read: {told}".rstrip(": "),
             "an engine that is given such a GPU fails or hangs",
             "look at dmesg for Xid lines and restart the machine, or leave it out with --gpus",
         )

@@ -47,13 +47,13 @@ def nccl_finding(sources: Sources) -> Finding:
     complete = [name for name, _, recorded in found if recorded == size]
     if len(complete) != 1:
         return unreadable(check, f"whose {_FILE} is there: {names}", _WHY)
-    lost = next(name for name, _, _ in found if name != complete[0])
-    seen = f"{complete[0]}, written over {lost}: both own {_FILE}"
-    if (parse(complete[0].split()[1]) or ()) < (parse(lost.split()[1]) or ()):
+    overwritten = next(name for name, _, _ in found if name != complete[0])
+    seen = f"{complete[0]}, written over {overwritten}: both own {_FILE}"
+    if (parse(complete[0].split()[1]) or ()) < (parse(overwritten.split()[1]) or ()):
         return warning(
             check,
             seen,
             "it is older than the one that the other package was built for",
-            f"pip install --force-reinstall --no-deps {lost.replace(' ', '==')}",
+            f"pip install --force-reinstall --no-deps {overwritten.replace(' ', '==')}",
         )
     return ok(check, seen)

@@ -162,9 +162,9 @@ def _largest(
     low, high = 0, len(caps) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        tried = held(caps[middle])
-        if fits(tried):
-            low, found = middle, tried
+        shared = held(caps[middle])
+        if fits(shared):
+            low, found = middle, shared
         else:
             high = middle - 1
     return low, found
@@ -180,10 +180,10 @@ def _spend_rest(
     """Raise single images, a step of the limit after the other, while the units allow it."""
     for cap in (*caps, None):
         for place in reversed(range(len(found))):
-            tried = _held(bounds, wanted[place], cap)
-            more = tried.units > found[place].units
-            if more and fits([*found[:place], tried, *found[place + 1 :]]):
-                found[place] = tried
+            shared = _held(bounds, wanted[place], cap)
+            more = shared.units > found[place].units
+            if more and fits([*found[:place], shared, *found[place + 1 :]]):
+                found[place] = shared
 
 
 def _together(

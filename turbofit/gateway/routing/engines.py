@@ -105,7 +105,7 @@ class RoutedEngine:
         #: Tokens that it counted when a question last failed.
         self.tokens: float | None = None
         #: Requests that were in flight when it died.
-        self.lost = 0
+        self.broken_off = 0
         #: Places that admission gave, and was not given back.
         self.places = 0
         #: Whether it is kept for a suspect.

@@ -107,7 +107,7 @@ class Exchange:
         self._aborted = False
         self.heard_at = 0.0
         #: How many requests the engine had lost when this one came.
-        self._lost_before = 0
+        self._broken_off_before = 0
         self.outcome = ForwardOutcome()
 
     async def run(self, body: bytes, sent_headers: dict[str, str]) -> None:
@@ -125,7 +125,7 @@ class Exchange:
         engine.in_flight[self] = None
         self.heard_at = time.monotonic()
         engine.outstanding += 1
-        self._lost_before = engine.lost
+        self._broken_off_before = engine.broken_off
         if engine.outstanding == 1:
             engine.heard()  # its silence counts from now
         try:
@@ -169,8 +169,8 @@ class Exchange:
             # An engine that is stuck in one request lives.
             outcome.death = EngineDeath(engine.index) if outcome.stuck else engine.note_death()
             # Of those that were there together the last to notice sees no other in flight.
-            outcome.alone = engine.outstanding == 1 and engine.lost == self._lost_before
-            engine.lost += 1
+            outcome.alone = engine.outstanding == 1 and engine.broken_off == self._broken_off_before
+            engine.broken_off += 1
 
     def _hear(self) -> None:
         """A byte came."""

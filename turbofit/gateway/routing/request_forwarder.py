@@ -115,7 +115,7 @@ class RequestForwarder:
         """
         outcome, engine = request.outcome, avoid[-1]
         assert outcome is not None
-        why = retries.lost(outcome, self._fleet)
+        why = retries.why_withheld(outcome, self._fleet)
         await self._quarantine.ended(request)
         if outcome.death is not None and request.identity is not None:
             self._quarantine.refuse_convicted(await request.identity.fingerprint())

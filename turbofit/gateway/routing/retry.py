@@ -58,7 +58,7 @@ class Retries:
         """Whether the next engine is the last that may have it."""
         return self.tries + 1 == _MOST_TRIES
 
-    def lost(self, outcome: ForwardOutcome, fleet: Fleet) -> _Withheld | None:
+    def why_withheld(self, outcome: ForwardOutcome, fleet: Fleet) -> _Withheld | None:
         """An engine broke off.
 
         Args:

@@ -408,7 +408,7 @@ class Controller:
             for replica in node_state.replicas:
                 if replica.engine_state.state == "failed":
                     replica.end()
-                    replica.lost = False
+                    replica.actor_lost = False
                     replica.begin()
 
     def closed(self, node_state: NodeState) -> bool:
@@ -434,7 +434,7 @@ class Controller:
             replica for node_state in self.node_states.values() for replica in node_state.replicas
         ]
         alive = any(
-            replica.engine_state.state in ("starting", "ready") and not replica.lost
+            replica.engine_state.state in ("starting", "ready") and not replica.actor_lost
             for replica in replicas
         )
         errors = [replica.engine_state.error for replica in replicas if replica.engine_state.error]

@@ -45,7 +45,7 @@ class Replica:
     ) -> None:
         self.engine_spec, self.share, self.host_bytes = engine_spec, share, host_bytes
         self.engine_state = EngineState(tokens=engine_spec.plan.kv.tokens)
-        self.draining = self.lost = False
+        self.draining = self.actor_lost = False
         #: When a draining engine is stopped whatever it has; the first routing table that says so.
         self.drained_by, self.drained_in = float("inf"), 0
         self.restarts = 0
@@ -66,7 +66,7 @@ class Replica:
     def hear(self) -> bool:
         """Take the news that has come; whether anything changed."""
         if self.news is None:
-            if self._actor is not None and not self.lost and time.monotonic() >= self._again:
+            if self._actor is not None and not self.actor_lost and time.monotonic() >= self._again:
                 self._ask(0)
             return False
         try:
@@ -89,7 +89,7 @@ class Replica:
     def member(self) -> Member | None:
         """What gateways are told of it; None while it serves nobody."""
         engine_state = self.engine_state
-        if self.lost or engine_state.state != "ready":
+        if self.actor_lost or engine_state.state != "ready":
             return None
         return Member(
             name=self.engine_spec.name,
@@ -105,12 +105,12 @@ class Replica:
     def allow(self, peers: tuple[str, ...]) -> None:
         """From now on these gateways may reach it."""
         self._peers = peers
-        if self._actor is not None and not self.lost:
+        if self._actor is not None and not self.actor_lost:
             self._actor.allow.remote(peers)
 
     def stop(self, seconds: float) -> None:
         """Ask it to end; `ended` tells when it has."""
-        if self._actor is not None and not self.lost and self.ending is None:
+        if self._actor is not None and not self.actor_lost and self.ending is None:
             self.ending = self._actor.stop.remote(seconds)
 
     def ended(self) -> bool:
@@ -124,7 +124,7 @@ class Replica:
         if self._actor is not None:
             ray_adapter.kill_actor(self._actor)
         self._actor = self.news = self.ending = None
-        self.lost = True
+        self.actor_lost = True
 
     def status(self, *, up: bool, outstanding: int) -> EngineStatus:
         """For people and scripts."""
@@ -162,7 +162,7 @@ class Replica:
     def _died(self, exc: BaseException) -> bool:
         """Its actor is gone for good."""
         why = ray_adapter.one_line(exc)
-        self.lost, self.news = True, None
+        self.actor_lost, self.news = True, None
         self.engine_state = EngineState(
             state="failed",
             tokens=self.engine_spec.plan.kv.tokens,

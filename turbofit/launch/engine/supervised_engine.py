@@ -179,7 +179,7 @@ class SupervisedEngine:
         if self.state == "starting" and now - self._began > self._timing.start:
             hours = self._timing.start / 3600
             return stalled(f"the engine was not ready after {hours:.2g} hours", self.log)
-        if self._pulse is not None and self._pulse.lost:
+        if self._pulse is not None and self._pulse.unanswered:
             return stalled("the engine lives but answers no completion", self.log)
         return None
 
@@ -297,7 +297,7 @@ class SupervisedEngine:
 
 
 class _Pulse(threading.Thread):
-    """Asks a ready engine for one token from time to time; ``lost`` after three failures.
+    """Asks a ready engine for one token from time to time; ``unanswered`` after three failures.
 
     A serial engine is asked how it is instead: a token would wait for whatever is under way, and
     its health tells whether tokens still come.
@@ -308,7 +308,7 @@ class _Pulse(threading.Thread):
         self._ask = client.is_healthy if serial else client.completes
         self._timing = timing
         self._stopped = threading.Event()
-        self.lost = False
+        self.unanswered = False
 
     def stop(self) -> None:
         """Ask no more."""
@@ -321,5 +321,5 @@ class _Pulse(threading.Thread):
             fine = self._ask(self._timing.patience)
             failures = 0 if fine else failures + 1
             if failures >= _LIVENESS_FAILURES:
-                self.lost = True
+                self.unanswered = True
                 return

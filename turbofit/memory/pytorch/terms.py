@@ -70,9 +70,9 @@ def weight_terms(
         note = "of what AWQ packed, for TurboMind's kernels, which the engine takes on Hopper"
         terms.append(term("weights.packed_copy", "weights", copied, "estimate", note))
     kind = segments(settings)
-    lost = constants.load_fragmentation[kind]
+    fragmented = constants.load_fragmentation[kind]
     note = f"torch's {kind} segments, filled in part"
-    terms.append(term("load_fragmentation", "weights", lost, "estimate", note))
+    terms.append(term("load_fragmentation", "weights", fragmented, "estimate", note))
     return terms
 
 
@@ -178,8 +178,10 @@ def transient_terms(
             note += f", the pixels of {met.next} for the next"
         cases.append(("vision_forward", work.prefill(forward), note))
     share = constants.live_fragmentation[segments(settings)]
-    lost = [max(int(size * share), constants.segment) for _, size, _ in cases]
-    sizes = [round_up(case[1] + gap, constants.page) for case, gap in zip(cases, lost, strict=True)]
+    fragmented = [max(int(size * share), constants.segment) for _, size, _ in cases]
+    sizes = [
+        round_up(case[1] + gap, constants.page) for case, gap in zip(cases, fragmented, strict=True)
+    ]
     return transients(
         [(name, size, "estimate", note) for (name, _, note), size in zip(cases, sizes, strict=True)]
     )

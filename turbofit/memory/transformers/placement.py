@@ -33,11 +33,11 @@ def place_all(copy: ModelCopy, load: Load) -> Placement | None:
     low, high = 0, max(copy.room(place) for place in range(len(copy.gpus)))
     while high - low > 1 << 20:
         middle = (low + high) // 2
-        tried = _filled(copy, load, 0, middle)
-        if tried is None:
+        placement = _filled(copy, load, 0, middle)
+        if placement is None:
             high = middle
         else:
-            low, found = middle, tried
+            low, found = middle, placement
     return found
 
 

@@ -46,9 +46,9 @@ def plan_pieces(
     names = TensorNames(where)
     edits: dict[str, list[Edit]] = {}
     whole: dict[str, WholeTensor] = {}
-    lost: list[str] = []
+    unplaced: list[str] = []
     if adapter:
-        _place(adapter, names, where, edits, lost)
+        _place(adapter, names, where, edits, unplaced)
         for key, one in adapter.whole.items():
             name = names.find(key)
             if name is not None:
@@ -57,8 +57,8 @@ def plan_pieces(
             elif projector and ".mm_projector." in key:
                 planned.besides["model.mm_projector." + key.rpartition(".mm_projector.")[2]] = one
             else:
-                lost.append(key)
-        _refuse_lost(lost, adapter)
+                unplaced.append(key)
+        _refuse_unplaced(unplaced, adapter)
         planned.loras = len(adapter.loras)
         planned.replaced = set(whole)
     for shard in shards:
@@ -86,14 +86,14 @@ def _place(
     names: TensorNames,
     where: Mapping[str, Shard],
     edits: dict[str, list[Edit]],
-    lost: list[str],
+    unplaced: list[str],
 ) -> None:
     """Turn each LoRA into an edit of the weight that it belongs to."""
     found: list[tuple[Lora, str, tuple[int, ...]]] = []
     for lora in adapter.loras:
         name = names.find(f"{lora.module}.weight")
         if name is None:
-            lost.append(lora.a)
+            unplaced.append(lora.a)
             continue
         found.append((lora, name, where[name].store.entries[name].shape))
     flipped = adapter.fan_in_fan_out and _are_flipped(adapter, found)
@@ -114,7 +114,7 @@ def _place(
         if lora.bias:
             bias = names.find(f"{lora.module}.bias")
             if bias is None:
-                lost.append(lora.bias)
+                unplaced.append(lora.bias)
             else:
                 edits[bias] = [AddBias(adapter.store, lora)]
 
@@ -148,14 +148,14 @@ def _same_shape(key: str, one: WholeTensor, stored: StoredTensor) -> None:
         )
 
 
-def _refuse_lost(lost: Sequence[str], adapter: Adapter) -> None:
+def _refuse_unplaced(unplaced: Sequence[str], adapter: Adapter) -> None:
     """Nothing of an adapter is dropped in silence."""
-    if not lost:
+    if not unplaced:
         return
-    shown = ", ".join(key[:100] for key in lost[:3])
-    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    shown = ", ".join(key[:100] for key in unplaced[:3])
+    more = f" and {len(unplaced) - 3} more" if len(unplaced) > 3 else ""
     named = f"; it was trained on {adapter.base_name[:100]}" if adapter.base_name else ""
-    tied = any("lm_head" in key for key in lost)
+    tied = any("lm_head" in key for key in unplaced)
     raise UsageError(
         f"the base has no tensor for {shown}{more} of the adapter",
         hint="the base ties lm_head to the embeddings: untie and save it first"

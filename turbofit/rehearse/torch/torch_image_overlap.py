@@ -72,12 +72,12 @@ class Pictures:
     def _within(self, units: int, tokens: int) -> Image | None:
         """The picture with the most units within so many units and tokens."""
         return max(
-            (one for one in self._tried(units, tokens) if one.units <= units),
+            (one for one in self._candidates(units, tokens) if one.units <= units),
             key=lambda one: one.units if one.tokens <= tokens else 0,
             default=None,
         )
 
-    def _tried(self, units: int, tokens: int) -> Iterator[Image]:
+    def _candidates(self, units: int, tokens: int) -> Iterator[Image]:
         rule = self.rule
         sizes = [self.largest]
         if self._limits:
