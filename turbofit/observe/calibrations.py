@@ -56,7 +56,7 @@ def with_spread(calibration: Calibration) -> Calibration:
     """The same with the bytes by which it differs from the one that it replaces."""
     path = path_of(calibration)
     try:
-        body = json.loads(path.read_bytes())
+        body = _body(path)
         before = msgspec.convert(body["calibration"], Calibration)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return calibration
