@@ -70,13 +70,13 @@ class Account(ABC):
         settings: the engine's options; the ratio comes later, in :meth:`at`.
         gpus: the group's GPUs.
         margins: bytes to leave free, one for each GPU.
-        held: what each GPU holds whatever the ratio is.
+        static: what each GPU holds whatever the ratio is.
         pool: the term that transients share room with: what the engine's allocator keeps after its
             warm-up; None where the engine has none.
         transients: the alternatives on every GPU; the largest decides.
         units_per_forward: vision units that the largest of them pays for.
         calibration: what was measured of such a launch, where it was; its corrections are in
-            ``held`` already.
+            ``static`` already.
     """
 
     #: For whom a cache is too small, and what the engine then does; ``{more}`` is what is missing.
@@ -95,7 +95,7 @@ class Account(ABC):
         settings: Settings,
         gpus: Sequence[Gpu],
         margins: Sequence[int],
-        held: Sequence[StaticMemory],
+        static: Sequence[StaticMemory],
         pool: Term | None,
         transients: Sequence[Term],
         units_per_forward: int,
@@ -106,17 +106,17 @@ class Account(ABC):
         self.gpus = tuple(gpus)
         self.margins = tuple(margins)
         self.units_per_forward = units_per_forward
-        self._held = tuple(held)
+        self._static_memory = tuple(static)
         self._pool = () if pool is None else (pool,)
         self._pool_bytes = total_bytes(self._pool)
         self.transients = tuple(transients)
         #: Each GPU's largest transient, or the pool that it lives in.
         self._worst = [
             max(self._pool_bytes, *(term.bytes for term in (*transients, *one.transients)), 0)
-            for one in held
+            for one in static
         ]
-        self._before_bytes = [total_bytes(one.before) for one in held]
-        self._buffer_bytes = [total_bytes(one.buffers) for one in held]
+        self._before_bytes = [total_bytes(one.before) for one in static]
+        self._buffer_bytes = [total_bytes(one.buffers) for one in static]
         #: Free bytes that the engine sees when it sizes the cache; negative where nothing is left.
         self.free = min(self._usable(i) - self._before_bytes[i] for i in range(len(self.gpus)))
         self._best: float | None = None
@@ -208,12 +208,12 @@ class Account(ABC):
 
     def _cache_bytes(self, i: int, ratio: float) -> int:
         """The cache as the driver holds it, without what is returned by then."""
-        return total_bytes(self.cache_terms(i, ratio)) + self._held[i].temporaries
+        return total_bytes(self.cache_terms(i, ratio)) + self._static_memory[i].temporaries
 
     def _room(self, i: int) -> int:
         """Bytes that the cache may take on one GPU."""
-        held = self._before_bytes[i] - self._held[i].temporaries + self._buffer_bytes[i]
-        return self._usable(i) - self.margins[i] - held - self._worst[i]
+        static = self._before_bytes[i] - self._static_memory[i].temporaries + self._buffer_bytes[i]
+        return self._usable(i) - self.margins[i] - static - self._worst[i]
 
     def _loads(self) -> bool:
         return all(
@@ -222,11 +222,11 @@ class Account(ABC):
 
     def _load_peak(self, i: int) -> int:
         """The most that one GPU holds while loading."""
-        one = self._held[i]
+        one = self._static_memory[i]
         return self._before_bytes[i] - one.temporaries + max(one.staged, one.temporaries)
 
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
-        gpu, one = self.gpus[i], self._held[i]
+        gpu, one = self.gpus[i], self._static_memory[i]
         body = [*one.before, *self.cache_terms(i, ratio), *one.buffers, *self._pool]
         steady = total_bytes(body)
         peak = steady - self._pool_bytes + self._worst[i]

@@ -96,7 +96,7 @@ def test_a_slow_but_honest_client_is_served() -> None:
             time.go(10)
             await upload.send(10)
         await upload.send(1, more=False)
-        return await upload.task, time.now, bodies.in_memory, bodies._held
+        return await upload.task, time.now, bodies.in_memory, bodies._held_bytes
 
     assert asyncio.run(run()) == (b" " * 41, 30.0, 0, {})
 
@@ -146,7 +146,7 @@ def test_a_client_alone_gets_half_and_others_are_served_meanwhile() -> None:
         await other.send(1, more=False)
         assert len(await other.task) == 31
         await first.send(1, more=False)
-        return len(await first.task), bodies.in_memory, bodies._held
+        return len(await first.task), bodies.in_memory, bodies._held_bytes
 
     assert asyncio.run(run()) == (31, 0, {})
 
@@ -168,7 +168,7 @@ def test_nine_bodies_that_stand_still_make_room_even_for_their_own_client() -> N
         mine = await begun(bodies, "a", 10)
         await mine.send(10, more=False)
         assert (await still[8].refusal()).reason == "slow_body"
-        return len(await mine.task), bodies.in_memory, bodies._held
+        return len(await mine.task), bodies.in_memory, bodies._held_bytes
 
     assert asyncio.run(run()) == (20, 0, {})
 
@@ -197,7 +197,7 @@ def test_bodies_that_wait_for_an_engine_count_for_their_client() -> None:
         other = await begun(bodies, "b", 15)
         await other.send(1, more=False)
         bodies.keep(-60, "a")
-        return status, len(await other.task), bodies.in_memory, bodies._held
+        return status, len(await other.task), bodies.in_memory, bodies._held_bytes
 
     assert asyncio.run(run()) == (429, 16, 0, {})
 
@@ -212,6 +212,6 @@ def test_a_client_that_leaves_gives_its_room_back() -> None:
         ended.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await ended.task
-        return refusal.reason, bodies.in_memory, bodies._held
+        return refusal.reason, bodies.in_memory, bodies._held_bytes
 
     assert asyncio.run(run()) == ("incomplete_body", 0, {})

@@ -69,7 +69,7 @@ def test_only_what_is_to_be_resized_is_touched() -> None:
     lowered = LimitedImage(knobs={}, units=1, tokens=1, resize=(28, 28))
 
     async def run(held):
-        return await Resizer().resize(Media(media=(picture, picture), held=held))
+        return await Resizer().resize(Media(media=(picture, picture), limited=held))
 
     same = asyncio.run(run((kept, kept)))
     assert all(one is picture for one in same.media)

@@ -51,7 +51,7 @@ class Replay:
         self.left = free
         self._step = step
         self._live = dict(live or {})
-        self._held = {
+        self._held_bytes = {
             pool: round_up(size + (peak or {}).get(pool, 0), step)
             for pool, size in self._live.items()
         }
@@ -67,23 +67,23 @@ class Replay:
             self.left -= size
             return None
         live = self._live.get(op.pool, 0) + op.size
-        held = self._held.get(op.pool, 0)
+        held = self._held_bytes.get(op.pool, 0)
         growth = max(0, round_up(live, self._step) - held)
         if op.size > 0 and growth > self.left:
             return Shortfall(
                 what=op.what, requested=op.size, left=self.left, short=growth - self.left
             )
         self._live[op.pool] = live
-        self._held[op.pool] = held + growth
+        self._held_bytes[op.pool] = held + growth
         self.left -= growth
         return None
 
     def trim(self, pool: str) -> None:
         """Give back what a pool holds and does not use."""
         wanted = round_up(self._live.get(pool, 0), self._step)
-        self.left += self._held.get(pool, 0) - wanted
-        self._held[pool] = wanted
+        self.left += self._held_bytes.get(pool, 0) - wanted
+        self._held_bytes[pool] = wanted
 
     def room(self, pool: str) -> int:
         """The largest size to which a pool can grow."""
-        return self._held.get(pool, 0) + self.left
+        return self._held_bytes.get(pool, 0) + self.left

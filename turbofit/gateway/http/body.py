@@ -70,7 +70,7 @@ class Bodies:
     ) -> None:
         self._config, self._clock, self._later = config, clock, later
         self.in_memory = 0
-        self._held: dict[str, int] = {}
+        self._held_bytes: dict[str, int] = {}
         self._arriving: set[_Arrival] = set()
         self.limit(most)
 
@@ -114,11 +114,11 @@ class Bodies:
     def keep(self, size: int, client: str = "") -> None:
         """Count a body that stays in memory; give the same number back, negative, at the end."""
         self.in_memory += size
-        held = self._held.get(client, 0) + size
-        if held > 0:
-            self._held[client] = held
+        held_bytes = self._held_bytes.get(client, 0) + size
+        if held_bytes > 0:
+            self._held_bytes[client] = held_bytes
         else:
-            self._held.pop(client, None)
+            self._held_bytes.pop(client, None)
 
     async def _in_time(self, arrival: _Arrival, receive: Receive, most: int) -> bytes:
         """All of it, or a refusal; `asyncio.wait_for` would cost a task a request."""
@@ -184,27 +184,27 @@ class Bodies:
             Refusal: no room.
         """
         while True:
-            held = self._held.get(arrival.client, 0)
+            held_bytes = self._held_bytes.get(arrival.client, 0)
             free = self._room - self.in_memory
-            if held <= free:
+            if held_bytes <= free:
                 return
-            other = self._still(arrival, held)
+            other = self._still(arrival, held_bytes)
             if other is None:
                 break
             self._let_go(other)
             still = f"the body stood still for {_STILL_SECONDS:g} s while its room was needed"
             other.give_up(_slow(still))
-        if not held:
+        if not held_bytes:
             raise Refusal(503, "busy", "the gateway holds too many bodies", retry_after=1)
         raise Refusal(
             429,
             "too_many_bodies",
-            f"bodies of this client take {held} bytes, more than the {max(0, free)} that are left "
-            f"of {self._room} for all",
+            f"bodies of this client take {held_bytes} bytes, more than the {max(0, free)} that are "
+            f"left of {self._room} for all",
             retry_after=1,
         )
 
-    def _still(self, needy: _Arrival, held: int) -> _Arrival | None:
+    def _still(self, needy: _Arrival, held_bytes: int) -> _Arrival | None:
         """The body that has stood still longest, of clients that hold no less than this one."""
         heard = self._clock() - _STILL_SECONDS
         still = (
@@ -213,7 +213,7 @@ class Bodies:
             if one.size
             and one.heard <= heard
             and one is not needy
-            and self._held.get(one.client, 0) >= held
+            and self._held_bytes.get(one.client, 0) >= held_bytes
         )
         return min(still, key=lambda one: one.heard, default=None)
 

@@ -61,7 +61,7 @@ class Media(Struct):
     """The images and videos of a request in their order, and what each is held to."""
 
     media: tuple[Picture | Clip, ...]
-    held: tuple[LimitedImage, ...]
+    limited: tuple[LimitedImage, ...]
 
 
 def start(bounds: Bounds, kind: Kind, raw: bytes) -> Parsed:
@@ -119,19 +119,19 @@ def hold(
     wanted = _wanted(bounds, kind, parsed, media)
     shared = hold_images(bounds, wanted)
     films = [medium for medium in media if not isinstance(medium, Picture)]
-    held = [_held_clip(bounds, parsed, film, shared.images) for film in films]
-    if held and not within(bounds, (*held, *shared.images)):
-        shared = hold_images(bounds, wanted, held)
+    limited = [_limited_clip(bounds, parsed, film, shared.images) for film in films]
+    if limited and not within(bounds, (*limited, *shared.images)):
+        shared = hold_images(bounds, wanted, limited)
     if shared.request:
         parsed.body.setdefault("mm_processor_kwargs", {})["image"] = shared.request
-    clips, images = iter(held), iter(shared.images)
+    clips, images = iter(limited), iter(shared.images)
     every = tuple(next(images if isinstance(one, Picture) else clips) for one in media)
     if kind != "count_tokens":
         check_request(bounds, every, n=parsed.copies)
         taken = sum(one.tokens + one.text_tokens for one in every)
         left = bounds.longest_request_tokens - taken
         parsed.lowered += lower_answer(kind, parsed.body, left)
-    return Media(media=tuple(media), held=every)
+    return Media(media=tuple(media), limited=every)
 
 
 def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[bytes, PreparedBody]:
@@ -149,7 +149,7 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
     Raises:
         Refusal: too much text beside the images.
     """
-    for slot, medium, one in zip(parsed.slots, found.media, found.held, strict=True):
+    for slot, medium, one in zip(parsed.slots, found.media, found.limited, strict=True):
         if isinstance(medium, Picture):
             slot.fill(medium, one.knobs)
         else:
@@ -166,19 +166,19 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
 
 
 def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> PreparedBody:
-    media, held = found.media, found.held
-    units = sum(one.units for one in held)
+    media, limited = found.media, found.limited
+    units = sum(one.units for one in limited)
     decoded = sum(
-        medium.decoded_bytes * one.frames for medium, one in zip(media, held, strict=True)
+        medium.decoded_bytes * one.frames for medium, one in zip(media, limited, strict=True)
     )
-    lowered = [*parsed.lowered, *(word for one in held for word in one.lowered)]
+    lowered = [*parsed.lowered, *(word for one in limited for word in one.lowered)]
     # Counting tokens encodes no image: only their text is passed on.
     copies = 0 if kind == "count_tokens" else parsed.copies
     return PreparedBody(
         images=len(media),
         copies=parsed.copies,
         units=units * copies,
-        tokens=sum(one.tokens for one in held),
+        tokens=sum(one.tokens for one in limited),
         host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
         lowered=tuple(dict.fromkeys(lowered)),
     )
@@ -217,13 +217,13 @@ def _wanted(
     return wanted
 
 
-def _held_clip(
+def _limited_clip(
     bounds: Bounds, parsed: Parsed, clip: Clip, images: Sequence[LimitedImage]
 ) -> LimitedImage:
     """A video beside images; what holds it goes into the body itself."""
-    held, keywords = hold_clip(beside_images(bounds, images), clip, parsed.watching)
+    limited, keywords = hold_clip(beside_images(bounds, images), clip, parsed.watching)
     parsed.body.update(keywords)
-    return held
+    return limited
 
 
 def _decode(raw: bytes) -> Any:

@@ -60,11 +60,11 @@ def hold_fields(rules: Mapping[str, Rule], fields: JsonObject, scope: Scope) -> 
     """Hold values to their rules, in place; arguments and result as of `hold_parameters`."""
     said = []
     for name, value in fields.items():
-        held = _held(name, value, rules[name], scope)
-        if held is not value:
-            fields[name] = held
-            if isinstance(held, int | float) and _differs(value, held):
-                said.append(f"{name}={shown(value)}->{shown(held)}")
+        in_range = _in_range(name, value, rules[name], scope)
+        if in_range is not value:
+            fields[name] = in_range
+            if isinstance(in_range, int | float) and _differs(value, in_range):
+                said.append(f"{name}={shown(value)}->{shown(in_range)}")
     return said
 
 
@@ -91,21 +91,21 @@ def lower_answer(kind: str, body: JsonObject, left: int) -> list[str]:
     return said
 
 
-def _held(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
-    held = rule.hold(name, value, scope)
+def _in_range(name: str, value: Any, rule: Rule, scope: Scope) -> Any:
+    in_range = rule.hold(name, value, scope)
     for engine in scope.engines:
         other: Mapping[str, Rule] = DIFFERENT.get(engine, {})
         if name in other:
-            held = other[name].hold(name, held, scope)
-    return held
+            in_range = other[name].hold(name, in_range, scope)
+    return in_range
 
 
-def _differs(value: Any, held: float) -> bool:
+def _differs(value: Any, in_range: float) -> bool:
     """Whether it is another number, not the same one spelled otherwise."""
-    if isinstance(held, bool):
+    if isinstance(in_range, bool):
         return False
     try:
-        return int(value) != held if isinstance(held, int) else float(value) != held
+        return int(value) != in_range if isinstance(in_range, int) else float(value) != in_range
     except (TypeError, ValueError, OverflowError):
         return True
 

@@ -184,19 +184,19 @@ def hold_image(
     carried = bounds.heeds and (carries if rule.client_knobs else by_request)
     hold = _carried if carried else _uncarried
     try:
-        held = hold(bounds, rule, size, options, cap)
+        limited = hold(bounds, rule, size, options, cap)
     except UsageError as exc:
         raise Refusal(400, "bad_image_size", f"{exc.message}: {exc.hint}") from None
     most = bounds.limits.units_per_image
-    if held.units > most:
+    if limited.units > most:
         raise Refusal(
             400,
             "image_too_large",
-            f"an image of {size[0]}x{size[1]} takes {held.units} "
-            f"{plural(held.units, rule.unit_name)} here, {most} are"
+            f"an image of {size[0]}x{size[1]} takes {limited.units} "
+            f"{plural(limited.units, rule.unit_name)} here, {most} are"
             " planned for; send it smaller, or plan for that size",
         )
-    return held
+    return limited
 
 
 def check_images(bounds: Bounds, count: int) -> None:

@@ -94,16 +94,16 @@ def hold_images(
         Refusal: an image that no preprocessor takes, or that cannot be lowered enough.
     """
 
-    def held(cap: int | None) -> list[LimitedImage]:
-        return [_held(bounds, one, cap) for one in wanted]
+    def limited_at(cap: int | None) -> list[LimitedImage]:
+        return [_limited(bounds, one, cap) for one in wanted]
 
     def fits(images: Sequence[LimitedImage]) -> bool:
         return within(bounds, (*images, *beside))
 
-    found = held(None)
+    found = limited_at(None)
     if not fits(found):
         caps = _caps(bounds)
-        best, found = _largest(caps, held, fits)
+        best, found = _largest(caps, limited_at, fits)
         if best is not None and bounds.rule is not None and bounds.rule.few_limits:
             _spend_rest(bounds, wanted, found, caps[best + 1 :], fits)
     return _together(bounds, wanted, found)
@@ -130,7 +130,7 @@ def within(bounds: Bounds, images: Sequence[LimitedImage]) -> bool:
     )
 
 
-def _held(bounds: Bounds, one: RequestedImage, cap: int | None) -> LimitedImage:
+def _limited(bounds: Bounds, one: RequestedImage, cap: int | None) -> LimitedImage:
     return hold_image(
         bounds, one.size, one.options, carries=one.carries, by_request=one.by_request, cap=cap
     )
@@ -147,7 +147,7 @@ def _caps(bounds: Bounds) -> range:
 
 def _largest(
     caps: range,
-    held: Callable[[int | None], list[LimitedImage]],
+    limited_at: Callable[[int | None], list[LimitedImage]],
     fits: Callable[[Sequence[LimitedImage]], bool],
 ) -> tuple[int | None, list[LimitedImage]]:
     """The largest limit under which all fit: its place and the images; the smallest if none does.
@@ -155,14 +155,14 @@ def _largest(
     Every answer was tried: a rule whose units do not grow with its limit costs images, not memory.
     """
     if not caps:
-        return None, held(None)
-    found = held(caps[0])
+        return None, limited_at(None)
+    found = limited_at(caps[0])
     if not fits(found):
         return None, found
     low, high = 0, len(caps) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        shared = held(caps[middle])
+        shared = limited_at(caps[middle])
         if fits(shared):
             low, found = middle, shared
         else:
@@ -180,7 +180,7 @@ def _spend_rest(
     """Raise single images, a step of the limit after the other, while the units allow it."""
     for cap in (*caps, None):
         for place in reversed(range(len(found))):
-            shared = _held(bounds, wanted[place], cap)
+            shared = _limited(bounds, wanted[place], cap)
             more = shared.units > found[place].units
             if more and fits([*found[:place], shared, *found[place + 1 :]]):
                 found[place] = shared
@@ -195,10 +195,10 @@ def _together(
         return SharedImages(images=tuple(found))
     served = rule.together(carried)
     images = []
-    for one, held in zip(wanted, found, strict=True):
-        count = served.units(*one.size) if held.knobs else held.units
+    for one, limited in zip(wanted, found, strict=True):
+        count = served.units(*one.size) if limited.knobs else limited.units
         images.append(
-            msgspec.structs.replace(held, knobs={}, units=count, tokens=rule.unit_tokens(count))
+            msgspec.structs.replace(limited, knobs={}, units=count, tokens=rule.unit_tokens(count))
         )
     default = served == rule.with_limit(model_default(bounds))
     return SharedImages(images=tuple(images), request={} if default else served.request_knobs)

@@ -77,15 +77,15 @@ def hold_clip(
         rate = loader["fps"] = _rate(options)
     if clip.frames / rate > LONGEST_SECONDS:
         raise Refusal(400, "video_too_long", f"a video of {clip.frames / rate:.0f} seconds")
-    held, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
+    limited, least, most = hold_frames(bounds, frames, clip.size, number(options.get("max_pixels")))
     if (
         number(options.get("num_frames")) > frames
         and clip.rate is not None
         and frames < clip.frames
     ):
         said = f"num_frames={shown(options['num_frames'])}->{frames}"
-        held = replace(held, lowered=(said, *held.lowered))
-    return held, {
+        limited = replace(limited, lowered=(said, *limited.lowered))
+    return limited, {
         "media_io_kwargs": {"video": loader},
         "mm_processor_kwargs": {"video": {"min_pixels": least, "max_pixels": most}},
     }
@@ -127,11 +127,11 @@ def hold_frames(
     except UsageError as exc:
         raise Refusal(400, "bad_video", f"{exc.message}: {exc.hint}") from None
     lowered = (f"max_pixels={max_pixels}->{most}",) if max_pixels > most else ()
-    held = LimitedImage(
+    limited = LimitedImage(
         knobs={}, units=count, tokens=rule.unit_tokens(count), lowered=lowered, frames=frames,
         text_tokens=text_tokens,
     )  # fmt: skip
-    return held, least, most
+    return limited, least, most
 
 
 def _wanted(clip: Clip, options: Options) -> int:

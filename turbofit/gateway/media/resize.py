@@ -41,10 +41,10 @@ class Resizer:
         Raises:
             Refusal: a picture that cannot be decoded.
         """
-        if not any(one.resize for one in found.held):
+        if not any(one.resize for one in found.limited):
             return found
         media = list(found.media)
-        for place, one in enumerate(found.held):
+        for place, one in enumerate(found.limited):
             picture = media[place]
             if one.resize is None or not isinstance(picture, Picture):
                 continue

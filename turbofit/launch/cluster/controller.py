@@ -202,11 +202,11 @@ class Controller:
 
     def settle(self, node_state: NodeState, plan: NodePlan) -> None:
         """Start on a node what is planned for it, and give back the GPUs that it does not use."""
-        held: dict[int, str] = {}
+        gpu_ids: dict[int, str] = {}
         if plan.plan is not None:
             found = index_of(plan.plan.machine, self.places.on(node_state.node.id))
-            held = {index: one for one, index in found.items()}
-            why = self._in_the_way(plan, held)
+            gpu_ids = {index: one for one, index in found.items()}
+            why = self._in_the_way(plan, gpu_ids)
             plan = replace(plan, plan=None, why_not=why) if why else plan
         node_state.plan, node_state.replicas = plan, []
         if plan.plan is None:
@@ -218,10 +218,10 @@ class Controller:
         self.bounds = intersect(self.bounds, bounds_of_cluster(replace(self.plan, nodes=(plan,))))
         here = node_state.node.id == self.connection.here
         engine_specs = engine_specs_of(plan, self.plan, self.config, here=here, peers=self.peers)
-        self.places.keep(node_state.node.id, [held[index] for index in plan.gpus()])
+        self.places.keep(node_state.node.id, [gpu_ids[index] for index in plan.gpus()])
         for engine_spec, member in zip(engine_specs, expected_members(plan), strict=True):
             place = self.places.place(
-                node_state.node.id, held[engine_spec.plan.parallel.groups[0][0]]
+                node_state.node.id, gpu_ids[engine_spec.plan.parallel.groups[0][0]]
             )
             replica = Replica(
                 engine_spec,
@@ -233,9 +233,9 @@ class Controller:
             node_state.replicas.append(replica)
             replica.begin()
 
-    def _in_the_way(self, plan: NodePlan, held: Mapping[int, str]) -> str:
+    def _in_the_way(self, plan: NodePlan, gpu_ids: Mapping[int, str]) -> str:
         """Why a plan cannot be started on its node, or nothing."""
-        if not plan.gpus() <= held.keys():
+        if not plan.gpus() <= gpu_ids.keys():
             return "other jobs of Ray have taken its GPUs"
         routing_table = self.routing_table()
         try:

@@ -33,7 +33,7 @@ class Places:
     """What is held, by node and by Ray's id of the GPU."""
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[str, Any]] = {}
+        self._reserved: dict[str, dict[str, Any]] = {}
         #: Nodes that are done with; a worker may still be taking theirs.
         self._left: set[str] = set()
         self._lock = threading.Lock()
@@ -60,26 +60,26 @@ class Places:
         for ref, (node, group) in tasks.items():
             gpu = _told(ref)
             with self._lock:
-                held = gpu is not None and node not in self._left
-                if gpu is not None and held:
-                    self._held.setdefault(node, {})[gpu] = group
-            if not held:
+                reserved = gpu is not None and node not in self._left
+                if gpu is not None and reserved:
+                    self._reserved.setdefault(node, {})[gpu] = group
+            if not reserved:
                 ray_adapter.remove_group(group)
 
     def on(self, node: str) -> tuple[str, ...]:
         """Ray's ids of the GPUs that are held on a node."""
         with self._lock:
-            return tuple(self._held.get(node, {}))
+            return tuple(self._reserved.get(node, {}))
 
     def place(self, node: str, gpu: str) -> Any:
         """The placement group of a GPU."""
-        return self._held[node][gpu]
+        return self._reserved[node][gpu]
 
     def keep(self, node: str, gpus: Collection[str]) -> None:
         """Give back all of a node's but these."""
         with self._lock:
-            held = self._held.get(node, {})
-            given = [held.pop(gpu) for gpu in set(held) - set(gpus)]
+            reserved = self._reserved.get(node, {})
+            given = [reserved.pop(gpu) for gpu in set(reserved) - set(gpus)]
         for group in given:
             ray_adapter.remove_group(group)
 

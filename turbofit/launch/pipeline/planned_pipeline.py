@@ -47,15 +47,15 @@ __all__ = ["PlannedPipeline", "PlannedProcessor"]
 class _Request:
     """LMDeploy's ``mm_processor_kwargs`` of the request in hand.
 
-    ``image`` and ``video`` are what the caller asks; ``held`` is what holds the request's images
-    and its video to the plan.
+    ``image`` and ``video`` are what the caller asks; ``processor_kwargs`` holds the request's
+    images and its video to the plan.
     """
 
     def __init__(self, image: Any = None, video: Any = None) -> None:
         self.image = image
         max_pixels = video.get("max_pixels") if isinstance(video, dict) else None
         self.video_pixels: int = max_pixels if isinstance(max_pixels, int) else 0
-        self.held: dict[str, dict[str, int]] = {}
+        self.processor_kwargs: dict[str, dict[str, int]] = {}
 
 
 _REQUEST: Final[ContextVar[_Request]] = ContextVar("request")
@@ -81,7 +81,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         request = _Request(image=options.get("image"), video=options.get("video"))
         _REQUEST.set(request)
         return await super().get_prompt_input(
-            prompt, *arguments, mm_processor_kwargs=request.held, **keywords
+            prompt, *arguments, mm_processor_kwargs=request.processor_kwargs, **keywords
         )
 
     async def async_parse_multimodal_item(
@@ -127,12 +127,12 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             for part in images
         ]
         shared = hold_images(self._bounds, wanted)
-        held = [self._held_frames(part["data"], request, shared.images) for part in videos]
-        if held and not within(self._bounds, (*held, *shared.images)):
-            shared = hold_images(self._bounds, wanted, held)
-        check_request(self._bounds, (*held, *shared.images))
+        limited = [self._limited_frames(part["data"], request, shared.images) for part in videos]
+        if limited and not within(self._bounds, (*limited, *shared.images)):
+            shared = hold_images(self._bounds, wanted, limited)
+        check_request(self._bounds, (*limited, *shared.images))
         if shared.request:
-            request.held["image"] = shared.request
+            request.processor_kwargs["image"] = shared.request
         for part, one in zip(images, shared.images, strict=True):
             for name in KNOBS:
                 part.pop(name, None)
@@ -140,7 +140,7 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
             if one.resize is not None:
                 part["data"] = await to_thread(resized_image, part["data"], one.resize)
 
-    def _held_frames(
+    def _limited_frames(
         self, frames: Any, request: _Request, images: Sequence[LimitedImage]
     ) -> LimitedImage:
         """A video as LMDeploy loaded it: (frames, height, width, 3), or (frames, 3, height, width).
@@ -151,9 +151,9 @@ class PlannedProcessor(MultimodalProcessor):  # type: ignore[misc]  # LMDeploy h
         count, *sides = (int(side) for side in frames.shape)
         height, width = sides[:2] if sides[-1] == 3 else sides[1:]
         bounds = beside_images(self._bounds, images)
-        held, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
-        request.held["video"] = {"min_pixels": least, "max_pixels": most}
-        return held
+        limited, least, most = hold_frames(bounds, count, (width, height), request.video_pixels)
+        request.processor_kwargs["video"] = {"min_pixels": least, "max_pixels": most}
+        return limited
 
 
 class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types

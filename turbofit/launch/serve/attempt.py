@@ -147,10 +147,10 @@ class Attempt:
         job, plan, server = self._job, self._plan, self._server
         assert server is not None
         self.was_ready = True
-        held = {} if job.config.pretend else used_now(plan)
+        used = {} if job.config.pretend else used_now(plan)
         engines = []
         for engine in server.engines:
-            rows = beside(plan.of_group(engine.group), engine, held)
+            rows = beside(plan.of_group(engine.group), engine, used)
             for line in lines([row for row in rows if row.gpu is not None]):
                 job.say(f"{engine.name}: {line}")
             spent = engine.spent()
@@ -216,8 +216,8 @@ class Attempt:
             return
         used = {} if self._job.config.pretend else used_now(self._plan)
         at = round(time.monotonic() - self._began, 3)
-        held = {str(index): size for index, size in used.items()}
-        self._moments.append(RunMoment(phase=phase, at=at, used=held))
+        by_index = {str(index): size for index, size in used.items()}
+        self._moments.append(RunMoment(phase=phase, at=at, used=by_index))
         del self._moments[:-_MOMENTS]
         self._job.record.attempt(moments=tuple(self._moments))
 

@@ -89,10 +89,10 @@ class GroupAccount(Account):
     def _ledger(self, i: int, ratio: float) -> GpuLedger:
         made = super()._ledger(i, ratio)
         late = self.buffers_at(i, ratio)
-        less = total_bytes(self._held[i].buffers) - total_bytes(late)
+        less = total_bytes(self._static_memory[i].buffers) - total_bytes(late)
         if not less:
             return made
-        body = (*self._held[i].before, *self.cache_terms(i, ratio), *late, *self._pool)
+        body = (*self._static_memory[i].before, *self.cache_terms(i, ratio), *late, *self._pool)
         peak = made.peak - less
         return replace(
             made,

@@ -83,7 +83,7 @@ class LegacyAccount(GroupAccount):
         if generation.cache.after_buffers and free_at_cache is None:
             self.free = min(
                 usable(gpu) - total_bytes(one.before) - total_bytes(one.buffers)
-                for gpu, one in zip(gpus, self._held, strict=True)
+                for gpu, one in zip(gpus, self._static_memory, strict=True)
             )
 
     @property

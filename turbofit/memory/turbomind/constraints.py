@@ -36,8 +36,8 @@ def _tp_problems(model: Model, tp: int) -> Iterator[str]:
         yield f"{text.heads} attention heads do not divide by {tp}"
     if text.hidden % tp:
         yield f"hidden size {text.hidden} does not divide by {tp}"
-    held = kv_heads_held(text.kv_heads, tp)
-    if held % text.kv_heads or text.heads % held:
+    kv_heads = kv_heads_held(text.kv_heads, tp)
+    if kv_heads % text.kv_heads or text.heads % kv_heads:
         yield f"{text.kv_heads} KV heads cannot be repeated over {tp} ranks"
     group = model.quantization.group_size if model.quantization else 1
     if text.heads * text.head_dim // group % tp:
@@ -65,9 +65,9 @@ def communicator_problem(launch: EngineLaunch) -> str | None:
                 return f"--communicator {name} needs peer access, which {pair} lack"
     if vision is not None and vision.kind != "internvit":
         needed = launch.vision_load.units_per_image * vision.hidden * 2
-        held = symmetric_buffer(launch.model.text, settings)
-        if needed > held:
-            return f"--communicator {name}: an image needs {needed} bytes of a buffer of {held}"
+        size = symmetric_buffer(launch.model.text, settings)
+        if needed > size:
+            return f"--communicator {name}: an image needs {needed} bytes of a buffer of {size}"
     return None
 
 
@@ -80,8 +80,10 @@ def checkpoint_problem(launch: EngineLaunch) -> str | None:
     quantization, given = launch.model.quantization, launch.settings.model_format
     stored = quantization.method if quantization else "hf"
     if given not in (None, stored):
-        held = stored if quantization else f"{launch.model.dtype}, which is hf"
-        return f"--model-format {given}: the weights of {launch.model.name} are stored in {held}"
+        stored_as = stored if quantization else f"{launch.model.dtype}, which is hf"
+        return (
+            f"--model-format {given}: the weights of {launch.model.name} are stored in {stored_as}"
+        )
     ampere = all(capability_of(gpu) >= _AMPERE for gpu in launch.gpus)
     multiple = _BLOCK if ampere else _BLOCK_BEFORE_AMPERE
     tokens = launch.settings.cache_block_seq_len
