@@ -89,22 +89,22 @@ def asks_for_class(tree: ast.Module, rules: set[str]) -> list[int]:
             "isinstance",
             "issubclass",
         ):
-            asked: list[ast.AST] = [node.args[1]]
+            nodes: list[ast.AST] = [node.args[1]]
         elif isinstance(node, ast.MatchClass):
-            asked = [node.cls]
+            nodes = [node.cls]
         elif isinstance(node, ast.Compare):
-            asked = [node.left, *node.comparators]
+            nodes = [node.left, *node.comparators]
         else:
             continue
         names = {
             getattr(it, "id", None) or getattr(it, "attr", None)
-            for one in asked
+            for one in nodes
             for it in ast.walk(one)
         }
         units = (
             {"unit_name", "units_name", "vision_unit"} if isinstance(node, ast.Compare) else set()
         )
-        literal = any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in asked)
+        literal = any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in nodes)
         if names & rules or (literal and names & units):
             found.append(node.lineno)
     return found
@@ -178,8 +178,14 @@ def test_nobody_asks_an_engine_for_its_name() -> None:
     assert found == {}
 
 
-#: Words that say nothing of what they name, and where one stands all the same.
-EMPTY_WORDS = frozenset({"asked", "own"})
+#: Words that say nothing of what they name, or name what the field has a noun for (a request's
+#: context, an exchange, a coordinator); and where one stands all the same.
+EMPTY_WORDS = frozenset(
+    {
+        "asked", "own", "attend", "bought", "carrier", "clerk", "fate", "judge", "judged", "keeper",
+        "meter", "relay", "roster", "starved",
+    }
+)  # fmt: skip
 #: `Death.asked` is a key of the published plan.
 PUBLISHED_WORDS = {
     "turbofit/core/rehearsal.py", "turbofit/rehearse/confirm.py",
@@ -208,7 +214,8 @@ def test_no_name_is_an_empty_word() -> None:
     """What is `asked` is an engine, a load or a limit; what is somebody's `own` is a thing too."""
     bad = ast.parse("asked = x.own_limit\nclass Own: pass\nf(asked=1)\nfrom a.own_view import b")
     assert empty_words(identifiers(bad)) == {"asked", "own_limit", "Own", "a.own_view"}
-    assert not empty_words(identifiers(ast.parse("owner = known.download(task='its own')")))
+    assert empty_words({"NvmlMeter", "_judged", "Carrier"}) == {"NvmlMeter", "_judged", "Carrier"}
+    assert not empty_words(identifiers(ast.parse("owner = known.parameter(task='its own')")))
     found = {
         name: words
         for path in PACKAGE

@@ -263,17 +263,17 @@ def test_another_lmdeploy_doubles_the_margin(
     )
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("TURBOFIT_LEASES", str(tmp_path / "leases"))
-    asked: list[Any] = []
+    margins: list[Any] = []
 
     def plan(request: PlanRequest) -> Plan:
-        asked.append(request.margin)
+        margins.append(request.margin)
         # A preset's plan is refused just before the launch, which is all that this needs.
         return plausible_plan(machine=msgspec.structs.replace(machine(4), source="preset"))
 
     monkeypatch.setattr(planner, "best_plan", plan)
     monkeypatch.setattr("turbofit.machine.source.machine_from", lambda *_, **__: machine(4))
     assert main(["serve", "m", "--no-rehearse"]) == 2
-    assert asked == ([None, 512 << 20] if doubled else [None])
-    asked.clear()
+    assert margins == ([None, 512 << 20] if doubled else [None])
+    margins.clear()
     assert main(["serve", "m", "--margin", "1GiB", "--no-rehearse"]) == 2
-    assert asked == [1 << 30]
+    assert margins == [1 << 30]

@@ -12,7 +12,7 @@ from turbofit.core.plan import Workload
 
 
 def plan() -> ClusterPlan:
-    own = plausible_plan()
+    node_plan = plausible_plan()
     return ClusterPlan(
         turbofit_version="0.1.0",
         created="2026-11-21T08:00:00Z",
@@ -20,15 +20,22 @@ def plan() -> ClusterPlan:
         verdict="fits",
         model=model(),
         workload=Workload(),
-        limits=own.limits,
-        longest_request_tokens=own.kv.longest_request_tokens,
-        total_tokens=own.kv.total_tokens,
+        limits=node_plan.limits,
+        longest_request_tokens=node_plan.kv.longest_request_tokens,
+        total_tokens=node_plan.kv.total_tokens,
         engines=2,
         nodes=(
-            NodePlan(node="a", name="host-a", address="10.0.0.1", plan=own, at_once=8.0),
+            NodePlan(node="a", name="host-a", address="10.0.0.1", plan=node_plan, at_once=8.0),
             NodePlan(node="b", name="host-b", address="10.0.0.2", why_not="no GPU"),
         ),
-        spans=(Span(nodes=("c", "d"), plan=own, groups=((0, 1), (2, 3)), commands=own.commands),),
+        spans=(
+            Span(
+                nodes=("c", "d"),
+                plan=node_plan,
+                groups=((0, 1), (2, 3)),
+                commands=node_plan.commands,
+            ),
+        ),
     )
 
 

@@ -20,12 +20,12 @@ def engines(count: int) -> list[RoutedEngine]:
 
 def test_not_all_are_asked_at_once_and_all_are_asked() -> None:
     async def run():
-        found, asking, most, asked = engines(700), set(), 0, []
+        found, asking, most, probed = engines(700), set(), 0, []
 
         async def probe(engine):
             nonlocal most
             asking.add(engine)
-            asked.append(engine)
+            probed.append(engine)
             most = max(most, len(asking))
             await asyncio.sleep(0.02)
             asking.discard(engine)
@@ -33,34 +33,34 @@ def test_not_all_are_asked_at_once_and_all_are_asked() -> None:
 
         monitor = Monitor(found, probe, lambda: None)
         monitor.start()
-        await auntil(lambda: len(asked) >= len(found), "all to be asked")
+        await auntil(lambda: len(probed) >= len(found), "all to be asked")
         await monitor.stop()
-        return most, len(asked), len(set(asked))
+        return most, len(probed), len(set(probed))
 
     assert virtual_time.run(run()) == (256, 700, 700)
 
 
 def test_dead_engines_keep_nobody_waiting() -> None:
     async def run():
-        found, asked = engines(1000), []
+        found, probed = engines(1000), []
         for engine in found[:600]:
             engine.up = False
 
         async def probe(engine):
-            asked.append(engine.index)
+            probed.append(engine.index)
             if engine.index < 600:
                 await asyncio.Event().wait()
             return True
 
         monitor = Monitor(found, probe, lambda: None, retry=0.0, patience=0.05)
         monitor.start()
-        await auntil(lambda: len(set(asked)) == 1000, "all to be asked")
+        await auntil(lambda: len(set(probed)) == 1000, "all to be asked")
         await monitor.stop()
-        return asked
+        return probed
 
-    asked = virtual_time.run(run())
-    assert set(asked) == set(range(1000))
-    assert {index for index in asked[:512] if index >= 600} == set(range(600, 856))
+    probed = virtual_time.run(run())
+    assert set(probed) == set(range(1000))
+    assert {index for index in probed[:512] if index >= 600} == set(range(600, 856))
 
 
 def test_those_which_began_together_are_not_asked_together() -> None:

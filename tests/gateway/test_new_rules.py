@@ -56,14 +56,19 @@ def test_a_plan_keeps_its_rule_in_json(rule):
 @pytest.mark.parametrize("on_overlay", [True, False])
 def test_no_image_passes_the_plan_and_no_knob_is_sent(rule, on_overlay):
     rng = random.Random(3)
-    asked = {"max_dynamic_patch": 99, "max_pixels": 10**9, "min_pixels": 10**9, "detail": "high"}
+    parameters = {
+        "max_dynamic_patch": 99,
+        "max_pixels": 10**9,
+        "min_pixels": 10**9,
+        "detail": "high",
+    }
     for limit in LIMITS[rule]:
         bounds = bounds_of(plan_for(rule, limit=limit, images=1), overlay=on_overlay)
         served = rule.with_limit(limit) if on_overlay else rule
         for _ in range(60):
             size = rng.randrange(10, 1500), rng.randrange(10, 1500)
             try:
-                held = hold_image(bounds, size, asked)
+                held = hold_image(bounds, size, parameters)
             except Refusal as refusal:
                 refused = refusal.reason
                 held = None

@@ -228,20 +228,20 @@ def test_a_probe_that_never_ends_counts_as_failed() -> None:
 
 def test_recent_traffic_is_proof_enough() -> None:
     async def run():
-        found, asked = engines(), []
+        found, probed = engines(), []
 
         async def probe(engine):
-            asked.append(1)
+            probed.append(1)
             return True
 
         found[0].succeeded()
         monitor, _ = watched(found, probe)
         monitor.start()
         await asyncio.sleep(59)
-        before = healthy(found), len(asked)
+        before = healthy(found), len(probed)
         await asyncio.sleep(2)
         await monitor.stop()
-        return before, len(asked)
+        return before, len(probed)
 
     assert virtual_time.run(run()) == ((True, 0), 1)
 

@@ -89,12 +89,12 @@ def test_what_the_gateway_counts_is_what_lmdeploy_makes(tmp_path, family, limit,
         asyncio.run(run(loaded(over if overlaid else folder)))
 
 
-def share(rule: ImageRule, limit: int, sizes, **asked: Any):
+def share(rule: ImageRule, limit: int, sizes, **parameters: Any):
     """Bounds of a plan for one image of this limit, and what they make of these."""
     bounds = Bounds(
         rule=rule, limits=limits_for(rule, limit=limit, images=1), longest_request_tokens=10**9
     )
-    wanted = [RequestedImage(size=size, options=asked, by_request=True) for size in sizes]
+    wanted = [RequestedImage(size=size, options=parameters, by_request=True) for size in sizes]
     return bounds, hold_images(bounds, wanted)
 
 
@@ -116,12 +116,12 @@ def test_pixel_bounds_of_a_request_are_what_lmdeploy_makes(
         front = loaded(over if overlaid else folder)
         for count in (1, 1, 2, 2, 3):
             sizes = sizes_of(rng, count)
-            asked = {"max_pixels": limit // 2} if count == 1 else {}
-            bounds, shared = share(rule, limit, sizes, **asked)
+            parameters = {"max_pixels": limit // 2} if count == 1 else {}
+            bounds, shared = share(rule, limit, sizes, **parameters)
             if not overlaid:
                 bounds = replace(bounds, overlay=False)
                 wanted = [
-                    RequestedImage(size=size, options=asked, by_request=True) for size in sizes
+                    RequestedImage(size=size, options=parameters, by_request=True) for size in sizes
                 ]
                 shared = hold_images(bounds, wanted)
             items = [{"type": "image", "data": drawn(*size)} for size in sizes]
@@ -148,8 +148,8 @@ def test_a_request_of_less_is_kept_and_said_only_where_it_is_more() -> None:
     )
     app, recorder = gateway(plan)
 
-    def sent(**asked: Any):
-        body = chat(image_part(1000, 800), mm_processor_kwargs={"image": asked})
+    def sent(**parameters: Any):
+        body = chat(image_part(1000, 800), mm_processor_kwargs={"image": parameters})
         reply = asyncio.run(call(app, body=body))
         assert reply.status == 200
         return msgspec.json.decode(recorder.seen[-1][3]).get("mm_processor_kwargs"), reply.headers

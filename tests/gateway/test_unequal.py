@@ -36,7 +36,7 @@ def test_eight_requests_go_as_the_plan_counts_them(shares, wanted) -> None:
 def test_alone_a_request_goes_to_the_engine_of_the_larger_share(plan: Plan) -> None:
     gateway = make_gateway(plan, URLS, GatewayConfig())
     shares = [engine.share for engine in gateway.engines]
-    assert shares == [own.at_once for own in plan.by_group]
+    assert shares == [group_plan.at_once for group_plan in plan.by_group]
     assert least_busy(gateway.engines).share == max(shares)
 
 
@@ -48,7 +48,7 @@ def test_engines_that_were_not_planned_take_the_same(plan: Plan) -> None:
 
 
 def test_what_is_paid_for_on_each_card_needs_no_gate(plan: Plan) -> None:
-    assert len({own.units_per_forward for own in plan.by_group}) == 1
+    assert len({group_plan.units_per_forward for group_plan in plan.by_group}) == 1
     assert bounds_of(plan).gate is None
 
 
@@ -62,6 +62,8 @@ def test_the_gate_is_that_of_the_card_that_paid_least(plan: Plan) -> None:
 
 
 def test_requests_are_held_to_what_the_smallest_cache_promises(plan: Plan) -> None:
-    least = min(own.kv.longest_request_tokens for own in plan.by_group)
+    least = min(group_plan.kv.longest_request_tokens for group_plan in plan.by_group)
     assert bounds_of(plan).longest_request_tokens == least
-    assert bounds_of(plan).limits.n == min(own.settings.max_batch_size for own in plan.by_group)
+    assert bounds_of(plan).limits.n == min(
+        group_plan.settings.max_batch_size for group_plan in plan.by_group
+    )

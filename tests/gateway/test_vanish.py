@@ -158,13 +158,13 @@ def test_a_request_that_waits_there_is_sent_to_another(namespace) -> None:
         routing_table = RoutingTable(number=1, bounds=bounds_of(plan_for()), members=members)
         gateway = make_routing_table_gateway(routing_table, GatewayConfig())
         try:
-            asked = asyncio.ensure_future(call(gateway, body=chat()))
+            pending = asyncio.ensure_future(call(gateway, body=chat()))
             assert await asyncio.wait_for(silent.stdout.readline(), HANG) == b"read\n"
             assert gateway.outstanding() == {"far": 1, "near": 0}
             await auntil(lambda: acknowledged(gateway._upstream), "the request to arrive")
             ip("-n", name, "link", "set", far, "down")
             # Without the options it would wait as long as it takes.
-            return await asyncio.wait_for(asked, HANG), gateway.health()
+            return await asyncio.wait_for(pending, HANG), gateway.health()
         finally:
             silent.kill()
             await silent.wait()

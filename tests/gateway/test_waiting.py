@@ -33,10 +33,10 @@ def test_the_next_image_goes_on_at_the_first_token_unless_the_engine_may_evict(
         assert plan.may_evict() == (batch > 1)
         app, recorder = gateway(plan, recorder=Recorder(lambda *_: stream(EVENT, 0.3, EVENT)))
         big = chat(image_part(448, 5376), stream=True)
-        asked = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
+        pending = [asyncio.ensure_future(call(app, body=big)) for _ in range(2)]
         await settled()  # the first has begun to answer, and has not ended
         begun = len(recorder.seen)
-        await asyncio.gather(*asked)
+        await asyncio.gather(*pending)
         assert len(recorder.seen) == 2
         return begun
 

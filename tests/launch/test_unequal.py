@@ -39,9 +39,9 @@ def died(phase: str, missing: int | None = None) -> EngineExit:
 def test_each_engine_is_watched_with_its_own_forecast(plan: Plan, tmp_path: Path) -> None:
     launches = [Launch(command, ("true",)) for command in plan.commands]
     server = Server(plan, launches, tmp_path, lambda _: None)
-    for engine, own in zip(server.engines, plan.by_group, strict=True):
-        assert engine._plan.settings == own.settings
-        assert engine._plan.kv == own.kv
+    for engine, group_plan in zip(server.engines, plan.by_group, strict=True):
+        assert engine._plan.settings == group_plan.settings
+        assert engine._plan.kv == group_plan.kv
         assert [gpu.index for gpu in engine._plan.gpus] == list(plan.parallel.groups[engine.group])
 
 
@@ -58,7 +58,10 @@ def test_the_margin_is_of_the_engine_that_died(plan: Plan) -> None:
 def test_whichever_died_both_are_planned_again_with_less(plan: Plan, number: int) -> None:
     steps = rungs(died("warm-up", 200 * MIB), plan.of_group(number), {})
     again = api.plan(MODEL, on=ON, **next(iter(steps)).changes)
-    ratios = [[own.settings.cache_max_entry_count for own in one.by_group] for one in (plan, again)]
+    ratios = [
+        [group_plan.settings.cache_max_entry_count for group_plan in one.by_group]
+        for one in (plan, again)
+    ]
     assert all(after < before for before, after in zip(*ratios, strict=True))
 
 
@@ -67,7 +70,7 @@ def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
     first, second = plan.by_group
     settings = replace(second.settings, max_prefill_token_num=2048)
     plan = replace(plan, by_group=(first, replace(second, settings=settings)))
-    sizes = [own.settings.max_prefill_token_num for own in plan.by_group]
+    sizes = [group_plan.settings.max_prefill_token_num for group_plan in plan.by_group]
     assert len(set(sizes)) == 2
     for number in range(2):
         steps = list(rungs(died("warm-up"), plan.of_group(number), {}))
@@ -76,8 +79,8 @@ def test_a_smaller_prefill_gives_no_engine_more_than_it_had() -> None:
 
 
 def test_another_ratio_of_one_engine_is_another_plan(plan: Plan) -> None:
-    own = plan.by_group[0]
-    less = replace(own, settings=replace(own.settings, cache_max_entry_count=0.5))
+    group_plan = plan.by_group[0]
+    less = replace(group_plan, settings=replace(group_plan.settings, cache_max_entry_count=0.5))
     assert _engines(replace(plan, by_group=(less, plan.by_group[1]))) != _engines(plan)
     assert _engines(api.plan(MODEL, on=ON)) == _engines(plan)
 
@@ -90,8 +93,8 @@ def test_a_saved_plan_is_launched_with_the_settings_of_each(
     base = ["serve", "--plan", str(path), "--dry-run", "--", "--quant-policy"]
     assert main([*base, "0"]) == 0
     shown = capsys.readouterr().out
-    for own in plan.by_group:
-        assert f"--cache-max-entry-count {own.settings.cache_max_entry_count:.3f}" in shown
+    for group_plan in plan.by_group:
+        assert f"--cache-max-entry-count {group_plan.settings.cache_max_entry_count:.3f}" in shown
     assert main([*base, "8"]) == 2
     assert "the plan was made for 0\n" in capsys.readouterr().err
 
@@ -116,7 +119,7 @@ def test_both_cards_serve_what_their_own_cache_holds(children: list[Child], tmp_
         assert rows["KV tokens"]["actual"] == rows["KV tokens"]["forecast"]
         assert 0.98 <= rows["in use at most"]["actual"] / rows["in use at most"]["forecast"] <= 1
         tokens.append(rows["KV tokens"]["actual"])
-    assert tokens == [own.kv.tokens for own in api.plan(MODEL, on=ON).by_group]
+    assert tokens == [group_plan.kv.tokens for group_plan in api.plan(MODEL, on=ON).by_group]
     for _ in range(4):
         assert served.chat(image(4480, 4480))[0] == 200
     served.child.process.send_signal(signal.SIGTERM)

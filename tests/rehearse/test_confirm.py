@@ -36,7 +36,7 @@ def ended(outcome: Any, missing: int = 0) -> Rehearsal:
 
 def seen_with(plan: Plan, *ends: Rehearsal) -> Plan:
     pairs = zip(plan.by_group, ends, strict=True)
-    by_group = tuple(replace(own, rehearsal=end) for own, end in pairs)
+    by_group = tuple(replace(group_plan, rehearsal=end) for group_plan, end in pairs)
     return replace(plan, by_group=by_group, rehearsal=ends[0])
 
 
@@ -71,7 +71,7 @@ def test_the_plan_is_made_again_with_the_one_ratio_lowered(monkeypatch, plan: Pl
 
     monkeypatch.setattr(corrected, "rehearse_plan", rehearse)
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
-    before, after = ([own.settings for own in one.by_group] for one in rehearsed)
+    before, after = ([group_plan.settings for group_plan in one.by_group] for one in rehearsed)
     assert after[0].cache_max_entry_count == pytest.approx(before[0].cache_max_entry_count - 0.01)
     assert after[1] == before[1] == made.by_group[1].settings
     assert made.by_group[0].settings == after[0]
@@ -98,7 +98,9 @@ def test_a_rehearsal_that_could_not_be_held_settles_nothing(monkeypatch, plan: P
     )
     made = turbofit.plan("internvl2-8b-awq", on=ON, rehearse=True)
     assert made.kv == plan.kv
-    assert [own.settings for own in made.by_group] == [own.settings for own in plan.by_group]
+    assert [group_plan.settings for group_plan in made.by_group] == [
+        group_plan.settings for group_plan in plan.by_group
+    ]
     assert made.rehearsal == ended("failed")
     assert not made.fits
 
@@ -116,7 +118,7 @@ def test_the_worst_end_is_the_plans(monkeypatch, plan: Plan) -> None:
     assert asked == [0, 1]
     assert not seen.fits
     assert seen.rehearsal == ends[1]
-    assert [own.rehearsal for own in seen.by_group] == [ends[0], ends[1]]
+    assert [group_plan.rehearsal for group_plan in seen.by_group] == [ends[0], ends[1]]
     assert [gpu.index for gpu in seen.gpus] == [0, 1]
 
 
@@ -139,11 +141,11 @@ def test_the_real_engine_serves_each_with_its_own() -> None:
     pytest.importorskip("lmdeploy")
     seen = turbofit.rehearse("internvl2-8b", on="2xrtx4080+rtx3090")
     assert seen.fits
-    for own in seen.by_group:
-        assert own.rehearsal is not None
-        assert own.rehearsal.outcome == "served"
-        tokens = own.rehearsal.cache.tokens
+    for group_plan in seen.by_group:
+        assert group_plan.rehearsal is not None
+        assert group_plan.rehearsal.outcome == "served"
+        tokens = group_plan.rehearsal.cache.tokens
         assert tokens is not None
-        assert own.kv.tokens <= tokens <= own.kv.tokens * 1.01
+        assert group_plan.kv.tokens <= tokens <= group_plan.kv.tokens * 1.01
     assert all(any(t.rehearsed for t in gpu.ledger) for gpu in seen.gpus)
     assert turbofit.Plan.from_json(seen.to_json()) == seen

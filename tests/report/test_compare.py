@@ -29,11 +29,13 @@ def test_the_same_twice_differs_in_nothing() -> None:
 
 def test_settings_of_each_unequal_engine_are_compared() -> None:
     a = saved("mixed cards")
-    own = list(a.plan.by_group)
-    own[1] = replace(own[1], settings=replace(own[1].settings, max_batch_size=77))
-    found = compare(a, a._replace(plan=replace(a.plan, by_group=tuple(own))))
+    group_plans = list(a.plan.by_group)
+    group_plans[1] = replace(
+        group_plans[1], settings=replace(group_plans[1].settings, max_batch_size=77)
+    )
+    found = compare(a, a._replace(plan=replace(a.plan, by_group=tuple(group_plans))))
     differing = {row.what: row.b for row in found.rows if not row.same}
-    changed = sum(one.settings.max_batch_size for one in own)
+    changed = sum(one.settings.max_batch_size for one in group_plans)
     assert differing == {"max_batch_size, engine 1": "77", "concurrency": changed}
 
 

@@ -418,10 +418,10 @@ def test_head_is_asked_as_get() -> None:
 def test_a_body_is_forgotten_once_it_was_sent() -> None:
     async def run():
         app, _ = gateway(recorder=Recorder(lambda *_: stream(0.1, EVENT, 0.1, DONE)))
-        asked = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+        pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
         await virtual_time.settled()
         early = app._bodies.in_memory
-        await asked
+        await pending
         return early, app._bodies.in_memory
 
     assert virtual_time.run(run()) == (0, 0)

@@ -18,7 +18,7 @@ def test_a_page_that_is_closed_out_learns_the_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("requested_header", "told"),
     [
         (b"content-type,x-stainless-os", b"content-type,x-stainless-os"),
         (b"Content-Type, X-Stainless-Lang", b"Content-Type, X-Stainless-Lang"),
@@ -28,8 +28,10 @@ def test_a_page_that_is_closed_out_learns_the_option() -> None:
         (b"x," * 2000 + b"x", None),
     ],
 )
-def test_a_page_may_send_the_headers_that_its_sdk_adds(asked: bytes, told: bytes | None) -> None:
-    headers = {b"origin": PAGE, b"access-control-request-headers": asked}
+def test_a_page_may_send_the_headers_that_its_sdk_adds(
+    requested_header: bytes, told: bytes | None
+) -> None:
+    headers = {b"origin": PAGE, b"access-control-request-headers": requested_header}
     answer = dict(Origins((PAGE.decode(),)).preflight(headers))
     allowed = answer[b"access-control-allow-headers"]
     assert allowed == told if told else b"authorization, content-type" in allowed

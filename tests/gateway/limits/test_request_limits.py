@@ -37,9 +37,9 @@ def bounds(rule=TILES, *, overlay=True, longest=10**9, **changes) -> Bounds:
     )
 
 
-def held_or_refused(b: Bounds, size, asked, *, carries=True):
+def held_or_refused(b: Bounds, size, parameters, *, carries=True):
     try:
-        return hold_image(b, size, asked, carries=carries)
+        return hold_image(b, size, parameters, carries=carries)
     except Refusal:
         return None
 
@@ -47,8 +47,8 @@ def held_or_refused(b: Bounds, size, asked, *, carries=True):
 @given(sizes, values, details, st.integers(1, 30), st.integers(1, 31), st.booleans())
 def test_no_tile_passes_the_plan(size, patch, detail, planned, most, overlay) -> None:
     b = bounds(limit=planned, overlay=overlay, units_per_image=most)
-    asked = {"max_dynamic_patch": patch, "detail": detail, "other": 1}
-    held = held_or_refused(b, size, asked)
+    parameters = {"max_dynamic_patch": patch, "detail": detail, "other": 1}
+    held = held_or_refused(b, size, parameters)
     if held is None:
         return
     assert set(held.knobs) == {"max_dynamic_patch"}
@@ -89,11 +89,11 @@ def test_where_nothing_can_be_carried_the_default_decides(size, planned, overlay
 
 
 def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
-    for asked, limit in (
+    for parameters, limit in (
         ({}, 12), ({"detail": "low"}, 6), ({"max_dynamic_patch": 3}, 3), ({"detail": "medium"}, 12),
         ({"detail": "auto"}, 12), ({"detail": "low", "max_dynamic_patch": 7}, 7),
     ):  # fmt: skip
-        held = hold_image(bounds(), (1792, 1344), asked)
+        held = hold_image(bounds(), (1792, 1344), parameters)
         assert held.knobs["max_dynamic_patch"] == limit
         assert held.lowered == ()
     smaller = {"min_pixels": 4000, "max_pixels": 100_000}
@@ -102,7 +102,7 @@ def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("parameters", "said"),
     [
         ({"max_dynamic_patch": 24}, "max_dynamic_patch=24->12"),
         ({"max_dynamic_patch": "4096"}, "max_dynamic_patch=4096->12"),
@@ -111,8 +111,8 @@ def test_what_is_within_the_plan_stays_and_is_not_said() -> None:
         ({"detail": "high"}, "detail=high->12"),
     ],
 )
-def test_lowering_is_said(asked, said) -> None:
-    assert hold_image(bounds(), (1792, 1344), asked).lowered == (said,)
+def test_lowering_is_said(parameters, said) -> None:
+    assert hold_image(bounds(), (1792, 1344), parameters).lowered == (said,)
 
 
 def test_both_pixel_bounds_are_lowered_and_said() -> None:

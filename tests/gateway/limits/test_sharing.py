@@ -155,9 +155,9 @@ def test_pixel_bounds_of_all_images_go_into_the_request() -> None:
     b = bounds(FRAMES)
     one = RequestedImage(size=(1000, 800), by_request=True)
     assert hold_images(b, [one]).request == {}
-    asked = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
-    assert asked == {"max_pixels": 200_000}  # of one of two frames
-    shared = hold_images(b, [replace(one, options=asked)])
+    parameters = request_bounds(b, {"max_pixels": 400_000, "min_pixels": "x", "other": 1})
+    assert parameters == {"max_pixels": 200_000}  # of one of two frames
+    shared = hold_images(b, [replace(one, options=parameters)])
     assert shared.request == {"min_pixels": 6272 * 2, "max_pixels": 400_000}
     assert shared.images[0].lowered == ()
     beyond = request_bounds(b, {"max_pixels": 10**12})

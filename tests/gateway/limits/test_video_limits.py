@@ -60,15 +60,17 @@ def test_frames_go_on_with_bounds_that_hold_them_to_one_image() -> None:
 
 @opencv
 @pytest.mark.parametrize(
-    ("asked", "frames"),
+    ("parameters", "frames"),
     [
         ({}, 32), ({"num_frames": 8}, 8), ({"num_frames": 64}, 50), ({"num_frames": -1}, 50),
         ({"fps": 2}, 10), ({"num_frames": 4, "fps": 2}, 4), ({"fps": 1e-9}, 1), ({"fps": "x"}, 32),
         ({"num_frames": 10**9}, 50), ({"num_frames": True, "max_duration": 3}, 32),
     ],
 )  # fmt: skip
-def test_films_are_sampled_as_lmdeploy_would(tmp_path, asked, frames) -> None:
-    body = chat(video_part(data_url(film(tmp_path), "video/mp4")), media_io_kwargs={"video": asked})
+def test_films_are_sampled_as_lmdeploy_would(tmp_path, parameters, frames) -> None:
+    body = chat(
+        video_part(data_url(film(tmp_path), "video/mp4")), media_io_kwargs={"video": parameters}
+    )
     if frames < 2:
         status, error = refusal(body)
         assert (status, error["code"]) == (400, "bad_video")
@@ -112,8 +114,8 @@ def test_a_video_and_images_share_the_request() -> None:
 
 
 def test_what_is_asked_beyond_the_plan_is_lowered_and_said() -> None:
-    asked = {"video": {"max_pixels": 10**8, "min_pixels": 10**8}, "image": {"max_pixels": 1}}
-    body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=asked))
+    parameters = {"video": {"max_pixels": 10**8, "min_pixels": 10**8}, "image": {"max_pixels": 1}}
+    body, reply = passed(chat(video_part(sequence(4, (640, 480))), mm_processor_kwargs=parameters))
     bounds = body["mm_processor_kwargs"]
     assert set(bounds) == {"video"}
     assert bounds["video"]["min_pixels"] < bounds["video"]["max_pixels"] < 10**8

@@ -41,7 +41,7 @@ class DyingEngines:
         for engine in self.app.engines:
             engine.succeeded()
         self.held: dict[int, list[asyncio.Future[None]]] = {}
-        self.asked: dict[int, list[str]] = {}
+        self.received: dict[int, list[str]] = {}
         self._released = False
         #: Poisonous requests are held like others.
         self.patient = False
@@ -53,7 +53,7 @@ class DyingEngines:
 
     async def _answer(self, engine, path, body):
         text = str(body)
-        self.asked.setdefault(engine.index, []).append(text)
+        self.received.setdefault(engine.index, []).append(text)
         held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.held.setdefault(engine.index, []).append(held)
         self._changed.set()
@@ -110,7 +110,10 @@ class DyingEngines:
     def times(self, text: str) -> list[int]:
         """The engines that had a request, in order of their numbers."""
         return [
-            index for index in sorted(self.asked) for one in self.asked[index] if f'"{text}"' in one
+            index
+            for index in sorted(self.received)
+            for one in self.received[index]
+            if f'"{text}"' in one
         ]
 
     async def settled(self, *tasks: asyncio.Task) -> list:

@@ -74,7 +74,7 @@ def test_one_request_ends_two_engines_at_most_and_never_the_last(engines, each) 
         assert reply.status == 200 or reply.headers["retry-after"] == "5"
     # Nobody was beside it when it ended the second engine.
     assert all(
-        len(mortal.asked[index]) == 1 + sum("innocent" in one for one in mortal.asked[index])
+        len(mortal.received[index]) == 1 + sum("innocent" in one for one in mortal.received[index])
         for index in mortal.dead
     )
     assert [(e.outstanding, e.units, e.host_bytes) for e in mortal.app.engines] == [

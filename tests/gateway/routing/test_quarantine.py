@@ -115,10 +115,10 @@ def test_the_second_death_convicts_and_the_third_attempt_is_refused(engines, par
 def test_an_innocent_one_beside_a_death_is_answered_once_alone_and_is_free_then() -> None:
     async def run():
         async with Fleet(3) as fleet:
-            asked = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
+            pending = [asyncio.ensure_future(fleet.ask(f"innocent {n}")) for n in range(6)]
             await asyncio.sleep(0.1)
             fleet.kill(0)
-            replies = await asyncio.gather(*asked)
+            replies = await asyncio.gather(*pending)
             return [one.status for one in replies], fleet.app.quarantine.suspects.number
 
     assert virtual_time.run(run()) == ([200] * 6, (0, 0))
@@ -198,10 +198,10 @@ def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
         async with Fleet(1) as fleet:
             gone = asyncio.Event()
             body = chat({"type": "text", "text": f"{KILLS} unseen"})
-            asked = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
+            pending = asyncio.ensure_future(call(fleet.app, body=body, leave=gone))
             await asyncio.sleep(0.01)
             gone.set()
-            await asyncio.gather(asked, return_exceptions=True)
+            await asyncio.gather(pending, return_exceptions=True)
             # The engine's process ended all the same, as its supervisor says.
             fleet.app.engine_ended(0, by_others=False)
             await asyncio.sleep(0.01)
@@ -213,10 +213,10 @@ def test_who_hangs_up_before_the_engine_dies_is_suspected_too() -> None:
 def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
     async def run():
         async with Fleet(2) as fleet:
-            asked = asyncio.ensure_future(fleet.ask("innocent"))
+            pending = asyncio.ensure_future(fleet.ask("innocent"))
             await asyncio.sleep(0.1)
             fleet.kill(0)
-            reply = await asked
+            reply = await pending
             before = fleet.app.quarantine.suspects.number
             fleet.app.engine_ended(0, by_others=True)
             return reply.status, before, fleet.app.quarantine.suspects.number

@@ -105,13 +105,13 @@ def test_a_body_is_kept_until_the_answer_begins_and_no_longer() -> None:
         app, _ = gateway(engines=2, recorder=Recorder(lambda *_: stream(0.05, EVENT, 0.05, DONE)))
         other = app._bodies._room // 2 if full else 0
         app._bodies.keep(other)
-        asked = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
+        pending = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
         await settled()
         early = app._bodies.in_memory - other
         await asyncio.sleep(0.05)
         await settled()
         late = app._bodies.in_memory - other
-        await asked
+        await pending
         return early > 0, late, app._bodies.in_memory - other
 
     assert virtual_time.run(run(False)) == (True, 0, 0)
@@ -128,8 +128,8 @@ def test_without_room_for_its_body_a_request_is_not_sent_again() -> None:
         reply = await call(app, body=chat(image_part(), stream=True))
         return reply, len(recorder.seen)
 
-    reply, asked = virtual_time.run(run())
-    assert (reply.status, asked) == (503, 1)
+    reply, pending = virtual_time.run(run())
+    assert (reply.status, pending) == (503, 1)
 
 
 def test_a_retry_goes_before_those_who_wait_and_holds_nobody_up() -> None:
@@ -177,16 +177,16 @@ def test_an_engine_that_breaks_off_gets_nothing_new_until_it_answers() -> None:
         await app.startup()
         try:
             replies = [await call(app, body=chat(stream=True, seed=n)) for n in range(20)]
-            asked = [seen[0] for seen in recorder.seen]
+            pending = [seen[0] for seen in recorder.seen]
             working = True
             await auntil(lambda: app.engines[0].up, "the engine to be asked again")
-            return [reply.status for reply in replies], asked, app.engines[0].up
+            return [reply.status for reply in replies], pending, app.engines[0].up
         finally:
             await app.shutdown()
 
-    statuses, asked, up = virtual_time.run(run())
+    statuses, pending, up = virtual_time.run(run())
     assert statuses == [503] + [200] * 19
-    assert asked.count(0) == 1
+    assert pending.count(0) == 1
     assert up
 
 
@@ -194,11 +194,11 @@ def test_a_client_that_left_is_not_sent_on() -> None:
     async def run():
         gone = asyncio.Event()
         app, recorder = gateway(engines=2, recorder=Recorder(lambda *_: stream(5.0, EVENT)))
-        asked = asyncio.ensure_future(call(app, body=chat(stream=True), leave=gone))
+        pending = asyncio.ensure_future(call(app, body=chat(stream=True), leave=gone))
         await settled()
         gone.set()
         app.engines[0].abort_all()
-        await asyncio.wait_for(asyncio.gather(asked, return_exceptions=True), 2)
+        await asyncio.wait_for(asyncio.gather(pending, return_exceptions=True), 2)
         return len(recorder.seen), [e.outstanding for e in app.engines], app._bodies.in_memory
 
     assert virtual_time.run(run()) == (1, [0, 0], 0)

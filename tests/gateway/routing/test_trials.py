@@ -59,16 +59,16 @@ def test_one_at_a_time_the_least_suspected_first_and_the_newest_last() -> None:
     async def run():
         line = Line(3)
         line.suspects.accuse(EngineDeath(8), accused("a"))
-        asked = {
+        pending = {
             "a": line.ask("a", since=1.0), "b": line.ask("b", since=3.0),
             "c": line.ask("c", since=2.0),
         }  # fmt: skip
         order = []
         for _ in range(3):
             await moments()
-            (now,) = [name for name, task in asked.items() if task.done() and name not in order]
+            (now,) = [name for name, task in pending.items() if task.done() and name not in order]
             order.append(now)
-            engine = asked[now].result()
+            engine = pending[now].result()
             assert not engine.fits(FREE)
             assert sum(one.fits(FREE) for one in line.engines) == 2
             line.trials.release(engine, FREE)
@@ -119,12 +119,12 @@ def test_it_runs_when_a_second_engine_is_back() -> None:
     async def run():
         line = Line(2)
         line.engines[0].note_death()
-        asked = line.ask("a")
+        pending = line.ask("a")
         await moments()
-        assert not asked.done()
+        assert not pending.done()
         line.engines[0].succeeded()
         line.trials.pump()
-        return (await asked).index
+        return (await pending).index
 
     assert virtual_time.run(run()) in (0, 1)
 
@@ -133,12 +133,12 @@ def test_it_runs_when_a_second_engine_is_back() -> None:
 def test_one_engine_in_four_is_put_at_risk(engines, at_once) -> None:
     async def run():
         line = Line(engines)
-        asked = [line.ask(name) for name in "abc"]
+        pending = [line.ask(name) for name in "abc"]
         await moments()
-        done = sum(one.done() for one in asked)
-        for one in asked:
+        done = sum(one.done() for one in pending)
+        for one in pending:
             one.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         return done, sum(engine.reserved for engine in line.engines)
 
     assert virtual_time.run(run()) == (at_once, at_once)
@@ -173,14 +173,14 @@ def test_who_was_sent_again_by_the_gateway_runs_alone_whatever_was_explained() -
         line = Line(3)
         for engine in line.engines[1:]:
             await line.take(engine)
-        asked = line.ask("a", avoid=(line.engines[0],))
+        pending = line.ask("a", avoid=(line.engines[0],))
         await moments()
         line.suspects.forget("a")
         line.trials.pump()
-        assert not asked.done()
+        assert not pending.done()
         line.leave(line.engines[1])
         line.leave(line.engines[2])
-        return (await asked).index
+        return (await pending).index
 
     assert virtual_time.run(run()) in (1, 2)
 
@@ -190,7 +190,7 @@ def test_the_only_engine_is_shared_with_others_by_time() -> None:
         line = Line(1)
         (engine,) = line.engines
         await line.take(engine)
-        asked = line.ask("a")
+        pending = line.ask("a")
         await moments()
         assert engine.reserved
         other = asyncio.ensure_future(line.door.admit("x", FREE))
@@ -201,9 +201,9 @@ def test_the_only_engine_is_shared_with_others_by_time() -> None:
         line.leave(engine)
         line.leave(engine)
         await moments(5.0)
-        assert not asked.done()
+        assert not pending.done()
         await moments(5.0)  # others had it as long
-        return asked.done()
+        return pending.done()
 
     assert virtual_time.run(run())
 
@@ -224,13 +224,13 @@ def test_the_line_is_bounded() -> None:
     async def run():
         line = Line(1, longest=2)
         await line.take(line.engines[0])
-        asked = [line.ask(name) for name in "ab"]
+        pending = [line.ask(name) for name in "ab"]
         await settled()
         with pytest.raises(Refusal) as caught:
             await line.trials.admit("c", FREE)
-        for one in asked:
+        for one in pending:
             one.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         return caught.value.reason, line.trials.waiting
 
     assert virtual_time.run(run()) == ("suspect_waits", 0)
@@ -240,9 +240,9 @@ def test_an_engine_with_too_small_a_gate_is_not_kept_for_it() -> None:
     async def run():
         line = Line(2)
         line.engines[0].gate = 4
-        asked = asyncio.ensure_future(line.trials.admit("a", Cost(units=5)))
+        pending = asyncio.ensure_future(line.trials.admit("a", Cost(units=5)))
         await moments()
-        engine = await asked
+        engine = await pending
         return engine.index, engine.units
 
     assert virtual_time.run(run()) == (1, 5)

@@ -55,16 +55,16 @@ def engine() -> Any:
 
 
 def drive(progress: Progress, usage: GpuUsageReader) -> list[str]:
-    asked = []
+    questions = []
 
     def ask(question: Any) -> int:
-        asked.append(question.name)
+        questions.append(question.name)
         return 3400
 
     calibrator = Calibrator(usage, progress, lambda _: None)
     calibrator.begin(PLAN)
     calibrator.examine(engine(), "m", ask)
-    return asked
+    return questions
 
 
 def progress() -> Progress:
@@ -73,9 +73,9 @@ def progress() -> Progress:
 
 def test_every_step_is_driven_and_kept() -> None:
     first = progress()
-    asked = drive(first, GpuUsageReader(*range(20000, 20600, 100)))
-    assert asked[:2] == ["a small image", "a small text"]
-    assert asked[3:] == STEPS[3:]
+    questions = drive(first, GpuUsageReader(*range(20000, 20600, 100)))
+    assert questions[:2] == ["a small image", "a small text"]
+    assert questions[3:] == STEPS[3:]
     assert first.complete
     (seen,) = first.seen
     assert list(seen.cards[0].used) == STEPS
@@ -91,8 +91,8 @@ def test_a_run_that_was_cut_short_goes_on_after_its_last_step() -> None:
     again = progress()
     assert not again.complete
     # Others hold 3 MiB more now: what was read before is as if they always had held the same.
-    asked = drive(again, GpuUsageReader(20003, 20004, 20303, 20403, before=3))
-    assert asked[2:] == ["text_prefill", "sampling"]
+    questions = drive(again, GpuUsageReader(20003, 20004, 20303, 20403, before=3))
+    assert questions[2:] == ["text_prefill", "sampling"]
     assert again.complete
     used = again.seen[0].cards[0].used
     assert [used[name] // MIB for name in STEPS] == [20000, 20001, 20100, 20200, 20300, 20400]
@@ -141,13 +141,13 @@ def test_each_unequal_engine_is_driven_to_its_own_limits() -> None:
     assert paid[0] != paid[1]
     bodies = []
     for group in (0, 1):
-        asked: list[Any] = []
+        questions: list[Any] = []
         calibrator = Calibrator(OneCard(plan.parallel.groups[group][0]), progress(), print)
         calibrator.begin(plan)
         driven = engine()
         driven.group = group
-        calibrator.examine(driven, "m", lambda question, to=asked: to.append(question) or 3400)
-        bodies.append({one.name: str(one.request.body) for one in asked})
+        calibrator.examine(driven, "m", lambda question, to=questions: to.append(question) or 3400)
+        bodies.append({one.name: str(one.request.body) for one in questions})
     assert bodies[0]["sampling"] != bodies[1]["sampling"]
 
 

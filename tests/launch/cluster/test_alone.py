@@ -29,9 +29,9 @@ def test_unequal_engines() -> None:
     """With the settings of its group, and no longer a plan of several."""
     plan = api.plan("internvl2-8b", on="rtx3090+a100-80g", tp=1)
     assert len(plan.by_group) == 2
-    for group, own in enumerate(plan.by_group):
+    for group, group_plan in enumerate(plan.by_group):
         one = alone(plan, group)
         assert one.by_group == ()
-        assert (one.settings, one.kv.tokens) == (own.settings, own.kv.tokens)
-        assert one.limits.units_per_forward == own.units_per_forward
+        assert (one.settings, one.kv.tokens) == (group_plan.settings, group_plan.kv.tokens)
+        assert one.limits.units_per_forward == group_plan.units_per_forward
         assert len(one.gpus) == 1

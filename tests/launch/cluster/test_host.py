@@ -64,31 +64,31 @@ class Planning:
 
     def __init__(self, plan: Plan, *, changed: bool = False) -> None:
         self.plan, self.changed = plan, changed
-        self.asked: list[str] = []
+        self.calls: list[str] = []
 
     def take(self, plan: Plan) -> None:
-        self.asked.append("take")
+        self.calls.append("take")
         if self.changed:
             raise DoesNotFitError("somebody took memory", hint="")
 
     def make(self, changes: dict[str, object]) -> Plan:
-        self.asked.append("make")
+        self.calls.append("make")
         return self.plan
 
 
 @pytest.mark.parametrize(
-    ("rehearse", "changed", "asked"),
+    ("rehearse", "changed", "calls"),
     [(False, False, ["take"]), (False, True, ["take", "make"]), (True, False, ["make"])],
 )
 def test_the_node_plans_once_more_where_it_must(
-    hosted: HostedEngine, rehearse: bool, changed: bool, asked: list[str]
+    hosted: HostedEngine, rehearse: bool, changed: bool, calls: list[str]
 ) -> None:
     """To rehearse, or since somebody took memory meanwhile."""
     config = hosted._engine_spec.config.changed(rehearse=rehearse)
     engine_spec = replace(hosted._engine_spec, config=config)
     planner = Planning(engine_spec.plan, changed=changed)
     assert HostedEngine(engine_spec)._settled(planner) == engine_spec.plan  # type: ignore[arg-type]
-    assert planner.asked == asked
+    assert planner.calls == calls
 
 
 def test_nothing_fits_any_more(hosted: HostedEngine) -> None:

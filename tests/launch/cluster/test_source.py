@@ -100,14 +100,14 @@ def test_a_file_that_is_no_possible_cluster_is_refused(tmp_path: Path) -> None:
 def test_ray_is_asked_only_where_it_is_named(
     text: str, address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str | None] = []
+    addresses: list[str | None] = []
     module = ModuleType("turbofit.launch.cluster.nodes")
 
     def measure_nodes(given: str | None) -> Cluster:
-        asked.append(given)
+        addresses.append(given)
         return cluster("1xl4")
 
     module.measure_nodes = measure_nodes  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "turbofit.launch.cluster.nodes", module)
     assert cluster_from(text) == cluster("1xl4")
-    assert asked == [address]
+    assert addresses == [address]

@@ -14,15 +14,15 @@ def test_every_prompt_of_it_fits_the_session(session: int, each: int) -> None:
     """A server that counts one or two tokens a word, five around them, and refuses what is more."""
     plan = plausible_plan()
     plan = replace(plan, settings=replace(plan.settings, session_len=session))
-    asked: list[int] = []
+    questions: list[int] = []
 
     def count(question: ProbeRequest) -> int:
         tokens = 5 + each * question.request.body["prompt"].count(" a")
-        asked.append(tokens)
+        questions.append(tokens)
         assert tokens + question.request.body["max_tokens"] <= session
         return tokens
 
     longest = longest_request(plan, "m", None, 0, count)
     assert longest is not None
     count(longest)
-    assert asked[-1] >= 0.9 * session
+    assert questions[-1] >= 0.9 * session

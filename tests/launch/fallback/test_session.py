@@ -82,10 +82,10 @@ def test_endings_of_torch(lines, phase, tmp_path):
 @pytest.mark.parametrize(("each", "template"), [(1, 3), (2, 0), (1.25, 10)])
 def test_the_longest_request_fills_the_context(each, template):
     plan = planned()
-    asked = []
+    probed = []
 
     def count(question):
-        asked.append(question)
+        probed.append(question)
         return int(len(question.request.body["prompt"]) // 2 * each) + template
 
     text = longest_request(plan, "m", None, 0, count)

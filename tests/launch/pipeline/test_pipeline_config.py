@@ -21,19 +21,19 @@ def test_a_config_is_the_word_for_its_engine() -> None:
 
 
 def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
-    own = lmdeploy.PytorchEngineConfig(
+    backend_config = lmdeploy.PytorchEngineConfig(
         session_len=4096, quant_policy=8, eager_mode=True, block_size=32, download_dir="/x"
     )
-    planning = with_config({"on": "1xrtx3090"}, own, "pytorch")
+    planning = with_config({"on": "1xrtx3090"}, backend_config, "pytorch")
     assert planning["cache_block_seq_len"] == 32
     assert (planning["quant_policy"], planning["eager_mode"]) == (8, True)
     plan = api.plan("qwen2-vl-7b", engine="pytorch", **planning)
-    config = planned_config(plan, own)
-    assert config is not own
+    config = planned_config(plan, backend_config)
+    assert config is not backend_config
     assert (config.session_len, config.block_size, config.download_dir) == (4096, 32, "/x")
     assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
     assert config.max_batch_size == 8
-    assert own.max_batch_size is None
+    assert backend_config.max_batch_size is None
 
 
 def test_without_a_config_the_plan_makes_one() -> None:
@@ -44,6 +44,6 @@ def test_without_a_config_the_plan_makes_one() -> None:
 
 
 def test_what_the_ledger_does_not_know_is_said() -> None:
-    own = lmdeploy.PytorchEngineConfig(num_cpu_blocks=100)
+    backend_config = lmdeploy.PytorchEngineConfig(num_cpu_blocks=100)
     with pytest.warns(UserWarning, match="num_cpu_blocks"):
-        with_config({}, own, "pytorch")
+        with_config({}, backend_config, "pytorch")

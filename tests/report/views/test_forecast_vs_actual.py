@@ -67,8 +67,8 @@ def test_groups_that_differ_are_told_by_their_own() -> None:
         outcome="served", seconds=1.0, engine_version="0.18.0", cases=(), cache=kept, death=None,
         timeline=(moment,),
     )  # fmt: skip
-    own = tuple(replace(one, rehearsal=seen) for one in plan.by_group)
-    told = sides(replace(plan, rehearsal=seen, by_group=own))
+    group_plans = tuple(replace(one, rehearsal=seen) for one in plan.by_group)
+    told = sides(replace(plan, rehearsal=seen, by_group=group_plans))
     assert len(told) == 2
     tokens = [row.forecast for _, rows in told for row in rows if row.what == "KV tokens"]
     assert tokens == [one.kv.tokens for one in plan.by_group]

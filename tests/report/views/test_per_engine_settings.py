@@ -25,11 +25,11 @@ def test_only_what_differs_is_shown_for_each_engine() -> None:
     assert differing(plan) == ("cache_max_entry_count", "max_batch_size")
     text = terminal.paint([block for block in plan_view(plan) if not isinstance(block, Code)])
     assert max(map(len, text.splitlines())) <= 80
-    own = text[text.index(TITLE) : text.index("Ledger of")]
+    group_plan = text[text.index(TITLE) : text.index("Ledger of")]
     for one in plan.by_group:
-        assert f"{one.settings.cache_max_entry_count:.3f}" in own
-        assert f"{one.kv.tokens:,}" in own
-    assert "session_len" not in own
+        assert f"{one.settings.cache_max_entry_count:.3f}" in group_plan
+        assert f"{one.kv.tokens:,}" in group_plan
+    assert "session_len" not in group_plan
     rows = [line for line in text.splitlines() if line.startswith("  cache_max_entry_count")]
     assert "see below" in rows[0]
     assert f"at least {plan.kv.tokens:,} tokens" in text
@@ -48,7 +48,7 @@ def test_equal_engines_share_a_column_and_eighty_columns_hold_them(on: str) -> N
 
 def test_a_candidate_shows_the_span_of_its_engines_settings() -> None:
     plan = turbofit.plan("internvl2-8b-awq", on="rtx3090+rtx4080")
-    batches = sorted(own.settings.max_batch_size for own in plan.by_group)
+    batches = sorted(group_plan.settings.max_batch_size for group_plan in plan.by_group)
     text = terminal.paint(plan_view(plan))
     chosen = next(line for line in text.splitlines() if line.endswith("  chosen"))
     assert f" {batches[0]}-{batches[1]} " in chosen
