@@ -84,7 +84,9 @@ def _search(request: ResolvedRequest, engine: Engine) -> Found:
         evaluations += [lowered for shape in found for lowered in one.lowered(shape)]
     fitting = [evaluation for evaluation in evaluations if evaluation.fits]
     if fitting:
-        best = max(fitting, key=_order)
+        chosen = max(fitting, key=_order)
+        best = one.widened(chosen) if chosen.queues else chosen
+        evaluations = [best if evaluation is chosen else evaluation for evaluation in evaluations]
     return Found(best=best, evaluations=tuple(evaluations), requested_load=one.requested_load)
 
 
@@ -150,36 +152,39 @@ class _Search:
         return found
 
     def queued(self, shape: Shape, whole: Evaluation) -> Iterator[Evaluation]:
-        """The asked limit, paying for as many units in one forward as cost no promise.
+        """The asked limit, paying for one request's units in one forward.
 
         Args:
             shape: whose forwards are bounded.
             whole: the same shape with the engine's own bound paid for.
         """
-        rule = self.request.model.image_rule
         # With `queue_images` every shape pays for one request's already.
-        if rule is None or not self.requested_load.units_per_image or not self._may_queue:
+        if not self.requested_load.units_per_image or not self._may_queue:
             return
         if not self._wants_cache(whole):
             return
+        units = self.requested_load.units_per_request
+        found = self.evaluate(replace(shape, units_per_forward=units), self.request.requested_limit)
+        if not (found.fits and whole.fits and found.worth <= whole.worth):
+            yield found
+
+    def widened(self, queued: Evaluation) -> Evaluation:
+        """The same, paying for as many units in one forward as cost no promise and no speed."""
+        rule, limit, low = self.request.model.image_rule, queued.shape.limit, queued.shape
+        assert rule is not None
+        assert low.units_per_forward is not None
+        vision_load = vision_load_of(self.request, limit)
+        bounds = [
+            self.engine.units_bound(rule, vision_load, part.settings)
+            for part in queued.parts or (queued,)
+        ]
+        at_once = None if self.request.workload.concurrency is None else low.at_once
 
         def at(units: int) -> Evaluation:
-            return self.evaluate(
-                replace(shape, units_per_forward=units), self.request.requested_limit
-            )
+            return self.evaluate(replace(low, at_once=at_once, units_per_forward=units), limit)
 
-        low = self.requested_load.units_per_request
-        best = at(low)
-        if best.fits and whole.fits and best.kv_tokens <= whole.kv_tokens:
-            return
-        if best.fits:
-            each = [part.settings for part in best.parts or (best,)]
-            bounds = [
-                self.engine.units_bound(rule, self.requested_load, settings) for settings in each
-            ]
-            high = max(low, *bounds)
-            best = _largest(best, low, high, rule.unit_step, at)
-        yield best
+        least = low.units_per_forward
+        return _largest(queued, least, max(least, *bounds), rule.unit_step, at)
 
     @property
     def _may_queue(self) -> bool:

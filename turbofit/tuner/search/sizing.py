@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from math import ceil
 
 import msgspec
@@ -189,8 +190,9 @@ class Sizer:
 
     def with_batch(self, batch: int) -> Sizer:
         """The same with so many requests at once in each group."""
-        shape = replace(self.shape, at_once=float(batch))
-        return Sizer(self.request, shape, self.dtype, self.vision_load, self.engine, self.memo)
+        other = copy(self)
+        other.shape = replace(self.shape, at_once=float(batch))
+        return other
 
     @property
     def most_batch(self) -> int:
