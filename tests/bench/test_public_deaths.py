@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bench.faults.public_deaths import RESULTS, Judged, outcome_and_death, report
+from bench.faults.public_deaths import RESULTS, Judged, judge, report
 from bench.faults.public_logs import CASES, log_of
 from turbofit.core.errors import UsageError
 from turbofit.diagnose.explain import diagnose
@@ -19,7 +19,7 @@ NOT_KNOWN = {
 
 @pytest.fixture(scope="module")
 def judged() -> dict[str, Judged]:
-    return {name: outcome_and_death(name, case) for name, case in CASES.items()}
+    return {name: judge(name, case) for name, case in CASES.items()}
 
 
 @pytest.mark.parametrize("name", CASES)

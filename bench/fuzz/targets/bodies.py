@@ -81,7 +81,7 @@ def _resized(found: Media) -> Media:
         Refusal: a picture cannot be decoded, or would take long to.
     """
     media = list(found.media)
-    for place, one in enumerate(found.held):
+    for place, one in enumerate(found.limited):
         picture = media[place]
         if one.resize is not None and isinstance(picture, Picture):
             if picture.size[0] * picture.size[1] > _MOST_PIXELS:
