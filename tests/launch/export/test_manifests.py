@@ -86,6 +86,16 @@ def test_the_next_start_plans_the_same(case: str, capsys: pytest.CaptureFixture[
     assert next_plan.by_group == plan.by_group
 
 
+@pytest.mark.parametrize(
+    ("queue", "option"), [(True, "--queue-images"), (False, "--no-queue-images")]
+)
+def test_whether_images_queue_is_kept_where_somebody_said_it(queue: bool, option: str) -> None:
+    plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", queue_images=queue)
+    assert option in service_of(plan, port=1, host="127.0.0.1").argv
+    free = turbofit.api.plan("internvl2-8b", on="1xrtx3090")
+    assert not [word for word in service_of(free, port=1, host="127.0.0.1").argv if "queue" in word]
+
+
 def test_what_has_no_limit_asks_for_none() -> None:
     plan = turbofit.api.plan("internvl2-8b", on="1xrtx3090", images=0)
     words = service_of(plan, port=1, host="127.0.0.1").argv

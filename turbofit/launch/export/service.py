@@ -112,8 +112,8 @@ def _serve_arguments(plan: Plan) -> list[str]:
     ):
         if value != usual:
             argv += [option, str(value)]
-    if work.queue_images:
-        argv.append("--queue-images")
+    if work.queue_images is not None:
+        argv.append("--queue-images" if work.queue_images else "--no-queue-images")
     if settings.enable_prefix_caching:
         argv.append("--enable-prefix-caching")
     if settings.language_model_only:
