@@ -14,7 +14,8 @@ from tests import virtual_time
 from tests.waiting import auntil
 from turbofit.gateway.http.metrics import merge
 from turbofit.gateway.http.refusals import Refusal
-from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.cost import UNSTATED, Cost
+from turbofit.gateway.limits.gate import Gate, KvCache
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import Affinity, RoutedEngine, least_busy
 from turbofit.gateway.routing.fleet import Fleet
@@ -23,7 +24,7 @@ from turbofit.gateway.routing.health import Monitor, healthy
 
 def engines(count: int = 1, gate=10, host_limit=10**9) -> list[RoutedEngine]:
     return [
-        RoutedEngine(index, f"http://e{index}", gate=gate, host_limit=host_limit)
+        RoutedEngine(index, f"http://e{index}", gate=Gate(gate), host_limit=host_limit)
         for index in range(count)
     ]
 
@@ -74,7 +75,8 @@ def test_a_large_request_is_not_cache_shortfall_by_small_ones() -> None:
 def test_the_line_has_an_end_and_a_deadline() -> None:
     async def run():
         door = Admission(engines(), longest=1, seconds=0.05)
-        held = await door.admit("a", Cost(units=10))
+        cost = Cost(units=10)
+        held = await door.admit("a", cost)
         late = asyncio.ensure_future(door.admit("b", Cost(units=1)))
         await asyncio.sleep(0)
         for _ in range(2):
@@ -84,7 +86,7 @@ def test_the_line_has_an_end_and_a_deadline() -> None:
         with pytest.raises(Refusal) as waited:
             await late
         assert (waited.value.status, door.waiting) == (429, 0)
-        door.release(held, Cost(units=10))
+        door.release(held, cost)
         assert (await door.admit("d", Cost(units=10))).units == 10
 
     virtual_time.run(run())
@@ -134,6 +136,61 @@ def test_no_engine_ever_holds_more_than_its_gate(requests, count) -> None:
     assert most <= 10
     assert left == [(0, 0, 0)] * count
     assert waiting == 0
+
+
+def test_a_text_passes_images_that_wait_but_no_text_that_does() -> None:
+    """The tokens that texts reserve hold up an image at the head of the line, and not for good."""
+
+    async def run() -> list[str]:
+        kv = KvCache(tokens=640 + 20 * 64, longest=16 * 64, block=64)
+        found = RoutedEngine(0, "http://e", gate=Gate(13, kv))
+        door, order, costs = Admission([found]), [], {}
+
+        def ask(name: str, units: int, tokens: int) -> asyncio.Task[None]:
+            async def one() -> None:
+                costs[name] = Cost(units=units, tokens=tokens)
+                await door.admit(name, costs[name])
+                order.append(name)
+
+            return asyncio.ensure_future(one())
+
+        async def then(*names: str) -> None:
+            for name in names:
+                door.release(found, costs[name])
+            await virtual_time.settled()
+
+        tasks = [ask("image", 13, 64), ask("image that waits", 13, 64), ask("text", 0, 64)]
+        await virtual_time.settled()
+        assert order == ["image", "text"]
+        door.begin(found, costs["image"])
+        await virtual_time.settled()
+        assert order[2:] == ["image that waits"]
+        door.begin(found, costs["image that waits"])
+        tasks += [ask("long text", 0, UNSTATED), ask("short text", 0, 64)]
+        await virtual_time.settled()
+        assert order[3:] == []  # the long one could evict, and the short one stays behind it
+        await then("image")
+        assert order[3:] == ["long text", "short text"]
+        await then("image that waits", "text", "long text", "short text")
+        assert (found.units, found.places, found.gate.reserved) == (0, 0, 0)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert len(virtual_time.run(run())) == 5
+
+
+def test_copies_beyond_a_gateway_s_part_of_the_cache_are_refused() -> None:
+    async def run() -> Refusal:
+        kv = KvCache(tokens=20_000, longest=1024, block=64).shared(2, 1)
+        door = Admission([RoutedEngine(0, "http://e", gate=Gate(13, kv))])
+        await door.admit("a", Cost(tokens=UNSTATED))
+        with pytest.raises(Refusal) as caught:
+            await door.admit("a", Cost(tokens=UNSTATED, copies=100))
+        return caught.value
+
+    refusal = virtual_time.run(run())
+    assert (refusal.status, refusal.reason, refusal.param) == (400, "tokens_over_limit", "n")
+    assert "100 copies may take 115200 tokens" in refusal.message
 
 
 def test_those_who_wait_are_told_when_the_last_engine_dies() -> None:

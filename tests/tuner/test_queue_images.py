@@ -8,6 +8,7 @@ import pytest
 
 import turbofit.api
 from turbofit.core.plan import Plan
+from turbofit.gateway.limits.cost import UNSTATED
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
 from turbofit.rehearse.torch.torch_planned import planned_spec
@@ -45,15 +46,15 @@ def test_the_gateway_holds_it() -> None:
     assert bounds_of(meeting).gate is None
 
 
-def test_where_the_engine_may_evict_the_gate_is_held_to_the_end() -> None:
+def test_where_the_engine_may_evict_the_cache_decides_who_runs_beside_whom() -> None:
     """An evicted request's images are encoded again, beside those that were let through."""
     _, queued = both("qwen2-vl-7b", "1xrtx3090")
     assert queued.settings.max_batch_size * queued.settings.session_len > queued.kv.tokens
-    assert bounds_of(queued).gate_to_end
-    assert any("until the one before has ended" in warning for warning in queued.warnings)
+    assert bounds_of(queued).kv.tokens == queued.kv.tokens
+    assert any("that state max_tokens run beside" in warning for warning in queued.warnings)
     _, roomy = both("qwen2-vl-7b", "1xrtx3090", context=18432, max_batch_size=5)
-    assert not bounds_of(roomy).gate_to_end
-    assert not any("until the one before has ended" in warning for warning in roomy.warnings)
+    assert bounds_of(roomy).kv.tokens == UNSTATED
+    assert not any("that state max_tokens" in warning for warning in roomy.warnings)
 
 
 def test_several_images_a_request_are_one_requests() -> None:

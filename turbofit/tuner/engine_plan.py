@@ -159,10 +159,8 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
         sets = found.best.parts or (found.best,)
         if any(may_evict(one.settings, one.kv_tokens) for one in sets):
             yield (
-                "an image request waits until the one before has ended: the cache does not hold"
-                " max_batch_size requests of session_len tokens, so that one could be evicted and"
-                " encoded again; with a smaller --max-batch-size or --context it waits for the"
-                " first token only"
+                "image requests that state max_tokens run beside each other while the cache holds"
+                " them all; others wait for the end of the one before"
             )
     requested_load = vision_load_of(request, request.requested_limit)
     if requested_load.units_per_image and found.best.fits:

@@ -386,6 +386,7 @@ def test_metrics_are_the_engines_and_our_own() -> None:
         'turbofit_gateway_limited_total{what="detail"} 1',
         'turbofit_gateway_refused_total{reason="too_many_images"} 1',
         'turbofit_gateway_units_in_flight{engine="0"} 0',
+        "# TYPE turbofit_gateway_kv_tokens_reserved gauge",
         'turbofit_gateway_requests_total{route="/v1/chat/completions",status="200"} 1',
         "turbofit_gateway_images_total 1",
     ):  # fmt: skip

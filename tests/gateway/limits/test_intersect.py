@@ -11,6 +11,7 @@ from bench.common.gateway import PATCHES, TILES, ask, chat, gateway, image_part,
 from turbofit.core.errors import UsageError
 from turbofit.core.images import PatchRule
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.gateway.limits.intersect import intersect
 from turbofit.gateway.limits.request_limits import (
     Bounds,
@@ -47,7 +48,8 @@ def bounds(draw, rule) -> Bounds:
     has = draw(st.integers(0, 20)) > 0
     return replace(
         made, gate=gate, longest_request_tokens=longest, rule=rule if has else None,
-        gate_to_end=draw(st.booleans()), bytes_per_unit=draw(NUMBERS), watches=draw(st.booleans()),
+        kv=draw(st.builds(KvCache, tokens=NUMBERS, longest=NUMBERS)),
+        bytes_per_unit=draw(NUMBERS), watches=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -76,7 +78,9 @@ def test_what_the_intersect_admits_both_admit(rule, data, images, n) -> None:
         assert both.limits.bytes_per_body <= one.limits.bytes_per_body
         assert both.limits.bytes_per_image <= one.limits.bytes_per_image
         assert both.bytes_per_unit >= one.bytes_per_unit
-        assert both.gate_to_end or not one.gate_to_end
+        if one.gate is not None:
+            assert both.kv.tokens <= one.kv.tokens
+            assert both.kv.longest >= one.kv.longest
         assert one.gate is None or both.gate <= one.gate
         assert one.watches or not both.watches
     try:

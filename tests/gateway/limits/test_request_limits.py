@@ -11,6 +11,8 @@ from bench.common.gateway import PATCHES, TILES, limits_for, plan_for
 from bench.common.judge import units_reaching
 from turbofit.core.images import TileRule
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.cost import UNSTATED
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.gateway.limits.request_limits import (
     Bounds,
     bounds_of,
@@ -180,6 +182,17 @@ def test_no_images_without_a_plan_for_them() -> None:
 def test_the_gate_is_there_only_where_the_plan_paid_less_than_the_engine_could_do() -> None:
     assert bounds_of(plan_for(units_per_forward=20)).gate == 20
     assert bounds_of(plan_for(units_per_forward=10**6)).gate is None
+
+
+def test_the_cache_counts_only_where_there_is_a_gate_and_it_may_run_out() -> None:
+    plan = plan_for(units_per_forward=20)
+    assert not plan.may_evict()
+    assert bounds_of(plan).kv.tokens == UNSTATED
+    more = msgspec.structs.replace(
+        plan, settings=msgspec.structs.replace(plan.settings, max_batch_size=1024)
+    )
+    assert bounds_of(more).kv == KvCache(tokens=plan.kv.tokens, longest=32768, block=64)
+    assert bounds_of(plan_for(units_per_forward=10**6)).kv == KvCache()
 
 
 @given(sizes)

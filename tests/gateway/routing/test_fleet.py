@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.gate import Gate, KvCache
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import RoutedEngine, least_busy
 from turbofit.gateway.routing.fleet import Fleet
@@ -31,14 +32,19 @@ def expected(fleet: Fleet, cost: Cost, avoid) -> RoutedEngine | None:
 @settings(max_examples=300, deadline=None)
 @given(STEPS, st.integers(0, 150), LIMITS)
 def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, gate) -> None:
-    made = [RoutedEngine(i, "http://x", 1.0 + i % 3, gate=gate, host_limit=8) for i in range(count)]
+    def engine_of(index: int, share: float) -> RoutedEngine:
+        limit = None if gate is None else Gate(gate)
+        return RoutedEngine(index, "http://x", share, gate=limit, host_limit=8)
+
+    made = [engine_of(i, 1.0 + i % 3) for i in range(count)]
+    held: dict[RoutedEngine, list[Cost]] = {}
     fleet, door = Fleet(made), Admission([])
     door._fleet = fleet
     for what, which, number in steps:
         cost = Cost(units=number, host_bytes=which % 5)
         engine = fleet.engines[which % len(fleet)] if len(fleet) else None
         if what == "join":
-            made.append(RoutedEngine(len(made), "http://x", gate=gate, host_limit=8))
+            made.append(engine_of(len(made), 1.0))
             fleet.set([*fleet, made[-1]])
         elif engine is None:
             pass
@@ -46,14 +52,14 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
             found = door._best(cost, ())
             assert found is expected(fleet, cost, ())
             if found is not None:
-                door.take(found, cost)
+                held.setdefault(door.take(found, cost), []).append(cost)
                 found.outstanding += 1
         elif what == "more":
             engine.outstanding += number
         elif what == "end":
             engine.outstanding = max(0, engine.outstanding - number)
-            held = min(number, engine.units), min(which % 5, engine.host_bytes)
-            door.release(engine, Cost(units=held[0], host_bytes=held[1]))
+            if held.get(engine):
+                door.release(engine, held[engine].pop(number % len(held[engine])))
         elif what == "up":
             engine.up = not engine.up
         elif what == "drain":
@@ -61,7 +67,8 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
         elif what == "share":
             engine.share = 1.0 + number
         elif what == "gate":
-            engine.gate = number
+            if engine.gate is not None:
+                engine.gate.limit(number, KvCache())
             fleet.set(fleet.engines)
         elif what == "leave":
             fleet.set([one for one in fleet if one is not engine])
@@ -75,12 +82,14 @@ def test_the_best_engine_is_the_one_that_a_look_at_all_would_find(steps, count, 
 
 
 def test_engines_without_room_are_passed_however_many() -> None:
-    found = [RoutedEngine(i, "http://x", gate=5) for i in range(300)]
-    fleet = Fleet(found)
-    for engine in found:
-        engine.units = 5
+    found = [RoutedEngine(i, "http://x", gate=Gate(5)) for i in range(300)]
+    fleet, costs = Fleet(found), [Cost(units=5) for _ in range(300)]
+    door = Admission(fleet)
+    for engine, cost in zip(found, costs, strict=True):
+        door.take(engine, cost)
     assert fleet.best(Cost(units=1)) is None
     assert fleet.best(Cost()) is found[0]
-    found[250].units = 4
+    door.release(found[250], costs[250])
+    door.take(found[250], Cost(units=4))
     assert fleet.best(Cost(units=1)) is found[250]
     assert fleet.best(Cost(units=1), (found[250],)) is None

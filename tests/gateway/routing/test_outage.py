@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from bench.common.gateway import Recorder, ask, call, chat, gateway, image_part
+from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.outage import Outage
 
 
@@ -72,7 +73,7 @@ def test_after_the_rest_the_first_answer_brings_it_back() -> None:
 def test_who_waits_is_told_when_a_rest_begins() -> None:
     async def run():
         app, recorder = gateway()
-        app.engines[0].gate = 13
+        app.engines[0].gate = Gate(13)
         app.fleet.set(app.engines)
         held = asyncio.get_running_loop().create_future()
 

@@ -22,6 +22,7 @@ from tests import virtual_time
 from tests.gateway.routing.dying_engines import DyingEngines, broken, vanish
 from tests.virtual_time import settled
 from tests.waiting import auntil
+from turbofit.gateway.limits.gate import Gate
 
 
 def test_who_was_answered_in_part_by_another_is_not_what_an_engine_died_of() -> None:
@@ -145,7 +146,7 @@ def test_a_retry_goes_before_those_who_wait_and_holds_nobody_up() -> None:
 
         app, _ = gateway(engines=2, recorder=Recorder(answer))
         for engine in app.engines:
-            engine.gate = 13
+            engine.gate = Gate(13)
         app.fleet.set(app.engines)
 
         def body(text):

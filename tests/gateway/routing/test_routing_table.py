@@ -26,6 +26,7 @@ from turbofit.core.errors import UsageError
 from turbofit.gateway.config import GatewayConfig, host_of_one
 from turbofit.gateway.http.app import Gateway
 from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.gateway.limits.request_limits import bounds_of
 from turbofit.gateway.routing.fleet_updater import check_gateways
 from turbofit.gateway.routing.routing_table import Member, RoutingTable
@@ -77,12 +78,17 @@ def test_an_older_or_equal_routing_table_changes_nothing() -> None:
 
 
 def test_everything_of_a_member_takes_effect() -> None:
-    app, _ = following(routing_table(1, member("a", gate=7, key="k")))
+    kv = KvCache(tokens=4 << 20, longest=1024, block=64)
+    app, _ = following(routing_table(1, member("a", gate=7, kv=kv, key="k")))
     (a,) = app.engines
-    assert (a.gate, a.host_limit, a.key, a.share) == (7, ROOM, "k", 1.0)
-    changed = member("a", gate=9, host_bytes=64, key="l", share=3.0, url="http://x/", draining=True)
-    app.follow(routing_table(2, changed, gateways=4))
-    assert (a.gate, a.host_limit, a.key, a.share) == (2, 16, "l", 3.0)
+    assert a.gate is not None
+    assert (a.gate.units, a.gate.kv, a.host_limit, a.key, a.share) == (7, kv, ROOM, "k", 1.0)
+    changed = replace(
+        member("a", gate=9, host_bytes=64, key="l", share=3.0, url="http://x/"), kv=kv
+    )
+    app.follow(routing_table(2, replace(changed, draining=True), gateways=4))
+    assert (a.gate.units, a.host_limit, a.key, a.share) == (2, 16, "l", 3.0)
+    assert a.gate.kv == replace(kv, tokens=1 << 20, strict=True)
     assert (a.url, a.draining, a.takes) == ("http://x", True, False)
 
 
@@ -303,8 +309,9 @@ def test_an_engine_of_its_own_plan_may_hold_units_to_the_end(to_end: bool) -> No
     """One that was planned again after a lack of memory may evict, whatever the others do."""
 
     async def run():
+        kv = KvCache(tokens=0 if to_end else 1 << 20, longest=1024, block=64)
         app, _ = following(
-            routing_table(1, member("a", gate_to_end=to_end)),
+            routing_table(1, member("a", gate=13, kv=kv)),
             Recorder(lambda *_: stream(EVENT, 0.3, DONE)),
         )
         waiting = asyncio.ensure_future(call(app, body=chat(image_part(), stream=True)))
@@ -344,7 +351,8 @@ def test_a_cluster_s_gateway_is_made_of_a_routing_table() -> None:
         GatewayConfig(upstream_key="other", host_bytes=1, shares=(1.0, 2.0), prefix_affinity=True),
     )
     (a,) = app.engines
-    assert (a.key, a.gate, a.host_limit, a.label) == ("k", 26, ROOM // 2, "a")
+    assert a.gate is not None
+    assert (a.key, a.gate.units, a.host_limit, a.label) == ("k", 26, ROOM // 2, "a")
     assert app.health() == {"a": True}
 
 

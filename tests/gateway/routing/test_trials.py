@@ -11,6 +11,7 @@ from tests.gateway.routing.test_suspects import accused
 from tests.virtual_time import settled
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.limits.cost import Cost
+from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.admission import Admission
 from turbofit.gateway.routing.engines import RoutedEngine
 from turbofit.gateway.routing.fleet import Fleet
@@ -239,7 +240,7 @@ def test_the_line_is_bounded() -> None:
 def test_an_engine_with_too_small_a_gate_is_not_kept_for_it() -> None:
     async def run():
         line = Line(2)
-        line.engines[0].gate = 4
+        line.engines[0].gate = Gate(4)
         pending = asyncio.ensure_future(line.trials.admit("a", Cost(units=5)))
         await moments()
         engine = await pending

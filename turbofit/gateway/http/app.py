@@ -15,6 +15,7 @@ from turbofit.gateway.http.pages import health_page, metrics_page
 from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.films import VideoInspector
 from turbofit.gateway.media.resize import Resizer
@@ -321,7 +322,7 @@ class Gateway:
 
 
 def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) -> list[RoutedEngine]:
-    """Engines that share one key, one gate and one host limit; their numbers are their names."""
+    """Engines of one key, and each of the same limits; their numbers are their names."""
     shares = config.shares or (1.0,) * len(upstreams)
     return [
         RoutedEngine(
@@ -329,7 +330,7 @@ def _engines(bounds: Bounds, upstreams: Sequence[str], config: GatewayConfig) ->
             url,
             share,
             key=config.upstream_key,
-            gate=bounds.gate,
+            gate=None if bounds.gate is None else Gate(bounds.gate, bounds.kv),
             host_limit=config.host_bytes,
         )
         for number, (url, share) in enumerate(zip(upstreams, shares, strict=True))

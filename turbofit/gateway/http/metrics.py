@@ -29,6 +29,7 @@ _HELP: Final = {
     "waiting": ("gauge", "Requests that wait for room."),
     "in_flight": ("gauge", "Requests at an engine."),
     "units_in_flight": ("gauge", "Vision units at an engine."),
+    "kv_tokens_reserved": ("gauge", "KV tokens that requests may take, where images are queued."),
     "host_bytes_in_flight": ("gauge", "Host memory of images at an engine, as estimated."),
     "suspects": ("gauge", "Requests that an engine may have died of."),
     "convicted": ("gauge", "Requests that are refused since engines died of them."),

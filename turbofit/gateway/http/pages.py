@@ -85,6 +85,9 @@ def _gauges(
         "waiting": [((), admission.waiting)],
         "in_flight": [(label, engine.outstanding) for label, engine in labelled],
         "units_in_flight": [(label, engine.units) for label, engine in labelled],
+        "kv_tokens_reserved": [
+            (label, engine.gate.reserved) for label, engine in labelled if engine.gate is not None
+        ],
         "host_bytes_in_flight": [(label, engine.host_bytes) for label, engine in labelled],
         "engine_up": [(label, int(engine.up)) for label, engine in labelled],
     }

@@ -10,6 +10,7 @@ import msgspec
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.bodies import Parsed, read_body
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.cost import UNSTATED
 from turbofit.gateway.limits.parameters import passed
 from turbofit.gateway.limits.ranges import hold_parameters, lower_answer, scope_of
 from turbofit.gateway.limits.request_limits import (
@@ -20,6 +21,7 @@ from turbofit.gateway.limits.request_limits import (
     check_texts,
     shown,
 )
+from turbofit.gateway.limits.reservation import most_tokens
 from turbofit.gateway.limits.sharing import (
     RequestedImage,
     beside_images,
@@ -46,7 +48,8 @@ class PreparedBody(Struct):
     """What a request that is passed on will cost, and what was changed in it.
 
     ``units`` and ``host_bytes`` are those of all its copies together; ``tokens`` are image tokens
-    of one. ``lowered`` is what the client is told.
+    of one, ``kv_tokens`` the most that one can hold of the cache. ``lowered`` is what the client is
+    told.
     """
 
     images: int = 0
@@ -54,6 +57,7 @@ class PreparedBody(Struct):
     units: int = 0
     tokens: int = 0
     host_bytes: int = 0
+    kv_tokens: int = 0
     lowered: tuple[str, ...] = ()
 
 
@@ -162,7 +166,12 @@ def finish(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> tuple[by
             "text_too_big",
             f"{beside} bytes beside the images, the limit is {bounds.beside_images}",
         )
-    return body, _prepared(bounds, kind, parsed, found)
+    prepared = _prepared(bounds, kind, parsed, found)
+    if bounds.gate is not None and prepared.kv_tokens:
+        tokens = sum(one.tokens + one.text_tokens for one in found.limited)
+        most = most_tokens(kind, parsed.body, body, beside, tokens)
+        prepared = msgspec.structs.replace(prepared, kv_tokens=most)
+    return body, prepared
 
 
 def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> PreparedBody:
@@ -172,14 +181,16 @@ def _prepared(bounds: Bounds, kind: Kind, parsed: Parsed, found: Media) -> Prepa
         medium.decoded_bytes * one.frames for medium, one in zip(media, limited, strict=True)
     )
     lowered = [*parsed.lowered, *(word for one in limited for word in one.lowered)]
+    generates = kind not in ("count_tokens", "encode")
     # Counting tokens encodes no image: only their text is passed on.
-    copies = 0 if kind == "count_tokens" else parsed.copies
+    copies = parsed.copies if generates else 0
     return PreparedBody(
         images=len(media),
         copies=parsed.copies,
         units=units * copies,
         tokens=sum(one.tokens for one in limited),
         host_bytes=(decoded + units * bounds.bytes_per_unit) * copies,
+        kv_tokens=UNSTATED if generates else 0,
         lowered=tuple(dict.fromkeys(lowered)),
     )
 

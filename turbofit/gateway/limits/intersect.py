@@ -8,6 +8,7 @@ import msgspec
 
 from turbofit.core.errors import UsageError
 from turbofit.core.plan import Limits
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.gateway.limits.request_limits import Bounds, model_default, planned_limit
 
 if TYPE_CHECKING:
@@ -46,13 +47,23 @@ def intersect(a: Bounds, b: Bounds) -> Bounds:
         longest_request_tokens=min(a.longest_request_tokens, b.longest_request_tokens),
         overlay=a.overlay and b.overlay,
         gate=min(gates, default=None),
-        gate_to_end=a.gate_to_end or b.gate_to_end,
+        kv=_kv(a, b),
         bytes_per_unit=max(a.bytes_per_unit, b.bytes_per_unit),
         watches=a.watches and b.watches,
         default=max(model_default(a), model_default(b)) if rule is not None else None,
         heeds=a.heeds and b.heeds,
         engines=tuple(sorted({*a.engines, *b.engines})),
         vocabulary=min(a.vocabulary, b.vocabulary) or max(a.vocabulary, b.vocabulary),
+    )
+
+
+def _kv(a: Bounds, b: Bounds) -> KvCache:
+    """The smaller cache and the longer requests, of those that have a gate."""
+    gated = [one.kv for one in (a, b) if one.gate is not None]
+    return KvCache(
+        tokens=min((kv.tokens for kv in gated), default=0),
+        longest=max((kv.longest for kv in gated), default=0),
+        block=max((kv.block for kv in gated), default=1),
     )
 
 

@@ -17,6 +17,8 @@ from turbofit.core.model import DTYPE_BYTES
 from turbofit.core.plan import Limits
 from turbofit.core.struct import Struct
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.cost import UNSTATED
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.memory.engines import engine_named
 from turbofit.memory.vision_load import vision_load_within
 
@@ -57,10 +59,9 @@ class Bounds(Struct):
     """What requests are held to.
 
     ``overlay`` tells whether the engine runs on a model folder whose default is the plan's limit.
-    ``gate`` are the units that may be in flight to one engine, None where the plan paid for the
-    engine's own bound. ``gate_to_end``: they stay so until the answer has ended, not only until it
-    begins: where the cache does not hold a whole batch of the longest requests, an engine evicts
-    one that generates and encodes its images again, beside whatever was let through meanwhile.
+    ``gate`` are the units that one engine's forward may have, None where the plan paid for the
+    engine's own bound; ``kv`` is its cache then: what is evicted there is encoded again, see
+    `gate.Gate`.
     ``bytes_per_unit`` are bytes of host memory while one unit is preprocessed.
     ``watches``: the engine and its model take videos, each in the place of an image. ``default`` is
     the limit of an image without parameters, None where it follows from ``overlay``. ``heeds``:
@@ -73,7 +74,7 @@ class Bounds(Struct):
     longest_request_tokens: int
     overlay: bool = True
     gate: int | None = None
-    gate_to_end: bool = False
+    kv: KvCache = KvCache()
     bytes_per_unit: int = 0
     watches: bool = False
     default: int | None = None
@@ -128,7 +129,7 @@ def bounds_of(plan: Plan, *, overlay: bool = True) -> Bounds:
         longest_request_tokens=plan.kv.longest_request_tokens,
         overlay=overlay,
         gate=gate,
-        gate_to_end=gate is not None and plan.may_evict(),
+        kv=KvCache() if gate is None else _kv(plan),
         bytes_per_unit=plan.model.unit_values * _WIDE if rule is not None else 0,
         watches=plan.takes_videos,
         engines=(plan.engine.name,),
@@ -327,3 +328,17 @@ def _gate(plan: Plan, rule: ImageRule | None) -> int | None:
         if group.limits.units_per_forward < engine.units_bound(rule, vision_load, group.settings):
             gates.append(group.limits.units_per_forward)
     return min(gates, default=None)
+
+
+def _kv(plan: Plan) -> KvCache:
+    """The cache of any of its engines: the smallest, and the longest requests.
+
+    Where each holds a whole batch of those, it never runs out: what an engine has beyond its batch
+    waits there, and holds nothing.
+    """
+    each = plan.each()
+    return KvCache(
+        tokens=min(one.kv.tokens for one in each) if plan.may_evict() else UNSTATED,
+        longest=max(one.settings.session_len for one in each),
+        block=max(one.settings.cache_block_seq_len for one in each),
+    )

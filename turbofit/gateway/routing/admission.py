@@ -1,10 +1,14 @@
 """Who goes to which engine, and who waits.
 
-Each engine holds so much at once: units of the vision tower where the plan paid for fewer than
-could meet in a forward, and host memory for decoded images always. What does not fit waits in turn:
-one queue a client, served in a circle, so that nobody starves behind somebody else's hundred
-requests. The first in line is never overtaken by smaller ones of the queue; requests that cost
-nothing do not queue.
+Each engine holds so much at once: units of the vision tower and tokens of the cache where the plan
+paid for fewer units than could meet in a forward (`Gate`), and host memory for decoded images
+always. What does not fit waits in turn: one queue a client, served in a circle, so that nobody
+starves behind somebody else's hundred requests. The first in line is never overtaken by others of
+the queue.
+
+Requests without images do not queue for those with images: they pass where they fit, unless another
+one without images waits. The tokens that they reserve hold up nobody for good: an image request at
+the head of the line fits, however many tokens are reserved, once those before it have ended.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from turbofit.gateway.http.refusals import Refusal
 from turbofit.gateway.routing.engines import least_busy
 from turbofit.gateway.routing.fleet import Fleet
+from turbofit.gateway.routing.impossible import impossible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -63,6 +68,8 @@ class Admission:
         self._longest, self._seconds = longest, seconds
         self._lines: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self.waiting = 0
+        #: Those of them that have no images.
+        self._light = 0
         # As long as the fleet has this version, only these engines may have room for so much.
         self._full: Cost | None = None
         self._freed: dict[RoutedEngine, None] = {}
@@ -79,7 +86,7 @@ class Admission:
 
         Args:
             client: whose turn it is.
-            cost: what it will hold; give it back with `release`.
+            cost: what it will hold, its own object; give it back with `begin` and `release`.
             choose: prefers another engine that has room to the least busy one.
             avoid: engines that had this request already. It was let in once: it goes to the head
                 of the line, however long that is.
@@ -90,8 +97,10 @@ class Admission:
         """
         if not self._fleet.others(avoid):
             raise dead(self._fleet)
-        self._refuse_impossible(cost)
-        if cost.free or not self._lines:
+        refusal = impossible(self._fleet.sizes, cost)
+        if refusal is not None:
+            raise refusal
+        if not self._lines or self._passes(cost):
             engine = self._find(cost, choose, avoid)
             if engine is not None:
                 return self.take(engine, cost)
@@ -104,15 +113,42 @@ class Admission:
             # It went out, or began to drain, before this task had its turn.
             self.release(engine, cost)
 
-    def release(self, engine: RoutedEngine, cost: Cost) -> None:
-        """Give back what `admit` took, and let the next in."""
-        engine.places -= 1
-        engine.units -= cost.units
+    def begin(self, engine: RoutedEngine, cost: Cost) -> bool:
+        """Give back what an answer that has begun holds no more, and let the next in.
+
+        Returns:
+            Whether that was all: where not, `release` gives the rest back.
+        """
+        gate = engine.gate
+        if gate is None or not gate.begin(cost):
+            self.release(engine, cost)
+            return True
+        engine.units = gate.counted
         engine.host_bytes -= cost.host_bytes
-        if self._full is not None and engine.fleet is self._fleet:
-            self._freed[engine] = None
-        if self._lines:
-            self.pump()
+        self._given_back(engine)
+        return False
+
+    def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
+        """Give back what `admit` took, and let the next in.
+
+        Args:
+            engine: where it was.
+            cost: what it took.
+            after: seconds for which an engine with a gate may still have the request, of whose
+                answer nothing came.
+        """
+        engine.places -= 1
+        gate, begun = engine.gate, False
+        if gate is None:
+            engine.units -= cost.units
+        elif after:
+            asyncio.get_running_loop().call_later(after, self._forget, engine, cost)
+        else:
+            begun = gate.end(cost)
+            engine.units = gate.counted
+        if not begun:
+            engine.host_bytes -= cost.host_bytes
+        self._given_back(engine)
 
     def pump(self) -> None:
         """Let in whoever has room now; call it too when an engine has come back or gone."""
@@ -140,6 +176,24 @@ class Admission:
             if client in self._lines:
                 self._lines.move_to_end(client)
 
+    def _forget(self, engine: RoutedEngine, cost: Cost) -> None:
+        """The engine has surely dropped a request whose client left."""
+        if engine.gate is not None:
+            engine.gate.end(cost)
+            engine.units = engine.gate.counted
+        self._given_back(engine)
+
+    def _given_back(self, engine: RoutedEngine) -> None:
+        if self._full is not None and engine.fleet is self._fleet:
+            self._freed[engine] = None
+        if self._lines:
+            self.pump()
+
+    def _passes(self, cost: Cost) -> bool:
+        """Whether it need not wait behind those in line."""
+        reserves = cost.tokens and self._fleet.gated
+        return cost.light and not (reserves and self._light)
+
     async def _wait(
         self, client: str, cost: Cost, choose: Chooser | None, avoid: Collection[RoutedEngine]
     ) -> RoutedEngine:
@@ -150,6 +204,7 @@ class Admission:
         if avoid:
             self._lines.move_to_end(client, last=False)
         self.waiting += 1
+        self._light += cost.light
         # Those before it may wait for what it does not need.
         self.pump()
         try:
@@ -179,6 +234,7 @@ class Admission:
             return
         line.remove(waiter)
         self.waiting -= 1
+        self._light -= waiter.cost.light
         if not line:
             del self._lines[client]
 
@@ -199,7 +255,7 @@ class Admission:
         full = self._full
         if full is not None and self._version != self._fleet.version:
             full = self._full = None
-        if full is None or cost.units < full.units or cost.host_bytes < full.host_bytes:
+        if full is None or _less(cost, full):
             best = self._fleet.best(cost, avoid)
             if best is None and not avoid:
                 self._full, self._version = cost, self._fleet.version
@@ -212,46 +268,34 @@ class Admission:
     def take(self, engine: RoutedEngine, cost: Cost) -> RoutedEngine:
         """Take a place at an engine, whoever else waits; give it back with `release`."""
         engine.places += 1
-        engine.units += cost.units
         engine.host_bytes += cost.host_bytes
+        if engine.gate is None:
+            engine.units += cost.units
+        else:
+            engine.gate.take(cost)
+            engine.units = engine.gate.counted
         return engine
 
     def _hopeless(self, waiter: _Waiter) -> Refusal | None:
         """Why it need not wait any longer, since the engines changed."""
         if not self._fleet.others(waiter.avoid):
             return dead(self._fleet)
-        try:
-            self._refuse_impossible(waiter.cost)
-        except Refusal as refusal:
-            return refusal
-        return None
-
-    def _refuse_impossible(self, cost: Cost) -> None:
-        if self._fleet.holds(cost):
-            return
-        gates = [gate for gate, _ in self._fleet.sizes]
-        widest = None if None in gates else max(gate for gate in gates if gate is not None)
-        if widest is not None and cost.units > widest:
-            raise Refusal(
-                400,
-                "units_over_limit",
-                f"{cost.units} vision units at once, the limit is {widest}",
-            )
-        most = max(
-            most
-            for gate, most in self._fleet.sizes
-            if most is not None and (gate is None or cost.units <= gate)
-        )
-        raise Refusal(
-            400,
-            "images_over_limit",
-            f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
-        )
+        return impossible(self._fleet.sizes, waiter.cost)
 
     def _busy(self, why: str) -> Refusal:
         return Refusal(
             429, "busy", f"the server is busy: {why}", retry_after=max(1, round(self._seconds / 4))
         )
+
+
+def _less(cost: Cost, full: Cost) -> bool:
+    """Whether it may fit where the other does not."""
+    return (
+        cost.units < full.units
+        or cost.host_bytes < full.host_bytes
+        or cost.tokens < full.tokens
+        or cost.copies < full.copies
+    )
 
 
 def dead(fleet: Fleet) -> Refusal:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from turbofit.gateway.limits.gate import EngineCapacity
 from turbofit.gateway.routing.quarantined import EngineDeath
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from turbofit.core.json_types import JsonObject
     from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.limits.gate import Gate
     from turbofit.gateway.routing.identity import RequestIdentity
     from turbofit.gateway.routing.stuck import InFlight
 
@@ -54,7 +56,7 @@ class RoutedEngine:
         share: how many requests it takes beside the others' shares.
         name: what metrics and logs call it, None for its number.
         key: its API key.
-        gate: vision units that may be in flight to it, None for any number.
+        gate: which requests may be there together, None for any.
         host_limit: bytes of host memory of images in flight to it, None for any number.
     """
 
@@ -66,7 +68,7 @@ class RoutedEngine:
         *,
         name: str | None = None,
         key: str | None = None,
-        gate: int | None = None,
+        gate: Gate | None = None,
         host_limit: int | None = None,
     ) -> None:
         self.index, self.url, self.key = index, url.rstrip("/"), key
@@ -74,8 +76,6 @@ class RoutedEngine:
         self.turn: float = index
         self.label: int | str = index if name is None else name
         self.gate, self.host_limit = gate, host_limit
-        #: Whether units stay in flight until the answer has ended, whatever the bounds say.
-        self.gate_to_end = False
         self.fleet: RankListener | None = None
         #: The fleet's newest note of where it stands.
         self.entry: Entry | None = None
@@ -198,13 +198,20 @@ class RoutedEngine:
         return (
             self.takes
             and not self.reserved
-            and (not cost.units or self.gate is None or self._units + cost.units <= self.gate)
+            and (self.gate is None or self.gate.fits(cost))
             and (
                 not cost.host_bytes
                 or self.host_limit is None
                 or self.host_bytes + cost.host_bytes <= self.host_limit
             )
         )
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What it holds at most."""
+        if self.gate is None:
+            return EngineCapacity(host_bytes=self.host_limit)
+        return EngineCapacity(units=self.gate.units, kv=self.gate.kv, host_bytes=self.host_limit)
 
     def _rise(self) -> None:
         if self.fleet is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.limits.gate import EngineCapacity
     from turbofit.gateway.routing.engines import Entry, RoutedEngine
     from turbofit.gateway.routing.outage import Outage
 
@@ -48,8 +49,10 @@ class Fleet:
         self.open = 0
         #: Grows whenever there may be more room than what was given back.
         self.version = 0
-        #: Gate and host limit of those that do not drain, each pair once.
-        self.sizes: frozenset[tuple[int | None, int | None]] = frozenset()
+        #: What those hold at most that do not drain, each size once.
+        self.sizes: frozenset[EngineCapacity] = frozenset()
+        #: Whether any has a gate: texts hold something there too.
+        self.gated = False
         self.set(engines)
 
     def __iter__(self) -> Iterator[RoutedEngine]:
@@ -71,7 +74,8 @@ class Fleet:
         for engine in self._all:
             engine.fleet = self
         self.open = sum(engine.takes for engine in self._all)
-        self.sizes = frozenset((one.gate, one.host_limit) for one in self._all if not one.draining)
+        self.sizes = frozenset(one.capacity for one in self._all if not one.draining)
+        self.gated = any(one.gate is not None for one in self._all)
         self.version += 1
         self._write_anew()
 
@@ -107,13 +111,6 @@ class Fleet:
         """
         later = bisect_right(self.turns, routing_table)
         return later == len(self.turns) or engine.since < self.turns[later]
-
-    def holds(self, cost: Cost) -> bool:
-        """Whether any engine could hold this if it were alone there."""
-        return any(
-            (gate is None or cost.units <= gate) and (most is None or cost.host_bytes <= most)
-            for gate, most in self.sizes
-        )
 
     def best(self, cost: Cost, avoid: Collection[RoutedEngine] = ()) -> RoutedEngine | None:
         """The least busy engine that has room, None where none has.

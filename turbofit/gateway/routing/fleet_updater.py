@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from turbofit.core.errors import UsageError
 from turbofit.gateway.config import host_of_one
+from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.routing.engines import RoutedEngine
 
 if TYPE_CHECKING:
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.fleet import Fleet
-    from turbofit.gateway.routing.routing_table import RoutingTable
+    from turbofit.gateway.routing.routing_table import Member, RoutingTable
 
 __all__ = ["FleetUpdater", "check_gateways"]
 
@@ -96,13 +97,23 @@ class FleetUpdater:
             elif not engine.up:
                 engine.last_check = float("-inf")  # whoever wrote the routing table may know better
             engine.share, engine.key = member.share, member.key
-            engine.gate = None if member.gate is None else member.gate // routing_table.gateways
-            engine.gate_to_end = member.gate_to_end
+            _limit(engine, member, routing_table)
             engine.host_limit = member.host_bytes // routing_table.gateways
             engine.draining = member.draining
             engines.append(engine)
         self._fleet.set(engines)
         return (*ended, *known.values())
+
+
+def _limit(engine: RoutedEngine, member: Member, routing_table: RoutingTable) -> None:
+    """Hold an engine to this gateway's part of its gate and its cache."""
+    gateways = routing_table.gateways
+    units = None if member.gate is None else member.gate // gateways
+    kv = member.kv.shared(gateways, routing_table.bounds.limits.n)
+    if engine.gate is not None:
+        engine.gate.limit(units, kv)
+    elif units is not None:
+        engine.gate = Gate(units, kv)
 
 
 def _begin_anew(engine: RoutedEngine, url: str) -> None:

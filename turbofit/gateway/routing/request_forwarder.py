@@ -14,10 +14,9 @@ from turbofit.gateway.routing.retry import Retries, withheld
 from turbofit.gateway.routing.upstream import Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from turbofit.gateway.http.body import Bodies
     from turbofit.gateway.http.metrics import Metrics
+    from turbofit.gateway.http.prepare import PreparedBody
     from turbofit.gateway.routing.admission import Admission
     from turbofit.gateway.routing.engines import Chooser, RoutedEngine
     from turbofit.gateway.routing.fleet import Fleet
@@ -34,6 +33,11 @@ _LOG: Final = LazyLogger(__name__)
 #: Engines that may not be reached, one after the other: with the gateway's own network gone each
 #: would cost its client a timeout.
 _MOST_ENGINES: Final = 16
+#: Seconds for which an engine is counted on to have a request whose client left before a byte of
+#: the answer came: of an answer in one piece LMDeploy notices that only at the next token
+#: (`serve/core/chat_runner.py`, collect). A stream that has begun it ends at once. Under: a first
+#: token that takes longer, where the next one's images come within the same forward.
+_LEFT_SECONDS: Final = 10.0
 
 
 class RequestForwarder:
@@ -83,7 +87,7 @@ class RequestForwarder:
         while True:
             if len(avoid) == _MOST_ENGINES:
                 raise dead(self._fleet)
-            cost = Cost(units=request.prepared.units, host_bytes=request.prepared.host_bytes)
+            cost = _cost(request.prepared)
             suspected = await self._quarantine.suspected(request, again=retries.deaths > 0)
             if suspected is not None:
                 place = await self._take_alone(request, cost, suspected, avoid)
@@ -138,15 +142,14 @@ class RequestForwarder:
             self._quarantine.refuse_convicted(suspected)
             return await self._take_place(request, cost, None, avoid)
         to_end = self._quarantine.runs_to_end(suspected)
-        return _Place(engine, lambda: self._trials.release(engine, cost), to_end=to_end)
+        return _Place(engine, cost, self._trials, to_end=to_end)
 
     async def _take_place(
         self, request: RequestContext, cost: Cost, choose: Chooser | None, avoid: list[RoutedEngine]
     ) -> _Place:
         """A place at an engine, beside others."""
-        other = await self._admission.admit(request.who, cost, choose, avoid)
-        to_end = bool(request.bounds.gate_to_end or other.gate_to_end) and cost.units > 0
-        return _Place(other, lambda: self._admission.release(other, cost), to_end=to_end)
+        engine = await self._admission.admit(request.who, cost, choose, avoid)
+        return _Place(engine, cost, self._admission)
 
     def forget(self, request: RequestContext) -> None:
         """No more need of the body: a stream may last for minutes, and need not hold megabytes."""
@@ -174,8 +177,8 @@ class RequestForwarder:
 
         def first() -> None:
             # Of several copies the first byte tells only about one.
-            if request.prepared.copies == 1 and not place.to_end:
-                place.leave()
+            if request.prepared.copies == 1:
+                place.begin()
 
         exchange = Exchange(
             self._upstream,
@@ -189,13 +192,15 @@ class RequestForwarder:
             first,
         )
         request.engine, request.outcome = engine, exchange.outcome
+        unanswered = False
         try:
             await exchange.run(request.body, sent_headers(request))
         except asyncio.CancelledError:
             self._quarantine.left(request)
+            unanswered = not exchange.outcome.answered
             raise
         finally:
-            place.leave()
+            place.leave(_LEFT_SECONDS if unanswered or exchange.outcome.stuck else 0.0)
             self._trials.pump()
             if exchange.outcome.broken or exchange.outcome.failed:
                 self._monitor.suspect(engine)
@@ -213,18 +218,36 @@ class _Place:
 
     Args:
         engine: where.
-        leave: gives it back.
+        cost: what was taken there.
+        door: takes it back.
         to_end: whether the answer must end first, not only begin.
     """
 
-    __slots__ = ("_leave", "engine", "to_end")
+    __slots__ = ("_cost", "_door", "_to_end", "engine", "left")
 
-    def __init__(self, engine: RoutedEngine, leave: Callable[[], None], *, to_end: bool) -> None:
-        self.engine, self.to_end = engine, to_end
-        self._leave: Callable[[], None] | None = leave
+    def __init__(
+        self, engine: RoutedEngine, cost: Cost, door: Admission | Trials, *, to_end: bool = False
+    ) -> None:
+        self.engine, self._cost, self._door, self._to_end = engine, cost, door, to_end
+        self.left = False
 
-    def leave(self) -> None:
-        """Give it back, once."""
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
+    def begin(self) -> None:
+        """The answer has begun: give back what it holds no more."""
+        if not self.left and not self._to_end:
+            self.left = self._door.begin(self.engine, self._cost)
+
+    def leave(self, after: float = 0.0) -> None:
+        """Give everything back, once; what the engine may still hold after so many seconds."""
+        if not self.left:
+            self.left = True
+            self._door.release(self.engine, self._cost, after)
+
+
+def _cost(prepared: PreparedBody) -> Cost:
+    """What a request will hold: an object for each try, by which it is known at its engine."""
+    return Cost(
+        units=prepared.units,
+        host_bytes=prepared.host_bytes,
+        tokens=prepared.kv_tokens,
+        copies=prepared.copies,
+    )

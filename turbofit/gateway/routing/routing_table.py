@@ -7,6 +7,7 @@ are known by their names, so that telling the same twice changes nothing.
 from __future__ import annotations
 
 from turbofit.core.struct import Struct
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.gateway.limits.request_limits import Bounds
 
 __all__ = ["Member", "RoutingTable"]
@@ -17,9 +18,9 @@ class Member(Struct):
 
     ``name`` is its own for good: an engine that is started again has it again, another never.
     ``key`` is its API key. ``share`` are its requests beside the others' shares. ``gate`` are the
-    vision units that may be in flight to it, None for any number; ``gate_to_end``: they stay so
-    until the answer has ended, whatever the bounds say; ``host_bytes`` the host memory of images in
-    flight. ``draining``: what it has may end there, and nothing new goes to it.
+    vision units that one of its forwards may have, None for any number, and ``kv`` is its cache,
+    see `limits.gate.Gate`; ``host_bytes`` is the host memory of images in flight. ``draining``:
+    what it has may end there, and nothing new goes to it.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Member(Struct):
     key: str | None = None
     share: float = 1.0
     gate: int | None = None
-    gate_to_end: bool = False
+    kv: KvCache = KvCache()
     host_bytes: int = 0
     draining: bool = False
 

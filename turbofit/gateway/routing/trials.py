@@ -72,12 +72,7 @@ class _Waiter:
 
     def may_have(self, engine: RoutedEngine) -> bool:
         """Whether an engine that is empty has room for it, and it was not there before."""
-        gate, most = engine.gate, engine.host_limit
-        return (
-            engine not in self.avoid
-            and (gate is None or self.cost.units <= gate)
-            and (most is None or self.cost.host_bytes <= most)
-        )
+        return engine not in self.avoid and engine.capacity.holds(self.cost)
 
 
 class Trials:
@@ -150,10 +145,17 @@ class Trials:
             raise _late(f"no engine was free for it within {self._seconds:.0f} s")
         return waiter.future.result()
 
-    def release(self, engine: RoutedEngine, cost: Cost) -> None:
-        """Its answer has begun, or ended: others may come to this engine."""
+    def begin(self, engine: RoutedEngine, cost: Cost) -> bool:
+        """Its answer has begun: others may come to this engine; whether it holds nothing more."""
         self._running.pop(engine, None)
-        self._admission.release(engine, cost)
+        ended = self._admission.begin(engine, cost)
+        self.pump()
+        return ended
+
+    def release(self, engine: RoutedEngine, cost: Cost, after: float = 0.0) -> None:
+        """Its answer has ended: others may come to this engine; see `Admission.release`."""
+        self._running.pop(engine, None)
+        self._admission.release(engine, cost, after)
         self.pump()
 
     def pump(self) -> None:

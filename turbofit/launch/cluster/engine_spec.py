@@ -8,6 +8,7 @@ import msgspec
 
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct
+from turbofit.gateway.limits.gate import KvCache
 from turbofit.launch.serve.config import ClusterServeConfig
 
 __all__ = ["EngineSpec", "EngineState"]
@@ -35,9 +36,9 @@ class EngineState(Struct):
     """Where an engine stands; ``number`` grows with each change.
 
     ``url`` is where gateways reach it. ``said`` is its last line of progress, ``folder`` its run's
-    on the node. ``tokens`` is what its cache holds, ``gate`` the vision units that may be in flight
-    to it, None for any number; ``gate_to_end``: until its answers have ended. ``error`` is the
-    document of why it failed.
+    on the node. ``tokens`` is what its cache holds, ``gate`` the vision units that one of its
+    forwards may have, None for any number, with ``kv`` (`gateway.limits.gate.Gate`). ``error`` is
+    the document of why it failed.
     """
 
     number: int = 0
@@ -48,6 +49,6 @@ class EngineState(Struct):
     pid: int = 0
     tokens: int = 0
     gate: int | None = None
-    gate_to_end: bool = False
+    kv: KvCache = KvCache()
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] = msgspec.field(default_factory=dict)

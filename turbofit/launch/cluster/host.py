@@ -112,8 +112,7 @@ class HostedEngine:
             self._forwarder, url = forwarder, forwarder.url
         bounds = bounds_of(plan)
         self._tell(
-            state="ready", url=url, tokens=plan.kv.tokens, gate=bounds.gate,
-            gate_to_end=bounds.gate_to_end,
+            state="ready", url=url, tokens=plan.kv.tokens, gate=bounds.gate, kv=bounds.kv,
         )  # fmt: skip
         return [url]
 

@@ -97,7 +97,7 @@ class Replica:
             key=self.engine_spec.key,
             share=self.share,
             gate=engine_state.gate,
-            gate_to_end=engine_state.gate_to_end,
+            kv=engine_state.kv,
             host_bytes=self.host_bytes,
             draining=self.draining,
         )

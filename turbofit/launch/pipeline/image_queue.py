@@ -1,44 +1,102 @@
-"""In-process admission: image requests of a pipeline that may meet in one forward."""
+"""In-process admission: the requests of a pipeline that may be at its engine together."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+
+from turbofit.gateway.limits.cost import UNSTATED, Cost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from turbofit.gateway.limits.gate import Gate
 
 __all__ = ["queued"]
 
 
 def queued(
-    generate: Callable[..., AsyncIterator[Any]], most: int, *, to_end: bool = False
+    generate: Callable[..., AsyncIterator[Any]], gate: Gate, units: int
 ) -> Callable[..., AsyncIterator[Any]]:
-    """``AsyncEngine.generate`` with at most ``most`` image requests before their first answer.
+    """``AsyncEngine.generate`` with the requests of one engine held to its gate.
 
-    Each counts as a request at the plan's limit, so over: smaller images could share a forward.
-    A request that does not show whether it holds images waits too.
+    Each request with images counts as one at the plan's limit, so over: smaller images could share
+    a forward. One that does not show whether it holds images counts so too.
 
     Args:
         generate: LMDeploy's, of one engine; its first argument is the preprocessed request.
-        most: requests, at least 1.
-        to_end: each counts until its last answer, see ``Bounds.gate_to_end``.
+        gate: the plan's.
+        units: vision units of a request at the plan's limit.
     """
-    room = asyncio.Semaphore(most)
+    line = _Line(gate)
 
     async def in_turn(request: Any, *arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
-        inputs = getattr(request, "inputs", None)
-        waits = inputs is None or bool(inputs.get("multimodal"))
-        if waits:
-            await room.acquire()
+        cost = _cost(request, units)
+        await line.enter(cost)
+        begun = False
         try:
-            async for item in generate(request, *arguments, **keywords):
-                if waits and not to_end:
-                    room.release()
-                    waits = False
-                yield item
+            async with aclosing(generate(request, *arguments, **keywords)) as answer:  # type: ignore[type-var]
+                async for item in answer:
+                    if not begun and gate.begin(cost):
+                        line.pump()
+                    begun = True
+                    yield item
         finally:
-            if waits:
-                room.release()
+            # The engine has dropped it: LMDeploy's generator ends so.
+            gate.end(cost)
+            line.pump()
 
     return in_turn
+
+
+class _Line:
+    """Those who wait, in the order in which they came; see `Admission` for who passes.
+
+    Args:
+        gate: what they wait for.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._waiting: deque[tuple[Cost, asyncio.Future[None]]] = deque()
+
+    async def enter(self, cost: Cost) -> None:
+        """Wait for room, and take it."""
+        passes = cost.light and not any(other.light for other, _ in self._waiting)
+        if (passes or not self._waiting) and self._gate.fits(cost):
+            self._gate.take(cost)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((cost, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._gate.end(cost)  # what it was just given
+            self.pump()
+            raise
+
+    def pump(self) -> None:
+        """Let in whoever has room now."""
+        while self._waiting:
+            cost, turn = self._waiting[0]
+            if not turn.cancelled():
+                if not self._gate.fits(cost):
+                    return
+                self._gate.take(cost)
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+def _cost(request: Any, units: int) -> Cost:
+    """What a preprocessed request will hold: LMDeploy has counted its prompt's tokens already."""
+    inputs = getattr(request, "inputs", None)
+    images = inputs is None or bool(inputs.get("multimodal"))
+    prompt = getattr(request, "input_token_len", None)
+    answer = getattr(getattr(request, "gen_config", None), "max_new_tokens", None)
+    return Cost(
+        units=units if images else 0,
+        tokens=UNSTATED if prompt is None or answer is None else prompt + answer,
+    )

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
 from turbofit.gateway.http.refusals import Refusal
+from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.limits.ranges import scope_of
 from turbofit.gateway.limits.request_limits import (
     KNOBS,
@@ -182,10 +183,9 @@ class PlannedPipeline(Pipeline):  # type: ignore[misc]  # LMDeploy has no types
         bounds = _hold_processor(processor.vl_encoder.model, bounds, bounds.rule)
         self.async_engine.prompt_processor = PlannedProcessor(processor, bounds)
         if bounds.gate is not None:
-            most = max(1, bounds.gate // max(1, bounds.limits.units_per_request))
-            self.async_engine.generate = queued(
-                self.async_engine.generate, most, to_end=bounds.gate_to_end
-            )
+            gate = Gate(bounds.gate, bounds.kv)
+            units = min(bounds.gate, bounds.limits.units_per_request)
+            self.async_engine.generate = queued(self.async_engine.generate, gate, units)
 
 
 _IMAGES: Final = ("image", "image_url", "image_data")

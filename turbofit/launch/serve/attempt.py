@@ -13,7 +13,7 @@ from turbofit.core.run_report import EngineRecord, RunMoment
 from turbofit.launch.engine.launches import Launch, PretendLaunch, free_ports
 from turbofit.launch.engine.runner import module_runner
 from turbofit.launch.serve.checks import check_before
-from turbofit.launch.serve.forecast_check import beside, lines
+from turbofit.launch.serve.forecast_check import as_launched, beside, lines
 from turbofit.launch.serve.gpu_monitor import GpuMonitor, memory_back, used_now
 from turbofit.launch.serve.supervisor import Server
 from turbofit.planning.commands import commands, module_of, private_commands, refuse_options
@@ -155,11 +155,13 @@ class Attempt:
                 job.say(f"{engine.name}: {line}")
             spent = engine.spent()
             engines.append(EngineRecord(group=engine.group, seconds=spent, beside=tuple(rows)))
+        cached = {engine.group: engine.tracker.cached_tokens() for engine in server.engines}
+        launched = as_launched(plan, cached)
         if job.config.gateway is not None:
-            self._front = self._gateway(urls)
+            self._front = self._gateway(launched, urls)
             urls = [self._front.url]
         elif job.door is not None:
-            urls = job.door.open(plan, urls)
+            urls = job.door.open(launched, urls)
         if not job.config.pretend:
             self._gpu_monitor = GpuMonitor(plan, self._pids, self._warn)
             self._gpu_monitor.start()
@@ -167,7 +169,7 @@ class Attempt:
         job.record.state("ready", urls=tuple(urls))
         job.on_open(urls)
 
-    def _gateway(self, urls: list[str]) -> GatewayThread:
+    def _gateway(self, plan: Plan, urls: list[str]) -> GatewayThread:
         from msgspec.structs import replace
 
         from turbofit.gateway.http.accesslog import access_log
@@ -187,7 +189,7 @@ class Attempt:
             ),
         )
         log = access_log(serve_config.access_log or str(job.folder / "access.log"))
-        gateway = make_gateway(self._plan, urls, config, log=log)
+        gateway = make_gateway(plan, urls, config, log=log)
         self._suspects = gateway.quarantine.suspects
         for engine in gateway.engines if serve_config.check else ():
             engine.succeeded()  # it has just answered: /health need not wait for the first question

@@ -12,12 +12,12 @@ from turbofit.memory.shared_terms import POOL_WARMUP
 from turbofit.observe.forecast import cache_beside, tokens_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from turbofit.core.plan import Plan
+    from turbofit.core.plan import Kv, Plan
     from turbofit.launch.engine.supervised_engine import SupervisedEngine
 
-__all__ = ["beside", "lines"]
+__all__ = ["as_launched", "beside", "lines"]
 
 
 def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> list[RunFigure]:
@@ -46,6 +46,26 @@ def beside(plan: Plan, engine: SupervisedEngine, held: Mapping[int, int]) -> lis
             # The pool keeps its high-water mark, so that after the check it stands at the peak.
             rows.append(_row("in use after the check", ledger.peak, held[index], gpu=index))
     return rows
+
+
+def as_launched(plan: Plan, cached: Mapping[int, int | None]) -> Plan:
+    """The plan with the KV tokens that its engines have, where that is less than planned.
+
+    The gateway lets requests reserve no more. Under: an engine that is started again may have less.
+
+    Args:
+        plan: the forecast.
+        cached: tokens by an engine's group, as it says; None where it does not.
+    """
+
+    def of(kv: Kv, groups: Iterable[int]) -> Kv:
+        known = [tokens for group in groups if (tokens := cached.get(group)) is not None]
+        return replace(kv, tokens=min([kv.tokens, *known]))
+
+    parts = tuple(
+        replace(part, kv=of(part.kv, [group])) for group, part in enumerate(plan.by_group)
+    )
+    return replace(plan, kv=of(plan.kv, cached), by_group=parts)
 
 
 def lines(rows: Sequence[RunFigure]) -> list[str]:

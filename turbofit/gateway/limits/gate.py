@@ -1,0 +1,203 @@
+"""Which requests may be at an engine together, where the plan paid for few units in a forward."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from turbofit.core.struct import Struct
+from turbofit.gateway.limits.cost import Cost
+
+__all__ = ["EngineCapacity", "Gate", "KvCache"]
+
+#: Blocks of each copy beyond its longest. Over. An engine allocates for a token (TurboMind,
+#: ``inflight_new_tokens`` of `scheduler.cc`) to 16 (the PyTorch engine's ``prefill_interval``)
+#: before it knows that the answer has ended; and TurboMind keeps a cached block that it copies.
+_AHEAD: Final = 2
+#: Tokens that a gateway leaves for the one question that it asks an engine by itself
+#: (`Upstream.probe`): the longest system prompt of LMDeploy's templates has 509 bytes. Over.
+_PROBE: Final = 640
+
+
+class KvCache(Struct):
+    """What requests may hold of an engine's KV cache; by default nothing is known of it.
+
+    ``tokens`` is what it holds, ``longest`` what a request can grow to, ``block`` are the tokens of
+    a block. ``strict``: others reserve the rest, so that a request waits which would exceed
+    ``tokens``.
+    """
+
+    tokens: int = 0
+    longest: int = 0
+    block: int = 1
+    strict: bool = False
+
+    @property
+    def room(self) -> int:
+        """Tokens that requests may reserve, and nothing can be evicted."""
+        return max(0, self.tokens - _PROBE)
+
+    def reservation(self, cost: Cost) -> int:
+        """Tokens that all copies of a request can ever hold, in whole blocks. Over."""
+        if not cost.tokens:
+            return 0
+        blocks = -(-min(cost.tokens, self.longest) // self.block) + _AHEAD
+        return cost.copies * blocks * self.block
+
+    def holds(self, cost: Cost) -> bool:
+        """Whether a request can be let in where no other is."""
+        return not self.strict or self.reservation(cost) <= self.room
+
+    def shared(self, gateways: int, copies: int) -> KvCache:
+        """One gateway's part, where none knows what the others let in.
+
+        The part is ``strict``: what one gateway reserves beyond its own evicts the requests of the
+        others, who would not know. Where the longest request does not fit the part, the part is
+        nothing: each request then counts to its end, at every gateway alike.
+
+        Args:
+            gateways: how many send to the engine.
+            copies: the most of one request.
+        """
+        if gateways == 1:
+            return self
+        part = replace(self, tokens=self.tokens // gateways, strict=True)
+        longest = Cost(tokens=self.longest, copies=copies)
+        return part if part.holds(longest) else replace(self, tokens=0)
+
+
+class EngineCapacity(Struct):
+    """What one engine holds at most; None for any number."""
+
+    units: int | None = None
+    kv: KvCache = KvCache()
+    host_bytes: int | None = None
+
+    def holds(self, cost: Cost) -> bool:
+        """Whether it holds a request where it has no other."""
+        return (self.units is None or (cost.units <= self.units and self.kv.holds(cost))) and (
+            self.host_bytes is None or cost.host_bytes <= self.host_bytes
+        )
+
+
+class _Held:
+    """A request in flight."""
+
+    __slots__ = ("begun", "number", "tokens", "units")
+
+    def __init__(self, number: int, units: int, tokens: int) -> None:
+        self.number, self.units, self.tokens = number, units, tokens
+        self.begun = False
+
+
+class Gate:
+    """The requests in flight at one engine, and whether one more may come; see `fits`.
+
+    Args:
+        units: that one forward may have; None for any number.
+        kv: the engine's cache.
+    """
+
+    def __init__(self, units: int | None, kv: KvCache | None = None) -> None:
+        self.units, self.kv = units, kv or KvCache()
+        #: Tokens that the requests in flight reserve.
+        self.reserved = 0
+        #: Units that one forward may bring together, of the requests in flight.
+        self.counted = 0
+        self._all = 0
+        self._held: dict[Cost, _Held] = {}
+        self._number = 0
+        #: Requests up to this number may have been evicted.
+        self._doubtful = 0
+
+    def limit(self, units: int | None, kv: KvCache) -> None:
+        """Other limits from now on.
+
+        Under: requests that were let in before stay; while they last, an engine that other gateways
+        send to as well from now on may have more than its limits.
+        """
+        self.units, self.kv = units, kv
+        if self.reserved > kv.room:
+            self._doubt()
+
+    def fits(self, cost: Cost) -> bool:
+        """Whether a request may be sent to the engine now.
+
+        The units of a request *count* until its first token; and until its end where it was in
+        flight together with requests that reserved more tokens than the cache has. One more
+        request is let in where what counts with it there stays within the gate:
+
+        - the reserved tokens, its own included, are within the cache: what counts are its own
+          units, those of requests before their first token, and of those in doubt;
+        - they are not: it puts all that are in flight in doubt, and so the units of all count.
+
+        No forward ever has more units than the gate. The engine encodes an image before the first
+        token of its request, and again only after it has evicted the request's blocks.
+
+        1. It evicts a block of a request that is not finished only where those requests need more
+           blocks than there are. Each needs no more than it has reserved, rounded up to blocks;
+           blocks that a prefix cache keeps, or that a finished request leaves, go first, and blocks
+           that several share are reserved by each. So if any request is evicted, more was reserved
+           than the cache has, at that moment, by those in flight at that moment.
+        2. More is reserved than the cache has only after a request was let in by the second rule,
+           and until enough of those there have ended: reservations grow in no other way. That rule
+           put in doubt all who were there, and itself; and whoever is let in while too much is
+           reserved comes by that rule too. So an evicted request is in doubt, until its end.
+        3. So what a forward can bring together counts: it is before its first token, or in doubt.
+           What counts is within the gate when a request is let in, and at no other time does it
+           grow.
+
+        - Copies (``n``) are requests of their own to the engine: the caller counts the units of
+          each and does not call `begin`, since the first byte tells only about one.
+        - A retry, a suspect that runs alone and what stays in flight when a suspect's time alone is
+          over pass `take` like any other. An engine that is started again begins with nothing;
+          what its last process had still counts until its connections are closed. Over.
+        - A client that leaves ends its request when the engine has dropped it, which is the
+          caller's to wait for (`RequestForwarder`).
+        - Questions that a gateway asks by itself are left room for (``room``).
+        """
+        if self.units is None or not (cost.units or cost.tokens):
+            return True
+        over = self.reserved + self.kv.reservation(cost) > self.kv.room
+        if over and self.kv.strict:
+            return False
+        return (self._all if over else self.counted) + cost.units <= self.units
+
+    def take(self, cost: Cost) -> None:
+        """A request is sent, whether it fits or not; the same object ends it."""
+        if not (cost.units or cost.tokens):
+            return
+        self._number += 1
+        held = _Held(self._number, cost.units, self.kv.reservation(cost))
+        self._held[cost] = held
+        self.reserved += held.tokens
+        self._all += held.units
+        self.counted += held.units
+        if self.reserved > self.kv.room:
+            self._doubt()
+
+    def begin(self, cost: Cost) -> bool:
+        """The first token came; False where it holds nothing here."""
+        held = self._held.get(cost)
+        if held is None:
+            return False
+        if not held.begun and held.number > self._doubtful:
+            self.counted -= held.units
+        held.begun = True
+        return True
+
+    def end(self, cost: Cost) -> bool:
+        """The request has ended; whether its first token had come."""
+        held = self._held.pop(cost, None)
+        if held is None:
+            return False
+        self.reserved -= held.tokens
+        self._all -= held.units
+        if not held.begun or held.number <= self._doubtful:
+            self.counted -= held.units
+        return held.begun
+
+    def _doubt(self) -> None:
+        """Any of the requests in flight may be evicted, and its images encoded again."""
+        self._doubtful, self.counted = self._number, self._all

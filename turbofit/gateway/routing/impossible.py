@@ -1,0 +1,48 @@
+"""Why no engine could ever hold a request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.gateway.http.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from turbofit.gateway.limits.cost import Cost
+    from turbofit.gateway.limits.gate import EngineCapacity
+
+__all__ = ["impossible"]
+
+
+def impossible(sizes: Collection[EngineCapacity], cost: Cost) -> Refusal | None:
+    """What to say of a request that fits no engine, even where it has no other; None where it fits.
+
+    Args:
+        sizes: of the engines.
+        cost: the request's.
+    """
+    if any(size.holds(cost) for size in sizes):
+        return None
+    wide = [size for size in sizes if size.units is None or cost.units <= size.units]
+    if not wide:
+        widest = max(size.units for size in sizes if size.units is not None)
+        return Refusal(
+            400, "units_over_limit", f"{cost.units} vision units at once, the limit is {widest}"
+        )
+    roomy = [size for size in wide if size.host_bytes is None or cost.host_bytes <= size.host_bytes]
+    if not roomy:
+        most = max(size.host_bytes for size in wide if size.host_bytes is not None)
+        return Refusal(
+            400,
+            "images_over_limit",
+            f"images of {cost.host_bytes} bytes once decoded, the limit is {most}",
+        )
+    tokens, room = max((size.kv.reservation(cost), size.kv.room) for size in roomy)
+    return Refusal(
+        400,
+        "tokens_over_limit",
+        f"{cost.copies} copies may take {tokens} tokens of the cache, the limit of this gateway is "
+        f"{room}; ask for fewer copies or a smaller max_tokens",
+        param="n",
+    )
