@@ -48,6 +48,11 @@ class Request:
     body: list[bytes] = field(default_factory=list)
     answered_by: list[int] = field(default_factory=list)
 
+    @property
+    def stated(self) -> bool:
+        """Whether it says how long its answer may be: two in three do, and those that kill."""
+        return self.poison or self.number % 3 > 0
+
     def payload(self) -> bytes:
         # Equal requests are equal to the byte: those that kill name no number.
         text = f"#{self.text}#" if self.poison else f"#{self.number}# {self.text}"
@@ -57,8 +62,10 @@ class Request:
         ]
         document = {
             "model": "m", "messages": [{"role": "user", "content": parts}],
-            "max_tokens": self.tokens, "stream": self.stream,
+            "stream": self.stream,
         }  # fmt: skip
+        if self.stated:
+            document["max_tokens"] = self.tokens
         return json.dumps(document).encode()
 
     async def run(self, world: World, gateway: Gateway) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "SimulatedEngine", "SimulatedEngineProcess", "StartFault"]
 
 MIB = 1 << 20
+#: Tokens of a request beside its images.
+_TEXT = 100
 _STEP = {"context": "starting", "weights": "weights", "cache": "cache", "buffers": "warm-up"}
 
 
@@ -66,12 +68,19 @@ class Exchange:
     ) -> None:
         self.engine, self.answer, self.request = engine, answer, request
         self.open = True
-        #: Vision units, and those that are not encoded yet.
+        #: Vision units, and those that the next forward may encode.
         self.units = self.encoding = 0
+        #: Tokens that it may come to hold of the cache.
+        self.tokens = 0
+        self.gone = False
 
     def left(self) -> None:
-        """Who asked is gone."""
-        self.end()
+        """Who asked is gone: of an answer in one piece LMDeploy notices that at the next token."""
+        whole = self.request is not None and not self.request.stream
+        if whole and self.encoding and not self.engine.hung:
+            self.gone = True
+        else:
+            self.end()
 
     def end(self) -> None:
         if self.open:
@@ -312,6 +321,8 @@ class SimulatedEngine:
         else:
             units = request.units if request is not None else 0
             one.units = one.encoding = units
+            one.tokens = self._may_hold(request)
+            self._evict()
             if request is not None:
                 self.world.holds(self)
             seconds = units / (self.plan.limits.units_per_request or 1)
@@ -325,7 +336,11 @@ class SimulatedEngine:
             self.world.out_of_memory(self)
             self._out_of_memory()
             return
+        if one.gone:
+            one.end()
+            return
         one.encoding = 0
+        self._evict()
         request = one.request
         if request is not None and request.stream:
             one.answer("head", (200, "text/event-stream"))
@@ -334,6 +349,22 @@ class SimulatedEngine:
             tokens = request.tokens if request is not None else 1
             page = {"choices": [{"text": "ok"}], "usage": {"prompt_tokens": 9}}
             self._after(one, 0.02 * tokens, lambda: self._whole(one, 200, page))
+
+    def _may_hold(self, request: Request | None) -> int:
+        """Tokens of a request: its images, a short text, and the answer that it states."""
+        most = self.plan.settings.session_len
+        if request is None or not request.stated:
+            return most
+        rule = self.plan.model.image_rule
+        images = rule.unit_tokens(request.units) if rule is not None else 0
+        return min(most, images + _TEXT + request.tokens)
+
+    def _evict(self) -> None:
+        """The worst that may happen where the cache may run out: all who run are evicted, and
+        their images are encoded again with whatever comes."""
+        if sum(one.tokens for one in self.exchanges) > self.plan.kv.tokens:
+            for one in self.exchanges:
+                one.encoding = one.units
 
     def _stream(self, one: Exchange, left: int) -> None:
         if left == 0:

@@ -32,8 +32,8 @@ _SETUPS = (
     ("2xrtx3090", "internvl2-8b", {"tp": 2}),
     ("4xrtx3090", "internvl2-2b", {}),
     ("1xrtx3060", "internvl2-2b", {}),
-    ("2xrtx3090", "qwen2-vl-7b", {}),
-    # The vision units in flight are limited here.
+    # The vision units in flight are limited here, and the cache may run out.
+    ("2xrtx3090", "qwen2-vl-7b", {"queue_images": True}),
     ("1xrtx4060", "qwen2-vl-2b", {}),
     ("2xrtx4060", "qwen2-vl-2b", {}),
 )

@@ -36,6 +36,8 @@ _LONGEST = 900.0
 _MOST_DEATHS = 2
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 5.0
+#: Seconds after which nothing is held of an engine for clients that left.
+_FORGOTTEN = 15.0
 _REQUEST = re.compile(rb"#(?:(\d+)|(poison [\d.e-]+))#")
 
 
@@ -215,10 +217,9 @@ class World:
         if gateway is None or not gateway.serves(engine):
             return
         gate = gateway.gateway.bounds.gate
-        to_end = gateway.gateway.bounds.gate_to_end
-        units = sum(one.units if to_end else one.encoding for one in engine.exchanges)
+        units = sum(one.encoding for one in engine.exchanges)
         if gate is not None and units > gate:
-            self.violate(f"engine {engine.pid} holds {units} units, the gate is {gate}")
+            self.violate(f"a forward of engine {engine.pid} may have {units} units, not {gate}")
 
     def send(self, request: Request) -> None:
         """A client sends it to whatever listens."""
@@ -265,7 +266,8 @@ class World:
         if request.end not in allowed and not more:
             self.violate(f"request {number} ended with {request.end}: {request.body[:1]!r}")
         if self.open_requests == 0:
-            self._all_given_back()
+            number, gateway = len(self.requests), self.gateway
+            self.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(number, gateway))
         if request.end == "200" and request.stream:
             whole = b"".join(request.body)
             if b"[DONE]" not in whole and b'"error"' not in whole:
@@ -273,13 +275,15 @@ class World:
                     f"the stream of request {number} ended without end or error: {whole[-200:]!r}"
                 )
 
-    def _all_given_back(self) -> None:
-        """With no request open, nothing is held of any engine."""
-        gateway = self.gateway
-        if gateway is None or gateway.ended:
+    def _all_given_back(self, number: int, gateway: SimulatedGatewayThread | None) -> None:
+        """With no request open for a while, nothing is held of any engine."""
+        if gateway is None or gateway.ended or gateway is not self.gateway:
+            return
+        if len(self.requests) != number:
             return
         for engine in gateway.gateway.engines:
-            held = (engine.units, engine.host_bytes, engine.outstanding)
+            reserved = 0 if engine.gate is None else engine.gate.reserved
+            held = (engine.units, engine.host_bytes, engine.outstanding, reserved)
             if any(held):
                 self.violate(f"engine {engine.name} is held though no request is open: {held}")
         if gateway.gateway.admission.waiting:
