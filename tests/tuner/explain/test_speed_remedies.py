@@ -6,7 +6,7 @@ import turbofit
 
 
 def test_a_shorter_context_is_offered_with_its_figure() -> None:
-    on = "4xrtx3090:free=20.5GiB"
+    on = "4xrtx3090:free=20GiB"
     plan = turbofit.plan("internvl2-8b", on=on)
     assert plan.settings.session_len == 32_768  # the promise comes before speed
     (remedy,) = plan.remedies
@@ -28,6 +28,6 @@ def test_a_context_that_leaves_room_for_one_request_is_told() -> None:
 
 def test_nothing_is_offered_where_nothing_is_gained_or_the_context_was_asked_for() -> None:
     assert not turbofit.plan("internvl2-8b", on="4xrtx3090").remedies
-    asked = turbofit.plan("internvl2-8b", on="4xrtx3090:free=20.5GiB", context=32_768)
+    asked = turbofit.plan("internvl2-8b", on="4xrtx3090:free=20GiB", context=32_768)
     assert asked.fits
     assert not asked.remedies

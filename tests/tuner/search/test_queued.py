@@ -36,6 +36,14 @@ def test_a_queue_is_as_wide_as_costs_nothing() -> None:
     assert chosen.settings.session_len == forced.settings.session_len
 
 
+def test_memory_for_more_rows_wants_a_queue_too() -> None:
+    """One row more would let so many images meet that the context does not fit any more."""
+    found = turbofit.plan("internvl2-8b", on="1xrtx4090:free=20.57GiB")
+    assert found.settings.session_len == 32_768
+    assert found.settings.max_batch_size > 1
+    assert bounds_of(found).gate is not None
+
+
 @pytest.mark.parametrize("model", ["internvl2-8b", "qwen2-vl-7b"])
 def test_where_there_is_cache_enough_nothing_queues(model: str) -> None:
     roomy = turbofit.plan(model, on="1xh100")

@@ -8,13 +8,13 @@ batch, since the forecast counts on every request's tokens there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.search.sizing import Sizer
 from turbofit.tuner.speed.throughput import request_tokens
 
-__all__ = ["with_best_batch"]
+__all__ = ["SizedBatch", "with_best_batch"]
 
 #: Of the best requests a second; a larger batch for the rest is not worth its memory.
 _NEARLY_ALL: Final = 0.99
@@ -22,7 +22,14 @@ _NEARLY_ALL: Final = 0.99
 _TOKENS_KEPT: Final = 0.99
 
 
-def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) -> Sizer:
+class SizedBatch(NamedTuple):
+    """A shape with its batch, and whether more memory would run more requests at once."""
+
+    sizer: Sizer
+    wants_cache: bool
+
+
+def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) -> SizedBatch:
     """The same shape with the smallest batch that reaches nearly the best requests a second.
 
     Args:
@@ -36,10 +43,10 @@ def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) 
     """
     fixed = sizer.request.fixed.get("max_batch_size")
     if isinstance(fixed, int):
-        return sizer.with_batch(fixed)
+        return SizedBatch(sizer.with_batch(fixed), wants_cache=False)
     alone = sizer.outcome(session_len)
     if alone.short or alone.ratio is None:
-        return sizer
+        return SizedBatch(sizer, wants_cache=True)
     need = request_tokens(requested_load)
     most = min(sizer.most_batch, max(1, alone.kv_tokens // need))
 
@@ -61,7 +68,9 @@ def with_best_batch(sizer: Sizer, session_len: int, requested_load: VisionLoad) 
         return outcome.kv_tokens >= min(session_len, alone.kv_tokens)
 
     wanted = _smallest(rate, most)
-    return sizer.with_batch(wanted if wanted == 1 or holds(wanted) else _largest(holds, wanted))
+    chosen = wanted if wanted == 1 or holds(wanted) else _largest(holds, wanted)
+    bound = most < sizer.most_batch and wanted == most
+    return SizedBatch(sizer.with_batch(chosen), wants_cache=bound or chosen < wanted)
 
 
 def _smallest(rate: Callable[[int], float], most: int) -> int:

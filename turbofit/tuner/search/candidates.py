@@ -14,7 +14,7 @@ from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.batch import with_best_batch
 from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most_context
-from turbofit.tuner.speed.throughput import Speed
+from turbofit.tuner.speed.throughput import Speed, request_tokens
 
 __all__ = ["Evaluation", "evaluate", "explain", "scored", "too_long"]
 
@@ -28,7 +28,8 @@ class Evaluation(Struct):
     whether image requests wait though nobody asked for that. ``parts`` are the sets of like groups
     where cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest,
     ``speeds`` are in the order of the shape's groups. ``seconds_per_answer`` is the slowest
-    group's, with the requests that were asked for there, or with one.
+    group's, with the requests that were asked for there, or with one. ``wants_cache``: more cache
+    would run more requests at once.
     """
 
     engine: str
@@ -43,6 +44,7 @@ class Evaluation(Struct):
     short: int = 0
     speeds: tuple[Speed, ...] = ()
     seconds_per_answer: float = 0.0
+    wants_cache: bool = False
     parts: tuple[Evaluation, ...] = ()
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
@@ -102,8 +104,9 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     """Size the context and the ratio of a shape, and score what comes out."""
     sizer = Sizer(request, shape, dtype, vision_load, engine, memo or Memo())
     session_len = sizer.session_len()
+    wants_cache = False
     if request.workload.concurrency is None and shape.at_once is None:
-        sizer = with_best_batch(sizer, session_len, requested_load)
+        sizer, wants_cache = with_best_batch(sizer, session_len, requested_load)
     settings, outcome = sizer.settings(session_len), sizer.outcome(session_len)
     if outcome.ratio is not None:
         settings = replace(settings, cache_max_entry_count=outcome.ratio)
@@ -119,6 +122,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     if outcome.short:
         return evaluation
     at_once = sizer.shape.requests(request.workload.concurrency)
+    wants_cache |= outcome.kv_tokens < at_once * request_tokens(requested_load)
 
     def speeds(in_flight: float) -> tuple[Speed, ...]:
         tokens = outcome.kv_tokens
@@ -131,6 +135,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
         evaluation,
         speeds=speeds(at_once),
         seconds_per_answer=max(speed.seconds_per_request for speed in alone),
+        wants_cache=wants_cache,
     )
     return scored(request, evaluation, requested_load)
 

@@ -32,7 +32,6 @@ from turbofit.tuner.search.sizing import (
     shape_settings,
 )
 from turbofit.tuner.search.unequal import evaluate_unequal
-from turbofit.tuner.speed.throughput import request_tokens
 
 __all__ = ["Found", "at_limit", "search"]
 
@@ -197,11 +196,7 @@ class _Search:
             return True
         if whole.settings.session_len < longest_context(self.request):
             return True
-        each = request_tokens(self.requested_load)
-        return any(
-            part.kv_tokens < (part.settings.max_batch_size + 1) * each
-            for part in whole.parts or (whole,)
-        )
+        return any(part.wants_cache for part in whole.parts or (whole,))
 
     def lowered(self, shape: Shape) -> Iterator[Evaluation]:
         """The largest limit that serves; it pays for the engine's bound where that fits too."""
