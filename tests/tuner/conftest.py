@@ -54,5 +54,6 @@ def random_request(rng: random.Random, *, context: bool = True, most: int = 4) -
             context=rng.choice([4096, 8192, 20000, min(32768, longest)]) if context else None,
             concurrency=rng.choice([1, 3, 8, 32]),
             goal=rng.choice(["throughput", "latency", "context"]),
+            queue_images=False,
         ),
     )

@@ -36,7 +36,7 @@ GROWN = [
 
 @pytest.mark.parametrize(("on", "model", "before"), GROWN)
 def test_each_card_holds_more_than_under_common_settings(on: str, model: str, before: int) -> None:
-    plan = turbofit.plan(model, on=on)
+    plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
     assert plan.fits
     assert plan.kv.total_tokens > before
     assert plan.kv.total_tokens == sum(own.kv.tokens for own in plan.by_group)
@@ -46,7 +46,7 @@ def test_each_card_holds_more_than_under_common_settings(on: str, model: str, be
 
 @pytest.mark.parametrize(("on", "model", "_before"), GROWN)
 def test_one_promise_stands_before_all_engines(on: str, model: str, _before: int) -> None:
-    plan = turbofit.plan(model, on=on)
+    plan = turbofit.plan(model, on=on, tp=1, concurrency=8, context=8192)
     for own in plan.by_group:
         same = replace(
             own.settings,
@@ -87,7 +87,7 @@ def test_equal_cards_have_nothing_of_their_own() -> None:
 
 
 def test_equal_cards_of_which_one_is_fuller() -> None:
-    plan = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB")
+    plan = turbofit.plan("internvl2-8b", on="2xrtx3090+rtx3090:used=4GiB", context=8192)
     assert len(plan.by_group) == 3
     assert plan.unlike_groups() == ((0, 1), (2,))
     assert plan.by_group[0].kv.tokens > plan.by_group[2].kv.tokens
@@ -206,12 +206,12 @@ def test_own_settings_are_never_worse_than_common_ones(name: str, seed: int) -> 
         for prefill in PREFILL_SIZES:
             shape = Shape(
                 tp=one.shape.tp, groups=one.shape.groups, max_prefill_token_num=prefill,
-                limit=request.requested_limit, longest=one.shape.longest,
+                limit=request.requested_limit,
             )  # fmt: skip
             common = evaluate(
                 request, shape, dtype_for(request.model, gpus)[0], asked, asked, engine
             )
-            assert not common.fits or one.rank >= (*common.worth[:2], common.score * (1 - 1e-9))
+            assert not common.fits or one.rank >= (*common.worth[:2], common.score * (1 - 1e-8))
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -17,6 +17,10 @@ from turbofit.tuner.search.sizing import Memo, Shape, Sizer, excess_tokens, most
 from turbofit.tuner.speed.throughput import Speed, request_tokens
 
 __all__ = ["Evaluation", "evaluate", "explain", "scored", "too_long"]
+
+
+#: Digits of a score: sums of the same speeds in another order are the same.
+_DIGITS: Final = 9
 
 
 class Evaluation(Struct):
@@ -189,7 +193,7 @@ def scored(
     units = requested_load.units_per_request
     return replace(
         evaluation,
-        score=score,
+        score=float(f"{score:.{_DIGITS}g}"),
         served=evaluation.vision_load.units_per_request / units if units else 1.0,
         queues=evaluation.shape.units_per_forward is not None and not request.workload.queue_images,
     )
