@@ -60,6 +60,11 @@ class GatewayOptions(Validated):
         description="a JSON line for each request: a file, - for stderr, or none (default: stderr; "
         "of serve, a file in the run's folder)",
     )
+    record_trace: Path | None = Field(
+        default=None,
+        description="a JSON line for each answered request, for `turbofit bench --trace`: when it "
+        "came and how large it was, nothing of its text and images",
+    )
 
     def config(self, *, upstream_key: str | None = None) -> GatewayConfig:
         """What the gateway is told.
@@ -95,6 +100,7 @@ class GatewayOptions(Validated):
             ),
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
+            record_trace=self.record_trace,
         )
         check_bind(config, no_auth=self.no_auth)
         if not config.ssl_certfile and config.host not in _LOOPBACK:

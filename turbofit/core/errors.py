@@ -18,6 +18,7 @@ __all__ = [
     "OutOfMemoryError",
     "PackageError",
     "TurbofitError",
+    "UnservedError",
     "UsageError",
     "error_from",
 ]
@@ -69,6 +70,12 @@ class NoKernelError(DoesNotFitError):
     """The engine has no code for what the model needs on this card."""
 
     kind = "no_kernel"
+
+
+class UnservedError(DoesNotFitError):
+    """A server does not answer, or no request of a load was answered."""
+
+    kind = "unserved"
 
 
 class MachineError(TurbofitError):

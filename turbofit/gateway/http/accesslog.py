@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     Log = Callable[[dict[str, Any]], None]
 
-__all__ = ["AccessLog", "access_log"]
+__all__ = ["AccessLog", "access_log", "trace_log"]
 
 _LOG_CAP: Final = 64 * MIB
+#: A few million requests.
+_TRACE_CAP: Final = 256 * MIB
 
 
 class AccessLog:
@@ -71,6 +73,21 @@ def access_log(where: str) -> Log | None:
     except OSError as exc:
         raise UsageError(
             f"{where} cannot be written: {exc.strerror or exc}", hint="choose another --access-log"
+        ) from None
+
+
+def trace_log(path: str) -> AccessLog:
+    """Where a trace of requests goes; what the file holds stays.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        return AccessLog(Path(path), cap=_TRACE_CAP)
+    except OSError as exc:
+        raise UsageError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="choose another --record-trace",
         ) from None
 
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from turbofit.core.log import LazyLogger
+from turbofit.gateway.http.accesslog import trace_log
 from turbofit.gateway.http.body import Bodies
 from turbofit.gateway.http.connections import Connections, Networks
 from turbofit.gateway.http.guard import Keys, Origins
@@ -15,6 +16,7 @@ from turbofit.gateway.http.pages import health_page, metrics_page
 from turbofit.gateway.http.prepare import finish, hold, remote_urls, start
 from turbofit.gateway.http.refusals import Refusal, refusal_body
 from turbofit.gateway.http.routes import api_of, find_route, is_health
+from turbofit.gateway.http.trace import TraceRecorder, request_size
 from turbofit.gateway.limits.gate import Gate
 from turbofit.gateway.media.fetch import MediaFetcher
 from turbofit.gateway.media.films import VideoInspector
@@ -79,6 +81,8 @@ class Gateway:
             config.connection, Networks(config.trusted_proxies), self.metrics.count
         )
         self._log = log or (lambda _: None)
+        trace = config.record_trace
+        self._recorder = None if trace is None else TraceRecorder(trace_log(trace))
         self._keys, self._origins = Keys(config.api_keys), Origins(config.allow_origins)
         self._bodies = Bodies(bounds.limits.bytes_per_body, config)
         self._fetcher = fetcher or MediaFetcher(config.allowed_media_domains)
@@ -184,6 +188,8 @@ class Gateway:
         await self.quarantine.close()
         await self._upstream.close()
         await self._fetcher.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -262,6 +268,8 @@ class Gateway:
         fetched = await self._fetcher.fetch_all(remote_urls(parsed), most)
         clip = await self._films.look(parsed, fetched, most)
         media = hold(bounds, route.kind, parsed, fetched, clip)
+        if self._recorder is not None and route.kind not in ("count_tokens", "encode"):
+            request.size = request_size(parsed, media)
         if route.kind != "count_tokens":
             media = await self._resizer.resize(media)
         request.body, request.prepared = finish(bounds, route.kind, parsed, media)
@@ -314,6 +322,8 @@ class Gateway:
             self.metrics.first_byte(first - request.read)
         if path != "/health" or request.status != 200:
             self._log(entry(request, path, first))
+        if self._recorder is not None and request.size is not None and outcome is not None:
+            self._recorder(request.t0, request.size, outcome)
 
     def _bug(self, exc: BaseException) -> None:
         """Hand a bug of ours to the loop's handler, which shows a traceback."""

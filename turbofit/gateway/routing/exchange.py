@@ -33,6 +33,9 @@ _LARGEST_ANSWER: Final = 64 << 20
 _LONGEST_EVENT: Final = 1 << 20
 _RETRY_DIED: Final = 5
 _STUCK: Final = "the inference engine is stuck in this request: nothing of the answer came"
+#: An event of a stream, and how many bytes at the end of an answer may hold its usage.
+_DATA: Final = b"data: {"
+_TAIL: Final = 4096
 #: How a stream begins whose engine is out of order.
 _ERROR_EVENTS: Final = (b'data: {"error"', b"event: error")
 
@@ -48,8 +51,8 @@ class ForwardOutcome:
     """What became of it, for the log."""
 
     __slots__ = (
-        "alone", "answered", "broken", "bytes_out", "death", "failed", "first_byte", "started",
-        "status", "stuck", "vanished",
+        "alone", "answered", "broken", "bytes_out", "death", "events", "failed", "first_byte",
+        "started", "status", "stuck", "tail", "vanished",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -71,6 +74,9 @@ class ForwardOutcome:
         self.stuck = False
         #: It answered that it cannot.
         self.failed = False
+        #: Events of a stream that came, and the last bytes of an answer that hold a usage.
+        self.events = 0
+        self.tail = b""
 
 
 class Exchange:
@@ -239,6 +245,7 @@ class Exchange:
         if response.status == 200 and self._route.kind not in ("count_tokens", "encode", "models"):
             self._engine.succeeded()
         body = self._counted(bytes(data)) if response.status == 200 else bytes(data)
+        self.outcome.tail = body[-_TAIL:]
         headers = [(b"content-length", str(len(body)).encode())]
         retry = response.headers.get("Retry-After")
         if retry is not None and retry.isdigit():
@@ -263,6 +270,9 @@ class Exchange:
             no_buffer = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
             await self._start(200, kind, no_buffer)
         self.outcome.bytes_out += len(data)
+        self.outcome.events += data.count(_DATA)
+        if b'"usage"' in data:
+            self.outcome.tail = data[-_TAIL:]
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self, status: int, kind: str, headers: HeaderList) -> None:

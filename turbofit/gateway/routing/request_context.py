@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turbofit.core.json_types import Document
     from turbofit.gateway.http.refusals import Api
     from turbofit.gateway.http.routes import Route
+    from turbofit.gateway.http.trace import RequestSize
     from turbofit.gateway.limits.request_limits import Bounds
     from turbofit.gateway.routing.engines import RoutedEngine
     from turbofit.gateway.routing.exchange import ForwardOutcome
@@ -52,6 +53,7 @@ class RequestContext:
         "reason",
         "route",
         "routing_table",
+        "size",
         "status",
         "t0",
     )  # fmt: skip
@@ -77,6 +79,8 @@ class RequestContext:
         #: As it came, then as it goes on, then nothing.
         self.body = b""
         self.forgotten = False
+        #: Where requests are recorded.
+        self.size: RequestSize | None = None
         #: Headers of the answer.
         self.out: list[tuple[bytes, bytes]] = [(b"x-request-id", self.id.encode())]
 

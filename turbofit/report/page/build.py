@@ -1,17 +1,14 @@
-"""Puts the page together: one file, no network, nothing but its own script may run."""
+"""The page of a plan, and of its run."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from turbofit.report.page import sections
 from turbofit.report.page.bars import bars
 from turbofit.report.page.blocks import paint
-from turbofit.report.page.tag import Markup, join, json_text, tag
+from turbofit.report.page.frame import framed
+from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.page.timeline import timeline
 from turbofit.report.page.topology import topology
 from turbofit.report.stored_documents import saved_document
@@ -25,25 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["page"]
 
-_FOLDER: Final = Path(__file__).parent
-
 
 def page(saved: StoredPlan) -> str:
     """The report of a plan, and of its run where there was one, as HTML."""
     plan, run = saved.plan, saved.run
-    style, script = _read("page.css"), _read("page.js")
-    parts = _parts(plan, run)
-    return Template(_read("page.html")).substitute(
-        title=tag("title", f"{plan.model.name} on {plan.machine.name} - turbofit"),
-        policy=_policy(script),
-        style=style,
-        script=script,
-        head=sections.head(plan, run),
-        figures=sections.figures(plan),
-        contents=_contents(parts),
-        body=join(*(_section(*part) for part in parts)),
-        made=tag("p", f"turbofit {plan.turbofit_version}, planned {plan.created}. {_where(plan)}"),
-        json=json_text(saved_document(saved)),
+    return framed(
+        title=f"{plan.model.name} on {plan.machine.name} - turbofit",
+        head=join(sections.head(plan, run), sections.figures(plan)),
+        sections=_parts(plan, run),
+        made=f"turbofit {plan.turbofit_version}, planned {plan.created}. {_where(plan)}",
+        document=saved_document(saved),
     )
 
 
@@ -67,33 +55,10 @@ def _parts(plan: Plan, run: RunReport | None) -> list[tuple[str, str, Markup]]:
     return [part for part in parts if part[2]]
 
 
-def _contents(parts: list[tuple[str, str, Markup]]) -> Markup:
-    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in parts]
-    return tag("ul", *links)
-
-
 def _capacity(plan: Plan) -> Markup:
     return join(sections.users(plan), paint(capacity_blocks(plan)[1:]))
-
-
-def _section(name: str, title: str, content: Markup) -> Markup:
-    return tag("section", tag("h2", title, id=f"{name}-title"), content, id=name,
-               aria_labelledby=f"{name}-title")  # fmt: skip
 
 
 def _where(plan: Plan) -> str:
     source = plan.machine.source
     return "The machine is a preset." if source == "preset" else f"The machine was read: {source}."
-
-
-def _policy(script: str) -> str:
-    """A page that loads nothing, and runs this script alone."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")

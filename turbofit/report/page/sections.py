@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.core.messages import groups_of
 from turbofit.report.page.blocks import command, paint, table
+from turbofit.report.page.frame import tiles
 from turbofit.report.page.tag import Markup, join, tag
 from turbofit.report.painters.document import Column, Heading, Items, Paragraph, Table
 from turbofit.report.shell import shell_command
@@ -73,26 +74,22 @@ def figures(plan: Plan) -> Markup:
     if found.groups > 1:
         least = "" if found.tokens_per_group * found.groups == found.tokens else "at least "
         per = f"{least}{found.tokens_per_group:,} in each of {found.groups} groups"
-    tiles = [("KV tokens", f"{found.tokens:,}", per)]
+    shown = [("KV tokens", f"{found.tokens:,}", per)]
     if found.images is not None:
         text = f"of the worst size, {found.tokens_per_image:,} tokens each, at once"
-        tiles.append(("images", f"{found.images:,}", text))
+        shown.append(("images", f"{found.images:,}", text))
     if found.users:
         first = found.users[0]
         text = f"with {first.what} each"
         if first.running < first.held:
             text += f"; {first.running:,} run at once, by max_batch_size"
-        tiles.append(("concurrent users", f"{first.held:,}", text))
+        shown.append(("concurrent users", f"{first.held:,}", text))
     if plan.throughput is not None:
         speed = plan.throughput
         text = f"{speed.requests_per_second:.2f} requests/s, {speed.concurrent_requests} at once"
         number = f"{speed.output_tokens_per_second:,.0f}"
-        tiles.append(("tokens/s, forecast", number, f"{text}; ranks shapes, promises nothing"))
-    cells = [
-        tag("div", tag("span", name, class_="label"), tag("b", number), tag("small", text))
-        for name, number, text in tiles
-    ]
-    return tag("div", *cells, class_="tiles")
+        shown.append(("tokens/s, forecast", number, f"{text}; ranks shapes, promises nothing"))
+    return tiles(shown)
 
 
 def users(plan: Plan) -> Markup:

@@ -1,0 +1,1 @@
+"""`turbofit bench` beside guidellm, on one paced server."""

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from turbofit.core.errors import UsageError
+from turbofit.load.trace import read_trace
+
+
+def written(tmp_path, text: str) -> str:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(text)
+    return str(path)
+
+
+def test_requests_are_in_order_and_begin_at_zero(tmp_path) -> None:
+    path = written(
+        tmp_path,
+        '{"at": 12.5, "output_tokens": 7, "prompt_bytes": 400}\n\n'
+        '{"at": 10, "output_tokens": 3, "prompt_tokens": 9, "images": [[640, 480]]}\n',
+    )
+    first, second = read_trace(path)
+    assert (first.at, first.text_tokens, first.images) == (0, 9, ((640, 480),))
+    assert (second.at, second.text_tokens, second.output_tokens) == (2.5, 100, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no request"),
+        ("x\n", "line 1 of"),
+        ('{"at": 0, "output_tokens": 1}\n{"at": -1, "output_tokens": 1}\n', "line 2 of"),
+        ('{"at": 0}\n', "output_tokens"),
+        ('{"at": 0, "output_tokens": 1, "images": [[0, 5]]}\n', "images"),
+        (f'{{"at": 0, "output_tokens": 1, "images": {[[1, 1]] * 1025}}}\n', "1025"),
+        ('{"at": NaN, "output_tokens": 1}\n', "line 1"),
+    ],
+)
+def test_a_bad_trace_is_refused_by_its_line(tmp_path, text, says) -> None:
+    with pytest.raises(UsageError, match=says):
+        read_trace(written(tmp_path, text))
+
+
+def test_a_trace_that_is_not_there_says_how_to_record_one(tmp_path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_trace(str(tmp_path / "none"))
+    assert "--record-trace" in caught.value.hint

@@ -1,0 +1,144 @@
+"""``turbofit bench [URL]``: a load on any OpenAI-compatible server, and what it measures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.cli.command import PATH, Argument, Option, command
+from turbofit.cli.fields import filled, options_of
+from turbofit.cli.interrupt import INTERRUPTED
+from turbofit.cli.options import FORMS
+from turbofit.core.errors import UnservedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from turbofit.load.driver import LoadRun
+    from turbofit.load.result import LoadResult
+    from turbofit.load.spec import LoadSpec
+
+__all__ = ["LOAD_OPTIONS", "bench", "progress", "show_load"]
+
+_DEFAULT: Final = "http://127.0.0.1:23333"
+#: Seconds between two lines of progress where nobody watches a terminal.
+_SELDOM: Final = 10.0
+
+
+def _load_options() -> list[Option]:
+    from turbofit.load.spec import LoadSpec
+
+    groups = {
+        "requests": (
+            "images", "image_size", "prompt_tokens", "prompt_spread", "shared_prefix",
+            "output_tokens", "output_spread", "stop_early",
+        ),
+        "arrivals": ("concurrency", "rate", "evenly", "trace", "trace_speed"),
+        "window": ("requests", "seconds", "warm_up", "silence", "timeout", "seed"),
+    }  # fmt: skip
+    return [
+        option
+        for group, fields in groups.items()
+        for option in options_of(LoadSpec, fields, group=group)
+    ]
+
+
+LOAD_OPTIONS: Final = tuple(_load_options())
+
+
+@command(
+    Argument(
+        "url", metavar="URL", required=False, explained=f"the server's address (default {_DEFAULT})"
+    ),
+    *FORMS,
+    Option("--html", metavar="FILE", type=PATH, form=True, help="one page; - for stdout"),
+    Option("--quiet", is_flag=True, help="no progress on stderr"),
+    Option("--model", help="the model's name (default: the first that the server lists)"),
+    Option("--api-key", metavar="KEY", help="the server's key (default: $TURBOFIT_API_KEY)"),
+    *LOAD_OPTIONS,
+    only_linux=True,
+)
+def bench(
+    *,
+    url: str | None,
+    html: str | None,
+    quiet: bool,
+    model: str | None,
+    api_key: str | None,
+    as_json: bool,
+    md: bool,
+    **given: Any,
+) -> int:
+    """Drive and show; 3 where nothing was answered, 130 where a signal ended it."""
+    from turbofit.core.variables import variables
+    from turbofit.load.bench import bench as measure
+    from turbofit.load.spec import LoadSpec
+
+    spec = filled(LoadSpec, given)
+    address = url or _DEFAULT
+    if "://" not in address:
+        raise UsageError(f"{address} is no address", hint=f"write it as http://{address}")
+    silent = quiet or as_json
+    result = measure(
+        address,
+        spec,
+        key=api_key or variables().api_key or None,
+        model=model,
+        tick=(lambda _: None) if silent else progress(spec),
+    )
+    show_load(result, html, as_json=as_json, md=md)
+    if not result.answered and result.begun:
+        worst = result.errors[0]
+        raise UnservedError(
+            f"no request was answered: {worst.count} times {worst.kind}",
+            hint=worst.example or "see what the server logs",
+        )
+    return INTERRUPTED if result.stopped.startswith("SIG") else 0
+
+
+def progress(spec: LoadSpec) -> Callable[[LoadRun], None]:
+    """Writes how far a load is: in place on a terminal, else a line now and then."""
+    in_place, told = sys.stderr.isatty(), [0.0]
+
+    def tick(run: LoadRun) -> None:
+        now = time.perf_counter()
+        if not in_place and now < told[0] + _SELDOM:
+            return
+        told[0] = now
+        sys.stderr.write(f"\r{_line(run, spec, now)}\x1b[K" if in_place else _line(run, spec, now))
+        sys.stderr.write("" if in_place else "\n")
+        sys.stderr.flush()
+
+    return tick
+
+
+def _line(run: LoadRun, spec: LoadSpec, now: float) -> str:
+    good = sum(1 for one in run.answers if one.answered)
+    failed = len(run.answers) - good
+    if not run.in_window:
+        phase = "warm-up" if run.closed is None else "last answers"
+    elif spec.measured_seconds is not None:
+        phase = f"{now - run.opened:.0f} of {spec.measured_seconds:.0f} s"
+    else:
+        phase = f"{now - run.opened:.0f} s"
+    return f"{phase}: {good:,} answered, {failed:,} failed"
+
+
+def show_load(result: LoadResult, html: str | None, *, as_json: bool, md: bool) -> None:
+    """In the form that was asked for."""
+    from turbofit.cli.output import answer, show, write_page
+    from turbofit.report.views.load_view import load_view
+
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+    if html:
+        from turbofit.report.page.load_page import load_page
+
+        write_page(load_page(result), html)
+    elif as_json:
+        from turbofit.core.struct import to_json
+
+        answer(to_json(result))
+    else:
+        show(load_view(result), markdown=md)

@@ -1,0 +1,164 @@
+"""Asks a server over HTTP: one request, its answer, and a name for whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from turbofit.core.errors import UnservedError, UsageError
+from turbofit.load.answer import Answer, StreamError, StreamReader
+from turbofit.load.prompt import TokenCount, counted_from, probes
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import JsonObject
+    from turbofit.load.spec import LoadSpec
+
+__all__ = ["LoadClient"]
+
+_CONNECT_SECONDS: Final = 10.0
+#: Below uvicorn's 5 s, so that no request meets a connection which the server is closing.
+_KEEP_ALIVE: Final = 3.0
+_LARGEST_ERROR: Final = 1 << 16
+_LONGEST_PAUSE: Final = 30.0
+_READ_BUFFER: Final = 1 << 18
+_CHAT: Final = "/v1/chat/completions"
+
+
+class LoadClient:
+    """One server.
+
+    Args:
+        url: its address.
+        key: its API key, where it has one.
+        spec: deadlines.
+    """
+
+    def __init__(self, url: str, key: str | None, spec: LoadSpec) -> None:
+        self._url, self._spec = url.rstrip("/").removesuffix("/v1"), spec
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            timeout=aiohttp.ClientTimeout(
+                total=spec.timeout, sock_connect=_CONNECT_SECONDS, sock_read=spec.silence
+            ),
+            headers=headers,
+            trust_env=False,
+            read_bufsize=_READ_BUFFER,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def model(self) -> str:
+        """The first model of the server.
+
+        Raises:
+            UnservedError: it does not answer, or not as such a server does.
+            UsageError: it does not let this client in.
+        """
+        status, body = await self._whole("GET", "/v1/models", None)
+        try:
+            name = body["data"][0]["id"]
+        except (LookupError, TypeError):
+            name = None
+        if status == 200 and isinstance(name, str):
+            return name
+        raise self._refused(status, "/v1/models", "name its model with --model")
+
+    async def token_count(self, model: str) -> TokenCount:
+        """How many tokens a word has, by two requests for one token each.
+
+        Raises:
+            UnservedError: it does not answer them.
+            UsageError: it refuses them.
+        """
+        counts = []
+        for text in probes():
+            messages = [{"role": "user", "content": text}]
+            body = {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0}
+            status, said = await self._whole("POST", _CHAT, body)
+            if status != 200:
+                raise self._refused(status, _CHAT, "see what the server logs")
+            usage = said.get("usage") if isinstance(said, dict) else None
+            count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+            counts.append(count if isinstance(count, int) else None)
+        return counted_from(*counts)
+
+    async def ask(self, body: JsonObject, images: int) -> Answer:
+        """Send one request and read its answer; what goes wrong is in the answer."""
+        data = msgspec.json.encode(body)
+        answer = Answer(time.perf_counter(), images)
+        try:
+            async with self._session.post(
+                self._url + _CHAT, data=data, headers={"Content-Type": "application/json"}
+            ) as response:
+                await self._read(response, answer)
+        except StreamError as exc:
+            return answer.failed(time.perf_counter(), exc.kind, exc.example)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            return answer.failed(time.perf_counter(), _kind(exc), str(exc))
+        return answer
+
+    async def _read(self, response: aiohttp.ClientResponse, answer: Answer) -> None:
+        if response.status != 200:
+            said = (await response.content.read(_LARGEST_ERROR)).decode(errors="replace")
+            answer.retry_after = _seconds(response.headers.get("Retry-After"))
+            answer.failed(time.perf_counter(), f"status {response.status}", said)
+            return
+        if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            said = (await response.content.read(_LARGEST_ERROR)).decode(errors="replace")
+            raise StreamError("no stream", said)
+        reader = StreamReader(answer)
+        while data := await response.content.readany():
+            reader.feed(data, time.perf_counter())
+        reader.end()
+        answer.ended = time.perf_counter()
+
+    async def _whole(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        try:
+            async with self._session.request(method, self._url + path, json=body) as response:
+                raw = await response.content.read(_LARGEST_ERROR)
+        except (aiohttp.InvalidURL, ValueError):
+            raise UsageError(
+                f"{self._url} is no address of a server", hint="write it as http://127.0.0.1:23333"
+            ) from None
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
+            raise UnservedError(
+                f"{self._url} does not answer: {_kind(exc)}",
+                hint="start a server first (turbofit serve MODEL), or name another address",
+            ) from None
+        try:
+            return response.status, msgspec.json.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return response.status, None
+
+    def _refused(self, status: int, path: str, otherwise: str) -> UsageError | UnservedError:
+        if status in (401, 403):
+            return UsageError(
+                f"{self._url} answers {status}: it does not know the key",
+                hint="give its key with --api-key, or in TURBOFIT_API_KEY",
+            )
+        return UnservedError(f"{self._url}{path} answers {status}", hint=otherwise)
+
+
+def _kind(exc: BaseException) -> str:
+    """What a failed exchange is called; the first that fits."""
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return "no connection"
+    if isinstance(exc, aiohttp.SocketTimeoutError):
+        return "stalled"
+    if isinstance(exc, asyncio.TimeoutError):
+        return "timeout"
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return "cut short"
+    return "connection broken"
+
+
+def _seconds(text: str | None) -> float:
+    """A Retry-After in seconds; of another form, or without one, 0."""
+    return min(float(text), _LONGEST_PAUSE) if text is not None and text.isdigit() else 0.0

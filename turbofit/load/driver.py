@@ -1,0 +1,172 @@
+"""Drives a load: warm-up, the window that is measured, and the end.
+
+The load stays on until all that began in the window is answered, so that no request of the window
+meets a server that is less busy than it was. Requests that begin after the window do not count and
+are broken off at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from turbofit.load.answer import Answer
+from turbofit.load.shapes import arrivals, drawn, replayed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from turbofit.load.shapes import RequestShape
+    from turbofit.load.spec import LoadSpec
+    from turbofit.load.trace import TracedRequest
+
+__all__ = ["LoadRun"]
+
+#: Between a failure and the next request in its place: doubled by each one that follows.
+_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+#: So many failures without an answer, of a closed loop in each place, end a load.
+_HOPELESS: Final = 4
+_LEAST_HOPELESS: Final = 8
+
+
+class LoadRun:
+    """One load from its beginning to its end.
+
+    Args:
+        spec: what is asked.
+        trace: the requests, where they are a trace.
+        ask: sends one request; it raises nothing.
+        tick: called each second with this run, while it goes on.
+    """
+
+    def __init__(
+        self,
+        spec: LoadSpec,
+        trace: Sequence[TracedRequest],
+        ask: Callable[[RequestShape], Awaitable[Answer]],
+        tick: Callable[[LoadRun], None] = lambda _: None,
+    ) -> None:
+        self.spec, self._trace, self._ask, self._tick = spec, trace, ask, tick
+        self._shapes: Iterator[RequestShape] = replayed(trace) if trace else drawn(spec)
+        #: All requests that came to an end, in the order of their ends.
+        self.answers: list[Answer] = []
+        self.began = self.opened = time.perf_counter()
+        self.closed: float | None = None
+        #: Why it ended before its time; empty where it did not.
+        self.stopped = ""
+        #: By how much the load itself was late at most, in seconds: of arrivals.
+        self.late = 0.0
+        self._open, self._left = False, 0
+        self._begun = self._failures = 0
+        self._end = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def stop(self, why: str = "interrupted") -> None:
+        """End at once; what was measured so far counts."""
+        self._close()
+        self.stopped = self.stopped or why
+        self._end.set()
+
+    async def run(self) -> None:
+        """Until the end."""
+        self.began = self.opened = time.perf_counter()
+        self._open_if_warm()
+        self._spawn(self._heartbeat())
+        if self.spec.at_once is not None:
+            for _ in range(self.spec.at_once):
+                self._spawn(self._place())
+        else:
+            self._spawn(self._arrivals())
+        try:
+            await self._end.wait()
+        finally:
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def in_window(self) -> bool:
+        """Whether a request that begins now counts."""
+        return self._open and self.closed is None
+
+    async def _place(self) -> None:
+        """One place of a closed loop."""
+        failures = 0
+        for shape in self._shapes:
+            answer = await self._one(shape)
+            failures = failures + 1 if answer.kind else 0
+            if failures:
+                pause = min(_LONGEST_PAUSE, _PAUSE * 2.0 ** min(failures - 1, 10))
+                await asyncio.sleep(max(pause, answer.retry_after))
+
+    async def _arrivals(self) -> None:
+        """Requests at their times, whatever became of those before; a late one is not left out."""
+        begun = time.perf_counter()
+        for at, shape in zip(arrivals(self.spec, self._trace), self._shapes, strict=False):
+            wait = begun + at - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            else:
+                self.late = max(self.late, -wait)
+                await asyncio.sleep(0)
+            self._spawn(self._only(shape))
+        await asyncio.sleep(0)  # the last one begins
+        self._close()
+        if not self._left:
+            self._end.set()
+
+    async def _only(self, shape: RequestShape) -> None:
+        await self._one(shape)
+
+    async def _one(self, shape: RequestShape) -> Answer:
+        counts = self.in_window
+        if counts:
+            self._left += 1
+            self._begun += 1
+            if self._begun == self.spec.requests:
+                self._close()
+        answer = await self._ask(shape)
+        answer.counts = counts
+        self.answers.append(answer)
+        if counts:
+            self._left -= 1
+        self._open_if_warm()
+        self._failures = self._failures + 1 if answer.kind else 0
+        if self._failures >= max(_LEAST_HOPELESS, _HOPELESS * (self.spec.at_once or 1)):
+            self.stop(f"{self._failures} requests in a row failed")
+        elif self.closed is not None and not self._left:
+            self._end.set()
+        return answer
+
+    def _open_if_warm(self) -> None:
+        if not self._open and len(self.answers) >= self.spec.warm_up_requests:
+            self._open, self.opened = True, time.perf_counter()
+
+    def _close(self) -> None:
+        """The window ends; of a load that never got warm it is empty."""
+        if self.closed is None:
+            now = time.perf_counter()
+            self.opened = self.opened if self._open else now
+            self.closed = now
+
+    async def _heartbeat(self) -> None:
+        """Close the window in time, and tell of the progress."""
+        seconds, told = self.spec.measured_seconds, 0.0
+        while True:
+            now = time.perf_counter()
+            if self.in_window and seconds is not None and now >= self.opened + seconds:
+                self._close()
+                if not self._left:
+                    self._end.set()
+            if now >= told + 1.0:
+                told = now
+                self._tick(self)
+            ends = self.opened + seconds - now if self.in_window and seconds is not None else 1.0
+            await asyncio.sleep(min(max(ends, 0.001), 0.2))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

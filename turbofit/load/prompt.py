@@ -1,0 +1,137 @@
+"""The bodies of requests: text of a given number of tokens, and images of a given size.
+
+No tokenizer is needed: the server counts the tokens of two prompts, and from them follows how many
+tokens a word has. No two requests are alike beyond what they are to share, so that a cache of
+prompts finds nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from base64 import b64encode
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from turbofit.core.json_types import JsonObject
+    from turbofit.load.shapes import RequestShape
+
+__all__ = ["PromptWriter", "TokenCount", "counted_from", "png", "probes"]
+
+#: English words that most tokenizers know as one token with the space before them.
+_WORDS: Final = [
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by",
+    "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an",
+    "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we",
+    "him", "been", "has", "when", "who", "will", "no", "more", "if", "out", "so", "said",
+    "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "time", "new",
+    "some", "could", "these", "two", "may", "first", "then", "do", "any",
+]  # fmt: skip
+_PROBES: Final = (8, 264)
+
+
+class TokenCount(NamedTuple):
+    """Tokens of a prompt: of each word, and of the chat template around them."""
+
+    of_word: float = 1.0
+    around: float = 0.0
+    counted: bool = False
+
+    def words_for(self, tokens: int) -> int:
+        """Words that make so many tokens."""
+        return max(1, round((tokens - self.around) / self.of_word))
+
+
+def probes() -> tuple[str, str]:
+    """Two texts whose tokens the server shall count."""
+    short, long = (_text(random.Random(0), count) for count in _PROBES)
+    return short, long
+
+
+def counted_from(short: int | None, long: int | None) -> TokenCount:
+    """What the counts of both `probes` mean; a word is a token where the server counts nothing."""
+    if short is None or long is None or long <= short:
+        return TokenCount()
+    of_word = (long - short) / (_PROBES[1] - _PROBES[0])
+    return TokenCount(of_word, max(0.0, short - of_word * _PROBES[0]), counted=True)
+
+
+class PromptWriter:
+    """Makes bodies for chat completions.
+
+    Args:
+        model: the name to ask for.
+        count: how many tokens a word has.
+        seed: of the words and the colours.
+        stop_early: whether an answer may end before its last token.
+    """
+
+    def __init__(self, model: str, count: TokenCount, seed: int, *, stop_early: bool) -> None:
+        self._model, self._count, self._stop_early = model, count, stop_early
+        self._draw = random.Random(f"{seed} prompts")
+        self._common = _text(random.Random(f"{seed} common"), 1 << 12).split()
+
+    def body(self, shape: RequestShape) -> JsonObject:
+        """One request's, streamed, with the usage at the end."""
+        made: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": self._content(shape)}],
+            "max_tokens": shape.output_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if not self._stop_early:
+            made["ignore_eos"] = True
+        return made
+
+    def _content(self, shape: RequestShape) -> str | list[dict[str, Any]]:
+        text = self._prompt(shape)
+        if not shape.images:
+            return text
+        parts = [_image(width, height, self._draw) for width, height in shape.images]
+        # The text last: with it first, a shared beginning would reach into the images.
+        return [*parts, {"type": "text", "text": text}]
+
+    def _prompt(self, shape: RequestShape) -> str:
+        words = self._count.words_for(shape.prompt_tokens)
+        alike = min(words - 1, round(shape.shared / self._count.of_word))
+        begin = [self._common[place % len(self._common)] for place in range(alike)]
+        return " ".join([*begin, _text(self._draw, words - alike)])
+
+
+def png(width: int, height: int, colour: int) -> bytes:
+    """An image of one colour as a PNG with a palette: a few kilobytes, however large it is.
+
+    Under: a server decodes it faster than a photograph, whose JPEG takes some milliseconds a
+    megapixel.
+    """
+    palette = struct.pack(">I", colour)[1:] * 2
+    header = struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)
+    parts = (
+        _chunk(b"IHDR", header),
+        _chunk(b"PLTE", palette),
+        _pixels(width, height),
+        _chunk(b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@lru_cache(maxsize=64)
+def _pixels(width: int, height: int) -> bytes:
+    return _chunk(b"IDAT", zlib.compress(bytes(1 + -(-width // 8)) * height, 9))
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _image(width: int, height: int, draw: random.Random) -> dict[str, Any]:
+    data = b64encode(png(width, height, draw.getrandbits(24))).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def _text(draw: random.Random, words: int) -> str:
+    return " ".join(draw.choices(_WORDS, k=words))

@@ -1,0 +1,80 @@
+"""Puts a page together: one file, no network, nothing but its own script may run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, Final
+
+from turbofit.report.page.tag import Markup, join, json_text, tag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["framed", "tiles"]
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def framed(
+    *,
+    title: str,
+    head: Markup,
+    sections: Sequence[tuple[str, str, Markup]],
+    made: str,
+    document: Any,
+) -> str:
+    """A whole page as HTML.
+
+    Args:
+        title: of the window.
+        head: what stands above the contents.
+        sections: id, title and content of each; empty ones are left out by who makes them.
+        made: who made it, and when.
+        document: the data that the page carries.
+    """
+    style, script = _read("page.css"), _read("page.js")
+    links = [tag("li", tag("a", text, href=f"#{name}")) for name, text, _ in sections]
+    return Template(_read("page.html")).substitute(
+        title=tag("title", title),
+        policy=_policy(script),
+        style=style,
+        script=script,
+        head=head,
+        contents=tag("ul", *links),
+        body=join(*(_section(*one) for one in sections)),
+        made=tag("p", made),
+        json=json_text(document),
+    )
+
+
+def tiles(figures: Sequence[tuple[str, str, str]]) -> Markup:
+    """The figures that people look for first: label, value and a line below it."""
+    return tag(
+        "div",
+        *(
+            tag("div", tag("span", label, class_="label"), tag("b", value), tag("small", text))
+            for label, value, text in figures
+        ),
+        class_="tiles",
+    )
+
+
+def _section(name: str, title: str, content: Markup) -> Markup:
+    return tag("section", tag("h2", title, id=f"{name}-title"), content, id=name,
+               aria_labelledby=f"{name}-title")  # fmt: skip
+
+
+def _policy(script: str) -> str:
+    """A page that loads nothing, and runs this script alone."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
