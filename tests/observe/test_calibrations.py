@@ -15,7 +15,7 @@ from turbofit.observe import calibrations
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(calibrations, "_installed", lambda: "0.18.0")
+    monkeypatch.setattr(calibrations, "installed_lmdeploy", lambda: "0.18.0")
     return tmp_path / "turbofit"
 
 
@@ -54,11 +54,11 @@ def test_a_later_measurement_tells_how_far_they_lie_apart() -> None:
 
 def test_another_lmdeploy_has_learned_nothing(monkeypatch) -> None:
     calibrations.keep(ONE, {})
-    monkeypatch.setattr(calibrations, "_installed", lambda: "0.18.1")
+    monkeypatch.setattr(calibrations, "installed_lmdeploy", lambda: "0.18.1")
     assert not calibrations.with_calibrations(
         machine(1, driver="570.1"), pretend=False
     ).calibrations
-    monkeypatch.setattr(calibrations, "_installed", lambda: None)
+    monkeypatch.setattr(calibrations, "installed_lmdeploy", lambda: None)
     assert calibrations.with_calibrations(machine(1, driver="570.1"), pretend=False).calibrations
 
 

@@ -25,6 +25,8 @@ COMMANDS: Final[dict[str, str]] = {
     "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
     "watch": "a running server, live: memory against the forecast, queue, tokens a second",
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
+    "tune": "settings tried on the real engine under a load; plan and serve use the best",
+    "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
     "gateway": "hold every request to a plan, in front of any LMDeploy",
     "merge": "a LoRA into its checkpoint; LLaVA's original format into the hf format",
     "machine": "GPUs, who uses them, how they reach each other",

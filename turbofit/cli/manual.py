@@ -98,6 +98,27 @@ MANUAL: Final[dict[str, Manual]] = {
         "opens one port; sends requests to the engines; fetches remote images of allowed domains "
         "only; never reads the local disk for a client",
     ),
+    "tune": Manual(
+        (
+            "turbofit tune internvl2-8b",
+            "turbofit tune qwen2-vl-7b --budget 40m --slo ttft=2s,tpot=50ms --concurrency 32",
+            "turbofit tune internvl2-8b --trace monday.jsonl --kv-types 0 --html tuned.html",
+            "turbofit tune internvl2-2b --on 1xrtx3090 --pretend --starts 3 --seconds 5",
+        ),
+        (3, 4, 5, 6, 7),
+        "starts engines one after the other, on private ports, and ends them; keeps its trials and "
+        "its result in the state folder",
+    ),
+    "bench": Manual(
+        (
+            "turbofit bench",
+            "turbofit bench http://10.0.0.7:8000 --concurrency 32 --images 2 --image-size 896x896",
+            "turbofit bench --rate 4 --prompt-tokens 1024 --prompt-spread 0.5 --seconds 120 --json",
+            "turbofit bench --trace monday.jsonl --html monday.html",
+        ),
+        (3, 7),
+        "sends requests to URL, and keeps nothing; --html writes FILE",
+    ),
     "calibrate": Manual(
         (
             "turbofit calibrate internvl2-8b",

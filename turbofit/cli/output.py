@@ -24,6 +24,7 @@ __all__ = [
     "prepare_streams",
     "show",
     "verbose_log",
+    "write_page",
 ]
 
 #: Columns of a help page.
@@ -122,6 +123,17 @@ def show(blocks: Iterable[Block], *, markdown: bool = False) -> None:
         answer(painter.paint(blocks))
         return
     answer(painted(blocks))
+
+
+def write_page(text: str, file: str) -> None:
+    """Write a page of HTML, and say where; ``-`` is stdout."""
+    from turbofit.core.files import write_atomic
+
+    if file == "-":
+        answer(text)
+        return
+    write_atomic(file, text)
+    answer(f"{file}\n")
 
 
 def painted(blocks: Iterable[Block]) -> str:

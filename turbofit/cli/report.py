@@ -12,6 +12,8 @@ from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.report.schema import NAMES
 
 if TYPE_CHECKING:
+    from turbofit.core.tuning import Tuning
+    from turbofit.load.result import LoadResult
     from turbofit.report.stored_documents import StoredPlan
 
 __all__ = ["report"]
@@ -23,8 +25,8 @@ __all__ = ["report"]
         metavar="PLAN|RUN|latest",
         required=False,
         type=PATH,
-        explained="what `plan --json` wrote (- for stdin), the folder of a run of `serve`, or "
-        "`latest`: the newest plan, prediction, rehearsal or run",
+        explained="what `plan --json` wrote (- for stdin), or `bench` or `tune`; the folder of a "
+        "run of `serve`; or `latest`: the newest plan, prediction, rehearsal or run",
     ),
     *FORMS,
     Option(
@@ -56,8 +58,11 @@ def report(
         return 0
     if what is None:
         raise UsageError("report needs a plan, a run or latest", hint="turbofit report latest")
-    from turbofit.report.stored_documents import read_saved
+    from turbofit.report.stored_documents import read_measured, read_saved
 
+    measured = read_measured(what)
+    if measured is not None:
+        return _measured(measured, html, as_json=as_json, md=md)
     saved = read_saved(what)
     if html:
         _page(saved, html)
@@ -72,14 +77,23 @@ def report(
     return 0 if saved.plan.fits else DoesNotFitError.exit_code
 
 
+def _measured(one: LoadResult | Tuning, html: str | None, *, as_json: bool, md: bool) -> int:
+    """A load or a tuning as its command shows it."""
+    from turbofit.core.tuning import Tuning
+
+    if isinstance(one, Tuning):
+        from turbofit.cli.tune import show_tuning
+
+        show_tuning(one, html, as_json=as_json, md=md)
+    else:
+        from turbofit.cli.bench import show_load
+
+        show_load(one, html, as_json=as_json, md=md)
+    return 0
+
+
 def _page(saved: StoredPlan, file: str) -> None:
-    from turbofit.cli.output import answer
-    from turbofit.core.files import write_atomic
+    from turbofit.cli.output import write_page
     from turbofit.report.page.build import page
 
-    text = page(saved)
-    if file == "-":
-        answer(text)
-        return
-    write_atomic(file, text)
-    answer(f"{file}\n")
+    write_page(page(saved), file)

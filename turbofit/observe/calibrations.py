@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from turbofit.core.machine import Machine
 
 __all__ = [
-    "forget", "keep", "path_of", "pretends", "read", "recall", "with_calibrations", "with_spread",
+    "forget", "installed_lmdeploy", "keep", "path_of", "pretends", "read", "recall",
+    "with_calibrations", "with_spread",
 ]  # fmt: skip
 
 _LOG: Final = LazyLogger(__name__)
@@ -80,7 +81,7 @@ def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
     kept = recall(pretend=pretend)
     if not kept:
         return machine
-    names, installed = {gpu.name for gpu in machine.gpus}, _installed()
+    names, installed = {gpu.name for gpu in machine.gpus}, installed_lmdeploy()
     found = tuple(
         one
         for one in kept
@@ -143,7 +144,7 @@ def _folder(*, pretend: bool, make: bool = True) -> Path:
     return state_dir("calibrations-pretend" if pretend else "calibrations", make=make)
 
 
-def _installed() -> str | None:
+def installed_lmdeploy() -> str | None:
     """LMDeploy's version beside us, None where it is elsewhere or nowhere."""
     from importlib.metadata import PackageNotFoundError, version
 

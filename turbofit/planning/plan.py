@@ -23,15 +23,26 @@ if TYPE_CHECKING:
 __all__ = ["doubled_margin", "finished", "plan", "predict"]
 
 
-def plan(request: PlanRequest) -> Plan:
-    """The best plan, whether it fits or not.
+def plan(request: PlanRequest, *, pretend: bool | None = None) -> Plan:
+    """The best plan, whether it fits or not; with what `turbofit tune` found for it.
+
+    Args:
+        request: what a person asks.
+        pretend: whose tunings count: True those of pretend GPUs, None those of the GPUs here where
+            the plan is for them.
 
     Raises:
         UsageError: two things that are asked for contradict each other, or one cannot be used.
         MachineError: this machine cannot be read, or has no GPU.
         PackageError: no engine that turbofit accounts for runs the model.
     """
-    return finished(best_plan(resolve(request), request.engine))
+    resolved = resolve(request)
+    made = best_plan(resolved, request.engine)
+    if pretend is None and resolved.machine.source != "nvml":
+        return finished(made)
+    from turbofit.planning.tuned import with_tuned
+
+    return finished(with_tuned(made, request, resolved, pretend=pretend))
 
 
 def predict(request: PredictRequest) -> Plan:

@@ -147,6 +147,9 @@ class PlanRequest(Validated):
         default=None,
         description="the most that this turbofit may take of each GPU, margin included",
     )
+    no_tuned: bool = Field(
+        default=False, description="as if `turbofit tune` had found nothing on these GPUs"
+    )
 
     # LMDeploy's own options by its names, in the order in which plans tell of them.
     cache_max_entry_count: Annotated[float | None, Metavar("RATIO")] = Field(

@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -21,12 +21,17 @@ from turbofit.core.state import state_dir
 from turbofit.core.struct import Struct, const, decode, to_json
 from turbofit.report.consistent import check_consistent
 
+if TYPE_CHECKING:
+    from turbofit.core.tuning import Tuning
+    from turbofit.load.result import LoadResult
+
 __all__ = [
     "LATEST",
     "RunDocument",
     "StoredPlan",
     "keep",
     "newest_run",
+    "read_measured",
     "read_plan",
     "read_saved",
     "saved_document",
@@ -107,6 +112,23 @@ def read_saved(path: str) -> StoredPlan:
         check_consistent(both.plan, f"report {path}")
         return StoredPlan(both.plan, both.run, path)
     return StoredPlan(_plan(data, path), None, path)
+
+
+def read_measured(path: str) -> LoadResult | Tuning | None:
+    """What ``bench --json`` or ``tune --json`` wrote; None where a file holds something else.
+
+    Raises:
+        UsageError: it is such a document, and damaged.
+    """
+    from turbofit.core.tuning import TUNE_SCHEMA, Tuning
+    from turbofit.load.result import BENCH_SCHEMA, LoadResult
+
+    if path in (LATEST, "-") or not Path(path).is_file():
+        return None
+    data = _bytes(path)
+    kinds: dict[str, type[LoadResult | Tuning]] = {BENCH_SCHEMA: LoadResult, TUNE_SCHEMA: Tuning}
+    kind = kinds.get(_schema(data))
+    return None if kind is None else decode(data, kind, what=path)
 
 
 def read_plan(path: str) -> Plan:

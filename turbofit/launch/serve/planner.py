@@ -117,10 +117,10 @@ class Planner:
 
     def _made(self, request: PlanRequest) -> Plan:
         """Plan, twice where the margin must be doubled, and rehearse the choice."""
-        plan = best_plan(request)
+        plan = self._best(request)
         if self._doubled and request.margin is None and plan.fits:
             request = request.changed(margin=doubled_margin(plan))
-            plan = best_plan(request)
+            plan = self._best(request)
         if not self._rehearse or not plan.fits:
             return plan
         from turbofit.rehearse.corrected import rehearsed
@@ -142,6 +142,10 @@ class Planner:
         # Before it failed, another rehearsal had lowered a ratio: that holds.
         told = f"fits: {seen.kv.total_tokens:,} KV tokens, at a ratio that a rehearsal lowered"
         return replace(seen, fits=True, verdict=told)
+
+    def _best(self, request: PlanRequest) -> Plan:
+        """With what `turbofit tune` found: on pretend GPUs what it found on such."""
+        return best_plan(request) if self._leases is not None else best_plan(request, pretend=True)
 
 
 def _ratios(plan: Plan) -> list[float]:

@@ -8,7 +8,16 @@ from typing import Final
 __all__ = ["NAMES", "schema_path", "schema_text"]
 
 #: The documents; ``plan`` is also a prediction and a rehearsal.
-NAMES: Final = ("plan", "report", "compare", "cluster", "cluster-plan", "cluster-status")
+NAMES: Final = (
+    "plan",
+    "report",
+    "compare",
+    "cluster",
+    "cluster-plan",
+    "cluster-status",
+    "bench",
+    "tune",
+)
 
 
 def schema_text(name: str) -> str:

@@ -14,6 +14,8 @@ from turbofit.core.cluster import Cluster, ClusterPlan, ClusterStatus
 from turbofit.core.json_types import Document
 from turbofit.core.plan import Plan
 from turbofit.core.struct import Struct, any_json
+from turbofit.core.tuning import Tuning
+from turbofit.load.result import LoadResult
 from turbofit.report.compare import Comparison
 from turbofit.report.schema import NAMES, schema_path
 from turbofit.report.stored_documents import RunDocument
@@ -64,6 +66,8 @@ _DOCUMENTS: Final = {
         "served.",
         named=False,
     ),
+    "bench": _Document(LoadResult, "A load on a server, and what it measured", "Seconds."),
+    "tune": _Document(Tuning, "Settings that were tried, and the best of them", "Seconds."),
 }
 _PLAN: Final = "urn:turbofit:plan:1"
 _LEFT_OUT: Final = ("title", "default", "discriminator")

@@ -1,0 +1,139 @@
+"""``turbofit tune`` end to end: LMDeploy's real server and engine on pretend GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.common.processes import Child
+
+pytestmark = [pytest.mark.lmdeploy]
+for needed in ("lmdeploy", "fastapi", "torchvision"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"no {needed}", allow_module_level=True)
+
+ONE = (
+    "internvl2-1b", "--on", "1xrtx3090", "--engine", "turbomind", "--pretend", "--concurrency", "2",
+    "--requests", "6", "--output-tokens", "4", "--prompt-tokens", "16", "--image-size", "448x448",
+)  # fmt: skip
+
+
+def tune(children: list[Child], state: Path, *words: str, command: str = "tune") -> Child:
+    child = Child(
+        [sys.executable, "-m", "turbofit", command, *words],
+        standin=False,
+        XDG_STATE_HOME=str(state),
+        TURBOFIT_LEASES=str(state / "leases"),
+    )
+    children.append(child)
+    return child
+
+
+def said(child: Child) -> Any:
+    assert child.process.stdout is not None
+    return json.loads(child.process.stdout.read())
+
+
+def engines(state: Path) -> list[str]:
+    """Command lines of processes that were started under this state folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environ = (entry / "environ").read_bytes()
+            words = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if (
+            entry.name.isdigit()
+            and int(entry.name) != os.getpid()
+            and f"{state}".encode() in environ
+        ):
+            found.append(words.decode(errors="replace"))
+    return found
+
+
+@pytest.mark.slow
+def test_it_tries_stops_goes_on_keeps_the_best_and_serve_uses_it(
+    children: list[Child], tmp_path: Path
+) -> None:
+    early = tune(children, tmp_path, *ONE, "--starts", "3", "--requests", "100000")
+    early.wait_for("engine: phase: ready")
+    early.process.send_signal(signal.SIGINT)
+    assert early.finish() == 130
+    assert engines(tmp_path) == []
+    first = tune(children, tmp_path, *ONE, "--starts", "3")
+    first.wait_for("trial 2: turbomind")
+    first.wait_for("engine: phase: ready")
+    first.process.send_signal(signal.SIGINT)
+    assert first.finish() == 130
+    assert "goes on from there" in first.stderr
+    assert engines(tmp_path) == []
+    second = tune(children, tmp_path, *ONE, "--starts", "3", "--json")
+    assert second.finish() == 0, second.stderr
+    assert "going on after 1 trials of an earlier run" in second.stderr
+    result = said(second)
+    assert [one["outcome"] for one in result["trials"]] == ["measured", "measured"]
+    assert all(one["measured"]["failed"] == 0 for one in result["trials"])
+    assert result["best"] in (1, 2)
+    assert [one["concurrency"] for one in result["curve"]] == [1, 2]
+    assert engines(tmp_path) == []
+    assert not list((tmp_path / "turbofit" / "tuning-pretend").iterdir())
+    assert not (tmp_path / "turbofit" / "tuned").exists()
+    third = tune(children, tmp_path, *ONE, "--json")
+    assert third.finish() == 0
+    assert "tuned before" in third.stderr
+    assert said(third) == result
+    served = tune(children, tmp_path, *ONE[:6], "--port", "23731", command="serve")
+    served.wait_for("engine: phase: ready")
+    served.process.send_signal(signal.SIGTERM)
+    assert served.finish() == 0
+    newest = max(
+        (tmp_path / "turbofit" / "runs").glob("*/plan.json"), key=lambda p: p.stat().st_mtime
+    )
+    reasons = json.loads(newest.read_text())["reasons"]
+    assert any(one.startswith("tuned: ") for one in reasons)
+
+
+@pytest.mark.slow
+def test_engines_that_die_are_results_and_nothing_is_kept(
+    children: list[Child], tmp_path: Path
+) -> None:
+    child = tune(children, tmp_path, *ONE, "--starts", "2", "--pretend-fail", "60", "--json")
+    assert child.finish() == 3, child.stderr
+    (trial,) = said(child)["trials"]
+    assert trial["outcome"] == "died"
+    assert "memory" in trial["why"]
+    assert not (tmp_path / "turbofit" / "tuned-pretend").exists()
+    assert engines(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_an_slo_that_nothing_keeps_is_said(children: list[Child], tmp_path: Path) -> None:
+    child = tune(children, tmp_path, *ONE, "--starts", "2", "--slo", "ttft=1ms")
+    assert child.finish() == 3, child.stderr
+    assert child.process.stdout is not None
+    assert "none of 1 settings keeps the SLO" in child.process.stdout.read()
+
+
+def test_wrong_use_is_said(children: list[Child], tmp_path: Path) -> None:
+    for words, code, text in (
+        (("internvl2-8b", "--on", "1xrtx3090"), 2, "tune measures the machine here"),
+        ((*ONE, "--slo", "ttft"), 2, "no limit"),
+        ((*ONE, "--budget", "20GiB"), 2, "--budget '20GiB' is no time"),
+        ((*ONE, "--goal", "context"), 2, "does not measure context"),
+        ((*ONE, "--kv-types", "7"), 2, "no list of KV types"),
+        ((*ONE, "--rate", "3"), 2, "do not go together"),
+        (("internvl2-8b", "--on", "1xrtx3090:free=8GiB", "--pretend"), 3, "does not fit"),
+        (("llava-onevision-7b", "--on", "1xrtx3090", "--pretend"), 2, "planned for Transformers"),
+    ):
+        child = tune(children, tmp_path, *words)
+        assert child.finish() == code, child.stderr
+        assert text in child.stderr
+        assert "Traceback" not in child.stderr

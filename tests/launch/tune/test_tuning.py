@@ -1,0 +1,178 @@
+"""The loop of a tuning, before a stand-in for the engines."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from tests.launch.tune.test_space import MEAN
+from turbofit.core.errors import LaunchError
+from turbofit.core.tuning import Tuning
+from turbofit.launch.tune.journal import Journal
+from turbofit.launch.tune.runner import TrialEnd
+from turbofit.launch.tune.space import choices
+from turbofit.launch.tune.tuning import TuneTask, tune
+from turbofit.load.result import LoadResult, Spread
+from turbofit.load.spec import LoadSpec
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
+
+REQUEST = PlanRequest(model="internvl2-2b", on="1xrtx3090", engine="turbomind")
+CHOICES = choices(REQUEST, plan(REQUEST), MEAN, 64, (0,))
+FACTS = {"model": "m", "gpus": ("c",), "driver": "1", "lmdeploy": "0.18.0", "promise": {}}
+
+
+def task(**changes: Any) -> TuneTask:
+    facts = {
+        "choices": CHOICES, "load": LoadSpec.of(concurrency=64, seconds=30.0), "at_once": 64,
+        "goal": "throughput", "slo": {}, "budget": None, "starts": 12, "facts": FACTS,
+        "earlier": None,
+    }  # fmt: skip
+    return TuneTask(**{**facts, **changes})
+
+
+def result(rate: float, ttft: float = 0.1) -> LoadResult:
+    spread = Spread(count=9, mean=ttft, p50=ttft, p90=ttft, p99=ttft, most=ttft)
+    return LoadResult(
+        turbofit_version="0", created="", url="", model="m", load={}, seconds=30.0, begun=900,
+        answered=900, requests_per_second=rate, output_tokens_per_second=rate, running=64.0,
+        ttft=spread, tpot=spread, e2e=spread,
+    )  # fmt: skip
+
+
+class Engines:
+    """Serve most with 16 rows and a prefill of 8192; ``ends`` replaces the n-th start's end."""
+
+    def __init__(self, ends: dict[int, Any] | None = None, seconds: float = 60.0) -> None:
+        self.ends, self.seconds = ends or {}, seconds
+        self.started: list[tuple[int, int]] = []
+        self.loads: list[list[LoadSpec]] = []
+
+    def plan_of(self, options: dict[str, Any]) -> Any:
+        return next(one.plan for one in CHOICES if one.options == options)
+
+    def run(self, plan: Any, loads: Any) -> TrialEnd:
+        settings = plan.settings
+        self.started.append((settings.max_batch_size, settings.max_prefill_token_num))
+        self.loads.append(list(loads))
+        end = self.ends.get(len(self.started))
+        if isinstance(end, Exception):
+            raise end
+        if end is not None:
+            return end
+        rate = 10.0 - abs(settings.max_batch_size.bit_length() - 5)
+        rate += 0.5 * (settings.max_prefill_token_num == 8192)
+        return TrialEnd(tuple(result(rate) for _ in loads), "measured", "", None, self.seconds)
+
+
+def go(made: TuneTask, engines: Engines, journal: Journal | None = None) -> Any:
+    journal = journal or Journal("k", pretend=True)
+    journal.forget()
+    return tune(made, journal, engines.plan_of, engines.run, lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+def test_the_best_is_found_confirmed_and_has_a_curve() -> None:
+    engines = Engines()
+    found = go(task(), engines)
+    assert isinstance(found, Tuning)
+    assert found.winner is not None
+    assert found.winner.max_batch_size == 16
+    assert found.winner.max_prefill_token_num == 8192
+    assert len(engines.started) <= 12
+    assert engines.started[-1] == (16, 8192)
+    assert [one.concurrency for one in engines.loads[-1]] == [1, 4, 16, 64]
+    assert [one.concurrency for one in found.curve] == [1, 4, 16, 64]
+    (factor,) = found.factors
+    assert factor.trials == len(found.trials)
+    assert found.seconds == 60.0 * len(engines.started)
+
+
+def test_starts_and_time_bound_it() -> None:
+    few = go(task(starts=3), engines := Engines())
+    assert len(engines.started) == 3
+    assert (len(few.trials), few.stopped) == (2, "2 settings were tried")
+    short = go(task(budget=200.0), engines := Engines())
+    assert len(engines.started) == 3
+    assert short.stopped == "the time is up"
+    assert go(task(budget=1.0), engines := Engines()).best == 1
+    assert len(engines.started) == 1
+
+
+def test_a_death_is_a_result_and_the_others_go_on() -> None:
+    dead = TrialEnd((), "died", "CUDA out of memory", None, 5.0)
+    ends = {1: dead, 2: LaunchError("no port", hint="x")}
+    found = go(task(), Engines(ends))
+    assert [one.outcome for one in found.trials[:3]] == ["died", "unserved", "measured"]
+    assert found.trials[0].why == "CUDA out of memory"
+    assert found.trials[1].why == "no port"
+    assert found.winner is not None
+    every = go(task(starts=4), Engines(dict.fromkeys(range(1, 9), dead)))
+    assert every.best is None
+    assert every.factors == ()
+
+
+def test_a_signal_ends_it_and_the_same_goes_on_from_there() -> None:
+    journal = Journal("k", pretend=True)
+    stop = TrialEnd((), "unserved", "", signal.SIGINT, 1.0)
+    first = Engines({4: stop})
+    assert go(task(), first, journal) is signal.SIGINT
+    again = Journal("k", pretend=True)
+    assert len(again.trials) == 3
+    second = Engines()
+    found = tune(task(), again, second.plan_of, second.run, lambda _: None)
+    assert isinstance(found, Tuning)
+    assert not set(second.started[:-1]) & set(first.started[:3])
+    assert [one.number for one in found.trials] == list(range(1, len(found.trials) + 1))
+    whole = go(task(), Engines())
+    assert whole.winner is not None
+    assert found.winner is not None
+    assert found.winner.options == whole.winner.options
+
+
+def test_a_damaged_journal_is_as_none(tmp_path) -> None:
+    journal = Journal("k", pretend=True)
+    go(task(starts=3), Engines(), journal)
+    path = tmp_path / "turbofit" / "tuning-pretend" / "k.json"
+    text = path.read_text()
+    for damaged in (text[:99], "", "[]", text.replace("turbofit.tuning/1", "x"), "\x00"):
+        path.write_text(damaged)
+        assert Journal("k", pretend=True).trials == ()
+    path.write_text(text)
+    assert len(Journal("k", pretend=True).trials) == 2
+    assert Journal("k", pretend=False).trials == ()
+    Journal("k", pretend=True).forget()
+    assert not path.exists()
+
+
+def test_an_slo_that_nothing_keeps_leaves_nothing() -> None:
+    found = go(task(slo={"ttft": 0.05}, starts=5), Engines())
+    assert found.best is None
+    assert not any(one.meets_slo for one in found.trials)
+
+
+def test_an_open_loop_has_no_curve() -> None:
+    load = LoadSpec.of(rate=2.0)
+    found = go(task(load=load, starts=4), engines := Engines())
+    assert found.curve == ()
+    assert len(engines.started) == 3
+
+
+def test_another_lmdeploy_is_compared_with() -> None:
+    then = go(task(starts=4), Engines())
+    assert then.winner is not None
+    faster = replace(then.winner.measured, requests_per_second=14.0)
+    trials = tuple(
+        replace(one, measured=faster) if one.number == then.best else one for one in then.trials
+    )
+    found = go(task(earlier=replace(then, lmdeploy="0.14.0", trials=trials)), Engines())
+    assert found.earlier is not None
+    assert found.earlier.lmdeploy == "0.14.0"
+    assert found.earlier.change == pytest.approx(10.5 / 14 - 1, abs=0.08)

@@ -1,0 +1,113 @@
+"""What `turbofit tune` found, in later plans."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from bench.common.plans import machine
+from tests.launch.tune.test_slo import SEEN
+from turbofit.core.tuning import SpeedFactor, TrialForecast, TrialRecord, Tuning
+from turbofit.memory.calibrated import identity
+from turbofit.model.source import resolve_model
+from turbofit.observe.tuned import cards_of, keep_tuned
+from turbofit.planning import tuned
+from turbofit.planning.plan import plan
+from turbofit.planning.request import PlanRequest
+
+HERE = replace(machine(1, driver="570.1"), source="nvml")
+REQUEST = PlanRequest(model="internvl2-2b", on=HERE, engine="turbomind")
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuned, "installed_lmdeploy", lambda: "0.18.0")
+
+
+def tuning(**changes) -> Tuning:
+    options = changes.pop("options", {"max_batch_size": 24, "max_prefill_token_num": 2048})
+    trial = TrialRecord(
+        number=2, options=options, engine="turbomind", tp=1, replicas=1, max_batch_size=24,
+        max_prefill_token_num=2048, quant_policy=0, enable_prefix_caching=False, kv_tokens=1,
+        forecast=TrialForecast(requests_per_second=2.0, ttft=1.0, tpot=0.1), outcome="measured",
+        measured=SEEN,
+    )  # fmt: skip
+    facts = {
+        "turbofit_version": "0", "created": "2026-11-20T00:00:00+00:00",
+        "model": identity(resolve_model("internvl2-2b")), "gpus": cards_of(HERE),
+        "driver": "570.1", "lmdeploy": "0.18.0", "promise": {"engine": "turbomind"},
+        "load": {}, "goal": "throughput", "slo": {}, "best": 2, "trials": (trial,),
+        "factors": (SpeedFactor(engine="turbomind", factor=0.5, trials=1),),
+    }  # fmt: skip
+    return Tuning(**{**facts, **changes})
+
+
+def used(request: PlanRequest, **keywords) -> bool:
+    found = plan(request, **keywords)
+    said = [text for text in found.reasons if text.startswith("tuned: ")]
+    if said:
+        assert found.settings.max_batch_size == 24
+        assert found.settings.max_prefill_token_num == 2048
+        assert "1.00 requests/s with LMDeploy 0.18.0 on 2026-11-20" in said[0]
+    return bool(said)
+
+
+def test_a_plan_of_the_same_promise_has_its_settings() -> None:
+    before = plan(REQUEST)
+    keep_tuned(tuning())
+    assert used(REQUEST)
+    after = plan(REQUEST)
+    assert after.limits.image_limit == before.limits.image_limit
+    assert after.throughput is not None
+    assert "times 0.50, as turbofit tune measured" in after.throughput.basis
+    assert after.fits
+
+
+def test_it_is_used_for_nothing_else() -> None:
+    keep_tuned(tuning())
+    for changes in (
+        {"no_tuned": True}, {"images": 2}, {"max_batch_size": 4}, {"goal": "latency"},
+        {"engine": "auto"}, {"model": "internvl2-1b"}, {"on": replace(HERE, driver="1")},
+        {"on": replace(HERE, source="preset")}, {"context": 4096},
+    ):  # fmt: skip
+        assert not used(REQUEST.changed(**changes)), changes
+    assert used(REQUEST.changed(margin="2%"))
+    assert used(REQUEST.changed(cache_max_entry_count=0.5))
+
+
+def test_pretend_tunings_are_for_pretend_runs_only() -> None:
+    keep_tuned(tuning(pretend=True))
+    assert not used(REQUEST)
+    there = REQUEST.changed(on=replace(HERE, source="preset"))
+    assert used(there, pretend=True)
+    assert not used(there)
+
+
+def test_another_lmdeploy_asks_for_a_new_run(monkeypatch) -> None:
+    keep_tuned(tuning())
+    monkeypatch.setattr(tuned, "installed_lmdeploy", lambda: "0.19.0")
+    assert not used(REQUEST)
+    (said,) = [text for text in plan(REQUEST).warnings if "tuned" in text]
+    assert said.startswith("it was tuned with LMDeploy 0.18.0, 0.19.0 is installed")
+    monkeypatch.setattr(tuned, "installed_lmdeploy", lambda: None)
+    assert used(REQUEST)
+
+
+def test_settings_that_do_not_fit_now_are_left_and_that_is_said() -> None:
+    keep_tuned(tuning(options={"max_batch_size": 4096, "max_prefill_token_num": 32768}))
+    (gpu,) = HERE.gpus
+    less = replace(HERE, gpus=(replace(gpu, used=12 << 30, free=gpu.free - (12 << 30)),))
+    found = plan(REQUEST.changed(on=less))
+    assert found.fits
+    assert any("turbofit tune found are not used" in text for text in found.warnings)
+
+
+def test_a_factor_corrects_other_models_on_these_cards() -> None:
+    other = PlanRequest(model="internvl2-1b", on=HERE, engine="turbomind")
+    before = plan(other).throughput
+    keep_tuned(tuning())
+    after = plan(other).throughput
+    assert before is not None
+    assert after is not None
+    assert after.requests_per_second == pytest.approx(before.requests_per_second / 2, rel=1e-3)

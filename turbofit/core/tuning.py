@@ -1,0 +1,120 @@
+"""What `turbofit tune` tried, measured and keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from turbofit.core.plan import Goal
+from turbofit.core.struct import Struct, const, doc
+
+__all__ = [
+    "TUNE_SCHEMA",
+    "CurvePoint",
+    "EarlierTuning",
+    "SpeedFactor",
+    "SpeedFigures",
+    "TrialForecast",
+    "TrialRecord",
+    "Tuning",
+]
+
+TUNE_SCHEMA: Final = "turbofit.tune/1"
+
+
+class TrialForecast(Struct):
+    """What the model of speed says of a trial's settings under the load."""
+
+    requests_per_second: float
+    ttft: Annotated[float, doc("Seconds to the first token of a request that comes last.")]
+    tpot: Annotated[float, doc("Seconds of a token after it.")]
+
+
+class SpeedFigures(Struct):
+    """What a load measured; seconds."""
+
+    requests_per_second: float
+    output_tokens_per_second: float
+    ttft_p50: float
+    ttft_p90: float
+    tpot_p50: float
+    tpot_p90: float
+    e2e_p50: float
+    e2e_p90: float
+    answered: Annotated[int, doc("Requests.")]
+    failed: Annotated[int, doc("Requests without an answer.")]
+
+
+class TrialRecord(Struct):
+    """One start of an engine and its load."""
+
+    number: int
+    options: Annotated[
+        dict[str, object], doc("Of a plan: what this trial sets beside what the person set.")
+    ]
+    engine: str
+    tp: int
+    replicas: int
+    max_batch_size: int
+    max_prefill_token_num: int
+    quant_policy: int
+    enable_prefix_caching: bool
+    kv_tokens: Annotated[int, doc("Of all groups.")]
+    forecast: TrialForecast
+    outcome: Literal["measured", "died", "unserved"]
+    why: Annotated[str, doc("Of what it died, or why it was not measured; else empty.")] = ""
+    measured: SpeedFigures | None = None
+    meets_slo: bool = False
+    seconds: Annotated[float, doc("From the start of the engine to its end.")] = 0.0
+
+
+class CurvePoint(Struct):
+    """The best settings under another number of requests at once."""
+
+    concurrency: int
+    measured: SpeedFigures
+
+
+class SpeedFactor(Struct):
+    """By how much the model of speed is wrong about an engine on cards: measured over forecast."""
+
+    engine: str
+    factor: float
+    trials: int
+
+
+class EarlierTuning(Struct):
+    """The result that was kept before, of another LMDeploy."""
+
+    lmdeploy: str
+    created: str
+    requests_per_second: float
+    change: Annotated[float, doc("Of requests a second, now over then, less one.")]
+
+
+class Tuning(Struct):
+    """What was tried for one model, promise and load on one machine, and what was best."""
+
+    schema: Annotated[str, const(TUNE_SCHEMA)] = TUNE_SCHEMA
+    turbofit_version: str
+    created: str
+    model: Annotated[str, doc("Name, architecture, parameters.")]
+    gpus: Annotated[tuple[str, ...], doc("Names of all visible cards, sorted.")]
+    driver: str
+    lmdeploy: str
+    pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
+    promise: Annotated[dict[str, object], doc("What the person asked of the plan.")]
+    load: Annotated[dict[str, object], doc("The options of the load that were given.")]
+    goal: Goal
+    slo: Annotated[dict[str, float], doc("Seconds, by ttft, tpot, e2e: 90 % may take so long.")]
+    best: Annotated[int | None, doc("The trial's number; null where none meets the SLO.")] = None
+    trials: tuple[TrialRecord, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    factors: tuple[SpeedFactor, ...] = ()
+    earlier: EarlierTuning | None = None
+    stopped: Annotated[str, doc("Why no more was tried.")] = ""
+    seconds: float = 0.0
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """The best trial."""
+        return next((one for one in self.trials if one.number == self.best), None)

@@ -1,0 +1,96 @@
+"""What the model of speed says of a plan under a load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from turbofit.core.tuning import TrialForecast
+from turbofit.load.trace import read_trace
+from turbofit.memory.engines import engine_named
+from turbofit.memory.vision_load import VisionLoad
+from turbofit.tuner.speed.all_reduce import all_reduce_of
+from turbofit.tuner.speed.rates import card_of, rates
+from turbofit.tuner.speed.throughput import speed_of
+from turbofit.tuner.speed.work import work_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.load.spec import LoadSpec
+
+__all__ = ["MeanRequest", "forecast_of", "mean_request"]
+
+
+class MeanRequest(NamedTuple):
+    """A load's request on average; ``images`` are the sizes of one, or of several alike."""
+
+    text_tokens: int
+    output_tokens: int
+    images: tuple[tuple[int, int], ...]
+
+
+def mean_request(spec: LoadSpec) -> MeanRequest:
+    """The request of a load; of a trace its mean, and the images of the request in its middle.
+
+    Raises:
+        UsageError: the trace cannot be read.
+    """
+    if spec.trace is None:
+        size = max(spec.image_size, key=lambda one: one[0] * one[1])
+        return MeanRequest(spec.prompt_tokens, spec.output_tokens, (size,) * spec.images)
+    trace = read_trace(spec.trace)
+    by_images = sorted(trace, key=lambda one: sum(w * h for w, h in one.images))
+    return MeanRequest(
+        _mean([one.text_tokens for one in trace]),
+        _mean([one.output_tokens for one in trace]),
+        by_images[len(by_images) // 2].images,
+    )
+
+
+def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForecast:
+    """Of all engines of a plan, with so many requests at once in all."""
+    engine, figures = engine_named(plan.engine.name), rates()
+    load = _vision_load(plan, request)
+    prompt = request.text_tokens + load.tokens_per_request
+    rate, ttft, tpot = 0.0, 0.0, 0.0
+    for number, group in enumerate(plan.parallel.groups):
+        settings = plan.by_group[number].settings if plan.by_group else plan.settings
+        kv = plan.by_group[number].kv if plan.by_group else plan.kv
+        gpus = [plan.machine.gpu(index) for index in group]
+        here = at_once / len(plan.parallel.groups)
+        speed = speed_of(
+            work_of(plan.model, settings, engine),
+            card_of(gpus, figures, plan.machine.measured),
+            all_reduce_of(plan.machine, gpus, figures),
+            figures,
+            prompt=prompt,
+            output=request.output_tokens,
+            at_once=here,
+            batch=settings.max_batch_size,
+            kv_tokens=kv.tokens,
+            chunk=settings.max_prefill_token_num,
+            requested_load=load,
+        )
+        rate += speed.requests_per_second
+        ttft = max(ttft, speed.seconds_to_first_token)
+        # A row waits for the prefills of others between its steps.
+        taken = speed.running / max(speed.requests_per_second, 1e-9) - speed.prefill
+        tpot = max(tpot, taken / request.output_tokens, speed.step)
+    return TrialForecast(requests_per_second=rate, ttft=ttft, tpot=tpot)
+
+
+def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
+    rule, limit = plan.model.image_rule, plan.limits.image_limit
+    if rule is None or not request.images:
+        return VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
+    units = [rule.units(width, height, limit) for width, height in request.images]
+    return VisionLoad(
+        units_per_image=max(units),
+        images_per_request=len(units),
+        tokens_per_request=sum(rule.unit_tokens(one) for one in units),
+    )
+
+
+def _mean(values: Sequence[int]) -> int:
+    return max(1, round(sum(values) / max(1, len(values))))

@@ -1,0 +1,202 @@
+"""One trial: the engines of a plan, started as `serve` starts them, under a load.
+
+What an engine dies of is a result. When a trial ends, however it ends, so have its engines, its
+gateway and its load.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from turbofit.core.errors import TurbofitError
+from turbofit.core.tuning import SpeedFigures
+from turbofit.gateway.config import GatewayConfig
+from turbofit.launch.engine.launches import free_ports
+from turbofit.launch.engine.supervised_engine import Timing
+from turbofit.launch.serve.config import ServeConfig
+from turbofit.launch.serve.job import Job
+from turbofit.launch.serve.record import Record, run_folder
+from turbofit.launch.serve.session import run_session
+from turbofit.launch.serve.supervisor import StopSignal
+from turbofit.launch.tune.load_child import LoadChild
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from turbofit.core.plan import Plan
+    from turbofit.launch.engine.environment import Lmdeploy
+    from turbofit.launch.serve.leases import Leases
+    from turbofit.load.result import LoadResult
+    from turbofit.load.spec import LoadSpec
+
+__all__ = ["TrialEnd", "TrialRunner", "figures_of"]
+
+_HOST: Final = "127.0.0.1"
+#: More than a load may have under way.
+_QUEUE: Final = 4096
+
+
+Outcome = Literal["measured", "died", "unserved"]
+
+
+class TrialEnd(NamedTuple):
+    """How a trial ended: what each load measured, or why not, and a signal that ended it."""
+
+    results: tuple[LoadResult, ...]
+    outcome: Outcome
+    why: str
+    signal: signal.Signals | None
+    seconds: float
+
+
+class TrialRunner:
+    """Runs trials, one after the other.
+
+    Args:
+        config: what they have alike; its gateway is replaced.
+        lmdeploy: the LMDeploy that is started.
+        leases: the machine's reservations.
+        say: takes lines of progress.
+        fetch: brings a plan's weights onto this machine.
+        start: seconds until an engine must be ready.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        lmdeploy: Lmdeploy,
+        leases: Leases,
+        say: Callable[[str], None],
+        *,
+        fetch: Callable[[Plan], Plan] | None = None,
+        start: float = 3600.0,
+    ) -> None:
+        self._config, self._lmdeploy, self._leases = config, lmdeploy, leases
+        self._say, self._fetch, self._start = say, fetch, start
+
+    def run(self, plan: Plan, loads: Sequence[LoadSpec]) -> TrialEnd:
+        """Start the plan's engines, drive the loads one after the other, end the engines."""
+        begun, folder, key = time.monotonic(), run_folder(plan), secrets.token_hex(16)
+        outcome: Outcome = "unserved"
+        why = ""
+        stop = _TrialStop()
+        with stop:
+            drive = _Drive(loads, key, stop)
+            record = _TrialRecord(
+                folder, drive.died, model=plan.model.name, pretend=self._config.pretend,
+                lmdeploy=self._lmdeploy.version,
+            )  # fmt: skip
+            job = Job(
+                self._trial_config(key), folder=folder, record=record, say=self._say,
+                on_open=drive.begin, lmdeploy=self._lmdeploy, leases=self._leases,
+                fetch=self._fetch,
+            )  # fmt: skip
+            try:
+                run_session(job, plan, stop)
+            except TurbofitError as exc:
+                outcome, why = "died", exc.message
+            finally:
+                drive.end()
+        results = tuple(one for one in drive.results if one.answered)
+        if not why and drive.death:
+            outcome, why = "died", drive.death
+        elif not why and results:
+            outcome = "measured"
+        elif not why:
+            why = drive.why
+        return TrialEnd(results, outcome, why, stop.heard, round(time.monotonic() - begun, 1))
+
+    def _trial_config(self, key: str) -> ServeConfig:
+        gateway = GatewayConfig(
+            host=_HOST, port=free_ports(1)[0], api_keys=(key,), queue_length=_QUEUE,
+            queue_seconds=3600.0,
+        )  # fmt: skip
+        timing = Timing(start=self._start, drain=1.0, liveness=0.0, restarts=0)
+        return self._config.changed(gateway=gateway, timing=timing, access_log="none")
+
+
+class _TrialStop(StopSignal):
+    """A stop that tells a person's signal from the end of a load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: signal.Signals | None = None
+
+    def _caught(self, number: int, frame: Any) -> None:
+        self.heard = signal.Signals(number)
+        super()._caught(number, frame)
+
+
+class _TrialRecord(Record):
+    """The record of a trial: an engine that ends while it serves ends the trial."""
+
+    def __init__(self, folder: Path, on_death: Callable[[str], None], **facts: Any) -> None:
+        self._on_death = on_death
+        super().__init__(folder, **facts)
+
+    def event(self, kind: str, text: str) -> None:
+        """See :class:`Record`."""
+        super().event(kind, text)
+        if kind == "ended":
+            self._on_death(text)
+
+
+class _Drive:
+    """The loads of a trial, one after the other, while its engines are supervised."""
+
+    def __init__(self, loads: Sequence[LoadSpec], key: str, stop: StopSignal) -> None:
+        self._left, self._key, self._stop = list(loads), key, stop
+        self._child: LoadChild | None = None
+        self._url = self.why = self.death = ""
+        self.results: list[LoadResult] = []
+
+    def begin(self, urls: list[str]) -> None:
+        """The gateway is open."""
+        self._url = urls[0]
+        self._next()
+
+    def died(self, why: str) -> None:
+        """An engine ended: there is nothing more to measure."""
+        self.death = self.death or why
+        self._left.clear()
+        self._stop.end()
+
+    def end(self) -> None:
+        """Nothing of it runs any more."""
+        self._left.clear()
+        if self._child is not None:
+            self._child.end()
+
+    def _next(self) -> None:
+        self._child = LoadChild(self._url, self._key, self._left.pop(0), self._ended)
+
+    def _ended(self) -> None:
+        """In the load's thread: the next load, or the end."""
+        assert self._child is not None
+        result = self._child.result
+        if result is None:
+            self.why = self._child.why
+        else:
+            self.results.append(result)
+            if not result.answered:
+                self.why = result.stopped or "no request was answered"
+        if self._left and result is not None and result.answered:
+            self._next()
+        else:
+            self._stop.end()
+
+
+def figures_of(result: LoadResult) -> SpeedFigures:
+    """What a trial keeps of a load."""
+    return SpeedFigures(
+        requests_per_second=result.requests_per_second,
+        output_tokens_per_second=result.output_tokens_per_second,
+        ttft_p50=result.ttft.p50, ttft_p90=result.ttft.p90,
+        tpot_p50=result.tpot.p50, tpot_p90=result.tpot.p90,
+        e2e_p50=result.e2e.p50, e2e_p90=result.e2e.p90,
+        answered=result.answered, failed=result.begun - result.answered,
+    )  # fmt: skip

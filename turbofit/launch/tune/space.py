@@ -1,0 +1,150 @@
+"""All settings that a tuning may try: each a plan that fits and keeps the promise.
+
+The promise is the image limit and the context of the plan that turbofit would make without trying.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from turbofit.core.errors import TurbofitError
+from turbofit.launch.tune.forecast import MeanRequest, forecast_of
+from turbofit.launch.tune.search import SearchPoint
+from turbofit.planning.plan import plan as best_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from turbofit.core.json_types import Options
+    from turbofit.core.plan import Plan
+    from turbofit.planning.request import PlanRequest
+
+__all__ = ["TrialChoice", "choices", "option_of"]
+
+_BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
+#: What is forecast at less than this share of the best is not tried.
+_HOPELESS: Final = 0.3
+_MOST: Final = 400
+#: How far, in a coordinate, a forecast's error stays alike: doublings of a batch and of a prefill.
+_BATCH_SCALE: Final = 2.5
+_PREFILL_SCALE: Final = 5.0
+#: Two settings of another kind are so far apart.
+_APART: Final = 0.4
+
+
+class TrialChoice(NamedTuple):
+    """Settings to try: what is asked of a plan for them, that plan, and where they lie."""
+
+    options: dict[str, Any]
+    plan: Plan
+    option: SearchPoint
+
+
+def choices(
+    request: PlanRequest,
+    usual: Plan,
+    mean: MeanRequest,
+    at_once: float,
+    kv_types: Sequence[int] = (0,),
+    *,
+    prefix: bool = False,
+) -> list[TrialChoice]:
+    """All that is worth trying, the plan that turbofit would make first.
+
+    Args:
+        request: what the person asked; what is given in it is not changed.
+        usual: the plan for it.
+        mean: the load's request on average.
+        at_once: the load's requests under way.
+        kv_types: values of ``quant_policy`` to try.
+        prefix: whether prefix caching may help this load.
+    """
+    found = [_choice({}, usual, mean, at_once)]
+    seen = {_kind(usual, at_once)}
+    for options in _every(request, usual, kv_types, prefix=prefix):
+        try:
+            plan = best_plan(request.changed(**options))
+        except TurbofitError:
+            continue
+        if plan.fits and _keeps(plan, usual) and _kind(plan, at_once) not in seen:
+            seen.add(_kind(plan, at_once))
+            found.append(_choice(options, plan, mean, at_once))
+    best = max(one.option.forecast.requests_per_second for one in found)
+    rest = [one for one in found[1:] if one.option.forecast.requests_per_second >= _HOPELESS * best]
+    rest.sort(key=lambda one: -one.option.forecast.requests_per_second)
+    return [found[0], *rest[: _MOST - 1]]
+
+
+def option_of(plan: Plan, mean: MeanRequest, at_once: float) -> SearchPoint:
+    """A plan as the search sees it."""
+    settings = plan.settings
+    point = (
+        math.log2(_rows(plan, at_once)) / _BATCH_SCALE,
+        math.log2(settings.max_prefill_token_num) / _PREFILL_SCALE,
+        math.log2(settings.tp) * _APART,
+        math.log2(plan.parallel.replicas) * _APART,
+        *(_APART if plan.engine.name == name else 0.0 for name in ("turbomind", "pytorch")),
+        *(_APART if settings.quant_policy == kind else 0.0 for kind in (0, 8, 4)),
+        _APART if settings.enable_prefix_caching else 0.0,
+    )
+    return SearchPoint(point, forecast_of(plan, mean, at_once))
+
+
+def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> TrialChoice:
+    return TrialChoice(options, plan, option_of(plan, mean, at_once))
+
+
+def _every(
+    request: PlanRequest, usual: Plan, kv_types: Sequence[int], *, prefix: bool
+) -> Iterator[dict[str, Any]]:
+    """What the person left open, in all combinations."""
+    given = request.given()
+    shapes: set[tuple[str, int, int]] = {
+        (usual.engine.name, usual.parallel.tp, usual.parallel.replicas)
+    }
+    shapes |= {(one.engine, one.tp, one.replicas) for one in usual.considered if one.fits}
+    gpus = len(usual.machine.visible)
+    # Idle cards serve nothing; where cards are unequal the plan's own shape stays.
+    whole = {one for one in shapes if one[1] * one[2] == gpus} or shapes
+    whole.add((usual.engine.name, usual.parallel.tp, usual.parallel.replicas))
+    axes: dict[str, Sequence[Any]] = {
+        "max_prefill_token_num": _PREFILLS,
+        "max_batch_size": _BATCHES,
+        "quant_policy": kv_types,
+        "enable_prefix_caching": (False, True) if prefix else (False,),
+    }
+    free = {name: values for name, values in axes.items() if name not in given}
+    for engine, tp, replicas in sorted(whole):
+        shape = {"engine": engine, "tp": tp, "replicas": replicas}
+        base = {name: value for name, value in shape.items() if _open(name, given)}
+        for values in product(*free.values()):
+            yield {**base, **dict(zip(free, values, strict=True))}
+
+
+def _open(name: str, given: Options) -> bool:
+    return name not in given or given[name] == "auto"
+
+
+def _keeps(plan: Plan, usual: Plan) -> bool:
+    """Whether it promises no less."""
+    least, limit = usual.limits.image_limit, plan.limits.image_limit
+    return plan.settings.session_len >= usual.settings.session_len and (
+        least is None or (limit is not None and limit >= least)
+    )
+
+
+def _rows(plan: Plan, at_once: float) -> int:
+    """Rows of a batch that the load can fill."""
+    return min(plan.settings.max_batch_size, math.ceil(at_once / plan.parallel.replicas))
+
+
+def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
+    """What sets a trial apart under the load."""
+    settings = plan.settings
+    return (
+        plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),
+        settings.max_prefill_token_num, settings.quant_policy, settings.enable_prefix_caching,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Results of `turbofit tune` on disk: a file a model, promise, load, kind of cards and LMDeploy.
+
+They are in the user's state folder. Those of pretend GPUs are kept apart: a real plan never reads
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from turbofit.core.files import write_atomic
+from turbofit.core.state import state_dir
+from turbofit.core.struct import to_json
+from turbofit.core.tuning import TUNE_SCHEMA, Tuning
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from turbofit.core.machine import Machine
+
+__all__ = [
+    "cards_of",
+    "forget_tuned",
+    "keep_tuned",
+    "plain",
+    "promise_of",
+    "recall_tuned",
+    "tuned_key",
+]
+
+#: What does not change which settings are best.
+_NO_PROMISE: Final = ("model", "revision", "on", "gpus", "no_tuned", "margin", "goal")
+
+
+def cards_of(machine: Machine) -> tuple[str, ...]:
+    """The names of the visible cards, sorted."""
+    return tuple(sorted(machine.gpu(index).name for index in machine.visible))
+
+
+def promise_of(given: Mapping[str, object]) -> dict[str, object]:
+    """What a person asks of a plan, as far as a tuning depends on it.
+
+    Args:
+        given: the fields of a request that were given.
+    """
+    found = plain({name: value for name, value in given.items() if name not in _NO_PROMISE})
+    return {name: value for name, value in found.items() if (name, value) != ("engine", "auto")}
+
+
+def plain(values: Mapping[str, object]) -> dict[str, object]:
+    """Options as a stored document has them, so that they can be compared."""
+    found: dict[str, object] = json.loads(json.dumps(values, default=str, sort_keys=True))
+    return found
+
+
+def keep_tuned(tuning: Tuning) -> Path:
+    """Store one for later plans; an older one of the same kind is replaced.
+
+    Raises:
+        OSError: the state folder cannot be made.
+        UsageError: the file cannot be written.
+    """
+    path = _folder(pretend=tuning.pretend) / f"{_name(tuning)}.json"
+    write_atomic(path, to_json(tuning), mode=0o600)
+    return path
+
+
+def recall_tuned(*, pretend: bool) -> tuple[Tuning, ...]:
+    """All that are kept, the newest first; what cannot be read is left out."""
+    found = []
+    for path in _folder(pretend=pretend, make=False).glob("*.json"):
+        with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            one = msgspec.json.decode(path.read_bytes(), type=Tuning)
+            if one.schema == TUNE_SCHEMA and one.pretend == pretend:
+                found.append(one)
+    return tuple(sorted(found, key=lambda one: one.created, reverse=True))
+
+
+def forget_tuned(model: str, *, pretend: bool) -> int:
+    """Drop all of a model; how many there were."""
+    gone = 0
+    for one in recall_tuned(pretend=pretend):
+        if one.model == model:
+            with suppress(OSError):
+                (_folder(pretend=pretend, make=False) / f"{_name(one)}.json").unlink()
+                gone += 1
+    return gone
+
+
+def tuned_key(*parts: object) -> str:
+    """A file's name that stands for these."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _name(one: Tuning) -> str:
+    return tuned_key(
+        one.model, one.gpus, one.driver, one.lmdeploy, one.promise, one.load, one.goal, one.slo
+    )
+
+
+def _folder(*, pretend: bool, make: bool = True) -> Path:
+    return state_dir("tuned-pretend" if pretend else "tuned", make=make)

@@ -1,0 +1,140 @@
+"""What `turbofit tune` found, in plans: its settings where the promise is the same, its factors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.errors import TurbofitError
+from turbofit.memory.calibrated import identity
+from turbofit.observe.calibrations import installed_lmdeploy, pretends
+from turbofit.observe.tuned import cards_of, promise_of, recall_tuned
+from turbofit.planning.resolve import resolve
+from turbofit.tuner.choose import best_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turbofit.core.plan import Plan
+    from turbofit.core.tuning import Tuning
+    from turbofit.planning.request import PlanRequest
+    from turbofit.tuner.resolved_request import ResolvedRequest
+
+__all__ = ["with_tuned"]
+
+#: Options of LMDeploy that a launch may add to a request without making it another promise.
+_BESIDE: Final = ("cache_max_entry_count", "communicator", "async_", "model_format", "dtype")
+
+
+def with_tuned(
+    plan: Plan, request: PlanRequest, resolved: ResolvedRequest, *, pretend: bool | None
+) -> Plan:
+    """The plan with the settings that were the fastest, where they fit and promise no less.
+
+    Args:
+        plan: the best by the forecast.
+        request: what was asked.
+        resolved: the same, with its model and its machine.
+        pretend: as `planning.plan.plan` has it.
+    """
+    machine = resolved.machine
+    if request.no_tuned or not plan.fits:
+        return plan
+    if pretend is None:
+        pretend = pretends()
+    cards = cards_of(machine)
+    found = [
+        one
+        for one in recall_tuned(pretend=pretend)
+        if one.gpus == cards and one.driver == str(machine.driver)
+    ]
+    if not found:
+        return plan
+    here = installed_lmdeploy()
+    current = [one for one in found if here in (None, one.lmdeploy)]
+    wanted = [one for one in found if _is_for(one, plan, request)]
+    fresh = [one for one in wanted if one in current]
+    if fresh:
+        return _applied(plan, request, resolved, fresh[0])
+    plan = _corrected(plan, current)
+    return _outdated(plan, wanted[0], here) if wanted else plan
+
+
+def _is_for(one: Tuning, plan: Plan, request: PlanRequest) -> bool:
+    """Whether a tuning was made for this promise."""
+    if one.winner is None or one.model != identity(plan.model) or one.goal != request.goal:
+        return False
+    given = promise_of(request.given())
+    more = {name for name in given if name not in one.promise}
+    same = all(given.get(name) == value for name, value in one.promise.items())
+    return same and more <= set(_BESIDE) and not more & set(one.winner.options)
+
+
+def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: Tuning) -> Plan:
+    """The plan with the settings of a tuning."""
+    winner = one.winner
+    assert winner is not None
+    assert winner.measured is not None
+    rate, tried = winner.measured.requests_per_second, len(one.trials)
+    told = (
+        f"{rate:.2f} requests/s with LMDeploy {one.lmdeploy} on {one.created[:10]}, the best of "
+        f"{tried} that turbofit tune tried here"
+    )
+    made = plan
+    if winner.options:
+        wanted = {**winner.options, "on": resolved.machine, "gpus": None}
+        changed = request.changed(**wanted)
+        try:
+            made = best_plan(resolve(changed), changed.engine)
+        except TurbofitError as exc:
+            return _unused(plan, exc.message)
+        if not made.fits:
+            return _unused(plan, made.verdict)
+        if not _promises_no_less(made, plan):
+            return _unused(plan, "with them it would promise a smaller context or image limit")
+    made = _corrected(made, [one])
+    reason = f"tuned: {told} (--no-tuned ignores it)"
+    return replace(made, reasons=(*made.reasons, reason))
+
+
+def _promises_no_less(made: Plan, plan: Plan) -> bool:
+    least, limit = plan.limits.image_limit, made.limits.image_limit
+    return made.settings.session_len >= plan.settings.session_len and (
+        least is None or (limit is not None and limit >= least)
+    )
+
+
+def _unused(plan: Plan, why: str) -> Plan:
+    text = f"the settings that turbofit tune found are not used: {why}"
+    return replace(plan, warnings=(*plan.warnings, text))
+
+
+def _outdated(plan: Plan, one: Tuning, here: str | None) -> Plan:
+    text = (
+        f"it was tuned with LMDeploy {one.lmdeploy}, {here} is installed: turbofit tune again "
+        "(its settings are not used)"
+    )
+    return replace(plan, warnings=(*plan.warnings, text))
+
+
+def _corrected(plan: Plan, found: Sequence[Tuning]) -> Plan:
+    """The forecast of speed, times what it was wrong by on these cards with this engine."""
+    speed = plan.throughput
+    factors = [
+        factor for one in found for factor in one.factors if factor.engine == plan.engine.name
+    ]
+    if speed is None or not factors:
+        return plan
+    factor = factors[0].factor
+    basis = f"{speed.basis}; times {factor:.2f}, as turbofit tune measured on these GPUs"
+    return replace(
+        plan,
+        throughput=replace(
+            speed,
+            basis=basis,
+            requests_per_second=round(speed.requests_per_second * factor, 4),
+            output_tokens_per_second=round(speed.output_tokens_per_second * factor, 1),
+            seconds_to_first_token=round(speed.seconds_to_first_token / max(factor, 1e-6), 3),
+        ),
+    )
