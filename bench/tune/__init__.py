@@ -1,0 +1,1 @@
+"""`turbofit tune` on simulated engines whose speed is what people published."""
