@@ -77,8 +77,10 @@ def bench(
 
     spec = filled(LoadSpec, given)
     address = url or _DEFAULT
-    if "://" not in address:
-        raise UsageError(f"{address} is no address", hint=f"write it as http://{address}")
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{address} is no address of a server", hint="write it as http://127.0.0.1:23333"
+        )
     silent = quiet or as_json
     result = measure(
         address,

@@ -188,8 +188,12 @@ def _tune(arguments: _TuneArguments, leases: Leases) -> signal.Signals | Tuning:
     result = try_all(task, journal, planner.make, runner.run, note)
     if isinstance(result, signal.Signals):
         return result
-    if result.best is not None:
-        keep_tuned(result)
+    try:
+        if result.best is not None:
+            keep_tuned(result)
+    except (OSError, UsageError) as exc:
+        note(f"warning: the result is not kept: {exc}")
+        return result
     journal.forget()
     return result
 

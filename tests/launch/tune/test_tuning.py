@@ -99,6 +99,8 @@ def test_starts_and_time_bound_it() -> None:
     few = go(task(starts=3), engines := Engines())
     assert len(engines.started) == 3
     assert (len(few.trials), few.stopped) == (2, "2 settings were tried")
+    assert go(task(starts=1), engines := Engines()).best == 1
+    assert len(engines.started) == 1
     short = go(task(budget=200.0), engines := Engines())
     assert len(engines.started) == 3
     assert short.stopped == "the time is up"

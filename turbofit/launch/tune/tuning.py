@@ -13,7 +13,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.core.tuning import CurvePoint, EarlierTuning, SpeedFactor, TrialRecord, Tuning
 from turbofit.core.version import __version__
 from turbofit.launch.tune.runner import TrialEnd, figures_of
-from turbofit.launch.tune.search import STARTS, TrialSearch
+from turbofit.launch.tune.search import TrialSearch
 from turbofit.launch.tune.slo import meets
 from turbofit.observe.tuned import plain
 
@@ -86,7 +86,7 @@ def tune(
     best = search.best()
     number = None if best is None else _number(task, journal, best)
     result = _result(task, journal, number, stopped)
-    if result.winner is None or len(journal.trials) >= STARTS or _over(task, journal):
+    if result.winner is None or len(journal.trials) >= task.starts or _over(task, journal):
         return result
     return _confirmed(task, result, plan_of, run, say)
 
