@@ -14,6 +14,7 @@ from turbofit.observe.tuned import cards_of, keep_tuned
 from turbofit.planning import tuned
 from turbofit.planning.plan import plan
 from turbofit.planning.request import PlanRequest
+from turbofit.rehearse import corrected
 
 HERE = replace(machine(1, driver="570.1"), source="nvml")
 REQUEST = PlanRequest(model="internvl2-2b", on=HERE, engine="turbomind")
@@ -101,6 +102,20 @@ def test_settings_that_do_not_fit_now_are_left_and_that_is_said() -> None:
     found = plan(REQUEST.changed(on=less))
     assert found.fits
     assert any("turbofit tune found are not used" in text for text in found.warnings)
+
+
+def test_a_rehearsal_keeps_the_settings() -> None:
+    """It plans the shape again, with another margin."""
+    keep_tuned(tuning())
+    before = plan(REQUEST)
+    after = corrected._with_less_margin(REQUEST, before)
+    assert after != before
+    assert after.settings.max_batch_size == 24
+    assert after.settings.max_prefill_token_num == 2048
+    assert [text for text in after.reasons if text.startswith("tuned: ")]
+    assert after.throughput == before.throughput
+    plain = plan(REQUEST.changed(no_tuned=True))
+    assert tuned.pinned(REQUEST, plain) is REQUEST
 
 
 def test_a_factor_corrects_other_models_on_these_cards() -> None:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from turbofit.planning.request import PlanRequest
     from turbofit.tuner.resolved_request import ResolvedRequest
 
-__all__ = ["with_tuned"]
+__all__ = ["pinned", "still_tuned", "with_tuned"]
+
+#: How the reason of a tuned plan begins.
+_REASON: Final = "tuned: "
 
 #: Options of LMDeploy that a launch may add to a request without making it another promise.
 _BESIDE: Final = ("cache_max_entry_count", "communicator", "async_", "model_format", "dtype")
@@ -61,6 +64,31 @@ def with_tuned(
     return _outdated(plan, wanted[0], here) if wanted else plan
 
 
+def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
+    """The request that gives a tuned plan's settings again; of another plan the request itself."""
+    if not _reasons(plan) or plan.by_group:
+        return request
+    settings = plan.settings
+    return request.changed(
+        max_batch_size=settings.max_batch_size,
+        max_prefill_token_num=settings.max_prefill_token_num,
+        quant_policy=settings.quant_policy,
+        enable_prefix_caching=settings.enable_prefix_caching,
+    )
+
+
+def still_tuned(made: Plan, plan: Plan) -> Plan:
+    """A plan that was made again of a `pinned` request, with what a tuned plan says of itself."""
+    said = _reasons(plan)
+    if not said:
+        return made
+    return replace(made, reasons=(*made.reasons, *said), throughput=plan.throughput)
+
+
+def _reasons(plan: Plan) -> tuple[str, ...]:
+    return tuple(text for text in plan.reasons if text.startswith(_REASON))
+
+
 def _is_for(one: Tuning, plan: Plan, request: PlanRequest) -> bool:
     """Whether a tuning was made for this promise."""
     if one.winner is None or one.model != identity(plan.model) or one.goal != request.goal:
@@ -94,7 +122,7 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: T
         if not _promises_no_less(made, plan):
             return _unused(plan, "with them it would promise a smaller context or image limit")
     made = _corrected(made, [one])
-    reason = f"tuned: {told} (--no-tuned ignores it)"
+    reason = f"{_REASON}{told} (--no-tuned ignores it)"
     return replace(made, reasons=(*made.reasons, reason))
 
 

@@ -11,6 +11,7 @@ from turbofit.core.log import LazyLogger
 from turbofit.memory.engines import engine_named
 from turbofit.planning.plan import finished
 from turbofit.planning.resolve import resolve
+from turbofit.planning.tuned import pinned, still_tuned
 from turbofit.rehearse.confirm import confirmed, corrected_ratios, rehearse_plan
 from turbofit.tuner.engine_plan import make_plan
 
@@ -73,7 +74,7 @@ def _with_less_margin(request: PlanRequest, plan: Plan) -> Plan:
 
 def _again(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
     """The same shape under largest ratios, with the margin of a plan that was rehearsed."""
-    resolved = resolve(request)
+    resolved = resolve(pinned(request, plan))
     shape = replace(
         resolved,
         ratio_caps=dict(ratios),
@@ -81,7 +82,8 @@ def _again(request: PlanRequest, plan: Plan, ratios: dict[int, float]) -> Plan:
         margin=replace(resolved.margin, rehearsed=True),
     )
     again = make_plan(shape, engine_named(plan.engine.name))
-    return replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
+    again = replace(again, parallel=replace(again.parallel, reason=plan.parallel.reason))
+    return still_tuned(again, plan)
 
 
 def check_rehearsable(plan: Plan) -> None:
