@@ -76,8 +76,9 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
     if limits[0] != limits[1]:
         return f"images of {limits[0]} units, then {limits[1]}" if limits[1] < limits[0] else ""
     # Images that need a longer context get it, which is no promise to fewer of them.
-    most = less.settings.session_len if pair.kind != "images" else _ENOUGH
-    contexts = [min(plan.settings.session_len, most) for plan in (less, more)]
+    contexts = [plan.settings.session_len for plan in (less, more)]
+    if pair.kind == "images":
+        contexts = [min(context, _ENOUGH) for context in contexts]
     if pair.kind != "context" and abs(contexts[0] - contexts[1]) > _ROUNDING:
         shorter = contexts[1] < contexts[0]
         return f"a context of {contexts[0]}, then {contexts[1]}" if shorter else ""
