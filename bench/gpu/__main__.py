@@ -73,7 +73,9 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--held-against", type=Path, metavar="DIR", help="kept results, without a GPU: see held.py"
     )
-    parser.add_argument("--stages", default="a,b,s,c,p", help="letters; s: speed, p: pipelines")
+    parser.add_argument(
+        "--stages", default="a,b,s,c,p", help="letters; s: speed, p: pipelines, t: tuning"
+    )
     parser.add_argument("--left", type=int, default=0, metavar="MIB", help="hold the rest back")
     parser.add_argument("--gpu", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=240.0, help="a stage's program may take")

@@ -1,4 +1,4 @@
-"""Stages b and c, and the one of a that needs an engine: what is tried, of which model, in order.
+"""Stages b, c and t, and the one of a that needs an engine: what is tried, of which model.
 
 A stage that needs another's result says so where that is missing. Each is one document.
 """
@@ -15,6 +15,7 @@ from bench.gpu.acts import beside, bisect, free_seen, rehearsed, trial
 from bench.gpu.load import Load
 from bench.gpu.run import NotRunError, Run
 from bench.gpu.shapes import Shape, defaults, fixed, planned, with_ratio
+from bench.gpu.tuning import T, tuned
 from bench.gpu.worst import SECONDS, sized, sizes, told
 from turbofit.core.errors import DoesNotFitError, PackageError, TurbofitError
 from turbofit.core.plan import Plan
@@ -37,6 +38,8 @@ TILES, PIXELS = (1, 6), (200704, 1003520)
 GRID = tuple((ratio, prefill) for ratio in (0.6, 0.7, 0.8, 0.9) for prefill in (2048, 8192))
 #: Of the last stage, where loads have as many requests as they have by default.
 _WORST, _REQUESTS = 1000, 200
+#: How many times a trial's seconds one tuning may take.
+_TRIALS = 2
 
 
 class Stages:
@@ -62,7 +65,7 @@ class Stages:
         self.rehearses, self.step = rehearse, step
 
     def all(self) -> None:
-        """In order: a's free memory, b by models, c."""
+        """In order: a's free memory, b by models, c, t."""
         if self.run.wants("a"):
             self._stage("a-free-" + B[0].name, lambda: self._free(B[0]))
         for shape in B:
@@ -71,6 +74,15 @@ class Stages:
         for shape in C:
             if self.run.wants("c"):
                 self._c(shape)
+        for shape in T if self.run.wants("t") else ():
+            self._stage(f"t-{shape.name}", lambda one=shape: self._tuned(one))
+
+    def _tuned(self, shape: Shape) -> dict[str, Any]:
+        """What tuning finds under stage c's load, in a few times a trial's seconds."""
+        check_needs(planned(shape, self.scratch))
+        seconds = min(_TRIALS * self.seconds, self.run.left)
+        load = Load(requests=self.requests, concurrency=16, seconds=self.seconds / 2)
+        return tuned(shape, self.scratch, load, seconds, self.environ)
 
     def _stage(self, name: str, act: Callable[[], dict[str, Any]]) -> None:
         def guarded() -> dict[str, Any]:

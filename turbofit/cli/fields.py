@@ -99,7 +99,7 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
     form = _form(field.annotation, field.metadata)
     text = field.description or ""
     if field.default not in (None, False, ()) and not field.is_required():
-        text = f"{text} (default {field.default})"
+        text = f"{text} (default {_typed(field.default)})"
     if form.flag:
         option = option_name(name)
         if form.optional:
@@ -114,6 +114,14 @@ def _option(name: str, field: FieldInfo, group: str, attributes: dict[str, Any])
         metavar=f"{form.metavar}..." if several else form.metavar, several=several,
         multiple=form.several, **attributes,
     )  # fmt: skip
+
+
+def _typed(default: Any) -> str:
+    """A default as a person types it: ``1024x768`` of a size, or of several."""
+    if not isinstance(default, tuple):
+        return str(default)
+    nested = default and isinstance(default[0], tuple)
+    return " ".join(map(_typed, default)) if nested else "x".join(map(str, default))
 
 
 def _form(annotation: Any, metadata: Iterable[Any] = ()) -> _Form:
