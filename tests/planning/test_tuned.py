@@ -65,6 +65,14 @@ def test_a_plan_of_the_same_promise_has_its_settings() -> None:
     assert after.fits
 
 
+def test_a_cache_of_fewer_bits_is_named() -> None:
+    keep_tuned(tuning(options={"max_batch_size": 24, "quant_policy": 8}))
+    found = plan(REQUEST)
+    assert found.settings.quant_policy == 8
+    (said,) = [text for text in found.reasons if text.startswith("tuned: ")]
+    assert "--quant-policy 8 changes answers a little" in said
+
+
 def test_it_is_used_for_nothing_else() -> None:
     keep_tuned(tuning())
     for changes in (

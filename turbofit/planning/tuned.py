@@ -122,6 +122,8 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: T
         if not _promises_no_less(made, plan):
             return _unused(plan, "with them it would promise a smaller context or image limit")
     made = _corrected(made, [one])
+    if made.settings.quant_policy != plan.settings.quant_policy:
+        told += f"; --quant-policy {made.settings.quant_policy} changes answers a little"
     reason = f"{_REASON}{told} (--no-tuned ignores it)"
     return replace(made, reasons=(*made.reasons, reason))
 
