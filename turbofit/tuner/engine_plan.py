@@ -128,14 +128,14 @@ def _parallel_reason(request: ResolvedRequest, found: Found) -> str:
         return "as asked"
     if not best.fits:
         return "the closest to fitting"
-    words = {
-        "throughput": "the most requests per second by the stated model",
-        "latency": "the shortest answer by the stated model",
+    goal = {
+        "throughput": "the most requests per second by the forecast",
+        "latency": "the shortest answer by the forecast",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
     sizes = sorted(Counter(map(len, shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
-    return f"{engines}: {words} of {len(found.evaluations)} shapes"
+    return f"{engines}: {goal} of {len(found.evaluations)} shapes, the promises kept first"
 
 
 def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterator[str]:
