@@ -25,6 +25,8 @@ HERE: Final = Path(__file__).parent
 #: Tokens by which rounding to blocks may shorten a context, and the share of a value that they are.
 _ROUNDING: Final = 64
 _SHARE: Final = 0.001
+#: Tokens that the batch may cost where they are the goal.
+_BATCH_SHARE: Final = 0.01
 #: The context that is promised where nobody asks for another.
 _ENOUGH: Final = 32_768
 #: Kinds of pairs whose rates are of different loads.
@@ -85,7 +87,8 @@ def shrinks(pair: Pair, less: Plan, more: Plan) -> str:
     values = [plan.considered[0].score if plan.considered else 0.0 for plan in (less, more)]
     if pair.kind in _OTHER_LOAD or less.engine != more.engine:
         return ""
-    if values[1] < values[0] * (1 - _SHARE):
+    share = _BATCH_SHARE if less.workload.goal == "context" else _SHARE
+    if values[1] < values[0] * (1 - share):
         return f"a value of {values[0]:.4g}, then {values[1]:.4g}"
     return ""
 
@@ -104,7 +107,8 @@ def _page(
             "",
             "Pairs of plans of which the second has more of the first column, or asks for less of"
             " it (requests at once, context, images, margin). Both are compared by: fits, image"
-            " limit, context (64 tokens of rounding apart), the goal's value (0.1 % apart; not"
+            " limit, context (64 tokens of rounding apart), the goal's value (0.1 % apart, and"
+            " 1 % of the tokens where they are the goal, which a batch may cost; not"
             " where the loads or the engines differ: TurboMind is preferred to the PyTorch engine"
             " where both keep the promises, and the forecast does not tell their speeds apart).",
             "",
