@@ -106,6 +106,8 @@ class SimulatedEngine:
         self.hung = False
         #: Completions are answered with 500 while its health page is fine.
         self.failing = False
+        #: Whether it has begun to answer a client.
+        self.answered = False
         self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
         self.said: deque[tuple[str, int]] = deque()
@@ -297,7 +299,8 @@ class SimulatedEngine:
 
     def _die_of(self, request: Request) -> None:
         if self.code is None:
-            self.world.ended_by(request)
+            if self.answered:
+                self.world.ended_by(request)
             self.crash()
 
     # -- its service
@@ -319,7 +322,7 @@ class SimulatedEngine:
         elif self.failing:
             self._after(one, 0.01, lambda: self._whole(one, 500, {"error": "simulated"}))
         else:
-            units = request.units if request is not None else 0
+            units = self._sent_units(request, body)
             one.units = one.encoding = units
             one.tokens = self._may_hold(request)
             self._evict()
@@ -342,6 +345,7 @@ class SimulatedEngine:
         one.encoding = 0
         self._evict()
         request = one.request
+        self.answered |= request is not None
         if request is not None and request.stream:
             one.answer("head", (200, "text/event-stream"))
             self._stream(one, request.tokens)
@@ -349,6 +353,18 @@ class SimulatedEngine:
             tokens = request.tokens if request is not None else 1
             page = {"choices": [{"text": "ok"}], "usage": {"prompt_tokens": 9}}
             self._after(one, 0.02 * tokens, lambda: self._whole(one, 200, page))
+
+    def _sent_units(self, request: Request | None, body: bytes) -> int:
+        """Vision units of the images as they were sent: the gateway may have lowered them."""
+        rule, limit = self.plan.model.image_rule, self.plan.limits.image_limit
+        if request is None or rule is None or not request.images or limit is None:
+            return 0
+        parts = json.loads(body)["messages"][0]["content"]
+        sent = [part["image_url"] for part in parts if part["type"] == "image_url"]
+        return sum(
+            rule.units(*size, image.get(rule.limit_name, limit))
+            for size, image in zip(request.images, sent, strict=True)
+        )
 
     def _may_hold(self, request: Request | None) -> int:
         """Tokens of a request: its images, a short text, and the answer that it states."""

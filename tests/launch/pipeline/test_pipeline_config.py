@@ -32,7 +32,7 @@ def test_pytorch_fields_are_planned_with_under_their_own_names() -> None:
     assert config is not backend_config
     assert (config.session_len, config.block_size, config.download_dir) == (4096, 32, "/x")
     assert config.cache_max_entry_count == plan.settings.cache_max_entry_count
-    assert config.max_batch_size == 8
+    assert config.max_batch_size == plan.settings.max_batch_size
     assert backend_config.max_batch_size is None
 
 

@@ -169,12 +169,16 @@ def test_a_cache_that_holds_no_image_is_asked_for_one_all_the_same() -> None:
     assert one["units"] == [13]
 
 
+#: A batch and no queue, so that the images of whole requests fill what is paid for.
+EIGHT = {"concurrency": 8, "queue_images": False}
+
+
 @pytest.mark.lmdeploy
 @pytest.mark.parametrize(
     ("model", "on", "options", "gate"),
     [
         ("qwen2-vl-2b", "1xrtx3060", {}, 86016),
-        ("internvl2-8b", "1xrtx3090", {"images": 4, "enable_prefix_caching": True}, None),
+        ("internvl2-8b", "1xrtx3090", {"images": 4, "enable_prefix_caching": True, **EIGHT}, None),
     ],
 )
 def test_the_engine_brings_a_mix_together(
