@@ -221,3 +221,21 @@ def test_without_images_nothing_is_learned_to_be_less() -> None:
         pretend=False,
     )
     assert never.context < 0
+
+
+def test_equal_groups_tell_by_how_much_they_differ_whatever_was_learned_before() -> None:
+    def spread(machine: Machine, *more: int) -> tuple[Machine, int]:
+        plan = api.plan("internvl2-8b", on=machine, engine="turbomind", tp=1, replicas=2)
+        seen = [
+            replace(launched(replace(plan, gpus=(gpu,)), size * MIB, 0), group=group)
+            for group, (gpu, size) in enumerate(zip(plan.gpus, more, strict=True))
+        ]
+        (one,) = learn(
+            plan, seen, lmdeploy="0.18.0", when="2026-11-20T00:00:00+00:00", pretend=False
+        )
+        return replace(machine, calibrations=(one,)), one.spread
+
+    machine, apart = spread(machine_from("2xrtx3090"), 40, 70)
+    assert abs(apart - 30 * MIB) <= MIB  # what is learned is rounded up
+    # The next plan counts what was learned; a launch that takes just that has no spread.
+    assert spread(machine, 0, 0)[1] == 0

@@ -153,6 +153,11 @@ class Calibration(Struct):
     pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
     spread: Annotated[int, doc("By which GPUs and launches that were measured differed.")] = 0
 
+    @property
+    def total(self) -> int:
+        """Bytes that both corrections add to a GPU."""
+        return self.context + self.buffers
+
 
 class Host(Struct):
     """Host memory in bytes; ``available`` is the kernel's estimate, lowered to a cgroup's limit."""

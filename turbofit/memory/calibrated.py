@@ -84,7 +84,7 @@ def corrected(held: StaticMemory, calibration: Calibration | None) -> StaticMemo
 
 def calibration_reason(calibration: Calibration) -> str:
     """Why a plan counts more or less than its estimates, for people."""
-    less = -(calibration.context + calibration.buffers)
+    less = -calibration.total
     size = format_bytes(abs(less))
     said = f"{size} {'less' if less >= 0 else 'more'} than estimated" if less else "as estimated"
     where = "on PRETEND GPUs" if calibration.pretend else "here"

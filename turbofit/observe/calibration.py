@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from turbofit.core.machine import Calibration
 from turbofit.core.struct import Struct, to_builtins
 from turbofit.core.units import MIB, round_up
@@ -81,8 +83,7 @@ def learn(
         if plan.model.image_rule is not None and plan.limits.vision_unit is None:
             # Without images the tower's kernels were not loaded: more is learned, less is not.
             context, buffers = max(0, context), max(0, buffers)
-        had = found.get(names)
-        found[names] = Calibration(
+        made = Calibration(
             model=identity(plan.model),
             engine=plan.engine.name,
             engine_version=plan.engine.version,
@@ -91,17 +92,22 @@ def learn(
             driver=str(plan.machine.driver),
             communicator=plan.settings.communicator,
             when=when,
-            context=max(context + _sum(ledgers[0], CONTEXT), had.context if had else -(1 << 62)),
-            buffers=max(buffers + _sum(ledgers[0], BUFFERS), had.buffers if had else -(1 << 62)),
+            context=context + _sum(ledgers[0], CONTEXT),
+            buffers=buffers + _sum(ledgers[0], BUFFERS),
             pretend=pretend,
-            spread=0 if had is None else max(had.spread, _apart(had, context + buffers)),
         )
+        found[names] = _larger(found.get(names, made), made)
     return tuple(found.values())
 
 
-def _apart(had: Calibration, more: int) -> int:
-    """Bytes by which two groups' corrections differ."""
-    return abs(had.context + had.buffers - more)
+def _larger(one: Calibration, other: Calibration) -> Calibration:
+    """What is enough for two groups of equal cards, and by how much they differ."""
+    return replace(
+        one,
+        context=max(one.context, other.context),
+        buffers=max(one.buffers, other.buffers),
+        spread=max(one.spread, abs(one.total - other.total)),
+    )
 
 
 def phase_rows(plan: Plan, seen: Sequence[Observation]) -> list[Document]:

@@ -55,25 +55,26 @@ def keep(calibration: Calibration, beside: Document) -> Path:
 
 def with_spread(calibration: Calibration) -> Calibration:
     """The same with the bytes by which it differs from the one that it replaces."""
-    path = path_of(calibration)
-    try:
-        body = _body(path)
-        before = msgspec.convert(body["calibration"], Calibration)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    before = _kept(path_of(calibration))
+    if before is None:
         return calibration
-    change = calibration.context + calibration.buffers - before.context - before.buffers
-    return msgspec.structs.replace(calibration, spread=max(calibration.spread, abs(change)))
+    change = abs(calibration.total - before.total)
+    return msgspec.structs.replace(calibration, spread=max(calibration.spread, change))
 
 
 def recall(*, pretend: bool) -> tuple[Calibration, ...]:
     """All that are kept, of real GPUs or of pretend ones; what cannot be read is left out."""
-    found = []
-    for path in sorted(_folder(pretend=pretend, make=False).glob("*.json")):
-        with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            body = _body(path)
-            if body["schema"] == _SCHEMA:
-                found.append(msgspec.convert(body["calibration"], Calibration))
-    return tuple(one for one in found if one.pretend == pretend)
+    found = map(_kept, sorted(_folder(pretend=pretend, make=False).glob("*.json")))
+    return tuple(one for one in found if one is not None and one.pretend == pretend)
+
+
+def _kept(path: Path) -> Calibration | None:
+    """The calibration of a file; None where there is none that can be read."""
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        body = _body(path)
+        if body["schema"] == _SCHEMA:
+            return msgspec.convert(body["calibration"], Calibration)
+    return None
 
 
 def with_calibrations(machine: Machine, *, pretend: bool) -> Machine:
