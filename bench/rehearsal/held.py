@@ -74,9 +74,7 @@ def held(model: str, on: str) -> Held:
     planned = turbofit.plan(model, **options)
     seen = turbofit.plan(model, rehearse=True, **options)
     assert seen.rehearsal is not None
-    ratio = highest(seen)
-    outcome = _outcome(seen, ratio)
-    assert outcome is not None
+    ratio, tokens = highest(seen)
     return Held(
         f"{model} {on}",
         planned.kv.tokens,
@@ -84,22 +82,23 @@ def held(model: str, on: str) -> Held:
         seen.kv.tokens,
         seen.gpus[0].margin,
         seen.rehearsal.outcome,
-        outcome,
+        tokens,
         ratio,
     )
 
 
-def highest(plan: Plan) -> float:
-    """The highest ratio with which the engine survives the plan's worst cases."""
-    low = round(plan.settings.cache_max_entry_count * _STEPS)
+def highest(plan: Plan) -> tuple[float, int]:
+    """The highest ratio with which the engine survives the plan's worst cases, and its tokens."""
+    tokens, low = plan.kv.tokens, round(plan.settings.cache_max_entry_count * _STEPS)
     high = min(_STEPS, low + 200)  # the engine dies there, or there is no such ratio
     while high - low > 1:
         middle = (low + high) // 2
-        if _outcome(plan, middle / _STEPS) is not None:
-            low = middle
-        else:
+        held = _outcome(plan, middle / _STEPS)
+        if held is None:
             high = middle
-    return low / _STEPS
+        else:
+            low, tokens = middle, held
+    return low / _STEPS, tokens
 
 
 def _outcome(plan: Plan, ratio: float) -> int | None:

@@ -137,6 +137,13 @@ class ClusterPlan(Struct):
     ] = ()
     source: Annotated[str, doc("Where the cluster comes from.")] = ""
 
+    @property
+    def requests_at_once(self) -> int:
+        """Requests over all nodes: those that were asked for, or as many as run."""
+        used = [one.at_once for one in self.nodes if one.plan is not None]
+        running = sum(used) + sum(span.at_once for span in self.spans)
+        return self.workload.concurrency or round(running)
+
     def node(self, identity: str) -> NodePlan | None:
         """What the node with this id serves, None where it is not in the plan."""
         return next((one for one in self.nodes if one.node == identity), None)

@@ -119,7 +119,7 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: T
             return _unused(plan, exc.message)
         if not made.fits:
             return _unused(plan, made.verdict)
-        if not _promises_no_less(made, plan):
+        if not promises_no_less(made, plan):
             return _unused(plan, "with them it would promise a smaller context or image limit")
     made = _corrected(made, [one])
     if made.settings.quant_policy != plan.settings.quant_policy:
@@ -128,7 +128,8 @@ def _applied(plan: Plan, request: PlanRequest, resolved: ResolvedRequest, one: T
     return replace(made, reasons=(*made.reasons, reason))
 
 
-def _promises_no_less(made: Plan, plan: Plan) -> bool:
+def promises_no_less(made: Plan, plan: Plan) -> bool:
+    """Whether a plan keeps the context and the image limit of another."""
     least, limit = plan.limits.image_limit, made.limits.image_limit
     return made.settings.session_len >= plan.settings.session_len and (
         least is None or (limit is not None and limit >= least)

@@ -95,6 +95,11 @@ class ResolvedRequest(Struct):
         return margin + max(0, withheld)
 
     @property
+    def context_given(self) -> bool:
+        """Whether a person asks for a context."""
+        return self.workload.context is not None or "session_len" in self.fixed
+
+    @property
     def requested_limit(self) -> int | None:
         """The limit that the user or the checkpoint gives: tiles or pixels; None without images."""
         rule = self.model.image_rule

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from turbofit.core.tuning import TrialForecast
 from turbofit.load.trace import read_trace
 from turbofit.memory.engines import engine_named
-from turbofit.memory.vision_load import VisionLoad
+from turbofit.memory.vision_load import NO_IMAGES, VisionLoad
 from turbofit.tuner.speed.all_reduce import all_reduce_of
 from turbofit.tuner.speed.rates import card_of, rates
 from turbofit.tuner.speed.throughput import speed_of
@@ -54,11 +54,9 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
     load = _vision_load(plan, request)
     prompt = request.text_tokens + load.tokens_per_request
     rate, ttft, tpot = 0.0, 0.0, 0.0
-    for number, group in enumerate(plan.parallel.groups):
-        settings = plan.by_group[number].settings if plan.by_group else plan.settings
-        kv = plan.by_group[number].kv if plan.by_group else plan.kv
-        gpus = [plan.machine.gpu(index) for index in group]
-        here = at_once / len(plan.parallel.groups)
+    here = at_once / len(plan.parallel.groups)
+    for group, one in zip(plan.parallel.groups, plan.each(), strict=True):
+        settings, gpus = one.settings, [plan.machine.gpu(index) for index in group]
         speed = speed_of(
             work_of(plan.model, settings, engine),
             card_of(gpus, figures, plan.machine.measured),
@@ -68,7 +66,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
             output=request.output_tokens,
             at_once=here,
             batch=settings.max_batch_size,
-            kv_tokens=kv.tokens,
+            kv_tokens=one.kv.tokens,
             chunk=settings.max_prefill_token_num,
             requested_load=load,
         )
@@ -83,7 +81,7 @@ def forecast_of(plan: Plan, request: MeanRequest, at_once: float) -> TrialForeca
 def _vision_load(plan: Plan, request: MeanRequest) -> VisionLoad:
     rule, limit = plan.model.image_rule, plan.limits.image_limit
     if rule is None or not request.images:
-        return VisionLoad(units_per_image=0, images_per_request=0, tokens_per_request=0)
+        return NO_IMAGES
     units = [rule.units(width, height, limit) for width, height in request.images]
     return VisionLoad(
         units_per_image=max(units),

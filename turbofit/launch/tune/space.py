@@ -13,6 +13,7 @@ from turbofit.core.errors import TurbofitError
 from turbofit.launch.tune.forecast import MeanRequest, forecast_of
 from turbofit.launch.tune.search import SearchPoint
 from turbofit.planning.plan import plan as best_plan
+from turbofit.planning.tuned import promises_no_less
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,7 +70,7 @@ def choices(
             plan = best_plan(request.changed(**options))
         except TurbofitError:
             continue
-        if plan.fits and _keeps(plan, usual) and _kind(plan, at_once) not in seen:
+        if plan.fits and promises_no_less(plan, usual) and _kind(plan, at_once) not in seen:
             seen.add(_kind(plan, at_once))
             found.append(_choice(options, plan, mean, at_once))
     best = max(one.option.forecast.requests_per_second for one in found)
@@ -126,14 +127,6 @@ def _every(
 
 def _open(name: str, given: Options) -> bool:
     return name not in given or given[name] == "auto"
-
-
-def _keeps(plan: Plan, usual: Plan) -> bool:
-    """Whether it promises no less."""
-    least, limit = usual.limits.image_limit, plan.limits.image_limit
-    return plan.settings.session_len >= usual.settings.session_len and (
-        least is None or (limit is not None and limit >= least)
-    )
 
 
 def _rows(plan: Plan, at_once: float) -> int:

@@ -85,7 +85,7 @@ def _promise(plan: ClusterPlan) -> FactList:
         )
     facts += [
         ("answers a request", f"{limits.n} at most (n)"),
-        ("workload", f"{_at_once(plan):,} at once over all nodes, for {workload.goal}"),
+        ("workload", f"{plan.requests_at_once:,} at once over all nodes, for {workload.goal}"),
         ("KV caches", _caches(plan)),
     ]
     if plan.throughput:
@@ -249,10 +249,3 @@ def _names(members: Sequence[NodePlan]) -> str:
 def _span_of(values: Sequence[int]) -> str:
     least, most = min(values), max(values)
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
-def _at_once(plan: ClusterPlan) -> int:
-    """Requests over all nodes: those that were asked for, or as many as run."""
-    used = [one.at_once for one in plan.nodes if one.plan is not None]
-    running = sum(used) + sum(span.at_once for span in plan.spans)
-    return plan.workload.concurrency or round(running)

@@ -66,11 +66,6 @@ class KindPlanner:
         return self.base.model.image_rule
 
     @property
-    def context_free(self) -> bool:
-        """Whether nobody asked for a context."""
-        return self.base.workload.context is None and "session_len" not in self.base.fixed
-
-    @property
     def limit_free(self) -> bool:
         """Whether an image limit may be lowered."""
         return self.base.fixed_limit is None and self.base.workload.image_size is None
@@ -99,7 +94,7 @@ class KindPlanner:
         machine = node.machine if number is None else self.kinds[number].machine
         assert machine is not None
         workload = replace(base.workload, concurrency=requests)
-        if promise.context is not None and self.context_free:
+        if promise.context is not None and not self.base.context_given:
             workload = replace(workload, context=promise.context)
         request = replace(base, machine=machine, workload=workload)
         if promise.limit is None or not self.limit_free:

@@ -64,7 +64,7 @@ def reasons(
     least, most = min(used), max(used)
     shares = f"{least:.3g}" if most - least < 1e-6 else f"{least:.3g} to {most:.3g}"
     where = "an engine" if plan.spans else "a node"
-    requests = plan.workload.concurrency or round(sum(used))
+    requests = plan.requests_at_once
     how = "" if len(choice.shares) < 2 else ", as the forecast gives most of the goal"
     yield f"shares: {count(requests, 'request')} at once, {shares} on {where}{how}"
     if _unequally_full(planner, choice):
@@ -242,7 +242,7 @@ def gains(planner: KindPlanner, choice: Choice, weighed: Sequence[Choice]) -> It
         changes = []
         if one.promise.limit != choice.promise.limit:
             changes.append(f"{planner.rule.limit_option} {one.promise.limit}")
-        if one.promise.context != choice.promise.context and planner.context_free:
+        if one.promise.context != choice.promise.context and not planner.base.context_given:
             changes.append(f"--context {one.promise.context}")
         better = one.value > choice.value * 1.05 or one.context > choice.context
         if one.promise in seen or not changes or not better:

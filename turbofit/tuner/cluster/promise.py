@@ -183,7 +183,8 @@ def _agreed(planner: KindPlanner, choice: Choice) -> Choice:
         short = {k for k, one in tried.items() if one.why_not or not _holds(one.serves, promise)}
         if not short:
             return _final(planner, promise, {k: one.serves for k, one in tried.items()}, shares)
-        held = _held(planner, promise, shares, short) if planner.context_free else {}
+        free = not planner.base.context_given
+        held = _held(planner, promise, shares, short) if free else {}
         if held and min(held.values()) < (promise.context or 0):
             promise = replace(promise, context=min(held.values()))
             short -= set(held)

@@ -35,8 +35,7 @@ def speed_remedies(request: ResolvedRequest, found: Found, engine: Engine) -> It
     best, workload = found.best, request.workload
     if not best.fits:
         return
-    given = workload.context is not None or "session_len" in request.fixed
-    if given or workload.goal == "context":
+    if request.context_given or workload.goal == "context":
         return
     least = shortest_context(best.vision_load)
     rivals = [one for one in found.evaluations if one.fits and one.served == best.served]

@@ -31,9 +31,9 @@ class Evaluation(Struct):
     the goal's value, ``served`` the share of the vision units asked for that it serves, ``queues``
     whether image requests wait though nobody asked for that. ``parts`` are the sets of like groups
     where cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest,
-    ``speeds`` are in the order of the shape's groups. ``seconds_per_answer`` is the slowest
-    group's, with the requests that were asked for there, or with one. ``wants_cache``: more cache
-    would run more requests at once.
+    ``speeds`` are in the order of the shape's groups. With the goal of latency
+    ``seconds_per_answer`` is the slowest group's, with the requests that were asked for there, or
+    with one. ``wants_cache``: more cache would run more requests at once.
     """
 
     engine: str
@@ -134,13 +134,11 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
             sizer.speed(settings, gpus, requested_load, tokens, in_flight) for gpus in sizer.groups
         )
 
-    alone = speeds(1.0) if request.workload.concurrency is None else speeds(at_once)
-    evaluation = replace(
-        evaluation,
-        speeds=speeds(at_once),
-        seconds_per_answer=max(speed.seconds_per_request for speed in alone),
-        wants_cache=wants_cache,
-    )
+    evaluation = replace(evaluation, speeds=speeds(at_once), wants_cache=wants_cache)
+    if request.workload.goal == "latency":
+        alone = speeds(1.0) if request.workload.concurrency is None else evaluation.speeds
+        slowest = max(speed.seconds_per_request for speed in alone)
+        evaluation = replace(evaluation, seconds_per_answer=slowest)
     return scored(request, evaluation, requested_load)
 
 

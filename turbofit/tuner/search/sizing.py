@@ -113,14 +113,10 @@ def longest_context(request: ResolvedRequest) -> int:
     of context has the model's own; images that need more get what they need.
     """
     most = most_context(request)
-    if request.workload.goal == "context" or _context_given(request):
+    if request.workload.goal == "context" or request.context_given:
         return most
     need = shortest_context(vision_load_of(request, request.requested_limit))
     return min(most, max(_ENOUGH_CONTEXT, need))
-
-
-def _context_given(request: ResolvedRequest) -> bool:
-    return request.workload.context is not None or "session_len" in request.fixed
 
 
 def excess_tokens(request: ResolvedRequest, vision_load: VisionLoad) -> int:
