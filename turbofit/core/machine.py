@@ -151,7 +151,7 @@ class Calibration(Struct):
     context: Annotated[int, doc("Of what is there before the cache is sized.")]
     buffers: Annotated[int, doc("Of what comes after it.")]
     pretend: Annotated[bool, doc("On pretend GPUs, so of no real card.")] = False
-    spread: Annotated[int, doc("By which GPUs and launches that were measured differed.")] = 0
+    spread: Annotated[int, doc("By which the measured GPUs and launches differed.")] = 0
 
     @property
     def total(self) -> int:

@@ -96,7 +96,7 @@ class Workload(Struct):
     ] = None
     context: Annotated[int | None, doc("Tokens of one request, prompt and answer.")] = None
     concurrency: Annotated[
-        int | None, doc("Requests at once over all groups; null is as many as pay.")
+        int | None, doc("Requests at once over all groups; null: turbofit chooses.")
     ] = None
     goal: Annotated[Goal, doc("What decides between shapes that serve.")] = "throughput"
     queue_images: Annotated[

@@ -66,7 +66,7 @@ def plan_joining_node(
 def _with_promises(base: ResolvedRequest, plan: ClusterPlan, share: float) -> ResolvedRequest:
     """The plan's workload; its context is asked for only where the session's length is not set.
 
-    Its share of the requests is asked for even where others run as many as pay: answers a request
+    Its share of the requests is asked for even where others have the best batch: answers a request
     come from the batch.
     """
     context = None if "session_len" in base.fixed else plan.longest_request_tokens
@@ -91,7 +91,7 @@ def _share(plan: ClusterPlan, node: Node) -> float:
     cards += sum(len(span.plan.gpus) for span in plan.spans)
     joining = len(machine.visible)
     requests = plan.workload.concurrency
-    if requests is None:  # each node runs as many as pay on its cards
+    if requests is None:  # each node has the batch that is best on its cards
         running = sum(one.at_once for one in used) + sum(span.at_once for span in plan.spans)
         return max(1.0, running * joining / max(1, cards))
     return requests * joining / (cards + joining)

@@ -79,7 +79,7 @@ class KindPlanner:
         return self._once(number, requests, promise)
 
     def _requests(self, share: float) -> int | None:
-        """A share in whole requests; None where each node is as full as pays on its cards."""
+        """A share in whole requests; None where each node chooses its batch."""
         return None if self.base.workload.concurrency is None else max(1, ceil(share - ALMOST))
 
     def request(self, number: int, requests: int | None, promise: Promise) -> ResolvedRequest:

@@ -42,7 +42,7 @@ class Shape(Struct):
 
     ``units_per_forward`` None pays for the engine's own bound; ``promised`` is the context that
     engines on other cards hold. ``at_once`` are the requests that are there in each group at any
-    time, None for an even share of the workload's, or as many as pay. ``prefills`` are what groups
+    time; None: an even share of the workload's, or the best batch. ``prefills`` are what groups
     on unequal cards may choose from, each for itself; empty where all run the same settings.
     """
 
@@ -192,7 +192,7 @@ class Sizer:
 
     @property
     def most_batch(self) -> int:
-        """LMDeploy's own batch on these cards: a larger one is nobody's experience."""
+        """LMDeploy's default ``max_batch_size`` on these cards; no larger one is chosen."""
         sizes = [self.engine.defaults(gpus[0].name)["max_batch_size"] for gpus in self.groups]
         return min(size for size in sizes if isinstance(size, int))
 

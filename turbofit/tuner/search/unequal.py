@@ -70,7 +70,7 @@ class _Unequal:
         if not all(part.fits for part in alone):
             return self._whole(alone)
         promised = min(part.settings.session_len for part in alone)
-        if requests is None:  # each engine is as full as pays on its own card
+        if requests is None:  # each engine has the batch that is best on its card
             return self._whole(self._agreed(even, promised))
         curves = [(len(part.shape.groups), self._curve(part)) for part in alone]
         weighed = share_out(curves, requests, self.request.workload.goal)
