@@ -12,7 +12,7 @@ from typing import Any
 from bench.common.processes import HANG, Child, free_port
 from turbofit.launch.engine.image import flat_png
 
-__all__ = ["Served", "image", "serve_pretend"]
+__all__ = ["Served", "image", "serve_pretend", "start_turbofit"]
 
 
 class Served:
@@ -76,14 +76,20 @@ def image(width: int, height: int, **fields: Any) -> dict[str, Any]:
 def serve_pretend(children: list[Child], state: Path, *words: str, **environ: str) -> Served:
     """Start it; the caller waits."""
     port = free_port()
+    child = start_turbofit(
+        children, state, "serve", *words, "--pretend", "--port", str(port), **environ
+    )
+    return Served(child, port, state)
+
+
+def start_turbofit(children: list[Child], state: Path, *words: str, **environ: str) -> Child:
+    """Start a command of turbofit with a state folder and leases of its own."""
     child = Child(
-        [
-            sys.executable, "-m", "turbofit", "serve", *words, "--pretend", "--port", str(port)
-        ],
+        [sys.executable, "-m", "turbofit", *words],
         standin=False,
         XDG_STATE_HOME=str(state),
         TURBOFIT_LEASES=str(state / "leases"),
         **environ,
-    )  # fmt: skip
+    )
     children.append(child)
-    return Served(child, port, state)
+    return child

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.common.processes import Child
+from bench.common.serving import start_turbofit
 from tests.pretend.cuda_torch import CUDA_PATH, ROOT
 from turbofit.model.source import resolve_model
 from turbofit.rehearse.checkpoint.twin import checkpoint_for
@@ -26,14 +27,7 @@ EIGHT = ("internvl2-8b", "--on", "1xrtx3090", "--pretend")
 
 
 def calibrate(children: list[Child], state: Path, *words: str) -> Child:
-    child = Child(
-        [sys.executable, "-m", "turbofit", "calibrate", *words],
-        standin=False,
-        XDG_STATE_HOME=str(state),
-        TURBOFIT_LEASES=str(state / "leases"),
-    )
-    children.append(child)
-    return child
+    return start_turbofit(children, state, "calibrate", *words)
 
 
 def said(child: Child) -> str:

@@ -6,13 +6,13 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.common.processes import Child
+from bench.common.serving import start_turbofit
 
 pytestmark = [pytest.mark.lmdeploy]
 for needed in ("lmdeploy", "fastapi", "torchvision"):
@@ -26,14 +26,7 @@ ONE = (
 
 
 def tune(children: list[Child], state: Path, *words: str, command: str = "tune") -> Child:
-    child = Child(
-        [sys.executable, "-m", "turbofit", command, *words],
-        standin=False,
-        XDG_STATE_HOME=str(state),
-        TURBOFIT_LEASES=str(state / "leases"),
-    )
-    children.append(child)
-    return child
+    return start_turbofit(children, state, command, *words)
 
 
 def said(child: Child) -> Any:
