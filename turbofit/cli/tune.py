@@ -213,6 +213,7 @@ def _task(
     """What there is to try, and under which load."""
     from turbofit.cli.output import note
     from turbofit.launch.tune.forecast import mean_request
+    from turbofit.launch.tune.image_limit import smaller_limit
     from turbofit.launch.tune.slo import parse_seconds, parse_slo
     from turbofit.launch.tune.space import choices
     from turbofit.launch.tune.tuning import TuneTask
@@ -224,9 +225,11 @@ def _task(
     at_once = load.at_once or _at_once(usual)
     prefix = load.shared_prefix > 0 or load.trace is not None
     on_here = request.changed(on=usual.machine, gpus=None)
-    found = choices(
-        on_here, usual, mean_request(load), at_once, _kv_types(options.kv_types), prefix=prefix
-    )
+    mean = mean_request(load)
+    found = choices(on_here, usual, mean, at_once, _kv_types(options.kv_types), prefix=prefix)
+    smaller = smaller_limit(on_here, usual, load, mean, at_once)
+    if smaller is not None:
+        note(str(smaller))
     note(f"{len(found)} settings keep the promise of the plan; {options.starts} starts at most")
     facts = {
         "model": identity(usual.model),

@@ -74,6 +74,7 @@ def pinned(request: PlanRequest, plan: Plan) -> PlanRequest:
         max_prefill_token_num=settings.max_prefill_token_num,
         quant_policy=settings.quant_policy,
         enable_prefix_caching=settings.enable_prefix_caching,
+        queue_images=plan.workload.queue_images,
     )
 
 

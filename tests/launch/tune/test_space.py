@@ -53,3 +53,18 @@ def test_a_forecast_follows_the_load(tmp_path) -> None:
     trace = tmp_path / "t.jsonl"
     trace.write_text('{"at":0,"output_tokens":10,"prompt_tokens":4}\n{"at":1,"output_tokens":30}\n')
     assert mean_request(LoadSpec.of(trace=str(trace))) == (2, 20, ())
+
+
+def test_images_are_queued_where_the_forecast_gains_by_it() -> None:
+    request = PlanRequest(model="qwen2-vl-7b", on="1xrtx3090", engine="turbomind")
+    usual = plan(request)
+    large = mean_request(LoadSpec.of(image_size=((3000, 3000),)))
+    found = choices(request, usual, large, 32)
+    queued = [one for one in found if one.options.get("queue_images")]
+    assert queued
+    for one in queued:
+        assert one.plan.limits.units_per_forward <= one.plan.limits.units_per_request
+    small = choices(request, usual, MEAN, 32)
+    assert not [one for one in small if "queue_images" in one.options]
+    given = choices(request.changed(queue_images=False), usual, large, 32)
+    assert not [one for one in given if "queue_images" in one.options]

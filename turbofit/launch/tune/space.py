@@ -26,6 +26,8 @@ __all__ = ["TrialChoice", "choices", "option_of"]
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _PREFILLS: Final = (1024, 2048, 4096, 8192, 16384)
+#: Images are queued, or not any more, where the forecast gains so much by it.
+_QUEUE_GAIN: Final = 1.01
 #: What is forecast at less than this share of the best is not tried.
 _HOPELESS: Final = 0.3
 _MOST: Final = 400
@@ -65,17 +67,29 @@ def choices(
     """
     found = [_choice({}, usual, mean, at_once)]
     seen = {_kind(usual, at_once)}
-    for options in _every(request, usual, kv_types, prefix=prefix):
+
+    def added(options: dict[str, Any]) -> TrialChoice | None:
         try:
             plan = best_plan(request.changed(**options))
         except TurbofitError:
+            return None
+        if not plan.fits or not promises_no_less(plan, usual) or _kind(plan, at_once) in seen:
+            return None
+        seen.add(_kind(plan, at_once))
+        found.append(_choice(options, plan, mean, at_once))
+        return found[-1]
+
+    queue = usual.limits.vision_unit is not None and request.queue_images is None
+    for options in _every(request, usual, kv_types, prefix=prefix):
+        one = added(options)
+        if one is None or not queue:
             continue
-        if plan.fits and promises_no_less(plan, usual) and _kind(plan, at_once) not in seen:
-            seen.add(_kind(plan, at_once))
-            found.append(_choice(options, plan, mean, at_once))
-    best = max(one.option.forecast.requests_per_second for one in found)
-    rest = [one for one in found[1:] if one.option.forecast.requests_per_second >= _HOPELESS * best]
-    rest.sort(key=lambda one: -one.option.forecast.requests_per_second)
+        other = added({**options, "queue_images": not _queues(one.plan)})
+        if other is not None and _rate(other) < _rate(one) * _QUEUE_GAIN:
+            found.remove(other)
+    best = max(_rate(one) for one in found)
+    rest = [one for one in found[1:] if _rate(one) >= _HOPELESS * best]
+    rest.sort(key=lambda one: -_rate(one))
     return [found[0], *rest[: _MOST - 1]]
 
 
@@ -90,8 +104,18 @@ def option_of(plan: Plan, mean: MeanRequest, at_once: float) -> SearchPoint:
         *(_APART if plan.engine.name == name else 0.0 for name in ("turbomind", "pytorch")),
         *(_APART if settings.quant_policy == kind else 0.0 for kind in (0, 8, 4)),
         _APART if settings.enable_prefix_caching else 0.0,
+        _APART if _queues(plan) else 0.0,
     )
     return SearchPoint(point, forecast_of(plan, mean, at_once))
+
+
+def _queues(plan: Plan) -> bool:
+    """Whether one request's images run at a time."""
+    return plan.limits.units_per_forward <= plan.limits.units_per_request
+
+
+def _rate(one: TrialChoice) -> float:
+    return one.option.forecast.requests_per_second
 
 
 def _choice(options: Options, plan: Plan, mean: MeanRequest, at_once: float) -> TrialChoice:
@@ -140,4 +164,5 @@ def _kind(plan: Plan, at_once: float) -> tuple[object, ...]:
     return (
         plan.engine.name, plan.parallel.tp, plan.parallel.replicas, _rows(plan, at_once),
         settings.max_prefill_token_num, settings.quant_policy, settings.enable_prefix_caching,
+        plan.limits.units_per_forward,
     )  # fmt: skip
