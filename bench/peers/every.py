@@ -2,9 +2,10 @@
 
 ``python -m bench.peers.every [--only MODEL] [--log FILE] [--results FILE]``. The engines cut their
 cache by a rule that turbofit's account has exactly (every rehearsed count of blocks was met), so
-that most pairs need no rehearsal: there the plan holds more tokens than each peer, whether that
-survives or not. The others are rehearsed: a peer that holds as many as the plan must die of what
-everybody is sent. Some ten minutes, and ten seconds for each peer in doubt.
+that most pairs need no rehearsal: there the plan holds as many tokens as each peer or more, whether
+that survives or not. The others are rehearsed: a peer that holds more than the plan must die of
+what everybody is sent. Plans are those of ``--goal context``, which ranks by tokens: the default
+gives some of them to throughput. Some ten minutes, and ten seconds for each peer in doubt.
 """
 
 from __future__ import annotations
@@ -34,22 +35,23 @@ Made by `python -m bench.peers.every --results FILE`.
 {pairs:,} pairs of a preset model and one preset card. On {judged:,} the plan fits, on the engine
 that LMDeploy takes itself ({rest}).
 
-On {clear:,} of these it holds more tokens than LMDeploy's defaults and each advice (0.5, 0.4, 0.2),
-whether those survive or not. On the other {doubtful:,} some peer holds as many or more; {rows:,}
-such peers were rehearsed ({fates}), those of {unknown:,} pairs on the PyTorch engine were not.
-**Met on {met:,}, missed on {missed:,}**, where a peer survived what everybody is sent.
+The plans are those of `--goal context`: tokens are what is compared here, and the default goal
+gives some of them to a larger batch. On {clear:,} of these pairs no peer (LMDeploy's defaults; the
+advice 0.5, 0.4, 0.2) holds more, whether it survives or not. On the other {doubtful:,} some does;
+{rows:,} such peers were rehearsed ({fates}), those of {unknown:,} pairs on the PyTorch engine were
+not. **Met on {met:,}, missed on {missed:,}**, where a peer survived what everybody is sent; by
+the plan after its rehearsal, as `turbofit serve` starts it, {still:,} of these are missed.
 
 A peer that survives has room left by turbofit's own account: *room* below, in MiB, is what that
 leaves of the card under the peer's settings and these images, without its doubt about the driver
 (`cache_uncertainty`), which no pretend driver has. A plan leaves its margin there, and the doubt,
-so that a peer whose ratio happens to end between the two holds more. `--goal context` ranks by
-tokens, where the default ranks by throughput: with it {still:,} of these pairs are missed.
+so that a peer whose ratio happens to end between the two holds more.
 
 """
 
 
 class Found(NamedTuple):
-    """One pair: what the plan holds, and the peers that hold as many."""
+    """One pair: what the plan holds, and the peers that hold more."""
 
     pair: Pair
     engine: str
@@ -57,9 +59,11 @@ class Found(NamedTuple):
     rivals: tuple[tuple[Setting, int], ...]
 
 
-def pairs() -> Iterator[Found | str]:
-    """Every pair that the plan fits; of the others why not, in a word."""
+def pairs(only: str = "") -> Iterator[Found | str]:
+    """Every pair that the plan fits, else why not; of models with ``only`` in their name."""
     for model in known_presets():
+        if only not in model:
+            continue
         for card in preset_names():
             pair = Pair(model, f"1x{card}")
             try:
@@ -70,7 +74,7 @@ def pairs() -> Iterator[Found | str]:
 
 def found(pair: Pair) -> Found | str:
     """The plan and its peers by the account, on the engine that LMDeploy takes itself."""
-    plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1)
+    plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1, goal="context")
     engine = engine_for(plan.model).name
     if plan.engine.name != engine:
         return "on the other engine" if plan.fits else "does not fit"
@@ -81,29 +85,32 @@ def found(pair: Pair) -> Found | str:
         if setting.name == PLAN:
             continue
         told = turbofit.predict(pair.model, on=pair.on, tp=1, **(setting.changed or {}))
-        if told.kv.tokens >= plan.kv.tokens:
+        if told.kv.tokens > plan.kv.tokens:
             rivals.append((setting, told.kv.tokens))
     return Found(pair, engine, plan.kv.tokens, tuple(rivals))
 
 
 class Lost(NamedTuple):
-    """Why a peer lived with as many tokens: bytes, but for the tokens of ``--goal context``."""
+    """Why a peer lived with more tokens: bytes, but for the tokens of the plan rehearsed."""
 
     room: int
     margin: int
     doubt: int
-    longest: int
+    rehearsed: int
 
 
 def lost(pair: Pair, changed: dict[str, Any]) -> Lost:
-    """What the account leaves to a peer, sent what everybody is, and what another goal holds."""
-    plan = turbofit.plan(pair.model, on=pair.on, tp=1, replicas=1, goal="context")
+    """What the account leaves to a peer, sent what everybody is, and what a rehearsal gives us."""
+    options = {"on": pair.on, "tp": 1, "replicas": 1, "goal": "context"}
+    plan = turbofit.plan(pair.model, rehearse=True, **options)
+    assert plan.rehearsal is not None
+    tokens = plan.kv.tokens if plan.rehearsal.outcome == "served" else 0
     rule, limits = plan.model.image_rule, dict[str, Any]()
     if rule is not None and rule.exposed_limit > rule.checkpoint_limit:
         limits = {rule.limit_name: rule.checkpoint_limit}
     (gpu,) = turbofit.predict(pair.model, on=pair.on, tp=1, **changed, **limits).gpus
     doubt = sum(term.bytes for term in gpu.ledger if term.term == "cache_uncertainty")
-    return Lost(gpu.headroom + doubt, gpu.margin, doubt, plan.kv.tokens)
+    return Lost(gpu.headroom + doubt, gpu.margin, doubt, tokens)
 
 
 def alike(plan: Plan) -> tuple[Any, ...]:
@@ -144,7 +151,7 @@ def fate(pair: Pair, setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
-    """The bar over all pairs, and each pair on which a peer lived with as many tokens."""
+    """The bar over all pairs, and each pair on which a peer lived with more tokens."""
     judged = [one for one in seen if isinstance(one, Found)]
     doubtful = [one for one in judged if one.rivals]
     lived = [row for row in rows if row["fate"] == "survived"]
@@ -154,7 +161,7 @@ def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
     unknown = len({one.pair for one in doubtful}) - len({row["pair"] for row in rows})
     clear = len(judged) - len(doubtful)
     why = [lost(_pair(row), _changed(row)) for row in lived]
-    still = {r["pair"] for r, one in zip(lived, why, strict=True) if one.longest <= r["tokens"]}
+    still = {r["pair"] for r, one in zip(lived, why, strict=True) if one.rehearsed < r["tokens"]}
     told = HEAD.format(
         pairs=len(seen),
         judged=len(judged),
@@ -169,7 +176,7 @@ def report(seen: Sequence[Found | str], rows: Sequence[dict[str, Any]]) -> str:
         still=len(still),
     )
     head = "| pair | our tokens | peer | its tokens | ours more by | room | margin + doubt"
-    lines = [told + head + " | `--goal context` |", "|---|--:|---|--:|--:|--:|--:|--:|"]
+    lines = [told + head + " | rehearsed |", "|---|--:|---|--:|--:|--:|--:|--:|"]
     lines += [_line(row, one) for row, one in zip(lived, why, strict=True)]
     return "\n".join(lines) + "\n"
 
@@ -188,7 +195,7 @@ def _line(row: dict[str, Any], why: Lost) -> str:
     return (
         f"| {row['pair']} | {row['ours']:,} | {row['who']} | {row['tokens']:,}"
         f" | {row['ours'] / row['tokens'] - 1:+.1%} | {why.room // MIB:,}"
-        f" | {why.margin // MIB:,} + {why.doubt // MIB:,} | {why.longest:,} |"
+        f" | {why.margin // MIB:,} + {why.doubt // MIB:,} | {why.rehearsed:,} |"
     )
 
 
@@ -205,11 +212,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="write the report here too")
     parser.add_argument("--only", default="", help="models whose name contains this")
     args = parser.parse_args()
-    seen = (
-        list(pairs())
-        if not args.only
-        else [one for one in pairs() if isinstance(one, Found) and args.only in one.pair.model]
-    )
+    seen = list(pairs(args.only))
     doubtful = [one for one in seen if isinstance(one, Found) and one.rivals]
     with tempfile.TemporaryDirectory() as scratch:
         tm = [one for one in doubtful if one.engine == "turbomind"]
