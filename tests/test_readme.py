@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.advice.readme import FIGURES, recipes
+from bench.advice.cases_page import FIGURES, recipes
+from scripts import record
 from turbofit.cli.commands import COMMANDS
 from turbofit.cli.main import main
 from turbofit.core.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+CASES_PAGE = (ROOT / "docs" / "cases.md").read_text()
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text()
+ACCURACY_PAGE = (ROOT / "docs" / "accuracy.md").read_text()
 TWO_COMMANDS = (
     "    python3 -m venv .venv && .venv/bin/pip install --quiet . "
     "&& .venv/bin/turbofit plan internvl2-8b --on 4xrtx3090\n",
@@ -24,18 +28,13 @@ TWO_COMMANDS = (
 ENGINES = {"TurboMind": "turbomind", "PyTorch engine": "pytorch", "Transformers": "transformers"}
 
 
-def section(title: str) -> str:
-    """The text of one section."""
-    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
 def rows(text: str, head: str) -> list[list[str]]:
     """The cells of the table that begins with this head."""
     table = text[text.index(head) :].split("\n\n", 1)[0].splitlines()[2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
 
 
-CASES = recipes(section("Our users' cases"))
+CASES = recipes(CASES_PAGE)
 
 
 def plan_of(command: str, capsys: pytest.CaptureFixture[str]) -> Plan:
@@ -66,18 +65,19 @@ def test_every_kind_of_case_has_its_row() -> None:
         assert name in typed
 
 
-def test_the_example_at_the_top(capsys) -> None:
-    block = TEXT.split("```console\n$ turbofit ")[1].split("```")[0]
-    plan = plan_of(block.split("  #")[0], capsys)
-    said = " ".join(block.split())
-    assert plan.verdict in said
-    assert f"--cache-max-entry-count {plan.settings.cache_max_entry_count:.3f}" in said
-    assert f"--max-prefill-token-num {plan.settings.max_prefill_token_num}" in said
+def test_the_picture_at_the_top_is_what_the_command_says() -> None:
+    assert record.COMMAND in TEXT
+    assert record.SHOWN.read_text() == record.drawn(), "run python scripts/record.py"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_it_is_short(name: str) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= 120
 
 
 def test_set_up_commands_and_every_command_are_there() -> None:
     assert all(line in TEXT for line in TWO_COMMANDS)
-    table = section("What it does").split("\n\n`MODEL`")[0]
+    table = COMMANDS_PAGE.split("\n\n`MODEL`")[0]
     for name in COMMANDS:
         assert re.search(rf"`(turbofit )?{name}[ `]", table), name
 
@@ -93,7 +93,7 @@ def test_accuracy_is_quoted_as_it_was_reached() -> None:
     bars = {cells[0]: cells[1] for cells in rows(results, "| bar | reached |")}
     median = bars["InternVL2 table, TurboMind: median error 1 % of the card"].split(" of ")[0]
     worst = bars["InternVL2 table, TurboMind: worst 3 %"]
-    said = " ".join(section("How it knows").split())
+    said = " ".join(ACCURACY_PAGE.split())
     assert f"a median error of {median} of the card, worst {worst}" in said
     assert f"counts within {bars['KV block count within 2 %']}" in said
     assert bars["no row that ran is forecast to run out"] == "none"

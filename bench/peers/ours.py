@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import turbofit
 from bench.peers.grid import PLAN, SETTINGS, Pair
 from bench.peers.host import Peak
 from bench.peers.row import Fate, Row
-from bench.peers.turbomind import turbomind_row
+from bench.peers.turbomind import served_plan, turbomind_row
 from bench.peers.workload import lowered
 from turbofit.core.errors import TurbofitError
 from turbofit.core.plan import Plan, Rehearsal
@@ -19,7 +18,7 @@ from turbofit.rehearse.confirm import rehearse_plan
 def plan_row(pair: Pair, folder: Path) -> Row:
     """Plans, starts the engine on pretend cards, and sends it the worst that its plan admits."""
     try:
-        plan = turbofit.plan(pair.model, on=pair.on, tp=pair.tp, replicas=1)
+        plan = served_plan(pair)
     except TurbofitError as error:
         return Row(pair.name, PLAN, "", None, "refused", error.message, 0, None, None)
     if plan.engine.name == "turbomind":

@@ -25,18 +25,24 @@ def of_pairs(rows: Iterable[Row]) -> list[list[Row]]:
     return [list(found) for _, found in groupby(rows, key=lambda row: row.pair)]
 
 
-def verdict(rows: Sequence[Row]) -> Verdict:
-    """The plan against the surviving peer that holds most."""
+def verdict(rows: Sequence[Row], *, least: float = 1) -> Verdict:
+    """The plan against the surviving peer that holds most; met from this share of it."""
     ours = next(row for row in rows if row.who == PLAN)
     peers = [row for row in rows if row.who != PLAN and row.fate == "survived"]
     best = max(peers, key=lambda row: row.tokens or 0, default=None)
     if ours.fate != "survived":
         return Verdict(ours.pair, ours, best, None if best is None else False)
-    return Verdict(ours.pair, ours, best, best is None or (ours.tokens or 0) > (best.tokens or 0))
+    return Verdict(
+        ours.pair, ours, best, best is None or (ours.tokens or 0) >= least * (best.tokens or 0)
+    )
 
 
 def verdict_table(
-    rows: Sequence[Row], head: str = "bar", words: tuple[str, str] = ("met", "**missed**")
+    rows: Sequence[Row],
+    head: str = "bar",
+    words: tuple[str, str] = ("met", "**missed**"),
+    *,
+    least: float = 1,
 ) -> str:
     """One line a pair: the bar, or what ``head`` and ``words`` call it."""
     lines = [
@@ -44,7 +50,7 @@ def verdict_table(
         "|---|--:|---|--:|--:|---|",
     ]
     for found in of_pairs(rows):
-        seen = verdict(found)
+        seen = verdict(found, least=least)
         best, ours = seen.best, seen.ours
         bar = {True: words[0], False: words[1], None: "neither runs"}[seen.met]
         if best is None:
@@ -116,9 +122,9 @@ def _tokens(row: Row) -> str:
     return "" if row.tokens is None else f"{row.tokens:,}"
 
 
-def summary(rows: Sequence[Row], bar: str = "Bar met") -> str:
+def summary(rows: Sequence[Row], bar: str = "Bar met", *, least: float = 1) -> str:
     """The bar in one line, and where it was missed."""
-    seen = [verdict(found) for found in of_pairs(rows)]
+    seen = [verdict(found, least=least) for found in of_pairs(rows)]
     judged = [v for v in seen if v.met is not None]
     missed = [v.pair for v in judged if not v.met]
     told = f"{bar} on {len(judged) - len(missed)} of {len(judged)} pairs that somebody can run"

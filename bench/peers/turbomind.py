@@ -21,10 +21,16 @@ from turbofit.rehearse.turbomind.probe import rehearse
 from turbofit.rehearse.turbomind.spec import RehearsalCase
 
 
+def served_plan(pair: Pair, **options: Any) -> Plan:
+    """The plan ranked by tokens, which are compared here, and rehearsed, as it is served."""
+    shape = {"on": pair.on, "tp": pair.tp, "replicas": 1, "goal": "context"}
+    return turbofit.plan(pair.model, rehearse=True, **shape, **options)
+
+
 def plan_of(pair: Pair, setting: Setting) -> Plan:
     """The plan, or what turbofit tells of the given settings (for what a rehearsal cannot see)."""
     if setting.changed is None:
-        return turbofit.plan(pair.model, on=pair.on, tp=pair.tp, replicas=1, engine="turbomind")
+        return served_plan(pair, engine="turbomind")
     return turbofit.predict(pair.model, on=pair.on, tp=pair.tp, **setting.changed)
 
 

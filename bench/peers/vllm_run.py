@@ -25,6 +25,9 @@ from bench.peers.row import Row
 from bench.peers.tables import of_pairs, row_table, summary, verdict, verdict_table
 from bench.peers.vllm_peer import FLAVOURS, vllm_row, vllm_version
 
+#: A peer's tokens that are so nearly reached count as reached.
+_EQUAL = 0.99
+
 HEAD = """# turbofit's plan against vLLM
 
 Made by `python -m bench.peers.vllm_run --python PYTHON --log FILE --results FILE`; simulated cards,
@@ -41,6 +44,7 @@ the engines' own code. README.md tells what the columns mean, RESULTS.md what th
 `--enforce-eager --max-model-len auto --limit-mm-per-prompt '{{"image":1,"video":0}}'`: what a plan
 promises too; and that with `--gpu-memory-utilization 0.97`, where it was run. No peer of the bar.
 {hand_told}
+With its default `--gpu-memory-utilization` instead: {usual_told}
 
 {hand}
 
@@ -109,12 +113,14 @@ def report(rows: Sequence[Row], versions: str) -> str:
     hand = {flavour.name for flavour in FLAVOURS if flavour.by_hand}
     of_bar = against([row for row in rows if row.who not in hand])
     by_hand = against([row for row in rows if row.who == PLAN or row.who in hand])
+    usual = against([row for row in by_hand if "0.97" not in row.who])
     started = {row.pair for row in rows if row.who != PLAN}
     return HEAD.format(
         told=summary(of_bar),
         bars=verdict_table(of_bar),
-        hand_told=summary(by_hand, "The plan holds more"),
-        hand=verdict_table(by_hand, "the plan holds more", ("yes", "**no**")),
+        usual_told=summary(usual, "as many (-1 %) or more", least=_EQUAL),
+        hand_told=summary(by_hand, "The plan holds as many (-1 %) or more", least=_EQUAL),
+        hand=verdict_table(by_hand, "as many or more", ("yes", "**no**"), least=_EQUAL),
         table=row_table([row for row in rows if row.pair in started]),
         versions=versions,
     )

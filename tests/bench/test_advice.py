@@ -1,4 +1,4 @@
-"""`bench/advice`: the page is what its commands say now, and the README quotes it."""
+"""`bench/advice`: the page is what its commands say now, and docs/cases.md quotes it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from bench.advice.__main__ import HERE, main
+from bench.advice.cases_page import recipes, renewed
 from bench.advice.compute import Case, Line, computed, run, words
-from bench.advice.readme import recipes, renewed
 from bench.advice.report import judged, report, short_rows
 
-README = Path(__file__).parents[2] / "README.md"
+CASES_PAGE = Path(__file__).parents[2] / "docs" / "cases.md"
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def test_it_prints_what_it_writes(capsys):
     assert capsys.readouterr().out == (HERE / "RESULTS.md").read_text()
 
 
-def test_the_readme_says_the_same(cases):
-    text = README.read_text()
+def test_the_page_of_cases_says_the_same(cases):
+    text = CASES_PAGE.read_text()
     assert renewed(text, cases) == text, "run python -m bench.advice --write"
     assert sum(row in text for row in short_rows(cases)) >= 10
     assert len(recipes(text)) >= 8

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from turbofit.cli.command import Option, command
 from turbofit.cli.completion import complete_model, complete_spec
-from turbofit.cli.options import FORMS, PORT
+from turbofit.cli.options import FORMS, FULL, PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +39,19 @@ _TITLES: Final[dict[State, str]] = {
     ),
     Option("--port", type=PORT, help="the port that will be used"),
     Option("--kernels", is_flag=True, help="show which kernels TurboMind holds for these cards"),
+    FULL,
     *FORMS,
     only_linux=True,
 )
 def doctor(
-    *, on: str | None, model: str | None, port: int | None, kernels: bool, as_json: bool, md: bool
+    *,
+    on: str | None,
+    model: str | None,
+    port: int | None,
+    kernels: bool,
+    full: bool,
+    as_json: bool,
+    md: bool,
 ) -> int:
     """Examine and show; exit 3 where something stops serving, 4 without a readable machine."""
     from turbofit.cli.output import answer, show
@@ -63,12 +71,12 @@ def doctor(
     if as_json:
         answer(to_json(report))
     else:
-        show(list(_view(report)), markdown=md)
+        show(list(_view(report, full=full or md)), markdown=md)
     return report.exit_code
 
 
-def _view(report: DoctorReport) -> Iterator[Block]:
-    """What stops first; what is in order last and in short."""
+def _view(report: DoctorReport, *, full: bool) -> Iterator[Block]:
+    """What stops first; what is in order last, in a line where ``full`` is not asked for."""
     from turbofit.report.painters.document import Column, Heading, Paragraph, Table
 
     counts = ", ".join(f"{report.count(state)} {state}" for state in _ORDER if report.count(state))
@@ -78,6 +86,11 @@ def _view(report: DoctorReport) -> Iterator[Block]:
     for state in _ORDER:
         found = [one for one in report.findings if one.state == state]
         if not found:
+            continue
+        if state == "ok" and not full:
+            names = ", ".join(one.check for one in found)
+            yield Heading(text=f"{_TITLES[state]} (--full shows what was seen)")
+            yield Paragraph(text=names)
             continue
         yield Heading(text=_TITLES[state])
         if state == "ok":

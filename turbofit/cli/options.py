@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMS",
+    "FULL",
     "JSON",
     "PORT",
     "machine_options",
@@ -43,6 +44,7 @@ JSON: Final = Option(
     "--json", "as_json", is_flag=True, form=True, help="one JSON document on stdout"
 )
 #: The forms of the answer; no command takes both.
+FULL: Final = Option("--full", is_flag=True, form=True, help="everything, on the terminal")
 FORMS: Final = (JSON, Option("--md", is_flag=True, form=True, help="Markdown on stdout"))
 
 

@@ -8,6 +8,7 @@ from turbofit.cli.command import Option, command
 from turbofit.cli.fields import filled
 from turbofit.cli.options import (
     FORMS,
+    FULL,
     machine_options,
     model_argument,
     planning_options,
@@ -31,10 +32,13 @@ __all__ = ["plan", "show_plan"]
         "sim:4xrtx3090@100/8xh100@2, which simulates 100 machines and 2",
     ),
     Option("--rehearse", is_flag=True, help="check the choice with the engine on pretend GPUs"),
+    FULL,
     *FORMS,
     *planning_options(),
 )
-def plan(*, rehearse: bool, cluster: str | None, as_json: bool, md: bool, **given: Any) -> int:
+def plan(
+    *, rehearse: bool, cluster: str | None, full: bool, as_json: bool, md: bool, **given: Any
+) -> int:
     """Plan and show; exit 3 where nothing fits."""
     from turbofit import api
     from turbofit.cli.output import patience
@@ -49,7 +53,7 @@ def plan(*, rehearse: bool, cluster: str | None, as_json: bool, md: bool, **give
     doing = "planning, and rehearsing on pretend GPUs" if rehearse else "planning"
     with patience(doing):
         found = api.plan(request, rehearse=rehearse)
-    return show_plan(found, "plan", as_json=as_json, md=md)
+    return show_plan(found, "plan", full=full, as_json=as_json, md=md)
 
 
 def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool) -> int:
@@ -70,8 +74,11 @@ def _plan_cluster(request: PlanRequest, cluster: str, *, as_json: bool, md: bool
     return 0 if found.fits else DoesNotFitError.exit_code
 
 
-def show_plan(plan: Plan, command: str, *, as_json: bool, md: bool) -> int:
-    """Show a plan in the form asked for, keep it as the newest of its command; its exit code."""
+def show_plan(plan: Plan, command: str, *, full: bool, as_json: bool, md: bool) -> int:
+    """Show a plan in the form asked for, keep it as the newest of its command; its exit code.
+
+    On a terminal it is a summary where ``full`` is not asked for; other forms have everything.
+    """
     from turbofit.cli.output import answer, show
     from turbofit.core.errors import DoesNotFitError
     from turbofit.report.stored_documents import keep
@@ -79,8 +86,12 @@ def show_plan(plan: Plan, command: str, *, as_json: bool, md: bool) -> int:
     keep(plan, command)
     if as_json:
         answer(plan.to_json())
-    else:
+    elif full or md:
         from turbofit.report.views.plan_view import plan_view
 
         show(plan_view(plan), markdown=md)
+    else:
+        from turbofit.report.views.plan_summary import plan_summary
+
+        show(plan_summary(plan))
     return 0 if plan.fits else DoesNotFitError.exit_code

@@ -6,7 +6,7 @@ from typing import Any
 
 from turbofit.cli.command import command
 from turbofit.cli.fields import filled, options_of
-from turbofit.cli.options import FORMS, machine_options, model_argument, planning_options
+from turbofit.cli.options import FORMS, FULL, machine_options, model_argument, planning_options
 from turbofit.cli.plan import show_plan
 from turbofit.planning.predict_request import PredictRequest
 
@@ -17,10 +17,11 @@ __all__ = ["predict"]
     *model_argument(),
     *machine_options(),
     *options_of(PredictRequest, ("lmdeploy", "free_at_cache")),
+    FULL,
     *FORMS,
     *planning_options(),
 )
-def predict(*, as_json: bool, md: bool, **given: Any) -> int:
+def predict(*, full: bool, as_json: bool, md: bool, **given: Any) -> int:
     """Predict and show; exit 3 where the settings would not serve."""
     from turbofit import api
     from turbofit.cli.output import patience
@@ -28,4 +29,4 @@ def predict(*, as_json: bool, md: bool, **given: Any) -> int:
     request = filled(PredictRequest, given)
     with patience("predicting"):
         plan = api.predict(request)
-    return show_plan(plan, "predict", as_json=as_json, md=md)
+    return show_plan(plan, "predict", full=full, as_json=as_json, md=md)

@@ -7,6 +7,7 @@ from typing import Any, Final
 from turbofit.cli.command import PATH, Option, command, option_name
 from turbofit.cli.options import (
     FORMS,
+    FULL,
     machine_options,
     model_argument,
     planning_keywords,
@@ -32,12 +33,20 @@ _PLANNED: Final = (
         type=PATH,
         help="keep timelines and log here (with --defaults of an engine on torch)",
     ),
+    FULL,
     *FORMS,
     *planning_options(),
     only_linux=True,
 )
 def rehearse(
-    *, model: str, defaults: bool, keep: str | None, as_json: bool, md: bool, **given: Any
+    *,
+    model: str,
+    defaults: bool,
+    keep: str | None,
+    full: bool,
+    as_json: bool,
+    md: bool,
+    **given: Any,
 ) -> int:
     """Rehearse and show; exit 3 where the engine did not serve."""
     from turbofit import api
@@ -57,7 +66,7 @@ def rehearse(
         )
     note("pretend GPUs: memory, admission and death are the engine's own; nothing is computed")
     plan = api.rehearse(model, defaults=defaults, **keywords)
-    code = show_plan(plan, "rehearse", as_json=as_json, md=md)
+    code = show_plan(plan, "rehearse", full=full, as_json=as_json, md=md)
     served = plan.rehearsal is not None and plan.rehearsal.outcome == "served"
     return code if served or code else 3
 

@@ -121,7 +121,7 @@ def show_commands(arguments: ServeArguments, *, port: int, as_json: bool, md: bo
     commands = _commands(plan, arguments.passed, port)
     if as_json or md:
         shown = msgspec.structs.replace(plan, commands=commands)
-        return show_plan(shown, "serve", as_json=as_json, md=md)
+        return show_plan(shown, "serve", full=True, as_json=as_json, md=md)
     if not plan.fits:
         raise refusal(plan)
     answer("\n".join(shell_command(command) + "\n" for command in commands))

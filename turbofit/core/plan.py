@@ -254,6 +254,9 @@ class Throughput(Struct):
     output_tokens_per_second: float
     concurrent_requests: int
     seconds_to_first_token: float = 0.0
+    median_error: Annotated[
+        float | None, doc("Share by which half of the published figures of text models differ.")
+    ] = None
 
 
 class Candidate(Struct):

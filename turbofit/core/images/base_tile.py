@@ -65,6 +65,10 @@ class BaseTileRule(ImageRule):
         return f"{self.tile_size} px square"
 
     @property
+    def unit_side(self) -> int:
+        return self.tile_size
+
+    @property
     def least_units(self) -> int:
         return self._worst_units(self.lower_limits()[-1])
 

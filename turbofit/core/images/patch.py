@@ -82,6 +82,10 @@ class PatchRule(ImageRule, tag="patch"):
         return f"{self.max_pixels / 1e6:.1f} MP"
 
     @property
+    def unit_side(self) -> int:
+        return self.patch_size
+
+    @property
     def videos(self) -> Videos | None:
         return Videos(self.video, self.patch_size, self.merge) if self.video else None
 

@@ -170,6 +170,11 @@ class ImageRule(Struct):
         """The checkpoint's own limit in a word or two."""
 
     @property
+    @abstractmethod
+    def unit_side(self) -> int:
+        """Pixels of a unit's side; a unit is square."""
+
+    @property
     def videos(self) -> Videos | None:
         """The model's videos; None where LMDeploy's PyTorch engine takes none."""
         return None

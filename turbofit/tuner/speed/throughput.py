@@ -189,4 +189,5 @@ def total(speeds: Sequence[Speed], measured: Measured | None = None) -> Throughp
         output_tokens_per_second=round(rate * figures.output_tokens, 1),
         concurrent_requests=round(sum(speed.running for speed in speeds)),
         seconds_to_first_token=round(max(speed.seconds_to_first_token for speed in speeds), 3),
+        median_error=round(figures.median_error, 3),
     )

@@ -1,4 +1,4 @@
-"""The README's figures, renewed: what its recipes give, and the rows of advice that it quotes."""
+"""The figures of docs/cases.md, renewed: what its recipes give, and the rows of advice in it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,158 @@
+"""A plan in about twenty lines: what it serves, one bar, what is promised, the command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from turbofit.core.messages import groups_of, plural
+from turbofit.core.units import format_bytes
+from turbofit.report.painters.document import (
+    BarPiece,
+    Code,
+    Column,
+    FactList,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
+from turbofit.report.shell import shell_command
+from turbofit.report.views.ledger_view import fold
+from turbofit.report.views.memory_view import memory_bar
+
+if TYPE_CHECKING:
+    from turbofit.core.plan import Command, GpuLedger, Plan, Throughput
+    from turbofit.report.painters.document import Block
+
+__all__ = ["plan_summary"]
+
+#: Pieces of the whole text's bar that are one here: their letters, the letter and name of all.
+_PIECES: Final = (
+    ("o", "o", "held by others"),
+    ("rc", "c", "driver, CUDA"),
+    ("W", "W", "weights"),
+    ("K", "K", "KV cache"),
+    ("b", "b", "buffers"),
+    ("t", "t", "worst request"),
+    ("l", "l", "loading"),
+    (".m", ".", "free"),
+)
+#: Remedies and warnings that are shown; the whole text has all.
+_REMEDIES: Final = 3
+_WARNINGS: Final = 1
+_PORT: Final = "--server-port"
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_FULL: Final = "more: --full, --md or --json; as a page: turbofit report latest --html FILE"
+
+
+def plan_summary(plan: Plan) -> list[Block]:
+    """The verdict, the fullest GPU, the promise, warnings, the command, and where there is more."""
+    blocks: list[Block] = [
+        Heading(text=f"{plan.model.name} on {plan.machine.name}"),
+        Paragraph(text=plan.verdict, tone="good" if plan.fits else "bad"),
+    ]
+    if not plan.fits:
+        blocks += _remedies(plan)
+    blocks += _fullest(plan)
+    blocks.append(FactList(facts=tuple(_promise(plan))))
+    blocks += _warnings(plan)
+    if plan.fits:
+        blocks += _command(plan)
+    return [*blocks, Paragraph(text=_FULL, tone="dim")]
+
+
+def _remedies(plan: Plan) -> list[Block]:
+    columns = (Column(title="change", wrap=True), Column(title="effect", wrap=True))
+    rows = tuple((remedy.change, remedy.effect) for remedy in plan.remedies[:_REMEDIES])
+    return [Table(columns=columns, rows=rows)] if rows else []
+
+
+def _fullest(plan: Plan) -> list[Block]:
+    """The bar of the GPU that has the least left."""
+    if not plan.gpus:
+        return []
+    tightest = min(plan.gpus, key=lambda gpu: gpu.headroom)
+    title, ledger = next(
+        (title, ledger) for title, ledger in fold(plan.gpus) if ledger.headroom == tightest.headroom
+    )
+    bar = memory_bar(ledger, f"{title}: {_in_use(ledger)}")
+    sizes = {piece.mark: piece.bytes for piece in bar.parts}
+    parts = tuple(
+        BarPiece(mark=mark, name=name, bytes=sum(sizes.get(one, 0) for one in marks))
+        for marks, mark, name in _PIECES
+    )
+    return [replace(bar, parts=tuple(piece for piece in parts if piece.bytes))]
+
+
+def _in_use(ledger: GpuLedger) -> str:
+    when = "while loading" if ledger.load_peak > ledger.peak else "in the worst case"
+    need = max(ledger.load_peak, ledger.peak)
+    return f"{format_bytes(need)} of {format_bytes(ledger.total)} in use {when}"
+
+
+def _promise(plan: Plan) -> list[tuple[str, str]]:
+    """What requests are held to, and what speed is to be expected."""
+    kv, limits, rule = plan.kv, plan.limits, plan.model.image_rule
+    facts = []
+    if kv.tokens:
+        size = format_bytes(kv.bytes_per_token)
+        facts.append(("KV token", f"keys and values of one token, text or image: {size} of cache"))
+    facts.append(("context", f"{plan.settings.session_len:,} tokens a request, answer included"))
+    if limits.vision_unit is not None and rule is not None:
+        unit, side = limits.vision_unit, rule.unit_side
+        text = (
+            f"{limits.images_per_request} a request, at most {limits.units_per_image:,}"
+            f" {plural(limits.units_per_image, unit)} of {side} x {side} pixels each:"
+            f" {limits.image_tokens_per_request:,} tokens"
+        )
+        facts.append(("images", text))
+    if plan.throughput is not None:
+        facts.append(("speed", _speed(plan.throughput)))
+    if plan.rehearsal is not None:
+        told = f"{plan.rehearsal.outcome} with LMDeploy {plan.rehearsal.engine_version}"
+        facts.append(("rehearsal", f"{told} on pretend GPUs"))
+    return facts
+
+
+def _warnings(plan: Plan) -> list[Block]:
+    """What is to watch out for: of this plan first, then of the machine."""
+    found = sorted(plan.warnings, key=lambda text: text in plan.machine.warnings)
+    left = len(found) - _WARNINGS
+    more = f" (and {left} more {plural(left, 'warning')})" if left > 0 else ""
+    items = tuple(f"{text}{more}" for text in found[:_WARNINGS])
+    return [Items(items=items, tone="warn")] if items else []
+
+
+def _speed(speed: Throughput) -> str:
+    error = (
+        ""
+        if speed.median_error is None
+        else (f" (median error {speed.median_error:.0%}, text models)")
+    )
+    return f"{speed.requests_per_second:.3g} requests/s by the forecast{error}"
+
+
+def _command(plan: Plan) -> list[Block]:
+    """The first group's command, and in a sentence what is other for the rest."""
+    if not plan.commands:
+        return []
+    first, *rest = plan.commands
+    blocks: list[Block] = [Code(text=shell_command(first))]
+    if not rest:
+        return blocks
+    gpus = groups_of(plan.parallel.groups[one.group] for one in rest)
+    if any(_apart_from_place(one) != _apart_from_place(first) for one in rest):
+        return [*blocks, Paragraph(text=f"GPU {gpus}: other settings, see --full")]
+    ports = ", ".join(one.argv[one.argv.index(_PORT) + 1] for one in rest if _PORT in one.argv)
+    there = f", {_PORT} {ports}" if ports else ""
+    return [*blocks, Paragraph(text=f"the same on GPU {gpus}{there}")]
+
+
+def _apart_from_place(command: Command) -> tuple[object, ...]:
+    """A command without its GPUs and its port."""
+    words = list(command.argv)
+    if _PORT in words:
+        del words[words.index(_PORT) + 1]
+    return (words, {name: value for name, value in command.env.items() if name != _VISIBLE})
