@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -38,4 +37,3 @@ def drawn() -> str:
 
 if __name__ == "__main__":
     SHOWN.write_text(drawn(), encoding="utf-8")
-    print(SHOWN.name, file=sys.stderr)
