@@ -89,6 +89,8 @@ def test_a_bare_turbofit_lists_the_commands(capsys: pytest.CaptureFixture[str]) 
         (["plam"], "unknown command 'plam'", "did you mean plan?"),
         (["wach"], "unknown command 'wach'", "did you mean watch"),
         (["qqqqqq"], "unknown command", "plan, predict"),
+        (["list"], "unknown command 'list'", "turbofit models lists the presets"),
+        (["run"], "unknown command 'run'", "turbofit serve MODEL"),
         (["--verbose"], "before the command", "COMMAND OPTIONS"),
         (["plan"], "MODEL is missing", "--help"),
         (["plan", "m", "--tp", "0"], "--tp '0': it should be 1 or more", "--tp: GPUs of one"),

@@ -24,6 +24,9 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "measure, plan, launch LMDeploy and watch it",
     "cluster": "what a Ray cluster serves, another plan for it, a node that leaves",
     "watch": "a running server, live: memory against the forecast, queue, tokens a second",
+    "ps": "the servers that run here",
+    "logs": "what the engines of a run have printed",
+    "stop": "end a server in order",
     "calibrate": "launch, drive the worst case, measure, and let later plans know",
     "tune": "settings tried on the real engine under a load; plan and serve use the best",
     "bench": "a load on any OpenAI-compatible server: requests a second, latency, errors",
@@ -40,6 +43,18 @@ COMMANDS: Final[dict[str, str]] = {
     "completion": "what makes bash, zsh or fish complete commands, options and presets",
     "help": "this list, or the page of one command",
     "version": "turbofit's version",
+}
+
+#: What people type who know other tools, and what does it here.
+_HABITS: Final = {
+    "list": "turbofit models lists the presets, turbofit ps the servers that run",
+    "ls": "turbofit models lists the presets, turbofit ps the servers that run",
+    "run": "turbofit serve MODEL; turbofit plan MODEL says before what it will do",
+    "start": "turbofit serve MODEL",
+    "status": "turbofit ps, or turbofit watch",
+    "kill": "turbofit stop",
+    "top": "turbofit watch",
+    "pull": "turbofit serve MODEL downloads what is not there",
 }
 
 
@@ -84,6 +99,8 @@ def unknown_command(name: str) -> UsageError:
             f"unknown option {name!r} before the command",
             hint="write turbofit COMMAND OPTIONS; turbofit --help lists the commands",
         )
+    if name in _HABITS:
+        return UsageError(f"unknown command {name!r}", hint=_HABITS[name])
     near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"commands: {', '.join(COMMANDS)}"
     return UsageError(f"unknown command {name!r}", hint=hint)

@@ -150,6 +150,19 @@ MANUAL: Final[dict[str, Manual]] = {
         (7,),
         "reads the run's record; asks its gateway for /metrics, and NVML",
     ),
+    "ps": Manual(
+        ("turbofit ps", "turbofit ps --json"), (), "reads the records of this user's runs"
+    ),
+    "logs": Manual(
+        ("turbofit logs", "turbofit logs 20261120-101500-InternVL2-8B --lines 1000"),
+        (),
+        "reads the logs in the run's folder",
+    ),
+    "stop": Manual(
+        ("turbofit stop", "turbofit stop InternVL2-8B --wait 600", "turbofit stop --all"),
+        (5,),
+        "sends SIGTERM to the server's process and waits for its end",
+    ),
     "merge": Manual(
         (
             "turbofit merge llava-hf/llava-1.5-7b-hf my-lora merged",

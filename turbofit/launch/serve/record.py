@@ -14,6 +14,7 @@ from turbofit.core.plan import Limits, Settings
 from turbofit.core.run_report import RUN_SCHEMA, RunAttempt, RunEvent, RunReport
 from turbofit.core.struct import to_json
 from turbofit.core.version import __version__
+from turbofit.launch.engine.proc import start_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +39,14 @@ class AttemptRecord(RunAttempt):
 
 
 class RunRecord(RunReport):
-    """All of ``run.json``: ``member`` is an engine's name in a cluster."""
+    """All of ``run.json``: ``member`` is an engine's name in a cluster.
+
+    ``pid_started`` tells the process from a later one of the same number: ticks since boot, 0 where
+    the system does not say.
+    """
 
     pid: int
+    pid_started: int = 0
     attempts: tuple[AttemptRecord, ...] = ()
     calibrates: bool = False
     member: str | None = None
@@ -60,6 +66,7 @@ class Record:
             schema=RUN_SCHEMA,
             turbofit_version=__version__,
             pid=os.getpid(),
+            pid_started=start_time(os.getpid()),
             started=_now(),
             state="starting",
             **facts,

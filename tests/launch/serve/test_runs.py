@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.common.processes import REPO
+from turbofit.cli.main import main
+from turbofit.core.errors import UsageError
+from turbofit.core.state import state_dir
+from turbofit.launch.serve.record import Record
+from turbofit.launch.serve.runs import chosen_run, running_servers, stop_server
+
+SERVER = """
+import signal, sys
+from pathlib import Path
+from turbofit.launch.serve.record import Record
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+record = Record(Path(sys.argv[1]), model=sys.argv[2])
+record.state("ready", urls=("http://127.0.0.1:1",))
+print("up", flush=True)
+signal.sigwait({signal.SIGTERM})
+record.state("ended", ended="SIGTERM")
+"""
+
+
+@pytest.fixture
+def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Two processes with records as `serve` keeps them, by the names of their runs."""
+    found = {}
+    for number, model in enumerate(("First", "Second")):
+        folder = state_dir("runs", make=True) / f"2026010{number + 1}-000000-{model}"
+        folder.mkdir(parents=True)
+        (folder / "engine-0.log").write_text("".join(f"line {i}\x1b\n" for i in range(300)))
+        child = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(folder), model], cwd=REPO, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        found[folder.name] = child
+    yield found
+    for child in found.values():
+        child.kill()
+        child.communicate()
+
+
+def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
+    assert [one.name for one in running_servers()] == list(servers)
+    assert chosen_run("Second").record.model == "Second"
+    with pytest.raises(UsageError, match="2 servers run here"):
+        chosen_run(None)
+    with pytest.raises(UsageError, match="no server 'Third'"):
+        chosen_run("Third")
+    assert main(["ps"]) == 0
+    said = capsys.readouterr().out
+    assert "First" in said
+    assert "http://127.0.0.1:1" in said
+    assert main(["stop", "First"]) == 0
+    assert servers["20260101-000000-First"].wait() == 0
+    assert chosen_run(None).record.model == "Second"
+    assert main(["stop", "--all"]) == 0
+    assert running_servers() == []
+    capsys.readouterr()
+    assert main(["ps"]) == 0
+    assert "no server of this user runs here" in capsys.readouterr().out
+    assert main(["stop"]) == 2
+
+
+def test_a_process_of_the_same_number_is_no_server(tmp_path: Path) -> None:
+    folder = state_dir("runs", make=True) / "20260101-000000-m"
+    folder.mkdir(parents=True)
+    record = Record(folder, model="m")
+    (mine,) = running_servers()
+    assert mine.record.pid == record.run.pid
+    path = folder / "run.json"
+    ticks = record.run.pid_started
+    path.write_text(path.read_text().replace(str(ticks), str(ticks + 1)))
+    assert running_servers() == []
+    stop_server(mine._replace(record=_later(mine.record)), 1)  # and is sent no signal
+    path.write_text("{")
+    assert running_servers() == []
+
+
+def _later(record):
+    import msgspec
+
+    return msgspec.structs.replace(record, pid_started=record.pid_started + 1)

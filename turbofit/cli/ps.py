@@ -1,0 +1,61 @@
+"""``turbofit ps``: the servers of this user that run now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.cli.command import command
+from turbofit.cli.options import FORMS
+
+if TYPE_CHECKING:
+    from turbofit.launch.serve.runs import RunningServer
+    from turbofit.report.painters.document import Block
+
+__all__ = ["ps"]
+
+
+@command(*FORMS, only_linux=True)
+def ps(*, as_json: bool, md: bool) -> int:
+    """List them."""
+    from turbofit.cli.output import answer, show
+    from turbofit.core.struct import to_json
+    from turbofit.launch.serve.runs import running_servers
+
+    servers = running_servers()
+    if as_json:
+        rows = [
+            {
+                "run": one.name,
+                "folder": str(one.folder),
+                "model": one.record.model,
+                "state": one.record.state,
+                "pid": one.record.pid,
+                "started": one.record.started,
+                "urls": one.record.urls,
+                "pretend": one.record.pretend,
+            }
+            for one in servers
+        ]
+        answer(to_json({"schema": "turbofit.ps/1", "servers": rows}))
+    else:
+        show([_block(servers)], markdown=md)
+    return 0
+
+
+def _block(servers: list[RunningServer]) -> Block:
+    from turbofit.report.painters.document import Column, Paragraph, Table
+
+    if not servers:
+        return Paragraph(text="no server of this user runs here")
+    titles = ("run", "model", "state", "pid", "address")
+    rows = tuple(
+        (
+            one.name,
+            one.record.model + (" (pretend GPUs)" if one.record.pretend else ""),
+            one.record.state,
+            str(one.record.pid),
+            ", ".join(one.record.urls),
+        )
+        for one in servers
+    )
+    return Table(columns=tuple(Column(title=title) for title in titles), rows=rows)

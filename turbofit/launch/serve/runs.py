@@ -1,0 +1,94 @@
+"""The servers of this user that run now, and how one is stopped."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from turbofit.core.errors import LaunchError, UsageError
+from turbofit.core.state import state_dir
+from turbofit.launch.engine.proc import start_time
+from turbofit.launch.serve.record import RunRecord
+
+__all__ = ["RunningServer", "chosen_run", "running_servers", "stop_server"]
+
+
+class RunningServer(NamedTuple):
+    """A run whose process lives."""
+
+    folder: Path
+    record: RunRecord
+
+    @property
+    def name(self) -> str:
+        """What `watch`, `logs`, `stop` and `report` take for it."""
+        return self.folder.name
+
+
+def running_servers() -> list[RunningServer]:
+    """All of this user, the oldest first. A record that cannot be read is of none."""
+    found = []
+    for path in sorted(state_dir("runs", make=False).glob("*/run.json")):
+        with suppress(OSError, msgspec.MsgspecError):
+            record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+            if record.pid_started and start_time(record.pid) == record.pid_started:
+                found.append(RunningServer(path.parent, record))
+    return found
+
+
+def chosen_run(name: str | None) -> RunningServer:
+    """The running server of this name, or of a model's; the only one without a name.
+
+    Raises:
+        UsageError: there is none, or several and none is named.
+    """
+    servers = running_servers()
+    if name is not None:
+        given = name.rstrip("/").rpartition("/")[2]
+        servers = [one for one in servers if given in (one.name, one.record.model)]
+        if not servers:
+            raise UsageError(f"no server {name!r} runs here", hint="turbofit ps lists them")
+    if not servers:
+        raise UsageError("no server of this user runs here", hint="turbofit serve MODEL")
+    if len(servers) > 1:
+        names = ", ".join(one.name for one in servers)
+        raise UsageError(f"{len(servers)} servers run here", hint=f"name one of them: {names}")
+    return servers[0]
+
+
+def stop_server(server: RunningServer, seconds: float) -> None:
+    """Ask a server to end, as Ctrl-C does, and wait until its process is gone.
+
+    Raises:
+        LaunchError: it cannot be asked, or did not end in time.
+    """
+    pid = server.record.pid
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError as exc:
+        raise _not_stopped(server, exc.strerror or str(exc)) from None
+    try:
+        if start_time(pid) != server.record.pid_started:
+            return  # another process has its number by now
+        signal.pidfd_send_signal(watched, signal.SIGTERM)
+        # The descriptor of a process can be read once the process has ended.
+        if not select.select([watched], [], [], seconds)[0]:
+            raise _not_stopped(server, f"it still ends after {seconds:.0f} s")
+    except OSError as exc:
+        raise _not_stopped(server, exc.strerror or str(exc)) from None
+    finally:
+        os.close(watched)
+
+
+def _not_stopped(server: RunningServer, why: str) -> LaunchError:
+    return LaunchError(
+        f"{server.name} is not stopped: {why}", hint=f"turbofit logs {server.name} says more"
+    )
