@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.common.plans import plausible_plan
 from bench.common.processes import REPO
 from turbofit.cli.main import main
 from turbofit.core.errors import UsageError
@@ -27,6 +28,11 @@ record.state("ended", ended="SIGTERM")
 """
 
 
+@pytest.fixture(autouse=True)
+def runs_of_this_test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 @pytest.fixture
 def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """Two processes with records as `serve` keeps them, by the names of their runs."""
@@ -34,6 +40,7 @@ def servers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     for number, model in enumerate(("First", "Second")):
         folder = state_dir("runs", make=True) / f"2026010{number + 1}-000000-{model}"
         folder.mkdir(parents=True)
+        (folder / "plan.json").write_text(plausible_plan().to_json())
         (folder / "engine-0.log").write_text("".join(f"line {i}\x1b\n" for i in range(300)))
         child = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(folder), model], cwd=REPO, stdout=subprocess.PIPE
@@ -67,6 +74,15 @@ def test_those_that_live_are_listed_chosen_and_stopped(servers, capsys) -> None:
     assert main(["ps"]) == 0
     assert "no server of this user runs here" in capsys.readouterr().out
     assert main(["stop"]) == 2
+
+
+def test_the_last_lines_of_a_log_are_shown_without_control_characters(servers, capsys) -> None:
+    first, _ = servers
+    assert main(["logs", first, "--lines", "2"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "line 298?\nline 299?\n"
+    assert f"{first}/engine-0.log:" in told.err
+    assert main(["logs", first, "--lines", "0"]) == 2
 
 
 def test_a_process_of_the_same_number_is_no_server(tmp_path: Path) -> None:
