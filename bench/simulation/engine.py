@@ -106,8 +106,6 @@ class SimulatedEngine:
         self.hung = False
         #: Completions are answered with 500 while its health page is fine.
         self.failing = False
-        #: Whether it has begun to answer a client.
-        self.answered = False
         self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
         self.said: deque[tuple[str, int]] = deque()
@@ -299,8 +297,7 @@ class SimulatedEngine:
 
     def _die_of(self, request: Request) -> None:
         if self.code is None:
-            if self.answered:
-                self.world.ended_by(request)
+            self.world.ended_by(request)
             self.crash()
 
     # -- its service
@@ -345,7 +342,6 @@ class SimulatedEngine:
         one.encoding = 0
         self._evict()
         request = one.request
-        self.answered |= request is not None
         if request is not None and request.stream:
             one.answer("head", (200, "text/event-stream"))
             self._stream(one, request.tokens)

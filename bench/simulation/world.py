@@ -205,11 +205,7 @@ class World:
             self.violate(f"request {request.number} reached an engine after its end")
 
     def ended_by(self, request: Request) -> None:
-        """An engine dies of a request: two at most, whoever sends it and however often.
-
-        Of engines that had answered somebody since their start: another one may die of itself, and
-        its death convicts nobody.
-        """
+        """An engine dies of a request: two at most, whoever sends it and however often."""
         deaths = self.deaths.setdefault(request.text, [])
         deaths.append(self.scheduler.now)
         if len(deaths) > _MOST_DEATHS and self.machine.disk_error is None:

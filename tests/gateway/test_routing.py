@@ -370,3 +370,29 @@ def test_pages_of_several_engines_become_one() -> None:
     heads = [i for i, line in enumerate(lines) if line.startswith("h_")]
     assert heads == list(range(heads[0], heads[0] + 6))
     assert SimpleNamespace(ok=merge({})).ok == ""
+
+
+def test_an_engine_whose_answer_is_waited_for_is_asked_at_once() -> None:
+    async def run():
+        found, asked_at = engines(), []
+
+        async def probe(engine):
+            asked_at.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+            return True
+
+        found[0].succeeded()
+        monitor, changed = watched(found, probe)
+        monitor.start()
+        await asyncio.sleep(5.0)
+        found[0].note_end()
+        assert found[0].takes
+        assert not found[0].serves
+        began = asyncio.get_running_loop().time()
+        for _ in range(3):
+            monitor.ask_soon(found[0])
+        await auntil(lambda: found[0].serves, "the answer")
+        await monitor.stop()
+        return [at - began for at in asked_at], len(changed)
+
+    assert virtual_time.run(run()) == ([0.0], 1)

@@ -222,3 +222,45 @@ def test_an_engine_that_somebody_killed_accuses_nobody() -> None:
             return reply.status, before, fleet.app.quarantine.suspects.number
 
     assert virtual_time.run(run()) == (503, (1, 0), (0, 0))
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+def test_a_request_that_meets_engines_which_answered_nobody_ends_two_at_most(engines) -> None:
+    """Somebody killed all of them, idle; they are back, and nobody has asked them anything."""
+
+    async def run():
+        async with Fleet(engines, restart=1.0) as fleet:
+            await fleet.all_up()
+            for index in range(engines):
+                fleet.kill(index, "by somebody")
+                fleet.app.engine_ended(index, by_others=True)
+            await auntil(lambda: not fleet.recorder.down, "all engines to be back")
+            probes, replies, suspected = fleet.recorder.probes, [], []
+            for _ in range(3):
+                replies.append(await fleet.ask(KILLS))
+                suspected.append(fleet.app.quarantine.suspects.number)
+                await auntil(lambda: not fleet.recorder.down, "all engines to be back")
+            # Before the suspect ran again, the gateway asked an engine itself.
+            assert fleet.recorder.probes > probes
+            other = await fleet.ask("another")
+            return replies, suspected, fleet.deaths.count("by somebody"), len(fleet.deaths), other
+
+    replies, suspected, before, deaths, other = virtual_time.run(run())
+    assert [code(reply) for reply in replies] == [
+        (503, "engine_died"), (422, "convicted"), (422, "convicted"),
+    ]  # fmt: skip
+    assert suspected == [(1, 0), (0, 1), (0, 1)]
+    assert deaths - before == 2
+    assert other.status == 200
+
+
+def test_who_kills_the_next_process_pardons_nobody_of_the_death_before() -> None:
+    async def run():
+        async with Fleet(1) as fleet:
+            await fleet.ask(KILLS)
+            fleet.app.engine_ended(0, by_others=False)
+            # Its next process is killed while it starts.
+            fleet.app.engine_ended(0, by_others=True)
+            return fleet.app.quarantine.suspects.number
+
+    assert virtual_time.run(run()) == (1, 0)

@@ -33,10 +33,13 @@ class Line:
         self.fleet = Fleet(self.engines)
         self.door = Admission(self.fleet)
         self.suspects = Suspects(clock)
+        self.asked: list[RoutedEngine] = []
         death = EngineDeath(9)
         for name in "abc":
             self.suspects.accuse(death, accused(name))
-        self.trials = Trials(self.fleet, self.door, self.suspects, clock, **config)
+        self.trials = Trials(
+            self.fleet, self.door, self.suspects, clock, self.asked.append, **config
+        )
 
     def ask(self, name: str, **facts) -> asyncio.Task:
         return asyncio.ensure_future(self.trials.admit(name, FREE, **facts))
@@ -128,6 +131,30 @@ def test_it_runs_when_a_second_engine_is_back() -> None:
         return (await pending).index
 
     assert virtual_time.run(run()) in (0, 1)
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_an_engine_that_answered_nobody_since_it_ended_is_asked_first(engines) -> None:
+    """It may die of itself, which must convict nobody."""
+
+    async def run():
+        line = Line(engines)
+        for engine in line.engines:
+            engine.note_end()
+        assert line.asked == []
+        pending = line.ask("a")
+        await moments()
+        assert not pending.done()
+        assert set(line.asked) == set(line.engines)
+        for engine in line.engines:
+            engine.succeeded()
+        line.trials.pump()
+        trial = await pending
+        before = len(line.asked)
+        line.trials.release(trial, FREE)
+        return trial in line.engines, len(line.asked) - before
+
+    assert virtual_time.run(run()) == (True, 0)
 
 
 @pytest.mark.parametrize(("engines", "at_once"), [(1, 1), (3, 1), (7, 1), (8, 2), (12, 3)])

@@ -104,7 +104,7 @@ class Gateway:
         )
         self.quarantine = open_quarantine(config.quarantine, self.metrics.count)
         self._trials = Trials(
-            self.fleet, self.admission, self.quarantine.suspects, now,
+            self.fleet, self.admission, self.quarantine.suspects, now, self.monitor.ask_soon,
             longest=config.queue_length, seconds=config.queue_seconds,
         )  # fmt: skip
         self._forwarder = RequestForwarder(

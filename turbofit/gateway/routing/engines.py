@@ -232,11 +232,26 @@ class RoutedEngine:
         """A byte came."""
         self.last_byte = time.monotonic()
 
-    def note_death(self) -> EngineDeath:
-        """It died, or was given up: its death; the same one until it has answered again."""
-        if self.death is None or self.last_success > self.died_at:
+    def note_death(self, sent_at: float = float("-inf")) -> EngineDeath:
+        """It died, or was given up: its death.
+
+        The same one for all who were there. What answers after a death, or takes a request, is
+        another process, whose death is another one.
+
+        Args:
+            sent_at: when the request began that broke off there.
+        """
+        if self.death is None or max(self.last_success, sent_at) > self.died_at:
             self.death, self.died_at = EngineDeath(self.index), time.monotonic()
         return self.death
+
+    def note_end(self) -> EngineDeath:
+        """A supervisor saw its process end: the death that requests may have met already."""
+        if self.death is not None and self.death.seen:
+            self.death = None  # of the process before
+        death = self.note_death()
+        death.seen = True
+        return death
 
     def abort_all(self, *, died: bool = True) -> None:
         """End every request that waits for this engine.

@@ -111,7 +111,7 @@ class Exchange:
         self._sent, self._begins, self._first = sent, begins, first
         self._task: asyncio.Task[Any] | None = None
         self._aborted = False
-        self.heard_at = 0.0
+        self.heard_at = self._sent_at = 0.0
         #: How many requests the engine had lost when this one came.
         self._broken_off_before = 0
         self.outcome = ForwardOutcome()
@@ -129,7 +129,7 @@ class Exchange:
         """
         engine, self._task = self._engine, asyncio.current_task()
         engine.in_flight[self] = None
-        self.heard_at = time.monotonic()
+        self.heard_at = self._sent_at = time.monotonic()
         engine.outstanding += 1
         self._broken_off_before = engine.broken_off
         if engine.outstanding == 1:
@@ -173,7 +173,8 @@ class Exchange:
         outcome.broken = True
         if died:
             # An engine that is stuck in one request lives.
-            outcome.death = EngineDeath(engine.index) if outcome.stuck else engine.note_death()
+            lives = outcome.stuck
+            outcome.death = EngineDeath(engine.index) if lives else engine.note_death(self._sent_at)
             # Of those that were there together the last to notice sees no other in flight.
             outcome.alone = engine.outstanding == 1 and engine.broken_off == self._broken_off_before
             engine.broken_off += 1

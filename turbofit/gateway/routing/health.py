@@ -47,7 +47,7 @@ class Monitor:
     Args:
         engines: all of them, looked through anew each time.
         probe: asks one engine; False or an exception is a failure.
-        changed: called when an engine was taken out or brought back.
+        changed: called when an engine was taken out, or answers again.
         page: an engine's metrics page, empty where it does not come; None where there is none.
         idle: seconds without a success after which to ask.
         stall: seconds without a byte, while answers are owed, after which to ask.
@@ -98,6 +98,12 @@ class Monitor:
         """A request failed there."""
         engine.suspect = True
         self._poke.set()
+
+    def ask_soon(self, engine: RoutedEngine) -> None:
+        """Somebody waits for its answer: at once, unless it has failed to answer before."""
+        if not engine.suspect:
+            engine.suspect, engine.last_check = True, float("-inf")
+            self._poke.set()
 
     def gone(self, engine: RoutedEngine, *, vanished: bool) -> None:
         """A request could not be sent there.
@@ -232,10 +238,12 @@ class Monitor:
             self._take_out(engine)
 
     def _bring_back(self, engine: RoutedEngine) -> None:
+        served = engine.serves
         engine.succeeded()
         if not engine.up:
             engine.up = True
             _LOG.info("engine %s answers: it gets requests", engine.label)
+        if not served:
             self._changed()
 
     def _take_out(self, engine: RoutedEngine, *, died: bool = True) -> None:

@@ -173,7 +173,7 @@ class Quarantine:
             engine: which.
             by_others: somebody killed it: its requests are not what it died of.
         """
-        death = engine.note_death()
+        death = engine.note_end()
         if by_others:
             self.suspects.absolve(death)
             self.keep()

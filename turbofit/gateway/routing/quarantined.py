@@ -81,7 +81,7 @@ class Accused(Struct):
 class EngineDeath:
     """The death of one engine: who was in flight, and whether it is explained."""
 
-    __slots__ = ("accused", "at", "convicted", "engine", "explained")
+    __slots__ = ("accused", "at", "convicted", "engine", "explained", "seen")
 
     def __init__(self, engine: int) -> None:
         self.engine = engine
@@ -90,3 +90,5 @@ class EngineDeath:
         self.explained = False
         #: Who was convicted by it.
         self.convicted: str | None = None
+        #: A supervisor has seen the process end.
+        self.seen = False

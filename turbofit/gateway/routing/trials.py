@@ -5,6 +5,10 @@ once it is empty the first of the line has it for itself, until its answer begin
 where an engine died of it or beside it after its answer had begun). One engine is reserved at a
 time, one in four of a large fleet, and none while fewer than two serve.
 
+An engine that has answered nobody since its process ended may die of itself, and convict a request
+that is innocent of it. It is asked for a token first, by the monitor; only engines that have
+answered are reserved.
+
 A suspect that has run alone for half a minute has the engine no longer for itself (under: what
 kills later than that meets others). A server of one engine has no other choice than that one. There
 the line gets the engine for ten seconds at most, the time in which it empties included; where
@@ -83,22 +87,25 @@ class Trials:
         admission: whose places a suspect takes, and which lets others in again afterwards.
         suspects: says who still is one, and how much.
         clock: seconds that only grow.
+        ask: asks an engine for a token, and has `pump` called once it answers.
         longest: how many may wait.
         seconds: how long one may wait.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a constructor
         self,
         fleet: Fleet,
         admission: Admission,
         suspects: Suspects,
         clock: Callable[[], float],
+        ask: Callable[[RoutedEngine], None],
         *,
         longest: int = 256,
         seconds: float = 30.0,
     ) -> None:
         self._fleet, self._admission, self._suspects = fleet, admission, suspects
         self._clock, self._longest, self._seconds = clock, longest, seconds
+        self._ask = ask
         self._line: list[_Waiter] = []
         #: Engines that are reserved, and since when; those of them that have a suspect.
         self._reserved: dict[RoutedEngine, float] = {}
@@ -166,6 +173,9 @@ class Trials:
             self._look(waiter)
         self._line.sort(key=lambda one: (self._suspects.weight(one.fingerprint), one.since))
         self._give_back()
+        for engine in self._fleet if self._line else ():
+            if engine.takes and not engine.serves:
+                self._ask(engine)
         while self._reserve():
             pass
         for engine in tuple(self._reserved):
