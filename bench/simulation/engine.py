@@ -9,6 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,6 @@ __all__ = ["Exchange", "SimulatedEngine", "SimulatedEngineProcess", "StartFault"
 MIB = 1 << 20
 #: Tokens of a request beside its images.
 _TEXT = 100
-_STEP = {"context": "starting", "weights": "weights", "cache": "cache", "buffers": "warm-up"}
 
 
 @dataclass
@@ -106,6 +106,8 @@ class SimulatedEngine:
         self.hung = False
         #: Completions are answered with 500 while its health page is fine.
         self.failing = False
+        #: Since when it answers what it is sent, and when it was last sent a client's request.
+        self.well_since, self.asked_at = inf, 0.0
         self.connections: list[Any] = []
         self.exchanges: list[Exchange] = []
         self.said: deque[tuple[str, int]] = deque()
@@ -154,7 +156,7 @@ class SimulatedEngine:
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
         budget = int(free * self.ratio)
-        self.world.sized(self)
+        self.world.invariants.cache_sized(self)
         for index in self.gpus:
             self.world.machine.allocate(index, self.pid, budget)
         say(budget_line(free / MIB, self.ratio))
@@ -180,7 +182,7 @@ class SimulatedEngine:
             self._exit(1)
             return
         self.world.machine.ports[self.port] = self
-        self.listening = True
+        self.listening, self.well_since = True, self.world.scheduler.now
         yield None
 
     def _meet(self, phase: str) -> None:
@@ -297,7 +299,7 @@ class SimulatedEngine:
 
     def _die_of(self, request: Request) -> None:
         if self.code is None:
-            self.world.ended_by(request)
+            self.world.invariants.ended_by(request)
             self.crash()
 
     # -- its service
@@ -310,7 +312,8 @@ class SimulatedEngine:
         one = Exchange(self, answer, request)
         self.exchanges.append(one)
         if request is not None:
-            self.world.arrived(self, request)
+            self.asked_at = self.world.scheduler.now
+            self.world.invariants.arrived(self, request)
             if request.poison and not self.failing:
                 self.world.scheduler.after(0.03, lambda: self._die_of(request))
         if method == "GET":
@@ -324,7 +327,7 @@ class SimulatedEngine:
             one.tokens = self._may_hold(request)
             self._evict()
             if request is not None:
-                self.world.holds(self)
+                self.world.invariants.holds(self)
             seconds = units / (self.plan.limits.units_per_request or 1)
             self._after(one, 0.05 + seconds, lambda: self._begin(one))
         return one
@@ -333,7 +336,7 @@ class SimulatedEngine:
         try:
             self._work(sum(other.encoding for other in self.exchanges))
         except OutOfDeviceMemory:
-            self.world.out_of_memory(self)
+            self.world.invariants.out_of_memory(self)
             self._out_of_memory()
             return
         if one.gone:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Literal
 
 from bench.simulation.engine import StartFault
 
@@ -39,6 +40,22 @@ def _kill(day: Day, *start_faults: StartFault) -> None:
         engine.kill()
 
 
+def _impair(day: Day, how: Literal["hung", "failing"], longest: float | None = None) -> None:
+    """Impair an engine, for so many seconds at most or for ever."""
+    engine = _engine(day)
+    if engine is None:
+        return
+    setattr(engine, how, True)
+    engine.well_since = inf
+
+    def mend() -> None:
+        setattr(engine, how, False)
+        engine.well_since = day.world.scheduler.now
+
+    if longest is not None:
+        day.later(day.rng.uniform(1, longest), mend)
+
+
 @fault
 def engine_killed(day: Day) -> None:
     _kill(day)
@@ -67,25 +84,17 @@ def engine_killed_by_the_kernel(day: Day) -> None:
 
 @fault
 def engine_hangs(day: Day) -> None:
-    engine = _engine(day)
-    if engine is not None:
-        engine.hung = True
+    _impair(day, "hung")
 
 
 @fault
 def engine_stalls_and_goes_on(day: Day) -> None:
-    engine = _engine(day)
-    if engine is not None:
-        engine.hung = True
-        day.later(day.rng.uniform(1, 300), lambda: setattr(engine, "hung", False))
+    _impair(day, "hung", 300)
 
 
 @fault
 def engine_answers_500(day: Day) -> None:
-    engine = _engine(day)
-    if engine is not None:
-        engine.failing = True
-        day.later(day.rng.uniform(1, 1200), lambda: setattr(engine, "failing", False))
+    _impair(day, "failing", 1200)
 
 
 @fault

@@ -78,10 +78,6 @@ class SimulatedGatewayThread:
     def alive(self) -> bool:
         return not self._ended.flag
 
-    @property
-    def ended(self) -> bool:
-        return self._ended.flag
-
     def look(self) -> None:
         """Let it look at its engines now."""
         if self._loop is not None and not self._ended.flag:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from bench.simulation.engine import SimulatedEngine
 
 __all__ = ["OutOfDeviceMemory", "SimulatedMachine"]
+
+_RAM = 256 * GIB
 
 
 class OutOfDeviceMemory(Exception):  # noqa: N818 - CUDA's word for it
@@ -59,7 +60,6 @@ class SimulatedMachine:
         self.ports: dict[int, SimulatedEngine | None] = {}
         self.nvml_broken = False
         self.host_kills = 0
-        self.ram = 256 * GIB
         #: What a write to the disk meets: an errno, or seconds that it takes.
         self.disk_error: int | None = None
         self.disk_seconds = 0.0
@@ -109,9 +109,7 @@ class SimulatedMachine:
 
     def host(self) -> Host:
         """Its host memory."""
-        return replace(
-            self._base.host, ram_total=self.ram, ram_available=self.ram, shm_available=16 * GIB
-        )
+        return replace(self._base.host, ram_total=_RAM, ram_available=_RAM, shm_available=16 * GIB)
 
     def write_fault(self) -> None:
         """What a write meets just now.
@@ -121,6 +119,3 @@ class SimulatedMachine:
         """
         if self.disk_error is not None:
             raise OSError(self.disk_error, os.strerror(self.disk_error))
-
-    def fill_disk(self) -> None:
-        self.disk_error = errno.ENOSPC

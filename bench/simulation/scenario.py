@@ -266,34 +266,7 @@ class Day:
             if one.alive:
                 world.violate("a turbofit did not end within 120 s of SIGTERM")
         scheduler.run(scheduler.now + 10)
-        self._nothing_left()
-
-    def _nothing_left(self) -> None:
-        world = self.world
-        for engine in world.machine.engines.values():
-            world.violate(f"engine {engine.pid} is left")
-        for index, card in world.machine.cards.items():
-            if card.held:
-                world.violate(f"GPU {index} still holds {card.held}")
-        for one in world.requests:
-            if not one.end:
-                world.violate(f"request {one.number} never ended")
-        for path in sorted((world.folder / "leases").glob("*.json")):
-            process = self.turbofit.process
-            if process is not None and path.name.startswith(f"{process.pid}-"):
-                world.violate(f"the lease {path.name} is left")
-        self._readable()
-
-    def _readable(self) -> None:
-        """Whatever was written can be read again."""
-        from turbofit.core.struct import decode
-        from turbofit.launch.serve.record import RunRecord
-
-        for path in sorted((self.world.folder / "turbofit" / "runs").glob("*/run.json")):
-            try:
-                decode(path.read_bytes(), RunRecord, what=path.name)
-            except TurbofitError as exc:  # noqa: PERF203 - each file counts
-                self.world.violate(f"{path.parent.name}/run.json cannot be read: {exc.message}")
+        world.invariants.nothing_left(self.turbofit.process)
 
 
 @cache

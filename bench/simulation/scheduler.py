@@ -72,8 +72,8 @@ class Scheduler:
         """Have something done in so many seconds."""
         return self.at(self.now + seconds, act)
 
-    def run(self, until: float, check: Callable[[], None] | None = None) -> None:
-        """Let time pass; ``check`` is called after each step."""
+    def run(self, until: float) -> None:
+        """Let time pass."""
         while self._heap and self._heap[0][0] <= until:
             when, _, timer = heapq.heappop(self._heap)
             act, timer.act = timer.act, None
@@ -82,8 +82,6 @@ class Scheduler:
             self.now = max(self.now, when)
             self.steps += 1
             act()
-            if check is not None:
-                check()
         self.now = max(self.now, until)
 
     def thread(self, target: Callable[[], Any], process: Process | None = None) -> greenlet:
@@ -147,22 +145,12 @@ class Scheduler:
                 timer.cancel()
         return event.flag
 
-    def kill(self, process: Process) -> None:
-        """SIGKILL: nothing of it runs any more, not even what it would do at its end."""
-        if not process.alive:
-            return
+    def end(self, process: Process) -> None:
+        """No thread of a process goes on, not even to what it would do at its end."""
         process.alive = False
         self._dead += process.threads
         for end in process.ends:
             end()
-
-    def never(self) -> None:
-        """The end of a thread of a process that was killed: it never goes on."""
-        self._away()
-
-    def retire(self, process: Process) -> None:
-        """Threads of a process that ends: they never run again."""
-        self._dead += [one for one in process.threads if one is not getcurrent()]
 
     def discard_threads(self) -> None:
         """At the end of a history: let go of what dead and waiting threads hold."""

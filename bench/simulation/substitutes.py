@@ -294,7 +294,7 @@ def _replace_file(real: Any, disk: _DiskOs) -> Any:
             disk.torn = False
             one.trace(f"turbofit {process.pid} is killed in the middle of a write")
             one.kill(process)
-            one.scheduler.never()
+            one.scheduler.sleep(0.0)  # and its thread never goes on
         real(target, raw, mode)
 
     return _replace

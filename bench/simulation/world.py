@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.simulation.clients import Request
 from bench.simulation.engine import SimulatedEngine, StartFault
+from bench.simulation.invariants import Invariants
 from bench.simulation.machine import SimulatedMachine
 from bench.simulation.scheduler import Event, Process, Scheduler
 
@@ -29,15 +30,8 @@ __all__ = ["Violation", "World"]
 _IDLE = 120.0
 #: The same while an engine of its starts, or is about to.
 _BUSY = 2.0
-#: Seconds that a request may take at most: the wait for a place, an engine that is silent until it
-#: is given up, another one, its restarts.
-_LONGEST = 900.0
-#: Engines that one request may end: the one that had it, and one that it was sent to again.
-_MOST_DEATHS = 2
 #: Seconds between a gateway's looks at its engines while requests are open.
 _LOOK = 5.0
-#: Seconds after which nothing is held of an engine for clients that left.
-_FORGOTTEN = 15.0
 _REQUEST = re.compile(rb"#(?:(\d+)|(poison [\d.e-]+))#")
 
 
@@ -83,28 +77,19 @@ class World:
         self.gateway: SimulatedGatewayThread | None = None
         self.violations: list[str] = []
         self.counts: dict[str, int] = {}
-        #: Exits of turbofit: codes, or "killed".
-        self.exits: list[int | str] = []
         #: How the next starts of engines end, before it is left to chance that they live.
         self.start_faults: list[StartFault] = []
         #: Memory that others took since the last plan, by which an out-of-memory is explained.
         self.disturbed = False
-        #: By card, the living turbofits that have started engines on it.
-        self.planned: dict[int, dict[Process | None, None]] = {}
-        #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
-        #: takes a share of what is free just then, so that no plan holds: known, not mended.
-        self.raced: set[tuple[Process | None, int]] = set()
-        #: When each killing request has ended an engine.
-        self.deaths: dict[str, list[float]] = {}
         self.tear_next = False
         self.open_requests = 0
-        self.hangs_allowed = False
         self.log: list[str] = []
         self.loops: list[VirtualLoop] = []
         #: Set where a supervisor has something to see before it would look by itself.
         self.wake = Event(self.scheduler)
         self._digest = hashlib.blake2b(digest_size=16)
         self._pid = 1000
+        self.invariants = Invariants(self)
 
     # -- the history
 
@@ -138,42 +123,13 @@ class World:
         """The process that turbofit starts; it ends with turbofit, as guard.py sees to."""
         fault = self.start_faults.pop(0) if self.start_faults else StartFault()
         engine = SimulatedEngine(self, pid, argv, env, fault)
-        overlapping = [
-            other for other in self.machine.engines.values()
-            if other is not engine and set(other.gpus) & set(engine.gpus)
-            and other.owner is self.scheduler.process
-        ]  # fmt: skip
         engine.owner = self.scheduler.process
-        if overlapping:
-            self.violate(f"two engines of one turbofit on GPU {engine.gpus}")
         if engine.owner is not None:
             engine.owner.ends.append(engine.kill)
-        for index in engine.gpus:
-            self.planned.setdefault(index, {})[engine.owner] = None
+        self.invariants.engine_started(engine)
         self.trace(f"engine {pid} starts on {engine.gpus} port {engine.port} {fault}")
         self.count("engine starts")
         return engine
-
-    def sized(self, engine: SimulatedEngine) -> None:
-        """An engine sizes its cache: whose engines on its cards are not settled?"""
-        for index in engine.gpus:
-            owners = {one.owner: one for one in self.machine.engines.values() if index in one.gpus}
-            for process in self.planned.get(index, {}):
-                other = owners.get(process)
-                if process is not engine.owner and (other is None or not other.listening):
-                    self.raced |= {(process, index), (engine.owner, index)}
-
-    def out_of_memory(self, engine: SimulatedEngine) -> None:
-        """An engine had too little memory for an admitted request."""
-        self.count("out of memory while serving")
-        if any((engine.owner, index) in self.raced for index in engine.gpus):
-            self.count("out of memory after two turbofits sized caches at once (known)")
-            return
-        if not self.disturbed and not engine.fault.more:
-            self.violate(
-                f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
-                f"than its forecast: {[self.machine.cards[i].held for i in engine.gpus]}"
-            )
 
     def plan_of(self, gpus: list[int], ratio: float) -> Plan:
         """The plan that an engine was started by: the newest with these cards and this ratio."""
@@ -197,29 +153,6 @@ class World:
         text = found[2].decode()
         alike = [one for one in self.requests if one.text == text]
         return next((one for one in alike if not one.end), alike[-1])
-
-    def arrived(self, engine: SimulatedEngine, request: Request) -> None:
-        """An engine has a request."""
-        request.answered_by.append(engine.pid)
-        if request.end:
-            self.violate(f"request {request.number} reached an engine after its end")
-
-    def ended_by(self, request: Request) -> None:
-        """An engine dies of a request: two at most, whoever sends it and however often."""
-        deaths = self.deaths.setdefault(request.text, [])
-        deaths.append(self.scheduler.now)
-        if len(deaths) > _MOST_DEATHS and self.machine.disk_error is None:
-            self.violate(f"{len(deaths)} engines ended by one request, {request.text}")
-
-    def holds(self, engine: SimulatedEngine) -> None:
-        """Units that are being encoded at one engine stay within the plan."""
-        gateway = self.gateway
-        if gateway is None or not gateway.serves(engine):
-            return
-        gate = gateway.gateway.bounds.gate
-        units = sum(one.encoding for one in engine.exchanges)
-        if gate is not None and units > gate:
-            self.violate(f"a forward of engine {engine.pid} may have {units} units, not {gate}")
 
     def send(self, request: Request) -> None:
         """A client sends it to whatever listens."""
@@ -247,47 +180,8 @@ class World:
         """A request has ended, one way or another."""
         self.open_requests -= 1
         self.count(f"ended {request.end}")
-        number = request.number
-        took = self.scheduler.now - request.sent
-        if took > _LONGEST:
-            self.violate(f"request {number} took {took:.0f} s")
-        if request.poison and len(request.answered_by) > _MOST_DEATHS:
-            self.violate(f"request {number} ended {len(request.answered_by)} engines")
-        self.trace(f"request {number} {request.end} at {request.answered_by}")
-        if request.starts > 1 or request.finals > 1:
-            self.violate(f"request {number} was answered {request.finals} times")
-        if request.end.isdigit() and (request.starts != 1 or request.finals != 1):
-            self.violate(f"request {number}: {request.starts} beginnings and {request.finals} ends")
-        allowed = ("200", "429", "503", "422", "403", "left", "lost")
-        said = b"".join(request.body)
-        more = (request.end == "400" and b"too_many_images" in said) or (
-            request.end == "500" and b"simulated" in said
-        )
-        if request.end not in allowed and not more:
-            self.violate(f"request {number} ended with {request.end}: {request.body[:1]!r}")
-        if self.open_requests == 0:
-            number, gateway = len(self.requests), self.gateway
-            self.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(number, gateway))
-        if request.end == "200" and request.stream:
-            whole = b"".join(request.body)
-            if b"[DONE]" not in whole and b'"error"' not in whole:
-                self.violate(
-                    f"the stream of request {number} ended without end or error: {whole[-200:]!r}"
-                )
-
-    def _all_given_back(self, number: int, gateway: SimulatedGatewayThread | None) -> None:
-        """With no request open for a while, nothing is held of any engine."""
-        if gateway is None or gateway.ended or gateway is not self.gateway:
-            return
-        if len(self.requests) != number:
-            return
-        for engine in gateway.gateway.engines:
-            reserved = 0 if engine.gate is None else engine.gate.reserved
-            held = (engine.units, engine.host_bytes, engine.outstanding, reserved)
-            if any(held):
-                self.violate(f"engine {engine.name} is held though no request is open: {held}")
-        if gateway.gateway.admission.waiting:
-            self.violate(f"{gateway.gateway.admission.waiting} wait though no request is open")
+        self.trace(f"request {request.number} {request.end} at {request.answered_by}")
+        self.invariants.request_ended(request)
 
     # -- time and ends
 
@@ -303,19 +197,15 @@ class World:
     def kill(self, process: Process) -> None:
         """SIGKILL to a turbofit: its files close, its connections break, its engines end."""
         if process.alive:
-            self.exits.append("killed")
-            self.count("exit killed")
             self.trace(f"turbofit {process.pid} is killed")
-            self.scheduler.kill(process)
-            # What was not written yet is forgotten with it.
-            for times in self.deaths.values():
-                times[:] = [at for at in times if at < self.scheduler.now - 1.0]
-            for owners in self.planned.values():
-                owners.pop(process, None)
-            self._closed(process)
+            self._end(process, "killed")
+            self.invariants.forget_unwritten()
 
-    @staticmethod
-    def _closed(process: Process) -> None:
+    def _end(self, process: Process, how: int | str) -> None:
+        """A turbofit is gone, by itself or not."""
+        self.count(f"exit {how}")
+        self.scheduler.end(process)
+        self.invariants.process_ended(process)
         for descriptor in process.descriptors:
             os.close(descriptor)
         process.descriptors.clear()
@@ -349,27 +239,14 @@ class World:
             except Exception:  # noqa: BLE001 - a traceback is what must not be
                 self.violate(f"a traceback: {traceback.format_exc(limit=-6)}")
                 code = 1
-            self.exits.append(code)
             self.trace(f"turbofit {process.pid} exits {code}")
-            self.count(f"exit {code}")
-            if len(process.threads) > 1:
-                self.daemons(process)
-            process.alive = False
-            for owners in self.planned.values():
-                owners.pop(process, None)
-            for end in process.ends:
-                end()
             if process.descriptors:
                 self.violate(f"turbofit left {len(process.descriptors)} files open")
-            self._closed(process)
+            self._end(process, code)
 
         self.trace(f"turbofit {process.pid} starts")
         self.scheduler.thread(body, process)
         return process
-
-    def daemons(self, process: Process) -> None:
-        """Threads that are left at the end: daemons end with it, and hold nothing."""
-        self.scheduler.retire(process)
 
     def close(self) -> None:
         """Remove what is left of it."""

@@ -1,0 +1,208 @@
+"""What must hold in every simulated day, looked at whenever it could break."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turbofit.core.errors import TurbofitError
+
+if TYPE_CHECKING:
+    from bench.simulation.clients import Request
+    from bench.simulation.engine import SimulatedEngine
+    from bench.simulation.gateway import SimulatedGatewayThread
+    from bench.simulation.scheduler import Process
+    from bench.simulation.world import World
+
+__all__ = ["Invariants"]
+
+#: Seconds that a request may take at most: the wait for a place, an engine that is silent until it
+#: is given up, another one, its restarts.
+_LONGEST = 900.0
+#: Engines that one request may end: the one that had it, and one that it was sent to again.
+_MOST_DEATHS = 2
+#: Seconds after which nothing is held of an engine for clients that left.
+_FORGOTTEN = 15.0
+#: How a request may end: with a status, because its client left, or with turbofit.
+_ENDS = ("200", "429", "503", "422", "403", "left", "lost")
+#: Seconds that a suspect waits for an engine, and within which a gateway of these days knows that
+#: an engine is well: one that failed is asked every 30 s.
+_WAIT, _KNOWN = 30.0, 120.0
+
+
+class Invariants:
+    """The promises of one history; a broken one goes to ``World.violate``.
+
+    Args:
+        world: where it is.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        #: By card, the living turbofits that have started engines on it.
+        self._planned: dict[int, dict[Process | None, None]] = {}
+        #: Turbofits and cards where another one sized a cache before theirs was settled. LMDeploy
+        #: takes a share of what is free just then, so that no plan holds: known, not mended.
+        self._raced: set[tuple[Process | None, int]] = set()
+        #: When each killing request has ended an engine.
+        self._deaths: dict[str, list[float]] = {}
+
+    # -- engines and their memory
+
+    def engine_started(self, engine: SimulatedEngine) -> None:
+        """No two engines of one turbofit are on the same card."""
+        for other in self._world.machine.engines.values():
+            shared = set(other.gpus) & set(engine.gpus)
+            if other is not engine and shared and other.owner is engine.owner:
+                self._world.violate(f"two engines of one turbofit on GPU {engine.gpus}")
+                break
+        for index in engine.gpus:
+            self._planned.setdefault(index, {})[engine.owner] = None
+
+    def cache_sized(self, engine: SimulatedEngine) -> None:
+        """An engine sizes its cache: whose engines on its cards are not settled?"""
+        for index in engine.gpus:
+            engines = self._world.machine.engines.values()
+            owners = {one.owner: one for one in engines if index in one.gpus}
+            for process in self._planned.get(index, {}):
+                other = owners.get(process)
+                if process is not engine.owner and (other is None or not other.listening):
+                    self._raced |= {(process, index), (engine.owner, index)}
+
+    def out_of_memory(self, engine: SimulatedEngine) -> None:
+        """No engine lacks memory for an admitted request, but for what nobody could foresee."""
+        world = self._world
+        world.count("out of memory while serving")
+        if any((engine.owner, index) in self._raced for index in engine.gpus):
+            world.count("out of memory after two turbofits sized caches at once (known)")
+            return
+        if not world.disturbed and not engine.fault.more:
+            world.violate(
+                f"engine {engine.pid} ran out of memory though nobody took any and it took no more "
+                f"than its forecast: {[world.machine.cards[i].held for i in engine.gpus]}"
+            )
+
+    def process_ended(self, process: Process) -> None:
+        """A turbofit plans nothing any more."""
+        for owners in self._planned.values():
+            owners.pop(process, None)
+
+    # -- requests
+
+    def arrived(self, engine: SimulatedEngine, request: Request) -> None:
+        """Nothing reaches an engine after its end."""
+        request.answered_by.append(engine.pid)
+        if request.end:
+            self._world.violate(f"request {request.number} reached an engine after its end")
+
+    def ended_by(self, request: Request) -> None:
+        """Equal requests end two engines at most, whoever sends them and however often."""
+        world = self._world
+        deaths = self._deaths.setdefault(request.text, [])
+        deaths.append(world.scheduler.now)
+        if len(deaths) > _MOST_DEATHS and world.machine.disk_error is None:
+            world.violate(f"{len(deaths)} engines ended by one request, {request.text}")
+
+    def forget_unwritten(self) -> None:
+        """A turbofit was killed: the deaths that it had no second to write down do not count."""
+        for times in self._deaths.values():
+            times[:] = [at for at in times if at < self._world.scheduler.now - 1.0]
+
+    def holds(self, engine: SimulatedEngine) -> None:
+        """Units that are being encoded at one engine stay within the plan."""
+        gateway = self._world.gateway
+        if gateway is None or not gateway.serves(engine):
+            return
+        gate = gateway.gateway.bounds.gate
+        units = sum(one.encoding for one in engine.exchanges)
+        if gate is not None and units > gate:
+            self._world.violate(
+                f"a forward of engine {engine.pid} may have {units} units, not {gate}"
+            )
+
+    def request_ended(self, request: Request) -> None:
+        """It ended once, in time, with an answer or a clear error."""
+        world, number, said = self._world, request.number, b"".join(request.body)
+        took = world.scheduler.now - request.sent
+        if took > _LONGEST:
+            world.violate(f"request {number} took {took:.0f} s")
+        if request.poison and len(request.answered_by) > _MOST_DEATHS:
+            world.violate(f"request {number} ended {len(request.answered_by)} engines")
+        if request.starts > 1 or request.finals > 1:
+            world.violate(f"request {number} was answered {request.finals} times")
+        if request.end.isdigit() and (request.starts != 1 or request.finals != 1):
+            world.violate(
+                f"request {number}: {request.starts} beginnings and {request.finals} ends"
+            )
+        clear = (request.end == "400" and b"too_many_images" in said) or (
+            request.end == "500" and b"simulated" in said
+        )
+        if request.end not in _ENDS and not clear:
+            world.violate(f"request {number} ended with {request.end}: {request.body[:1]!r}")
+        ended = b"[DONE]" in said or b'"error"' in said
+        if request.end == "200" and request.stream and not ended:
+            world.violate(
+                f"the stream of request {number} ended without end or error: {said[-200:]!r}"
+            )
+        if b"suspect_waits" in said:
+            self._waited(request)
+        if world.open_requests == 0:
+            sent, gateway = len(world.requests), world.gateway
+            world.scheduler.after(_FORGOTTEN, lambda: self._all_given_back(sent, gateway))
+
+    def _waited(self, request: Request) -> None:
+        """A suspect gets an engine where enough of them are well and have nothing to do."""
+        gateway, now = self._world.gateway, self._world.scheduler.now
+        if gateway is None:
+            return
+        idle = [
+            one.pid for one in self._world.machine.engines.values()
+            if gateway.serves(one) and not one.exchanges
+            and one.well_since < now - _KNOWN and one.asked_at < now - _WAIT
+        ]  # fmt: skip
+        if len(idle) >= min(2, len(gateway.gateway.engines)):
+            self._world.violate(
+                f"request {request.number}, a suspect, waited though {idle} are idle"
+            )
+
+    def _all_given_back(self, sent: int, gateway: SimulatedGatewayThread | None) -> None:
+        """With no request open for a while, nothing is held of any engine."""
+        world = self._world
+        if gateway is None or not gateway.alive or gateway is not world.gateway:
+            return
+        if len(world.requests) != sent:
+            return
+        for engine in gateway.gateway.engines:
+            reserved = 0 if engine.gate is None else engine.gate.reserved
+            held = (engine.units, engine.host_bytes, engine.outstanding, reserved)
+            if any(held):
+                world.violate(f"engine {engine.name} is held though no request is open: {held}")
+        if gateway.gateway.admission.waiting:
+            world.violate(f"{gateway.gateway.admission.waiting} wait though no request is open")
+
+    # -- the end
+
+    def nothing_left(self, process: Process | None) -> None:
+        """No engine, byte, request or lease is left, and all that was written can be read."""
+        world = self._world
+        for engine in world.machine.engines.values():
+            world.violate(f"engine {engine.pid} is left")
+        for index, card in world.machine.cards.items():
+            if card.held:
+                world.violate(f"GPU {index} still holds {card.held}")
+        for one in world.requests:
+            if not one.end:
+                world.violate(f"request {one.number} never ended")
+        for path in sorted((world.folder / "leases").glob("*.json")):
+            if process is not None and path.name.startswith(f"{process.pid}-"):
+                world.violate(f"the lease {path.name} is left")
+        self._readable()
+
+    def _readable(self) -> None:
+        from turbofit.core.struct import decode
+        from turbofit.launch.serve.record import RunRecord
+
+        for path in sorted((self._world.folder / "turbofit" / "runs").glob("*/run.json")):
+            try:
+                decode(path.read_bytes(), RunRecord, what=path.name)
+            except TurbofitError as exc:  # noqa: PERF203 - each file counts
+                self._world.violate(f"{path.parent.name}/run.json cannot be read: {exc.message}")
