@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import importlib.metadata
 import os
 import pkgutil
 import sys
@@ -29,12 +30,14 @@ from bench.simulation.gateway import SimulatedGatewayThread
 from bench.simulation.scheduler import Event
 from turbofit.core import files
 from turbofit.core.errors import LaunchError
+from turbofit.core.plan import Remedy
 from turbofit.launch.engine.environment import Lmdeploy
 from turbofit.launch.engine.image import flat_png
 from turbofit.launch.engine.supervised_engine import SupervisedEngine
 from turbofit.launch.serve import planner
 from turbofit.launch.serve.gpu_monitor import GpuMonitor
 from turbofit.launch.serve.supervisor import Server
+from turbofit.tuner.explain.remedies import Remedies
 
 if TYPE_CHECKING:
     from bench.simulation.world import World
@@ -45,6 +48,7 @@ __all__ = ["current", "in_place"]
 current: list[World] = []
 
 _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
+_HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
 _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
@@ -301,6 +305,22 @@ def _replace_file(real: Any, disk: _DiskOs) -> Any:
 
 
 _drawn = cache(flat_png)
+_VERSION = importlib.metadata.version
+
+
+@cache
+def _found_version(name: str) -> str | None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return _VERSION(name)
+    return None
+
+
+def _version(name: str) -> str:
+    """``importlib.metadata.version``, which looks through all packages each time."""
+    found = _found_version(name)
+    if found is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found
 
 
 def _live(pid: int) -> int:
@@ -367,6 +387,10 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield "turbofit.cli.output.note", lambda text: one.trace(f"says {text}")
     yield "turbofit.cli.output.answer", lambda _: None
     yield f"{serve}.planner.best_plan", _remembered(planner.best_plan)
+    yield "importlib.metadata.version", _version
+    # What would help is searched for where a plan does not fit: words for people, and a quarter of
+    # a day's processor time.
+    yield "turbofit.tuner.engine_plan.remedies", lambda *_: _HELPS
     yield f"{engine}.worst_requests.flat_png", _drawn
     # What looks at nothing does so less often: a day has 86,400 seconds.
     yield "turbofit.gateway.routing.health._TICK", 600.0
