@@ -56,7 +56,7 @@ BUGS = (
         "now - engine.last_byte > self._stall", "now - engine.last_byte > 1e9"),
     Bug("a convicted request is let through", "gateway/routing/quarantine.py",
         "            raise _convicted(conviction)\n", "            pass\n"),
-    Bug("who answers a suspect's next engine is not asked", "gateway/routing/trials.py",
+    Bug("a suspect's next engine is not asked", "gateway/routing/trials.py",
         "                self._ask(engine)\n", "                pass\n"),
     Bug("a death is noted once", "gateway/routing/engines.py",
         "self.death is None or max(self.last_success, sent_at) > self.died_at",

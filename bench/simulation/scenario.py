@@ -26,6 +26,8 @@ CALM = 7_200.0
 LEAST_FAULTS, MOST_FAULTS = 20, 32
 #: A start's deadline, several of them, and the rest in between.
 _BACK = 300.0
+#: Part of the days in which `Day._poison_after_restart` happens.
+_RARE = 0.1
 _SETUPS = (
     ("1xrtx3090", "internvl2-8b", {}),
     ("2xrtx3090", "internvl2-8b", {}),
@@ -128,6 +130,8 @@ class Day:
 
     def __init__(self, seed: int, *, seconds: float = DAY, faults: int | None = None) -> None:
         self.rng = random.Random(seed)
+        #: Of what few days have, so that the others are as they were without.
+        self.rare = random.Random(f"rare {seed}")
         spec, model, fixed = self.rng.choice(_SETUPS)
         self.world = World(seed, spec)
         self.seconds = seconds
@@ -225,7 +229,19 @@ class Day:
             when = begin + rng.uniform(600.0, self.seconds - CALM)
             world.scheduler.at(when, self.another)
             world.scheduler.at(when + rng.uniform(-0.1, 0.1), lambda: self._fault("engine_killed"))
+        if self.rare.random() < _RARE:
+            world.scheduler.at(
+                begin + self.rare.uniform(0.0, self.seconds - CALM), self._poison_after_restart
+            )
         world.scheduler.at(begin + self.seconds - CALM, self._calm)
+
+    def _poison_after_restart(self) -> None:
+        """Idle engines end and start again; the first that anybody sends them is what kills them."""
+        self._fault("all_engines_killed")
+        wait, text = self.rare.uniform(100.0, 1000.0), f"poison {self.rare.random()}"
+        for number in range(3):
+            one = Request(number=0, client="10.0.1.2", poison=True, text=text)
+            self.later(wait + 40.0 * number, lambda one=one: self._send(one))
 
     def _fault(self, name: str) -> None:
         self.world.trace(f"fault {name}")

@@ -16,7 +16,7 @@ from turbofit.gateway.routing.admission import Admission
 PACKAGE = Path(__file__).parents[2] / "turbofit"
 DAYS, BATCH = 200, 50
 #: Days that once showed a bug.
-FOUND = (179, 403, 556, 1102, 1181)
+FOUND = (97, 179, 403, 556, 1102, 1181)
 
 
 @pytest.mark.slow
