@@ -236,7 +236,7 @@ class Day:
         world.scheduler.at(begin + self.seconds - CALM, self._calm)
 
     def _poison_after_restart(self) -> None:
-        """Idle engines end and start again; the first that anybody sends them is what kills them."""
+        """Idle engines end and start again; the first request that they get kills them."""
         self._fault("all_engines_killed")
         wait, text = self.rare.uniform(100.0, 1000.0), f"poison {self.rare.random()}"
         for number in range(3):
