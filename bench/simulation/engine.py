@@ -1,5 +1,6 @@
 """A simulated inference engine: takes memory as the plan's ledger says, prints what TurboMind
-prints, answers HTTP, and dies as engines die. The process that turbofit starts is one of these.
+prints, answers HTTP, and dies as engines die. The process that turbofit starts is one of these
+(`engine_process.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.common.standin.standin_engine import (
@@ -19,6 +19,7 @@ from bench.common.standin.standin_engine import (
     lengths_line,
     slab_line,
 )
+from bench.simulation.engine_memory import EngineMemory
 from bench.simulation.machine import OutOfDeviceMemory
 from bench.simulation.scheduler import Event
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from bench.simulation.clients import Request
     from bench.simulation.scheduler import Process
     from bench.simulation.world import World
-    from turbofit.core.plan import GpuLedger, Plan
+    from turbofit.core.plan import Plan
 
-__all__ = ["Exchange", "SimulatedEngine", "SimulatedEngineProcess", "StartFault"]
+__all__ = ["Exchange", "SimulatedEngine", "StartFault"]
 
 MIB = 1 << 20
 #: Tokens of a request beside its images.
@@ -112,7 +113,7 @@ class SimulatedEngine:
         self.exchanges: list[Exchange] = []
         self.said: deque[tuple[str, int]] = deque()
         self.changed = Event(world.scheduler)
-        self.pool = dict.fromkeys(self.gpus, 0)
+        self._memory = EngineMemory(self)
         world.machine.engines[pid] = self
         world.machine.names[pid] = "lmdeploy"
         self._life = self._live()
@@ -144,15 +145,15 @@ class SimulatedEngine:
         self._meet("starting")
         if self.fault.stuck == "starting":
             yield None
-        self._take("context")
+        self._memory.take("context")
         say(STARTING, level="WARN")
         yield 5.0 + self.fault.slow
         self._meet("weights")
         if self.fault.stuck == "weights":
             yield None
-        self._take("weights", self._loading())
+        self._memory.take("weights", self._memory.loading())
         yield 10.0 + rng.random() * 20
-        self._give_loading()
+        self._memory.give_loading()
         self._meet("cache")
         free = min(self.world.machine.cards[index].free for index in self.gpus)
         budget = int(free * self.ratio)
@@ -161,7 +162,7 @@ class SimulatedEngine:
             self.world.machine.allocate(index, self.pid, budget)
         say(budget_line(free / MIB, self.ratio))
         say(slab_line(max(1, budget // (32 * MIB))), level="WARN")
-        self._take("buffers")
+        self._memory.take("buffers")
         yield 1.0
         say(lengths_line(4096))
         say("8")
@@ -200,65 +201,6 @@ class SimulatedEngine:
         else:
             self._out_of_memory()
         raise _Ended
-
-    def _ledger(self, index: int) -> GpuLedger:
-        return next(gpu for gpu in self.plan.gpus if gpu.index == index)
-
-    def _take(self, phase: str, also: Mapping[int, int] | None = None) -> None:
-        """Allocate what the ledger has for a phase, and what loading takes for a while."""
-        for index in self.gpus:
-            terms = self._ledger(index).ledger
-            size = sum(
-                one.bytes for one in terms if one.phase == phase and one.term != "pool_warmup"
-            )
-            if phase == "weights" and self.fault.more_at == "weights":
-                size += self.fault.more
-            if size < 0:
-                continue
-            self.world.machine.allocate(index, self.pid, size)
-        if phase == "buffers":
-            for index in self.gpus:
-                warm = [t.bytes for t in self._ledger(index).ledger if t.term == "pool_warmup"]
-                self._pool(index, sum(warm))
-        for index, size in (also or {}).items():
-            self.world.machine.allocate(index, self.pid, size)
-
-    def _loading(self) -> dict[int, int]:
-        """Bytes beside the weights while they load."""
-        self._extra = {}
-        for index in self.gpus:
-            gpu = self._ledger(index)
-            there = sum(t.bytes for t in gpu.ledger if t.phase in ("before", "context", "weights"))
-            self._extra[index] = max(0, gpu.load_peak - there)
-        return self._extra
-
-    def _give_loading(self) -> None:
-        for index, size in self._extra.items():
-            self.world.machine.allocate(index, self.pid, -size)
-
-    def _pool(self, index: int, need: int) -> None:
-        """The executor's pool keeps its high-water mark."""
-        if need > self.pool[index]:
-            self.world.machine.allocate(index, self.pid, need - self.pool[index])
-            self.pool[index] = need
-
-    def _work(self, units: int) -> None:
-        """Take what a request needs of the pool.
-
-        Raises:
-            OutOfDeviceMemory: it is not there.
-        """
-        most = self.plan.limits.units_per_forward or self.plan.limits.units_per_request or 1
-        for index in self.gpus:
-            gpu = self._ledger(index)
-            warm = next((t.bytes for t in gpu.ledger if t.term == "pool_warmup"), 0)
-            # peak is the pool at its fullest; half of it for a text.
-            whole = max(0, gpu.peak - gpu.steady) + warm
-            part = min(1.0, units / most) if units else 0.3
-            need = int(whole * part)
-            if self.fault.more_at == "serving" and units:
-                need += self.fault.more
-            self._pool(index, need)
 
     def _out_of_memory(self) -> None:
         self._say("CUDA error: out of memory", level="FATAL")
@@ -334,7 +276,7 @@ class SimulatedEngine:
 
     def _begin(self, one: Exchange) -> None:
         try:
-            self._work(sum(other.encoding for other in self.exchanges))
+            self._memory.work(sum(other.encoding for other in self.exchanges))
         except OutOfDeviceMemory:
             self.world.invariants.out_of_memory(self)
             self._out_of_memory()
@@ -424,46 +366,3 @@ class SimulatedEngine:
 
     def _option(self, name: str) -> str:
         return self.argv[self.argv.index(name) + 1]
-
-
-class SimulatedEngineProcess:
-    """In place of `launch.engine.process.EngineProcess`."""
-
-    def __init__(
-        self, world: World, argv: Sequence[str], env: Mapping[str, str], log: Path
-    ) -> None:
-        self.log = log
-        self._world = world
-        self.pid = world.new_pid()
-        self._engine = world.start_engine(self.pid, argv, env)
-
-    def poll(self) -> int | None:
-        return self._engine.code
-
-    def take(self) -> list[tuple[str, int]]:
-        said = list(self._engine.said)
-        self._engine.said.clear()
-        return said
-
-    def finish(self, seconds: float = 2.0) -> list[tuple[str, int]]:  # noqa: ARG002
-        return self.take()
-
-    def send(self, number: int) -> None:
-        """It takes some seconds to end in order, and may hang in that."""
-        engine = self._engine
-        if engine.code is not None or engine.hung:
-            return
-        self._world.scheduler.after(0.5, lambda: engine.kill(number))
-
-    def wait(self, seconds: float) -> None:
-        scheduler = self._world.scheduler
-        deadline = scheduler.now + max(0.0, seconds)
-        while self._engine.code is None and scheduler.now < deadline:
-            self._engine.changed.clear()
-            scheduler.wait(self._engine.changed, deadline - scheduler.now)
-
-    def strike(self) -> None:
-        self._engine.kill()
-
-    def kill(self) -> None:
-        self._engine.kill()

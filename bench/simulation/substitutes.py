@@ -13,7 +13,6 @@ import importlib.metadata
 import os
 import pkgutil
 import sys
-import threading
 import time
 import types
 from collections.abc import Iterator
@@ -25,8 +24,18 @@ from unittest.mock import patch
 
 import msgspec
 
-from bench.simulation.engine import SimulatedEngineProcess
+from bench.simulation.engine_process import SimulatedEngineProcess
 from bench.simulation.gateway import SimulatedGatewayThread
+from bench.simulation.modules import (
+    DiskOs,
+    LeaseOs,
+    SimulatedThreading,
+    SimulatedTime,
+    SupervisorTime,
+    TornWrite,
+    current,
+    world,
+)
 from bench.simulation.scheduler import Event
 from turbofit.core import files
 from turbofit.core.errors import LaunchError
@@ -42,10 +51,7 @@ from turbofit.tuner.explain.remedies import Remedies
 if TYPE_CHECKING:
     from bench.simulation.world import World
 
-__all__ = ["current", "in_place"]
-
-#: The world that everything belongs to at this moment.
-current: list[World] = []
+__all__ = ["in_place"]
 
 _LMDEPLOY = Lmdeploy("0.18.0", ("python",))
 _HELPS = Remedies((Remedy(change="more memory", effect="fits (not searched for here)"),), ())
@@ -53,132 +59,6 @@ _ROOMS = (
     "turbofit.core", "turbofit.gateway", "turbofit.launch.serve", "turbofit.launch.engine",
     "turbofit.cli", "turbofit.planning", "turbofit.machine", "turbofit.observe",
 )  # fmt: skip
-
-
-def world() -> World:
-    return current[-1]
-
-
-class _Time(types.ModuleType):
-    """``time`` as turbofit's modules see it."""
-
-    def __init__(self) -> None:
-        super().__init__("time")
-
-    def monotonic(self) -> float:
-        return world().scheduler.now
-
-    perf_counter = monotonic
-
-    def monotonic_ns(self) -> int:
-        return int(world().scheduler.now * 1e9)
-
-    def time(self) -> float:
-        one = world().scheduler
-        return 1.8e9 + one.now + one.skew
-
-    def sleep(self, seconds: float) -> None:
-        world().scheduler.sleep(seconds)
-
-    def strftime(self, form: str, when: Any = None) -> str:
-        return time.strftime(form, when or time.gmtime(self.time()))
-
-    def clock_gettime(self, _: int) -> float:
-        return world().scheduler.now
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-
-class _SupervisorTime(_Time):
-    """``time`` as the supervisor sees it, whose pauses end when there is something to see."""
-
-    def sleep(self, seconds: float) -> None:
-        world().rest(seconds)
-
-
-class _WakingEvent(Event):
-    """An event that a supervisor looks at."""
-
-    def set(self) -> None:
-        super().set()
-        world().wake.set()
-
-
-class _Threading(types.ModuleType):
-    """``threading`` with events in virtual time."""
-
-    def __init__(self) -> None:
-        super().__init__("threading")
-
-    def Event(self) -> Event:  # noqa: N802
-        return _WakingEvent(world().scheduler)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(threading, name)
-
-
-class _Torn(Exception):  # noqa: N818 - no error: the kernel ends turbofit here
-    pass
-
-
-class _DiskOs(types.ModuleType):
-    """``os`` for `core.files`: a write that is to be torn does not come to its end."""
-
-    def __init__(self) -> None:
-        super().__init__("os")
-        self.torn = False
-
-    def replace(self, source: Any, target: Any) -> None:
-        if self.torn:
-            raise _Torn
-        os.replace(source, target)
-
-    def unlink(self, path: Any) -> None:
-        if not self.torn:
-            os.unlink(path)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-
-class _Os(types.ModuleType):
-    """``os`` for the leases: what a process has open goes with it."""
-
-    def __init__(self) -> None:
-        super().__init__("os")
-
-    def open(self, *arguments: Any, **named: Any) -> int:
-        process = world().scheduler.process
-        descriptor = os.open(*arguments, **named)
-        if process is not None:
-            process.descriptors.append(descriptor)
-        return descriptor
-
-    def close(self, descriptor: int) -> None:
-        process = world().scheduler.process
-        if process is not None and descriptor in process.descriptors:
-            process.descriptors.remove(descriptor)
-            os.close(descriptor)
-
-    def fdopen(self, descriptor: int, *given: Any) -> Any:
-        process = world().scheduler.process
-        if process is not None:
-            process.descriptors.remove(descriptor)
-        return os.fdopen(descriptor, *given)
-
-    def getpid(self) -> int:
-        process = world().scheduler.process
-        return process.pid if process is not None else 1
-
-    def killpg(self, pid: int, number: int) -> None:
-        engine = world().machine.engines.get(pid)
-        if engine is None:
-            raise ProcessLookupError(3, "No such process")
-        engine.kill(number)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
 
 
 @cache
@@ -280,7 +160,7 @@ def _remembered(real: Any) -> Any:
     return best_plan
 
 
-def _replace_file(real: Any, disk: _DiskOs) -> Any:
+def _replace_file(real: Any, disk: DiskOs) -> Any:
     """`core.files._replace` on the simulated disk: full, slow, or torn by the end of turbofit."""
 
     def _replace(target: Path, raw: bytes, mode: int) -> None:
@@ -293,7 +173,7 @@ def _replace_file(real: Any, disk: _DiskOs) -> Any:
             one.tear_next = False
             # Half is written when the kernel ends it, before what would make it whole.
             disk.torn = True
-            with suppress(_Torn):
+            with suppress(TornWrite):
                 real(target, raw[: len(raw) // 2], mode)
             disk.torn = False
             one.trace(f"turbofit {process.pid} is killed in the middle of a write")
@@ -340,12 +220,12 @@ def _start(self: Any) -> None:
 
 def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     """What stands in whose place, by its import path."""
-    clock, disk = _Time(), _DiskOs()
+    clock, disk = SimulatedTime(), DiskOs()
     machine = one.machine
     engine, serve = "turbofit.launch.engine", "turbofit.launch.serve"
-    yield f"{serve}.supervisor.time", _SupervisorTime()
+    yield f"{serve}.supervisor.time", SupervisorTime()
     for module in ("engine.supervised_engine", "engine.readiness_probe", "serve.gpu_monitor"):
-        yield f"turbofit.launch.{module}.threading", _Threading()
+        yield f"turbofit.launch.{module}.threading", SimulatedThreading()
     for thread in (
         "engine.readiness_probe.Probe", "engine.supervised_engine._Pulse",
         "serve.gpu_monitor.GpuMonitor",
@@ -361,10 +241,10 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
     yield f"{engine}.kernel.driver_errors", lambda _: ()
     yield f"{engine}.kernel.uptime", clock.monotonic
     yield "fcntl.flock", _flock
-    yield "turbofit.gateway.routing.quarantine_file.os", _Os()
+    yield "turbofit.gateway.routing.quarantine_file.os", LeaseOs()
     yield "turbofit.gateway.routing.quarantine_file.secrets", one.secrets
-    yield f"{serve}.leases.os", _Os()
-    yield f"{serve}.reservations.os", _Os()
+    yield f"{serve}.leases.os", LeaseOs()
+    yield f"{serve}.reservations.os", LeaseOs()
     yield f"{serve}.leases.start_time", _live
     yield f"{serve}.leases.group_of", lambda pid: pid
     yield f"{serve}.gpu_monitor.group_of", lambda pid: pid
@@ -400,7 +280,7 @@ def _replacements(one: World) -> Iterator[tuple[str, Any]]:
 @contextmanager
 def in_place(one: World) -> Iterator[None]:
     """The world of one history in the place of the operating system."""
-    clock = _Time()
+    clock = SimulatedTime()
     with ExitStack() as stack:
         for module in _modules():
             if module.__dict__.get("time") is time:
