@@ -22,7 +22,8 @@ class Totals:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.days = self.steps = 0
-        self.seconds = 0.0
+        #: Of the clock, and of the processor.
+        self.seconds = self.processor = 0.0
         self.first = self.last = -1
         self.counts: Counter[str] = Counter()
         self.violations: list[tuple[int, str]] = []
@@ -33,6 +34,7 @@ class Totals:
         self.last = max(self.last, result.seed)
         self.days += 1
         self.steps += result.steps
+        self.processor += result.processor
         self.counts.update(result.counts)
         self.violations += [(result.seed, text) for text in result.violations]
 
@@ -47,7 +49,8 @@ class Totals:
             f"{self.days} simulated days (seeds {self.first} to {self.last}) with {self.faults} "
             f"faults and {self.counts['requests']} requests: {len(self.violations)} violations in "
             f"{seeds} days; {self.seconds:.0f} s with {self.workers} workers, "
-            f"{self.days / max(self.seconds, 1e-9):.1f} days a second"
+            f"{self.days / max(self.seconds, 1e-9):.1f} days a second, "
+            f"{self.processor / max(self.days, 1):.2f} s of processor time a day"
         ]
         lines += [f"seed {seed}: {text[:300]}" for seed, text in self.violations[:_SHOWN]]
         return "\n".join(lines)

@@ -15,6 +15,8 @@ from bench.simulation.report import Totals, write_results
 from bench.simulation.scenario import Result, simulate
 
 _BATCH = 50
+#: The same where the first violation ends the run: what is in the workers' queue runs on.
+_SMALL_BATCH = 5
 #: Objects that are made between two collections: what a day leaves is found at its end.
 _COLLECTED = 200_000
 
@@ -49,7 +51,8 @@ def _replay(seed: int) -> int:
 def _run(given: Any) -> Totals:
     totals, began = Totals(given.workers), time.monotonic()
     seeds = range(given.first, given.first + given.days)
-    batches = [seeds[at : at + _BATCH] for at in range(0, len(seeds), _BATCH)]
+    size = _SMALL_BATCH if given.first_violation else _BATCH
+    batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
     with ProcessPoolExecutor(given.workers) as pool:
         waiting = [pool.submit(_days, batch, given.first_violation) for batch in batches]
         for done in as_completed(waiting):
