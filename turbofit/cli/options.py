@@ -33,7 +33,14 @@ __all__ = [
 _GROUPS: Final = {
     "shape": ("tp", "replicas", "engine"),
     "workload": ("images", "image_size", "context", "concurrency", "goal", "queue_images"),
-    "limits and budgets": ("max_dynamic_patch", "max_pixels", "margin", "budget", "no_tuned"),
+    "limits and budgets": (
+        "max_dynamic_patch",
+        "max_pixels",
+        "margin",
+        "budget",
+        "least",
+        "no_tuned",
+    ),
 }
 _KEEP: Final = "LMDeploy settings to keep"
 

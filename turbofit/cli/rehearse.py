@@ -19,7 +19,7 @@ __all__ = ["rehearse"]
 
 #: What only a plan or another engine can use.
 _PLANNED: Final = (
-    "replicas", "context", "concurrency", "goal", "queue_images", "margin", "budget",
+    "replicas", "context", "concurrency", "goal", "queue_images", "margin", "budget", "least",
 )  # fmt: skip
 
 

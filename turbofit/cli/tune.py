@@ -40,6 +40,8 @@ _SECONDS: Final = 30.0
 _MOST_AT_ONCE: Final = 128
 #: Options that a plan has, too, and means otherwise: here they are the load's, and a time.
 _BOTH: Final = ("images", "image_size", "concurrency", "budget")
+#: Options of a plan that want no tuning: what it found ignored, and memory before speed.
+_OTHER_GOALS: Final = ("no_tuned", "least")
 
 
 class TuneOptions(LaunchOptions):
@@ -64,7 +66,9 @@ class TuneOptions(LaunchOptions):
     again: bool = Field(default=False, description="try again what was tuned before")
 
 
-_PLANNING: Final = tuple(one for one in planning_options() if one.name not in (*_BOTH, "no_tuned"))
+_PLANNING: Final = tuple(
+    one for one in planning_options() if one.name not in (*_BOTH, *_OTHER_GOALS)
+)
 
 
 @command(

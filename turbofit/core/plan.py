@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from turbofit.core.errors import PackageError
+from turbofit.core.footprint import Footprint
 from turbofit.core.limits import LimitCost, Limits
 from turbofit.core.machine import Machine
 from turbofit.core.model import Model
@@ -26,6 +28,7 @@ __all__ = [
     "Death",
     "Engine",
     "EngineName",
+    "Footprint",
     "Goal",
     "GpuLedger",
     "GroupPlan",
@@ -379,6 +382,10 @@ class Plan(Struct):
             "with the smallest cache."
         ),
     ] = ()
+    footprint: Annotated[
+        Footprint | UnsetType,
+        doc("What is left for others; there only where the least footprint was asked for."),
+    ] = UNSET
 
     def of_group(self, number: int) -> Plan:
         """The plan as one group's engine is started with it; itself where all run the same.

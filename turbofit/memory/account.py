@@ -193,6 +193,15 @@ class Account(ABC):
         loading = max(self._load_peak(i) + self.margins[i] - self._usable(i) for i in gpus)
         return max(0, serving, loading)
 
+    def taken_at(self, ratio: float) -> tuple[int, ...]:
+        """The most bytes of each GPU that the engine holds itself, while it loads or serves."""
+        taken = []
+        for i, gpu in enumerate(self.gpus):
+            serving = self._usable(i) - self.margins[i] - self._room(i)
+            peak = serving + self._cache_bytes(i, ratio)
+            taken.append(max(peak, self._load_peak(i)) - known(gpu.used, 0))
+        return tuple(taken)
+
     def at(self, ratio: float) -> GroupOutcome:
         """The whole account at one ratio."""
         return GroupOutcome(

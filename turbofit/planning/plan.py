@@ -54,6 +54,11 @@ def predict(request: PredictRequest) -> Plan:
     from turbofit.memory.engines import check_options, engine_for
     from turbofit.tuner.predict import make_prediction
 
+    if request.least:
+        raise UsageError(
+            "predict tells what given settings do, and least is a choice of settings",
+            hint="turbofit plan --least chooses them",
+        )
     resolved = resolve(request)
     engine = engine_for(resolved.model, request.engine, request.lmdeploy)
     if not engine.planned.of_lmdeploy:

@@ -147,6 +147,11 @@ class PlanRequest(Validated):
         default=None,
         description="the most that this turbofit may take of each GPU, margin included",
     )
+    least: bool = Field(
+        default=False,
+        description="the smallest cache, batch and buffers that keep the promise: the image "
+        "limit, --context or one request, --concurrency or one; the rest stays for others",
+    )
     no_tuned: bool = Field(
         default=False, description="as if `turbofit tune` had found nothing on these GPUs"
     )

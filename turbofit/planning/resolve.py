@@ -35,6 +35,7 @@ def resolve(request: PlanRequest) -> ResolvedRequest:
         max_pixels=request.max_pixels,
         margin=request.margins,
         budget=request.budget,
+        least=request.least,
     )
     _check(resolved)
     return resolved
@@ -64,6 +65,11 @@ def _machine(request: PlanRequest) -> Machine:
 def _check(resolved: ResolvedRequest) -> None:
     workload = resolved.workload
     check_limits(resolved)
+    if resolved.least and workload.goal != "throughput":
+        raise UsageError(
+            f"least decides by memory, goal {workload.goal} by something else",
+            hint="give only one of the two",
+        )
     if workload.context is not None and "session_len" in resolved.fixed:
         raise UsageError("context and session_len are one setting", hint="give only one of the two")
     longest = resolved.model.text.max_position_embeddings

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.footprint import Footprint
 from turbofit.core.plan import Candidate, Plan, may_evict
 from turbofit.memory.account import Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.known_bad import known_problems
+from turbofit.tuner.explain.footprint import engines_held, footprint_of, footprint_words
 from turbofit.tuner.explain.limit_costs import limit_costs
 from turbofit.tuner.explain.plan_document import (
     PlanDraft,
@@ -55,13 +58,20 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
     # What a person can change comes first: an option without which it fits is the cause.
     cause = f" with {' and '.join(helps.causes)}" if helps.causes else ""
     why_not = f"{cause}: {_why_not(request, best, engine)}"
+    fits = best.fits and problem is None
+    verdict = _verdict(request, found, accounts, problem, why_not)
+    footprint: Footprint | UnsetType = UNSET
+    if request.least and fits:
+        servers = engines_held(request, best, engine, host)
+        footprint = footprint_of(request, accounts, servers)
+        verdict += f", {footprint_words(footprint)}"
     parts = PlanDraft(
         groups=groups,
         settings=best.settings,
         vision_load=vision_load,
         limit=best.shape.limit,
-        fits=best.fits and problem is None,
-        verdict=_verdict(request, found, accounts, problem, why_not),
+        fits=fits,
+        verdict=verdict,
         parallel_reason=_parallel_reason(request, found),
         host=host,
         throughput=total(best.speeds, request.machine.measured) if best.speeds else None,
@@ -72,7 +82,7 @@ def make_plan(request: ResolvedRequest, engine: Engine) -> Plan:
         at_once=_at_once(request, best),
         limit_costs=tuple(limit_costs(request, best, engine)) if best.fits else (),
     )
-    return document(request, parts, accounts, engine)
+    return replace(document(request, parts, accounts, engine), footprint=footprint)
 
 
 def _at_once(request: ResolvedRequest, best: Evaluation) -> tuple[float, ...]:
@@ -133,6 +143,8 @@ def _parallel_reason(request: ResolvedRequest, found: Found) -> str:
         "latency": "the shortest answer by the forecast",
         "context": "the most KV tokens for one request",
     }[request.workload.goal]
+    if request.least:
+        goal = "the least memory"
     sizes = sorted(Counter(map(len, shape.groups)).items())
     engines = " and ".join(f"{n} x {f'tp {tp}' if tp > 1 else 'one GPU each'}" for tp, n in sizes)
     return f"{engines}: {goal} of {len(found.evaluations)} shapes, the promises kept first"
@@ -142,7 +154,7 @@ def _warnings(request: ResolvedRequest, found: Found, engine: Engine) -> Iterato
     shape = found.best.shape
     used = {index for group in shape.groups for index in group}
     idle = [gpu for gpu in request.visible if gpu.index not in used]
-    if idle and found.best.fits:
+    if idle and found.best.fits and not request.least:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}"
     for group in shape.groups if found.best.fits else ():

@@ -63,8 +63,9 @@ class ResolvedRequest(Struct):
 
     ``fixed`` holds LMDeploy's own options by name; what is in it is never changed. ``tp`` and
     ``replicas`` are None where the search chooses. ``budget`` caps peak plus margin of this
-    turbofit on each GPU, in bytes. ``groups`` is the only grouping looked at, where it is known;
-    ``ratio_caps`` are the largest ratios that rehearsals left, by a GPU's index.
+    turbofit on each GPU, in bytes. ``least``: the smallest footprint that keeps the promise is the
+    best. ``groups`` is the only grouping looked at, where it is known; ``ratio_caps`` are the
+    largest ratios that rehearsals left, by a GPU's index.
     """
 
     model: Model
@@ -77,6 +78,7 @@ class ResolvedRequest(Struct):
     max_pixels: int | None = None
     margin: Margin = Margin()
     budget: int | None = None
+    least: bool = False
     groups: tuple[tuple[int, ...], ...] | None = None
     ratio_caps: dict[int, float] = msgspec.field(default_factory=dict)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from msgspec import UNSET
+
 from turbofit.core.errors import DoesNotFitError, UsageError
 from turbofit.core.plan import Workload
 from turbofit.core.struct import Struct, known
@@ -112,6 +114,8 @@ def _serve_arguments(plan: Plan) -> list[str]:
     ):
         if value != usual:
             argv += [option, str(value)]
+    if plan.footprint is not UNSET:
+        argv.append("--least")
     if work.queue_images is not None:
         argv.append("--queue-images" if work.queue_images else "--no-queue-images")
     if settings.enable_prefix_caching:
@@ -130,6 +134,8 @@ def _promised_context(plan: Plan) -> int | None:
     left to the next start.
     """
     context = plan.settings.session_len
+    if plan.footprint is not UNSET:  # the cache is made for it
+        return context
     if context == plan.model.text.max_position_embeddings:
         return None
     return context if context * _SPARE <= plan.kv.tokens else None

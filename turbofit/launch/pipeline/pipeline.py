@@ -25,7 +25,7 @@ __all__ = ["PLANNING", "open_pipeline"]
 #: Keywords that are for the plan; all others are LMDeploy's.
 PLANNING: Final[tuple[str, ...]] = (
     "on", "tp", "gpus", "images", "image_size", "context", "concurrency", "goal",
-    "queue_images", "max_dynamic_patch", "max_pixels", "margin", "budget", "engine",
+    "queue_images", "max_dynamic_patch", "max_pixels", "margin", "budget", "least", "engine",
 )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ class Rebase:
         """The plan with the node's own machine, without the command lines.
 
         None where it does not fit after all, which only a member that is fuller than the kind has.
-        Of the fallback engine, whose layers lie where memory is, also for a member that is freer.
+        Also for a member that is freer: of the fallback engine, whose layers lie where memory is,
+        and where the least is asked for, since the same ratio takes more there.
         """
         machine = node.machine
         assert machine is not None
@@ -56,7 +57,7 @@ class Rebase:
 
     def _accounted(self, machine: Machine) -> Plan | None:
         plan = self._plan
-        if plan.engine.serial:
+        if plan.engine.serial or self._ask.least:
             return None
         request, engine = replace(self._ask, machine=machine), engine_named(plan.engine.name)
         groups, limits = plan.parallel.groups, plan.limits

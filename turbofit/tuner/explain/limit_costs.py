@@ -27,7 +27,7 @@ def limit_costs(request: ResolvedRequest, best: Evaluation, engine: Engine) -> I
     sized = request.workload.image_size is not None
     if rule is None or limit is None or sized or not best.vision_load.units_per_image:
         return
-    if not rule.varies_by_limit:
+    if not rule.varies_by_limit or request.least:  # the least cache holds no more with any limit
         return
     limits = {limit, *(one for one in rule.common_limits if one <= rule.checkpoint_limit)}
     for one in sorted(limits, reverse=True):

@@ -35,9 +35,10 @@ def reasons(
     if account.calibration is not None:
         yield calibration_reason(account.calibration)
     yield from _margin(request, account)
-    prefill = f"best rank of the sizes tried; {engine.prefill_words(settings)}"
+    rank = "least memory" if request.least else "best rank"
+    prefill = f"{rank} of the sizes tried; {engine.prefill_words(settings)}"
     if _differs(best, "max_prefill_token_num"):
-        yield "max_prefill_token_num: on each card the best rank of the sizes tried"
+        yield f"max_prefill_token_num: on each card the {rank} of the sizes tried"
     else:
         yield _because(request, "max_prefill_token_num", settings.max_prefill_token_num, prefill)
     yield _batch(request, best)
@@ -81,7 +82,16 @@ def _margin(request: ResolvedRequest, account: Account) -> Iterator[str]:
 def _ratio(request: ResolvedRequest, best: Evaluation) -> str:
     name, ratio = "cache_max_entry_count", best.settings.cache_max_entry_count
     if _differs(best, name):
-        return f"{name}: on each card the largest that leaves the margin"
+        size = (
+            "smallest that holds the promise" if request.least else "largest that leaves the margin"
+        )
+        return f"{name}: on each card the {size}"
+    if request.least:
+        batch, context = best.settings.max_batch_size, best.settings.session_len
+        need = f"{batch:,} {plural(batch, 'request')} of {context:,} tokens"
+        held = best.kv_tokens >= batch * context
+        why = f"the smallest that holds {need}" if held else f"the largest that fits; {need} do not"
+        return _because(request, name, f"{ratio:.3f}", why)
     why = f"the largest that leaves the margin; {ratio + 1 / RATIO_STEPS:.3f} does not"
     if request.ratio_caps and ratio >= min(request.ratio_caps.values()):
         why = "lowered by what a rehearsal saw"
@@ -111,6 +121,8 @@ def _batch(request: ResolvedRequest, best: Evaluation) -> str:
 def _chosen_batch(request: ResolvedRequest, best: Evaluation) -> str:
     """Why so many run at once where nobody said how many."""
     name = "max_batch_size"
+    if request.least:
+        return _because(request, name, best.settings.max_batch_size, "the least that serves")
     why = "the fewest that give 99% of the most requests a second by the forecast"
     if request.workload.goal == "context":
         why += ", and cost at most 1% of the KV tokens"
@@ -128,6 +140,8 @@ def _context(request: ResolvedRequest, best: Evaluation) -> str:
     settings, longest = best.settings, request.model.text.max_position_embeddings
     if request.workload.context is not None:
         why = "the context asked for"
+    elif request.least:
+        why = "the workload's request; --context asks for more"
     elif settings.session_len == longest_context(request) < longest:
         why = f"enough for most requests; the model reads {longest}: --context asks for more, and"
         why += " takes cache where more images can meet in a forward"

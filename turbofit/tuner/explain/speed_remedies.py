@@ -35,7 +35,7 @@ def speed_remedies(request: ResolvedRequest, found: Found, engine: Engine) -> It
     best, workload = found.best, request.workload
     if not best.fits:
         return
-    if request.context_given or workload.goal == "context":
+    if request.context_given or workload.goal == "context" or request.least:
         return
     least = shortest_context(best.vision_load)
     rivals = [one for one in found.evaluations if one.fits and one.served == best.served]

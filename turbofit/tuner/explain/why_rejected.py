@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from turbofit.core.units import format_bytes
 from turbofit.tuner.resolved_request import ResolvedRequest
 from turbofit.tuner.search.candidates import Evaluation
 from turbofit.tuner.speed.links import group_class
@@ -16,18 +17,13 @@ def lost(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
     """The goal's figures of both, and what holds the other back."""
     if other.worth < best.worth:
         figures = _figures(request, best, other)
-        slower = _promises(other) == _promises(best)
+        slower = other.worth[:-1] == best.worth[:-1]
         return figures + (_because(request, best, other) if slower else "")
     if other.queues and not best.queues:
         return "image requests would queue"
     if other.kv_tokens < best.kv_tokens:
         return f"{best.kv_tokens - other.kv_tokens:,} KV tokens fewer"
     return "equal; the larger prefill and fewer shards are preferred"
-
-
-def _promises(evaluation: Evaluation) -> tuple[float, int]:
-    """What comes before speed."""
-    return evaluation.worth[:2]
 
 
 def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> str:
@@ -37,6 +33,8 @@ def _figures(request: ResolvedRequest, best: Evaluation, other: Evaluation) -> s
     if shorter < context:
         return f"its cache holds a context of {shorter:,} tokens, not {context:,}"
     goal = request.workload.goal
+    if other.footprint > best.footprint:
+        return f"takes {format_bytes(other.footprint - best.footprint)} more"
     if goal == "latency":
         return f"an answer in {1 / other.score:.1f} s, not {1 / best.score:.1f}"
     if goal == "context":

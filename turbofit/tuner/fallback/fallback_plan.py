@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from turbofit.core.footprint import Footprint
 from turbofit.core.messages import groups_of, indices
 from turbofit.core.plan import HostMemory, Plan, Settings
 from turbofit.core.units import format_bytes
 from turbofit.memory.engine import Engine
 from turbofit.memory.transformers.placement import device_map
 from turbofit.memory.transformers.transformers_account import TransformersAccount
+from turbofit.tuner.explain.footprint import footprint_of, footprint_words
 from turbofit.tuner.explain.plan_document import PlanDraft, document, host_of, host_problem
 from turbofit.tuner.explain.remedies import Remedies
 from turbofit.tuner.fallback.messages import verdict, warnings
@@ -49,13 +52,18 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
     placed = device_map(chosen.copies[0], chosen.placement, kept)
     ledgers = [ledger for account in accounts for ledger in account.at(0.0).ledgers]
     helps = Remedies((), ()) if chosen.fits else fallback_remedies(request)
+    words = verdict(request, chosen, ledgers, problem, helps.causes)
+    footprint: Footprint | UnsetType = UNSET
+    if request.least and chosen.fits and problem is None:
+        footprint = footprint_of(request, accounts, None)
+        words += f", {footprint_words(footprint)}"
     draft = PlanDraft(
         groups=chosen.groups,
         settings=settings,
         vision_load=chosen.vision_load,
         limit=chosen.limit,
         fits=chosen.fits and problem is None,
-        verdict=verdict(request, chosen, ledgers, problem, helps.causes),
+        verdict=words,
         parallel_reason=_parallel(request, chosen),
         host=host,
         reasons=tuple(_reasons(request, chosen, settings, reason)),
@@ -63,7 +71,7 @@ def make_fallback_plan(request: ResolvedRequest, engine: Engine, reason: str) ->
         remedies=helps.remedies,
         device_map=placed,
     )
-    return document(request, draft, accounts, engine)
+    return replace(document(request, draft, accounts, engine), footprint=footprint)
 
 
 def _settings(request: ResolvedRequest, chosen: Chosen) -> Settings:
@@ -115,6 +123,8 @@ def _reasons(
         why = "as set by you"
     elif request.workload.context is not None:
         why = "the context asked for"
+    elif request.least:
+        why = "the workload's request; --context asks for more"
     elif settings.session_len >= longest:
         why = "the model's own context, which fits"
     else:

@@ -91,7 +91,7 @@ def warnings(
     yield from _slow(chosen, placed)
     used = {index for group in chosen.groups for index in group}
     idle = [gpu for gpu in request.visible if gpu.index not in used]
-    if idle and chosen.fits:
+    if idle and chosen.fits and not request.least:
         names = ", ".join(f"GPU {gpu.index} ({gpu.name})" for gpu in idle)
         yield f"not used: {names}; --replicas serves on them beside it, --tp splits over them"
     if chosen.vision_load.units_per_image and chosen.fits:

@@ -198,7 +198,7 @@ def _on_gpus(
     tightest, tokens = _tightest(copies), _shortest(request, vision_load)
     if not holds(tightest, load_of(vision_load, tokens)):
         return None
-    if _wanted(request) is None:
+    if _wanted(request) is None and not request.least:
         tokens = _longest(request, tightest, vision_load, tokens)
     placement = place_all(tightest, load_of(vision_load, tokens))
     assert placement is not None

@@ -33,7 +33,8 @@ class Evaluation(Struct):
     where cards are unequal; ``settings`` and ``kv_tokens`` are then those of the weakest,
     ``speeds`` are in the order of the shape's groups. With the goal of latency
     ``seconds_per_answer`` is the slowest group's, with the requests that were asked for there, or
-    with one. ``wants_cache``: more cache would run more requests at once.
+    with one. ``wants_cache``: more cache would run more requests at once. ``footprint`` are the
+    bytes of all GPUs that it takes, where the least is asked for, and 0 elsewhere.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Evaluation(Struct):
     speeds: tuple[Speed, ...] = ()
     seconds_per_answer: float = 0.0
     wants_cache: bool = False
+    footprint: int = 0
     parts: tuple[Evaluation, ...] = ()
 
     def of_group(self, group: tuple[int, ...]) -> Evaluation:
@@ -56,12 +58,13 @@ class Evaluation(Struct):
         return next((part for part in self.parts if group in part.shape.groups), self)
 
     @property
-    def worth(self) -> tuple[float, int, float]:
+    def worth(self) -> tuple[float, int, int, float]:
         """What clients get: images as large as was asked, the context, then the goal's value.
 
-        A promise comes before speed, so that none is smaller where there is more memory.
+        A promise comes before speed, so that none is smaller where there is more memory. Memory
+        comes between them where the least is asked for.
         """
-        return (self.served, self.settings.session_len, self.score)
+        return (self.served, self.settings.session_len, -self.footprint, self.score)
 
     @property
     def rank(self) -> tuple[float, ...]:
@@ -109,7 +112,8 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
     sizer = Sizer(request, shape, dtype, vision_load, engine, memo or Memo())
     session_len = sizer.session_len()
     wants_cache = False
-    if request.workload.concurrency is None and shape.at_once is None:
+    chooses_batch = request.workload.concurrency is None and not request.least
+    if chooses_batch and shape.at_once is None:
         sizer, wants_cache = with_best_batch(sizer, session_len, requested_load)
     settings, outcome = sizer.settings(session_len), sizer.outcome(session_len)
     if outcome.ratio is not None:
@@ -122,6 +126,7 @@ def evaluate(  # noqa: PLR0913 - all that an evaluation depends on
         kv_tokens=outcome.kv_tokens,
         fits=not outcome.short,
         short=outcome.short,
+        footprint=sizer.footprint(settings) if request.least else 0,
     )
     if outcome.short:
         return evaluation

@@ -191,8 +191,8 @@ class _Search:
         return self.request.workload.queue_images is None
 
     def _wants_cache(self, whole: Evaluation) -> bool:
-        """Whether more cache would keep or promise more than this evaluation does."""
-        if not whole.fits or self.request.workload.goal == "context":
+        """Whether more cache would keep or promise more, or less memory is what is asked for."""
+        if not whole.fits or self.request.workload.goal == "context" or self.request.least:
             return True
         if whole.settings.session_len < longest_context(self.request):
             return True

@@ -13,7 +13,7 @@ from turbofit.core.errors import UsageError
 from turbofit.core.machine import Gpu
 from turbofit.core.plan import Settings
 from turbofit.core.struct import Struct, known
-from turbofit.memory.account import Account
+from turbofit.memory.account import RATIO_STEPS, Account
 from turbofit.memory.engine import Engine
 from turbofit.memory.vision_load import VisionLoad
 from turbofit.tuner.resolved_request import ResolvedRequest, launch_of, vision_load_of
@@ -110,12 +110,15 @@ def longest_context(request: ResolvedRequest) -> int:
     """The longest context that is promised: the user's, or the model's own up to 32,768.
 
     Few requests are longer, and longer ones let more images meet in TurboMind's forward. The goal
-    of context has the model's own; images that need more get what they need.
+    of context has the model's own; images that need more get what they need. The least footprint
+    has room for the workload's request alone.
     """
     most = most_context(request)
     if request.workload.goal == "context" or request.context_given:
         return most
     need = shortest_context(vision_load_of(request, request.requested_limit))
+    if request.least:
+        return min(most, need)
     return min(most, max(_ENOUGH_CONTEXT, need))
 
 
@@ -204,6 +207,8 @@ class Sizer:
         """What the cache comes to with this context."""
         accounts = self.accounts(session_len)
         ratio = self.ratio(accounts)
+        if ratio is not None and self.request.least:
+            ratio = self._least_ratio(accounts, ratio)
         kv_tokens = 0 if ratio is None else min(account.tokens_at(ratio) for account in accounts)
         short = self._short(accounts, ratio, kv_tokens)
         return Outcome(ratio=ratio, kv_tokens=kv_tokens, short=short)
@@ -269,6 +274,39 @@ class Sizer:
         if len(found) < len(ratios):
             return None
         return min(*found, *self._caps())
+
+    def _least_ratio(self, accounts: Sequence[Account], most: float) -> float:
+        """The smallest ratio that holds whole contexts of all that run at once.
+
+        Args:
+            accounts: of the groups that differ.
+            most: the largest ratio that fits; the answer where no smaller one does.
+        """
+        if self.fixed_ratio is not None:
+            return most
+        settings = accounts[0].settings
+        wanted = max(settings.max_batch_size * settings.session_len, self.needed_tokens())
+
+        def holds(step: int) -> bool:
+            ratio = step / RATIO_STEPS
+            return all(
+                account.tokens_at(ratio) >= wanted and not account.cache_shortfall_at(ratio)
+                for account in accounts
+            )
+
+        low, high = 0, round(most * RATIO_STEPS)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high / RATIO_STEPS
+
+    def footprint(self, settings: Settings) -> int:
+        """The most bytes that the engines of all groups hold, on all of their GPUs."""
+        ratio = settings.cache_max_entry_count
+        return sum(
+            sum(self._remembered(settings, self._key(gpus), gpus).taken_at(ratio))
+            for gpus in self.groups
+        )
 
     def _caps(self) -> list[float]:
         """What rehearsals left of the ratios of these GPUs; 1 where there was none."""

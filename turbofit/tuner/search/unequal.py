@@ -144,6 +144,7 @@ class _Unequal:
             kv_tokens=weakest.kv_tokens,
             fits=fits,
             short=max(part.short for part in parts),
+            footprint=sum(part.footprint for part in parts),
             parts=tuple(parts),
         )
         if not fits:
